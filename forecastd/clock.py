@@ -1,0 +1,59 @@
+"""The one place that reads a clock.
+
+Wall time is for people and for the age of data; monotonic time decides how long something took or may take. Code below
+the command line is handed a `Clock`, so a test can run a year in a second.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> float:
+        """Wall time in seconds since 1970-01-01T00:00:00Z."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back, from an arbitrary start."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class ReplayClock:
+    """Wall time stands still at a reference time; monotonic time is the machine's own. For `--as-of`."""
+
+    def __init__(self, now: float) -> None:
+        self._now = now
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def iso(seconds: float) -> str:
+    """Unix seconds as `2019-10-17T09:00:00Z`."""
+    return datetime.fromtimestamp(int(seconds), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def from_iso(text: str) -> float:
+    """Unix seconds of an ISO 8601 time; one without an offset is taken as UTC.
+
+    Raises:
+        ValueError: `text` is not an ISO 8601 time.
+    """
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

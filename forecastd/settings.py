@@ -1,0 +1,122 @@
+"""One frozen `Settings`, built at the edge: defaults < `.env` < environment < options.
+
+Nothing else in the project reads the environment. A name here is the environment variable in lower case; each one is
+documented in `.env.example`, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_state_path
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from forecastd.errors import NeedsHuman
+
+Network = Literal["local", "testnet", "mainnet"]
+FeeTier = Literal["eco", "standard", "priority"]
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+EMBEDDED_MODEL = CHECKOUT / "models" / "demo"
+EMBEDDED_FEATURES = CHECKOUT / "features.json"
+
+
+class Settings(BaseSettings):
+    """What a user can set. Frozen; secrets are `SecretStr` and print as asterisks."""
+
+    model_config = SettingsConfigDict(frozen=True, env_file=".env", env_file_encoding="utf-8", extra="ignore")
+
+    allora_network: Network = "local"
+    topic_id: int = Field(default=67, ge=1)
+    mnemonic: SecretStr | None = None
+    mnemonic_file: Path | None = None
+    credentials_directory: Path | None = None  # set by systemd for LoadCredential=
+    allora_wallet_addr: str | None = None
+    tiingo_api_key: SecretStr | None = None
+    tiingo_url: str = "https://api.tiingo.com"
+    symbol: str = "btcusd"
+    data_source: str = "sample"
+    rpc_endpoints: Annotated[tuple[str, ...], NoDecode] = ()
+    fee_tier: FeeTier = "standard"
+    max_fee_uallo: int | None = Field(default=None, ge=0)
+    model: Path | None = None
+    features: Path | None = None
+    state_dir: Path | None = None
+    log_dir: Path | None = None
+    state_directory: Path | None = None  # set by systemd for StateDirectory=
+    logs_directory: Path | None = None  # set by systemd for LogsDirectory=
+
+    @field_validator("rpc_endpoints", mode="before")
+    @classmethod
+    def _split_endpoints(cls, value: object) -> object:
+        """A list may be written with commas or as JSON."""
+        if not isinstance(value, str):
+            return value
+        text = value.strip()
+        if text.startswith("["):
+            try:
+                return json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"not a JSON list: {error}") from error
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    @field_validator(
+        "mnemonic", "mnemonic_file", "allora_wallet_addr", "tiingo_api_key", "max_fee_uallo", "model", "features",
+        "state_dir", "log_dir", mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        """`NAME=` in a `.env` means: not set."""
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @property
+    def state(self) -> Path:
+        """Where state lives: `STATE_DIR`, systemd's `STATE_DIRECTORY`, or the user's XDG state directory."""
+        return self.state_dir or self.state_directory or user_state_path("forecastd", appauthor=False)
+
+    @property
+    def logs(self) -> Path:
+        """Where logs go: `LOG_DIR`, systemd's `LOGS_DIRECTORY`, a checkout's own `logs/`, or below the state."""
+        chosen = self.log_dir or self.logs_directory
+        if chosen is not None:
+            return chosen
+        own = CHECKOUT / "logs"
+        return own if own.is_dir() and (CHECKOUT / "pyproject.toml").is_file() else self.state / "logs"
+
+    @property
+    def model_path(self) -> Path:
+        """The bundle to run. The embedded demo bundle serves the local network only.
+
+        Raises:
+            NeedsHuman: another network, and no model was chosen.
+        """
+        if self.model is not None:
+            return self.model
+        if self.allora_network == "local":
+            return EMBEDDED_MODEL
+        raise NeedsHuman(
+            f"No model is set for {self.allora_network}; the embedded demo model serves the local network only. "
+            "Train one with `forecastd train`, then pass --model PATH or set MODEL."
+        )
+
+    @property
+    def features_path(self) -> Path:
+        """The feature list: `FEATURES`, else the project's own `features.json`."""
+        return self.features or EMBEDDED_FEATURES
+
+
+def load_settings(**options: object) -> Settings:
+    """Settings from the environment and `.env`, overridden by every option that is not None.
+
+    Raises:
+        NeedsHuman: a value does not fit; all that are wrong are named, none is shown (it may be a secret).
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks the types, that is its job here
+    except ValidationError as error:
+        wrong = "; ".join(f"{str(part['loc'][0]).upper()}: {part['msg']}" for part in error.errors(include_input=False))
+        raise NeedsHuman(f"Settings that do not fit: {wrong}. See .env.example for what each may be.") from None

@@ -1,0 +1,22 @@
+"""What can be wrong with a model. Every message names the cause and what to do."""
+
+from __future__ import annotations
+
+
+class ModelError(Exception):
+    """The model cannot be used."""
+
+
+class BundleError(ModelError):
+    """The bundle is missing, damaged, of another kind, or does not reproduce its canary.
+
+    `check` is the stable name of the check that failed: missing, pickle, schema, hash, weights, finite, canary, features.
+    """
+
+    def __init__(self, message: str, *, check: str) -> None:
+        super().__init__(message)
+        self.check = check
+
+
+class DataError(ModelError):
+    """The data given to training or evaluation cannot carry it (too short, not finite)."""
