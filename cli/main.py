@@ -6,7 +6,6 @@ Sub-commands and everything they need are imported when they are called, so that
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
 
