@@ -44,6 +44,22 @@ class ReplayClock:
         return time.monotonic()
 
 
+class Deadline:
+    """A span of time that began when this was made. `seconds` None: without end."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    def left(self) -> float | None:
+        """Seconds left, None without end. Raises TimeoutError when it is over."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
 def iso(seconds: float) -> str:
     """Unix seconds as `2019-10-17T09:00:00Z`."""
     return datetime.fromtimestamp(int(seconds), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,86 @@
+"""From a bundle's path to a checked forecast, by way of a child process.
+
+The child is started before anything else of a cycle, so that it loads and proves the model while the parent talks to the
+network. A model that is no good needs a person; one that crashes or hangs costs this epoch and nothing more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.features import FeatureList, parse_features
+from forecastd.supervise.process import ChildFailed, ModelFailed, ModelProcess
+from models.base import Forecast, ModelInput
+from models.bundle import Manifest, read_manifest
+from models.errors import ModelError
+
+LOAD_SECONDS = 60.0
+PREDICT_SECONDS = 60.0
+
+
+class Forecaster:
+    """One bundle, run in a child of its own. Use as a context manager: leaving ends the child."""
+
+    def __init__(self, bundle: Path, features: FeatureList | None = None) -> None:
+        """Read the bundle's manifest, compare its features with the user's list, and start the child.
+
+        Raises:
+            NeedsHuman: there is no bundle, its manifest is no good, or it was trained on other features.
+        """
+        try:
+            self.manifest: Manifest = read_manifest(bundle)
+        except ModelError as error:
+            raise NeedsHuman(str(error)) from error
+        self.features = parse_features(self.manifest.features, f"The bundle {bundle}")
+        if features is not None and features.names != self.features.names:
+            raise NeedsHuman(_difference(features.names, self.features.names))
+        self._process = ModelProcess(bundle)
+
+    def check(self) -> str:
+        """Wait until the child has verified the bundle's hashes, its weights and its canary; gives the bundle's sha256.
+
+        Raises:
+            NeedsHuman: the model is no good.
+            SkipEpoch: its process died or hung.
+        """
+        try:
+            return self._process.ready(LOAD_SECONDS)
+        except ModelFailed as error:
+            raise NeedsHuman(str(error)) from error
+        except ChildFailed as error:
+            raise SkipEpoch(str(error), check="model_process") from error
+
+    def predict(self, inputs: ModelInput) -> Forecast:
+        """One forecast. Raises SkipEpoch when the model cannot make it."""
+        try:
+            return self._process.predict(inputs, PREDICT_SECONDS)
+        except ModelFailed as error:
+            raise SkipEpoch(str(error), check="model") from error
+        except ChildFailed as error:
+            raise SkipEpoch(str(error), check="model_process") from error
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.stop()
+
+    def __enter__(self) -> Forecaster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _difference(asked: tuple[str, ...], bundle: tuple[str, ...]) -> str:
+    """How two feature lists differ, in words."""
+    missing = [name for name in bundle if name not in asked]
+    extra = [name for name in asked if name not in bundle]
+    parts = [f"missing in your list: {', '.join(missing)}"] if missing else []
+    parts += [f"unknown to the bundle: {', '.join(extra)}"] if extra else []
+    if not parts:
+        place = next(i for i, (ours, theirs) in enumerate(zip(asked, bundle, strict=True)) if ours != theirs)
+        parts = [f"another order, from place {place + 1} on: {asked[place]} where the bundle has {bundle[place]}"]
+    return (
+        f"The feature list differs from the bundle's ({'; '.join(parts)}). "
+        "Use the list the bundle was trained with, or train a new bundle with yours."
+    )
