@@ -29,7 +29,7 @@ class Candles:
     """`n` candles of one symbol, UTC, in quote currency.
 
     `time` is int64 `[n]`, unix seconds of each candle's opening, strictly increasing, on the grid of `step` seconds.
-    The others are float64 `[n]`.
+    The others are float64 `[n]`. `repairs` tells, in sentences, what had to be mended on the way here.
     """
 
     symbol: str
@@ -41,6 +41,7 @@ class Candles:
     close: NDArray[np.float64]
     volume: NDArray[np.float64]
     provenance: Provenance
+    repairs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.time)

@@ -1,8 +1,8 @@
 """The names of `features.json` -> columns. One small documented function a name, in one registry.
 
-A *past* feature at row t reads candles up to t and no further, over a window of fixed length: its value never depends on
-how much history happened to be loaded, and is NaN while the window is not full or has a gap in it. A *known* feature is
-made from the calendar alone and so exists for the future too. Windows named in hours span that time at any step.
+A *past* feature at row t reads candles up to t and no further, over a window of fixed length: its value never depends
+on how much history happened to be loaded, and is NaN while the window is not full or has a gap in it. A *known* feature
+is made from the calendar alone and so exists for the future too. Windows named in hours span that time at any step.
 """
 
 from __future__ import annotations
@@ -107,13 +107,17 @@ def ret_24h(grid: Grid) -> FloatArray:
 
 @_past(hours=24)
 def ma_24h(grid: Grid) -> FloatArray:
-    """24 h simple moving average of the close, relative to the close: `log(average / close)`, free of the price level."""
+    """24 h simple moving average of the close, relative to the close: `log(average / close)`, free of the price
+    level.
+    """
     return np.log(_rolling(grid.close, 24 * grid.hour, _mean) / grid.close)
 
 
 @_past(hours=72)
 def ma_72h(grid: Grid) -> FloatArray:
-    """72 h simple moving average of the close, relative to the close: `log(average / close)`, free of the price level."""
+    """72 h simple moving average of the close, relative to the close: `log(average / close)`, free of the price
+    level.
+    """
     return np.log(_rolling(grid.close, 72 * grid.hour, _mean) / grid.close)
 
 

@@ -1,7 +1,7 @@
 """From a bundle's path to a checked forecast, by way of a child process.
 
-The child is started before anything else of a cycle, so that it loads and proves the model while the parent talks to the
-network. A model that is no good needs a person; one that crashes or hangs costs this epoch and nothing more.
+The child is started before anything else of a cycle, so that it loads and proves the model while the parent talks to
+the network. A model that is no good needs a person; one that crashes or hangs costs this epoch and nothing more.
 """
 
 from __future__ import annotations

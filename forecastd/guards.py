@@ -1,7 +1,7 @@
 """What a forecast must satisfy before it may be signed. Pure functions: values in, a verdict out.
 
-The bounds come from the data of the day, not from constants: a log-return over H steps is compared with the volatility of
-the encoder's own one-step returns, scaled by the square root of H. A forecast that fails is never signed.
+The bounds come from the data of the day, not from constants: a log-return over H steps is compared with the volatility
+of the encoder's own one-step returns, scaled by the square root of H. A forecast that fails is never signed.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def check_forecast(
 ) -> GuardReport:
     """Refuse what must not be signed.
 
-    `candles` are those that the forecast was made from, `horizon` is the topic's in steps, `trained_until` the end of the
-    model's training interval (unix seconds), `consensus` the network's own latest inferences (empty when not known).
+    `candles` are those that the forecast was made from, `horizon` is the topic's in steps, `trained_until` the end of
+    the model's training interval (unix seconds), `consensus` the network's own latest inferences (empty when not
+    known).
 
     Raises:
         SkipEpoch: with `check` one of shape, finite, origin, point, unit, bounds, quantiles, model_age.
@@ -67,8 +68,8 @@ def _shape(forecast: Forecast, horizon: int) -> None:
     wanted = (horizon, len(forecast.levels))
     if forecast.quantiles.shape != wanted or 0.5 not in forecast.levels:
         raise SkipEpoch(
-            f"The model gave quantiles of shape {forecast.quantiles.shape} at levels {forecast.levels}; the topic needs "
-            f"{wanted} with the median among them. Check the bundle with `forecastd model check`.",
+            f"The model gave quantiles of shape {forecast.quantiles.shape} at levels {forecast.levels}; the topic needs
+            " f"{wanted} with the median among them. Check the bundle with `forecastd model check`.",
             check="shape",
         )
 

@@ -36,8 +36,8 @@ class Submission:
     """One signed transaction that carries one forecast.
 
     `value` is the decimal exactly as signed, `tx_bytes` the exact bytes to send, `tx_hash` their upper-case hex sha256,
-    `sequence` the account's sequence they use up, and `timeout_height` the last block that may include them: the last of
-    the submission window. Gas in units, the fee in uallo.
+    `sequence` the account's sequence they use up, and `timeout_height` the last block that may include them: the last
+    of the submission window. Gas in units, the fee in uallo.
     """
 
     chain_id: str
@@ -61,8 +61,8 @@ class Submission:
 class Row:
     """A submission and what became of it.
 
-    signed: committed, perhaps sent, not settled. confirmed: included with code 0 at `height`. rejected: refused by the node
-    or included with another code. expired: not included and past its timeout height. `reason` says why in words.
+    signed: committed, perhaps sent, not settled. confirmed: included with code 0 at `height`. rejected: refused by the
+    node or included with another code. expired: not included and past its timeout height. `reason` says why in words.
     """
 
     submission: Submission
@@ -138,8 +138,8 @@ class Ledger:
             )
         except sqlite3.IntegrityError as error:
             raise NeedsHuman(
-                f"The ledger already has a submission for topic {sent.topic_id} nonce {sent.nonce}; a second is never signed."
-            ) from error
+                f"The ledger already has a submission for topic {sent.topic_id} nonce {sent.nonce}; a second is never
+            signed." ) from error
         except sqlite3.Error as error:
             raise _told(error, self.path) from error
 

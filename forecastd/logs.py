@@ -1,7 +1,7 @@
 """Logging: one rotating file that tells everything, a console that tells what matters, and no secret in either.
 
-Redaction works on the finished text, tracebacks included, so a secret inside an exception is caught too. A log that cannot
-be written never stops a submission: the file is left out and the console says so.
+Redaction works on the finished text, tracebacks included, so a secret inside an exception is caught too. A log that
+cannot be written never stops a submission: the file is left out and the console says so.
 """
 
 from __future__ import annotations

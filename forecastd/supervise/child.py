@@ -1,7 +1,7 @@
 """The child's main: loads one bundle, proves it, and answers predictions until it is told to stop.
 
-Started as `python -m forecastd.supervise.child FD LAUNCH PARENT MEMORY`. It has no secrets and needs none. It dies with its
-parent, is bounded in memory, and speaks only over the socket it inherited; what a model prints goes to stderr.
+Started as `python -m forecastd.supervise.child FD LAUNCH PARENT MEMORY`. It has no secrets and needs none. It dies with
+its parent, is bounded in memory, and speaks only over the socket it inherited; what a model prints goes to stderr.
 """
 
 from __future__ import annotations

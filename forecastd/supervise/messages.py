@@ -1,7 +1,8 @@
 """What parent and child say to each other: frames of a JSON header and raw arrays over one socketpair.
 
-A frame is two little-endian uint32 (header length, body length), the header, the body. Nothing in it is ever evaluated or
-unpickled, its size is bounded, and every header bears the launch id, so that a message of an earlier child is told apart.
+A frame is two little-endian uint32 (header length, body length), the header, the body. Nothing in it is ever evaluated
+or unpickled, its size is bounded, and every header bears the launch id, so that a message of an earlier child is told
+apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One child that runs a model, seen from the parent: start it, ask it, stop it, and say what went wrong.
 
-The child is exec'd, never forked, so nothing of the parent's memory is in it; its environment is built here from a short
-list that holds no secret. Every wait has a deadline.
+The child is exec'd, never forked, so nothing of the parent's memory is in it; its environment is built here from a
+short list that holds no secret. Every wait has a deadline.
 """
 
 from __future__ import annotations
