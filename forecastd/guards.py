@@ -68,8 +68,8 @@ def _shape(forecast: Forecast, horizon: int) -> None:
     wanted = (horizon, len(forecast.levels))
     if forecast.quantiles.shape != wanted or 0.5 not in forecast.levels:
         raise SkipEpoch(
-            f"The model gave quantiles of shape {forecast.quantiles.shape} at levels {forecast.levels}; the topic needs
-            " f"{wanted} with the median among them. Check the bundle with `forecastd model check`.",
+            f"The model gave quantiles of shape {forecast.quantiles.shape} at levels {forecast.levels}; the topic "
+            f"needs {wanted} with the median among them. Check the bundle with `forecastd model check`.",
             check="shape",
         )
 
@@ -102,7 +102,8 @@ def _unit(forecast: Forecast, candles: Candles, bound: float) -> None:
     if looks_like_price or looks_like_log_price:
         kind = "price" if looks_like_price else "logarithm of a price"
         raise SkipEpoch(
-            f"The value {forecast.value:g} looks like a {kind} (the last close is {last:g}); the topic asks for a log-return.",
+            f"The value {forecast.value:g} looks like a {kind} (the last close is {last:g}); "
+            "the topic asks for a log-return.",
             check="unit",
         )
 
@@ -112,7 +113,8 @@ def _bounds(forecast: Forecast, bound: float) -> None:
     for what, value, limit in (("value", abs(forecast.value), bound), ("widest quantile", widest, 2 * bound)):
         if value > limit:
             raise SkipEpoch(
-                f"The {what} {value:.4g} is beyond the plausible {limit:.4g} for this horizon and the recent volatility.",
+                f"The {what} {value:.4g} is beyond the plausible {limit:.4g} "
+                "for this horizon and the recent volatility.",
                 check="bounds",
             )
 

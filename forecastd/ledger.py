@@ -87,7 +87,8 @@ class Ledger:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise NeedsHuman(f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place.") from error
+            told = f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
+            raise NeedsHuman(told) from error
         try:
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None)
             self._prepare()
@@ -138,8 +139,9 @@ class Ledger:
             )
         except sqlite3.IntegrityError as error:
             raise NeedsHuman(
-                f"The ledger already has a submission for topic {sent.topic_id} nonce {sent.nonce}; a second is never
-            signed." ) from error
+                f"The ledger already has a submission for topic {sent.topic_id} nonce {sent.nonce}; "
+                "a second is never signed."
+            ) from error
         except sqlite3.Error as error:
             raise _told(error, self.path) from error
 

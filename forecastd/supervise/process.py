@@ -6,6 +6,7 @@ short list that holds no secret. Every wait has a deadline.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -103,10 +104,8 @@ class ModelProcess:
 
     def stop(self) -> None:
         """End the child: ask, then terminate, then kill; never waits longer than a few seconds."""
-        try:
+        with contextlib.suppress(ChannelClosed, TimeoutError):
             send(self._channel, Message("stop", self._launch))
-        except (ChannelClosed, TimeoutError):
-            pass
         self._channel.close()
         for end in (lambda: None, self._child.terminate, self._child.kill):
             end()
