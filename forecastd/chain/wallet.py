@@ -1,0 +1,167 @@
+"""The wallet that signs. The phrase is read, turned into one key and let go; it appears in no message, log or repr.
+
+A phrase comes from `MNEMONIC`, from `MNEMONIC_FILE` (a regular file that only its owner can read), or from systemd's
+credential `mnemonic`. For the local network alone, one is made on first use and kept under the state directory.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from forecastd.chain.keys import address_of, derive_private_key
+from forecastd.errors import NeedsHuman
+from forecastd.settings import Settings
+
+_LENGTHS = (12, 15, 18, 21, 24)
+_LARGEST_FILE = 4096  # bytes; 24 words of at most 8 letters need 216
+
+
+class Wallet:
+    """One key. `address` is `allo1...`, `public_key` 33 bytes, compressed."""
+
+    __slots__ = ("_key", "address", "public_key")
+
+    def __init__(self, private_key: bytes) -> None:
+        """Raises ValueError when the 32 bytes are not a secp256k1 private key."""
+        from coincurve import PrivateKey
+
+        self._key = PrivateKey(private_key)
+        self.public_key: bytes = self._key.public_key.format(compressed=True)
+        self.address: str = address_of(self.public_key)
+
+    @classmethod
+    def from_mnemonic(cls, phrase: str, *, where: str = "The mnemonic") -> Wallet:
+        """The wallet of a BIP-39 phrase without a passphrase, as cosmpy and allorad derive it.
+
+        Raises:
+            NeedsHuman: the phrase is not one; `where` and the positions of wrong words are named, no word is.
+        """
+        return cls(derive_private_key(_seed(phrase, where)))
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes r||s, s in the lower half, over sha256 of `message`."""
+        return self._key.sign_recoverable(message)[:64]
+
+    def __repr__(self) -> str:
+        return f"Wallet({self.address})"
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError("A wallet is never pickled or sent to another process.")
+
+
+def open_wallet(settings: Settings) -> Wallet:
+    """The wallet the settings name.
+
+    Raises:
+        NeedsHuman: there is none, it cannot be read safely, its phrase is wrong, or it is not the wallet of
+            `ALLORA_WALLET_ADDR`.
+    """
+    wallet = _open(settings)
+    wanted = settings.allora_wallet_addr
+    if wanted is not None and wanted.strip() != wallet.address:
+        raise NeedsHuman(
+            f"ALLORA_WALLET_ADDR is {wanted.strip()}, but the mnemonic's address is {wallet.address}. "
+            "Correct whichever is wrong; nothing was signed."
+        )
+    return wallet
+
+
+def _open(settings: Settings) -> Wallet:
+    if settings.mnemonic is not None:
+        return Wallet.from_mnemonic(settings.mnemonic.get_secret_value(), where="MNEMONIC")
+    if settings.mnemonic_file is not None:
+        return Wallet.from_mnemonic(_read_private(settings.mnemonic_file), where=f"The file {settings.mnemonic_file}")
+    if settings.credentials_directory is not None:
+        credential = settings.credentials_directory / "mnemonic"
+        if credential.exists():
+            return Wallet.from_mnemonic(_read(credential), where="The systemd credential mnemonic")
+    if settings.allora_network == "local":
+        return _local_wallet(settings.state / "localnet" / "wallet")
+    raise NeedsHuman(
+        f"No wallet is set for {settings.allora_network}. Set MNEMONIC_FILE to a file with the phrase (chmod 600), "
+        "or MNEMONIC, or give systemd the credential mnemonic."
+    )
+
+
+def _local_wallet(path: Path) -> Wallet:
+    """The local network's own wallet: read, or made now. Two processes that make it at once end with the same one."""
+    if not path.exists():
+        _make_private(path, _new_phrase())
+    return Wallet.from_mnemonic(_read_private(path), where=f"The local wallet {path}")
+
+
+def _new_phrase() -> str:
+    from mnemonic import Mnemonic
+
+    return str(Mnemonic("english").to_mnemonic(secrets.token_bytes(32)))
+
+
+def _make_private(path: Path, text: str) -> None:
+    """Write a whole file that only its owner can read, unless one is there already."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            path.hardlink_to(draft)
+        except FileExistsError:
+            pass  # another process was first; its wallet is the one
+        finally:
+            draft.unlink()
+    except OSError as error:
+        raise NeedsHuman(f"Cannot write {path}: {error.strerror}. Set STATE_DIR to a writable place.") from error
+
+
+def _read_private(path: Path) -> str:
+    """The text of a file that nobody but its owner can read.
+
+    Raises:
+        NeedsHuman: it is missing, not a regular file, readable by others, or not a text file of a phrase's size.
+    """
+    return _read(path, private=True)
+
+
+def _read(path: Path, *, private: bool = False) -> str:
+    try:
+        # Non-blocking, so that a named pipe in its place is refused instead of waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise NeedsHuman(f"Cannot read the mnemonic file {path}: {error.strerror}.") from error
+    with os.fdopen(descriptor, "rb") as file:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            raise NeedsHuman(f"{path} is not a regular file. Put the phrase into one, with mode 0600.")
+        mode = stat.S_IMODE(info.st_mode)
+        if private and mode & 0o177:
+            raise NeedsHuman(f"{path} has mode {mode:04o}, so others may read the phrase. Run: chmod 600 {path}")
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE or not data.isascii():
+        raise NeedsHuman(f"{path} does not hold a mnemonic: it should be 12 to 24 English words and nothing else.")
+    return data.decode("ascii")
+
+
+def _seed(phrase: str, where: str) -> bytes:
+    from mnemonic import Mnemonic
+
+    language = Mnemonic("english")
+    words = phrase.strip().strip("\"'").lower().split()
+    if len(words) not in _LENGTHS:
+        raise NeedsHuman(f"{where} has {len(words)} words; a mnemonic has 12, 15, 18, 21 or 24.")
+    known = set(language.wordlist)
+    wrong = [str(place) for place, word in enumerate(words, start=1) if word not in known]
+    if wrong:
+        which = f"word {wrong[0]} is" if len(wrong) == 1 else f"words {', '.join(wrong)} are"
+        raise NeedsHuman(f"{where}: {which} not in the BIP-39 English list. Look for a typing error there.")
+    if not language.check(" ".join(words)):
+        raise NeedsHuman(
+            f"{where}: every word is a BIP-39 word, but the checksum is wrong: "
+            "two words are swapped, or one is not yours."
+        )
+    return bytes(Mnemonic.to_seed(" ".join(words)))
