@@ -10,7 +10,7 @@ class ModelError(Exception):
 class BundleError(ModelError):
     """The bundle is missing, damaged, of another kind, or does not reproduce its canary.
 
-    `check` is the stable name of what failed: missing, pickle, schema, hash, weights, finite, canary, features.
+    `check` is the stable name of what failed: missing, pickle, schema, hash, weights, finite, canary, features, exists.
     """
 
     def __init__(self, message: str, *, check: str) -> None:

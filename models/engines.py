@@ -1,0 +1,163 @@
+"""How a bundle is run: from what a model sees to quantiles of the log-return.
+
+An engine holds a network with its weights folded and nothing else. It sets nothing global, reads no file and no clock,
+and may be shared by threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.base import FloatArray, Forecast, ModelInput
+from models.bundle import Bundle
+from models.errors import BundleError, DataError
+from models.manifest import Manifest
+from models.tft import Tft
+
+TOLERANCE = 1e-4  # of the quantile range: how far an engine may be from the network it was made of
+_CHUNK = 16  # series at a time: the attention of more does not fit a processor's cache
+
+
+class Engine:
+    """Runs one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        self.bundle_sha256 = bundle.sha256
+        self._scaling = Scaling(bundle.manifest)
+        self._network = Tft(
+            bundle.manifest.network, bundle.weights, bundle.manifest.encoder_length, bundle.manifest.horizon
+        )
+
+    def predict(self, inputs: ModelInput) -> Forecast:
+        """The forecast of one series.
+
+        Raises:
+            DataError: the input has another shape or step than the bundle, is not finite, or does not move at all.
+            BundleError: (check "finite") the network gave a number that is not finite.
+        """
+        return self.predict_batch([inputs])[0]
+
+    def predict_batch(self, inputs: Sequence[ModelInput]) -> list[Forecast]:
+        """The forecasts of several series, each as `predict` gives it up to rounding."""
+        return [forecast for at in range(0, len(inputs), _CHUNK) for forecast in self._chunk(inputs[at : at + _CHUNK])]
+
+    def _chunk(self, inputs: Sequence[ModelInput]) -> list[Forecast]:
+        past, future, scales = zip(*(self._scaling.apply(one) for one in inputs), strict=True)
+        outputs = self._network(np.stack(past), np.stack(future)).astype(np.float64)
+        if not np.isfinite(outputs).all():
+            raise BundleError(
+                "The model gave a number that is not finite. Check its input, or use another model.", check="finite"
+            )
+        return [
+            self._forecast(one, to_quantiles(output, scale))
+            for one, output, scale in zip(inputs, outputs, scales, strict=True)
+        ]
+
+    def _forecast(self, inputs: ModelInput, quantiles: FloatArray) -> Forecast:
+        return Forecast(
+            end=inputs.end,
+            step=inputs.step,
+            levels=self.manifest.levels,
+            quantiles=quantiles,
+            value=float(quantiles[-1, self.manifest.levels.index(0.5)]),
+            input_sha256=inputs.sha256(),
+            bundle_sha256=self.bundle_sha256,
+        )
+
+
+class Scaling:
+    """From a `ModelInput` to the network's variables: the part of the library's data set that a prediction needs."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        scalers = manifest.scalers
+        self._past = np.array([[scalers[n].center, scalers[n].scale] for n in manifest.past]).reshape(-1, 2).T
+        self._known = np.array([[scalers[n].center, scalers[n].scale] for n in manifest.known]).reshape(-1, 2).T
+        length, horizon = manifest.encoder_length, manifest.horizon
+        self._relative_time = np.arange(-length, horizon, dtype=np.float64)[:, None] / length
+
+    def apply(self, inputs: ModelInput) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+        """Encoder variables `[L, ...]`, decoder variables `[H, ...]` and the scale of the target.
+
+        Raises:
+            DataError: the input does not fit.
+        """
+        self._check(inputs)
+        length = self._manifest.encoder_length
+        scale = target_scale(inputs.target, self._manifest.horizon)
+        if scale <= 0:
+            raise DataError(
+                f"The price does not move over all {length} steps of the encoder: there is nothing to forecast from. "
+                "Check the source."
+            )
+        target = (inputs.target - inputs.target[-1]) / scale
+        known = np.concatenate([(inputs.known - self._known[0]) / self._known[1], self._relative_time], axis=1)
+        past = (inputs.past - self._past[0]) / self._past[1]
+        encoder = np.concatenate([known[:length], past, target[:, None]], axis=1)
+        return encoder.astype(np.float32), known[length:].astype(np.float32), scale
+
+    def _check(self, inputs: ModelInput) -> None:
+        manifest = self._manifest
+        length, horizon = manifest.encoder_length, manifest.horizon
+        if inputs.step != manifest.step:
+            raise DataError(
+                f"The candles are {inputs.step} s apart; the model was trained on steps of {manifest.step} s."
+            )
+        for name, array, shape in (
+            ("target", inputs.target, (length,)),
+            ("past", inputs.past, (length, len(manifest.past))),
+            ("known", inputs.known, (length + horizon, len(manifest.known))),
+        ):
+            if array.shape != shape:
+                raise DataError(f"The model's input {name!r} must have shape {shape}, not {array.shape}.")
+            if not np.isfinite(array).all():
+                raise DataError(f"The model's input {name!r} holds a number that is not finite.")
+
+
+def target_scale(target: FloatArray, horizon: int) -> float:
+    """How far the logarithm of the price moves in `horizon` steps if it walks at random as it did in `target` `[L]`."""
+    return float(np.diff(target).std() * np.sqrt(horizon))
+
+
+def to_quantiles(outputs: FloatArray, scale: float) -> FloatArray:
+    """Network outputs `[H, Q]` as quantiles of the log-return from the origin, not decreasing along Q.
+
+    Crossed quantiles are rearranged by sorting, which never moves them further from the true ones (Chernozhukov,
+    Fernandez-Val and Galichon 2010, https://doi.org/10.3982/ECTA7880).
+    """
+    return np.sort(outputs * scale, axis=-1)
+
+
+def load_engine(bundle: Bundle) -> Engine:
+    """The engine that runs `bundle`."""
+    return Engine(bundle)
+
+
+def relative_difference(got: FloatArray, wanted: FloatArray) -> float:
+    """The largest difference between quantiles `[H, Q]`, relative to the widest quantile range of `wanted`."""
+    width = float((wanted[:, -1] - wanted[:, 0]).max())
+    return float(np.abs(got - wanted).max()) / (width or 1.0)
+
+
+def verify_canary(bundle: Bundle, engine: Engine) -> float:
+    """Run the bundle's canary; return its relative difference from what the trained network gave.
+
+    Raises:
+        BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
+    """
+    try:
+        forecast = engine.predict(bundle.canary.inputs)
+    except DataError as error:
+        raise BundleError(f"The canary of {bundle.path} does not fit its model: {error}", check="canary") from error
+    difference = relative_difference(forecast.quantiles, bundle.canary.quantiles)
+    if not difference <= TOLERANCE:
+        raise BundleError(
+            f"The model at {bundle.path} does not reproduce its canary: it is off by {difference:.1e} of the quantile "
+            f"range, {TOLERANCE:.0e} is allowed. Restore the bundle, or train the model again.",
+            check="canary",
+        )
+    return difference
