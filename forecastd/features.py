@@ -280,13 +280,13 @@ def model_input(features: FeatureList, candles: Candles, encoder_length: int, ho
         time = int(candles.time[-encoder_length:][row])
         raise SkipEpoch(f"Feature {features.past[column]} is not finite at {iso(time)}.", check="features")
     first = int(candles.time[-encoder_length])
-    time = first + candles.step * np.arange(encoder_length + horizon, dtype=np.int64)
+    times = first + candles.step * np.arange(encoder_length + horizon, dtype=np.int64)
     return ModelInput(
         end=candles.end,
         step=candles.step,
         target=np.log(candles.close[-encoder_length:]),
         past=past,
-        known=known_matrix(features.known, time),
+        known=known_matrix(features.known, times),
     )
 
 

@@ -32,9 +32,9 @@ class Forecaster:
             self.manifest: Manifest = read_manifest(bundle)
         except ModelError as error:
             raise NeedsHuman(str(error)) from error
-        self.features = parse_features(self.manifest.features, f"The bundle {bundle}")
-        if features is not None and features.names != self.features.names:
-            raise NeedsHuman(_difference(features.names, self.features.names))
+        self.features = parse_features((*self.manifest.past, *self.manifest.known), f"The bundle {bundle}")
+        if features is not None and (features.past, features.known) != (self.features.past, self.features.known):
+            raise NeedsHuman(_difference((*features.past, *features.known), self.features.names))
         self._process = ModelProcess(bundle)
 
     def check(self) -> str:

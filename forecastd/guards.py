@@ -40,13 +40,18 @@ def plausible_bound(candles: Candles, horizon: int) -> float:
 
 
 def check_forecast(
-    forecast: Forecast, candles: Candles, *, horizon: int, trained_until: float, consensus: tuple[float, ...] = ()
+    forecast: Forecast,
+    candles: Candles,
+    *,
+    horizon: int,
+    trained_until: float | None,
+    consensus: tuple[float, ...] = (),
 ) -> GuardReport:
     """Refuse what must not be signed.
 
-    `candles` are those that the forecast was made from, `horizon` is the topic's in steps, `trained_until` the end of
-    the model's training interval (unix seconds), `consensus` the network's own latest inferences (empty when not
-    known).
+    `candles` are those that the forecast was made from, `horizon` is the topic's in steps, `trained_until` the end of the
+    model's training interval (unix seconds; None where age means nothing, as for synthetic data), `consensus` the network's
+    own latest inferences (empty when not known).
 
     Raises:
         SkipEpoch: with `check` one of shape, finite, origin, point, unit, bounds, quantiles, model_age.
@@ -124,7 +129,9 @@ def _ordered(forecast: Forecast) -> None:
         raise SkipEpoch("The forecast's quantiles cross.", check="quantiles")
 
 
-def _model_age(forecast: Forecast, trained_until: float) -> None:
+def _model_age(forecast: Forecast, trained_until: float | None) -> None:
+    if trained_until is None:
+        return
     days = (forecast.end - trained_until) / DAY
     if days > MAX_MODEL_AGE_DAYS:
         raise SkipEpoch(

@@ -1,0 +1,17 @@
+"""`completion`: the script that makes a shell complete `forecastd`."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+
+@click.command(name="completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> None:
+    """Print the completion script for SHELL; load it with: eval "$(forecastd completion bash)"."""
+    kind = get_completion_class(shell)
+    if kind is None or ctx.parent is None:
+        raise click.UsageError(f"There is no completion for {shell}.")
+    click.echo(kind(ctx.parent.command, {}, "forecastd", "_FORECASTD_COMPLETE").source())

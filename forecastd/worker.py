@@ -1,0 +1,111 @@
+"""From settings to a finished cycle: the one place that puts the parts together.
+
+The model's child process starts first, so that it loads while the parent opens everything else. With `as_of` the cycle is a
+replay: the wall clock stands at that time, and the local node is a chain of its own for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Event
+
+from forecastd.chain.networks import network_named
+from forecastd.chain.node import Node
+from forecastd.chain.wallet import open_wallet
+from forecastd.clock import Clock, ReplayClock, iso
+from forecastd.cycle import Job, Parts, Stage, run_cycle
+from forecastd.errors import ForecastdError, NeedsHuman
+from forecastd.features import load_features
+from forecastd.forecaster import Forecaster
+from forecastd.ledger import Ledger
+from forecastd.localnet.embedded import find_running, open_embedded
+from forecastd.outcome import Outcome, ended_by
+from forecastd.settings import Settings
+from forecastd.sources import open_source
+from forecastd.window import RollingWindow
+
+
+def run_once(
+    settings: Settings,
+    clock: Clock,
+    *,
+    as_of: float | None = None,
+    dry_run: bool = False,
+    register: bool = False,
+    report: Callable[[Stage], None] = lambda _: None,
+) -> Outcome:
+    """Serve the newest open epoch of `settings.topic_id` once; errors of `errors.py` come back as the outcome.
+
+    `as_of` (unix seconds) replays that moment on the local network. On the local network the worker is registered without
+    being asked, for nothing there has a price.
+    """
+    clock = clock if as_of is None else ReplayClock(as_of)
+    local = settings.allora_network == "local"
+    job = Job(settings.topic_id, settings.fee_tier, settings.max_fee_uallo, register or local, dry_run)
+    try:
+        if as_of is not None and not local:
+            raise NeedsHuman(
+                "--as-of replays the past and works on the local network only. Leave it out, or --network."
+            )
+        with open_parts(settings, clock, replay=as_of is not None) as parts:
+            return run_cycle(job, parts, report)
+    except ForecastdError as error:
+        return ended_by(error, Outcome("failed", topic_id=settings.topic_id, as_of=iso(clock.now())))
+
+
+@contextmanager
+def open_parts(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Parts]:
+    """Everything a cycle works with, closed again in reverse order.
+
+    Raises:
+        NeedsHuman, RetryLater: as the parts do when they are opened.
+    """
+    with ExitStack() as stack:
+        features = load_features(settings.features_path)
+        forecaster = stack.enter_context(Forecaster(settings.model_path, features))
+        source = open_source(settings.data_source, settings)
+        refuse_synthetic(settings, source.synthetic, forecaster)
+        wallet = open_wallet(settings)
+        ledger = Ledger(settings.state / "ledger.sqlite")
+        stack.callback(ledger.close)
+        window = RollingWindow.open(settings.state / "window.sqlite")
+        stack.callback(window.close)
+        node = stack.enter_context(_open_node(settings, clock, replay=replay))
+        yield Parts(source, window, forecaster, ledger, node, wallet, clock, Event())
+
+
+def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster) -> None:
+    """Made-up candles, or a model that learnt from them, have no business on a real network. Signing checks it again.
+
+    Raises:
+        NeedsHuman: a real network with synthetic data or a model trained on it.
+    """
+    if settings.allora_network == "local":
+        return
+    if synthetic:
+        raise NeedsHuman(
+            f"The data source {settings.data_source!r} is synthetic and serves the local network only. "
+            "Set DATA_SOURCE (or --source) to tiingo, exchange:NAME or file:PATH."
+        )
+    if forecaster.manifest.training.synthetic:
+        raise NeedsHuman(
+            f"The model {settings.model_path} was trained on synthetic candles and serves the local network only. "
+            "Train one on real candles with `forecastd train --source ...`."
+        )
+
+
+@contextmanager
+def _open_node(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Node]:
+    """The endpoint to talk to: the user's, the network's own, a running local node, or one embedded in this process."""
+    network = network_named(settings.allora_network)
+    with ExitStack() as stack:
+        if settings.rpc_endpoints:
+            endpoint = settings.rpc_endpoints[0]
+        elif settings.allora_network != "local":
+            endpoint = network.endpoint
+        else:
+            running = None if replay else find_running(settings.state)
+            chain_id = f"localnet-{iso(clock.now()).replace('-', '').replace(':', '')}" if replay else "localnet"
+            endpoint = running or stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint
+        yield stack.enter_context(Node(endpoint))
