@@ -68,6 +68,14 @@ class Candles:
         """Unix seconds at which the last candle closed. Raises IndexError when there is none."""
         return int(self.time[-1]) + self.step
 
+    @classmethod
+    def of(
+        cls, symbol: str, step: int, time: NDArray[np.int64], table: NDArray[np.float64], provenance: Provenance
+    ) -> Candles:
+        """From the times `[n]` and a table `[n, 5]` in the order of `COLUMNS`."""
+        opened, high, low, close, volume = (np.ascontiguousarray(table[:, at], dtype=np.float64) for at in range(5))
+        return cls(symbol, step, time, opened, high, low, close, volume, provenance)
+
     @property
     def columns(self) -> tuple[NDArray[np.float64], ...]:
         """The float columns in the order of `COLUMNS`."""
@@ -181,6 +189,15 @@ def examine(candles: Candles, *, now: float, needed: int, max_age: float) -> dic
     if not len(candles):
         return {"empty": _empty(candles, Terms(now, needed, max_age))}
     return {name: judge(candles, Terms(now, needed, max_age)) for name, judge in CHECKS.items()} | {"duplicate": None}
+
+
+def suspect(candles: Candles) -> str | None:
+    """Why values among `candles` cannot be right as they are, whatever they are used for; None where they can."""
+    if not len(candles):
+        return None
+    terms = Terms(now=candles.end, needed=len(candles), max_age=0)
+    reasons = (CHECKS[name](candles, terms) for name in ("unit", "nonfinite", "inconsistent", "flat", "spike"))
+    return next((reason for reason in reasons if reason), None)
 
 
 def complete(candles: Candles, now: float) -> Candles:
