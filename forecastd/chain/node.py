@@ -1,0 +1,316 @@
+"""The client of one Allora node over gRPC. Synchronous; every call has a total deadline.
+
+The node's chain id is checked before any other answer of it is believed. Which version of the emissions module it
+speaks is found out by asking, and again after an `UNIMPLEMENTED`, so an upgrade of the chain is followed while running.
+Every method may raise `RetryLater` (no usable answer), and `NeedsHuman` when the node is on another chain.
+"""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal, InvalidOperation
+from types import TracebackType
+from typing import Any
+
+from forecastd.chain.answers import (
+    Account,
+    Answer,
+    Inference,
+    NetworkInferences,
+    Params,
+    Simulation,
+    Topic,
+    TxResult,
+    read_inference,
+    read_network,
+)
+from forecastd.chain.endpoint import parse_endpoint
+from forecastd.chain.networks import DENOM
+from forecastd.chain.sdk import EmissionsVersion, emissions, messages
+from forecastd.chain.wire import Refused, Wire, shorten
+from forecastd.errors import NeedsHuman
+
+DEADLINE = 10.0  # seconds, for one call in all
+_VERSIONS: tuple[EmissionsVersion, ...] = ("v10", "v9")
+_PRICE_UNIT = Decimal(10) ** 18  # a DecCoin's amount is an integer with 18 decimals
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """One endpoint. `chain_id` is the one it must be on; None takes any. Safe to use from several threads."""
+
+    def __init__(self, endpoint: str, *, chain_id: str | None = None, deadline: float = DEADLINE) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            NeedsHuman: `endpoint` is not one.
+        """
+        self.endpoint = parse_endpoint(endpoint)
+        self._wire = Wire(self.endpoint, deadline)
+        self._wanted = chain_id
+        self._checked = chain_id is None
+        self._version: EmissionsVersion | None = None
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection. A later call makes a new one."""
+        self._wire.close()
+
+    # The chain
+
+    def chain_id(self) -> str:
+        """The chain this node is on; NeedsHuman when it is not the one it must be on."""
+        tm = messages("cosmos.base.tendermint.v1beta1")
+        method = "cosmos.base.tendermint.v1beta1.Service/GetNodeInfo"
+        try:
+            reply = self._wire.call(method, b"", tm.GetNodeInfoResponse)
+        except Refused as refusal:
+            raise self._wire.refused(method, refusal) from refusal
+        found = str(reply.default_node_info.network) if reply.default_node_info else ""
+        if self._wanted is not None and found != self._wanted:
+            raise NeedsHuman(
+                f"The node {self.endpoint} is on chain {shorten(found) or 'unknown'}, not on {self._wanted}. "
+                "Correct RPC_ENDPOINTS or ALLORA_NETWORK; nothing was sent to it."
+            )
+        self._checked = True
+        return found
+
+    def height(self) -> int:
+        """Height of the node's latest block."""
+        tm = messages("cosmos.base.tendermint.v1beta1")
+        method = "cosmos.base.tendermint.v1beta1.Service/GetLatestBlock"
+        reply = self._told(method, b"", tm.GetLatestBlockResponse)
+        for block in (reply.sdk_block, reply.block):
+            if block is not None and block.header is not None and block.header.height:
+                return int(block.header.height)
+        raise self._wire.broken(method, "an answer without a height")
+
+    def version(self) -> EmissionsVersion:
+        """The emissions version the node speaks; NeedsHuman when it is none that this program knows."""
+        if self._version is not None:
+            return self._version
+        self._check_chain()
+        for version in _VERSIONS:
+            try:
+                self._wire.send(f"emissions.{version}.QueryService/GetNextTopicId", b"")
+            except Refused as refusal:
+                if refusal.status == "UNIMPLEMENTED":
+                    continue
+            self._version = version
+            return version
+        raise NeedsHuman(
+            f"The node {self.endpoint} speaks neither emissions v10 nor v9. "
+            "It is no Allora node, or the chain was upgraded: look for a newer forecastd."
+        )
+
+    # Topics and nonces
+
+    def topic(self, topic_id: int) -> Topic | None:
+        """A topic, or None when there is no such topic."""
+        try:
+            found = self._emissions("GetTopic", topic_id=topic_id).topic
+        except Refused as refusal:
+            if refusal.not_found or "invalid topic" in refusal.details.lower():
+                return None
+            raise self._wire.refused("GetTopic", refusal) from refusal
+        if found is None:
+            return None
+        return Topic(
+            id=int(found.id),
+            metadata=str(found.metadata),
+            epoch_length=int(found.epoch_length),
+            worker_submission_window=int(found.worker_submission_window),
+            ground_truth_lag=int(found.ground_truth_lag),
+            epoch_last_ended=int(found.epoch_last_ended),
+        )
+
+    def is_topic_active(self, topic_id: int) -> bool:
+        """Whether the topic issues nonces at present."""
+        return bool(self._emissions_told("IsTopicActive", topic_id=topic_id).is_active)
+
+    def open_nonces(self, topic_id: int) -> list[int]:
+        """The worker nonces still to be fulfilled, newest first. Empty when there are none."""
+        reply = self._emissions_told("GetUnfulfilledWorkerNonces", topic_id=topic_id)
+        found = reply.nonces.nonces if reply.nonces is not None else []
+        return sorted({int(nonce.block_height) for nonce in found}, reverse=True)
+
+    def is_nonce_unfulfilled(self, topic_id: int, nonce: int) -> bool:
+        """Whether the chain still takes forecasts for this nonce."""
+        reply = self._emissions_told("IsWorkerNonceUnfulfilled", topic_id=topic_id, block_height=nonce)
+        return bool(reply.is_worker_nonce_unfulfilled)
+
+    def is_registered(self, topic_id: int, address: str) -> bool:
+        """Whether the address is a registered worker of the topic."""
+        reply = self._emissions_told("IsWorkerRegisteredInTopicId", topic_id=topic_id, address=address)
+        return bool(reply.is_registered)
+
+    def can_submit(self, topic_id: int, address: str) -> bool:
+        """Whether the topic permits this address to submit; says nothing of registration."""
+        reply = self._emissions_told("CanSubmitWorkerPayload", topic_id=topic_id, address=address)
+        return bool(reply.can_submit_worker_payload)
+
+    def params(self) -> Params:
+        """The fees the chain charges beside gas."""
+        found = self._emissions_told("GetParams").params
+        if found is None:
+            raise self._wire.broken("GetParams", "an answer without parameters")
+        return Params(int(found.registration_fee or 0), int(found.data_sending_fee or 0))
+
+    # Inferences
+
+    def latest_inference(self, topic_id: int, address: str) -> Inference | None:
+        """The worker's last inference that the chain keeps for the topic, if there is one."""
+        v10 = self.version() == "v10"
+        name = "GetWorkerLatestInputInferenceByTopicId" if v10 else "GetWorkerLatestInferenceByTopicId"
+        try:
+            reply = self._emissions(name, topic_id=topic_id, worker_address=address)
+        except Refused as refusal:
+            if refusal.not_found:
+                return None
+            raise self._wire.refused(name, refusal) from refusal
+        found = reply.latest_input_inference if v10 else reply.latest_inference
+        return read_inference(found) if found is not None and found.inferer else None
+
+    def inferences_at(self, topic_id: int, nonce: int) -> list[Inference]:
+        """The inferences that the chain has taken in for a nonce. Empty while there are none."""
+        try:
+            reply = self._emissions("GetInferencesAtBlock", topic_id=topic_id, block_height=nonce)
+        except Refused as refusal:
+            if refusal.not_found:
+                return []
+            raise self._wire.refused("GetInferencesAtBlock", refusal) from refusal
+        return [read_inference(one) for one in reply.inferences.inferences] if reply.inferences is not None else []
+
+    def network_inferences(self, topic_id: int) -> NetworkInferences | None:
+        """What the network itself says at present, or None while it has said nothing."""
+        try:
+            return read_network(self._emissions("GetLatestNetworkInferences", topic_id=topic_id))
+        except Refused as refusal:
+            log.debug("no network inferences: %s", refusal, extra={"action": "network_inferences"})
+            return None
+
+    # Accounts and fees
+
+    def account(self, address: str) -> Account | None:
+        """Number and sequence of an account, or None when the chain has never seen it."""
+        auth = messages("cosmos.auth.v1beta1")
+        request = bytes(auth.QueryAccountInfoRequest(address=address))
+        try:
+            reply = self._ask("cosmos.auth.v1beta1.Query/AccountInfo", request, auth.QueryAccountInfoResponse)
+        except Refused as refusal:
+            if refusal.not_found:
+                return None
+            raise self._wire.refused("AccountInfo", refusal) from refusal
+        return Account(int(reply.info.account_number), int(reply.info.sequence)) if reply.info is not None else None
+
+    def balance(self, address: str) -> int:
+        """The account's uallo; 0 for one that does not exist."""
+        bank = messages("cosmos.bank.v1beta1")
+        request = bytes(bank.QueryBalanceRequest(address=address, denom=DENOM))
+        reply = self._told("cosmos.bank.v1beta1.Query/Balance", request, bank.QueryBalanceResponse)
+        return int(reply.balance.amount or 0) if reply.balance is not None else 0
+
+    def gas_price(self) -> Decimal | None:
+        """The fee market's price in uallo a gas, or None where the chain has no fee market."""
+        market = messages("feemarket.feemarket.v1")
+        request = bytes(market.GasPriceRequest(denom=DENOM))
+        try:
+            reply = self._ask("feemarket.feemarket.v1.Query/GasPrice", request, market.GasPriceResponse)
+            amount = str(reply.price.amount) if reply.price is not None else ""
+            return Decimal(amount) if "." in amount else Decimal(amount) / _PRICE_UNIT
+        except (Refused, InvalidOperation):
+            return None
+
+    # Transactions
+
+    def simulate(self, tx_bytes: bytes) -> Simulation:
+        """Run a transaction on the node without sending it: the gas it used, or the refusal in the node's words."""
+        tx = messages("cosmos.tx.v1beta1")
+        request = bytes(tx.SimulateRequest(tx_bytes=tx_bytes))
+        try:
+            reply = self._ask("cosmos.tx.v1beta1.Service/Simulate", request, tx.SimulateResponse)
+        except Refused as refusal:
+            return Simulation(None, shorten(refusal.details))
+        return Simulation(int(reply.gas_info.gas_used) if reply.gas_info is not None else None, "")
+
+    def broadcast(self, tx_bytes: bytes) -> Answer:
+        """Send a transaction. The answer is that of the node's own check, not yet of a block."""
+        tx = messages("cosmos.tx.v1beta1")
+        request = bytes(tx.BroadcastTxRequest(tx_bytes=tx_bytes, mode=tx.BroadcastMode.SYNC))
+        found = self._told("cosmos.tx.v1beta1.Service/BroadcastTx", request, tx.BroadcastTxResponse).tx_response
+        if found is None:
+            raise self._wire.broken("BroadcastTx", "an empty answer")
+        return Answer(str(found.codespace), int(found.code), shorten(found.raw_log), str(found.txhash))
+
+    def find_tx(self, tx_hash: str) -> TxResult | None:
+        """What a block made of a transaction, or None while no block has it."""
+        tx = messages("cosmos.tx.v1beta1")
+        request = bytes(tx.GetTxRequest(hash=tx_hash))
+        try:
+            found = self._ask("cosmos.tx.v1beta1.Service/GetTx", request, tx.GetTxResponse).tx_response
+        except Refused as refusal:
+            if refusal.not_found:
+                return None
+            raise self._wire.refused("GetTx", refusal) from refusal
+        if found is None:
+            return None
+        return TxResult(
+            tx_hash=str(found.txhash),
+            height=int(found.height),
+            codespace=str(found.codespace),
+            code=int(found.code),
+            log=shorten(found.raw_log),
+            gas_used=int(found.gas_used),
+        )
+
+    # The way there
+
+    def _check_chain(self) -> None:
+        if not self._checked:
+            self.chain_id()
+
+    def _ask(self, method: str, request: bytes, reply: Any) -> Any:
+        """Call a method of a node whose chain has been checked. Raises Refused as well."""
+        self._check_chain()
+        return self._wire.call(method, request, reply)
+
+    def _told(self, method: str, request: bytes, reply: Any) -> Any:
+        """As `_ask`, for calls that no sound node refuses."""
+        try:
+            return self._ask(method, request, reply)
+        except Refused as refusal:
+            raise self._wire.refused(method, refusal) from refusal
+
+    def _emissions_told(self, method: str, **fields: object) -> Any:
+        try:
+            return self._emissions(method, **fields)
+        except Refused as refusal:
+            raise self._wire.refused(method, refusal) from refusal
+
+    def _emissions(self, method: str, **fields: object) -> Any:
+        """Query the emissions module in the version the node speaks. Raises Refused as well."""
+        version = self.version()
+        try:
+            return self._query(version, method, fields)
+        except Refused as refusal:
+            if refusal.status != "UNIMPLEMENTED":
+                raise
+            self._version = None
+            now = self.version()
+            if now == version:
+                raise
+        log.warning("%s now speaks emissions %s", self.endpoint, now, extra={"action": "chain_upgraded"})
+        return self._query(now, method, fields)
+
+    def _query(self, version: EmissionsVersion, method: str, fields: dict[str, object]) -> Any:
+        em = emissions(version)
+        request = bytes(getattr(em, f"{method}Request")(**fields))
+        return self._wire.call(f"emissions.{version}.QueryService/{method}", request, getattr(em, f"{method}Response"))

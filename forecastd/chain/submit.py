@@ -1,0 +1,143 @@
+"""From a message to a block: what it costs, sending it, and waiting for what became of it.
+
+Waiting is on an event that a stop sets, so nothing here outlives a SIGTERM by more than one call's deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from threading import Event
+
+from forecastd.chain.answers import TxResult
+from forecastd.chain.codec import build_tx, register_message, simulated_tx, tx_hash
+from forecastd.chain.codes import Action, Meaning, classify
+from forecastd.chain.fees import quote
+from forecastd.chain.node import Node
+from forecastd.chain.wallet import Wallet
+from forecastd.clock import Clock
+from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.ledger import Submission
+from forecastd.settings import FeeTier
+
+REGISTER_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
+REGISTER_SECONDS = 120.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.03, 2.0  # seconds between two looks for a transaction; each wait is 1.6 x the last
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What may be paid: the network's floor in uallo a gas, the tier, and the user's maximum fee in uallo."""
+
+    floor: int
+    tier: FeeTier
+    most: int | None
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What a signature needs to know: the account's number and next sequence, gas limit, fee in uallo."""
+
+    account_number: int
+    sequence: int
+    gas: int
+    fee_uallo: int
+
+
+def price(node: Node, wallet: Wallet, message: tuple[str, bytes], spending: Spending) -> Priced:
+    """Ask the node what sending `message` takes.
+
+    A refusal of the simulation that is certain and lasting ends here, before anything is signed and paid; any other
+    leaves the decision to the chain, with the default gas.
+
+    Raises:
+        NeedsHuman: the account does not exist, its balance or the user's maximum is below the fee, or the chain would
+            refuse the message until a person changes something.
+        RetryLater: no usable answer of the node.
+    """
+    account = node.account(wallet.address)
+    if account is None:
+        raise NeedsHuman(f"The account {wallet.address} does not exist yet. Send it some uallo for fees.")
+    simulation = node.simulate(simulated_tx(wallet, message, sequence=account.sequence))
+    if simulation.gas_used is None:
+        meaning = classify("", -1, simulation.log)
+        log.info("simulation refused: %s", simulation.log, extra={"action": "simulate"})
+        if meaning.action is Action.NEEDS_HUMAN:
+            raise NeedsHuman(f"The chain would refuse it: {meaning.meaning}. {meaning.advice}")
+    cost = quote(simulation.gas_used, node.gas_price(), floor=spending.floor, tier=spending.tier, most=spending.most)
+    balance = node.balance(wallet.address)
+    if balance < cost.fee_uallo:
+        raise NeedsHuman(
+            f"The fee is {cost.fee_uallo} uallo and {wallet.address} has {balance}. Send it some; nothing was signed."
+        )
+    return Priced(account.number, account.sequence, cost.gas, cost.fee_uallo)
+
+
+def register(
+    node: Node, wallet: Wallet, topic_id: int, spending: Spending, *, chain_id: str, clock: Clock, wake: Event
+) -> int:
+    """Register the wallet as a worker of the topic, and return what it cost in uallo: gas fee and registration fee.
+
+    Raises:
+        NeedsHuman: the chain refuses, or the balance does not cover it.
+        RetryLater: no block took it in time. It may still be taken: the next call looks first.
+    """
+    version, fee = node.version(), node.params().registration_fee
+    message = register_message(wallet, version=version, topic_id=topic_id)
+    cost = price(node, wallet, message, spending)
+    last = node.height() + REGISTER_BLOCKS
+    raw = build_tx(
+        wallet, message, chain_id=chain_id, account_number=cost.account_number, sequence=cost.sequence,
+        gas=cost.gas, fee_uallo=cost.fee_uallo, timeout_height=last,
+    )  # fmt: skip
+    log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
+    answer = node.broadcast(raw)
+    meaning = classify(answer.codespace, answer.code, answer.log)
+    if meaning.action not in (Action.ACCEPTED, Action.PENDING):
+        raise _not_registered(topic_id, meaning, answer.log)
+    found = wait_for_hash(node, tx_hash(raw), timeout_height=last, clock=clock, wake=wake, seconds=REGISTER_SECONDS)
+    if found is None:
+        raise RetryLater(f"The registration for topic {topic_id} is in no block yet. The next run looks again.")
+    if found.code != 0:
+        raise _not_registered(topic_id, classify(found.codespace, found.code, found.log), found.log)
+    return cost.fee_uallo + fee
+
+
+def wait_for_tx(node: Node, submission: Submission, *, clock: Clock, wake: Event, seconds: float) -> TxResult | None:
+    """What a block made of a submission; None when none has it within `seconds`, or none can any more."""
+    return wait_for_hash(
+        node, submission.tx_hash, timeout_height=submission.timeout_height, clock=clock, wake=wake, seconds=seconds
+    )
+
+
+def wait_for_hash(
+    node: Node, name: str, *, timeout_height: int, clock: Clock, wake: Event, seconds: float
+) -> TxResult | None:
+    """As `wait_for_tx`, for any transaction by its hash. A node that fails meanwhile is asked again.
+
+    Ends early, after one more look, when `wake` is set or the chain is past `timeout_height`.
+    """
+    end, pause, last_look = clock.monotonic() + seconds, _FIRST_WAIT, False
+    while True:
+        try:
+            found = node.find_tx(name)
+            if found is not None or last_look:
+                return found
+            last_look = node.height() > timeout_height
+        except RetryLater as error:
+            log.info("still looking for %s: %s", name, error, extra={"action": "confirm"})
+            if last_look:
+                return None
+        if not last_look:
+            remaining = end - clock.monotonic()
+            last_look = remaining <= 0 or wake.wait(min(pause, remaining))
+            pause = min(pause * 1.6, _LONGEST_WAIT)
+
+
+def _not_registered(topic_id: int, meaning: Meaning, said: str) -> ForecastdError:
+    told = (
+        f"The registration for topic {topic_id} was refused: {meaning.meaning}. {meaning.advice} The node says: {said}"
+    )
+    return NeedsHuman(told) if meaning.action is Action.NEEDS_HUMAN else RetryLater(told)
