@@ -70,11 +70,17 @@ class Candles:
 
     @classmethod
     def of(
-        cls, symbol: str, step: int, time: NDArray[np.int64], table: NDArray[np.float64], provenance: Provenance
+        cls,
+        symbol: str,
+        step: int,
+        time: NDArray[np.int64],
+        table: NDArray[np.float64],
+        provenance: Provenance,
+        repairs: tuple[str, ...] = (),
     ) -> Candles:
         """From the times `[n]` and a table `[n, 5]` in the order of `COLUMNS`."""
         opened, high, low, close, volume = (np.ascontiguousarray(table[:, at], dtype=np.float64) for at in range(5))
-        return cls(symbol, step, time, opened, high, low, close, volume, provenance)
+        return cls(symbol, step, time, opened, high, low, close, volume, provenance, repairs)
 
     @property
     def columns(self) -> tuple[NDArray[np.float64], ...]:

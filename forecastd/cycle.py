@@ -13,37 +13,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from forecastd.candles import Candles, check
-from forecastd.chain.codec import sign_submission
-from forecastd.chain.node import Node, Topic
-from forecastd.chain.register import register
+from forecastd.candles import Candles
+from forecastd.chain.codec import canonical_value, payload_message, sign_submission
+from forecastd.chain.codes import Action, Meaning, classify
+from forecastd.chain.node import Node
+from forecastd.chain.submit import Spending, price, register, wait_for_tx
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock, iso
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
-from forecastd.features import model_input, warm_up
 from forecastd.forecaster import Forecaster
-from forecastd.guards import check_forecast
-from forecastd.ledger import Ledger, Row, Submission
+from forecastd.ledger import Ledger, Row, State, Submission
 from forecastd.outcome import Outcome, ended_by
-from forecastd.settings import FeeTier
 from forecastd.sources.base import Source
-from forecastd.window import RollingWindow, refresh
+from forecastd.stages import (
+    Stage,
+    describe_candles,
+    describe_forecast,
+    describe_guards,
+    describe_model,
+    quantiles_at_horizon,
+)
+from forecastd.window import RollingWindow
 from models.base import Forecast
 
 log = logging.getLogger(__name__)
 
-LATE_STEPS = 3  # how many candles may be missing at the newest end before the data counts as stale
 CONFIRM_SECONDS = 60.0
-_FIRST_POLL, _LONGEST_POLL = 0.02, 1.0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A finished stage: what it found, in words, and how long it took in seconds."""
-
-    name: str
-    text: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,7 @@ class Job:
     """What one cycle is to do and may spend."""
 
     topic_id: int
-    tier: FeeTier
-    max_fee_uallo: int | None
+    spending: Spending
     register: bool
     dry_run: bool
 
@@ -145,23 +139,23 @@ def _find_epoch(run: _Run) -> _Epoch | None:
             raise NeedsHuman(f"Topic {topic_id} does not exist on {chain_id}. Check --topic-id.")
         _allow(run, chain_id, told)
         height = node.height()
-        nonces = [n for n in node.open_nonces(topic_id) if n <= height < n + topic.submission_window]
+        nonces = [n for n in node.open_nonces(topic_id) if n <= height < n + topic.worker_submission_window]
         if not nonces:
-            run.know(outcome="no_window", reason=_no_window(node, topic, height))
+            run.know(outcome="no_window", reason=_no_window(node, topic_id, height))
             told.append(f"{chain_id}, height {height}: no open submission window")
             return None
         nonce = max(nonces)
         run.know(nonce=nonce)
-        last = nonce + topic.submission_window - 1
+        last = nonce + topic.worker_submission_window - 1
         told.append(f"{chain_id}, height {height}: topic {topic_id} nonce {nonce} is open to block {last}")
     log.debug("epoch %s of topic %s on %s, worker %s", nonce, topic_id, chain_id, wallet.address)
     return _Epoch(chain_id, topic_id, nonce, last)
 
 
-def _no_window(node: Node, topic: Topic, height: int) -> str:
-    if not node.is_topic_active(topic.id):
-        return f"topic {topic.id} is not active, so it opens no submission windows"
-    return f"no submission window of topic {topic.id} is open at height {height}"
+def _no_window(node: Node, topic_id: int, height: int) -> str:
+    if not node.is_topic_active(topic_id):
+        return f"topic {topic_id} is not active, so it opens no submission windows"
+    return f"no submission window of topic {topic_id} is open at height {height}"
 
 
 def _allow(run: _Run, chain_id: str, told: list[str]) -> None:
@@ -173,8 +167,8 @@ def _allow(run: _Run, chain_id: str, told: list[str]) -> None:
                 f"Worker {wallet.address} is not registered for topic {topic_id} on {chain_id}. "
                 "Run once more with --register to register it (this costs the chain's registration fee)."
             )
-        fee = register(node, wallet, chain_id=chain_id, topic_id=topic_id, tier=run.job.tier, wake=run.parts.wake,
-                       clock=run.parts.clock, max_fee_uallo=run.job.max_fee_uallo)  # fmt: skip
+        spending = run.job.spending
+        fee = register(node, wallet, topic_id, spending, chain_id=chain_id, clock=run.parts.clock, wake=run.parts.wake)
         told.append(f"registered {wallet.address} for topic {topic_id}; fee {fee} uallo")
     if not node.can_submit(topic_id, wallet.address):
         raise NeedsHuman(
@@ -222,82 +216,114 @@ def _settle(run: _Run, row: Row) -> None:
 
 
 def _fetch(run: _Run, now: float) -> Candles:
-    """The candles that the forecast needs, fetched where missing and checked."""
-    source, manifest, features = run.parts.source, run.parts.forecaster.manifest, run.parts.forecaster.features
-    if source.step != manifest.step:
-        raise NeedsHuman(
-            f"The model wants candles of {manifest.step} s, {source.name} gives {source.step} s. "
-            "Choose another source, or train a model on this one."
-        )
-    needed = manifest.encoder_length + warm_up(features.past, manifest.step)
+    source = run.parts.source
     with run.stage("data") as told:
-        candles = refresh(run.parts.window, source, now=now, length=needed)
-        candles, repairs = check(candles, now=now, needed=needed, max_age=LATE_STEPS * source.step)
-        minutes = (now - candles.end) / 60
-        kind = "synthetic, " if source.synthetic else ""
-        told.append(f"{source.name}: {kind}{len(candles)} candles to {iso(candles.end)}, {minutes:.0f} min old")
+        candles, repairs = run.parts.forecaster.gather(source, run.parts.window, now)
+        told.append(describe_candles(candles, source.name, now))
         told.extend(repairs)
     return candles
 
 
 def _check_model(run: _Run) -> None:
     forecaster = run.parts.forecaster
-    manifest = forecaster.manifest
     with run.stage("model") as told:
         run.know(bundle=forecaster.check())
-        told.append(f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are right")
+        told.append(describe_model(forecaster))
 
 
 def _forecast(run: _Run, candles: Candles) -> Forecast:
-    forecaster = run.parts.forecaster
-    manifest = forecaster.manifest
     with run.stage("forecast") as told:
-        inputs = model_input(forecaster.features, candles, manifest.encoder_length, manifest.horizon)
-        forecast = forecaster.predict(inputs)
-        quantiles = dict(zip((f"{level:g}" for level in forecast.levels), forecast.quantiles[-1].tolist(), strict=False))
-        run.know(value=forecast.value, quantiles=quantiles)
-        hours = forecast.step * manifest.horizon / 3600
-        told.append(f"log-return over {hours:g} h: {forecast.value:+.5f}")
-        told.append("  ".join(f"{100 * float(level):g}% {value:+.4f}" for level, value in quantiles.items()))
+        forecast = run.parts.forecaster.forecast(candles)
+        run.know(value=forecast.value, quantiles=quantiles_at_horizon(forecast))
+        told.extend(describe_forecast(forecast))
     return forecast
 
 
 def _guard(run: _Run, forecast: Forecast, candles: Candles) -> None:
-    manifest = run.parts.forecaster.manifest
     with run.stage("guards") as told:
-        trained = None if candles.provenance.synthetic else float(manifest.training.end)
-        report = check_forecast(
-            forecast, candles, horizon=manifest.horizon, trained_until=trained, consensus=_consensus(run)
-        )
+        report = run.parts.forecaster.guard(forecast, candles, _consensus(run))
         run.know(warnings=report.warnings)
-        told.append(f"{len(report.passed)} passed; plausible within {report.bound:.4f} either way")
-        told.extend(f"warning: {warning}" for warning in report.warnings)
+        told.extend(describe_guards(report))
 
 
 def _consensus(run: _Run) -> tuple[float, ...]:
     """The network's own latest inferences; none when the node does not give them, for they only serve a warning."""
     try:
-        return run.parts.node.network_inferences(run.job.topic_id)
+        found = run.parts.node.network_inferences(run.job.topic_id)
     except RetryLater as error:
         log.warning("no comparison with the network: %s", error)
         return ()
+    others = found.by_worker if found else {}
+    return tuple(value for worker, value in others.items() if worker != run.parts.wallet.address)
 
 
 def _sign(run: _Run, epoch: _Epoch, forecast: Forecast) -> Submission:
-    parts, job = run.parts, run.job
-    manifest = parts.forecaster.manifest
+    """Price the transaction and sign it. Nothing leaves here but the bytes."""
+    parts, node, wallet = run.parts, run.parts.node, run.parts.wallet
+    learnt_from_synthetic = parts.forecaster.manifest.training.synthetic
     with run.stage("sign") as told:
-        account = parts.node.account(parts.wallet.address)
-        if account is None or account.balance_uallo == 0:
-            raise NeedsHuman(f"The account {parts.wallet.address} on {epoch.chain_id} has no uallo. Send it some for fees.")
+        version, value = node.version(), canonical_value(forecast.value)
+        message = payload_message(wallet, version=version, topic_id=epoch.topic_id, nonce=epoch.nonce, value=value)
+        priced = price(node, wallet, message, run.job.spending)
         submission = sign_submission(
-            parts.node,
-            parts.wallet,
+            wallet,
+            version=version,
             chain_id=epoch.chain_id,
             topic_id=epoch.topic_id,
             nonce=epoch.nonce,
-            value=forecast.value,
+            value=value,
+            synthetic=parts.source.synthetic or learnt_from_synthetic,
+            account_number=priced.account_number,
+            sequence=priced.sequence,
+            gas=priced.gas,
+            fee_uallo=priced.fee_uallo,
             timeout_height=epoch.last_height,
-            synthetic=parts.source.synthetic or manifest.training.synthetic,
         )
+        told.append(f"value {submission.value}, topic {epoch.topic_id}, nonce {epoch.nonce}, emissions {version}")
+        told.append(f"sequence {submission.sequence}, gas {submission.gas}, fee {submission.fee_uallo} uallo")
+        run.know(value=float(submission.value))
     return submission
+
+
+def _send(run: _Run, submission: Submission) -> None:
+    """Send committed bytes and see what becomes of them. Sending the same bytes again is always safe."""
+    node, clock = run.parts.node, run.parts.clock
+    run.know(tx_hash=submission.tx_hash)
+    with run.stage("submit") as told:
+        answer = node.broadcast(submission.tx_bytes)
+        meaning = classify(answer.codespace, answer.code, answer.log)
+        log.info("sent %s: %s %s %s", submission.tx_hash, answer.codespace, answer.code, answer.log)
+        told.append(f"{submission.tx_hash[:16]}...: {meaning.meaning}")
+    with run.stage("confirm") as told:
+        found = wait_for_tx(node, submission, clock=clock, wake=run.parts.wake, seconds=CONFIRM_SECONDS)
+        if found is None:
+            _not_included(run, submission, meaning, answer.log)
+            return
+        meaning = classify(found.codespace, found.code, found.log)
+        state: State = "confirmed" if found.code == 0 else "rejected"
+        run.parts.ledger.settle(submission, state, clock.now(), height=found.height, reason=found.log)
+        run.know(height=found.height)
+        told.append(f"in block {found.height}: {meaning.meaning}")
+    if found.code == 0:
+        run.know(outcome="submitted", reason="")
+    else:
+        run.know(outcome="missed", reason=f"included, but refused: {meaning.meaning} ({found.log}). {meaning.advice}")
+
+
+def _not_included(run: _Run, submission: Submission, meaning: Meaning, node_says: str) -> None:
+    """No block has the transaction: a miss when its last block has passed, else unsettled for the next run."""
+    if run.parts.node.height() > submission.timeout_height:
+        reason = f"the window closed before the transaction was included ({meaning.meaning})"
+        run.parts.ledger.settle(submission, "expired", run.parts.clock.now(), height=None, reason=reason)
+        run.know(outcome="missed", reason=reason)
+        return
+    told = (
+        ""
+        if meaning.action is Action.ACCEPTED
+        else f" The node says: {meaning.meaning} ({node_says}). {meaning.advice}"
+    )
+    run.know(
+        outcome="failed",
+        needs_human=meaning.action is Action.NEEDS_HUMAN,
+        reason=f"The transaction is signed and on record but in no block yet; run again to send the same bytes.{told}",
+    )

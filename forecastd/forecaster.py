@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from forecastd.candles import Candles, check
 from forecastd.errors import NeedsHuman, SkipEpoch
-from forecastd.features import FeatureList, parse_features
+from forecastd.features import FeatureList, model_input, parse_features, warm_up
+from forecastd.guards import GuardReport, check_forecast
+from forecastd.sources.base import Source
 from forecastd.supervise.process import ChildFailed, ModelFailed, ModelProcess
-from models.base import Forecast, ModelInput
+from forecastd.window import RollingWindow, refresh
+from models.base import Forecast
 from models.bundle import Manifest, read_manifest
 from models.errors import ModelError
 
 LOAD_SECONDS = 60.0
 PREDICT_SECONDS = 60.0
+LATE_STEPS = 3  # how many candles may be missing at the newest end before the data counts as stale
 
 
 class Forecaster:
@@ -51,14 +56,47 @@ class Forecaster:
         except ChildFailed as error:
             raise SkipEpoch(str(error), check="model_process") from error
 
-    def predict(self, inputs: ModelInput) -> Forecast:
-        """One forecast. Raises SkipEpoch when the model cannot make it."""
+    @property
+    def needed(self) -> int:
+        """How many candles a forecast needs: the encoder's, and those that warm its features up."""
+        return self.manifest.encoder_length + warm_up(self.features.past, self.manifest.step)
+
+    def gather(self, source: Source, window: RollingWindow, now: float) -> tuple[Candles, tuple[str, ...]]:
+        """The candles for a forecast at `now`, fetched where missing and checked; and the repairs made, in words.
+
+        Raises:
+            SkipEpoch: they are not fit for a forecast.
+            RetryLater, NeedsHuman: as the source does, or its candles are of another step than the model's.
+        """
+        step = self.manifest.step
+        if source.step != step:
+            raise NeedsHuman(
+                f"The model wants candles of {step} s, {source.name} gives {source.step} s. "
+                "Choose another source, or train a model on this one."
+            )
+        candles = refresh(window, source, now=now, length=self.needed)
+        return check(candles, now=now, needed=self.needed, max_age=LATE_STEPS * step)
+
+    def forecast(self, candles: Candles) -> Forecast:
+        """The forecast from the end of `candles`. Raises SkipEpoch when the model cannot make it."""
+        inputs = model_input(self.features, candles, self.manifest.encoder_length, self.manifest.horizon)
         try:
             return self._process.predict(inputs, PREDICT_SECONDS)
         except ModelFailed as error:
             raise SkipEpoch(str(error), check="model") from error
         except ChildFailed as error:
             raise SkipEpoch(str(error), check="model_process") from error
+
+    def guard(self, forecast: Forecast, candles: Candles, consensus: tuple[float, ...] = ()) -> GuardReport:
+        """The guards' report on a forecast; raises SkipEpoch when it must not be signed."""
+        age_counts = not candles.provenance.synthetic
+        return check_forecast(
+            forecast,
+            candles,
+            horizon=self.manifest.horizon,
+            trained_until=float(self.manifest.training.end) if age_counts else None,
+            consensus=consensus,
+        )
 
     def close(self) -> None:
         """End the child."""

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Event
 
-from forecastd.chain.networks import network_named
+from forecastd.chain.networks import LOCAL_CHAIN_ID, NETWORKS
 from forecastd.chain.node import Node
+from forecastd.chain.submit import Spending
 from forecastd.chain.wallet import open_wallet
 from forecastd.clock import Clock, ReplayClock, iso
-from forecastd.cycle import Job, Parts, Stage, run_cycle
+from forecastd.cycle import Job, Parts, run_cycle
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.features import load_features
 from forecastd.forecaster import Forecaster
@@ -23,6 +24,7 @@ from forecastd.localnet.embedded import find_running, open_embedded
 from forecastd.outcome import Outcome, ended_by
 from forecastd.settings import Settings
 from forecastd.sources import open_source
+from forecastd.stages import Stage
 from forecastd.window import RollingWindow
 
 
@@ -42,7 +44,9 @@ def run_once(
     """
     clock = clock if as_of is None else ReplayClock(as_of)
     local = settings.allora_network == "local"
-    job = Job(settings.topic_id, settings.fee_tier, settings.max_fee_uallo, register or local, dry_run)
+    floor = NETWORKS[settings.allora_network].gas_price_floor
+    spending = Spending(floor, settings.fee_tier, settings.max_fee_uallo)
+    job = Job(settings.topic_id, spending, register or local, dry_run)
     try:
         if as_of is not None and not local:
             raise NeedsHuman(
@@ -98,14 +102,18 @@ def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster
 @contextmanager
 def _open_node(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Node]:
     """The endpoint to talk to: the user's, the network's own, a running local node, or one embedded in this process."""
-    network = network_named(settings.allora_network)
+    network = NETWORKS[settings.allora_network]
     with ExitStack() as stack:
         if settings.rpc_endpoints:
-            endpoint = settings.rpc_endpoints[0]
+            endpoint, chain_id = settings.rpc_endpoints[0], network.chain_id
         elif settings.allora_network != "local":
-            endpoint = network.endpoint
+            endpoint, chain_id = network.endpoints[0], network.chain_id
+        elif replay:
+            chain_id = f"{LOCAL_CHAIN_ID}-{iso(clock.now()).replace('-', '').replace(':', '')}"
+            endpoint = stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint
         else:
-            running = None if replay else find_running(settings.state)
-            chain_id = f"localnet-{iso(clock.now()).replace('-', '').replace(':', '')}" if replay else "localnet"
-            endpoint = running or stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint
-        yield stack.enter_context(Node(endpoint))
+            chain_id = LOCAL_CHAIN_ID
+            endpoint = (
+                find_running(settings.state) or stack.enter_context(open_embedded(settings.state, clock)).endpoint
+            )
+        yield stack.enter_context(Node(endpoint, chain_id=chain_id))

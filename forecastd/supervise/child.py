@@ -40,7 +40,7 @@ def serve(channel: socket.socket, launch: str) -> None:
         try:
             if message.kind == "load":
                 engine = _load(Path(str(message.fields["bundle"])))
-                send(channel, Message("ready", launch, {"bundle_sha256": engine.bundle.sha256}))
+                send(channel, Message("ready", launch, {"bundle_sha256": engine.bundle_sha256}))
             elif message.kind == "predict" and engine is not None:
                 send(channel, _predict(engine, message, launch))
         except MemoryError:

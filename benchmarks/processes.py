@@ -1,0 +1,80 @@
+"""Fresh processes, timed: wall seconds and peak memory of a command, its children included."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Wall seconds, peak resident memory in MB (the sum over the process and its children), and what it printed."""
+
+    seconds: float
+    megabytes: float
+    stdout: str
+
+
+def measure(arguments: Sequence[str], environment: dict[str, str] | None = None) -> Measured:
+    """Run a command to its end. Raises RuntimeError with what it wrote when it fails."""
+    started = time.perf_counter()
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        peak = [0.0]
+        watcher = threading.Thread(target=_watch, args=(process.pid, peak))
+        watcher.start()
+        out, errors = process.communicate()
+        seconds = time.perf_counter() - started
+        watcher.join()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {errors[-2000:]}{out[-500:]}")
+    return Measured(seconds, peak[0], out)
+
+
+def _watch(pid: int, peak: list[float]) -> None:
+    """Sample the resident memory of the process tree until it is gone."""
+    import psutil
+
+    try:
+        root = psutil.Process(pid)
+        while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
+            total = 0
+            for process in (root, *root.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            peak[0] = max(peak[0], total / 2**20)
+            time.sleep(0.005)
+    except psutil.NoSuchProcess:
+        return
+
+
+def alternate(ours: Callable[[], Measured], peer: Callable[[], Measured], runs: int) -> tuple[Measured, Measured]:
+    """Both in turns, so that a noisy machine disturbs both alike; medians of seconds and megabytes."""
+    pairs = [(ours(), peer()) for _ in range(runs)]
+    return _median([pair[0] for pair in pairs]), _median([pair[1] for pair in pairs])
+
+
+def _median(all_of: list[Measured]) -> Measured:
+    return Measured(
+        statistics.median(one.seconds for one in all_of),
+        statistics.median(one.megabytes for one in all_of),
+        all_of[-1].stdout,
+    )
+
+
+def python(*arguments: str) -> list[str]:
+    """A command line of this interpreter."""
+    return [sys.executable, *arguments]

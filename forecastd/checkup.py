@@ -1,0 +1,53 @@
+"""`model check`: everything a cycle demands of a model, without a chain.
+
+Hashes, schema, feature list, finite weights and canary in the child process, then a test prediction on recent candles that
+has to pass the guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from forecastd.clock import Clock
+from forecastd.features import load_features
+from forecastd.forecaster import Forecaster
+from forecastd.settings import Settings
+from forecastd.sources import open_source
+from forecastd.stages import Stage, describe_candles, describe_forecast, describe_guards, describe_model
+from forecastd.window import RollingWindow
+
+
+def check_model(
+    settings: Settings, bundle: Path, clock: Clock, *, now: float, report: Callable[[Stage], None] = lambda _: None
+) -> None:
+    """Check a bundle as a cycle at `now` would, reporting each stage as it passes.
+
+    Raises:
+        NeedsHuman: the bundle is no good, or the feature list is another one; the message says what to do.
+        SkipEpoch, RetryLater: the candles for the test prediction, or the prediction itself, are no good.
+    """
+
+    @contextmanager
+    def stage(name: str) -> Iterator[list[str]]:
+        told: list[str] = []
+        start = clock.monotonic()
+        yield told
+        report(Stage(name, "\n".join(told), clock.monotonic() - start))
+
+    features = load_features(settings.features_path)
+    source = open_source(settings.data_source, settings)
+    with Forecaster(bundle, features) as forecaster, RollingWindow.open(settings.state / "window.sqlite") as window:
+        with stage("model") as told:
+            forecaster.check()
+            told.append(describe_model(forecaster))
+        with stage("data") as told:
+            candles, repairs = forecaster.gather(source, window, now)
+            told.append(describe_candles(candles, source.name, now))
+            told.extend(repairs)
+        with stage("forecast") as told:
+            forecast = forecaster.forecast(candles)
+            told.extend(describe_forecast(forecast))
+        with stage("guards") as told:
+            told.extend(describe_guards(forecaster.guard(forecast, candles)))
