@@ -24,4 +24,10 @@ def open_source(spec: str, settings: Settings) -> Source:
         if rest and not (rest.isascii() and rest.isdigit() and len(rest) <= 9):
             raise NeedsHuman(f"The seed of the sample source is a whole number below 1000000000, not {rest!r}.")
         return SampleSource(settings.symbol, int(rest or 0))
+    if kind == "file" and rest:
+        from pathlib import Path
+
+        from forecastd.sources.file import FileSource
+
+        return FileSource(Path(rest), settings.symbol)
     raise NeedsHuman(f"There is no data source {spec!r}. Allowed are: {ALLOWED}.")

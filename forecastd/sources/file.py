@@ -1,0 +1,97 @@
+"""`file:PATH`: candles from a file that a user downloaded, or that `data export` wrote.
+
+The one thing to know before changing it: the content decides what the file is, never its name, and nothing in it is ever
+executed. A note left by `data export` says when candles are made up, so that saving them does not make them real.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from forecastd.candles import HOUR, Candles, Provenance, mend
+from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.sources.csvfile import read_csv
+from forecastd.sources.parquetfile import read_parquet
+from forecastd.sources.table import MOST_BYTES, Table
+
+KINDS = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x89HDF": "an HDF5 file; export it as CSV or Parquet",
+    b"SQLite format 3": "an SQLite database; export the table as CSV",
+    b"BZh": "a bzip2 archive; unpack it",
+    b"\xfd7zXZ": "an xz archive; unpack it",
+    b"(\xb5/\xfd": "a zstd archive; unpack it",
+    b"%PDF": "a PDF",
+    b"<!DOCTYPE": "a web page: the download did not give the file; look at the link",
+    b"<html": "a web page: the download did not give the file; look at the link",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
+
+
+class FileSource:
+    """One file, read again each time it is asked, so that a changed file is seen."""
+
+    step = HOUR
+    local = True
+
+    def __init__(self, path: Path, symbol: str) -> None:
+        self.path = path
+        self.symbol = symbol
+        self.name = f"file:{path}"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the file says that its candles are made up. It is read for that, with the errors of a fetch."""
+        return self._read().synthetic
+
+    def fetch(self, start: int, end: int, now: float) -> Candles:
+        """See `Source.fetch`.
+
+        Raises:
+            NeedsHuman: no such file, no table of candles, another pair or step, too large.
+            SkipEpoch: `unreadable`, `empty`, or `duplicate`.
+        """
+        table = self._read()
+        origin = Provenance(self.name, now, table.sha256, table.synthetic)
+        candles = mend(Candles.of(self.symbol, self.step, table.time, table.values, origin, table.told))
+        return candles.between(start, min(end, now - self.step + 1e-6))
+
+    def _read(self) -> Table:
+        self._require_readable()
+        with self.path.open("rb") as stream:
+            head = stream.read(16)
+        if head.startswith(b"PAR1"):
+            return read_parquet(self.path, self.symbol, self.step)
+        for magic, what in KINDS.items():
+            if head[: len(magic)].lower() == magic.lower():
+                raise NeedsHuman(f"{self.path} is {what}. Candles are read from CSV (also .gz) and Parquet.")
+        if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+            raise NeedsHuman(
+                f"{self.path} is a Python pickle. It could run code, so it is never opened; save it as CSV or Parquet."
+            )
+        return read_csv(self.path, self.symbol, self.step)
+
+    def _require_readable(self) -> None:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            raise NeedsHuman(f"There is no file {self.path}.") from None
+        except OSError as error:
+            raise NeedsHuman(f"{self.path} cannot be looked at: {error.strerror}.") from None
+        if stat.S_ISDIR(found.st_mode):
+            raise NeedsHuman(f"{self.path} is a directory. Name a CSV or Parquet file in it.")
+        if not stat.S_ISREG(found.st_mode):
+            raise NeedsHuman(f"{self.path} is no regular file.")
+        if not found.st_size:
+            raise SkipEpoch(f"{self.path} is empty: it has no bytes.", check="empty")
+        if found.st_size > MOST_BYTES:
+            raise NeedsHuman(
+                f"{self.path} has {found.st_size >> 20} MB; at most {MOST_BYTES >> 20} MB are read. "
+                "Cut it to the symbol and the years that are needed."
+            )
+        try:
+            self.path.open("rb").close()
+        except OSError as error:
+            raise NeedsHuman(f"{self.path} cannot be read: {error.strerror}.") from None
