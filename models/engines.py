@@ -18,6 +18,7 @@ from models.manifest import Manifest
 from models.tft import Tft
 
 TOLERANCE = 1e-4  # of the quantile range: how far an engine may be from the network it was made of
+LEAST_SCALE = 1e-6  # of the target; below it the price stands still and nothing can be standardised by it
 _CHUNK = 16  # series at a time: the attention of more does not fit a processor's cache
 
 
@@ -88,8 +89,8 @@ class Scaling:
         """
         self._check(inputs)
         length = self._manifest.encoder_length
-        scale = target_scale(inputs.target, self._manifest.horizon)
-        if scale <= 0:
+        scale = float(target_scale(inputs.target, self._manifest.horizon))
+        if scale < LEAST_SCALE:
             raise DataError(
                 f"The price does not move over all {length} steps of the encoder: there is nothing to forecast from. "
                 "Check the source."
@@ -118,9 +119,12 @@ class Scaling:
                 raise DataError(f"The model's input {name!r} holds a number that is not finite.")
 
 
-def target_scale(target: FloatArray, horizon: int) -> float:
-    """How far the logarithm of the price moves in `horizon` steps if it walks at random as it did in `target` `[L]`."""
-    return float(np.diff(target).std() * np.sqrt(horizon))
+def target_scale(target: FloatArray, horizon: int) -> FloatArray:
+    """How far the logarithm of the price moves in `horizon` steps if it walks at random as it did in `target` `[..., L]`.
+
+    The standard deviation of its one-step differences, times the root of the horizon: `[...]`.
+    """
+    return np.asarray(np.diff(target, axis=-1).std(axis=-1) * np.sqrt(horizon))
 
 
 def to_quantiles(outputs: FloatArray, scale: float) -> FloatArray:

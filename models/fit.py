@@ -1,0 +1,223 @@
+"""Fitting the network with Lightning: batches, the training step, checkpoints that hold no pickled object.
+
+An epoch is a fixed number of batches drawn from (seed, epoch) alone, and dropout is reseeded with every epoch: a training
+that was interrupted and continued gives the very weights it would have given in one go. Checkpoints hold tensors and
+plain values only, and are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from models.engines import target_scale
+from models.library import quiet_library
+from models.manifest import Scaler
+from models.windows import Indices, TrainingData
+
+if TYPE_CHECKING:
+    from models.training import TrainingConfig
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+Batch = tuple[dict[str, torch.Tensor], tuple[torch.Tensor, None]]
+
+
+class Windows(Dataset[Batch]):
+    """Batches of windows in the library's own format, gathered at once from a few arrays.
+
+    Equal to what `TimeSeriesDataSet` collates, except that target and center are given as seen from the origin (the
+    center is zero): in float32 the logarithm of a price has too few digits for its differences.
+    """
+
+    def __init__(self, data: TrainingData, scalers: Mapping[str, Scaler], length: int, horizon: int) -> None:
+        self._target = data.target
+        self._length, self._horizon = length, horizon
+        scaled = [
+            (column - scalers[name].center) / scalers[name].scale
+            for names, matrix in ((data.known_names, data.known), (data.past_names, data.past))
+            for name, column in zip(names, matrix.T, strict=True)
+        ]
+        known = len(data.known_names)
+        nothing = np.zeros(len(data))  # for the relative time and the target, which differ from window to window
+        self._reals = np.stack([*scaled[:known], nothing, *scaled[known:], nothing], axis=1).astype(np.float32)
+        self._relative_column = known
+        self._offsets = np.arange(1 - length, horizon + 1)
+        self._relative_time = ((self._offsets - 1) / length).astype(np.float32)
+
+    def __getitem__(self, origins: Sequence[int]) -> Batch:
+        """The library's `x` and `(y, weight)` of the windows at `origins`."""
+        at, length, batch = np.asarray(origins, dtype=np.int64), self._length, len(origins)
+        rows = at[:, None] + self._offsets
+        returns = self._target[rows] - self._target[at][:, None]
+        scale = target_scale(returns[:, :length], self._horizon)
+        reals = self._reals[rows]
+        reals[:, :, self._relative_column] = self._relative_time
+        reals[:, :, -1] = returns / scale[:, None]
+        cont, target = torch.from_numpy(reals), torch.from_numpy(returns.astype(np.float32))
+        x = {
+            "encoder_cat": torch.zeros(batch, length, 0, dtype=torch.long),
+            "encoder_cont": cont[:, :length],
+            "encoder_target": target[:, :length],
+            "encoder_lengths": torch.full((batch,), length),
+            "decoder_cat": torch.zeros(batch, self._horizon, 0, dtype=torch.long),
+            "decoder_cont": cont[:, length:],
+            "decoder_target": target[:, length:],
+            "decoder_lengths": torch.full((batch,), self._horizon),
+            "decoder_time_idx": torch.from_numpy(rows[:, length:]),
+            "groups": torch.zeros(batch, 1, dtype=torch.long),
+            "target_scale": torch.from_numpy(np.stack([np.zeros(batch), scale], axis=1).astype(np.float32)),
+        }
+        return x, (target[:, length:], None)
+
+
+class EpochSampler(Sampler[list[int]]):
+    """`batches` random batches an epoch, different ones each epoch, the same ones for the same seed and epoch."""
+
+    def __init__(self, origins: Indices, batch_size: int, batches: int, seed: int) -> None:
+        self._origins, self._size, self._seed = origins, batch_size, seed
+        self._batches = min(batches, -(-len(origins) // batch_size))
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng((self._seed, self._epoch)).permutation(self._origins)
+        for index in range(self._batches):
+            yield order[index * self._size : (index + 1) * self._size].tolist()
+
+
+class Fit(LightningModule):
+    """The library's network, its quantile loss, and Adam. Has no hyperparameters to save, so checkpoints are plain."""
+
+    def __init__(self, network: Any, config: TrainingConfig) -> None:
+        super().__init__()
+        self.network = network
+        self._seed, self._learning_rate = config.seed, config.learning_rate
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The quantile loss in units of each window's own scale: a wild week counts no more than a calm one."""
+        x, (target, _) = batch
+        losses = self.network.loss.loss(self.network(x)["prediction"], target)
+        loss: torch.Tensor = (losses / x["target_scale"][:, 1, None, None]).mean()
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        self.log("val_loss", self.loss(batch), on_epoch=True, batch_size=len(batch[1][0]))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self._learning_rate)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+class Reporter(Callback):
+    """Tells the caller how far the training is, after every batch and every validation."""
+
+    def __init__(self, report: Callable[..., None]) -> None:
+        self._report = report
+
+    def on_train_batch_end(self, trainer: Trainer, _module: Any, outputs: Any, _batch: Any, batch_idx: int) -> None:
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        self._report(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches), float(loss), None)
+
+    def on_validation_end(self, trainer: Trainer, _module: Any) -> None:
+        total = int(trainer.num_training_batches)
+        self._report(trainer.current_epoch + 1, total, total, None, float(trainer.callback_metrics["val_loss"]))
+
+
+def loaders(
+    windows: Windows, train: Indices, validation: Indices, config: TrainingConfig
+) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+    """The batches to learn from and those to validate with, each made by one gather."""
+    sampler = EpochSampler(train, config.batch_size, config.batches_per_epoch, config.seed)
+    held_out = [part.tolist() for part in np.array_split(validation, -(-len(validation) // config.batch_size))]
+    return (
+        DataLoader(windows, batch_size=None, sampler=sampler),
+        DataLoader(windows, batch_size=None, sampler=held_out),
+    )
+
+
+def fit(
+    network: Any,
+    batches: tuple[DataLoader[Batch], DataLoader[Batch]],
+    config: TrainingConfig,
+    work: Path,
+    report: Callable[..., None],
+) -> bool:
+    """Fit `network` until it stops getting better, from the last checkpoint in `work` if there is one.
+
+    Leaves `best.ckpt` and `last.ckpt` in `work`. Returns whether it ran to its end; False: it was interrupted.
+    """
+    last = work / LAST
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            dirpath=work, filename="best", monitor="val_loss", save_last=True, save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+        EarlyStopping(monitor="val_loss", patience=config.patience, check_on_train_epoch_end=True),
+        Reporter(report),
+    ]  # fmt: skip
+    with quiet_library(), _quiet_lightning():
+        trainer = Trainer(
+            accelerator=config.accelerator, devices=1, max_epochs=config.epochs, callbacks=callbacks, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0, num_sanity_val_steps=0,
+            default_root_dir=work, inference_mode=False,
+        )  # fmt: skip
+        return _run(trainer, Fit(network, config), batches, last if last.exists() else None)
+
+
+def _run(
+    trainer: Trainer, module: Fit, batches: tuple[DataLoader[Batch], DataLoader[Batch]], checkpoint: Path | None
+) -> bool:
+    """Lightning answers Ctrl-C by ignoring further ones and ending the process; here it ends the training only."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, *batches, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        return False
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return True
+
+
+def best_weights(network: Any, work: Path) -> None:
+    """Load the best weights so far into `network`, on the CPU."""
+    checkpoint = torch.load(work / BEST, map_location="cpu", weights_only=True)
+    prefix = "network."
+    state = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
+    network.cpu().load_state_dict(state)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning tells on its loggers which devices it found; that is not for whoever called us."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

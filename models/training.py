@@ -1,0 +1,297 @@
+"""From rows to a checked bundle: split, scale, fit, compare with the baselines, export, write.
+
+The weights of the library's network are exported, and the engine that will run them is held against the network itself:
+a bundle whose engine differs is never written. Torch and Lightning are imported by `train` only, so that the command line
+can build the values below without them.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models import workdir
+from models.base import FloatArray
+from models.baselines import Baselines, fit_baselines
+from models.bundle import Bundle, Canary, write_bundle
+from models.engines import TOLERANCE, Engine, Scaling, relative_difference, target_scale, to_quantiles
+from models.errors import BundleError, DataError, ModelError
+from models.evaluation import score
+from models.manifest import Manifest, Network, Scaler, Training, iso, network_reals
+from models.tft import expected_shapes
+from models.windows import Indices, Part, Split, TrainingData, split
+
+LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+BASELINE_WINDOWS = 20_000
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Every choice of a training; saved in the manifest. The defaults fit topic 67: hourly candles, 168 h ahead.
+
+    `batches_per_epoch` bounds an epoch, since consecutive windows overlap almost wholly; `scored_windows` bounds, for the
+    same reason, how many windows of the validation and of the test part are looked at. `accelerator` is Lightning's name
+    of a device: auto, cpu, gpu.
+    """
+
+    name: str = "model"
+    encoder_length: int = 336
+    horizon: int = 168
+    hidden_size: int = 16
+    hidden_continuous_size: int = 8
+    attention_heads: int = 4
+    lstm_layers: int = 1
+    dropout: float = 0.1
+    levels: tuple[float, ...] = LEVELS
+    epochs: int = 30
+    patience: int = 5
+    batch_size: int = 64
+    batches_per_epoch: int = 50
+    learning_rate: float = 2e-3
+    seed: int = 0
+    accelerator: str = "auto"
+    validation: float = 0.15
+    test: float = 0.15
+    scored_windows: int = 512
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is. `stage` is fit, score or write; a loss is None where none is known yet."""
+
+    stage: str
+    epoch: int = 0
+    epochs: int = 0
+    batch: int = 0
+    batches: int = 0
+    loss: float | None = None
+    validation_loss: float | None = None
+
+
+class TrainingInterrupted(ModelError):
+    """The training was interrupted. `kept` says whether a checkpoint of at least one whole epoch was kept in `work`."""
+
+    def __init__(self, work: Path, *, kept: bool) -> None:
+        what = "Best checkpoint kept" if kept else "No epoch was finished yet, so there is no checkpoint"
+        super().__init__(f"Interrupted. {what}; run the same command again to go on.")
+        self.work = work
+        self.kept = kept
+
+
+def train(
+    data: TrainingData,
+    config: TrainingConfig,
+    out: Path,
+    progress: Callable[[Progress], None],
+    *,
+    created: float,
+    force: bool = False,
+    finish: bool = False,
+) -> Manifest:
+    """Train a network on `data` and write it as a bundle at `out`; go on where an interrupted training left off.
+
+    `created` is the unix time to be written in the manifest. `force` replaces a bundle at `out` and throws away an
+    unfinished training with other options. `finish` fits no further and uses the best checkpoint that there is.
+
+    Raises:
+        DataError: the rows cannot carry the training, or an option makes no sense.
+        BundleError: something is in the way at `out`, or the engine does not reproduce the network (check "canary").
+        TrainingInterrupted: Ctrl-C; what was reached is kept.
+        OSError: the disk is full, or `out` may not be written.
+    """
+    check(config)
+    if out.exists() and not force:
+        raise BundleError(f"{out} exists already. Choose another place, or have it replaced (--force).", check="exists")
+    parts = split(data, config.encoder_length, config.horizon, config.validation, config.test)
+    work = workdir.begin(out, data, config, anew=force)
+    job = _Job(data, config, _network(data, config), _scalers(data, parts.train), parts)
+    model = _fit(job, work, progress, finish=finish)
+    progress(Progress("score"))
+    bundle = _export(job, model, out, int(created))
+    engine = Engine(bundle)
+    _check_engine(engine, model, bundle.canary)
+    manifest = replace(bundle.manifest, metrics=_metrics(engine, job))
+    progress(Progress("write"))
+    manifest = write_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=force)
+    work.remove()
+    return manifest
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What a training is given, and what follows from it alone."""
+
+    data: TrainingData
+    config: TrainingConfig
+    network: Network
+    scalers: Mapping[str, Scaler]
+    parts: Split
+
+
+def check(config: TrainingConfig) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        DataError: naming the option.
+    """
+    at_least = {
+        "encoder_length": 2, "horizon": 1, "hidden_size": 1, "hidden_continuous_size": 1, "attention_heads": 1,
+        "lstm_layers": 1, "epochs": 1, "patience": 1, "batch_size": 1, "batches_per_epoch": 1, "scored_windows": 1,
+        "seed": 0,
+    }  # fmt: skip
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            raise DataError(f"{name} must be at least {least}, not {getattr(config, name)}.")
+    if config.attention_heads > config.hidden_size:
+        raise DataError(f"{config.attention_heads} attention heads need a hidden size of at least as many.")
+    if not 0 <= config.dropout < 1 or not config.learning_rate > 0:
+        raise DataError("dropout must be from 0 to below 1, and learning_rate above 0.")
+    if min(config.validation, config.test, 1 - config.validation - config.test) <= 0:
+        raise DataError("validation and test must be shares above 0 that leave something to train on.")
+    levels = config.levels
+    if 0.5 not in levels or list(levels) != sorted(set(levels)) or levels[0] <= 0 or levels[-1] >= 1:
+        raise DataError("levels must be increasing probabilities with 0.5 among them.")
+
+
+def _network(data: TrainingData, config: TrainingConfig) -> Network:
+    encoder, decoder = network_reals(data.past_names, data.known_names)
+    return Network(
+        hidden_size=config.hidden_size,
+        hidden_continuous_size=config.hidden_continuous_size,
+        attention_heads=config.attention_heads,
+        lstm_layers=config.lstm_layers,
+        encoder_reals=encoder,
+        decoder_reals=decoder,
+        outputs=len(config.levels),
+    )
+
+
+def _scalers(data: TrainingData, part: Part) -> dict[str, Scaler]:
+    """Mean and standard deviation of every feature over the finite rows of the training part, and of nothing else."""
+    rows = slice(part.start, part.stop)
+    found = {}
+    for names, matrix in ((data.past_names, data.past), (data.known_names, data.known)):
+        for name, column in zip(names, matrix[rows].T, strict=True):
+            finite = column[np.isfinite(column)]
+            found[name] = Scaler(center=float(finite.mean()), scale=float(finite.std()) or 1.0)
+    return found
+
+
+def _fit(job: _Job, work: workdir.Work, progress: Callable[[Progress], None], *, finish: bool) -> Any:
+    """The library's network with the best weights that were found, in eval mode on the CPU."""
+    from models import fit, library
+
+    config = job.config
+    library.seed(config.seed)
+    model = library.build(job.network, config.levels, config.encoder_length, config.horizon, config.dropout)
+    if not (work.finished or finish):
+        windows = fit.Windows(job.data, job.scalers, config.encoder_length, config.horizon)
+
+        def report(epoch: int, batch: int, batches: int, loss: float | None, validation: float | None) -> None:
+            progress(Progress("fit", epoch, config.epochs, batch, batches, loss, validation))
+
+        train, held_out = job.parts.train.origins, job.parts.validation.thinned(config.scored_windows)
+        if not fit.fit(model, fit.loaders(windows, train, held_out, config), config, work.path, report):
+            raise TrainingInterrupted(work.path, kept=(work.path / fit.BEST).exists())
+        work.finish()
+    if not (work.path / fit.BEST).exists():
+        raise DataError("No epoch was finished yet: there is no checkpoint to write a bundle from. Train on first.")
+    fit.best_weights(model, work.path)
+    return model.eval()
+
+
+def _export(job: _Job, model: Any, out: Path, created: int) -> Bundle:
+    """The bundle, in memory, without its metrics: the network's weights, and a canary made by the network itself."""
+    from models.library import forward
+
+    data, config, parts = job.data, job.config, job.parts
+    state = model.state_dict()
+    weights = {name: np.asarray(state[name].numpy(), dtype=np.float32) for name in expected_shapes(job.network)}
+    if not all(np.isfinite(value).all() for value in weights.values()):
+        raise DataError("The training diverged: weights are not finite. Lower the learning rate.")
+    manifest = Manifest(
+        name=config.name,
+        past=data.past_names,
+        known=data.known_names,
+        scalers=job.scalers,
+        step=data.step,
+        encoder_length=config.encoder_length,
+        horizon=config.horizon,
+        levels=config.levels,
+        network=job.network,
+        training=Training(
+            start=int(data.time[0]),
+            end=int(data.time[-1]) + data.step,
+            rows=len(data),
+            data_sha256=data.data_sha256,
+            source=data.source,
+            synthetic=data.synthetic,
+            created=created,
+            parts={part.name: _describe(part, data) for part in (parts.train, parts.validation, parts.test)},
+            config=asdict(config),
+        ),
+        versions=_versions(),
+        metrics={},
+        files={},
+    )
+    inputs = data.window(int(parts.test.origins[-1]), config.encoder_length, config.horizon)
+    past, future, scale = Scaling(manifest).apply(inputs)
+    canary = Canary(inputs, to_quantiles(forward(model, past[None], future[None])[0], scale))
+    return Bundle(out, manifest, "", weights, canary, ())
+
+
+def _check_engine(engine: Engine, model: Any, canary: Canary) -> None:
+    """Hold the engine against the network it was exported from, on the canary."""
+    difference = relative_difference(engine.predict(canary.inputs).quantiles, canary.quantiles)
+    if not difference <= TOLERANCE:
+        raise BundleError(
+            f"The engine differs from the trained {type(model).__name__} by {difference:.1e} of the quantile range; "
+            f"{TOLERANCE:.0e} is allowed, so no bundle was written. The installed pytorch-forecasting may have changed.",
+            check="canary",
+        )
+
+
+def _metrics(engine: Engine, job: _Job) -> dict[str, object]:
+    origins = job.parts.train.thinned(BASELINE_WINDOWS)
+    returns = job.data.outcome(origins, job.config.horizon)
+    baselines = fit_baselines(returns, _target_scales(origins, job), job.config.levels)
+    return {part.name: _score(engine, baselines, job, part) for part in (job.parts.validation, job.parts.test)}
+
+
+def _score(engine: Engine, baselines: Baselines, job: _Job, part: Part) -> dict[str, object]:
+    """The scores of the model and of the baselines on the same windows of one part."""
+    length, horizon, levels = job.config.encoder_length, job.config.horizon, job.config.levels
+    origins = part.thinned(job.config.scored_windows)
+    actual = job.data.outcome(origins, horizon)
+    forecasts = engine.predict_batch([job.data.window(int(origin), length, horizon) for origin in origins])
+    quantiles = np.stack([forecast.quantiles for forecast in forecasts])
+    every = {
+        "model": (quantiles, quantiles[..., levels.index(0.5)]),
+        **baselines.forecasts(_target_scales(origins, job)),
+    }
+    return {
+        "windows": len(origins),
+        "horizons": (part.stop - part.start - length) // horizon,  # that do not overlap
+        **{name: score(q, point, actual, levels) for name, (q, point) in every.items()},
+    }
+
+
+def _target_scales(origins: Indices, job: _Job) -> FloatArray:
+    rows = origins[:, None] + np.arange(1 - job.config.encoder_length, 1)
+    return target_scale(job.data.target[rows], job.config.horizon)
+
+
+def _describe(part: Part, data: TrainingData) -> dict[str, object]:
+    start, end = int(data.time[part.start]), int(data.time[part.stop - 1]) + data.step
+    return {"start": start, "start_iso": iso(start), "end": end, "end_iso": iso(end), "windows": len(part.origins)}
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "lightning", "pytorch-forecasting", "numpy", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

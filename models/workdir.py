@@ -1,0 +1,117 @@
+"""What an unfinished training keeps on disk, beside the bundle it will become: `NAME.training`.
+
+`state.json` says what is being trained, `data.safetensors` holds the very rows, so that going on needs no source and meets
+no newer candles; the checkpoints lie beside them. All of it is thrown away once the bundle is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.errors import BundleError, DataError
+from models.windows import TrainingData
+
+if TYPE_CHECKING:
+    from models.training import TrainingConfig
+
+STATE, DATA = "state.json", "data.safetensors"
+ARRAYS = ("time", "target", "past", "known")
+
+
+def place(out: Path) -> Path:
+    """Where the unfinished training of the bundle `out` is kept."""
+    return out.with_name(f"{out.name}.training")
+
+
+@dataclass(frozen=True)
+class Work:
+    """An unfinished training on disk. `finished`: the network is fitted, the bundle is not written yet."""
+
+    path: Path
+    data: TrainingData
+    config: dict[str, object]
+    finished: bool
+
+    def finish(self) -> None:
+        """Note that the network is fitted."""
+        _write_state(self.path, self.data, self.config, finished=True)
+
+    def remove(self) -> None:
+        """Throw it away."""
+        shutil.rmtree(self.path)
+
+
+def find(out: Path) -> Work | None:
+    """The unfinished training of `out`, or None.
+
+    Raises:
+        DataError: there is one, and it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = place(out)
+    if not (path / STATE).exists():
+        return None
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        described = {**state["data"], **load_file(path / DATA)}
+        for name in ("past_names", "known_names"):
+            described[name] = tuple(described[name])
+        return Work(path, TrainingData(**described), state["config"], bool(state["finished"]))
+    except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
+        raise DataError(
+            f"The interrupted training at {path} cannot be read ({error}). Start anew (--force), or remove it."
+        ) from error
+
+
+def begin(out: Path, data: TrainingData, config: TrainingConfig, *, anew: bool) -> Work:
+    """The unfinished training of `out` that is for this data and these options, or a new one.
+
+    Raises:
+        BundleError: (check "exists") one for other data or other options is there, and `anew` is false.
+    """
+    options = json.loads(json.dumps(asdict(config)))
+    try:
+        found = find(out)
+    except DataError:
+        if not anew:
+            raise
+        found = None
+    if found is not None and found.config == options and found.data.data_sha256 == data.data_sha256:
+        return found
+    path = place(out)
+    if found is not None and not anew:
+        raise BundleError(
+            f"A training with other options or other data was interrupted at {path}. Repeat its command to go on with it, "
+            "write a bundle from what it has reached (--finish), or throw it away (--force).",
+            check="exists",
+        )
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    _write_data(path, data)
+    _write_state(path, data, options, finished=False)
+    return Work(path, data, options, finished=False)
+
+
+def _write_data(path: Path, data: TrainingData) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(getattr(data, name)) for name in ARRAYS}, path / DATA)
+
+
+def _write_state(path: Path, data: TrainingData, config: dict[str, object], *, finished: bool) -> None:
+    described = {f.name: getattr(data, f.name) for f in fields(data) if f.name not in ARRAYS}
+    staging = path / f"{STATE}.new"
+    staging.write_text(
+        json.dumps({"config": config, "data": described, "finished": finished}, indent=1) + "\n", encoding="utf-8"
+    )
+    os.replace(staging, path / STATE)  # noqa: PTH105  # atomic, and says so
