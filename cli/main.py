@@ -85,7 +85,7 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
 @click.version_option(__version__, prog_name="forecastd", message="%(prog)s %(version)s")
 @click.pass_context
 def command(
-    ctx: click.Context, once: bool, verbose: bool, state_dir: Path | None, log_dir: Path | None, **more: Any
+    ctx: click.Context, /, once: bool, verbose: bool, state_dir: Path | None, log_dir: Path | None, **more: Any
 ) -> None:
     """Runs forecasting models in production: one checked, signed forecast per epoch, submitted exactly once."""
     ctx.obj = {"state_dir": state_dir, "log_dir": log_dir}

@@ -23,7 +23,7 @@ def command() -> None:
 @click.option("--as-of", metavar="ISO", help="Predict as at this moment (ISO 8601, UTC).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_obj
-def check(shared: dict[str, Any], directory: Path | None, as_of: str | None, as_json: bool, **options: Any) -> None:
+def check(shared: dict[str, Any], /, directory: Path | None, as_of: str | None, as_json: bool, **options: Any) -> None:
     """Verify a bundle: hashes, schema, features, weights, canary, and a test prediction on recent candles."""
     from cli.screen import console, stage_row
     from cli.times import reference_time
@@ -45,7 +45,7 @@ def check(shared: dict[str, Any], directory: Path | None, as_of: str | None, as_
 @DIRECTORY
 @click.option("--json", "as_json", is_flag=True, help="The whole manifest as one JSON object.")
 @click.pass_obj
-def show(shared: dict[str, Any], directory: Path | None, as_json: bool) -> None:
+def show(shared: dict[str, Any], /, directory: Path | None, as_json: bool) -> None:
     """Describe a bundle: what it forecasts, from what, trained on what, and how well."""
     from cli.screen import console
     from forecastd.settings import load_settings

@@ -209,7 +209,7 @@ def _settle(run: _Run, row: Row) -> None:
     sent, ledger, now = row.submission, run.parts.ledger, run.parts.clock.now()
     found = run.parts.node.find_tx(sent.tx_hash)
     if found is not None:
-        state = "confirmed" if found.code == 0 else "rejected"
+        state: State = "confirmed" if found.code == 0 else "rejected"
         ledger.settle(sent, state, now, height=found.height, reason=found.log)
     elif run.parts.node.height() > sent.timeout_height:
         ledger.settle(sent, "expired", now, height=None, reason="not included by the end of its window")

@@ -16,8 +16,9 @@ from forecastd.sources.base import Source
 from forecastd.supervise.process import ChildFailed, ModelFailed, ModelProcess
 from forecastd.window import RollingWindow, refresh
 from models.base import Forecast
-from models.bundle import Manifest, read_manifest
+from models.bundle import read_manifest
 from models.errors import ModelError
+from models.manifest import Manifest
 
 LOAD_SECONDS = 60.0
 PREDICT_SECONDS = 60.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from forecastd.errors import NeedsHuman, RetryLater
 
@@ -91,9 +91,16 @@ class Ledger:
             raise NeedsHuman(told) from error
         try:
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None)
-            self._prepare()
         except sqlite3.Error as error:
             raise _told(error, path) from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self.close()
+            raise _told(error, path) from error
+        except NeedsHuman:
+            self.close()
+            raise
 
     def _prepare(self) -> None:
         db = self._db
@@ -158,16 +165,16 @@ class Ledger:
         """Let go of the file."""
         self._db.close()
 
-    def _run(self, sql: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
+    def _run(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise _told(error, self.path) from error
 
 
-def _row(values: tuple[object, ...]) -> Row:
+def _row(values: tuple[Any, ...]) -> Row:
     *sent, fee, state, height, reason, signed_at, settled_at = values
-    return Row(Submission(*sent, int(str(fee))), state, height, reason, signed_at, settled_at)  # type: ignore[arg-type]
+    return Row(Submission(*(*sent, int(fee))), state, height, reason, signed_at, settled_at)
 
 
 def _told(error: sqlite3.Error, path: Path) -> NeedsHuman | RetryLater:

@@ -21,7 +21,7 @@ _FILE_FORMAT = "%(asctime)sZ %(levelname)-7s %(name)s:%(funcName)s:%(lineno)d %(
 class RedactingFormatter(logging.Formatter):
     """Formats in UTC and replaces every known secret in the finished text."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def __init__(self, pattern: str, secrets: Iterable[str]) -> None:
         super().__init__(pattern, datefmt="%Y-%m-%dT%H:%M:%S")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
+
+from forecastd.errors import ForecastdError, NeedsHuman, SkipEpoch
 
 Name = Literal["submitted", "already_submitted", "dry_run", "no_window", "skipped", "missed", "failed"]
 _DEFAULT_CODES: Mapping[Name, int] = {
@@ -55,3 +57,10 @@ class Outcome:
     def as_json(self) -> dict[str, object]:
         """The fields as one JSON object."""
         return {**asdict(self), "exit_code": self.exit_code}
+
+
+def ended_by(error: ForecastdError, so_far: Outcome) -> Outcome:
+    """The outcome of a cycle that `error` ended, keeping what the cycle had found out."""
+    if isinstance(error, SkipEpoch):
+        return replace(so_far, outcome="skipped", reason=str(error), check=error.check)
+    return replace(so_far, outcome="failed", reason=str(error), needs_human=isinstance(error, NeedsHuman))

@@ -24,6 +24,13 @@ def open_source(spec: str, settings: Settings) -> Source:
         if rest and not (rest.isascii() and rest.isdigit() and len(rest) <= 9):
             raise NeedsHuman(f"The seed of the sample source is a whole number below 1000000000, not {rest!r}.")
         return SampleSource(settings.symbol, int(rest or 0))
+    if kind == "tiingo":
+        from forecastd.sources.tiingo import TiingoSource
+
+        key = settings.tiingo_api_key
+        return TiingoSource(
+            rest.lower() or settings.symbol, None if key is None else key.get_secret_value(), settings.tiingo_url
+        )
     if kind == "file" and rest:
         from pathlib import Path
 

@@ -20,7 +20,7 @@ from forecastd.clock import Deadline
 
 _PREFIX = struct.Struct("<II")
 MAX_HEADER = 1 << 20
-MAX_BODY = 1 << 28
+MAX_BODY = 1 << 26
 
 
 class ChannelClosed(Exception):

@@ -107,13 +107,13 @@ class ModelProcess:
         with contextlib.suppress(ChannelClosed, TimeoutError):
             send(self._channel, Message("stop", self._launch))
         self._channel.close()
-        for end in (lambda: None, self._child.terminate, self._child.kill):
-            end()
+        for harder in (self._child.terminate, self._child.kill, None):
             try:
                 self._child.wait(_STOP_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                continue
+                if harder is not None:
+                    harder()
         self._errors.close()
 
     def __enter__(self) -> ModelProcess:
