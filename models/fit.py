@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.engines import target_scale
+from models.errors import DataError
 from models.library import quiet_library
 from models.manifest import Scaler
 from models.windows import Indices, TrainingData
+from models.workdir import BEST, LAST
 
 if TYPE_CHECKING:
     from models.training import TrainingConfig
 
-BEST, LAST = "best.ckpt", "last.ckpt"
 Batch = tuple[dict[str, torch.Tensor], tuple[torch.Tensor, None]]
 
 
@@ -179,11 +181,16 @@ def fit(
         Reporter(report),
     ]  # fmt: skip
     with quiet_library(), _quiet_lightning():
-        trainer = Trainer(
-            accelerator=config.accelerator, devices=1, max_epochs=config.epochs, callbacks=callbacks, logger=False,
-            enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0, num_sanity_val_steps=0,
-            default_root_dir=work, inference_mode=False,
-        )  # fmt: skip
+        try:
+            trainer = Trainer(
+                accelerator=config.accelerator, devices=1, max_epochs=config.epochs, callbacks=callbacks, logger=False,
+                enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0, num_sanity_val_steps=0,
+                default_root_dir=work, inference_mode=False,
+            )  # fmt: skip
+        except MisconfigurationException as error:
+            raise DataError(
+                f"The accelerator {config.accelerator!r} cannot be used here ({error}). Use auto or cpu."
+            ) from None
         return _run(trainer, Fit(network, config), batches, last if last.exists() else None)
 
 

@@ -110,15 +110,18 @@ def train(
         raise BundleError(f"{out} exists already. Choose another place, or have it replaced (--force).", check="exists")
     parts = split(data, config.encoder_length, config.horizon, config.validation, config.test)
     work = workdir.begin(out, data, config, anew=force)
-    job = _Job(data, config, _network(data, config), _scalers(data, parts.train), parts)
-    model = _fit(job, work, progress, finish=finish)
-    progress(Progress("score"))
-    bundle = _export(job, model, out, int(created))
-    engine = Engine(bundle)
-    _check_engine(engine, model, bundle.canary)
-    manifest = replace(bundle.manifest, metrics=_metrics(engine, job))
-    progress(Progress("write"))
-    manifest = write_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=force)
+    try:
+        manifest = _train(
+            _Job(data, config, _network(data, config), _scalers(data, parts.train), parts),
+            work,
+            out,
+            progress,
+            created=int(created),
+            force=force,
+            finish=finish,
+        )
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(work.path, kept=(work.path / workdir.BEST).exists()) from None
     work.remove()
     return manifest
 
@@ -132,6 +135,26 @@ class _Job:
     network: Network
     scalers: Mapping[str, Scaler]
     parts: Split
+
+
+def _train(
+    job: _Job,
+    work: workdir.Work,
+    out: Path,
+    progress: Callable[[Progress], None],
+    *,
+    created: int,
+    force: bool,
+    finish: bool,
+) -> Manifest:
+    model = _fit(job, work, progress, finish=finish)
+    progress(Progress("score"))
+    bundle = _export(job, model, out, created)
+    engine = Engine(bundle)
+    _check_engine(engine, model, bundle.canary)
+    manifest = replace(bundle.manifest, metrics=_metrics(engine, job))
+    progress(Progress("write"))
+    return write_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=force)
 
 
 def check(config: TrainingConfig) -> None:
@@ -198,9 +221,9 @@ def _fit(job: _Job, work: workdir.Work, progress: Callable[[Progress], None], *,
 
         train, held_out = job.parts.train.origins, job.parts.validation.thinned(config.scored_windows)
         if not fit.fit(model, fit.loaders(windows, train, held_out, config), config, work.path, report):
-            raise TrainingInterrupted(work.path, kept=(work.path / fit.BEST).exists())
+            raise KeyboardInterrupt
         work.finish()
-    if not (work.path / fit.BEST).exists():
+    if not (work.path / workdir.BEST).exists():
         raise DataError("No epoch was finished yet: there is no checkpoint to write a bundle from. Train on first.")
     fit.best_weights(model, work.path)
     return model.eval()

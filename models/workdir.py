@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from models.training import TrainingConfig
 
 STATE, DATA = "state.json", "data.safetensors"
+BEST, LAST = "best.ckpt", "last.ckpt"
 ARRAYS = ("time", "target", "past", "known")
 
 

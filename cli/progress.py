@@ -1,0 +1,130 @@
+"""How a training looks at the terminal: a bar of batches while it runs, the scores beside the baselines at its end.
+
+Where there is no terminal, a line an epoch instead of a bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from cli.screen import console, row
+from forecastd.training import Trained
+from models.manifest import Manifest, to_json
+from models.training import Progress as Reached
+
+NAMES = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
+
+
+class TrainingScreen:
+    """Tells how far a training is. With `quiet`, stdout is kept for one JSON object and nothing else is told."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._out = console()
+        self._errors = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._best: float | None = None
+
+    def __enter__(self) -> TrainingScreen:
+        if not self._quiet and self._errors.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[loss]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._errors,
+                transient=True,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None and self._task is not None:
+            self._bar.stop()
+
+    def tell(self, text: str) -> None:
+        """A sentence on the data."""
+        if not self._quiet:
+            self._out.print(row("data", Text(text)))
+
+    def update(self, reached: Reached) -> None:
+        """How far the training is."""
+        if reached.validation_loss is not None:
+            self._best = min(reached.validation_loss, self._best or reached.validation_loss)
+        if self._quiet:
+            return
+        if self._bar is not None and reached.stage == "fit":
+            self._advance(self._bar, reached)
+        elif reached.validation_loss is not None:
+            self._out.print(
+                row(
+                    "training",
+                    Text(
+                        f"epoch {reached.epoch}: validation loss {reached.validation_loss:.4f}, best {self._best:.4f}"
+                    ),
+                )
+            )
+        elif reached.stage == "score":
+            self.close()
+            self._out.print(row("scoring", Text("on data the training has not seen")))
+
+    def _advance(self, bar: Progress, reached: Reached) -> None:
+        if self._task is None:
+            bar.start()
+            self._task = bar.add_task("", loss="")
+        best = "" if self._best is None else f"best {self._best:.4f}"
+        loss = "" if reached.loss is None else f"loss {reached.loss:.4f} "
+        bar.update(
+            self._task,
+            description=f"epoch {reached.epoch}/{reached.epochs}",
+            total=reached.epochs * reached.batches,
+            completed=(reached.epoch - 1) * reached.batches + reached.batch,
+            loss=loss + best,
+        )
+
+    def result(self, trained: Trained) -> None:
+        """The scores beside the baselines, where the bundle is, and what to type next."""
+        if self._quiet:
+            click.echo(to_json(trained.manifest).decode(), nl=False)
+            return
+        self._out.print(scores(trained.manifest))
+        self._out.print(row("bundle", Text(f"{trained.path} ({trained.manifest.sha256[:12]})")))
+        self._out.print(
+            row("next", Text(f"forecastd model check {trained.path}\nforecastd --once --model {trained.path}"))
+        )
+
+
+def scores(manifest: Manifest) -> Table:
+    """The test scores of a bundle beside those of the baselines, in log-returns."""
+    test: Any = manifest.metrics["test"]
+    table = Table(
+        title=f"Test: {test['windows']} windows, {test['horizons']} horizons that do not overlap",
+        title_justify="left",
+        title_style="",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("", "pinball", "at end", "MAE", "RMSE", "in 80 %", "sign"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for name in (name for name in NAMES if name in test):
+        table.add_row(NAMES[name], *_cells(test[name]))
+    return table
+
+
+def _cells(score: Mapping[str, Any]) -> list[str]:
+    numbers = [f"{score[name]:.5f}" for name in ("pinball", "pinball_last", "mae", "rmse")]
+    covered, direction = score["coverage"].get("0.8"), score["direction"]
+    return [*numbers, *("-" if share is None else f"{share:.0%}" for share in (covered, direction))]

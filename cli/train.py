@@ -1,0 +1,72 @@
+"""`train`: train a model on any source's history and write it as a checked bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+INTERRUPTED = 130
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command(name="train")
+@click.option("--source", "data_source", metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]")
+@click.option("--features", type=PATH, metavar="FILE", help="The list of feature names.  [FEATURES]")
+@click.option("--out", type=PATH, metavar="DIR", help="Where the bundle goes (default: below the state directory).")
+@click.option("--start", metavar="ISO", help="Train on candles from this time on.")
+@click.option("--until", metavar="ISO", help="Train on candles before this time only.")
+@click.option("--hours", type=POSITIVE, default=17_520, show_default=True, help="Without --start: how much history.")
+@click.option("--encoder-length", type=POSITIVE, default=336, show_default=True, help="Steps the model looks back.")
+@click.option("--horizon", type=POSITIVE, default=168, show_default=True, help="Steps it forecasts.")
+@click.option("--hidden-size", type=POSITIVE, default=16, show_default=True, help="Width of the network.")
+@click.option("--heads", "attention_heads", type=POSITIVE, default=4, show_default=True, help="Attention heads.")
+@click.option("--lstm-layers", type=POSITIVE, default=1, show_default=True, help="LSTM layers.")
+@click.option("--dropout", type=float, default=0.1, show_default=True, help="Dropout rate.")
+@click.option("--levels", default="0.02,0.1,0.25,0.5,0.75,0.9,0.98", show_default=True, help="Quantiles, 0.5 included.")
+@click.option("--epochs", type=POSITIVE, default=30, show_default=True, help="Epochs at most.")
+@click.option("--patience", type=POSITIVE, default=5, show_default=True, help="Stop after so many without progress.")
+@click.option("--batch-size", type=POSITIVE, default=64, show_default=True, help="Windows a batch.")
+@click.option("--batches-per-epoch", type=POSITIVE, default=50, show_default=True, help="Batches an epoch at most.")
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True, help="Learning rate of Adam.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
+@click.option("--finish", is_flag=True, help="Train no further: write the bundle from the best checkpoint so far.")
+@click.option(
+    "--force", is_flag=True, help="Replace what is at DIR, throw away an interrupted training with other options."
+)
+@click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object on stdout.")
+@click.pass_context
+def command(
+    ctx: click.Context, /, as_json: bool, levels: str, start: str | None, until: str | None, **more: Any
+) -> None:
+    """Train a model and write it as a checked bundle. Ctrl-C keeps what was reached; the same command goes on."""
+    from cli.progress import TrainingScreen
+    from cli.times import reference_time
+    from forecastd.clock import SystemClock
+    from forecastd.settings import load_settings
+    from forecastd.training import Request, train_model
+    from models.training import TrainingConfig, TrainingInterrupted
+
+    given = {name: more.pop(name) for name in ("data_source", "features")}
+    place = {name: more.pop(name) for name in ("out", "hours", "finish", "force")}
+    config = TrainingConfig(levels=_levels(levels), **more)
+    request = Request(config, start=reference_time(start, "--start"), until=reference_time(until, "--until"), **place)
+    settings, now = load_settings(**(ctx.obj or {}), **given), SystemClock().now()
+    with TrainingScreen(quiet=as_json) as screen:
+        try:
+            trained = train_model(settings, request, now=now, tell=screen.tell, progress=screen.update)
+        except TrainingInterrupted as interrupted:
+            screen.close()
+            click.echo(str(interrupted), err=True)
+            ctx.exit(INTERRUPTED)
+    screen.result(trained)
+
+
+def _levels(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter("must be numbers with commas between.", param_hint="--levels") from None

@@ -1,0 +1,176 @@
+"""From candles to a trained bundle: fetches the history, makes its features, hands rows to `models.training`.
+
+An interrupted training goes on from the rows it began with, kept beside its output: nothing is fetched again, and newer
+candles cannot change what is being trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from forecastd.candles import COLUMNS, HOUR, Candles, examine
+from forecastd.clock import iso
+from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.features import FeatureList, known_matrix, load_features, past_matrix
+from forecastd.settings import Settings
+from forecastd.sources import Source, open_source
+from models import workdir
+from models.errors import DataError
+from models.manifest import Manifest
+from models.training import Progress, TrainingConfig, train
+from models.windows import TrainingData
+
+# What must hold over a whole history. Gaps and standstills need not: windows across them are left out.
+REFUSED = ("empty", "unit", "future", "grid", "nonfinite", "inconsistent", "spike")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks a training for. `start` and `until` in unix seconds; without `start`, `hours` before the end."""
+
+    config: TrainingConfig
+    out: Path | None = None
+    start: float | None = None
+    until: float | None = None
+    hours: int = 17_520
+    force: bool = False
+    finish: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A written bundle."""
+
+    path: Path
+    manifest: Manifest
+
+
+def train_model(
+    settings: Settings,
+    request: Request,
+    *,
+    now: float,
+    tell: Callable[[str], None],
+    progress: Callable[[Progress], None],
+) -> Trained:
+    """Train what `request` asks for on the candles of `settings.data_source`, or go on where it was interrupted.
+
+    `tell` gets a sentence on the data before the training begins.
+
+    Raises:
+        NeedsHuman: the source, the features, an option or the output cannot work as they are.
+        RetryLater: a passing fault of the source.
+        ModelError: the data cannot carry the training, or it was interrupted (`TrainingInterrupted`).
+    """
+    features = load_features(settings.features_path)
+    source = open_source(settings.data_source, settings)
+    out = request.out or settings.state / "models" / _default_name(source, request.config)
+    config = replace(request.config, name=_bundle_name(out))
+    try:
+        _require_writable(out, force=request.force)
+        key = _key(source, features, request)
+        data = _kept(out, key, anew=request.force)
+        if data is None:
+            data = _gather(source, features, request, now, key)
+            tell(_described(data))
+        else:
+            tell(f"going on with the interrupted training: {_described(data)}")
+        manifest = train(data, config, out, progress, created=now, force=request.force, finish=request.finish)
+    except OSError as error:
+        raise NeedsHuman(
+            f"Cannot write {out}: {error.strerror or error}. Make room, or choose another --out."
+        ) from error
+    return Trained(out, manifest)
+
+
+def training_data(candles: Candles, features: FeatureList, request: str = "") -> TrainingData:
+    """The rows a training sees of `candles`; `data_sha256` is over the candles' own numbers."""
+    digest = hashlib.sha256(np.ascontiguousarray(candles.time, dtype="<i8").tobytes())
+    for name in COLUMNS:
+        digest.update(np.ascontiguousarray(getattr(candles, name), dtype="<f8").tobytes())
+    return TrainingData(
+        time=candles.time,
+        target=np.log(candles.close),
+        past=past_matrix(features.past, candles),
+        known=known_matrix(features.known, candles.time),
+        past_names=features.past,
+        known_names=features.known,
+        step=candles.step,
+        data_sha256=digest.hexdigest(),
+        source=candles.provenance.source,
+        synthetic=candles.provenance.synthetic,
+        request=request,
+    )
+
+
+def _gather(source: Source, features: FeatureList, request: Request, now: float, key: str) -> TrainingData:
+    """The history asked for, judged, as rows. A file's history ends where the file does, not now."""
+    until = now if request.until is None else request.until
+    span = request.hours * HOUR
+    ends_early = source.name.startswith("file:")
+    start = request.start if request.start is not None else 0 if ends_early else until - span
+    try:
+        candles = source.fetch(int(start), int(until), now)
+        if request.start is None and len(candles):
+            candles = candles.between(candles.end - span, until)
+        _refuse_bad(candles, now)
+    except SkipEpoch as error:
+        raise NeedsHuman(f"The candles cannot be trained on: {error}") from error
+    return training_data(candles, features, key)
+
+
+def _refuse_bad(candles: Candles, now: float) -> None:
+    reasons = examine(candles, now=now, needed=len(candles), max_age=float("inf"))
+    for check in REFUSED:
+        if reasons.get(check):
+            raise SkipEpoch(f"{candles.provenance.source}: {reasons[check]}", check=check)
+
+
+def _kept(out: Path, key: str, *, anew: bool) -> TrainingData | None:
+    """The rows of an interrupted training of the same request."""
+    try:
+        work = workdir.find(out)
+    except DataError:
+        if anew:
+            return None
+        raise
+    return work.data if work is not None and work.data.request == key else None
+
+
+def _key(source: Source, features: FeatureList, request: Request) -> str:
+    asked = [source.name, source.symbol, features.names, request.start, request.until, request.hours]
+    return json.dumps(asked)
+
+
+def _default_name(source: Source, config: TrainingConfig) -> str:
+    return f"{source.symbol}-{config.horizon * source.step // HOUR}h"
+
+
+def _bundle_name(out: Path) -> str:
+    """The bundle's name after its directory, with the letters a manifest allows."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", out.name)[:60]
+    return name if name[:1].isalpha() else f"m{name}"
+
+
+def _require_writable(out: Path, *, force: bool) -> None:
+    """Say before a long training, not after it, that its result cannot be written."""
+    if out.exists() and not force:
+        raise NeedsHuman(f"{out} exists already. Choose another --out, or have it replaced with --force.")
+    if out.is_file():
+        raise NeedsHuman(f"{out} is a file; a bundle is a directory. Choose another --out.")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise NeedsHuman(f"{above} cannot be written to. Choose another --out, or change its permissions.")
+
+
+def _described(data: TrainingData) -> str:
+    made_up = ", made up" if data.synthetic else ""
+    return f"{data.source}{made_up}, {len(data)} rows, {iso(data.time[0])} to {iso(data.time[-1] + data.step)}"
