@@ -31,6 +31,11 @@ def open_source(spec: str, settings: Settings) -> Source:
         return TiingoSource(
             rest.lower() or settings.symbol, None if key is None else key.get_secret_value(), settings.tiingo_url
         )
+    if kind == "exchange" and rest:
+        from forecastd.sources.exchange import ExchangeSource
+
+        name, _, market = rest.partition(":")
+        return ExchangeSource(name.lower(), market.upper() or None, settings.symbol)
     if kind == "file" and rest:
         from pathlib import Path
 

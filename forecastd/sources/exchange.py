@@ -1,0 +1,141 @@
+"""`exchange:NAME[:SYMBOL]`: candles from any exchange that ccxt knows, without a key.
+
+The one thing to know before changing it: exchanges differ in how many candles they give at once and how far back they
+go, so a range is asked for page by page, and a page that brings nothing new ends it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import re
+from typing import Any
+
+import numpy as np
+
+from forecastd.candles import COLUMNS, HOUR, Candles, Provenance, mend
+from forecastd.errors import NeedsHuman, RetryLater
+
+log = logging.getLogger(__name__)
+
+PAGE = 500  # candles asked for at once; an exchange that gives fewer is asked more often
+MOST_PAGES = 1_000
+TIMEOUT_MS = 10_000
+ATTEMPTS = 3
+STABLE = {"USD": ("USD", "USDT", "USDC")}  # where an exchange has no dollar, its stablecoins stand in, told in the log
+
+
+class ExchangeSource:
+    """One market of one exchange, hourly. `client` is a ccxt exchange to use instead of a new one."""
+
+    step = HOUR
+    synthetic = False
+    local = False
+
+    def __init__(self, exchange: str, market: str | None, symbol: str, client: Any = None) -> None:
+        self.exchange = exchange
+        self.market = market  # as ccxt spells it: "BTC/USD"; None: the one that fits `symbol`
+        self.symbol = re.sub(r"[^a-z0-9]", "", market.lower()) if market else symbol
+        self.name = f"exchange:{exchange}" + (f":{market}" if market else "")
+        self._client = client
+
+    def fetch(self, start: int, end: int, now: float) -> Candles:
+        """See `Source.fetch`.
+
+        Raises:
+            RetryLater: the exchange cannot be reached, limits, or answers something that cannot be read.
+            NeedsHuman: no such exchange or market, or it has no hourly candles.
+        """
+        import ccxt
+
+        step = self.step
+        start, end = -(-start // step) * step, min(-(-end // step) * step, int(now // step) * step)
+        try:
+            rows = self._pages(start, end) if start < end else []
+        except ccxt.BadSymbol:
+            raise NeedsHuman(f"{self.exchange} does not know the market {self.market}.") from None
+        except (ccxt.AuthenticationError, ccxt.PermissionDenied) as error:
+            raise NeedsHuman(
+                f"{self.exchange} refuses to answer from here ({_short(error)}). Use another one."
+            ) from None
+        except (ccxt.BaseError, TypeError, ValueError, KeyError, IndexError) as error:
+            # ccxt reads an answer of an unforeseen shape with plain indexing.
+            raise RetryLater(
+                f"{self.exchange} gave no candles ({_short(error)}). Trying again later may help."
+            ) from None
+        rows = [row for row in rows if start <= row[0] // 1000 < end]
+        digest = hashlib.sha256(repr(rows).encode())  # ccxt hands over rows, not bytes
+        time = np.array([row[0] // 1000 for row in rows], dtype=np.int64)
+        table = np.array([[_number(value) for value in row[1:6]] for row in rows]).reshape(-1, len(COLUMNS))
+        origin = Provenance(self.name, now, digest.hexdigest(), synthetic=False)
+        return mend(Candles.of(self.symbol, step, time, table, origin))
+
+    def _pages(self, start: int, end: int) -> list[list[Any]]:
+        import ccxt
+        import stamina
+
+        rows: list[list[Any]] = []
+        at = start * 1000
+        for _ in range(MOST_PAGES):
+            limit = min(PAGE, (end * 1000 - at) // (self.step * 1000) + 1)
+            for attempt in stamina.retry_context(
+                on=ccxt.NetworkError, attempts=ATTEMPTS, wait_initial=0.2, wait_max=1.0, wait_jitter=0.2
+            ):
+                with attempt:
+                    client = self._open()
+                    page = client.fetch_ohlcv(self._market(client), "1h", since=at, limit=limit)
+            page = [row for row in page if row[0] >= at]
+            if not page:
+                return rows
+            rows.extend(page)
+            at = max(row[0] for row in page) + self.step * 1000
+            if at >= end * 1000:
+                return rows
+        raise RetryLater(f"{self.exchange} gives too few candles at a time for so long a range. Ask for a shorter one.")
+
+    def _open(self) -> Any:
+        import ccxt
+
+        if self._client is None:
+            if self.exchange not in ccxt.exchanges:
+                raise NeedsHuman(_unknown("exchange", self.exchange, ccxt.exchanges))
+            self._client = getattr(ccxt, self.exchange)({"enableRateLimit": True, "timeout": TIMEOUT_MS})
+        if not self._client.has.get("fetchOHLCV") or "1h" not in (self._client.timeframes or {}):
+            raise NeedsHuman(f"{self.exchange} has no hourly candles. Use another exchange.")
+        return self._client
+
+    def _market(self, client: Any) -> str:
+        markets = client.load_markets()
+        if self.market is not None:
+            if self.market not in markets:
+                raise NeedsHuman(_unknown("market", self.market, list(markets), f" on {self.exchange}"))
+            return self.market
+        for quote, stand_ins in STABLE.items():
+            if self.symbol.endswith(quote.lower()):
+                base = self.symbol[: -len(quote)].upper()
+                found = next((f"{base}/{name}" for name in stand_ins if f"{base}/{name}" in markets), None)
+                if found is not None:
+                    if found != f"{base}/{quote}":
+                        log.warning("%s has no %s/%s; its %s is used", self.exchange, base, quote, found)
+                    self.market = found
+                    return found
+        for name in markets:
+            if re.sub(r"[^a-z0-9]", "", name.lower()) == self.symbol:
+                return str(name)
+        raise NeedsHuman(_unknown("market", self.symbol, list(markets), f" on {self.exchange}"))
+
+
+def _unknown(what: str, name: str, known: list[str], where: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    hint = f" Close to it: {', '.join(close)}." if close else ""
+    return f"There is no {what} {name!r}{where}.{hint}"
+
+
+def _number(value: object) -> float:
+    """A missing value is for the checks to name."""
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,0 +1,104 @@
+"""One bounded HTTP request: bounded in bytes, and in time as a whole.
+
+The one thing to know before changing it: the timeouts of an HTTP library hold for one socket operation, so a name server
+that hangs or a body that drips passes them for ever. The request therefore runs in a thread of its own, and the caller
+stops waiting for it at the deadline; what is left of it ends by itself at its next byte.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+from forecastd.errors import RetryLater
+
+if TYPE_CHECKING:
+    from urllib3.response import HTTPResponse
+
+DEADLINE = 10.0  # seconds for a request as a whole, name look-up and body included
+STALL = 5.0  # seconds for one socket operation
+MOST_BYTES = 32 * 2**20
+PIECE = 65_536
+
+
+class Passing(RetryLater):
+    """The request failed in a way that may be gone in a moment: worth a second attempt at once."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, whatever its status. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+def get(url: str, params: Mapping[str, str], headers: Mapping[str, str], deadline: float = DEADLINE) -> Answer:
+    """GET `url`. Redirects are not followed: they would carry the headers, and a key among them, elsewhere.
+
+    Raises:
+        Passing: no whole answer within `deadline` seconds.
+        RetryLater: the answer is larger than `MOST_BYTES`.
+    """
+    host = urlsplit(url).netloc
+    done, abandoned = threading.Event(), threading.Event()
+    result: list[Answer | RetryLater] = []
+
+    def work() -> None:
+        result.append(_request(url, params, headers, abandoned.is_set))
+        done.set()
+
+    threading.Thread(target=work, name=f"GET {host}", daemon=True).start()
+    if not done.wait(deadline):
+        abandoned.set()
+        raise Passing(f"{host} did not answer in full within {deadline:g} s.")
+    if isinstance(result[0], RetryLater):
+        raise result[0]
+    return result[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _request(
+    url: str, params: Mapping[str, str], headers: Mapping[str, str], is_abandoned: Callable[[], bool]
+) -> Answer | RetryLater:
+    import requests
+    import urllib3
+
+    parts = urlsplit(url)
+    try:
+        with requests.Session() as session:
+            session.trust_env = not is_loopback(parts.hostname or "")  # a proxy does not know this machine's own ports
+            # `auth` says that nothing is to be added, or requests would put a user's .netrc over the header.
+            with session.get(
+                url,
+                params=dict(params),
+                headers={"Accept-Encoding": "identity", **headers},
+                auth=lambda request: request,
+                timeout=STALL,
+                stream=True,
+                allow_redirects=False,
+            ) as answer:
+                body = bytearray()
+                raw = cast("HTTPResponse", answer.raw)
+                while piece := raw.read1(PIECE, decode_content=True):
+                    body += piece
+                    if len(body) > MOST_BYTES:
+                        return RetryLater(f"{parts.netloc} sent more than {MOST_BYTES >> 20} MB; it was cut off.")
+                    if is_abandoned():
+                        break
+                names = {name.lower(): value for name, value in answer.headers.items()}
+                return Answer(answer.status_code, names, bytes(body))
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        return Passing(f"{parts.netloc} cannot be reached or broke off ({type(error).__name__}). Look at the network.")

@@ -1,0 +1,192 @@
+"""`tiingo`: candles from Tiingo's crypto endpoint, or from anything that speaks like it.
+
+The one thing to know before changing it: the key travels in the `Authorization` header only, to the configured host only,
+and is cut out of every text that the server sends back. Protocol: https://www.tiingo.com/documentation/crypto
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from forecastd.candles import COLUMNS, HOUR, Candles, Provenance, mend
+from forecastd.clock import iso
+from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.sources.http import DEADLINE, Answer, Passing, get, is_loopback
+
+HOST = "api.tiingo.com"
+PATH = "/tiingo/crypto/prices"
+CHUNK = 2_000  # candles asked for in one request, about 400 kB
+ATTEMPTS = 3
+PATIENCE = 5.0  # seconds: the longest `Retry-After` that is waited for here
+
+
+class TiingoSource:
+    """One ticker of Tiingo, hourly. Setting `stop` ends a wait at once."""
+
+    step = HOUR
+    synthetic = False  # the fake server says so in its answers when it serves made-up candles
+    local = False
+
+    def __init__(
+        self, ticker: str, key: str | None, url: str = f"https://{HOST}", *, deadline: float = DEADLINE
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise NeedsHuman("TIINGO_URL is no web address. Leave it unset for Tiingo itself.")
+        own = is_loopback(parts.hostname)
+        if parts.scheme == "http" and not own:
+            raise NeedsHuman(
+                f"TIINGO_URL is plain http to {parts.hostname}: the key could be read on the way. Use https."
+            )
+        if key is None and not own:
+            raise NeedsHuman("TIINGO_API_KEY is not set. Get a key at https://www.tiingo.com/account/api/token.")
+        if key is not None and not re.fullmatch(r"[!-~]+", key):
+            raise NeedsHuman("TIINGO_API_KEY holds spaces or characters that no key has. Copy it again.")
+        if not re.fullmatch(r"[a-z0-9]{3,24}", ticker):
+            raise NeedsHuman(f"{ticker!r} is no Tiingo ticker; they look like btcusd.")
+        self.symbol = ticker
+        self.name = f"tiingo:{ticker}" + ("" if parts.hostname == HOST else f"@{parts.netloc.rpartition('@')[2]}")
+        self.stop = threading.Event()
+        self._url = url.rstrip("/") + PATH
+        self._key = key
+        self._deadline = deadline
+
+    def fetch(self, start: int, end: int, now: float) -> Candles:
+        """See `Source.fetch`. Asks in chunks, and goes on behind the last candle where the server cuts an answer short.
+
+        Raises:
+            RetryLater: not reachable, over the limit, or an answer that is not whole; `ATTEMPTS` were made.
+            NeedsHuman: the key is refused, or the request is.
+        """
+        step = self.step
+        start, end = -(-start // step) * step, min(-(-end // step) * step, int(now // step) * step)
+        rows: list[tuple[int, list[float]]] = []
+        digest = hashlib.sha256()
+        synthetic = False
+        at, asked, most = start, 0, 10 + 4 * (end - start) // (CHUNK * step)
+        while at < end:
+            until = min(end, at + CHUNK * step)
+            body, made_up, got = self._ask(at, until, now)
+            digest.update(body)
+            synthetic |= made_up
+            got = [row for row in got if at <= row[0] < until]
+            rows.extend(got)
+            at = max((row[0] + step for row in got), default=until)
+            asked += 1
+            if asked > most:
+                raise RetryLater(f"{self.name} cuts its answers too short: {asked} requests were not enough.")
+        time = np.array([row[0] for row in rows], dtype=np.int64)
+        table = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, len(COLUMNS))
+        origin = Provenance(self.name, now, digest.hexdigest(), synthetic)
+        return mend(Candles.of(self.symbol, step, time, table, origin))
+
+    def _ask(self, start: int, end: int, now: float) -> tuple[bytes, bool, list[tuple[int, list[float]]]]:
+        import stamina
+
+        params = {
+            "tickers": self.symbol,
+            "resampleFreq": "1hour",
+            "startDate": iso(start).rstrip("Z"),
+            "endDate": iso(end - self.step).rstrip("Z"),
+        }
+        headers = {} if self._key is None else {"Authorization": f"Token {self._key}"}
+        for attempt in stamina.retry_context(
+            on=Passing, attempts=ATTEMPTS, wait_initial=0.2, wait_max=1.0, wait_jitter=0.2
+        ):
+            with attempt:
+                answer = get(self._url, params, headers, self._deadline)
+                self._require_ok(answer, now)
+                return (answer.body, *self._read(answer.body))
+        raise RetryLater  # unreachable: the last attempt raises
+
+    def _require_ok(self, answer: Answer, now: float) -> None:
+        """Raise for every answer that is not data, by what can be done about it."""
+        host = urlsplit(self._url).netloc.rpartition("@")[2]
+        said = self._detail(answer.body)
+        over = re.search(r"allocation|rate limit|too many", said, re.IGNORECASE)
+        if answer.status == 429 or over:
+            self._wait(answer.headers.get("retry-after"), now, said)
+        if answer.status in {401, 403} or re.search(r"invalid token|authentication", said, re.IGNORECASE):
+            raise NeedsHuman(f"{host} refuses the key{_quoted(said)}. Set TIINGO_API_KEY to a valid one.")
+        if 300 <= answer.status < 400:
+            raise NeedsHuman(f"{host} sends the request elsewhere. The key does not follow; correct TIINGO_URL.")
+        if 400 <= answer.status < 500:
+            raise NeedsHuman(
+                f"{host} refuses the request with {answer.status}{_quoted(said)}. Look at the ticker {self.symbol}."
+            )
+        if answer.status != 200:
+            raise Passing(f"{host} has a fault of its own: {answer.status}{_quoted(said)}.")
+        if said:
+            raise RetryLater(f"{host} gives no candles{_quoted(said)}.")
+
+    def _wait(self, retry_after: str | None, now: float, said: str) -> None:
+        """Wait as long as the server asks, where that is short; raises in any case."""
+        seconds = _seconds(retry_after, now)
+        if seconds is not None and seconds <= PATIENCE and not self.stop.wait(seconds):
+            raise Passing(f"Tiingo's request limit is used up{_quoted(said)}.")
+        hint = "" if seconds is None else f" It asks to wait {seconds:.0f} s."
+        raise RetryLater(f"Tiingo's request limit is used up{_quoted(said)}.{hint}")
+
+    def _detail(self, body: bytes) -> str:
+        """The text of an error object, made harmless to show; empty where the body is something else."""
+        if body.lstrip()[:1] != b"{":
+            return ""
+        try:
+            detail = json.loads(body).get("detail", "an object without candles")
+        except (ValueError, RecursionError):
+            return ""
+        text = "".join(letter if letter.isprintable() else " " for letter in str(detail))[:200]
+        return text.replace(self._key, "***") if self._key else text
+
+    def _read(self, body: bytes) -> tuple[bool, list[tuple[int, list[float]]]]:
+        """Whether the server says that the candles are made up, and the rows. Raises Passing for all that is not whole."""
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            page = body.lstrip()[:1] == b"<"
+            raise Passing(
+                f"Tiingo sent {'a web page' if page else 'JSON that is cut off'} instead of candles."
+            ) from None
+        try:
+            mine = [series for series in answer if series["ticker"].lower() == self.symbol]
+            rows = [_row(row) for series in mine for row in series["priceData"]]
+            return any(series.get("synthetic") is True for series in mine), rows
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+            raise Passing(f"Tiingo sent candles that cannot be read ({type(error).__name__}: {error}).") from None
+
+
+def _row(row: dict[str, Any]) -> tuple[int, list[float]]:
+    values = [row[name] for name in COLUMNS]
+    for name, value in zip(COLUMNS, values, strict=True):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"{name} is {type(value).__name__}")
+    moment = datetime.fromisoformat(row["date"])
+    if moment.tzinfo is None:
+        raise ValueError("a date without an offset")
+    # A price of null is for the checks to name: the rest of the answer is still good.
+    return int(moment.timestamp()), [float("nan") if value is None else float(value) for value in values]
+
+
+def _seconds(retry_after: str | None, now: float) -> float | None:
+    """`Retry-After` (RFC 9110, 10.2.3) as seconds from now; None where there is none that can be read."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after.strip()[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - now)
+    except ValueError:
+        return None
+
+
+def _quoted(said: str) -> str:
+    return f' and says "{said.rstrip(".")}"' if said else ""
