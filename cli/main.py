@@ -89,7 +89,8 @@ def command(
 ) -> None:
     """Runs forecasting models in production: one checked, signed forecast per epoch, submitted exactly once."""
     ctx.obj = {"state_dir": state_dir, "log_dir": log_dir}
-    sys.excepthook = _traceback if verbose else _one_line
+    if verbose:
+        sys.excepthook = sys.__excepthook__
     if ctx.invoked_subcommand is not None:
         _refuse_cycle_options(ctx, once=once, **more)
         return
@@ -112,12 +113,9 @@ def _one_line(kind: type[BaseException], error: BaseException, _: TracebackType 
     print(f"Unforeseen error: {kind.__name__}: {error}. Run again with -v for the traceback.", file=sys.stderr)  # noqa: T201
 
 
-def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.__excepthook__(kind, error, trace)
-
-
 def run() -> None:
     """The entry point: runs the command and ends the process with the documented exit code."""
+    sys.excepthook = _one_line  # `-v` puts the traceback back
     sys.exit(main(sys.argv[1:]))
 
 

@@ -1,0 +1,51 @@
+"""The generic top-level names are ours alone, and the wheel carries what a program installed from it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+OURS = {"cli", "forecastd", "models", "submit_prediction.py", "features.json"}
+
+
+def test_no_other_distribution_owns_files_under_our_names() -> None:
+    taken = {
+        f"{distribution.metadata['Name']}: {file}"
+        for distribution in distributions()
+        if (distribution.metadata["Name"] or "").lower() != "forecastd"
+        for file in distribution.files or ()
+        if file.parts and file.parts[0] in OURS
+    }
+    assert not taken
+
+
+@pytest.fixture(scope="module")
+def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    return next(target.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_program_the_demo_bundle_and_the_feature_list(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for needed in (
+        "submit_prediction.py", "features.json", "cli/main.py", "forecastd/cycle.py", "forecastd/py.typed",
+        "models/tft.py", "models/demo/manifest.json", "models/demo/weights.safetensors", "models/demo/canary.safetensors",
+    ):  # fmt: skip
+        assert needed in names, needed
+
+
+def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == OURS
+
+
+def test_the_demo_bundle_is_small(root: Path) -> None:
+    size = sum(path.stat().st_size for path in (root / "models" / "demo").iterdir())
+    assert size < 300_000
