@@ -69,6 +69,16 @@ def build(network: Network, levels: tuple[float, ...], encoder_length: int, hori
         )
 
 
+def start_from(model: Any, quantiles: FloatArray) -> None:
+    """Let the untrained network say `quantiles` `[Q]` (normalised) plus a little of its own, instead of noise around zero.
+
+    Otherwise the first epochs go into learning how wide the distribution is, which the baselines know already.
+    """
+    with torch.no_grad():
+        model.output_layer.weight.mul_(0.1)
+        model.output_layer.bias.copy_(torch.as_tensor(quantiles))
+
+
 def inputs(past: NDArray[np.float32], future: NDArray[np.float32]) -> dict[str, torch.Tensor]:
     """The library's `x` of scaled variables `[B, L, encoder]` and `[B, H, decoder]`, its target in normalised units."""
     batch, horizon = len(past), future.shape[1]

@@ -213,6 +213,7 @@ def _fit(job: _Job, work: workdir.Work, progress: Callable[[Progress], None], *,
     config = job.config
     library.seed(config.seed)
     model = library.build(job.network, config.levels, config.encoder_length, config.horizon, config.dropout)
+    library.start_from(model, _baselines(job).volatility.mean(axis=0))
     if not (work.finished or finish):
         windows = fit.Windows(job.data, job.scalers, config.encoder_length, config.horizon)
 
@@ -280,10 +281,14 @@ def _check_engine(engine: Engine, model: Any, canary: Canary) -> None:
         )
 
 
-def _metrics(engine: Engine, job: _Job) -> dict[str, object]:
+def _baselines(job: _Job) -> Baselines:
     origins = job.parts.train.thinned(BASELINE_WINDOWS)
     returns = job.data.outcome(origins, job.config.horizon)
-    baselines = fit_baselines(returns, _target_scales(origins, job), job.config.levels)
+    return fit_baselines(returns, _target_scales(origins, job), job.config.levels)
+
+
+def _metrics(engine: Engine, job: _Job) -> dict[str, object]:
+    baselines = _baselines(job)
     return {part.name: _score(engine, baselines, job, part) for part in (job.parts.validation, job.parts.test)}
 
 
