@@ -1,0 +1,237 @@
+"""The local chain at work: mempool, blocks, time. Knows nothing of sockets; used from one thread at a time.
+
+Heights follow the clock it is given, also over the time it was not running. `advance` makes blocks by hand, and a block
+can be sealed as soon as a transaction arrives, which is what lets a chain whose clock stands still go on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from forecastd.chain.answers import Answer
+from forecastd.chain.keys import is_address
+from forecastd.chain.networks import LOCAL_CHAIN_ID
+from forecastd.chain.sdk import EmissionsVersion
+from forecastd.clock import Clock
+from forecastd.errors import RetryLater
+from forecastd.localnet.payload import Refusal
+from forecastd.localnet.rules import Payer, check_ante, deliver, gas_of, next_gas_price, run_messages
+from forecastd.localnet.state import Account, Effect, Fees, State, TxRecord
+from forecastd.localnet.store import Store
+from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
+from forecastd.localnet.txs import Tx, Unreadable, read_tx
+
+FAUCET_UALLO = 10**24  # a million ALLO: enough for years, even at mainnet's prices
+MEMPOOL = 5_000  # transactions
+MOST_BLOCKS = 100  # made one by one after a pause; what is missing beyond them is skipped over
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a local chain is run. `topics` of None keeps those it has; `block_time` in seconds, None makes blocks by hand."""
+
+    chain_id: str = LOCAL_CHAIN_ID
+    version: EmissionsVersion = "v10"
+    topics: tuple[TopicSpec, ...] | None = None
+    block_time: float | None = 5.0
+    faucet: bool = True
+    fees: Fees = field(default_factory=Fees)
+    mempool: int = MEMPOOL
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block with the records of what it included; `opened` and `closed` are (topic, nonce)."""
+
+    height: int
+    time: float
+    records: tuple[TxRecord, ...]
+    opened: tuple[tuple[TopicSpec, int], ...]
+    closed: tuple[tuple[TopicSpec, int], ...]
+
+
+class LocalChain:
+    """One chain. `listen` is called with every block that was not skipped over while the node was down."""
+
+    def __init__(self, rules: Rules, store: Store, clock: Clock) -> None:
+        self.rules = rules
+        self.listen: Callable[[Block], None] = lambda _: None
+        self._store = store
+        self._clock = clock
+        self._mempool: dict[str, Tx] = {}
+        self._included: set[str] = set()  # hashes of good transactions of this run, as CometBFT's cache keeps them
+        self.state = store.load() or State(rules.chain_id, topics=rules.topics or DEFAULT_TOPICS, time=clock.now())
+        self._configure()
+        self.catch_up()
+
+    @property
+    def waiting(self) -> int:
+        """Transactions in the mempool."""
+        return len(self._mempool)
+
+    # Time
+
+    def due_in(self) -> float | None:
+        """Seconds until the next block by the clock; None when blocks are made by hand."""
+        if self.rules.block_time is None:
+            return None
+        return max(0.0, self.state.time + self.rules.block_time - self._clock.now())
+
+    def tick(self) -> None:
+        """Make the blocks that are due by the clock."""
+        block_time = self.rules.block_time
+        if block_time is None:
+            return
+        behind = self._clock.now() - self.state.time
+        if behind < -block_time:  # the clock was set back: go on from here instead of waiting for it
+            self.state.time = self._clock.now()
+            return
+        for _ in range(min(int(behind / block_time), MOST_BLOCKS)):
+            self._make_block(self.state.time + block_time)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Skip over the empty blocks of a time without a node. Costs the same for a minute and a year."""
+        block_time, now = self.rules.block_time, self._clock.now()
+        if block_time is None:
+            return
+        blocks = int((now - self.state.time) / block_time)
+        if blocks > 0:
+            self.state.height += blocks
+            self.state.time += blocks * block_time
+            self.state.gas_price = self.rules.fees.min_gas_price
+            self._save()
+
+    def seal(self) -> Block:
+        """Make a block now of what waits."""
+        return self._make_block(max(self.state.time, self._clock.now()))
+
+    def advance(self, blocks: int) -> None:
+        """Make blocks by hand; the first takes what waits. Time moves with them where the chain has a block time."""
+        step = self.rules.block_time or 0.0
+        for _ in range(blocks):
+            self._make_block(self.state.time + step)
+
+    # Transactions
+
+    def broadcast(self, raw: bytes) -> Answer:
+        """Check a transaction and put it into the mempool, or say why not."""
+        try:
+            tx = read_tx(raw)
+        except Unreadable as error:
+            return Answer("sdk", 2, f"{error}: tx parse error", "")
+        refusal = self._check(tx)
+        if refusal is not None:
+            log.info("refused %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
+            return Answer(refusal.codespace, refusal.code, refusal.log, tx.hash)
+        self._mempool[tx.hash] = tx
+        return Answer("", 0, "", tx.hash)
+
+    def simulate(self, raw: bytes) -> int | Refusal:
+        """The gas a transaction would use in the next block, or why it would be refused. Signatures do not count."""
+        try:
+            tx = read_tx(raw)
+        except Unreadable as error:
+            return Refusal("sdk", 2, f"{error}: tx parse error")
+        account = self.account(tx.sender)
+        if account is None:
+            return Refusal("sdk", 9, f"account {tx.sender} does not exist: unknown address")
+        result = run_messages(self.state, tx, account, self.state.height + 1)
+        return result if isinstance(result, Refusal) else gas_of(tx)
+
+    def account(self, address: str) -> Account | None:
+        """An account. With the faucet on, a well-formed address is given its funds when it is first seen."""
+        found = self.state.accounts.get(address)
+        if found is None and self.rules.faucet and is_address(address):
+            self.fund(address, FAUCET_UALLO)
+            found = self.state.accounts[address]
+        return found
+
+    def fund(self, address: str, uallo: int) -> None:
+        """Give an account some uallo, made for it."""
+        found = self.state.accounts.get(address)
+        if found is None:
+            found = Account(address, number=len(self.state.accounts), sequence=0, balance=0)
+        effect = Effect(accounts=(replace(found, balance=found.balance + uallo),), minted=uallo)
+        self.state.apply(effect)
+        self._save((effect,))
+
+    def configure(self, rules: Rules) -> None:
+        """Run the chain by other rules from the next block on: another emissions version, other fees or topics."""
+        self.rules = rules
+        self._configure()
+
+    def _configure(self) -> None:
+        state, rules = self.state, self.rules
+        state.version, state.fees = rules.version, rules.fees
+        state.gas_price = max(state.gas_price, rules.fees.min_gas_price)
+        if rules.topics is not None:
+            known = {topic.id: topic for topic in state.topics}
+            state.topics = tuple(self._begun(topic, known.get(topic.id)) for topic in rules.topics)
+        self._save()
+
+    def _begun(self, topic: TopicSpec, known: TopicSpec | None) -> TopicSpec:
+        """A topic that is new to a running chain opens its first nonce now; one of old keeps its epochs."""
+        if known is not None and known.epoch_length == topic.epoch_length:
+            return replace(topic, first_nonce=known.first_nonce)
+        return replace(topic, first_nonce=max(topic.first_nonce, self.state.height))
+
+    def _check(self, tx: Tx) -> Refusal | None:
+        if tx.hash in self._mempool:
+            return Refusal("sdk", 19, "tx already in mempool")
+        if tx.hash in self._included:
+            return Refusal("sdk", 19, "tx already exists in cache: tx already in mempool")
+        if len(self._mempool) >= self.rules.mempool:
+            return Refusal(
+                "sdk", 20, f"number of txs {len(self._mempool)} (max: {self.rules.mempool}): mempool is full"
+            )
+        account = self.account(tx.sender)
+        payer = self._payer(account) if account is not None else None
+        return check_ante(self.state, tx, self.state.height + 1, payer)
+
+    def _payer(self, account: Account) -> Payer:
+        """The account as the mempool sees it: what waits has used up sequences and fees."""
+        waiting = [tx for tx in self._mempool.values() if tx.sender == account.address]
+        promised = sum(tx.fee or 0 for tx in waiting)
+        return Payer(replace(account, balance=account.balance - promised), len(waiting))
+
+    def _make_block(self, time: float) -> Block:
+        state = self.state
+        height, pending = state.height + 1, list(self._mempool.values())
+        effects: list[Effect] = []
+        for tx in pending:
+            del self._mempool[tx.hash]
+            account = state.accounts.get(tx.sender)
+            refusal = check_ante(state, tx, height, Payer(account) if account else None)
+            if refusal is not None:  # it was good when it came, and is not any more: dropped, as a recheck does
+                log.info("dropped %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
+                continue
+            effect = deliver(state, tx, height, time)
+            state.apply(effect)
+            effects.append(effect)
+        records = tuple(effect.record for effect in effects if effect.record is not None)
+        state.height, state.time = height, time
+        used = sum(record.gas_used for record in records)
+        state.gas_price = next_gas_price(state.gas_price, used, state.fees.min_gas_price)
+        self._save(effects)
+        self._included.update(record.tx_hash for record in records if record.code == 0)
+        block = Block(height, time, records, self._starts(height, 0), self._starts(height, 1))
+        self.listen(block)
+        return block
+
+    def _starts(self, height: int, windows: int) -> tuple[tuple[TopicSpec, int], ...]:
+        """The nonces that are so many submission windows old at this height."""
+        at = ((topic, height - windows * topic.worker_submission_window) for topic in self.state.topics)
+        return tuple((topic, nonce) for topic, nonce in at if topic.is_nonce(nonce))
+
+    def _save(self, effects: Sequence[Effect] = ()) -> None:
+        """Put what changed on disk. When that fails it has not happened: memory goes back to what the disk has."""
+        try:
+            self._store.save(self.state, effects)
+        except RetryLater:
+            self.state = self._store.load() or self.state
+            raise

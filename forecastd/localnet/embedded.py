@@ -1,0 +1,103 @@
+"""A local node inside this process, on a free loopback port, in a thread of its own.
+
+What a cycle uses when no local node runs, and what tests drive: `call` runs a function with the chain in the node's own
+thread, so nothing is shared between threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from forecastd.chain.networks import LOCAL_CHAIN_ID
+from forecastd.chain.sdk import EmissionsVersion
+from forecastd.clock import Clock
+from forecastd.localnet.chain import LocalChain, Rules
+from forecastd.localnet.running import find_running
+from forecastd.localnet.server import LOOPBACK, LocalNode, listen
+from forecastd.localnet.state import Fees
+from forecastd.localnet.store import Store, chain_path
+from forecastd.localnet.topics import TopicSpec
+
+__all__ = ["Embedded", "find_running", "open_embedded"]
+
+STOP_SECONDS = 5.0
+T = TypeVar("T")
+
+
+class Embedded:
+    """A running node. `endpoint` is where it listens."""
+
+    def __init__(self, chain: LocalChain, *, seal_at_once: bool) -> None:
+        sock = listen(0)
+        self.endpoint = f"grpc+http://{LOOPBACK}:{sock.getsockname()[1]}"
+        self._chain = chain
+        self._node = LocalNode(chain, sock, seal_at_once=seal_at_once)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="localnet", daemon=True)
+        self._thread.start()
+
+    def call(self, use: Callable[[LocalChain], T]) -> T:
+        """Run `use` with the chain, in the node's thread, and give what it gives."""
+
+        async def run() -> T:
+            return use(self._chain)
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def stop(self) -> None:
+        """Stop serving. The chain's last block is on disk."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        async with self._node.serve():
+            await self._stop.wait()
+
+
+@contextmanager
+def open_embedded(
+    state_dir: Path,
+    clock: Clock,
+    *,
+    chain_id: str = LOCAL_CHAIN_ID,
+    topics: tuple[TopicSpec, ...] | None = None,
+    version: EmissionsVersion = "v10",
+    block_time: float | None = 5.0,
+    seal_at_once: bool = True,
+    faucet: bool = True,
+    fees: Fees | None = None,
+) -> Iterator[Embedded]:
+    """A node on the state under `state_dir`, for as long as the block runs.
+
+    `topics` of None keeps the chain's own (topic 67 on a new one); `block_time` of None makes blocks by hand or on a
+    transaction's arrival only.
+
+    Raises:
+        RetryLater: another node runs on this state.
+        NeedsHuman: the state cannot be written or read.
+    """
+    rules = Rules(
+        chain_id=chain_id, version=version, topics=topics, block_time=block_time, faucet=faucet, fees=fees or Fees()
+    )
+    store = Store(chain_path(state_dir, chain_id))
+    try:
+        node = Embedded(LocalChain(rules, store, clock), seal_at_once=seal_at_once)
+        try:
+            yield node
+        finally:
+            node.stop()
+    finally:
+        store.close()

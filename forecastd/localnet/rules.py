@@ -1,0 +1,242 @@
+"""The chain's rules as pure functions of its state: what a transaction is refused for, what it changes, what it costs.
+
+Order and codes are those of the Cosmos SDK's ante handlers, then those of allora-chain's message server. A transaction
+that fails an ante check changes nothing; one that fails later pays its fee and uses up its sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from forecastd.chain.keys import address_of, is_address, verify
+from forecastd.chain.sdk import messages
+from forecastd.localnet.payload import INVALID_TOPIC, Refusal, check_bundle, value_of
+from forecastd.localnet.state import PRICE_UNIT, Account, Effect, State, Stored, TxRecord
+from forecastd.localnet.topics import TopicSpec
+from forecastd.localnet.txs import Message, Tx
+
+MOST_MEMO = 256
+_TX_BASE, _TX_BYTE, _SIGNATURE = 20_000, 10, 1_000  # gas
+_MESSAGE = {"payload": 60_000, "register": 45_000, "other": 0}
+BLOCK_TARGET = 2_000_000  # gas in a block above which the price rises
+
+
+def ante_gas(tx: Tx) -> int:
+    """Gas a transaction uses before its messages run."""
+    return _TX_BASE + _TX_BYTE * len(tx.raw) + _SIGNATURE
+
+
+def gas_of(tx: Tx) -> int:
+    """Gas a transaction uses in all when it runs to its end."""
+    return ante_gas(tx) + sum(_MESSAGE[message.kind] for message in tx.messages)
+
+
+def lowest_fee(gas: int, gas_price: int) -> int:
+    """The least uallo the chain takes for a gas limit, rounded up. `gas_price` has 18 decimals."""
+    return -(-gas * gas_price // PRICE_UNIT)
+
+
+def next_gas_price(gas_price: int, gas_used: int, floor: int) -> int:
+    """The fee market: an eighth up after a block above target, else an eighth down, never below the floor."""
+    step = gas_price // 8
+    return gas_price + step if gas_used > BLOCK_TARGET else max(floor, gas_price - step)
+
+
+@dataclass(frozen=True)
+class Payer:
+    """The account that signs, and how many of its transactions wait in the mempool before this one."""
+
+    account: Account
+    waiting: int = 0
+
+
+def check_ante(state: State, tx: Tx, height: int, payer: Payer | None) -> Refusal | None:
+    """The first thing for which a block of `height` would not take the transaction at all, or None."""
+    return (
+        _check_form(state, tx)
+        or _check_limits(state, tx, height)
+        or _check_payer(tx, payer)
+        or _check_signature(state, tx, payer)
+    )
+
+
+def _check_form(state: State, tx: Tx) -> Refusal | None:
+    if not tx.messages:
+        return Refusal("sdk", 18, "must contain at least one message: invalid request")
+    for message in tx.messages:
+        if message.kind == "other" or message.version != state.version:
+            return Refusal("sdk", 2, f"unable to resolve type URL {message.type_url}: tx parse error")
+        if message.sender != tx.sender:
+            return Refusal(
+                "sdk", 14, "this node takes transactions of one signer: maximum number of signatures exceeded"
+            )
+    if tx.signatures == 0:
+        return Refusal("sdk", 15, "no signatures supplied")
+    if not is_address(tx.sender):
+        return Refusal("sdk", 7, "invalid sender: invalid address")
+    return None
+
+
+def _check_limits(state: State, tx: Tx, height: int) -> Refusal | None:
+    if tx.timeout_height and height > tx.timeout_height:
+        return Refusal("sdk", 30, f"block height: {height}, timeout height: {tx.timeout_height}: tx timeout height")
+    if len(tx.memo) > MOST_MEMO:
+        return Refusal(
+            "sdk", 12, f"maximum number of characters is {MOST_MEMO} but received {len(tx.memo)}: memo too large"
+        )
+    if tx.gas < ante_gas(tx):
+        return Refusal("sdk", 11, _out_of_gas("txSize", tx.gas, ante_gas(tx)))
+    if tx.fee is None:
+        return Refusal("sdk", 10, "fees must be in uallo: invalid coins")
+    required = lowest_fee(tx.gas, state.gas_price)
+    if tx.fee < required:
+        return Refusal("sdk", 13, f"insufficient fees; got: {tx.fee}uallo required: {required}uallo: insufficient fee")
+    return None
+
+
+def _check_payer(tx: Tx, payer: Payer | None) -> Refusal | None:
+    if payer is None:
+        return Refusal("sdk", 9, f"fee payer address: {tx.sender} does not exist: unknown address")
+    if tx.fee is not None and payer.account.balance < tx.fee:
+        return Refusal(
+            "sdk",
+            5,
+            f"spendable balance {payer.account.balance}uallo is smaller than {tx.fee}uallo: insufficient funds",
+        )
+    return None
+
+
+def _check_signature(state: State, tx: Tx, payer: Payer | None) -> Refusal | None:
+    if payer is None or address_of(tx.public_key) != payer.account.address:
+        return Refusal("sdk", 8, "pubKey does not match signer address: invalid pubkey")
+    expected = payer.account.sequence + payer.waiting
+    if tx.sequence != expected:
+        return Refusal(
+            "sdk", 32, f"account sequence mismatch, expected {expected}, got {tx.sequence}: incorrect account sequence"
+        )
+    document = messages("cosmos.tx.v1beta1").SignDoc(
+        body_bytes=tx.body_bytes,
+        auth_info_bytes=tx.auth_bytes,
+        chain_id=state.chain_id,
+        account_number=payer.account.number,
+    )
+    if not verify(tx.public_key, bytes(document), tx.signature):
+        return Refusal(
+            "sdk",
+            4,
+            f"signature verification failed; please verify account number ({payer.account.number}), "
+            f"sequence ({expected}) and chain-id ({state.chain_id}): unauthorized",
+        )
+    return None
+
+
+def deliver(state: State, tx: Tx, height: int, time: float) -> Effect:
+    """What a block of `height` makes of a transaction that `check_ante` let through."""
+    account = state.accounts[tx.sender]
+    fee = tx.fee or 0
+    paid = replace(account, sequence=account.sequence + 1, balance=account.balance - fee, public_key=tx.public_key)
+    gas_used, refusal = gas_of(tx), None
+    outcome = Effect(accounts=(paid,), burnt=fee)
+    if gas_used > tx.gas:
+        refusal = Refusal("sdk", 11, _out_of_gas("WriteFlat", tx.gas, gas_used))
+    else:
+        result = run_messages(state, tx, paid, height)
+        if isinstance(result, Refusal):
+            refusal = result
+        else:
+            outcome = replace(result, burnt=result.burnt + fee)
+    first = tx.messages[0]
+    record = TxRecord(
+        tx_hash=tx.hash, height=height, time=time,
+        codespace=refusal.codespace if refusal else "", code=refusal.code if refusal else 0,
+        log=refusal.log if refusal else "", gas_wanted=tx.gas, gas_used=gas_used, fee=fee, sender=tx.sender,
+        kind=first.kind, topic_id=first.topic_id, nonce=first.nonce, raw=tx.raw,
+    )  # fmt: skip
+    return replace(outcome, record=record)
+
+
+def run_messages(state: State, tx: Tx, payer: Account, height: int) -> Effect | Refusal:
+    """Run a transaction's messages. More than one is refused: no worker sends more, and half a transaction is none."""
+    if len(tx.messages) != 1:
+        return Refusal("sdk", 37, "this node runs one message a transaction: not supported")
+    message = tx.messages[0]
+    run = _register if message.kind == "register" else _insert_payload
+    result = run(state, message, payer, height)
+    if isinstance(result, Refusal):
+        return replace(result, log=f"failed to execute message; message index: 0: {result.log}")
+    return result
+
+
+def _register(state: State, message: Message, payer: Account, height: int) -> Effect | Refusal:
+    del height
+    if state.topic(message.topic_id) is None:
+        return INVALID_TOPIC
+    if message.content.is_reputer:
+        return Refusal("sdk", 37, "this node has no reputers: not supported")
+    charged = _charge(payer, state.fees.registration)
+    if isinstance(charged, Refusal):
+        return charged
+    return Effect(accounts=(charged,), worker=(message.topic_id, message.sender), burnt=state.fees.registration)
+
+
+def _insert_payload(state: State, message: Message, payer: Account, height: int) -> Effect | Refusal:
+    bundle = message.content.worker_data_bundle
+    worker, topic_id, nonce = (bundle.worker if bundle else ""), message.topic_id, message.nonce
+    topic = state.topic(topic_id)
+    wrong = (
+        _check_permitted(topic, worker)
+        or check_bundle(message)
+        or _check_open(topic, topic_id, nonce, height)
+        or _check_registered(state, topic_id, worker)
+    )
+    if wrong is not None:
+        return wrong
+    charged = _charge(payer, state.fees.data_sending)
+    if isinstance(charged, Refusal):
+        return charged
+    if worker in state.inferences.get((topic_id, nonce), {}):
+        return Refusal("undefined", 1, "Error planning inference admission: inference already submitted")
+    inference = bundle.inference_forecasts_bundle.inference
+    stored = Stored(topic_id, nonce, worker, value_of(message), height, inference.extra_data, inference.proof)
+    return Effect(accounts=(charged,), inference=stored, burnt=state.fees.data_sending)
+
+
+def _check_permitted(topic: TopicSpec | None, worker: str) -> Refusal | None:
+    if not is_address(worker):
+        return Refusal("sdk", 7, "Error validating worker address: invalid address")
+    if topic is not None and not topic.permits(worker):
+        return Refusal("undefined", 1, "Worker is not permitted to submit payload")
+    return None
+
+
+def _check_registered(state: State, topic_id: int, worker: str) -> Refusal | None:
+    if (topic_id, worker) in state.workers:
+        return None
+    return Refusal("emissions", 13, "worker is not registered in this topic: address not registered")
+
+
+def _check_open(topic: TopicSpec | None, topic_id: int, nonce: int, height: int) -> Refusal | None:
+    """Whether block `height` may include a payload for the nonce."""
+    if topic is None:
+        return INVALID_TOPIC
+    # A nonce is opened, and closed, at the end of a block: what counts is the state before this one.
+    if not (topic.is_nonce(nonce) and nonce < height <= nonce + topic.worker_submission_window):
+        return Refusal("emissions", 75, "unfulfilled nonce not found")
+    if not topic.takes(nonce, height):
+        return Refusal(
+            "emissions",
+            67,
+            f"Worker window not open for topic: {topic_id}, current block {height}, start window: {nonce}, "
+            f"end window: {nonce + topic.worker_submission_window}: worker nonce window not available",
+        )
+    return None
+
+
+def _charge(payer: Account, fee: int) -> Account | Refusal:
+    if payer.balance < fee:
+        return Refusal("sdk", 5, "sender has insufficient balance to cover fees: insufficient funds")
+    return replace(payer, balance=payer.balance - fee)
+
+
+def _out_of_gas(where: str, wanted: int, used: int) -> str:
+    return f"out of gas in location: {where}; gasWanted: {wanted}, gasUsed: {used}: out of gas"

@@ -1,0 +1,48 @@
+"""How a cycle finds a local node that runs in another process: a small file with its endpoint, believed after a probe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from forecastd.chain.networks import LOCAL_CHAIN_ID
+from forecastd.chain.node import Node
+from forecastd.errors import ForecastdError
+
+PROBE_SECONDS = 1.0
+
+
+def endpoint_file(state_dir: Path) -> Path:
+    return state_dir / "localnet" / "endpoint.json"
+
+
+@contextmanager
+def announced(state_dir: Path, endpoint: str, chain_id: str) -> Iterator[None]:
+    """Keep the endpoint file in place while the block runs. The file appears whole or not at all."""
+    path = endpoint_file(state_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"endpoint": endpoint, "chain_id": chain_id, "pid": os.getpid()})
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text + "\n", encoding="utf-8")
+    draft.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def find_running(state_dir: Path, *, chain_id: str = LOCAL_CHAIN_ID) -> str | None:
+    """The endpoint of a local node on this state that runs and answers; a stale or strange file is ignored."""
+    try:
+        told = json.loads(endpoint_file(state_dir).read_text(encoding="utf-8"))
+        endpoint = str(told["endpoint"])
+        if told["chain_id"] != chain_id:
+            return None
+        with Node(endpoint, chain_id=chain_id, deadline=PROBE_SECONDS) as node:
+            node.chain_id()
+    except (OSError, ValueError, LookupError, TypeError, ForecastdError):
+        return None
+    return endpoint

@@ -1,0 +1,132 @@
+"""What the local chain knows, as plain data, and the effects that change it.
+
+Every change is an `Effect`: decided by a pure function in `rules`, applied here to memory and by `store` to disk. Amounts
+are uallo. Nothing is ever lost: what all accounts hold plus `burnt` is what the faucet has `minted`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from forecastd.chain.sdk import EmissionsVersion
+from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
+
+PRICE_UNIT = 10**18  # a gas price is an integer with 18 decimals, as the chain's own decimals are
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account; `public_key` is empty until its first transaction."""
+
+    address: str
+    number: int
+    sequence: int
+    balance: int
+    public_key: bytes = b""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An inference the chain took in."""
+
+    topic_id: int
+    nonce: int
+    worker: str
+    value: str
+    height: int
+    extra_data: bytes = b""
+    proof: str = ""
+
+
+@dataclass(frozen=True)
+class TxRecord:
+    """A transaction in a block, whatever became of it. `kind` is payload, register or other."""
+
+    tx_hash: str
+    height: int
+    time: float
+    codespace: str
+    code: int
+    log: str
+    gas_wanted: int
+    gas_used: int
+    fee: int
+    sender: str
+    kind: str
+    topic_id: int
+    nonce: int
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one transaction, or one gift of the faucet, changes."""
+
+    accounts: tuple[Account, ...] = ()
+    record: TxRecord | None = None
+    worker: tuple[int, str] | None = None
+    inference: Stored | None = None
+    burnt: int = 0
+    minted: int = 0
+
+
+@dataclass(frozen=True)
+class Fees:
+    """What the chain charges, in uallo; `min_gas_price` for one gas, with 18 decimals."""
+
+    min_gas_price: int = PRICE_UNIT
+    registration: int = 100_000
+    data_sending: int = 10
+
+
+@dataclass
+class State:
+    """The whole chain after its latest block."""
+
+    chain_id: str
+    version: EmissionsVersion = "v10"
+    height: int = 1
+    time: float = 0.0
+    gas_price: int = PRICE_UNIT
+    fees: Fees = field(default_factory=Fees)
+    topics: tuple[TopicSpec, ...] = DEFAULT_TOPICS
+    accounts: dict[str, Account] = field(default_factory=dict)
+    workers: set[tuple[int, str]] = field(default_factory=set)
+    inferences: dict[tuple[int, int], dict[str, Stored]] = field(default_factory=dict)
+    latest: dict[tuple[int, str], Stored] = field(default_factory=dict)
+    txs: dict[str, TxRecord] = field(default_factory=dict)
+    burnt: int = 0
+    minted: int = 0
+
+    def topic(self, topic_id: int) -> TopicSpec | None:
+        return next((topic for topic in self.topics if topic.id == topic_id), None)
+
+    def apply(self, effect: Effect) -> None:
+        """Take an effect in."""
+        for account in effect.accounts:
+            self.accounts[account.address] = account
+        if effect.record is not None:
+            self.txs[effect.record.tx_hash] = effect.record
+        if effect.worker is not None:
+            self.workers.add(effect.worker)
+        if effect.inference is not None:
+            self.keep(effect.inference)
+        self.burnt += effect.burnt
+        self.minted += effect.minted
+
+    def keep(self, one: Stored) -> None:
+        """Take an inference in."""
+        self.inferences.setdefault((one.topic_id, one.nonce), {})[one.worker] = one
+        known = self.latest.get((one.topic_id, one.worker))
+        if known is None or known.nonce <= one.nonce:
+            self.latest[one.topic_id, one.worker] = one
+
+    def inclusions(self, topic_id: int, nonce: int, sender: str | None = None) -> list[TxRecord]:
+        """Every payload transaction that a block included for a nonce, failed ones too, in the chain's order."""
+        found = (
+            one
+            for one in self.txs.values()
+            if one.kind == "payload" and one.topic_id == topic_id and one.nonce == nonce
+            if sender is None or one.sender == sender
+        )
+        return sorted(found, key=lambda one: one.height)

@@ -1,0 +1,174 @@
+"""The local chain on disk: one SQLite file a chain id, one transaction a block.
+
+A kill at any moment loses at most the block being made. The file is held exclusively while a node runs on it, so a second
+node on the same state is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, astuple
+from pathlib import Path
+
+from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.localnet.state import Account, Effect, Fees, State, Stored, TxRecord
+from forecastd.localnet.topics import topics_from_json, topics_to_json
+
+SCHEMA_VERSION = 1
+_FEE = 8  # the column of txs that is text here and an integer in TxRecord
+_SCHEMA = """
+CREATE TABLE chain (id INTEGER PRIMARY KEY CHECK (id = 1), chain_id TEXT NOT NULL, version TEXT NOT NULL,
+  height INTEGER NOT NULL, time REAL NOT NULL, gas_price TEXT NOT NULL, fees TEXT NOT NULL, topics TEXT NOT NULL,
+  burnt TEXT NOT NULL, minted TEXT NOT NULL) STRICT;
+CREATE TABLE accounts (address TEXT PRIMARY KEY, number INTEGER NOT NULL, sequence INTEGER NOT NULL,
+  balance TEXT NOT NULL, public_key BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE workers (topic_id INTEGER, address TEXT, PRIMARY KEY (topic_id, address)) STRICT, WITHOUT ROWID;
+CREATE TABLE inferences (topic_id INTEGER, nonce INTEGER, worker TEXT, value TEXT NOT NULL, height INTEGER NOT NULL,
+  extra_data BLOB NOT NULL, proof TEXT NOT NULL, PRIMARY KEY (topic_id, nonce, worker)) STRICT, WITHOUT ROWID;
+CREATE TABLE txs (tx_hash TEXT PRIMARY KEY, height INTEGER NOT NULL, time REAL NOT NULL, codespace TEXT NOT NULL,
+  code INTEGER NOT NULL, log TEXT NOT NULL, gas_wanted INTEGER NOT NULL, gas_used INTEGER NOT NULL, fee TEXT NOT NULL,
+  sender TEXT NOT NULL, kind TEXT NOT NULL, topic_id INTEGER NOT NULL, nonce INTEGER NOT NULL, raw BLOB NOT NULL)
+  STRICT, WITHOUT ROWID;
+"""
+
+
+class Store:
+    """A chain's file. Amounts are stored as text: uallo outgrow SQLite's integers."""
+
+    def __init__(self, path: Path, *, wait: float = 5.0) -> None:
+        """Open or create it, waiting up to `wait` seconds for another node to let go of it.
+
+        Raises:
+            RetryLater: another node runs on it, or the disk failed.
+            NeedsHuman: it cannot be written, or it is no state of this version.
+        """
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Opened in one thread, used in the node's own, never in two at once.
+            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+            self._prepare()
+        except OSError as error:
+            raise NeedsHuman(
+                f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
+            ) from error
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+
+    def load(self) -> State | None:
+        """The whole chain, or None when it has no first block yet."""
+        try:
+            rows = self._db.execute("SELECT * FROM chain").fetchall()
+            if not rows:
+                return None
+            _, chain_id, version, height, time, price, fees, topics, burnt, minted = rows[0]
+            state = State(
+                chain_id=chain_id, version=version, height=height, time=time, gas_price=int(price),
+                fees=Fees(**json.loads(fees)), topics=topics_from_json(topics), burnt=int(burnt), minted=int(minted),
+            )  # fmt: skip
+            for address, number, sequence, balance, key in self._db.execute("SELECT * FROM accounts"):
+                state.accounts[address] = Account(address, number, sequence, int(balance), key)
+            state.workers.update(self._db.execute("SELECT topic_id, address FROM workers"))
+            for row in self._db.execute("SELECT * FROM inferences ORDER BY nonce"):
+                state.keep(Stored(*row))
+            for row in self._db.execute("SELECT * FROM txs ORDER BY height"):
+                values = list(row)
+                values[_FEE] = int(values[_FEE])
+                state.txs[row[0]] = TxRecord(*values)
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+        return state
+
+    def save(self, state: State, effects: Iterable[Effect] = ()) -> None:
+        """Commit a block: the chain's head and everything its effects changed, or nothing of it."""
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for effect in effects:
+                self._write(effect)
+            db.execute(
+                "INSERT OR REPLACE INTO chain VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    state.chain_id, state.version, state.height, state.time, str(state.gas_price),
+                    json.dumps(asdict(state.fees)), topics_to_json(state.topics), str(state.burnt), str(state.minted),
+                ),
+            )  # fmt: skip
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise self._told(error) from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def _write(self, effect: Effect) -> None:
+        db = self._db
+        for one in effect.accounts:
+            values = (one.address, one.number, one.sequence, str(one.balance), one.public_key)
+            db.execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?)", values)
+        if effect.worker is not None:
+            db.execute("INSERT OR IGNORE INTO workers VALUES (?, ?)", effect.worker)
+        if effect.inference is not None:
+            db.execute("INSERT INTO inferences VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(effect.inference))
+        if effect.record is not None:
+            row = list(astuple(effect.record))
+            row[_FEE] = str(row[_FEE])
+            db.execute(f"INSERT INTO txs VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608  # only marks
+
+    def _prepare(self) -> None:
+        db = self._db
+        db.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("BEGIN EXCLUSIVE")  # takes the lock now, and keeps it
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version not in (0, SCHEMA_VERSION):
+            raise NeedsHuman(
+                f"The local chain {self.path} is of version {version}, this forecastd knows {SCHEMA_VERSION}. "
+                "Delete it (it is only a local chain) with `forecastd localnet --reset`."
+            )
+        if version == 0:
+            for statement in _SCHEMA.split(";")[:-1]:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.execute("COMMIT")
+
+    def _told(self, error: sqlite3.Error) -> NeedsHuman | RetryLater:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return RetryLater(f"Another local node runs on {self.path}. Stop it first, or choose another STATE_DIR.")
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            return RetryLater(f"The disk of the local chain {self.path} is full or failed ({error}).")
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            return NeedsHuman(f"Cannot write the local chain {self.path} ({error}). Set STATE_DIR to a writable place.")
+        return NeedsHuman(
+            f"The local chain {self.path} is damaged ({error}). Delete it with `forecastd localnet --reset`."
+        )
+
+
+def chain_path(state_dir: Path, chain_id: str) -> Path:
+    """Where the state of a local chain lives. Raises ValueError when the id is no plain name."""
+    if not chain_id or not all(character.isalnum() or character in "-_" for character in chain_id):
+        raise ValueError(f"{chain_id!r} is not a chain id of letters, digits, - and _")
+    return state_dir / "localnet" / f"{chain_id}.sqlite"
+
+
+def delete_chain(state_dir: Path, chain_id: str) -> bool:
+    """Delete a local chain's state; False when there was none.
+
+    Raises:
+        RetryLater: a node runs on it.
+    """
+    path = chain_path(state_dir, chain_id)
+    if not path.exists():
+        return False
+    with suppress(NeedsHuman):  # damaged or of another version: that is what it is deleted for
+        Store(path, wait=0.0).close()
+    for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        name.unlink(missing_ok=True)
+    return True

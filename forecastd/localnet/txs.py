@@ -1,0 +1,117 @@
+"""Reading a transaction's bytes, as far as the local chain understands them."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from forecastd.chain.codec import tx_hash
+from forecastd.chain.networks import DENOM
+from forecastd.chain.sdk import emissions, messages
+
+_EMISSIONS = re.compile(r"/emissions\.(v9|v10)\.(InsertWorkerPayloadRequest|RegisterRequest)")
+
+
+class Unreadable(Exception):
+    """The bytes are no transaction that this chain can read."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message: `kind` is payload, register or other; `version` the emissions version it is written in."""
+
+    kind: str
+    version: str
+    type_url: str
+    content: Any
+
+    @property
+    def sender(self) -> str:
+        return str(self.content.sender) if self.content is not None else ""
+
+    @property
+    def topic_id(self) -> int:
+        if self.kind == "payload":
+            return int(self.content.worker_data_bundle.topic_id) if self.content.worker_data_bundle else 0
+        return int(self.content.topic_id) if self.content is not None else 0
+
+    @property
+    def nonce(self) -> int:
+        bundle = self.content.worker_data_bundle if self.kind == "payload" else None
+        return int(bundle.nonce.block_height) if bundle and bundle.nonce else 0
+
+
+@dataclass(frozen=True)
+class Tx:
+    """A transaction with one signer. `fee` in uallo; None when it is offered in another coin."""
+
+    raw: bytes
+    hash: str
+    body_bytes: bytes
+    auth_bytes: bytes
+    messages: tuple[Message, ...]
+    public_key: bytes
+    signature: bytes
+    signatures: int
+    sequence: int
+    gas: int
+    fee: int | None
+    memo: str
+    timeout_height: int
+
+    @property
+    def sender(self) -> str:
+        return self.messages[0].sender if self.messages else ""
+
+
+def read_tx(raw: bytes) -> Tx:
+    """A transaction from its bytes.
+
+    Raises:
+        Unreadable: they are none.
+    """
+    tx, crypto = messages("cosmos.tx.v1beta1"), messages("cosmos.crypto.secp256k1")
+    outer = _parse(tx.TxRaw, raw)
+    body, auth = _parse(tx.TxBody, outer.body_bytes), _parse(tx.AuthInfo, outer.auth_info_bytes)
+    signer = auth.signer_infos[0] if auth.signer_infos else None
+    key = signer.public_key if signer is not None else None
+    return Tx(
+        raw=raw,
+        hash=tx_hash(raw),
+        body_bytes=outer.body_bytes,
+        auth_bytes=outer.auth_info_bytes,
+        messages=tuple(_message(one) for one in body.messages),
+        public_key=_parse(crypto.PubKey, key.value).key if key is not None else b"",
+        signature=outer.signatures[0] if outer.signatures else b"",
+        signatures=len(outer.signatures),
+        sequence=signer.sequence if signer is not None else 0,
+        gas=auth.fee.gas_limit if auth.fee is not None else 0,
+        fee=_fee(auth.fee),
+        memo=body.memo,
+        timeout_height=body.timeout_height,
+    )
+
+
+def _fee(fee: Any) -> int | None:
+    coins = fee.amount if fee is not None else []
+    if any(coin.denom != DENOM or not coin.amount.isdigit() for coin in coins):
+        return None
+    return sum(int(coin.amount) for coin in coins)
+
+
+def _message(wrapped: Any) -> Message:
+    known = _EMISSIONS.fullmatch(wrapped.type_url)
+    if known is None:
+        return Message("other", "", wrapped.type_url, None)
+    version, name = known.groups()
+    content = _parse(getattr(emissions(version), name), wrapped.value)  # type: ignore[arg-type]  # v9 or v10
+    return Message("register" if name == "RegisterRequest" else "payload", version, wrapped.type_url, content)
+
+
+def _parse(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.parse(data)
+    except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error) as error:
+        raise Unreadable(f"{kind.__name__}: {type(error).__name__}") from None
