@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -50,19 +51,22 @@ def run_cycle_command(
     if as_json:
         click.echo(json.dumps(outcome.as_json()))
     else:
-        screen.print(outcome_row(outcome))
+        for line in outcome_rows(outcome):
+            screen.print(line)
     return outcome.exit_code
 
 
-def outcome_row(outcome: Outcome) -> Table:
+def outcome_rows(outcome: Outcome) -> Iterator[Table]:
     """How it ended, in the same shape as the stages."""
     style = STYLES.get(outcome.exit_code, "bold red")
-    lines = [Text(outcome.outcome.replace("_", " "), style=style)]
-    if outcome.reason:
-        lines.append(Text(f"{outcome.check}: {outcome.reason}" if outcome.check else outcome.reason))
+    text = Text(outcome.outcome.replace("_", " "), style=style)
     if outcome.height is not None:
-        lines.append(Text(f"transaction {outcome.tx_hash}\nincluded in block {outcome.height}"))
-    return row("outcome", Text("\n").join(lines), f"{sum(outcome.stages.values()):.3f} s")
+        text.append(f" in block {outcome.height}")
+    if outcome.reason:
+        text.append(f"\n{outcome.check}: {outcome.reason}" if outcome.check else f"\n{outcome.reason}", style="default")
+    yield row("outcome", text, f"{sum(outcome.stages.values()):.3f} s")
+    if outcome.tx_hash is not None:
+        yield row("tx", Text(outcome.tx_hash))
 
 
 def _secrets(settings: Settings) -> list[str]:

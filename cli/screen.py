@@ -8,7 +8,7 @@ from rich.text import Text
 
 from forecastd.stages import Stage
 
-LABEL, SECONDS = 10, 9
+LABEL, SECONDS = 9, 8
 
 
 def console() -> Console:
@@ -17,10 +17,13 @@ def console() -> Console:
 
 
 def row(label: str, text: Text, seconds: str = "") -> Table:
-    """A label, a text wrapped under itself, and a time."""
+    """A label, a text wrapped under itself, and a time where there is one."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL, no_wrap=True)
     table.add_column(ratio=1, overflow="fold")
+    if not seconds:
+        table.add_row(label, text)
+        return table
     table.add_column(width=SECONDS, justify="right", no_wrap=True)
     table.add_row(label, text, seconds)
     return table

@@ -162,7 +162,7 @@ def _allow(run: _Run, chain_id: str, told: list[str]) -> None:
     """Make sure that the worker is registered and may submit."""
     node, wallet, topic_id = run.parts.node, run.parts.wallet, run.job.topic_id
     if not node.is_registered(topic_id, wallet.address):
-        if not run.job.register or run.job.dry_run:
+        if not run.job.register:
             raise NeedsHuman(
                 f"Worker {wallet.address} is not registered for topic {topic_id} on {chain_id}. "
                 "Run once more with --register to register it (this costs the chain's registration fee)."
@@ -293,7 +293,7 @@ def _send(run: _Run, submission: Submission) -> None:
         answer = node.broadcast(submission.tx_bytes)
         meaning = classify(answer.codespace, answer.code, answer.log)
         log.info("sent %s: %s %s %s", submission.tx_hash, answer.codespace, answer.code, answer.log)
-        told.append(f"{submission.tx_hash[:16]}...: {meaning.meaning}")
+        told.append(f"the node says: {meaning.meaning}")
     with run.stage("confirm") as told:
         found = wait_for_tx(node, submission, clock=clock, wake=run.parts.wake, seconds=CONFIRM_SECONDS)
         if found is None:

@@ -40,13 +40,13 @@ def run_once(
     """Serve the newest open epoch of `settings.topic_id` once; errors of `errors.py` come back as the outcome.
 
     `as_of` (unix seconds) replays that moment on the local network. On the local network the worker is registered without
-    being asked, for nothing there has a price.
+    being asked, in a dry run too, for nothing there has a price.
     """
     clock = clock if as_of is None else ReplayClock(as_of)
     local = settings.allora_network == "local"
     floor = NETWORKS[settings.allora_network].gas_price_floor
     spending = Spending(floor, settings.fee_tier, settings.max_fee_uallo)
-    job = Job(settings.topic_id, spending, register or local, dry_run)
+    job = Job(settings.topic_id, spending, local or (register and not dry_run), dry_run)
     try:
         if as_of is not None and not local:
             raise NeedsHuman(

@@ -1,0 +1,34 @@
+"""Bytes over HTTP of a second run after a restart, beside the first's: only missing candles may be asked for."""
+
+from __future__ import annotations
+
+import tempfile
+
+from benchmarks.figures import Figure
+from benchmarks.processes import measure, python
+from forecastd.clock import ReplayClock, from_iso, iso
+from forecastd.settings import load_settings
+from forecastd.sources import open_source
+from forecastd.sources.faketiingo import FakeTiingo
+
+KEY = "benchmark"
+HOUR = 3600
+
+
+def run(*, quick: bool) -> list[Figure]:
+    """`--once` from a fake Tiingo over HTTP, then again one hour later in a new process."""
+    first_hour = from_iso("2026-03-01T12:05:00Z")
+    source = open_source("sample", load_settings())
+    figures = []
+    with tempfile.TemporaryDirectory() as state, FakeTiingo(source, ReplayClock(first_hour + HOUR), key=KEY) as tiingo:
+        sent = []
+        for hour in range(2):
+            before = tiingo.bytes_sent
+            environment = {"STATE_DIR": state, "LOG_DIR": state, "TIINGO_URL": tiingo.url, "TIINGO_API_KEY": KEY}
+            as_of = iso(first_hour + hour * HOUR)
+            measure(python("submit_prediction.py", "--once", "--source", "tiingo", "--as-of", as_of), environment)
+            sent.append(tiingo.bytes_sent - before)
+        figures.append(
+            Figure("second --once, one hour later", sent[1], sent[0], "bytes", "first --once", "at most 2 %: ratio >= 50")
+        )
+    return figures
