@@ -46,7 +46,10 @@ def command() -> None:
 @JSON
 @click.pass_obj
 def fetch(shared: dict[str, Any], /, as_json: bool, **asked: Any) -> None:
-    """Bring the rolling window up to date, asking the source only for what is missing."""
+    """Bring the rolling window up to date.
+
+    The source is asked only for what is missing.
+    """
     _, found = _survey(shared, **asked)
     _show(found, as_json=as_json, checks=False)
 
@@ -56,7 +59,10 @@ def fetch(shared: dict[str, Any], /, as_json: bool, **asked: Any) -> None:
 @JSON
 @click.pass_context
 def inspect(ctx: click.Context, /, as_json: bool, **asked: Any) -> None:
-    """Describe candles and judge them as a forecast would. Ends with 4 when a check refuses them."""
+    """Describe candles and run the checks.
+
+    They are judged as a forecast would judge them. Ends with 4 when a check refuses them.
+    """
     _, found = _survey(ctx.obj or {}, **asked)
     _show(found, as_json=as_json, checks=True)
     ctx.exit(REFUSED if any(found.checks.values()) else 0)
@@ -69,7 +75,10 @@ def inspect(ctx: click.Context, /, as_json: bool, **asked: Any) -> None:
 @click.option("--force", is_flag=True, help="Replace PATH where it exists.")
 @click.pass_obj
 def export(shared: dict[str, Any], /, path: Path, form: Any, force: bool, **asked: Any) -> None:
-    """Write candles to PATH (.csv, .csv.gz or .parquet), or to stdout as -; `file:PATH` reads them back."""
+    """Write candles to a file or to stdout.
+
+    PATH ends in .csv, .csv.gz or .parquet, or is - for stdout. `--source file:PATH` reads the file back.
+    """
     from forecastd.sources.export import to_csv, to_parquet, write
 
     candles, _ = _survey(shared, **asked)
@@ -100,7 +109,9 @@ def fake_tiingo(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Serve any source's candles as Tiingo would, with faults on demand, until Ctrl-C.
+    """Serve candles as Tiingo would.
+
+    Of any source, over HTTP, with faults on demand, until Ctrl-C.
 
     \b
     Faults: rate-limit, rate-limit-long, in-band, html, truncated, wrong-types,
@@ -166,7 +177,9 @@ def _show(found: Survey, *, as_json: bool, checks: bool) -> None:
         ("sha256", found.sha256),
     ]
     if checks:
-        lines += [(name, "ok" if reason is None else f"refused: {reason}") for name, reason in found.checks.items()]
+        passed = ", ".join(name for name, reason in found.checks.items() if reason is None)
+        lines.append(("passed", passed or "none"))
+        lines += [("refused", f"{name}: {reason}") for name, reason in found.checks.items() if reason is not None]
     for label, text in lines:
         console().print(row(label, Text(text)))
 

@@ -370,12 +370,12 @@ def _recent(candles: Candles, terms: Terms) -> Candles:
 
 
 # In the order in which they are made: a later one may take for granted what an earlier one refuses.
-# `duplicate` is raised by `mend`, before them.
+# `duplicate` is raised by `mend`, before them; a wrong order is always repaired there.
 CHECKS: dict[str, Callable[[Candles, Terms], str | None]] = {
     "empty": _empty,
     "unit": _unit,
     "future": _future,
-    "order": _grid,
+    "grid": _grid,
     "stale": _stale,
     "gap": _gap,
     "short": _short,

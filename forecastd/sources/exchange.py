@@ -10,19 +10,24 @@ import difflib
 import hashlib
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from forecastd.candles import COLUMNS, HOUR, Candles, Provenance, mend
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.sources.http import DEADLINE, Passing, within
 
 log = logging.getLogger(__name__)
 
 PAGE = 500  # candles asked for at once; an exchange that gives fewer is asked more often
 MOST_PAGES = 1_000
 TIMEOUT_MS = 10_000
+MARKETS_DEADLINE = 30.0  # seconds; the list of an exchange's markets can be several megabytes
 ATTEMPTS = 3
+# ccxt reads an answer of an unforeseen shape with plain indexing.
+UNFORESEEN = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 STABLE = {"USD": ("USD", "USDT", "USDC")}  # where an exchange has no dollar, its stablecoins stand in, told in the log
 
 
@@ -59,8 +64,7 @@ class ExchangeSource:
             raise NeedsHuman(
                 f"{self.exchange} refuses to answer from here ({_short(error)}). Use another one."
             ) from None
-        except (ccxt.BaseError, TypeError, ValueError, KeyError, IndexError) as error:
-            # ccxt reads an answer of an unforeseen shape with plain indexing.
+        except (ccxt.BaseError, *UNFORESEEN) as error:
             raise RetryLater(
                 f"{self.exchange} gave no candles ({_short(error)}). Trying again later may help."
             ) from None
@@ -80,11 +84,10 @@ class ExchangeSource:
         for _ in range(MOST_PAGES):
             limit = min(PAGE, (end * 1000 - at) // (self.step * 1000) + 1)
             for attempt in stamina.retry_context(
-                on=ccxt.NetworkError, attempts=ATTEMPTS, wait_initial=0.2, wait_max=1.0, wait_jitter=0.2
+                on=(ccxt.NetworkError, Passing), attempts=ATTEMPTS, wait_initial=0.2, wait_max=1.0, wait_jitter=0.2
             ):
                 with attempt:
-                    client = self._open()
-                    page = client.fetch_ohlcv(self._market(client), "1h", since=at, limit=limit)
+                    page = self._page(at, limit)
             page = [row for row in page if row[0] >= at]
             if not page:
                 return rows
@@ -93,6 +96,18 @@ class ExchangeSource:
             if at >= end * 1000:
                 return rows
         raise RetryLater(f"{self.exchange} gives too few candles at a time for so long a range. Ask for a shorter one.")
+
+    def _page(self, since: int, limit: int) -> list[list[Any]]:
+        client = self._open()
+        markets = self._within(MARKETS_DEADLINE, client.load_markets)
+        market = self._market(markets)
+        page = self._within(DEADLINE, lambda: client.fetch_ohlcv(market, "1h", since=since, limit=limit))
+        return list(page)
+
+    def _within(self, seconds: float, work: Callable[[], Any]) -> Any:
+        import ccxt
+
+        return within(seconds, self.exchange, lambda _: work(), (ccxt.BaseError, *UNFORESEEN))
 
     def _open(self) -> Any:
         import ccxt
@@ -105,8 +120,7 @@ class ExchangeSource:
             raise NeedsHuman(f"{self.exchange} has no hourly candles. Use another exchange.")
         return self._client
 
-    def _market(self, client: Any) -> str:
-        markets = client.load_markets()
+    def _market(self, markets: dict[str, Any]) -> str:
         if self.market is not None:
             if self.market not in markets:
                 raise NeedsHuman(_unknown("market", self.market, list(markets), f" on {self.exchange}"))

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 from forecastd.candles import Candles
 from forecastd.clock import Clock, from_iso
 from forecastd.errors import ForecastdError, NeedsHuman
+from forecastd.settings import Settings
 from forecastd.sources.base import Source
 from forecastd.sources.tiingo import PATH
 
@@ -127,6 +128,17 @@ class FakeTiingo:
             return next((fault.name for fault in self.faults if fault.strikes(self.requests)), None)
 
 
+def required_key(settings: Settings) -> str:
+    """The key that clients must send.
+
+    Raises:
+        NeedsHuman: none is set.
+    """
+    if settings.tiingo_api_key is None:
+        raise NeedsHuman("TIINGO_API_KEY is not set; set one for the server to require, any text will do.")
+    return settings.tiingo_api_key.get_secret_value()
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -224,9 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
                 break
 
     def _write(self, piece: bytes) -> None:
-        self.wfile.write(piece)
-        with self.server.fake.lock:
+        with self.server.fake.lock:  # before the write, so that who has read the answer finds it counted
             self.server.fake.bytes_sent += len(piece)
+        self.wfile.write(piece)
 
 
 def series(candles: Candles) -> list[dict[str, object]]:

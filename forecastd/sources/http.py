@@ -11,13 +11,15 @@ import ipaddress
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import urlsplit
 
 from forecastd.errors import RetryLater
 
 if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
+
+T = TypeVar("T")
 
 DEADLINE = 10.0  # seconds for a request as a whole, name look-up and body included
 STALL = 5.0  # seconds for one socket operation
@@ -46,20 +48,42 @@ def get(url: str, params: Mapping[str, str], headers: Mapping[str, str], deadlin
         RetryLater: the answer is larger than `MOST_BYTES`.
     """
     host = urlsplit(url).netloc
+    answer = within(deadline, host, lambda is_abandoned: _request(url, params, headers, is_abandoned))
+    if isinstance(answer, RetryLater):
+        raise answer
+    return answer
+
+
+def within(
+    seconds: float, host: str, work: Callable[[Callable[[], bool]], T], errors: tuple[type[Exception], ...] = ()
+) -> T:
+    """What `work` returns, in a thread of its own that is left to itself after `seconds`.
+
+    `work` gets a function that says whether anybody still waits for it. Of its exceptions, `errors` are raised here.
+
+    Raises:
+        Passing: it did not return in time.
+    """
     done, abandoned = threading.Event(), threading.Event()
-    result: list[Answer | RetryLater] = []
+    results: list[T] = []
+    raised: list[Exception] = []
 
-    def work() -> None:
-        result.append(_request(url, params, headers, abandoned.is_set))
-        done.set()
+    def run() -> None:
+        try:
+            results.append(work(abandoned.is_set))
+        except errors as error:
+            raised.append(error)
+        finally:
+            done.set()
 
-    threading.Thread(target=work, name=f"GET {host}", daemon=True).start()
-    if not done.wait(deadline):
-        abandoned.set()
-        raise Passing(f"{host} did not answer in full within {deadline:g} s.")
-    if isinstance(result[0], RetryLater):
-        raise result[0]
-    return result[0]
+    threading.Thread(target=run, name=f"asking {host}", daemon=True).start()
+    finished = done.wait(seconds)
+    abandoned.set()
+    if raised:
+        raise raised[0]
+    if not finished or not results:
+        raise Passing(f"{host} did not answer in full within {seconds:g} s.")
+    return results[0]
 
 
 def is_loopback(host: str) -> bool:
