@@ -2,8 +2,9 @@
 
 Importing `allora_sdk` runs a package `__init__` that pulls in aiohttp, cosmpy and every client (1.2 s, 96 MB); the
 messages need none of it. So the two parent packages are put into `sys.modules` as bare modules with the real search
-path, and only the generated modules below them are run. Whoever asks a bare parent for anything else (`from allora_sdk
-import AlloraWorker`) makes it run its real `__init__` on the spot, so the SDK itself keeps working in this process.
+path, and of the generated modules below them only the classes that are asked for are run (see `generated`). Whoever
+asks a bare parent for anything else (`from allora_sdk import AlloraWorker`) makes it run its real `__init__` on the
+spot, so the SDK itself keeps working in this process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import threading
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Literal
+
+from forecastd.chain.generated import install
 
 EmissionsVersion = Literal["v9", "v10"]
 
@@ -65,6 +68,7 @@ def _lighten() -> None:
             raise ModuleNotFoundError("allora_sdk is not installed. Install forecastd's dependencies.", name=name)
         module = _bare(spec)
         sys.modules[name] = module
+        install(_PROTOS)
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
