@@ -38,7 +38,7 @@ class LastValueNormalizer(EncoderNormalizer):  # type: ignore[misc]  # the libra
 
     def fit(self, y: Any) -> LastValueNormalizer:
         """Take center and scale of one encoder `[L]`."""
-        values = torch.as_tensor(np.array(y))
+        values = y if isinstance(y, torch.Tensor) else torch.as_tensor(np.array(y))
         self.center_ = values[-1]
         self.scale_ = values.diff().std(correction=0) * self.horizon**0.5
         return self

@@ -1,0 +1,100 @@
+"""The peer: the same data and the same network, used the way pytorch_forecasting's documentation does.
+
+Tests compare our batches and our forward pass with what is built here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from models.base import ModelInput
+from models.library import LastValueNormalizer, build, quiet_library
+from models.manifest import TARGET, Manifest, Scaler
+from models.windows import TrainingData
+
+
+def frame(data: TrainingData) -> pd.DataFrame:
+    """The rows as the library wants them: one column a variable, a group, an integer time."""
+    columns: dict[str, Any] = {
+        "time_idx": ((data.time - data.time[0]) // data.step).astype(np.int64),
+        "series": "0",
+        TARGET: data.target,
+    }
+    for names, matrix in ((data.past_names, data.past), (data.known_names, data.known)):
+        columns.update(zip(names, matrix.T, strict=True))
+    return pd.DataFrame(columns)
+
+
+def dataset(data: TrainingData, scalers: Mapping[str, Scaler], length: int, horizon: int) -> Any:
+    """A `TimeSeriesDataSet` of all windows, with our scalers and our normaliser of the target."""
+    from pytorch_forecasting import TimeSeriesDataSet
+
+    with quiet_library():
+        return TimeSeriesDataSet(
+            frame(data),
+            time_idx="time_idx",
+            target=TARGET,
+            group_ids=["series"],
+            min_encoder_length=length,
+            max_encoder_length=length,
+            min_prediction_length=horizon,
+            max_prediction_length=horizon,
+            time_varying_known_reals=list(data.known_names),
+            time_varying_unknown_reals=[*data.past_names, TARGET],
+            target_normalizer=LastValueNormalizer(horizon),
+            scalers={name: _sklearn(name, scaler) for name, scaler in scalers.items()},
+            add_relative_time_idx=True,
+        )
+
+
+def network(manifest: Manifest, weights: Mapping[str, Any]) -> Any:
+    """The library's network with the weights of a bundle."""
+    import torch
+
+    dropout = float(str(manifest.training.config.get("dropout", 0.1)))
+    model = build(manifest.network, manifest.levels, manifest.encoder_length, manifest.horizon, dropout)
+    state = model.state_dict()
+    aliases = {name: _canonical(name) for name in state}
+    model.load_state_dict({name: torch.as_tensor(weights[aliases[name]]) for name in state})
+    return model.eval()
+
+
+def rows(inputs: ModelInput, manifest: Manifest) -> TrainingData:
+    """One series to predict from, with the future rows that the library's `predict` mode needs appended."""
+    horizon, length = manifest.horizon, manifest.encoder_length
+    first = inputs.end - length * inputs.step
+    return TrainingData(
+        time=first + inputs.step * np.arange(length + horizon, dtype=np.int64),
+        target=np.append(inputs.target, np.full(horizon, inputs.target[-1])),
+        past=np.concatenate([inputs.past, np.repeat(inputs.past[-1:], horizon, axis=0)]),
+        known=inputs.known,
+        past_names=manifest.past,
+        known_names=manifest.known,
+        step=inputs.step,
+        data_sha256="",
+        source="",
+        synthetic=True,
+    )
+
+
+def _sklearn(name: str, scaler: Scaler) -> Any:
+    from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]  # no stubs, one use
+
+    fitted = StandardScaler()
+    fitted.mean_, fitted.scale_ = np.array([scaler.center]), np.array([scaler.scale])
+    fitted.feature_names_in_ = np.array([name], dtype=object)
+    fitted.var_, fitted.n_features_in_, fitted.n_samples_seen_ = fitted.scale_**2, 1, 1
+    return fitted
+
+
+def _canonical(name: str) -> str:
+    """The library registers shared layers under several names; a bundle stores each once."""
+    for side in ("encoder", "decoder"):
+        name = name.replace(f"{side}_variable_selection.prescalers.", "prescalers.")
+    return name.replace("post_lstm_gate_decoder", "post_lstm_gate_encoder").replace(
+        "post_lstm_add_norm_decoder", "post_lstm_add_norm_encoder"
+    )

@@ -1,0 +1,291 @@
+"""A bundle is checked whole before it is used, and its engine is held against its canary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from models.base import ModelInput
+from models.bundle import MANIFEST, Bundle, Canary, load_bundle, read_manifest, write_bundle
+from models.engines import Engine, load_engine, verify_canary
+from models.errors import BundleError, DataError
+from models.manifest import CANARY, WEIGHTS, Manifest, Network, Scaler, Training, network_reals
+from models.tft import expected_shapes
+
+LENGTH, HORIZON, LEVELS = 24, 6, (0.1, 0.5, 0.9)
+PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
+
+
+def an_input(seed: int) -> ModelInput:
+    rng = np.random.default_rng(seed)
+    return ModelInput(
+        end=1_700_000_000 // 3600 * 3600,
+        step=3600,
+        target=10 + rng.normal(0, 0.01, LENGTH).cumsum(),
+        past=rng.normal(size=(LENGTH, len(PAST))),
+        known=rng.normal(size=(LENGTH + HORIZON, len(KNOWN))),
+    )
+
+
+@pytest.fixture(scope="module")
+def made() -> Bundle:
+    """A bundle with random weights, in memory."""
+    encoder, decoder = network_reals(PAST, KNOWN)
+    network = Network(8, 4, 2, 1, encoder, decoder, len(LEVELS))
+    rng = np.random.default_rng(0)
+    weights = {k: rng.normal(0, 0.4, shape).astype(np.float32) for k, shape in expected_shapes(network).items()}
+    manifest = Manifest(
+        name="random",
+        past=PAST,
+        known=KNOWN,
+        scalers={name: Scaler(0.1, 2.0) for name in (*PAST, *KNOWN)},
+        step=3600,
+        encoder_length=LENGTH,
+        horizon=HORIZON,
+        levels=LEVELS,
+        network=network,
+        training=Training(1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 0, {}, {}),
+        versions={},
+        metrics={},
+        files={},
+    )
+    empty = Canary(an_input(1), np.zeros((HORIZON, len(LEVELS))))
+    draft = Bundle(Path("memory"), manifest, "0" * 64, weights, empty, ())
+    quantiles = Engine(draft).predict(empty.inputs).quantiles
+    return replace(draft, canary=Canary(empty.inputs, quantiles))
+
+
+@pytest.fixture
+def path(made: Bundle, tmp_path: Path) -> Path:
+    """The same bundle on disk."""
+    write_bundle(tmp_path / "bundle", made.manifest, made.weights, made.canary)
+    return tmp_path / "bundle"
+
+
+def test_a_bundle_that_was_written_loads_and_reproduces_its_canary(path: Path, made: Bundle) -> None:
+    bundle = load_bundle(path)
+    assert bundle.sha256 == hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    assert bundle.manifest == read_manifest(path)
+    assert bundle.ignored == ()
+    assert all(np.array_equal(bundle.weights[name], made.weights[name]) for name in made.weights)
+    assert verify_canary(bundle, load_engine(bundle)) == 0.0
+
+
+def test_files_the_manifest_does_not_know_are_named_and_not_read(path: Path) -> None:
+    (path / "notes.txt").write_text("mine")
+    assert load_bundle(path).ignored == ("notes.txt",)
+
+
+def reseal(path: Path, name: str, content: bytes) -> None:
+    """Replace a file and make the manifest agree with it, as somebody who means harm would."""
+    (path / name).write_bytes(content)
+    document = json.loads((path / MANIFEST).read_text())
+    document["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (path / MANIFEST).write_text(json.dumps(document))
+
+
+def with_weights(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        arrays = load((path / WEIGHTS).read_bytes())
+        change(arrays)
+        reseal(path, WEIGHTS, save(arrays))
+
+    return damage
+
+
+def not_a_number(arrays: dict[str, np.ndarray]) -> None:
+    arrays["output_layer.bias"][0] = np.nan
+
+
+def wider(arrays: dict[str, np.ndarray]) -> None:
+    arrays["output_layer.bias"] = np.zeros(4, np.float32)
+
+
+def doubled(arrays: dict[str, np.ndarray]) -> None:
+    arrays["output_layer.bias"] = arrays["output_layer.bias"].astype(np.float64)
+
+
+def less(arrays: dict[str, np.ndarray]) -> None:
+    del arrays["output_layer.bias"]
+
+
+def more(arrays: dict[str, np.ndarray]) -> None:
+    arrays["backdoor"] = np.zeros(1, np.float32)
+
+
+def truncate(path: Path) -> None:
+    content = (path / WEIGHTS).read_bytes()
+    (path / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray((path / WEIGHTS).read_bytes())
+    content[-5] ^= 1
+    (path / WEIGHTS).write_bytes(bytes(content))
+
+
+def grow(path: Path) -> None:
+    with (path / WEIGHTS).open("ab") as file:
+        file.truncate(1 << 40)  # sparse: takes no room, and must not be read
+
+
+def link_out(path: Path) -> None:
+    outside = path.parent / "outside.safetensors"
+    (path / WEIGHTS).rename(outside)
+    (path / WEIGHTS).symlink_to(outside)
+
+
+def make_fifo(path: Path) -> None:
+    (path / WEIGHTS).unlink()
+    os.mkfifo(path / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (lambda path: (path / MANIFEST).unlink(), "missing"),
+        (lambda path: (path / WEIGHTS).unlink(), "missing"),
+        (lambda path: (path / CANARY).unlink(), "missing"),
+        (link_out, "missing"),
+        (make_fifo, "missing"),
+        (lambda path: (path / MANIFEST).write_bytes(b" " * (1 << 21)), "schema"),
+        (truncate, "hash"),
+        (flip_a_bit, "hash"),
+        (grow, "hash"),
+        (lambda path: (path / WEIGHTS).write_bytes(b""), "hash"),
+        (lambda path: reseal(path, WEIGHTS, b"x" * 40_000), "weights"),
+        (with_weights(wider), "weights"),
+        (with_weights(doubled), "weights"),
+        (with_weights(less), "weights"),
+        (with_weights(more), "weights"),
+        (with_weights(not_a_number), "finite"),
+        (lambda path: reseal(path, WEIGHTS, b"\x80\x04" + b"x" * 40_000), "pickle"),
+        (lambda path: reseal(path, WEIGHTS, b"PK\x03\x04" + b"x" * 40_000), "pickle"),
+        (lambda path: reseal(path, WEIGHTS, b"x" * (1 << 22)), "schema"),
+    ],
+)
+def test_damage_is_refused_by_the_check_that_found_it(path: Path, damage: Callable[[Path], None], check: str) -> None:
+    damage(path)
+    with pytest.raises(BundleError) as refused:
+        load_bundle(path)
+    assert refused.value.check == check
+    assert str(path) in str(refused.value)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return Path.write_text, (self.path, "boom")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.ckpt", "model.pkl", "model"])
+def test_a_pickle_given_as_a_model_is_refused_and_none_of_its_code_runs(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    for given_path in (tmp_path / name, tmp_path) if name != "model" else (tmp_path / name,):
+        with pytest.raises(BundleError, match="not opened") as refused:
+            load_bundle(given_path)
+        assert refused.value.check == "pickle"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("text")])
+def test_what_is_no_bundle_at_all_is_missing(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "model")
+    with pytest.raises(BundleError) as refused:
+        read_manifest(tmp_path / "model")
+    assert refused.value.check == "missing"
+
+
+def test_a_bundle_is_not_overwritten_unless_told_to(path: Path, made: Bundle) -> None:
+    before = (path / MANIFEST).read_bytes()
+    with pytest.raises(BundleError) as refused:
+        write_bundle(path, replace(made.manifest, name="other"), made.weights, made.canary)
+    assert refused.value.check == "exists"
+    assert (path / MANIFEST).read_bytes() == before
+    write_bundle(path, replace(made.manifest, name="other"), made.weights, made.canary, replace_old=True)
+    assert load_bundle(path).manifest.name == "other"
+    assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_cannot_be_written_leaves_the_old_one_and_no_rest(
+    path: Path, made: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_bundle(path, replace(made.manifest, name="other"), made.weights, made.canary, replace_old=True)
+    assert load_bundle(path).manifest.name == "random"
+    assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
+
+
+def test_a_model_that_does_not_reproduce_its_canary_is_refused(path: Path) -> None:
+    arrays = load((path / CANARY).read_bytes())
+    arrays["quantiles"] = arrays["quantiles"] * 1.001
+    reseal(path, CANARY, save(arrays))
+    bundle = load_bundle(path)
+    with pytest.raises(BundleError) as refused:
+        verify_canary(bundle, load_engine(bundle))
+    assert refused.value.check == "canary"
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), level=st.floats(-5, 5))
+def test_a_forecast_keeps_its_order_and_never_sees_the_price_level(made: Bundle, seed: int, level: float) -> None:
+    engine, inputs = Engine(made), an_input(seed)
+    forecast = engine.predict(inputs)
+    assert forecast.quantiles.shape == (HORIZON, len(LEVELS))
+    assert (np.diff(forecast.quantiles, axis=1) >= 0).all()
+    assert forecast.value == forecast.quantiles[-1, 1]
+    assert (forecast.input_sha256, forecast.bundle_sha256) == (inputs.sha256(), made.sha256)
+    moved = engine.predict(replace(inputs, target=inputs.target + level))
+    assert moved.quantiles == pytest.approx(forecast.quantiles, abs=1e-5)
+
+
+def test_a_batch_gives_what_each_series_gives_alone_and_threads_may_share_an_engine(made: Bundle) -> None:
+    engine = Engine(made)
+    inputs = [an_input(seed) for seed in range(40)]
+    alone = [engine.predict(one).quantiles for one in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        shared = list(pool.map(lambda one: engine.predict(one).quantiles, inputs))
+    for batch, single, threaded in zip(engine.predict_batch(inputs), alone, shared, strict=True):
+        assert batch.quantiles == pytest.approx(single, abs=1e-6)
+        assert np.array_equal(threaded, single)
+    assert engine.predict_batch([]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"step": 60}, "60 s apart"),
+        ({"target": np.arange(LENGTH - 1.0)}, "target"),
+        ({"past": np.zeros((LENGTH, 3))}, "past"),
+        ({"known": np.zeros((LENGTH, 1))}, "known"),
+        ({"past": np.full((LENGTH, 2), np.inf)}, "finite"),
+        ({"target": np.zeros(LENGTH)}, "does not move"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_by_name(made: Bundle, change: dict[str, object], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        Engine(made).predict(replace(an_input(0), **change))  # type: ignore[arg-type]
+
+
+def test_inputs_far_from_anything_trained_on_still_give_finite_numbers(made: Bundle) -> None:
+    inputs = an_input(0)
+    forecast = Engine(made).predict(replace(inputs, past=inputs.past * 1e12, known=inputs.known * -1e12))
+    assert np.isfinite(forecast.quantiles).all()

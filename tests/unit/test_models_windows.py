@@ -1,0 +1,115 @@
+"""The split is honest: parts share no row, keep the horizon between them, and no window crosses a gap."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.errors import DataError
+from models.windows import TrainingData, split
+
+STEP = 3600
+
+
+def rows(count: int, gaps: dict[int, int] | None = None, holes: tuple[int, ...] = ()) -> TrainingData:
+    """`gaps`: row -> missing steps before it; `holes`: rows whose feature is not finite."""
+    rng = np.random.default_rng(count)
+    steps = np.ones(count, dtype=np.int64)
+    for row, missing in (gaps or {}).items():
+        steps[row] += missing
+    past = rng.normal(size=(count, 1))
+    past[list(holes)] = np.nan
+    return TrainingData(
+        time=steps.cumsum() * STEP,
+        target=rng.normal(0, 0.01, count).cumsum(),
+        past=past,
+        known=np.zeros((count, 0)),
+        past_names=("p",),
+        known_names=(),
+        step=STEP,
+        data_sha256="a" * 64,
+        source="test",
+        synthetic=True,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(150, 400),
+    length=st.integers(2, 12),
+    horizon=st.integers(1, 8),
+    gaps=st.dictionaries(st.integers(1, 149), st.integers(1, 50), max_size=3),
+    holes=st.lists(st.integers(0, 149), max_size=3),
+)
+def test_no_row_is_shared_and_no_window_crosses_a_gap(
+    count: int, length: int, horizon: int, gaps: dict[int, int], holes: list[int]
+) -> None:
+    data = rows(count, gaps, tuple(holes))
+    try:
+        parts = split(data, length, horizon, 0.2, 0.2)
+    except DataError:
+        return
+    ordered = (parts.train, parts.validation, parts.test)
+    for before, after in itertools.pairwise(ordered):
+        assert after.start - before.stop >= horizon
+    for part in ordered:
+        assert len(part.origins)
+        window = part.origins[:, None] + np.arange(1 - length, horizon + 1)
+        assert window.min() >= part.start
+        assert window.max() < part.stop
+        assert (np.diff(data.time[window], axis=1) == STEP).all()
+        assert np.isfinite(data.past[window]).all()
+
+
+def test_every_whole_window_is_found() -> None:
+    parts = split(rows(100), 4, 2, 0.2, 0.2)
+    assert [part.stop - part.start for part in (parts.train, parts.validation, parts.test)] == [57, 19, 20]
+    assert [len(part.origins) for part in (parts.train, parts.validation, parts.test)] == [52, 14, 15]
+
+
+def test_a_warm_up_at_the_start_costs_its_rows_only() -> None:
+    assert split(rows(100, holes=tuple(range(10))), 4, 2, 0.2, 0.2).train.start == 10
+
+
+@pytest.mark.parametrize("data", [rows(20), rows(60, holes=tuple(range(0, 60, 3))), rows(60, holes=tuple(range(60)))])
+def test_too_little_data_is_refused(data: TrainingData) -> None:
+    with pytest.raises(DataError, match="longer range"):
+        split(data, 8, 4, 0.2, 0.2)
+
+
+def test_the_number_of_candles_that_is_asked_for_is_enough() -> None:
+    with pytest.raises(DataError) as refused:
+        split(rows(50), 8, 4, 0.15, 0.15)
+    needed = int(str(refused.value).split("at least ")[1].split(" ")[0])
+    assert split(rows(needed), 8, 4, 0.15, 0.15).test.origins.size
+    with pytest.raises(DataError):
+        split(rows(needed - 3), 8, 4, 0.15, 0.15)
+
+
+def test_a_stretch_where_the_price_stands_still_is_left_out() -> None:
+    data = rows(200)
+    data.target[20:60] = data.target[20]
+    origins = split(data, 8, 4, 0.2, 0.2).train.origins
+    assert 27 not in origins
+    assert 26 in origins
+
+
+def test_thinning_keeps_both_ends() -> None:
+    part = split(rows(300), 4, 2, 0.2, 0.2).train
+    thinned = part.thinned(7)
+    assert len(thinned) == 7
+    assert (thinned[0], thinned[-1]) == (part.origins[0], part.origins[-1])
+    assert part.thinned(10**6) is part.origins
+
+
+def test_a_window_and_its_outcome_meet_at_the_origin() -> None:
+    data = rows(50)
+    window = data.window(20, 8, 4)
+    assert window.end == data.time[20] + STEP
+    assert window.target[-1] == data.target[20]
+    assert window.known.shape == (12, 0)
+    assert data.outcome(np.array([20]), 4)[0] == pytest.approx(data.target[21:25] - data.target[20])
