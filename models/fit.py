@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises for objects in a checkpoint; nothing is unpickled with it
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,8 +171,13 @@ def fit(
     """Fit `network` until it stops getting better, from the last checkpoint in `work` if there is one.
 
     Leaves `best.ckpt` and `last.ckpt` in `work`. Returns whether it ran to its end; False: it was interrupted.
+
+    Raises:
+        DataError: the last checkpoint is damaged, or the accelerator is not there.
     """
     last = work / LAST
+    if last.exists():
+        _read(last)
     callbacks: list[Callback] = [
         ModelCheckpoint(
             dirpath=work, filename="best", monitor="val_loss", save_last=True, save_on_train_epoch_end=True,
@@ -209,11 +215,23 @@ def _run(
 
 
 def best_weights(network: Any, work: Path) -> None:
-    """Load the best weights so far into `network`, on the CPU."""
-    checkpoint = torch.load(work / BEST, map_location="cpu", weights_only=True)
+    """Load the best weights so far into `network`, on the CPU.
+
+    Raises:
+        DataError: the checkpoint is damaged.
+    """
     prefix = "network."
-    state = {name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items()}
+    state = {name.removeprefix(prefix): value for name, value in _read(work / BEST)["state_dict"].items()}
     network.cpu().load_state_dict(state)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint, of which nothing but tensors and plain values is accepted."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        raise DataError(f"The checkpoint {path} is damaged. Start anew (--force), or remove {path.parent}.") from error
+    return checkpoint
 
 
 @contextmanager
