@@ -1,0 +1,126 @@
+"""`train` as a user meets it: any source in, a bundle out, and a clear end when it cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.main import main
+from forecastd.features import FeatureList, load_features, past_matrix
+from forecastd.sources.sample import SampleSource
+from forecastd.training import training_data
+from models import workdir
+from models.bundle import load_bundle
+from models.engines import load_engine, verify_canary
+
+TINY = (
+    "--encoder-length", "12", "--horizon", "6", "--hidden-size", "4", "--epochs", "1", "--batches-per-epoch", "2",
+    "--batch-size", "8", "--accelerator", "cpu",
+)  # fmt: skip
+SAMPLE = ("train", "--source", "sample", "--hours", "500", "--until", "2025-01-01T00:00:00Z", *TINY)
+
+
+def test_a_bundle_is_trained_on_the_sample_and_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("models/mine")
+    assert main([*SAMPLE, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "500 rows" in told
+    assert "zero return" in told
+    assert "forecastd --once --model models/mine" in told
+    bundle = load_bundle(out)
+    assert verify_canary(bundle, load_engine(bundle)) < 1e-5
+    manifest, features = bundle.manifest, load_features(root / "features.json")
+    assert (manifest.past, manifest.known) == (features.past, features.known)
+    assert (manifest.name, manifest.step, manifest.training.rows) == ("mine", 3600, 500)
+    assert (manifest.training.source, manifest.training.synthetic) == ("sample", True)
+    assert manifest.training.end == 1_735_689_600
+    assert max(len(line) for line in told.splitlines()) <= 80
+
+
+def test_json_gives_the_manifest_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SAMPLE, "--out", str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "b" / "manifest.json").read_text())
+
+
+def test_without_an_output_the_bundle_goes_below_the_state_directory(tmp_path: Path) -> None:
+    assert main(["--state-dir", str(tmp_path), *SAMPLE, "--json"]) == 0
+    assert (tmp_path / "models" / "btcusd-6h" / "manifest.json").is_file()
+
+
+def test_a_file_that_ends_long_ago_is_trained_on_where_it_ends(real_candles: Path, tmp_path: Path) -> None:
+    until = "2019-10-01T00:00:00Z"
+    arguments = ["train", "--source", f"file:{real_candles}", "--until", until, "--hours", "600", *TINY]
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--json"]) == 0
+    training = load_bundle(tmp_path / "b").manifest.training
+    assert training.end == 1_569_888_000
+    assert training.rows == 600
+    assert not training.synthetic
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--source", "sample", "--hours", "40"], 5, "at least"),
+        (["--source", "nowhere"], 5, "no data source"),
+        (["--source", "file:/does/not/exist.csv"], 5, "exist"),
+        (["--source", "sample", "--until", "soon"], 2, "--until"),
+        (["--levels", "a,b"], 2, "--levels"),
+        (["--levels", "0.1,0.9"], 5, "0.5"),
+        (["--epochs", "0"], 2, "--epochs"),
+        (["--features", "/does/not/exist.json"], 5, "--features"),
+    ],
+)
+def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
+    arguments: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SAMPLE, *arguments, "--out", str(tmp_path / "b")]) == code
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_in_the_way_is_told_before_anything_is_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "bundle").mkdir()
+    for out, flags, told in (("bundle", [], "--force"), ("file", [], "--force"), ("file", ["--force"], "is a file"),
+                             ("file/below", [], "cannot be written")):  # fmt: skip
+        assert main([*SAMPLE, "--source", "file:/does/not/exist", "--out", str(tmp_path / out), *flags]) == 5
+        assert told in capsys.readouterr().err.replace("\n", " ")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([*SAMPLE, "--out", str(tmp_path / "b")]) == 5
+    assert "No space left on device" in capsys.readouterr().err
+    assert workdir.find(tmp_path / "b") is not None  # what was fitted is kept for the next attempt
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*SAMPLE, "--out", str(tmp_path / "b")]) == 0
+    assert "going on with the interrupted training" in capsys.readouterr().out
+
+
+def test_rows_are_made_of_candles_without_a_look_across_gaps() -> None:
+    candles = SampleSource("btcusd").fetch(1_700_000_000, 1_700_000_000 + 300 * 3600, 1.8e9)
+    keep = np.ones(len(candles), dtype=bool)
+    keep[100:110] = False
+    features = FeatureList(("ret_24h", "hour_sin"))
+    data = training_data(candles.take(keep), features)
+    assert len(data) == 290
+    assert np.array_equal(data.target, np.log(candles.close[keep]))
+    assert np.isnan(data.past[114:124]).all()  # 24 h before them there was no candle
+    assert np.array_equal(data.past[124:], past_matrix(features.past, candles)[134:])
+    assert training_data(candles, features).data_sha256 != data.data_sha256
