@@ -122,7 +122,7 @@ def _serve(run: _Run, now: float) -> None:
     _guard(run, forecast, candles)
     submission = _sign(run, epoch, forecast)
     if run.job.dry_run:
-        run.know(outcome="dry_run", reason="dry run: nothing was sent")
+        run.know(outcome="dry_run", reason="nothing was sent")
         return
     run.parts.ledger.commit(submission, run.parts.clock.now())
     _send(run, submission)
