@@ -1,34 +1,42 @@
 """The submission ledger: what is signed is committed here before its first byte leaves.
 
-One row per (chain id, topic, nonce, wallet). The database is opened for one process at a time, and a commit is on the
-platter when it returns: `synchronous=EXTRA` with a rollback journal. Never `open()` the file beside SQLite: closing any
-descriptor of it would drop the lock. A failed fsync is not tried again; the error ends the cycle with the row unsent.
+One row per (chain id, topic, nonce, wallet), missed epochs included, and one per signature made for it. The database is
+opened for one process at a time, and a commit is on the platter when it returns: `synchronous=EXTRA` with a rollback journal.
+Never `open()` the file beside SQLite: closing any descriptor of it would drop the lock. A failed fsync is not tried again.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.errors import NeedsHuman
+from forecastd.ledgerfile import open_database, told
 
-SCHEMA_VERSION = 1
-State = Literal["signed", "confirmed", "rejected", "expired"]
-
-_SCHEMA = """
-CREATE TABLE submissions (
-  chain_id TEXT NOT NULL, topic_id INTEGER NOT NULL, nonce INTEGER NOT NULL, wallet TEXT NOT NULL,
-  value TEXT NOT NULL, sequence INTEGER NOT NULL, tx_bytes BLOB NOT NULL, tx_hash TEXT NOT NULL,
-  timeout_height INTEGER NOT NULL, gas INTEGER NOT NULL, fee_uallo TEXT NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('signed', 'confirmed', 'rejected', 'expired')),
-  height INTEGER, reason TEXT NOT NULL DEFAULT '', signed_at REAL NOT NULL, settled_at REAL,
-  PRIMARY KEY (chain_id, topic_id, nonce, wallet)
-) STRICT, WITHOUT ROWID
-"""
+Key = tuple[str, int, int, str]  # chain id, topic id, nonce, wallet
 _KEY = "chain_id = ? AND topic_id = ? AND nonce = ? AND wallet = ?"
-_COLUMNS = "chain_id, topic_id, nonce, wallet, value, sequence, tx_bytes, tx_hash, timeout_height, gas, fee_uallo"
+_EPOCH = "state, sequence, timeout_height, attempts, refused, height, reason, value, first_at, settled_at"
+_ATTEMPT = "value, sequence, tx_bytes, tx_hash, timeout_height, gas, fee_uallo"
+
+
+class State(StrEnum):
+    """Where an epoch's submission stands."""
+
+    SIGNED = "signed"  # on disk, perhaps sent; its fate is not known
+    DEAD = "dead"  # can never take effect; new bytes may be signed while the window is open
+    INCLUDED = "included"  # in a block with code 0; whether it counts is not known yet
+    ADMITTED = "admitted"  # counts for the epoch
+    PASSIVE = "passive"  # accepted, but outside the active set
+    EVICTED = "evicted"  # was in the active set and was pushed out
+    MISSED = "missed"  # the epoch went by without it
+
+
+SETTLED = frozenset({State.ADMITTED, State.PASSIVE, State.EVICTED, State.MISSED})
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class Submission:
     """One signed transaction that carries one forecast.
 
     `value` is the decimal exactly as signed, `tx_bytes` the exact bytes to send, `tx_hash` their upper-case hex sha256,
-    `sequence` the account's sequence they use up, and `timeout_height` the last block that may include them: the last
-    of the submission window. Gas in units, the fee in uallo.
+    `sequence` the account's sequence they use up, and `timeout_height` the last block that may include them: the last of
+    the submission window. Gas in units, the fee in uallo.
     """
 
     chain_id: str
@@ -53,24 +61,36 @@ class Submission:
     fee_uallo: int
 
     @property
-    def key(self) -> tuple[str, int, int, str]:
+    def key(self) -> Key:
         return self.chain_id, self.topic_id, self.nonce, self.wallet
 
 
 @dataclass(frozen=True)
 class Row:
-    """A submission and what became of it.
+    """What the outbox knows of an epoch. `attempts` counts signatures; `sequence` is the last one's."""
 
-    signed: committed, perhaps sent, not settled. confirmed: included with code 0 at `height`. rejected: refused by the
-    node or included with another code. expired: not included and past its timeout height. `reason` says why in words.
-    """
-
-    submission: Submission
     state: State
-    height: int | None
-    reason: str
-    signed_at: float
+    sequence: int
+    timeout_height: int
+    attempts: int = 1
+    refused: bool = False  # a node refused the bytes for their gas or fee, and none took them since
+    height: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An epoch of the ledger: its row, the value as signed (None when nothing was), and when, in unix seconds."""
+
+    key: Key
+    row: Row
+    value: str | None
+    first_at: float
     settled_at: float | None
+
+    @property
+    def nonce(self) -> int:
+        return self.key[2]
 
 
 class Ledger:
@@ -84,110 +104,130 @@ class Ledger:
             NeedsHuman: its place cannot be written, it is not a ledger, or of a newer version.
         """
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            told = f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
-            raise NeedsHuman(told) from error
-        try:
-            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None)
-        except sqlite3.Error as error:
-            raise _told(error, path) from error
-        try:
-            self._prepare()
-        except sqlite3.Error as error:
-            self.close()
-            raise _told(error, path) from error
-        except NeedsHuman:
-            self.close()
-            raise
-
-    def _prepare(self) -> None:
-        db = self._db
-        db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        db.execute("PRAGMA journal_mode=DELETE")
-        db.execute("PRAGMA synchronous=EXTRA")
-        db.execute("BEGIN EXCLUSIVE")  # takes the lock now, for as long as the process lives
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version > SCHEMA_VERSION:
-            raise NeedsHuman(
-                f"The ledger {self.path} was written by a newer forecastd (version {version}, this one knows "
-                f"{SCHEMA_VERSION}). Install the newer forecastd again; do not delete the ledger."
-            )
-        if version == 0:
-            db.execute(_SCHEMA)
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        db.execute("COMMIT")
-        self.path.chmod(0o600)
-
-    def find(self, chain_id: str, topic_id: int, nonce: int, wallet: str) -> Row | None:
-        """The row of that epoch, if there is one."""
-        rows = self._run(f"SELECT * FROM submissions WHERE {_KEY}", (chain_id, topic_id, nonce, wallet))  # noqa: S608
-        return _row(rows[0]) if rows else None
-
-    def open_rows(self, chain_id: str, wallet: str) -> list[Row]:
-        """Rows that are signed and not settled, oldest nonce first."""
-        sql = "SELECT * FROM submissions WHERE chain_id = ? AND wallet = ? AND state = 'signed' ORDER BY nonce"
-        return [_row(row) for row in self._run(sql, (chain_id, wallet))]
-
-    def commit(self, submission: Submission, now: float) -> None:
-        """Put a signed submission on disk. Only after this returned may its bytes be sent.
-
-        Raises:
-            RetryLater: the disk is full or failed; nothing may be sent.
-            NeedsHuman: there is a row for this epoch already (two workers, or a fault in this one).
-        """
-        sent = submission
-        values = (*sent.key, sent.value, sent.sequence, sent.tx_bytes, sent.tx_hash, sent.timeout_height, sent.gas)
-        try:
-            self._db.execute(
-                f"INSERT INTO submissions ({_COLUMNS}, state, signed_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,'signed',?)",  # noqa: S608
-                (*values, str(sent.fee_uallo), now),
-            )
-        except sqlite3.IntegrityError as error:
-            raise NeedsHuman(
-                f"The ledger already has a submission for topic {sent.topic_id} nonce {sent.nonce}; "
-                "a second is never signed."
-            ) from error
-        except sqlite3.Error as error:
-            raise _told(error, self.path) from error
-
-    def settle(self, submission: Submission, state: State, now: float, *, height: int | None, reason: str) -> None:
-        """Record what became of a signed submission.
-
-        Raises:
-            RetryLater: the disk is full or failed; the row stays as it was and is looked at again next time.
-        """
-        sql = f"UPDATE submissions SET state = ?, height = ?, reason = ?, settled_at = ? WHERE {_KEY}"  # noqa: S608
-        self._run(sql, (state, height, reason, now, *submission.key))
+        self._db = open_database(path, wait)
 
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
 
+    def find(self, key: Key) -> Entry | None:
+        """The epoch's entry, if there is one."""
+        rows = self._run(f"SELECT {_EPOCH} FROM epochs WHERE {_KEY}", key)  # noqa: S608
+        return _entry(key, rows[0]) if rows else None
+
+    def entries(self, chain_id: str, wallet: str, *, unsettled: bool = False) -> list[Entry]:
+        """A wallet's entries on a chain, oldest nonce first."""
+        sql = f"SELECT chain_id, topic_id, nonce, wallet, {_EPOCH} FROM epochs WHERE chain_id = ? AND wallet = ? ORDER BY nonce"  # noqa: S608
+        found = [_entry(values[:4], values[4:]) for values in self._run(sql, (chain_id, wallet))]
+        return [entry for entry in found if not (unsettled and entry.row.state in SETTLED)]
+
+    def attempts(self, key: Key) -> list[Submission]:
+        """Every signature made for an epoch, oldest first."""
+        sql = f"SELECT {_ATTEMPT} FROM attempts WHERE {_KEY} ORDER BY attempt"  # noqa: S608
+        return [Submission(*key, *values[:-1], int(values[-1])) for values in self._run(sql, key)]
+
+    def commit(self, submission: Submission, now: float) -> Row:
+        """Put a signed submission on disk. Only after this returned may its bytes be sent.
+
+        Raises:
+            RetryLater: the disk is full or failed; nothing may be sent.
+            NeedsHuman: this epoch has bytes already that are not dead (two workers, or a fault in this one).
+        """
+        entry = self.find(submission.key)
+        if entry is not None and entry.row.state is not State.DEAD:
+            raise NeedsHuman(
+                f"The ledger already has a submission for topic {submission.topic_id} nonce {submission.nonce}, "
+                f"{entry.row.state}; a second is never signed."
+            )
+        attempts = 1 if entry is None else entry.row.attempts + 1
+        row = Row(State.SIGNED, submission.sequence, submission.timeout_height, attempts)
+        first_at = now if entry is None else entry.first_at
+        with self._transaction():
+            self._put(Entry(submission.key, row, submission.value, first_at, None))
+            self._db.execute(
+                f"INSERT INTO attempts (chain_id, topic_id, nonce, wallet, attempt, signed_at, {_ATTEMPT}) "  # noqa: S608
+                "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                (*submission.key, attempts, now, submission.value, submission.sequence, submission.tx_bytes,
+                 submission.tx_hash, submission.timeout_height, submission.gas, str(submission.fee_uallo)),
+            )  # fmt: skip
+        return row
+
+    def record(self, key: Key, row: Row, now: float) -> None:
+        """Record what was learnt of an epoch that has an entry. Raises RetryLater when the disk does not take it."""
+        entry = self.find(key)
+        if entry is None:
+            raise KeyError(key)
+        if entry.row != row:
+            with self._transaction():
+                self._put(replace(entry, row=row, settled_at=now if row.state in SETTLED else None))
+
+    def adopt(self, key: Key, state: State, now: float, *, reason: str, value: str | None = None) -> None:
+        """Record an epoch that this ledger did not sign for: missed, or found on the chain. Keeps an entry that is there."""
+        if self.find(key) is None:
+            with self._transaction():
+                self._put(Entry(key, Row(state, -1, key[2], 0, reason=reason), value, now, now))
+
+    # The account: which sequences are ours
+
+    def used_sequences(self, chain_id: str, wallet: str) -> set[int]:
+        """Every sequence that this ledger has signed with."""
+        sql = "SELECT sequence FROM attempts WHERE chain_id = ? AND wallet = ? UNION SELECT sequence FROM uses WHERE chain_id = ? AND wallet = ?"
+        return {int(values[0]) for values in self._run(sql, (chain_id, wallet, chain_id, wallet))}
+
+    def note_use(self, chain_id: str, wallet: str, sequence: int, tx_hash: str, purpose: str) -> None:
+        """Commit that a transaction which is no submission is signed with `sequence`, before it is sent."""
+        self._write(
+            "INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?, ?)", (chain_id, wallet, sequence, tx_hash, purpose)
+        )
+
+    def known_from(self, chain_id: str, wallet: str) -> int | None:
+        """The sequence from which on this ledger knows all; None for an account it has not seen."""
+        rows = self._run("SELECT known_from FROM accounts WHERE chain_id = ? AND wallet = ?", (chain_id, wallet))
+        return int(rows[0][0]) if rows else None
+
+    def know_from(self, chain_id: str, wallet: str, sequence: int) -> None:
+        """Take the account as it is: sequences below `sequence` are not asked about any more."""
+        self._write("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)", (chain_id, wallet, sequence))
+
+    def check(self) -> str:
+        """SQLite's own verdict on the file: `ok`, or what is wrong."""
+        return str(self._run("PRAGMA integrity_check", ())[0][0])
+
+    def _put(self, entry: Entry) -> None:
+        row = entry.row
+        self._db.execute(
+            f"INSERT OR REPLACE INTO epochs (chain_id, topic_id, nonce, wallet, {_EPOCH}) "  # noqa: S608
+            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (*entry.key, row.state.value, row.sequence, row.timeout_height, row.attempts, int(row.refused), row.height,
+             row.reason, entry.value, entry.first_at, entry.settled_at),
+        )  # fmt: skip
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise told(error, self.path) from error
+
+    def _write(self, sql: str, values: tuple[object, ...]) -> None:
+        with self._transaction():
+            self._db.execute(sql, values)
+
     def _run(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise _told(error, self.path) from error
+            raise told(error, self.path) from error
 
 
-def _row(values: tuple[Any, ...]) -> Row:
-    *sent, fee, state, height, reason, signed_at, settled_at = values
-    return Row(Submission(*(*sent, int(fee))), state, height, reason, signed_at, settled_at)
-
-
-def _told(error: sqlite3.Error, path: Path) -> NeedsHuman | RetryLater:
-    """SQLite's errors by what the caller does next."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return RetryLater(f"Another forecastd holds the ledger {path}. One process a wallet; stop the other first.")
-    if code == sqlite3.SQLITE_FULL:
-        return RetryLater(f"The disk of {path} is full; nothing was sent. Free some space, the epoch is tried again.")
-    if code == sqlite3.SQLITE_IOERR:
-        return RetryLater(f"The disk of {path} failed ({error}); nothing was sent.")
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return NeedsHuman(f"Cannot write the ledger {path} ({error}). Set STATE_DIR to a place this user can write.")
-    return NeedsHuman(
-        f"The ledger {path} is damaged ({error}). Move it aside and look at the chain before the next submission."
-    )
+def _entry(key: tuple[Any, ...], values: tuple[Any, ...]) -> Entry:
+    state, sequence, timeout_height, attempts, refused, height, reason, value, first_at, settled_at = values
+    row = Row(State(state), sequence, timeout_height, attempts, bool(refused), height, reason)
+    return Entry((str(key[0]), int(key[1]), int(key[2]), str(key[3])), row, value, first_at, settled_at)
