@@ -1,0 +1,165 @@
+"""Brings a signed submission to its end: sends the same bytes, looks them up, and obeys the outbox.
+
+Every observation is recorded before the next step, so a kill at any point leaves a ledger from which the same steps go on.
+Only `sign_again` makes new bytes, and only when the outbox says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+
+from forecastd.chain.codes import Action, classify
+from forecastd.chain.endpoints import Endpoints
+from forecastd.clock import Clock
+from forecastd.errors import RetryLater
+from forecastd.failpoints import failpoint
+from forecastd.ledger import SETTLED, Entry, Key, Ledger, State
+from forecastd.outbox import Absent, Answered, Counted, Do, Found, Observation, Restarted, Unanswered, step, window_over
+
+log = logging.getLogger(__name__)
+
+PROOFS = 2  # endpoints past the timeout height that must not know a transaction before it counts as lost
+FIRST_WAIT, LONGEST_WAIT = 0.05, 5.0  # seconds; each wait is 1.6 x the last, with a tenth of jitter
+_WORTH = (Action.ACCEPTED, Action.PENDING, Action.DONE, Action.VERIFY, Action.WINDOW_CLOSED, Action.RESIGN)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What delivering works with."""
+
+    ledger: Ledger
+    endpoints: Endpoints
+    clock: Clock
+    wake: Event
+
+
+def deliver(
+    work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[], None], fresh: bool = False
+) -> Entry:
+    """Work on an epoch's submission until it is settled, `seconds` have passed, or `work.wake` is set.
+
+    `fresh`: committed just now and never sent, so the first step is to send. `sign_again` signs and commits new bytes for
+    the same epoch, or raises when that cannot be done.
+
+    Raises:
+        RetryLater: the disk did not take what was learnt.
+        NeedsHuman: as `sign_again` does.
+    """
+    end, pause = work.clock.monotonic() + seconds, FIRST_WAIT
+    entry = _entry(work.ledger, key)
+    do = Do.SEND if fresh else step(entry.row, Restarted())[1]
+    while entry.row.state not in SETTLED:
+        if do is Do.SIGN:
+            sign_again()
+            entry, do = _entry(work.ledger, key), Do.SEND
+            continue
+        seen = _observe(work, entry, do)
+        before = entry.row
+        row, do = (entry.row, Do.WAIT) if seen is None else step(entry.row, seen)
+        if isinstance(seen, Absent) and seen.heights:
+            row = window_over(row, max(seen.heights))
+        if row != before:
+            work.ledger.record(key, row, work.clock.now())
+            failpoint("recorded")
+            entry, pause = _entry(work.ledger, key), FIRST_WAIT
+        remaining = end - work.clock.monotonic()
+        if entry.row.state in SETTLED or remaining <= 0:
+            break
+        resting = row == before or do in (Do.WAIT, Do.SEND)
+        if resting and work.wake.wait(min(pause * random.uniform(0.9, 1.1), remaining)):  # noqa: S311 - no secret
+            break
+        pause = min(pause * 1.6, LONGEST_WAIT) if resting else FIRST_WAIT
+    return entry
+
+
+def reconcile(work: Delivery, chain_id: str, wallet: str, *, but: Key | None = None) -> None:
+    """Settle what earlier runs left open, as far as the chain knows. Signs and sends nothing.
+
+    Raises:
+        RetryLater: the disk did not take what was learnt, or no endpoint answered.
+    """
+    for entry in work.ledger.entries(chain_id, wallet, unsettled=True):
+        if entry.key == but:
+            continue
+        row = entry.row
+        for _ in range(2):  # an inclusion first, then whether it counts
+            seen = _counted(work, entry) if row.state is State.INCLUDED else _looked_up(work, entry)
+            row = step(row, seen)[0]
+            if isinstance(seen, Absent) and seen.heights:
+                row = window_over(row, max(seen.heights))
+        work.ledger.record(entry.key, row, work.clock.now())
+
+
+def _entry(ledger: Ledger, key: Key) -> Entry:
+    entry = ledger.find(key)
+    if entry is None:
+        raise KeyError(key)
+    return entry
+
+
+def _observe(work: Delivery, entry: Entry, do: Do) -> Observation | None:
+    """Make the observation that `do` asks for; None when no endpoint answered."""
+    try:
+        if do is Do.SEND:
+            return _sent(work, entry)
+        if do is Do.ASK_COUNTED:
+            return _counted(work, entry)
+        return _looked_up(work, entry)
+    except RetryLater as error:
+        log.info("no endpoint helps with nonce %d: %s", entry.nonce, error)
+        return None
+
+
+def _sent(work: Delivery, entry: Entry) -> Observation:
+    """Send the newest bytes to several endpoints; the best answer counts, for one acceptance is enough."""
+    submission = work.ledger.attempts(entry.key)[-1]
+    failpoint("before send")
+    answers = [sent.answer for sent in work.endpoints.broadcast_all(submission.tx_bytes) if sent.answer is not None]
+    failpoint("after send")
+    meanings = [(classify(answer.codespace, answer.code, answer.log), answer) for answer in answers]
+    for meaning, answer in meanings:
+        log.info("sent %s: %s %d %s (%s)", submission.tx_hash, answer.codespace, answer.code, answer.log, meaning.meaning)
+    if not meanings:
+        return Unanswered()
+    rank = {action: at for at, action in enumerate(_WORTH)}
+    meaning, answer = min(meanings, key=lambda one: rank.get(one[0].action, len(rank)))
+    accepted = meaning.action in (Action.ACCEPTED, Action.PENDING)
+    return Answered(meaning.action, "" if accepted else f"{meaning.meaning} ({answer.log})")
+
+
+def _looked_up(work: Delivery, entry: Entry) -> Observation:
+    """Look for every signature of the epoch; a good inclusion of any counts, else the newest's fate."""
+    heights: tuple[int, ...] = ()
+    failed: Found | None = None
+    asked = 0
+    for submission in reversed(work.ledger.attempts(entry.key)):
+        looked = work.endpoints.look_up(submission.tx_hash)
+        if looked.found is not None:
+            found = looked.found
+            meaning = classify(found.codespace, found.code, found.log)
+            seen = Found(found.height, meaning.action, "" if found.code == 0 else f"{meaning.meaning} ({found.log})")
+            if meaning.action is Action.ACCEPTED:
+                return seen
+            failed = failed or (seen if submission.sequence == entry.row.sequence else None)
+        elif not asked:
+            heights, asked = looked.absent_heights, looked.asked
+    if failed is not None:
+        return failed
+    account = work.endpoints.account(entry.key[3])
+    latest = work.endpoints.latest_inference(entry.key[1], entry.key[3])
+    needed = min(PROOFS, work.endpoints.size)
+    shown = latest is not None and latest.nonce == entry.nonce
+    return Absent(heights, needed, None if account is None else account.sequence, shown)
+
+
+def _counted(work: Delivery, entry: Entry) -> Observation:
+    """Whether the chain counts the worker's forecast: in the epoch's set, once in it, or never."""
+    _, topic_id, nonce, wallet = entry.key
+    if any(inference.worker == wallet for inference in work.endpoints.inferences_at(topic_id, nonce)):
+        return Counted(State.ADMITTED)
+    latest = work.endpoints.latest_inference(topic_id, wallet)
+    return Counted(State.EVICTED if latest is not None and latest.nonce == nonce else State.PASSIVE)
