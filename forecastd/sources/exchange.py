@@ -1,7 +1,7 @@
 """`exchange:NAME[:SYMBOL]`: candles from any exchange that ccxt knows, without a key.
 
 The one thing to know before changing it: exchanges differ in how many candles they give at once and how far back they
-go, so a range is asked for page by page, and a page that brings nothing new ends it.
+go, so a range is asked for page by page, each behind the last candle that came.
 """
 
 from __future__ import annotations
@@ -89,10 +89,9 @@ class ExchangeSource:
                 with attempt:
                     page = self._page(at, limit)
             page = [row for row in page if row[0] >= at]
-            if not page:
-                return rows
             rows.extend(page)
-            at = max(row[0] for row in page) + self.step * 1000
+            # Nothing in a page: the market was closed or not listed yet, and may have candles later on.
+            at = max((row[0] for row in page), default=at + (limit - 1) * self.step * 1000) + self.step * 1000
             if at >= end * 1000:
                 return rows
         raise RetryLater(f"{self.exchange} gives too few candles at a time for so long a range. Ask for a shorter one.")
