@@ -81,7 +81,7 @@ def test_a_real_download_is_read_as_it_is(real_candles: Path) -> None:
         "float-seconds",
         "index",
         "quoted",
-    ],  # fmt: skip
+    ],
 )
 def test_downloads_of_many_shapes_are_the_same_candles(read: Callable[..., Candles], content: str) -> None:
     candles = read(content)
