@@ -235,6 +235,25 @@ def test_bad_parquet_is_refused_with_its_fault(
         FileSource(tmp_path / "candles.parquet", "btcusd").fetch(0, 2**33, NOW)
 
 
+def test_the_pair_asked_for_is_taken_from_parquet_too_and_too_many_rows_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns: dict[str, object] = {
+        name: [float(row[at]) for row in ROWS] * 2 for at, name in enumerate(COLUMNS, start=1)
+    }
+    symbols = pa.array(["ETH-USD"] * 3 + ["BTC-USD"] * 3).dictionary_encode()
+    pq.write_table(
+        pa.table({"time": [row[0] for row in ROWS] * 2, "symbol": symbols, **columns}), tmp_path / "two.parquet"
+    )
+    source = FileSource(tmp_path / "two.parquet", "btcusd")
+    candles = source.fetch(0, 2**33, NOW)
+    assert candles.repairs == ("took 3 rows of BTC-USD; the file holds 2 symbols",)
+    assert candles.time.tolist() == [row[0] for row in ROWS]
+    monkeypatch.setattr("forecastd.sources.parquetfile.MOST_ROWS_OF_ALL", 5)
+    with pytest.raises(NeedsHuman, match="holds 6 rows"):
+        source.fetch(0, 2**33, NOW)
+
+
 def test_a_parquet_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = export.to_parquet(SampleSource("btcusd").fetch(NINE, NINE + 50 * HOUR, NOW))
     path = tmp_path / "candles.parquet"
