@@ -27,8 +27,8 @@ LASTING = np.log(8.0)  # a jump that stays and is larger than this is a change o
 SETTLE = 6  # candles within which a jump either reverts or counts as lasting
 WICK = 10.0  # highest over lowest price within one candle
 ROUNDING = 0.01  # aggregators let open and close lie outside low and high by as much, relatively
-FROZEN = 6  # candles in a row that repeat one price, without any range
-STUCK = 24  # candles in a row with one and the same close
+FROZEN = 6  # candles in a row that repeat the close before them, without any range
+STUCK = 24  # candles in a row that repeat the close before them
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Candles:
         time: NDArray[np.int64],
         table: NDArray[np.float64],
         provenance: Provenance,
+        *,
         repairs: tuple[str, ...] = (),
     ) -> Candles:
         """From the times `[n]` and a table `[n, 5]` in the order of `COLUMNS`."""
@@ -340,11 +341,15 @@ def _jumps(recent: Candles) -> list[tuple[int, _Jump]]:
     moves = np.diff(level)
     robust = 1.4826 * float(np.median(np.abs(moves - np.median(moves))))
     found = []
-    for at in np.flatnonzero(np.abs(moves) > max(JUMP, JUMP_SIGMAS * robust)):
+    settled = 0
+    for at in np.flatnonzero(np.abs(moves) > max(JUMP, JUMP_SIGMAS * robust)).tolist():
+        if at < settled:
+            continue  # the way back from the one before
         after = level[at + 1 : at + 1 + SETTLE]
         back = np.abs(after - level[at]) < 0.5 * abs(moves[at])
         if back.any() or len(after) < SETTLE or at + 1 < SETTLE:
             kind = "spike"
+            settled = at + 1 + int(np.argmax(back)) if back.any() else 0
         else:
             kind = "unit" if abs(moves[at]) >= LASTING else "move"
         found.append((int(recent.time[at + 1]), _Jump(float(moves[at]), kind)))
@@ -356,13 +361,13 @@ def _times(size: float) -> str:
 
 
 def _longest(repeats: NDArray[np.bool_]) -> tuple[int, int]:
-    """Index of the last candle of the longest run, and how many candles stand in it (the first one does not repeat)."""
+    """Index of the last candle of the longest run, and how many stand in it."""
     best, best_at, run = 0, 0, 0
     for at, repeat in enumerate(repeats.tolist()):
         run = run + 1 if repeat else 0
         if run > best:
             best, best_at = run, at
-    return best_at, best + 1 if best else 0
+    return best_at, best
 
 
 def _recent(candles: Candles, terms: Terms) -> Candles:

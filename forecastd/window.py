@@ -125,7 +125,7 @@ class RollingWindow:
         origin = candles.provenance
         key = _key(origin.source, candles.symbol)
         series = _series(db, key, candles.step, make=True)
-        fact = (origin.fetched_at, origin.sha256, int(origin.synthetic))
+        fact = (float(origin.fetched_at), origin.sha256, int(origin.synthetic))
         db.execute("INSERT OR IGNORE INTO origin (fetched_at, sha256, synthetic) VALUES (?, ?, ?)", fact)
         found = "SELECT id FROM origin WHERE fetched_at = ? AND sha256 = ? AND synthetic = ?"
         origin_id = db.execute(found, fact).fetchone()[0]

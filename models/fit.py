@@ -191,7 +191,7 @@ def fit(
             trainer = Trainer(
                 accelerator=config.accelerator, devices=1, max_epochs=config.epochs, callbacks=callbacks, logger=False,
                 enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0, num_sanity_val_steps=0,
-                default_root_dir=work, inference_mode=False,
+                default_root_dir=work,
             )  # fmt: skip
         except MisconfigurationException as error:
             raise DataError(

@@ -53,7 +53,7 @@ class TrainingConfig:
     patience: int = 5
     batch_size: int = 64
     batches_per_epoch: int = 50
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     seed: int = 0
     accelerator: str = "auto"
     validation: float = 0.15

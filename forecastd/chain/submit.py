@@ -55,7 +55,7 @@ def price(node: Node, wallet: Wallet, message: tuple[str, bytes], spending: Spen
     Raises:
         NeedsHuman: the account does not exist, its balance or the user's maximum is below the fee, or the chain would
             refuse the message until a person changes something.
-        RetryLater: no usable answer of the node.
+        RetryLater: no usable answer of the node, or the nonce is served or closed already.
     """
     account = node.account(wallet.address)
     if account is None:
@@ -66,6 +66,8 @@ def price(node: Node, wallet: Wallet, message: tuple[str, bytes], spending: Spen
         log.info("simulation refused: %s", simulation.log, extra={"action": "simulate"})
         if meaning.action is Action.NEEDS_HUMAN:
             raise NeedsHuman(f"The chain would refuse it: {meaning.meaning}. {meaning.advice}")
+        if meaning.action in (Action.DONE, Action.WINDOW_CLOSED):
+            raise RetryLater(f"The chain would refuse it now: {meaning.meaning}. Nothing was signed or paid.")
     cost = quote(simulation.gas_used, node.gas_price(), floor=spending.floor, tier=spending.tier, most=spending.most)
     balance = node.balance(wallet.address)
     if balance < cost.fee_uallo:

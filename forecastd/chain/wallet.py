@@ -134,14 +134,16 @@ def _read(path: Path, *, private: bool = False) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise NeedsHuman(f"Cannot read the mnemonic file {path}: {error.strerror}.") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise NeedsHuman(f"{path} is not a regular file. Put the phrase into one, with mode 0600.")
         mode = stat.S_IMODE(info.st_mode)
         if private and mode & 0o177:
             raise NeedsHuman(f"{path} has mode {mode:04o}, so others may read the phrase. Run: chmod 600 {path}")
-        data = file.read(_LARGEST_FILE + 1)
+        data = os.read(descriptor, _LARGEST_FILE + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > _LARGEST_FILE or not data.isascii():
         raise NeedsHuman(f"{path} does not hold a mnemonic: it should be 12 to 24 English words and nothing else.")
     return data.decode("ascii")

@@ -74,6 +74,8 @@ def read_tx(raw: bytes) -> Tx:
     """
     tx, crypto = messages("cosmos.tx.v1beta1"), messages("cosmos.crypto.secp256k1")
     outer = _parse(tx.TxRaw, raw)
+    if not outer.body_bytes or not outer.auth_info_bytes:
+        raise Unreadable("no body or no auth info")
     body, auth = _parse(tx.TxBody, outer.body_bytes), _parse(tx.AuthInfo, outer.auth_info_bytes)
     signer = auth.signer_infos[0] if auth.signer_infos else None
     key = signer.public_key if signer is not None else None

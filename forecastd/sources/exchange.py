@@ -1,7 +1,7 @@
 """`exchange:NAME[:SYMBOL]`: candles from any exchange that ccxt knows, without a key.
 
 The one thing to know before changing it: exchanges differ in how many candles they give at once and how far back they
-go, so a range is asked for page by page, and a page that brings nothing new ends it.
+go, so a range is asked for page by page, each behind the last candle that came.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from forecastd.sources.http import DEADLINE, Passing, within
 
 log = logging.getLogger(__name__)
 
-PAGE = 500  # candles asked for at once; an exchange that gives fewer is asked more often
+PAGE = 300  # candles asked for at once; an exchange that gives fewer is asked more often
+SMALLEST_PAGE = 100  # what any exchange gives at once: so far an answer without candles can be trusted
 MOST_PAGES = 1_000
 TIMEOUT_MS = 10_000
 MARKETS_DEADLINE = 30.0  # seconds; the list of an exchange's markets can be several megabytes
@@ -89,10 +90,10 @@ class ExchangeSource:
                 with attempt:
                     page = self._page(at, limit)
             page = [row for row in page if row[0] >= at]
-            if not page:
-                return rows
             rows.extend(page)
-            at = max(row[0] for row in page) + self.step * 1000
+            # Nothing in a page: the market was closed or not listed yet, and may have candles later on.
+            empty = at + (min(limit, SMALLEST_PAGE) - 1) * self.step * 1000
+            at = max((row[0] for row in page), default=empty) + self.step * 1000
             if at >= end * 1000:
                 return rows
         raise RetryLater(f"{self.exchange} gives too few candles at a time for so long a range. Ask for a shorter one.")
@@ -101,7 +102,10 @@ class ExchangeSource:
         client = self._open()
         markets = self._within(MARKETS_DEADLINE, client.load_markets)
         market = self._market(markets)
+        client.enableLastJsonResponse, client.last_json_response = True, None
         page = self._within(DEADLINE, lambda: client.fetch_ohlcv(market, "1h", since=since, limit=limit))
+        if client.last_json_response is None:  # ccxt takes a web page for an answer without candles
+            raise Passing(f"{self.exchange} sent something that is not JSON.")
         return list(page)
 
     def _within(self, seconds: float, work: Callable[[], Any]) -> Any:

@@ -60,9 +60,9 @@ class Fault:
         Raises:
             NeedsHuman: no such fault, or not of this form.
         """
-        name, _, rule = text.partition("@")
+        name, at, rule = text.partition("@")
         kind, _, number = rule.partition("=")
-        if name not in FAULTS or (rule and not (kind in {"first", "every"} and number.isdigit() and int(number))):
+        if name not in FAULTS or (at and not (kind in {"first", "every"} and number.isdigit() and int(number))):
             raise NeedsHuman(
                 f"{text!r} is no fault. Write NAME, NAME@first=N or NAME@every=N with NAME one of: {', '.join(FAULTS)}."
             )

@@ -55,7 +55,7 @@ class FileSource:
         """
         table = self._read()
         origin = Provenance(self.name, now, table.sha256, table.synthetic)
-        candles = mend(Candles.of(self.symbol, self.step, table.time, table.values, origin, table.told))
+        candles = mend(Candles.of(self.symbol, self.step, table.time, table.values, origin, repairs=table.told))
         return candles.between(start, min(end, now - self.step + 1e-6))
 
     def _read(self) -> Table:

@@ -15,6 +15,8 @@ from forecastd.sources.headers import find_layout
 from forecastd.sources.table import MADE_UP, MARK, MOST_ROWS, Table, choose_symbol, require_step, unreadable
 from forecastd.sources.times import TimeTextError, seconds_of_number, seconds_of_texts
 
+MOST_ROWS_OF_ALL = 5 * MOST_ROWS  # symbols; a file of a few kB can hold as many
+
 
 def read_parquet(path: Path, symbol: str, step: int) -> Table:
     """All rows of the pair `symbol`.
@@ -37,8 +39,13 @@ def read_parquet(path: Path, symbol: str, step: int) -> Table:
 
 
 def _read(path: Path, file: Any, symbol: str, step: int, sha256: str) -> Table:  # Any: pyarrow has no types
-    if file.metadata.num_rows > MOST_ROWS:
-        raise NeedsHuman(f"{path} holds {file.metadata.num_rows} rows; at most {MOST_ROWS} are read. Cut it down.")
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if file.metadata.num_rows > MOST_ROWS_OF_ALL:
+        raise NeedsHuman(
+            f"{path} holds {file.metadata.num_rows} rows; at most {MOST_ROWS_OF_ALL} are read. Cut it down."
+        )
     names = list(file.schema_arrow.names)
     layout = find_layout(names, symbol)
     if layout is None:
@@ -49,10 +56,10 @@ def _read(path: Path, file: Any, symbol: str, step: int, sha256: str) -> Table: 
     places = (layout.time, layout.clock, *layout.prices, layout.volume, layout.symbol)
     data = file.read(columns=[names[place] for place in places if place is not None])
     if layout.symbol is not None:
-        written = np.array([str(name) for name in data.column(names[layout.symbol]).to_pylist()])
-        found = sorted(set(written.tolist()))
+        written = data.column(names[layout.symbol]).cast(pa.string())
+        found = [str(name) for name in written.unique().to_pylist()]
         chosen = choose_symbol(str(path), found, symbol)
-        data = data.filter(written == chosen)
+        data = data.filter(pc.equal(written, chosen))
         if len(found) > 1:
             told.append(f"took {len(data)} rows of {chosen}; the file holds {len(found)} symbols")
     time = _times(path, data, names[layout.time], None if layout.clock is None else names[layout.clock])

@@ -12,7 +12,7 @@ from forecastd.candles import when
 from forecastd.errors import NeedsHuman, SkipEpoch
 
 MOST_BYTES = 512 * 2**20
-MOST_ROWS = 5_000_000  # of one symbol: five centuries of hours
+MOST_ROWS = 1_000_000  # of one symbol: a century of hours
 MARK = "forecastd"  # how a file that this program wrote begins its note on where the candles came from
 MADE_UP = re.compile(rf"{MARK}\b.*\bsynthetic=true\b")
 

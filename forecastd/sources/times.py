@@ -29,6 +29,10 @@ FORMATS = (
     "%d.%m.%Y %H:%M:%S.%f",
     "%d.%m.%Y %H:%M:%S",
     "%d.%m.%Y %H:%M",
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%d %H:%M",
+    "%Y/%m/%d %H:%M:%S",
+    "%Y/%m/%d %H:%M",
     "%Y-%m-%d %I:%M:%S %p",
     "%Y-%m-%d %I:%M %p",
     "%Y%m%d %H:%M:%S",
@@ -70,7 +74,7 @@ def seconds_of_texts(texts: Sequence[str]) -> NDArray[np.int64]:
     for index, text in enumerate(texts):
         moment = _plain(text.strip())
         if moment is None:
-            return _by_format(texts)
+            return _by_format(texts, index)
         moments[index] = moment // 1
     return moments
 
@@ -99,10 +103,9 @@ def _plain(text: str) -> float | None:
         return None
 
 
-def _by_format(texts: Sequence[str]) -> NDArray[np.int64]:
-    """The column in the one format of `FORMATS` that all of it fits."""
+def _by_format(texts: Sequence[str], furthest: int) -> NDArray[np.int64]:
+    """The column in the one format of `FORMATS` that all of it fits; up to `furthest` it could be read without."""
     readings: list[NDArray[np.int64]] = []
-    furthest = 0
     for layout in FORMATS:
         moments = np.empty(len(texts), dtype=np.int64)
         for index, text in enumerate(texts):

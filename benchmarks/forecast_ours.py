@@ -1,0 +1,22 @@
+"""The child of the forecast benchmark that does it our way: load the bundle, check it, predict, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from models.bundle import load_bundle
+from models.engines import load_engine
+
+
+def main() -> None:
+    bundle = load_bundle(Path(sys.argv[1]))
+    forecast = load_engine(bundle).predict(bundle.canary.inputs)
+    heavy = {"torch", "lightning", "pytorch_forecasting", "pandas"} & set(sys.modules)
+    assert not heavy, f"imported {heavy}"
+    print(json.dumps({"quantiles": forecast.quantiles.tolist()}))
+
+
+if __name__ == "__main__":
+    main()

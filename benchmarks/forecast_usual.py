@@ -1,0 +1,58 @@
+"""The child of the forecast benchmark that does it the usual way.
+
+`prepare` saves what a training leaves behind, a Lightning checkpoint with the data set's parameters, and the rows to
+predict from; `predict`, the part that is measured, imports the libraries, loads the network, makes the data set of the
+new rows and predicts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+
+def prepare(bundle_path: str, place: str) -> None:
+    """Save checkpoint and rows below `place`."""
+    from lightning.pytorch import Trainer
+
+    from benchmarks import usual
+    from models.bundle import load_bundle
+
+    bundle = load_bundle(Path(bundle_path))
+    manifest = bundle.manifest
+    data = usual.rows(bundle.canary.inputs, manifest)
+    data.target[manifest.encoder_length :] += 1e-3  # rows of a training would move
+    dataset = usual.dataset(data, manifest.scalers, manifest.encoder_length, manifest.horizon)
+    model = usual.network(manifest, bundle.weights)
+    model.dataset_parameters = dataset.get_parameters()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(f"{place}/model.ckpt")
+    usual.frame(usual.rows(bundle.canary.inputs, manifest)).to_parquet(f"{place}/rows.parquet")
+
+
+def predict(place: str) -> None:
+    """The usual forecast: quantiles of the log-return from the last close, printed as JSON."""
+    import pandas as pd
+    from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
+
+    logging.disable(logging.WARNING)
+    model = TemporalFusionTransformer.load_from_checkpoint(f"{place}/model.ckpt", weights_only=False)
+    rows = pd.read_parquet(f"{place}/rows.parquet")
+    dataset = TimeSeriesDataSet.from_parameters(model.dataset_parameters, rows, predict=True)
+    trainer = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    quantiles = model.predict(dataset, mode="quantiles", batch_size=1, trainer_kwargs=trainer)[0].double().numpy()
+    origin = rows["log_close"].iloc[-1]  # the rows after the last close repeat it
+    quantiles.sort(axis=1)
+    print(json.dumps({"quantiles": (quantiles - origin).tolist()}))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    if sys.argv[1] == "prepare":
+        prepare(sys.argv[2], sys.argv[3])
+    else:
+        predict(sys.argv[2])

@@ -1,0 +1,96 @@
+"""Training throughput: the same network and the same step, fed by our batches and by the library's own loader.
+
+Most of a step is forward and backward, so the loader alone is shown too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import Figure
+from models.manifest import Scaler
+from models.training import TrainingConfig
+from models.windows import TrainingData
+
+ROWS = 3000
+
+
+def run(*, quick: bool) -> list[Figure]:
+    """Milliseconds a sample, with ours and with the library's loader in turns."""
+    config = TrainingConfig(encoder_length=48, horizon=24) if quick else TrainingConfig()
+    rounds, batches = (1, 3) if quick else (3, 5)
+    data = market()
+    names = (*data.past_names, *data.known_names)
+    ours, theirs = _loaders(data, {name: Scaler(0.0, 1.0) for name in names}, config)
+    step = _step(data, config)
+    figures = []
+    for name, work, count in (("training", step, batches), ("loader alone", lambda _: None, 4 * batches)):
+        times = np.array([[_seconds(loader, work, count) for loader in (ours, theirs)] for _ in range(rounds)])
+        mine, peer = 1000 * np.median(times, axis=0) / (count * config.batch_size)
+        title = f"{name}, {config.encoder_length} -> {config.horizon} steps, {1000 / mine:.0f} samples/s"
+        figures.append(Figure(title, float(mine), float(peer), "ms a sample", "the library's loader", "ratio >= 1"))
+    return figures
+
+
+def market() -> TrainingData:
+    """A random walk with nine past features and four known ones, as the standard feature list has."""
+    rng = np.random.default_rng(0)
+    return TrainingData(
+        time=1_600_000_000 + 3600 * np.arange(ROWS, dtype=np.int64),
+        target=rng.normal(0, 0.005, ROWS).cumsum(),
+        past=rng.normal(size=(ROWS, 9)),
+        known=rng.normal(size=(ROWS, 4)),
+        past_names=tuple(f"past{i}" for i in range(9)),
+        known_names=tuple(f"known{i}" for i in range(4)),
+        step=3600,
+        data_sha256="",
+        source="benchmark",
+        synthetic=True,
+    )
+
+
+def _loaders(data: TrainingData, scalers: dict[str, Scaler], config: TrainingConfig) -> tuple[Any, Any]:
+    from benchmarks import usual
+    from models import fit
+
+    length, horizon, size = config.encoder_length, config.horizon, config.batch_size
+    origins = np.arange(length - 1, ROWS - horizon)
+    ours, _ = fit.loaders(fit.Windows(data, scalers, length, horizon), origins, origins[:1], config)
+    dataset = usual.dataset(data, scalers, length, horizon)
+    return ours, dataset.to_dataloader(train=True, batch_size=size, num_workers=0, shuffle=True)
+
+
+def _step(data: TrainingData, config: TrainingConfig) -> Callable[[Any], None]:
+    """One training step: loss, gradients, Adam."""
+    import torch
+
+    from models import fit, library
+    from models.manifest import Network, network_reals
+
+    encoder, decoder = network_reals(data.past_names, data.known_names)
+    sizes = (config.hidden_size, config.hidden_continuous_size, config.attention_heads, config.lstm_layers)
+    network = Network(*sizes, encoder, decoder, len(config.levels))
+    model = library.build(network, config.levels, config.encoder_length, config.horizon, config.dropout)
+    module = fit.Fit(model, config).train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
+
+    def step(batch: Any) -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(module.loss(batch))
+        optimizer.step()
+
+    return step
+
+
+def _seconds(loader: Any, work: Callable[[Any], None], count: int) -> float:
+    """Seconds for `count` batches, after one that warms up."""
+    batches: Iterator[Any] = iter(loader)
+    work(next(batches))
+    started = time.perf_counter()
+    for _ in range(count):
+        work(next(batches))
+    return time.perf_counter() - started

@@ -1,0 +1,167 @@
+"""The local node's websocket: CometBFT's JSON-RPC `subscribe`, with the events of windows that open and close.
+
+A subscription is acknowledged, and each block whose events match its query is pushed under the same id. Only
+`tm.event='NewBlockEvents'` brings anything: it is what a worker listens to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from forecastd.localnet.chain import Block
+
+PATH = "/websocket"
+BACKLOG = 256  # messages a slow listener may be behind before it is cut off
+_CONDITION = re.compile(r"([\w.]+)\s*=\s*'([^']*)'")
+_METHOD_NOT_FOUND, _INVALID_REQUEST, _PARSE_ERROR = -32601, -32600, -32700
+
+log = logging.getLogger(__name__)
+Event = dict[str, Any]
+
+
+def block_events(block: Block, version: str) -> list[Event]:
+    """A block's events as the chain emits them: attribute values are JSON, so a number is a string in quotes."""
+    opened = [
+        _event(
+            f"emissions.{version}.EventWorkerSubmissionWindowOpened",
+            topic_id=topic.id,
+            nonce_block_height=nonce,
+            window_end_block=nonce + topic.worker_submission_window,
+        )
+        for topic, nonce in block.opened
+    ]
+    closed = [
+        _event(f"emissions.{version}.EventWorkerSubmissionWindowClosed", topic_id=topic.id, nonce_block_height=nonce)
+        for topic, nonce in block.closed
+    ]
+    return closed + opened
+
+
+def matches(query: str, events: list[Event]) -> bool:
+    """Whether a subscription's query asks for a block with these events: every condition is met by some attribute."""
+    conditions = _CONDITION.findall(query)
+    if ("tm.event", "NewBlockEvents") not in conditions:
+        return False
+    have = {(f"{event['type']}.{one['key']}", one["value"]) for event in events for one in event["attributes"]}
+    return all(condition in have for condition in conditions if condition[0] != "tm.event")
+
+
+class Hub:
+    """The listeners. `publish` is called with every block, in the loop that serves them."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[ServerConnection, _Listener] = {}
+
+    def publish(self, block: Block, version: str) -> None:
+        """Push a block's events to whoever subscribed to them."""
+        events = block_events(block, version)
+        if not events:
+            return
+        for connection, listener in list(self._listeners.items()):
+            for name, query in listener.queries.items():
+                if matches(query, events) and not listener.push(_pushed(name, query, block, events)):
+                    log.info("a websocket listener is too slow, cutting it off")
+                    del self._listeners[connection]
+                    break
+
+    @asynccontextmanager
+    async def serve(self, sock: socket.socket) -> AsyncIterator[None]:
+        """Serve on a socket that listens, until the block ends."""
+        async with serve(self._talk, sock=sock, process_request=_only_path, logger=log, max_size=2**20):
+            yield
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        listener = self._listeners[connection] = _Listener()
+        sender = asyncio.create_task(listener.send_to(connection))
+        try:
+            async for message in connection:
+                reply = listener.answer(message)
+                if not listener.push(reply):
+                    break
+        except ConnectionClosed:
+            pass
+        finally:
+            self._listeners.pop(connection, None)
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+
+class _Listener:
+    """One connection's subscriptions, by id, and what is still to be sent to it."""
+
+    def __init__(self) -> None:
+        self.queries: dict[object, str] = {}
+        self._outbox: asyncio.Queue[str | None] = asyncio.Queue(BACKLOG)
+
+    def push(self, message: str) -> bool:
+        """Queue a message; False when the listener is too far behind, and is to be cut off."""
+        if self._outbox.full():
+            self._outbox.get_nowait()
+            self._outbox.put_nowait(None)
+            return False
+        self._outbox.put_nowait(message)
+        return True
+
+    async def send_to(self, connection: ServerConnection) -> None:
+        while (message := await self._outbox.get()) is not None:
+            await connection.send(message)
+        await connection.close()
+
+    def answer(self, message: str | bytes) -> str:
+        """Act on a request and give the reply."""
+        try:
+            request = json.loads(message)
+        except ValueError:
+            return _error(None, _PARSE_ERROR, "not JSON")
+        if not isinstance(request, dict) or not isinstance(request.get("method"), str):
+            return _error(None, _INVALID_REQUEST, "not a JSON-RPC request")
+        name, parameters = request.get("id"), request.get("params")
+        if not isinstance(name, str | int):
+            return _error(None, _INVALID_REQUEST, "a request needs an id")
+        query = parameters.get("query") if isinstance(parameters, dict) else None
+        if request["method"] == "subscribe" and isinstance(query, str):
+            self.queries[name] = query
+        elif request["method"] == "unsubscribe":
+            self.queries = {one: text for one, text in self.queries.items() if one != name and text != query}
+        elif request["method"] == "unsubscribe_all":
+            self.queries.clear()
+        elif request["method"] == "subscribe":
+            return _error(name, _INVALID_REQUEST, "a subscription needs params.query")
+        else:
+            return _error(name, _METHOD_NOT_FOUND, "Method not found")
+        return json.dumps({"jsonrpc": "2.0", "id": name, "result": {}})
+
+
+def _pushed(name: object, query: str, block: Block, events: list[Event]) -> str:
+    value = {"height": str(block.height), "events": events, "num_txs": str(len(block.records))}
+    data = {"type": "tendermint/event/NewBlockEvents", "value": value}
+    return json.dumps({"jsonrpc": "2.0", "id": name, "result": {"query": query, "data": data, "events": {}}})
+
+
+def _event(kind: str, **attributes: int) -> Event:
+    return {
+        "type": kind,
+        "attributes": [{"key": key, "value": f'"{value}"', "index": True} for key, value in attributes.items()],
+    }
+
+
+def _error(name: object, code: int, message: str) -> str:
+    return json.dumps({"jsonrpc": "2.0", "id": name, "error": {"code": code, "message": message}})
+
+
+def _only_path(connection: ServerConnection, request: Request) -> Response | None:
+    if request.path == PATH:
+        return None
+    return connection.respond(HTTPStatus.NOT_FOUND, f"The websocket is at {PATH}\n")

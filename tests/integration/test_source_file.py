@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forecastd.candles import COLUMNS, HOUR, Candles
+from forecastd.clock import from_iso, iso
+from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.sources import export
+from forecastd.sources.file import FileSource
+from forecastd.sources.sample import SampleSource
+
+NOW = 1.7e9
+NINE = int(from_iso("2019-10-17T09:00:00Z"))
+ROWS = [(NINE - 2 * HOUR, 1, 4, 0.5, 2, 10), (NINE - HOUR, 2, 4, 0.5, 3, 11), (NINE, 3, 4, 0.5, 3.5, 12)]
+HEADER = "time,open,high,low,close,volume"
+
+
+def lines(time: Callable[[int], object] = iso, rows: list[tuple[float, ...]] | None = None) -> list[str]:
+    return [",".join(map(str, (time(int(row[0])), *row[1:]))) for row in (ROWS if rows is None else rows)]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Candles]:
+    def read(content: str | bytes, name: str = "candles.csv", symbol: str = "btcusd") -> Candles:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return FileSource(path, symbol).fetch(0, 2**33, NOW)
+
+    return read
+
+
+def test_a_real_download_is_read_as_it_is(real_candles: Path) -> None:
+    candles = FileSource(real_candles, "btcusd").fetch(0, 2**33, NOW)
+    assert len(candles) == 20_111
+    assert (iso(candles.time[0]), iso(candles.time[-1])) == ("2017-07-01T11:00:00Z", "2019-10-17T09:00:00Z")
+    assert (np.diff(candles.time) == HOUR).all()
+    assert [column[-1] for column in candles.columns] == [8051, 8056.83, 8021.23, 8035.88, 61.25]
+    assert not candles.provenance.synthetic
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n".join([HEADER, *lines()]),
+        "\n".join([HEADER, *lines()[::-1]]),
+        "\n".join([HEADER, *[lines()[at] for at in (1, 2, 0, 1)]]),
+        "\r\n".join(["﻿" + HEADER, *lines(), "", ""]),
+        "\n".join(["# a note", "From somewhere,https://example.com", "", HEADER, *lines()]),
+        "\n".join([HEADER.replace(",", ";"), *[line.replace(",", ";") for line in lines()]]),
+        "\n".join([HEADER.replace(",", "\t"), *[line.replace(",", "\t") for line in lines()]]),
+        "\n".join(["Unix,Open,High,Low,Close,Volume BTC", *lines(lambda t: t * 1000)]),
+        "\n".join(lines(lambda t: t)),
+        "\n".join(["timestamp,open,high,low,close,volume", *lines(lambda t: f"{t}.0")]),
+        "\n".join([",Open,High,Low,Close,Volume", *lines()]),
+        "\n".join([HEADER, *[line.replace("4,0.5", '"4","0.5"') for line in lines()]]),
+    ],
+    ids=[
+        "plain",
+        "newest-first",
+        "unordered",
+        "bom-crlf",
+        "preamble",
+        "semicolons",
+        "tabs",
+        "unix-ms",
+        "headerless",
+        "float-seconds",
+        "index",
+        "quoted",
+    ],
+)
+def test_downloads_of_many_shapes_are_the_same_candles(read: Callable[..., Candles], content: str) -> None:
+    candles = read(content)
+    assert candles.time.tolist() == [row[0] for row in ROWS]
+    np.testing.assert_array_equal(np.column_stack(candles.columns), [row[1:] for row in ROWS])
+
+
+def test_what_was_mended_is_told(read: Callable[..., Candles]) -> None:
+    candles = read(
+        "\n".join([HEADER.removesuffix(",volume"), *[line.rpartition(",")[0] for line in reversed(lines())]])
+    )
+    assert candles.repairs == (
+        "the file has no volume; it is taken as 0",
+        "sorted 3 candles by time (newest came first)",
+    )
+
+
+def test_gzip_is_told_by_its_content(read: Callable[..., Candles]) -> None:
+    assert len(read(gzip.compress("\n".join([HEADER, *lines()]).encode()), "candles.csv")) == 3
+
+
+def test_the_pair_asked_for_is_taken_of_many_and_told(read: Callable[..., Candles]) -> None:
+    both = [f"{line},{name}" for line in lines() for name in ("ETH/USD", "BTC/USD")]
+    candles = read("\n".join([f"{HEADER},symbol", *both]))
+    assert len(candles) == 3
+    assert candles.repairs == ("took 3 rows of BTC/USD; the file holds 2 symbols",)
+    with pytest.raises(NeedsHuman, match=r"holds BTC/USD, ETH/USD, not solusd.*SYMBOL"):
+        read("\n".join([f"{HEADER},symbol", *both]), symbol="solusd")
+
+
+BAD: list[tuple[str, str | bytes, type[Exception], str]] = [
+    ("empty", "", SkipEpoch, "is empty"),
+    ("blank", "\n\n\n", SkipEpoch, "is empty"),
+    ("only a header", HEADER + "\n", SkipEpoch, "is empty"),
+    ("text for a number", "\n".join([HEADER, *lines(), f"{iso(NINE + HOUR)},1,2,1,soon,3"]), SkipEpoch,
+     "line 5, column 'close': 'soon' is not a number"),
+    ("text for a time", "\n".join([HEADER, *lines(), "soon,1,2,1,2,3"]), SkipEpoch, "line 5, column 'time': 'soon'"),
+    ("cut off", "\n".join([HEADER, *lines(), "2019-10-17T10:00:00Z,1,2"]), SkipEpoch, "line 5 has 3 fields"),
+    ("latin-1", "\n".join([HEADER, *lines()]).encode() + b"\n2019\xe9,1,2,1,2,3", SkipEpoch, "line 5 is not UTF-8"),
+    ("NUL bytes", "\n".join([HEADER, *lines()]).encode() + b"\n\0\0\0", SkipEpoch, "line 5 holds binary"),
+    ("no newline at all", b"x" * 100_000, SkipEpoch, "this is no CSV"),
+    ("no candles", "name,age\nann,31\n", NeedsHuman, "begins with 'name,age'"),
+    ("minutes", "\n".join([HEADER, *lines(rows=[(NINE + 60 * at, 1, 1, 1, 1, 1) for at in range(9)])]), NeedsHuman,
+     "every 60 s"),
+    ("days", "\n".join([HEADER, *lines(rows=[(NINE + 86400 * at, 1, 1, 1, 1, 1) for at in range(9)])]), NeedsHuman,
+     "every 86400 s"),
+    ("another pair", "\n".join([f"{HEADER},symbol", *[f"{line},ETHUSD" for line in lines()]]), NeedsHuman, "not btcusd"),
+    ("day or month", "\n".join([HEADER, "01/02/2019 09:00,1,1,1,1,1"]), NeedsHuman, "mistaken"),
+    ("two prices for one hour", "\n".join([HEADER, *lines(), lines()[0].replace(",10", ",9")]), SkipEpoch, "differ"),
+    ("pickle", pickle.dumps({"a": 1}), NeedsHuman, "pickle"),
+    ("zip", b"PK\x03\x04" + b"\0" * 50, NeedsHuman, "zip archive"),
+    ("web page", "<!doctype html><html></html>", NeedsHuman, "web page"),
+    ("UTF-16", "\n".join([HEADER, *lines()]).encode("utf-16"), NeedsHuman, "UTF-16"),
+    ("half a gzip", gzip.compress("\n".join([HEADER, *lines()]).encode())[:-9], SkipEpoch, "gzip archive is cut off"),
+    ("half a Parquet", b"PAR1" + b"\0" * 99, SkipEpoch, "Parquet file is cut off"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "error", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_a_bad_file_is_refused_with_its_fault(
+    read: Callable[..., Candles], content: str | bytes, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        read(content)
+
+
+def test_nothing_of_a_pickle_is_run(read: Callable[..., Candles], tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for protocol in range(2, 6):
+        with pytest.raises(NeedsHuman, match="never opened"):
+            read(pickle.dumps(Bomb(), protocol))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+    for path, says in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "none.csv", "no file"),
+        (Path("/dev/zero"), "regular"),
+    ):
+        with pytest.raises(NeedsHuman, match=says):
+            FileSource(path, "btcusd").fetch(0, 2**33, NOW)
+
+
+def test_a_file_of_two_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.csv"
+    with path.open("wb") as stream:
+        stream.truncate(2 * 2**30)
+    with pytest.raises(NeedsHuman, match="2048 MB"):
+        FileSource(path, "btcusd").fetch(0, 2**33, NOW)
+
+
+def test_a_small_archive_of_gigabytes_costs_no_memory(tmp_path: Path) -> None:
+    """A header, then line after line of another pair: 1 MB on disk, more than the limit unpacked."""
+    path = tmp_path / "bomb.csv.gz"
+    block = b"2019-10-17 09:00,ETHUSD,1,1,1,1,1\n" * 30_000
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        stream.write(b"time,symbol,open,high,low,close,volume\n")
+        for _ in range(8):
+            stream.write(block)
+    code = (
+        "import sys, resource; from pathlib import Path; from forecastd.sources import csvfile; "
+        "csvfile.MOST_BYTES = 4 * 2**20; from forecastd.sources.file import FileSource\n"
+        "try: FileSource(Path(sys.argv[1]), 'btcusd').fetch(0, 2**33, 1.7e9)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    limit = 600 * 2**20
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True,
+        env={"OPENBLAS_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert "NeedsHuman" in done.stdout, done.stderr
+    assert "unpacks to more than 4 MB" in done.stdout
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
+def test_parquet_of_any_time_type(tmp_path: Path, unit: str, zone: str | None) -> None:
+    time = pa.array([row[0] for row in ROWS], pa.timestamp("s", tz=zone)).cast(pa.timestamp(unit, tz=zone))
+    columns = {name: pa.array([float(row[at]) for row in ROWS]) for at, name in enumerate(COLUMNS, start=1)}
+    pq.write_table(pa.table({**columns, "__index_level_0__": time}), tmp_path / "candles.parquet")
+    candles = FileSource(tmp_path / "candles.parquet", "btcusd").fetch(0, 2**33, NOW)
+    assert candles.time.tolist() == [row[0] for row in ROWS]
+    np.testing.assert_array_equal(np.column_stack(candles.columns), [row[1:] for row in ROWS])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"close": ["1", "x", "2"]}, SkipEpoch, "row 2, column 'close': 'x' is not a number"),
+        ({"close": [[1.0], [2.0], [3.0]]}, SkipEpoch, "column 'close'"),
+        ({"time": ["2019-10-17", "soon", "x"]}, SkipEpoch, "row 2, column 'time'"),
+        ({"time": [None, 1, 2]}, SkipEpoch, "no time in row 1"),
+        ({"symbol": ["ETHUSD"] * 3}, NeedsHuman, "holds ETHUSD"),
+        ({"time": None}, NeedsHuman, "no columns for time"),
+    ],
+)
+def test_bad_parquet_is_refused_with_its_fault(
+    tmp_path: Path, change: dict[str, list[object] | None], error: type[Exception], says: str
+) -> None:
+    columns: dict[str, object] = {"time": [row[0] for row in ROWS]}
+    columns.update({name: [float(row[at]) for row in ROWS] for at, name in enumerate(COLUMNS, start=1)})
+    columns.update(change)
+    table = pa.table({name: column for name, column in columns.items() if column is not None})
+    pq.write_table(table, tmp_path / "candles.parquet")
+    with pytest.raises(error, match=says):
+        FileSource(tmp_path / "candles.parquet", "btcusd").fetch(0, 2**33, NOW)
+
+
+def test_the_pair_asked_for_is_taken_from_parquet_too_and_too_many_rows_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns: dict[str, object] = {
+        name: [float(row[at]) for row in ROWS] * 2 for at, name in enumerate(COLUMNS, start=1)
+    }
+    symbols = pa.array(["ETH-USD"] * 3 + ["BTC-USD"] * 3).dictionary_encode()
+    pq.write_table(
+        pa.table({"time": [row[0] for row in ROWS] * 2, "symbol": symbols, **columns}), tmp_path / "two.parquet"
+    )
+    source = FileSource(tmp_path / "two.parquet", "btcusd")
+    candles = source.fetch(0, 2**33, NOW)
+    assert candles.repairs == ("took 3 rows of BTC-USD; the file holds 2 symbols",)
+    assert candles.time.tolist() == [row[0] for row in ROWS]
+    monkeypatch.setattr("forecastd.sources.parquetfile.MOST_ROWS_OF_ALL", 5)
+    with pytest.raises(NeedsHuman, match="holds 6 rows"):
+        source.fetch(0, 2**33, NOW)
+
+
+def test_a_parquet_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = export.to_parquet(SampleSource("btcusd").fetch(NINE, NINE + 50 * HOUR, NOW))
+    path = tmp_path / "candles.parquet"
+    for size in range(5, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(SkipEpoch, match="cut off or damaged"):
+            FileSource(path, "btcusd").fetch(0, 2**33, NOW)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
+def test_no_bytes_whatsoever_end_in_anything_but_a_clear_error(read: Callable[..., Candles], content: bytes) -> None:
+    with pytest.raises((SkipEpoch, NeedsHuman)):
+        read(content)
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
+def test_exported_candles_read_back_exactly_and_stay_made_up(tmp_path: Path, name: str) -> None:
+    candles = SampleSource("btcusd").fetch(NINE, NINE + 500 * HOUR, NOW)
+    export.write(candles, tmp_path / name)
+    source = FileSource(tmp_path / name, "btcusd")
+    back = source.fetch(0, 2**33, NOW)
+    for column in ("time", *COLUMNS):
+        np.testing.assert_array_equal(getattr(back, column), getattr(candles, column))
+    assert back.provenance.synthetic
+    assert source.synthetic
+    with pytest.raises(NeedsHuman, match="--force"):
+        export.write(candles, tmp_path / name)
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    candles = SampleSource("btcusd").fetch(NINE, NINE + HOUR, NOW)
+    with pytest.raises(NeedsHuman, match="format"):
+        export.write(candles, tmp_path / "out.xlsx")
+    (tmp_path / "file").touch()
+    with pytest.raises(NeedsHuman, match="cannot be written"):
+        export.write(candles, tmp_path / "file" / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forecastd.candles import COLUMNS, HOUR, Candles, Provenance, check, examine, join, join_provenance, mend, suspect
+from forecastd.errors import SkipEpoch
+
+START = 1_570_000_000 // HOUR * HOUR
+ORIGIN = Provenance("test", 1.6e9, "ab", synthetic=False)
+Change = Callable[[Candles], Candles]
+
+
+def walk(n: int, seed: int = 0) -> Candles:
+    """A plain random walk of `n` hours, prices about 8,000."""
+    rng = np.random.default_rng(seed)
+    level = 8_000 * np.exp(np.cumsum(rng.normal(0, 0.005, n + 1)))
+    opened, close = level[:-1], level[1:]
+    high, low = np.maximum(opened, close) * 1.001, np.minimum(opened, close) * 0.999
+    time = START + HOUR * np.arange(n, dtype=np.int64)
+    return Candles("btcusd", HOUR, time, opened, high, low, close, rng.uniform(1, 9, n), ORIGIN)
+
+
+def scaled(at: slice, factor: float) -> Change:
+    def change(candles: Candles) -> Candles:
+        parts = {name: getattr(candles, name).copy() for name in COLUMNS[:4]}
+        for part in parts.values():
+            part[at] *= factor
+        return replace(candles, **parts)
+
+    return change
+
+
+def put(name: str, at: int, value: float) -> Change:
+    def change(candles: Candles) -> Candles:
+        column = getattr(candles, name).copy()
+        column[at] = value
+        return replace(candles, **{name: column})
+
+    return change
+
+
+def frozen(first: int, last: int, *, prices: bool = True) -> Change:
+    def change(candles: Candles) -> Candles:
+        names = ("open", "high", "low", "close") if prices else ("close",)
+        parts = {name: getattr(candles, name).copy() for name in names}
+        for part in parts.values():
+            part[first:last] = candles.close[first - 1]
+        if not prices:
+            parts["high"] = np.maximum(candles.high, parts["close"] * 1.001)
+            parts["low"] = np.minimum(candles.low, parts["close"] * 0.999)
+        return replace(candles, **parts)
+
+    return change
+
+
+def judged(candles: Candles, *, now: float | None = None, needed: int = 100) -> str:
+    try:
+        check(candles, now=START + 120 * HOUR if now is None else now, needed=needed, max_age=2 * HOUR)
+    except SkipEpoch as error:
+        return error.check
+    return "ok"
+
+
+CASES: list[tuple[str, Change, str]] = [
+    ("nothing wrong", lambda c: c, "ok"),
+    ("no candles", lambda c: c.take(slice(0, 0)), "empty"),
+    ("a hole", lambda c: c.take(np.arange(120) != 60), "gap"),
+    ("a hole before the candles needed", lambda c: c.take(np.arange(120) != 10), "ok"),
+    ("too few", lambda c: c.take(slice(50, None)), "short"),
+    ("three hours old", lambda c: c.take(slice(0, 117)), "stale"),
+    ("two hours old", lambda c: c.take(slice(0, 118)), "ok"),
+    ("milliseconds", lambda c: replace(c, time=c.time * 1000), "unit"),
+    ("a time of 1970", lambda c: replace(c, time=c.time - START), "unit"),
+    ("cents from an hour on", scaled(slice(60, None), 100.0), "unit"),
+    ("a tenth from an hour on", scaled(slice(60, None), 0.1), "unit"),
+    ("half an hour off", lambda c: replace(c, time=c.time - HOUR // 2), "grid"),
+    ("hundredfold for one hour", scaled(slice(60, 61), 100.0), "spike"),
+    ("hundredth for three hours", scaled(slice(60, 63), 0.01), "spike"),
+    ("doubled for one hour", scaled(slice(60, 61), 2.0), "spike"),
+    ("doubled in the last hour", scaled(slice(119, None), 2.0), "spike"),
+    ("doubled for good", scaled(slice(60, None), 2.0), "ok"),
+    ("a crash of 30 % for good", scaled(slice(60, None), 0.7), "ok"),
+    ("a crash of 30 % in the last hour", scaled(slice(119, None), 0.7), "ok"),
+    ("a crash of 30 % and back", scaled(slice(60, 62), 0.7), "ok"),
+    ("a spike before the candles needed", scaled(slice(5, 6), 100.0), "ok"),
+    ("a wick of a hundred", put("high", 60, 800_000.0), "spike"),
+    ("a wick down to a cent", put("low", 60, 0.01), "spike"),
+    ("an opening of a hundredfold", lambda c: put("high", 60, 8e5)(put("open", 60, 8e5)(c)), "spike"),
+    ("the price stands still", frozen(60, 66), "flat"),
+    ("five hours without trade", frozen(60, 65), "ok"),
+    ("one closing price for a day", frozen(60, 84, prices=False), "flat"),
+    ("NaN", put("close", 60, np.nan), "nonfinite"),
+    ("infinite volume", put("volume", 60, np.inf), "nonfinite"),
+    ("NaN before the candles needed", put("close", 5, np.nan), "ok"),
+    ("a price of zero", put("low", 60, 0.0), "inconsistent"),
+    ("a negative volume", put("volume", 60, -1.0), "inconsistent"),
+    ("high below low", put("high", 60, 100.0), "inconsistent"),
+    ("the close above the high", put("close", 60, 9_999.0), "inconsistent"),
+]
+
+
+@pytest.mark.parametrize(("change", "verdict"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_what_is_wrong_is_refused_by_name(change: Change, verdict: str) -> None:
+    assert judged(change(walk(120))) == verdict
+
+
+def test_a_candle_of_the_future_is_refused_and_an_open_one_dropped() -> None:
+    candles = walk(120)
+    assert judged(candles, now=candles.end - HOUR - 1) == "future"
+    whole, repairs = check(candles, now=candles.end - 1, needed=100, max_age=HOUR)
+    assert len(whole) == 119
+    assert "not complete" in repairs[0]
+
+
+def test_examine_names_each_check_and_agrees_with_check() -> None:
+    candles = scaled(slice(60, 61), 100.0)(walk(120).take(np.arange(120) != 80))
+    reasons = examine(candles, now=candles.end, needed=100, max_age=HOUR)
+    assert {name for name, reason in reasons.items() if reason} == {"gap", "spike"}
+
+
+@given(order=st.permutations(range(40)), twice=st.lists(st.integers(0, 39), max_size=10))
+def test_any_order_and_any_identical_duplicates_are_mended_exactly(order: list[int], twice: list[int]) -> None:
+    candles = put("volume", 7, np.nan)(walk(40))
+    mixed = candles.take(np.array(order + twice))
+    mended = mend(mixed)
+    for name in ("time", *COLUMNS):
+        np.testing.assert_array_equal(getattr(mended, name), getattr(candles, name))
+    assert bool(mended.repairs) == (order != sorted(order) or bool(twice))
+
+
+@given(at=st.integers(0, 39), name=st.sampled_from(COLUMNS))
+def test_two_candles_that_differ_for_one_hour_are_refused(at: int, name: str) -> None:
+    candles = walk(40)
+    rows = np.append(np.arange(40), at)
+    doubled = candles.take(rows)
+    other = getattr(doubled, name).copy()
+    other[-1] += 0.01
+    with pytest.raises(SkipEpoch) as caught:
+        mend(replace(doubled, **{name: other}))
+    assert caught.value.check == "duplicate"
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), sigma=st.floats(0.0005, 0.02))
+def test_an_ordinary_market_is_never_refused(seed: int, sigma: float) -> None:
+    rng = np.random.default_rng(seed)
+    close = 100 * np.exp(np.cumsum(rng.standard_t(4, 300) * sigma))
+    time = START + HOUR * np.arange(300, dtype=np.int64)
+    opened = np.append(100.0, close[:-1])
+    high, low = np.maximum(opened, close), np.minimum(opened, close)
+    candles = Candles("x", HOUR, time, opened, high, low, close, np.ones(300), ORIGIN)
+    if np.abs(np.diff(np.log(close))).max() < 0.5:
+        check(candles, now=candles.end, needed=300, max_age=0)
+
+
+def test_real_candles_pass_at_every_hour_but_where_the_feed_stood_still(real_candles: object) -> None:
+    from pathlib import Path
+
+    from forecastd.sources.file import FileSource
+
+    assert isinstance(real_candles, Path)
+    whole = FileSource(real_candles, "btcusd").fetch(0, 2**33, 1.7e9)
+    refused: dict[str, set[str]] = {}
+    for end in range(408, len(whole) + 1, 97):
+        recent = whole.take(slice(end - 408, end))
+        for name, reason in examine(recent, now=recent.end, needed=408, max_age=0).items():
+            if reason:
+                refused.setdefault(name, set()).add(reason)
+    assert set(refused) == {"flat"}
+    # The download itself repeats 6556.25 with no volume for 15 hours of one day; nothing else is refused.
+    assert all("6556.25" in reason for reason in refused["flat"])
+
+
+def test_joined_candles_are_sorted_and_keep_every_hash() -> None:
+    candles = walk(40)
+    first = replace(candles.take(slice(0, 25)), provenance=replace(ORIGIN, sha256="a", fetched_at=5.0))
+    second = replace(candles.take(slice(20, 40)), provenance=replace(ORIGIN, sha256="b", fetched_at=9.0))
+    both = join([second, first])
+    np.testing.assert_array_equal(both.time, candles.time)
+    assert both.provenance.fetched_at == 9.0
+    assert both.provenance.sha256 not in {"a", "b"}
+    assert join([first, first]).provenance == first.provenance
+
+
+def test_made_up_and_real_candles_never_join() -> None:
+    with pytest.raises(ValueError, match="different sources"):
+        join_provenance([ORIGIN, replace(ORIGIN, synthetic=True)])
+
+
+def test_values_that_cannot_be_right_are_suspect_wherever_they_stand() -> None:
+    assert suspect(walk(40)) is None
+    assert suspect(scaled(slice(20, 21), 100.0)(walk(40))) is not None
+    assert suspect(walk(40).take(slice(0, 0))) is None

@@ -1,0 +1,159 @@
+"""What is signed, byte by byte, and what is never signed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecastd.chain.codec import build_tx, canonical_value, register_message, sign_submission, tx_hash
+from forecastd.chain.keys import verify
+from forecastd.chain.sdk import EmissionsVersion, emissions, messages
+from forecastd.chain.wallet import Wallet
+from forecastd.errors import NeedsHuman
+from forecastd.ledger import Submission
+
+WALLET = Wallet(b"\5" * 32)
+VERSIONS = pytest.mark.parametrize("version", ["v9", "v10"])
+
+
+def signed(**more: Any) -> Submission:
+    asked = {
+        "version": "v10", "chain_id": "allora-testnet-1", "topic_id": 67, "nonce": 1000, "value": 0.0123,
+        "synthetic": False, "account_number": 7, "sequence": 3, "gas": 250_000, "fee_uallo": 5_000,
+        "timeout_height": 1719,
+    }  # fmt: skip
+    return sign_submission(WALLET, **{**asked, **more})
+
+
+def opened(submission: Submission) -> tuple[Any, Any, Any]:
+    """The raw transaction, its body, its auth info."""
+    tx = messages("cosmos.tx.v1beta1")
+    raw = tx.TxRaw.parse(submission.tx_bytes)
+    return raw, tx.TxBody.parse(raw.body_bytes), tx.AuthInfo.parse(raw.auth_info_bytes)
+
+
+@VERSIONS
+def test_the_payload_has_the_shape_of_its_version(version: EmissionsVersion) -> None:
+    _, body, _ = opened(signed(version=version, value=1e-7))
+    assert [message.type_url for message in body.messages] == [f"/emissions.{version}.InsertWorkerPayloadRequest"]
+    request = emissions(version).InsertWorkerPayloadRequest.parse(body.messages[0].value)
+    bundle = request.worker_data_bundle
+    inference = bundle.inference_forecasts_bundle.inference
+    assert (request.sender, bundle.worker, inference.inferer) == (WALLET.address,) * 3
+    assert (bundle.topic_id, inference.topic_id) == (67, 67)
+    assert (bundle.nonce.block_height, inference.block_height) == (1000, 1000)
+    assert bundle.pubkey == WALLET.public_key.hex()
+    if version == "v10":
+        assert (inference.value, [(one.label, one.value) for one in inference.values]) == ("0", [("y", "1E-7")])
+    else:
+        assert inference.value == "1E-7"
+
+
+@VERSIONS
+def test_both_signatures_hold_over_what_the_chain_verifies(version: EmissionsVersion) -> None:
+    submission = signed(version=version)
+    raw, body, _ = opened(submission)
+    bundle = emissions(version).InsertWorkerPayloadRequest.parse(body.messages[0].value).worker_data_bundle
+    inner, signature = bytes(bundle.inference_forecasts_bundle), bundle.inferences_forecasts_bundle_signature
+    assert verify(WALLET.public_key, inner, signature)
+    document = messages("cosmos.tx.v1beta1").SignDoc(
+        body_bytes=raw.body_bytes, auth_info_bytes=raw.auth_info_bytes, chain_id="allora-testnet-1", account_number=7
+    )
+    assert verify(WALLET.public_key, bytes(document), raw.signatures[0])
+
+
+def test_the_transaction_carries_sequence_fee_gas_and_timeout() -> None:
+    submission = signed()
+    _, body, auth = opened(submission)
+    assert body.timeout_height == submission.timeout_height == 1719
+    assert [signer.sequence for signer in auth.signer_infos] == [submission.sequence] == [3]
+    assert (auth.fee.gas_limit, [(coin.denom, coin.amount) for coin in auth.fee.amount]) == (
+        250_000,
+        [("uallo", "5000")],
+    )
+    assert submission.tx_hash == tx_hash(submission.tx_bytes) == hashlib.sha256(submission.tx_bytes).hexdigest().upper()
+
+
+def test_the_bytes_are_those_cosmpy_would_send() -> None:
+    from cosmpy.aerial.coins import Coin
+    from cosmpy.aerial.tx import SigningCfg, Transaction, TxFee
+    from cosmpy.crypto.keypairs import PrivateKey
+    from cosmpy.protos.cosmos.bank.v1beta1.tx_pb2 import MsgSend
+
+    key = PrivateKey(b"\5" * 32)
+    message = MsgSend(from_address=WALLET.address, to_address=WALLET.address)
+    theirs = Transaction()
+    theirs.add_message(message)
+    fee = TxFee(amount=[Coin(5000, "uallo")], gas_limit=250_000)
+    theirs.seal(SigningCfg.direct(key.public_key, 3), fee)
+    theirs.sign(key, "localnet", 7, deterministic=True).complete()
+    mine = build_tx(
+        WALLET, ("/cosmos.bank.v1beta1.MsgSend", message.SerializeToString()), chain_id="localnet", account_number=7,
+        sequence=3, gas=250_000, fee_uallo=5_000,
+    )  # fmt: skip
+    assert mine == theirs.tx.SerializeToString()
+
+
+@pytest.mark.parametrize("chain_id", ["allora-testnet-1", "allora-mainnet-1", "localnetwork", ""])
+def test_synthetic_data_is_never_signed_for_a_real_chain(chain_id: str) -> None:
+    with pytest.raises(NeedsHuman, match="synthetic"):
+        signed(chain_id=chain_id, synthetic=True)
+
+
+@pytest.mark.parametrize("chain_id", ["localnet", "localnet-20191017T090000Z"])
+def test_synthetic_data_may_be_signed_for_a_local_chain(chain_id: str) -> None:
+    assert signed(chain_id=chain_id, synthetic=True).chain_id == chain_id
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "NaN", "Infinity", "price", ""])
+def test_what_is_no_finite_number_is_never_signed(value: float | str) -> None:
+    with pytest.raises(ValueError, match=r"decimal|float|NaN|Infinity"):
+        signed(value=value)
+
+
+def test_a_timeout_before_the_nonce_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="before the nonce"):
+        signed(timeout_height=999)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_decimal_is_canonical_and_keeps_its_value(value: float) -> None:
+    text = canonical_value(value)
+    assert float(text) == value
+    assert canonical_value(text) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-7, "1E-7"),
+        (0.0, "0.0"),
+        (-0.0123, "-0.0123"),
+        (1e22, "1E+22"),
+        (np.float64(0.5), "0.5"),
+        (np.float32(0.25), "0.25"),
+    ],
+)
+def test_numbers_are_written_as_the_chain_writes_them(value: float, text: str) -> None:
+    assert canonical_value(value) == text
+
+
+def test_signing_twice_gives_the_same_bytes() -> None:
+    assert signed() == signed()
+    assert signed(sequence=4).tx_hash != signed().tx_hash
+
+
+@VERSIONS
+def test_a_registration_is_the_wallets_own(version: EmissionsVersion) -> None:
+    url, content = register_message(WALLET, version=version, topic_id=42)
+    request = emissions(version).RegisterRequest.parse(content)
+    assert url == f"/emissions.{version}.RegisterRequest"
+    assert (request.sender, request.owner, request.topic_id, request.is_reputer) == (
+        WALLET.address, WALLET.address, 42, False,
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""The table of answers, looked up as the worker does."""
+
+from __future__ import annotations
+
+import pytest
+
+from forecastd.chain.codes import CODES, TEXTS, UNKNOWN, Action, classify, classify_text, sequences
+
+CASES = [
+    ("", 0, "", Action.ACCEPTED),
+    ("emissions", 0, "inference already submitted", Action.ACCEPTED),
+    ("sdk", 4, "signature verification failed", Action.NEEDS_HUMAN),
+    ("sdk", 5, "", Action.NEEDS_HUMAN),
+    ("sdk", 11, "out of gas in location: ReadFlat", Action.RESIGN),
+    ("sdk", 13, "insufficient fees", Action.RESIGN),
+    ("sdk", 19, "", Action.PENDING),
+    ("sdk", 20, "", Action.RESEND),
+    ("sdk", 28, "", Action.NEEDS_HUMAN),
+    ("sdk", 30, "", Action.WINDOW_CLOSED),
+    ("sdk", 32, "account sequence mismatch, expected 7, got 6", Action.VERIFY),
+    ("emissions", 6, "", Action.NEEDS_HUMAN),
+    ("emissions", 13, "", Action.NEEDS_HUMAN),
+    ("emissions", 67, "", Action.WINDOW_CLOSED),
+    ("emissions", 68, "", Action.VERIFY),
+    ("emissions", 75, "", Action.VERIFY),
+    ("emissions", 78, "", Action.DONE),
+    ("undefined", 1, "Error appending: inference already submitted", Action.DONE),
+    ("emissions", 92, "Worker is not permitted to submit payload: x", Action.NEEDS_HUMAN),
+    ("emissions", 4, "", Action.VERIFY),  # sdk 4 is another thing
+    ("emissions", 11, "", Action.VERIFY),
+    ("sdk", 67, "", Action.VERIFY),
+    ("sdk", 75, "", Action.VERIFY),
+    ("undefined", 1, "something new", Action.VERIFY),
+    ("", 1, "", Action.VERIFY),
+]
+
+
+@pytest.mark.parametrize(("codespace", "code", "text", "action"), CASES)
+def test_an_answer_is_known_by_codespace_and_code_together(
+    codespace: str, code: int, text: str, action: Action
+) -> None:
+    assert classify(codespace, code, text).action is action
+
+
+def test_the_same_number_in_two_codespaces_means_two_things() -> None:
+    assert classify("sdk", 13).action is Action.RESIGN
+    assert classify("emissions", 13).action is Action.NEEDS_HUMAN
+
+
+def test_a_text_never_overrules_a_code_that_is_known() -> None:
+    for (codespace, code), meaning in CODES.items():
+        assert classify(codespace, code, "inference already submitted; out of gas") is meaning
+
+
+def test_what_is_not_known_is_verified_and_never_signed_again() -> None:
+    assert classify("wasm", 5, "execute contract failed") is UNKNOWN
+    assert UNKNOWN.action is Action.VERIFY
+
+
+@pytest.mark.parametrize(("text", "meaning"), TEXTS)
+def test_a_text_is_found_in_any_letter_case_and_surroundings(text: str, meaning: object) -> None:
+    assert classify_text(f"failed to execute message; message index: 0: {text.upper()}: [cosmos]") == meaning
+
+
+def test_every_meaning_tells_a_person_something() -> None:
+    for meaning in (*CODES.values(), *(meaning for _, meaning in TEXTS), UNKNOWN):
+        assert meaning.meaning
+        assert meaning.advice.endswith(".")
+
+
+def test_the_expected_sequence_is_read_from_the_text() -> None:
+    assert sequences("account sequence mismatch, expected 12, got 9: incorrect account sequence") == (12, 9)
+    assert sequences("account sequence mismatch") is None
