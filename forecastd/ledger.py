@@ -117,14 +117,15 @@ class Ledger:
 
     def entries(self, chain_id: str, wallet: str, *, unsettled: bool = False) -> list[Entry]:
         """A wallet's entries on a chain, oldest nonce first."""
-        sql = f"SELECT chain_id, topic_id, nonce, wallet, {_EPOCH} FROM epochs WHERE chain_id = ? AND wallet = ? ORDER BY nonce"  # noqa: S608
+        columns = f"chain_id, topic_id, nonce, wallet, {_EPOCH}"
+        sql = f"SELECT {columns} FROM epochs WHERE chain_id = ? AND wallet = ? ORDER BY nonce"  # noqa: S608
         found = [_entry(values[:4], values[4:]) for values in self._run(sql, (chain_id, wallet))]
         return [entry for entry in found if not (unsettled and entry.row.state in SETTLED)]
 
     def attempts(self, key: Key) -> list[Submission]:
         """Every signature made for an epoch, oldest first."""
         sql = f"SELECT {_ATTEMPT} FROM attempts WHERE {_KEY} ORDER BY attempt"  # noqa: S608
-        return [Submission(*key, *values[:-1], int(values[-1])) for values in self._run(sql, key)]
+        return [_submission(key, values) for values in self._run(sql, key)]
 
     def commit(self, submission: Submission, now: float) -> Row:
         """Put a signed submission on disk. Only after this returned may its bytes be sent.
@@ -171,8 +172,10 @@ class Ledger:
 
     def used_sequences(self, chain_id: str, wallet: str) -> set[int]:
         """Every sequence that this ledger has signed with."""
-        sql = "SELECT sequence FROM attempts WHERE chain_id = ? AND wallet = ? UNION SELECT sequence FROM uses WHERE chain_id = ? AND wallet = ?"
-        return {int(values[0]) for values in self._run(sql, (chain_id, wallet, chain_id, wallet))}
+        account = (chain_id, wallet)
+        signed = self._run("SELECT sequence FROM attempts WHERE chain_id = ? AND wallet = ?", account)
+        others = self._run("SELECT sequence FROM uses WHERE chain_id = ? AND wallet = ?", account)
+        return {int(values[0]) for values in (*signed, *others)}
 
     def note_use(self, chain_id: str, wallet: str, sequence: int, tx_hash: str, purpose: str) -> None:
         """Commit that a transaction which is no submission is signed with `sequence`, before it is sent."""
@@ -188,6 +191,12 @@ class Ledger:
     def know_from(self, chain_id: str, wallet: str, sequence: int) -> None:
         """Take the account as it is: sequences below `sequence` are not asked about any more."""
         self._write("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)", (chain_id, wallet, sequence))
+
+    def forget(self, chain_id: str, wallet: str) -> None:
+        """Drop what is known of a wallet on a chain that began anew under its old id, as a local chain may."""
+        with self._transaction():
+            for table in ("epochs", "attempts", "uses", "accounts"):
+                self._db.execute(f"DELETE FROM {table} WHERE chain_id = ? AND wallet = ?", (chain_id, wallet))  # noqa: S608
 
     def check(self) -> str:
         """SQLite's own verdict on the file: `ok`, or what is wrong."""
@@ -231,3 +240,8 @@ def _entry(key: tuple[Any, ...], values: tuple[Any, ...]) -> Entry:
     state, sequence, timeout_height, attempts, refused, height, reason, value, first_at, settled_at = values
     row = Row(State(state), sequence, timeout_height, attempts, bool(refused), height, reason)
     return Entry((str(key[0]), int(key[1]), int(key[2]), str(key[3])), row, value, first_at, settled_at)
+
+
+def _submission(key: Key, values: tuple[Any, ...]) -> Submission:
+    value, sequence, tx_bytes, tx_hash, timeout_height, gas, fee_uallo = values
+    return Submission(*key, value, sequence, tx_bytes, tx_hash, timeout_height, gas, int(fee_uallo))
