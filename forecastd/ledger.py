@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from forecastd.errors import NeedsHuman
-from forecastd.ledgerfile import open_database, told
+from forecastd.ledgerfile import EPOCH_COLUMNS, bear_witness, checksum, open_database, told
 
 Key = tuple[str, int, int, str]  # chain id, topic id, nonce, wallet
 _KEY = "chain_id = ? AND topic_id = ? AND nonce = ? AND wallet = ?"
-_EPOCH = "state, sequence, timeout_height, attempts, refused, height, reason, value, first_at, settled_at"
+_EPOCH = ", ".join(EPOCH_COLUMNS[4:])
 _ATTEMPT = "value, sequence, tx_bytes, tx_hash, timeout_height, gas, fee_uallo"
 
 
@@ -142,7 +142,7 @@ class Ledger:
             )
         attempts = 1 if entry is None else entry.row.attempts + 1
         row = Row(State.SIGNED, submission.sequence, submission.timeout_height, attempts)
-        first_at = now if entry is None else entry.first_at
+        first_at = float(now) if entry is None else entry.first_at
         with self._transaction():
             self._put(Entry(submission.key, row, submission.value, first_at, None))
             self._db.execute(
@@ -151,6 +151,8 @@ class Ledger:
                 (*submission.key, attempts, now, submission.value, submission.sequence, submission.tx_bytes,
                  submission.tx_hash, submission.timeout_height, submission.gas, str(submission.fee_uallo)),
             )  # fmt: skip
+            made = self._db.execute("UPDATE signatures SET made = made + 1 RETURNING made").fetchone()[0]
+        bear_witness(self.path, int(made))
         return row
 
     def record(self, key: Key, row: Row, now: float) -> None:
@@ -160,13 +162,13 @@ class Ledger:
             raise KeyError(key)
         if entry.row != row:
             with self._transaction():
-                self._put(replace(entry, row=row, settled_at=now if row.state in SETTLED else None))
+                self._put(replace(entry, row=row, settled_at=float(now) if row.state in SETTLED else None))
 
     def adopt(self, key: Key, state: State, now: float, *, reason: str, value: str | None = None) -> None:
         """Record an epoch that this ledger did not sign for: missed, or found on the chain. Keeps an entry that is there."""
         if self.find(key) is None:
             with self._transaction():
-                self._put(Entry(key, Row(state, -1, key[2], 0, reason=reason), value, now, now))
+                self._put(Entry(key, Row(state, -1, key[2], 0, reason=reason), value, float(now), float(now)))
 
     # The account: which sequences are ours
 
@@ -204,12 +206,16 @@ class Ledger:
 
     def _put(self, entry: Entry) -> None:
         row = entry.row
-        self._db.execute(
-            f"INSERT OR REPLACE INTO epochs (chain_id, topic_id, nonce, wallet, {_EPOCH}) "  # noqa: S608
-            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (*entry.key, row.state.value, row.sequence, row.timeout_height, row.attempts, int(row.refused), row.height,
-             row.reason, entry.value, entry.first_at, entry.settled_at),
+        values = (
+            *entry.key, row.state.value, row.sequence, row.timeout_height, row.attempts, int(row.refused), row.height,
+            row.reason, entry.value, entry.first_at, entry.settled_at,
         )  # fmt: skip
+        marks = ",".join("?" * (len(values) + 1))
+        columns = ", ".join(EPOCH_COLUMNS)
+        self._db.execute(
+            f"INSERT OR REPLACE INTO epochs ({columns}, crc) VALUES ({marks})",  # noqa: S608
+            (*values, checksum(values)),
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

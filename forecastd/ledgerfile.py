@@ -1,20 +1,34 @@
-"""The ledger's SQLite file: opening it durably and alone, its layout, and SQLite's errors in our words."""
+"""The ledger's SQLite file: opening it durably, alone and whole, its layout, and SQLite's errors in our words.
+
+A file that is damaged, or older than the last one this host wrote (a restored backup), is set aside under a new name, never
+deleted, and begun again: the chain then tells what was submitted. What is younger than the file is known from the *witness*,
+a small file beside it with the number of the last signature.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import sqlite3
+import zlib
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman, RetryLater
 
+log = logging.getLogger(__name__)
+
 VERSION = 2
+EPOCH_COLUMNS = (
+    "chain_id", "topic_id", "nonce", "wallet", "state", "sequence", "timeout_height", "attempts", "refused", "height",
+    "reason", "value", "first_at", "settled_at",
+)  # fmt: skip
 _STATES = "'signed', 'dead', 'included', 'admitted', 'passive', 'evicted', 'missed'"
 _LAYOUT = (
     f"""CREATE TABLE epochs (
       chain_id TEXT NOT NULL, topic_id INTEGER NOT NULL, nonce INTEGER NOT NULL, wallet TEXT NOT NULL,
       state TEXT NOT NULL CHECK (state IN ({_STATES})), sequence INTEGER NOT NULL, timeout_height INTEGER NOT NULL,
       attempts INTEGER NOT NULL, refused INTEGER NOT NULL, height INTEGER, reason TEXT NOT NULL, value TEXT,
-      first_at REAL NOT NULL, settled_at REAL,
+      first_at REAL NOT NULL, settled_at REAL, crc INTEGER NOT NULL,
       PRIMARY KEY (chain_id, topic_id, nonce, wallet)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE attempts (
       chain_id TEXT NOT NULL, topic_id INTEGER NOT NULL, nonce INTEGER NOT NULL, wallet TEXT NOT NULL,
@@ -27,7 +41,14 @@ _LAYOUT = (
     """CREATE TABLE accounts (
       chain_id TEXT NOT NULL, wallet TEXT NOT NULL, known_from INTEGER NOT NULL,
       PRIMARY KEY (chain_id, wallet)) STRICT, WITHOUT ROWID""",
+    "CREATE TABLE signatures (made INTEGER NOT NULL) STRICT",
+    "INSERT INTO signatures VALUES (0)",
 )
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class _Unusable(Exception):
+    """The file is no ledger that can be relied on; the message says why."""
 
 
 def open_database(path: Path, wait: float) -> sqlite3.Connection:
@@ -35,7 +56,7 @@ def open_database(path: Path, wait: float) -> sqlite3.Connection:
 
     Raises:
         RetryLater: another process holds it, or the disk failed.
-        NeedsHuman: its place cannot be written, it is not a ledger, or of a newer version.
+        NeedsHuman: its place cannot be written, or it is of a newer version.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,25 +64,40 @@ def open_database(path: Path, wait: float) -> sqlite3.Connection:
         reason = f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
         raise NeedsHuman(reason) from error
     try:
-        db = sqlite3.connect(path, timeout=wait, isolation_level=None)
-    except sqlite3.Error as error:
-        raise told(error, path) from error
+        return _open(path, wait)
+    except _Unusable as error:
+        aside = _set_aside(path)
+        log.warning(
+            "The ledger %s is unusable (%s). Set aside as %s; the chain is asked instead.", path, error, aside.name
+        )
+        return _open(path, wait)
+
+
+def _open(path: Path, wait: float) -> sqlite3.Connection:
+    db: sqlite3.Connection | None = None
     try:
-        _prepare(db, path)
+        db = sqlite3.connect(path, timeout=wait, isolation_level=None)
+        _lock(db, path)
+        _verify(db, path)
     except sqlite3.Error as error:
-        db.close()
+        if db is not None:
+            db.close()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+            raise _Unusable(str(error)) from error
         raise told(error, path) from error
-    except NeedsHuman:
-        db.close()
+    except (NeedsHuman, _Unusable):
+        if db is not None:
+            db.close()
         raise
     return db
 
 
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
+def _lock(db: sqlite3.Connection, path: Path) -> None:
+    """Take the file for this process, for as long as it lives, and lay it out when it is new."""
     db.execute("PRAGMA locking_mode=EXCLUSIVE")
     db.execute("PRAGMA journal_mode=DELETE")
     db.execute("PRAGMA synchronous=EXTRA")
-    db.execute("BEGIN EXCLUSIVE")  # takes the lock now, for as long as the process lives
+    db.execute("BEGIN EXCLUSIVE")
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
         raise NeedsHuman(
@@ -69,11 +105,68 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             "Install the newer forecastd again; do not delete the ledger."
         )
     if version < VERSION:
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise _Unusable("its layout is not a ledger's")
         for statement in _LAYOUT:
             db.execute(statement)
         db.execute(f"PRAGMA user_version={VERSION}")
     db.execute("COMMIT")
     path.chmod(0o600)
+
+
+def _verify(db: sqlite3.Connection, path: Path) -> None:
+    """Every page, every row and every signed byte is what was written, and nothing newer was written elsewhere."""
+    verdict = str(db.execute("PRAGMA integrity_check").fetchone()[0])
+    if verdict != "ok":
+        raise _Unusable(verdict)
+    for *values, crc in db.execute(f"SELECT {', '.join(EPOCH_COLUMNS)}, crc FROM epochs"):  # noqa: S608
+        if crc != checksum(values):
+            raise _Unusable(f"the row of nonce {values[2]} is not what was written")
+    for tx_hash, tx_bytes in db.execute("SELECT tx_hash, tx_bytes FROM attempts"):
+        if hashlib.sha256(tx_bytes).hexdigest().upper() != tx_hash:
+            raise _Unusable(f"the bytes of transaction {tx_hash} are not what was signed")
+    made, seen = int(db.execute("SELECT made FROM signatures").fetchone()[0]), _witness(path)
+    if made < seen:
+        raise _Unusable(f"it knows {made} signatures, and {seen} were made: an older file was put in its place")
+
+
+def checksum(values: list[object] | tuple[object, ...]) -> int:
+    """CRC-32 over an epoch's columns in the order of `EPOCH_COLUMNS`."""
+    return zlib.crc32(repr(tuple(values)).encode())
+
+
+def _witness_path(path: Path) -> Path:
+    return path.with_name(path.name + ".witness")
+
+
+def _witness(path: Path) -> int:
+    try:
+        return int(_witness_path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def bear_witness(path: Path, made: int) -> None:
+    """Note beside the ledger how many signatures it knows. Failing costs only the notice of a restored backup."""
+    draft = path.with_name(path.name + ".witness.new")
+    try:
+        draft.write_text(str(made), encoding="ascii")
+        draft.replace(_witness_path(path))
+    except OSError as error:
+        log.warning("Cannot write %s: %s", _witness_path(path), error.strerror)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename the file (and SQLite's journal with it); the witness goes too, for it belongs to the old one."""
+    number = 1
+    while path.with_name(f"{path.name}.damaged-{number}").exists():
+        number += 1
+    aside = path.with_name(f"{path.name}.damaged-{number}")
+    for suffix in ("-journal", "-wal", "-shm", ".witness"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.replace(aside.with_name(aside.name + suffix))
+    return path.replace(aside)
 
 
 def told(error: sqlite3.Error, path: Path) -> NeedsHuman | RetryLater:
@@ -88,5 +181,5 @@ def told(error: sqlite3.Error, path: Path) -> NeedsHuman | RetryLater:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return NeedsHuman(f"Cannot write the ledger {path} ({error}). Set STATE_DIR to a place this user can write.")
     return NeedsHuman(
-        f"The ledger {path} is damaged ({error}). Move it aside and look at the chain before the next submission."
+        f"The ledger {path} cannot be used ({error}). Start forecastd again: a damaged ledger is set aside then."
     )
