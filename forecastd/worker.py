@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Event
 
+from forecastd.chain.endpoints import Endpoints
 from forecastd.chain.networks import LOCAL_CHAIN_ID, NETWORKS
-from forecastd.chain.node import Node
 from forecastd.chain.submit import Spending
 from forecastd.chain.wallet import open_wallet
 from forecastd.clock import Clock, ReplayClock, iso
@@ -100,20 +100,19 @@ def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster
 
 
 @contextmanager
-def _open_node(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Node]:
-    """The endpoint to talk to: the user's, the network's own, a running local node, or one embedded in this process."""
+def _open_node(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Endpoints]:
+    """The endpoints to talk to: the user's, the network's own, a running local node, or one embedded in this process."""
     network = NETWORKS[settings.allora_network]
     with ExitStack() as stack:
+        chain_id = network.chain_id
         if settings.rpc_endpoints:
-            endpoint, chain_id = settings.rpc_endpoints[0], network.chain_id
+            endpoints = settings.rpc_endpoints
         elif settings.allora_network != "local":
-            endpoint, chain_id = network.endpoints[0], network.chain_id
+            endpoints = network.endpoints
         elif replay:
             chain_id = f"{LOCAL_CHAIN_ID}-{iso(clock.now()).replace('-', '').replace(':', '')}"
-            endpoint = stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint
+            endpoints = (stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint,)
         else:
-            chain_id = LOCAL_CHAIN_ID
-            endpoint = (
-                find_running(settings.state) or stack.enter_context(open_embedded(settings.state, clock)).endpoint
-            )
-        yield stack.enter_context(Node(endpoint, chain_id=chain_id))
+            running = find_running(settings.state)
+            endpoints = (running or stack.enter_context(open_embedded(settings.state, clock)).endpoint,)
+        yield stack.enter_context(Endpoints(endpoints, chain_id=chain_id, clock=clock))

@@ -1,31 +1,48 @@
-"""An endpoint as users and the SDK write it: `grpc+https://host:port`, `grpc+http://host:port`, or plain `host:port`.
+"""An endpoint as users and the SDK write it: gRPC as `grpc+https://host:port`, `grpc+http://host:port` or plain `host:port`,
+REST as `rest+https://host:port/path`, `rest+http://...` or plain `https://...`.
 
-Only host and port are ever shown: whatever else a URL may carry (a user, a token) is refused and not repeated.
+Only scheme, host and port are ever shown: a user in a URL, a query or a fragment is refused, the path of a REST endpoint
+may hold a key, and none of them is repeated.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from forecastd.errors import NeedsHuman
 
-_SCHEMES = {"grpc+https": True, "grpc+http": False}
-_FORM = "Write grpc+https://HOST:PORT, grpc+http://HOST:PORT or HOST:PORT."
+_GRPC = {"grpc+https": True, "grpc+http": False}
+_REST = {"rest+https": True, "rest+http": False, "https": True, "http": False}
+_SCHEMES = _GRPC | _REST
+_FORM = "Write grpc+https://HOST:PORT, grpc+http://HOST:PORT or HOST:PORT for gRPC, rest+https://HOST:PORT for REST."
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a node listens for gRPC. Prints as `host:port`."""
+    """Where a node listens. Prints as `host:port` for gRPC, as `https://host:port` for REST."""
 
     host: str
     port: int
     secure: bool
+    rest: bool = False
+    path: str = field(default="", repr=False)
 
     def __str__(self) -> str:
+        return f"{'https' if self.secure else 'http'}://{self.authority}" if self.rest else self.authority
+
+    @property
+    def authority(self) -> str:
+        """`host:port`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where the paths of a REST endpoint begin. May hold a key: never show it."""
+        return f"{'https' if self.secure else 'http'}://{self.authority}{self.path}"
 
     @property
     def loopback(self) -> bool:
@@ -46,36 +63,57 @@ class Endpoint:
             # Its own connection, and quick to try a healed endpoint again: what a window is worth is minutes.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 200),
+            ("grpc.min_reconnect_backoff_ms", 5000),  # in fact the time one attempt to connect may take, TLS included
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.enable_retries", 0),
             # A proxy of the environment must not stand between this process and a node on the same machine.
             ("grpc.enable_http_proxy", 0 if self.loopback else 1),
         ]
         if self.secure:
-            return grpc.secure_channel(str(self), grpc.ssl_channel_credentials(), options)
-        return grpc.insecure_channel(str(self), options)
+            return grpc.secure_channel(self.authority, grpc.ssl_channel_credentials(), options)
+        return grpc.insecure_channel(self.authority, options)
 
 
-def parse_endpoint(text: str) -> Endpoint:
-    """An endpoint from its text. Without a scheme, port 443 means TLS.
+def parse_endpoint(text: str, name: str = "An endpoint of RPC_ENDPOINTS") -> Endpoint:
+    """An endpoint from its text; `name` is what errors call it. Without a scheme it is gRPC, and port 443 means TLS.
 
     Raises:
         NeedsHuman: it is not one; the text is not repeated, it may hold a secret.
     """
-    scheme, separator, _ = text.strip().partition("://")
+    text = text.strip()
+    scheme, separator, _ = text.partition("://")
+    scheme = scheme.lower()
     if separator and scheme not in _SCHEMES:
-        raise NeedsHuman(f"An endpoint of RPC_ENDPOINTS has the unknown scheme {scheme[:12]!r}. {_FORM}")
+        raise NeedsHuman(f"{name} has the unknown scheme {scheme[:12]!r}. {_FORM}")
+    rest = bool(separator) and scheme in _REST
     try:
-        parts = urlsplit(text.strip() if separator else f"//{text.strip()}")
+        parts = urlsplit(text if separator else f"//{text}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise NeedsHuman(f"An endpoint of RPC_ENDPOINTS has no usable port. {_FORM}") from None
-    if "@" in parts.netloc or parts.query or parts.fragment or parts.path not in ("", "/"):
-        raise NeedsHuman(f"An endpoint of RPC_ENDPOINTS holds more than a host and a port. {_FORM}")
-    if not host or any(character.isspace() for character in host):
-        raise NeedsHuman(f"An endpoint of RPC_ENDPOINTS has no host. {_FORM}")
-    if port is None and not separator:
-        raise NeedsHuman(f"The endpoint {host} of RPC_ENDPOINTS has no port. {_FORM}")
+        raise NeedsHuman(f"{name} has no usable port. {_FORM}") from None
+    if "@" in parts.netloc or parts.query or parts.fragment or (parts.path not in ("", "/") and not rest):
+        raise NeedsHuman(f"{name} holds more than a host and a port. {_FORM}")
+    if not host or any(character.isspace() or not character.isprintable() for character in host + parts.path):
+        raise NeedsHuman(f"{name} has no host. {_FORM}")
+    if port == 0 or (port is None and not separator):
+        raise NeedsHuman(f"{name} has no port. {_FORM}")
     secure = _SCHEMES[scheme] if separator else port == 443
-    return Endpoint(host, port if port is not None else (443 if secure else 80), secure)
+    return Endpoint(host, port or (443 if secure else 80), secure, rest, parts.path.rstrip("/") if rest else "")
+
+
+def read_endpoints(texts: Sequence[str]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:
+    """The endpoints of a list, each once, and a sentence for every one that was given twice.
+
+    Raises:
+        NeedsHuman: the list is empty or an item is no endpoint; the item is named by its position.
+    """
+    if not texts:
+        raise NeedsHuman(f"RPC_ENDPOINTS is empty. {_FORM} Several are separated by commas.")
+    first: dict[Endpoint, int] = {}
+    told = []
+    for number, text in enumerate(texts, start=1):
+        endpoint = parse_endpoint(text, f"Item {number} of RPC_ENDPOINTS")
+        if endpoint in first:
+            told.append(f"Item {number} of RPC_ENDPOINTS is the same endpoint as item {first[endpoint]}: {endpoint}.")
+        first.setdefault(endpoint, number)
+    return tuple(first), tuple(told)

@@ -77,14 +77,18 @@ def _make_lazy(module: ModuleType, blocks: dict[str, str], path: str) -> None:
     names = module.__dict__
 
     def run(name: str) -> None:
-        """Run a class and all that its text names: annotations are looked up in the module's own names later."""
-        wanted = [name]
+        """Run a class and all that its text names: annotations are looked up in the module's own names later.
+
+        They appear in the module together, or another thread would use one before those it needs are there.
+        """
+        wanted, made = [name], dict[str, Any]()
         while wanted:
             text = blocks.pop(wanted.pop(), None)
             if text is None:
                 continue
-            exec(_compiled(text, path), names)  # noqa: S102  # this is what importing does
+            exec(_compiled(text, path), names, made)  # noqa: S102  # this is what importing does
             wanted.extend(word for word in set(_WORD.findall(text)) if word in blocks)
+        names.update(made)
 
     def find(name: str) -> Any:
         with _lock:

@@ -1,4 +1,4 @@
-"""The client of one Allora node over gRPC. Synchronous; every call has a total deadline.
+"""The client of one Allora node, over gRPC or REST. Synchronous; every call has a total deadline.
 
 The node's chain id is checked before any other answer of it is believed. Which version of the emissions module it
 speaks is found out by asking, and again after an `UNIMPLEMENTED`, so an upgrade of the chain is followed while running.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from decimal import Decimal, InvalidOperation
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from forecastd.chain.answers import (
     Account,
@@ -24,30 +24,47 @@ from forecastd.chain.answers import (
     read_inference,
     read_network,
 )
-from forecastd.chain.endpoint import parse_endpoint
+from forecastd.chain.endpoint import Endpoint, parse_endpoint
 from forecastd.chain.networks import DENOM
 from forecastd.chain.sdk import EmissionsVersion, emissions, messages
-from forecastd.chain.wire import Refused, Wire, shorten
+from forecastd.chain.wire import NoAnswer, Refused, SaidNo, Wire, no_answer, said_no, shorten
 from forecastd.errors import NeedsHuman
 
 DEADLINE = 10.0  # seconds, for one call in all
 _VERSIONS: tuple[EmissionsVersion, ...] = ("v10", "v9")
+_MOST_DIGITS = 78  # of an amount: the chain's integers have 256 bits
 _PRICE_UNIT = Decimal(10) ** 18  # a DecCoin's amount is an integer with 18 decimals
 
 log = logging.getLogger(__name__)
 
 
+class _Wire(Protocol):
+    """The way to a node: gRPC or REST."""
+
+    def call(self, method: str, request: Any, reply: Any) -> Any: ...
+    def send(self, method: str, request: Any) -> object: ...
+    def close(self) -> None: ...
+
+
+class WrongChain(NeedsHuman):
+    """An endpoint is on another chain than it must be. `found` is the one it is on."""
+
+    def __init__(self, message: str | None = None, *, found: str = "") -> None:
+        super().__init__(message)
+        self.found = found
+
+
 class Node:
     """One endpoint. `chain_id` is the one it must be on; None takes any. Safe to use from several threads."""
 
-    def __init__(self, endpoint: str, *, chain_id: str | None = None, deadline: float = DEADLINE) -> None:
+    def __init__(self, endpoint: str | Endpoint, *, chain_id: str | None = None, deadline: float = DEADLINE) -> None:
         """Nothing is sent yet.
 
         Raises:
             NeedsHuman: `endpoint` is not one.
         """
-        self.endpoint = parse_endpoint(endpoint)
-        self._wire = Wire(self.endpoint, deadline)
+        self.endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
+        self._wire: _Wire = _open_wire(self.endpoint, deadline)
         self._wanted = chain_id
         self._checked = chain_id is None
         self._version: EmissionsVersion | None = None
@@ -73,12 +90,15 @@ class Node:
         try:
             reply = self._wire.call(method, b"", tm.GetNodeInfoResponse)
         except Refused as refusal:
-            raise self._wire.refused(method, refusal) from refusal
+            raise self._refused(method, refusal) from refusal
         found = str(reply.default_node_info.network) if reply.default_node_info else ""
         if self._wanted is not None and found != self._wanted:
-            raise NeedsHuman(
-                f"The node {self.endpoint} is on chain {shorten(found) or 'unknown'}, not on {self._wanted}. "
-                "Correct RPC_ENDPOINTS or ALLORA_NETWORK; nothing was sent to it."
+            self._checked = False
+            named = shorten(found) or "unknown"
+            raise WrongChain(
+                f"The node {self.endpoint} is on chain {named}, not on {self._wanted}. "
+                "Correct RPC_ENDPOINTS or ALLORA_NETWORK; nothing was sent to it.",
+                found=named,
             )
         self._checked = True
         return found
@@ -91,11 +111,14 @@ class Node:
         for block in (reply.sdk_block, reply.block):
             if block is not None and block.header is not None and block.header.height:
                 return int(block.header.height)
-        raise self._wire.broken(method, "an answer without a height")
+        raise self._broken(method, "an answer without a height")
 
-    def version(self) -> EmissionsVersion:
-        """The emissions version the node speaks; NeedsHuman when it is none that this program knows."""
-        if self._version is not None:
+    def version(self, *, again: bool = False) -> EmissionsVersion:
+        """The emissions version the node speaks; NeedsHuman when it is none that this program knows.
+
+        What was found out is kept; with `again` the node is asked again.
+        """
+        if self._version is not None and not again:
             return self._version
         self._check_chain()
         for version in _VERSIONS:
@@ -120,7 +143,7 @@ class Node:
         except Refused as refusal:
             if refusal.not_found or "invalid topic" in refusal.details.lower():
                 return None
-            raise self._wire.refused("GetTopic", refusal) from refusal
+            raise self._refused("GetTopic", refusal) from refusal
         if found is None:
             return None
         return Topic(
@@ -161,8 +184,9 @@ class Node:
         """The fees the chain charges beside gas."""
         found = self._emissions_told("GetParams").params
         if found is None:
-            raise self._wire.broken("GetParams", "an answer without parameters")
-        return Params(int(found.registration_fee or 0), int(found.data_sending_fee or 0))
+            raise self._broken("GetParams", "an answer without parameters")
+        fees = [self._whole("GetParams", text) for text in (found.registration_fee, found.data_sending_fee)]
+        return Params(*fees)
 
     # Inferences
 
@@ -175,7 +199,7 @@ class Node:
         except Refused as refusal:
             if refusal.not_found:
                 return None
-            raise self._wire.refused(name, refusal) from refusal
+            raise self._refused(name, refusal) from refusal
         found = reply.latest_input_inference if v10 else reply.latest_inference
         return read_inference(found) if found is not None and found.inferer else None
 
@@ -186,7 +210,7 @@ class Node:
         except Refused as refusal:
             if refusal.not_found:
                 return []
-            raise self._wire.refused("GetInferencesAtBlock", refusal) from refusal
+            raise self._refused("GetInferencesAtBlock", refusal) from refusal
         return [read_inference(one) for one in reply.inferences.inferences] if reply.inferences is not None else []
 
     def network_inferences(self, topic_id: int) -> NetworkInferences | None:
@@ -202,39 +226,40 @@ class Node:
     def account(self, address: str) -> Account | None:
         """Number and sequence of an account, or None when the chain has never seen it."""
         auth = messages("cosmos.auth.v1beta1")
-        request = bytes(auth.QueryAccountInfoRequest(address=address))
+        request = auth.QueryAccountInfoRequest(address=address)
         try:
             reply = self._ask("cosmos.auth.v1beta1.Query/AccountInfo", request, auth.QueryAccountInfoResponse)
         except Refused as refusal:
             if refusal.not_found:
                 return None
-            raise self._wire.refused("AccountInfo", refusal) from refusal
+            raise self._refused("AccountInfo", refusal) from refusal
         return Account(int(reply.info.account_number), int(reply.info.sequence)) if reply.info is not None else None
 
     def balance(self, address: str) -> int:
         """The account's uallo; 0 for one that does not exist."""
         bank = messages("cosmos.bank.v1beta1")
-        request = bytes(bank.QueryBalanceRequest(address=address, denom=DENOM))
+        request = bank.QueryBalanceRequest(address=address, denom=DENOM)
         reply = self._told("cosmos.bank.v1beta1.Query/Balance", request, bank.QueryBalanceResponse)
-        return int(reply.balance.amount or 0) if reply.balance is not None else 0
+        return self._whole("Balance", reply.balance.amount) if reply.balance is not None else 0
 
     def gas_price(self) -> Decimal | None:
         """The fee market's price in uallo a gas, or None where the chain has no fee market."""
         market = messages("feemarket.feemarket.v1")
-        request = bytes(market.GasPriceRequest(denom=DENOM))
+        request = market.GasPriceRequest(denom=DENOM)
         try:
             reply = self._ask("feemarket.feemarket.v1.Query/GasPrice", request, market.GasPriceResponse)
             amount = str(reply.price.amount) if reply.price is not None else ""
-            return Decimal(amount) if "." in amount else Decimal(amount) / _PRICE_UNIT
+            price = Decimal(amount) if "." in amount else Decimal(amount) / _PRICE_UNIT
         except (Refused, InvalidOperation):
             return None
+        return price if price.is_finite() and price >= 0 else None
 
     # Transactions
 
     def simulate(self, tx_bytes: bytes) -> Simulation:
         """Run a transaction on the node without sending it: the gas it used, or the refusal in the node's words."""
         tx = messages("cosmos.tx.v1beta1")
-        request = bytes(tx.SimulateRequest(tx_bytes=tx_bytes))
+        request = tx.SimulateRequest(tx_bytes=tx_bytes)
         try:
             reply = self._ask("cosmos.tx.v1beta1.Service/Simulate", request, tx.SimulateResponse)
         except Refused as refusal:
@@ -244,22 +269,22 @@ class Node:
     def broadcast(self, tx_bytes: bytes) -> Answer:
         """Send a transaction. The answer is that of the node's own check, not yet of a block."""
         tx = messages("cosmos.tx.v1beta1")
-        request = bytes(tx.BroadcastTxRequest(tx_bytes=tx_bytes, mode=tx.BroadcastMode.SYNC))
+        request = tx.BroadcastTxRequest(tx_bytes=tx_bytes, mode=tx.BroadcastMode.SYNC)
         found = self._told("cosmos.tx.v1beta1.Service/BroadcastTx", request, tx.BroadcastTxResponse).tx_response
         if found is None:
-            raise self._wire.broken("BroadcastTx", "an empty answer")
+            raise self._broken("BroadcastTx", "an empty answer")
         return Answer(str(found.codespace), int(found.code), shorten(found.raw_log), str(found.txhash))
 
     def find_tx(self, tx_hash: str) -> TxResult | None:
         """What a block made of a transaction, or None while no block has it."""
         tx = messages("cosmos.tx.v1beta1")
-        request = bytes(tx.GetTxRequest(hash=tx_hash))
+        request = tx.GetTxRequest(hash=tx_hash)
         try:
             found = self._ask("cosmos.tx.v1beta1.Service/GetTx", request, tx.GetTxResponse).tx_response
         except Refused as refusal:
             if refusal.not_found:
                 return None
-            raise self._wire.refused("GetTx", refusal) from refusal
+            raise self._refused("GetTx", refusal) from refusal
         if found is None:
             return None
         return TxResult(
@@ -273,27 +298,41 @@ class Node:
 
     # The way there
 
+    def _broken(self, method: str, why: str) -> NoAnswer:
+        return no_answer(self.endpoint, method, why)
+
+    def _refused(self, method: str, refusal: Refused) -> SaidNo:
+        return said_no(self.endpoint, method, refusal)
+
+    def _whole(self, method: str, text: str) -> int:
+        """An amount as the chain writes it; nothing is 0."""
+        if not text:
+            return 0
+        if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+            raise self._broken(method, "an answer with an amount that is none")
+        return int(text)
+
     def _check_chain(self) -> None:
         if not self._checked:
             self.chain_id()
 
-    def _ask(self, method: str, request: bytes, reply: Any) -> Any:
+    def _ask(self, method: str, request: Any, reply: Any) -> Any:
         """Call a method of a node whose chain has been checked. Raises Refused as well."""
         self._check_chain()
         return self._wire.call(method, request, reply)
 
-    def _told(self, method: str, request: bytes, reply: Any) -> Any:
+    def _told(self, method: str, request: Any, reply: Any) -> Any:
         """As `_ask`, for calls that no sound node refuses."""
         try:
             return self._ask(method, request, reply)
         except Refused as refusal:
-            raise self._wire.refused(method, refusal) from refusal
+            raise self._refused(method, refusal) from refusal
 
     def _emissions_told(self, method: str, **fields: object) -> Any:
         try:
             return self._emissions(method, **fields)
         except Refused as refusal:
-            raise self._wire.refused(method, refusal) from refusal
+            raise self._refused(method, refusal) from refusal
 
     def _emissions(self, method: str, **fields: object) -> Any:
         """Query the emissions module in the version the node speaks. Raises Refused as well."""
@@ -312,5 +351,13 @@ class Node:
 
     def _query(self, version: EmissionsVersion, method: str, fields: dict[str, object]) -> Any:
         em = emissions(version)
-        request = bytes(getattr(em, f"{method}Request")(**fields))
+        request = getattr(em, f"{method}Request")(**fields)
         return self._wire.call(f"emissions.{version}.QueryService/{method}", request, getattr(em, f"{method}Response"))
+
+
+def _open_wire(endpoint: Endpoint, deadline: float) -> _Wire:
+    if not endpoint.rest:
+        return Wire(endpoint, deadline)
+    from forecastd.chain.rest import RestWire
+
+    return RestWire(endpoint, deadline)

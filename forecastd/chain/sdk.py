@@ -32,12 +32,9 @@ def messages(name: str) -> Any:
     Raises:
         ImportError: allora_sdk is not installed, or has no such package.
     """
-    loaded = sys.modules.get(f"{_PROTOS}.{name}")
-    if loaded is not None:
-        return loaded
     with _lock:
         _lighten()
-        return importlib.import_module(f"{_PROTOS}.{name}")
+    return importlib.import_module(f"{_PROTOS}.{name}")  # waits for another thread that is importing it
 
 
 def emissions(version: EmissionsVersion) -> Any:
@@ -53,7 +50,7 @@ def canonical_decimal(value: float | str) -> str:
     """
     with _lock:
         _lighten()
-        module = importlib.import_module("allora_sdk.rpc_client.dec_canonical")
+    module = importlib.import_module("allora_sdk.rpc_client.dec_canonical")
     text: str = module.canonicalize_dec(value)
     return text
 

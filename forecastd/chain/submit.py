@@ -6,14 +6,15 @@ Waiting is on an event that a stop sets, so nothing here outlives a SIGTERM by m
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 
 from forecastd.chain.answers import TxResult
+from forecastd.chain.client import ChainClient
 from forecastd.chain.codec import build_tx, register_message, simulated_tx, tx_hash
 from forecastd.chain.codes import Action, Meaning, classify
 from forecastd.chain.fees import quote
-from forecastd.chain.node import Node
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
@@ -46,7 +47,8 @@ class Priced:
     fee_uallo: int
 
 
-def price(node: Node, wallet: Wallet, message: tuple[str, bytes], spending: Spending) -> Priced:
+def price(node: ChainClient, wallet: Wallet, message: tuple[str, bytes], spending: Spending, *, gas_factor: float = 1.0
+) -> Priced:
     """Ask the node what sending `message` takes.
 
     A refusal of the simulation that is certain and lasting ends here, before anything is signed and paid; any other
@@ -77,10 +79,17 @@ def price(node: Node, wallet: Wallet, message: tuple[str, bytes], spending: Spen
     return Priced(account.number, account.sequence, cost.gas, cost.fee_uallo)
 
 
+def _nothing(_sequence: int, _tx_hash: str) -> None:
+    pass
+
+
 def register(
-    node: Node, wallet: Wallet, topic_id: int, spending: Spending, *, chain_id: str, clock: Clock, wake: Event
+    node: ChainClient, wallet: Wallet, topic_id: int, spending: Spending, *, chain_id: str, clock: Clock, wake: Event,
+    commit: Callable[[int, str], None] = _nothing,
 ) -> int:
     """Register the wallet as a worker of the topic, and return what it cost in uallo: gas fee and registration fee.
+
+    `commit(sequence, tx_hash)` is called before the bytes are sent, to put on record that the sequence is used.
 
     Raises:
         NeedsHuman: the chain refuses, or the balance does not cover it.
@@ -94,6 +103,7 @@ def register(
         wallet, message, chain_id=chain_id, account_number=cost.account_number, sequence=cost.sequence,
         gas=cost.gas, fee_uallo=cost.fee_uallo, timeout_height=last,
     )  # fmt: skip
+    commit(cost.sequence, tx_hash(raw))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
     answer = node.broadcast(raw)
     meaning = classify(answer.codespace, answer.code, answer.log)
@@ -107,7 +117,9 @@ def register(
     return cost.fee_uallo + fee
 
 
-def wait_for_tx(node: Node, submission: Submission, *, clock: Clock, wake: Event, seconds: float) -> TxResult | None:
+def wait_for_tx(
+    node: ChainClient, submission: Submission, *, clock: Clock, wake: Event, seconds: float
+) -> TxResult | None:
     """What a block made of a submission; None when none has it within `seconds`, or none can any more."""
     return wait_for_hash(
         node, submission.tx_hash, timeout_height=submission.timeout_height, clock=clock, wake=wake, seconds=seconds
@@ -115,7 +127,7 @@ def wait_for_tx(node: Node, submission: Submission, *, clock: Clock, wake: Event
 
 
 def wait_for_hash(
-    node: Node, name: str, *, timeout_height: int, clock: Clock, wake: Event, seconds: float
+    node: ChainClient, name: str, *, timeout_height: int, clock: Clock, wake: Event, seconds: float
 ) -> TxResult | None:
     """As `wait_for_tx`, for any transaction by its hash. A node that fails meanwhile is asked again.
 

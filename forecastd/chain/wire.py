@@ -37,8 +37,20 @@ class Refused(Exception):
         return self.status == "NOT_FOUND" or "not found" in self.details.lower()
 
 
+class NoAnswer(RetryLater):
+    """A node gave no usable answer. `why` is the cause alone, without the node's name."""
+
+    def __init__(self, message: str | None = None, *, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or str(self)
+
+
+class SaidNo(NoAnswer):
+    """A node is alive and refused what no sound node refuses."""
+
+
 class Wire:
-    """One connection, made at the first call and again after a failure."""
+    """One gRPC connection, made at the first call and again after a failure."""
 
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self.endpoint = endpoint
@@ -51,8 +63,10 @@ class Wire:
         if channel is not None:
             channel.close()
 
-    def call(self, method: str, request: bytes, reply: Any) -> Any:
+    def call(self, method: str, request: Any, reply: Any) -> Any:
         """Call `package.Service/Method` and read its answer as a message of the class `reply`.
+
+        `request` is a message, or its bytes.
 
         Raises:
             RetryLater: no usable answer within the deadline.
@@ -63,35 +77,40 @@ class Wire:
             return reply.parse(raw)
         except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error):
             # betterproto2 has no error of its own for bytes that are no message.
-            raise self.broken(method, "an answer that is not readable") from None
+            raise no_answer(self.endpoint, method, "an answer that is not readable") from None
 
-    def send(self, method: str, request: bytes) -> bytes:
+    def send(self, method: str, request: Any) -> bytes:
         """As `call`, with the answer's bytes as they came."""
         import grpc  # type: ignore[import-untyped]  # no stubs
 
         if self._channel is None:
             self._channel = self.endpoint.channel(LARGEST_ANSWER)
         try:
-            raw: bytes = self._channel.unary_unary(f"/{method}")(request, timeout=self._deadline)
+            raw: bytes = self._channel.unary_unary(f"/{method}")(bytes(request), timeout=self._deadline)
         except grpc.RpcError as error:
             status, details = error.code().name, str(error.details() or "")
+            details = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")  # grpcio's words around the cause
             if status in _TRANSPORT or _NOT_GRPC in details:
                 # A connection that swallows everything looks alive to grpcio: never wait on the same one again.
                 self.close()
-                raise self.broken(method, f"{status.lower().replace('_', ' ')}, {shorten(details)}") from error
+                raise no_answer(
+                    self.endpoint, method, f"{status.lower().replace('_', ' ')}, {shorten(details)}"
+                ) from error
             raise Refused(status, details) from error
         except ValueError as error:  # another thread closed the connection meanwhile
-            raise self.broken(method, "the connection was closed") from error
+            raise no_answer(self.endpoint, method, "the connection was closed") from error
         return raw
 
-    def broken(self, method: str, why: str) -> RetryLater:
-        """The error for an answer that cannot be used."""
-        return RetryLater(f"The node {self.endpoint} gave no usable answer to {_name(method)}: {why}.")
 
-    def refused(self, method: str, refusal: Refused) -> RetryLater:
-        """The error for a refusal of something no sound node refuses."""
-        why = shorten(refusal.details) or refusal.status
-        return RetryLater(f"The node {self.endpoint} refused {_name(method)}: {why}.")
+def no_answer(endpoint: Endpoint, method: str, why: str) -> NoAnswer:
+    """The error for an answer that cannot be used."""
+    return NoAnswer(f"The node {endpoint} gave no usable answer to {_name(method)}: {why}.", why=why)
+
+
+def said_no(endpoint: Endpoint, method: str, refusal: Refused) -> SaidNo:
+    """The error for a refusal of something no sound node refuses."""
+    why = shorten(refusal.details) or refusal.status
+    return SaidNo(f"The node {endpoint} refused {_name(method)}: {why}.", why=f"refused {_name(method)}: {why}")
 
 
 def shorten(text: object) -> str:
