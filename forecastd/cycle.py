@@ -8,21 +8,25 @@ signed.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Event
+from typing import TypeVar
 
 from forecastd.candles import Candles
 from forecastd.chain.codec import canonical_value, payload_message, sign_submission
-from forecastd.chain.codes import Action, Meaning, classify
-from forecastd.chain.node import Node
-from forecastd.chain.submit import Spending, price, register, wait_for_tx
+from forecastd.chain.endpoints import Endpoints
+from forecastd.chain.submit import Spending, price
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock, iso
-from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.delivery import Delivery, deliver, reconcile
+from forecastd.epoch import Epoch, allow, check_account, choose, find_topic, note_missed, open_epochs
+from forecastd.errors import ForecastdError, RetryLater, SkipEpoch
+from forecastd.failpoints import failpoint
 from forecastd.forecaster import Forecaster
-from forecastd.ledger import Ledger, Row, State, Submission
+from forecastd.ledger import SERVED, Entry, Ledger, State, Submission
 from forecastd.outcome import Outcome, ended_by
 from forecastd.sources.base import Source
 from forecastd.stages import (
@@ -37,18 +41,27 @@ from forecastd.window import RollingWindow
 from models.base import Forecast
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-CONFIRM_SECONDS = 60.0
+SAFE_BLOCKS = 2  # of a window's end: what is signed later can hardly be included
+FETCH_SHARE, MODEL_SHARE, SIGN_SHARE = 0.5, 0.8, 1.0  # of the window's blocks: by when a stage must have come through
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries of a stage
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one cycle is to do and may spend."""
+    """What one cycle is to do and may spend.
+
+    `persist`: a stage that fails for a passing reason is tried again until its share of the window is over, and a window
+    that closes on it is recorded as missed. `seconds`: how long to wait for a block, None as long as the window is open.
+    """
 
     topic_id: int
     spending: Spending
     register: bool
     dry_run: bool
+    persist: bool = False
+    seconds: float | None = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,14 @@ class Parts:
     window: RollingWindow
     forecaster: Forecaster
     ledger: Ledger
-    node: Node
+    chain: Endpoints
     wallet: Wallet
     clock: Clock
     wake: Event
+
+    @property
+    def delivery(self) -> Delivery:
+        return Delivery(self.ledger, self.chain, self.clock, self.wake)
 
 
 @dataclass
@@ -86,18 +103,9 @@ class _Run:
         try:
             yield told
         finally:
-            self.seconds[name] = round(self.parts.clock.monotonic() - start, 4)
+            spent = self.seconds.get(name, 0.0) + self.parts.clock.monotonic() - start
+            self.seconds[name] = round(spent, 4)
         self.report(Stage(name, "\n".join(told), self.seconds[name]))
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """The epoch to serve: `last_height` is the last block of its submission window."""
-
-    chain_id: str
-    topic_id: int
-    nonce: int
-    last_height: int
 
 
 def run_cycle(job: Job, parts: Parts, report: Callable[[Stage], None] = lambda _: None) -> Outcome:
@@ -106,117 +114,117 @@ def run_cycle(job: Job, parts: Parts, report: Callable[[Stage], None] = lambda _
     run = _Run(job, parts, report, Outcome("failed", topic_id=job.topic_id, as_of=iso(now)))
     run.know(wallet=parts.wallet.address, source=parts.source.name, synthetic=parts.source.synthetic)
     try:
-        _serve(run, now)
+        _serve(run)
     except ForecastdError as error:
         run.outcome = ended_by(error, run.outcome)
     return replace(run.outcome, stages=run.seconds)
 
 
-def _serve(run: _Run, now: float) -> None:
+def _serve(run: _Run) -> None:
     epoch = _find_epoch(run)
-    if epoch is None or _settle_known(run, epoch):
+    if epoch is None or _known(run, epoch):
         return
-    candles = _fetch(run, now)
-    _check_model(run)
-    forecast = _forecast(run, candles)
-    _guard(run, forecast, candles)
-    submission = _sign(run, epoch, forecast)
+    submission = _prepare(run, epoch)
+    if submission is None:
+        return
     if run.job.dry_run:
         run.know(outcome="dry_run", reason="nothing was sent")
         return
+    failpoint("after sign")
     run.parts.ledger.commit(submission, run.parts.clock.now())
-    _send(run, submission)
+    failpoint("after commit")
+    _deliver(run, epoch, fresh=True)
 
 
-def _find_epoch(run: _Run) -> _Epoch | None:
-    """The newest nonce whose submission window is open, None when there is none. Registers the worker when asked."""
-    node, wallet, topic_id = run.parts.node, run.parts.wallet, run.job.topic_id
+def _find_epoch(run: _Run) -> Epoch | None:
+    """The epoch to serve, None when no window is open. Settles what earlier runs left; registers when asked."""
+    parts, job, address = run.parts, run.job, run.parts.wallet.address
     with run.stage("chain") as told:
-        chain_id = node.chain_id()
+        chain_id = parts.chain.chain_id()
         run.know(chain_id=chain_id)
-        topic = node.topic(topic_id)
-        if topic is None:
-            raise NeedsHuman(f"Topic {topic_id} does not exist on {chain_id}. Check --topic-id.")
-        _allow(run, chain_id, told)
-        height = node.height()
-        nonces = [n for n in node.open_nonces(topic_id) if n <= height < n + topic.worker_submission_window]
-        if not nonces:
-            run.know(outcome="no_window", reason=_no_window(node, topic_id, height))
+        topic = find_topic(parts.chain, chain_id, job.topic_id)
+        reconcile(parts.delivery, chain_id, address)
+        check_account(parts.chain, parts.ledger, chain_id, address)
+        paid = allow(
+            parts.chain, parts.wallet, parts.ledger, chain_id=chain_id, topic_id=topic.id, clock=parts.clock,
+            spending=job.spending if job.register else None, wake=parts.wake,
+        )  # fmt: skip
+        if paid is not None:
+            told.append(f"registered {address} for topic {topic.id}; fee {paid} uallo")
+        height, epochs = open_epochs(parts.chain, topic, chain_id, address)
+        if not epochs:
+            active = parts.chain.is_topic_active(topic.id)
+            why = f"none is open at height {height}" if active else "the topic is not active, so it opens none"
+            run.know(outcome="no_window", reason=f"no submission window of topic {topic.id}: {why}")
             told.append(f"{chain_id}, height {height}: no open submission window")
             return None
-        nonce = max(nonces)
-        run.know(nonce=nonce)
-        last = nonce + topic.worker_submission_window - 1
-        told.append(f"{chain_id}, height {height}: topic {topic_id} nonce {nonce} is open to block {last}")
-    log.debug("epoch %s of topic %s on %s, worker %s", nonce, topic_id, chain_id, wallet.address)
-    return _Epoch(chain_id, topic_id, nonce, last)
+        missed = note_missed(parts.ledger, topic, chain_id, address, newest=epochs[-1].nonce, now=parts.clock.now())
+        if missed:
+            told.append(f"{missed} epochs went by since the last run; they are recorded as missed")
+        epoch = choose(parts.ledger, epochs)
+        run.know(nonce=epoch.nonce)
+        told.append(f"{chain_id}, height {height}: topic {topic.id} nonce {epoch.nonce} is open to {epoch.last_height}")
+    return epoch
 
 
-def _no_window(node: Node, topic_id: int, height: int) -> str:
-    if not node.is_topic_active(topic_id):
-        return f"topic {topic_id} is not active, so it opens no submission windows"
-    return f"no submission window of topic {topic_id} is open at height {height}"
-
-
-def _allow(run: _Run, chain_id: str, told: list[str]) -> None:
-    """Make sure that the worker is registered and may submit."""
-    node, wallet, topic_id = run.parts.node, run.parts.wallet, run.job.topic_id
-    if not node.is_registered(topic_id, wallet.address):
-        if not run.job.register:
-            raise NeedsHuman(
-                f"Worker {wallet.address} is not registered for topic {topic_id} on {chain_id}. "
-                "Run once more with --register to register it (this costs the chain's registration fee)."
-            )
-        spending = run.job.spending
-        fee = register(node, wallet, topic_id, spending, chain_id=chain_id, clock=run.parts.clock, wake=run.parts.wake)
-        told.append(f"registered {wallet.address} for topic {topic_id}; fee {fee} uallo")
-    if not node.can_submit(topic_id, wallet.address):
-        raise NeedsHuman(
-            f"Worker {wallet.address} is registered but not permitted to submit to topic {topic_id} on {chain_id}. "
-            "Ask the topic's owner to put it on the whitelist."
-        )
-
-
-def _settle_known(run: _Run, epoch: _Epoch) -> bool:
-    """Settle what earlier runs left open; True when this epoch is answered by it."""
-    ledger, node, wallet = run.parts.ledger, run.parts.node, run.parts.wallet
-    for row in ledger.open_rows(epoch.chain_id, wallet.address):
-        if row.submission.nonce != epoch.nonce or row.submission.topic_id != epoch.topic_id:
-            _settle(run, row)
-    row_now = ledger.find(epoch.chain_id, epoch.topic_id, epoch.nonce, wallet.address)
-    if row_now is None:
-        latest = node.latest_inference(epoch.topic_id, wallet.address)
-        if latest is not None and latest.nonce == epoch.nonce:
-            run.know(outcome="already_submitted", value=latest.value, reason="the chain has it, the ledger did not")
-            return True
+def _known(run: _Run, epoch: Epoch) -> bool:
+    """Whether this epoch is answered by the ledger or by the chain; brings what is open to its end."""
+    entry = run.parts.ledger.find(epoch.key)
+    if entry is None:
+        latest = run.parts.chain.latest_inference(epoch.topic_id, epoch.wallet)
+        if latest is None or latest.nonce != epoch.nonce:
+            return False
+        reason = "the chain has it, the ledger did not"
+        failpoint("before adopt")
+        run.parts.ledger.adopt(epoch.key, State.ADMITTED, run.parts.clock.now(), reason=reason, value=latest.value)
+        run.know(outcome="already_submitted", value=float(latest.value), reason=reason)
+        return True
+    if entry.row.state in SERVED:
+        _conclude(run, entry, before=True)
+        return True
+    if run.job.dry_run:
+        run.know(outcome="dry_run", reason="signed by an earlier run and not settled yet; nothing was sent")
+        return True
+    if entry.row.state is State.DEAD:
         return False
-    sent = row_now.submission
-    run.know(tx_hash=sent.tx_hash, value=float(sent.value), height=row_now.height)
-    if row_now.state == "signed":
-        if run.job.dry_run:
-            run.know(outcome="dry_run", reason="signed by an earlier run and not settled yet; nothing was sent")
-            return True
-        _send(run, sent)
-    elif row_now.state == "confirmed":
-        run.know(outcome="already_submitted", reason=f"submitted before, in block {row_now.height}")
-    else:
-        run.know(outcome="missed", reason=f"this epoch's submission was {row_now.state}: {row_now.reason}")
+    _deliver(run, epoch, fresh=False)
     return True
 
 
-def _settle(run: _Run, row: Row) -> None:
-    """Look up an open row of another epoch; record it when the chain knows, or when its time has passed."""
-    sent, ledger, now = row.submission, run.parts.ledger, run.parts.clock.now()
-    found = run.parts.node.find_tx(sent.tx_hash)
-    if found is not None:
-        state: State = "confirmed" if found.code == 0 else "rejected"
-        ledger.settle(sent, state, now, height=found.height, reason=found.log)
-    elif run.parts.node.height() > sent.timeout_height:
-        ledger.settle(sent, "expired", now, height=None, reason="not included by the end of its window")
+def _prepare(run: _Run, epoch: Epoch) -> Submission | None:
+    """Data, model, forecast, guards and signature; None when the window closed before they came through."""
+    try:
+        candles = _persist(run, epoch, FETCH_SHARE, lambda: _fetch(run))
+        forecast = _persist(run, epoch, MODEL_SHARE, lambda: _forecast(run, candles))
+        return _persist(run, epoch, SIGN_SHARE, lambda: _sign(run, epoch, forecast))
+    except (RetryLater, SkipEpoch) as error:
+        if not run.job.persist or run.parts.wake.is_set():
+            raise
+        run.parts.ledger.adopt(epoch.key, State.MISSED, run.parts.clock.now(), reason=str(error))
+        check = error.check if isinstance(error, SkipEpoch) else None
+        run.know(outcome="missed", check=check, reason=f"tried until the window's end: {error}")
+        return None
 
 
-def _fetch(run: _Run, now: float) -> Candles:
-    source = run.parts.source
+def _persist(run: _Run, epoch: Epoch, share: float, work: Callable[[], T]) -> T:
+    """`work`, again and again while it fails for a passing reason and its share of the window lasts."""
+    pause = FIRST_PAUSE
+    first = epoch.nonce
+    limit = min(first + share * (epoch.last_height - first), epoch.last_height - SAFE_BLOCKS)
+    while True:
+        try:
+            return work()
+        except (RetryLater, SkipEpoch) as error:
+            if not run.job.persist or run.parts.chain.height() >= limit:
+                raise
+            log.warning("nonce %d: %s Trying again.", epoch.nonce, error)
+        if run.parts.wake.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter is no secret
+            raise RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _fetch(run: _Run) -> Candles:
+    source, now = run.parts.source, run.parts.clock.now()
     with run.stage("data") as told:
         candles, repairs = run.parts.forecaster.gather(source, run.parts.window, now)
         told.append(describe_candles(candles, source.name, now))
@@ -224,32 +232,27 @@ def _fetch(run: _Run, now: float) -> Candles:
     return candles
 
 
-def _check_model(run: _Run) -> None:
+def _forecast(run: _Run, candles: Candles) -> Forecast:
+    """The model's check, its forecast, and the guards."""
     forecaster = run.parts.forecaster
     with run.stage("model") as told:
         run.know(bundle=forecaster.check())
         told.append(describe_model(forecaster))
-
-
-def _forecast(run: _Run, candles: Candles) -> Forecast:
     with run.stage("forecast") as told:
-        forecast = run.parts.forecaster.forecast(candles)
+        forecast = forecaster.forecast(candles)
         run.know(value=forecast.value, quantiles=quantiles_at_horizon(forecast))
         told.extend(describe_forecast(forecast))
+    with run.stage("guards") as told:
+        report = forecaster.guard(forecast, candles, _consensus(run))
+        run.know(warnings=report.warnings)
+        told.extend(describe_guards(report))
     return forecast
 
 
-def _guard(run: _Run, forecast: Forecast, candles: Candles) -> None:
-    with run.stage("guards") as told:
-        report = run.parts.forecaster.guard(forecast, candles, _consensus(run))
-        run.know(warnings=report.warnings)
-        told.extend(describe_guards(report))
-
-
 def _consensus(run: _Run) -> tuple[float, ...]:
-    """The network's own latest inferences; none when the node does not give them, for they only serve a warning."""
+    """The network's own latest inferences; none when no node gives them, for they only serve a warning."""
     try:
-        found = run.parts.node.network_inferences(run.job.topic_id)
+        found = run.parts.chain.network_inferences(run.job.topic_id)
     except RetryLater as error:
         log.warning("no comparison with the network: %s", error)
         return ()
@@ -257,73 +260,81 @@ def _consensus(run: _Run) -> tuple[float, ...]:
     return tuple(value for worker, value in others.items() if worker != run.parts.wallet.address)
 
 
-def _sign(run: _Run, epoch: _Epoch, forecast: Forecast) -> Submission:
+def _sign(run: _Run, epoch: Epoch, forecast: Forecast) -> Submission:
     """Price the transaction and sign it. Nothing leaves here but the bytes."""
-    parts, node, wallet = run.parts, run.parts.node, run.parts.wallet
-    learnt_from_synthetic = parts.forecaster.manifest.training.synthetic
     with run.stage("sign") as told:
-        version, value = node.version(), canonical_value(forecast.value)
-        message = payload_message(wallet, version=version, topic_id=epoch.topic_id, nonce=epoch.nonce, value=value)
-        priced = price(node, wallet, message, run.job.spending)
-        submission = sign_submission(
-            wallet,
-            version=version,
-            chain_id=epoch.chain_id,
-            topic_id=epoch.topic_id,
-            nonce=epoch.nonce,
-            value=value,
-            synthetic=parts.source.synthetic or learnt_from_synthetic,
-            account_number=priced.account_number,
-            sequence=priced.sequence,
-            gas=priced.gas,
-            fee_uallo=priced.fee_uallo,
-            timeout_height=epoch.last_height,
-        )
-        told.append(f"value {submission.value}, topic {epoch.topic_id}, nonce {epoch.nonce}, emissions {version}")
+        failpoint("before sign")
+        submission = _sign_value(run, epoch, canonical_value(forecast.value))
+        told.append(f"value {submission.value}, topic {epoch.topic_id}, nonce {epoch.nonce}")
         told.append(f"sequence {submission.sequence}, gas {submission.gas}, fee {submission.fee_uallo} uallo")
         run.know(value=float(submission.value))
     return submission
 
 
-def _send(run: _Run, submission: Submission) -> None:
-    """Send committed bytes and see what becomes of them. Sending the same bytes again is always safe."""
-    node, clock = run.parts.node, run.parts.clock
-    run.know(tx_hash=submission.tx_hash)
+def _sign_value(run: _Run, epoch: Epoch, value: str, *, gas_factor: float = 1.0) -> Submission:
+    """Sign with the account's next sequence that no other open submission of this wallet has taken."""
+    parts = run.parts
+    version = parts.chain.version()
+    message = payload_message(parts.wallet, version=version, topic_id=epoch.topic_id, nonce=epoch.nonce, value=value)
+    priced = price(parts.chain, parts.wallet, message, run.job.spending, gas_factor=gas_factor)
+    return sign_submission(
+        parts.wallet,
+        version=version,
+        chain_id=epoch.chain_id,
+        topic_id=epoch.topic_id,
+        nonce=epoch.nonce,
+        value=value,
+        synthetic=parts.source.synthetic or parts.forecaster.manifest.training.synthetic,
+        account_number=priced.account_number,
+        sequence=parts.ledger.free_sequence(epoch.key, priced.sequence),
+        gas=priced.gas,
+        fee_uallo=priced.fee_uallo,
+        timeout_height=epoch.last_height,
+    )
+
+
+def _deliver(run: _Run, epoch: Epoch, *, fresh: bool) -> None:
+    """Send what is committed and follow it to its end; new bytes only where the outbox asks for them."""
+    ledger, clock = run.parts.ledger, run.parts.clock
+
+    def sign_again() -> None:
+        attempts = ledger.attempts(epoch.key)
+        log.info("signing nonce %d again, attempt %d", epoch.nonce, len(attempts) + 1)
+        again = _sign_value(run, epoch, attempts[-1].value, gas_factor=1.5 ** len(attempts))
+        failpoint("after sign")
+        ledger.commit(again, clock.now())
+        failpoint("after commit")
+
     with run.stage("submit") as told:
-        answer = node.broadcast(submission.tx_bytes)
-        meaning = classify(answer.codespace, answer.code, answer.log)
-        log.info("sent %s: %s %s %s", submission.tx_hash, answer.codespace, answer.code, answer.log)
-        told.append(f"the node says: {meaning.meaning}")
-    with run.stage("confirm") as told:
-        found = wait_for_tx(node, submission, clock=clock, wake=run.parts.wake, seconds=CONFIRM_SECONDS)
-        if found is None:
-            _not_included(run, submission, meaning, answer.log)
-            return
-        meaning = classify(found.codespace, found.code, found.log)
-        state: State = "confirmed" if found.code == 0 else "rejected"
-        run.parts.ledger.settle(submission, state, clock.now(), height=found.height, reason=found.log)
-        run.know(height=found.height)
-        told.append(f"in block {found.height}: {meaning.meaning}")
-    if found.code == 0:
-        run.know(outcome="submitted", reason="")
-    else:
-        run.know(outcome="missed", reason=f"included, but refused: {meaning.meaning} ({found.log}). {meaning.advice}")
+        seconds = float("inf") if run.job.seconds is None else run.job.seconds
+        entry = deliver(run.parts.delivery, epoch.key, seconds=seconds, sign_again=sign_again, fresh=fresh)
+        told.append(_fate(entry))
+    _conclude(run, entry, before=False)
 
 
-def _not_included(run: _Run, submission: Submission, meaning: Meaning, node_says: str) -> None:
-    """No block has the transaction: a miss when its last block has passed, else unsettled for the next run."""
-    if run.parts.node.height() > submission.timeout_height:
-        reason = f"the window closed before the transaction was included ({meaning.meaning})"
-        run.parts.ledger.settle(submission, "expired", run.parts.clock.now(), height=None, reason=reason)
-        run.know(outcome="missed", reason=reason)
-        return
-    told = (
-        ""
-        if meaning.action is Action.ACCEPTED
-        else f" The node says: {meaning.meaning} ({node_says}). {meaning.advice}"
-    )
+def _fate(entry: Entry) -> str:
+    where = "" if entry.row.height is None else f" in block {entry.row.height}"
+    again = "" if entry.row.attempts <= 1 else f", {entry.row.attempts} signatures"
+    return f"{entry.row.state}{where}{again}{': ' + entry.row.reason if entry.row.reason else ''}"
+
+
+def _conclude(run: _Run, entry: Entry, *, before: bool) -> None:
+    """The outcome that an epoch's entry means. `before`: it was settled by an earlier run."""
+    row, attempts = entry.row, run.parts.ledger.attempts(entry.key)
     run.know(
-        outcome="failed",
-        needs_human=meaning.action is Action.NEEDS_HUMAN,
-        reason=f"The transaction is signed and on record but in no block yet; run again to send the same bytes.{told}",
+        value=None if entry.value is None else float(entry.value),
+        tx_hash=attempts[-1].tx_hash if attempts else None,
+        height=row.height,
     )
+    if row.state is State.MISSED:
+        run.know(outcome="missed", reason=row.reason or "this epoch was missed")
+    elif row.state in SERVED:
+        passive = {State.PASSIVE: "accepted, but outside the active set", State.EVICTED: "evicted from the active set"}
+        earlier = "submitted by an earlier run" if before else ""
+        run.know(outcome="already_submitted" if before else "submitted", reason=passive.get(row.state, earlier))
+    else:
+        told = f" The node says: {row.reason}." if row.reason else ""
+        run.know(
+            outcome="failed",
+            reason=f"Signed and on record, but its fate is not known yet; run again to go on with the same bytes.{told}",
+        )

@@ -40,7 +40,7 @@ class Delivery:
 def deliver(
     work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[], None], fresh: bool = False
 ) -> Entry:
-    """Work on an epoch's submission until it is settled, `seconds` have passed, or `work.wake` is set.
+    """Work on an epoch's submission until a block has it, it is settled, `seconds` have passed, or `work.wake` is set.
 
     `fresh`: committed just now and never sent, so the first step is to send. `sign_again` signs and commits new bytes for
     the same epoch, or raises when that cannot be done.
@@ -58,6 +58,8 @@ def deliver(
             entry, do = _entry(work.ledger, key), Do.SEND
             continue
         seen = _observe(work, entry, do)
+        if seen is None and do is Do.ASK_COUNTED:
+            break
         before = entry.row
         row, do = (entry.row, Do.WAIT) if seen is None else step(entry.row, seen)
         if isinstance(seen, Absent) and seen.heights:
@@ -88,6 +90,8 @@ def reconcile(work: Delivery, chain_id: str, wallet: str, *, but: Key | None = N
         row = entry.row
         for _ in range(2):  # an inclusion first, then whether it counts
             seen = _counted(work, entry) if row.state is State.INCLUDED else _looked_up(work, entry)
+            if seen is None:
+                break
             row = step(row, seen)[0]
             if isinstance(seen, Absent) and seen.heights:
                 row = window_over(row, max(seen.heights))
@@ -156,10 +160,16 @@ def _looked_up(work: Delivery, entry: Entry) -> Observation:
     return Absent(heights, needed, None if account is None else account.sequence, shown)
 
 
-def _counted(work: Delivery, entry: Entry) -> Observation:
-    """Whether the chain counts the worker's forecast: in the epoch's set, once in it, or never."""
+def _counted(work: Delivery, entry: Entry) -> Observation | None:
+    """Whether the chain counts the forecast. None while that is open: an epoch's set is final when its window has closed."""
     _, topic_id, nonce, wallet = entry.key
-    if any(inference.worker == wallet for inference in work.endpoints.inferences_at(topic_id, nonce)):
-        return Counted(State.ADMITTED)
     latest = work.endpoints.latest_inference(topic_id, wallet)
-    return Counted(State.EVICTED if latest is not None and latest.nonce == nonce else State.PASSIVE)
+    stored = latest is not None and latest.nonce == nonce
+    if work.endpoints.height() <= entry.row.timeout_height:
+        return None if stored else Counted(State.PASSIVE)
+    counting = work.endpoints.inferences_at(topic_id, nonce)
+    if any(inference.worker == wallet for inference in counting):
+        return Counted(State.ADMITTED)
+    if not counting and (stored or (latest is not None and latest.nonce > nonce)):
+        return Counted(State.ADMITTED)  # the set is not kept any more, and nothing speaks against the inclusion
+    return Counted(State.EVICTED if stored else State.PASSIVE)

@@ -41,6 +41,7 @@ class Forecaster:
         self.features = parse_features((*self.manifest.past, *self.manifest.known), f"The bundle {bundle}")
         if features is not None and (features.past, features.known) != (self.features.past, self.features.known):
             raise NeedsHuman(_difference((*features.past, *features.known), self.features.names))
+        self._bundle = bundle
         self._process = ModelProcess(bundle)
 
     def check(self) -> str:
@@ -55,7 +56,7 @@ class Forecaster:
         except ModelFailed as error:
             raise NeedsHuman(str(error)) from error
         except ChildFailed as error:
-            raise SkipEpoch(str(error), check="model_process") from error
+            raise self._replaced(error) from error
 
     @property
     def needed(self) -> int:
@@ -86,7 +87,7 @@ class Forecaster:
         except ModelFailed as error:
             raise SkipEpoch(str(error), check="model") from error
         except ChildFailed as error:
-            raise SkipEpoch(str(error), check="model_process") from error
+            raise self._replaced(error) from error
 
     def guard(self, forecast: Forecast, candles: Candles, consensus: tuple[float, ...] = ()) -> GuardReport:
         """The guards' report on a forecast; raises SkipEpoch when it must not be signed."""
@@ -98,6 +99,12 @@ class Forecaster:
             trained_until=float(self.manifest.training.end) if age_counts else None,
             consensus=consensus,
         )
+
+    def _replaced(self, error: ChildFailed) -> SkipEpoch:
+        """Put a new child in the place of one that failed, for whoever tries again."""
+        self._process.stop()
+        self._process = ModelProcess(self._bundle)
+        return SkipEpoch(str(error), check="model_process")
 
     def close(self) -> None:
         """End the child."""

@@ -37,6 +37,7 @@ class State(StrEnum):
 
 
 SETTLED = frozenset({State.ADMITTED, State.PASSIVE, State.EVICTED, State.MISSED})
+SERVED = SETTLED | {State.INCLUDED}  # nothing is left to be done inside the window
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,14 @@ class Ledger:
         signed = self._run("SELECT sequence FROM attempts WHERE chain_id = ? AND wallet = ?", account)
         others = self._run("SELECT sequence FROM uses WHERE chain_id = ? AND wallet = ?", account)
         return {int(values[0]) for values in (*signed, *others)}
+
+    def free_sequence(self, key: Key, at_least: int) -> int:
+        """The first sequence from `at_least` on that no other epoch's open submission of this wallet has taken."""
+        others = self.entries(key[0], key[3], unsettled=True)
+        taken = {entry.row.sequence for entry in others if entry.row.state is State.SIGNED and entry.key != key}
+        while at_least in taken:
+            at_least += 1
+        return at_least
 
     def note_use(self, chain_id: str, wallet: str, sequence: int, tx_hash: str, purpose: str) -> None:
         """Commit that a transaction which is no submission is signed with `sequence`, before it is sent."""

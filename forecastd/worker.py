@@ -19,6 +19,7 @@ from forecastd.cycle import Job, Parts, run_cycle
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.features import load_features
 from forecastd.forecaster import Forecaster
+from forecastd.lease import Lease
 from forecastd.ledger import Ledger
 from forecastd.localnet.embedded import find_running, open_embedded
 from forecastd.outcome import Outcome, ended_by
@@ -71,12 +72,14 @@ def open_parts(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Pa
         source = open_source(settings.data_source, settings)
         refuse_synthetic(settings, source.synthetic, forecaster)
         wallet = open_wallet(settings)
+        chain_id = _chain_id(settings, clock, replay=replay)
+        stack.enter_context(Lease(chain_id, wallet.address, clock))
         ledger = Ledger(settings.state / "ledger.sqlite")
         stack.callback(ledger.close)
         window = RollingWindow.open(settings.state / "window.sqlite")
         stack.callback(window.close)
-        node = stack.enter_context(_open_node(settings, clock, replay=replay))
-        yield Parts(source, window, forecaster, ledger, node, wallet, clock, Event())
+        chain = stack.enter_context(_open_chain(settings, clock, chain_id, replay=replay))
+        yield Parts(source, window, forecaster, ledger, chain, wallet, clock, Event())
 
 
 def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster) -> None:
@@ -99,20 +102,24 @@ def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster
         )
 
 
+def _chain_id(settings: Settings, clock: Clock, *, replay: bool) -> str:
+    """The chain that is signed for. A replay on an embedded node is a chain of its own."""
+    if replay and not settings.rpc_endpoints:
+        return f"{LOCAL_CHAIN_ID}-{iso(clock.now()).replace('-', '').replace(':', '')}"
+    return NETWORKS[settings.allora_network].chain_id
+
+
 @contextmanager
-def _open_node(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Endpoints]:
+def _open_chain(settings: Settings, clock: Clock, chain_id: str, *, replay: bool) -> Iterator[Endpoints]:
     """The endpoints to talk to: the user's, the network's own, a running local node, or one embedded in this process."""
-    network = NETWORKS[settings.allora_network]
     with ExitStack() as stack:
-        chain_id = network.chain_id
         if settings.rpc_endpoints:
             endpoints = settings.rpc_endpoints
         elif settings.allora_network != "local":
-            endpoints = network.endpoints
-        elif replay:
-            chain_id = f"{LOCAL_CHAIN_ID}-{iso(clock.now()).replace('-', '').replace(':', '')}"
-            endpoints = (stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint,)
+            endpoints = NETWORKS[settings.allora_network].endpoints
         else:
-            running = find_running(settings.state)
-            endpoints = (running or stack.enter_context(open_embedded(settings.state, clock)).endpoint,)
+            running = None if replay else find_running(settings.state)
+            endpoints = (
+                running or stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint,
+            )
         yield stack.enter_context(Endpoints(endpoints, chain_id=chain_id, clock=clock))

@@ -26,7 +26,13 @@ class Quote:
 
 
 def quote(
-    simulated: int | None, market_price: Decimal | None, *, floor: int, tier: FeeTier, most: int | None = None
+    simulated: int | None,
+    market_price: Decimal | None,
+    *,
+    floor: int,
+    tier: FeeTier,
+    most: int | None = None,
+    factor: float = 1.0,
 ) -> Quote:
     """Gas and fee of a transaction.
 
@@ -36,11 +42,13 @@ def quote(
         floor: the network's lowest price in uallo a gas.
         tier: how eager to be.
         most: the user's maximum fee in uallo.
+        factor: how much more gas than usual, after an attempt that ran out of it.
 
     Raises:
         NeedsHuman: the fee is above the user's maximum.
     """
-    gas = DEFAULT_GAS if simulated is None else _up(simulated * _GAS_MARGIN)
+    usual = Decimal(DEFAULT_GAS) if simulated is None else simulated * _GAS_MARGIN
+    gas = _up(usual * Decimal(str(factor)))
     base = max(Decimal(floor), (market_price or Decimal(0)) * _MARKET_MARGIN)
     fee = _up(gas * base * _TIERS[tier])
     if most is not None and fee > most:

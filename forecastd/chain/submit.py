@@ -47,12 +47,13 @@ class Priced:
     fee_uallo: int
 
 
-def price(node: ChainClient, wallet: Wallet, message: tuple[str, bytes], spending: Spending, *, gas_factor: float = 1.0
+def price(
+    node: ChainClient, wallet: Wallet, message: tuple[str, bytes], spending: Spending, *, gas_factor: float = 1.0
 ) -> Priced:
     """Ask the node what sending `message` takes.
 
     A refusal of the simulation that is certain and lasting ends here, before anything is signed and paid; any other
-    leaves the decision to the chain, with the default gas.
+    leaves the decision to the chain, with the default gas. `gas_factor` raises the gas after an attempt ran out of it.
 
     Raises:
         NeedsHuman: the account does not exist, its balance or the user's maximum is below the fee, or the chain would
@@ -70,7 +71,10 @@ def price(node: ChainClient, wallet: Wallet, message: tuple[str, bytes], spendin
             raise NeedsHuman(f"The chain would refuse it: {meaning.meaning}. {meaning.advice}")
         if meaning.action in (Action.DONE, Action.WINDOW_CLOSED):
             raise RetryLater(f"The chain would refuse it now: {meaning.meaning}. Nothing was signed or paid.")
-    cost = quote(simulation.gas_used, node.gas_price(), floor=spending.floor, tier=spending.tier, most=spending.most)
+    cost = quote(
+        simulation.gas_used, node.gas_price(), floor=spending.floor, tier=spending.tier, most=spending.most,
+        factor=gas_factor,
+    )  # fmt: skip
     balance = node.balance(wallet.address)
     if balance < cost.fee_uallo:
         raise NeedsHuman(
@@ -84,7 +88,14 @@ def _nothing(_sequence: int, _tx_hash: str) -> None:
 
 
 def register(
-    node: ChainClient, wallet: Wallet, topic_id: int, spending: Spending, *, chain_id: str, clock: Clock, wake: Event,
+    node: ChainClient,
+    wallet: Wallet,
+    topic_id: int,
+    spending: Spending,
+    *,
+    chain_id: str,
+    clock: Clock,
+    wake: Event,
     commit: Callable[[int, str], None] = _nothing,
 ) -> int:
     """Register the wallet as a worker of the topic, and return what it cost in uallo: gas fee and registration fee.

@@ -52,6 +52,7 @@ class ModelProcess:
     def __init__(self, bundle: Path, *, memory: int = MEMORY_LIMIT) -> None:
         """Start the child and ask it to load `bundle`; returns at once, `ready` waits."""
         self._launch = uuid.uuid4().hex
+        self._proven = ""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `stop`, with the child
         self._channel, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), self._launch, str(os.getpid()), str(memory)]
@@ -79,7 +80,9 @@ class ModelProcess:
             ModelFailed: the bundle is no good.
             ChildFailed: the child died, hung or spoke nonsense.
         """
-        return str(self._answer("ready", timeout).fields["bundle_sha256"])
+        if not self._proven:
+            self._proven = str(self._answer("ready", timeout).fields["bundle_sha256"])
+        return self._proven
 
     def predict(self, inputs: ModelInput, timeout: float) -> Forecast:
         """One forecast. Raises as `ready` does."""
