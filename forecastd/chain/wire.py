@@ -16,7 +16,7 @@ from forecastd.errors import RetryLater
 LARGEST_ANSWER = 4 * 2**20  # bytes
 _SHOWN = 300  # characters of a node's text that a message repeats
 # What these mean is that no node answered, whatever stands in its place.
-_TRANSPORT = frozenset({
+TRANSPORT = frozenset({
     "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "CANCELLED", "DATA_LOSS", "ABORTED",
     "UNAUTHENTICATED", "PERMISSION_DENIED",
 })  # fmt: skip
@@ -90,7 +90,7 @@ class Wire:
         except grpc.RpcError as error:
             status, details = error.code().name, str(error.details() or "")
             details = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")  # grpcio's words around the cause
-            if status in _TRANSPORT or _NOT_GRPC in details:
+            if status in TRANSPORT or _NOT_GRPC in details:
                 # A connection that swallows everything looks alive to grpcio: never wait on the same one again.
                 self.close()
                 raise no_answer(

@@ -1,0 +1,91 @@
+"""Where the gRPC methods are found over REST: one table for the client of a node and for the local node's gateway.
+
+Paths are those of the Cosmos SDK's gateway (`google.api.http` in the chain's .proto files), which allora_sdk's own REST
+clients ask too; a test compares the two. Only simulate and broadcast are POST.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+# What is read of an answer. The rest of these holds what protobuf's JSON cannot be read without (`@type`, foreign enums).
+_HEADER: dict[str, Any] = {"header": {"height": {}, "chain_id": {}}}
+_TX_RESPONSE = {name: dict[str, Any]() for name in ("height", "txhash", "codespace", "code", "raw_log", "gas_used")}
+
+
+@dataclass(frozen=True)
+class Route:
+    """`path` has a request's fields in braces. `keep` is a tree of the names that are read of the answer; empty: all."""
+
+    verb: str
+    path: str
+    keep: dict[str, Any]
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches the path of a request, query excluded, with its fields as groups."""
+        return _pattern(self.path)
+
+
+_COMMON = {
+    "cosmos.base.tendermint.v1beta1.Service/GetNodeInfo": Route(
+        "GET", "/cosmos/base/tendermint/v1beta1/node_info", {"default_node_info": {"network": {}}}
+    ),
+    "cosmos.base.tendermint.v1beta1.Service/GetLatestBlock": Route(
+        "GET", "/cosmos/base/tendermint/v1beta1/blocks/latest", {"block": _HEADER, "sdk_block": _HEADER}
+    ),
+    "cosmos.auth.v1beta1.Query/AccountInfo": Route(
+        "GET", "/cosmos/auth/v1beta1/account_info/{address}", {"info": {"account_number": {}, "sequence": {}}}
+    ),
+    "cosmos.bank.v1beta1.Query/Balance": Route(
+        "GET", "/cosmos/bank/v1beta1/balances/{address}/by_denom?denom={denom}", {}
+    ),
+    "feemarket.feemarket.v1.Query/GasPrice": Route("GET", "/feemarket/v1/gas_price/{denom}", {}),
+    "cosmos.tx.v1beta1.Service/GetTx": Route("GET", "/cosmos/tx/v1beta1/txs/{hash}", {"tx_response": _TX_RESPONSE}),
+    "cosmos.tx.v1beta1.Service/Simulate": Route(
+        "POST", "/cosmos/tx/v1beta1/simulate", {"gas_info": {"gas_wanted": {}, "gas_used": {}}}
+    ),
+    "cosmos.tx.v1beta1.Service/BroadcastTx": Route("POST", "/cosmos/tx/v1beta1/txs", {"tx_response": _TX_RESPONSE}),
+}  # fmt: skip
+_EMISSIONS = {
+    "GetParams": "params",
+    "GetNextTopicId": "next_topic_id",
+    "GetTopic": "topics/{topic_id}",
+    "TopicExists": "topic_exists/{topic_id}",
+    "IsTopicActive": "is_topic_active/{topic_id}",
+    "IsWorkerRegisteredInTopicId": "worker_registered/{topic_id}/{address}",
+    "CanSubmitWorkerPayload": "can_submit_worker_payload/{topic_id}/{address}",
+    "GetUnfulfilledWorkerNonces": "unfulfilled_worker_nonces/{topic_id}",
+    "GetOpenWorkerSubmissionWindows": "open_worker_submission_windows/{topic_id}",
+    "IsWorkerNonceUnfulfilled": "is_worker_nonce_unfulfilled/{topic_id}/{block_height}",
+    "GetWorkerLatestInputInferenceByTopicId": "topics/{topic_id}/workers/{worker_address}/latest_input_inference",
+    "GetWorkerLatestInferenceByTopicId": "topics/{topic_id}/workers/{worker_address}/latest_inference",
+    "GetInferencesAtBlock": "inferences/{topic_id}/{block_height}",
+    "GetLatestNetworkInferences": "latest_network_inferences/{topic_id}",
+    "GetInfererScoreEma": "inferer_score_ema/{topic_id}/{inferer}",
+    "GetCurrentLowestInfererScore": "current_lowest_inferer_score/{topic_id}",
+}
+_ONLY = {"GetWorkerLatestInputInferenceByTopicId": "v10", "GetWorkerLatestInferenceByTopicId": "v9"}
+
+ROUTES: dict[str, Route] = _COMMON | {
+    f"emissions.{version}.QueryService/{method}": Route("GET", f"/emissions/{version}/{path}", {})
+    for version in ("v9", "v10")
+    for method, path in _EMISSIONS.items()
+    if _ONLY.get(method, version) == version
+}
+"""By `package.Service/Method`."""
+
+
+def kept(answer: Any, keep: dict[str, Any]) -> Any:
+    """What `keep` names of an answer; all of it when it names nothing."""
+    if not keep or not isinstance(answer, dict):
+        return answer
+    return {name: kept(answer[name], below) for name, below in keep.items() if name in answer}
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path.partition("?")[0]))
