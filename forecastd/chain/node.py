@@ -32,6 +32,8 @@ from forecastd.errors import NeedsHuman
 
 DEADLINE = 10.0  # seconds, for one call in all
 _VERSIONS: tuple[EmissionsVersion, ...] = ("v10", "v9")
+_LATEST = "GetWorkerLatestInputInferenceByTopicId"
+_RENAMED = {("v9", _LATEST): "GetWorkerLatestInferenceByTopicId"}  # the one query whose name v10 changed
 _PRICE_UNIT = Decimal(10) ** 18  # a DecCoin's amount is an integer with 18 decimals
 
 log = logging.getLogger(__name__)
@@ -168,15 +170,13 @@ class Node:
 
     def latest_inference(self, topic_id: int, address: str) -> Inference | None:
         """The worker's last inference that the chain keeps for the topic, if there is one."""
-        v10 = self.version() == "v10"
-        name = "GetWorkerLatestInputInferenceByTopicId" if v10 else "GetWorkerLatestInferenceByTopicId"
         try:
-            reply = self._emissions(name, topic_id=topic_id, worker_address=address)
+            reply = self._emissions(_LATEST, topic_id=topic_id, worker_address=address)
         except Refused as refusal:
             if refusal.not_found:
                 return None
-            raise self._wire.refused(name, refusal) from refusal
-        found = reply.latest_input_inference if v10 else reply.latest_inference
+            raise self._wire.refused(_LATEST, refusal) from refusal
+        found = getattr(reply, "latest_input_inference", None) or getattr(reply, "latest_inference", None)
         return read_inference(found) if found is not None and found.inferer else None
 
     def inferences_at(self, topic_id: int, nonce: int) -> list[Inference]:
@@ -311,6 +311,6 @@ class Node:
         return self._query(now, method, fields)
 
     def _query(self, version: EmissionsVersion, method: str, fields: dict[str, object]) -> Any:
-        em = emissions(version)
+        em, method = emissions(version), _RENAMED.get((version, method), method)
         request = bytes(getattr(em, f"{method}Request")(**fields))
         return self._wire.call(f"emissions.{version}.QueryService/{method}", request, getattr(em, f"{method}Response"))
