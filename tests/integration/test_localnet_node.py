@@ -340,3 +340,13 @@ def test_a_running_node_is_found_by_its_file_and_a_stale_or_strange_file_is_not_
     for text in (told, "", "[]", "{}", '{"endpoint": 5, "chain_id": "localnet"}', "\0"):
         endpoint_file(tmp_path).write_text(text)
         assert find_running(tmp_path) is None
+
+
+def test_the_listening_socket_says_that_it_is_tcp() -> None:
+    """Else asyncio leaves Nagle's algorithm on, and every call waits 40 ms for an acknowledgement."""
+    from forecastd.localnet.server import listen
+
+    with listen(0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP
+        with pytest.raises(OSError, match="in use"):
+            listen(sock.getsockname()[1])
