@@ -33,6 +33,8 @@ from forecastd.errors import NeedsHuman
 DEADLINE = 10.0  # seconds, for one call in all
 _VERSIONS: tuple[EmissionsVersion, ...] = ("v10", "v9")
 _MOST_DIGITS = 78  # of an amount: the chain's integers have 256 bits
+_LATEST = "GetWorkerLatestInputInferenceByTopicId"
+_RENAMED = {("v9", _LATEST): "GetWorkerLatestInferenceByTopicId"}  # the one query whose name v10 changed
 _PRICE_UNIT = Decimal(10) ** 18  # a DecCoin's amount is an integer with 18 decimals
 
 log = logging.getLogger(__name__)
@@ -92,9 +94,11 @@ class Node:
         except Refused as refusal:
             raise self._refused(method, refusal) from refusal
         found = str(reply.default_node_info.network) if reply.default_node_info else ""
+        if not found:
+            raise self._broken(method, "an answer without a chain id")
         if self._wanted is not None and found != self._wanted:
             self._checked = False
-            named = shorten(found) or "unknown"
+            named = shorten(found)
             raise WrongChain(
                 f"The node {self.endpoint} is on chain {named}, not on {self._wanted}. "
                 "Correct RPC_ENDPOINTS or ALLORA_NETWORK; nothing was sent to it.",
@@ -192,15 +196,13 @@ class Node:
 
     def latest_inference(self, topic_id: int, address: str) -> Inference | None:
         """The worker's last inference that the chain keeps for the topic, if there is one."""
-        v10 = self.version() == "v10"
-        name = "GetWorkerLatestInputInferenceByTopicId" if v10 else "GetWorkerLatestInferenceByTopicId"
         try:
-            reply = self._emissions(name, topic_id=topic_id, worker_address=address)
+            reply = self._emissions(_LATEST, topic_id=topic_id, worker_address=address)
         except Refused as refusal:
             if refusal.not_found:
                 return None
-            raise self._refused(name, refusal) from refusal
-        found = reply.latest_input_inference if v10 else reply.latest_inference
+            raise self._refused(_LATEST, refusal) from refusal
+        found = getattr(reply, "latest_input_inference", None) or getattr(reply, "latest_inference", None)
         return read_inference(found) if found is not None and found.inferer else None
 
     def inferences_at(self, topic_id: int, nonce: int) -> list[Inference]:
@@ -350,7 +352,7 @@ class Node:
         return self._query(now, method, fields)
 
     def _query(self, version: EmissionsVersion, method: str, fields: dict[str, object]) -> Any:
-        em = emissions(version)
+        em, method = emissions(version), _RENAMED.get((version, method), method)
         request = getattr(em, f"{method}Request")(**fields)
         return self._wire.call(f"emissions.{version}.QueryService/{method}", request, getattr(em, f"{method}Response"))
 

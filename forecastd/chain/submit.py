@@ -23,7 +23,7 @@ from forecastd.settings import FeeTier
 
 REGISTER_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
 REGISTER_SECONDS = 120.0
-_FIRST_WAIT, _LONGEST_WAIT = 0.03, 2.0  # seconds between two looks for a transaction; each wait is 1.6 x the last
+_FIRST_WAIT, _LONGEST_WAIT = 0.015, 2.0  # seconds between two looks for a transaction; each wait is 1.6 x the last
 
 log = logging.getLogger(__name__)
 

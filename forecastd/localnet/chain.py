@@ -64,7 +64,7 @@ class LocalChain:
         self._clock = clock
         self._mempool: dict[str, Tx] = {}
         self._included: set[str] = set()  # hashes of good transactions of this run, as CometBFT's cache keeps them
-        self.state = store.load() or State(rules.chain_id, topics=rules.topics or DEFAULT_TOPICS, time=clock.now())
+        self.state = store.load() or _begin(rules, clock.now())
         self._configure()
         self.catch_up()
 
@@ -175,10 +175,10 @@ class LocalChain:
         self._save()
 
     def _begun(self, topic: TopicSpec, known: TopicSpec | None) -> TopicSpec:
-        """A topic that is new to a running chain opens its first nonce now; one of old keeps its epochs."""
+        """A topic as given, with the epochs it has on this chain already, or new ones."""
         if known is not None and known.epoch_length == topic.epoch_length:
             return replace(topic, first_nonce=known.first_nonce)
-        return replace(topic, first_nonce=max(topic.first_nonce, self.state.height))
+        return topic.begun(self.state.height)
 
     def _check(self, tx: Tx) -> Refusal | None:
         if tx.hash in self._mempool:
@@ -235,3 +235,11 @@ class LocalChain:
         except RetryLater:
             self.state = self._store.load() or self.state
             raise
+
+
+def _begin(rules: Rules, now: float) -> State:
+    """A new chain. It begins at the height it would have had it always run, so no nonce of a chain that was deleted comes
+    again, and epochs of an hour begin on the hour."""
+    height = max(1, int(now / rules.block_time)) if rules.block_time is not None else 1
+    topics = tuple(topic.begun(height) for topic in rules.topics or DEFAULT_TOPICS)
+    return State(rules.chain_id, height=height, time=now, topics=topics)

@@ -8,7 +8,7 @@ empty blocks cost nothing to catch up.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 MOST_NONCES = 100  # as many as the chain keeps
@@ -30,6 +30,12 @@ class TopicSpec:
     def __post_init__(self) -> None:
         if min(self.id, self.epoch_length, self.worker_submission_window, self.first_nonce) < 1:
             raise ValueError("a topic's id, epoch length and submission window are 1 or more")
+
+    def begun(self, height: int) -> TopicSpec:
+        """The topic with its first epoch at `height` or, where that leaves a window open, at the last multiple of its
+        length."""
+        start = max(1, height - height % self.epoch_length)
+        return replace(self, first_nonce=start if self.takes(start, height + 1) else height)
 
     def newest_nonce(self, height: int) -> int | None:
         """The last epoch start at or before `height`, open or not."""

@@ -26,6 +26,7 @@ from forecastd.localnet.topics import TopicSpec
 WALLET, OTHER = Wallet(b"\1" * 32), Wallet(b"\2" * 32)
 TOPIC = TopicSpec(67, epoch_length=10, worker_submission_window=4)
 GAS, FEE = 200_000, 1_000_000
+BEGIN = 200_000  # the height at which a chain of 5 s blocks begins at the clock's time
 
 
 class Clock:
@@ -339,10 +340,10 @@ def test_heights_follow_the_clock_also_while_nothing_runs(open_chain: Open) -> N
         clock.time += seconds
         chain.tick()
         heights.append(chain.state.height)
-    assert heights == [1, 2, 3, 7]
+    assert heights == [BEGIN, BEGIN + 1, BEGIN + 2, BEGIN + 6]
     clock.time += 3600 * 24 * 90
     chain = open_chain(clock, block_time=5.0)
-    assert chain.state.height == 7 + 720 * 24 * 90
+    assert chain.state.height == BEGIN + 6 + 720 * 24 * 90
     assert chain.due_in() == pytest.approx(4.9)
 
 
@@ -354,8 +355,8 @@ def test_after_a_long_sleep_the_blocks_that_are_missing_are_skipped_over(open_ch
     assert check(chain, register(chain)) == ("", 0)
     clock.time += 5.0 * 10_000
     chain.tick()
-    assert chain.state.height == 10_001
-    assert made == list(range(2, 2 + MOST_BLOCKS))
+    assert chain.state.height == BEGIN + 10_000
+    assert made == list(range(BEGIN + 1, BEGIN + 1 + MOST_BLOCKS))
     assert (67, WALLET.address) in chain.state.workers
 
 
@@ -366,13 +367,27 @@ def test_a_clock_that_is_set_back_does_not_stop_the_chain(open_chain: Open) -> N
     chain.tick()
     clock.time += 5.0
     chain.tick()
-    assert chain.state.height == 2
+    assert chain.state.height == BEGIN + 1
 
 
 def test_a_clock_that_stands_still_does_not_keep_transactions_waiting(open_chain: Open) -> None:
-    chain = ready(open_chain, block_time=5.0)
-    assert include(chain, payload(chain)) == ("", 0, "")
+    chain = open_chain(block_time=5.0)
+    assert include(chain, register(chain)) == ("", 0, "")
+    assert include(chain, payload(chain, nonce=BEGIN)) == ("", 0, "")
     assert chain.state.time == Clock().now()
+
+
+def test_a_chain_that_was_deleted_never_issues_its_nonces_again(tmp_path: Path) -> None:
+    """A ledger that outlives the chain would take them for served."""
+    clock, nonces = Clock(), []
+    for _ in range(3):
+        store = Store(tmp_path / "localnet" / "localnet.sqlite")
+        chain = LocalChain(Rules(), store, clock)
+        nonces.append(chain.state.topics[0].open_nonces(chain.state.height)[0])
+        store.close()
+        assert delete_chain(tmp_path, "localnet")
+        clock.time += 3600.0
+    assert nonces == [199_440, 200_160, 200_880]  # multiples of 720: on the hour
 
 
 def test_blocks_tell_which_windows_open_and_close(open_chain: Open) -> None:

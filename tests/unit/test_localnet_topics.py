@@ -40,6 +40,16 @@ def test_with_a_window_as_long_as_the_epoch_one_nonce_is_always_open(height: int
     assert len(TopicSpec(67).open_nonces(height)) == 1
 
 
+@given(TOPICS, st.integers(1, 400))
+def test_a_topic_that_begins_has_a_window_open_for_the_next_block(topic: TopicSpec, height: int) -> None:
+    begun = topic.begun(height)
+    nonce = begun.newest_nonce(height)
+    assert nonce is not None
+    if topic.worker_submission_window > 1:
+        assert begun.takes(nonce, height + 1)
+    assert begun.begun(height) == begun
+
+
 def test_an_inactive_topic_issues_no_nonces() -> None:
     assert TopicSpec(1, active=False).open_nonces(1000) == []
 

@@ -1,0 +1,123 @@
+"""The official SDK, unmodified, works against the local node: its client, and its worker with its websocket."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forecastd.clock import SystemClock
+from forecastd.localnet.embedded import open_embedded
+
+CLIENT = """
+import asyncio, json, sys
+from allora_sdk import AlloraNetworkConfig, AlloraRPCClient, AlloraWalletConfig, LocalWallet
+from allora_sdk.rpc_client.protos.emissions.v10 import (
+    GetTopicRequest, GetUnfulfilledWorkerNoncesRequest, GetWorkerLatestInputInferenceByTopicIdRequest,
+    InputLabeledValue, IsWorkerRegisteredInTopicIdRequest)
+from allora_sdk.rpc_client.protos.feemarket.feemarket.v1 import GasPriceRequest
+
+async def main():
+    wallet = LocalWallet.generate(prefix="allo")
+    address = str(wallet.address())
+    client = AlloraRPCClient(
+        wallet=AlloraWalletConfig(wallet=wallet), network=AlloraNetworkConfig.local(port=int(sys.argv[1])))
+    query = client.emissions.query
+    told = {"chain": await client.raise_for_chain_id_mismatch()}
+    told["topic"] = (await query.get_topic(GetTopicRequest(topic_id=67))).topic.epoch_length
+    told["price"] = (await client.feemarket.query.gas_price(GasPriceRequest(denom="uallo"))).price.amount
+    asked = IsWorkerRegisteredInTopicIdRequest(topic_id=67, address=address)
+    told["before"] = (await query.is_worker_registered_in_topic_id(asked)).is_registered
+    result = await (await client.emissions.tx.register(67, address, address, False)).wait()
+    told["register"] = [result.code, result.height]
+    told["after"] = (await query.is_worker_registered_in_topic_id(asked)).is_registered
+    open_nonces = await query.get_unfulfilled_worker_nonces(GetUnfulfilledWorkerNoncesRequest(topic_id=67))
+    nonce = open_nonces.nonces.nonces[0].block_height
+    value = [InputLabeledValue(label="y", value="1E-7")]
+    result = await (await client.emissions.tx.insert_worker_payload(67, value, nonce)).wait()
+    told["submit"] = [result.code, result.height]
+    try:
+        await (await client.emissions.tx.insert_worker_payload(67, value, nonce)).wait()
+    except Exception as error:
+        told["again"] = str(error)
+    latest = await query.get_worker_latest_input_inference_by_topic_id(
+        GetWorkerLatestInputInferenceByTopicIdRequest(topic_id=67, worker_address=address))
+    told["latest"] = [latest.latest_input_inference.block_height, latest.latest_input_inference.values[0].value]
+    await client.close()
+    print(json.dumps(told))
+
+asyncio.run(main())
+"""
+
+WORKER = """
+import asyncio, json, sys
+from allora_sdk import AlloraNetworkConfig, AlloraWalletConfig, AlloraWorker, LocalWallet
+
+async def main():
+    network = AlloraNetworkConfig.local(port=int(sys.argv[1]), websocket_url=sys.argv[2])
+    worker = AlloraWorker.inferer(
+        run=lambda context: 0.0123, wallet=AlloraWalletConfig(wallet=LocalWallet.generate(prefix="allo")),
+        network=network, topic_id=42, polling_interval=600, show_banner=False)
+    results = []
+    async for result in worker.run(timeout=90):
+        results.append([type(result).__name__, result.submission, result.tx_result.code])
+        if len(results) == 2:
+            worker.stop()
+    print(json.dumps(results))
+
+asyncio.run(main())
+"""
+
+
+def sdk(code: str, *arguments: str) -> Any:
+    """Run a program of the SDK's user in a process of its own, and read the JSON of its last line."""
+    line = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_sdks_client_queries_registers_and_submits(tmp_path: Path) -> None:
+    with open_embedded(tmp_path, SystemClock(), block_time=None) as node:
+        told = sdk(CLIENT, node.endpoint.rpartition(":")[2])
+        record = node.call(lambda chain: chain.state.inclusions(67, 1))
+    assert "inference already submitted" in told.pop("again")
+    assert told == {
+        "chain": "localnet",
+        "topic": 720,
+        "price": str(10**18),
+        "before": False,
+        "register": [0, 2],
+        "after": True,
+        "submit": [0, 3],
+        "latest": [1, "1E-7"],
+    }
+    assert [(one.code, one.height) for one in record] == [(0, 3), (1, 4)]
+
+
+@pytest.fixture
+def foreground(root: Path, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The gRPC port and the websocket of a node in the foreground, with a short epoch."""
+    line = [sys.executable, "submit_prediction.py", "localnet", "--state-dir", str(tmp_path), "--port", "0"]
+    options = ["--ws-port", "0", "--block-time", "0.5", "--topic", "42:12:8", "--seal-at-once"]
+    with subprocess.Popen([*line, *options], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = ""
+        while "Ctrl-C" not in told:
+            told += process.stdout.readline()
+        grpc, websocket = re.search(r"grpc\+http://\S+:(\d+)", told), re.search(r"ws://\S+", told)
+        assert grpc is not None
+        assert websocket is not None
+        yield grpc[1], websocket[0]
+        process.terminate()
+        process.communicate()
+
+
+def test_the_sdks_worker_registers_and_serves_two_windows_the_second_by_its_event(foreground: tuple[str, str]) -> None:
+    assert sdk(WORKER, *foreground) == [["WorkerResult", 0.0123, 0]] * 2
