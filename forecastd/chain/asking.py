@@ -212,12 +212,11 @@ class Asking:
             found = error.found
             self._learn(member, lambda health, now: health.on_chain(found, now))
             raise
-        except SaidNo:  # alive, and of another opinion
-            self._learn(member, lambda health, now: health.ok(now - start))
-            raise
         except ForecastdError as error:
-            why = brief(error)
-            self._learn(member, lambda health, now: health.failed(why, now))
+            # A refusal of one query says nothing of the others; a refusal to tell chain and height does.
+            if not isinstance(error, SaidNo) or call == self._look:
+                why = brief(error)
+                self._learn(member, lambda health, now: health.failed(why, now))
             raise
         else:
             self._learn(member, lambda health, now: health.ok(now - start))
