@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+STATUS_NAMES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+"""gRPC's names by their codes, which a gateway puts into its errors."""
+
 # What is read of an answer. The rest of these holds what protobuf's JSON cannot be read without (`@type`, foreign enums).
 _HEADER: dict[str, Any] = {"header": {"height": {}, "chain_id": {}}}
 _TX_RESPONSE = {name: dict[str, Any]() for name in ("height", "txhash", "codespace", "code", "raw_log", "gas_used")}
@@ -40,6 +47,7 @@ _COMMON = {
     "cosmos.auth.v1beta1.Query/AccountInfo": Route(
         "GET", "/cosmos/auth/v1beta1/account_info/{address}", {"info": {"account_number": {}, "sequence": {}}}
     ),
+    "cosmos.auth.v1beta1.Query/Account": Route("GET", "/cosmos/auth/v1beta1/accounts/{address}", {}),
     "cosmos.bank.v1beta1.Query/Balance": Route(
         "GET", "/cosmos/bank/v1beta1/balances/{address}/by_denom?denom={denom}", {}
     ),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from forecastd.chain.endpoint import Endpoint
-from forecastd.chain.paths import ROUTES, Route, kept
+from forecastd.chain.paths import ROUTES, STATUS_NAMES, Route, kept
 from forecastd.chain.wire import LARGEST_ANSWER, TRANSPORT, NoAnswer, Refused, no_answer, shorten
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 _STALL = 5.0  # seconds for one socket operation
 _PIECE = 65_536
-_STATUS = (
-    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-)  # fmt: skip  # gRPC's names by their codes
 _NOT_IMPLEMENTED = 501
 
 
@@ -121,7 +116,7 @@ def read_answer(status: int, body: bytes) -> dict[str, Any]:
     if isinstance(answer, dict):
         code, text = answer.get("code"), answer.get("message")
         if isinstance(code, int) and isinstance(text, str) and code:
-            name = _STATUS[code] if 0 < code < len(_STATUS) else "UNKNOWN"
+            name = STATUS_NAMES[code] if 0 < code < len(STATUS_NAMES) else "UNKNOWN"
             if name in TRANSPORT:
                 raise Unusable(f"{name.lower().replace('_', ' ')}, {shorten(text)}")
             raise Refused(name, text)
