@@ -18,7 +18,8 @@ STATUS_NAMES = (
 )  # fmt: skip
 """gRPC's names by their codes, which a gateway puts into its errors."""
 
-# What is read of an answer. The rest of these holds what protobuf's JSON cannot be read without (`@type`, foreign enums).
+# What is read of an answer. The rest of these holds what the message classes cannot read from JSON: `@type`, and enums by
+# the names of the .proto files.
 _HEADER: dict[str, Any] = {"header": {"height": {}, "chain_id": {}}}
 _TX_RESPONSE = {name: dict[str, Any]() for name in ("height", "txhash", "codespace", "code", "raw_log", "gas_used")}
 
@@ -76,10 +77,21 @@ _EMISSIONS = {
     "GetInfererScoreEma": "inferer_score_ema/{topic_id}/{inferer}",
     "GetCurrentLowestInfererScore": "current_lowest_inferer_score/{topic_id}",
 }
+_KEPT: dict[str, dict[str, Any]] = {
+    "GetParams": {"params": {"registration_fee": {}, "data_sending_fee": {}}},
+    "GetTopic": {
+        "topic": {
+            name: {}
+            for name in (
+                "id", "metadata", "epoch_length", "worker_submission_window", "ground_truth_lag", "epoch_last_ended",
+            )
+        }
+    },
+}  # fmt: skip
 _ONLY = {"GetWorkerLatestInputInferenceByTopicId": "v10", "GetWorkerLatestInferenceByTopicId": "v9"}
 
 ROUTES: dict[str, Route] = _COMMON | {
-    f"emissions.{version}.QueryService/{method}": Route("GET", f"/emissions/{version}/{path}", {})
+    f"emissions.{version}.QueryService/{method}": Route("GET", f"/emissions/{version}/{path}", _KEPT.get(method, {}))
     for version in ("v9", "v10")
     for method, path in _EMISSIONS.items()
     if _ONLY.get(method, version) == version

@@ -34,7 +34,8 @@ def test_an_endpoint_is_read(text: str, endpoint: Endpoint, loopback: bool) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["", "node.example", "ftp://node.example:9090", "https://", "rest+http://node.example:0", "grpc+http://", "grpc+http://a b:1", "node.example:x",
+    ["", "node.example", "ftp://node.example:9090", "https://", "rest+http://node.example:0",
+     "grpc+http://", "grpc+http://a b:1", "node.example:x",
      "node.example:99999", "grpc+https://node.example:443/token-hunter2", "grpc+https://me:hunter2@node.example:443",
      "grpc+https://node.example?key=hunter2"],
 )  # fmt: skip

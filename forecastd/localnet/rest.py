@@ -1,0 +1,162 @@
+"""The local node over REST, as the gateway of a real one: HTTP/1.1 and JSON in front of the same methods as gRPC.
+
+It holds no method of its own. A path is looked up in the client's own table, its fields become the method's request, and the
+answer is written as protobuf's JSON with the names of the .proto files. Errors are `{"code", "message", "details"}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from forecastd.chain.paths import ROUTES, STATUS_NAMES
+from forecastd.chain.sdk import emissions, messages
+from forecastd.localnet.service import Declined
+
+_MOST_BYTES = 2**20  # of a request
+_MOST_HEADERS = 2**15
+_IDLE = 60.0  # seconds a connection may stay without a request
+_HTTP = {
+    "CANCELLED": 499, "INVALID_ARGUMENT": 400, "DEADLINE_EXCEEDED": 504, "NOT_FOUND": 404, "ALREADY_EXISTS": 409,
+    "PERMISSION_DENIED": 403, "RESOURCE_EXHAUSTED": 429, "FAILED_PRECONDITION": 400, "ABORTED": 409, "OUT_OF_RANGE": 400,
+    "UNIMPLEMENTED": 501, "UNAVAILABLE": 503, "UNAUTHENTICATED": 401,
+}  # fmt: skip  # as grpc-gateway has them; 500 for every other
+_GAS_PRICE = "feemarket.feemarket.v1.Query/GasPrice"
+
+log = logging.getLogger(__name__)
+
+
+Asked = Callable[[str, bytes], Any]
+"""Gives the answer to `/package.Service/Method` as a message; raises Declined."""
+
+
+class Malformed(Exception):
+    """The bytes are no HTTP request that is served here."""
+
+
+def rest_url(sock: socket.socket) -> str:
+    """The endpoint of a gateway on this socket."""
+    host, port = sock.getsockname()[:2]
+    return f"rest+http://{host}:{port}"
+
+
+@asynccontextmanager
+async def serve_rest(ask: Asked, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve until the block ends; then every connection is closed."""
+    talking: set[asyncio.Task[None]] = set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            talking.add(task)
+            task.add_done_callback(talking.discard)
+        try:
+            await _talk(ask, reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
+            log.debug("a REST connection ended: %r", error)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    server = await asyncio.start_server(talk, sock=sock, limit=_MOST_HEADERS)
+    try:
+        yield
+    finally:
+        server.close()
+        for task in list(talking):
+            task.cancel()
+        await asyncio.gather(*talking, return_exceptions=True)
+        await server.wait_closed()
+
+
+async def _talk(ask: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection: requests one after the other, until the client closes it."""
+    while not reader.at_eof():
+        async with asyncio.timeout(_IDLE):
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                return
+            try:
+                verb, target, length = _read_head(head)
+            except Malformed as error:
+                _write(writer, 400, _error("INVALID_ARGUMENT", str(error)))
+                return
+            body = await reader.readexactly(length)
+        try:
+            status, answer = 200, _answer(ask, verb, target, body)
+        except Declined as no:
+            status, answer = _HTTP.get(no.status, 500), _error(no.status, no.details)
+        _write(writer, status, answer)
+        await writer.drain()
+
+
+def _read_head(head: bytes) -> tuple[str, str, int]:
+    """Method, target and body length of a request."""
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        raise Malformed("not an HTTP/1 request")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or not length.isdigit() or len(length) > 9 or int(length) > _MOST_BYTES:
+        raise Malformed(f"a body needs a content-length of at most {_MOST_BYTES}")
+    return words[0], words[1], int(length)
+
+
+def _answer(ask: Asked, verb: str, target: str, body: bytes) -> dict[str, Any]:
+    path, _, query = target.partition("?")
+    for method, route in ROUTES.items():
+        match = route.pattern.fullmatch(path) if route.verb == verb else None
+        if match is not None:
+            fields = {name: unquote(value) for name, value in match.groupdict().items()}
+            request = _request(method, fields | dict(parse_qsl(query)), body)
+            return _json(method, ask(f"/{method}", request))
+    raise Declined("UNIMPLEMENTED", "Not Implemented")  # what a real gateway says of a path it does not know
+
+
+def _request(method: str, fields: dict[str, Any], body: bytes) -> bytes:
+    """A method's request in protobuf's bytes."""
+    package, name = method.rpartition(".")[0], method.rpartition("/")[2]
+    module = messages(package)
+    kind = getattr(module, f"{name}Request", None) or getattr(module, f"Query{name}Request")
+    try:
+        told = {**(json.loads(body) if body else {}), **fields}
+        told.pop("mode", None)  # a name the message class cannot read; every broadcast here is one of mode SYNC
+        return bytes(kind.from_dict(told, ignore_unknown_fields=True))
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error) as error:
+        raise Declined("INVALID_ARGUMENT", f"the request is not readable: {type(error).__name__}") from error
+
+
+def _json(method: str, reply: Any) -> dict[str, Any]:
+    import betterproto2
+
+    # What stands inside an Any is written by its own class, which has to be there by then.
+    _ = messages("cosmos.crypto.secp256k1").PubKey, messages("cosmos.auth.v1beta1").BaseAccount
+    for module in (emissions("v9"), emissions("v10")):
+        _ = module.InsertWorkerPayloadRequest, module.RegisterRequest
+    told: dict[str, Any] = reply.to_dict(casing=betterproto2.Casing.SNAKE, include_default_values=True)
+    if method == _GAS_PRICE:  # protobuf has the decimal as an integer, JSON as a decimal
+        told["price"]["amount"] = f"{Decimal(told['price']['amount']).scaleb(-18):.18f}"
+    return told
+
+
+def _error(status: str, details: str) -> dict[str, Any]:
+    return {"code": STATUS_NAMES.index(status), "message": details, "details": []}
+
+
+def _write(writer: asyncio.StreamWriter, status: int, answer: dict[str, Any]) -> None:
+    body = json.dumps(answer).encode()
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
+    head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
