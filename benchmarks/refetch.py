@@ -29,6 +29,8 @@ def run(*, quick: bool) -> list[Figure]:
             measure(python("submit_prediction.py", "--once", "--source", "tiingo", "--as-of", as_of), environment)
             sent.append(tiingo.bytes_sent - before)
         figures.append(
-            Figure("second --once, one hour later", sent[1], sent[0], "bytes", "first --once", "at most 2 %: ratio >= 50")
+            Figure(
+                "second --once, one hour later", sent[1], sent[0], "bytes", "first --once", "at most 2 %: ratio >= 50"
+            )
         )
     return figures

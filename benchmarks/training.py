@@ -5,6 +5,7 @@ Most of a step is forward and backward, so the loader alone is shown too.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,17 +23,15 @@ ROWS = 3000
 def run(*, quick: bool) -> list[Figure]:
     """Milliseconds a sample, with ours and with the library's loader in turns."""
     config = TrainingConfig(encoder_length=48, horizon=24) if quick else TrainingConfig()
-    rounds, batches = (1, 3) if quick else (3, 5)
     data = market()
     names = (*data.past_names, *data.known_names)
     ours, theirs = _loaders(data, {name: Scaler(0.0, 1.0) for name in names}, config)
     step = _step(data, config)
     figures = []
-    for name, work, count in (("training", step, batches), ("loader alone", lambda _: None, 4 * batches)):
-        times = np.array([[_seconds(loader, work, count) for loader in (ours, theirs)] for _ in range(rounds)])
-        mine, peer = 1000 * np.median(times, axis=0) / (count * config.batch_size)
+    for name, work, count in (("training", step, 3 if quick else 12), ("loader alone", lambda _: None, 20)):
+        mine, peer = (1000 * seconds / config.batch_size for seconds in _alternate(ours, theirs, work, count))
         title = f"{name}, {config.encoder_length} -> {config.horizon} steps, {1000 / mine:.0f} samples/s"
-        figures.append(Figure(title, float(mine), float(peer), "ms a sample", "the library's loader", "ratio >= 1"))
+        figures.append(Figure(title, mine, peer, "ms a sample", "the library's loader", "ratio >= 1"))
     return figures
 
 
@@ -86,11 +85,13 @@ def _step(data: TrainingData, config: TrainingConfig) -> Callable[[Any], None]:
     return step
 
 
-def _seconds(loader: Any, work: Callable[[Any], None], count: int) -> float:
-    """Seconds for `count` batches, after one that warms up."""
-    batches: Iterator[Any] = iter(loader)
-    work(next(batches))
-    started = time.perf_counter()
-    for _ in range(count):
-        work(next(batches))
-    return time.perf_counter() - started
+def _alternate(ours: Any, theirs: Any, work: Callable[[Any], None], count: int) -> list[float]:
+    """Median seconds of a batch of each loader, `count` of each in turns, after one of each that warms up."""
+    sources: list[Iterator[Any]] = [iter(ours), iter(theirs)]
+    times: list[list[float]] = [[], []]
+    for _ in range(count + 1):
+        for source, taken in zip(sources, times, strict=True):
+            started = time.perf_counter()
+            work(next(source))
+            taken.append(time.perf_counter() - started)
+    return [statistics.median(taken[1:]) for taken in times]

@@ -85,7 +85,7 @@ def test_the_output_fits_eighty_columns_and_needs_no_colours(command: Any) -> No
     assert "\x1b" not in done.out
     assert done.out.isascii()
     labels = [line.split()[0] for line in done.out.splitlines() if line[:1].strip()]
-    assert labels == ["chain", "data", "model", "forecast", "guards", "sign", "submit", "confirm", "outcome"]
+    assert labels == ["chain", "data", "model", "forecast", "guards", "sign", "submit", "confirm", "outcome", "tx"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_output_fits_eighty_columns_and_needs_no_colours(command: Any) -> No
         (("--features", "nowhere.json"), {}, 5, "nowhere.json"),
         (("--source", "moon"), {}, 5, "moon"),
         (("--source", "tiingo"), {}, 5, "TIINGO_API_KEY"),
-        (("--source", "tiingo"), {"TIINGO_API_KEY": "k3y", "TIINGO_URL": f"http://{CLOSED}"}, 6, "Tiingo"),
+        (("--source", "tiingo"), {"TIINGO_API_KEY": "k3y", "TIINGO_URL": f"http://{CLOSED}"}, 6, "cannot be reached"),
         (("--source", "file:nowhere.csv"), {}, 5, "nowhere.csv"),
         (("--source", "file:."), {}, 5, "directory"),
         (("--network", "testnet", "--model", "DEMO"), {"MNEMONIC": PHRASE}, 5, "synthetic"),

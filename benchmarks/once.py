@@ -1,0 +1,47 @@
+"""A whole `--once`, fresh process, warm state, local node included, beside the usual way's forecast and the SDK's import.
+
+The peer only imports the SDK and forecasts; it checks, signs and submits nothing, so the comparison is in its favour.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+
+from benchmarks.figures import Figure
+from benchmarks.forecast import BUNDLE
+from benchmarks.processes import Measured, alternate, measure, python
+from forecastd.clock import from_iso, iso
+
+USUAL = (
+    "import sys, warnings; warnings.simplefilter('ignore')\n"
+    "import allora_sdk\n"
+    "from benchmarks.forecast_usual import predict\n"
+    "predict(sys.argv[1])"
+)
+
+
+def run(*, quick: bool) -> list[Figure]:
+    """Wall time and peak memory; each `--once` replays another hour and so makes a submission of its own."""
+    start = from_iso("2026-03-01T00:30:00Z")
+    hours = itertools.count()
+    with tempfile.TemporaryDirectory() as place:
+        state = {"STATE_DIR": f"{place}/state", "LOG_DIR": f"{place}/logs"}
+
+        def once() -> Measured:
+            as_of = iso(start + 3600 * next(hours))
+            done = measure(python("submit_prediction.py", "--once", "--json", "--as-of", as_of), state)
+            assert json.loads(done.stdout)["outcome"] == "submitted", done.stdout
+            return done
+
+        measure(python("-m", "benchmarks.forecast_usual", "prepare", str(BUNDLE), place))
+        once()
+        ours, usual = alternate(once, lambda: measure(python("-c", USUAL, place)), runs=2 if quick else 7)
+    peer = "SDK import and the usual forecast"
+    return [
+        Figure("--once, whole", ours.seconds, usual.seconds, "s", peer, "ratio >= 4"),
+        Figure(
+            "--once, whole, peak memory of all its processes", ours.megabytes, usual.megabytes, "MB", peer, "ratio >= 2"
+        ),
+    ]
