@@ -16,11 +16,14 @@ from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.sdk import EmissionsVersion
 from forecastd.clock import Clock
 from forecastd.errors import RetryLater
+from forecastd.localnet.activeset import settle
+from forecastd.localnet.faults import Fault
 from forecastd.localnet.payload import Refusal
 from forecastd.localnet.rules import Payer, check_ante, deliver, gas_of, next_gas_price, run_messages
 from forecastd.localnet.state import Account, Effect, Fees, State, TxRecord
 from forecastd.localnet.store import Store
 from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
+from forecastd.localnet.trouble import Trouble, outsider
 from forecastd.localnet.txs import Tx, Unreadable, read_tx
 
 FAUCET_UALLO = 10**24  # a million ALLO: enough for years, even at mainnet's prices
@@ -55,11 +58,12 @@ class Block:
 
 
 class LocalChain:
-    """One chain. `listen` is called with every block that was not skipped over while the node was down."""
+    """One chain. `listeners` are called with every block that was not skipped over while the node was down."""
 
     def __init__(self, rules: Rules, store: Store, clock: Clock) -> None:
         self.rules = rules
-        self.listen: Callable[[Block], None] = lambda _: None
+        self.listeners: list[Callable[[Block], None]] = []
+        self.trouble = Trouble()
         self._store = store
         self._clock = clock
         self._mempool: dict[str, Tx] = {}
@@ -116,6 +120,44 @@ class LocalChain:
         for _ in range(blocks):
             self._make_block(self.state.time + step)
 
+    def now(self) -> float:
+        """The time by the clock, not by the last block."""
+        return self._clock.now()
+
+    # Faults
+
+    def inject(self, *faults: Fault) -> None:
+        """Have these faults of the chain from now on, in place of those before; none ends them.
+
+        Raises:
+            ValueError: one of them is an endpoint's.
+        """
+        wrong = [str(fault) for fault in faults if fault.kind.of_endpoint]
+        if wrong:
+            raise ValueError(f"faults of an endpoint, not of the chain: {', '.join(wrong)}")
+        self.trouble.set_faults(faults)
+
+    def outsider(self, address: str) -> None:
+        """Use a sequence of an account, as somebody else with the same key does. It shows in the next block."""
+        account = self.account(address)
+        if account is None:
+            raise ValueError(f"{address} is no account")
+        effect = outsider(account, self.state.height, self.state.time)
+        self.state.apply(effect)
+        self._save((effect,))
+
+    def set_score(self, topic_id: int, worker: str, score: float) -> None:
+        """Give a worker a score."""
+        effect = Effect(scores=((topic_id, worker, score),))
+        self.state.apply(effect)
+        self._save((effect,))
+
+    def forget_mempool(self) -> None:
+        """Lose what waits and what the cache knows, as a node that restarts does."""
+        self._mempool.clear()
+        self._included.clear()
+        self.trouble.forget_mempool()
+
     # Transactions
 
     def broadcast(self, raw: bytes) -> Answer:
@@ -124,23 +166,29 @@ class LocalChain:
             tx = read_tx(raw)
         except Unreadable as error:
             return Answer("sdk", 2, f"{error}: tx parse error", "")
-        refusal = self._check(tx)
+        refusal = self._known(tx) or self._check(tx)
         if refusal is not None:
             log.info("refused %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
             return Answer(refusal.codespace, refusal.code, refusal.log, tx.hash)
         self._mempool[tx.hash] = tx
+        if tx.is_payload:
+            self.trouble.taken(tx, self.state.topic(tx.messages[0].topic_id), self.state.height + 1)
         return Answer("", 0, "", tx.hash)
 
-    def simulate(self, raw: bytes) -> int | Refusal:
-        """The gas a transaction would use in the next block, or why it would be refused. Signatures do not count."""
+    def simulate(self, raw: bytes, state: State | None = None) -> int | Refusal:
+        """The gas a transaction would use in the next block, or why it would be refused. Signatures do not count.
+
+        `state`: the chain as an endpoint knows it, None as it is.
+        """
+        state = state or self.state
         try:
             tx = read_tx(raw)
         except Unreadable as error:
             return Refusal("sdk", 2, f"{error}: tx parse error")
-        account = self.account(tx.sender)
+        account = state.accounts.get(tx.sender) or self.account(tx.sender)
         if account is None:
             return Refusal("sdk", 9, f"account {tx.sender} does not exist: unknown address")
-        result = run_messages(self.state, tx, account, self.state.height + 1)
+        result = run_messages(state, tx, account, state.height + 1)
         return result if isinstance(result, Refusal) else gas_of(tx)
 
     def account(self, address: str) -> Account | None:
@@ -180,17 +228,22 @@ class LocalChain:
             return replace(topic, first_nonce=known.first_nonce)
         return topic.begun(self.state.height)
 
-    def _check(self, tx: Tx) -> Refusal | None:
+    def _known(self, tx: Tx) -> Refusal | None:
         if tx.hash in self._mempool:
             return Refusal("sdk", 19, "tx already in mempool")
         if tx.hash in self._included:
             return Refusal("sdk", 19, "tx already exists in cache: tx already in mempool")
+        return None
+
+    def _check(self, tx: Tx) -> Refusal | None:
         if len(self._mempool) >= self.rules.mempool:
             return Refusal(
                 "sdk", 20, f"number of txs {len(self._mempool)} (max: {self.rules.mempool}): mempool is full"
             )
         account = self.account(tx.sender)
         payer = self._payer(account) if account is not None else None
+        if tx.is_payload:
+            self.state.gas_price = self.trouble.price_for(self.state, self.state.height + 1)
         return check_ante(self.state, tx, self.state.height + 1, payer)
 
     def _payer(self, account: Account) -> Payer:
@@ -200,28 +253,54 @@ class LocalChain:
         return Payer(replace(account, balance=account.balance - promised), len(waiting))
 
     def _make_block(self, time: float) -> Block:
+        jump = self.trouble.take_jump()
+        while self.state.height + 1 < jump:
+            self._next_block(time)
+        return self._next_block(time)
+
+    def _next_block(self, time: float) -> Block:
         state = self.state
-        height, pending = state.height + 1, list(self._mempool.values())
-        effects: list[Effect] = []
-        for tx in pending:
+        height = state.height + 1
+        effects = self._run(height, time)
+        records = tuple(effect.record for effect in effects if effect.record is not None)
+        state.height, state.time = height, time
+        used = sum(record.gas_used for record in records)
+        state.gas_price = next_gas_price(state.gas_price, used, state.fees.min_gas_price)
+        block = Block(height, time, records, self._starts(height, 0), self._starts(height, 1))
+        for topic, nonce in block.closed:
+            effects.append(settle(state, topic, nonce))
+            state.apply(effects[-1])
+        effects += self.trouble.rivals(state, block.opened, height)
+        self._save(effects)
+        self._included.update(record.tx_hash for record in records if record.code == 0)
+        for listener in self.listeners:
+            listener(block)
+        return block
+
+    def _run(self, height: int, time: float) -> list[Effect]:
+        """What the transactions of the next block change; it is applied, and not yet on disk."""
+        state, effects = self.state, list[Effect]()
+        version = self.trouble.version_at(height)
+        if version is not None and version != state.version:
+            self.rules = replace(self.rules, version=version)
+            state.version = version
+        ready, dropped = self.trouble.choose(list(self._mempool.values()), height)
+        for tx in (*dropped, *ready):
             del self._mempool[tx.hash]
+        for tx in ready:
+            outrunner = self.trouble.outrunner(tx, state.accounts.get(tx.sender), height, time)
+            if outrunner is not None:
+                state.apply(outrunner)
+                effects.append(outrunner)
             account = state.accounts.get(tx.sender)
             refusal = check_ante(state, tx, height, Payer(account) if account else None)
             if refusal is not None:  # it was good when it came, and is not any more: dropped, as a recheck does
                 log.info("dropped %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
                 continue
-            effect = deliver(state, tx, height, time)
-            state.apply(effect)
-            effects.append(effect)
-        records = tuple(effect.record for effect in effects if effect.record is not None)
-        state.height, state.time = height, time
-        used = sum(record.gas_used for record in records)
-        state.gas_price = next_gas_price(state.gas_price, used, state.fees.min_gas_price)
-        self._save(effects)
-        self._included.update(record.tx_hash for record in records if record.code == 0)
-        block = Block(height, time, records, self._starts(height, 0), self._starts(height, 1))
-        self.listen(block)
-        return block
+            factor = self.trouble.gas_factor(height) if tx.is_payload else 1.0
+            effects.append(deliver(state, tx, height, time, gas_factor=factor))
+            state.apply(effects[-1])
+        return effects
 
     def _starts(self, height: int, windows: int) -> tuple[tuple[TopicSpec, int], ...]:
         """The nonces that are so many submission windows old at this height."""

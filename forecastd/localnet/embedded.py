@@ -1,14 +1,14 @@
 """A local node inside this process, on a free loopback port, in a thread of its own.
 
-What a cycle uses when no local node runs, and what tests drive: `call` runs a function with the chain in the node's own
-thread, so nothing is shared between threads.
+What a cycle uses when no local node runs, and what tests and campaigns drive: `call` runs a function with the chain in
+the node's own thread, so nothing is shared between threads. One chain can have several endpoints, each with its own faults.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +17,10 @@ from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.sdk import EmissionsVersion
 from forecastd.clock import Clock
 from forecastd.localnet.chain import LocalChain, Rules
+from forecastd.localnet.faults import Fault
+from forecastd.localnet.record import Record, take
 from forecastd.localnet.running import find_running
-from forecastd.localnet.server import LOOPBACK, LocalNode, listen
+from forecastd.localnet.server import LocalNode, listen
 from forecastd.localnet.state import Fees
 from forecastd.localnet.store import Store, chain_path
 from forecastd.localnet.topics import TopicSpec
@@ -33,10 +35,9 @@ class Embedded:
     """A running node. `endpoint` is where it listens."""
 
     def __init__(self, chain: LocalChain, *, seal_at_once: bool) -> None:
-        sock = listen(0)
-        self.endpoint = f"grpc+http://{LOOPBACK}:{sock.getsockname()[1]}"
         self._chain = chain
-        self._node = LocalNode(chain, sock, seal_at_once=seal_at_once)
+        self._node = LocalNode(chain, listen(0), seal_at_once=seal_at_once)
+        self.endpoint = self._node.main.url
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="localnet", daemon=True)
@@ -49,6 +50,40 @@ class Embedded:
             return use(self._chain)
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def advance(self, blocks: int = 1) -> int:
+        """Make blocks by hand; the first takes what waits. Gives the height after them."""
+
+        def step(chain: LocalChain) -> int:
+            chain.advance(blocks)
+            return chain.state.height
+
+        return self.call(step)
+
+    def add_endpoint(self, faults: Iterable[Fault] = ()) -> str:
+        """Open one more endpoint of the same chain, on a free port and with its own faults; its URL."""
+        return self.call(lambda _: self._node.open(listen(0), faults).url)
+
+    def set_faults(self, faults: Iterable[Fault] = (), endpoint: str | None = None) -> None:
+        """Give an endpoint other faults than before, with counts that begin anew; None is the main one, no faults heal it.
+
+        Raises:
+            KeyError: the node has no such endpoint.
+            ValueError: one of the faults is the chain's: `inject` it.
+        """
+        self.call(lambda _: self._node.set_faults(endpoint or self.endpoint, faults))
+
+    def inject(self, *faults: Fault) -> None:
+        """Give the chain itself these faults in place of those before; none ends them. ValueError: one is an endpoint's."""
+        self.call(lambda chain: chain.inject(*faults))
+
+    def restart(self, seconds: float) -> None:
+        """Have the node go down with its mempool lost, and come back on the same ports."""
+        self.call(lambda _: self._node.restart(seconds))
+
+    def record(self) -> Record:
+        """What the chain itself says happened."""
+        return self.call(lambda chain: take(chain.state))
 
     def stop(self) -> None:
         """Stop serving. The chain's last block is on disk."""

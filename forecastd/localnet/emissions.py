@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from forecastd.chain.codec import LABEL
-from forecastd.chain.sdk import emissions, messages
-from forecastd.localnet.chain import LocalChain
-from forecastd.localnet.service import Declined
+from forecastd.chain.sdk import canonical_decimal, emissions, messages
+from forecastd.localnet.activeset import SCORE_ALPHA, lowest
+from forecastd.localnet.service import Declined, Seen
 from forecastd.localnet.state import Stored
 from forecastd.localnet.topics import TopicSpec
 
-Query = Callable[[LocalChain, Any, Any], Any]
+Query = Callable[[Seen, Any, Any], Any]
 """The chain, the request, and the module of the version's messages; gives the answer."""
 
 
-def answer(chain: LocalChain, version: str, method: str, request: bytes) -> Any:
+def answer(chain: Seen, version: str, method: str, request: bytes) -> Any:
     """Answer one query.
 
     Raises:
@@ -32,19 +32,23 @@ def answer(chain: LocalChain, version: str, method: str, request: bytes) -> Any:
     return query(chain, asked.parse(request), em)
 
 
-def _params(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _params(chain: Seen, asked: Any, em: Any) -> Any:
     del asked
     fees = chain.state.fees
-    params = emissions("v9").Params(registration_fee=str(fees.registration), data_sending_fee=str(fees.data_sending))
+    params = emissions("v9").Params(
+        registration_fee=str(fees.registration),
+        data_sending_fee=str(fees.data_sending),
+        max_top_inferers_to_reward=max((topic.active_set for topic in chain.state.topics), default=0),
+    )
     return em.GetParamsResponse(params=params)
 
 
-def _next_topic_id(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _next_topic_id(chain: Seen, asked: Any, em: Any) -> Any:
     del asked
     return em.GetNextTopicIdResponse(next_topic_id=1 + max((topic.id for topic in chain.state.topics), default=0))
 
 
-def _topic(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _topic(chain: Seen, asked: Any, em: Any) -> Any:
     found = _known(chain, asked.topic_id)
     topic = em.Topic(
         id=found.id,
@@ -56,48 +60,49 @@ def _topic(chain: LocalChain, asked: Any, em: Any) -> Any:
         ground_truth_lag=found.ground_truth_lag,
         worker_submission_window=found.worker_submission_window,
         allow_negative=True,
+        merit_sortition_alpha=str(SCORE_ALPHA),
     )
     return em.GetTopicResponse(topic=topic, weight="1", effective_revenue="0", topic_stake="0")
 
 
-def _topic_exists(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _topic_exists(chain: Seen, asked: Any, em: Any) -> Any:
     return em.TopicExistsResponse(exists=chain.state.topic(asked.topic_id) is not None)
 
 
-def _is_topic_active(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _is_topic_active(chain: Seen, asked: Any, em: Any) -> Any:
     return em.IsTopicActiveResponse(is_active=_known(chain, asked.topic_id).active)
 
 
-def _is_registered(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _is_registered(chain: Seen, asked: Any, em: Any) -> Any:
     topic = _known(chain, asked.topic_id)
     return em.IsWorkerRegisteredInTopicIdResponse(is_registered=(topic.id, asked.address) in chain.state.workers)
 
 
-def _can_submit(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _can_submit(chain: Seen, asked: Any, em: Any) -> Any:
     topic = _known(chain, asked.topic_id)
     return em.CanSubmitWorkerPayloadResponse(can_submit_worker_payload=topic.permits(asked.address))
 
 
-def _nonces(chain: LocalChain, topic_id: int) -> Any:
+def _nonces(chain: Seen, topic_id: int) -> Any:
     v3 = messages("emissions.v3")
     found = _known(chain, topic_id).open_nonces(chain.state.height)
     return v3.Nonces(nonces=[v3.Nonce(block_height=nonce) for nonce in found])
 
 
-def _unfulfilled(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _unfulfilled(chain: Seen, asked: Any, em: Any) -> Any:
     return em.GetUnfulfilledWorkerNoncesResponse(nonces=_nonces(chain, asked.topic_id))
 
 
-def _open_windows(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _open_windows(chain: Seen, asked: Any, em: Any) -> Any:
     return em.GetOpenWorkerSubmissionWindowsResponse(nonces=_nonces(chain, asked.topic_id))
 
 
-def _is_unfulfilled(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _is_unfulfilled(chain: Seen, asked: Any, em: Any) -> Any:
     is_open = asked.block_height in _known(chain, asked.topic_id).open_nonces(chain.state.height)
     return em.IsWorkerNonceUnfulfilledResponse(is_worker_nonce_unfulfilled=is_open)
 
 
-def _latest_input(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _latest_input(chain: Seen, asked: Any, em: Any) -> Any:
     found = _latest(chain, asked)
     value = em.InputLabeledValue(label=LABEL, value=found.value)
     return em.GetWorkerLatestInputInferenceByTopicIdResponse(
@@ -105,14 +110,14 @@ def _latest_input(chain: LocalChain, asked: Any, em: Any) -> Any:
     )
 
 
-def _latest_plain(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _latest_plain(chain: Seen, asked: Any, em: Any) -> Any:
     found = _latest(chain, asked)
     return em.GetWorkerLatestInferenceByTopicIdResponse(
         latest_inference=messages("emissions.v3").Inference(value=found.value, **_common(found))
     )
 
 
-def _at_block(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _at_block(chain: Seen, asked: Any, em: Any) -> Any:
     """What counts for a nonce. As on the real chain that is settled when its window closes, and empty until then."""
     topic, stored = _known(chain, asked.topic_id), list[Stored]()
     if chain.state.height >= asked.block_height + topic.worker_submission_window:
@@ -125,13 +130,13 @@ def _at_block(chain: LocalChain, asked: Any, em: Any) -> Any:
     return em.GetInferencesAtBlockResponse(inferences=found)
 
 
-def _network(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _network(chain: Seen, asked: Any, em: Any) -> Any:
     """The last closed nonce with inferences; combined is their mean, for nobody is scored here."""
     topic = _known(chain, asked.topic_id)
     closed = [
         nonce
-        for topic_id, nonce in chain.state.inferences
-        if topic_id == topic.id and nonce + topic.worker_submission_window <= chain.state.height
+        for (topic_id, nonce), active in chain.state.inferences.items()
+        if active and topic_id == topic.id and nonce + topic.worker_submission_window <= chain.state.height
     ]
     if not closed:
         raise Declined("NOT_FOUND", f"no inferences found for topic {topic.id}")
@@ -166,15 +171,23 @@ def _network_v9(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[s
     return v3.ValueBundle(topic_id=topic_id, combined_value=mean, naive_value=mean, inferer_values=values)
 
 
-def _score(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _score(chain: Seen, asked: Any, em: Any) -> Any:
     topic = _known(chain, asked.topic_id)
-    score = messages("emissions.v3").Score(topic_id=topic.id, address=asked.inferer, score="0")
-    return em.GetInfererScoreEmaResponse(score=score)
+    return em.GetInfererScoreEmaResponse(score=_scored(chain, topic, asked.inferer))
 
 
-def _lowest_score(chain: LocalChain, asked: Any, em: Any) -> Any:
+def _lowest_score(chain: Seen, asked: Any, em: Any) -> Any:
+    """The lowest score of the newest active set."""
     topic = _known(chain, asked.topic_id)
-    return em.GetCurrentLowestInfererScoreResponse(score=messages("emissions.v3").Score(topic_id=topic.id, score="0"))
+    worker = lowest(chain.state, topic.id, topic.newest_nonce(chain.state.height) or 0)
+    return em.GetCurrentLowestInfererScoreResponse(score=_scored(chain, topic, worker or ""))
+
+
+def _scored(chain: Seen, topic: TopicSpec, worker: str) -> Any:
+    score = canonical_decimal(chain.state.score(topic.id, worker))
+    return messages("emissions.v3").Score(
+        topic_id=topic.id, block_height=chain.state.height, address=worker, score=score
+    )
 
 
 QUERIES: dict[str, Query] = {
@@ -197,14 +210,14 @@ QUERIES: dict[str, Query] = {
 }
 
 
-def _known(chain: LocalChain, topic_id: int) -> TopicSpec:
+def _known(chain: Seen, topic_id: int) -> TopicSpec:
     found = chain.state.topic(topic_id)
     if found is None:
         raise Declined("NOT_FOUND", f"topic {topic_id} not found")
     return found
 
 
-def _latest(chain: LocalChain, asked: Any) -> Stored:
+def _latest(chain: Seen, asked: Any) -> Stored:
     found = chain.state.latest.get((asked.topic_id, asked.worker_address))
     if found is None:
         raise Declined("NOT_FOUND", f"inference of {asked.worker_address[:64]} for topic {asked.topic_id} not found")

@@ -68,7 +68,7 @@ def run_node(
             hub.publish(block, chain.state.version)
             block_made(block)
 
-        chain.listen = made
+        chain.listeners.append(made)
 
         async def main() -> None:
             stop, loop = asyncio.Event(), asyncio.get_running_loop()

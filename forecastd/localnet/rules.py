@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from forecastd.chain.keys import address_of, is_address, verify
 from forecastd.chain.sdk import messages
+from forecastd.localnet.activeset import admit
 from forecastd.localnet.payload import INVALID_TOPIC, Refusal, check_bundle, value_of
 from forecastd.localnet.state import PRICE_UNIT, Account, Effect, State, Stored, TxRecord
 from forecastd.localnet.topics import TopicSpec
@@ -130,12 +131,15 @@ def _check_signature(state: State, tx: Tx, payer: Payer | None) -> Refusal | Non
     return None
 
 
-def deliver(state: State, tx: Tx, height: int, time: float) -> Effect:
-    """What a block of `height` makes of a transaction that `check_ante` let through."""
+def deliver(state: State, tx: Tx, height: int, time: float, *, gas_factor: float = 1.0) -> Effect:
+    """What a block of `height` makes of a transaction that `check_ante` let through.
+
+    `gas_factor`: by how much more gas it needs than a simulation said.
+    """
     account = state.accounts[tx.sender]
     fee = tx.fee or 0
     paid = replace(account, sequence=account.sequence + 1, balance=account.balance - fee, public_key=tx.public_key)
-    gas_used, refusal = gas_of(tx), None
+    gas_used, refusal = int(gas_of(tx) * gas_factor), None
     outcome = Effect(accounts=(paid,), burnt=fee)
     if gas_used > tx.gas:
         refusal = Refusal("sdk", 11, _out_of_gas("WriteFlat", tx.gas, gas_used))
@@ -194,11 +198,14 @@ def _insert_payload(state: State, message: Message, payer: Account, height: int)
     charged = _charge(payer, state.fees.data_sending)
     if isinstance(charged, Refusal):
         return charged
-    if worker in state.inferences.get((topic_id, nonce), {}):
+    if any(worker in stored.get((topic_id, nonce), {}) for stored in (state.inferences, state.evicted)):
         return Refusal("undefined", 1, "Error planning inference admission: inference already submitted")
+    if any(one.code == 0 for one in state.inclusions(topic_id, nonce, worker)):  # taken, passive, not stored
+        return Refusal("emissions", 78, "cannot update EMA score twice within the same window")
     inference = bundle.inference_forecasts_bundle.inference
     stored = Stored(topic_id, nonce, worker, value_of(message), height, inference.extra_data, inference.proof)
-    return Effect(accounts=(charged,), inference=stored, burnt=state.fees.data_sending)
+    taken = admit(state, topic, stored) if topic is not None else Effect()
+    return replace(taken, accounts=(charged,), burnt=state.fees.data_sending)
 
 
 def _check_permitted(topic: TopicSpec | None, worker: str) -> Refusal | None:

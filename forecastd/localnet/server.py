@@ -1,7 +1,7 @@
-"""The local node's gRPC server and its heart beat, on one asyncio loop.
+"""The local node's endpoints and its heart beat, on one asyncio loop.
 
-Bytes go in and out unread by the server itself: a method reads its request when it is called, so no message class is
-loaded before it is needed.
+One chain, any number of endpoints: each listens on a port of its own with faults of its own. The chain's faults that need
+sockets, a restart above all, are carried out here.
 """
 
 from __future__ import annotations
@@ -9,132 +9,187 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
-from weakref import WeakSet
-
-from grpclib import GRPCError
-from grpclib.const import Cardinality, Handler, Status
-from grpclib.encoding.base import CodecBase
-from grpclib.protocol import H2Protocol
-from grpclib.server import Server
 
 from forecastd.errors import ForecastdError
-from forecastd.localnet import emissions
 from forecastd.localnet.chain import LocalChain
-from forecastd.localnet.service import METHODS, Declined, Method
+from forecastd.localnet.faults import Fault
+from forecastd.localnet.view import View
+from forecastd.localnet.wire import Connection
 
 LOOPBACK = "127.0.0.1"
-SEAL_AFTER = 0.005  # seconds between a transaction's arrival and its block, when blocks are sealed at once
+SEAL_AFTER = 0.02  # seconds between a transaction's arrival and its block, when blocks are sealed at once
 _LONGEST_NAP = 1.0  # seconds; a clock may be moved by hand meanwhile
-_EMISSIONS = [(version, method) for version in ("v9", "v10") for method in emissions.QUERIES]
+_BACKLOG = 128
 
 log = logging.getLogger(__name__)
 
 
-class RawCodec(CodecBase):
-    """Passes bytes through."""
-
-    __content_subtype__ = "proto"
-
-    def encode(self, message: Any, message_type: Any) -> bytes:
-        del message_type
-        return bytes(message)
-
-    def decode(self, data: bytes, message_type: Any) -> Any:
-        del message_type
-        return data
-
-
-class _Server(Server):
-    """grpclib's server, which by itself leaves the connections open that it has when it is closed."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._connections: WeakSet[H2Protocol] = WeakSet()
-
-    def _protocol_factory(self) -> H2Protocol:
-        protocol = super()._protocol_factory()
-        self._connections.add(protocol)
-        return protocol
-
-    async def hang_up(self) -> None:
-        """Close the connections that are still open."""
-        for protocol in list(self._connections):
-            if hasattr(protocol, "processor"):  # it has, once it is connected
-                protocol.processor.close()
-        await asyncio.sleep(0)  # transports close in the next turn of the loop
-
-
 def listen(port: int) -> socket.socket:
     """A loopback socket that listens; `port` 0 takes a free one. Raises OSError when the port is taken."""
-    # With the protocol named: asyncio turns Nagle's algorithm off only for sockets that say they are TCP, and with it
-    # on every answer waits 40 ms for an acknowledgement.
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((LOOPBACK, port))
-        sock.listen()
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    return socket.create_server((LOOPBACK, port), reuse_port=False)
+
+
+class Door:
+    """A port that listens or refuses, with the connections through it. Used in the loop's thread once it is open."""
+
+    def __init__(self, sock: socket.socket, view: View, connect: Callable[[], Connection]) -> None:
+        self.view = view
+        self.port: int = sock.getsockname()[1]
+        self._sock = sock
+        self._connect = connect
+        self._accepting: asyncio.Task[None] | None = None
+        self._shut = False
+        self._connections: set[Connection] = set()
+
+    @property
+    def url(self) -> str:
+        return f"grpc+http://{LOOPBACK}:{self.port}"
+
+    def open(self) -> None:
+        """Listen."""
+        if self._accepting is None:
+            self._sock.listen(_BACKLOG)
+            self._sock.setblocking(False)
+            self._shut = False
+            self._accepting = asyncio.get_running_loop().create_task(self._accept(self._sock))
+
+    def shut(self) -> None:
+        """Refuse connections and cut those there are. The port stays ours."""
+        if not self._shut:
+            self._end()
+            self._shut = True
+            self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._sock.bind((LOOPBACK, self.port))  # bound and not listening: the kernel refuses
+
+    def close(self) -> None:
+        """Let go of the port."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            self._accepting = None
+        self._sock.close()
+        for connection in list(self._connections):
+            connection.cut()
+
+    async def _accept(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                caller, _ = await loop.sock_accept(sock)
+            except OSError as error:  # the caller gave up, or there are too many open files: not the port's end
+                log.debug("no connection: %r", error)
+                await asyncio.sleep(SEAL_AFTER)
+                continue
+            # asyncio does this only for sockets that say TCP themselves; without it each answer waits 40 ms for an ACK.
+            caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.connect_accepted_socket(self._made, caller)
+
+    def _made(self) -> Connection:
+        connection = self._connect()
+        self._connections.add(connection)
+        connection.on_end = lambda: self._connections.discard(connection)
+        return connection
 
 
 class LocalNode:
-    """A chain behind gRPC on a socket that listens."""
+    """A chain behind its endpoints. `main` is the one on the socket it is given."""
 
-    def __init__(self, chain: LocalChain, sock: socket.socket, *, seal_at_once: bool) -> None:
+    def __init__(
+        self, chain: LocalChain, sock: socket.socket, *, seal_at_once: bool, faults: Iterable[Fault] = ()
+    ) -> None:
         self.chain = chain
-        self._sock = sock
+        self.doors: list[Door] = []
         self._seal_at_once = seal_at_once
         self._sealing: asyncio.TimerHandle | None = None
+        self._waking: asyncio.TimerHandle | None = None
+        self._plain = View(chain)
+        self.main = self.add(sock, faults)
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
         """Serve and beat until the block ends."""
-        server = _Server([self], codec=RawCodec())
-        await server.start(sock=self._sock)
+        self.chain.listeners.append(self._refresh)
+        self._refresh()
         beat = asyncio.create_task(self._beat())
         try:
             yield
         finally:
+            self.chain.listeners.remove(self._refresh)
             beat.cancel()
             await asyncio.gather(beat, return_exceptions=True)
-            if self._sealing is not None:
-                self._sealing.cancel()
-            server.close()
-            await server.wait_closed()
-            await server.hang_up()
+            for timer in (self._sealing, self._waking):
+                if timer is not None:
+                    timer.cancel()
+            for door in self.doors:
+                door.close()
+            await asyncio.sleep(0)  # the connections' ends are told in the loop's next round
 
-    def __mapping__(self) -> dict[str, Handler]:
-        paths = {path: self._handler(method) for path, method in METHODS.items()}
-        for version, method in _EMISSIONS:
-            paths[f"/emissions.{version}.QueryService/{method}"] = self._handler(_query(version, method))
-        return paths
+    @property
+    def is_down(self) -> bool:
+        """Whether the node is between its end and its start."""
+        return self._waking is not None
 
-    def _handler(self, method: Method) -> Handler:
-        async def handle(stream: Any) -> None:
-            request = await stream.recv_message()
-            try:
-                reply = method(self.chain, request or b"")
-            except Declined as no:
-                raise GRPCError(Status[no.status], no.details) from no
-            except ForecastdError as error:
-                raise GRPCError(Status.UNAVAILABLE, str(error)) from error
-            except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error) as error:
-                # What betterproto2 raises for bytes that are no message.
-                log.debug("unreadable request: %r", error)
-                raise GRPCError(Status.INVALID_ARGUMENT, "the request is not readable") from error
-            await stream.send_message(reply)
-            self._seal_soon()
+    def add(self, sock: socket.socket, faults: Iterable[Fault] = ()) -> Door:
+        """One more endpoint of the chain, which opens when the node serves. ValueError: a fault is the chain's."""
+        view = View(self.chain, faults)
+        door = Door(sock, view, lambda: Connection(view, self._served))
+        self.doors.append(door)
+        return door
 
-        return Handler(handle, Cardinality.UNARY_UNARY, bytes, bytes)
+    def open(self, sock: socket.socket, faults: Iterable[Fault] = ()) -> Door:
+        """As `add`, while serving; in the loop's thread."""
+        door = self.add(sock, faults)
+        self.refresh()
+        return door
 
-    def _seal_soon(self) -> None:
-        if self._seal_at_once and self.chain.waiting and self._sealing is None:
+    def set_faults(self, url: str, faults: Iterable[Fault]) -> None:
+        """Give an endpoint other faults. KeyError: there is no such endpoint; ValueError: a fault is the chain's."""
+        door = next((door for door in self.doors if door.url == url), None)
+        if door is None:
+            raise KeyError(url)
+        door.view.set_faults(faults)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Open and shut the ports as the faults say at this height."""
+        for door in self.doors:
+            if self.is_down or door.view.refuses:
+                door.shut()
+            else:
+                door.open()
+
+    def answer(self, path: str, request: bytes) -> Any:
+        """The answer to `/package.Service/Method` by the chain as it is, without faults; raises Declined."""
+        return self._plain.answer(path, request, ())
+
+    def restart(self, seconds: float) -> None:
+        """Go down with the mempool lost, and come back on the same ports."""
+        self.chain.forget_mempool()
+        if self._waking is not None:
+            self._waking.cancel()
+        self._waking = asyncio.get_running_loop().call_later(seconds, self._wake)
+        self.refresh()
+
+    def _wake(self) -> None:
+        self._waking = None
+        self._try(self.chain.catch_up)
+        self.refresh()
+
+    def _refresh(self, *_: object) -> None:
+        self.refresh()
+
+    def _served(self) -> None:
+        """After each answer: what the chain wants of the node."""
+        seconds = self.chain.trouble.take_restart()
+        if seconds is not None:
+            asyncio.get_running_loop().call_later(SEAL_AFTER / 2, self.restart, seconds)
+        elif self._seal_at_once and self.chain.waiting and self._sealing is None and not self.is_down:
             self._sealing = asyncio.get_running_loop().call_later(SEAL_AFTER, self._seal)
 
     def _seal(self) -> None:
@@ -147,7 +202,8 @@ class LocalNode:
         while True:
             due = self.chain.due_in()
             await asyncio.sleep(_LONGEST_NAP if due is None else min(max(due, 0.001), _LONGEST_NAP))
-            self._try(self.chain.tick)
+            if not self.is_down:
+                self._try(self.chain.tick)
 
     def _try(self, step: Callable[[], object]) -> None:
         """A disk that fails for a moment must not stop the blocks for good."""
@@ -155,7 +211,3 @@ class LocalNode:
             step()
         except ForecastdError as error:
             log.warning("no block: %s", error, extra={"action": "localnet_block"})
-
-
-def _query(version: str, method: str) -> Method:
-    return lambda chain, request: emissions.answer(chain, version, method, request)

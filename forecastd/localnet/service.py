@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
+from forecastd.chain.answers import Answer
 from forecastd.chain.networks import DENOM
 from forecastd.chain.sdk import messages
-from forecastd.localnet.chain import LocalChain
 from forecastd.localnet.payload import Refusal
-from forecastd.localnet.state import Account, TxRecord
+from forecastd.localnet.state import Account, State, TxRecord
 
-Method = Callable[[LocalChain, bytes], Any]
+
+class Seen(Protocol):
+    """The chain as an endpoint sees it: `LocalChain` itself, or an older or other state of it."""
+
+    state: State
+
+    def account(self, address: str) -> Account | None: ...
+    def simulate(self, raw: bytes) -> int | Refusal: ...
+    def broadcast(self, raw: bytes) -> Answer: ...
+
+
+Method = Callable[[Seen, bytes], Any]
 
 NAME = "forecastd-localnet"
 
@@ -30,27 +41,27 @@ class Declined(Exception):
         self.details = details
 
 
-def node_info(chain: LocalChain, request: bytes) -> Any:
+def node_info(chain: Seen, request: bytes) -> Any:
     del request
     tm, p2p = messages("cosmos.base.tendermint.v1beta1"), messages("tendermint.p2p")
     info = p2p.DefaultNodeInfo(network=chain.state.chain_id, moniker=NAME)
     return tm.GetNodeInfoResponse(default_node_info=info, application_version=tm.VersionInfo(name=NAME, app_name=NAME))
 
 
-def latest_block(chain: LocalChain, request: bytes) -> Any:
+def latest_block(chain: Seen, request: bytes) -> Any:
     del request
     tm = messages("cosmos.base.tendermint.v1beta1")
     header = tm.Header(chain_id=chain.state.chain_id, height=chain.state.height, time=_moment(chain.state.time))
     return tm.GetLatestBlockResponse(sdk_block=tm.Block(header=header))
 
 
-def account_info(chain: LocalChain, request: bytes) -> Any:
+def account_info(chain: Seen, request: bytes) -> Any:
     auth = messages("cosmos.auth.v1beta1")
     address = auth.QueryAccountInfoRequest.parse(request).address
     return auth.QueryAccountInfoResponse(info=_base_account(_known(chain, address)))
 
 
-def account(chain: LocalChain, request: bytes) -> Any:
+def account(chain: Seen, request: bytes) -> Any:
     auth, any_message = messages("cosmos.auth.v1beta1"), messages("google.protobuf").Any
     found = _base_account(_known(chain, auth.QueryAccountRequest.parse(request).address))
     return auth.QueryAccountResponse(
@@ -58,7 +69,7 @@ def account(chain: LocalChain, request: bytes) -> Any:
     )
 
 
-def balance(chain: LocalChain, request: bytes) -> Any:
+def balance(chain: Seen, request: bytes) -> Any:
     bank, base = messages("cosmos.bank.v1beta1"), messages("cosmos.base.v1beta1")
     asked = bank.QueryBalanceRequest.parse(request)
     found = chain.account(asked.address)
@@ -66,7 +77,7 @@ def balance(chain: LocalChain, request: bytes) -> Any:
     return bank.QueryBalanceResponse(balance=base.Coin(denom=asked.denom, amount=str(amount)))
 
 
-def gas_price(chain: LocalChain, request: bytes) -> Any:
+def gas_price(chain: Seen, request: bytes) -> Any:
     market, base = messages("feemarket.feemarket.v1"), messages("cosmos.base.v1beta1")
     denom = market.GasPriceRequest.parse(request).denom
     if denom != DENOM:
@@ -74,7 +85,7 @@ def gas_price(chain: LocalChain, request: bytes) -> Any:
     return market.GasPriceResponse(price=base.DecCoin(denom=DENOM, amount=str(chain.state.gas_price)))
 
 
-def simulate(chain: LocalChain, request: bytes) -> Any:
+def simulate(chain: Seen, request: bytes) -> Any:
     tx, abci = messages("cosmos.tx.v1beta1"), messages("cosmos.base.abci.v1beta1")
     asked = tx.SimulateRequest.parse(request)
     result = chain.simulate(asked.tx_bytes or (bytes(asked.tx) if asked.tx is not None else b""))
@@ -83,14 +94,14 @@ def simulate(chain: LocalChain, request: bytes) -> Any:
     return tx.SimulateResponse(gas_info=abci.GasInfo(gas_used=result, gas_wanted=result), result=abci.Result())
 
 
-def broadcast(chain: LocalChain, request: bytes) -> Any:
+def broadcast(chain: Seen, request: bytes) -> Any:
     tx, abci = messages("cosmos.tx.v1beta1"), messages("cosmos.base.abci.v1beta1")
     answer = chain.broadcast(tx.BroadcastTxRequest.parse(request).tx_bytes)
     response = abci.TxResponse(txhash=answer.tx_hash, codespace=answer.codespace, code=answer.code, raw_log=answer.log)
     return tx.BroadcastTxResponse(tx_response=response)
 
 
-def get_tx(chain: LocalChain, request: bytes) -> Any:
+def get_tx(chain: Seen, request: bytes) -> Any:
     tx = messages("cosmos.tx.v1beta1")
     name = tx.GetTxRequest.parse(request).hash.upper()
     record = chain.state.txs.get(name)
@@ -112,7 +123,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _known(chain: LocalChain, address: str) -> Account:
+def _known(chain: Seen, address: str) -> Account:
     found = chain.account(address)
     if found is None:
         raise Declined("NOT_FOUND", f"account {address[:64]} not found")

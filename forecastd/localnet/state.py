@@ -6,11 +6,12 @@ are uallo. Nothing is ever lost: what all accounts hold plus `burnt` is what the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forecastd.chain.sdk import EmissionsVersion
 from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
 
+INITIAL_SCORE = 0.0  # of a worker that has none yet
 PRICE_UNIT = 10**18  # a gas price is an integer with 18 decimals, as the chain's own decimals are
 
 
@@ -27,7 +28,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Stored:
-    """An inference the chain took in."""
+    """An inference the chain took in; an evicted one counts no more."""
 
     topic_id: int
     nonce: int
@@ -36,6 +37,7 @@ class Stored:
     height: int
     extra_data: bytes = b""
     proof: str = ""
+    evicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class TxRecord:
 
 @dataclass(frozen=True)
 class Effect:
-    """What one transaction, or one gift of the faucet, changes."""
+    """What one transaction, one gift of the faucet or one closed window changes. A score is (topic, worker, score)."""
 
     accounts: tuple[Account, ...] = ()
     record: TxRecord | None = None
     worker: tuple[int, str] | None = None
     inference: Stored | None = None
+    evicted: Stored | None = None
+    scores: tuple[tuple[int, str, float], ...] = ()
     burnt: int = 0
     minted: int = 0
 
@@ -81,7 +85,7 @@ class Fees:
 
 @dataclass
 class State:
-    """The whole chain after its latest block."""
+    """The whole chain after its latest block. `inferences` are those that count: the active sets, by (topic, nonce)."""
 
     chain_id: str
     version: EmissionsVersion = "v10"
@@ -94,39 +98,53 @@ class State:
     workers: set[tuple[int, str]] = field(default_factory=set)
     inferences: dict[tuple[int, int], dict[str, Stored]] = field(default_factory=dict)
     latest: dict[tuple[int, str], Stored] = field(default_factory=dict)
+    evicted: dict[tuple[int, int], dict[str, Stored]] = field(default_factory=dict)
+    scores: dict[tuple[int, str], float] = field(default_factory=dict)
     txs: dict[str, TxRecord] = field(default_factory=dict)
+    payloads: dict[tuple[int, int], list[TxRecord]] = field(default_factory=dict)
     burnt: int = 0
     minted: int = 0
 
     def topic(self, topic_id: int) -> TopicSpec | None:
         return next((topic for topic in self.topics if topic.id == topic_id), None)
 
+    def score(self, topic_id: int, worker: str) -> float:
+        """A worker's score, a moving average."""
+        return self.scores.get((topic_id, worker), INITIAL_SCORE)
+
     def apply(self, effect: Effect) -> None:
         """Take an effect in."""
         for account in effect.accounts:
             self.accounts[account.address] = account
         if effect.record is not None:
-            self.txs[effect.record.tx_hash] = effect.record
+            self.note(effect.record)
         if effect.worker is not None:
             self.workers.add(effect.worker)
+        if effect.evicted is not None:
+            self.keep(replace(effect.evicted, evicted=True))
         if effect.inference is not None:
             self.keep(effect.inference)
+        for topic_id, worker, score in effect.scores:
+            self.scores[topic_id, worker] = score
         self.burnt += effect.burnt
         self.minted += effect.minted
 
+    def note(self, record: TxRecord) -> None:
+        """Take a transaction in, in the chain's order."""
+        self.txs[record.tx_hash] = record
+        if record.kind == "payload":
+            self.payloads.setdefault((record.topic_id, record.nonce), []).append(record)
+
     def keep(self, one: Stored) -> None:
-        """Take an inference in."""
-        self.inferences.setdefault((one.topic_id, one.nonce), {})[one.worker] = one
+        """Take an inference in, or out of the active set when it is evicted."""
+        if one.evicted:
+            self.inferences.get((one.topic_id, one.nonce), {}).pop(one.worker, None)
+        (self.evicted if one.evicted else self.inferences).setdefault((one.topic_id, one.nonce), {})[one.worker] = one
         known = self.latest.get((one.topic_id, one.worker))
         if known is None or known.nonce <= one.nonce:
             self.latest[one.topic_id, one.worker] = one
 
     def inclusions(self, topic_id: int, nonce: int, sender: str | None = None) -> list[TxRecord]:
         """Every payload transaction that a block included for a nonce, failed ones too, in the chain's order."""
-        found = (
-            one
-            for one in self.txs.values()
-            if one.kind == "payload" and one.topic_id == topic_id and one.nonce == nonce
-            if sender is None or one.sender == sender
-        )
-        return sorted(found, key=lambda one: one.height)
+        found = self.payloads.get((topic_id, nonce), [])
+        return [one for one in found if sender is None or one.sender == sender]

@@ -17,7 +17,7 @@ from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.localnet.state import Account, Effect, Fees, State, Stored, TxRecord
 from forecastd.localnet.topics import topics_from_json, topics_to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FEE = 8  # the column of txs that is text here and an integer in TxRecord
 _SCHEMA = """
 CREATE TABLE chain (id INTEGER PRIMARY KEY CHECK (id = 1), chain_id TEXT NOT NULL, version TEXT NOT NULL,
@@ -31,6 +31,14 @@ CREATE TABLE inferences (topic_id INTEGER, nonce INTEGER, worker TEXT, value TEX
 CREATE TABLE txs (tx_hash TEXT PRIMARY KEY, height INTEGER NOT NULL, time REAL NOT NULL, codespace TEXT NOT NULL,
   code INTEGER NOT NULL, log TEXT NOT NULL, gas_wanted INTEGER NOT NULL, gas_used INTEGER NOT NULL, fee TEXT NOT NULL,
   sender TEXT NOT NULL, kind TEXT NOT NULL, topic_id INTEGER NOT NULL, nonce INTEGER NOT NULL, raw BLOB NOT NULL)
+  STRICT, WITHOUT ROWID;
+"""
+
+
+# What a chain of version 1 lacks; a new one gets it the same way.
+_ACTIVE_SETS = """
+ALTER TABLE inferences ADD COLUMN evicted INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE scores (topic_id INTEGER, worker TEXT, score REAL NOT NULL, PRIMARY KEY (topic_id, worker))
   STRICT, WITHOUT ROWID;
 """
 
@@ -73,11 +81,15 @@ class Store:
                 state.accounts[address] = Account(address, number, sequence, int(balance), key)
             state.workers.update(self._db.execute("SELECT topic_id, address FROM workers"))
             for row in self._db.execute("SELECT * FROM inferences ORDER BY nonce"):
-                state.keep(Stored(*row))
+                values = list(row)
+                values[-1] = bool(values[-1])
+                state.keep(Stored(*values))
+            for topic_id, worker, score in self._db.execute("SELECT * FROM scores"):
+                state.scores[topic_id, worker] = score
             for row in self._db.execute("SELECT * FROM txs ORDER BY height"):
                 values = list(row)
                 values[_FEE] = int(values[_FEE])
-                state.txs[row[0]] = TxRecord(*values)
+                state.note(TxRecord(*values))
         except sqlite3.Error as error:
             raise self._told(error) from error
         return state
@@ -113,8 +125,13 @@ class Store:
             db.execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?)", values)
         if effect.worker is not None:
             db.execute("INSERT OR IGNORE INTO workers VALUES (?, ?)", effect.worker)
+        if effect.evicted is not None:
+            out = effect.evicted
+            where = (out.topic_id, out.nonce, out.worker)
+            db.execute("UPDATE inferences SET evicted = 1 WHERE topic_id = ? AND nonce = ? AND worker = ?", where)
         if effect.inference is not None:
-            db.execute("INSERT INTO inferences VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(effect.inference))
+            db.execute("INSERT INTO inferences VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(effect.inference))
+        db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", effect.scores)
         if effect.record is not None:
             row = list(astuple(effect.record))
             row[_FEE] = str(row[_FEE])
@@ -127,15 +144,15 @@ class Store:
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("BEGIN EXCLUSIVE")  # takes the lock now, and keeps it
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        if version not in (0, SCHEMA_VERSION):
+        if version not in range(SCHEMA_VERSION + 1):
             raise NeedsHuman(
                 f"The local chain {self.path} is of version {version}, this forecastd knows {SCHEMA_VERSION}. "
                 "Delete it (it is only a local chain) with `forecastd localnet --reset`."
             )
-        if version == 0:
-            for statement in _SCHEMA.split(";")[:-1]:
+        for script in (_SCHEMA, _ACTIVE_SETS)[version:]:
+            for statement in script.split(";")[:-1]:
                 db.execute(statement)
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         db.execute("COMMIT")
 
     def _told(self, error: sqlite3.Error) -> NeedsHuman | RetryLater:

@@ -16,7 +16,10 @@ MOST_NONCES = 100  # as many as the chain keeps
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """One topic. Lengths in blocks; `workers`, when given, are the only addresses permitted to submit."""
+    """One topic. Lengths in blocks; `workers`, when given, are the only addresses permitted to submit.
+
+    `active_set` is how many workers count for a nonce; on a real chain that is the parameter `max_top_inferers_to_reward`.
+    """
 
     id: int
     epoch_length: int = 720
@@ -26,10 +29,12 @@ class TopicSpec:
     active: bool = True
     workers: tuple[str, ...] | None = None
     first_nonce: int = 1
+    active_set: int = 32
 
     def __post_init__(self) -> None:
-        if min(self.id, self.epoch_length, self.worker_submission_window, self.first_nonce) < 1:
-            raise ValueError("a topic's id, epoch length and submission window are 1 or more")
+        least = min(self.id, self.epoch_length, self.worker_submission_window, self.first_nonce, self.active_set)
+        if least < 1:
+            raise ValueError("a topic's id, epoch length, submission window and active set are 1 or more")
 
     def begun(self, height: int) -> TopicSpec:
         """The topic with its first epoch at `height` or, where that leaves a window open, at the last multiple of its
@@ -58,6 +63,10 @@ class TopicSpec:
     def takes(self, nonce: int, height: int) -> bool:
         """Whether block `height` may include a payload for `nonce`."""
         return nonce <= height < nonce + self.worker_submission_window
+
+    def last_block(self, nonce: int) -> int:
+        """The last block that may include a payload for `nonce`."""
+        return nonce + self.worker_submission_window - 1
 
     def permits(self, address: str) -> bool:
         return self.workers is None or address in self.workers

@@ -65,6 +65,10 @@ class Tx:
     def sender(self) -> str:
         return self.messages[0].sender if self.messages else ""
 
+    @property
+    def is_payload(self) -> bool:
+        return bool(self.messages) and self.messages[0].kind == "payload"
+
 
 def read_tx(raw: bytes) -> Tx:
     """A transaction from its bytes.

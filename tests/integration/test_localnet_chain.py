@@ -351,7 +351,7 @@ def test_after_a_long_sleep_the_blocks_that_are_missing_are_skipped_over(open_ch
     clock = Clock()
     chain = open_chain(clock, block_time=5.0)
     made: list[int] = []
-    chain.listen = lambda block: made.append(block.height)
+    chain.listeners.append(lambda block: made.append(block.height))
     assert check(chain, register(chain)) == ("", 0)
     clock.time += 5.0 * 10_000
     chain.tick()
@@ -393,8 +393,10 @@ def test_a_chain_that_was_deleted_never_issues_its_nonces_again(tmp_path: Path) 
 def test_blocks_tell_which_windows_open_and_close(open_chain: Open) -> None:
     chain = open_chain()
     told: list[tuple[int, list[int], list[int]]] = []
-    chain.listen = lambda block: told.append(
-        (block.height, [nonce for _, nonce in block.opened], [nonce for _, nonce in block.closed])
+    chain.listeners.append(
+        lambda block: told.append(
+            (block.height, [nonce for _, nonce in block.opened], [nonce for _, nonce in block.closed])
+        )
     )
     chain.advance(20)
     assert [one for one in told if one[1] or one[2]] == [(5, [], [1]), (11, [11], []), (15, [], [11]), (21, [21], [])]
