@@ -20,16 +20,37 @@ from forecastd.localnet.view import View
 from forecastd.localnet.wire import Connection
 
 LOOPBACK = "127.0.0.1"
-SEAL_AFTER = 0.02  # seconds between a transaction's arrival and its block, when blocks are sealed at once
+SEAL_AFTER = 0.005  # seconds between a transaction's arrival and its block, when blocks are sealed at once
 _LONGEST_NAP = 1.0  # seconds; a clock may be moved by hand meanwhile
 _BACKLOG = 128
+_BREATH = 0.02  # seconds: after a connection that could not be taken, and for an answer to get away before a restart
 
 log = logging.getLogger(__name__)
 
 
 def listen(port: int) -> socket.socket:
     """A loopback socket that listens; `port` 0 takes a free one. Raises OSError when the port is taken."""
-    return socket.create_server((LOOPBACK, port), reuse_port=False)
+    sock = _bound(port)
+    try:
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bound(port: int) -> socket.socket:
+    """A loopback socket that has the port and does not listen: whoever connects is refused."""
+    # With the protocol named: asyncio turns Nagle's algorithm off only for sockets that say they are TCP, and with it
+    # on every answer waits 40 ms for an acknowledgement.
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((LOOPBACK, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class Door:
@@ -61,9 +82,7 @@ class Door:
         if not self._shut:
             self._end()
             self._shut = True
-            self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._sock.bind((LOOPBACK, self.port))  # bound and not listening: the kernel refuses
+            self._sock = _bound(self.port)
 
     def close(self) -> None:
         """Let go of the port."""
@@ -84,10 +103,8 @@ class Door:
                 caller, _ = await loop.sock_accept(sock)
             except OSError as error:  # the caller gave up, or there are too many open files: not the port's end
                 log.debug("no connection: %r", error)
-                await asyncio.sleep(SEAL_AFTER)
+                await asyncio.sleep(_BREATH)
                 continue
-            # asyncio does this only for sockets that say TCP themselves; without it each answer waits 40 ms for an ACK.
-            caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.connect_accepted_socket(self._made, caller)
 
     def _made(self) -> Connection:
@@ -188,7 +205,7 @@ class LocalNode:
         """After each answer: what the chain wants of the node."""
         seconds = self.chain.trouble.take_restart()
         if seconds is not None:
-            asyncio.get_running_loop().call_later(SEAL_AFTER / 2, self.restart, seconds)
+            asyncio.get_running_loop().call_later(_BREATH, self.restart, seconds)
         elif self._seal_at_once and self.chain.waiting and self._sealing is None and not self.is_down:
             self._sealing = asyncio.get_running_loop().call_later(SEAL_AFTER, self._seal)
 
