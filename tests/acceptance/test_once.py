@@ -23,7 +23,8 @@ CLOSED = "127.0.0.1:9"  # the discard port, which nothing listens on
 
 def rows(state: Path) -> list[tuple[Any, ...]]:
     with sqlite3.connect(state / "ledger.sqlite") as database:
-        return database.execute("SELECT nonce, state, tx_hash, height FROM submissions").fetchall()
+        query = "SELECT nonce, state, tx_hash, height FROM epochs JOIN attempts USING (chain_id, topic_id, nonce, wallet)"
+        return database.execute(query).fetchall()
 
 
 def test_the_embedded_defaults_end_with_a_submission_in_a_block(once: Once, tmp_path: Path) -> None:
@@ -36,8 +37,8 @@ def test_the_embedded_defaults_end_with_a_submission_in_a_block(once: Once, tmp_
     assert told["synthetic"] is True
     assert list(told["quantiles"].values()) == sorted(told["quantiles"].values())
     assert abs(told["value"] - told["quantiles"]["0.5"]) < 1e-12
-    assert set(told["stages"]) == {"chain", "data", "model", "forecast", "guards", "sign", "submit", "confirm"}
-    assert rows(tmp_path / "state") == [(told["nonce"], "confirmed", told["tx_hash"], told["height"])]
+    assert set(told["stages"]) == {"chain", "data", "model", "forecast", "guards", "sign", "submit"}
+    assert rows(tmp_path / "state") == [(told["nonce"], "included", told["tx_hash"], told["height"])]
 
 
 def test_the_same_epoch_is_submitted_once_and_the_second_run_says_so(once: Once, tmp_path: Path) -> None:
@@ -85,14 +86,14 @@ def test_the_output_fits_eighty_columns_and_needs_no_colours(command: Any) -> No
     assert "\x1b" not in done.out
     assert done.out.isascii()
     labels = [line.split()[0] for line in done.out.splitlines() if line[:1].strip()]
-    assert labels == ["chain", "data", "model", "forecast", "guards", "sign", "submit", "confirm", "outcome", "tx"]
+    assert labels == ["chain", "data", "model", "forecast", "guards", "sign", "submit", "outcome", "tx"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "code", "words"),
     [
         ((), {"RPC_ENDPOINTS": CLOSED}, 6, "127.0.0.1:9"),
-        ((), {"RPC_ENDPOINTS": "not an endpoint"}, 5, "endpoint"),
+        ((), {"RPC_ENDPOINTS": "not an endpoint"}, 5, "RPC_ENDPOINTS"),
         (("--topic-id", "4242"), {}, 5, "Topic 4242 does not exist"),
         (("--model", "nowhere"), {}, 5, "nowhere"),
         (("--features", "nowhere.json"), {}, 5, "nowhere.json"),
