@@ -17,6 +17,7 @@ from forecastd.errors import ForecastdError
 from forecastd.logs import configure
 from forecastd.outcome import Outcome, ended_by
 from forecastd.settings import Settings, load_settings
+from forecastd.topics import load_topics
 from forecastd.worker import run_once
 
 STYLES = {0: "bold green", 3: "bold yellow", 4: "bold yellow"}
@@ -29,31 +30,40 @@ def run_cycle_command(
     as_of: str | None,
     dry_run: bool,
     register: bool,
+    until_closed: bool,
     **options: str | int | Path | None,
 ) -> int:
-    """Run one cycle as the options say, print it, and give its exit code."""
+    """Run one cycle of each topic as the options say, print it, and give the exit code: the gravest of them."""
     reference = reference_time(as_of)
     screen = console()
     try:
         settings = load_settings(**options)
+        topics = [settings] if settings.topics_file is None else load_topics(settings.topics_file, settings)
     except ForecastdError as error:
-        outcome = ended_by(error, Outcome("failed"))
+        outcomes = [ended_by(error, Outcome("failed"))]
     else:
         configure(settings.logs, verbose=verbose, secrets=_secrets(settings))
-        outcome = run_once(
-            settings,
+        outcomes = run_once(
+            topics,
             SystemClock(),
             as_of=reference,
             dry_run=dry_run,
             register=register,
+            persist=until_closed,
             report=(lambda _: None) if as_json else lambda stage: screen.print(stage_row(stage)),
         )
     if as_json:
-        click.echo(json.dumps(outcome.as_json()))
+        told = [outcome.as_json() for outcome in outcomes]
+        click.echo(json.dumps(told[0] if len(told) == 1 else {"topics": told, "exit_code": _gravest(outcomes)}))
     else:
-        for line in outcome_rows(outcome):
+        for line in (line for outcome in outcomes for line in outcome_rows(outcome)):
             screen.print(line)
-    return outcome.exit_code
+    return _gravest(outcomes)
+
+
+def _gravest(outcomes: list[Outcome]) -> int:
+    """The exit code of several outcomes: what needs a person first, then what was missed, skipped, or had no window."""
+    return min((outcome.exit_code for outcome in outcomes), key=(5, 6, 4, 3, 0).index)
 
 
 def outcome_rows(outcome: Outcome) -> Iterator[Table]:

@@ -79,6 +79,10 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
 @setting("--log-dir", "LOG_DIR", "Where the log is written.", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--as-of", metavar="ISO", help="Replay this moment (ISO 8601, UTC); local network only.")
 @click.option("--register", is_flag=True, help="Register the worker for the topic when it is not, paying the fee.")
+@setting(
+    "--topics", "TOPICS_FILE", "Serve the topics of this topics.toml.", type=click.Path(path_type=Path), metavar="FILE"
+)
+@click.option("--until-closed", is_flag=True, help="Keep trying until the submission window closes.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the send, and show what would be signed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, logs to stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell more on stderr, tracebacks included.")

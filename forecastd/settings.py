@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     allora_wallet_addr: str | None = None
     tiingo_api_key: SecretStr | None = None
     tiingo_url: str = "https://api.tiingo.com"
+    topics_file: Path | None = None
     symbol: str = "btcusd"
     data_source: str = "sample"
     rpc_endpoints: Annotated[tuple[str, ...], NoDecode] = ()
@@ -65,7 +66,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "mnemonic", "mnemonic_file", "allora_wallet_addr", "tiingo_api_key", "max_fee_uallo", "model", "features",
-        "state_dir", "log_dir", mode="before",
+        "state_dir", "log_dir", "topics_file", mode="before",
     )  # fmt: skip
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:

@@ -6,7 +6,7 @@ replay: the wall clock stands at that time, and the local node is a chain of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Event
 
@@ -28,58 +28,82 @@ from forecastd.sources import open_source
 from forecastd.stages import Stage
 from forecastd.window import RollingWindow
 
+CONFIRM_SECONDS = 60.0  # how long a single run waits for a block
+
 
 def run_once(
-    settings: Settings,
+    topics: Sequence[Settings],
     clock: Clock,
     *,
     as_of: float | None = None,
     dry_run: bool = False,
     register: bool = False,
+    persist: bool = False,
     report: Callable[[Stage], None] = lambda _: None,
-) -> Outcome:
-    """Serve the newest open epoch of `settings.topic_id` once; errors of `errors.py` come back as the outcome.
+) -> list[Outcome]:
+    """Serve the newest open epoch of each topic once; errors of `errors.py` come back as outcomes.
 
-    `as_of` (unix seconds) replays that moment on the local network. On the local network the worker is registered without
+    `topics`: the settings of each, which share network, endpoints and state. `as_of` (unix seconds) replays that moment on
+    the local network. `persist`: keep trying until the window closes. On the local network the worker is registered without
     being asked, in a dry run too, for nothing there has a price.
     """
     clock = clock if as_of is None else ReplayClock(as_of)
-    local = settings.allora_network == "local"
-    floor = NETWORKS[settings.allora_network].gas_price_floor
-    spending = Spending(floor, settings.fee_tier, settings.max_fee_uallo)
-    job = Job(settings.topic_id, spending, local or (register and not dry_run), dry_run)
     try:
-        if as_of is not None and not local:
+        if as_of is not None and any(one.allora_network != "local" for one in topics):
             raise NeedsHuman(
                 "--as-of replays the past and works on the local network only. Leave it out, or --network."
             )
-        with open_parts(settings, clock, replay=as_of is not None) as parts:
-            return run_cycle(job, parts, report)
+        with open_parts(topics, clock, replay=as_of is not None) as parts:
+            jobs = [_job(one, dry_run=dry_run, register=register, persist=persist) for one in topics]
+            return [run_cycle(job, part, report) for job, part in zip(jobs, parts, strict=True)]
     except ForecastdError as error:
-        return ended_by(error, Outcome("failed", topic_id=settings.topic_id, as_of=iso(clock.now())))
+        return [ended_by(error, Outcome("failed", topic_id=one.topic_id, as_of=iso(clock.now()))) for one in topics]
+
+
+def _job(settings: Settings, *, dry_run: bool, register: bool, persist: bool) -> Job:
+    local = settings.allora_network == "local"
+    floor = NETWORKS[settings.allora_network].gas_price_floor
+    return Job(
+        settings.topic_id,
+        Spending(floor, settings.fee_tier, settings.max_fee_uallo),
+        register=local or (register and not dry_run),
+        dry_run=dry_run,
+        persist=persist,
+        seconds=None if persist else CONFIRM_SECONDS,
+    )
 
 
 @contextmanager
-def open_parts(settings: Settings, clock: Clock, *, replay: bool) -> Iterator[Parts]:
-    """Everything a cycle works with, closed again in reverse order.
+def open_parts(topics: Sequence[Settings], clock: Clock, *, replay: bool) -> Iterator[list[Parts]]:
+    """What the cycles of these topics work with, closed again in reverse order. Ledger, window and endpoints are shared.
 
     Raises:
         NeedsHuman, RetryLater: as the parts do when they are opened.
     """
+    common = topics[0]
     with ExitStack() as stack:
-        features = load_features(settings.features_path)
-        forecaster = stack.enter_context(Forecaster(settings.model_path, features))
-        source = open_source(settings.data_source, settings)
-        refuse_synthetic(settings, source.synthetic, forecaster)
-        wallet = open_wallet(settings)
-        chain_id = _chain_id(settings, clock, replay=replay)
-        stack.enter_context(Lease(chain_id, wallet.address, clock))
-        ledger = Ledger(settings.state / "ledger.sqlite")
+        forecasters = [stack.enter_context(_forecaster(settings)) for settings in topics]
+        sources = [open_source(settings.data_source, settings) for settings in topics]
+        for settings, source, forecaster in zip(topics, sources, forecasters, strict=True):
+            refuse_synthetic(settings, source.synthetic, forecaster)
+        wallets = [open_wallet(settings) for settings in topics]
+        chain_id = _chain_id(common, clock, replay=replay)
+        for address in dict.fromkeys(wallet.address for wallet in wallets):
+            stack.enter_context(Lease(chain_id, address, clock))
+        ledger = Ledger(common.state / "ledger.sqlite")
         stack.callback(ledger.close)
-        window = RollingWindow.open(settings.state / "window.sqlite")
+        window = RollingWindow.open(common.state / "window.sqlite")
         stack.callback(window.close)
-        chain = stack.enter_context(_open_chain(settings, clock, chain_id, replay=replay))
-        yield Parts(source, window, forecaster, ledger, chain, wallet, clock, Event())
+        chain = stack.enter_context(_open_chain(common, clock, chain_id, replay=replay))
+        wake = Event()
+        yield [
+            Parts(source, window, forecaster, ledger, chain, wallet, clock, wake)
+            for source, forecaster, wallet in zip(sources, forecasters, wallets, strict=True)
+        ]
+
+
+def _forecaster(settings: Settings) -> Forecaster:
+    return Forecaster(settings.model_path, load_features(settings.features_path))
 
 
 def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster) -> None:

@@ -1,0 +1,92 @@
+"""Several topics and wallets in one process, from a `topics.toml`.
+
+Each `[[topic]]` is the common settings with its own on top; nothing that all share (network, endpoints, state) may differ.
+
+    [[topic]]
+    id = 67
+    model = "models/btc"
+    source = "tiingo:btcusd"
+
+    [[topic]]
+    id = 69
+    model = "models/eth"
+    source = "exchange:kraken:ETH/USD"
+    symbol = "ethusd"
+    mnemonic_file = "/etc/forecastd/second.phrase"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from forecastd.errors import NeedsHuman
+from forecastd.settings import Settings
+
+# The keys of a topic: the name in the file, the setting it overrides, the type it must have.
+KEYS: Mapping[str, tuple[str, type]] = {
+    "id": ("topic_id", int),
+    "model": ("model", str),
+    "features": ("features", str),
+    "source": ("data_source", str),
+    "symbol": ("symbol", str),
+    "mnemonic_file": ("mnemonic_file", str),
+    "wallet": ("allora_wallet_addr", str),
+    "fee_tier": ("fee_tier", str),
+    "max_fee_uallo": ("max_fee_uallo", int),
+}
+_PATHS = {"model", "features", "mnemonic_file"}
+
+
+def load_topics(path: Path, common: Settings) -> list[Settings]:
+    """The settings of each topic, in the file's order. Relative paths are relative to the file.
+
+    Raises:
+        NeedsHuman: the file cannot be read or does not fit; the topic's place and the key are named.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NeedsHuman(f"Cannot read {path}: {error.strerror}. Check --topics.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise NeedsHuman(f"{path} is not TOML: {error}.") from error
+    listed = document.get("topic")
+    if set(document) != {"topic"} or not isinstance(listed, list) or not listed:
+        raise NeedsHuman(f"{path} must hold one [[topic]] or more, and nothing else at the top.")
+    found = [_one(path, place, entry, common) for place, entry in enumerate(listed, start=1)]
+    seen: set[tuple[object, ...]] = set()
+    for place, settings in enumerate(found, start=1):
+        served = (settings.topic_id, settings.mnemonic_file)
+        if served in seen:
+            raise NeedsHuman(f"{path}, topic {place}: topic {settings.topic_id} is there twice with the same wallet.")
+        seen.add(served)
+    return found
+
+
+def _one(path: Path, place: int, entry: object, common: Settings) -> Settings:
+    if not isinstance(entry, dict) or "id" not in entry:
+        raise NeedsHuman(f"{path}, topic {place}: an `id` is missing.")
+    update: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key not in KEYS:
+            raise NeedsHuman(f"{path}, topic {place}: there is no key {key!r}. Known are {', '.join(KEYS)}.")
+        setting, kind = KEYS[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise NeedsHuman(f"{path}, topic {place}: {key} must be {'a number' if kind is int else 'text'}.")
+        update[setting] = path.parent / str(value) if key in _PATHS else value
+    if "mnemonic_file" in update:
+        update["mnemonic"] = None  # the topic's own wallet, whatever the common one is
+    merged = {**common.model_dump(), **update}
+    try:
+        return Settings.model_validate(merged)
+    except ValueError as error:
+        raise NeedsHuman(f"{path}, topic {place}: {_why(error)}") from None
+
+
+def _why(error: ValueError) -> str:
+    parts = getattr(error, "errors", None)
+    if parts is None:
+        return str(error)
+    return "; ".join(f"{part['loc'][0]}: {part['msg']}" for part in parts(include_input=False))

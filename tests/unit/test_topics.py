@@ -1,0 +1,69 @@
+"""topics.toml: the common settings with each topic's own on top, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from forecastd.errors import NeedsHuman
+from forecastd.settings import load_settings
+from forecastd.topics import load_topics
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "conf" / "topics.toml"
+
+
+def write(file: Path, text: str) -> Path:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_each_topic_is_the_common_settings_with_its_own_on_top(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNEMONIC", "common phrase")
+    monkeypatch.setenv("RPC_ENDPOINTS", "a:1,b:2")
+    write(file, '[[topic]]\nid = 67\n[[topic]]\nid = 69\nmodel = "eth"\nsource = "sample:7"\nmnemonic_file = "/second"\n')
+    common = load_settings(fee_tier="eco")
+    first, second = load_topics(file, common)
+    assert first == common.model_copy(update={"topic_id": 67})
+    assert (second.topic_id, second.data_source, second.fee_tier) == (69, "sample:7", "eco")
+    assert second.model == file.parent / "eth"
+    assert second.mnemonic_file == Path("/second")
+    assert second.mnemonic is None
+    assert second.rpc_endpoints == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "one [[topic]] or more"),
+        ("x = 1\n[[topic]]\nid = 1\n", "nothing else"),
+        ("[topic]\nid = 1\n", "one [[topic]] or more"),
+        ("[[topic]]\nmodel = 'm'\n", "topic 1: an `id` is missing"),
+        ("[[topic]]\nid = 1\n[[topic]]\nid = 'two'\n", "topic 2: id must be a number"),
+        ("[[topic]]\nid = true\n", "id must be a number"),
+        ("[[topic]]\nid = 0\n", "topic_id"),
+        ("[[topic]]\nid = 1\nendpoints = 'x'\n", "no key 'endpoints'"),
+        ("[[topic]]\nid = 1\nfee_tier = 'lavish'\n", "fee_tier"),
+        ("[[topic]]\nid = 1\n[[topic]]\nid = 1\n", "twice"),
+        ("[[topic]\n", "not TOML"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_place_and_key(file: Path, text: str, words: str) -> None:
+    with pytest.raises(NeedsHuman) as caught:
+        load_topics(write(file, text), load_settings())
+    assert words in str(caught.value)
+
+
+def test_a_missing_file_is_named(file: Path) -> None:
+    with pytest.raises(NeedsHuman, match="Cannot read"):
+        load_topics(file, load_settings())
+
+
+def test_the_same_topic_may_be_served_by_two_wallets(file: Path) -> None:
+    write(file, '[[topic]]\nid = 1\nmnemonic_file = "/a"\n[[topic]]\nid = 1\nmnemonic_file = "/b"\n')
+    assert len(load_topics(file, load_settings())) == 2
