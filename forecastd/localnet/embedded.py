@@ -60,9 +60,13 @@ class Embedded:
 
         return self.call(step)
 
-    def add_endpoint(self, faults: Iterable[Fault] = ()) -> str:
-        """Open one more endpoint of the same chain, on a free port and with its own faults; its URL."""
-        return self.call(lambda _: self._node.open(listen(0), faults).url)
+    def add_endpoint(self, faults: Iterable[Fault] = (), *, rest: bool = False) -> str:
+        """Open one more endpoint of the same chain, gRPC or REST, on a free port and with its own faults; its URL.
+
+        Raises:
+            ValueError: one of the faults is the chain's: `inject` it.
+        """
+        return self.call(lambda _: self._node.open(listen(0), faults, rest=rest).url)
 
     def set_faults(self, faults: Iterable[Fault] = (), endpoint: str | None = None) -> None:
         """Give an endpoint other faults than before, with counts that begin anew; None is the main one, no faults heal it.

@@ -23,7 +23,7 @@ from forecastd.chain.sdk import emissions, messages
 from forecastd.localnet.service import Declined
 
 _MOST_BYTES = 2**20  # of a request
-_MOST_HEADERS = 2**15
+MOST_HEADERS = 2**15
 _IDLE = 60.0  # seconds a connection may stay without a request
 _HTTP = {
     "CANCELLED": 499, "INVALID_ARGUMENT": 400, "DEADLINE_EXCEEDED": 504, "NOT_FOUND": 404, "ALREADY_EXISTS": 409,
@@ -68,7 +68,7 @@ async def serve_rest(ask: Asked, sock: socket.socket) -> AsyncIterator[None]:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(talk, sock=sock, limit=_MOST_HEADERS)
+    server = await asyncio.start_server(talk, sock=sock, limit=MOST_HEADERS)
     try:
         yield
     finally:
@@ -88,21 +88,22 @@ async def _talk(ask: Asked, reader: asyncio.StreamReader, writer: asyncio.Stream
             except asyncio.IncompleteReadError:
                 return
             try:
-                verb, target, length = _read_head(head)
+                verb, target, length = read_head(head)
             except Malformed as error:
-                _write(writer, 400, _error("INVALID_ARGUMENT", str(error)))
+                _write(writer, 400, error_of("INVALID_ARGUMENT", str(error)))
                 return
             body = await reader.readexactly(length)
         try:
-            status, answer = 200, _answer(ask, verb, target, body)
+            method, fields = route_of(verb, target)
+            status, answer = 200, respond(ask, method, fields, body)
         except Declined as no:
-            status, answer = _HTTP.get(no.status, 500), _error(no.status, no.details)
+            status, answer = refusal(no)
         _write(writer, status, answer)
         await writer.drain()
 
 
-def _read_head(head: bytes) -> tuple[str, str, int]:
-    """Method, target and body length of a request."""
+def read_head(head: bytes) -> tuple[str, str, int]:
+    """Method, target and body length of a request. Raises Malformed."""
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -114,15 +115,29 @@ def _read_head(head: bytes) -> tuple[str, str, int]:
     return words[0], words[1], int(length)
 
 
-def _answer(ask: Asked, verb: str, target: str, body: bytes) -> dict[str, Any]:
+def route_of(verb: str, target: str) -> tuple[str, dict[str, Any]]:
+    """The `package.Service/Method` of a request and the fields its path and query hold.
+
+    Raises:
+        Declined: there is none.
+    """
     path, _, query = target.partition("?")
     for method, route in ROUTES.items():
         match = route.pattern.fullmatch(path) if route.verb == verb else None
         if match is not None:
             fields = {name: unquote(value) for name, value in match.groupdict().items()}
-            request = _request(method, fields | dict(parse_qsl(query)), body)
-            return _json(method, ask(f"/{method}", request))
+            return method, fields | dict(parse_qsl(query))
     raise Declined("UNIMPLEMENTED", "Not Implemented")  # what a real gateway says of a path it does not know
+
+
+def respond(ask: Asked, method: str, fields: dict[str, Any], body: bytes) -> dict[str, Any]:
+    """The answer to a request as JSON. Raises Declined."""
+    return _json(method, ask(f"/{method}", _request(method, fields, body)))
+
+
+def refusal(no: Declined) -> tuple[int, dict[str, Any]]:
+    """HTTP status and JSON of a request that was declined."""
+    return _HTTP.get(no.status, 500), error_of(no.status, no.details)
 
 
 def _request(method: str, fields: dict[str, Any], body: bytes) -> bytes:
@@ -151,7 +166,8 @@ def _json(method: str, reply: Any) -> dict[str, Any]:
     return told
 
 
-def _error(status: str, details: str) -> dict[str, Any]:
+def error_of(status: str, details: str) -> dict[str, Any]:
+    """A gateway's error, by gRPC's name for it."""
     return {"code": STATUS_NAMES.index(status), "message": details, "details": []}
 
 

@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from forecastd.errors import ForecastdError
+from forecastd.localnet.caller import Caller
 from forecastd.localnet.chain import LocalChain
 from forecastd.localnet.faults import Fault
 from forecastd.localnet.view import View
-from forecastd.localnet.wire import Connection
 
 LOOPBACK = "127.0.0.1"
 SEAL_AFTER = 0.005  # seconds between a transaction's arrival and its block, when blocks are sealed at once
@@ -56,18 +56,20 @@ def _bound(port: int) -> socket.socket:
 class Door:
     """A port that listens or refuses, with the connections through it. Used in the loop's thread once it is open."""
 
-    def __init__(self, sock: socket.socket, view: View, connect: Callable[[], Connection]) -> None:
+    def __init__(self, sock: socket.socket, view: View, connect: Callable[[], Caller], *, rest: bool) -> None:
         self.view = view
+        self.rest = rest
         self.port: int = sock.getsockname()[1]
         self._sock = sock
         self._connect = connect
         self._accepting: asyncio.Task[None] | None = None
         self._shut = False
-        self._connections: set[Connection] = set()
+        self._connections: set[Caller] = set()
 
     @property
     def url(self) -> str:
-        return f"grpc+http://{LOOPBACK}:{self.port}"
+        """The endpoint, as RPC_ENDPOINTS takes it."""
+        return f"{'rest' if self.rest else 'grpc'}+http://{LOOPBACK}:{self.port}"
 
     def open(self) -> None:
         """Listen."""
@@ -107,7 +109,7 @@ class Door:
                 continue
             await loop.connect_accepted_socket(self._made, caller)
 
-    def _made(self) -> Connection:
+    def _made(self) -> Caller:
         connection = self._connect()
         self._connections.add(connection)
         connection.on_end = lambda: self._connections.discard(connection)
@@ -152,16 +154,23 @@ class LocalNode:
         """Whether the node is between its end and its start."""
         return self._waking is not None
 
-    def add(self, sock: socket.socket, faults: Iterable[Fault] = ()) -> Door:
+    def add(self, sock: socket.socket, faults: Iterable[Fault] = (), *, rest: bool = False) -> Door:
         """One more endpoint of the chain, which opens when the node serves. ValueError: a fault is the chain's."""
         view = View(self.chain, faults)
-        door = Door(sock, view, lambda: Connection(view, self._served))
+        if rest:
+            from forecastd.localnet.restwire import RestConnection
+
+            door = Door(sock, view, lambda: RestConnection(view, self._served), rest=True)
+        else:
+            from forecastd.localnet.grpcwire import GrpcConnection
+
+            door = Door(sock, view, lambda: GrpcConnection(view, self._served), rest=False)
         self.doors.append(door)
         return door
 
-    def open(self, sock: socket.socket, faults: Iterable[Fault] = ()) -> Door:
+    def open(self, sock: socket.socket, faults: Iterable[Fault] = (), *, rest: bool = False) -> Door:
         """As `add`, while serving; in the loop's thread."""
-        door = self.add(sock, faults)
+        door = self.add(sock, faults, rest=rest)
         self.refresh()
         return door
 
@@ -205,6 +214,7 @@ class LocalNode:
         """After each answer: what the chain wants of the node."""
         seconds = self.chain.trouble.take_restart()
         if seconds is not None:
+            self.chain.forget_mempool()
             asyncio.get_running_loop().call_later(_BREATH, self.restart, seconds)
         elif self._seal_at_once and self.chain.waiting and self._sealing is None and not self.is_down:
             self._sealing = asyncio.get_running_loop().call_later(SEAL_AFTER, self._seal)

@@ -1,7 +1,7 @@
 """What one endpoint knows and says: the chain's answers, changed by the faults of that endpoint alone.
 
-Everything here is about content and is the same over gRPC and REST; how an answer travels is `wire`'s. The chain behind
-the endpoint is never harmed: a fault hides, delays or invents what the caller is told.
+Everything here is about content and is the same over gRPC and REST; how an answer travels is decided in `grpcwire` and
+`restwire`. The chain behind the endpoint is never harmed: a fault hides, delays or invents what the caller is told.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class View:
         return any(fault.name == "refuse" for fault in self.plan.faults)
 
     def on_request(self, path: str) -> tuple[Fault, ...]:
-        """Count a request for `/package.Service/Method`; the faults it gets."""
+        """Count a request for `package.Service/Method`; the faults it gets."""
         return self.plan.strike(OF_REQUEST, self.chain.state.height, path.rpartition("/")[2])
 
     def answer(self, path: str, request: bytes, struck: Iterable[Fault]) -> Any:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import string
 import struct
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import quote
 
 from h2.config import H2Configuration
@@ -30,89 +27,50 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 
-from forecastd.errors import ForecastdError
+from forecastd.localnet.caller import GARBAGE, HUGE, MOMENT, PAGE, Caller
 from forecastd.localnet.faults import Fault, Level
 from forecastd.localnet.service import Declined
 from forecastd.localnet.view import NeverAnswered, View
 
-PAGE = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>Checking your browser</body></html>"
-GARBAGE = b"\xff" * 96
-HUGE = 100 * 2**20
 MOST_REQUEST = 4 * 2**20
-MOMENT = 0.05  # seconds between an answer and its repetition
 _CODES = {
     "OK": 0, "UNKNOWN": 2, "INVALID_ARGUMENT": 3, "NOT_FOUND": 5, "RESOURCE_EXHAUSTED": 8, "UNIMPLEMENTED": 12,
     "INTERNAL": 13, "UNAVAILABLE": 14, "UNAUTHENTICATED": 16,
 }  # fmt: skip
 _PLAIN = " " + "".join(set(string.punctuation) - {"%"})
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error)
 
 log = logging.getLogger(__name__)
 
 
-class Connection(asyncio.Protocol):
-    """One caller's connection. `served` is called after each answer, `on_end` when the connection is over."""
+class GrpcConnection(Caller):
+    """One caller's connection."""
 
     def __init__(self, view: View, served: Callable[[], None]) -> None:
-        self._view = view
-        self._served = served
-        self.on_end: Callable[[], None] = lambda: None
-        self._fault: Fault | None = None
+        super().__init__(view, served)
         self._http = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
-        self._transport: Any = None
         self._requests: dict[int, tuple[dict[str, str], bytearray]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._room, self._writable = asyncio.Event(), asyncio.Event()
-        self._writable.set()
+        self._room = asyncio.Event()
 
-    # asyncio's side
+    def begin(self) -> None:
+        self._http.initiate_connection()
+        self._flush()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._fault = self._view.on_connection()
-        if self._fault is None:
-            self._http.initiate_connection()
-            self._flush()
-        elif self._fault.name == "reset":
-            self.cut()
-
-    def data_received(self, data: bytes) -> None:
-        if self._fault is not None:
-            if self._fault.name == "web-server":
-                head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nContent-Length: {len(PAGE)}\r\n\r\n"
-                self._transport.write(head.encode() + PAGE)
-                self._transport.close()
-            return
+    def receive(self, data: bytes) -> None:
         try:
             events = self._http.receive_data(data)
         except H2Error as error:
             log.debug("not HTTP/2: %r", error)
             self._flush()
-            self._transport.close()
+            self.transport.close()
             return
         for event in events:
             self._take(event)
         self._flush()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
+    def end(self) -> None:
         for task in self._tasks.values():
             task.cancel()
-        self.on_end()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def cut(self) -> None:
-        """End the connection as a crash does: with a reset, whatever was on its way."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            with suppress(OSError):  # the caller was faster
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
 
     # HTTP/2's side
 
@@ -138,7 +96,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(event, WindowUpdated | RemoteSettingsChanged):
             self._room.set()
         elif isinstance(event, ConnectionTerminated):
-            self._transport.close()
+            self.transport.close()
 
     async def _serve(self, stream: int, headers: dict[str, str], body: bytes) -> None:
         try:
@@ -146,11 +104,11 @@ class Connection(asyncio.Protocol):
                 self._head(stream, {":status": "415"}, end=True)
                 return
             path = headers.get(":path", "")
-            await self._respond(stream, path, body, self._view.on_request(path))
+            await self._respond(stream, path, body, self.view.on_request(path))
         except (H2Error, ConnectionError) as error:
             log.debug("the caller went away: %r", error)
 
-    async def _respond(self, stream: int, path: str, body: bytes, struck: Iterable[Fault]) -> None:
+    async def _respond(self, stream: int, path: str, body: bytes, struck: tuple[Fault, ...]) -> None:
         wire = {fault.name: fault for fault in struck if fault.kind.level is Level.WIRE}
         if "slow" in wire:
             await asyncio.sleep(wire["slow"].number)
@@ -161,7 +119,7 @@ class Connection(asyncio.Protocol):
         elif "goaway" in wire:
             self._http.close_connection()
             self._flush()
-            self._transport.close()
+            self.transport.close()
         elif "http-429" in wire:
             self._head(stream, {":status": "429", "retry-after": "1", "content-type": "text/plain"}, end=True)
         elif "http-502" in wire or "html" in wire:
@@ -171,31 +129,25 @@ class Connection(asyncio.Protocol):
             await self._answer(stream, path, body, struck, wire)
 
     async def _answer(
-        self, stream: int, path: str, body: bytes, struck: Iterable[Fault], wire: dict[str, Fault]
+        self, stream: int, path: str, body: bytes, struck: tuple[Fault, ...], wire: dict[str, Fault]
     ) -> None:
         try:
             reply = self._ask(path, body, struck)
         except NeverAnswered:
-            self._served()
+            self.served()
             return
         except Declined as no:
             self._status(stream, no.status, no.details, begun=False)
-            self._served()
+            self.served()
             return
         await self._reply(stream, reply, wire)
-        self._served()
+        self.served()
 
-    def _ask(self, path: str, body: bytes, struck: Iterable[Fault]) -> bytes:
+    def _ask(self, path: str, body: bytes, struck: tuple[Fault, ...]) -> bytes:
         """The answer's bytes. Raises Declined and NeverAnswered as the view does."""
         if len(body) < 5 or body[0] or int.from_bytes(body[1:5], "big") != len(body) - 5:
             raise Declined("INVALID_ARGUMENT", "a request is one message, not compressed")
-        try:
-            return bytes(self._view.answer(path, body[5:], struck))
-        except ForecastdError as error:
-            raise Declined("UNAVAILABLE", str(error)) from error
-        except _UNREADABLE as error:  # what betterproto2 raises for bytes that are no message
-            log.debug("unreadable request: %r", error)
-            raise Declined("INVALID_ARGUMENT", "the request is not readable") from error
+        return bytes(self.ask(path, body[5:], struck))
 
     async def _reply(self, stream: int, reply: bytes, wire: dict[str, Fault]) -> None:
         """Send an answer, damaged as the faults say."""
@@ -241,7 +193,7 @@ class Connection(asyncio.Protocol):
     async def _data(self, stream: int, data: bytes, *, end: bool = False) -> None:
         """Send a stream's data as the caller makes room for it."""
         while True:
-            await self._writable.wait()
+            await self.writable.wait()
             room = min(self._http.local_flow_control_window(stream), self._http.max_outbound_frame_size)
             if room <= 0 and data:
                 self._room.clear()
@@ -255,8 +207,8 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         data = self._http.data_to_send()
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
 
 
 def _framed(message: bytes) -> bytes:
