@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +12,65 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from forecastd.localnet.chain import Block
-    from forecastd.localnet.foreground import Started
+    from forecastd.localnet.faults import Fault
+    from forecastd.localnet.foreground import EndpointSpec, Started
     from forecastd.localnet.topics import TopicSpec
 
 
-class Topic(click.ParamType[Any]):
-    """`ID[:EPOCH[:WINDOW]]`."""
+class Parsed(click.ParamType[Any]):
+    """A text that `parse` reads; it raises ValueError or NeedsHuman."""
 
-    name = "topic"
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from forecastd.localnet.topics import parse_topic
+        from forecastd.errors import NeedsHuman
 
         try:
-            return parse_topic(value)
-        except ValueError as error:
-            self.fail(f"{error}.", param, ctx)
+            return self._parse(value)
+        except (ValueError, NeedsHuman) as error:
+            self.fail(f"{str(error).removesuffix('.')}.", param, ctx)
+
+
+def _topic(text: str) -> TopicSpec:
+    from forecastd.localnet.topics import parse_topic
+
+    return parse_topic(text)
+
+
+def _fault(text: str) -> Fault:
+    from forecastd.localnet.faults import Fault
+
+    return Fault.parse(text)
+
+
+def _endpoint(text: str) -> EndpointSpec:
+    from forecastd.localnet.foreground import EndpointSpec
+
+    return EndpointSpec.parse(text)
+
+
+def _list_faults(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    """Print the table of faults and end."""
+    del param
+    if not wanted or ctx.resilient_parsing:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from forecastd.localnet.faults import FAULTS
+
+    console = Console(highlight=False)
+    for title, of_endpoint in (("Faults of an endpoint", True), ("Faults of the chain", False)):
+        table = Table(box=None, title=title, title_justify="left", show_header=False, pad_edge=False)
+        for name, kind in FAULTS.items():
+            if kind.of_endpoint is of_endpoint:
+                value = f"={kind.value:g}" if isinstance(kind.value, float) else f"={kind.value}" if kind.value else ""
+                table.add_row(f"{name}{value}", kind.says + (f" ({kind.unit})" if kind.unit else ""))
+        console.print(table)
+        console.print()
+    ctx.exit()
 
 
 PORT = click.IntRange(0, 65535)
@@ -36,19 +80,37 @@ PORT = click.IntRange(0, 65535)
 @click.option("--port", type=PORT, default=9090, show_default=True, help="gRPC port on 127.0.0.1; 0 takes a free one.")
 @click.option("--ws-port", type=PORT, default=26657, show_default=True, help="Websocket port; 0 takes a free one.")
 @click.option("--block-time", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds a block.")
-@click.option("--topic", "topics", type=Topic(), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",
+@click.option("--topic", "topics", type=Parsed("topic", _topic), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",
               help="A topic, lengths in blocks; may be given again. Default: those it has, 67:720:720 at first.")  # fmt: skip
 @click.option("--emissions", type=click.Choice(["v9", "v10"]), default="v10", show_default=True,
               help="v10 is what testnet speaks, v9 mainnet.")  # fmt: skip
 @click.option("--seal-at-once/--seal-on-time", default=False, show_default=True,
               help="Make a block as soon as a transaction arrives, or when it is due.")  # fmt: skip
 @click.option("--faucet/--no-faucet", default=True, show_default=True, help="Fund an address when it is first seen.")
+@click.option(
+    "--fault",
+    "faults",
+    type=Parsed("fault", _fault),
+    multiple=True,
+    metavar="FAULT",
+    help="A fault of the main endpoint or of the chain, NAME[=VALUE][@first=N]...; may be given again.",
+)
+@click.option(
+    "--endpoint",
+    "endpoints",
+    type=Parsed("endpoint", _endpoint),
+    multiple=True,
+    metavar="[rest:]FAULT[,FAULT...]",
+    help="One more endpoint on a free port, with these faults; `ok` has none. May be given again.",
+)
+@click.option("--faults", "list_faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults,
+              help="List the faults and end.")  # fmt: skip
 @click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where state is kept.  [STATE_DIR]")
 @click.option("--reset", is_flag=True, help="Forget the chain so far and begin a new one.")
 @click.pass_obj
 def command(
     shared: dict[str, Any] | None, /, topics: tuple[TopicSpec, ...], emissions: Any, block_time: float, faucet: bool,
-    state_dir: Path | None, reset: bool, **ports: Any,
+    state_dir: Path | None, reset: bool, **more: Any,
 ) -> None:  # fmt: skip
     """Run a local Allora node in the foreground, until Ctrl-C.
 
@@ -70,7 +132,7 @@ def command(
         console.print("The old chain is deleted.")
     rules = Rules(version=emissions, topics=topics or None, block_time=block_time, faucet=faucet)
     run_node(state, SystemClock(), rules, started=lambda told: _banner(console, told, rules.block_time),
-             block_made=lambda block: _lines(console, block), **ports)  # fmt: skip
+             block_made=lambda block: _lines(console, block), **more)  # fmt: skip
     console.print("stopped")
 
 
@@ -80,6 +142,10 @@ def _banner(console: Console, told: Started, block_time: float | None) -> None:
     console.print(f"emissions  {state.version}")
     console.print(f"gRPC       {told.endpoint}")
     console.print(f"websocket  {told.websocket}")
+    for fault in told.faults:
+        console.print(f"fault      {fault}", markup=False)
+    for url, faults in told.others:
+        console.print(f"endpoint   {url} ({faults})", soft_wrap=True, markup=False)
     for topic in state.topics:
         window = f"epoch {topic.epoch_length} blocks, window {topic.worker_submission_window}"
         console.print(f"topic      {topic.id}: {window}")

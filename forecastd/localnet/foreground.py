@@ -1,4 +1,7 @@
-"""A local node in the foreground: gRPC and websocket on known ports, until it is told to stop."""
+"""A local node in the foreground: gRPC and websocket on known ports, until it is told to stop.
+
+The main endpoint and the chain can have faults, and further endpoints with other faults can stand beside the main one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.localnet.chain import Block, LocalChain, Rules
+from forecastd.localnet.faults import Fault, parse_faults
 from forecastd.localnet.running import announced
 from forecastd.localnet.server import LOOPBACK, LocalNode, listen
 from forecastd.localnet.state import State
@@ -24,12 +28,41 @@ GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfi
 
 
 @dataclass(frozen=True)
+class EndpointSpec:
+    """One more endpoint: over gRPC or REST, with faults."""
+
+    rest: bool
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> EndpointSpec:
+        """`FAULT[,FAULT...]` for gRPC, `rest:` and the same for REST; `ok` is no fault.
+
+        Raises:
+            NeedsHuman: not of this form, or one of the faults is the chain's.
+        """
+        prefix, found, rest = text.partition("rest:")
+        over_rest = bool(found) and not prefix.strip()
+        told = rest if over_rest else text
+        faults = () if told.strip() in ("", "ok") else parse_faults(told)
+        wrong = [fault.name for fault in faults if not fault.kind.of_endpoint]
+        if wrong:
+            raise NeedsHuman(f"{wrong[0]} is a fault of the chain, not of one endpoint. Give it with --fault.")
+        return cls(over_rest, faults)
+
+    def __str__(self) -> str:
+        return ", ".join(str(fault) for fault in self.faults) or "ok"
+
+
+@dataclass(frozen=True)
 class Started:
     """What a node that began to serve tells."""
 
     state: State
     endpoint: str
     websocket: str
+    faults: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]  # (URL, faults) of each further endpoint
 
 
 def run_node(
@@ -40,10 +73,14 @@ def run_node(
     port: int,
     ws_port: int,
     seal_at_once: bool,
+    faults: Sequence[Fault] = (),
+    endpoints: Sequence[EndpointSpec] = (),
     started: Callable[[Started], None],
     block_made: Callable[[Block], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM. Port 0 takes a free one. Call it in the main thread.
+
+    `faults`: of the main endpoint and of the chain. `endpoints`: one more endpoint each, on a free port.
 
     Raises:
         NeedsHuman: a port is taken, another node runs on the state, or the state cannot be used.
@@ -56,13 +93,13 @@ def run_node(
         ws_sock = _bound(ws_port, "--ws-port")
         stack.callback(ws_sock.close)
         chain = LocalChain(rules, store, clock)
-        told = Started(
-            chain.state,
-            f"grpc+http://{LOOPBACK}:{sock.getsockname()[1]}",
-            f"ws://{LOOPBACK}:{ws_sock.getsockname()[1]}{PATH}",
-        )
+        chain.inject(*(fault for fault in faults if not fault.kind.of_endpoint))
+        own = [fault for fault in faults if fault.kind.of_endpoint]
+        node, hub = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=own), Hub()
+        others = tuple((node.add(listen(0), one.faults, rest=one.rest).url, str(one)) for one in endpoints)
+        websocket = f"ws://{LOOPBACK}:{ws_sock.getsockname()[1]}{PATH}"
+        told = Started(chain.state, node.main.url, websocket, tuple(map(str, faults)), others)
         stack.enter_context(announced(state_dir, told.endpoint, rules.chain_id))
-        node, hub = LocalNode(chain, sock, seal_at_once=seal_at_once), Hub()
 
         def made(block: Block) -> None:
             hub.publish(block, chain.state.version)
