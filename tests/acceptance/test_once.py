@@ -90,7 +90,7 @@ def test_the_output_fits_eighty_columns_and_needs_no_colours(command: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "code", "words"),
+    ("arguments", "variables", "code", "words"),
     [
         ((), {"RPC_ENDPOINTS": CLOSED}, 6, "127.0.0.1:9"),
         ((), {"RPC_ENDPOINTS": "not an endpoint"}, 5, "RPC_ENDPOINTS"),
@@ -113,10 +113,10 @@ def test_the_output_fits_eighty_columns_and_needs_no_colours(command: Any) -> No
     ],
 )
 def test_each_refusal_has_its_code_and_names_its_cause(
-    once: Once, root: Path, *, arguments: tuple[str, ...], environment: dict[str, str], code: int, words: str
+    once: Once, root: Path, *, arguments: tuple[str, ...], variables: dict[str, str], code: int, words: str
 ) -> None:
     demo = str(root / "models" / "demo")
-    done = once(*(demo if argument == "DEMO" else argument for argument in arguments), **environment)
+    done = once(*(demo if argument == "DEMO" else argument for argument in arguments), **variables)
     assert done.code == code, done.out
     assert words in done.told["reason"]
     assert done.told["tx_hash"] is None
