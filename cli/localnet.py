@@ -79,6 +79,7 @@ PORT = click.IntRange(0, 65535)
 @click.command(name="localnet")
 @click.option("--port", type=PORT, default=9090, show_default=True, help="gRPC port on 127.0.0.1; 0 takes a free one.")
 @click.option("--ws-port", type=PORT, default=26657, show_default=True, help="Websocket port; 0 takes a free one.")
+@click.option("--rest-port", type=PORT, default=None, help="Serve REST as well, on this port; 0 takes a free one.")
 @click.option("--block-time", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds a block.")
 @click.option("--topic", "topics", type=Parsed("topic", _topic), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",
               help="A topic, lengths in blocks; may be given again. Default: those it has, 67:720:720 at first.")  # fmt: skip
@@ -142,6 +143,8 @@ def _banner(console: Console, told: Started, block_time: float | None) -> None:
     console.print(f"emissions  {state.version}")
     console.print(f"gRPC       {told.endpoint}")
     console.print(f"websocket  {told.websocket}")
+    if told.rest is not None:
+        console.print(f"REST       {told.rest}")
     for fault in told.faults:
         console.print(f"fault      {fault}", markup=False)
     for url, faults in told.others:

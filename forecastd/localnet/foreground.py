@@ -61,6 +61,7 @@ class Started:
     state: State
     endpoint: str
     websocket: str
+    rest: str | None
     faults: tuple[str, ...]
     others: tuple[tuple[str, str], ...]  # (URL, faults) of each further endpoint
 
@@ -72,13 +73,16 @@ def run_node(
     *,
     port: int,
     ws_port: int,
+    rest_port: int | None = None,
     seal_at_once: bool,
     faults: Sequence[Fault] = (),
     endpoints: Sequence[EndpointSpec] = (),
     started: Callable[[Started], None],
     block_made: Callable[[Block], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Port 0 takes a free one. Call it in the main thread.
+    """Serve until SIGINT or SIGTERM. Port 0 takes a free one; without a REST port there is no REST.
+
+    Call it in the main thread.
 
     `faults`: of the main endpoint and of the chain. `endpoints`: one more endpoint each, on a free port.
 
@@ -96,9 +100,10 @@ def run_node(
         chain.inject(*(fault for fault in faults if not fault.kind.of_endpoint))
         own = [fault for fault in faults if fault.kind.of_endpoint]
         node, hub = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=own), Hub()
+        rest = node.add(_bound(rest_port, "--rest-port"), rest=True).url if rest_port is not None else None
         others = tuple((node.add(listen(0), one.faults, rest=one.rest).url, str(one)) for one in endpoints)
         websocket = f"ws://{LOOPBACK}:{ws_sock.getsockname()[1]}{PATH}"
-        told = Started(chain.state, node.main.url, websocket, tuple(map(str, faults)), others)
+        told = Started(chain.state, node.main.url, websocket, rest, tuple(map(str, faults)), others)
         stack.enter_context(announced(state_dir, told.endpoint, rules.chain_id))
 
         def made(block: Block) -> None:

@@ -70,6 +70,15 @@ def start(root: Path, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
+def test_rest_is_served_beside_grpc_when_it_is_asked_for(start: Start) -> None:
+    running = start("--rest-port", "0")
+    found = re.search(r"rest\+http://\S+", running.told)
+    assert found is not None
+    with Node(found[0], chain_id="localnet") as rest, Node(running.endpoint, chain_id="localnet") as grpc:
+        assert rest.topic(67) == grpc.topic(67)
+    assert running.end(signal.SIGINT)[0] == 0
+
+
 def enlist(node: Node) -> None:
     register(
         node, WALLET, 67, Spending(1, "eco", None), chain_id="localnet", clock=SystemClock(), wake=threading.Event()
