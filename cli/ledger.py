@@ -1,0 +1,170 @@
+"""`ledger`: what was submitted, by this host's own record and against the chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+STATES = ("signed", "dead", "included", "admitted", "passive", "evicted", "missed")
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+TOPIC = click.option("--topic-id", type=click.IntRange(min=1), metavar="ID", help="Only this topic's epochs.")
+DISAGREES = 5
+
+
+def networked(command: F) -> F:
+    """The option that says which chain is asked. (The topic is a filter here, not a setting.)"""
+    networks = click.Choice(["local", "testnet", "mainnet"])
+    return click.option("--network", "allora_network", type=networks, help="The network.  [ALLORA_NETWORK]")(command)
+
+
+@click.group(name="ledger")
+def command() -> None:
+    """What was signed and submitted: list, show, export, verify against the chain.
+
+    Reading works beside a running worker.
+    """
+
+
+@command.command(name="list")
+@TOPIC
+@click.option("--state", type=click.Choice(STATES), help="Only epochs in this state.")
+@click.option("--limit", type=click.IntRange(min=1), default=24, show_default=True, help="How many, the newest first.")
+@JSON
+@click.pass_obj
+def list_epochs(shared: dict[str, Any] | None, /, as_json: bool, **asked: Any) -> None:
+    """The newest epochs."""
+    from cli.ledgerrows import print_list
+
+    found = _epochs(shared, **asked)
+    if as_json:
+        click.echo(json.dumps({"epochs": [epoch.as_row() for epoch in found]}))
+    else:
+        print_list(found)
+
+
+@command.command()
+@click.argument("nonce", type=click.IntRange(min=0))
+@TOPIC
+@JSON
+@click.pass_obj
+def show(shared: dict[str, Any] | None, /, nonce: int, as_json: bool, topic_id: int | None) -> None:
+    """All of an epoch, with every signature made for it."""
+    from cli.ledgerrows import print_epoch
+    from forecastd.errors import NeedsHuman
+
+    found = _epochs(shared, nonce=nonce, topic_id=topic_id)
+    if not found:
+        raise NeedsHuman(f"The ledger has no epoch {nonce}. `forecastd ledger list` shows what it has.")
+    if as_json:
+        click.echo(json.dumps({"epochs": [epoch.as_json() for epoch in found]}))
+        return
+    for epoch in found:
+        print_epoch(epoch)
+
+
+@command.command()
+@TOPIC
+@click.option("--format", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True,
+              help="JSON has every signature with its bytes, CSV the newest of each epoch.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), metavar="PATH", help="A file instead of stdout.")
+@click.option("--force", is_flag=True, help="Replace PATH where it exists.")
+@click.pass_obj
+def export(
+    shared: dict[str, Any] | None, /, form: Any, out: Path | None, force: bool, topic_id: int | None
+) -> None:  # fmt: skip
+    """All epochs as CSV or JSON."""
+    from forecastd.bookkeeping import exported, write
+
+    found = _epochs(shared, topic_id=topic_id)
+    text = exported(found, form)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    write(text, out, force=force)
+    click.echo(f"{len(found)} epochs written to {out}", err=True)
+
+
+@command.command()
+@networked
+@TOPIC
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many epochs, the newest.")
+@JSON
+@click.pass_context
+def verify(ctx: click.Context, /, allora_network: str | None, as_json: bool, **asked: Any) -> None:
+    """Compare every epoch with the chain.
+
+    Each that claims to be in a block must be found there, each that claims a miss must not. Ends with 0 when all agree,
+    5 when something does not, 6 when the chain cannot be asked.
+    """
+    from cli.ledgerrows import audit_json, print_audit, print_verdict
+    from forecastd.audit import verify as compare
+    from forecastd.clock import SystemClock
+    from forecastd.connect import chain_of, open_chain
+    from forecastd.ledgercopy import read_ledger
+
+    settings, clock = _settings(ctx.obj, allora_network), SystemClock()
+    chain_id = chain_of(settings, clock)
+    with read_ledger(settings.state / "ledger.sqlite") as ledger, open_chain(settings, clock, chain_id) as chain:
+        audit = compare(ledger, chain, report=(lambda _: None) if as_json else print_verdict, **asked)
+    if as_json:
+        click.echo(json.dumps(audit_json(audit)))
+    else:
+        print_audit(audit)
+    ctx.exit(DISAGREES if audit.disagreements else 0)
+
+
+@command.command()
+@networked
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def trust(ctx: click.Context, /, allora_network: str | None, yes: bool) -> None:
+    """Take the account as it is, after somebody else signed with its key.
+
+    The sequences that this ledger did not sign with are told, and given up. Needs the worker to be stopped.
+    """
+    from forecastd.bookkeeping import shown
+    from forecastd.bookkeeping import trust as take
+
+    with _strange_accounts(ctx.obj, allora_network) as (ledger, accounts):
+        for account in accounts:
+            click.echo(f"{account.wallet} on {account.chain_id}: next sequence {account.sequence}")
+            click.echo(f"used by somebody else: {shown(account.unknown)}")
+            if not yes and not click.confirm("Is the other signer stopped, and are these to be given up?"):
+                click.echo("Nothing was changed.")
+                ctx.exit(DISAGREES)
+            take(ledger, account)
+            click.echo(f"Taken as it is; the ledger knows the account from sequence {account.sequence} on.")
+        if not accounts:
+            click.echo("Nobody else has signed; nothing was changed.")
+
+
+def _strange_accounts(shared: dict[str, Any] | None, network: str | None) -> Any:
+    """The ledger itself, held, with those of its accounts that somebody else signed for."""
+    from forecastd.bookkeeping import strangers
+    from forecastd.clock import SystemClock
+
+    return strangers(_settings(shared, network), SystemClock())
+
+
+def _epochs(shared: dict[str, Any] | None, **asked: Any) -> Any:
+    """The epochs that fit; none where there is no ledger yet, which is told on stderr."""
+    from forecastd.bookkeeping import epochs
+    from forecastd.ledgercopy import NoLedger, read_ledger
+
+    try:
+        with read_ledger(_settings(shared, None).state / "ledger.sqlite") as ledger:
+            return epochs(ledger, **asked)
+    except NoLedger as error:
+        click.echo(str(error), err=True)
+        return []
+
+
+def _settings(shared: dict[str, Any] | None, network: str | None) -> Any:
+    from forecastd.settings import load_settings
+
+    return load_settings(**(shared or {}), allora_network=network)
