@@ -172,6 +172,9 @@ class Endpoints:
     def height(self) -> int:
         return self._read(self._asking.height_of)
 
+    def block_time(self) -> float:
+        return self._read(lambda member: member.node.block_time())
+
     def version(self) -> EmissionsVersion:
         # Asked anew, for the chain may have been upgraded since this endpoint was last asked for anything.
         return self._read(lambda member: member.node.version(again=True))

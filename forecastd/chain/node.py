@@ -109,12 +109,22 @@ class Node:
 
     def height(self) -> int:
         """Height of the node's latest block."""
+        return int(self._latest_header().height)
+
+    def block_time(self) -> float:
+        """When the node's latest block was made by the chain's own clock, in unix seconds."""
+        moment = self._latest_header().time
+        if moment is None:
+            raise self._broken("GetLatestBlock", "an answer without a time")
+        return float(moment.timestamp())
+
+    def _latest_header(self) -> Any:
         tm = messages("cosmos.base.tendermint.v1beta1")
         method = "cosmos.base.tendermint.v1beta1.Service/GetLatestBlock"
         reply = self._told(method, b"", tm.GetLatestBlockResponse)
         for block in (reply.sdk_block, reply.block):
             if block is not None and block.header is not None and block.header.height:
-                return int(block.header.height)
+                return block.header
         raise self._broken(method, "an answer without a height")
 
     def version(self, *, again: bool = False) -> EmissionsVersion:
