@@ -37,9 +37,7 @@ class Delivery:
     wake: Event
 
 
-def deliver(
-    work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[], None], fresh: bool = False
-) -> Entry:
+def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[], None], fresh: bool = False) -> Entry:
     """Work on an epoch's submission until a block has it, it is settled, `seconds` have passed, or `work.wake` is set.
 
     `fresh`: committed just now and never sent, so the first step is to send. `sign_again` signs and commits new bytes for
@@ -126,7 +124,9 @@ def _sent(work: Delivery, entry: Entry) -> Observation:
     failpoint("after send")
     meanings = [(classify(answer.codespace, answer.code, answer.log), answer) for answer in answers]
     for meaning, answer in meanings:
-        log.info("sent %s: %s %d %s (%s)", submission.tx_hash, answer.codespace, answer.code, answer.log, meaning.meaning)
+        log.info(
+            "sent %s: %s %d %s (%s)", submission.tx_hash, answer.codespace, answer.code, answer.log, meaning.meaning
+        )
     if not meanings:
         return Unanswered()
     rank = {action: at for at, action in enumerate(_WORTH)}
