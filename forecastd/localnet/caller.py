@@ -48,6 +48,8 @@ class Caller(asyncio.Protocol):
 
     def cut(self) -> None:
         """End the connection as a crash does: with a reset, whatever was on its way."""
+        if self.transport is None:  # not begun; who takes it up looks again
+            return
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
             with suppress(OSError):  # the caller was faster

@@ -66,7 +66,7 @@ class Embedded:
         Raises:
             ValueError: one of the faults is the chain's: `inject` it.
         """
-        return self.call(lambda _: self._node.open(listen(0), faults, rest=rest).url)
+        return self.call(lambda _: self._node.open(faults, rest=rest).url)
 
     def set_faults(self, faults: Iterable[Fault] = (), endpoint: str | None = None) -> None:
         """Give an endpoint other faults than before, with counts that begin anew; None is the main one, no faults heal it.

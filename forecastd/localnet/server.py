@@ -62,8 +62,8 @@ class Door:
         self.port: int = sock.getsockname()[1]
         self._sock = sock
         self._connect = connect
-        self._accepting: asyncio.Task[None] | None = None
-        self._shut = False
+        self._open = self._shut = False
+        self._joining: set[asyncio.Task[None]] = set()
         self._connections: set[Caller] = set()
 
     @property
@@ -73,11 +73,11 @@ class Door:
 
     def open(self) -> None:
         """Listen."""
-        if self._accepting is None:
+        if not self._open:
             self._sock.listen(_BACKLOG)
             self._sock.setblocking(False)
-            self._shut = False
-            self._accepting = asyncio.get_running_loop().create_task(self._accept(self._sock))
+            asyncio.get_running_loop().add_reader(self._sock, self._accept)
+            self._open, self._shut = True, False
 
     def shut(self) -> None:
         """Refuse connections and cut those there are. The port stays ours."""
@@ -86,34 +86,42 @@ class Door:
             self._shut = True
             self._sock = _bound(self.port)
 
-    def close(self) -> None:
-        """Let go of the port."""
+    async def close(self) -> None:
+        """Let go of the port, and of every connection."""
         self._end()
+        await asyncio.gather(*self._joining)
 
     def _end(self) -> None:
-        if self._accepting is not None:
-            self._accepting.cancel()
-            self._accepting = None
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._open = False
         self._sock.close()
         for connection in list(self._connections):
             connection.cut()
 
-    async def _accept(self, sock: socket.socket) -> None:
+    def _accept(self) -> None:
+        """A caller is there."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                caller, _ = await loop.sock_accept(sock)
-            except OSError as error:  # the caller gave up, or there are too many open files: not the port's end
-                log.debug("no connection: %r", error)
-                await asyncio.sleep(_BREATH)
-                continue
-            await loop.connect_accepted_socket(self._made, caller)
+        try:
+            caller, _ = self._sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # it gave up
+        except OSError as error:  # too many open files: look again in a while instead of at once for ever
+            log.debug("no connection: %r", error)
+            loop.remove_reader(self._sock)
+            self._open = False
+            loop.call_later(_BREATH, lambda: None if self._shut else self.open())
+            return
+        task = loop.create_task(self._join(caller, self._sock))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
 
-    def _made(self) -> Caller:
+    async def _join(self, caller: socket.socket, door: socket.socket) -> None:
         connection = self._connect()
-        self._connections.add(connection)
         connection.on_end = lambda: self._connections.discard(connection)
-        return connection
+        self._connections.add(connection)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, caller)
+        if door is not self._sock or not self._open:  # shut meanwhile
+            connection.cut()
 
 
 class LocalNode:
@@ -146,7 +154,7 @@ class LocalNode:
                 if timer is not None:
                     timer.cancel()
             for door in self.doors:
-                door.close()
+                await door.close()
             await asyncio.sleep(0)  # the connections' ends are told in the loop's next round
 
     @property
@@ -155,8 +163,16 @@ class LocalNode:
         return self._waking is not None
 
     def add(self, sock: socket.socket, faults: Iterable[Fault] = (), *, rest: bool = False) -> Door:
-        """One more endpoint of the chain, which opens when the node serves. ValueError: a fault is the chain's."""
-        view = View(self.chain, faults)
+        """One more endpoint of the chain, which opens when the node serves.
+
+        Raises:
+            ValueError: a fault is the chain's; the socket is closed.
+        """
+        try:
+            view = View(self.chain, faults)
+        except ValueError:
+            sock.close()
+            raise
         if rest:
             from forecastd.localnet.restwire import RestConnection
 
@@ -168,9 +184,9 @@ class LocalNode:
         self.doors.append(door)
         return door
 
-    def open(self, sock: socket.socket, faults: Iterable[Fault] = (), *, rest: bool = False) -> Door:
-        """As `add`, while serving; in the loop's thread."""
-        door = self.add(sock, faults, rest=rest)
+    def open(self, faults: Iterable[Fault] = (), *, rest: bool = False) -> Door:
+        """As `add` on a free port, while serving; in the loop's thread."""
+        door = self.add(listen(0), faults, rest=rest)
         self.refresh()
         return door
 
