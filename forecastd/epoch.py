@@ -19,6 +19,7 @@ from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
 from forecastd.failpoints import failpoint
 from forecastd.ledger import SERVED, Key, Ledger, State
+from forecastd.outbox import OVERTAKEN
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
     """Compare the account's sequence with the ledger; an account seen for the first time is taken as it is.
 
     Raises:
-        NeedsHuman: sequences were used that this ledger did not sign with.
+        NeedsHuman: sequences were used by transactions that are not in this ledger.
     """
     account = chain.account(wallet)
     sequence = 0 if account is None else account.sequence
@@ -119,11 +120,14 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
     if known is None:
         ledger.know_from(chain_id, wallet, sequence)
         return
-    unknown = sorted(set(range(known, sequence)) - ledger.used_sequences(chain_id, wallet))
+    unknown = set(range(known, sequence)) - ledger.used_sequences(chain_id, wallet)
+    for entry in ledger.entries(chain_id, wallet):
+        if entry.row.reason == OVERTAKEN and entry.row.sequence > known:
+            unknown.add(entry.row.sequence)
     if unknown:
         raise NeedsHuman(
             f"Somebody else signs with the key of {wallet}: the account used the sequences "
-            f"{', '.join(map(str, unknown[:5]))}{' and more' if len(unknown) > 5 else ''}, which this ledger did not. "
+            f"{', '.join(map(str, sorted(unknown)[:5]))}{' and more' if len(unknown) > 5 else ''} elsewhere. "
             "Nothing is signed. Stop the other worker; if it was you, run `forecastd ledger trust`."
         )
 
@@ -137,5 +141,10 @@ def note_missed(ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, new
     passed = range(newest - topic.epoch_length, max(before), -topic.epoch_length)
     missed = [nonce for nonce in passed if nonce not in mine][:MOST_NOTED]
     for nonce in reversed(missed):
-        ledger.adopt((chain_id, topic.id, nonce, wallet), State.MISSED, now, reason="the worker did not run")
+        ledger.adopt(
+            (chain_id, topic.id, nonce, wallet),
+            State.MISSED,
+            now,
+            reason="no submission was made while its window was open",
+        )
     return len(missed)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from forecastd.chain.codes import Action as Answer
 from forecastd.ledger import SETTLED, Row, State
 
+OVERTAKEN = "another transaction of this account used its sequence"
 MOST_ATTEMPTS = 5  # signatures for one epoch; each failed one has cost its fee
 
 
@@ -133,13 +134,12 @@ def _absent(row: Row, seen: Absent) -> tuple[Row, Do]:
     if seen.inference:
         return replace(row, state=State.INCLUDED, reason="found by its inference, not yet by its hash"), Do.ASK_COUNTED
     past = sum(height > row.timeout_height for height in seen.heights)
+    overtaken = seen.sequence is not None and seen.sequence > row.sequence
     if past >= seen.needed > 0:
-        return replace(
-            row, state=State.MISSED, reason=row.reason or "not included by the end of its window"
-        ), Do.NOTHING
+        reason = OVERTAKEN if overtaken else row.reason or "not included by the end of its window"
+        return replace(row, state=State.MISSED, reason=reason), Do.NOTHING
     # A sequence beyond ours: ours may be in a block that is not indexed yet, or somebody else used it. Neither is proof.
-    undecided = past or not seen.heights or seen.sequence is None or seen.sequence > row.sequence
-    if undecided:
+    if past or overtaken or not seen.heights or seen.sequence is None:
         return row, Do.WAIT
     if row.refused and row.attempts < MOST_ATTEMPTS:
         # New bytes with the same sequence exclude the old ones on the chain: at most one of them can be included.
