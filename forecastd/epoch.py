@@ -125,9 +125,9 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
         if entry.row.reason == OVERTAKEN and entry.row.sequence > known:
             unknown.add(entry.row.sequence)
     if unknown:
+        first = ", ".join(map(str, sorted(unknown)[:5])) + (" and more" if len(unknown) > 5 else "")
         raise NeedsHuman(
-            f"Somebody else signs with the key of {wallet}: the account used the sequences "
-            f"{', '.join(map(str, sorted(unknown)[:5]))}{' and more' if len(unknown) > 5 else ''} elsewhere. "
+            f"Somebody else signs with the key of {wallet}: the account used the sequences {first} elsewhere. "
             "Nothing is signed. Stop the other worker; if it was you, run `forecastd ledger trust`."
         )
 
