@@ -7,6 +7,7 @@ documented in `.env.example`, and a test compares the two.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from forecastd.errors import NeedsHuman
 Network = Literal["local", "testnet", "mainnet"]
 FeeTier = Literal["eco", "standard", "priority"]
 
+ENV_FILE = Path(".env")  # where the command is run
 CHECKOUT = Path(__file__).resolve().parent.parent
 EMBEDDED_MODEL = CHECKOUT / "models" / "demo"
 EMBEDDED_FEATURES = CHECKOUT / "features.json"
@@ -27,7 +29,7 @@ EMBEDDED_FEATURES = CHECKOUT / "features.json"
 class Settings(BaseSettings):
     """What a user can set. Frozen; secrets are `SecretStr` and print as asterisks."""
 
-    model_config = SettingsConfigDict(frozen=True, env_file=".env", env_file_encoding="utf-8", extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, env_file=ENV_FILE, env_file_encoding="utf-8", extra="ignore")
 
     allora_network: Network = "local"
     topic_id: int = Field(default=67, ge=1)
@@ -115,9 +117,33 @@ def load_settings(**options: object) -> Settings:
     Raises:
         NeedsHuman: a value does not fit; all that are wrong are named, none is shown (it may be a secret).
     """
+    settings, wrong = load_fitting(**options)
+    if wrong:
+        told = "; ".join(f"{name}: {why}" for name, why in wrong.items())
+        raise NeedsHuman(f"Settings that do not fit: {told}. See .env.example for what each may be.")
+    return settings
+
+
+def load_fitting(**options: object) -> tuple[Settings, dict[str, str]]:
+    """As `load_settings`, with the default in the place of every value that does not fit; and why those do not.
+
+    Raises:
+        NeedsHuman: `.env` cannot be read.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks the types, that is its job here
+        return Settings(**given), {}  # type: ignore[arg-type]  # pydantic checks the types, that is its job here
     except ValidationError as error:
-        wrong = "; ".join(f"{str(part['loc'][0]).upper()}: {part['msg']}" for part in error.errors(include_input=False))
-        raise NeedsHuman(f"Settings that do not fit: {wrong}. See .env.example for what each may be.") from None
+        wrong = {str(part["loc"][0]).lower(): str(part["msg"]) for part in error.errors(include_input=False)}
+    except (OSError, UnicodeDecodeError):
+        raise NeedsHuman(f"{ENV_FILE} cannot be read as text. Write it in UTF-8, a NAME=value a line.") from None
+    defaults = {name: Settings.model_fields[name].get_default() for name in wrong}
+    return Settings(**{**given, **defaults}), {name.upper(): why for name, why in wrong.items()}
+
+
+def given_names() -> dict[str, str]:
+    """The names, not the values, of all variables that are given, upper case, each with where: the last place counts."""
+    from dotenv import dotenv_values
+
+    found = {name.upper(): str(ENV_FILE) for name in dotenv_values(ENV_FILE)} if ENV_FILE.is_file() else {}
+    return found | {name.upper(): "the environment" for name in os.environ}
