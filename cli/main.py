@@ -22,6 +22,7 @@ from models.errors import ModelError
 COMMANDS = {
     "completion": ("cli.completion", "Print the shell completion script."),
     "data": ("cli.data", "Fetch, inspect and export candles; serve a fake Tiingo."),
+    "doctor": ("cli.doctor", "Check everything a worker stands on, with cause and fix."),
     "ledger": ("cli.ledger", "List, export and verify what was submitted."),
     "localnet": ("cli.localnet", "Run a local Allora node in the foreground."),
     "model": ("cli.model", "Check and describe model bundles."),

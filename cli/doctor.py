@@ -1,0 +1,59 @@
+"""`doctor`: everything a worker stands on, a line each."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+FAILS = 5
+PATH = click.Path(path_type=Path)
+
+
+@click.command(name="doctor")
+@click.option("--network", "allora_network", type=click.Choice(["local", "testnet", "mainnet"]),
+              help="The network.  [ALLORA_NETWORK]")  # fmt: skip
+@click.option("--topic-id", type=click.IntRange(min=1), metavar="ID", help="The topic.  [TOPIC_ID]")
+@click.option("--topics", "topics_file", type=PATH, metavar="FILE", help="A topics.toml.  [TOPICS_FILE]")
+@click.option("--source", "data_source", metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]")
+@click.option("--model", type=PATH, metavar="DIR", help="The model bundle.  [MODEL]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.pass_context
+def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
+    """Look at everything a worker stands on.
+
+    Settings, wallet, endpoints, balance, topics, account, clock, data source, model, disk, ledger, service files: each
+    with what was found and how to mend it. Signs, sends and registers nothing. Ends with 5 when anything fails.
+    """
+    from cli.doctorrows import print_finding
+    from forecastd.clock import SystemClock
+    from forecastd.doctor import Level, diagnose, worst
+    from forecastd.settings import given_names
+
+    logging.getLogger().addHandler(logging.NullHandler())  # what would be warned of is a line of its own here
+    topics, wrong = _topics(options | (ctx.obj or {}))
+    report = (lambda _: None) if as_json else print_finding
+    found = diagnose(topics, SystemClock(), wrong=wrong, given=given_names(), report=report)
+    ok = worst(found) is not Level.FAIL
+    if as_json:
+        click.echo(json.dumps({"ok": ok, "worst": worst(found), "findings": [asdict(one) for one in found]}))
+    ctx.exit(0 if ok else FAILS)
+
+
+def _topics(options: dict[str, Any]) -> tuple[list[Any], dict[str, str]]:
+    """The settings of each topic, and what does not fit; a topics.toml that does not fit is one of these."""
+    from forecastd.errors import NeedsHuman
+    from forecastd.settings import load_fitting
+    from forecastd.topics import load_topics
+
+    settings, wrong = load_fitting(**options)
+    if settings.topics_file is None:
+        return [settings], wrong
+    try:
+        return load_topics(settings.topics_file, settings), wrong
+    except NeedsHuman as error:
+        return [settings], {**wrong, "TOPICS_FILE": str(error)}
