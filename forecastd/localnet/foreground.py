@@ -99,7 +99,9 @@ def run_node(
         chain = LocalChain(rules, store, clock)
         chain.inject(*(fault for fault in faults if not fault.kind.of_endpoint))
         own = [fault for fault in faults if fault.kind.of_endpoint]
-        node, hub = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=own), Hub()
+        node = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=own)
+        hub = Hub(lambda: node.is_down)
+        node.on_down = hub.cut
         rest = node.add(_bound(rest_port, "--rest-port"), rest=True).url if rest_port is not None else None
         others = tuple((node.add(listen(0), one.faults, rest=one.rest).url, str(one)) for one in endpoints)
         websocket = f"ws://{LOOPBACK}:{ws_sock.getsockname()[1]}{PATH}"

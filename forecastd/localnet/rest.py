@@ -6,15 +6,10 @@ answer is written as protobuf's JSON with the names of the .proto files. Errors 
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from decimal import Decimal
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -24,7 +19,6 @@ from forecastd.localnet.service import Declined
 
 _MOST_BYTES = 2**20  # of a request
 MOST_HEADERS = 2**15
-_IDLE = 60.0  # seconds a connection may stay without a request
 _HTTP = {
     "CANCELLED": 499, "INVALID_ARGUMENT": 400, "DEADLINE_EXCEEDED": 504, "NOT_FOUND": 404, "ALREADY_EXISTS": 409,
     "PERMISSION_DENIED": 403, "RESOURCE_EXHAUSTED": 429, "FAILED_PRECONDITION": 400, "ABORTED": 409, "OUT_OF_RANGE": 400,
@@ -32,74 +26,12 @@ _HTTP = {
 }  # fmt: skip  # as grpc-gateway has them; 500 for every other
 _GAS_PRICE = "feemarket.feemarket.v1.Query/GasPrice"
 
-log = logging.getLogger(__name__)
-
-
 Asked = Callable[[str, bytes], Any]
 """Gives the answer to `/package.Service/Method` as a message; raises Declined."""
 
 
 class Malformed(Exception):
     """The bytes are no HTTP request that is served here."""
-
-
-def rest_url(sock: socket.socket) -> str:
-    """The endpoint of a gateway on this socket."""
-    host, port = sock.getsockname()[:2]
-    return f"rest+http://{host}:{port}"
-
-
-@asynccontextmanager
-async def serve_rest(ask: Asked, sock: socket.socket) -> AsyncIterator[None]:
-    """Serve until the block ends; then every connection is closed."""
-    talking: set[asyncio.Task[None]] = set()
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            talking.add(task)
-            task.add_done_callback(talking.discard)
-        try:
-            await _talk(ask, reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError) as error:
-            log.debug("a REST connection ended: %r", error)
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-    server = await asyncio.start_server(talk, sock=sock, limit=MOST_HEADERS)
-    try:
-        yield
-    finally:
-        server.close()
-        for task in list(talking):
-            task.cancel()
-        await asyncio.gather(*talking, return_exceptions=True)
-        await server.wait_closed()
-
-
-async def _talk(ask: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection: requests one after the other, until the client closes it."""
-    while not reader.at_eof():
-        async with asyncio.timeout(_IDLE):
-            try:
-                head = await reader.readuntil(b"\r\n\r\n")
-            except asyncio.IncompleteReadError:
-                return
-            try:
-                verb, target, length = read_head(head)
-            except Malformed as error:
-                _write(writer, 400, error_of("INVALID_ARGUMENT", str(error)))
-                return
-            body = await reader.readexactly(length)
-        try:
-            method, fields = route_of(verb, target)
-            status, answer = 200, respond(ask, method, fields, body)
-        except Declined as no:
-            status, answer = refusal(no)
-        _write(writer, status, answer)
-        await writer.drain()
 
 
 def read_head(head: bytes) -> tuple[str, str, int]:
@@ -169,10 +101,3 @@ def _json(method: str, reply: Any) -> dict[str, Any]:
 def error_of(status: str, details: str) -> dict[str, Any]:
     """A gateway's error, by gRPC's name for it."""
     return {"code": STATUS_NAMES.index(status), "message": details, "details": []}
-
-
-def _write(writer: asyncio.StreamWriter, status: int, answer: dict[str, Any]) -> None:
-    body = json.dumps(answer).encode()
-    phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
-    head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    writer.write(head.encode() + body)

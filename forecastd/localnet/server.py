@@ -11,7 +11,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from forecastd.errors import ForecastdError
 from forecastd.localnet.caller import Caller
@@ -125,17 +124,17 @@ class Door:
 
 
 class LocalNode:
-    """A chain behind its endpoints. `main` is the one on the socket it is given."""
+    """A chain behind its endpoints. `main` is the one on the socket it is given; `on_down` is called as it goes down."""
 
     def __init__(
         self, chain: LocalChain, sock: socket.socket, *, seal_at_once: bool, faults: Iterable[Fault] = ()
     ) -> None:
         self.chain = chain
         self.doors: list[Door] = []
+        self.on_down: Callable[[], None] = lambda: None
         self._seal_at_once = seal_at_once
         self._sealing: asyncio.TimerHandle | None = None
         self._waking: asyncio.TimerHandle | None = None
-        self._plain = View(chain)
         self.main = self.add(sock, faults)
 
     @asynccontextmanager
@@ -206,10 +205,6 @@ class LocalNode:
             else:
                 door.open()
 
-    def answer(self, path: str, request: bytes) -> Any:
-        """The answer to `/package.Service/Method` by the chain as it is, without faults; raises Declined."""
-        return self._plain.answer(path, request, ())
-
     def restart(self, seconds: float) -> None:
         """Go down with the mempool lost, and come back on the same ports."""
         self.chain.forget_mempool()
@@ -217,6 +212,7 @@ class LocalNode:
             self._waking.cancel()
         self._waking = asyncio.get_running_loop().call_later(seconds, self._wake)
         self.refresh()
+        self.on_down()
 
     def _wake(self) -> None:
         self._waking = None

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -59,10 +59,19 @@ def matches(query: str, events: list[Event]) -> bool:
 
 
 class Hub:
-    """The listeners. `publish` is called with every block, in the loop that serves them."""
+    """The listeners. `publish` is called with every block, in the loop that serves them.
 
-    def __init__(self) -> None:
+    `is_down` says whether the node is between its end and its start; nobody is let in then.
+    """
+
+    def __init__(self, is_down: Callable[[], bool] = lambda: False) -> None:
         self._listeners: dict[ServerConnection, _Listener] = {}
+        self._is_down = is_down
+
+    def cut(self) -> None:
+        """End every connection as a crash does."""
+        for connection in list(self._listeners):
+            connection.transport.abort()
 
     def publish(self, block: Block, version: str) -> None:
         """Push a block's events to whoever subscribed to them."""
@@ -79,8 +88,15 @@ class Hub:
     @asynccontextmanager
     async def serve(self, sock: socket.socket) -> AsyncIterator[None]:
         """Serve on a socket that listens, until the block ends."""
-        async with serve(self._talk, sock=sock, process_request=_only_path, logger=log, max_size=2**20):
+        async with serve(self._talk, sock=sock, process_request=self._admit, logger=log, max_size=2**20):
             yield
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        if self._is_down():
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The node is starting\n")
+        if request.path == PATH:
+            return None
+        return connection.respond(HTTPStatus.NOT_FOUND, f"The websocket is at {PATH}\n")
 
     async def _talk(self, connection: ServerConnection) -> None:
         listener = self._listeners[connection] = _Listener()
@@ -159,9 +175,3 @@ def _event(kind: str, **attributes: int) -> Event:
 
 def _error(name: object, code: int, message: str) -> str:
     return json.dumps({"jsonrpc": "2.0", "id": name, "error": {"code": code, "message": message}})
-
-
-def _only_path(connection: ServerConnection, request: Request) -> Response | None:
-    if request.path == PATH:
-        return None
-    return connection.respond(HTTPStatus.NOT_FOUND, f"The websocket is at {PATH}\n")

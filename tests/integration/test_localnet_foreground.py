@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
+from forecastd.chain.codec import build_tx, payload_message, tx_hash
 from forecastd.chain.node import Node
 from forecastd.chain.submit import Spending, register
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
+from forecastd.errors import RetryLater
+from forecastd.localnet.faults import FAULTS
 from forecastd.localnet.running import endpoint_file, find_running
 
 WALLET = Wallet(b"\3" * 32)
@@ -104,6 +109,59 @@ def test_it_serves_until_ctrl_c_and_a_line_tells_each_transaction(start: Start, 
     assert not endpoint_file(tmp_path).exists()
 
 
+def test_endpoints_with_faults_stand_beside_one_that_is_well(start: Start) -> None:
+    running = start(
+        "--endpoint", "unavailable@first=1,slow=0.01", "--endpoint", "rest:ok", "--fault", "rate-limit@every=2"
+    )
+    assert "fault      rate-limit@every=2" in running.told
+    urls = re.findall(r"endpoint   (\S+) \((.*)\)", running.told)
+    assert [faults for _, faults in urls] == ["unavailable@first=1, slow=0.01", "ok"]
+    with Node(urls[0][0]) as faulty, Node(urls[1][0]) as rest, Node(running.endpoint) as main:
+        with pytest.raises(RetryLater, match="unavailable"):
+            faulty.height()
+        assert abs(faulty.height() - rest.height()) <= 1
+        main.height()
+        with pytest.raises(RetryLater, match="resource exhausted"):
+            main.height()
+
+
+def test_a_restart_cuts_the_websocket_too_and_both_come_back(start: Start) -> None:
+    running = start("--seal-at-once", "--fault", "restart=0.5@first=1")
+    found = re.search(r"ws://\S+", running.told)
+    assert found is not None
+    with Node(running.endpoint) as node:
+        enlist(node)
+        nonce = node.open_nonces(67)[0]
+        message = payload_message(WALLET, version="v10", topic_id=67, nonce=nonce, value="0.5")
+        raw = build_tx(WALLET, message, chain_id="localnet", account_number=0, sequence=1, gas=200_000, fee_uallo=10**6)
+        with connect(found[0]) as listener:
+            assert node.broadcast(raw).code == 0
+            with pytest.raises(ConnectionClosed):
+                listener.recv(timeout=60)
+    waiting = threading.Event()
+    while find_answer(running.endpoint) is None:
+        waiting.wait(0.05)
+    with connect(found[0]) as listener, Node(running.endpoint) as node:
+        assert listener.protocol.state.name == "OPEN"
+        assert node.find_tx(tx_hash(raw)) is None
+        assert node.broadcast(raw).code == 0
+
+
+def find_answer(endpoint: str) -> int | None:
+    try:
+        with Node(endpoint) as node:
+            return node.height()
+    except RetryLater:
+        return None
+
+
+def test_the_faults_are_listed_and_fit_80_columns(start: Start) -> None:
+    listing = start("--faults")
+    assert listing.process.wait(60) == 0
+    assert all(name in listing.told for name in FAULTS)
+    assert max(map(len, listing.told.splitlines())) <= 80
+
+
 def test_a_kill_loses_nothing_that_was_in_a_block(start: Start, tmp_path: Path) -> None:
     running = start("--seal-at-once", "--emissions", "v9")
     with Node(running.endpoint) as node:
@@ -139,7 +197,17 @@ def test_a_second_node_on_the_state_or_the_port_is_refused_with_code_5(start: St
     assert running.process.poll() is None
 
 
-@pytest.mark.parametrize("options", [("--topic", "x"), ("--topic", "67:0"), ("--block-time", "0"), ("--port", "70000")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--topic", "x"),
+        ("--topic", "67:0"),
+        ("--block-time", "0"),
+        ("--port", "70000"),
+        ("--fault", "explode"),
+        ("--endpoint", "late=2"),
+    ],
+)
 def test_a_wrong_option_is_a_usage_error(start: Start, options: tuple[str, ...]) -> None:
     refused = start(*options)
     assert refused.process.wait(60) == 2
