@@ -1,4 +1,7 @@
-"""Runs the named benchmarks, or all of them, and prints ours, the peer's and the ratio."""
+"""Runs the named benchmarks, or all of them, and prints ours, the peer's and the ratio, or what was counted.
+
+Ends with 1 when the premise of a count does not hold.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import json
 import sys
 from dataclasses import asdict
 
-from benchmarks.figures import Figure
+from benchmarks.figures import Count, Figure
 
-NAMES = ("startup", "forecast", "once", "refetch", "training")
+NAMES = ("startup", "forecast", "once", "refetch", "training", "campaign")
 
 
 def main() -> int:
@@ -22,21 +25,31 @@ def main() -> int:
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    results: dict[str, list[Figure]] = {}
+    results: dict[str, list[Figure | Count]] = {}
     for name in options.names or NAMES:
-        results[name] = importlib.import_module(f"benchmarks.{name}").run(quick=options.quick)
-        if not options.json:
-            for figure in results[name]:
+        results[name] = []
+        for figure in importlib.import_module(f"benchmarks.{name}").run(quick=options.quick):
+            results[name].append(figure)
+            if not options.json:
                 print(line(name, figure), flush=True)
     if options.json:
-        listed = {name: [{**asdict(f), "ratio": f.ratio} for f in figures] for name, figures in results.items()}
+        listed = {name: [as_json(figure) for figure in figures] for name, figures in results.items()}
         json.dump(listed, sys.stdout, indent=1)
         print()
-    return 0
+    return int(any(isinstance(figure, Count) and figure.broken for found in results.values() for figure in found))
 
 
-def line(name: str, figure: Figure) -> str:
-    """One figure as two lines of at most 80 columns or so."""
+def as_json(figure: Figure | Count) -> dict[str, object]:
+    """One figure's fields."""
+    return {**asdict(figure), "ratio": figure.ratio} if isinstance(figure, Figure) else asdict(figure)
+
+
+def line(name: str, figure: Figure | Count) -> str:
+    """One figure as two lines of at most 80 columns or so; a count has one line each, and its evidence."""
+    if isinstance(figure, Count):
+        counts = [f"  {what}: {number}" for what, number in figure.counts.items()]
+        verdict = [f"  BROKEN: {evidence}" for evidence in figure.broken] or [f"  holds: {figure.premise}"]
+        return "\n".join([f"{name}: {figure.name}", *counts, *verdict])
     return (
         f"{name}: {figure.name}\n"
         f"  ours {figure.ours:.4g} {figure.unit}, {figure.peer_name} {figure.peer:.4g} {figure.unit}, "

@@ -1,7 +1,8 @@
-"""What a benchmark gives: a figure of ours, the peer's, and what is aimed at."""
+"""What a benchmark gives: a figure of ours beside the peer's and what is aimed at, or counts whose premise must hold."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -19,3 +20,13 @@ class Figure:
     @property
     def ratio(self) -> float:
         return self.peer / self.ours if self.ours else float("inf")
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a run counted, by what it is a count of. `broken`: the evidence against its premise, empty when that holds."""
+
+    name: str
+    counts: Mapping[str, int | float | str]
+    premise: str
+    broken: tuple[str, ...] = ()

@@ -1,0 +1,21 @@
+"""The campaign that proves exactly once: kills, endpoints, the official worker's cases, a race, a failing disk, the cost.
+
+Every random choice comes from one seed, which is printed. A count whose premise does not hold carries its evidence.
+`python -m benchmarks.campaign PART...` runs some of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+
+from benchmarks.figures import Count, Figure
+
+SEED = 20260301
+PARTS = ("kills", "endpoints", "official", "race", "disk", "cost")
+
+
+def run(*, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED) -> Iterator[Figure | Count]:
+    """Run the parts in turn; each one's results come as soon as it is through."""
+    for part in parts:
+        yield from importlib.import_module(f"benchmarks.campaign.{part}").run(quick=quick, seed=seed)
