@@ -49,7 +49,7 @@ def configure(directory: Path, *, verbose: bool, secrets: Iterable[str] = ()) ->
     console.setLevel(logging.DEBUG if verbose else logging.WARNING)
     console.setFormatter(RedactingFormatter("%(levelname)s: %(message)s", hidden))
     root.addHandler(console)
-    for chatty in ("urllib3", "hpack", "asyncio", "grpc", "ccxt", "websockets", "h2", "grpclib"):
+    for chatty in ("urllib3", "hpack", "asyncio", "grpc", "ccxt", "websockets", "h2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         directory.mkdir(parents=True, exist_ok=True)

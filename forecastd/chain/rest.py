@@ -97,6 +97,8 @@ class RestWire:
         import requests
 
         session = requests.Session()
+        # One answer a connection: a proxy that answers twice must not have its second answer taken for the next one.
+        session.headers["Connection"] = "close"
         # A proxy of the environment must not stand between this process and a node on the same machine.
         session.trust_env = not self.endpoint.loopback
         return session
