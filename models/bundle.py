@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from models.base import FloatArray, ModelInput
 from models.errors import BundleError
 from models.manifest import CANARY, WEIGHTS, FileRecord, Manifest, parse, to_json
-from models.tft import expected_shapes
+from models.shapes import expected_shapes
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 1 << 20

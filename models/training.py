@@ -24,7 +24,7 @@ from models.engines import TOLERANCE, Engine, Scaling, relative_difference, targ
 from models.errors import BundleError, DataError, ModelError
 from models.evaluation import score
 from models.manifest import Manifest, Network, Scaler, Training, iso, network_reals
-from models.tft import expected_shapes
+from models.shapes import expected_shapes
 from models.windows import Indices, Part, Split, TrainingData, split
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)

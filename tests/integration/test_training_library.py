@@ -15,7 +15,8 @@ from models.engines import target_scale
 from models.fit import EpochSampler, Windows
 from models.library import LastValueNormalizer, build, forward
 from models.manifest import Network, Scaler, network_reals
-from models.tft import Tft, expected_shapes
+from models.shapes import expected_shapes
+from models.tft import Tft
 from models.windows import TrainingData
 
 LEVELS = (0.1, 0.5, 0.9)

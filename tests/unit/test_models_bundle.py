@@ -22,7 +22,7 @@ from models.bundle import MANIFEST, Bundle, Canary, load_bundle, read_manifest, 
 from models.engines import Engine, load_engine, verify_canary
 from models.errors import BundleError, DataError
 from models.manifest import CANARY, WEIGHTS, Manifest, Network, Scaler, Training, network_reals
-from models.tft import expected_shapes
+from models.shapes import expected_shapes
 
 LENGTH, HORIZON, LEVELS = 24, 6, (0.1, 0.5, 0.9)
 PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
