@@ -90,8 +90,9 @@ def print_audit(audit: Audit) -> None:
     for told in own:
         screen.print(row("wrong", Text(f"{told}.", style="bold red")))
     good = Text("the ledger and the chain agree", style="bold green")
-    bad = Text(f"{len(audit.disagreements)} disagreements", style="bold red")
-    screen.print(row("verdict", bad if audit.disagreements else good))
+    number = len(audit.disagreements)
+    bad = Text(f"{number} disagreement{'' if number == 1 else 's'}", style="bold red")
+    screen.print(row("verdict", bad if number else good))
 
 
 def audit_json(audit: Audit) -> dict[str, Any]:

@@ -68,8 +68,14 @@ class LedgerCopy(Ledger):
         ]
 
     def newest(self) -> list[Entry]:
-        """All entries of all wallets and chains, the newest first."""
-        found = [entry for chain_id, wallet in self.accounts() for entry in self.entries(chain_id, wallet)]
+        """All entries of all wallets and chains, the newest first. Raises NeedsHuman when a row makes no sense."""
+        try:
+            found = [entry for chain_id, wallet in self.accounts() for entry in self.entries(chain_id, wallet)]
+        except ValueError:
+            raise NeedsHuman(
+                f"The ledger {self.path} is damaged: a row has a state that there is none of. Start forecastd again: it is "
+                "set aside then, and the chain is asked."
+            ) from None
         return sorted(found, key=lambda entry: (entry.first_at, entry.nonce), reverse=True)
 
     def signed_at(self, key: Key) -> list[float]:

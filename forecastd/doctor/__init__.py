@@ -119,15 +119,15 @@ def _on_chain(
 ) -> list[Finding]:
     """Money, topics, the accounts and the clock, all asked at once."""
     if chain is None:
-        names = ["balance", *(f"topic {one.topic_id}" for one in topics), "sequence", "clock"]
-        return [Finding(name, Level.SKIP, "not looked at: no endpoint can be asked") for name in dict.fromkeys(names)]
+        names = ("balance", "topic", "sequence", "clock")
+        return [Finding(name, Level.SKIP, "not looked at: no endpoint can be asked") for name in names]
     common, chain_id = topics[0], chain_of(topics[0], clock)
     ledger = _ledger(common)
     mine = {address: one for one, address in zip(topics, wallets, strict=True) if address is not None}
     checks = [
         *(Check("balance", partial(network.check_balance, chain, one, chain_id, address, ledger), CHAIN_SECONDS)
           for address, one in mine.items()),
-        *(Check(f"topic {one.topic_id}", partial(network.check_topic, chain, one, chain_id, address), CHAIN_SECONDS)
+        *(Check("topic", partial(network.check_topic, chain, one, chain_id, address), CHAIN_SECONDS)
           for one, address in zip(topics, wallets, strict=True)),
         *(Check("sequence", partial(network.check_sequence, chain, chain_id, address, ledger), CHAIN_SECONDS)
           for address in mine),

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from forecastd.chain.wallet import open_wallet
-from forecastd.doctor.finding import Finding, Level
+from forecastd.doctor.finding import Finding, Level, split
 from forecastd.errors import NeedsHuman
 from forecastd.ledger import State
 from forecastd.ledgercopy import NoLedger, read_ledger
@@ -70,7 +70,7 @@ def check_wallet(settings: Settings) -> tuple[Finding, str | None]:
     try:
         wallet = open_wallet(settings)
     except NeedsHuman as error:
-        return Finding("wallet", Level.FAIL, str(error)), None
+        return Finding("wallet", Level.FAIL, *split(str(error))), None
     checked = ", as ALLORA_WALLET_ADDR says" if settings.allora_wallet_addr else ""
     told = f"{wallet.address}{checked}, from {_origin(settings)}"
     if settings.mnemonic is not None and settings.mnemonic_file is not None:

@@ -6,6 +6,7 @@ Each asks and then hands what it was told to a pure function that judges it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from forecastd.chain.health import Standing
 from forecastd.chain.networks import NETWORKS, is_local
 from forecastd.clock import Clock, iso
 from forecastd.doctor.finding import Finding, Level
+from forecastd.errors import ForecastdError
 from forecastd.ledgercopy import NoLedger, read_ledger
 from forecastd.settings import Settings
 
@@ -61,13 +63,11 @@ def check_balance(chain: ChainClient, settings: Settings, chain_id: str, address
 
 
 def _last_fee(ledger: Path, chain_id: str, address: str) -> int | None:
-    try:
-        with read_ledger(ledger) as copy:
-            for entry in copy.newest():
-                if entry.key[0] == chain_id and entry.key[3] == address and (signed := copy.attempts(entry.key)):
-                    return signed[-1].fee_uallo
-    except NoLedger:
-        pass
+    """What the wallet's last submission paid; None without one, or when the ledger tells nothing (its own check says why)."""
+    with suppress(ForecastdError), read_ledger(ledger) as copy:
+        for entry in copy.newest():
+            if entry.key[0] == chain_id and entry.key[3] == address and (signed := copy.attempts(entry.key)):
+                return signed[-1].fee_uallo
     return None
 
 
@@ -86,28 +86,30 @@ def judge_balance(address: str, balance: int, each: int, which: str) -> Finding:
 
 def check_topic(chain: ChainClient, settings: Settings, chain_id: str, address: str | None) -> list[Finding]:
     """Whether the topic exists and issues nonces, and whether the worker is registered and may submit."""
-    name, number = f"topic {settings.topic_id}", settings.topic_id
+    number = settings.topic_id
     topic = chain.topic(number)
     if topic is None:
-        return [Finding(name, Level.FAIL, f"it does not exist on {chain_id}", "Correct TOPIC_ID or --topic-id.")]
+        return [
+            Finding("topic", Level.FAIL, f"{number} does not exist on {chain_id}", "Correct TOPIC_ID or --topic-id.")
+        ]
     lengths = f"epoch of {topic.epoch_length} blocks, window of {topic.worker_submission_window}"
     if chain.is_topic_active(number):
-        found = [Finding(name, Level.OK, f"active, {lengths}")]
+        found = [Finding("topic", Level.OK, f"{number} is active: {lengths}")]
     else:
         fix = "Wait until it is funded again, or choose another."
-        found = [Finding(name, Level.WARN, f"not active, so it opens no submission window; {lengths}", fix)]
+        found = [Finding("topic", Level.WARN, f"{number} is not active, so it opens no submission window", fix)]
     if address is None:
-        return [*found, Finding(name, Level.SKIP, "registration not looked at: there is no wallet")]
+        return [*found, Finding("topic", Level.SKIP, f"registration for {number} not looked at: there is no wallet")]
     if not chain.can_submit(number, address):
         fix = "Ask the topic's owner to put it on the whitelist."
-        found.append(Finding(name, Level.FAIL, f"{address} is not permitted to submit", fix))
+        found.append(Finding("topic", Level.FAIL, f"{address} is not permitted to submit to {number}", fix))
     if chain.is_registered(number, address):
-        return [*found, Finding(name, Level.OK, f"{address} is registered")]
+        return [*found, Finding("topic", Level.OK, f"{address} is registered for {number}")]
     if is_local(chain_id):
-        told = "not registered; the next cycle does it, the local network is free"
-        return [*found, Finding(name, Level.OK, told)]
+        told = f"{address} is not registered for {number}; the next cycle does it, the local network is free"
+        return [*found, Finding("topic", Level.OK, told)]
     fix = "Run `forecastd --once --register`; it costs the chain's registration fee."
-    return [*found, Finding(name, Level.FAIL, f"{address} is not registered", fix)]
+    return [*found, Finding("topic", Level.FAIL, f"{address} is not registered for {number}", fix)]
 
 
 def check_sequence(chain: ChainClient, chain_id: str, address: str, ledger: Path) -> list[Finding]:
