@@ -22,6 +22,9 @@ from forecastd.settings import Settings
 
 __all__ = ["Finding", "Level", "diagnose", "worst"]
 
+SOURCE_FIX = "Correct DATA_SOURCE, or try `forecastd data inspect`."
+MODEL_FIX = "Correct MODEL and FEATURES, or try `forecastd model check`."
+CHAIN_FIX = "Look at the lines of the endpoints, and run again."
 INPUT_SECONDS, CHAIN_SECONDS, HOST_SECONDS = 40.0, 25.0, 10.0
 
 
@@ -83,8 +86,8 @@ def _own(common: Settings, topics: Sequence[Settings], clock: Clock) -> list[Che
     models = {(one.model, one.features): one for one in topics}.values()
     state, logs = common.state, common.logs
     return [
-        *(Check("source", partial(inputs.check_source, one, clock), INPUT_SECONDS) for one in sources),
-        *(Check("model", partial(inputs.check_model, one, clock), INPUT_SECONDS) for one in models),
+        *(Check("source", partial(inputs.check_source, one, clock), INPUT_SECONDS, SOURCE_FIX) for one in sources),
+        *(Check("model", partial(inputs.check_model, one, clock), INPUT_SECONDS, MODEL_FIX) for one in models),
         Check("disk", partial(host.check_disk, "STATE_DIR", state, vital=True), HOST_SECONDS),
         Check("disk", partial(host.check_disk, "LOG_DIR", logs, vital=False), HOST_SECONDS),
         Check("ledger", partial(host.check_ledger, _ledger(common)), HOST_SECONDS),
@@ -125,13 +128,13 @@ def _on_chain(
     ledger = _ledger(common)
     mine = {address: one for one, address in zip(topics, wallets, strict=True) if address is not None}
     checks = [
-        *(Check("balance", partial(network.check_balance, chain, one, chain_id, address, ledger), CHAIN_SECONDS)
+        *(Check("balance", partial(network.check_balance, chain, one, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
           for address, one in mine.items()),
-        *(Check("topic", partial(network.check_topic, chain, one, chain_id, address), CHAIN_SECONDS)
+        *(Check("topic", partial(network.check_topic, chain, one, chain_id, address), CHAIN_SECONDS, CHAIN_FIX)
           for one, address in zip(topics, wallets, strict=True)),
-        *(Check("sequence", partial(network.check_sequence, chain, chain_id, address, ledger), CHAIN_SECONDS)
+        *(Check("sequence", partial(network.check_sequence, chain, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
           for address in mine),
-        Check("clock", partial(network.check_clock, chain, clock), CHAIN_SECONDS),
+        Check("clock", partial(network.check_clock, chain, clock), CHAIN_SECONDS, CHAIN_FIX),
     ]  # fmt: skip
     lacking = [Finding(name, Level.SKIP, "not looked at: there is no wallet") for name in ("balance", "sequence")]
     return [*Running(checks, threads, clock).findings(), *([] if mine else lacking)]

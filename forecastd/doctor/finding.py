@@ -36,11 +36,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """A check by its name, with the seconds it may take."""
+    """A check by its name, with the seconds it may take, and the fix for an error that names none itself."""
 
     name: str
     run: Callable[[], list[Finding]]
     seconds: float = 20.0
+    fix: str = ""
 
 
 class Running:
@@ -61,7 +62,8 @@ class Running:
                 told = f"no result within {check.seconds:g} s"
                 yield Finding(check.name, Level.FAIL, told, "Look for a hung disk, network or process, and run again.")
             except ForecastdError as error:
-                yield Finding(check.name, Level.FAIL, *split(str(error)))
+                found, fix = split(str(error))
+                yield Finding(check.name, Level.FAIL, found, fix or check.fix)
 
 
 def split(message: str) -> tuple[str, str]:
