@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.campaign.audit import Tally, audit, read_book
-from benchmarks.campaign.worker import TOPIC, Nursery, Task
+from benchmarks.campaign.worker import TOPIC, Nursery, Task, new_phrase
 from benchmarks.figures import Count
 from benchmarks.processes import ROOT, python
 from forecastd.chain.wallet import Wallet
@@ -52,13 +52,6 @@ def run(*, quick: bool, seed: int) -> Iterator[Count]:
     epochs, kills = (30, 60) if quick else (500, 1000)
     with tempfile.TemporaryDirectory() as place:
         yield Campaign(Path(place), epochs, kills, seed).run()
-
-
-def new_phrase() -> str:
-    """A wallet's words."""
-    from mnemonic import Mnemonic
-
-    return str(Mnemonic("english").generate(128))
 
 
 @dataclass

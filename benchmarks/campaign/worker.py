@@ -50,6 +50,13 @@ TOPIC = 67
 SPENDING = Spending(floor=1, tier="standard", most=None)
 
 
+def new_phrase() -> str:
+    """A wallet's words."""
+    from mnemonic import Mnemonic
+
+    return str(Mnemonic("english").generate(128))
+
+
 class CheapForecaster(Forecaster):
     """Real candles, real checks and real guards around a random forecast. There is no child process."""
 
@@ -91,6 +98,10 @@ class Task:
 
     def text(self) -> str:
         return json.dumps(asdict(self))
+
+    def line(self) -> list[str]:
+        """The command line of a process that does it."""
+        return [sys.executable, "-m", "benchmarks.campaign.worker", self.text()]
 
     @classmethod
     def read(cls, text: str) -> Task:
@@ -174,9 +185,25 @@ class Nursery:
         """One task in a process of its own, to its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(task.text(), file=self._process.stdin, flush=True)
+        print(json.dumps([task.text()]), file=self._process.stdin, flush=True)
         *told, ended = iter(self._process.stdout.readline, "\n")
         return Ended(int(ended), json.loads(told[0]) if told else {})
+
+    def race(self, tasks: Sequence[Task], last: Callable[[], object]) -> tuple[list[int], list[dict[str, object]]]:
+        """All tasks at the same moment, each in a process; `last` is called when one is left. Exit codes, outcomes."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([task.text() for task in tasks]), file=self._process.stdin, flush=True)
+        codes: list[int] = []
+        outcomes: list[dict[str, object]] = []
+        for line in iter(self._process.stdout.readline, "\n"):
+            if line.startswith("{"):
+                outcomes.append(json.loads(line))
+                continue
+            codes.append(int(line))
+            if len(codes) == len(tasks) - 1:
+                last()
+        return codes, outcomes
 
     def __enter__(self) -> Nursery:
         return self
@@ -197,24 +224,32 @@ def _work(text: str) -> int:
     if task.kill is not None:
         kill_at(*task.kill)
     outcome = serve(task)
-    print(json.dumps(outcome.as_json()), flush=True)
+    os.write(1, f"{json.dumps(outcome.as_json())}\n".encode())  # whole, though others write to the same pipe
     return outcome.exit_code
 
 
-def _raise(tasks: Iterator[str]) -> None:
-    """A child for each task: what it prints, its status, and an empty line."""
-    for text in tasks:
-        child = os.fork()
-        if child == 0:
-            code = 70
-            try:
-                code = _work(text)
-            except BaseException:
-                traceback.print_exc()
-                raise
-            finally:
-                os._exit(code)
-        print(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n", flush=True)
+def _raise(lines: Iterator[str]) -> None:
+    """Children for each line of tasks, let go at the same moment: what they print, each one's status, an empty line."""
+    for line in lines:
+        gate, opener = os.pipe()
+        tasks = json.loads(line)
+        for text in tasks:
+            if os.fork() == 0:
+                code = 70
+                try:
+                    os.close(opener)
+                    os.read(gate, 1)
+                    code = _work(text)
+                except BaseException:
+                    traceback.print_exc()
+                    raise
+                finally:
+                    os._exit(code)
+        os.close(gate)
+        os.close(opener)
+        for _ in tasks:
+            os.write(1, f"{os.waitstatus_to_exitcode(os.wait()[1])}\n".encode())
+        os.write(1, b"\n")
 
 
 def main() -> int:
