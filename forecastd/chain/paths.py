@@ -20,7 +20,7 @@ STATUS_NAMES = (
 
 # What is read of an answer. The rest of these holds what the message classes cannot read from JSON: `@type`, and enums by
 # the names of the .proto files.
-_HEADER: dict[str, Any] = {"header": {"height": {}, "chain_id": {}}}
+_HEADER: dict[str, Any] = {"header": {"height": {}, "chain_id": {}, "time": {}}}
 _TX_RESPONSE = {name: dict[str, Any]() for name in ("height", "txhash", "codespace", "code", "raw_log", "gas_used")}
 
 
