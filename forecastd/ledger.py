@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from forecastd.errors import NeedsHuman
-from forecastd.ledgerfile import EPOCH_COLUMNS, bear_witness, checksum, open_database, told
+from forecastd.ledgerfile import EPOCH_COLUMNS, Connect, bear_witness, checksum, connect, open_database, told
 
 Key = tuple[str, int, int, str]  # chain id, topic id, nonce, wallet
 _KEY = "chain_id = ? AND topic_id = ? AND nonce = ? AND wallet = ?"
@@ -97,7 +97,7 @@ class Entry:
 class Ledger:
     """The ledger's file. One process at a time; every write is one durable transaction."""
 
-    def __init__(self, path: Path, *, wait: float = 5.0) -> None:
+    def __init__(self, path: Path, *, wait: float = 5.0, connect: Connect = connect) -> None:
         """Open or create the ledger, waiting up to `wait` seconds for another process to let go of it.
 
         Raises:
@@ -105,7 +105,7 @@ class Ledger:
             NeedsHuman: its place cannot be written, it is not a ledger, or of a newer version.
         """
         self.path = path
-        self._db = open_database(path, wait)
+        self._db = open_database(path, wait, connect)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import sqlite3
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman, RetryLater
@@ -51,8 +52,16 @@ class _Unusable(Exception):
     """The file is no ledger that can be relied on; the message says why."""
 
 
-def open_database(path: Path, wait: float) -> sqlite3.Connection:
-    """The database, locked for this process, its layout in place.
+def connect(path: Path, wait: float) -> sqlite3.Connection:
+    """The database as SQLite opens it; a transaction begins where the ledger begins it."""
+    return sqlite3.connect(path, timeout=wait, isolation_level=None)
+
+
+Connect = Callable[[Path, float], sqlite3.Connection]
+
+
+def open_database(path: Path, wait: float, connect: Connect = connect) -> sqlite3.Connection:
+    """The database, locked for this process, its layout in place. `connect`: for a disk that fails on purpose.
 
     Raises:
         RetryLater: another process holds it, or the disk failed.
@@ -64,19 +73,19 @@ def open_database(path: Path, wait: float) -> sqlite3.Connection:
         reason = f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
         raise NeedsHuman(reason) from error
     try:
-        return _open(path, wait)
+        return _open(path, wait, connect)
     except _Unusable as error:
         aside = _set_aside(path)
         log.warning(
             "The ledger %s is unusable (%s). Set aside as %s; the chain is asked instead.", path, error, aside.name
         )
-        return _open(path, wait)
+        return _open(path, wait, connect)
 
 
-def _open(path: Path, wait: float) -> sqlite3.Connection:
+def _open(path: Path, wait: float, connect: Connect) -> sqlite3.Connection:
     db: sqlite3.Connection | None = None
     try:
-        db = sqlite3.connect(path, timeout=wait, isolation_level=None)
+        db = connect(path, wait)
         _lock(db, path)
         _verify(db, path)
     except sqlite3.Error as error:
