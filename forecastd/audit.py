@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Literal
@@ -17,6 +18,7 @@ from forecastd.chain.client import ChainClient
 from forecastd.ledger import Entry, State
 from forecastd.ledgercopy import LedgerCopy
 
+AT_ONCE = 4  # epochs that are asked about side by side; an endpoint is given no more than a worker would
 Said = Literal["agrees", "open", "disagrees"]
 _HISTORY = (
     "no endpoint has a transaction of it, nor its forecast. Either it never got there, or the endpoints do not keep so "
@@ -108,12 +110,16 @@ def verify(
     """
     chain_id, height = chain.chain_id(), chain.height()
     wanted = [entry for entry in ledger.newest() if topic_id in (None, entry.key[1])]
+    asked = [read(ledger, entry) for entry in wanted if entry.key[0] == chain_id][:limit]
     verdicts = []
-    for entry in [entry for entry in wanted if entry.key[0] == chain_id][:limit]:
-        epoch = read(ledger, entry)
-        verdict = judge(entry, look(chain, epoch))
-        report(verdict)
-        verdicts.append(verdict)
+    threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="verify")
+    try:
+        for epoch, facts in zip(asked, threads.map(lambda epoch: look(chain, epoch), asked), strict=True):
+            verdict = judge(epoch.entry, facts)
+            report(verdict)
+            verdicts.append(verdict)
+    finally:
+        threads.shutdown(cancel_futures=True)
     return Audit(
         chain_id=chain_id,
         height=height,
