@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cli.ledger import STATES
 from forecastd.audit import Audit, Facts, judge
-from forecastd.bookkeeping import Account, shown
+from forecastd.bookkeeping import MEANING, Account, shown
 from forecastd.chain.answers import TxResult
 from forecastd.ledger import Entry, Row, State
 
@@ -97,3 +98,8 @@ def test_a_damaged_file_is_a_disagreement() -> None:
 )
 def test_numbers_are_shown_as_runs(numbers: tuple[int, ...], text: str) -> None:
     assert shown(numbers, most=2 if "more" in text else 8) == text
+
+
+def test_every_state_can_be_asked_for_and_has_a_meaning() -> None:
+    assert set(STATES) == {state.value for state in State}
+    assert set(MEANING) == set(State)
