@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 from rich.text import Text
 
 from cli.screen import console, row
@@ -22,10 +23,10 @@ def print_list(found: list[Epoch]) -> None:
         groups.setdefault((chain_id, topic_id, wallet), []).append(epoch)
     screen = console()
     for (chain_id, topic_id, wallet), epochs in groups.items():
-        screen.print(Text(f"{chain_id}, topic {topic_id}, {wallet}"), soft_wrap=True)
-        screen.print(f"{'nonce':>10}  {'state':<8} {'value':<{VALUE}} {'tx':<8} {'height':>10} sigs  first (UTC)")
+        click.echo(f"{chain_id}, topic {topic_id}, {wallet}")
+        click.echo(f"{'nonce':>10}  {'state':<8} {'value':<{VALUE}} {'tx':<8} {'height':>10} sigs  first (UTC)")
         for epoch in epochs:
-            screen.print(Text(_line(epoch)), soft_wrap=True)
+            click.echo(_line(epoch))
             if epoch.entry.row.reason:
                 screen.print(row("", Text(epoch.entry.row.reason)))
 
