@@ -108,7 +108,7 @@ def verify(ctx: click.Context, /, allora_network: str | None, as_json: bool, **a
     from forecastd.ledgercopy import read_ledger
 
     settings, clock = _settings(ctx.obj, allora_network), SystemClock()
-    chain_id = chain_of(settings, clock)
+    chain_id = chain_of(settings)
     with read_ledger(settings.state / "ledger.sqlite") as ledger, open_chain(settings, clock, chain_id) as chain:
         audit = compare(ledger, chain, report=(lambda _: None) if as_json else print_verdict, **asked)
     if as_json:

@@ -17,6 +17,7 @@ import click
 
 from forecastd import __version__
 from forecastd.errors import ForecastdError
+from forecastd.logs import configure_console
 from models.errors import ModelError
 
 COMMANDS = {
@@ -28,7 +29,7 @@ COMMANDS = {
     "model": ("cli.model", "Check and describe model bundles."),
     "train": ("cli.train", "Train a model and write it as a checked bundle."),
 }
-INTERRUPTED = 130
+NEEDS_HUMAN, INTERRUPTED = 5, 130
 EPILOG = """\b
 Exit codes:
   0  submitted, already submitted, or dry run done
@@ -99,6 +100,7 @@ def command(
         sys.excepthook = sys.__excepthook__
     if ctx.invoked_subcommand is not None:
         _refuse_cycle_options(ctx, once=once, **more)
+        configure_console(verbose=verbose)
         return
     if not once:
         raise click.UsageError("Nothing to do: give --once, or a command.", ctx)
@@ -109,20 +111,30 @@ def command(
 
 def _refuse_cycle_options(ctx: click.Context, **given: Any) -> None:
     """Options of a cycle before a sub-command would be silently ignored; say so instead."""
-    used = [name for name, value in given.items() if value not in (None, False)]
+    flags = {param.name: param.opts[0] for param in ctx.command.params}
+    used = [flags[name] for name, value in given.items() if value not in (None, False)]
     if used:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in used)
-        raise click.UsageError(f"{flags} belong to a cycle (--once), not to `{ctx.invoked_subcommand}`.", ctx)
+        told = f"{', '.join(used)} before `{ctx.invoked_subcommand}` would do nothing: they belong to a cycle (--once)."
+        raise click.UsageError(f"{told} Options of a command follow its name.", ctx)
 
 
 def _one_line(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
-    print(f"Unforeseen error: {kind.__name__}: {error}. Run again with -v for the traceback.", file=sys.stderr)  # noqa: T201
+    _failed(f"Unforeseen error: {kind.__name__}: {error}. Run again with -v for the traceback.", 1, sys.argv[1:])
 
 
 def run() -> None:
     """The entry point: runs the command and ends the process with the documented exit code."""
+    from cli.output import install
+
+    output = install()
     sys.excepthook = _one_line  # `-v` puts the traceback back
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    output.finish()
+    if output.broken is not None and code == 0 and "--once" not in sys.argv:
+        if output.broken.errno != errno.EPIPE:
+            click.echo(f"Error: cannot write the output: {output.broken.strerror}.", err=True)
+        code = 1
+    sys.exit(code)
 
 
 def main(arguments: list[str]) -> int:
@@ -131,17 +143,21 @@ def main(arguments: list[str]) -> int:
         return int(command.main(arguments, prog_name="forecastd", standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        return _failed("", error.exit_code, arguments, reason=error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        return INTERRUPTED
+        return _failed("Interrupted.", INTERRUPTED, arguments)
     except ForecastdError as error:
-        click.echo(f"Error: {error}", err=True)
-        return error.exit_code
+        return _failed(f"Error: {error}", error.exit_code, arguments, reason=str(error))
     except ModelError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 5
-    except OSError as error:
-        if error.errno != errno.EPIPE:
-            raise
-        return 1
+        return _failed(f"Error: {error}", NEEDS_HUMAN, arguments, reason=str(error))
+
+
+def _failed(told: str, code: int, arguments: list[str], *, reason: str = "") -> int:
+    """Tell people on stderr and, where `--json` was asked for, machines on stdout; gives the exit code."""
+    if told:
+        click.echo(told, err=True)
+    if "--json" in arguments:
+        import json
+
+        click.echo(json.dumps({"outcome": "failed", "reason": reason or told, "exit_code": code}))
+    return code

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from forecastd.stages import Stage
 
-LABEL, SECONDS = 9, 8
+LABEL, SECONDS = 10, 9
 
 
 def console() -> Console:

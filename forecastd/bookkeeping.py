@@ -183,9 +183,7 @@ def compare_account(ledger: Ledger, chain: ChainClient, chain_id: str, wallet: s
     account = chain.account(wallet)
     sequence = 0 if account is None else account.sequence
     known = ledger.known_from(chain_id, wallet)
-    mine = set() if known is None else ledger.used_sequences(chain_id, wallet)
-    unknown = () if known is None else tuple(at for at in range(known, sequence) if at not in mine)
-    return Account(chain_id, wallet, sequence, known, unknown)
+    return Account(chain_id, wallet, sequence, known, tuple(ledger.unexplained(chain_id, wallet, sequence)))
 
 
 @contextmanager
@@ -196,7 +194,7 @@ def strangers(settings: Settings, clock: Clock) -> Iterator[tuple[Ledger, list[A
         NoLedger: there is none.
         RetryLater: a worker holds it, or no endpoint answered.
     """
-    path, chain_id = settings.state / "ledger.sqlite", chain_of(settings, clock)
+    path, chain_id = settings.state / "ledger.sqlite", chain_of(settings)
     with read_ledger(path) as copy:  # a ledger is not made, or set aside, by asking for it
         wallets = [wallet for on, wallet in copy.accounts() if on == chain_id]
     with closing(Ledger(path)) as ledger, open_chain(settings, clock, chain_id) as chain:

@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from forecastd.chain.endpoints import Endpoints
-from forecastd.chain.networks import LOCAL_CHAIN_ID, NETWORKS
-from forecastd.clock import Clock, iso
+from forecastd.chain.networks import NETWORKS
+from forecastd.clock import Clock
 from forecastd.localnet.embedded import find_running, open_embedded
 from forecastd.settings import Settings
 
 
-def chain_of(settings: Settings, clock: Clock, *, replay: bool = False) -> str:
-    """The id of the chain that is signed for. A replay on an embedded node is a chain of its own."""
-    if replay and not settings.rpc_endpoints:
-        return f"{LOCAL_CHAIN_ID}-{iso(clock.now()).replace('-', '').replace(':', '')}"
+def chain_of(settings: Settings) -> str:
+    """The id of the chain that is signed for, but in a replay, which is a chain of its own."""
     return NETWORKS[settings.allora_network].chain_id
 
 

@@ -22,7 +22,16 @@ from forecastd.chain.submit import Spending, price
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock, iso
 from forecastd.delivery import Delivery, deliver, reconcile
-from forecastd.epoch import Epoch, allow, check_account, choose, find_topic, note_missed, open_epochs
+from forecastd.epoch import (
+    Epoch,
+    check_account,
+    choose,
+    enrol,
+    find_topic,
+    needs_registering,
+    note_missed,
+    open_epochs,
+)
 from forecastd.errors import ForecastdError, RetryLater, SkipEpoch
 from forecastd.failpoints import failpoint
 from forecastd.forecaster import Forecaster
@@ -91,6 +100,9 @@ class _Run:
     report: Callable[[Stage], None]
     outcome: Outcome
     seconds: dict[str, float] = field(default_factory=dict)
+    unregistered: bool = False
+    served: bool = False  # in a dry run: this epoch has its submission already
+    synthetic: bool | None = None  # of the candles that this run fetched
 
     def know(self, **fields: object) -> None:
         self.outcome = replace(self.outcome, **fields)  # type: ignore[arg-type]  # Outcome's own field names
@@ -105,6 +117,7 @@ class _Run:
         finally:
             spent = self.seconds.get(name, 0.0) + self.parts.clock.monotonic() - start
             self.seconds[name] = round(spent, 4)
+        log.info("%s: %s", name, "; ".join(told))
         self.report(Stage(name, "\n".join(told), self.seconds[name]))
 
 
@@ -112,12 +125,15 @@ def run_cycle(job: Job, parts: Parts, report: Callable[[Stage], None] = lambda _
     """Serve the newest open epoch of a topic once; never raises an error of `errors.py`, the outcome tells it."""
     now = parts.clock.now()
     run = _Run(job, parts, report, Outcome("failed", topic_id=job.topic_id, as_of=iso(now)))
-    run.know(wallet=parts.wallet.address, source=parts.source.name, synthetic=parts.source.synthetic)
+    run.know(wallet=parts.wallet.address, source=parts.source.name)
     try:
         _serve(run)
     except ForecastdError as error:
         run.outcome = ended_by(error, run.outcome)
-    return replace(run.outcome, stages=run.seconds)
+    ended = replace(run.outcome, stages=run.seconds)
+    log.info("outcome: %s, exit code %d, topic %d nonce %s: %s", ended.outcome, ended.exit_code, job.topic_id, ended.nonce,
+             ended.reason or ended.tx_hash)  # fmt: skip
+    return ended
 
 
 def _serve(run: _Run) -> None:
@@ -128,7 +144,6 @@ def _serve(run: _Run) -> None:
     if submission is None:
         return
     if run.job.dry_run:
-        run.know(outcome="dry_run", reason="nothing was sent")
         return
     failpoint("after sign")
     run.parts.ledger.commit(submission, run.parts.clock.now())
@@ -145,12 +160,7 @@ def _find_epoch(run: _Run) -> Epoch | None:
         topic = find_topic(parts.chain, chain_id, job.topic_id)
         reconcile(parts.delivery, chain_id, address)
         check_account(parts.chain, parts.ledger, chain_id, address)
-        paid = allow(
-            parts.chain, parts.wallet, parts.ledger, chain_id=chain_id, topic_id=topic.id, clock=parts.clock,
-            spending=job.spending if job.register else None, wake=parts.wake,
-        )  # fmt: skip
-        if paid is not None:
-            told.append(f"registered {address} for topic {topic.id}; fee {paid} uallo")
+        run.unregistered = needs_registering(parts.chain, chain_id, topic.id, address, may=job.register)
         height, epochs = open_epochs(parts.chain, topic, chain_id, address)
         if not epochs:
             active = parts.chain.is_topic_active(topic.id)
@@ -170,20 +180,21 @@ def _find_epoch(run: _Run) -> Epoch | None:
 def _known(run: _Run, epoch: Epoch) -> bool:
     """Whether this epoch is answered by the ledger or by the chain; brings what is open to its end."""
     entry = run.parts.ledger.find(epoch.key)
+    latest = run.parts.chain.latest_inference(epoch.topic_id, epoch.wallet) if entry is None else None
+    on_chain = latest is not None and latest.nonce == epoch.nonce
+    if run.job.dry_run:
+        run.served = on_chain or (entry is not None and entry.row.state is not State.DEAD)
+        return False
     if entry is None:
-        latest = run.parts.chain.latest_inference(epoch.topic_id, epoch.wallet)
-        if latest is None or latest.nonce != epoch.nonce:
+        if latest is None or not on_chain:
             return False
         reason = "the chain has it, the ledger did not"
         failpoint("before adopt")
         run.parts.ledger.adopt(epoch.key, State.ADMITTED, run.parts.clock.now(), reason=reason, value=latest.value)
-        run.know(outcome="already_submitted", value=float(latest.value), reason=reason)
+        run.know(outcome="already_submitted", value=float(latest.value), reason=reason, source=None)
         return True
     if entry.row.state in SERVED:
         _conclude(run, entry, before=True)
-        return True
-    if run.job.dry_run:
-        run.know(outcome="dry_run", reason="signed by an earlier run and not settled yet; nothing was sent")
         return True
     if entry.row.state is State.DEAD:
         return False
@@ -196,6 +207,9 @@ def _prepare(run: _Run, epoch: Epoch) -> Submission | None:
     try:
         candles = _persist(run, epoch, FETCH_SHARE, lambda: _fetch(run))
         forecast = _persist(run, epoch, MODEL_SHARE, lambda: _forecast(run, candles))
+        if run.served:
+            run.know(outcome="dry_run", reason="this epoch has its submission already; nothing would be signed or sent")
+            return None
         return _persist(run, epoch, SIGN_SHARE, lambda: _sign(run, epoch, forecast))
     except (RetryLater, SkipEpoch) as error:
         if not run.job.persist or run.parts.wake.is_set():
@@ -227,6 +241,8 @@ def _fetch(run: _Run) -> Candles:
     source, now = run.parts.source, run.parts.clock.now()
     with run.stage("data") as told:
         candles, repairs = run.parts.forecaster.gather(source, run.parts.window, now)
+        run.synthetic = candles.provenance.synthetic
+        run.know(synthetic=run.synthetic)
         told.append(describe_candles(candles, source.name, now))
         told.extend(repairs)
     return candles
@@ -263,11 +279,26 @@ def _consensus(run: _Run) -> tuple[float, ...]:
 def _sign(run: _Run, epoch: Epoch, forecast: Forecast) -> Submission:
     """Price the transaction and sign it. Nothing leaves here but the bytes."""
     with run.stage("sign") as told:
+        if run.unregistered:
+            parts, job = run.parts, run.job
+            paid = enrol(
+                parts.chain,
+                parts.wallet,
+                parts.ledger,
+                epoch,
+                spending=job.spending,
+                clock=parts.clock,
+                wake=parts.wake,
+            )
+            run.unregistered = False
+            told.append(f"registered {epoch.wallet} for topic {epoch.topic_id}; fee {paid} uallo")
         failpoint("before sign")
         submission = _sign_value(run, epoch, canonical_value(forecast.value))
         told.append(f"value {submission.value}, topic {epoch.topic_id}, nonce {epoch.nonce}")
         told.append(f"sequence {submission.sequence}, gas {submission.gas}, fee {submission.fee_uallo} uallo")
         run.know(value=float(submission.value))
+    if run.job.dry_run:
+        run.know(outcome="dry_run", reason="nothing was sent")
     return submission
 
 
@@ -276,7 +307,8 @@ def _sign_value(run: _Run, epoch: Epoch, value: str, *, gas_factor: float = 1.0)
     parts = run.parts
     version = parts.chain.version()
     message = payload_message(parts.wallet, version=version, topic_id=epoch.topic_id, nonce=epoch.nonce, value=value)
-    priced = price(parts.chain, parts.wallet, message, run.job.spending, gas_factor=gas_factor)
+    charged = parts.chain.params().data_sending_fee
+    priced = price(parts.chain, parts.wallet, message, run.job.spending, gas_factor=gas_factor, besides=charged)
     return sign_submission(
         parts.wallet,
         version=version,
@@ -284,7 +316,7 @@ def _sign_value(run: _Run, epoch: Epoch, value: str, *, gas_factor: float = 1.0)
         topic_id=epoch.topic_id,
         nonce=epoch.nonce,
         value=value,
-        synthetic=parts.source.synthetic or parts.forecaster.manifest.training.synthetic,
+        synthetic=run.synthetic is not False or parts.forecaster.manifest.training.synthetic,
         account_number=priced.account_number,
         sequence=parts.ledger.free_sequence(epoch.key, priced.sequence),
         gas=priced.gas,
@@ -300,7 +332,13 @@ def _deliver(run: _Run, epoch: Epoch, *, fresh: bool) -> None:
     def sign_again() -> None:
         attempts = ledger.attempts(epoch.key)
         log.info("signing nonce %d again, attempt %d", epoch.nonce, len(attempts) + 1)
-        again = _sign_value(run, epoch, attempts[-1].value, gas_factor=1.5 ** len(attempts))
+        if run.synthetic is None:  # signed by an earlier run, whose candles are not known here: forecast anew
+            prepared = _prepare(run, epoch)
+            if prepared is None:
+                raise RetryLater("No new forecast could be made for the one that the chain refused.")
+            again = prepared
+        else:
+            again = _sign_value(run, epoch, attempts[-1].value, gas_factor=1.5 ** len(attempts))
         failpoint("after sign")
         ledger.commit(again, clock.now())
         failpoint("after commit")
@@ -326,6 +364,8 @@ def _conclude(run: _Run, entry: Entry, *, before: bool) -> None:
         tx_hash=attempts[-1].tx_hash if attempts else None,
         height=row.height,
     )
+    if before:
+        run.know(source=None)  # what it was made from is not on record
     if row.state is State.MISSED:
         run.know(outcome="missed", reason=row.reason or "this epoch was missed")
     elif row.state in SERVED:

@@ -19,7 +19,6 @@ from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
 from forecastd.failpoints import failpoint
 from forecastd.ledger import SERVED, Key, Ledger, State
-from forecastd.outbox import OVERTAKEN
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +49,10 @@ def find_topic(chain: ChainClient, chain_id: str, topic_id: int) -> Topic:
 
 
 def open_epochs(chain: ChainClient, topic: Topic, chain_id: str, wallet: str) -> tuple[int, list[Epoch]]:
-    """The chain's height, and the epochs whose submission window is open at it, newest first."""
-    height, window = chain.height(), topic.worker_submission_window
-    nonces = sorted((n for n in chain.open_nonces(topic.id) if n <= height < n + window), reverse=True)
-    return height, [Epoch(chain_id, topic.id, nonce, wallet, nonce + window - 1) for nonce in nonces]
+    """The chain's height, and the epochs that the next block can still take a submission for, newest first."""
+    height = chain.height()
+    nonces = sorted((n for n in chain.open_nonces(topic.id) if n <= height < topic.last_block(n)), reverse=True)
+    return height, [Epoch(chain_id, topic.id, nonce, wallet, topic.last_block(nonce)) for nonce in nonces]
 
 
 def choose(ledger: Ledger, epochs: list[Epoch]) -> Epoch:
@@ -65,43 +64,44 @@ def choose(ledger: Ledger, epochs: list[Epoch]) -> Epoch:
     return epochs[0]
 
 
-def allow(
-    chain: ChainClient,
-    wallet: Wallet,
-    ledger: Ledger,
-    *,
-    chain_id: str,
-    topic_id: int,
-    spending: Spending | None,
-    clock: Clock,
-    wake: Event,
-) -> int | None:
-    """Make sure that the worker is registered and may submit; the fee in uallo when it was registered just now.
-
-    `spending` of None: do not register.
+def needs_registering(chain: ChainClient, chain_id: str, topic_id: int, wallet: str, *, may: bool) -> bool:
+    """Whether the worker has to be registered before it can submit; `may` says that it may be, for a fee.
 
     Raises:
-        NeedsHuman: it is not registered and may not be, or not permitted to submit.
-    """  # fmt: skip
-    paid: int | None = None
-    if not chain.is_registered(topic_id, wallet.address):
-        if spending is None:
+        NeedsHuman: it is not registered and may not be, or it is and is not permitted to submit.
+    """
+    if not chain.is_registered(topic_id, wallet):
+        if not may:
             raise NeedsHuman(
-                f"Worker {wallet.address} is not registered for topic {topic_id} on {chain_id}. "
-                "Run once more with --register to register it (this costs the chain's registration fee)."
+                f"Worker {wallet} is not registered for topic {topic_id} on {chain_id}. Run once more with --register to "
+                f"register it; the chain asks {chain.params().registration_fee} uallo for that, and the fee for gas."
             )
-
-        def commit(sequence: int, tx_hash: str) -> None:
-            failpoint("before use")
-            ledger.note_use(chain_id, wallet.address, sequence, tx_hash, f"register for topic {topic_id}")
-
-        paid = register(chain, wallet, topic_id, spending, chain_id=chain_id, clock=clock, wake=wake, commit=commit)
-    if not chain.can_submit(topic_id, wallet.address):
+        return True
+    if not chain.can_submit(topic_id, wallet):
         raise NeedsHuman(
-            f"Worker {wallet.address} is registered but not permitted to submit to topic {topic_id} on {chain_id}. "
+            f"Worker {wallet} is registered but not permitted to submit to topic {topic_id} on {chain_id}. "
             "Ask the topic's owner to put it on the whitelist."
         )
-    return paid
+    return False
+
+
+def enrol(
+    chain: ChainClient, wallet: Wallet, ledger: Ledger, epoch: Epoch, *, spending: Spending, clock: Clock, wake: Event
+) -> int:
+    """Register the worker for the epoch's topic, its transaction on record first; what it cost in uallo.
+
+    Raises:
+        NeedsHuman: the balance or the user's maximum does not cover it, or the chain refuses.
+        RetryLater: no block took it in time.
+    """
+
+    def commit(sequence: int, tx_hash: str) -> None:
+        failpoint("before use")
+        ledger.note_use(epoch.chain_id, wallet.address, sequence, tx_hash, f"register for topic {epoch.topic_id}")
+
+    return register(
+        chain, wallet, epoch.topic_id, spending, chain_id=epoch.chain_id, clock=clock, wake=wake, commit=commit
+    )
 
 
 def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str) -> None:
@@ -120,12 +120,9 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
     if known is None:
         ledger.know_from(chain_id, wallet, sequence)
         return
-    unknown = set(range(known, sequence)) - ledger.used_sequences(chain_id, wallet)
-    for entry in ledger.entries(chain_id, wallet):
-        if entry.row.reason == OVERTAKEN and entry.row.sequence > known:
-            unknown.add(entry.row.sequence)
+    unknown = ledger.unexplained(chain_id, wallet, sequence)
     if unknown:
-        first = ", ".join(map(str, sorted(unknown)[:5])) + (" and more" if len(unknown) > 5 else "")
+        first = ", ".join(map(str, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
         raise NeedsHuman(
             f"Somebody else signs with the key of {wallet}: the account used the sequences {first} elsewhere. "
             "Nothing is signed. Stop the other worker; if it was you, run `forecastd ledger trust`."

@@ -33,6 +33,7 @@ class Forecaster:
 
         Raises:
             NeedsHuman: there is no bundle, its manifest is no good, or it was trained on other features.
+            SkipEpoch: no process can be started for it.
         """
         try:
             self.manifest: Manifest = read_manifest(bundle)
@@ -42,7 +43,7 @@ class Forecaster:
         if features is not None and (features.past, features.known) != (self.features.past, self.features.known):
             raise NeedsHuman(_difference((*features.past, *features.known), self.features.names))
         self._bundle = bundle
-        self._process = ModelProcess(bundle)
+        self._process = self._started()
 
     def check(self) -> str:
         """Wait until the child has verified the bundle's hashes, its weights and its canary; gives the bundle's sha256.
@@ -103,8 +104,14 @@ class Forecaster:
     def _replaced(self, error: ChildFailed) -> SkipEpoch:
         """Put a new child in the place of one that failed, for whoever tries again."""
         self._process.stop()
-        self._process = ModelProcess(self._bundle)
+        self._process = self._started()
         return SkipEpoch(str(error), check="model_process")
+
+    def _started(self) -> ModelProcess:
+        try:
+            return ModelProcess(self._bundle)
+        except ChildFailed as error:
+            raise SkipEpoch(str(error), check="model_process") from error
 
     def close(self) -> None:
         """End the child."""

@@ -66,7 +66,8 @@ def check_forecast(
     _ordered(forecast)
     _model_age(forecast, trained_until)
     passed = ("shape", "finite", "origin", "point", "unit", "bounds", "quantiles", "model_age")
-    return GuardReport(passed, _distance(forecast.value, consensus), bound)
+    warnings = (*_hindsight(forecast, trained_until), *_distance(forecast.value, consensus))
+    return GuardReport(passed, warnings, bound)
 
 
 def _shape(forecast: Forecast, horizon: int) -> None:
@@ -139,6 +140,15 @@ def _model_age(forecast: Forecast, trained_until: float | None) -> None:
             f"{MAX_MODEL_AGE_DAYS:.0f} are allowed. Train it again with `forecastd train`.",
             check="model_age",
         )
+
+
+def _hindsight(forecast: Forecast, trained_until: float | None) -> tuple[str, ...]:
+    """A warning when the model has seen what it is asked to forecast, as a replay of the past may bring about."""
+    if trained_until is None or trained_until <= forecast.end:
+        return ()
+    return (
+        f"The model learnt from data up to {iso(trained_until)}, after the forecast's origin: this is no honest test.",
+    )
 
 
 def _distance(value: float, consensus: tuple[float, ...]) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class State(StrEnum):
     MISSED = "missed"  # the epoch went by without it
 
 
+OVERTAKEN = "another transaction of this account used its sequence"
 SETTLED = frozenset({State.ADMITTED, State.PASSIVE, State.EVICTED, State.MISSED})
 SERVED = SETTLED | {State.INCLUDED}  # nothing is left to be done inside the window
 
@@ -198,6 +199,15 @@ class Ledger:
         """The sequence from which on this ledger knows all; None for an account it has not seen."""
         rows = self._run("SELECT known_from FROM accounts WHERE chain_id = ? AND wallet = ?", (chain_id, wallet))
         return int(rows[0][0]) if rows else None
+
+    def unexplained(self, chain_id: str, wallet: str, sequence: int) -> list[int]:
+        """Sequences below the account's next one that transactions of somebody else have used."""
+        known = self.known_from(chain_id, wallet)
+        if known is None:
+            return []
+        taken = {e.row.sequence for e in self.entries(chain_id, wallet) if e.row.reason == OVERTAKEN}
+        strange = set(range(known, sequence)) - self.used_sequences(chain_id, wallet)
+        return sorted(strange | {at for at in taken if at > known})
 
     def know_from(self, chain_id: str, wallet: str, sequence: int) -> None:
         """Take the account as it is: sequences below `sequence` are not asked about any more."""

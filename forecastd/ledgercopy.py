@@ -8,7 +8,6 @@ ledger: closing a descriptor of the file there would drop its lock. In any other
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from threading import Event
 from forecastd.clock import Deadline
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.ledger import Entry, Key, Ledger
-from forecastd.ledgerfile import EPOCH_COLUMNS, VERSION, checksum, told
+from forecastd.ledgerfile import VERSION, problems, told
 
 _PAUSE = 0.05  # seconds between two attempts; a commit takes a few milliseconds
 
@@ -84,16 +83,8 @@ class LedgerCopy(Ledger):
         return [float(values[0]) for values in self._run(f"{sql} ORDER BY attempt", key)]
 
     def problems(self) -> list[str]:
-        """What is wrong with the file, in words: SQLite's own check, each row's checksum, each transaction's hash."""
-        verdict = self.check()
-        found = [] if verdict == "ok" else [f"SQLite's integrity check says: {verdict}"]
-        for *values, crc in self._run(f"SELECT {', '.join(EPOCH_COLUMNS)}, crc FROM epochs", ()):  # noqa: S608
-            if crc != checksum(values):
-                found.append(f"the row of topic {values[1]} nonce {values[2]} is not what was written")
-        for tx_hash, tx_bytes in self._run("SELECT tx_hash, tx_bytes FROM attempts", ()):
-            if hashlib.sha256(tx_bytes).hexdigest().upper() != tx_hash:
-                found.append(f"the bytes of transaction {tx_hash} are not what was signed")
-        return found
+        """What is wrong with the file, in words."""
+        return list(problems(self._db))
 
 
 @contextmanager

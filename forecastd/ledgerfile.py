@@ -11,7 +11,7 @@ import hashlib
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman, RetryLater
@@ -125,18 +125,24 @@ def _lock(db: sqlite3.Connection, path: Path) -> None:
 
 def _verify(db: sqlite3.Connection, path: Path) -> None:
     """Every page, every row and every signed byte is what was written, and nothing newer was written elsewhere."""
-    verdict = str(db.execute("PRAGMA integrity_check").fetchone()[0])
-    if verdict != "ok":
-        raise _Unusable(verdict)
-    for *values, crc in db.execute(f"SELECT {', '.join(EPOCH_COLUMNS)}, crc FROM epochs"):  # noqa: S608
-        if crc != checksum(values):
-            raise _Unusable(f"the row of nonce {values[2]} is not what was written")
-    for tx_hash, tx_bytes in db.execute("SELECT tx_hash, tx_bytes FROM attempts"):
-        if hashlib.sha256(tx_bytes).hexdigest().upper() != tx_hash:
-            raise _Unusable(f"the bytes of transaction {tx_hash} are not what was signed")
+    for problem in problems(db):
+        raise _Unusable(problem)
     made, seen = int(db.execute("SELECT made FROM signatures").fetchone()[0]), _witness(path)
     if made < seen:
         raise _Unusable(f"it knows {made} signatures, and {seen} were made: an older file was put in its place")
+
+
+def problems(db: sqlite3.Connection) -> Iterator[str]:
+    """What is wrong with the file, in words: SQLite's own check, each row's checksum, each transaction's hash."""
+    verdict = str(db.execute("PRAGMA integrity_check").fetchone()[0])
+    if verdict != "ok":
+        yield f"SQLite's integrity check says: {verdict}"
+    for *values, crc in db.execute(f"SELECT {', '.join(EPOCH_COLUMNS)}, crc FROM epochs"):  # noqa: S608
+        if crc != checksum(values):
+            yield f"the row of topic {values[1]} nonce {values[2]} is not what was written"
+    for tx_hash, tx_bytes in db.execute("SELECT tx_hash, tx_bytes FROM attempts"):
+        if hashlib.sha256(tx_bytes).hexdigest().upper() != tx_hash:
+            yield f"the bytes of transaction {tx_hash} are not what was signed"
 
 
 def checksum(values: list[object] | tuple[object, ...]) -> int:

@@ -31,6 +31,15 @@ class RedactingFormatter(logging.Formatter):
         return redact(super().format(record), self._secrets)
 
 
+class FileHandler(logging.handlers.RotatingFileHandler):
+    """Rotates by size. When the disk does not take a line it says so once on the console and is silent from then on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
+        root = logging.getLogger()
+        root.removeHandler(self)
+        root.warning("Cannot write the log %s (%s); going on without it.", self.baseFilename, sys.exc_info()[1])
+
+
 def redact(text: str, secrets: Iterable[str]) -> str:
     """`text` with every secret replaced by asterisks."""
     for secret in secrets:
@@ -38,8 +47,8 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def configure(directory: Path, *, verbose: bool, secrets: Iterable[str] = ()) -> None:
-    """Log DEBUG to `directory/submission.log` (rotating) and to stderr WARNING, or DEBUG when `verbose`."""
+def configure_console(*, verbose: bool, secrets: Iterable[str] = ()) -> None:
+    """Log WARNING to stderr, or DEBUG when `verbose`."""
     hidden = tuple(secrets)
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
@@ -51,11 +60,16 @@ def configure(directory: Path, *, verbose: bool, secrets: Iterable[str] = ()) ->
     root.addHandler(console)
     for chatty in ("urllib3", "hpack", "asyncio", "grpc", "ccxt", "websockets", "h2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def configure(directory: Path, *, verbose: bool, secrets: Iterable[str] = ()) -> None:
+    """As `configure_console`, and DEBUG to `directory/submission.log`, rotating."""
+    hidden = tuple(secrets)
+    configure_console(verbose=verbose, secrets=hidden)
+    root = logging.getLogger()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = logging.handlers.RotatingFileHandler(
-            directory / "submission.log", maxBytes=FILE_BYTES, backupCount=FILE_COUNT, encoding="utf-8"
-        )
+        file = FileHandler(directory / "submission.log", maxBytes=FILE_BYTES, backupCount=FILE_COUNT, encoding="utf-8")
     except OSError as error:
         root.warning("Cannot write the log below %s (%s); going on without a file.", directory, error.strerror)
         return

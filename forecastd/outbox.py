@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from forecastd.chain.codes import Action as Answer
-from forecastd.ledger import SETTLED, Row, State
+from forecastd.ledger import OVERTAKEN, SETTLED, Row, State
 
-OVERTAKEN = "another transaction of this account used its sequence"
 MOST_ATTEMPTS = 5  # signatures for one epoch; each failed one has cost its fee
 
 

@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     tiingo_api_key: SecretStr | None = None
     tiingo_url: str = "https://api.tiingo.com"
     topics_file: Path | None = None
+    horizon_hours: float | None = Field(default=None, gt=0)
     symbol: str = "btcusd"
     data_source: str = "sample"
     rpc_endpoints: Annotated[tuple[str, ...], NoDecode] = ()

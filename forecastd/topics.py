@@ -34,6 +34,7 @@ KEYS: Mapping[str, tuple[str, type]] = {
     "symbol": ("symbol", str),
     "mnemonic_file": ("mnemonic_file", str),
     "wallet": ("allora_wallet_addr", str),
+    "horizon_hours": ("horizon_hours", int),
     "fee_tier": ("fee_tier", str),
     "max_fee_uallo": ("max_fee_uallo", int),
 }

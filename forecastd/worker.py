@@ -6,29 +6,33 @@ replay: the wall clock stands at that time, and the local node is a chain of its
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Event
 
-from forecastd.chain.endpoints import Endpoints
 from forecastd.chain.networks import LOCAL_CHAIN_ID, NETWORKS
 from forecastd.chain.submit import Spending
 from forecastd.chain.wallet import open_wallet
 from forecastd.clock import Clock, ReplayClock, iso
+from forecastd.connect import chain_of, open_chain
 from forecastd.cycle import Job, Parts, run_cycle
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.features import load_features
 from forecastd.forecaster import Forecaster
 from forecastd.lease import Lease
 from forecastd.ledger import Ledger
-from forecastd.localnet.embedded import find_running, open_embedded
 from forecastd.outcome import Outcome, ended_by
 from forecastd.settings import Settings
 from forecastd.sources import open_source
 from forecastd.stages import Stage
 from forecastd.window import RollingWindow
 
+log = logging.getLogger(__name__)
+
 CONFIRM_SECONDS = 60.0  # how long a single run waits for a block
+HORIZON_HOURS = {67: 168.0}  # what known topics ask for; HORIZON_HOURS says it for others
 
 
 def run_once(
@@ -49,15 +53,21 @@ def run_once(
     """
     clock = clock if as_of is None else ReplayClock(as_of)
     try:
-        if as_of is not None and any(one.allora_network != "local" for one in topics):
-            raise NeedsHuman(
-                "--as-of replays the past and works on the local network only. Leave it out, or --network."
-            )
+        if as_of is not None:
+            _check_replay(topics)
         with open_parts(topics, clock, replay=as_of is not None) as parts:
             jobs = [_job(one, dry_run=dry_run, register=register, persist=persist) for one in topics]
             return [run_cycle(job, part, report) for job, part in zip(jobs, parts, strict=True)]
     except ForecastdError as error:
         return [ended_by(error, Outcome("failed", topic_id=one.topic_id, as_of=iso(clock.now()))) for one in topics]
+
+
+def _check_replay(topics: Sequence[Settings]) -> None:
+    """A forecast of the past belongs on a chain of the past: an embedded node's own, never one that is running now."""
+    if any(one.allora_network != "local" for one in topics):
+        raise NeedsHuman("--as-of replays the past and works on the local network only. Leave it out, or --network.")
+    if topics[0].rpc_endpoints:
+        raise NeedsHuman("--as-of replays on a node of its own. Leave it out, or unset RPC_ENDPOINTS.")
 
 
 def _job(settings: Settings, *, dry_run: bool, register: bool, persist: bool) -> Job:
@@ -86,15 +96,16 @@ def open_parts(topics: Sequence[Settings], clock: Clock, *, replay: bool) -> Ite
         sources = [open_source(settings.data_source, settings) for settings in topics]
         for settings, source, forecaster in zip(topics, sources, forecasters, strict=True):
             refuse_synthetic(settings, source.synthetic, forecaster)
+            check_horizon(settings, forecaster)
         wallets = [open_wallet(settings) for settings in topics]
-        chain_id = _chain_id(common, clock, replay=replay)
+        chain_id = _replay_id(topics, forecasters, clock) if replay else chain_of(common)
         for address in dict.fromkeys(wallet.address for wallet in wallets):
             stack.enter_context(Lease(chain_id, address, clock))
         ledger = Ledger(common.state / "ledger.sqlite")
         stack.callback(ledger.close)
         window = RollingWindow.open(common.state / "window.sqlite")
         stack.callback(window.close)
-        chain = stack.enter_context(_open_chain(common, clock, chain_id, replay=replay))
+        chain = stack.enter_context(open_chain(common, clock, chain_id, replay=replay))
         wake = Event()
         yield [
             Parts(source, window, forecaster, ledger, chain, wallet, clock, wake)
@@ -126,24 +137,28 @@ def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster
         )
 
 
-def _chain_id(settings: Settings, clock: Clock, *, replay: bool) -> str:
-    """The chain that is signed for. A replay on an embedded node is a chain of its own."""
-    if replay and not settings.rpc_endpoints:
-        return f"{LOCAL_CHAIN_ID}-{iso(clock.now()).replace('-', '').replace(':', '')}"
-    return NETWORKS[settings.allora_network].chain_id
+def check_horizon(settings: Settings, forecaster: Forecaster) -> None:
+    """The topic asks for one horizon, and the model has to forecast it. On the local network a difference is only told.
+
+    Raises:
+        NeedsHuman: a real network, and a model of another horizon.
+    """
+    wanted = settings.horizon_hours or HORIZON_HOURS.get(settings.topic_id)
+    manifest = forecaster.manifest
+    hours = manifest.horizon * manifest.step / 3600
+    if wanted is None or hours == wanted:
+        return
+    told = f"Topic {settings.topic_id} asks for {wanted:g} h ahead, the model {manifest.name} forecasts {hours:g} h."
+    if settings.allora_network != "local":
+        raise NeedsHuman(f"{told} Choose another --model; if the topic has changed, set HORIZON_HOURS.")
+    log.warning("%s A real network would refuse it.", told)
 
 
-@contextmanager
-def _open_chain(settings: Settings, clock: Clock, chain_id: str, *, replay: bool) -> Iterator[Endpoints]:
-    """The endpoints to talk to: the user's, the network's own, a running local node, or one embedded in this process."""
-    with ExitStack() as stack:
-        if settings.rpc_endpoints:
-            endpoints = settings.rpc_endpoints
-        elif settings.allora_network != "local":
-            endpoints = NETWORKS[settings.allora_network].endpoints
-        else:
-            running = None if replay else find_running(settings.state)
-            endpoints = (
-                running or stack.enter_context(open_embedded(settings.state, clock, chain_id=chain_id)).endpoint,
-            )
-        yield stack.enter_context(Endpoints(endpoints, chain_id=chain_id, clock=clock))
+def _replay_id(topics: Sequence[Settings], forecasters: Sequence[Forecaster], clock: Clock) -> str:
+    """A replay is a chain of its own for each moment, source and model: the same replay submits once, another anew."""
+    made_from = [
+        (one.topic_id, one.data_source, one.symbol, forecaster.manifest.sha256)
+        for one, forecaster in zip(topics, forecasters, strict=True)
+    ]
+    moment = iso(clock.now()).replace("-", "").replace(":", "")
+    return f"{LOCAL_CHAIN_ID}-{moment}-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:8]}"

@@ -33,6 +33,7 @@ def quote(
     tier: FeeTier,
     most: int | None = None,
     factor: float = 1.0,
+    besides: int = 0,
 ) -> Quote:
     """Gas and fee of a transaction.
 
@@ -43,6 +44,7 @@ def quote(
         tier: how eager to be.
         most: the user's maximum fee in uallo.
         factor: how much more gas than usual, after an attempt that ran out of it.
+        besides: what the chain charges for the message itself, in uallo; it counts towards the maximum.
 
     Raises:
         NeedsHuman: the fee is above the user's maximum.
@@ -51,9 +53,9 @@ def quote(
     gas = _up(usual * Decimal(str(factor)))
     base = max(Decimal(floor), (market_price or Decimal(0)) * _MARKET_MARGIN)
     fee = _up(gas * base * _TIERS[tier])
-    if most is not None and fee > most:
+    if most is not None and fee + besides > most:
         raise NeedsHuman(
-            f"The fee would be {fee} uallo, above your maximum of {most} uallo (MAX_FEE_UALLO). "
+            f"The fee would be {fee + besides} uallo, above your maximum of {most} uallo (MAX_FEE_UALLO). "
             "Raise the maximum or choose a lower FEE_TIER."
         )
     return Quote(gas, fee)

@@ -48,12 +48,19 @@ class Priced:
 
 
 def price(
-    node: ChainClient, wallet: Wallet, message: tuple[str, bytes], spending: Spending, *, gas_factor: float = 1.0
+    node: ChainClient,
+    wallet: Wallet,
+    message: tuple[str, bytes],
+    spending: Spending,
+    *,
+    gas_factor: float = 1.0,
+    besides: int = 0,
 ) -> Priced:
     """Ask the node what sending `message` takes.
 
     A refusal of the simulation that is certain and lasting ends here, before anything is signed and paid; any other
-    leaves the decision to the chain, with the default gas. `gas_factor` raises the gas after an attempt ran out of it.
+    leaves the decision to the chain, with the default gas. `gas_factor` raises the gas after an attempt ran out of it;
+    `besides` is what the chain charges for the message itself, in uallo.
 
     Raises:
         NeedsHuman: the account does not exist, its balance or the user's maximum is below the fee, or the chain would
@@ -73,12 +80,13 @@ def price(
             raise RetryLater(f"The chain would refuse it now: {meaning.meaning}. Nothing was signed or paid.")
     cost = quote(
         simulation.gas_used, node.gas_price(), floor=spending.floor, tier=spending.tier, most=spending.most,
-        factor=gas_factor,
+        factor=gas_factor, besides=besides,
     )  # fmt: skip
-    balance = node.balance(wallet.address)
-    if balance < cost.fee_uallo:
+    balance, total = node.balance(wallet.address), cost.fee_uallo + besides
+    if balance < total:
         raise NeedsHuman(
-            f"The fee is {cost.fee_uallo} uallo and {wallet.address} has {balance}. Send it some; nothing was signed."
+            f"It costs {total} uallo ({cost.fee_uallo} for gas, {besides} to the chain) and {wallet.address} has {balance}. "
+            "Send it some; nothing was signed."
         )
     return Priced(account.number, account.sequence, cost.gas, cost.fee_uallo)
 
@@ -108,7 +116,13 @@ def register(
     """
     version, fee = node.version(), node.params().registration_fee
     message = register_message(wallet, version=version, topic_id=topic_id)
-    cost = price(node, wallet, message, spending)
+    cost = price(node, wallet, message, spending, besides=fee)
+    afterwards = cost.fee_uallo + node.params().data_sending_fee  # a submission costs about as much gas
+    if node.balance(wallet.address) < cost.fee_uallo + fee + afterwards:
+        raise NeedsHuman(
+            f"Registering {wallet.address} costs {cost.fee_uallo + fee} uallo, and a submission about {afterwards} more. "
+            "Send it that much; nothing was paid."
+        )
     last = node.height() + REGISTER_BLOCKS
     raw = build_tx(
         wallet, message, chain_id=chain_id, account_number=cost.account_number, sequence=cost.sequence,

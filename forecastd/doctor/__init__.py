@@ -102,7 +102,7 @@ def _ledger(settings: Settings) -> Path:
 def _reach(stack: ExitStack, settings: Settings, clock: Clock, tell: Callable[[Finding], None]) -> Endpoints | None:
     """The endpoints, told one by one; None when none can be asked."""
     try:
-        chain = stack.enter_context(open_chain(settings, clock, chain_of(settings, clock)))
+        chain = stack.enter_context(open_chain(settings, clock, chain_of(settings)))
     except RetryLater as error:
         # The embedded node belongs to one process at a time. That a worker has it is no fault.
         fix = "Run `forecastd localnet` in the foreground: a worker and the doctor both find it."
@@ -124,7 +124,7 @@ def _on_chain(
     if chain is None:
         names = ("balance", "topic", "sequence", "clock")
         return [Finding(name, Level.SKIP, "not looked at: no endpoint can be asked") for name in names]
-    common, chain_id = topics[0], chain_of(topics[0], clock)
+    common, chain_id = topics[0], chain_of(topics[0])
     ledger = _ledger(common)
     mine = {address: one for one, address in zip(topics, wallets, strict=True) if address is not None}
     checks = [

@@ -50,24 +50,34 @@ class ModelProcess:
     """A running child. Use as a context manager: leaving stops it."""
 
     def __init__(self, bundle: Path, *, memory: int = MEMORY_LIMIT) -> None:
-        """Start the child and ask it to load `bundle`; returns at once, `ready` waits."""
+        """Start the child and ask it to load `bundle`; returns at once, `ready` waits.
+
+        Raises:
+            ChildFailed: the machine cannot start another process.
+        """
         self._launch = uuid.uuid4().hex
         self._proven = ""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `stop`, with the child
         self._channel, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), self._launch, str(os.getpid()), str(memory)]
-        with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "forecastd.supervise.child", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=self._errors,
-                stderr=self._errors,
-                env=child_environment(),
-                pass_fds=(theirs.fileno(),),
-                cwd="/",
-            )
+        try:
+            with theirs:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "forecastd.supervise.child", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._errors,
+                    stderr=self._errors,
+                    env=child_environment(),
+                    pass_fds=(theirs.fileno(),),
+                    cwd="/",
+                )
+        except OSError as error:
+            self._channel.close()
+            self._errors.close()
+            raise ChildFailed(f"The model's process could not be started: {error.strerror}.") from error
         self._channel.settimeout(_STOP_SECONDS)
-        self._tell(Message("load", self._launch, {"bundle": str(bundle.resolve())}))
+        with contextlib.suppress(ChannelClosed, TimeoutError):  # `ready` tells what became of the child
+            send(self._channel, Message("load", self._launch, {"bundle": str(bundle.resolve())}))
 
     @property
     def pid(self) -> int:

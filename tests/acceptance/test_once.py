@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ CLOSED = "127.0.0.1:9"  # the discard port, which nothing listens on
 
 def rows(state: Path) -> list[tuple[Any, ...]]:
     with sqlite3.connect(state / "ledger.sqlite") as database:
-        query = "SELECT nonce, state, tx_hash, height FROM epochs JOIN attempts USING (chain_id, topic_id, nonce, wallet)"
+        query = (
+            "SELECT nonce, state, tx_hash, height FROM epochs JOIN attempts USING (chain_id, topic_id, nonce, wallet)"
+        )
         return database.execute(query).fetchall()
 
 
@@ -63,9 +67,67 @@ def test_a_lost_ledger_does_not_lead_to_a_second_submission(once: Once, tmp_path
 def test_a_replay_stands_at_its_reference_time_and_is_a_chain_of_its_own(once: Once) -> None:
     told = once("--as-of", "2026-03-01T12:30:00+02:00").told
     assert told["as_of"] == "2026-03-01T10:30:00Z"
-    assert told["chain_id"] == "localnet-20260301T103000Z"
+    assert told["chain_id"].startswith("localnet-20260301T103000Z-")
     again = once("--as-of", "2026-03-01T10:30:00Z", "--state-dir", "elsewhere").told
     assert again["value"] == told["value"], "the same candles and the same model give the same forecast"
+
+
+def test_the_same_moment_from_another_source_is_another_replay(once: Once) -> None:
+    first, second = (
+        once("--as-of", "2026-03-01T12:30:00Z", "--source", source).told for source in ("sample", "sample:7")
+    )
+    assert (first["outcome"], second["outcome"]) == ("submitted", "submitted")
+    assert first["chain_id"] != second["chain_id"]
+    assert first["value"] != second["value"]
+
+
+def test_a_dry_run_after_the_submission_forecasts_and_says_that_nothing_would_be_signed(once: Once) -> None:
+    moment = ("--as-of", "2026-03-01T12:30:00Z")
+    sent = once(*moment).told
+    told = once("--dry-run", *moment).told
+    assert told["outcome"] == "dry_run"
+    assert "has its submission already" in told["reason"]
+    assert told["value"] == pytest.approx(sent["value"])
+
+
+def test_a_replay_does_not_sign_for_a_node_that_is_running_now(once: Once) -> None:
+    done = once("--as-of", "2026-03-01T12:30:00Z", RPC_ENDPOINTS="127.0.0.1:9090")
+    assert done.code == 5
+    assert "RPC_ENDPOINTS" in done.told["reason"]
+
+
+@pytest.mark.parametrize("lines", [0, 1, 8])
+def test_an_output_that_breaks_does_not_cost_the_epoch(
+    root: Path, tmp_path: Path, environment: dict[str, str], lines: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(root / "submit_prediction.py"), "--once"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for _ in range(lines):
+        process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert [row[1] for row in rows(tmp_path / "state")] == ["included"]
+
+
+def test_a_log_on_a_full_disk_is_told_once_and_goes_on(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "submission.log").symlink_to("/dev/full")
+    done = command("--once")
+    assert done.code == 0
+    assert "Traceback" not in done.err
+    assert done.err.count("Cannot write the log") == 1
+
+
+def test_the_log_says_how_every_cycle_ended(command: Any, tmp_path: Path) -> None:
+    command("--once")
+    command("--once", "--topic-id", "4242")
+    log = (tmp_path / "logs" / "submission.log").read_text()
+    assert "outcome: submitted, exit code 0" in log
+    assert "outcome: failed, exit code 5" in log
+    assert "Topic 4242 does not exist" in log
 
 
 def test_a_dry_run_shows_what_would_be_signed_and_sends_nothing(command: Any, once: Once, tmp_path: Path) -> None:

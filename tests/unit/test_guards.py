@@ -113,6 +113,11 @@ def test_whatever_passes_is_finite_and_within_the_bound(value: float) -> None:
     assert abs(value) <= plausible_bound(CANDLES, HORIZON)
 
 
+def test_hindsight_is_told() -> None:
+    later = float(CANDLES.end + 86400)
+    assert "no honest test" in check_forecast(honest(), CANDLES, horizon=HORIZON, trained_until=later).warnings[0]
+
+
 def test_the_bound_grows_with_volatility_and_horizon_and_never_vanishes() -> None:
     calm = replace(CANDLES, close=np.full(100, LAST_CLOSE))
     assert plausible_bound(calm, HORIZON) == MIN_BOUND

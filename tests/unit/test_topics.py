@@ -26,7 +26,9 @@ def write(file: Path, text: str) -> Path:
 def test_each_topic_is_the_common_settings_with_its_own_on_top(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNEMONIC", "common phrase")
     monkeypatch.setenv("RPC_ENDPOINTS", "a:1,b:2")
-    write(file, '[[topic]]\nid = 67\n[[topic]]\nid = 69\nmodel = "eth"\nsource = "sample:7"\nmnemonic_file = "/second"\n')
+    write(
+        file, '[[topic]]\nid = 67\n[[topic]]\nid = 69\nmodel = "eth"\nsource = "sample:7"\nmnemonic_file = "/second"\n'
+    )
     common = load_settings(fee_tier="eco")
     first, second = load_topics(file, common)
     assert first == common.model_copy(update={"topic_id": 67})

@@ -1,0 +1,67 @@
+"""Standard output that cannot break what it tells about.
+
+A closed pipe or a full disk must not decide whether a submission is sent: the first failure is remembered, everything after
+it goes nowhere. Where nobody looks at a terminal, trailing blanks are left out. Characters that the output's encoding lacks
+are written as escapes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO
+
+
+class Output:
+    """Stands in for a text stream. `broken` is the error that ended it, None while it works."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._line = ""
+        self.broken: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write, or do nothing on a broken stream."""
+        if self._stream.isatty():
+            self._attempt(text)
+            return len(text)
+        *lines, self._line = (self._line + text).split("\n")
+        if lines:
+            self._attempt("".join(f"{line.rstrip()}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is complete."""
+        self._attempt("")
+
+    def finish(self) -> None:
+        """Pass on everything, an unfinished line too."""
+        rest, self._line = self._line, ""
+        self._attempt(rest)
+
+    def _attempt(self, text: str) -> None:
+        if self.broken is not None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:
+            self.broken = error
+            # What is buffered would fail again when the interpreter ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def install() -> Output:
+    """Put an `Output` in the place of `sys.stdout`, and let neither stream fail over a character."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    output = Output(sys.stdout)
+    sys.stdout = output
+    return output

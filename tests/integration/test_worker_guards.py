@@ -1,0 +1,84 @@
+"""What must never be signed for a real network, however it comes about: driven on a node that claims to be one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forecastd.clock import ReplayClock, SystemClock, from_iso
+from forecastd.localnet.embedded import open_embedded
+from forecastd.settings import Settings, load_settings
+from forecastd.sources import open_source
+from forecastd.sources.faketiingo import FakeTiingo
+from forecastd.worker import run_once
+
+PHRASE = "legal winner thank year wave sausage worth useful legal winner thank yellow"  # BIP-39's own example
+TESTNET = "allora-testnet-1"
+
+
+@pytest.fixture
+def real_bundle(root: Path, tmp_path: Path) -> Path:
+    """The demo bundle, saying that it was trained on real candles."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    for part in (root / "models" / "demo").iterdir():
+        (path / part.name).write_bytes(part.read_bytes())
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["training"]["synthetic"] = False
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.fixture
+def testnet(tmp_path: Path) -> Iterator[str]:
+    with open_embedded(tmp_path / "node", SystemClock(), chain_id=TESTNET) as node:
+        yield node.endpoint
+
+
+@pytest.fixture
+def settings(tmp_path: Path, real_bundle: Path, testnet: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(tmp_path)
+    return load_settings(
+        allora_network="testnet", rpc_endpoints=(testnet,), mnemonic=PHRASE, model=real_bundle, state_dir=tmp_path / "s",
+        log_dir=tmp_path / "l", data_source="tiingo", tiingo_api_key="k",
+    )  # fmt: skip
+
+
+def test_made_up_candles_that_come_through_a_real_source_are_not_signed(settings: Settings) -> None:
+    clock = ReplayClock(from_iso("2026-03-01T12:30:00Z"))
+    with FakeTiingo(open_source("sample", settings), clock) as server:
+        one = settings.model_copy(update={"tiingo_url": server.url})
+        (outcome,) = run_once([one], clock, register=True)
+    assert outcome.exit_code == 5
+    assert outcome.synthetic is True
+    assert "synthetic" in outcome.reason
+    assert outcome.tx_hash is None
+
+
+def test_a_model_of_another_horizon_is_refused(settings: Settings) -> None:
+    (outcome,) = run_once([settings.model_copy(update={"horizon_hours": 24.0})], SystemClock(), register=True)
+    assert outcome.exit_code == 5
+    assert "asks for 24 h ahead" in outcome.reason
+
+
+def test_an_unregistered_worker_is_told_the_fee_before_anything_is_paid(settings: Settings) -> None:
+    (outcome,) = run_once([settings], SystemClock())
+    assert outcome.exit_code == 5
+    assert "--register" in outcome.reason
+    assert "uallo" in outcome.reason
+
+
+def test_a_maximum_fee_bounds_the_registration_too(settings: Settings, tmp_path: Path) -> None:
+    local = load_settings(state_dir=tmp_path / "local", log_dir=tmp_path / "l", max_fee_uallo=463_000)
+    (outcome,) = run_once([local], SystemClock())
+    assert outcome.exit_code == 5
+    assert "MAX_FEE_UALLO" in outcome.reason
+    (outcome,) = run_once([replace_fee(local)], SystemClock())
+    assert outcome.outcome == "submitted"
+
+
+def replace_fee(settings: Settings) -> Settings:
+    return settings.model_copy(update={"max_fee_uallo": 10**9})
