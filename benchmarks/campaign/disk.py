@@ -31,10 +31,11 @@ def run(*, quick: bool, seed: int) -> Iterator[Count]:
     """Every fault at every operation, a power cut with five choices of what is lost; quick: every eighth operation."""
     memory = Path("/dev/shm")  # noqa: S108 - no more than a faster place
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as place:
-        yield _campaign(Path(place), step=8 if quick else 1, cuts=2 if quick else 5, seed=seed)
+        yield campaign(Path(place), step=8 if quick else 1, cuts=2 if quick else 5, seed=seed)
 
 
-def _campaign(place: Path, *, step: int, cuts: int, seed: int) -> Count:
+def campaign(place: Path, *, step: int, cuts: int, seed: int) -> Count:
+    """Every fault at every `step`th operation; a power cut `cuts` times."""
     whole = _Trial(place, None, 0, seed)
     whole.run(go_on=False)
     operations = whole.disk.operations

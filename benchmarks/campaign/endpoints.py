@@ -38,7 +38,7 @@ def run(*, quick: bool, seed: int) -> Iterator[Count]:
     places = [(at % ENDPOINTS,) for at in range(len(BEHAVIOURS))] if quick else [range(ENDPOINTS)] * len(BEHAVIOURS)
     cases = [(name, place) for name, wells in zip(BEHAVIOURS, places, strict=True) for place in wells]
     with tempfile.TemporaryDirectory() as place:
-        yield _campaign(Path(place), cases, windows=2 if quick else 3)
+        yield campaign(Path(place), cases, windows=2 if quick else 3)
 
 
 @dataclass
@@ -79,7 +79,8 @@ class Pool:
                 parts.wake.wait(0.5)
 
 
-def _campaign(place: Path, cases: Sequence[tuple[str, int]], *, windows: int) -> Count:
+def campaign(place: Path, cases: Sequence[tuple[str, int]], *, windows: int) -> Count:
+    """A pool for each case, which is a behaviour and the place of the well endpoint; each serves so many windows."""
     topic = TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=EPOCH)
     pools: list[Pool] = []
     with ExitStack() as stack:

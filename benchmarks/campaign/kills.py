@@ -183,7 +183,7 @@ class Campaign:
         left = self._kills - self._where.total()
         mean = max(1.0, left / max(1, self._epochs - self._served))
         signed = lost = False
-        for _ in range(min(left, self._random.randint(1, round(2 * mean)))):
+        for _ in range(min(left, self._random.randint(1, round(2 * mean) + 2))):
             place = self._kill_real(worker) if real else self._kill(worker, signed=signed, lost=lost)
             if place is None:
                 break
@@ -205,7 +205,7 @@ class Campaign:
         elif len(worker.nonces) == 1 and not signed and self._random.random() < 0.5:
             place, when = "before use", 1.0
         elif self._random.random() < 0.35:
-            place, when = "moment", self._random.uniform(0.0, 0.6)
+            place, when = "moment", self._random.uniform(0.0, 0.45)
         ended = self._run(self._task(worker, (place, when)))
         return place if ended == -9 else None
 

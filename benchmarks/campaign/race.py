@@ -29,13 +29,14 @@ def run(*, quick: bool, seed: int) -> Iterator[Count]:
     del seed  # the operating system chooses who wins
     for _ in range(1 if quick else 3):
         with tempfile.TemporaryDirectory() as place:
-            yield _race(Path(place))
+            yield race(Path(place), PROCESSES)
 
 
-def _race(place: Path) -> Count:
+def race(place: Path, processes: int) -> Count:
+    """One race of so many processes."""
     phrase = new_phrase()
     wallet = Wallet.from_mnemonic(phrase)
-    states = [place / ("shared" if at % 2 else f"own-{at}") for at in range(PROCESSES)]
+    states = [place / ("shared" if at % 2 else f"own-{at}") for at in range(processes)]
     broken: list[str] = []
     with (
         open_embedded(place / "node", SystemClock(), block_time=None, seal_at_once=False) as node,
@@ -61,7 +62,7 @@ def _race(place: Path) -> Count:
     if codes.count(0) != 1 or min(codes) < 0:
         broken.append(f"exit codes {dict(Counter(codes))}")
     return Count(
-        f"{PROCESSES} processes, one wallet, one nonce; half share a state directory",
+        f"{processes} processes, one wallet, one nonce; half share a state directory",
         {
             "signatures": signed,
             "inclusions": len(inclusions),
