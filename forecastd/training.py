@@ -19,13 +19,13 @@ import numpy as np
 from forecastd.candles import COLUMNS, HOUR, Candles, examine
 from forecastd.clock import iso
 from forecastd.errors import NeedsHuman, SkipEpoch
-from forecastd.features import FeatureList, known_matrix, load_features, past_matrix
+from forecastd.features import FeatureList, check_causal, known_matrix, load_features, past_matrix
 from forecastd.settings import Settings
 from forecastd.sources import Source, open_source
 from models import workdir
 from models.errors import DataError
 from models.manifest import Manifest
-from models.training import Progress, TrainingConfig, train
+from models.training import Progress, TrainingConfig, check_config, train_held
 from models.windows import TrainingData
 
 # What must hold over a whole history. Gaps and standstills need not: windows across them are left out.
@@ -70,20 +70,16 @@ def train_model(
         RetryLater: a passing fault of the source.
         ModelError: the data cannot carry the training, or it was interrupted (`TrainingInterrupted`).
     """
+    check_config(request.config)
     features = load_features(settings.features_path)
     source = open_source(settings.data_source, settings)
     out = request.out or settings.state / "models" / _default_name(source, request.config)
     config = replace(request.config, name=_bundle_name(out))
     try:
         _require_writable(out, force=request.force)
-        key = _key(source, features, request)
-        data = _kept(out, key, anew=request.force)
-        if data is None:
-            data = _gather(source, features, request, now, key)
-            tell(_described(data))
-        else:
-            tell(f"going on with the interrupted training: {_described(data)}")
-        manifest = train(data, config, out, progress, created=now, force=request.force, finish=request.finish)
+        with workdir.hold(out):
+            data = _rows(source, features, request, out, now=now, tell=tell)
+            manifest = train_held(data, config, out, progress, created=now, force=request.force, finish=request.finish)
     except OSError as error:
         raise NeedsHuman(
             f"Cannot write {out}: {error.strerror or error}. Make room, or choose another --out."
@@ -91,8 +87,31 @@ def train_model(
     return Trained(out, manifest)
 
 
+def _rows(
+    source: Source, features: FeatureList, request: Request, out: Path, *, now: float, tell: Callable[[str], None]
+) -> TrainingData:
+    """The rows of an interrupted training of the same request, or of a history fetched now."""
+    key = _key(source, features, request)
+    kept = _kept(out, key, anew=request.force)
+    if kept is not None:
+        tell(f"going on with the interrupted training: {_described(kept)}")
+        return kept
+    if request.finish:
+        raise NeedsHuman(
+            f"There is no interrupted training of {out} with these options. Train first, without --finish."
+        )
+    data = _gather(source, features, request, now, key)
+    tell(_described(data))
+    return data
+
+
 def training_data(candles: Candles, features: FeatureList, request: str = "") -> TrainingData:
-    """The rows a training sees of `candles`; `data_sha256` is over the candles' own numbers."""
+    """The rows a training sees of `candles`; `data_sha256` is over the candles' own numbers.
+
+    Raises:
+        NeedsHuman: a feature looks into the future on these candles.
+    """
+    check_causal(features, candles)
     digest = hashlib.sha256(np.ascontiguousarray(candles.time, dtype="<i8").tobytes())
     for name in COLUMNS:
         digest.update(np.ascontiguousarray(getattr(candles, name), dtype="<f8").tobytes())
@@ -113,7 +132,8 @@ def training_data(candles: Candles, features: FeatureList, request: str = "") ->
 
 def _gather(source: Source, features: FeatureList, request: Request, now: float, key: str) -> TrainingData:
     """The history asked for, judged, as rows. A file's history ends where the file does, not now."""
-    until = now if request.until is None else request.until
+    asked = now if request.until is None else request.until
+    until = asked // source.step * source.step  # or an open candle would count as one of the hours
     span = request.hours * HOUR
     ends_early = source.name.startswith("file:")
     start = request.start if request.start is not None else 0 if ends_early else until - span

@@ -76,7 +76,15 @@ def read_manifest(path: Path) -> Manifest:
     """
     _check_directory(path)
     content = _read(path, MANIFEST, MANIFEST_LIMIT)
-    return parse(content, hashlib.sha256(content).hexdigest())
+    try:
+        return parse(content, hashlib.sha256(content).hexdigest())
+    except BundleError as error:
+        raise BundleError(f"The bundle {path}: {error.args[0]}", check=error.check) from error
+
+
+def unknown_files(path: Path, manifest: Manifest) -> tuple[str, ...]:
+    """The names of what lies in the bundle and is not in its manifest; none of it is ever read."""
+    return tuple(sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *manifest.files}))
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -101,14 +109,13 @@ def load_bundle(path: Path) -> Bundle:
         past=canary["past"],
         known=canary["known"],
     )
-    known = {MANIFEST, *manifest.files}
     return Bundle(
         path=path,
         manifest=manifest,
         sha256=manifest.sha256,
         weights=weights,
         canary=Canary(inputs, canary["quantiles"]),
-        ignored=tuple(sorted(entry.name for entry in path.iterdir() if entry.name not in known)),
+        ignored=unknown_files(path, manifest),
     )
 
 
@@ -287,7 +294,8 @@ def _tensors(
         if array.shape != shape or array.dtype != dtype:
             _fail(
                 "weights",
-                f"{key} in {path / name} is {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}{list(shape)}.",
+                f"{key} in {path / name} is {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}{list(shape)}. "
+                "Train the model again.",
             )
         if not np.isfinite(array).all():
             _fail("finite", f"{key} in {path / name} holds a number that is not finite. Train the model again.")

@@ -15,6 +15,7 @@ from models.base import FloatArray, Forecast, ModelInput
 from models.bundle import Bundle
 from models.errors import BundleError, DataError
 from models.manifest import Manifest
+from models.strict import RESTORE
 from models.tft import Tft
 
 TOLERANCE = 1e-4  # of the quantile range: how far an engine may be from the network it was made of
@@ -106,7 +107,8 @@ class Scaling:
         length, horizon = manifest.encoder_length, manifest.horizon
         if inputs.step != manifest.step:
             raise DataError(
-                f"The candles are {inputs.step} s apart; the model was trained on steps of {manifest.step} s."
+                f"The candles are {inputs.step} s apart; the model was trained on steps of {manifest.step} s. "
+                "Choose another source, or train a model on this one."
             )
         for name, array, shape in (
             ("target", inputs.target, (length,)),
@@ -114,9 +116,12 @@ class Scaling:
             ("known", inputs.known, (length + horizon, len(manifest.known))),
         ):
             if array.shape != shape:
-                raise DataError(f"The model's input {name!r} must have shape {shape}, not {array.shape}.")
+                raise DataError(
+                    f"The model's input {name!r} must have shape {shape}, not {array.shape}. "
+                    "Give it the features and the lengths of its manifest."
+                )
             if not np.isfinite(array).all():
-                raise DataError(f"The model's input {name!r} holds a number that is not finite.")
+                raise DataError(f"The model's input {name!r} holds a number that is not finite. Check the source.")
 
 
 def target_scale(target: FloatArray, horizon: int) -> FloatArray:
@@ -156,12 +161,14 @@ def verify_canary(bundle: Bundle, engine: Engine) -> float:
     try:
         forecast = engine.predict(bundle.canary.inputs)
     except DataError as error:
-        raise BundleError(f"The canary of {bundle.path} does not fit its model: {error}", check="canary") from error
+        raise BundleError(
+            f"The canary of {bundle.path} does not fit its model ({error}). {RESTORE}", check="canary"
+        ) from error
     difference = relative_difference(forecast.quantiles, bundle.canary.quantiles)
     if not difference <= TOLERANCE:
         raise BundleError(
             f"The model at {bundle.path} does not reproduce its canary: it is off by {difference:.1e} of the quantile "
-            f"range, {TOLERANCE:.0e} is allowed. Restore the bundle, or train the model again.",
+            f"range, {TOLERANCE:.0e} is allowed. {RESTORE}",
             check="canary",
         )
     return difference

@@ -10,12 +10,16 @@ class ModelError(Exception):
 class BundleError(ModelError):
     """The bundle is missing, damaged, of another kind, or does not reproduce its canary.
 
-    `check` is the stable name of what failed: missing, pickle, schema, hash, weights, finite, canary, features, exists.
+    `check` is the stable name of what failed, and part of the text: missing, pickle, schema, hash, weights, finite, canary,
+    features, exists, busy.
     """
 
     def __init__(self, message: str, *, check: str) -> None:
         super().__init__(message)
         self.check = check
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} (check: {self.check})"
 
 
 class DataError(ModelError):

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NoReturn, TypeVar
 
-from models.errors import BundleError
+from models.strict import Fields, name_of, read_object, refuse
 
 SCHEMA = 1
 KIND = "temporal-fusion-transformer"
@@ -24,12 +21,12 @@ RELATIVE_TIME = "relative_time_idx"  # the library's name of the position in the
 WEIGHTS = "weights.safetensors"
 CANARY = "canary.safetensors"
 NORMALIZER = "last-value"
+PARTS = ("train", "validation", "test")
 LARGEST_STEP = 366 * 86400
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-T = TypeVar("T")
+MOST = {  # the largest sizes that a manifest may name
+    "encoder_length": 100_000, "horizon": 100_000, "hidden_size": 4096, "hidden_continuous_size": 4096,
+    "attention_heads": 256, "lstm_layers": 16, "levels": 99,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,20 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """One part of the rows, in unix seconds: opening of its first row, close of its last; how many windows it holds."""
+
+    start: int
+    end: int
+    windows: int
+
+
+@dataclass(frozen=True)
 class Training:
-    """What the model was trained on. `start`, `end` in unix seconds: opening of the first row, close of the last."""
+    """What the model was made from. `start`, `end` in unix seconds: opening of the first row, close of the last.
+
+    They span all rows, those held out for validation and test too; what the network learnt from ends at `learnt_until`.
+    """
 
     start: int
     end: int
@@ -64,8 +73,13 @@ class Training:
     source: str
     synthetic: bool
     created: int  # unix seconds
-    parts: Mapping[str, object]  # the intervals of training, validation and test part, and their windows
+    parts: Mapping[str, Interval]  # of the train, the validation and the test part
     config: Mapping[str, object]  # the options of the training, as given
+
+    @property
+    def learnt_until(self) -> int:
+        """Unix seconds: close of the last row of the train part, the newest that the weights were fitted to."""
+        return self.parts["train"].end
 
 
 @dataclass(frozen=True)
@@ -128,16 +142,13 @@ def to_json(manifest: Manifest) -> bytes:
         "levels": manifest.levels,
         "network": vars(manifest.network),
         "training": {
-            "start": training.start,
-            "start_iso": iso(training.start),
-            "end": training.end,
-            "end_iso": iso(training.end),
+            **_times_json(training),
             "rows": training.rows,
             "data_sha256": training.data_sha256,
             "source": training.source,
             "synthetic": training.synthetic,
             "created": training.created,
-            "parts": training.parts,
+            "parts": {name: _interval_json(part) for name, part in training.parts.items()},
             "config": training.config,
         },
         "versions": dict(manifest.versions),
@@ -147,38 +158,42 @@ def to_json(manifest: Manifest) -> bytes:
     return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
 
 
+def _interval_json(part: Interval) -> dict[str, object]:
+    return {**_times_json(part), "windows": part.windows}
+
+
+def _times_json(part: Interval | Training) -> dict[str, object]:
+    return {"start": part.start, "start_iso": iso(part.start), "end": part.end, "end_iso": iso(part.end)}
+
+
 def parse(content: bytes, sha256: str) -> Manifest:
     """The manifest of the bytes of a `manifest.json`.
 
     Raises:
         BundleError: (check "schema") not JSON, or a field that is not as it must be; the message names it.
     """
-    try:
-        document = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        _refuse(f"is not valid JSON ({error})")
-    root = _Object(document, "")
-    if root.take("schema", int) != SCHEMA:
-        _refuse(f"has schema {document['schema']}; this version reads schema {SCHEMA}. Use the version that wrote it")
-    if root.take("kind", str) != KIND:
-        _refuse(f"is of kind {document['kind']!r}; this version runs {KIND!r} only")
+    root = read_object(content)
+    if (schema := root.take("schema", int)) != SCHEMA:
+        refuse(f"has schema {schema}; this version reads schema {SCHEMA}", "Use the version that wrote it.")
+    if (kind := root.take("kind", str)) != KIND:
+        refuse(f"is of kind {kind!r}; this version runs {KIND!r} only", "Use the version that wrote it.")
     features = root.child("features")
     past, known = features.names("past"), features.names("known")
     features.end()
     every = (*past, *known)
     if len(set(every) | {TARGET, RELATIVE_TIME}) != len(every) + 2:
-        _refuse("names a feature twice, or one like the target")
+        refuse("names a feature twice, or one like the target")
     _check_target(root.child("target"))
     root.child("encoders").end()
     levels = _levels(root)
     manifest = Manifest(
-        name=_name(root.take("name", str), "name"),
+        name=name_of(root.take("name", str), "name"),
         past=past,
         known=known,
         scalers=_scalers(root.child("scalers"), every),
         step=root.integer("step", 1, LARGEST_STEP),
-        encoder_length=root.integer("encoder_length", 2, 100_000),
-        horizon=root.integer("horizon", 1, 100_000),
+        encoder_length=root.integer("encoder_length", 2, MOST["encoder_length"]),
+        horizon=root.integer("horizon", 1, MOST["horizon"]),
         levels=levels,
         network=_network(root.child("network"), past, known, len(levels)),
         training=_training(root.child("training")),
@@ -191,163 +206,100 @@ def parse(content: bytes, sha256: str) -> Manifest:
     return manifest
 
 
-class _Object:
-    """One JSON object, taken apart field by field; `end` refuses whatever was not asked for."""
-
-    def __init__(self, value: object, where: str) -> None:
-        if not isinstance(value, dict):
-            _refuse(f"must have an object at {where or 'its top'}")
-        self._fields: dict[str, object] = dict(value)
-        self._where = where
-
-    def _path(self, name: str) -> str:
-        return f"{self._where}.{name}" if self._where else name
-
-    def take(self, name: str, kind: type[T]) -> T:
-        if name not in self._fields:
-            _refuse(f"lacks {self._path(name)}")
-        value = self._fields.pop(name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            _refuse(f"must have a {kind.__name__} at {self._path(name)}")
-        return value
-
-    def child(self, name: str) -> _Object:
-        return _Object(self.take(name, dict), self._path(name))
-
-    def free(self, name: str) -> Mapping[str, object]:
-        value: dict[str, object] = self.take(name, dict)
-        return value
-
-    def integer(self, name: str, low: int, high: int) -> int:
-        value = self.take(name, int)
-        if not low <= value <= high:
-            _refuse(f"must have a number from {low} to {high} at {self._path(name)}, not {value}")
-        return value
-
-    def number(self, name: str) -> float:
-        value = self._fields.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            self._fields[name] = float(value) if abs(value) < 2**53 else math.inf
-        number = self.take(name, float)
-        if not math.isfinite(number):
-            _refuse(f"must have a finite number at {self._path(name)}")
-        return number
-
-    def names(self, name: str) -> tuple[str, ...]:
-        return tuple(_name(item, self._path(name)) for item in self.take(name, list))
-
-    def strings(self) -> Mapping[str, str]:
-        return {name: self.take(name, str) for name in self.keys()}
-
-    def sha256(self, name: str) -> str:
-        value = self.take(name, str)
-        if not _SHA256.fullmatch(value):
-            _refuse(f"must have 64 lower-case hexadecimal digits at {self._path(name)}")
-        return value
-
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self._fields)
-
-    def end(self) -> None:
-        if self._fields:
-            _refuse(f"has unknown fields: {', '.join(self._path(name) for name in self._fields)}")
-
-
-def _name(value: object, where: str) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value.replace("-", "_")):
-        _refuse(f"must have names of letters, digits and _ at {where}, not {value!r}")
-    return value
-
-
-def _check_target(target: _Object) -> None:
+def _check_target(target: Fields) -> None:
     target.take("description", str)
     if target.take("name", str) != TARGET or target.take("normalizer", str) != NORMALIZER:
-        _refuse(f"has another target than {TARGET} with the {NORMALIZER} normalizer")
+        refuse(f"has another target than {TARGET} with the {NORMALIZER} normalizer")
     target.end()
 
 
-def _levels(root: _Object) -> tuple[float, ...]:
+def _levels(root: Fields) -> tuple[float, ...]:
     levels = root.take("levels", list)
-    if not all(isinstance(level, float) and 0 < level < 1 for level in levels) or len(levels) > 99:
-        _refuse("must have probabilities between 0 and 1 at levels")
+    if not all(isinstance(level, float) and 0 < level < 1 for level in levels) or len(levels) > MOST["levels"]:
+        refuse("must have probabilities between 0 and 1 at levels")
     if any(b <= a for a, b in itertools.pairwise(levels)) or 0.5 not in levels:
-        _refuse("must have increasing levels with 0.5 among them")
+        refuse("must have increasing levels with 0.5 among them")
     return tuple(levels)
 
 
-def _scalers(scalers: _Object, features: tuple[str, ...]) -> Mapping[str, Scaler]:
+def _scalers(scalers: Fields, features: tuple[str, ...]) -> Mapping[str, Scaler]:
     found = {}
     for name in features:
         scaler = scalers.child(name)
         found[name] = Scaler(center=scaler.number("center"), scale=scaler.number("scale"))
         scaler.end()
         if found[name].scale <= 0:
-            _refuse(f"must have a scale above 0 at scalers.{name}")
+            refuse(f"must have a scale above 0 at scalers.{name}")
     scalers.end()
     return found
 
 
-def _network(network: _Object, past: tuple[str, ...], known: tuple[str, ...], outputs: int) -> Network:
+def _network(network: Fields, past: tuple[str, ...], known: tuple[str, ...], outputs: int) -> Network:
     found = Network(
-        hidden_size=network.integer("hidden_size", 1, 4096),
-        hidden_continuous_size=network.integer("hidden_continuous_size", 1, 4096),
-        attention_heads=network.integer("attention_heads", 1, 256),
-        lstm_layers=network.integer("lstm_layers", 1, 16),
+        hidden_size=network.integer("hidden_size", 1, MOST["hidden_size"]),
+        hidden_continuous_size=network.integer("hidden_continuous_size", 1, MOST["hidden_continuous_size"]),
+        attention_heads=network.integer("attention_heads", 1, MOST["attention_heads"]),
+        lstm_layers=network.integer("lstm_layers", 1, MOST["lstm_layers"]),
         encoder_reals=network.names("encoder_reals"),
         decoder_reals=network.names("decoder_reals"),
-        outputs=network.integer("outputs", 1, 99),
+        outputs=network.integer("outputs", 1, MOST["levels"]),
     )
     network.end()
     if (found.encoder_reals, found.decoder_reals) != network_reals(past, known) or found.outputs != outputs:
-        _refuse("has a network whose variables or outputs differ from its features and levels")
+        refuse("has a network whose variables or outputs differ from its features and levels")
     if found.attention_heads > found.hidden_size:
-        _refuse("has more attention heads than hidden units")
+        refuse("has more attention heads than hidden units")
     return found
 
 
-def _training(training: _Object) -> Training:
+def _training(training: Fields) -> Training:
+    start, end = _times(training, "training")
     found = Training(
-        start=training.integer("start", 0, 2**40),
-        end=training.integer("end", 0, 2**40),
+        start=start,
+        end=end,
         rows=training.integer("rows", 1, 2**40),
         data_sha256=training.sha256("data_sha256"),
         source=training.take("source", str),
         synthetic=training.take("synthetic", bool),
         created=training.integer("created", 0, 2**40),
-        parts=training.free("parts"),
+        parts=_parts(training.child("parts"), start, end),
         config=training.free("config"),
     )
-    try:
-        times = iso(found.start), iso(found.end)
-    except (ValueError, OverflowError, OSError):
-        _refuse("has a training interval beyond the calendar")
-    if (training.take("start_iso", str), training.take("end_iso", str)) != times or found.start >= found.end:
-        _refuse("has a training interval that contradicts itself")
     training.end()
     return found
 
 
-def _files(files: _Object) -> Mapping[str, FileRecord]:
+def _parts(parts: Fields, start: int, end: int) -> Mapping[str, Interval]:
+    """The parts of the rows, in the order of time, one after the other between `start` and `end`."""
+    found = {}
+    for name in PARTS:
+        part = parts.child(name)
+        found[name] = Interval(*_times(part, f"training.parts.{name}"), part.integer("windows", 1, 2**40))
+        part.end()
+        if not start <= found[name].start <= found[name].end <= end:
+            refuse(f"has training parts that overlap, or lie outside the training interval, at training.parts.{name}")
+        start = found[name].end
+    parts.end()
+    return found
+
+
+def _times(interval: Fields, where: str) -> tuple[int, int]:
+    start, end = interval.integer("start", 0, 2**40), interval.integer("end", 0, 2**40)
+    try:
+        times = iso(start), iso(end)
+    except (ValueError, OverflowError, OSError):
+        refuse(f"has an interval beyond the calendar at {where}")
+    if (interval.take("start_iso", str), interval.take("end_iso", str)) != times or start >= end:
+        refuse(f"has an interval that contradicts itself at {where}")
+    return start, end
+
+
+def _files(files: Fields) -> Mapping[str, FileRecord]:
     if set(files.keys()) != {WEIGHTS, CANARY}:
-        _refuse(f"must describe exactly the files {WEIGHTS} and {CANARY}")
+        refuse(f"must describe exactly the files {WEIGHTS} and {CANARY}")
     found = {}
     for name in files.keys():  # noqa: SIM118  # not a dict: it is emptied field by field
         record = files.child(name)
         found[name] = FileRecord(record.sha256("sha256"), record.integer("size", 1, 2**40))
         record.end()
     return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a number")
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return found
-
-
-def _refuse(what: str) -> NoReturn:
-    raise BundleError(f"The bundle's manifest.json {what}.", check="schema")

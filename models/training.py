@@ -7,6 +7,7 @@ can build the values below without them.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,12 +24,16 @@ from models.bundle import Bundle, Canary, write_bundle
 from models.engines import TOLERANCE, Engine, Scaling, relative_difference, target_scale, to_quantiles
 from models.errors import BundleError, DataError, ModelError
 from models.evaluation import score
-from models.manifest import Manifest, Network, Scaler, Training, iso, network_reals
+from models.manifest import MOST, Interval, Manifest, Network, Scaler, Training, network_reals
 from models.shapes import expected_shapes
 from models.windows import Indices, Part, Split, TrainingData, split
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 BASELINE_WINDOWS = 20_000
+LEAST = {  # of each size; the most is what a manifest may name, or what fits 32 bits
+    "encoder_length": 2, "horizon": 1, "hidden_size": 1, "hidden_continuous_size": 1, "attention_heads": 1,
+    "lstm_layers": 1, "epochs": 1, "patience": 1, "batch_size": 1, "batches_per_epoch": 1, "scored_windows": 1, "seed": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,13 @@ class TrainingInterrupted(ModelError):
         self.kept = kept
 
 
+class Diverged(DataError):
+    """The training diverged: its weights are not finite. Lower --learning-rate."""
+
+    def __init__(self) -> None:
+        super().__init__(type(self).__doc__)
+
+
 def train(
     data: TrainingData,
     config: TrainingConfig,
@@ -101,14 +113,35 @@ def train(
 
     Raises:
         DataError: the rows cannot carry the training, or an option makes no sense.
-        BundleError: something is in the way at `out`, or the engine does not reproduce the network (check "canary").
+        BundleError: something is in the way at `out` (check "exists"), another training is at work there ("busy"), or the
+            engine does not reproduce the network ("canary").
         TrainingInterrupted: Ctrl-C; what was reached is kept.
         OSError: the disk is full, or `out` may not be written.
     """
-    check(config)
+    check_config(config)
     if out.exists() and not force:
         raise BundleError(f"{out} exists already. Choose another place, or have it replaced (--force).", check="exists")
+    with workdir.hold(out):
+        return train_held(data, config, out, progress, created=created, force=force, finish=finish)
+
+
+def train_held(
+    data: TrainingData,
+    config: TrainingConfig,
+    out: Path,
+    progress: Callable[[Progress], None],
+    *,
+    created: float,
+    force: bool,
+    finish: bool,
+) -> Manifest:
+    """`train` for a caller that holds the unfinished training of `out` (`workdir.hold`) and has checked `config`."""
     parts = split(data, config.encoder_length, config.horizon, config.validation, config.test)
+    if finish and not (workdir.place(out) / workdir.BEST).exists():
+        raise DataError(
+            f"No training of {out} has finished an epoch yet: there is no checkpoint to write a bundle from. "
+            "Train first, without --finish."
+        )
     work = workdir.begin(out, data, config, anew=force)
     try:
         manifest = _train(
@@ -122,6 +155,9 @@ def train(
         )
     except KeyboardInterrupt:
         raise TrainingInterrupted(work.path, kept=(work.path / workdir.BEST).exists()) from None
+    except Diverged:
+        work.remove()  # going on from there would end there
+        raise
     work.remove()
     return manifest
 
@@ -157,29 +193,35 @@ def _train(
     return write_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=force)
 
 
-def check(config: TrainingConfig) -> None:
+def check_config(config: TrainingConfig) -> None:
     """Refuse options that make no sense.
 
     Raises:
         DataError: naming the option.
     """
-    at_least = {
-        "encoder_length": 2, "horizon": 1, "hidden_size": 1, "hidden_continuous_size": 1, "attention_heads": 1,
-        "lstm_layers": 1, "epochs": 1, "patience": 1, "batch_size": 1, "batches_per_epoch": 1, "scored_windows": 1,
-        "seed": 0,
-    }  # fmt: skip
-    for name, least in at_least.items():
-        if getattr(config, name) < least:
-            raise DataError(f"{name} must be at least {least}, not {getattr(config, name)}.")
+    for name, least in LEAST.items():
+        value, most = getattr(config, name), MOST.get(name, 2**32 - 1)
+        if not least <= value <= most:
+            raise DataError(f"{_option(name)} must be from {least} to {most}, not {value}.")
     if config.attention_heads > config.hidden_size:
         raise DataError(f"{config.attention_heads} attention heads need a hidden size of at least as many.")
-    if not 0 <= config.dropout < 1 or not config.learning_rate > 0:
-        raise DataError("dropout must be from 0 to below 1, and learning_rate above 0.")
-    if min(config.validation, config.test, 1 - config.validation - config.test) <= 0:
+    if not 0 <= config.dropout < 1:
+        raise DataError(f"--dropout must be from 0 to below 1, not {config.dropout}.")
+    if not 0 < config.learning_rate < math.inf:
+        raise DataError(f"--learning-rate must be a finite number above 0, not {config.learning_rate}.")
+    if not min(config.validation, config.test, 1 - config.validation - config.test) > 0:
         raise DataError("validation and test must be shares above 0 that leave something to train on.")
     levels = config.levels
-    if 0.5 not in levels or list(levels) != sorted(set(levels)) or levels[0] <= 0 or levels[-1] >= 1:
-        raise DataError("levels must be increasing probabilities with 0.5 among them.")
+    inside, most = all(0 < level < 1 for level in levels), MOST["levels"]
+    if not inside or list(levels) != sorted(set(levels)) or 0.5 not in levels or len(levels) > most:
+        raise DataError(
+            f"--levels must be at most {most} increasing probabilities between 0 and 1 with 0.5 among them, not "
+            f"{', '.join(f'{level:g}' for level in levels)}."
+        )
+
+
+def _option(name: str) -> str:
+    return f"--{name.removeprefix('attention_').replace('_', '-')}"
 
 
 def _network(data: TrainingData, config: TrainingConfig) -> Network:
@@ -224,8 +266,6 @@ def _fit(job: _Job, work: workdir.Work, progress: Callable[[Progress], None], *,
         if not fit.fit(model, fit.loaders(windows, train, held_out, config), config, work.path, report):
             raise KeyboardInterrupt
         work.finish()
-    if not (work.path / workdir.BEST).exists():
-        raise DataError("No epoch was finished yet: there is no checkpoint to write a bundle from. Train on first.")
     fit.best_weights(model, work.path)
     return model.eval()
 
@@ -238,7 +278,7 @@ def _export(job: _Job, model: Any, out: Path, created: int) -> Bundle:
     state = model.state_dict()
     weights = {name: np.asarray(state[name].numpy(), dtype=np.float32) for name in expected_shapes(job.network)}
     if not all(np.isfinite(value).all() for value in weights.values()):
-        raise DataError("The training diverged: weights are not finite. Lower the learning rate.")
+        raise Diverged
     manifest = Manifest(
         name=config.name,
         past=data.past_names,
@@ -257,7 +297,7 @@ def _export(job: _Job, model: Any, out: Path, created: int) -> Bundle:
             source=data.source,
             synthetic=data.synthetic,
             created=created,
-            parts={part.name: _describe(part, data) for part in (parts.train, parts.validation, parts.test)},
+            parts={part.name: _interval(part, data) for part in (parts.train, parts.validation, parts.test)},
             config=asdict(config),
         ),
         versions=_versions(),
@@ -315,9 +355,8 @@ def _target_scales(origins: Indices, job: _Job) -> FloatArray:
     return target_scale(job.data.target[rows], job.config.horizon)
 
 
-def _describe(part: Part, data: TrainingData) -> dict[str, object]:
-    start, end = int(data.time[part.start]), int(data.time[part.stop - 1]) + data.step
-    return {"start": start, "start_iso": iso(start), "end": end, "end_iso": iso(end), "windows": len(part.origins)}
+def _interval(part: Part, data: TrainingData) -> Interval:
+    return Interval(int(data.time[part.start]), int(data.time[part.stop - 1]) + data.step, len(part.origins))
 
 
 def _versions() -> dict[str, str]:

@@ -1,14 +1,18 @@
 """What an unfinished training keeps on disk, beside the bundle it will become: `NAME.training`.
 
 `state.json` says what is being trained, `data.safetensors` holds the very rows, so that going on needs no source and meets
-no newer candles; the checkpoints lie beside them. All of it is thrown away once the bundle is written.
+no newer candles; the checkpoints lie beside them. All of it is thrown away once the bundle is written. Whoever reads or
+writes it holds the directory (`hold`), by a lock that ends with its process: two trainings never share one.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +27,69 @@ if TYPE_CHECKING:
 
 STATE, DATA = "state.json", "data.safetensors"
 BEST, LAST = "best.ckpt", "last.ckpt"
+OURS = (STATE, f"{STATE}.new", DATA, BEST, LAST)
 ARRAYS = ("time", "target", "past", "known")
 
 
 def place(out: Path) -> Path:
     """Where the unfinished training of the bundle `out` is kept."""
     return out.with_name(f"{out.name}.training")
+
+
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Keep every other training, of this process or another, away from the unfinished training of `out`.
+
+    Makes its directory and those above it where they lack, and takes those away again that stay empty.
+
+    Raises:
+        BundleError: (check "busy") another training holds it.
+        OSError: the directory cannot be made.
+    """
+    path = place(out)
+    made = [directory for directory in (path, *path.parents) if not directory.exists()]
+    descriptor = _locked(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty, or gone already
+            path.rmdir()
+        os.close(descriptor)
+        with suppress(OSError):
+            for directory in made[1:]:
+                directory.rmdir()
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the directory, made if need be, that holds its lock until it is closed."""
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # taken away by the one who held it
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
+            raise BundleError(
+                f"Another training is at work in {path}. Wait for its end, stop it, or choose another --out.",
+                check="busy",
+            ) from error
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open directory is still the one at `path`: who held it may have taken it away."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(descriptor))
 
 
 @dataclass(frozen=True)
@@ -45,8 +106,8 @@ class Work:
         _write_state(self.path, self.data, self.config, finished=True)
 
     def remove(self) -> None:
-        """Throw it away."""
-        shutil.rmtree(self.path)
+        """Throw it away; the empty directory goes with its lock."""
+        _empty(self.path)
 
 
 def find(out: Path) -> Work | None:
@@ -74,10 +135,10 @@ def find(out: Path) -> Work | None:
 
 
 def begin(out: Path, data: TrainingData, config: TrainingConfig, *, anew: bool) -> Work:
-    """The unfinished training of `out` that is for this data and these options, or a new one.
+    """The unfinished training of `out`, which the caller holds, for this data and these options, or a new one.
 
     Raises:
-        BundleError: (check "exists") one for other data or other options is there, and `anew` is false.
+        BundleError: (check "exists") one for other data or other options is there, or something else, and `anew` is false.
     """
     options = json.loads(json.dumps(asdict(config)))
     try:
@@ -92,15 +153,26 @@ def begin(out: Path, data: TrainingData, config: TrainingConfig, *, anew: bool) 
     if found is not None and not anew:
         raise BundleError(
             f"A training with other options or other data was interrupted at {path}. Repeat its command to go on with it, "
-            "write a bundle from what it has reached (--finish), or throw it away (--force).",
+            "with --finish to write a bundle from what it has reached, or throw it away (--force).",
             check="exists",
         )
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
+    strange = sorted(entry.name for entry in path.iterdir() if entry.name not in OURS)
+    if found is None and strange and not anew:
+        raise BundleError(
+            f"{path}, where the training would keep its checkpoints, holds {strange[0]}, which is not of a training. "
+            "Move it, choose another --out, or have it thrown away (--force).",
+            check="exists",
+        )
+    _empty(path)
     _write_data(path, data)
     _write_state(path, data, options, finished=False)
     return Work(path, data, options, finished=False)
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _write_data(path: Path, data: TrainingData) -> None:

@@ -73,8 +73,9 @@ def test_a_trained_bundle_is_whole_and_alone(trained: tuple[Path, Manifest, list
 def test_scalers_know_the_training_part_only(
     trained: tuple[Path, Manifest, list[Progress]], data: TrainingData
 ) -> None:
-    parts = trained[1].training.parts
-    train_rows = data.time < parts["train"]["end"]  # type: ignore[index]
+    training = trained[1].training
+    assert training.start < training.learnt_until < training.end
+    train_rows = data.time < training.learnt_until
     assert trained[1].scalers["p0"].center == pytest.approx(data.past[train_rows, 0].mean())
     assert trained[1].scalers["p0"].center < 10
 
@@ -195,6 +196,36 @@ def test_an_engine_that_differs_from_the_network_is_never_written(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_training_that_diverges_says_so_and_leaves_nothing(data: TrainingData, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Lower --learning-rate"):
+        train(data, replace(CONFIG, learning_rate=1e30), tmp_path / "below" / "bundle", silent, created=0.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_trainings_do_not_share_an_output(data: TrainingData, tmp_path: Path) -> None:
+    out, refused = tmp_path / "bundle", list[BundleError]()
+
+    def again(reached: Progress) -> None:
+        for force in (False, True):
+            with pytest.raises(BundleError, match="at work in") as busy:
+                train(data, replace(CONFIG, epochs=1), out, silent, created=0.0, force=force)
+            refused.append(busy.value)
+
+    manifest = train(data, replace(CONFIG, epochs=1), out, again, created=0.0)
+    assert {error.check for error in refused} == {"busy"}
+    assert load_bundle(out).manifest == manifest
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_directory_that_is_not_of_a_training_is_left_alone(data: TrainingData, tmp_path: Path) -> None:
+    mine = workdir.place(tmp_path / "bundle") / "mine"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(BundleError, match="holds mine"):
+        train(data, CONFIG, tmp_path / "bundle", silent, created=0.0)
+    assert mine.read_text() == "mine"
+
+
 def test_an_output_that_is_there_is_left_alone(data: TrainingData, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "mine").write_text("mine")
@@ -210,6 +241,15 @@ def test_an_output_that_is_there_is_left_alone(data: TrainingData, tmp_path: Pat
         {"attention_heads": 5},
         {"dropout": 1.0},
         {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"dropout": float("nan")},
+        {"levels": (0.5, float("nan"))},
+        {"levels": (float("nan"), 0.5)},
+        {"levels": ()},
+        {"levels": tuple(i / 128 for i in range(1, 128))},
+        {"validation": float("nan")},
+        {"hidden_size": 4097},
+        {"seed": 2**32},
         {"levels": (0.1, 0.9)},
         {"levels": (0.5, 0.5)},
         {"levels": (0.0, 0.5)},

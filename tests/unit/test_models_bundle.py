@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,11 +22,16 @@ from models.base import ModelInput
 from models.bundle import MANIFEST, Bundle, Canary, load_bundle, read_manifest, write_bundle
 from models.engines import Engine, load_engine, verify_canary
 from models.errors import BundleError, DataError
-from models.manifest import CANARY, WEIGHTS, Manifest, Network, Scaler, Training, network_reals
+from models.manifest import CANARY, WEIGHTS, Interval, Manifest, Network, Scaler, Training, network_reals
 from models.shapes import expected_shapes
 
 LENGTH, HORIZON, LEVELS = 24, 6, (0.1, 0.5, 0.9)
 PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
+PARTS = {
+    "train": Interval(1_600_000_000, 1_600_200_000, 30),
+    "validation": Interval(1_600_210_000, 1_600_280_000, 9),
+    "test": Interval(1_600_290_000, 1_600_360_000, 9),
+}
 
 
 def an_input(seed: int) -> ModelInput:
@@ -56,7 +62,7 @@ def made() -> Bundle:
         horizon=HORIZON,
         levels=LEVELS,
         network=network,
-        training=Training(1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 0, {}, {}),
+        training=Training(1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 0, PARTS, {}),
         versions={},
         metrics={},
         files={},
@@ -181,6 +187,10 @@ def test_damage_is_refused_by_the_check_that_found_it(path: Path, damage: Callab
     with pytest.raises(BundleError) as refused:
         load_bundle(path)
     assert refused.value.check == check
+    said = str(refused.value)
+    assert said.endswith(f"(check: {check})")
+    assert str(path) in said, "the message names the bundle"
+    assert re.search(r"restore|train the model again|train one|copy|check the", said, re.IGNORECASE), said
     assert str(path) in str(refused.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.manifest import (
     CANARY,
     WEIGHTS,
     FileRecord,
+    Interval,
     Manifest,
     Network,
     Scaler,
@@ -23,6 +25,11 @@ from models.manifest import (
 )
 
 PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
+PARTS = {
+    "train": Interval(1_600_000_000, 1_600_200_000, 30),
+    "validation": Interval(1_600_210_000, 1_600_280_000, 9),
+    "test": Interval(1_600_290_000, 1_600_360_000, 9),
+}
 Document = dict[str, Any]
 
 
@@ -39,9 +46,7 @@ def manifest() -> Manifest:
         horizon=6,
         levels=(0.1, 0.5, 0.9),
         network=Network(8, 4, 2, 1, encoder, decoder, 3),
-        training=Training(
-            1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 1_700_000_000, {"x": 1}, {"y": 2}
-        ),
+        training=Training(1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 1_700_000_000, PARTS, {"y": 2}),
         versions={"python": "3.11"},
         metrics={"test": {"model": {"pinball": 0.5}}},
         files={name: FileRecord("b" * 64, 1000) for name in (WEIGHTS, CANARY)},
@@ -50,6 +55,10 @@ def manifest() -> Manifest:
 
 def test_what_is_written_is_what_is_read(manifest: Manifest) -> None:
     assert parse(to_json(manifest), "") == manifest
+
+
+def test_what_was_learnt_ends_where_the_train_part_does(manifest: Manifest) -> None:
+    assert parse(to_json(manifest), "").training.learnt_until == 1_600_200_000
 
 
 def put(path: str, value: object) -> Callable[[Document], None]:
@@ -68,6 +77,15 @@ def drop(path: str) -> Callable[[Document], None]:
         for name in above:
             document = document[name]
         del document[last]
+
+    return change
+
+
+def swap(path: str, one: str, other: str) -> Callable[[Document], None]:
+    def change(document: Document) -> None:
+        for name in path.split("."):
+            document = document[name]
+        document[one], document[other] = document[other], document[one]
 
     return change
 
@@ -104,6 +122,12 @@ def drop(path: str) -> Callable[[Document], None]:
         (put("training.end", 1), "interval"),
         (put("training.data_sha256", "xyz"), "data_sha256"),
         (put("training.synthetic", 1), "synthetic"),
+        (put("training.parts", {}), "lacks training.parts.train"),
+        (drop("training.parts.test"), "lacks training.parts.test"),
+        (put("training.parts.more", {}), "training.parts.more"),
+        (put("training.parts.train.end", 1_600_200_001), "training.parts.train"),
+        (swap("training.parts", "train", "validation"), "overlap"),
+        (put("training.parts.train.windows", 0), "training.parts.train.windows"),
         (put("files", {}), "files"),
         (put("metrics", []), "metrics"),
     ],
@@ -114,6 +138,7 @@ def test_a_wrong_field_is_refused_by_name(manifest: Manifest, change: Callable[[
     with pytest.raises(BundleError, match=told) as refused:
         parse(json.dumps(document).encode(), "")
     assert refused.value.check == "schema"
+    assert re.search(r"(Restore|Use) [^.]+\. \(check: schema\)$", str(refused.value)), "the message says what to do"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +149,7 @@ def test_what_is_not_a_json_object_is_refused(content: bytes) -> None:
     with pytest.raises(BundleError) as refused:
         parse(content, "")
     assert refused.value.check == "schema"
+    assert "Restore the bundle" in str(refused.value)
 
 
 def test_a_number_too_large_for_a_float_is_refused(manifest: Manifest) -> None:
