@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cli.options import SettingOption
+
 if TYPE_CHECKING:
     from forecastd.candles import Candles
     from forecastd.survey import Survey
 
 F = TypeVar("F", bound=Callable[..., Any])
-SOURCE = click.option("--source", "data_source", metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]")
+SOURCE = click.option(
+    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]"
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 AS_OF = click.option("--as-of", metavar="ISO", help="Do as if it were this moment (ISO 8601, UTC).")
 REFUSED = 4

@@ -10,17 +10,23 @@ from typing import Any
 
 import click
 
+from cli.options import SettingOption
+
 FAILS = 5
 PATH = click.Path(path_type=Path)
 
 
 @click.command(name="doctor")
-@click.option("--network", "allora_network", type=click.Choice(["local", "testnet", "mainnet"]),
+@click.option("--network", "allora_network", cls=SettingOption, type=click.Choice(["local", "testnet", "mainnet"]),
               help="The network.  [ALLORA_NETWORK]")  # fmt: skip
-@click.option("--topic-id", type=click.IntRange(min=1), metavar="ID", help="The topic.  [TOPIC_ID]")
-@click.option("--topics", "topics_file", type=PATH, metavar="FILE", help="A topics.toml.  [TOPICS_FILE]")
-@click.option("--source", "data_source", metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]")
-@click.option("--model", type=PATH, metavar="DIR", help="The model bundle.  [MODEL]")
+@click.option("--topic-id", cls=SettingOption, type=click.IntRange(min=1), metavar="ID", help="The topic.  [TOPIC_ID]")
+@click.option(
+    "--topics", "topics_file", cls=SettingOption, type=PATH, metavar="FILE", help="A topics.toml.  [TOPICS_FILE]"
+)
+@click.option(
+    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]"
+)
+@click.option("--model", cls=SettingOption, type=PATH, metavar="DIR", help="The model bundle.  [MODEL]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from cli.options import SettingOption
+
 F = TypeVar("F", bound=Callable[..., Any])
 STATES = ("signed", "dead", "included", "admitted", "passive", "evicted", "missed")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -19,7 +21,9 @@ DISAGREES = 5
 def networked(command: F) -> F:
     """The option that says which chain is asked. (The topic is a filter here, not a setting.)"""
     networks = click.Choice(["local", "testnet", "mainnet"])
-    return click.option("--network", "allora_network", type=networks, help="The network.  [ALLORA_NETWORK]")(command)
+    return click.option(
+        "--network", "allora_network", cls=SettingOption, type=networks, help="The network.  [ALLORA_NETWORK]"
+    )(command)
 
 
 @click.group(name="ledger")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.options import SettingOption
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -106,7 +108,13 @@ PORT = click.IntRange(0, 65535)
 )
 @click.option("--faults", "list_faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults,
               help="List the faults and end.")  # fmt: skip
-@click.option("--state-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where state is kept.  [STATE_DIR]")
+@click.option(
+    "--state-dir",
+    cls=SettingOption,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where state is kept.  [STATE_DIR]",
+)
 @click.option("--reset", is_flag=True, help="Forget the chain so far and begin a new one.")
 @click.pass_obj
 def command(

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cli.options import SettingOption
 from forecastd import __version__
 from forecastd.errors import ForecastdError
 from forecastd.logs import configure_console
@@ -62,7 +63,7 @@ class LazyGroup(click.Group):
 
 def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F]:
     """An option that overrides one of the settings; its help names the environment variable."""
-    return click.option(flag, variable.lower(), help=f"{text}  [{variable}]", **more)
+    return click.option(flag, variable.lower(), cls=SettingOption, help=f"{text}  [{variable}]", **more)
 
 
 @click.group(
@@ -100,7 +101,8 @@ def command(
         sys.excepthook = sys.__excepthook__
     if ctx.invoked_subcommand is not None:
         _refuse_cycle_options(ctx, once=once, **more)
-        configure_console(verbose=verbose)
+        tells_itself = ctx.invoked_subcommand == "doctor"  # each finding is a line of its own there
+        configure_console(verbose=verbose, warnings=not tells_itself)
         return
     if not once:
         raise click.UsageError("Nothing to do: give --once, or a command.", ctx)

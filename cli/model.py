@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from cli.options import SettingOption
+
 DIRECTORY = click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
 
 
@@ -18,8 +20,16 @@ def command() -> None:
 
 @command.command()
 @DIRECTORY
-@click.option("--source", "data_source", metavar="SPEC", help="Candles for the test prediction.  [DATA_SOURCE]")
-@click.option("--features", type=click.Path(path_type=Path), metavar="FILE", help="The feature list.  [FEATURES]")
+@click.option(
+    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Candles for the test prediction.  [DATA_SOURCE]"
+)
+@click.option(
+    "--features",
+    cls=SettingOption,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The feature list.  [FEATURES]",
+)
 @click.option("--as-of", metavar="ISO", help="Predict as at this moment (ISO 8601, UTC).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_obj

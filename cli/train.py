@@ -7,14 +7,18 @@ from typing import Any
 
 import click
 
+from cli.options import SettingOption
+
 INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
 
 
 @click.command(name="train")
-@click.option("--source", "data_source", metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]")
-@click.option("--features", type=PATH, metavar="FILE", help="The list of feature names.  [FEATURES]")
+@click.option(
+    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]"
+)
+@click.option("--features", cls=SettingOption, type=PATH, metavar="FILE", help="The list of feature names.  [FEATURES]")
 @click.option("--out", type=PATH, metavar="DIR", help="Where the bundle goes (default: below the state directory).")
 @click.option("--start", metavar="ISO", help="Train on candles from this time on.")
 @click.option("--until", metavar="ISO", help="Train on candles before this time only.")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from forecastd.candles import HOUR, Candles
 from forecastd.clock import iso
 from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.textfile import read_text_file
 from models.base import ModelInput
 
 FloatArray = NDArray[np.float64]
@@ -209,10 +210,11 @@ def load_features(path: Path) -> FeatureList:
     Raises:
         NeedsHuman: no such file, not a JSON list of names, a name twice, or one that is not registered.
     """
+    text = read_text_file(path, "The feature list", "Check --features.")
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NeedsHuman(f"Cannot read the feature list {path}: {error.strerror}. Check --features.") from error
+        names = json.loads(text)
+    except RecursionError:
+        raise NeedsHuman(f"The feature list {path} is nested too deeply. It must be a list of names.") from None
     except ValueError as error:
         raise NeedsHuman(f"The feature list {path} is not JSON ({error}). It must be a list of names.") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_state_path
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from forecastd.errors import NeedsHuman
+from forecastd.textfile import read_text_file
 
 Network = Literal["local", "testnet", "mainnet"]
 FeeTier = Literal["eco", "standard", "priority"]
@@ -29,7 +31,9 @@ EMBEDDED_FEATURES = CHECKOUT / "features.json"
 class Settings(BaseSettings):
     """What a user can set. Frozen; secrets are `SecretStr` and print as asterisks."""
 
-    model_config = SettingsConfigDict(frozen=True, env_file=ENV_FILE, env_file_encoding="utf-8", extra="ignore")
+    model_config = SettingsConfigDict(
+        frozen=True, env_file=ENV_FILE, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
+    )
 
     allora_network: Network = "local"
     topic_id: int = Field(default=67, ge=1)
@@ -65,16 +69,36 @@ class Settings(BaseSettings):
                 return json.loads(text)
             except json.JSONDecodeError as error:
                 raise ValueError(f"not a JSON list: {error}") from error
+            except RecursionError:
+                raise ValueError("not a JSON list: it is nested too deeply") from None
         return [part.strip() for part in text.split(",") if part.strip()]
 
-    @field_validator(
-        "mnemonic", "mnemonic_file", "allora_wallet_addr", "tiingo_api_key", "max_fee_uallo", "model", "features",
-        "state_dir", "log_dir", "topics_file", mode="before",
-    )  # fmt: skip
+    @field_validator("symbol")
     @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        """`NAME=` in a `.env` means: not set."""
-        return None if isinstance(value, str) and not value.strip() else value
+    def _one_spelling(cls, value: str) -> str:
+        """`BTC/USD` and `BTC-USD` are `btcusd`."""
+        text = re.sub(r"[\s/_:.-]", "", value).lower()
+        if not re.fullmatch(r"[a-z0-9]+", text):
+            raise ValueError("must be letters and digits, such as btcusd")
+        return text
+
+    @field_validator("credentials_directory")
+    @classmethod
+    def _as_systemd_sets_it(cls, value: Path | None) -> Path | None:
+        """What lies there is taken for a secret without a look at its mode, so it must not be where the command runs."""
+        if value is not None and not value.is_absolute():
+            raise ValueError("must be an absolute path; systemd sets it, leave it unset elsewhere")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object, info: ValidationInfo) -> object:
+        """`NAME=` means: not set. It is so for every setting, in `.env`, the environment and a topic of a topics.toml."""
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL byte")
+        if _is_blank(value) and info.field_name is not None:
+            return cls.model_fields[info.field_name].get_default()
+        return value
 
     @property
     def state(self) -> Path:
@@ -131,15 +155,24 @@ def load_fitting(**options: object) -> tuple[Settings, dict[str, str]]:
     Raises:
         NeedsHuman: `.env` cannot be read.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if not (value is None or _is_blank(value))}
+    _require_env_file()
     try:
         return Settings(**given), {}  # type: ignore[arg-type]  # pydantic checks the types, that is its job here
     except ValidationError as error:
         wrong = {str(part["loc"][0]).lower(): str(part["msg"]) for part in error.errors(include_input=False)}
-    except (OSError, UnicodeDecodeError):
-        raise NeedsHuman(f"{ENV_FILE} cannot be read as text. Write it in UTF-8, a NAME=value a line.") from None
     defaults = {name: Settings.model_fields[name].get_default() for name in wrong}
     return Settings(**{**given, **defaults}), {name.upper(): why for name, why in wrong.items()}
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _require_env_file() -> None:
+    """Refuse a `.env` that cannot be read before it is read: a named pipe would be waited for. A directory is no `.env`."""
+    if ENV_FILE.exists() and not ENV_FILE.is_dir():
+        read_text_file(ENV_FILE, "The file", "Write it as text in UTF-8, a NAME=value a line.")
 
 
 def given_names() -> dict[str, str]:

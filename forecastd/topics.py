@@ -24,6 +24,7 @@ from typing import Any
 
 from forecastd.errors import NeedsHuman
 from forecastd.settings import Settings
+from forecastd.textfile import read_text_file
 
 # The keys of a topic: the name in the file, the setting it overrides, the type it must have.
 KEYS: Mapping[str, tuple[str, type]] = {
@@ -47,12 +48,13 @@ def load_topics(path: Path, common: Settings) -> list[Settings]:
     Raises:
         NeedsHuman: the file cannot be read or does not fit; the topic's place and the key are named.
     """
+    text = read_text_file(path, "The file", "Check --topics.")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NeedsHuman(f"Cannot read {path}: {error.strerror}. Check --topics.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise NeedsHuman(f"{path} is not TOML: {error}.") from error
+    except RecursionError:
+        raise NeedsHuman(f"{path} is nested too deeply. It must hold one [[topic]] or more.") from None
     listed = document.get("topic")
     if set(document) != {"topic"} or not isinstance(listed, list) or not listed:
         raise NeedsHuman(f"{path} must hold one [[topic]] or more, and nothing else at the top.")
@@ -76,6 +78,8 @@ def _one(path: Path, place: int, entry: object, common: Settings) -> Settings:
         setting, kind = KEYS[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise NeedsHuman(f"{path}, topic {place}: {key} must be {'a number' if kind is int else 'text'}.")
+        if isinstance(value, str) and not value.strip():
+            continue  # empty is not given, as everywhere
         update[setting] = path.parent / str(value) if key in _PATHS else value
     if "mnemonic_file" in update:
         update["mnemonic"] = None  # the topic's own wallet, whatever the common one is

@@ -81,3 +81,58 @@ def test_every_setting_is_documented_with_its_default(root: Path) -> None:
     for name, field in Settings.model_fields.items():
         default = field.default
         assert documented[name.upper()] == ("" if default in (None, ()) else str(default)), name
+
+
+def test_an_empty_value_is_unset_for_every_setting_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_settings()
+    (tmp_path / ".env").write_text("".join(f"{name.upper()}=\n" for name in Settings.model_fields))
+    assert load_settings() == plain
+    (tmp_path / ".env").unlink()
+    for empty in ("", "  "):
+        for name in Settings.model_fields:
+            monkeypatch.setenv(name.upper(), empty)
+        assert load_settings() == plain
+    assert load_settings(**dict.fromkeys(Settings.model_fields, "")) == plain
+
+
+def test_an_empty_variable_or_option_leaves_the_word_to_what_stands_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("TOPIC_ID=5\n")
+    monkeypatch.setenv("TOPIC_ID", "")
+    assert load_settings(topic_id="").topic_id == 5
+
+
+def test_the_example_file_copied_as_it_is_changes_nothing(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "mnemonic").write_text("not a secret of anybody's")
+    plain = load_settings()
+    (tmp_path / ".env").write_text((root / ".env.example").read_text())
+    assert load_settings() == plain
+    assert load_settings().credentials_directory is None
+
+
+def test_a_credentials_directory_is_one_that_systemd_would_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", ".")
+    with pytest.raises(NeedsHuman, match=r"CREDENTIALS_DIRECTORY.*absolute"):
+        load_settings()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/forecastd.service")
+    assert load_settings().credentials_directory == Path("/run/credentials/forecastd.service")
+
+
+@pytest.mark.parametrize("symbol", ["BTCUSD", "BTC/USD", "btc-usd", " BtcUsd "])
+def test_a_pair_has_one_spelling(symbol: str) -> None:
+    assert load_settings(symbol=symbol).symbol == "btcusd"
+
+
+@pytest.mark.parametrize("symbol", ["/", "btc€", "ß"])
+def test_what_is_no_pair_is_refused(symbol: str) -> None:
+    with pytest.raises(NeedsHuman, match=r"SYMBOL.*such as btcusd"):
+        load_settings(symbol=symbol)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "a\0b"])
+def test_a_strange_list_of_endpoints_is_refused(value: str) -> None:
+    with pytest.raises(NeedsHuman, match="RPC_ENDPOINTS"):
+        load_settings(rpc_endpoints=value)
