@@ -47,15 +47,16 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
-def configure_console(*, verbose: bool, secrets: Iterable[str] = ()) -> None:
-    """Log WARNING to stderr, or DEBUG when `verbose`."""
+def configure_console(*, verbose: bool, warnings: bool = True, secrets: Iterable[str] = ()) -> None:
+    """Log WARNING to stderr (only ERROR without `warnings`), or DEBUG when `verbose`."""
     hidden = tuple(secrets)
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
     for handler in list(root.handlers):
         root.removeHandler(handler)
     console = logging.StreamHandler(sys.stderr)
-    console.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    usual = logging.WARNING if warnings else logging.ERROR
+    console.setLevel(logging.DEBUG if verbose else usual)
     console.setFormatter(RedactingFormatter("%(levelname)s: %(message)s", hidden))
     root.addHandler(console)
     for chatty in ("urllib3", "hpack", "asyncio", "grpc", "ccxt", "websockets", "h2"):

@@ -100,15 +100,15 @@ def test_a_replay_does_not_sign_for_a_node_that_is_running_now(once: Once) -> No
 def test_an_output_that_breaks_does_not_cost_the_epoch(
     root: Path, tmp_path: Path, environment: dict[str, str], lines: int
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(root / "submit_prediction.py"), "--once"],
-        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for _ in range(lines):
-        process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(60) == 0
+    arguments = [sys.executable, str(root / "submit_prediction.py"), "--once"]
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 0
     assert [row[1] for row in rows(tmp_path / "state")] == ["included"]
 
 
