@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forecastd.candles import Candles, check
+from forecastd.candles import STALE_STEPS, Candles, check
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.features import FeatureList, model_input, parse_features, warm_up
 from forecastd.guards import GuardReport, check_forecast
@@ -22,7 +22,6 @@ from models.manifest import Manifest
 
 LOAD_SECONDS = 60.0
 PREDICT_SECONDS = 60.0
-LATE_STEPS = 3  # how many candles may be missing at the newest end before the data counts as stale
 
 
 class Forecaster:
@@ -78,7 +77,7 @@ class Forecaster:
                 "Choose another source, or train a model on this one."
             )
         candles = refresh(window, source, now=now, length=self.needed)
-        return check(candles, now=now, needed=self.needed, max_age=LATE_STEPS * step)
+        return check(candles, now=now, needed=self.needed, max_age=STALE_STEPS * step)
 
     def forecast(self, candles: Candles) -> Forecast:
         """The forecast from the end of `candles`. Raises SkipEpoch when the model cannot make it."""
@@ -97,7 +96,7 @@ class Forecaster:
             forecast,
             candles,
             horizon=self.manifest.horizon,
-            trained_until=float(self.manifest.training.end) if age_counts else None,
+            trained_until=float(self.manifest.training.learnt_until) if age_counts else None,
             consensus=consensus,
         )
 
