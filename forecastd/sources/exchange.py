@@ -7,9 +7,11 @@ go, so a range is asked for page by page, each behind the last candle that came.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 
 from forecastd.candles import COLUMNS, HOUR, Candles, Provenance, mend
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.sources.http import DEADLINE, Passing, within
+from forecastd.sources.http import DEADLINE, Passing, persist, within
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,7 @@ PAGE = 300  # candles asked for at once; an exchange that gives fewer is asked m
 SMALLEST_PAGE = 100  # what any exchange gives at once: so far an answer without candles can be trusted
 MOST_PAGES = 1_000
 TIMEOUT_MS = 10_000
-MARKETS_DEADLINE = 30.0  # seconds; the list of an exchange's markets can be several megabytes
-ATTEMPTS = 3
+MARKETS_DEADLINE = 30.0  # seconds for all attempts; the list of an exchange's markets can be several megabytes
 # ccxt reads an answer of an unforeseen shape with plain indexing.
 UNFORESEEN = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 STABLE = {"USD": ("USD", "USDT", "USDC")}  # where an exchange has no dollar, its stablecoins stand in, told in the log
@@ -44,6 +45,7 @@ class ExchangeSource:
         self.market = market  # as ccxt spells it: "BTC/USD"; None: the one that fits `symbol`
         self.symbol = re.sub(r"[^a-z0-9]", "", market.lower()) if market else symbol
         self.name = f"exchange:{exchange}" + (f":{market}" if market else "")
+        self.stop = threading.Event()  # setting it ends a wait at once
         self._client = client
 
     def fetch(self, start: int, end: int, now: float) -> Candles:
@@ -77,19 +79,15 @@ class ExchangeSource:
         return mend(Candles.of(self.symbol, step, time, table, origin))
 
     def _pages(self, start: int, end: int) -> list[list[Any]]:
-        import ccxt
-        import stamina
-
+        client = self._open()
+        markets = persist(lambda seconds: self._within(seconds, client.load_markets), MARKETS_DEADLINE, self.stop)
+        market = self._market(markets)
         rows: list[list[Any]] = []
         at = start * 1000
         for _ in range(MOST_PAGES):
             limit = min(PAGE, (end * 1000 - at) // (self.step * 1000) + 1)
-            for attempt in stamina.retry_context(
-                on=(ccxt.NetworkError, Passing), attempts=ATTEMPTS, wait_initial=0.2, wait_max=1.0, wait_jitter=0.2
-            ):
-                with attempt:
-                    page = self._page(at, limit)
-            page = [row for row in page if row[0] >= at]
+            ask = functools.partial(self._page, client, market, at, limit)
+            page = [row for row in persist(ask, DEADLINE, self.stop) if row[0] >= at]
             rows.extend(page)
             # Nothing in a page: the market was closed or not listed yet, and may have candles later on.
             empty = at + (min(limit, SMALLEST_PAGE) - 1) * self.step * 1000
@@ -98,12 +96,9 @@ class ExchangeSource:
                 return rows
         raise RetryLater(f"{self.exchange} gives too few candles at a time for so long a range. Ask for a shorter one.")
 
-    def _page(self, since: int, limit: int) -> list[list[Any]]:
-        client = self._open()
-        markets = self._within(MARKETS_DEADLINE, client.load_markets)
-        market = self._market(markets)
+    def _page(self, client: Any, market: str, since: int, limit: int, seconds: float) -> list[list[Any]]:
         client.enableLastJsonResponse, client.last_json_response = True, None
-        page = self._within(DEADLINE, lambda: client.fetch_ohlcv(market, "1h", since=since, limit=limit))
+        page = self._within(seconds, lambda: client.fetch_ohlcv(market, "1h", since=since, limit=limit))
         if client.last_json_response is None:  # ccxt takes a web page for an answer without candles
             raise Passing(f"{self.exchange} sent something that is not JSON.")
         return list(page)
@@ -111,7 +106,10 @@ class ExchangeSource:
     def _within(self, seconds: float, work: Callable[[], Any]) -> Any:
         import ccxt
 
-        return within(seconds, self.exchange, lambda _: work(), (ccxt.BaseError, *UNFORESEEN))
+        try:
+            return within(seconds, self.exchange, lambda _: work(), (ccxt.BaseError, *UNFORESEEN))
+        except ccxt.NetworkError as error:
+            raise Passing(f"{self.exchange} gave no candles ({_short(error)}). Look at the network.") from None
 
     def _open(self) -> Any:
         import ccxt
@@ -156,4 +154,6 @@ def _number(value: object) -> float:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    """An error of ccxt's on one line; a URL in it is shown without a user name and password (of a proxy's)."""
+    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:160]}"

@@ -20,17 +20,18 @@ import numpy as np
 from forecastd.candles import COLUMNS, HOUR, Candles, Provenance, mend
 from forecastd.clock import iso
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.sources.http import DEADLINE, Answer, Passing, get, is_loopback
+from forecastd.sources.http import DEADLINE, Answer, Passing, address, get, is_loopback, persist
 
 HOST = "api.tiingo.com"
 PATH = "/tiingo/crypto/prices"
 CHUNK = 2_000  # candles asked for in one request, about 400 kB
-ATTEMPTS = 3
-PATIENCE = 5.0  # seconds: the longest `Retry-After` that is waited for here
+PATIENCE = 5.0  # seconds: the longest `Retry-After` that is waited for here, within the deadline of the request
 
 
 class TiingoSource:
-    """One ticker of Tiingo, hourly. Setting `stop` ends a wait at once."""
+    """One ticker of Tiingo, hourly. `deadline`: seconds a request may take, all attempts together. Setting `stop` ends
+    a wait at once.
+    """
 
     step = HOUR
     synthetic = False  # the fake server says so in its answers when it serves made-up candles
@@ -39,14 +40,10 @@ class TiingoSource:
     def __init__(
         self, ticker: str, key: str | None, url: str = f"https://{HOST}", *, deadline: float = DEADLINE
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise NeedsHuman("TIINGO_URL is no web address. Leave it unset for Tiingo itself.")
-        own = is_loopback(parts.hostname)
-        if parts.scheme == "http" and not own:
-            raise NeedsHuman(
-                f"TIINGO_URL is plain http to {parts.hostname}: the key could be read on the way. Use https."
-            )
+        host, scheme = _host(url)
+        own = is_loopback(host)
+        if scheme == "http" and not own:
+            raise NeedsHuman(f"TIINGO_URL is plain http to {host}: the key could be read on the way. Use https.")
         if key is None and not own:
             raise NeedsHuman("TIINGO_API_KEY is not set. Get a key at https://www.tiingo.com/account/api/token.")
         if key is not None and not re.fullmatch(r"[!-~]+", key):
@@ -54,7 +51,7 @@ class TiingoSource:
         if not re.fullmatch(r"[a-z0-9]{3,24}", ticker):
             raise NeedsHuman(f"{ticker!r} is no Tiingo ticker; they look like btcusd.")
         self.symbol = ticker
-        self.name = f"tiingo:{ticker}" + ("" if parts.hostname == HOST else f"@{parts.netloc.rpartition('@')[2]}")
+        self.name = f"tiingo:{ticker}" + ("" if host == HOST else f"@{address(url)}")
         self.stop = threading.Event()
         self._url = url.rstrip("/") + PATH
         self._key = key
@@ -64,7 +61,7 @@ class TiingoSource:
         """See `Source.fetch`. Asks in chunks, and goes on behind the last candle where the server cuts an answer short.
 
         Raises:
-            RetryLater: not reachable, over the limit, or an answer that is not whole; `ATTEMPTS` were made.
+            RetryLater: not reachable, over the limit, or an answer that is not whole, at every attempt.
             NeedsHuman: the key is refused, or the request is.
         """
         step = self.step
@@ -90,8 +87,6 @@ class TiingoSource:
         return mend(Candles.of(self.symbol, step, time, table, origin))
 
     def _ask(self, start: int, end: int, now: float) -> tuple[bytes, bool, list[tuple[int, list[float]]]]:
-        import stamina
-
         params = {
             "tickers": self.symbol,
             "resampleFreq": "1hour",
@@ -99,22 +94,21 @@ class TiingoSource:
             "endDate": iso(end - self.step).rstrip("Z"),
         }
         headers = {} if self._key is None else {"Authorization": f"Token {self._key}"}
-        for attempt in stamina.retry_context(
-            on=Passing, attempts=ATTEMPTS, wait_initial=0.2, wait_max=1.0, wait_jitter=0.2
-        ):
-            with attempt:
-                answer = get(self._url, params, headers, self._deadline)
-                self._require_ok(answer, now)
-                return (answer.body, *self._read(answer.body))
-        raise RetryLater  # unreachable: the last attempt raises
+
+        def attempt(seconds: float) -> tuple[bytes, bool, list[tuple[int, list[float]]]]:
+            answer = get(self._url, params, headers, seconds)
+            self._require_ok(answer, now)
+            return (answer.body, *self._read(answer.body))
+
+        return persist(attempt, self._deadline, self.stop)
 
     def _require_ok(self, answer: Answer, now: float) -> None:
         """Raise for every answer that is not data, by what can be done about it."""
-        host = urlsplit(self._url).netloc.rpartition("@")[2]
+        host = address(self._url)
         said = self._detail(answer.body)
         over = re.search(r"allocation|rate limit|too many", said, re.IGNORECASE)
         if answer.status == 429 or over:
-            self._wait(answer.headers.get("retry-after"), now, said)
+            raise _used_up(_seconds(answer.headers.get("retry-after"), now), said)
         if answer.status in {401, 403} or re.search(r"invalid token|authentication", said, re.IGNORECASE):
             raise NeedsHuman(f"{host} refuses the key{_quoted(said)}. Set TIINGO_API_KEY to a valid one.")
         if 300 <= answer.status < 400:
@@ -127,14 +121,6 @@ class TiingoSource:
             raise Passing(f"{host} has a fault of its own: {answer.status}{_quoted(said)}.")
         if said:
             raise RetryLater(f"{host} gives no candles{_quoted(said)}.")
-
-    def _wait(self, retry_after: str | None, now: float, said: str) -> None:
-        """Wait as long as the server asks, where that is short; raises in any case."""
-        seconds = _seconds(retry_after, now)
-        if seconds is not None and seconds <= PATIENCE and not self.stop.wait(seconds):
-            raise Passing(f"Tiingo's request limit is used up{_quoted(said)}.")
-        hint = "" if seconds is None else f" It asks to wait {seconds:.0f} s."
-        raise RetryLater(f"Tiingo's request limit is used up{_quoted(said)}.{hint}")
 
     def _detail(self, body: bytes) -> str:
         """The text of an error object, made harmless to show; empty where the body is something else."""
@@ -162,6 +148,30 @@ class TiingoSource:
             return any(series.get("synthetic") is True for series in mine), rows
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
             raise Passing(f"Tiingo sent candles that cannot be read ({type(error).__name__}: {error}).") from None
+
+
+def _host(url: str) -> tuple[str, str]:
+    """Host and scheme of `TIINGO_URL`. A user name or password in it would be shown wherever the address is."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
+        raise NeedsHuman("TIINGO_URL is no web address. Leave it unset for Tiingo itself.")
+    if "@" in parts.netloc:
+        raise NeedsHuman("TIINGO_URL holds a user name or a password. Remove it; the key belongs in TIINGO_API_KEY.")
+    return host, parts.scheme
+
+
+def _used_up(seconds: float | None, said: str) -> RetryLater:
+    """The error for a request limit; one that passes within `PATIENCE` is waited for."""
+    text = f"Tiingo's request limit is used up{_quoted(said)}."
+    if seconds is None:
+        return RetryLater(text)
+    if seconds <= PATIENCE:
+        return Passing(text, wait=seconds)
+    return RetryLater(f"{text} It asks to wait {seconds:.0f} s.")
 
 
 def _row(row: dict[str, Any]) -> tuple[int, list[float]]:

@@ -131,3 +131,13 @@ def test_no_network_is_a_passing_fault(client: Any) -> None:
     client.urls["api"] = {"public": "http://127.0.0.1:9", "private": "http://127.0.0.1:9"}
     with pytest.raises(RetryLater, match="gave no candles"):
         ExchangeSource("coinbaseexchange", None, "btcusd", client).fetch(NOW - 5 * HOUR, NOW, NOW)
+
+
+def test_a_proxys_password_is_not_shown(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ccxt.NetworkError("cannot connect to https://user:p4ss@proxy.example:3128/")
+
+    monkeypatch.setattr(client, "load_markets", fail)
+    with pytest.raises(RetryLater, match=r"//proxy\.example") as caught:
+        ExchangeSource("coinbaseexchange", None, "btcusd", client).fetch(NOW - 5 * HOUR, NOW, NOW)
+    assert "p4ss" not in str(caught.value)
