@@ -2,7 +2,8 @@
 
 Every worker is a process of its own that serves the open epoch of one chain. Blocks come at random moments all the while, but
 never so many that a window closes before its worker has come through once: then each epoch must be served exactly once.
-In half of the epochs the chain loses, delays or fails some of the payloads; after some kills the state directory is gone.
+In a third of the epochs the chain loses, delays or fails some of the payloads, in a third the endpoint loses some or their
+answers; after some kills the state directory is gone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ EPOCH = 30  # blocks, and of the submission window as well
 EMPTY = 0.05  # the chance that a block comes which nobody waits for
 SPARE = 10  # blocks of a window that only the run which nobody kills may see
 WALLETS = 10  # each has its registration killed too
-REAL_SHARE = 0.02  # of the epochs are served by the program that users start, model process and all
+REAL_EVERY = 25  # epochs, one is served by the program that users start, model process and all
 LOSE_STATE = 0.05  # of the kills take the state directory with them
 SLOWEST = 60.0  # seconds after which a worker that nobody killed counts as stuck
 EARLY = ("before sign", "after sign", "after commit", "before send", "after send", "recorded")
@@ -44,6 +45,12 @@ _TROUBLE = (
     "drop-from-mempool@p=0.15,seed={seed}",
     "late=3@p=0.15,seed={seed}",
     "low-fee@p=0.1,seed={seed}",
+)
+_ENDPOINT_TROUBLE = (
+    "lose-answer@p=0.2,seed={seed}",
+    "drop@p=0.15,seed={seed}",
+    "sequence-race@p=0.1,seed={seed}",
+    "unavailable@p=0.01,seed={seed}",
 )
 
 
@@ -124,6 +131,8 @@ class Campaign:
                     self._trouble()
                     self._epoch(workers[-1])
                     self._served += 1
+                self._node.inject()
+                self._node.set_faults()
                 self._blocks.limit = 0
                 # What is still open is settled by one more cycle, which finds the topic at rest.
                 node.advance(EPOCH)
@@ -160,11 +169,15 @@ class Campaign:
         )
 
     def _trouble(self) -> None:
-        """Every second ten of the epochs have a chain that misbehaves."""
-        if self._served % 20 == 0:
-            self._node.inject()
-        elif self._served % 20 == 10:
-            self._node.inject(*(Fault.parse(text.format(seed=self._seed + self._served)) for text in _TROUBLE))
+        """Ten epochs on a chain that is well, ten on one that misbehaves, ten over an endpoint that does."""
+
+        def faults(texts: tuple[str, ...]) -> list[Fault]:
+            return [Fault.parse(text.format(seed=self._seed + self._served)) for text in texts]
+
+        if self._served % 10 == 0:
+            turn = self._served // 10 % 3
+            self._node.inject(*(faults(_TROUBLE) if turn == 1 else ()))
+            self._node.set_faults(faults(_ENDPOINT_TROUBLE) if turn == 2 else ())
 
     def _open_next(self) -> int:
         """Open the next epoch, and let blocks come for the part of its window in which a worker may be killed."""
@@ -179,7 +192,7 @@ class Campaign:
         """Kill the worker some times, then let it come through."""
         nonce = self._open_next()
         worker.nonces.append(nonce)
-        real = self._random.random() < REAL_SHARE
+        real = self._served % REAL_EVERY == REAL_EVERY // 2
         left = self._kills - self._where.total()
         mean = max(1.0, left / max(1, self._epochs - self._served))
         signed = lost = False
@@ -218,7 +231,7 @@ class Campaign:
         """Start it until the epoch is settled; nobody kills it now, and the window may use up its spare blocks."""
         code = -1
         self._blocks.limit = nonce + EPOCH - 2
-        for _ in range(6):
+        for _ in range(12):
             code = self._run_program(worker, SLOWEST) if real else self._start(worker)
             if code == 0:
                 return
