@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forecastd.candles import Candles, examine
+from forecastd.candles import STALE_STEPS, Candles, examine
 from forecastd.clock import iso
 from forecastd.sources import Source
 from forecastd.window import RollingWindow, refresh
 
 HOURS = 408  # what a forecast of the default model needs, roughly: its encoder and what warms the features up
-MOST_AGE = 2 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -74,5 +73,5 @@ def survey(candles: Candles, *, now: float) -> Survey:
         gaps=[(iso(candles.time[at] + candles.step), int(missing[at])) for at in np.flatnonzero(missing > 0)],
         repairs=list(candles.repairs),
         sha256=origin.sha256,
-        checks=examine(candles, now=now, needed=len(candles), max_age=MOST_AGE),
+        checks=examine(candles, now=now, needed=len(candles), max_age=STALE_STEPS * candles.step),
     )

@@ -23,7 +23,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from forecastd.candles import COLUMNS, Candles, Provenance, join, join_provenance, suspect
+from forecastd.candles import COLUMNS, STALE_STEPS, Candles, Provenance, join, join_provenance, suspect
+from forecastd.clock import iso
 from forecastd.errors import RetryLater
 from forecastd.sources.base import Source
 
@@ -249,22 +250,27 @@ def _require_kind(db: sqlite3.Connection) -> None:
 def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -> Candles:
     """The last `length` complete candles at `now`: kept ones, and from the source only what is missing.
 
+    Where the newest are missing (late at the source, or the source is down) and the last one there is not `STALE_STEPS` old,
+    they are the `length` candles up to that one; when the source is down that is told in the log and in `repairs`.
+
     Nothing is asked when nothing is missing. A hole that the source itself has is asked for again at growing intervals.
     When a request is made for newer candles, the newest kept one is asked for again with it, because sources correct
     their last candle. Kept candles that look wrong are fetched again once, all of them: the source may have mended them.
 
     Raises:
-        RetryLater, NeedsHuman, SkipEpoch: from the source, when the newest candles cannot be had.
+        RetryLater, NeedsHuman, SkipEpoch: from the source, when the newest candles cannot be had and what is kept is too
+            old or too short.
     """
     step = source.step
     end = int(now // step) * step
     start = end - length * step
+    early = start - STALE_STEPS * step
     if source.local:
-        candles = source.fetch(start, end, now)
+        candles = _newest(source.fetch(early, end, now), start, end)
         # Nothing that young: hand out the last there are, so that the check can say how old they are.
         return candles if len(candles) else source.fetch(0, end, now).take(slice(-length, None))
     window.keep = max(window.keep, length)
-    kept = window.load(source.name, source.symbol, step, start, end)
+    kept = window.load(source.name, source.symbol, step, early, end)
     have = set() if kept is None else set(kept.time.tolist())
     asked = window.absent(source.name, source.symbol, step)
     wanted = [time for time in range(start, end, step) if time not in have and _due(time + step, asked.get(time), now)]
@@ -274,17 +280,29 @@ def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -
         try:
             known = _fetch(window, source, span, now, known)
         except RetryLater as error:
-            if end - step not in have:
+            if end - step in have:
+                log.warning("An older hole in the candles could not be filled: %s", error)
+                break
+            if known is None or len(_newest(known, start, end)) < length or now - known.end > STALE_STEPS * step:
                 raise
-            log.warning("An older hole in the candles could not be filled: %s", error)
+            told = f"went on with kept candles up to {iso(known.end)}, because the source gave no newer ones"
+            log.warning("Newer candles could not be fetched, kept ones are used up to %s: %s", iso(known.end), error)
+            known = replace(known, repairs=(*known.repairs, told))
             break
     if known is None:
         return _fetch(window, source, (start, end), now, None)
+    known = _newest(known, start, end)
     reason = suspect(known) if kept is not None else None
     if reason is None:
         return known
     log.warning("Kept candles look wrong and are fetched again: %s", reason)
     return _fetch(window, source, (start, end), now, None)
+
+
+def _newest(candles: Candles, start: int, end: int) -> Candles:
+    """Those of `start` to `end`, or of as long a time up to the last one where that one is late."""
+    late = end - candles.end if len(candles) else 0
+    return candles.between(start - late, end)
 
 
 def _fetch(window: RollingWindow, source: Source, span: tuple[int, int], now: float, known: Candles | None) -> Candles:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from forecastd.candles import check
+from forecastd.candles import STALE_STEPS, check
 from forecastd.clock import Clock, iso
 from forecastd.doctor.finding import Finding, Level
 from forecastd.errors import ForecastdError, SkipEpoch
 from forecastd.features import load_features, parse_features, warm_up
-from forecastd.forecaster import LATE_STEPS, Forecaster
+from forecastd.forecaster import Forecaster
 from forecastd.guards import DAY, MAX_MODEL_AGE_DAYS
 from forecastd.settings import Settings
 from forecastd.sources import open_source
@@ -30,9 +30,9 @@ def check_source(settings: Settings, clock: Clock) -> list[Finding]:
         told = f"{source.name} gives candles of {source.step} s, the model wants {step} s"
         return [Finding("source", Level.FAIL, told, "Choose another source, or train a model on this one.")]
     try:
-        # As the rolling window does: a candle more than needed, for the newest may still be open.
-        fetched = source.fetch(int(now) - (needed + 1) * step, int(now), now)
-        candles, repairs = check(fetched, now=now, needed=needed, max_age=LATE_STEPS * step)
+        # As the rolling window does: more than needed, for the newest may be late.
+        fetched = source.fetch(int(now) - (needed + STALE_STEPS) * step, int(now), now)
+        candles, repairs = check(fetched, now=now, needed=needed, max_age=STALE_STEPS * step)
     except SkipEpoch as error:
         fix = "`forecastd data inspect` shows more; data usually mends itself by the next epoch."
         return [Finding("source", Level.FAIL, f"{error.check}: {error}", fix)]

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forecastd.candles import COLUMNS, HOUR, Candles, check
-from forecastd.clock import ReplayClock
+from forecastd.candles import COLUMNS, HOUR, STALE_STEPS, Candles, check
+from forecastd.clock import ReplayClock, iso
 from forecastd.errors import RetryLater
 from forecastd.sources.faketiingo import FakeTiingo
 from forecastd.sources.sample import SampleSource
 from forecastd.sources.tiingo import TiingoSource
+from forecastd.survey import Span, gather
 from forecastd.window import RollingWindow, refresh
 
 NOW = 1_700_000_000 // HOUR * HOUR
@@ -149,6 +150,50 @@ def test_a_source_that_is_down_is_told_unless_only_an_old_hole_is_open(path: Pat
     assert len(ask(path, remote, 0.99)) == 407
     with pytest.raises(RetryLater):
         ask(path, remote, 1)
+
+
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_an_outage_costs_no_epoch_while_what_is_kept_is_young(
+    path: Path, remote: Remote, late: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(path, remote, length=420)
+    remote.down = True
+    with caplog.at_level(logging.WARNING):
+        candles = ask(path, remote, late)
+    now = NOW + late * HOUR
+    candles, repairs = check(candles, now=now, needed=408, max_age=STALE_STEPS * HOUR)
+    assert same(candles, TRUTH.fetch(NOW - 408 * HOUR, NOW, NOW))
+    assert repairs == (f"went on with kept candles up to {iso(NOW)}, because the source gave no newer ones",)
+    assert "Newer candles could not be fetched" in caplog.text
+
+
+@pytest.mark.parametrize(("hours", "length"), [(4, 408), (1, 421)], ids=["too old", "too few"])
+def test_an_outage_is_told_when_what_is_kept_would_not_pass(
+    path: Path, remote: Remote, hours: int, length: int
+) -> None:
+    ask(path, remote, length=420)
+    remote.down = True
+    with pytest.raises(RetryLater):
+        ask(path, remote, hours, length=length)
+
+
+def test_a_newest_candle_that_is_late_leaves_as_many_as_are_needed(path: Path, remote: Remote) -> None:
+    ask(path, remote)
+    remote.lacks = {NOW}
+    assert same(ask(path, remote, 1.001), TRUTH.fetch(NOW - 408 * HOUR, NOW, NOW))
+
+
+@pytest.mark.parametrize("minutes", [0, 1, 30, 59])
+@pytest.mark.parametrize("hours", [1, 24])
+def test_as_many_candles_come_as_were_asked_for_at_any_minute(
+    path: Path, remote: Remote, minutes: int, hours: int
+) -> None:
+    now = NOW + 60 * minutes
+    with RollingWindow.open(path) as window:
+        for source in (remote, TRUTH):
+            assert len(gather(source, window, Span(hours=hours), now=now)) == hours
+            assert len(gather(source, window, Span(hours=hours, end=now - HOUR), now=now)) == hours
+            assert len(gather(source, window, Span(start=now - 90 * HOUR, hours=hours), now=now)) == hours
 
 
 def test_many_holes_are_asked_for_at_once(path: Path, remote: Remote) -> None:
