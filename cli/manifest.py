@@ -12,12 +12,15 @@ from cli.screen import row
 from forecastd.clock import iso
 from models.manifest import Manifest
 
+NAMES = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
+USES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}
+
 
 def manifest_rows(manifest: Manifest) -> Iterator[Table]:
     """The manifest as rows of the usual shape, its metrics last."""
     training, hours = manifest.training, manifest.step / 3600
     levels = ", ".join(f"{100 * level:g}%" for level in manifest.levels)
-    kind = "synthetic" if training.synthetic else "real"
+    kind = "made-up data" if training.synthetic else "real data"
     told = {
         "bundle": f"{manifest.name}, sha256 {manifest.sha256}",
         "forecast": f"log-return up to {manifest.horizon * hours:g} h ahead, in steps of {hours:g} h\nquantiles {levels}",
@@ -26,35 +29,44 @@ def manifest_rows(manifest: Manifest) -> Iterator[Table]:
         "network": ", ".join(
             f"{name} {size}" for name, size in vars(manifest.network).items() if isinstance(size, int)
         ),
-        "training": f"{iso(training.start)} to {iso(training.end)}, {training.rows} rows of {kind} data: {training.source}",
+        "training": f"{training.rows} rows of {kind}: {training.source}\n"
+        f"learnt from those of {iso(training.parts['train'].start)} to {iso(training.learnt_until)},\n"
+        f"compared with the baselines on later ones, to {iso(training.end)}",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
     for label, text in told.items():
         yield row(label, Text(text))
     for part, scores in manifest.metrics.items():
-        if isinstance(scores, Mapping):
-            yield row(part, Text(f"{scores.get('windows', '?')} windows, data the training never saw"))
-            yield scores_table(scores)
+        yield from score_rows(part, scores)
 
 
-def scores_table(scores: Mapping[str, Any]) -> Table:
-    """The model's scores of one part of the data beside the baselines'. Lower is better, but for the last two columns."""
+def score_rows(part: str, scores: object) -> Iterator[Table]:
+    """The model's scores of one part of the data beside the baselines'. Lower is better, but for the last two columns.
+
+    All but the first number are of the last step, which is what a topic asks for. What a manifest lacks is a dash.
+    """
+    if not isinstance(scores, Mapping):
+        return
+    windows, apart = scores.get("windows", "?"), scores.get("horizons", "?")
+    used = USES.get(part, "")
+    yield row(part, Text(f"{windows} windows, {apart} horizons that do not overlap{used}"))
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("")
-    for name in ("pinball", "at horizon", "mae", "rmse", "80% holds", "direction"):
-        table.add_column(name, justify="right")
+    for name in ("pinball\nall steps", "pinball\nat horizon", "MAE", "RMSE", "80% holds", "direction"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, found in scores.items():
         if isinstance(found, Mapping):
-            inside = found.get("coverage_last", {}).get("0.8")
-            values = [found.get(key) for key in ("pinball", "pinball_last", "mae", "rmse")]
-            table.add_row(
-                name,
-                *(_number(v, ".5f") for v in values),
-                _number(inside, ".0%"),
-                _number(found.get("direction"), ".0%"),
-            )
-    return table
+            table.add_row(NAMES.get(name, name), *_cells(found))
+    yield table
 
 
-def _number(value: Any, form: str) -> str:
+def _cells(score: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("pinball", "pinball_last", "mae", "rmse"):
+        yield _number(score.get(name), ".5f")
+    covered = score.get("coverage_last")
+    yield _number(covered.get("0.8") if isinstance(covered, Mapping) else None, ".0%")
+    yield _number(score.get("direction"), ".0%")
+
+
+def _number(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "-"

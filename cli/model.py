@@ -35,7 +35,9 @@ def command() -> None:
 @click.pass_obj
 def check(shared: dict[str, Any], /, directory: Path | None, as_of: str | None, as_json: bool, **options: Any) -> None:
     """Verify a bundle: hashes, schema, features, weights, canary, and a test prediction on recent candles."""
-    from cli.screen import console, stage_row
+    from rich.text import Text
+
+    from cli.screen import console, row, stage_row
     from cli.times import reference_time
     from forecastd.checkup import check_model
     from forecastd.clock import SystemClock
@@ -46,9 +48,12 @@ def check(shared: dict[str, Any], /, directory: Path | None, as_of: str | None, 
     stages: list[Stage] = []
     report = stages.append if as_json else lambda stage: console().print(stage_row(stage))
     now = reference_time(as_of) or clock.now()
-    check_model(settings, settings.model_path, clock, now=now, report=report)
+    manifest = check_model(settings, settings.model_path, clock, now=now, report=report)
+    told = {"bundle": str(settings.model_path), "sha256": manifest.sha256, "synthetic": manifest.training.synthetic}
     if as_json:
-        click.echo(json.dumps({"bundle": str(settings.model_path), "ok": True, "stages": [vars(s) for s in stages]}))
+        click.echo(json.dumps({**told, "ok": True, "stages": [vars(stage) for stage in stages]}))
+        return
+    console().print(row("result", Text(f"good; run it with\nforecastd --once --model {settings.model_path}")))
 
 
 @command.command()

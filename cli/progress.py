@@ -5,22 +5,16 @@ Where there is no terminal, a line an epoch instead of a bar.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import click
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
+from cli.manifest import score_rows
 from cli.screen import console, row
 from forecastd.training import Trained
-from models.manifest import Manifest, to_json
+from models.manifest import to_json
 from models.training import Progress as Reached
-
-NAMES = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
 
 
 class TrainingScreen:
@@ -100,31 +94,9 @@ class TrainingScreen:
         if self._quiet:
             click.echo(to_json(trained.manifest).decode(), nl=False)
             return
-        self._out.print(scores(trained.manifest))
+        for line in score_rows("test", trained.manifest.metrics["test"]):
+            self._out.print(line)
         self._out.print(row("bundle", Text(f"{trained.path} ({trained.manifest.sha256[:12]})")))
         self._out.print(
             row("next", Text(f"forecastd model check {trained.path}\nforecastd --once --model {trained.path}"))
         )
-
-
-def scores(manifest: Manifest) -> Table:
-    """The test scores of a bundle beside those of the baselines, in log-returns."""
-    test: Any = manifest.metrics["test"]
-    table = Table(
-        title=f"Test: {test['windows']} windows, {test['horizons']} horizons that do not overlap",
-        title_justify="left",
-        title_style="",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in ("", "pinball", "at end", "MAE", "RMSE", "in 80 %", "sign"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
-    for name in (name for name in NAMES if name in test):
-        table.add_row(NAMES[name], *_cells(test[name]))
-    return table
-
-
-def _cells(score: Mapping[str, Any]) -> list[str]:
-    numbers = [f"{score[name]:.5f}" for name in ("pinball", "pinball_last", "mae", "rmse")]
-    covered, direction = score["coverage"].get("0.8"), score["direction"]
-    return [*numbers, *("-" if share is None else f"{share:.0%}" for share in (covered, direction))]

@@ -35,7 +35,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--batch-size", type=POSITIVE, default=64, show_default=True, help="Windows a batch.")
 @click.option("--batches-per-epoch", type=POSITIVE, default=50, show_default=True, help="Batches an epoch at most.")
 @click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Learning rate of Adam.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything random."
+)
 @click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
 @click.option("--finish", is_flag=True, help="Train no further: write the bundle from the best checkpoint so far.")
 @click.option(
@@ -47,6 +49,9 @@ def command(
     ctx: click.Context, /, as_json: bool, levels: str, start: str | None, until: str | None, **more: Any
 ) -> None:
     """Train a model and write it as a checked bundle. Ctrl-C keeps what was reached; the same command goes on."""
+    from cli.interrupt import one_interrupt
+
+    ctx.with_resource(one_interrupt())
     from cli.progress import TrainingScreen
     from cli.times import reference_time
     from forecastd.clock import SystemClock

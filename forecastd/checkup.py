@@ -17,12 +17,14 @@ from forecastd.settings import Settings
 from forecastd.sources import open_source
 from forecastd.stages import Stage, describe_candles, describe_forecast, describe_guards, describe_model
 from forecastd.window import RollingWindow
+from models.bundle import unknown_files
+from models.manifest import Manifest
 
 
 def check_model(
     settings: Settings, bundle: Path, clock: Clock, *, now: float, report: Callable[[Stage], None] = lambda _: None
-) -> None:
-    """Check a bundle as a cycle at `now` would, reporting each stage as it passes.
+) -> Manifest:
+    """Check a bundle as a cycle at `now` would, reporting each stage as it passes; gives the manifest of a good one.
 
     Raises:
         NeedsHuman: the bundle is no good, or the feature list is another one; the message says what to do.
@@ -42,6 +44,7 @@ def check_model(
         with stage("model") as told:
             forecaster.check()
             told.append(describe_model(forecaster))
+            told.extend(_remarks(bundle, forecaster.manifest))
         with stage("data") as told:
             candles, repairs = forecaster.gather(source, window, now)
             told.append(describe_candles(candles, source.name, now))
@@ -51,3 +54,12 @@ def check_model(
             told.extend(describe_forecast(forecast))
         with stage("guards") as told:
             told.extend(describe_guards(forecaster.guard(forecast, candles)))
+        return forecaster.manifest
+
+
+def _remarks(bundle: Path, manifest: Manifest) -> Iterator[str]:
+    """What does not make a bundle bad, but matters to whoever wants to use it."""
+    if manifest.training.synthetic:
+        yield "trained on made-up data: for the local network only, testnet and mainnet refuse it"
+    if unknown := unknown_files(bundle, manifest):
+        yield f"not in its manifest, never read: {', '.join(unknown)}"

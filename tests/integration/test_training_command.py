@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cli.main import main
+from forecastd import features
 from forecastd.features import FeatureList, load_features, past_matrix
 from forecastd.sources.sample import SampleSource
 from forecastd.training import training_data
@@ -36,8 +37,8 @@ def test_a_bundle_is_trained_on_the_sample_and_described(
     assert "forecastd --once --model models/mine" in told
     bundle = load_bundle(out)
     assert verify_canary(bundle, load_engine(bundle)) < 1e-5
-    manifest, features = bundle.manifest, load_features(root / "features.json")
-    assert (manifest.past, manifest.known) == (features.past, features.known)
+    manifest, listed = bundle.manifest, load_features(root / "features.json")
+    assert (manifest.past, manifest.known) == (listed.past, listed.known)
     assert (manifest.name, manifest.step, manifest.training.rows) == ("mine", 3600, 500)
     assert (manifest.training.source, manifest.training.synthetic) == ("sample", True)
     assert manifest.training.end == 1_735_689_600
@@ -75,6 +76,8 @@ def test_a_file_that_ends_long_ago_is_trained_on_where_it_ends(real_candles: Pat
         (["--levels", "0.1,0.9"], 5, "0.5"),
         (["--epochs", "0"], 2, "--epochs"),
         (["--features", "/does/not/exist.json"], 5, "--features"),
+        (["--finish"], 5, "without --finish"),
+        (["--seed", "4294967296"], 2, "--seed"),
     ],
 )
 def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
@@ -82,6 +85,48 @@ def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
 ) -> None:
     assert main([*SAMPLE, *arguments, "--out", str(tmp_path / "b")]) == code
     assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--levels", "0.5,nan"),
+        ("--levels", "inf,0.5"),
+        ("--learning-rate", "inf"),
+        ("--learning-rate", "nan"),
+        ("--dropout", "nan"),
+        ("--hidden-size", "5000"),
+    ],
+)
+def test_an_option_without_sense_is_told_before_anything_is_fetched(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = f"file:{tmp_path / 'missing.csv'}"
+    assert main([*SAMPLE, "--source", source, option, value, "--out", str(tmp_path / "b")]) == 5
+    assert option in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_feature_that_looks_into_the_future_stops_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peek = features.PastFeature(lambda grid: np.append(grid.close[1:], np.nan), 1)
+    monkeypatch.setitem(features.PAST, "peek", peek)
+    (tmp_path / "list.json").write_text('["ret_1h", "peek", "hour_sin"]')
+    out = tmp_path / "below" / "b"
+    assert main([*SAMPLE, "--features", str(tmp_path / "list.json"), "--out", str(out)]) == 5
+    assert "peek looks into the future" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["list.json"]
+
+
+def test_a_training_beside_another_is_told_before_anything_is_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b"
+    with workdir.hold(out):
+        assert main([*SAMPLE, "--source", f"file:{tmp_path / 'missing.csv'}", "--out", str(out), "--force"]) == 5
+        assert "Another training is at work" in capsys.readouterr().err.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,10 +162,10 @@ def test_rows_are_made_of_candles_without_a_look_across_gaps() -> None:
     candles = SampleSource("btcusd").fetch(1_700_000_000, 1_700_000_000 + 300 * 3600, 1.8e9)
     keep = np.ones(len(candles), dtype=bool)
     keep[100:110] = False
-    features = FeatureList(("ret_24h", "hour_sin"))
-    data = training_data(candles.take(keep), features)
+    listed = FeatureList(("ret_24h", "hour_sin"))
+    data = training_data(candles.take(keep), listed)
     assert len(data) == 290
     assert np.array_equal(data.target, np.log(candles.close[keep]))
     assert np.isnan(data.past[114:124]).all()  # 24 h before them there was no candle
-    assert np.array_equal(data.past[124:], past_matrix(features.past, candles)[134:])
-    assert training_data(candles, features).data_sha256 != data.data_sha256
+    assert np.array_equal(data.past[124:], past_matrix(listed.past, candles)[134:])
+    assert training_data(candles, listed).data_sha256 != data.data_sha256
