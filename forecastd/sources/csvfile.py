@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import re
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -21,10 +20,12 @@ import numpy as np
 from forecastd.candles import COLUMNS
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.sources.headers import HEADERLESS, Layout, find_layout
+from forecastd.sources.numerals import NumeralError, Numerals
 from forecastd.sources.table import (
     MADE_UP,
     MOST_BYTES,
     MOST_ROWS,
+    NO_TIME,
     Table,
     choose_symbol,
     require_step,
@@ -36,7 +37,6 @@ from forecastd.sources.times import TimeTextError, seconds_of_texts
 LONGEST_LINE = 65_536
 PREAMBLE = 30  # lines in which a header must have come
 EARLY = 5_000  # rows after which the step is looked at: a file of minutes need not be read to its end
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
 def read_csv(path: Path, symbol: str, step: int) -> Table:
@@ -71,6 +71,7 @@ class _Reader:
         self.lines = array("q")
         self.values = array("d")
         self.symbols: dict[str, bool] = {}
+        self.numerals = Numerals()
 
     def read(self, stream: BinaryIO) -> None:
         lines = self._lines(stream)
@@ -93,6 +94,10 @@ class _Reader:
             if self.symbols:
                 choose_symbol(self.path, list(self.symbols), self.symbol)
             raise SkipEpoch(f"{self.path} is empty: it has no candles.", check="empty")
+        try:
+            self.numerals.settle()
+        except NumeralError as error:
+            raise unreadable(self.path, str(error)) from None
         time = self._times()
         require_step(self.path, time, self.step)
         told = []
@@ -140,14 +145,20 @@ class _Reader:
         for _, text in zip(range(PREAMBLE), lines, strict=False):
             if not text.strip():
                 continue
-            self.delimiter = max(",;\t|", key=text.count)
+            # A comma may be a decimal mark where another delimiter is there for all columns.
+            self.delimiter = next((mark for mark in ";\t|" if text.count(mark) >= len(COLUMNS) - 1), None) or max(
+                ",;\t|", key=text.count
+            )
+            self.numerals = Numerals(commas_are_decimal=self.delimiter != ",")
             fields = next(csv.reader([text], delimiter=self.delimiter))
             layout = find_layout(fields, self.symbol)
             if layout is not None:
                 self.names, self.layout = [name.strip() for name in fields], layout
+                self.width = len(fields)
                 return layout, None
-            if len(fields) > len(COLUMNS) and all(_is_number(field) for field in fields[: len(COLUMNS) + 1]):
+            if len(fields) > len(COLUMNS) and all(self._is_number(field) for field in fields[: len(COLUMNS) + 1]):
                 self.names, self.layout = ["time", *COLUMNS], HEADERLESS
+                self.width = len(fields)
                 return HEADERLESS, fields
             seen.append(text.strip()[:60])
         if not seen:
@@ -169,29 +180,37 @@ class _Reader:
             fields = [row[place] for place in layout.prices]
             volume = row[layout.volume] if layout.volume is not None else "0"
         except IndexError:
-            raise unreadable(
-                self.path,
-                f"line {self.line} has {len(row)} fields where {len(self.names)} are expected. Is it cut off?",
-            ) from None
+            raise self._miscounted(row, "Is it cut off?") from None
+        if len(row) > self.width and any(field.strip() for field in row[self.width :]):
+            raise self._miscounted(row, "A comma inside a number must stand in quotes.")
         try:
             self.values.extend([*map(float, fields), float(volume)])
+            self.numerals.see_plain(fields, volume, self.line)
         except ValueError:
             places = (*layout.prices, layout.volume)
             self.values.extend([self._number(field, at) for field, at in zip((*fields, volume), places, strict=True)])
         self.texts.append(text)
         self.lines.append(self.line)
 
+    def _miscounted(self, row: list[str], hint: str) -> SkipEpoch:
+        return unreadable(self.path, f"line {self.line} has {len(row)} fields where {self.width} are expected. {hint}")
+
     def _number(self, text: str, place: int | None) -> float:
         text = text.strip()
-        try:
-            return float(text)
-        except ValueError:
-            if not text:
-                return float("nan")  # no value: the checks say whether it matters
-            if _THOUSANDS.fullmatch(text):
-                return float(text.replace(",", ""))
+        if not text:
+            return float("nan")  # no value: the checks say whether it matters
         name = self.names[place] if place is not None and place < len(self.names) else "?"
-        raise unreadable(self.path, f"line {self.line}, column {name!r}: {text[:40]!r} is not a number.")
+        try:
+            return self.numerals.read(text, f"line {self.line}, column {name!r}", self.line)
+        except NumeralError as error:
+            raise unreadable(self.path, str(error)) from None
+
+    def _is_number(self, text: str) -> bool:
+        try:
+            Numerals(commas_are_decimal=self.delimiter != ",").read(text, "", 0)
+        except NumeralError:
+            return False
+        return True
 
     def _times(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         try:
@@ -203,12 +222,4 @@ class _Reader:
                     f"{self.path}, {where}: day and month of {error.text!r} can be mistaken for each other. "
                     "Write times as 2019-10-17 09:00."
                 ) from None
-            raise unreadable(self.path, f"{where}: {error.text[:40]!r} is not a time.") from None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+            raise unreadable(self.path, f"{where}: {error.text[:40]!r} {NO_TIME}") from None

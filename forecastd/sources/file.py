@@ -6,7 +6,9 @@ executed. A note left by `data export` says when candles are made up, so that sa
 
 from __future__ import annotations
 
+import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 from forecastd.candles import HOUR, Candles, Provenance, mend
@@ -30,8 +32,11 @@ KINDS = {
 }
 
 
+MOST_TABLES = 4  # files that are kept in memory, 48 MB each at most
+
+
 class FileSource:
-    """One file, read again each time it is asked, so that a changed file is seen."""
+    """One file, read once and again when it has changed: a file of years takes seconds to read."""
 
     step = HOUR
     local = True
@@ -40,11 +45,15 @@ class FileSource:
         self.path = path
         self.symbol = symbol
         self.name = f"file:{path}"
+        self._last: Table | None = None
 
     @property
     def synthetic(self) -> bool:
-        """Whether the file says that its candles are made up. It is read for that, with the errors of a fetch."""
-        return self._read().synthetic
+        """Whether the file said, when it was last read here, that its candles are made up.
+
+        It is read now where it was not yet, with the errors of a fetch. Candles carry the answer of their own reading.
+        """
+        return (self._last or self._read()).synthetic
 
     def fetch(self, start: int, end: int, now: float) -> Candles:
         """See `Source.fetch`.
@@ -59,21 +68,12 @@ class FileSource:
         return candles.between(start, min(end, now - self.step + 1e-6))
 
     def _read(self) -> Table:
-        self._require_readable()
-        with self.path.open("rb") as stream:
-            head = stream.read(16)
-        if head.startswith(b"PAR1"):
-            return read_parquet(self.path, self.symbol, self.step)
-        for magic, what in KINDS.items():
-            if head[: len(magic)].lower() == magic.lower():
-                raise NeedsHuman(f"{self.path} is {what}. Candles are read from CSV (also .gz) and Parquet.")
-        if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
-            raise NeedsHuman(
-                f"{self.path} is a Python pickle. It could run code, so it is never opened; save it as CSV or Parquet."
-            )
-        return read_csv(self.path, self.symbol, self.step)
+        found = self._require_readable()
+        version = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        self._last = _table(self.path, version, self.symbol, self.step)
+        return self._last
 
-    def _require_readable(self) -> None:
+    def _require_readable(self) -> os.stat_result:
         try:
             found = self.path.stat()
         except FileNotFoundError:
@@ -95,3 +95,21 @@ class FileSource:
             self.path.open("rb").close()
         except OSError as error:
             raise NeedsHuman(f"{self.path} cannot be read: {error.strerror}.") from None
+        return found
+
+
+@lru_cache(maxsize=MOST_TABLES)
+def _table(path: Path, version: tuple[int, ...], symbol: str, step: int) -> Table:
+    """All rows of the pair in the file at `path`, parsed once in this process for each `version` of it."""
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if head.startswith(b"PAR1"):
+        return read_parquet(path, symbol, step)
+    for magic, what in KINDS.items():
+        if head[: len(magic)].lower() == magic.lower():
+            raise NeedsHuman(f"{path} is {what}. Candles are read from CSV (also .gz) and Parquet.")
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        raise NeedsHuman(
+            f"{path} is a Python pickle. It could run code, so it is never opened; save it as CSV or Parquet."
+        )
+    return read_csv(path, symbol, step)

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from forecastd.candles import COLUMNS
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.sources.headers import find_layout
-from forecastd.sources.table import MADE_UP, MARK, MOST_ROWS, Table, choose_symbol, require_step, unreadable
+from forecastd.sources.table import (
+    MADE_UP,
+    MARK,
+    MOST_ROWS,
+    NO_NUMBER,
+    NO_TIME,
+    Table,
+    choose_symbol,
+    require_step,
+    unreadable,
+)
 from forecastd.sources.times import TimeTextError, seconds_of_number, seconds_of_texts
 
 MOST_ROWS_OF_ALL = 5 * MOST_ROWS  # symbols; a file of a few kB can hold as many
@@ -86,7 +96,11 @@ def _times(path: Path, data: Any, name: str, clock: str | None) -> NDArray[np.in
         count = column.cast(pa.int64()).to_numpy()
         return np.asarray(count // {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit], dtype=np.int64)
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return np.array([int(seconds_of_number(value)) for value in column.to_pylist()], dtype=np.int64)
+        counts = column.to_pylist()
+        for row, value in enumerate(counts, start=1):
+            if not -1e19 < value < 1e19:  # NaN too
+                raise unreadable(str(path), f"row {row}, column {name!r}: {value} {NO_TIME}")
+        return np.array([int(seconds_of_number(value)) for value in counts], dtype=np.int64)
     texts = [str(value) for value in column.to_pylist()]
     if clock is not None:
         texts = [f"{day} {hour}" for day, hour in zip(texts, data.column(clock).to_pylist(), strict=True)]
@@ -95,8 +109,10 @@ def _times(path: Path, data: Any, name: str, clock: str | None) -> NDArray[np.in
     except TimeTextError as error:
         where = f"row {error.index + 1}, column {name!r}: {error.text[:40]!r}"
         if error.ambiguous:
-            raise NeedsHuman(f"{path}, {where}: day and month can be mistaken for each other.") from None
-        raise unreadable(str(path), f"{where} is not a time.") from None
+            raise NeedsHuman(
+                f"{path}, {where}: day and month can be mistaken for each other. Write times as 2019-10-17 09:00."
+            ) from None
+        raise unreadable(str(path), f"{where} {NO_TIME}") from None
 
 
 def _numbers(path: Path, column: Any, name: str) -> NDArray[np.float64]:
@@ -111,10 +127,8 @@ def _numbers(path: Path, column: Any, name: str) -> NDArray[np.float64]:
             float(value)
         except (TypeError, ValueError):
             if value is not None:
-                raise unreadable(
-                    str(path), f"row {row}, column {name!r}: {str(value)[:40]!r} is not a number."
-                ) from None
-    raise unreadable(str(path), f"column {name!r} holds {column.type}, not numbers.")
+                raise unreadable(str(path), f"row {row}, column {name!r}: {str(value)[:40]!r} {NO_NUMBER}") from None
+    raise unreadable(str(path), f"column {name!r} holds {column.type}, not numbers. Save it as numbers.")
 
 
 def _first_null(column: Any) -> int:

@@ -15,6 +15,8 @@ MOST_BYTES = 512 * 2**20
 MOST_ROWS = 1_000_000  # of one symbol: a century of hours
 MARK = "forecastd"  # how a file that this program wrote begins its note on where the candles came from
 MADE_UP = re.compile(rf"{MARK}\b.*\bsynthetic=true\b")
+NO_TIME = "is not a time. Write it as 2019-10-17 09:00 (UTC) or in seconds since 1970, or remove that row."
+NO_NUMBER = "is not a number. Correct it, leave it empty where there is no value, or download the file again."
 
 
 @dataclass(frozen=True, eq=False)

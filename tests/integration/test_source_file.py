@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from forecastd.candles import COLUMNS, HOUR, Candles
 from forecastd.clock import from_iso, iso
 from forecastd.errors import NeedsHuman, SkipEpoch
-from forecastd.sources import export
+from forecastd.sources import export, file
 from forecastd.sources.file import FileSource
 from forecastd.sources.sample import SampleSource
 
@@ -148,6 +148,92 @@ def test_a_bad_file_is_refused_with_its_fault(
         read(content)
 
 
+PRICES = {  # spellings of 10500, 10900, 10100.25, 10700 and 5 in a file, and what is wrong with them
+    "1571302800;10500;10900;10100,25;10700;5": None,
+    "1571302800;10.500,00;10.900,0;10.100,25;10.700,00;5": None,
+    "1571302800\t10500\t10900\t10100,25\t10700\t5,0": None,
+    "1571302800;10500.0;10900;10100.25;10700;5": None,
+    "1571302800;10,500.0;10,900.0;10,100.25;10,700.0;5": None,
+    '1571302800,"10,500.00","10,900.00","10,100.25","10,700.00",5': None,
+    '1571302800,"10,500","10,900","10,100.25",10700,5': None,
+    '1571302800,"10,500","10,900","10,100","10,700",5': "column 'open': '10,500' may be a thousand times",
+    '1571302800,"10500,5","10900,5","10100,25","10700,5",5': "is not a number.*Write decimals with a point",
+    "1571302800;10.500;10.900;10100,25;10700;5": "line . a point",
+    "1571302800;10,500;10900.0;10100,25;10700;5": "column 'open': '10,500' has a comma for the decimal mark",
+    "1571302800;1,050,000;1,090,000;1,010,025;1,070,000;5": "is not a number",
+}
+
+
+@pytest.mark.parametrize(("line", "says"), PRICES.items())
+@pytest.mark.parametrize("header", [True, False])
+def test_a_comma_in_a_number_has_one_meaning_in_a_file_or_is_refused(
+    read: Callable[..., Candles], line: str, says: str | None, header: bool
+) -> None:
+    mark = next(mark for mark in ";\t," if mark in line)
+    content = HEADER.replace(",", mark) + "\n" + line if header else line
+    if says is None:
+        assert [column[0] for column in read(content).columns] == [10500, 10900, 10100.25, 10700, 5]
+        return
+    no_header = "no line that names columns"  # as which a line is taken that has no numbers in it
+    with pytest.raises((SkipEpoch, NeedsHuman), match=says if header else f"{says}|{no_header}"):
+        read(content)
+
+
+def test_a_comma_beside_a_semicolon_is_never_dropped(read: Callable[..., Candles]) -> None:
+    for header in ("time;open;high;low;close;volume\n", ""):
+        candles = read(header + "1571302800;10,500;10,900;10,100;10,700;5\n1571306400;10,5;10,9;10,1;10,7;5,25\n")
+        assert candles.open.tolist() == [10.5, 10.5]
+        assert candles.volume.tolist() == [5, 5.25]
+
+
+def test_more_fields_than_columns_are_refused(read: Callable[..., Candles]) -> None:
+    with pytest.raises(SkipEpoch, match=r"line 2 has 10 fields where 6 are expected.*in quotes"):
+        read(f"{HEADER}\n1571302800,10,500,10,900,10,100,10,700,5")
+    assert len(read("\n".join([HEADER, *[line + "," for line in lines()]]))) == 3
+
+
+def test_a_file_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads = tmp_path / "candles.csv", list[Path]()
+    path.write_text("\n".join([HEADER, *lines()]))
+    whole = file.read_csv
+    monkeypatch.setattr(file, "read_csv", lambda path, *more: reads.append(path) or whole(path, *more))
+    for source in (FileSource(path, "btcusd"), FileSource(path, "btcusd")):
+        assert not source.synthetic
+        assert len(source.fetch(0, 2**33, NOW)) == 3
+        assert len(source.fetch(NINE, 2**33, NOW)) == 1
+    assert len(reads) == 1
+    path.write_text("\n".join([HEADER, *lines()[:2]]))
+    assert len(source.fetch(0, 2**33, NOW)) == 2
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("becomes", ["deleted", "made up"])
+def test_what_becomes_of_a_file_after_it_was_read_changes_nothing(tmp_path: Path, becomes: str) -> None:
+    path = tmp_path / "candles.csv"
+    path.write_text("\n".join([HEADER, *lines()]))
+    source = FileSource(path, "btcusd")
+    candles = source.fetch(0, 2**33, NOW)
+    path.unlink()
+    if becomes == "made up":
+        export.write(SampleSource("btcusd").fetch(NINE, NINE + HOUR, NOW), path)
+    assert not source.synthetic
+    assert not candles.provenance.synthetic
+    if becomes == "made up":
+        assert source.fetch(0, 2**33, NOW).provenance.synthetic
+        assert source.synthetic
+    else:
+        with pytest.raises(NeedsHuman, match="no file"):
+            source.fetch(0, 2**33, NOW)
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), -1e300])
+def test_a_count_in_parquet_that_is_no_time_is_refused(tmp_path: Path, time: float) -> None:
+    columns = {name: [1.0, 1.0] for name in COLUMNS}
+    pq.write_table(pa.table({"time": [float(NINE), time], **columns}), tmp_path / "candles.parquet")
+    with pytest.raises(SkipEpoch, match=r"row 2, column 'time'.*is not a time.*seconds since 1970"):
+        FileSource(tmp_path / "candles.parquet", "btcusd").fetch(0, 2**33, NOW)
+
+
 def test_nothing_of_a_pickle_is_run(read: Callable[..., Candles], tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
@@ -251,7 +337,7 @@ def test_the_pair_asked_for_is_taken_from_parquet_too_and_too_many_rows_are_refu
     assert candles.time.tolist() == [row[0] for row in ROWS]
     monkeypatch.setattr("forecastd.sources.parquetfile.MOST_ROWS_OF_ALL", 5)
     with pytest.raises(NeedsHuman, match="holds 6 rows"):
-        source.fetch(0, 2**33, NOW)
+        FileSource(tmp_path / "two.parquet", "ethusd").fetch(0, 2**33, NOW)
 
 
 def test_a_parquet_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
