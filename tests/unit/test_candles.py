@@ -197,3 +197,28 @@ def test_values_that_cannot_be_right_are_suspect_wherever_they_stand() -> None:
     assert suspect(walk(40)) is None
     assert suspect(scaled(slice(20, 21), 100.0)(walk(40))) is not None
     assert suspect(walk(40).take(slice(0, 0))) is None
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(10**3, "milliseconds"), (10**6, "microseconds"), (10**9, "nanoseconds")])
+def test_another_unit_of_time_is_named_where_it_fits(factor: int, unit: str) -> None:
+    candles = walk(30)
+    with pytest.raises(SkipEpoch, match=f"is it in {unit}"):
+        check(replace(candles, time=candles.time * factor), now=candles.end, needed=30, max_age=HOUR)
+
+
+@pytest.mark.parametrize(
+    ("time", "says"),
+    [
+        (0, "opens at 1970-01-01T00:00:00Z, outside 2008 to 2100"),
+        (-3600 * 24 * 365 * 200, "opens at 1770-"),
+        (253_402_297_200, "opens at 9999-12-31T23:00:00Z, outside"),
+        (10**11 // HOUR * HOUR, "opens at 5138-"),
+        (-(10**12), "opens at -1000000000000 s since 1970"),
+    ],
+)
+def test_a_date_far_away_is_not_taken_for_milliseconds(time: int, says: str) -> None:
+    candles = walk(1)
+    with pytest.raises(SkipEpoch, match=says) as caught:
+        check(replace(candles, time=np.array([time])), now=START, needed=1, max_age=HOUR)
+    assert caught.value.check == "unit"
+    assert "milliseconds" not in str(caught.value)

@@ -93,3 +93,10 @@ def test_a_line_that_is_no_header_is_none() -> None:
     assert find_layout(["Timestamps are UTC timezone", "https://example.com"], "btcusd") is None
     assert find_layout(["date", "open", "high"], "btcusd") is None
     assert HEADERLESS.prices == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "1900-01-01", "0001-01-01"])
+def test_a_date_far_away_is_read_and_left_to_the_checks(text: str) -> None:
+    moment = datetime.fromisoformat(text)
+    expected = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    assert seconds_of_texts([text]).tolist() == [expected]
