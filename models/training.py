@@ -7,7 +7,6 @@ can build the values below without them.
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -207,8 +206,8 @@ def check_config(config: TrainingConfig) -> None:
         raise DataError(f"{config.attention_heads} attention heads need a hidden size of at least as many.")
     if not 0 <= config.dropout < 1:
         raise DataError(f"--dropout must be from 0 to below 1, not {config.dropout}.")
-    if not 0 < config.learning_rate < math.inf:
-        raise DataError(f"--learning-rate must be a finite number above 0, not {config.learning_rate}.")
+    if not 0 < config.learning_rate <= 1:
+        raise DataError(f"--learning-rate must be above 0 and at most 1, not {config.learning_rate}.")
     if not min(config.validation, config.test, 1 - config.validation - config.test) > 0:
         raise DataError("validation and test must be shares above 0 that leave something to train on.")
     levels = config.levels

@@ -51,7 +51,7 @@ def test_json_tells_the_same(bundle: Path, state: tuple[str, str], capsys: pytes
     assert [stage["name"] for stage in told["stages"]] == ["model", "data", "forecast", "guards"]
 
 
-def cut(name: str) -> Callable[[Path], None]:
+def cut(name: str) -> Callable[[Path], object]:
     return lambda bundle: (bundle / name).write_bytes((bundle / name).read_bytes()[:-1])
 
 
@@ -65,7 +65,7 @@ def cut(name: str) -> Callable[[Path], None]:
     ],
 )
 def test_a_bad_bundle_fails_by_the_name_of_a_check(
-    damage: Callable[[Path], None], check: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], object], check: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(bundle)
     for flags in ([], ["--json"]):
