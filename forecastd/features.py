@@ -302,7 +302,10 @@ def check_causal(features: FeatureList, candles: Candles) -> None:
     whole, prefix = past_matrix(features.past, candles)[:cut], past_matrix(features.past, candles.take(slice(0, cut)))
     for column, name in enumerate(features.past):
         if not np.array_equal(whole[:, column], prefix[:, column], equal_nan=True):
-            raise NeedsHuman(f"Feature {name} looks into the future: its values change when later candles are known.")
+            raise NeedsHuman(
+                f"Feature {name} looks into the future: its values change when later candles are known. "
+                "Correct its function, or take it off the feature list."
+            )
 
 
 def _rows_an_hour(step: int) -> int:
