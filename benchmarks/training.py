@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Figure
+from models.config import TrainingConfig
 from models.manifest import Scaler
-from models.training import TrainingConfig
 from models.windows import TrainingData
 
 ROWS = 3000

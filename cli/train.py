@@ -57,7 +57,8 @@ def command(
     from forecastd.clock import SystemClock
     from forecastd.settings import load_settings
     from forecastd.training import Request, train_model
-    from models.training import TrainingConfig, TrainingInterrupted
+    from models.config import TrainingConfig
+    from models.training import TrainingInterrupted
 
     given = {name: more.pop(name) for name in ("data_source", "features")}
     place = {name: more.pop(name) for name in ("out", "hours", "finish", "force")}

@@ -23,9 +23,10 @@ from forecastd.features import FeatureList, check_causal, known_matrix, load_fea
 from forecastd.settings import Settings
 from forecastd.sources import Source, open_source
 from models import workdir
+from models.config import TrainingConfig
 from models.errors import DataError
 from models.manifest import Manifest
-from models.training import Progress, TrainingConfig, check_config, train_held
+from models.training import Progress, check_config, train_held
 from models.windows import TrainingData
 
 # What must hold over a whole history. Gaps and standstills need not: windows across them are left out.

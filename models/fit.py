@@ -30,7 +30,7 @@ from models.windows import Indices, TrainingData
 from models.workdir import BEST, LAST
 
 if TYPE_CHECKING:
-    from models.training import TrainingConfig
+    from models.config import TrainingConfig
 
 Batch = tuple[dict[str, torch.Tensor], tuple[torch.Tensor, None]]
 

@@ -20,6 +20,7 @@ from models import workdir
 from models.base import FloatArray
 from models.baselines import Baselines, fit_baselines
 from models.bundle import Bundle, Canary, write_bundle
+from models.config import TrainingConfig
 from models.engines import TOLERANCE, Engine, Scaling, relative_difference, target_scale, to_quantiles
 from models.errors import BundleError, DataError, ModelError
 from models.evaluation import score
@@ -27,42 +28,11 @@ from models.manifest import MOST, Interval, Manifest, Network, Scaler, Training,
 from models.shapes import expected_shapes
 from models.windows import Indices, Part, Split, TrainingData, split
 
-LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 BASELINE_WINDOWS = 20_000
 LEAST = {  # of each size; the most is what a manifest may name, or what fits 32 bits
     "encoder_length": 2, "horizon": 1, "hidden_size": 1, "hidden_continuous_size": 1, "attention_heads": 1,
     "lstm_layers": 1, "epochs": 1, "patience": 1, "batch_size": 1, "batches_per_epoch": 1, "scored_windows": 1, "seed": 0,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Every choice of a training; saved in the manifest. The defaults fit topic 67: hourly candles, 168 h ahead.
-
-    `batches_per_epoch` bounds an epoch, since consecutive windows overlap almost wholly; `scored_windows` bounds, for the
-    same reason, how many windows of the validation and of the test part are looked at. `accelerator` is Lightning's name
-    of a device: auto, cpu, gpu.
-    """
-
-    name: str = "model"
-    encoder_length: int = 336
-    horizon: int = 168
-    hidden_size: int = 16
-    hidden_continuous_size: int = 8
-    attention_heads: int = 4
-    lstm_layers: int = 1
-    dropout: float = 0.1
-    levels: tuple[float, ...] = LEVELS
-    epochs: int = 30
-    patience: int = 5
-    batch_size: int = 64
-    batches_per_epoch: int = 50
-    learning_rate: float = 1e-3
-    seed: int = 0
-    accelerator: str = "auto"
-    validation: float = 0.15
-    test: float = 0.15
-    scored_windows: int = 512
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from models.errors import BundleError, DataError
 from models.windows import TrainingData
 
 if TYPE_CHECKING:
-    from models.training import TrainingConfig
+    from models.config import TrainingConfig
 
 STATE, DATA = "state.json", "data.safetensors"
 BEST, LAST = "best.ckpt", "last.ckpt"

@@ -14,10 +14,11 @@ import torch
 
 from models import training, workdir
 from models.bundle import load_bundle
+from models.config import TrainingConfig
 from models.engines import Engine, load_engine, verify_canary
 from models.errors import BundleError, DataError
 from models.manifest import Manifest
-from models.training import Progress, TrainingConfig, TrainingInterrupted, train
+from models.training import Progress, TrainingInterrupted, train
 from models.windows import TrainingData
 
 CONFIG = TrainingConfig(

@@ -8,7 +8,7 @@ from forecastd.candles import HOUR
 from forecastd.features import FeatureList
 from forecastd.sources.sample import SampleSource
 from forecastd.training import Request, _gather
-from models.training import TrainingConfig
+from models.config import TrainingConfig
 
 NOW = 1_700_000_000 // HOUR * HOUR
 
