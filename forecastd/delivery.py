@@ -64,7 +64,7 @@ def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[]
         if isinstance(seen, Absent) and seen.heights:
             row = window_over(row, max(seen.heights))
         if row != before:
-            work.ledger.record(key, row, work.clock.now())
+            work.ledger.record(key, row, work.clock.now(), value=_shown(seen))
             failpoint("recorded")
             entry, pause = _entry(work.ledger, key), FIRST_WAIT
         remaining = end - work.clock.monotonic()
@@ -86,15 +86,20 @@ def reconcile(work: Delivery, chain_id: str, wallet: str, *, but: Key | None = N
     for entry in work.ledger.entries(chain_id, wallet, unsettled=True):
         if entry.key == but:
             continue
-        row = entry.row
+        row, value = entry.row, None
         for _ in range(2):  # an inclusion first, then whether it counts
             seen = _counted(work, entry) if row.state is State.INCLUDED else _looked_up(work, entry)
             if seen is None:
                 break
-            row = step(row, seen)[0]
+            row, value = step(row, seen)[0], value or _shown(seen)
             if isinstance(seen, Absent) and seen.heights:
                 row = window_over(row, max(seen.heights))
-        work.ledger.record(entry.key, row, work.clock.now())
+        work.ledger.record(entry.key, row, work.clock.now(), value=value)
+
+
+def _shown(seen: Observation | None) -> str | None:
+    """The value of a forecast that was found by itself. It is not ours where bytes of a ledger that was lost came first."""
+    return seen.value if isinstance(seen, Absent) and seen.inference else None
 
 
 def _entry(ledger: Ledger, key: Key) -> Entry:
@@ -158,8 +163,9 @@ def _looked_up(work: Delivery, entry: Entry) -> Observation:
     account = work.endpoints.account(entry.key[3])
     latest = work.endpoints.latest_inference(entry.key[1], entry.key[3])
     needed = min(PROOFS, work.endpoints.size)
-    shown = latest is not None and latest.nonce == entry.nonce
-    return Absent(heights, needed, None if account is None else account.sequence, shown)
+    shown = latest if latest is not None and latest.nonce == entry.nonce else None
+    sequence = None if account is None else account.sequence
+    return Absent(heights, needed, sequence, shown is not None, None if shown is None else shown.value)
 
 
 def _refuse_stranger(work: Delivery, entry: Entry) -> None:

@@ -157,14 +157,18 @@ class Ledger:
         bear_witness(self.path, int(made))
         return row
 
-    def record(self, key: Key, row: Row, now: float) -> None:
-        """Record what was learnt of an epoch that has an entry. Raises RetryLater when the disk does not take it."""
+    def record(self, key: Key, row: Row, now: float, *, value: str | None = None) -> None:
+        """Record what was learnt of an epoch that has an entry. Raises RetryLater when the disk does not take it.
+
+        `value`: the forecast that the chain has, where it may be another than the one signed last.
+        """
         entry = self.find(key)
         if entry is None:
             raise KeyError(key)
-        if entry.row != row:
+        value = value or entry.value
+        if (entry.row, entry.value) != (row, value):
             with self._transaction():
-                self._put(replace(entry, row=row, settled_at=float(now) if row.state in SETTLED else None))
+                self._put(replace(entry, row=row, value=value, settled_at=float(now) if row.state in SETTLED else None))
 
     def adopt(self, key: Key, state: State, now: float, *, reason: str, value: str | None = None) -> None:
         """Record an epoch that this ledger did not sign for: missed, or found on the chain. Keeps an entry that is there."""

@@ -60,13 +60,14 @@ class Absent:
     """No endpoint that answered has the transaction. `heights`: each one's own; `needed`: how many make a proof.
 
     `sequence` is the account's next one as the best endpoint tells it, None when none did. `inference`: whether the chain
-    shows this worker's forecast for this epoch all the same, which is so while an index is late.
+    shows this worker's forecast for this epoch all the same, which is so while an index is late; `value`: that forecast's.
     """
 
     heights: tuple[int, ...]
     needed: int
     sequence: int | None
     inference: bool = False
+    value: str | None = None
 
 
 @dataclass(frozen=True)

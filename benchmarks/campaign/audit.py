@@ -54,7 +54,8 @@ def audit(
 ) -> list[str]:
     """Count into `tally` what became of a wallet's epochs; every one had its window open long enough.
 
-    The ledger must know the epochs from `remembers` on; the chain's record counts for all.
+    The ledger must know the epochs from `remembers` on, whose own bytes may have been a lost ledger's; the chain's record
+    counts for all.
     """
     broken = [] if book.verdict == "ok" else [f"the ledger of {wallet}: {book.verdict}"]
     for nonce in nonces:
@@ -72,15 +73,16 @@ def audit(
             found.append("paid again after a success")
         entry = book.entries.get((record.chain_id, TOPIC, nonce, wallet))
         forgotten = entry is None and nonce < remembers
-        differences = [] if forgotten else _differences(record, nonce, wallet, good=good, entry=entry, book=book)
+        differences = [] if forgotten else _differences(record, nonce, wallet, good=good, entry=entry)
+        hashes = {one.tx_hash for one in book.attempts.get(entry.key, ())} if entry else set()
+        if good and hashes and good[0].tx_hash not in hashes and nonce != remembers:
+            differences.append("the ledger does not have the transaction that was included")
         tally.differing += bool(differences)
         broken += [f"nonce {nonce} of {wallet[-6:]}: {what}; the chain has {told}" for what in (*found, *differences)]
     return broken
 
 
-def _differences(
-    record: Record, nonce: int, wallet: str, *, good: list[TxRecord], entry: Entry | None, book: Book
-) -> list[str]:
+def _differences(record: Record, nonce: int, wallet: str, *, good: list[TxRecord], entry: Entry | None) -> list[str]:
     """In what an epoch's entry differs from the node's record."""
     if entry is None:
         return ["not in the ledger"]
@@ -93,9 +95,6 @@ def _differences(
     value = record.active.get((TOPIC, nonce), {}).get(wallet)
     if value is not None and entry.value != value:
         found.append(f"the ledger has the value {entry.value}, the chain {value}")
-    attempts = book.attempts[entry.key]
-    if good and attempts and good[0].tx_hash not in [one.tx_hash for one in attempts]:
-        found.append("the ledger does not have the transaction that was included")
     if good and row.height is not None and row.height != good[0].height:
         found.append(f"the ledger has block {row.height}")
     return found

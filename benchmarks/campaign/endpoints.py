@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.campaign.audit import Tally, audit, read_book
 from benchmarks.campaign.worker import TOPIC, job, new_phrase, open_parts
 from benchmarks.figures import Count
+from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.cycle import run_cycle
@@ -74,7 +75,7 @@ class Pool:
             # The topic is at rest now. A pool may hold back for a moment while it finds its well endpoint again.
             for _ in range(20):
                 run_cycle(job(), parts)
-                if not parts.ledger.entries(parts.chain.chain_id(), self.wallet.address, unsettled=True):
+                if not parts.ledger.entries(LOCAL_CHAIN_ID, self.wallet.address, unsettled=True):
                     break
                 parts.wake.wait(0.5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.failpoints import NAMES
 from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.state import Effect
 
 FIRST, ELSEWHERE = "before use", "before adopt"  # only a registration comes to the one, a lost state to the other
 PLACES = (FIRST, *(name for name in NAMES if name not in (FIRST, ELSEWHERE)))
@@ -59,6 +61,27 @@ def test_a_state_directory_lost_after_the_send_is_made_good_from_the_chain(tmp_p
         record = node.record()
     assert ended.outcome["outcome"] == "already_submitted"
     assert [one.code for one in record.inclusions(TOPIC, 1, Wallet.from_mnemonic(phrase).address)] == [0]
+
+
+def test_bytes_of_a_lost_ledger_that_come_first_are_what_the_new_ledger_records(tmp_path: Path) -> None:
+    phrase = new_phrase()
+    wallet = Wallet.from_mnemonic(phrase).address
+    with open_embedded(tmp_path / "node", SystemClock(), block_time=None, seal_at_once=False) as node:
+        node.call(lambda chain: chain.fund(wallet, 10**24))
+        node.call(lambda chain: chain.state.apply(Effect(worker=(TOPIC, wallet))))
+        with Nursery() as nursery:
+            task = Task(phrase, str(tmp_path / "state"), (node.endpoint,))
+            assert nursery.run(replace(task, kill=("after send", 1))).code == -9
+            shutil.rmtree(tmp_path / "state")
+            # Its second signature is sent and refused for its sequence, and then the first one is in a block.
+            assert nursery.run(replace(task, kill=("after send", 1))).code == -9
+            node.advance()
+            assert nursery.run(task).code == 0
+            node.advance(720)
+            assert nursery.run(replace(task, kill=("before sign", 1))).code == -9
+        record = node.record()
+    book = read_book(tmp_path / "state" / "ledger.sqlite", record.chain_id, wallet)
+    assert audit(record, wallet, [1], book, Tally(), remembers=1) == []
 
 
 def test_random_kills_on_a_chain_that_misbehaves_neither_double_nor_lose(tmp_path: Path) -> None:
