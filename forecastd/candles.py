@@ -21,7 +21,8 @@ COLUMNS = ("open", "high", "low", "close", "volume")
 
 # Thresholds of the checks. Chosen so that the worst real hours of major pairs pass (docs/data.md has the figures).
 EARLIEST, LATEST = 1_199_145_600, 4_102_444_800  # 2008 and 2100: outside, a time is not in seconds
-FIRST_DATE, END_OF_DATES = -62_135_596_800, 253_402_300_800  # years 1 to 9999: what a date can be written of
+DATES = range(-62_135_596_800, 253_402_300_800)  # the years 1 to 9999: what a date can be written of
+UNITS = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 JUMP = 0.5  # log-return between two closes: +65 % or -39 % in one step
 JUMP_SIGMAS = 15.0  # or this many robust standard deviations, whichever is more
 LASTING = np.log(8.0)  # a jump that stays and is larger than this is a change of unit
@@ -230,20 +231,16 @@ def _unit(candles: Candles, terms: Terms) -> str | None:
     """Milliseconds for seconds; or prices that change their unit on the way."""
     strange = (candles.time < EARLIEST) | (candles.time >= LATEST)
     if strange.any():
-        return _strange(int(candles.time[np.argmax(strange)]))
+        time = int(candles.time[np.argmax(strange)])
+        for unit, factor in UNITS.items():
+            if EARLIEST <= time / factor < LATEST:
+                return f"{time} is no time in seconds since 1970; is it in {unit}?"
+        shown = iso(time) if time in DATES else f"{time} s since 1970"
+        return f"a candle opens at {shown}, outside {iso(EARLIEST)[:4]} to {iso(LATEST)[:4]}. Look at the column of times."
     for at, jump in _jumps(_recent(candles, terms)):
         if jump.kind == "unit":
             return f"the price is {_times(jump.size)} from {when(at)} on; the unit of the price changed."
     return None
-
-
-def _strange(time: int) -> str:
-    """What to tell about a time outside `EARLIEST` to `LATEST`: the unit that it fits, where there is one."""
-    for factor, unit in ((10**3, "milliseconds"), (10**6, "microseconds"), (10**9, "nanoseconds")):
-        if EARLIEST <= time / factor < LATEST:
-            return f"{time} is no time in seconds since 1970; is it in {unit}?"
-    shown = iso(time) if FIRST_DATE <= time < END_OF_DATES else f"{time} s since 1970"
-    return f"a candle opens at {shown}, outside {iso(EARLIEST)[:4]} to {iso(LATEST)[:4]}. Look at the column of times."
 
 
 def _future(candles: Candles, terms: Terms) -> str | None:
