@@ -61,8 +61,8 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
             fix = "Train one on real candles with `forecastd train --source ...`."
             return [Finding("model", Level.FAIL, f"{told}; trained on made-up candles", fix)]
         return [Finding("model", Level.OK, f"{told}; trained on made-up candles, for the local network")]
-    days = (clock.now() - training.end) / DAY
-    told = f"{told}; trained to {iso(training.end)}, {days:.0f} days ago"
+    days = (clock.now() - training.learnt_until) / DAY
+    told = f"{told}; trained to {iso(training.learnt_until)}, {days:.0f} days ago"
     if days <= OLD * MAX_MODEL_AGE_DAYS:
         return [Finding("model", Level.OK, told)]
     late = days > MAX_MODEL_AGE_DAYS
