@@ -236,7 +236,7 @@ def _unit(candles: Candles, terms: Terms) -> str | None:
             if EARLIEST <= time / factor < LATEST:
                 return f"{time} is no time in seconds since 1970; is it in {unit}?"
         shown = iso(time) if time in DATES else f"{time} s since 1970"
-        return f"a candle opens at {shown}, outside {iso(EARLIEST)[:4]} to {iso(LATEST)[:4]}. Look at the column of times."
+        return f"a candle opens at {shown}, outside {iso(EARLIEST)[:4]} to {iso(LATEST)[:4]}. Look at the times."
     for at, jump in _jumps(_recent(candles, terms)):
         if jump.kind == "unit":
             return f"the price is {_times(jump.size)} from {when(at)} on; the unit of the price changed."
