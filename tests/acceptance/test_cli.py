@@ -44,7 +44,7 @@ def test_help_names_the_variable_of_every_setting_and_every_exit_code(command: A
     assert max(map(len, done.out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("name", ["completion", "data", "localnet", "model", "train"])
+@pytest.mark.parametrize("name", ["completion", "data", "doctor", "ledger", "localnet", "model", "train"])
 def test_every_command_explains_itself(command: Any, name: str) -> None:
     done = command(name, "--help")
     assert done.code == 0, done.err
