@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,7 +25,7 @@ _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, Ove
 log = logging.getLogger(__name__)
 
 
-class Caller(asyncio.Protocol):
+class Caller(asyncio.Protocol, ABC):
     """A connection. `served` is called after each answer, `on_end` when the connection is over."""
 
     def __init__(self, view: View, served: Callable[[], None]) -> None:
@@ -39,9 +40,9 @@ class Caller(asyncio.Protocol):
     def begin(self) -> None:
         """The connection is there."""
 
+    @abstractmethod
     def receive(self, data: bytes) -> None:
         """Bytes came."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """The connection is over."""
