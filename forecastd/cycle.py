@@ -8,7 +8,6 @@ signed.
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,12 +30,14 @@ from forecastd.epoch import (
     needs_registering,
     note_missed,
     open_epochs,
+    rebuild,
 )
 from forecastd.errors import ForecastdError, RetryLater, SkipEpoch
 from forecastd.failpoints import failpoint
 from forecastd.forecaster import Forecaster
 from forecastd.ledger import SERVED, Entry, Ledger, State, Submission
 from forecastd.outcome import Outcome, ended_by
+from forecastd.patience import again_while
 from forecastd.sources.base import Source
 from forecastd.stages import (
     Stage,
@@ -54,7 +55,7 @@ T = TypeVar("T")
 
 SAFE_BLOCKS = 2  # of a window's end: what is signed later can hardly be included
 FETCH_SHARE, MODEL_SHARE, SIGN_SHARE = 0.5, 0.8, 1.0  # of the window's blocks: by when a stage must have come through
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries of a stage
+BLIND_SECONDS = 3600.0  # how long a cycle that persists waits for the first endpoint to answer
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def run_cycle(job: Job, parts: Parts, report: Callable[[Stage], None] = lambda _
 
 
 def _serve(run: _Run) -> None:
-    epoch = _find_epoch(run)
+    epoch = _persist_blindly(run, lambda: _find_epoch(run))
     if epoch is None or _known(run, epoch):
         return
     submission = _prepare(run, epoch)
@@ -159,16 +160,20 @@ def _find_epoch(run: _Run) -> Epoch | None:
         run.know(chain_id=chain_id)
         topic = find_topic(parts.chain, chain_id, job.topic_id)
         reconcile(parts.delivery, chain_id, address)
-        check_account(parts.chain, parts.ledger, chain_id, address)
+        new = check_account(parts.chain, parts.ledger, chain_id, address)
         run.unregistered = needs_registering(parts.chain, chain_id, topic.id, address, may=job.register)
         height, epochs = open_epochs(parts.chain, topic, chain_id, address)
+        before = epochs[-1].nonce if epochs else topic.epoch_last_ended + topic.epoch_length
+        if new:
+            found = rebuild(parts.chain, parts.ledger, topic, chain_id, address, before=before, now=parts.clock.now())
+            told.extend([f"{found} earlier epochs of this worker were found on the chain"] if found else [])
         if not epochs:
             active = parts.chain.is_topic_active(topic.id)
             why = f"none is open at height {height}" if active else "the topic is not active, so it opens none"
             run.know(outcome="no_window", reason=f"no submission window of topic {topic.id}: {why}")
             told.append(f"{chain_id}, height {height}: no open submission window")
             return None
-        missed = note_missed(parts.ledger, topic, chain_id, address, newest=epochs[-1].nonce, now=parts.clock.now())
+        missed = note_missed(parts.ledger, topic, chain_id, address, newest=before, now=parts.clock.now())
         if missed:
             told.append(f"{missed} epochs went by since the last run; they are recorded as missed")
         epoch = choose(parts.ledger, epochs)
@@ -220,21 +225,18 @@ def _prepare(run: _Run, epoch: Epoch) -> Submission | None:
         return None
 
 
+def _persist_blindly(run: _Run, work: Callable[[], T]) -> T:
+    """`work`, again while no endpoint helps: without one the window's end is not known, so for an hour at most."""
+    clock = run.parts.clock
+    end = clock.monotonic() + BLIND_SECONDS
+    return again_while(lambda: run.job.persist and clock.monotonic() < end, work, run.parts.wake)
+
+
 def _persist(run: _Run, epoch: Epoch, share: float, work: Callable[[], T]) -> T:
     """`work`, again and again while it fails for a passing reason and its share of the window lasts."""
-    pause = FIRST_PAUSE
-    first = epoch.nonce
-    limit = min(first + share * (epoch.last_height - first), epoch.last_height - SAFE_BLOCKS)
-    while True:
-        try:
-            return work()
-        except (RetryLater, SkipEpoch) as error:
-            if not run.job.persist or run.parts.chain.height() >= limit:
-                raise
-            log.warning("nonce %d: %s Trying again.", epoch.nonce, error)
-        if run.parts.wake.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter is no secret
-            raise RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
-        pause = min(2 * pause, LONGEST_PAUSE)
+    first, last = epoch.nonce, epoch.last_height
+    limit = min(first + share * (last - first), last - SAFE_BLOCKS)
+    return again_while(lambda: run.job.persist and run.parts.chain.height() < limit, work, run.parts.wake)
 
 
 def _fetch(run: _Run) -> Candles:

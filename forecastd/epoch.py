@@ -22,6 +22,7 @@ from forecastd.ledger import SERVED, Key, Ledger, State
 
 log = logging.getLogger(__name__)
 
+MOST_REBUILT = 24  # epochs that the chain is asked about after a ledger was lost
 MOST_NOTED = 1000  # missed epochs recorded at once after a long absence
 
 
@@ -104,8 +105,10 @@ def enrol(
     )
 
 
-def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str) -> None:
+def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str) -> bool:
     """Compare the account's sequence with the ledger; an account seen for the first time is taken as it is.
+
+    True when it is new to the ledger and has used sequences: then the chain may know what an earlier ledger knew.
 
     Raises:
         NeedsHuman: sequences were used by transactions that are not in this ledger.
@@ -119,7 +122,7 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
         known = None
     if known is None:
         ledger.know_from(chain_id, wallet, sequence)
-        return
+        return sequence > 0
     unknown = ledger.unexplained(chain_id, wallet, sequence)
     if unknown:
         first = ", ".join(map(str, unknown[:5])) + (" and more" if len(unknown) > 5 else "")
@@ -127,6 +130,24 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
             f"Somebody else signs with the key of {wallet}: the account used the sequences {first} elsewhere. "
             "Nothing is signed. Stop the other worker; if it was you, run `forecastd ledger trust`."
         )
+    return False
+
+
+def rebuild(
+    chain: ChainClient, ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, before: int, now: float
+) -> int:
+    """Record the latest epochs before nonce `before` that the chain counts a forecast of this worker for; how many."""
+    found = 0
+    for number in range(1, MOST_REBUILT + 1):
+        nonce = before - number * topic.epoch_length
+        if topic.epoch_length <= 0 or nonce <= 0:
+            break
+        mine = [one for one in chain.inferences_at(topic.id, nonce) if one.worker == wallet]
+        if mine:
+            reason = "the chain has it, the ledger did not"
+            ledger.adopt((chain_id, topic.id, nonce, wallet), State.ADMITTED, now, reason=reason, value=mine[0].value)
+            found += 1
+    return found
 
 
 def note_missed(ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, newest: int, now: float) -> int:

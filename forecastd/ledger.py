@@ -252,6 +252,8 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                self._db.close()  # a sync that failed is never tried again: what the disk has now is for the next start
             raise told(error, self.path) from error
 
     def _write(self, sql: str, values: tuple[object, ...]) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from forecastd.clock import ReplayClock, SystemClock, from_iso
+from forecastd.ledger import Ledger, State
 from forecastd.localnet.embedded import open_embedded
 from forecastd.settings import Settings, load_settings
 from forecastd.sources import open_source
@@ -78,6 +84,60 @@ def test_a_maximum_fee_bounds_the_registration_too(settings: Settings, tmp_path:
     assert "MAX_FEE_UALLO" in outcome.reason
     (outcome,) = run_once([replace_fee(local)], SystemClock())
     assert outcome.outcome == "submitted"
+
+
+def test_a_lost_ledger_is_rebuilt_from_what_the_chain_counts(tmp_path: Path, root: Path) -> None:
+    settings = load_settings(
+        state_dir=tmp_path / "s", log_dir=tmp_path / "l", mnemonic=PHRASE, model=root / "models" / "demo"
+    )
+    with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
+        one = settings.model_copy(update={"rpc_endpoints": (node.endpoint,)})
+        nonces = []
+        for _ in range(3):
+            (outcome,) = run_once([one], SystemClock())
+            assert outcome.outcome == "submitted", outcome.reason
+            nonces.append(outcome.nonce)
+            assert outcome.nonce is not None
+            node.advance(outcome.nonce + 720 - node.advance(0))
+        for part in (tmp_path / "s").glob("ledger.sqlite*"):
+            part.unlink()
+        (outcome,) = run_once([one], SystemClock())
+        assert outcome.outcome == "submitted", outcome.reason
+    with closing(Ledger(tmp_path / "s" / "ledger.sqlite")) as ledger:
+        entries = ledger.entries("localnet", str(outcome.wallet))
+    assert [entry.nonce for entry in entries] == [*nonces, outcome.nonce]
+    assert [entry.row.state for entry in entries] == [State.ADMITTED] * 3 + [State.INCLUDED]
+
+
+def test_a_cycle_that_persists_waits_for_the_first_endpoint(tmp_path: Path) -> None:
+    """No endpoint is there when the cycle begins; it comes up a moment later, and the epoch is served."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l", rpc_endpoints=(f"127.0.0.1:{port}",))
+    command = [
+        sys.executable,
+        "submit_prediction.py",
+        "localnet",
+        "--port",
+        str(port),
+        "--ws-port",
+        "0",
+        "--seal-at-once",
+    ]
+    environment = {
+        "PATH": os.defpath,
+        "HOME": str(tmp_path),
+        "STATE_DIR": str(tmp_path / "node"),
+        "LOG_DIR": str(tmp_path),
+    }
+    root = Path(__file__).resolve().parent.parent.parent
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL) as node:
+        try:
+            (outcome,) = run_once([settings], SystemClock(), persist=True)
+        finally:
+            node.terminate()
+    assert outcome.outcome == "submitted", outcome.reason
 
 
 def replace_fee(settings: Settings) -> Settings:

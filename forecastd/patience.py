@@ -1,0 +1,36 @@
+"""Trying again: what fails for a passing reason is done once more after a growing pause, while there is time for it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from threading import Event
+from typing import TypeVar
+
+from forecastd.errors import RetryLater, SkipEpoch
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries; each is twice the last, with a fifth of jitter
+
+
+def again_while(time_left: Callable[[], bool], work: Callable[[], T], wake: Event) -> T:
+    """What `work` gives, tried again on `RetryLater` and `SkipEpoch` while `time_left` says so.
+
+    Raises:
+        RetryLater, SkipEpoch: the last failure, when there is no time left.
+        RetryLater: `wake` was set: the worker is to stop.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return work()
+        except (RetryLater, SkipEpoch) as error:
+            if not time_left():
+                raise
+            log.warning("%s Trying again.", error)
+        if wake.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter is no secret
+            raise RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
+        pause = min(2 * pause, LONGEST_PAUSE)
