@@ -340,7 +340,8 @@ def _deliver(run: _Run, epoch: Epoch, *, fresh: bool) -> None:
                 raise RetryLater("No new forecast could be made for the one that the chain refused.")
             again = prepared
         else:
-            again = _sign_value(run, epoch, attempts[-1].value, gas_factor=1.5 ** len(attempts))
+            value, factor = attempts[-1].value, 1.5 ** len(attempts)
+            again = _persist(run, epoch, SIGN_SHARE, lambda: _sign_value(run, epoch, value, gas_factor=factor))
         failpoint("after sign")
         ledger.commit(again, clock.now())
         failpoint("after commit")

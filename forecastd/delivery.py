@@ -18,7 +18,7 @@ from forecastd.chain.endpoints import Endpoints
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.failpoints import failpoint
-from forecastd.ledger import SETTLED, Entry, Key, Ledger, State
+from forecastd.ledger import SETTLED, Entry, Key, Ledger, Row, State
 from forecastd.outbox import Absent, Answered, Counted, Do, Found, Observation, Restarted, Unanswered, step, window_over
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,11 @@ def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[]
     do = Do.SEND if fresh else step(entry.row, Restarted())[1]
     while entry.row.state not in SETTLED:
         if do is Do.SIGN:
-            sign_again()
+            over = _window_over(work, entry.row)
+            if over == entry.row:
+                sign_again()
+            else:
+                work.ledger.record(key, over, work.clock.now())
             entry, do = _entry(work.ledger, key), Do.SEND
             continue
         seen = _observe(work, entry, do)
@@ -61,8 +65,6 @@ def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[]
             break
         before = entry.row
         row, do = (entry.row, Do.WAIT) if seen is None else step(entry.row, seen)
-        if isinstance(seen, Absent) and seen.heights:
-            row = window_over(row, max(seen.heights))
         if row != before:
             work.ledger.record(key, row, work.clock.now(), value=_shown(seen))
             failpoint("recorded")
@@ -77,24 +79,25 @@ def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[]
     return entry
 
 
-def reconcile(work: Delivery, chain_id: str, wallet: str, *, but: Key | None = None) -> None:
+def reconcile(work: Delivery, chain_id: str, wallet: str) -> None:
     """Settle what earlier runs left open, as far as the chain knows. Signs and sends nothing.
 
     Raises:
         RetryLater: the disk did not take what was learnt, or no endpoint answered.
     """
     for entry in work.ledger.entries(chain_id, wallet, unsettled=True):
-        if entry.key == but:
-            continue
         row, value = entry.row, None
         for _ in range(2):  # an inclusion first, then whether it counts
             seen = _counted(work, entry) if row.state is State.INCLUDED else _looked_up(work, entry)
             if seen is None:
                 break
-            row, value = step(row, seen)[0], value or _shown(seen)
-            if isinstance(seen, Absent) and seen.heights:
-                row = window_over(row, max(seen.heights))
+            row, value = _window_over(work, step(row, seen)[0]), value or _shown(seen)
         work.ledger.record(entry.key, row, work.clock.now(), value=value)
+
+
+def _window_over(work: Delivery, row: Row) -> Row:
+    """A dead row is a missed one when its window has closed; the chain is asked only for a dead one."""
+    return window_over(row, work.endpoints.height()) if row.state is State.DEAD else row
 
 
 def _shown(seen: Observation | None) -> str | None:

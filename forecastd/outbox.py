@@ -89,7 +89,7 @@ def step(row: Row, seen: Observation) -> tuple[Row, Do]:
     if row.state is State.SIGNED:
         return _signed(row, seen)
     if row.state is State.DEAD:
-        return row, _next_attempt(row)
+        return _dead(row)
     if isinstance(seen, Counted):
         # Code 0 was not the end: with a full active set and a low score nothing is stored.
         return replace(row, state=seen.verdict), Do.NOTHING
@@ -112,8 +112,7 @@ def _found(row: Row, seen: Found) -> tuple[Row, Do]:
     if seen.answer in (Answer.ACCEPTED, Answer.PENDING, Answer.DONE):
         return replace(at, state=State.INCLUDED), Do.ASK_COUNTED
     if seen.answer in (Answer.RESIGN, Answer.RESEND, Answer.RETRY):
-        dead = replace(at, state=State.DEAD)
-        return dead, _next_attempt(dead)
+        return _dead(at)
     return replace(at, state=State.MISSED), Do.NOTHING
 
 
@@ -147,8 +146,11 @@ def _absent(row: Row, seen: Absent) -> tuple[Row, Do]:
     return row, Do.SEND
 
 
-def _next_attempt(row: Row) -> Do:
-    return Do.SIGN if row.attempts < MOST_ATTEMPTS else Do.NOTHING
+def _dead(row: Row) -> tuple[Row, Do]:
+    """New bytes, unless too many were signed already: then the epoch is missed."""
+    if row.attempts < MOST_ATTEMPTS:
+        return replace(row, state=State.DEAD), Do.SIGN
+    return replace(row, state=State.MISSED), Do.NOTHING
 
 
 def window_over(row: Row, height: int) -> Row:
