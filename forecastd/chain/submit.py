@@ -130,10 +130,14 @@ def register(
     )  # fmt: skip
     commit(cost.sequence, tx_hash(raw))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
-    answer = node.broadcast(raw)
-    meaning = classify(answer.codespace, answer.code, answer.log)
-    if meaning.action not in (Action.ACCEPTED, Action.PENDING):
-        raise _not_registered(topic_id, meaning, answer.log)
+    try:
+        answer = node.broadcast(raw)
+    except RetryLater as error:  # the bytes may have arrived all the same
+        log.info("no answer to the registration: %s", error, extra={"action": "register"})
+    else:
+        meaning = classify(answer.codespace, answer.code, answer.log)
+        if meaning.action not in (Action.ACCEPTED, Action.PENDING):
+            raise _not_registered(topic_id, meaning, answer.log)
     found = wait_for_hash(node, tx_hash(raw), timeout_height=last, clock=clock, wake=wake, seconds=REGISTER_SECONDS)
     if found is None:
         raise RetryLater(f"The registration for topic {topic_id} is in no block yet. The next run looks again.")

@@ -16,6 +16,7 @@ import pytest
 from forecastd.clock import ReplayClock, SystemClock, from_iso
 from forecastd.ledger import Ledger, State
 from forecastd.localnet.embedded import open_embedded
+from forecastd.localnet.faults import Fault
 from forecastd.settings import Settings, load_settings
 from forecastd.sources import open_source
 from forecastd.sources.faketiingo import FakeTiingo
@@ -138,6 +139,15 @@ def test_a_cycle_that_persists_waits_for_the_first_endpoint(tmp_path: Path) -> N
         finally:
             node.terminate()
     assert outcome.outcome == "submitted", outcome.reason
+
+
+def test_a_lost_answer_costs_neither_the_registration_nor_the_submission(tmp_path: Path) -> None:
+    settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l")
+    with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
+        endpoint = node.add_endpoint([Fault("lose-answer")])
+        (outcome,) = run_once([settings.model_copy(update={"rpc_endpoints": (endpoint,)})], SystemClock())
+        assert outcome.outcome == "submitted", outcome.reason
+        assert len(node.record().inclusions(67, outcome.nonce or 0, outcome.wallet or "")) == 1
 
 
 def replace_fee(settings: Settings) -> Settings:
