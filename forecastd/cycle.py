@@ -31,6 +31,7 @@ from forecastd.epoch import (
     note_missed,
     open_epochs,
     rebuild,
+    reference_time,
 )
 from forecastd.errors import ForecastdError, RetryLater, SkipEpoch
 from forecastd.failpoints import failpoint
@@ -240,8 +241,10 @@ def _persist(run: _Run, epoch: Epoch, share: float, work: Callable[[], T]) -> T:
 
 
 def _fetch(run: _Run) -> Candles:
-    source, now = run.parts.source, run.parts.clock.now()
+    source = run.parts.source
     with run.stage("data") as told:
+        now, warning = reference_time(run.parts.chain, run.parts.clock, run.outcome.chain_id or "")
+        told.extend([f"warning: {warning}"] if warning else [])
         candles, repairs = run.parts.forecaster.gather(source, run.parts.window, now)
         run.synthetic = candles.provenance.synthetic
         run.know(synthetic=run.synthetic)

@@ -15,13 +15,14 @@ from forecastd.chain.client import ChainClient
 from forecastd.chain.networks import is_local
 from forecastd.chain.submit import Spending, register
 from forecastd.chain.wallet import Wallet
-from forecastd.clock import Clock
+from forecastd.clock import Clock, iso
 from forecastd.errors import NeedsHuman
 from forecastd.failpoints import failpoint
 from forecastd.ledger import SERVED, Key, Ledger, State
 
 log = logging.getLogger(__name__)
 
+CLOCK_TOLERANCE = 600.0  # seconds between this machine's clock and the latest block
 MOST_REBUILT = 24  # epochs that the chain is asked about after a ledger was lost
 MOST_NOTED = 1000  # missed epochs recorded at once after a long absence
 
@@ -166,3 +167,20 @@ def note_missed(ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, new
             reason="no submission was made while its window was open",
         )
     return len(missed)
+
+
+def reference_time(chain: ChainClient, clock: Clock, chain_id: str) -> tuple[float, str]:
+    """The time that data is judged by, in unix seconds, and a warning where this machine's clock is not to be believed.
+
+    A clock that is off by a day would forecast from yesterday's candles without anybody noticing. The chain's clock is
+    right to the minute, so where the two are far apart it is the chain's that counts. A local chain has no clock but ours.
+    """
+    now = clock.now()
+    if is_local(chain_id):
+        return now, ""
+    block = chain.block_time()
+    if abs(now - block) <= CLOCK_TOLERANCE:
+        return now, ""
+    told = f"this machine's clock says {iso(now)}, the chain's latest block {iso(block)}: the chain's time is used"
+    log.warning("%s. Set the clock.", told)
+    return block, told

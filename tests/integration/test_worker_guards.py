@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from forecastd.clock import ReplayClock, SystemClock, from_iso
+from forecastd.clock import ReplayClock, SystemClock, iso
 from forecastd.ledger import Ledger, State
 from forecastd.localnet.embedded import open_embedded
 from forecastd.localnet.faults import Fault
 from forecastd.settings import Settings, load_settings
 from forecastd.sources import open_source
 from forecastd.sources.faketiingo import FakeTiingo
+from forecastd.stages import Stage
 from forecastd.worker import run_once
 
 PHRASE = "legal winner thank year wave sausage worth useful legal winner thank yellow"  # BIP-39's own example
@@ -55,7 +56,7 @@ def settings(tmp_path: Path, real_bundle: Path, testnet: str, monkeypatch: pytes
 
 
 def test_made_up_candles_that_come_through_a_real_source_are_not_signed(settings: Settings) -> None:
-    clock = ReplayClock(from_iso("2026-03-01T12:30:00Z"))
+    clock = SystemClock()
     with FakeTiingo(open_source("sample", settings), clock) as server:
         one = settings.model_copy(update={"tiingo_url": server.url})
         (outcome,) = run_once([one], clock, register=True)
@@ -63,6 +64,19 @@ def test_made_up_candles_that_come_through_a_real_source_are_not_signed(settings
     assert outcome.synthetic is True
     assert "synthetic" in outcome.reason
     assert outcome.tx_hash is None
+
+
+@pytest.mark.parametrize("off", [-86_400.0, 86_400.0])
+def test_a_clock_a_day_off_is_told_and_the_chains_time_is_used(settings: Settings, off: float) -> None:
+    stages: list[Stage] = []
+    right = SystemClock()
+    wrong = ReplayClock(right.now() + off)
+    with FakeTiingo(open_source("sample", settings), right) as server:
+        one = settings.model_copy(update={"tiingo_url": server.url})
+        run_once([one], wrong, register=True, report=stages.append)
+    (data,) = (stage.text for stage in stages if stage.name == "data")
+    assert "the chain's time is used" in data
+    assert f"candles to {iso(right.now() // 3600 * 3600)}" in data
 
 
 def test_a_model_of_another_horizon_is_refused(settings: Settings) -> None:
