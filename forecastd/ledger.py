@@ -186,9 +186,15 @@ class Ledger:
         return {int(values[0]) for values in (*signed, *others)}
 
     def free_sequence(self, key: Key, at_least: int) -> int:
-        """The first sequence from `at_least` on that no other epoch's open submission of this wallet has taken."""
-        others = self.entries(key[0], key[3], unsettled=True)
-        taken = {entry.row.sequence for entry in others if entry.row.state is State.SIGNED and entry.key != key}
+        """The first sequence from `at_least` on that no other epoch's submission of this wallet has taken.
+
+        `at_least` is what an endpoint says, and one that is behind says too little: whatever a block has included of this
+        wallet's is used up for certain.
+        """
+        others = [entry for entry in self.entries(key[0], key[3]) if entry.key != key]
+        included = [entry.row.sequence for entry in others if entry.row.state in SERVED - {State.MISSED}]
+        at_least = max([at_least, *(sequence + 1 for sequence in included)])
+        taken = {entry.row.sequence for entry in others if entry.row.state is State.SIGNED}
         while at_least in taken:
             at_least += 1
         return at_least

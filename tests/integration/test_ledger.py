@@ -109,6 +109,17 @@ def test_sequences_are_given_to_one_open_submission_each(ledger: Ledger) -> None
     assert ledger.free_sequence(other, 4) == 4
 
 
+def test_a_sequence_that_a_block_has_used_is_not_signed_with_again_whatever_an_endpoint_says(ledger: Ledger) -> None:
+    other = ("localnet", 67, 1440, "allo1x")
+    row = ledger.commit(SENT, 1.0)
+    for state in (State.INCLUDED, State.ADMITTED, State.PASSIVE, State.EVICTED):
+        ledger.record(SENT.key, replace(row, state=state), 2.0)
+        assert ledger.free_sequence(other, SENT.sequence) == SENT.sequence + 1, state
+    assert ledger.free_sequence(other, SENT.sequence + 5) == SENT.sequence + 5
+    ledger.adopt(("localnet", 67, 2160, "allo1x"), State.ADMITTED, 3.0, reason="the chain has it")
+    assert ledger.free_sequence(other, SENT.sequence) == SENT.sequence + 1
+
+
 def test_every_sequence_signed_with_is_remembered(ledger: Ledger) -> None:
     ledger.commit(SENT, 1.0)
     ledger.note_use("localnet", "allo1x", 3, "AA", "register for topic 67")
