@@ -76,11 +76,16 @@ def _list_faults(ctx: click.Context, param: click.Parameter, wanted: bool) -> No
 
 
 PORT = click.IntRange(0, 65535)
+GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfig.local() looks
 
 
 @click.command(name="localnet")
-@click.option("--port", type=PORT, default=9090, show_default=True, help="gRPC port on 127.0.0.1; 0 takes a free one.")
-@click.option("--ws-port", type=PORT, default=26657, show_default=True, help="Websocket port; 0 takes a free one.")
+@click.option(
+    "--port", type=PORT, default=GRPC_PORT, show_default=True, help="gRPC port on 127.0.0.1; 0 takes a free one."
+)
+@click.option(
+    "--ws-port", type=PORT, default=WEBSOCKET_PORT, show_default=True, help="Websocket port; 0 takes a free one."
+)
 @click.option("--rest-port", type=PORT, default=None, help="Serve REST as well, on this port; 0 takes a free one.")
 @click.option("--block-time", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds a block.")
 @click.option("--topic", "topics", type=Parsed("topic", _topic), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",

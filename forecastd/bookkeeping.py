@@ -9,8 +9,6 @@ import base64
 import csv
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from forecastd.errors import NeedsHuman
 from forecastd.ledger import Entry, Ledger, State, Submission
 from forecastd.ledgercopy import LedgerCopy, read_ledger
 from forecastd.settings import Settings
+from forecastd.wholefile import write_whole
 
 Format = Literal["csv", "json"]
 
@@ -138,18 +137,7 @@ def write(text: str, path: Path, *, force: bool) -> None:
     """
     if path.exists() and not force:
         raise NeedsHuman(f"{path} exists. Give --force to replace it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            Path(draft).replace(path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise NeedsHuman(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
+    write_whole(path, text.encode())
 
 
 # The account

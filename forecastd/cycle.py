@@ -143,9 +143,7 @@ def _serve(run: _Run) -> None:
     if epoch is None or _known(run, epoch):
         return
     submission = _prepare(run, epoch)
-    if submission is None:
-        return
-    if run.job.dry_run:
+    if submission is None or run.job.dry_run:
         return
     failpoint("after sign")
     run.parts.ledger.commit(submission, run.parts.clock.now())

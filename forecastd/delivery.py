@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from threading import Event
 
+from forecastd.chain.answers import Inference
 from forecastd.chain.codes import Action, classify
 from forecastd.chain.endpoints import Endpoints
 from forecastd.clock import Clock
@@ -162,29 +163,27 @@ def _looked_up(work: Delivery, entry: Entry) -> Observation:
             heights, asked = looked.absent_heights, looked.asked
     if failed is not None:
         return failed
-    _refuse_stranger(work, entry)
-    account = work.endpoints.account(entry.key[3])
     latest = work.endpoints.latest_inference(entry.key[1], entry.key[3])
-    needed = min(PROOFS, work.endpoints.size)
     shown = latest if latest is not None and latest.nonce == entry.nonce else None
+    if shown is not None:
+        _refuse_stranger(work, entry, shown)
+    account = work.endpoints.account(entry.key[3])
+    needed = min(PROOFS, work.endpoints.size)
     sequence = None if account is None else account.sequence
     return Absent(heights, needed, sequence, shown is not None, None if shown is None else shown.value)
 
 
-def _refuse_stranger(work: Delivery, entry: Entry) -> None:
-    """The chain has a forecast of this worker for this epoch that was not signed here: somebody else has the key.
+def _refuse_stranger(work: Delivery, entry: Entry, shown: Inference) -> None:
+    """Stop when the forecast that the chain shows for this epoch was not signed here: somebody else has the key.
 
     Not so where this ledger knows the account only from this very sequence on: then an earlier ledger was lost.
     """
     chain_id, topic_id, nonce, wallet = entry.key
-    latest = work.endpoints.latest_inference(topic_id, wallet)
-    if latest is None or latest.nonce != nonce:
-        return
     ours = {Decimal(submission.value) for submission in work.ledger.attempts(entry.key)}
     known = work.ledger.known_from(chain_id, wallet)
-    if Decimal(latest.value) not in ours and known is not None and entry.row.sequence > known:
+    if Decimal(shown.value) not in ours and known is not None and entry.row.sequence > known:
         raise NeedsHuman(
-            f"Somebody else signs with the key of {wallet}: the chain has the value {latest.value} for topic {topic_id} "
+            f"Somebody else signs with the key of {wallet}: the chain has the value {shown.value} for topic {topic_id} "
             f"nonce {nonce}, and this worker signed {entry.value}. Nothing more is signed. Stop the other worker; "
             "then run `forecastd ledger trust`."
         )

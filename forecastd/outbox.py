@@ -24,7 +24,6 @@ class Do(StrEnum):
     WAIT = "wait"  # nothing can be concluded yet: look again later
     SIGN = "sign"  # new bytes for the same epoch
     ASK_COUNTED = "ask_counted"  # whether the chain counts it
-    STOP = "stop"  # somebody else signs with this key: sign nothing more, tell a person
     NOTHING = "nothing"  # settled
 
 

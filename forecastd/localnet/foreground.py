@@ -24,8 +24,6 @@ from forecastd.localnet.state import State
 from forecastd.localnet.store import Store, chain_path
 from forecastd.localnet.websocket import PATH, Hub
 
-GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfig.local() looks
-
 
 @dataclass(frozen=True)
 class EndpointSpec:

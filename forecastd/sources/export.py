@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +12,7 @@ from forecastd.candles import COLUMNS, Candles
 from forecastd.clock import iso
 from forecastd.errors import NeedsHuman
 from forecastd.sources.table import MARK
+from forecastd.wholefile import write_whole
 
 Format = Literal["csv", "parquet"]
 
@@ -65,16 +64,4 @@ def write(candles: Candles, path: Path, form: Format | None = None, *, force: bo
     data = to_parquet(candles) if form == "parquet" else to_csv(candles).encode()
     if form == "csv" and path.name.lower().endswith(".gz"):
         data = gzip.compress(data, mtime=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            Path(draft).chmod(0o644)
-            Path(draft).replace(path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise NeedsHuman(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
+    write_whole(path, data, mode=0o644)
