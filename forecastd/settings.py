@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,8 @@ from forecastd.textfile import read_text_file
 
 Network = Literal["local", "testnet", "mainnet"]
 FeeTier = Literal["eco", "standard", "priority"]
+LogFormat = Literal["text", "json"]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 ENV_FILE = Path(".env")  # where the command is run
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -57,6 +60,30 @@ class Settings(BaseSettings):
     state_directory: Path | None = None  # set by systemd for StateDirectory=
     logs_directory: Path | None = None  # set by systemd for LogsDirectory=
 
+    starting_timeout: Seconds = 30.0
+    loading_timeout: Seconds = 60.0
+    warming_up_timeout: Seconds = 60.0
+    predicting_timeout: Seconds = 30.0
+    post_processing_timeout: Seconds = 10.0
+    training_timeout: Seconds = 900.0
+    stopping_timeout: Seconds = 5.0
+    silence_timeout: Seconds = 20.0
+    job_attempts: int = Field(default=3, ge=1, le=100)
+    standbys: int = Field(default=1, ge=0, le=16)
+    model_memory_mb: int = Field(default=4096, ge=256)
+
+    submission_interval: int = Field(default=3600, ge=1, le=7 * 86_400)
+    submission_deadline: datetime | None = None
+    heartbeat_interval: Seconds = 3600.0
+    log_format: LogFormat = "text"
+    health_port: int | None = Field(default=None, ge=0, le=65_535)
+    alert_webhook: SecretStr | None = None  # such an address is a secret: who knows it may write there
+    alert_command: str | None = None
+    alert_interval: Seconds = 3600.0
+    notify_socket: str | None = None  # set by systemd for Type=notify
+    watchdog_usec: int | None = Field(default=None, ge=1)  # set by systemd for WatchdogSec=
+    watchdog_pid: int | None = Field(default=None, ge=1)  # set by systemd with it
+
     @field_validator("rpc_endpoints", mode="before")
     @classmethod
     def _split_endpoints(cls, value: object) -> object:
@@ -89,6 +116,14 @@ class Settings(BaseSettings):
         if value is not None and not value.is_absolute():
             raise ValueError("must be an absolute path; systemd sets it, leave it unset elsewhere")
         return value
+
+    @field_validator("submission_deadline")
+    @classmethod
+    def _in_utc(cls, value: datetime | None) -> datetime | None:
+        """A time without an offset is UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
     @field_validator("*", mode="before")
     @classmethod
