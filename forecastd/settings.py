@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     symbol: str = "btcusd"
     data_source: str = "sample"
     rpc_endpoints: Annotated[tuple[str, ...], NoDecode] = ()
+    event_endpoints: Annotated[tuple[str, ...], NoDecode] = ()
     fee_tier: FeeTier = "standard"
     max_fee_uallo: int | None = Field(default=None, ge=0)
     model: Path | None = None
@@ -84,7 +85,7 @@ class Settings(BaseSettings):
     watchdog_usec: int | None = Field(default=None, ge=1)  # set by systemd for WatchdogSec=
     watchdog_pid: int | None = Field(default=None, ge=1)  # set by systemd with it
 
-    @field_validator("rpc_endpoints", mode="before")
+    @field_validator("rpc_endpoints", "event_endpoints", mode="before")
     @classmethod
     def _split_endpoints(cls, value: object) -> object:
         """A list may be written with commas or as JSON."""
