@@ -1,0 +1,177 @@
+"""The pulse as Prometheus metrics. docs/monitoring.md names every one, and a test compares the two.
+
+The one thing to know before changing it: a label takes few values for ever. A check's or a stage's name does, a reason in
+words or a nonce does not. Counters begin anew with the daemon; Prometheus knows how to read that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from forecastd.health.judge import blocks_overdue, judge
+from forecastd.pulse import EndpointPulse, Pulse, TopicPulse, Total
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STATES = ("starting", "running", "stopping", "ended")
+TOPIC = ("topic", "wallet")
+Labels = tuple[str, ...]
+Samples = Iterable[tuple[Labels, float | None]]  # the labels' values, and the number; None leaves it out
+
+# A gauge a topic: its name, what it tells, and where it is.
+TOPIC_GAUGES: tuple[tuple[str, str, Callable[[TopicPulse], float | None]], ...] = (
+    (
+        "last_submission_timestamp_seconds",
+        "When the last submission was made, in unix seconds.",
+        lambda topic: None if topic.last_submitted is None else topic.last_submitted.at,
+    ),
+    ("confirmed_nonce", "The newest epoch the chain has our submission of.", lambda topic: topic.confirmed_nonce),
+    ("newest_nonce", "The newest epoch that opened.", lambda topic: topic.newest_nonce),
+    ("overdue_blocks", "Blocks since a confirmed submission is due, two epochs granted.", blocks_overdue),
+    ("chain_height", "The chain's height as last told.", lambda topic: topic.height),
+    ("chain_height_age_seconds", "Time since it was told.", lambda topic: topic.height_age),
+    (
+        "window_open",
+        "1 while a submission window is open.",
+        lambda topic: None if topic.window is None else topic.window.open,
+    ),
+    ("balance_uallo", "The wallet's balance.", lambda topic: topic.balance_uallo),
+    ("runway_epochs", "Epochs that the balance pays for.", lambda topic: topic.runway_epochs),
+)
+# A gauge an endpoint, likewise.
+ENDPOINT_GAUGES: tuple[tuple[str, str, Callable[[EndpointPulse], float | None]], ...] = (
+    ("endpoint_up", "1 where nothing stands against asking it.", lambda one: one.state == "ok"),
+    ("endpoint_latency_seconds", "How long it takes to answer, smoothed.", lambda one: one.latency),
+    ("endpoint_height", "The height that it told last.", lambda one: one.height),
+    ("endpoint_lag_blocks", "Blocks behind the highest.", lambda one: one.lag),
+    ("endpoint_failures", "Failures in a row, 0 after an answer.", lambda one: one.streak),
+)
+
+
+def exposition(pulse: Pulse, now: float) -> bytes:
+    """All metrics at `now` (unix seconds), in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Present(Collector):
+        def collect(self) -> Iterator[Metric]:
+            yield from _process(pulse, now)
+            yield from _topics(pulse.topics)
+            yield from _chain(pulse)
+            yield from _models(pulse, now)
+            yield from _supervision(pulse)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Present())
+    return generate_latest(registry)
+
+
+def _process(pulse: Pulse, now: float) -> Iterator[Metric]:
+    from prometheus_client.core import InfoMetricFamily
+
+    told = {"network": pulse.network, "chain_id": pulse.chain_id or "", "mode": pulse.mode}
+    build = InfoMetricFamily("forecastd_build", "Versions, and what the daemon was started for.")
+    build.add_metric([], {re.sub(r"\W", "_", name): text for name, text in {**pulse.versions, **told}.items()})
+    yield build
+    yield _one("healthy", "1 where /healthz answers with 200.", judge(pulse, now).ok)
+    states = [((state,), float(state == pulse.state)) for state in STATES]
+    yield _gauge("state", "1 for the state that the daemon is in.", states, "state")
+    yield _one("start_time_seconds", "When the daemon started, in unix seconds.", pulse.started)
+    yield _one("up_seconds", "How long the daemon has been running.", pulse.up)
+    yield _one("deadline_timestamp_seconds", "When the daemon ends for good, in unix seconds.", pulse.deadline)
+    heartbeat, watchdog = pulse.heartbeat, pulse.watchdog
+    yield _one("heartbeat_age_seconds", "Time since the last heartbeat.", None if heartbeat is None else heartbeat.age)
+    yield _one("watchdog_age_seconds", "Time since the watchdog was fed.", None if watchdog is None else watchdog.age)
+    fires = None if watchdog is None else watchdog.would_fire
+    yield _one("watchdog_would_fire", "1 where the loop has stopped making progress.", fires)
+    memory = [(("parent",), pulse.memory_bytes), (("children",), pulse.children_memory_bytes)]
+    yield _gauge("memory_bytes", "Resident memory of the daemon and of its models' processes.", memory, "process")
+    yield _one("open_files", "Open file handles of the daemon.", pulse.open_files)
+
+
+def _topics(topics: tuple[TopicPulse, ...]) -> Iterator[Metric]:
+    each = [((str(topic.topic_id), topic.wallet or ""), topic) for topic in topics]
+    yield _counter("cycles", "Cycles that ended.", ((key, topic.cycles) for key, topic in each), *TOPIC)
+    yield _counter("submissions", "Epochs submitted.", ((key, topic.submitted) for key, topic in each), *TOPIC)
+    yield _counter("missed_epochs", "Epochs missed.", ((key, topic.missed) for key, topic in each), *TOPIC)
+    ended = (((*key, one.outcome, one.check or ""), one.count) for key, topic in each for one in topic.outcomes)
+    yield _counter(
+        "outcomes", "Cycles by how they ended and by the check that refused.", ended, *TOPIC, "outcome", "check"
+    )
+    stages = [((*key, name), total) for key, topic in each for name, total in topic.stages.items()]
+    yield from _summary("stage_seconds", "Time that a stage of a cycle took.", stages, *TOPIC, "stage")
+    lags = [(key, topic.lags) for key, topic in each]
+    yield from _summary("submission_lag_blocks", "Blocks from a window's first to the submission's.", lags, *TOPIC)
+    for name, text, value in TOPIC_GAUGES:
+        yield _gauge(name, text, ((key, value(topic)) for key, topic in each), *TOPIC)
+
+
+def _chain(pulse: Pulse) -> Iterator[Metric]:
+    for name, text, value in ENDPOINT_GAUGES:
+        yield _gauge(name, text, (((one.endpoint,), value(one)) for one in pulse.endpoints), "endpoint")
+    streams = (((one.endpoint,), float(one.connected)) for one in pulse.streams)
+    yield _gauge("stream_connected", "1 while a websocket tells of new blocks.", streams, "endpoint")
+
+
+def _models(pulse: Pulse, now: float) -> Iterator[Metric]:
+    keyed = [((model.name, model.sha256), model) for model in pulse.models]
+    ages = ((key, None if model.trained_until is None else now - model.trained_until) for key, model in keyed)
+    yield _gauge("model_age_seconds", "Age of the last data that a model learnt from.", ages, "model", "sha256")
+    limits = ((key, model.most_age) for key, model in keyed)
+    yield _gauge("model_most_age_seconds", "The age at which it is refused.", limits, "model", "sha256")
+
+
+def _supervision(pulse: Pulse) -> Iterator[Metric]:
+    told = pulse.supervision
+    hangs = (((one.bundle, one.phase), one.count) for one in told.hangs)
+    yield _counter("model_hangs", "Models' processes that made no progress.", hangs, "bundle", "phase")
+    yield _counter("model_crashes", "Models' processes that died.", [((), told.crashes)])
+    yield _counter("model_replacements", "Models' processes that were replaced.", [((), told.replacements)])
+    yield _counter("model_hand_overs", "Jobs that another process took over.", [((), told.hand_overs)])
+    yield _counter("model_slow_but_fine", "Warnings of a slow step that came through.", [((), told.slow_but_fine)])
+    jobs = (((name,), number) for name, number in told.jobs.items())
+    yield _counter("model_jobs", "Jobs by their result.", jobs, "result")
+    yield _one("model_quarantined", "Bundles in quarantine.", len(told.quarantined))
+    roles = [child.role for child in told.children]
+    processes = (((role,), roles.count(role)) for role in sorted(set(roles)))
+    yield _gauge("model_processes", "Models' processes that run, by what they are for.", processes, "role")
+
+
+def _one(name: str, text: str, number: float | None) -> Metric:
+    return _gauge(name, text, [((), number)])
+
+
+def _gauge(name: str, text: str, samples: Samples, *labels: str) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(f"forecastd_{name}", text, labels=labels)
+    for values, number in samples:
+        if number is not None:
+            family.add_metric(values, float(number))
+    return family
+
+
+def _counter(name: str, text: str, samples: Samples, *labels: str) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(f"forecastd_{name}", text, labels=labels)
+    for values, number in samples:
+        if number is not None:
+            family.add_metric(values, float(number))
+    return family
+
+
+def _summary(name: str, text: str, totals: Iterable[tuple[Labels, Total]], *labels: str) -> Iterator[Metric]:
+    """Count and sum, and the largest beside them."""
+    from prometheus_client.core import SummaryMetricFamily
+
+    family = SummaryMetricFamily(f"forecastd_{name}", text, labels=labels)
+    kept = list(totals)
+    for values, total in kept:
+        family.add_metric(values, total.count, total.sum)
+    yield family
+    yield _gauge(f"{name}_largest", "The largest of these.", ((key, total.largest) for key, total in kept), *labels)
