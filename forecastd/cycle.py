@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from threading import Event
+from threading import Event, Lock
 from typing import TypeVar
 
 from forecastd.candles import Candles
@@ -76,6 +76,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Account:
+    """What cycles that run at the same time with one wallet share.
+
+    `signing` is held from the account's sequence to the ledger's commit, so that no two take the same one. `topics`: all that
+    are served with this wallet, each by one thread at a time.
+    """
+
+    signing: Lock = field(default_factory=Lock)
+    topics: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a cycle works with. `wake` is set to make it stop waiting early."""
 
@@ -87,6 +99,7 @@ class Parts:
     wallet: Wallet
     clock: Clock
     wake: Event
+    account: Account = field(default_factory=Account)
 
     @property
     def delivery(self) -> Delivery:
@@ -100,6 +113,7 @@ class _Run:
     job: Job
     parts: Parts
     report: Callable[[Stage], None]
+    begin: Callable[[str], None]
     outcome: Outcome
     seconds: dict[str, float] = field(default_factory=dict)
     unregistered: bool = False
@@ -113,6 +127,7 @@ class _Run:
     def stage(self, name: str) -> Iterator[list[str]]:
         """Time a stage; the block appends what it found, which is reported when the stage ended well."""
         told: list[str] = []
+        self.begin(name)
         start = self.parts.clock.monotonic()
         try:
             yield told
@@ -123,10 +138,18 @@ class _Run:
         self.report(Stage(name, "\n".join(told), self.seconds[name]))
 
 
-def run_cycle(job: Job, parts: Parts, report: Callable[[Stage], None] = lambda _: None) -> Outcome:
-    """Serve the newest open epoch of a topic once; never raises an error of `errors.py`, the outcome tells it."""
+def run_cycle(
+    job: Job,
+    parts: Parts,
+    report: Callable[[Stage], None] = lambda _: None,
+    begin: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Serve the newest open epoch of a topic once; never raises an error of `errors.py`, the outcome tells it.
+
+    `begin` is called with a stage's name as it begins, `report` with each stage that ended well.
+    """
     now = parts.clock.now()
-    run = _Run(job, parts, report, Outcome("failed", topic_id=job.topic_id, as_of=iso(now)))
+    run = _Run(job, parts, report, begin, Outcome("failed", topic_id=job.topic_id, as_of=iso(now)))
     run.know(wallet=parts.wallet.address, source=parts.source.name)
     try:
         _serve(run)
@@ -142,13 +165,8 @@ def _serve(run: _Run) -> None:
     epoch = _persist_blindly(run, lambda: _find_epoch(run))
     if epoch is None or _known(run, epoch):
         return
-    submission = _prepare(run, epoch)
-    if submission is None or run.job.dry_run:
-        return
-    failpoint("after sign")
-    run.parts.ledger.commit(submission, run.parts.clock.now())
-    failpoint("after commit")
-    _deliver(run, epoch, fresh=True)
+    if _prepare(run, epoch) is not None and not run.job.dry_run:
+        _deliver(run, epoch, fresh=True)
 
 
 def _find_epoch(run: _Run) -> Epoch | None:
@@ -158,8 +176,9 @@ def _find_epoch(run: _Run) -> Epoch | None:
         chain_id = parts.chain.chain_id()
         run.know(chain_id=chain_id)
         topic = find_topic(parts.chain, chain_id, job.topic_id)
-        reconcile(parts.delivery, chain_id, address)
-        new = check_account(parts.chain, parts.ledger, chain_id, address)
+        reconcile(parts.delivery, chain_id, address, besides=parts.account.topics - {job.topic_id})
+        with parts.account.signing:
+            new = check_account(parts.chain, parts.ledger, chain_id, address)
         run.unregistered = needs_registering(parts.chain, chain_id, topic.id, address, may=job.register)
         height, epochs = open_epochs(parts.chain, topic, chain_id, address)
         before = epochs[-1].nonce if epochs else topic.epoch_last_ended + topic.epoch_length
@@ -207,7 +226,10 @@ def _known(run: _Run, epoch: Epoch) -> bool:
 
 
 def _prepare(run: _Run, epoch: Epoch) -> Submission | None:
-    """Data, model, forecast, guards and signature; None when the window closed before they came through."""
+    """Data, model, forecast, guards and a signature that is on disk; None when the window closed before that.
+
+    In a dry run nothing is put on disk.
+    """
     try:
         candles = _persist(run, epoch, FETCH_SHARE, lambda: _fetch(run))
         forecast = _persist(run, epoch, MODEL_SHARE, lambda: _forecast(run, candles))
@@ -235,7 +257,19 @@ def _persist(run: _Run, epoch: Epoch, share: float, work: Callable[[], T]) -> T:
     """`work`, again and again while it fails for a passing reason and its share of the window lasts."""
     first, last = epoch.nonce, epoch.last_height
     limit = min(first + share * (last - first), last - SAFE_BLOCKS)
-    return again_while(lambda: run.job.persist and run.parts.chain.height() < limit, work, run.parts.wake)
+    clock = run.parts.clock
+    heard = clock.monotonic()
+
+    def time_left() -> bool:
+        nonlocal heard
+        try:
+            height = run.parts.chain.height()
+        except RetryLater:  # while no endpoint tells the height the window counts as open; the chain decides in the end
+            return clock.monotonic() - heard < BLIND_SECONDS
+        heard = clock.monotonic()
+        return height < limit
+
+    return again_while(lambda: run.job.persist and time_left(), work, run.parts.wake)
 
 
 def _fetch(run: _Run) -> Candles:
@@ -280,8 +314,8 @@ def _consensus(run: _Run) -> tuple[float, ...]:
 
 
 def _sign(run: _Run, epoch: Epoch, forecast: Forecast) -> Submission:
-    """Price the transaction and sign it. Nothing leaves here but the bytes."""
-    with run.stage("sign") as told:
+    """Price the transaction, sign it and put it on disk. Nothing is sent here but a registration."""
+    with run.parts.account.signing, run.stage("sign") as told:
         if run.unregistered:
             parts, job = run.parts, run.job
             paid = enrol(
@@ -300,9 +334,17 @@ def _sign(run: _Run, epoch: Epoch, forecast: Forecast) -> Submission:
         told.append(f"value {submission.value}, topic {epoch.topic_id}, nonce {epoch.nonce}")
         told.append(f"sequence {submission.sequence}, gas {submission.gas}, fee {submission.fee_uallo} uallo")
         run.know(value=float(submission.value))
-    if run.job.dry_run:
-        run.know(outcome="dry_run", reason="nothing was sent")
+        if run.job.dry_run:
+            run.know(outcome="dry_run", reason="nothing was sent")
+        else:
+            _commit(run, submission)
     return submission
+
+
+def _commit(run: _Run, submission: Submission) -> None:
+    failpoint("after sign")
+    run.parts.ledger.commit(submission, run.parts.clock.now())
+    failpoint("after commit")
 
 
 def _sign_value(run: _Run, epoch: Epoch, value: str, *, gas_factor: float = 1.0) -> Submission:
@@ -321,7 +363,9 @@ def _sign_value(run: _Run, epoch: Epoch, value: str, *, gas_factor: float = 1.0)
         value=value,
         synthetic=run.synthetic is not False or parts.forecaster.manifest.training.synthetic,
         account_number=priced.account_number,
-        sequence=parts.ledger.free_sequence(epoch.key, priced.sequence),
+        sequence=parts.ledger.free_sequence(
+            epoch.key, priced.sequence, elsewhere=parts.account.topics - {epoch.topic_id}
+        ),
         gas=priced.gas,
         fee_uallo=priced.fee_uallo,
         timeout_height=epoch.last_height,
@@ -330,22 +374,22 @@ def _sign_value(run: _Run, epoch: Epoch, value: str, *, gas_factor: float = 1.0)
 
 def _deliver(run: _Run, epoch: Epoch, *, fresh: bool) -> None:
     """Send what is committed and follow it to its end; new bytes only where the outbox asks for them."""
-    ledger, clock = run.parts.ledger, run.parts.clock
+    ledger = run.parts.ledger
 
     def sign_again() -> None:
         attempts = ledger.attempts(epoch.key)
         log.info("signing nonce %d again, attempt %d", epoch.nonce, len(attempts) + 1)
         if run.synthetic is None:  # signed by an earlier run, whose candles are not known here: forecast anew
-            prepared = _prepare(run, epoch)
-            if prepared is None:
+            if _prepare(run, epoch) is None:
                 raise RetryLater("No new forecast could be made for the one that the chain refused.")
-            again = prepared
-        else:
-            value, factor = attempts[-1].value, 1.5 ** len(attempts)
-            again = _persist(run, epoch, SIGN_SHARE, lambda: _sign_value(run, epoch, value, gas_factor=factor))
-        failpoint("after sign")
-        ledger.commit(again, clock.now())
-        failpoint("after commit")
+            return
+        value, factor = attempts[-1].value, 1.5 ** len(attempts)
+
+        def again() -> None:
+            with run.parts.account.signing:
+                _commit(run, _sign_value(run, epoch, value, gas_factor=factor))
+
+        _persist(run, epoch, SIGN_SHARE, again)
 
     with run.stage("submit") as told:
         seconds = float("inf") if run.job.seconds is None else run.job.seconds

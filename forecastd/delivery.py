@@ -80,13 +80,17 @@ def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[]
     return entry
 
 
-def reconcile(work: Delivery, chain_id: str, wallet: str) -> None:
+def reconcile(work: Delivery, chain_id: str, wallet: str, *, besides: frozenset[int] = frozenset()) -> None:
     """Settle what earlier runs left open, as far as the chain knows. Signs and sends nothing.
+
+    `besides`: topics that other threads serve at the same time; what they have open is theirs.
 
     Raises:
         RetryLater: the disk did not take what was learnt, or no endpoint answered.
     """
     for entry in work.ledger.entries(chain_id, wallet, unsettled=True):
+        if entry.key[1] in besides:
+            continue
         row, value = entry.row, None
         for _ in range(2):  # an inclusion first, then whether it counts
             seen = _counted(work, entry) if row.state is State.INCLUDED else _looked_up(work, entry)

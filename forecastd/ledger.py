@@ -3,6 +3,7 @@
 One row per (chain id, topic, nonce, wallet), missed epochs included, and one per signature made for it. The database is
 opened for one process at a time, and a commit is on the platter when it returns: `synchronous=EXTRA` with a rollback journal.
 Never `open()` the file beside SQLite: closing any descriptor of it would drop the lock. A failed fsync is not tried again.
+Several threads may use one ledger: every method is whole under its lock, and none waits for anything but the disk.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from forecastd.errors import NeedsHuman
@@ -106,11 +108,14 @@ class Ledger:
             NeedsHuman: its place cannot be written, it is not a ledger, or of a newer version.
         """
         self.path = path
+        self.failed = False  # the disk did: nothing can be written any more, a new start reconciles with the chain
+        self._lock = RLock()
         self._db = open_database(path, wait, connect)
 
     def close(self) -> None:
         """Let go of the file."""
-        self._db.close()
+        with self._lock:
+            self._db.close()
 
     def find(self, key: Key) -> Entry | None:
         """The epoch's entry, if there is one."""
@@ -136,6 +141,10 @@ class Ledger:
             RetryLater: the disk is full or failed; nothing may be sent.
             NeedsHuman: this epoch has bytes already that are not dead (two workers, or a fault in this one).
         """
+        with self._lock:
+            return self._commit(submission, now)
+
+    def _commit(self, submission: Submission, now: float) -> Row:
         entry = self.find(submission.key)
         if entry is not None and entry.row.state is not State.DEAD:
             raise NeedsHuman(
@@ -162,19 +171,27 @@ class Ledger:
 
         `value`: the forecast that the chain has, where it may be another than the one signed last.
         """
-        entry = self.find(key)
-        if entry is None:
-            raise KeyError(key)
-        value = value or entry.value
-        if (entry.row, entry.value) != (row, value):
-            with self._transaction():
-                self._put(replace(entry, row=row, value=value, settled_at=float(now) if row.state in SETTLED else None))
+        with self._lock:
+            entry = self.find(key)
+            if entry is None:
+                raise KeyError(key)
+            value = value or entry.value
+            if (entry.row, entry.value) != (row, value):
+                settled_at = float(now) if row.state in SETTLED else None
+                with self._transaction():
+                    self._put(replace(entry, row=row, value=value, settled_at=settled_at))
 
     def adopt(self, key: Key, state: State, now: float, *, reason: str, value: str | None = None) -> None:
         """Record an epoch that this ledger did not sign for: missed, or found on the chain. Keeps an entry that is there."""
-        if self.find(key) is None:
-            with self._transaction():
-                self._put(Entry(key, Row(state, -1, key[2], 0, reason=reason), value, float(now), float(now)))
+        with self._lock:
+            if self.find(key) is None:
+                with self._transaction():
+                    self._put(Entry(key, Row(state, -1, key[2], 0, reason=reason), value, float(now), float(now)))
+
+    def counts(self, chain_id: str, wallet: str, topic_id: int) -> dict[State, int]:
+        """How many epochs of a topic are in which state."""
+        sql = "SELECT state, count(*) FROM epochs WHERE chain_id = ? AND wallet = ? AND topic_id = ? GROUP BY state"
+        return {State(state): int(number) for state, number in self._run(sql, (chain_id, wallet, topic_id))}
 
     # The account: which sequences are ours
 
@@ -185,16 +202,21 @@ class Ledger:
         others = self._run("SELECT sequence FROM uses WHERE chain_id = ? AND wallet = ?", account)
         return {int(values[0]) for values in (*signed, *others)}
 
-    def free_sequence(self, key: Key, at_least: int) -> int:
+    def free_sequence(self, key: Key, at_least: int, *, elsewhere: frozenset[int] = frozenset()) -> int:
         """The first sequence from `at_least` on that no other epoch's submission of this wallet has taken.
 
         `at_least` is what an endpoint says, and one that is behind says too little: whatever a block has included of this
-        wallet's is used up for certain.
+        wallet's is used up for certain. `elsewhere`: topics that other threads serve, which may be about to sign again
+        with the sequence of what was refused.
         """
         others = [entry for entry in self.entries(key[0], key[3]) if entry.key != key]
         included = [entry.row.sequence for entry in others if entry.row.state in SERVED - {State.MISSED}]
         at_least = max([at_least, *(sequence + 1 for sequence in included)])
-        taken = {entry.row.sequence for entry in others if entry.row.state is State.SIGNED}
+        taken = {
+            entry.row.sequence
+            for entry in others
+            if entry.row.state is State.SIGNED or (entry.row.state is State.DEAD and entry.key[1] in elsewhere)
+        }
         while at_least in taken:
             at_least += 1
         return at_least
@@ -248,29 +270,32 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._lock:
             try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
-                self._db.close()  # a sync that failed is never tried again: what the disk has now is for the next start
-            raise told(error, self.path) from error
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                    self.failed = True
+                    self._db.close()  # a sync that failed is never tried again: what the disk has is for the next start
+                raise told(error, self.path) from error
 
     def _write(self, sql: str, values: tuple[object, ...]) -> None:
         with self._transaction():
             self._db.execute(sql, values)
 
     def _run(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise told(error, self.path) from error
+        with self._lock:
+            try:
+                return self._db.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise told(error, self.path) from error
 
 
 def _entry(key: tuple[Any, ...], values: tuple[Any, ...]) -> Entry:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Event, RLock
 
 from forecastd.clock import Deadline
 from forecastd.errors import NeedsHuman, RetryLater
@@ -38,6 +38,8 @@ class LedgerCopy(Ledger):
             NeedsHuman: it is not a ledger, damaged beyond reading, or of a newer version.
         """
         self.path = path
+        self.failed = False
+        self._lock = RLock()
         self._db = sqlite3.connect(copy, isolation_level=None)
         try:
             version = int(self._run("PRAGMA user_version", ())[0][0])

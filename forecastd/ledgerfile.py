@@ -53,8 +53,8 @@ class _Unusable(Exception):
 
 
 def connect(path: Path, wait: float) -> sqlite3.Connection:
-    """The database as SQLite opens it; a transaction begins where the ledger begins it."""
-    return sqlite3.connect(path, timeout=wait, isolation_level=None)
+    """The database as SQLite opens it; a transaction begins where the ledger begins it, threads take turns there."""
+    return sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
 
 
 Connect = Callable[[Path, float], sqlite3.Connection]
