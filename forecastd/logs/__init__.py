@@ -1,0 +1,103 @@
+"""Logging: a rotating file that tells everything, a console that tells what matters, and no secret in either.
+
+Nothing here may stop a submission: a file that cannot be written and a console that nobody reads cost lines, are told once,
+and are written again when that is possible. Secrets are taken out of the finished text, tracebacks included, so anything that
+reads one says `hide` before it uses it. What is hidden stays so for the life of the process, through every `configure`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+from forecastd.clock import Clock, SystemClock
+from forecastd.logs.console import ConsoleStream, fill_standard_descriptors
+from forecastd.logs.file import RotatingFile
+from forecastd.logs.formats import Json, Lines, Text
+from forecastd.logs.handler import Handler
+from forecastd.logs.hooks import install_hooks
+from forecastd.logs.redaction import Redactor
+
+__all__ = ["FILE_NAME", "configure", "configure_console", "hide", "install_hooks", "redacted", "reopen"]
+
+FILE_NAME = "submission.log"
+FILE_BYTES = 50_000_000
+FILE_COUNT = 5
+_CHATTY = ("urllib3", "hpack", "asyncio", "grpc", "ccxt", "websockets", "h2")
+
+log = logging.getLogger(__name__)
+_redactor = Redactor()
+
+
+def configure(
+    directory: Path,
+    *,
+    verbose: bool,
+    secrets: Iterable[str] = (),
+    json: bool = False,
+    console: int = logging.WARNING,
+    times: bool = False,
+    stream: TextIO | None = None,
+    max_bytes: int = FILE_BYTES,
+    backups: int = FILE_COUNT,
+    clock: Clock | None = None,
+) -> None:
+    """Log to the console from the level `console` on, and everything to `directory/submission.log`, rotating.
+
+    `verbose` makes the console tell DEBUG, and tracebacks. `times` puts the time (UTC) before each line of the console;
+    `json` makes every line, there and in the file, a JSON object. `stream` stands in for stderr. Called again, this replaces
+    what was set up before. Never raises over a directory that cannot be written: that is told, and tried again later.
+    """
+    hide(*secrets)
+    _replace_handlers(_console(console, verbose=verbose, times=times, json=json, stream=stream))
+    file = RotatingFile(directory / FILE_NAME, max_bytes=max_bytes, backups=backups, clock=clock or SystemClock())
+    form: Lines = Json(_redactor, tracebacks=True) if json else Text(_redactor, tracebacks=True, places=True)
+    logging.getLogger().addHandler(Handler(file, form, logging.DEBUG))
+    log.debug("Logging to %s.", file.path)
+
+
+def configure_console(*, verbose: bool, warnings: bool = True, secrets: Iterable[str] = (), json: bool = False) -> None:
+    """Log WARNING to stderr (only ERROR without `warnings`), or DEBUG and tracebacks when `verbose`; no file."""
+    hide(*secrets)
+    level = logging.WARNING if warnings else logging.ERROR
+    _replace_handlers(_console(level, verbose=verbose, times=False, json=json, stream=None))
+
+
+def hide(*secrets: str) -> None:
+    """Take these secrets, in every spelling, out of all that is logged from now on. Empty ones are passed over."""
+    _redactor.hide(secrets)
+
+
+def redacted(text: str) -> str:
+    """`text` without the secrets, for what reaches people by another way than logging."""
+    return _redactor.redact(text)
+
+
+def reopen() -> None:
+    """Open the log file anew with the next line, as SIGHUP asks for. Not to be called inside a signal handler."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Handler) and isinstance(handler.stream, RotatingFile):
+            with handler.lock or contextlib.nullcontext():
+                handler.stream.reopen()
+
+
+def _console(level: int, *, verbose: bool, times: bool, json: bool, stream: TextIO | None) -> Handler:
+    fill_standard_descriptors()
+    form: Lines = Json(_redactor, tracebacks=verbose) if json else Text(_redactor, tracebacks=verbose, times=times)
+    return Handler(ConsoleStream(stream or sys.stderr), form, logging.DEBUG if verbose else level)
+
+
+def _replace_handlers(console: Handler) -> None:
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        if isinstance(handler, Handler):
+            handler.close()
+    root.addHandler(console)
+    for chatty in _CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,142 @@
+"""The console: a text stream that is written to without ever waiting long for whoever reads it.
+
+A terminal that is stopped, a pipe that nobody empties or a closed descriptor costs lines, never the worker. The stream's file
+is opened anew, or doubled, so that non-blocking writes are ours alone: the flag on the original would hold for the user's
+shell too. A descriptor of our own is also safe from being closed by others and given to another file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+from collections import deque
+from typing import TextIO
+
+from forecastd.clock import Deadline
+from forecastd.logs.handler import Notice
+
+PATIENCE = 0.2  # seconds for a reader that is slow; none any more once it was too slow, until it reads again
+LAST_PATIENCE = 1.0  # seconds when the program ends
+_MOST_BYTES = 1 << 22  # kept for a reader that is slow
+_PIECE = 4096  # what a pipe takes whole or not at all
+
+
+class ConsoleStream:
+    """Writes lines to `stream`, None for a process without one."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.notices: deque[Notice] = deque()
+        self._stream = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._descriptor, self._is_socket = _descriptor_of(stream)
+        self._unwritten = bytearray()
+        self._stuck = False
+        self._broken = False
+        self._inside_line = False
+        self._left_out = 0
+
+    def write(self, text: str) -> None:
+        """Write one record, or as much as goes; the rest goes before the next one."""
+        try:
+            if self._descriptor is not None:
+                self._add(text.encode(self._encoding, "backslashreplace"))
+                self._push(0.0 if self._stuck else PATIENCE)
+            elif self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._failed(error)
+        else:
+            self._broken = False
+
+    def close(self) -> None:
+        """Give what is unwritten a last chance, and let go of the descriptor. Nothing can be written after that."""
+        descriptor = self._descriptor
+        with contextlib.suppress(OSError):
+            self._push(LAST_PATIENCE)
+        self._descriptor = self._stream = None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def _add(self, line: bytes) -> None:
+        if len(self._unwritten) + len(line) > _MOST_BYTES:
+            self._left_out += 1
+        else:
+            self._unwritten += line
+
+    def _push(self, patience: float) -> None:
+        """Write what is unwritten, waiting at most `patience` seconds in all."""
+        deadline = Deadline(patience)
+        while self._unwritten:
+            try:
+                written = self._send(bytes(self._unwritten[:_PIECE]))
+            except BlockingIOError:
+                self._stuck = True
+                if not self._writable(deadline):
+                    return
+                continue
+            self._inside_line = self._unwritten[written - 1] != ord("\n")
+            del self._unwritten[:written]
+        self._stuck = False
+        if self._left_out:
+            told = "%d lines are missing on the console: nobody read them in time."
+            self.notices.append((told, (self._left_out,)))
+            self._left_out = 0
+
+    def _writable(self, deadline: Deadline) -> bool:
+        """Wait until something can be written; False when the time is over."""
+        try:
+            left = deadline.left() or 0.0
+        except TimeoutError:
+            return False
+        poll = select.poll()
+        poll.register(self._descriptor or 0, select.POLLOUT)
+        return bool(poll.poll(left * 1000))
+
+    def _send(self, piece: bytes) -> int:
+        if self._descriptor is None:
+            return len(piece)
+        if not self._is_socket:
+            return os.write(self._descriptor, piece)
+        import socket
+
+        with socket.socket(fileno=os.dup(self._descriptor)) as channel:
+            return channel.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def _failed(self, error: OSError | ValueError) -> None:
+        self._unwritten[:] = b"\n" if self._inside_line else b""
+        if not self._broken:
+            self._broken = True
+            why = error.strerror if isinstance(error, OSError) else error
+            self.notices.append(("Cannot write to the console (%s); going on without it.", (why,)))
+
+
+def _descriptor_of(stream: TextIO | None) -> tuple[int | None, bool]:
+    """A descriptor of our own for the stream's file, and whether it is a socket; None where the stream has no file."""
+    try:
+        if stream is None:
+            return None, False
+        original = stream.fileno()
+        mode = os.fstat(original).st_mode
+    except (OSError, ValueError, AttributeError):
+        return None, False
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        # Not possible for another user's terminal, say: then it is shared, and a full one may make us wait.
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{original}", flags), False
+    return os.dup(original), stat.S_ISSOCK(mode)
+
+
+def fill_standard_descriptors() -> None:
+    """Open /dev/null for each of the first three descriptors that is closed, lest a file of ours become standard error."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError as error:
+            if error.errno == errno.EBADF and os.open(os.devnull, os.O_RDWR) == number:
+                os.set_inheritable(number, True)

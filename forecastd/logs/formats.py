@@ -1,0 +1,97 @@
+"""How a log record is written: one line of text, or one JSON object a line.
+
+Everything that comes from a record goes through `Redactor.redact` before it is cleaned, cut or indented, and a record begins
+one line, whatever is in it: what continues it is indented, and characters that could move a cursor are written as escapes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import UTC, datetime
+
+from forecastd.logs.redaction import Redactor
+
+MOST_CHARACTERS = 200_000  # of a message or a traceback; more is cut out of its middle
+_INDENT = "  "
+# Control characters but newline and tab; line and paragraph separators; marks that turn text around; lone surrogates.
+_UNSAFE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]"
+)
+
+
+class Lines(logging.Formatter):
+    """What both formats share. Without `tracebacks` an exception is told in one line."""
+
+    def __init__(self, redactor: Redactor, *, tracebacks: bool) -> None:
+        super().__init__()
+        self._redactor = redactor
+        self._tracebacks = tracebacks
+
+    def message(self, record: logging.LogRecord) -> str:
+        """The message; with the exception in brief where there will be no traceback."""
+        message = self._clean(record.getMessage())
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or self._tracebacks:
+            return message
+        told = self._clean(f"{type(error).__name__}: {error}".removesuffix(": "))
+        return f"{message} ({told.partition(chr(10))[0]})"
+
+    def traceback(self, record: logging.LogRecord) -> str:
+        """The traceback with everything that led to it, and the stack where one was asked for; empty without."""
+        if not self._tracebacks:
+            return ""
+        parts = [record.exc_text or "", record.stack_info or ""]
+        if record.exc_info and record.exc_info[1] is not None:
+            parts[0] = self.formatException(record.exc_info)
+        return self._clean("\n".join(part for part in parts if part))
+
+    def _clean(self, text: str) -> str:
+        text = self._redactor.redact(text).replace("\r\n", "\n").rstrip()
+        if len(text) > MOST_CHARACTERS:
+            half = MOST_CHARACTERS // 2
+            text = f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+        return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class Text(Lines):
+    """Lines for people. `places`: with process, function and line number, for the file. `times`: with the time."""
+
+    def __init__(self, redactor: Redactor, *, tracebacks: bool, times: bool = True, places: bool = False) -> None:
+        super().__init__(redactor, tracebacks=tracebacks)
+        self._times, self._places = times, places
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record, its first line not indented and all others indented."""
+        head = f"{record.levelname}: "
+        if self._places:
+            place = f"{record.process} {record.name}:{record.funcName}:{record.lineno}"
+            head = f"{stamp(record)} {record.levelname:<8} {self._clean(place)} "
+        elif self._times:
+            head = f"{stamp(record)} {record.levelname:<8} "
+        text = "\n".join(part for part in (self.message(record), self.traceback(record)) if part)
+        return head.replace("\n", " ") + text.replace("\n", f"\n{_INDENT}")
+
+
+class Json(Lines):
+    """One JSON object a line, in ASCII: time, level, logger, function, line, process, message; traceback where one is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        told: dict[str, object] = {
+            "time": stamp(record),
+            "level": record.levelname,
+            "logger": self._clean(record.name),
+            "function": self._clean(record.funcName or ""),
+            "line": record.lineno,
+            "process": record.process,
+            "message": self.message(record),
+        }
+        traceback = self.traceback(record)
+        return json.dumps(told | {"traceback": traceback} if traceback else told)
+
+
+def stamp(record: logging.LogRecord) -> str:
+    """When the record was made, as `2019-10-17T09:00:00.123Z`."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
