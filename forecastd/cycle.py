@@ -232,7 +232,7 @@ def _prepare(run: _Run, epoch: Epoch) -> Submission | None:
     """
     try:
         candles = _persist(run, epoch, FETCH_SHARE, lambda: _fetch(run))
-        forecast = _persist(run, epoch, MODEL_SHARE, lambda: _forecast(run, candles))
+        forecast = _persist(run, epoch, MODEL_SHARE, lambda: _forecast(run, epoch, candles))
         if run.served:
             run.know(outcome="dry_run", reason="this epoch has its submission already; nothing would be signed or sent")
             return None
@@ -285,21 +285,32 @@ def _fetch(run: _Run) -> Candles:
     return candles
 
 
-def _forecast(run: _Run, candles: Candles) -> Forecast:
+def _forecast(run: _Run, epoch: Epoch, candles: Candles) -> Forecast:
     """The model's check, its forecast, and the guards."""
     forecaster = run.parts.forecaster
     with run.stage("model") as told:
-        run.know(bundle=forecaster.check())
+        run.know(bundle=forecaster.check(lambda: _is_over(run, epoch)))
         told.append(describe_model(forecaster))
+        told.extend(f"warning: {remark}" for remark in forecaster.remarks)
+    if len(candles) < forecaster.needed:  # another model stands in for the one that the candles were fetched for
+        candles = _fetch(run)
     with run.stage("forecast") as told:
-        forecast = forecaster.forecast(candles)
+        forecast = forecaster.forecast(candles, lambda: _is_over(run, epoch))
         run.know(value=forecast.value, quantiles=quantiles_at_horizon(forecast))
         told.extend(describe_forecast(forecast))
     with run.stage("guards") as told:
         report = forecaster.guard(forecast, candles, _consensus(run))
-        run.know(warnings=report.warnings)
+        run.know(warnings=(*forecaster.remarks, *report.warnings))
         told.extend(describe_guards(report))
     return forecast
+
+
+def _is_over(run: _Run, epoch: Epoch) -> bool:
+    """Whether nobody needs this epoch's forecast any more: its last safe block has passed, or this process is to end."""
+    try:
+        return run.parts.wake.is_set() or run.parts.chain.height() >= epoch.last_height - SAFE_BLOCKS
+    except RetryLater:
+        return False
 
 
 def _consensus(run: _Run) -> tuple[float, ...]:

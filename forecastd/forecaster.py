@@ -1,62 +1,117 @@
-"""From a bundle's path to a checked forecast, by way of a child process.
+"""From a bundle's path to a checked forecast, by way of supervised child processes.
 
-The child is started before anything else of a cycle, so that it loads and proves the model while the parent talks to
-the network. A model that is no good needs a person; one that crashes or hangs costs this epoch and nothing more.
+The children are started before anything else of a cycle, so that they load and prove the model while the parent talks to
+the network. A model that is no good, or is in quarantine because it hung or crashed its children, is stood in for by the
+last good one of the topic; without one it needs a person. A job that no child finished costs this epoch and nothing more.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from forecastd.candles import STALE_STEPS, Candles, check
+from forecastd.clock import Clock, SystemClock
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.features import FeatureList, model_input, parse_features, warm_up
 from forecastd.guards import GuardReport, check_forecast
+from forecastd.shelf import Reserve
 from forecastd.sources.base import Source
-from forecastd.supervise.process import ChildFailed, ModelFailed, ModelProcess
+from forecastd.supervise.board import Quarantined
+from forecastd.supervise.jobs import check_job, predict_job
+from forecastd.supervise.policy import Policy, Setup
+from forecastd.supervise.pool import Pool
+from forecastd.supervise.process import ChildFailed, ModelFailed
+from forecastd.supervise.report import Counts, Event
 from forecastd.window import RollingWindow, refresh
 from models.base import Forecast
 from models.bundle import read_manifest
 from models.errors import ModelError
 from models.manifest import Manifest
 
-LOAD_SECONDS = 60.0
-PREDICT_SECONDS = 60.0
+log = logging.getLogger(__name__)
+
+STEADY = 10  # a forecast that gets on all the time may take that many times what one step of it may
 
 
 class Forecaster:
-    """One bundle, run in a child of its own. Use as a context manager: leaving ends the child."""
+    """One bundle, run in children of its own. Use as a context manager: leaving ends them.
 
-    def __init__(self, bundle: Path, features: FeatureList | None = None) -> None:
-        """Read the bundle's manifest, compare its features with the user's list, and start the child.
+    `manifest`, `features`: of the bundle that runs now. `remarks`: what a person should know of it. `counts`: of all
+    that supervision saw, whichever bundle it was.
+    """
+
+    manifest: Manifest
+    features: FeatureList
+
+    def __init__(
+        self,
+        bundle: Path,
+        features: FeatureList | None = None,
+        *,
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        reserve: Reserve | None = None,
+        accept: Callable[[Manifest], None] = lambda _: None,
+        observe: Callable[[Event], None] = lambda _: None,
+    ) -> None:
+        """Read the bundle's manifest, compare its features with the user's list, and start its children.
+
+        `reserve`: where another bundle is found when this one is no good. `accept` raises NeedsHuman for a bundle that
+        must not be run here, whichever it is.
 
         Raises:
-            NeedsHuman: there is no bundle, its manifest is no good, or it was trained on other features.
-            SkipEpoch: no process can be started for it.
+            NeedsHuman: there is no bundle, its manifest is no good, it was trained on other features or is not accepted;
+                and there is no other.
         """
+        self.remarks: tuple[str, ...] = ()
+        self.counts = Counts()
+        self._asked, self._clock, self._reserve = features, clock or SystemClock(), reserve
+        self._policy, self._accept, self._observe = policy or Policy(), accept, observe
+        self._pool: Pool | None = None
+        self._given_up: set[str] = set()
+        self._fresh = True
         try:
-            self.manifest: Manifest = read_manifest(bundle)
-        except ModelError as error:
-            raise NeedsHuman(str(error)) from error
-        self.features = parse_features((*self.manifest.past, *self.manifest.known), f"The bundle {bundle}")
-        if features is not None and (features.past, features.known) != (self.features.past, self.features.known):
-            raise NeedsHuman(_difference((*features.past, *features.known), self.features.names))
-        self._bundle = bundle
-        self._process = self._started()
+            manifest = _manifest(bundle)
+        except NeedsHuman as error:
+            if not self._fall_back(str(error)):
+                raise
+            return
+        held = self._reserve.shelf.quarantined().get(manifest.sha256) if self._reserve else None
+        if held is not None:
+            self._given_up.add(manifest.sha256)
+            told = f"{manifest.name} ({manifest.sha256[:12]}) is in quarantine since {held.since}: {held.reason}"
+            if self._fall_back(told):
+                return
+            log.error("%s There is no earlier model to fall back on, so it is tried again.", told)
+        self._run(bundle, manifest)
 
-    def check(self) -> str:
-        """Wait until the child has verified the bundle's hashes, its weights and its canary; gives the bundle's sha256.
+    def check(self, over: Callable[[], bool] = lambda: False) -> str:
+        """Have the bundle's hashes, weights and canary verified by the children that run it; gives its sha256.
+
+        `over` is asked every second whether nobody waits any more.
 
         Raises:
-            NeedsHuman: the model is no good.
-            SkipEpoch: its process died or hung.
+            NeedsHuman: the model is no good, and there is no other.
+            SkipEpoch: no process came to be ready.
         """
+        limits, pool = self._policy.limits, self._running()
+        seconds = self._policy.attempts * (limits.starting + limits.loading + limits.warming_up)
         try:
-            return self._process.ready(LOAD_SECONDS)
+            sha256 = pool.ready(seconds, over)
+            if not self._fresh:  # it was proven when it was loaded, and is again before each cycle that follows
+                sha256 = pool.run(check_job(self._clock.monotonic() + seconds, self._policy.attempts), over)
         except ModelFailed as error:
+            if self._fall_back(str(error)):
+                return self.check(over)
             raise NeedsHuman(str(error)) from error
         except ChildFailed as error:
-            raise self._replaced(error) from error
+            if self._quarantined(error):
+                return self.check(over)
+            raise SkipEpoch(str(error), check="model_process") from error
+        self._fresh = False
+        return str(sha256)
 
     @property
     def needed(self) -> int:
@@ -79,48 +134,123 @@ class Forecaster:
         candles = refresh(window, source, now=now, length=self.needed)
         return check(candles, now=now, needed=self.needed, max_age=STALE_STEPS * step)
 
-    def forecast(self, candles: Candles) -> Forecast:
-        """The forecast from the end of `candles`. Raises SkipEpoch when the model cannot make it."""
-        inputs = model_input(self.features, candles, self.manifest.encoder_length, self.manifest.horizon)
+    def forecast(self, candles: Candles, over: Callable[[], bool] = lambda: False) -> Forecast:
+        """The forecast from the end of `candles`. `over` is asked every second whether nobody wants it any more.
+
+        Raises:
+            SkipEpoch: the model cannot make it, or no child finished it.
+        """
+        limits, manifest = self._policy.limits, self.manifest
+        if len(candles) < self.needed:
+            raise SkipEpoch(
+                f"The model {manifest.name} wants {self.needed} candles, and {len(candles)} were fetched for another.",
+                check="model_process",
+            )
+        inputs = model_input(self.features, candles, manifest.encoder_length, manifest.horizon)
+        seconds = self._policy.attempts * (limits.loading + limits.predicting + limits.post_processing) * STEADY
+        job = predict_job(
+            inputs,
+            name=f"forecast from {candles.end}",
+            deadline=self._clock.monotonic() + seconds,
+            attempts=self._policy.attempts,
+            rows=manifest.horizon,
+            levels=manifest.levels,
+        )
         try:
-            return self._process.predict(inputs, PREDICT_SECONDS)
+            forecast: Forecast = self._running().run(job, over)
         except ModelFailed as error:
             raise SkipEpoch(str(error), check="model") from error
         except ChildFailed as error:
-            raise self._replaced(error) from error
+            if self._quarantined(error):
+                self.check(over)
+                return self.forecast(candles, over)
+            raise SkipEpoch(str(error), check="model_process") from error
+        return forecast
 
     def guard(self, forecast: Forecast, candles: Candles, consensus: tuple[float, ...] = ()) -> GuardReport:
         """The guards' report on a forecast; raises SkipEpoch when it must not be signed."""
         age_counts = not candles.provenance.synthetic
-        return check_forecast(
+        report = check_forecast(
             forecast,
             candles,
             horizon=self.manifest.horizon,
             trained_until=float(self.manifest.training.learnt_until) if age_counts else None,
             consensus=consensus,
         )
+        if self._reserve is not None:
+            self._reserve.shelf.keep(self._reserve.topic, self._bundle, self.manifest)
+        return report
 
-    def _replaced(self, error: ChildFailed) -> SkipEpoch:
-        """Put a new child in the place of one that failed, for whoever tries again."""
-        self._process.stop()
-        self._process = self._started()
-        return SkipEpoch(str(error), check="model_process")
-
-    def _started(self) -> ModelProcess:
-        try:
-            return ModelProcess(self._bundle)
-        except ChildFailed as error:
-            raise SkipEpoch(str(error), check="model_process") from error
+    def children(self) -> list[dict[str, object]]:
+        """What each child is at, as `Pool.children` tells."""
+        return [] if self._pool is None else self._pool.children()
 
     def close(self) -> None:
-        """End the child."""
-        self._process.stop()
+        """End the children."""
+        if self._pool is not None:
+            self._pool.close()
 
     def __enter__(self) -> Forecaster:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _running(self) -> Pool:
+        """The pool; a new one for a bundle that was given up without another to fall back on."""
+        if self._pool is None:
+            self._run(self._bundle, self.manifest)
+        if self._pool is None:
+            raise AssertionError  # `_run` has just made it
+        return self._pool
+
+    def _run(self, bundle: Path, manifest: Manifest) -> None:
+        """Run this bundle from now on. Raises NeedsHuman when it may not be run here."""
+        features = parse_features((*manifest.past, *manifest.known), f"The bundle {bundle}")
+        asked = self._asked
+        if asked is not None and (asked.past, asked.known) != (features.past, features.known):
+            raise NeedsHuman(_difference((*asked.past, *asked.known), features.names))
+        self._accept(manifest)
+        self.close()
+        self._bundle, self.manifest, self.features, self._fresh = bundle, manifest, features, True
+        setup = Setup(bundle, manifest.name)
+        self._pool = Pool(setup, self._policy, self._clock, counts=self.counts, observe=self._observe)
+
+    def _quarantined(self, error: ChildFailed) -> bool:
+        """Whether the bundle was given up just now and another one stands in for it."""
+        if not isinstance(error, Quarantined):
+            return False
+        self._given_up.add(self.manifest.sha256)
+        if self._reserve is not None:
+            self._reserve.shelf.quarantine(self.manifest, str(error))
+        if self._fall_back(str(error)):
+            return True
+        self.close()
+        self._pool = None  # tried anew at the next attempt: without another one, an unsure model is better than none
+        return False
+
+    def _fall_back(self, reason: str) -> bool:
+        """Run the last good bundle of the topic instead, because of `reason`. Whether there is one."""
+        reserve = self._reserve
+        running = {self.manifest.sha256} if self._pool is not None else set()
+        for path, manifest in [] if reserve is None else reserve.best(self._given_up | running):
+            try:
+                self._run(path, manifest)
+            except NeedsHuman as error:
+                log.warning("The earlier model %s cannot stand in: %s", manifest.name, error)
+                continue
+            told = f"{reason} The last good model, {manifest.name} ({manifest.sha256[:12]}), stands in for it."
+            self.remarks = (told,)
+            log.error("%s", told)
+            return True
+        return False
+
+
+def _manifest(bundle: Path) -> Manifest:
+    try:
+        return read_manifest(bundle)
+    except ModelError as error:
+        raise NeedsHuman(str(error)) from error
 
 
 def _difference(asked: tuple[str, ...], bundle: tuple[str, ...]) -> str:

@@ -25,9 +25,12 @@ from forecastd.lease import Lease
 from forecastd.ledger import Ledger
 from forecastd.outcome import Outcome, ended_by
 from forecastd.settings import Settings
+from forecastd.shelf import Reserve, Shelf
 from forecastd.sources import open_source
 from forecastd.stages import Stage
+from forecastd.supervise.policy import policy_of
 from forecastd.window import RollingWindow
+from models.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def run_once(
         if as_of is not None:
             _check_replay(topics)
         with open_parts(topics, clock, replay=as_of is not None) as parts:
-            jobs = [_job(one, dry_run=dry_run, register=register, persist=persist) for one in topics]
+            jobs = [job_of(one, dry_run=dry_run, register=register, persist=persist) for one in topics]
             return [run_cycle(job, part, report) for job, part in zip(jobs, parts, strict=True)]
     except ForecastdError as error:
         return [ended_by(error, Outcome("failed", topic_id=one.topic_id, as_of=iso(clock.now()))) for one in topics]
@@ -70,7 +73,8 @@ def _check_replay(topics: Sequence[Settings]) -> None:
         raise NeedsHuman("--as-of replays on a node of its own. Leave it out, or unset RPC_ENDPOINTS.")
 
 
-def _job(settings: Settings, *, dry_run: bool, register: bool, persist: bool) -> Job:
+def job_of(settings: Settings, *, dry_run: bool, register: bool, persist: bool) -> Job:
+    """What a cycle of these settings' topic is to do and may spend."""
     local = settings.allora_network == "local"
     floor = NETWORKS[settings.allora_network].gas_price_floor
     return Job(
@@ -84,19 +88,23 @@ def _job(settings: Settings, *, dry_run: bool, register: bool, persist: bool) ->
 
 
 @contextmanager
-def open_parts(topics: Sequence[Settings], clock: Clock, *, replay: bool) -> Iterator[list[Parts]]:
+def open_parts(topics: Sequence[Settings], clock: Clock, *, replay: bool, standbys: int = 0) -> Iterator[list[Parts]]:
     """What the cycles of these topics work with, closed again in reverse order. Ledger, window and endpoints are shared.
+
+    `standbys`: how many loaded processes stand by for each model, beside the one that works.
 
     Raises:
         NeedsHuman, RetryLater: as the parts do when they are opened.
     """
     common = topics[0]
     with ExitStack() as stack:
-        forecasters = [stack.enter_context(_forecaster(settings)) for settings in topics]
+        shelf = Shelf(common.state / "bundles", clock)
+        forecasters = [
+            stack.enter_context(open_forecaster(settings, shelf, clock, standbys=standbys)) for settings in topics
+        ]
         sources = [open_source(settings.data_source, settings) for settings in topics]
-        for settings, source, forecaster in zip(topics, sources, forecasters, strict=True):
-            refuse_synthetic(settings, source.synthetic, forecaster)
-            check_horizon(settings, forecaster)
+        for settings, source in zip(topics, sources, strict=True):
+            refuse_synthetic(settings, synthetic=source.synthetic)
         wallets = [open_wallet(settings) for settings in topics]
         chain_id = _replay_id(topics, forecasters, clock) if replay else chain_of(common)
         for address in dict.fromkeys(wallet.address for wallet in wallets):
@@ -113,38 +121,51 @@ def open_parts(topics: Sequence[Settings], clock: Clock, *, replay: bool) -> Ite
         ]
 
 
-def _forecaster(settings: Settings) -> Forecaster:
-    return Forecaster(settings.model_path, load_features(settings.features_path))
-
-
-def refuse_synthetic(settings: Settings, synthetic: bool, forecaster: Forecaster) -> None:
-    """Made-up candles, or a model that learnt from them, have no business on a real network. Signing checks it again.
+def open_forecaster(settings: Settings, shelf: Shelf, clock: Clock, *, standbys: int) -> Forecaster:
+    """The topic's model in its processes, with the last good one in reserve.
 
     Raises:
-        NeedsHuman: a real network with synthetic data or a model trained on it.
+        NeedsHuman: the model must not run here, and there is no other.
     """
-    if settings.allora_network == "local":
-        return
-    if synthetic:
+    return Forecaster(
+        settings.model_path,
+        load_features(settings.features_path),
+        policy=policy_of(settings, standbys=standbys),
+        clock=clock,
+        reserve=Reserve(shelf, settings.topic_id),
+        accept=lambda manifest: _accept(settings, manifest),
+    )
+
+
+def _accept(settings: Settings, manifest: Manifest) -> None:
+    if manifest.training.synthetic and settings.allora_network != "local":
+        raise NeedsHuman(
+            f"The model {manifest.name} was trained on synthetic candles and serves the local network only. "
+            "Train one on real candles with `forecastd train --source ...`."
+        )
+    check_horizon(settings, manifest)
+
+
+def refuse_synthetic(settings: Settings, *, synthetic: bool) -> None:
+    """Made-up candles have no business on a real network. Signing checks it again, with the model's own.
+
+    Raises:
+        NeedsHuman: a real network with synthetic data.
+    """
+    if synthetic and settings.allora_network != "local":
         raise NeedsHuman(
             f"The data source {settings.data_source!r} is synthetic and serves the local network only. "
             "Set DATA_SOURCE (or --source) to tiingo, exchange:NAME or file:PATH."
         )
-    if forecaster.manifest.training.synthetic:
-        raise NeedsHuman(
-            f"The model {settings.model_path} was trained on synthetic candles and serves the local network only. "
-            "Train one on real candles with `forecastd train --source ...`."
-        )
 
 
-def check_horizon(settings: Settings, forecaster: Forecaster) -> None:
+def check_horizon(settings: Settings, manifest: Manifest) -> None:
     """The topic asks for one horizon, and the model has to forecast it. On the local network a difference is only told.
 
     Raises:
         NeedsHuman: a real network, and a model of another horizon.
     """
     wanted = settings.horizon_hours or HORIZON_HOURS.get(settings.topic_id)
-    manifest = forecaster.manifest
     hours = manifest.horizon * manifest.step / 3600
     if wanted is None or hours == wanted:
         return

@@ -156,6 +156,26 @@ def write_bundle(
     contents[MANIFEST] = to_json(replace(manifest, files=files))
     written = parse(contents[MANIFEST], hashlib.sha256(contents[MANIFEST]).hexdigest())
     path.parent.mkdir(parents=True, exist_ok=True)
+    _place(path, contents)
+    return written
+
+
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy what the manifest of the bundle at `source` knows, whole or not at all. Loading the copy checks it.
+
+    Raises:
+        BundleError: there is no sound manifest, or a file of it is not there.
+        OSError: the disk is full, or `target` may not be written.
+    """
+    manifest = read_manifest(source)
+    contents = {name: _read(source, name, record.size) for name, record in manifest.files.items()}
+    contents[MANIFEST] = _read(source, MANIFEST, MANIFEST_LIMIT)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _place(target, contents)
+
+
+def _place(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Put a directory with these files at `path`."""
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         for name, content in contents.items():
@@ -165,7 +185,6 @@ def write_bundle(
         _swap(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return written
 
 
 def _swap(staging: Path, path: Path) -> None:

@@ -6,7 +6,8 @@ and may be shared by threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,11 @@ from models.bundle import Bundle
 from models.errors import BundleError, DataError
 from models.manifest import Manifest
 from models.strict import RESTORE
-from models.tft import Tft
+from models.tft import STEPS, Tft
 
 TOLERANCE = 1e-4  # of the quantile range: how far an engine may be from the network it was made of
 LEAST_SCALE = 1e-6  # of the target; below it the price stands still and nothing can be standardised by it
+Progress = Callable[[int, int], None]  # steps done, steps in all
 _CHUNK = 16  # series at a time: the attention of more does not fit a processor's cache
 
 
@@ -34,22 +36,30 @@ class Engine:
             bundle.manifest.network, bundle.weights, bundle.manifest.encoder_length, bundle.manifest.horizon
         )
 
-    def predict(self, inputs: ModelInput) -> Forecast:
-        """The forecast of one series.
+    def predict(self, inputs: ModelInput, progress: Progress = lambda done, total: None) -> Forecast:
+        """The forecast of one series. `progress` hears of every step of the work that is done.
 
         Raises:
             DataError: the input has another shape or step than the bundle, is not finite, or does not move at all.
             BundleError: (check "finite") the network gave a number that is not finite.
         """
-        return self.predict_batch([inputs])[0]
+        return self.predict_batch([inputs], progress)[0]
 
-    def predict_batch(self, inputs: Sequence[ModelInput]) -> list[Forecast]:
+    def predict_batch(
+        self, inputs: Sequence[ModelInput], progress: Progress = lambda done, total: None
+    ) -> list[Forecast]:
         """The forecasts of several series, each as `predict` gives it up to rounding."""
-        return [forecast for at in range(0, len(inputs), _CHUNK) for forecast in self._chunk(inputs[at : at + _CHUNK])]
+        starts = range(0, len(inputs), _CHUNK)
+        steps = count(1)
 
-    def _chunk(self, inputs: Sequence[ModelInput]) -> list[Forecast]:
+        def advance() -> None:
+            progress(next(steps), STEPS * len(starts))
+
+        return [forecast for at in starts for forecast in self._chunk(inputs[at : at + _CHUNK], advance)]
+
+    def _chunk(self, inputs: Sequence[ModelInput], advance: Callable[[], None]) -> list[Forecast]:
         past, future, scales = zip(*(self._scaling.apply(one) for one in inputs), strict=True)
-        outputs = self._network(np.stack(past), np.stack(future)).astype(np.float64)
+        outputs = self._network(np.stack(past), np.stack(future), advance).astype(np.float64)
         if not np.isfinite(outputs).all():
             raise BundleError(
                 "The model gave a number that is not finite. Check its input, or use another model.", check="finite"
@@ -152,14 +162,14 @@ def relative_difference(got: FloatArray, wanted: FloatArray) -> float:
     return float(np.abs(got - wanted).max()) / (width or 1.0)
 
 
-def verify_canary(bundle: Bundle, engine: Engine) -> float:
+def verify_canary(bundle: Bundle, engine: Engine, progress: Progress = lambda done, total: None) -> float:
     """Run the bundle's canary; return its relative difference from what the trained network gave.
 
     Raises:
         BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
     """
     try:
-        forecast = engine.predict(bundle.canary.inputs)
+        forecast = engine.predict(bundle.canary.inputs, progress)
     except DataError as error:
         raise BundleError(
             f"The canary of {bundle.path} does not fit its model ({error}). {RESTORE}", check="canary"

@@ -13,7 +13,7 @@ every result is right. Whether a result is finite is seen by looking at it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ Weights = Mapping[str, Array]
 
 EPSILON = 1e-5  # of torch's LayerNorm
 MASKED = -1e9  # the library's mask_bias
+STEPS = 7  # how often a call says that it got on
 
 
 class Tft:
@@ -57,25 +58,35 @@ class Tft:
         self._output = w["output_layer.weight"].T.astype(np.float32), w["output_layer.bias"].astype(np.float32)
 
     @np.errstate(all="ignore")
-    def __call__(self, past: Array, future: Array) -> NDArray[np.float32]:
+    def __call__(self, past: Array, future: Array, advance: Callable[[], None] = lambda: None) -> NDArray[np.float32]:
         """The network's outputs `[B, H, Q]`, in units of the normalised target, which the caller checks to be finite.
 
-        `past` is `[B, L, encoder variables]`, `future` is `[B, H, decoder variables]`, both scaled.
+        `past` is `[B, L, encoder variables]`, `future` is `[B, H, decoder variables]`, both scaled. `advance` is called
+        `STEPS` times on the way, each time that a part of the work is done.
         """
         past, future = past.astype(np.float32), future.astype(np.float32)
         length = past.shape[1]
-        chosen_past, chosen_future = self._select_past(past), self._select_future(future)
+        chosen_past = self._select_past(past)
+        advance()
+        chosen_future = self._select_future(future)
+        advance()
         states = [self._initial] * len(self._encoder)
         encoded, states = _run(self._encoder, chosen_past, states)
+        advance()
         decoded, _ = _run(self._decoder, chosen_future, states)
+        advance()
         local = self._after_lstm(
             np.concatenate([encoded, decoded], axis=1), np.concatenate([chosen_past, chosen_future], axis=1)
         )
         enriched = self._enrich(local)
+        advance()
         attended = self._after_attention(self._attention(enriched), enriched[:, length:])
+        advance()
         fused = self._before_output(self._feed_forward(attended), local[:, length:])
         weight, bias = self._output
-        return np.asarray(fused @ weight + bias)
+        outputs = np.asarray(fused @ weight + bias)
+        advance()
+        return outputs
 
 
 def _elu(x: Array) -> Array:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,11 +235,12 @@ class _Harmed(Forecaster):
         super().__init__(EMBEDDED_MODEL)
         self._harm: signal.Signals | None = harm
 
-    def forecast(self, candles: Candles) -> Forecast:
+    def forecast(self, candles: Candles, over: Callable[[], bool] = lambda: False) -> Forecast:
         harm, self._harm = self._harm, None
         if harm is not None:
-            os.kill(self._process.pid, harm)
-        return super().forecast(candles)
+            for child in self.children():
+                os.kill(int(str(child["pid"])), harm)
+        return super().forecast(candles, over)
 
 
 class _Official(_Run):

@@ -64,12 +64,13 @@ class CheapForecaster(Forecaster):
         """`before` is called where a model would begin to think; what it raises is the model's failure."""
         self.manifest = read_manifest(EMBEDDED_MODEL)
         self.features = parse_features((*self.manifest.past, *self.manifest.known), "the embedded bundle")
-        self._before = before
+        self.remarks = ()
+        self._before, self._reserve = before, None
 
-    def check(self) -> str:
+    def check(self, over: Callable[[], bool] = lambda: False) -> str:
         return self.manifest.sha256
 
-    def forecast(self, candles: Candles) -> Forecast:
+    def forecast(self, candles: Candles, over: Callable[[], bool] = lambda: False) -> Forecast:
         """Another value at every call, so that a second signature is never by chance the first one's bytes."""
         self._before()
         levels = (0.1, 0.5, 0.9)

@@ -1,24 +1,30 @@
-"""The child's main: loads one bundle, proves it, and answers predictions until it is told to stop.
+"""The child's main: makes one model ready and proves it, or trains one, and answers until it is told to stop.
 
 Started as `python -m forecastd.supervise.child FD LAUNCH PARENT MEMORY`. It has no secrets and needs none. It dies with
-its parent, is bounded in memory, and speaks only over the socket it inherited; what a model prints goes to stderr.
+its parent, is bounded in memory, and speaks only over the socket it inherited; what a model prints goes to stderr. SIGUSR1
+has the stacks of all its threads written there.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from forecastd.supervise.messages import ChannelClosed, Message, receive, send
-from models.base import ModelInput
-from models.bundle import load_bundle
-from models.engines import Engine, load_engine, verify_canary
-from models.errors import BundleError, ModelError
+from forecastd.supervise.detector import Phase
+from forecastd.supervise.faults import Saboteur, parse_faults
+from forecastd.supervise.messages import ChannelClosed, Message, receive
+from forecastd.supervise.voice import Voice
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from models.engines import Engine
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -27,60 +33,126 @@ def die_with(parent: int) -> None:
     """Be killed when the parent dies; leave at once when it already did."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit(0)
+        os._exit(0)
 
 
-def serve(channel: socket.socket, launch: str) -> None:
-    """Answer messages until `stop` or the end of the channel."""
-    engine: Engine | None = None
-    while True:
-        message = receive(channel)
-        if message.kind == "stop":
-            return
+class Child:
+    """One launch: its channel, its voice, and the model it was given."""
+
+    def __init__(self, channel: socket.socket, launch: str) -> None:
+        self._channel = channel
+        self._voice = Voice(channel, launch)
+        self._saboteur = Saboteur((), self._voice)
+        self._bundle: Bundle | None = None
+        self._engine: Engine | None = None
+
+    def serve(self) -> None:
+        """Answer messages until `stop` or the end of the channel."""
+        self._voice.beat()
+        while True:
+            if self._engine is not None:
+                self._saboteur.hear()
+            message = receive(self._channel)
+            if message.kind == "stop":
+                self._progress(None, Phase.STOPPING, 0, 1)
+                return
+            self._answer(message)
+
+    def _answer(self, message: Message) -> None:
+        from models.errors import BundleError, DataError, ModelError
+
+        job = message.fields.get("job")
         try:
             if message.kind == "load":
-                engine = _load(Path(str(message.fields["bundle"])))
-                send(channel, Message("ready", launch, {"bundle_sha256": engine.bundle_sha256}))
-            elif message.kind == "predict" and engine is not None:
-                send(channel, _predict(engine, message, launch))
+                self._load(message)
+            elif message.kind == "predict":
+                self._predict(message)
+            elif message.kind == "check":
+                self._check(message)
         except MemoryError:
-            send(channel, Message("error", launch, {"error": "memory", "message": "The model ran out of memory."}))
+            self._fail(job, "memory", "The model ran out of memory.")
+        except DataError as error:
+            self._fail(job, "data", str(error))
+        except BundleError as error:
+            self._fail(job, "bundle", str(error), error.check)
         except ModelError as error:
-            check = error.check if isinstance(error, BundleError) else ""
-            send(channel, Message("error", launch, {"error": "model", "check": check, "message": str(error)}))
+            self._fail(job, "model", str(error), type(error).__name__)
 
+    def _load(self, message: Message) -> None:
+        self._saboteur = Saboteur(parse_faults(message.text("faults")), self._voice)
+        told = {}
+        if bundle := message.text("bundle"):
+            self._progress(None, Phase.LOADING, 0, 3)
+            from models.bundle import load_bundle
+            from models.engines import load_engine, verify_canary
 
-def _load(path: Path) -> Engine:
-    bundle = load_bundle(path)
-    engine = load_engine(bundle)
-    verify_canary(bundle, engine)
-    return engine
+            self._progress(None, Phase.LOADING, 1, 3)
+            loaded = load_bundle(Path(bundle))
+            self._progress(None, Phase.LOADING, 2, 3)
+            engine = load_engine(loaded)
+            self._progress(None, Phase.WARMING_UP, 0, 1)
+            verify_canary(loaded, engine, lambda done, total: self._progress(None, Phase.WARMING_UP, done, total))
+            self._bundle, self._engine = loaded, engine
+            told = {"bundle_sha256": engine.bundle_sha256}
+        self._voice.say(Message("ready", self._voice.launch, told))
 
+    def _predict(self, message: Message) -> None:
+        from forecastd.supervise.jobs import forecast_message, model_input
 
-def _predict(engine: Engine, message: Message, launch: str) -> Message:
-    fields, arrays = message.fields, message.arrays
-    inputs = ModelInput(fields["end"], fields["step"], arrays["target"], arrays["past"], arrays["known"])
-    forecast = engine.predict(inputs)
-    told = {
-        "end": forecast.end,
-        "step": forecast.step,
-        "levels": list(forecast.levels),
-        "value": forecast.value,
-        "input_sha256": forecast.input_sha256,
-        "bundle_sha256": forecast.bundle_sha256,
-    }
-    return Message("result", launch, told, {"quantiles": forecast.quantiles})
+        engine = self._engine
+        if engine is None:
+            raise ChannelClosed  # a parent that asks before it was told `ready` is none of ours
+        job = message.text("job")
+        self._progress(job, Phase.PREDICTING, 0, 1)
+        forecast = engine.predict(
+            model_input(message), lambda done, total: self._progress(job, Phase.PREDICTING, done, total)
+        )
+        self._progress(job, Phase.POST_PROCESSING, 0, 1)
+        answer = self._saboteur.answer(forecast_message(forecast, self._voice.launch, job))
+        self._progress(job, Phase.POST_PROCESSING, 1, 1)
+        self._voice.say(answer)
+
+    def _check(self, message: Message) -> None:
+        from models.engines import verify_canary
+
+        job = message.text("job")
+        if self._bundle is None or self._engine is None:
+            raise ChannelClosed
+        verify_canary(
+            self._bundle, self._engine, lambda done, total: self._progress(job, Phase.PREDICTING, done, total)
+        )
+        told = {"job": job, "bundle_sha256": self._engine.bundle_sha256}
+        self._voice.say(Message("result", self._voice.launch, told))
+
+    def _progress(
+        self, job: str | None, phase: Phase, done: float, total: float, detail: dict[str, object] | None = None
+    ) -> None:
+        self._saboteur.reach(job, phase, done, total)
+        self._voice.report(job, phase, done, total, detail)
+
+    def _fail(self, job: object, error: str, text: str, check: str = "") -> None:
+        told = {"job": job, "error": error, "message": text, "check": check}
+        self._voice.say(Message("error", self._voice.launch, told))
 
 
 def main() -> None:
     descriptor, launch, parent, memory = sys.argv[1:]
     die_with(int(parent))
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    faulthandler.enable(all_threads=True)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if int(memory):
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with socket.socket(fileno=int(descriptor)) as channel:
+        child = os.getpid()
+
+        def in_a_fork() -> None:
+            channel.close()
+            die_with(child)
+
+        os.register_at_fork(after_in_child=in_a_fork)
         try:
-            serve(channel, launch)
+            Child(channel, launch).serve()
         except ChannelClosed:
             return
 

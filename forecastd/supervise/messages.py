@@ -2,12 +2,13 @@
 
 A frame is two little-endian uint32 (header length, body length), the header, the body. Nothing in it is ever evaluated
 or unpickled, its size is bounded, and every header bears the launch id, so that a message of an earlier child is told
-apart.
+apart. The parent reads with a `Decoder`, which never waits: half a message costs nobody anything.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -16,11 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forecastd.clock import Deadline
-
 _PREFIX = struct.Struct("<II")
 MAX_HEADER = 1 << 20
-MAX_BODY = 1 << 26
+MAX_BODY = 1 << 28
 
 
 class ChannelClosed(Exception):
@@ -33,58 +32,114 @@ class GarbledMessage(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """`kind` up: ready, result, error; down: load, predict, stop. `arrays` are float64."""
+    """`kind` up: alive, progress, ready, result, error; down: load, predict, train, stop. `arrays` are float64 or int64."""
 
     kind: str
     launch: str
     fields: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def number(self, name: str) -> float:
+        """A field that must be a finite number. Raises GarbledMessage."""
+        value = self.fields.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise GarbledMessage(f"{self.kind} with {name} {value!r}"[:200])
+        return float(value)
+
+    def text(self, name: str) -> str:
+        """A field that is a text; empty when it is absent. Raises GarbledMessage."""
+        value = self.fields.get(name, "")
+        if not isinstance(value, str):
+            raise GarbledMessage(f"{self.kind} with {name} {value!r}"[:200])
+        return value
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message."""
+    parts = {name: _plain(array) for name, array in message.arrays.items()}
+    told = {name: [part.dtype.kind, *part.shape] for name, part in parts.items()}
+    header = {"kind": message.kind, "launch": message.launch, "fields": message.fields, "arrays": told}
+    head = json.dumps(header).encode()
+    body = b"".join(part.tobytes() for part in parts.values())
+    return _PREFIX.pack(len(head), len(body)) + head + body
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, dtype="<i8" if array.dtype.kind == "i" else "<f8")
+
+
+class Decoder:
+    """Puts frames together from whatever pieces come. `garbled` tells what was no message; nothing after it is one."""
+
+    def __init__(self) -> None:
+        self.garbled = ""
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that are whole now."""
+        found: list[Message] = []
+        self._pending += data
+        try:
+            while not self.garbled and len(self._pending) >= _PREFIX.size:
+                head, body = _sizes(bytes(self._pending[: _PREFIX.size]))
+                end = _PREFIX.size + head + body
+                if len(self._pending) < end:
+                    break
+                frame = bytes(self._pending[_PREFIX.size : end])
+                del self._pending[:end]
+                found.append(_parse(frame[:head], frame[head:]))
+        except GarbledMessage as error:
+            self.garbled = str(error)
+            self._pending.clear()
+        return found
 
 
 def send(channel: socket.socket, message: Message) -> None:
-    """Write one message. Raises ChannelClosed, or TimeoutError as the socket is set."""
-    shapes = {name: list(array.shape) for name, array in message.arrays.items()}
-    header = {"kind": message.kind, "launch": message.launch, "fields": message.fields, "arrays": shapes}
-    head = json.dumps(header, allow_nan=True).encode()
-    body = b"".join(np.ascontiguousarray(array, dtype="<f8").tobytes() for array in message.arrays.values())
+    """Write one message. Raises ChannelClosed."""
     try:
-        channel.sendall(_PREFIX.pack(len(head), len(body)) + head + body)
-    except (BrokenPipeError, ConnectionResetError) as error:
+        channel.sendall(encode(message))
+    except OSError as error:
         raise ChannelClosed from error
 
 
-def receive(channel: socket.socket, timeout: float | None = None) -> Message:
-    """Read one message within `timeout` seconds in all (None: for ever).
+def receive(channel: socket.socket) -> Message:
+    """Wait for one message.
 
     Raises:
-        TimeoutError: no whole message came in time.
         ChannelClosed: the other side went away.
         GarbledMessage: something else than a message came.
     """
-    deadline = Deadline(timeout)
-    head_size, body_size = _PREFIX.unpack(_exactly(channel, _PREFIX.size, deadline))
-    if head_size > MAX_HEADER or body_size > MAX_BODY:
-        raise GarbledMessage(f"a frame of {head_size} + {body_size} bytes")
-    head, body = _exactly(channel, head_size, deadline), _exactly(channel, body_size, deadline)
+    head, body = _sizes(_exactly(channel, _PREFIX.size))
+    return _parse(_exactly(channel, head), _exactly(channel, body))
+
+
+def _sizes(prefix: bytes) -> tuple[int, int]:
+    head, body = _PREFIX.unpack(prefix)
+    if head > MAX_HEADER or body > MAX_BODY:
+        raise GarbledMessage(f"a frame of {head} + {body} bytes")
+    return head, body
+
+
+def _parse(head: bytes, body: bytes) -> Message:
     try:
         header = json.loads(head)
         arrays, offset = {}, 0
-        for name, shape in header["arrays"].items():
-            count = int(np.prod(shape, dtype=np.int64))
-            arrays[name] = np.frombuffer(body, dtype="<f8", count=count, offset=offset).reshape(shape)
+        for name, (kind, *shape) in header["arrays"].items():
+            count = math.prod(shape) if min(shape, default=0) >= 0 else len(body)
+            dtype = {"i": "<i8", "f": "<f8"}[kind]
+            arrays[str(name)] = np.frombuffer(body, dtype=dtype, count=count, offset=offset).reshape(shape)
             offset += 8 * count
         return Message(str(header["kind"]), str(header["launch"]), dict(header["fields"]), arrays)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GarbledMessage(str(error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise GarbledMessage(str(error)[:200]) from error
 
 
-def _exactly(channel: socket.socket, size: int, deadline: Deadline) -> bytes:
+def _exactly(channel: socket.socket, size: int) -> bytes:
     parts = bytearray()
     while len(parts) < size:
-        channel.settimeout(deadline.left())
         try:
             part = channel.recv(min(size - len(parts), 1 << 16))
-        except ConnectionResetError as error:
+        except OSError as error:
             raise ChannelClosed from error
         if not part:
             raise ChannelClosed

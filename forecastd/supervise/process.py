@@ -1,38 +1,49 @@
-"""One child that runs a model, seen from the parent: start it, ask it, stop it, and say what went wrong.
+"""One child, seen from the parent: started, written to, read from and ended without ever waiting for it.
 
 The child is exec'd, never forked, so nothing of the parent's memory is in it; its environment is built here from a
-short list that holds no secret. Every wait has a deadline.
+short list that holds no secret. It leads a session of its own, so that what a model forks is ended with it. Start children
+from a thread that lives as long as they shall: the kernel's parent-death signal follows the thread, not the process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import uuid
+from collections import deque
 from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 import forecastd
-from forecastd.supervise.messages import ChannelClosed, GarbledMessage, Message, receive, send
-from models.base import Forecast, ModelInput
+from forecastd.supervise import detector
+from forecastd.supervise.detector import Watched
+from forecastd.supervise.messages import Decoder, Message, encode
 
-MEMORY_LIMIT = 4 << 30  # address space, bytes; a prediction needs well under 1 GiB of it
-_STOP_SECONDS = 2.0
+_CHUNK = 1 << 16
+_CHUNKS = 64
+_TAIL = 1 << 16  # bytes of what the child wrote that are kept: enough for the stacks of many threads
+_DUMP_SECONDS = 0.3  # what a dump of stacks may take before the child is ended
+
+
+How = Literal["ask", "dump", "now"]
 
 
 class ChildFailed(Exception):
-    """The child died, hung or spoke nonsense. The message says which, and the last thing it wrote to stderr."""
+    """The child died, hung or spoke nonsense, and so did those that stood in for it. The message tells the last."""
 
 
 class ModelFailed(Exception):
-    """The child lives and told what is wrong with the model. `check` is the failed check's name, or empty."""
+    """The child lives and told what is wrong. `kind` is data, bundle or model; `check` the failed check's name, or empty."""
 
-    def __init__(self, message: str, check: str) -> None:
+    def __init__(self, message: str, kind: str, check: str) -> None:
         super().__init__(message)
-        self.check = check
+        self.kind, self.check = kind, check
 
 
 def child_environment() -> dict[str, str]:
@@ -46,126 +57,212 @@ def child_environment() -> dict[str, str]:
     }
 
 
-class ModelProcess:
-    """A running child. Use as a context manager: leaving stops it."""
+class ChildProcess:
+    """A running child with its channel. Everything here returns at once."""
 
-    def __init__(self, bundle: Path, *, memory: int = MEMORY_LIMIT) -> None:
-        """Start the child and ask it to load `bundle`; returns at once, `ready` waits.
+    def __init__(self, now: float, *, memory: int, threads: int = 1) -> None:
+        """Start it. `memory`: bytes of address space it may use, 0 for no limit.
 
         Raises:
-            ChildFailed: the machine cannot start another process.
+            OSError: the machine cannot start another process.
         """
-        self._launch = uuid.uuid4().hex
-        self._proven = ""
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `stop`, with the child
-        self._channel, theirs = socket.socketpair()
-        arguments = [str(theirs.fileno()), self._launch, str(os.getpid()), str(memory)]
+        self.watched: Watched = detector.launched(now, uuid.uuid4().hex)
+        self.hung_up = self.mute = False  # the channel, the output was closed from its side
+        self._decoder = Decoder()
+        self._unsent = bytearray()
+        self._written: deque[bytes] = deque()
+        self._kept = 0
+        self._deeds: list[tuple[float, signal.Signals | None]] = []
+        environment = child_environment() | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        self.channel, theirs = socket.socketpair()
+        reader, writer = os.pipe()
+        self.errors = reader
+        arguments = [str(theirs.fileno()), self.launch, str(os.getpid()), str(memory)]
         try:
             with theirs:
-                self._child = subprocess.Popen(
+                self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "forecastd.supervise.child", *arguments],
                     stdin=subprocess.DEVNULL,
-                    stdout=self._errors,
-                    stderr=self._errors,
-                    env=child_environment(),
+                    stdout=writer,
+                    stderr=writer,
+                    env=environment,
                     pass_fds=(theirs.fileno(),),
                     cwd="/",
+                    start_new_session=True,
                 )
-        except OSError as error:
-            self._channel.close()
-            self._errors.close()
-            raise ChildFailed(f"The model's process could not be started: {error.strerror}.") from error
-        self._channel.settimeout(_STOP_SECONDS)
-        with contextlib.suppress(ChannelClosed, TimeoutError):  # `ready` tells what became of the child
-            send(self._channel, Message("load", self._launch, {"bundle": str(bundle.resolve())}))
+        except OSError:
+            self.channel.close()
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        self.channel.setblocking(False)
+        os.set_blocking(reader, False)
+        self.death = _watch(self._process.pid)
+
+    @property
+    def launch(self) -> str:
+        return self.watched.launch
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        return self._process.pid
 
-    def ready(self, timeout: float) -> str:
-        """Wait until the bundle is loaded and has reproduced its canary; gives the bundle's sha256.
+    @property
+    def sources(self) -> list[Any]:
+        """What becomes readable when there is something to hear of the child: channel, output, end."""
+        return [self.channel, self.errors, *([] if self.death is None else [self.death])]
 
-        Raises:
-            ModelFailed: the bundle is no good.
-            ChildFailed: the child died, hung or spoke nonsense.
-        """
-        if not self._proven:
-            self._proven = str(self._answer("ready", timeout).fields["bundle_sha256"])
-        return self._proven
+    @property
+    def wants_to_write(self) -> bool:
+        """Whether something is still to be sent."""
+        return bool(self._unsent)
 
-    def predict(self, inputs: ModelInput, timeout: float) -> Forecast:
-        """One forecast. Raises as `ready` does."""
-        fields = {"end": inputs.end, "step": inputs.step}
-        arrays = {"target": inputs.target, "past": inputs.past, "known": inputs.known}
-        self._channel.settimeout(timeout)
-        self._tell(Message("predict", self._launch, fields, arrays))
-        answer = self._answer("result", timeout)
+    def tell(
+        self, kind: str, fields: dict[str, object] | None = None, arrays: dict[str, NDArray[Any]] | None = None
+    ) -> None:
+        """Send a message as soon as the child takes it; a child that never reads costs nothing but its own deadline."""
+        self._unsent += encode(Message(kind, self.launch, fields or {}, arrays or {}))
+        self.write()
+
+    def write(self) -> None:
+        """Send what the child takes now."""
         try:
-            told = answer.fields
-            return Forecast(
-                end=int(told["end"]),
-                step=int(told["step"]),
-                levels=tuple(float(level) for level in told["levels"]),
-                quantiles=answer.arrays["quantiles"],
-                value=float(told["value"]),
-                input_sha256=str(told["input_sha256"]),
-                bundle_sha256=str(told["bundle_sha256"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ChildFailed(f"The model's answer lacks or garbles {error}.") from error
+            while self._unsent:
+                sent = self.channel.send(self._unsent[:_CHUNK])
+                del self._unsent[:sent]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()  # it is gone: `ended` tells
 
-    def stop(self) -> None:
-        """End the child: ask, then terminate, then kill; never waits longer than a few seconds."""
-        with contextlib.suppress(ChannelClosed, TimeoutError):
-            send(self._channel, Message("stop", self._launch))
-        self._channel.close()
-        for harder in (self._child.terminate, self._child.kill, None):
+    @property
+    def garbled(self) -> str:
+        """What came that was no message; empty as long as all were."""
+        return self._decoder.garbled
+
+    def read(self) -> list[Message]:
+        """The messages that came. Bounded, so that a child that never stops talking cannot keep the parent busy."""
+        found: list[Message] = []
+        for _ in range(_CHUNKS):
             try:
-                self._child.wait(_STOP_SECONDS)
+                data = self.channel.recv(_CHUNK)
+            except BlockingIOError:
                 break
-            except subprocess.TimeoutExpired:
-                if harder is not None:
-                    harder()
-        self._errors.close()
+            except OSError:
+                data = b""
+            if not data:
+                self.hung_up = True
+                break
+            found += self._decoder.feed(data)
+            if len(data) < _CHUNK:
+                break
+        return found
 
-    def __enter__(self) -> ModelProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _tell(self, message: Message) -> None:
+    def read_errors(self) -> bytes:
+        """What the child wrote to stdout and stderr since the last call; the last of it is kept for `tail`."""
         try:
-            send(self._channel, message)
-        except (ChannelClosed, TimeoutError) as error:
-            raise ChildFailed(self._post_mortem("does not take messages")) from error
+            data = os.read(self.errors, _CHUNK)
+        except OSError:
+            return b""
+        if not data:
+            self.mute = True
+            return b""
+        self._written.append(data)
+        self._kept += len(data)
+        while self._written and self._kept - len(self._written[0]) > _TAIL:
+            self._kept -= len(self._written.popleft())
+        return data
 
-    def _answer(self, kind: str, timeout: float) -> Message:
-        try:
-            message = receive(self._channel, timeout)
-        except TimeoutError as error:
-            raise ChildFailed(self._post_mortem(f"gave no answer within {timeout:g} s")) from error
-        except ChannelClosed as error:
-            raise ChildFailed(self._post_mortem("died")) from error
-        except GarbledMessage as error:
-            raise ChildFailed(self._post_mortem(f"sent garbage ({error})")) from error
-        if message.kind == "error":
-            raise ModelFailed(str(message.fields.get("message", "")), str(message.fields.get("check", "")))
-        if message.kind != kind or message.launch != self._launch:
-            raise ChildFailed(self._post_mortem(f"answered {message.kind!r} where {kind!r} was due"))
-        return message
+    def _drain(self) -> None:
+        for _ in range(_CHUNKS):
+            if not self.read_errors():
+                return
 
-    def _post_mortem(self, what: str) -> str:
-        """What happened, how the child ended, and the last line it wrote."""
-        try:
-            status = self._child.wait(0.2)
-        except subprocess.TimeoutExpired:
-            ending = "still running"
+    @property
+    def tail(self) -> str:
+        """The last of what the child wrote."""
+        return b"".join(self._written).decode("utf-8", "replace").strip()
+
+    def stop(self, now: float, seconds: float, how: How) -> None:
+        """Begin to end the child within `seconds`: let it go by itself first, dump its stacks first, or at once."""
+        self.watched = detector.stopping(self.watched, now)
+        kill = now + 0.8 * seconds
+        if how == "ask":
+            self.tell("stop")
+            self._deeds = [(now + 0.4 * seconds, signal.SIGTERM), (kill, signal.SIGKILL)]
+        elif how == "dump":
+            self._drain()
+            self._written.clear()
+            self._kept = 0
+            self.signal(signal.SIGUSR1)
+            term = now + min(_DUMP_SECONDS, 0.2 * seconds)
+            self._deeds = [(term, None), (term, signal.SIGTERM), (min(term + 1.0, kill), signal.SIGKILL)]
         else:
-            ending = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-        self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, self._errors.tell() - 2000))
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        last = f": {lines[-1]}" if lines else ""
-        return f"The model's process (pid {self._child.pid}) {what} ({ending}){last}"
+            self._deeds = [(now, signal.SIGTERM), (min(now + 1.0, kill), signal.SIGKILL)]
+
+    def next_deed(self) -> float:
+        """When `go_on` has something to do next; infinite when it has not."""
+        return self._deeds[0][0] if self._deeds else float("inf")
+
+    def go_on(self, now: float) -> str:
+        """Do what is due of ending the child. Gives the stacks that it dumped, once; else an empty text."""
+        told = ""
+        while self._deeds and self._deeds[0][0] <= now:
+            deed = self._deeds.pop(0)[1]
+            if deed is None:
+                self._drain()
+                told = self.tail
+            else:
+                self.signal(deed, group=True)
+        return told
+
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        """Signal the child, or it and all that it started. Not reaped yet, so its pid cannot be another's."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                (os.killpg if group else os.kill)(self.pid, number)
+
+    def ended(self) -> bool:
+        """Whether the process is gone; reaps it, and ends what it has left behind."""
+        if self._process.returncode is None:
+            try:
+                gone = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            except ChildProcessError:
+                gone = True
+            if not gone:
+                return False
+            self.signal(signal.SIGKILL, group=True)
+            self._process.poll()
+        return True
+
+    def fate(self) -> str:
+        """How the process ended; for an end of its own, with the last line it wrote."""
+        status = self._process.returncode
+        self._drain()
+        if status is None:
+            return "still running"
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        lines = self.tail.splitlines()
+        return f"exit status {status}{': ' + lines[-1][:300] if lines else ''}"
+
+    def kill(self) -> None:
+        """End the process now and for good. The one call that waits, for the kernel alone."""
+        self.signal(signal.SIGKILL, group=True)
+        self._process.wait()
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self.channel.close()
+        os.close(self.errors)
+        if self.death is not None:
+            os.close(self.death)
+
+
+def _watch(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where the kernel has none."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

@@ -1,0 +1,105 @@
+"""What children are asked to do, and how what they answer becomes a value again.
+
+A job says how its answer is read; an answer that cannot be read, or is not what it must be, counts against the child that
+gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.supervise.messages import GarbledMessage, Message
+from models.base import Forecast, ModelInput
+
+
+class BadAnswer(Exception):
+    """A child's answer is not what the job asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One piece of work for a child.
+
+    `name`: for people. `deadline`: monotonic seconds after which nobody wants the answer. `attempts`: on how many children
+    it may be tried. `read`: from the answer to the value; raises BadAnswer.
+    """
+
+    kind: Literal["predict", "check", "train"]
+    name: str
+    deadline: float
+    attempts: int
+    read: Callable[[Message], Any]
+    fields: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def predict_job(
+    inputs: ModelInput, *, name: str, deadline: float, attempts: int, rows: int, levels: tuple[float, ...]
+) -> Job:
+    """The forecast of one series: quantiles of `rows` steps at `levels`."""
+    return Job(
+        kind="predict",
+        name=name,
+        deadline=deadline,
+        attempts=attempts,
+        read=lambda answer: _forecast(answer, inputs, rows, levels),
+        fields={"end": inputs.end, "step": inputs.step},
+        arrays={"target": inputs.target, "past": inputs.past, "known": inputs.known},
+    )
+
+
+def check_job(deadline: float, attempts: int) -> Job:
+    """Have a child prove its model once more, by its canary; gives the bundle's sha256."""
+    return Job("check", "model check", deadline, attempts, lambda answer: answer.text("bundle_sha256"))
+
+
+def model_input(message: Message) -> ModelInput:
+    """The input of a `predict` message."""
+    fields, arrays = message.fields, message.arrays
+    return ModelInput(fields["end"], fields["step"], arrays["target"], arrays["past"], arrays["known"])
+
+
+def forecast_message(forecast: Forecast, launch: str, job: str) -> Message:
+    """The answer that bears a forecast."""
+    told = {
+        "job": job,
+        "end": forecast.end,
+        "step": forecast.step,
+        "levels": list(forecast.levels),
+        "value": forecast.value,
+        "input_sha256": forecast.input_sha256,
+        "bundle_sha256": forecast.bundle_sha256,
+    }
+    return Message("result", launch, told, {"quantiles": forecast.quantiles})
+
+
+def _forecast(answer: Message, inputs: ModelInput, rows: int, levels: tuple[float, ...]) -> Forecast:
+    """The forecast in an answer, held against what was asked."""
+    try:
+        fields = answer.fields
+        forecast = Forecast(
+            end=int(answer.number("end")),
+            step=int(answer.number("step")),
+            levels=tuple(float(level) for level in fields["levels"]),
+            quantiles=answer.arrays["quantiles"],
+            value=float(fields["value"]),
+            input_sha256=str(fields["input_sha256"]),
+            bundle_sha256=str(fields["bundle_sha256"]),
+        )
+    except (KeyError, TypeError, ValueError, GarbledMessage) as error:
+        raise BadAnswer(f"its answer lacks or garbles {error}") from error
+    wanted = rows, len(levels)
+    if forecast.quantiles.shape != wanted:
+        raise BadAnswer(f"its quantiles have shape {forecast.quantiles.shape}, not {wanted}")
+    if forecast.levels != levels:
+        raise BadAnswer("its quantiles are at other levels than the model's")
+    if not (np.isfinite(forecast.quantiles).all() and np.isfinite(forecast.value)):
+        raise BadAnswer("its forecast holds a number that is not finite")
+    if (forecast.end, forecast.step, forecast.input_sha256) != (inputs.end, inputs.step, inputs.sha256()):
+        raise BadAnswer("its answer is to another question")
+    return forecast

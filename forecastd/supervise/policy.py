@@ -1,0 +1,73 @@
+"""How children are treated: their limits, how often a job is tried, when a slot backs off and a bundle is given up."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from forecastd.settings import Settings
+from forecastd.supervise.detector import Limits
+
+BACK_OFF_AFTER, BACK_OFF_WITHIN = 3, 300.0
+BACK_OFF_FIRST, BACK_OFF_MOST = 5.0, 300.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The rules. `memory` in bytes of address space, 0 without limit; `strikes`: after how many hangs, deaths and bad
+    answers with no good one between a bundle is given up."""
+
+    limits: Limits = field(default_factory=Limits)
+    attempts: int = 3
+    standbys: int = 0
+    memory: int = 4 << 30
+    strikes: int = 3
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What children are made ready with. `bundle` None: they need no model (training). `faults` are those of the first
+    `faulty` launches, in the writing of `faults.py`; `threads`: how many the numeric libraries may use."""
+
+    bundle: Path | None = None
+    name: str = ""
+    faults: str = ""
+    faulty: int = 1
+    threads: int = 1
+
+
+@dataclass
+class BackOff:
+    """When a slot may start its next child: at once, until it was replaced too often."""
+
+    not_before: float = 0.0
+    _replaced: deque[float] = field(default_factory=lambda: deque(maxlen=BACK_OFF_AFTER))
+    _seconds: float = BACK_OFF_FIRST
+
+    def replaced(self, now: float) -> float:
+        """Another child of the slot is gone; gives how many seconds the slot has to wait now."""
+        recent = [at for at in self._replaced if now - at <= BACK_OFF_WITHIN]
+        if not recent:
+            self._seconds = BACK_OFF_FIRST
+        self._replaced.append(now)
+        if len([*recent, now]) < BACK_OFF_AFTER:
+            return 0.0
+        wait, self._seconds = self._seconds, min(2 * self._seconds, BACK_OFF_MOST)
+        self.not_before = now + wait
+        return wait
+
+
+def policy_of(settings: Settings, *, standbys: int) -> Policy:
+    """The rules that the settings ask for."""
+    limits = Limits(
+        starting=settings.starting_timeout,
+        loading=settings.loading_timeout,
+        warming_up=settings.warming_up_timeout,
+        predicting=settings.predicting_timeout,
+        training=settings.training_timeout,
+        post_processing=settings.post_processing_timeout,
+        stopping=settings.stopping_timeout,
+        silence=settings.silence_timeout,
+    )
+    return Policy(limits, settings.job_attempts, standbys, settings.model_memory_mb << 20)
