@@ -22,7 +22,7 @@ _PHRASE_WORDS = 12
 
 _INVISIBLE = r"\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
 _GAPS = re.compile(f"[{_INVISIBLE}]+")
-_GAPS_AND_ESCAPES = re.compile(rf"(?:[{_INVISIBLE}]|\\+[nrt])+")
+_GAPS_AND_ESCAPES = re.compile(rf"(?:[{_INVISIBLE}]|\\+[nrt]?)+")
 _WORD = re.compile(r"[^\W\d_]+")
 _ESCAPE = re.compile(r"\\+[nrtbfv]|\\+x[0-9a-f]{2}|\\+u[0-9a-f]{4}|%(?:25)?[0-9a-f]{2}|&#?\w{2,6};", re.IGNORECASE)
 
@@ -57,7 +57,7 @@ class Redactor:
                 self._hide(secret.strip())
 
     def _hide(self, secret: str) -> None:
-        forms = dict.fromkeys(form for form in _forms(secret) if form not in self._forms)
+        forms = dict.fromkeys(form for form in _forms(secret) if form.flat and form not in self._forms)
         self._forms += tuple(forms)
         self._blocks += tuple(
             (form.flat[at : at + form.block], at, form)
@@ -158,19 +158,21 @@ def _forms(secret: str) -> Iterator[_Form]:
     whole = bool(url.scheme and url.netloc)
     for spelling in _spellings(secret):
         # The first characters of an address are no secret: https://host may be told.
-        yield _form(spelling, None if whole else _RUN)
+        yield from _flattened(spelling, None if whole else _RUN)
     if whole:
         path = url.path + (f"?{url.query}" if url.query else "")
         values = (value for _, value in parse_qsl(url.query))
         for part in (path, url.path, url.query, url.username, url.password, *url.path.split("/"), *values):
             if part and len(part) >= _CORE:
                 for spelling in _spellings(part):
-                    yield _form(spelling, _RUN)
+                    yield from _flattened(spelling, _RUN)
 
 
-def _form(spelling: str, run: int | None) -> _Form:
-    flat = _lower(_GAPS.sub("", spelling))
-    return _Form(flat, min(len(flat), run or len(flat)))
+def _flattened(spelling: str, run: int | None) -> Iterator[_Form]:
+    """As `Redactor` looks at text: without blanks, and without blanks and backslashes."""
+    for gaps in (_GAPS, _GAPS_AND_ESCAPES):
+        flat = _lower(gaps.sub("", spelling))
+        yield _Form(flat, min(len(flat), run or len(flat)))
 
 
 def _spellings(secret: str) -> Iterator[str]:

@@ -1,0 +1,408 @@
+"""The log file when disk, directory or another program are not kind to it: no line torn, what is lost is counted and told."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forecastd.logs.file import RETRY_SECONDS, RotatingFile
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now(self) -> float:
+        raise AssertionError("a log needs no wall clock")
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "submission.log"
+
+
+@pytest.fixture
+def open_file(path: Path, clock: Clock) -> Iterator[Callable[..., RotatingFile]]:
+    opened = []
+
+    def make(where: Path = path, max_bytes: int = 1_000_000, backups: int = 5) -> RotatingFile:
+        opened.append(RotatingFile(where, max_bytes=max_bytes, backups=backups, clock=clock))
+        return opened[-1]
+
+    yield make
+    for file in opened:
+        file.close()
+
+
+@pytest.fixture
+def file(open_file: Callable[..., RotatingFile]) -> RotatingFile:
+    return open_file()
+
+
+def notices(file: RotatingFile) -> list[str]:
+    told = [message % arguments for message, arguments in file.notices]
+    file.notices.clear()
+    return told
+
+
+def wait_a_while(clock: Clock) -> None:
+    clock.seconds += RETRY_SECONDS + 1
+
+
+def test_the_directory_is_made_and_lines_are_appended(file: RotatingFile, path: Path) -> None:
+    file.write("one\n")
+    file.write("two, žluťoučký \ud800\n")
+    assert path.read_text() == "one\ntwo, žluťoučký \\ud800\n"
+    assert path.stat().st_mode & 0o007 == 0
+
+
+def test_a_full_file_is_renamed_and_the_oldest_goes(open_file: Callable[..., RotatingFile], path: Path) -> None:
+    file = open_file(max_bytes=10, backups=2)
+    for number in range(8):
+        file.write(f"{number:04}\n")
+    assert {one.name: one.read_text() for one in path.parent.iterdir()} == {
+        "submission.log": "0006\n0007\n",
+        "submission.log.1": "0004\n0005\n",
+        "submission.log.2": "0002\n0003\n",
+    }
+
+
+def test_a_line_larger_than_the_file_may_be_is_written_whole(
+    open_file: Callable[..., RotatingFile], path: Path
+) -> None:
+    file = open_file(max_bytes=10)
+    for letter in "abc":
+        file.write(letter * 50 + "\n")
+    assert path.read_text() == "c" * 50 + "\n"
+    assert path.with_name("submission.log.2").read_text() == "a" * 50 + "\n"
+
+
+def test_a_gap_that_a_crash_left_among_the_old_files_costs_none_of_them(
+    open_file: Callable[..., RotatingFile], path: Path
+) -> None:
+    path.parent.mkdir()
+    for name, text in (("", "newest\n"), (".1", "new\n"), (".3", "old\n"), (".4", "older\n")):
+        path.with_name(f"submission.log{name}").write_text(text)
+    open_file(max_bytes=5, backups=4).write("now\n")
+    assert [path.with_name(f"submission.log{name}").read_text() for name in ("", ".1", ".2", ".3", ".4")] == [
+        "now\n", "newest\n", "new\n", "old\n", "older\n",
+    ]  # fmt: skip
+
+
+def test_a_link_stays_where_it_is_and_what_it_leads_to_is_rolled_over(
+    open_file: Callable[..., RotatingFile], path: Path, tmp_path: Path
+) -> None:
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere.log")
+    file = open_file(max_bytes=5)
+    file.write("one\n")
+    file.write("two\n")
+    assert path.is_symlink()
+    assert (tmp_path / "elsewhere.log").read_text() == "two\n"
+    assert (tmp_path / "elsewhere.log.1").read_text() == "one\n"
+
+
+def test_a_file_that_cannot_be_rolled_over_grows_and_that_is_told_once(
+    open_file: Callable[..., RotatingFile], path: Path, clock: Clock
+) -> None:
+    file = open_file(max_bytes=10, backups=1)
+    (path.parent / "submission.log.1").mkdir(parents=True)
+    lines = [f"{number:06}\n" for number in range(20)]
+    for line in lines[:10]:
+        file.write(line)
+    wait_a_while(clock)
+    for line in lines[10:]:
+        file.write(line)
+    assert path.read_text() == "".join(lines)
+    (told,) = notices(file)
+    assert "Cannot roll" in told
+    (path.parent / "submission.log.1").rmdir()
+    wait_a_while(clock)
+    file.write("new\n")
+    assert path.read_text() == "new\n"
+
+
+@pytest.mark.parametrize("created", [True, False])
+def test_after_logrotate_renamed_the_file_lines_go_into_the_new_one(
+    file: RotatingFile, path: Path, *, created: bool
+) -> None:
+    file.write("one\n")
+    path.rename(path.with_name("rotated"))
+    if created:
+        path.touch()
+    file.write("two\n")
+    assert path.with_name("rotated").read_text() == "one\n"
+    assert path.read_text() == "two\n"
+
+
+def test_after_logrotate_copied_and_emptied_the_file_lines_go_to_its_beginning(file: RotatingFile, path: Path) -> None:
+    file.write("one\n")
+    shutil.copy(path, path.with_name("rotated"))
+    os.truncate(path, 0)
+    file.write("two\n")
+    assert path.read_bytes() == b"two\n"
+
+
+@pytest.mark.parametrize("way", ["create", "nocreate", "copytruncate"])
+def test_the_real_logrotate_loses_no_line(file: RotatingFile, path: Path, tmp_path: Path, way: str) -> None:
+    program = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if program is None:
+        pytest.skip("logrotate is not installed")
+    plan = tmp_path / "plan"
+    plan.write_text(f"{path} {{\n  rotate 20\n  {way}\n  su {os.getuid()} {os.getgid()}\n}}\n")
+    plan.chmod(0o600)
+    for number in range(10):
+        file.write(f"{number}\n")
+        subprocess.run([program, "--force", "--state", str(tmp_path / "state"), str(plan)], check=True)
+    file.write("last\n")
+    texts = [one.read_text() for one in path.parent.iterdir()]
+    assert sorted("".join(texts).split()) == sorted([*map(str, range(10)), "last"])
+
+
+def test_a_directory_that_is_removed_is_made_again(file: RotatingFile, path: Path) -> None:
+    file.write("one\n")
+    shutil.rmtree(path.parent)
+    file.write("two\n")
+    assert path.read_text() == "two\n"
+    assert notices(file) == []
+
+
+def test_what_cannot_be_written_is_told_once_counted_and_taken_up_again(
+    file: RotatingFile, path: Path, clock: Clock
+) -> None:
+    file.write("one\n")
+    shutil.rmtree(path.parent)
+    path.parent.write_text("a file where the directory was")
+    for _ in range(5):
+        file.write("lost\n")
+    wait_a_while(clock)
+    file.write("lost\n")
+    (told,) = notices(file)
+    assert told.startswith(f"Cannot write the log {path} (")
+    path.parent.unlink()
+    file.write("lost too: it is not tried yet\n")
+    wait_a_while(clock)
+    file.write("two\n")
+    assert path.read_text() == "two\n"
+    (told,) = notices(file)
+    assert "7 lines" in told
+    file.write("three\n")
+    assert notices(file) == []
+
+
+def test_a_reopened_file_is_tried_at_once(file: RotatingFile, path: Path) -> None:
+    path.parent.write_text("a file where the directory should be")
+    file.write("lost\n")
+    path.parent.unlink()
+    file.reopen()
+    file.write("one\n")
+    assert path.read_text() == "one\n"
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "full device", "loop"])
+def test_something_else_in_the_place_of_the_file_is_told_and_never_waited_for(
+    file: RotatingFile, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path.parent.mkdir()
+    monkeypatch.chdir(path.parent)
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    else:
+        path.symlink_to({"full device": "/dev/full", "loop": path.name}[kind])
+    file.write("lost\n")
+    file.write("lost\n")
+    assert len(notices(file)) == 1
+    shutil.rmtree(path.parent)
+    wait_a_while(clock)
+    file.write("one\n")
+    assert path.read_text() == "one\n"
+
+
+def test_a_log_to_nowhere_is_fine(file: RotatingFile, path: Path) -> None:
+    path.parent.mkdir()
+    path.symlink_to(os.devnull)
+    for _ in range(3):
+        file.write("x" * 1_000_001 + "\n")
+    assert notices(file) == []
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_half_a_line_that_a_crash_left_is_not_continued(file: RotatingFile, path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("whole\nhal")
+    file.write("one\n")
+    assert path.read_text() == "whole\nhal\none\n"
+
+
+def test_a_descriptor_that_somebody_closed_and_got_again_is_not_written_to(
+    file: RotatingFile, path: Path, tmp_path: Path
+) -> None:
+    file.write("one\n")
+    ours = next(int(link.name) for link in Path("/proc/self/fd").iterdir() if leads_to(link, path))
+    os.close(ours)
+    other = os.open(tmp_path / "ledger", os.O_RDWR | os.O_CREAT)
+    assert other == ours
+    file.write("two\n")
+    assert path.read_text() == "one\ntwo\n"
+    assert (tmp_path / "ledger").read_text() == ""
+    os.close(other)  # raises when the log has closed what is not its own
+
+
+def leads_to(link: Path, path: Path) -> bool:
+    try:
+        return link.readlink() == path
+    except FileNotFoundError:
+        return False  # the descriptor that the directory itself was read with
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from forecastd.clock import SystemClock
+from forecastd.logs.file import RotatingFile
+
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+file = RotatingFile(Path(sys.argv[1]), max_bytes=10**9, backups=5, clock=SystemClock(), retry=0.0)
+for limit in (1000, 1333, 1334, 5000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    for number in range(100):
+        file.write(f"{limit} {number:03} {'x' * 40}\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+file.write("end\\n")
+"""
+
+
+def test_a_disk_that_takes_half_a_line_is_left_with_whole_ones(path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LIMITED, str(path)], check=True)
+    *lines, last = path.read_text().splitlines()
+    assert last == "end"
+    assert len(lines) > 50
+    assert {len(line) for line in lines} <= {48, 49}
+    assert {line.split()[0] for line in lines} == {"1000", "1333", "5000"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or unmount is None:
+        pytest.skip("no disk can be mounted here")
+    command = [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run([unmount, "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_costs_lines_until_there_is_room_again(
+    open_file: Callable[..., RotatingFile], small_disk: Path, clock: Clock
+) -> None:
+    path = small_disk / "submission.log"
+    file = open_file(path)
+    (small_disk / "filler").write_bytes(b"\0" * 40_000)
+    lines = [f"{number:06} {'x' * 90}\n" for number in range(1000)]
+    for line in lines:
+        file.write(line)
+        clock.seconds += RETRY_SECONDS / 10
+    written = path.read_text().splitlines(keepends=True)
+    assert written == lines[: len(written)]
+    assert 0 < len(written) < 500
+    assert len(notices(file)) == 1
+    (small_disk / "filler").unlink()
+    wait_a_while(clock)
+    file.write("room\n")
+    assert path.read_text() == "".join([*written, "room\n"])
+    (told,) = notices(file)
+    assert f"the {1000 - len(written)} lines" in told
+
+
+def test_threads_share_a_file(path: Path, clock: Clock) -> None:
+    from forecastd.logs.handler import Handler
+
+    file = RotatingFile(path, max_bytes=3000, backups=500, clock=clock)
+    handler = Handler(file, logging.Formatter("%(message)s"), logging.DEBUG)
+
+    def work(name: int) -> None:
+        for number in range(300):
+            handler.handle(logging.makeLogRecord({"msg": f"{name} {number}"}))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handler.close()
+    lines = [line for one in path.parent.iterdir() for line in one.read_text().splitlines()]
+    assert sorted(lines) == sorted(f"{name} {number}" for name in range(6) for number in range(300))
+
+
+STEPS = st.lists(
+    st.sampled_from(
+        ["write", "write long", "other writes", "rename", "remove", "truncate", "reopen", "block", "free", "wait"]
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_whatever_happens_to_the_file_every_line_is_whole_and_in_order(
+    steps: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("any")
+    path, clock, counter = directory / "logs" / "submission.log", Clock(), itertools.count(1)
+    files = [RotatingFile(path, max_bytes=120, backups=50, clock=clock) for _ in range(2)]
+    kept = itertools.count()
+    for step in steps:
+        if "write" in step:
+            which = files[step == "other writes"]
+            which.write(f"{next(counter):06}{'y' * 200 if step == 'write long' else ''}\n")
+        elif step == "rename" and path.is_file():
+            path.rename(directory / f"rotated.{next(kept)}")
+        elif step == "remove" and path.is_file():
+            path.unlink()
+        elif step == "truncate" and path.is_file():
+            os.truncate(path, 0)
+        elif step == "reopen":
+            files[0].reopen()
+        elif step == "block" and path.parent.is_dir():
+            path.parent.rename(directory / f"moved.{next(kept)}")
+            path.parent.touch()
+        elif step == "free" and path.parent.is_file():
+            path.parent.unlink()
+        elif step == "wait":
+            wait_a_while(clock)
+    for file in files:
+        file.close()
+    for one in directory.rglob("*.*"):
+        if one.is_file():
+            numbers = [int(line.rstrip("y")) for line in one.read_text().splitlines()]
+            assert numbers == sorted(set(numbers))

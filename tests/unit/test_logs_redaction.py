@@ -1,0 +1,162 @@
+"""No spelling of a secret, whole or cut, comes through; and what is no secret does."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import random
+import string
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecastd.logs.redaction import HIDDEN, Redactor
+
+KEY = "8f3c51d0a9e24b7796c0ffee12ab34cd56ef7890"
+ODD_KEY = "aZ3/+=&? \"Kq7'é\\n-0918273645~%x"
+PHRASE = "legal winner thank year wave sausage worth useful legal winner thank yellow"
+WEBHOOK = "https://hooks.example.com/services/T0AB12CD3/B0EF45GH6/Xy9Zw8Vu7Ts6Rq5Po4Nm3"
+TOKEN = "Xy9Zw8Vu7Ts6Rq5Po4Nm3"
+
+
+def redactor(*secrets: str) -> Redactor:
+    made = Redactor()
+    made.hide(secrets)
+    return made
+
+
+def utf8(text: str) -> bytes:
+    return text.encode()
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "upper case": str.upper,
+    "quoted": quote,
+    "quoted with slashes": lambda text: quote(text, safe=""),
+    "quoted in lower case": lambda text: quote(text, safe="").lower(),
+    "quoted with plus": quote_plus,
+    "in a form": lambda text: urlencode({"token": text}),
+    "JSON": json.dumps,
+    "JSON with letters": lambda text: json.dumps(text, ensure_ascii=False),
+    "JSON with escaped slashes": lambda text: json.dumps(text).replace("/", "\\/"),
+    "JSON in JSON": lambda text: json.dumps(json.dumps({"key": text})),
+    "repr": repr,
+    "repr of bytes": lambda text: repr(utf8(text)),
+    "HTML": html.escape,
+    "hexadecimal": lambda text: utf8(text).hex(),
+    "base64": lambda text: base64.b64encode(utf8(text)).decode(),
+    "base64 for URLs": lambda text: base64.urlsafe_b64encode(utf8(text)).decode(),
+    "base64 in lines": lambda text: base64.encodebytes(utf8(text * 3)).decode(),
+    "basic authentication": lambda text: base64.b64encode(b"me:" + utf8(text)).decode(),
+    "basic authentication, other user": lambda text: base64.b64encode(b"user:" + utf8(text) + b":x").decode(),
+    "one word a line": lambda text: "\n".join(text.split()),
+    "in a list": lambda text: str(text.split()),
+    "wrapped": lambda text: "\n    ".join(text[at : at + 7] for at in range(0, len(text), 7)),
+    "wrapped, then repr": lambda text: repr("\n".join(text[at : at + 7] for at in range(0, len(text), 7))),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("secret", [KEY, ODD_KEY, PHRASE, WEBHOOK], ids=["key", "odd key", "phrase", "webhook"])
+def test_every_spelling_of_a_secret_is_taken_out(secret: str, name: str) -> None:
+    spelling = SPELLINGS[name](secret)
+    told = redactor(secret).redact(f"GET failed: <{spelling}> (timed out)")
+    assert HIDDEN in told
+    assert told.startswith("GET failed: <")
+    assert told.endswith("> (timed out)")
+    left = told.removeprefix("GET failed: <").removesuffix("> (timed out)").replace(HIDDEN, "")
+    # What may stay: a parameter's name, quotes, a user's name in base64.
+    assert len(left) <= 20, left
+
+
+@given(before=st.binary(max_size=20), after=st.binary(max_size=20))
+def test_base64_is_seen_through_wherever_in_it_the_secret_begins(before: bytes, after: bytes) -> None:
+    coded = base64.b64encode(before + KEY.encode() + after).decode()
+    told = redactor(KEY).redact(coded)
+    assert HIDDEN in told
+    assert len(told) - len(HIDDEN) <= (len(before) + len(after)) * 4 / 3 + 10
+
+
+@given(start=st.integers(0, len(KEY) - 16), length=st.integers(16, len(KEY)))
+def test_of_a_key_that_was_cut_what_is_left_is_taken_out(start: int, length: int) -> None:
+    part = KEY[start : start + length]
+    assert redactor(KEY).redact(f"token={part}...") == f"token={HIDDEN}..."
+
+
+@given(
+    places=st.sets(st.integers(1, len(KEY) - 1)),
+    blank=st.sampled_from([" ", "\n", "\r\n  ", "\t", "\0", "\u200b", "\x1b"]),
+)
+def test_a_key_that_is_wrapped_or_broken_up_is_taken_out(places: set[int], blank: str) -> None:
+    broken = "".join(blank + letter if at in places else letter for at, letter in enumerate(KEY))
+    assert redactor(KEY).redact(f"a {broken} b") == f"a {HIDDEN} b"
+
+
+@given(
+    at=st.integers(0, len(PHRASE.split()) - 2),
+    count=st.integers(2, 12),
+    between=st.sampled_from(
+        [" ", "\n", ", ", "', '", '","', "+", "%20", "%2520", "\\n", "\\u0020", "&#32;", " 7. ", "_"]
+    ),
+)
+def test_words_of_the_mnemonic_that_follow_each_other_are_taken_out(at: int, count: int, between: str) -> None:
+    words = PHRASE.split()[at : at + count]
+    told = redactor(PHRASE).redact(f"got [{between.join(words)}] instead")
+    assert told == f"got [{HIDDEN}] instead"
+
+
+def test_one_word_of_the_mnemonic_is_an_ordinary_word() -> None:
+    text = "Thank you, the winner of this year has no legal claim to the sausage: it is worth a wave."
+    assert redactor(PHRASE).redact(text) == text
+
+
+def test_the_parts_of_an_address_that_are_secret_are_taken_out_without_its_host() -> None:
+    hidden = redactor(WEBHOOK, f"https://me:{KEY}@alerts.example.org/hook?token={ODD_KEY[:1]}{TOKEN}").redact
+    path = WEBHOOK.removeprefix("https://hooks.example.com")
+    refused = (
+        f"HTTPSConnectionPool(host='hooks.example.com', port=443): Max retries exceeded with url: {path} (refused)"
+    )
+    assert hidden(refused) == refused.replace(path, HIDDEN)
+    assert hidden(f'"POST {path} HTTP/1.1" 404') == f'"POST {HIDDEN} HTTP/1.1" 404'
+    assert TOKEN not in hidden(f"no webhook {TOKEN}")
+    assert KEY not in hidden(f"wrong password {KEY}")
+    assert hidden("https://hooks.example.com cannot be reached") == "https://hooks.example.com cannot be reached"
+
+
+def test_a_short_secret_is_taken_out_where_it_stands_alone() -> None:
+    assert redactor("k3y").redact("Token k3y; k3yboard") == f"Token {HIDDEN}; k3yboard"
+
+
+@pytest.mark.parametrize("secret", ["", "  ", "\n"])
+def test_an_empty_secret_hides_nothing(secret: str) -> None:
+    assert redactor(secret).redact("a b  c\n") == "a b  c\n"
+
+
+@given(text=st.text())
+def test_text_without_a_secret_stays_as_it_is(text: str) -> None:
+    assert redactor("q" * 40, "https://[half an address", "\ud800\udfffodd").redact(text) == text
+
+
+@given(before=st.text(), after=st.text(), secret=st.sampled_from([KEY, ODD_KEY, PHRASE, WEBHOOK]))
+def test_whatever_stands_around_a_secret_it_is_taken_out(before: str, after: str, secret: str) -> None:
+    told = redactor(KEY, ODD_KEY, PHRASE, WEBHOOK).redact(before + secret + after)
+    assert secret not in told
+    assert HIDDEN in told
+
+
+@given(length=st.integers(4, 80), seed=st.integers(0, 2**32))
+def test_a_secret_of_any_length_is_taken_out(length: int, seed: int) -> None:
+    letters = random.Random(seed).choices(string.ascii_letters + string.digits, k=length)
+    secret = "".join(letters)
+    assert redactor(secret).redact(f"<{secret}>") == f"<{HIDDEN}>"
+
+
+def test_what_was_hidden_later_is_taken_out_too() -> None:
+    made = redactor(KEY)
+    made.hide([PHRASE])
+    assert made.redact(f"{KEY}, {PHRASE}") == f"{HIDDEN}, {HIDDEN}"
