@@ -7,6 +7,7 @@ how long it is up) is measured by the monotonic clock and held as seconds at the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -311,8 +312,8 @@ class Pulse(_Strict):
         return told
 
     def as_text(self) -> bytes:
-        """The same, as UTF-8."""
-        return _adapter().dump_json(self)
+        """The same, as UTF-8, whatever an error message may have brought along."""
+        return json.dumps(self.as_json(), ensure_ascii=False).encode("utf-8", "replace")
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Pulse:

@@ -60,21 +60,22 @@ def read_pulse(state_dir: Path) -> Seen | None:
         NeedsHuman: the file cannot be read, or was not written by this release's daemon.
     """
     path = state_dir / NAME
-    if not path.exists():
-        return None
-    text = read_text_file(path, "The daemon's own file", "Run this as the daemon's user.")
+    try:
+        text = read_text_file(path, "The daemon's own file", "Run this as the daemon's user.")
+    except NeedsHuman as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    version = _version(text)
+    if version not in {None, VERSION}:
+        raise NeedsHuman(
+            f"The daemon that wrote {path} is of another release: its file has version {version}, not {VERSION}. "
+            "Use that release's `forecastd status`, or restart the daemon with this one."
+        )
     try:
         pulse = Pulse.from_json(text)
     except ValueError as error:
-        other = _version(text)
-        if other is not None and other != VERSION:
-            raise NeedsHuman(
-                f"The daemon that wrote {path} is of another release: its file has version {other}, not {VERSION}. "
-                "Use that release's `forecastd status`, or restart the daemon with this one."
-            ) from None
         raise NeedsHuman(f"{path} makes no sense: {error}. {_FIX}") from None
-    if pulse.version != VERSION:
-        raise NeedsHuman(f"{path} has version {pulse.version}, this forecastd knows {VERSION}. {_FIX}")
     return Seen(pulse, _alive(pulse))
 
 
@@ -112,9 +113,10 @@ def _here() -> str:
     return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 - Path.stat is the same call
 
 
-def _version(text: str) -> object:
+def _version(text: str) -> int | None:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return document.get("version") if isinstance(document, dict) else None
+    version = document.get("version") if isinstance(document, dict) else None
+    return version if isinstance(version, int) else None

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 NAME = "alerts.json"
 PAUSES = (1.0, 5.0, 25.0)  # seconds before the second, third and fourth attempt
 MOST_WAITING = 100  # messages that wait for delivery; what comes then is held back
+MOST_TEXT = 2000  # characters of a text
 CLOSE_SECONDS = 3.0  # for what is waiting, when the daemon ends
 LONGEST_WAIT = 60.0  # seconds of sleep: the wall clock, which says what is due, may jump meanwhile
 
@@ -111,12 +112,12 @@ class Alerts:
 
     def _alarm(self, condition: tuple[str, str], text: str, **about: Any) -> None:
         with self._condition:
-            book, message = self._book.alarm(condition, redacted(text), self._clock.now(), **about)
+            book, message = self._book.alarm(condition, _clean(text), self._clock.now(), **about)
             self._take(book, [message] if message else [])
 
     def _recover(self, condition: tuple[str, str], text: str, **about: Any) -> None:
         with self._condition:
-            book, message = self._book.recovery(condition, redacted(text), self._clock.now(), **about)
+            book, message = self._book.recovery(condition, _clean(text), self._clock.now(), **about)
             self._take(book, [message] if message else [])
 
     def _take(self, book: Book, messages: Sequence[Message]) -> None:
@@ -219,6 +220,11 @@ class Alerts:
             self._unsaved = False
 
 
+def _clean(text: str) -> str:
+    """A text as any receiver can take it: without secrets, in proper characters, and not endless."""
+    return redacted(text).encode("utf-8", "replace").decode()[:MOST_TEXT]
+
+
 def _missed(topic_id: int, wallet: str) -> tuple[str, str]:
     return "missed_epoch", f"topic {topic_id}" + (f", {wallet}" if wallet else "")
 
@@ -234,13 +240,13 @@ def _sentence(message: Message) -> str:
 
 def _load(path: Path) -> dict[tuple[str, str], Condition]:
     """What an earlier daemon told; nothing where there is no such file, or none that makes sense."""
-    if not path.exists():
-        return {}
     try:
         document = json.loads(read_text_file(path, "The file", "Delete it."))
         kept = document["conditions"] if document["version"] == VERSION else None
         found = _adapter().validate_json(json.dumps(kept))
-    except (NeedsHuman, ValueError, LookupError, TypeError, RecursionError):
+    except (NeedsHuman, ValueError, LookupError, TypeError, RecursionError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
         log.warning(
             "%s makes no sense and is written anew; an alarm may be told again.", path, extra={"action": "alert"}
         )

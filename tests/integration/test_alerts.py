@@ -423,3 +423,14 @@ def test_without_a_receiver_the_log_tells(alerts: Callable[..., Alerts], caplog:
         ours.missed(67, 720, "no data")
         ours.close(PATIENCE)
     assert "alarm: Topic 67 missed epoch 720: no data" in caplog.text
+
+
+def test_a_text_of_any_kind_is_told_and_remembered(
+    alerts: Callable[..., Alerts], received: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        with alerts() as ours:
+            ours.missed(67, 720, "cannot read \udcff.csv: " + "x" * 100_000)
+            ours.close(PATIENCE)
+    assert [len(one["text"]) <= 2000 for one in received] == [True]
+    assert "cannot read ?.csv" in received[0]["text"]
