@@ -28,6 +28,7 @@ COMMANDS = {
     "ledger": ("cli.ledger", "List, export and verify what was submitted."),
     "localnet": ("cli.localnet", "Run a local Allora node in the foreground."),
     "model": ("cli.model", "Check and describe model bundles."),
+    "service": ("cli.service", "Install the daemon under systemd or supervisord."),
     "train": ("cli.train", "Train a model and write it as a checked bundle."),
 }
 NEEDS_HUMAN, INTERRUPTED = 5, 130

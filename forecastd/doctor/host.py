@@ -5,10 +5,8 @@ The only thing written is an unnamed file that is gone when it is closed, to lea
 
 from __future__ import annotations
 
-import configparser
 import difflib
 import os
-import shlex
 import shutil
 import stat
 import tempfile
@@ -20,16 +18,12 @@ from forecastd.doctor.finding import Finding, Level, split
 from forecastd.errors import NeedsHuman
 from forecastd.ledger import State
 from forecastd.ledgercopy import NoLedger, read_ledger
+from forecastd.service.installed import missing, usual_places
 from forecastd.settings import ENV_FILE, Settings
 
 LITTLE, TOO_LITTLE = 500_000_000, 20_000_000  # bytes free
 _SECRETS = ("MNEMONIC", "TIINGO_API_KEY")
 _PREFIXES = ("ALLORA_", "TIINGO_", "FORECASTD_", "SUBMISSION_", "MNEMONIC")
-SERVICES = (
-    Path("/etc/systemd/system/allora-submission.service"),
-    Path("/etc/supervisor/conf.d/supervisord-allora-submission.conf"),
-    Path("/etc/supervisor/conf.d/allora-submission.conf"),
-)
 
 
 def check_settings(wrong: Mapping[str, str], given: Mapping[str, str]) -> list[Finding]:
@@ -131,32 +125,20 @@ def check_ledger(path: Path) -> list[Finding]:
     return [Finding("ledger", Level.OK, f"whole, {len(entries)} epochs, {len(still)} of them open{last}")]
 
 
-def check_services(files: Sequence[Path] = SERVICES) -> list[Finding]:
-    """Whether what an installed service file names is there."""
-    installed = [path for path in files if path.is_file()]
+def check_services(files: Sequence[Path] | None = None) -> list[Finding]:
+    """Whether what an installed service file names is there. `files`: all places where one may be, unless given."""
+    installed = [path for path in (usual_places() if files is None else files) if path.is_file()]
     if not installed:
         return [Finding("service", Level.SKIP, "no service file is installed")]
     return [_service(path) for path in installed]
 
 
 def _service(path: Path) -> Finding:
-    parser = configparser.RawConfigParser(strict=False, interpolation=None, inline_comment_prefixes=(";",))
     try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        return Finding("service", Level.FAIL, f"{path} cannot be read: {type(error).__name__}", "Install it again.")
-    missing = []
-    for section in parser.sections():
-        for option in ("execstart", "command"):
-            words = shlex.split(parser.get(section, option, fallback=""))
-            program = words[0].lstrip("-@:+!") if words else ""
-            if program.startswith("/") and not os.access(program, os.X_OK):
-                missing.append(program)
-        for option in ("workingdirectory", "directory"):
-            directory = parser.get(section, option, fallback="").lstrip("-")
-            if directory.startswith("/") and "%" not in directory and not Path(directory).is_dir():
-                missing.append(directory)
-    if missing:
-        fix = "Correct the paths in it, then reload the service manager."
-        return Finding("service", Level.FAIL, f"{path} names what is not there: {', '.join(missing)}", fix)
+        absent = missing(path)
+    except NeedsHuman as error:
+        return Finding("service", Level.FAIL, f"{path} cannot be read: {split(str(error))[0]}", "Install it again.")
+    if absent:
+        fix = "Correct the paths in it, then reload the service manager; or run: forecastd service install"
+        return Finding("service", Level.FAIL, f"{path} names what is not there: {', '.join(absent)}", fix)
     return Finding("service", Level.OK, f"{path}: the programs and directories it names are there")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-OURS = {"cli", "forecastd", "models", "submit_prediction.py", "features.json"}
+SERVICES = {"allora-submission.service", "supervisord-allora-submission.conf"}
+OURS = {"cli", "forecastd", "models", "submit_prediction.py", "features.json"} | SERVICES
 
 
 def test_no_other_distribution_owns_files_under_our_names() -> None:

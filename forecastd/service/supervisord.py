@@ -1,0 +1,74 @@
+"""A launch as a program of supervisord's, and what such a file names.
+
+The one thing to know before changing it: a value is read four times. The INI parser cuts it off at a blank with `;` or `#`
+behind it; `%(here)s` is replaced as text; then `%` expands; and only the command is split into words, as a shell would. So a
+command can express any path, the plain `directory=` cannot. Source: supervisor 4's options.py.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+from itertools import pairwise
+
+from forecastd.service.launch import Launch, Named, literal
+from forecastd.settings import CHECKOUT
+
+TEMPLATE = CHECKOUT / "supervisord-allora-submission.conf"
+_ENV = "/usr/bin/env"  # of GNU coreutils: --chdir came with 8.28
+_CUT = re.compile(r"(?<=\s)(?=[;#])")
+_HERE = "%(here)s"
+
+
+def render(template: str, launch: Launch) -> str:
+    """The program for this launch: the shipped one with its paths and user exchanged."""
+    directory = str(launch.directory)
+    plain = not _CUT.search(directory) and _HERE not in directory
+    command = launch.command if plain else [_ENV, f"--chdir={directory}", *launch.command]
+    exchanged = {
+        "command": [f"command={command_line(command)}"],
+        "directory": [f"directory={_directory(directory)}"] if plain else [],
+        "user": [] if launch.user is None else [f"user={launch.user}"],
+    }
+    lines: list[str] = []
+    for line in template.partition("\n\n")[2].splitlines():
+        if not line.startswith(";"):
+            lines += exchanged.get(line.partition("=")[0], [line])
+    return "\n".join(lines) + "\n"
+
+
+def command_line(words: list[str]) -> str:
+    """The words of a command: quoted as for a shell, `%` doubled, two quotes in what an earlier reading would take."""
+    text = shlex.join(words).replace("%", "%%")
+    return _CUT.sub("''", text).replace(_HERE, "%(''here)s")
+
+
+def _directory(path: str) -> str:
+    """A blank at the end would be stripped; a slash keeps it."""
+    return path.replace("%", "%%") + ("/" if path[-1:].isspace() else "")
+
+
+def named(text: str) -> Named:
+    """What a file names.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(";", "#"))
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        raise ValueError(str(error)) from error
+    found = Named([], [], [])
+    for section in parser.sections():
+        words = shlex.split(literal(parser.get(section, "command", fallback="")))
+        found.programs.extend(words[:1])
+        found.directories.append(literal(parser.get(section, "directory", fallback="")))
+        found.kept.extend(after for word, after in pairwise(words) if word in {"--state-dir", "--log-dir"})
+        if words[:1] == [_ENV]:
+            found.programs.extend(words[2:3])
+            found.directories.append(words[1].partition("=")[2])
+    return Named(
+        *([path for path in paths if path.startswith("/")] for paths in (found.programs, found.directories, found.kept))
+    )
