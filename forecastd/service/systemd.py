@@ -139,20 +139,20 @@ def assignments(text: str) -> Iterator[tuple[str, str]]:
         ValueError: a line is neither a section, a comment nor an assignment, or stands before any section.
     """
     section, begun = False, ""
-    for line in (one.lstrip() for one in text.split("\n")):
+    for line in (one.lstrip(_BLANKS) for one in text.split("\n")):
         if line.startswith(("#", ";")) or not (begun or line):
             continue
         if line.endswith("\\"):
             begun += line[:-1] + " "
             continue
-        whole, begun = (begun + line).rstrip(), ""
+        whole, begun = (begun + line).rstrip(_BLANKS), ""
         if whole.startswith("[") and whole.endswith("]"):
             section = True
             continue
         key, equals, value = whole.partition("=")
         if not equals or not section:
             raise ValueError(f"{whole!r} is not expected here")
-        yield key.rstrip(), value.strip()
+        yield key.rstrip(_BLANKS), value.strip(_BLANKS)
 
 
 def split_words(value: str, *, escapes: bool) -> list[str]:
