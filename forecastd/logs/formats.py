@@ -40,7 +40,7 @@ class Lines(logging.Formatter):
 
     def traceback(self, record: logging.LogRecord) -> str:
         """The traceback with everything that led to it, and the stack where one was asked for; empty without."""
-        if not self._tracebacks:
+        if not self._tracebacks or not (record.exc_info or record.exc_text or record.stack_info):
             return ""
         parts = [record.exc_text or "", record.stack_info or ""]
         if record.exc_info and record.exc_info[1] is not None:
@@ -48,10 +48,12 @@ class Lines(logging.Formatter):
         return self._clean("\n".join(part for part in parts if part))
 
     def _clean(self, text: str) -> str:
+        length, half = len(text), MOST_CHARACTERS // 2
+        if length > 2 * MOST_CHARACTERS:
+            text = text[:MOST_CHARACTERS] + text[-MOST_CHARACTERS:]  # the joint is in what is cut out below
         text = self._redactor.redact(text).replace("\r\n", "\n").rstrip()
         if len(text) > MOST_CHARACTERS:
-            half = MOST_CHARACTERS // 2
-            text = f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+            text = f"{text[:half]}\n[{length - 2 * half} characters left out]\n{text[-half:]}"
         return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 

@@ -34,7 +34,8 @@ def _uncaught_in_thread(told: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(told: sys.UnraisableHookArgs) -> None:
-    where = f"{told.err_msg or 'Exception ignored in'} {type(told.object).__qualname__}"
+    name = getattr(told.object, "__qualname__", type(told.object).__qualname__)
+    where = f"{told.err_msg or 'Exception ignored in'} {name}"
     if told.exc_value is None:
         log.critical("Unforeseen error that could not be raised: %s (%s).", where, told.exc_type.__name__)
     else:

@@ -1,0 +1,208 @@
+"""The console when nobody reads it, or it is gone: lines are lost and told, and the worker goes on."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from forecastd.logs.console import ConsoleStream
+
+LINE = "x" * 99 + "\n"
+Open = Callable[[TextIO | None], ConsoleStream]
+
+
+@pytest.fixture
+def console() -> Iterator[Open]:
+    opened: list[tuple[ConsoleStream, TextIO | None]] = []
+
+    def make(stream: TextIO | None) -> ConsoleStream:
+        opened.append((ConsoleStream(stream), stream))
+        return opened[-1][0]
+
+    yield make
+    for one, stream in opened:
+        one.close()
+        if stream is not None:
+            stream.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", closefd=True) as stream:
+        yield reader, stream
+    os.close(reader)
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, TextIO]]:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as stream:
+        yield master, stream
+    os.close(master)
+
+
+@pytest.fixture
+def connection() -> Iterator[tuple[int, TextIO]]:
+    """As the journal gives it to a service."""
+    ours, theirs = socket.socketpair()
+    with os.fdopen(theirs.detach(), "w") as stream, ours:
+        yield ours.fileno(), stream
+
+
+def notices(console: ConsoleStream) -> list[str]:
+    told = [message % arguments for message, arguments in console.notices]
+    console.notices.clear()
+    return told
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "connection"])
+def test_a_console_that_nobody_reads_stops_nobody_and_the_lines_it_has_are_whole(
+    console: Open, request: pytest.FixtureRequest, kind: str
+) -> None:
+    reader, stream = request.getfixturevalue(kind)
+    one = console(stream)
+    for number in range(100_000):
+        one.write(f"{number:06} {LINE}")
+    assert notices(one) == []
+    got = bytearray()
+    arrived = threading.Event()
+
+    def read() -> None:
+        while not (b"the end" in got[-12:] and got.endswith(b"\n")):
+            got.extend(os.read(reader, 1 << 16))
+            arrived.set()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    left_out: list[str] = []
+    while not left_out:
+        arrived.clear()
+        one.write("")
+        left_out += notices(one)
+        arrived.wait(0.01)
+    one.write("the end\n")
+    one.close()
+    thread.join()
+    *lines, last = got.decode().replace("\r\n", "\n").splitlines(keepends=True)
+    assert last == "the end\n"
+    assert lines == [f"{number:06} {LINE}" for number in range(len(lines))]
+    assert left_out == [f"{100_000 - len(lines)} lines are missing on the console: nobody read them in time."]
+
+
+def test_the_shell_s_own_pipe_stays_a_blocking_one(console: Open, pipe: tuple[int, TextIO]) -> None:
+    _, stream = pipe
+    console(stream).write(LINE)
+    assert os.get_blocking(stream.fileno())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "connection"])
+def test_a_console_whose_reader_is_gone_is_told_once(console: Open, request: pytest.FixtureRequest, kind: str) -> None:
+    reader, stream = request.getfixturevalue(kind)
+    one = console(stream)
+    one.write(LINE)
+    spare = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(spare, reader)  # closes it, and leaves the number to the fixture
+    os.close(spare)
+    for _ in range(1000):
+        one.write(LINE)
+    (told,) = notices(one)
+    assert told.startswith("Cannot write to the console (")
+
+
+def test_a_console_file_keeps_what_others_write_to_it_and_survives_a_full_disk(console: Open, tmp_path: Path) -> None:
+    with (tmp_path / "nohup.out").open("w") as stream:
+        one = console(stream)
+        os.write(stream.fileno(), b"ours\n")
+        one.write("log\n")
+        os.write(stream.fileno(), b"ours\n")
+        assert (tmp_path / "nohup.out").read_text() == "ours\nlog\nours\n"
+    full = console(Path("/dev/full").open("w"))  # noqa: SIM115 - closed by the fixture
+    for _ in range(100):
+        full.write(LINE)
+    (told,) = notices(full)
+    assert "No space left" in told
+
+
+def test_a_console_without_a_file_is_written_to_as_it_is(console: Open) -> None:
+    stream = io.StringIO()
+    one = console(stream)
+    one.write("a\n")
+    assert stream.getvalue() == "a\n"
+    stream.close()
+    one.write("b\n")
+    one.write("c\n")
+    assert len(notices(one)) == 1
+
+
+def test_no_console_at_all_is_fine(console: Open) -> None:
+    one = console(None)
+    one.write("a\n")
+    assert notices(one) == []
+
+
+def test_a_character_that_the_console_lacks_is_written_as_an_escape(console: Open, tmp_path: Path) -> None:
+    stream = (tmp_path / "out").open("w", encoding="ascii")
+    console(stream).write("7 °C 📈\n")
+    assert (tmp_path / "out").read_text() == "7 \\xb0C \\U0001f4c8\n"
+
+
+CHILD = """
+import logging, os, sys
+from pathlib import Path
+from forecastd.logs import configure
+
+configure(Path(sys.argv[1]), verbose=False)
+logging.getLogger("x").warning("first")
+ledger = os.open(Path(sys.argv[1]) / "ledger", os.O_RDWR | os.O_CREAT)
+sys.stdin.readline()
+for number in range(3000):
+    logging.getLogger("x").warning("line %d %s", number, "x" * 90)
+os.write(1, b"from a library")
+assert os.fstat(ledger).st_size == 0 and ledger > 2
+"""
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_process_whose_reader_ends_logs_to_its_file_and_ends_well(tmp_path: Path, *, read: bool) -> None:
+    arguments = [sys.executable, "-c", CHILD, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        if read:
+            assert process.stderr.readline() == b"WARNING: first\n"
+        process.stderr.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.wait(120) == 0
+    log = (tmp_path / "submission.log").read_text()
+    assert log.count(" line ") == 3000
+    assert log.count("Cannot write to the console (Broken pipe)") == 1
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "2>/dev/full"])
+def test_a_process_without_a_console_logs_to_its_file_and_ends_well(tmp_path: Path, streams: str) -> None:
+    script = f'echo | "$0" -c "$1" "$2" {streams}'
+    arguments = ["/bin/sh", "-c", script, sys.executable, CHILD, str(tmp_path)]
+    assert subprocess.run(arguments, check=False, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
+    log = (tmp_path / "submission.log").read_text()
+    assert log.count(" line ") == 3000
+    assert log.count("Cannot write to the console") == (1 if "full" in streams else 0)
+
+
+def test_a_process_whose_standard_streams_are_all_closed_opens_no_file_in_their_place(tmp_path: Path) -> None:
+    script = '"$0" -c "$1" "$2" <&- >&- 2>&-'
+    child = CHILD.replace("sys.stdin.readline()", "")
+    subprocess.run(["/bin/sh", "-c", script, sys.executable, child, str(tmp_path)], check=True, timeout=120)
+    assert (tmp_path / "submission.log").read_text().count(" line ") == 3000
