@@ -1,0 +1,177 @@
+"""How a trial of supervision looks: a line an event, above a table of the processes where there is a terminal.
+
+Lines are printed by a thread of their own, for whoever tells them keeps watch over the processes and must never wait for
+a terminal. What the program logs meanwhile comes as lines of the same stream, so that all stands in its order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from queue import SimpleQueue
+from threading import Thread
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cli.screen import console, row
+from forecastd.clock import Clock
+from forecastd.logs import redacted
+from forecastd.supervise.detector import Phase
+from forecastd.supervise.faults import KINDS
+from forecastd.supervise.report import Event
+from forecastd.trial import Children, JobEnd, Trial
+
+STYLES = {logging.ERROR: "red", logging.WARNING: "yellow", logging.DEBUG: "dim"}
+LISTED = 10  # jobs; the rest is counted
+_TIME = 10
+_TOLD = {
+    "launched": "process {pid} started",
+    "ready": "process {pid} is ready",
+    "dispatched": "process {pid} works on {job}",
+    "finished": "process {pid} finished {job}",
+    "refused": "process {pid} refuses: {text}",
+    "gone": "process {pid} is gone: {text}",
+}  # the other kinds are logged, in more words
+
+
+class TrialScreen(logging.Handler):
+    """Tells what happens to the processes of a trial. With `quiet`, stdout is kept for one JSON object."""
+
+    def __init__(self, clock: Clock, *, quiet: bool, verbose: bool) -> None:
+        super().__init__(logging.DEBUG if verbose else logging.WARNING)
+        self._clock, self._quiet, self._verbose = clock, quiet, verbose
+        self._start = clock.monotonic()
+        self._out = console()
+        self._lines: SimpleQueue[tuple[float, str, str] | None] = SimpleQueue()
+        self._printer = Thread(target=self._print, name="screen", daemon=True)
+        self._live: Live | None = None
+        self._children: Children = list
+
+    def __enter__(self) -> TrialScreen:
+        if not self._quiet:
+            ours = logging.getLogger("forecastd")
+            ours.addHandler(self)
+            ours.propagate = False
+            if self._out.is_terminal:
+                self._live = Live(console=self._out, get_renderable=self._table, refresh_per_second=8, transient=True)
+                self._live.start()
+            self._printer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._quiet:
+            ours = logging.getLogger("forecastd")
+            ours.removeHandler(self)
+            ours.propagate = True
+            self._lines.put(None)
+            self._printer.join()
+            if self._live is not None:
+                self._live.stop()
+
+    def watch(self, children: Children) -> None:
+        """What tells what each process is at."""
+        self._children = children
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line that the program logs."""
+        self._tell(redacted(record.getMessage()), STYLES.get(record.levelno, ""))
+
+    def observe(self, event: Event) -> None:
+        """Something happened to a process."""
+        form = _TOLD.get(event.kind)
+        if form is not None:
+            text = event.text or "its end was not told"
+            self._tell(form.format(pid=event.pid, job=event.job, text=text), "")
+        elif event.kind == "progress" and self._verbose and event.watched.total:
+            at = event.watched
+            self._tell(f"process {event.pid} {at.phase} {at.done:g} of {at.total:g}", "dim")
+
+    def _tell(self, text: str, style: str) -> None:
+        if not self._quiet:
+            self._lines.put((self._clock.monotonic() - self._start, text, style))
+
+    def _print(self) -> None:
+        while (line := self._lines.get()) is not None:
+            seconds, text, style = line
+            if not self._out.is_terminal:  # in one piece, for grep
+                self._out.print(Text(f"{seconds:8.3f}  {text}".replace("\n", f"\n{'':{_TIME}}")), soft_wrap=True)
+                continue
+            table = Table.grid(padding=(0, 1), expand=True)
+            table.add_column(width=_TIME - 1, justify="right", no_wrap=True)
+            table.add_column(ratio=1, overflow="fold")
+            table.add_row(f"{seconds:.3f}", Text(text, style=style))
+            self._out.print(table)
+
+    def _table(self) -> Table:
+        """The processes as they are now."""
+        table = Table(box=None, expand=True, padding=(0, 1), header_style="bold")
+        for name in ("process", "phase", "", "done", "sign of life", "progress", "job"):
+            table.add_column(name, no_wrap=True, justify="right" if name in {"process", "done"} else "left")
+        for child in self._children():
+            percent = float(str(child["percent"]))
+            idle = child["phase"] == Phase.IDLE
+            table.add_row(
+                str(child["pid"]),
+                str(child["phase"]).replace("_", " "),
+                "" if idle else ProgressBar(total=100, completed=percent, width=10),
+                "" if idle else f"{percent:.0f} %",
+                f"{child['heard_s']} s ago",
+                "" if idle else f"{child['progressed_s']} s ago",
+                str(child["job"] or ""),
+            )
+        return table
+
+    def result(self, trial: Trial) -> None:
+        """How the jobs ended, how slow the phases were, and what was counted."""
+        for line in result_rows(trial):
+            self._out.print(line)
+
+
+def result_rows(trial: Trial) -> Iterator[Table]:
+    """The outcome of a trial, in the same shape as a cycle's."""
+    good = sum(job.outcome == "result" for job in trial.jobs)
+    told = Text(f"{trial.manifest.name} ({trial.manifest.sha256[:12]}), from {trial.inputs}")
+    yield row("model", told)
+    text = Text()
+    for job in sorted(trial.jobs, key=lambda job: job.outcome == "result")[:LISTED]:
+        text.append(f"{_job(job)}\n")
+    if len(trial.jobs) > LISTED:
+        text.append(f"and {len(trial.jobs) - LISTED} more; --json lists them all\n")
+    yield row("jobs", text[:-1])
+    limits = trial.policy.limits
+    slowest = (f"{phase} {seconds:.3f} s of {limits.of(phase):g} s" for phase, seconds in trial.slowest.items())
+    yield row("slowest", Text("\n".join(slowest) or "no step was made"))
+    counts = {name: count for name, count in vars(trial.counts).items() if isinstance(count, int) and count}
+    counts |= {f"hangs in {phase}": count for (phase, _), count in trial.counts.hangs.items()}
+    yield row("counts", Text(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())))
+    if trial.counts.quarantines:
+        yield row("quarantine", Text("in this trial only: no worker hears of it"))
+    style = "bold yellow" if trial.exit_code else "bold green"
+    outcome = Text("skipped" if trial.exit_code else "served", style=style)
+    outcome.append(f": {good} of {len(trial.jobs)} jobs got their result", style="default")
+    yield row("outcome", outcome, f"{sum(job.seconds for job in trial.jobs):.3f} s")
+
+
+def _job(job: JobEnd) -> str:
+    if job.outcome == "result":
+        return f"{job.name}: {job.value:+.5f} by process {job.pid}, {job.seconds:.3f} s"
+    return f"{job.name}: {job.outcome}, {job.reason}"
+
+
+def print_faults() -> None:
+    """Every fault, how it is written and what it does."""
+    out = Console(highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for kind, says in KINDS.items():
+        table.add_row(kind, says)
+    out.print(table)
+    out.print(
+        "\nA fault is KIND[:VALUE][@PLACE]. A place is a percentage of the prediction (50 unless given) or the name of a "
+        "phase: loading, warming_up, predicting, post_processing, stopping. hang@99 stops at 99 % of the prediction, "
+        "raise@loading fails at import, exit:7 ends with status 7, hang@50,ignore-term hangs and does not heed SIGTERM.",
+        markup=False,
+    )
