@@ -126,8 +126,6 @@ class RotatingFile:
                 return False  # another process is at it, or writes at this moment: the next line will see
             if not self._is_current(descriptor):
                 return True
-            if not self._is_full(descriptor, more):
-                return False
             try:
                 _shift(Path(os.path.realpath(self.path)), self._backups)
             except OSError as error:

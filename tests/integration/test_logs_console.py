@@ -157,6 +157,26 @@ def test_a_character_that_the_console_lacks_is_written_as_an_escape(console: Ope
     assert (tmp_path / "out").read_text() == "7 \\xb0C \\U0001f4c8\n"
 
 
+LIMITED = """
+import resource, sys
+from forecastd.logs.console import ConsoleStream
+
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+console = ConsoleStream(sys.stderr)
+for limit in (1010, 2000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    for _ in range(50):
+        console.write("x" * 99 + "\\n")
+"""
+
+
+def test_a_line_that_a_full_disk_cut_is_ended_before_the_next(tmp_path: Path) -> None:
+    with (tmp_path / "nohup.out").open("a") as stream:
+        subprocess.run([sys.executable, "-c", LIMITED], stderr=stream, check=True, timeout=120)
+    whole = [LINE.rstrip()] * 10
+    assert (tmp_path / "nohup.out").read_text().splitlines()[:20] == [*whole, "x" * 10, *whole[:9]]
+
+
 CHILD = """
 import logging, os, sys
 from pathlib import Path

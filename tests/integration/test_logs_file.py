@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import pty
 import shutil
 import socket
 import subprocess
@@ -243,6 +244,18 @@ def test_something_else_in_the_place_of_the_file_is_told_and_never_waited_for(
     wait_a_while(clock)
     file.write("one\n")
     assert path.read_text() == "one\n"
+
+
+def test_a_terminal_in_the_place_of_the_file_is_not_waited_for_when_it_is_full(file: RotatingFile, path: Path) -> None:
+    master, slave = pty.openpty()
+    path.parent.mkdir()
+    path.symlink_to(os.ttyname(slave))
+    for _ in range(3000):
+        file.write("x" * 99 + "\n")
+    assert len(notices(file)) == 1
+    assert b"x\r\nx" in os.read(master, 4096)
+    os.close(master)
+    os.close(slave)
 
 
 def test_a_log_to_nowhere_is_fine(file: RotatingFile, path: Path) -> None:
