@@ -33,6 +33,8 @@ COMMANDS = {
     "supervise": ("cli.supervise", "Run a model under supervision, and try faults on it."),
     "train": ("cli.train", "Train a model and write it as a checked bundle."),
 }
+OF_ONCE = ("as_of", "dry_run", "until_closed", "as_json")
+OF_DAEMON = ("submission_deadline", "submission_interval", "health_port")
 NEEDS_HUMAN, INTERRUPTED = 5, 130
 EPILOG = """\b
 Exit codes:
@@ -77,6 +79,8 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--once", is_flag=True, help="Run one forecast cycle: serve the newest open epoch, then end.")
+@click.option("--continuous", is_flag=True, help="Serve every epoch in the foreground, shown live, until Ctrl-C.")
+@click.option("--daemon", is_flag=True, help="Serve every epoch until the deadline or a signal, for a service manager.")
 @setting("--topic-id", "TOPIC_ID", "The topic to submit to.", type=click.IntRange(min=1), metavar="ID")
 @setting("--network", "ALLORA_NETWORK", "The network.", type=click.Choice(["local", "testnet", "mainnet"]))
 @setting("--source", "DATA_SOURCE", "sample, tiingo, exchange:NAME[:SYMBOL] or file:PATH.", metavar="SPEC")
@@ -89,6 +93,9 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
 @setting(
     "--topics", "TOPICS_FILE", "Serve the topics of this topics.toml.", type=click.Path(path_type=Path), metavar="FILE"
 )
+@setting("--deadline", "SUBMISSION_DEADLINE", "The time (ISO 8601, UTC) from which on no cycle starts.", metavar="ISO")
+@setting("--interval", "SUBMISSION_INTERVAL", "Seconds between two looks, at most.", type=click.IntRange(min=1))
+@setting("--health-port", "HEALTH_PORT", "Serve /healthz, /metrics, /status here.", type=click.IntRange(0, 65535))
 @click.option("--until-closed", is_flag=True, help="Keep trying until the submission window closes.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the send, and show what would be signed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, logs to stderr.")
@@ -96,22 +103,47 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
 @click.version_option(__version__, prog_name="forecastd", message="%(prog)s %(version)s")
 @click.pass_context
 def command(
-    ctx: click.Context, /, once: bool, verbose: bool, state_dir: Path | None, log_dir: Path | None, **more: Any
-) -> None:
+    ctx: click.Context, /, once: bool, continuous: bool, daemon: bool, verbose: bool, state_dir: Path | None,
+    log_dir: Path | None, **more: Any,
+) -> None:  # fmt: skip
     """Runs forecasting models in production: one checked, signed forecast per epoch, submitted exactly once."""
     ctx.obj = {"state_dir": state_dir, "log_dir": log_dir}
     if verbose:
         sys.excepthook = sys.__excepthook__
     if ctx.invoked_subcommand is not None:
-        _refuse_cycle_options(ctx, once=once, **more)
+        _refuse_cycle_options(ctx, once=once, continuous=continuous, daemon=daemon, **more)
         tells_itself = ctx.invoked_subcommand == "doctor"  # each finding is a line of its own there
         configure_console(verbose=verbose, warnings=not tells_itself)
         return
-    if not once:
-        raise click.UsageError("Nothing to do: give --once, or a command.", ctx)
-    from cli.cycle import run_cycle_command
+    mode = _one_of(ctx, once=once, continuous=continuous, daemon=daemon)
+    own = _own_options(ctx, mode, **more)
+    if once:
+        from cli.cycle import run_cycle_command
 
-    ctx.exit(run_cycle_command(verbose=verbose, **ctx.obj, **more))
+        ctx.exit(run_cycle_command(verbose=verbose, **ctx.obj, **own))
+    from cli.daemon import run_daemon_command
+
+    ctx.exit(run_daemon_command(mode, verbose=verbose, **ctx.obj, **own))
+
+
+def _one_of(ctx: click.Context, **modes: bool) -> Any:
+    """The mode that is asked for."""
+    asked = [name for name, wanted in modes.items() if wanted]
+    if not asked:
+        raise click.UsageError("Nothing to do: give --once, --continuous or --daemon, or a command.", ctx)
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} exclude each other.", ctx)
+    return asked[0]
+
+
+def _own_options(ctx: click.Context, mode: str, **given: Any) -> dict[str, Any]:
+    """The options of this mode; one of another mode's would be silently ignored, so that is said instead."""
+    foreign = OF_DAEMON if mode == "once" else OF_ONCE
+    flags = {param.name: param.opts[0] for param in ctx.command.params}
+    used = [flags[name] for name in foreign if given[name] not in (None, False)]
+    if used:
+        raise click.UsageError(f"{', '.join(used)} would do nothing with --{mode}.", ctx)
+    return {name: value for name, value in given.items() if name not in foreign}
 
 
 def _refuse_cycle_options(ctx: click.Context, **given: Any) -> None:

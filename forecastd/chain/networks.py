@@ -17,21 +17,26 @@ LOCAL_CHAIN_ID = "localnet"
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What is fixed for a network. `gas_price_floor` in uallo a gas; endpoints as the SDK writes them."""
+    """What is fixed for a network. `gas_price_floor` in uallo a gas; endpoints and websockets as the SDK writes them."""
 
     name: Network
     chain_id: str
     endpoints: tuple[str, ...]
     gas_price_floor: int
+    websockets: tuple[str, ...] = ()
 
 
 NETWORKS: dict[Network, NetworkInfo] = {
     "local": NetworkInfo("local", LOCAL_CHAIN_ID, ("grpc+http://127.0.0.1:9090",), 1),
-    "testnet": NetworkInfo("testnet", "allora-testnet-1", ("grpc+https://allora-grpc.testnet.allora.network:443",), 10),
-    "mainnet": NetworkInfo(
-        "mainnet", "allora-mainnet-1", ("grpc+https://allora-grpc.mainnet.allora.network:443",), 250_000_000
+    "testnet": NetworkInfo(
+        "testnet", "allora-testnet-1", ("grpc+https://allora-grpc.testnet.allora.network:443",), 10,
+        ("wss://allora-rpc.testnet.allora.network/websocket",),
     ),
-}
+    "mainnet": NetworkInfo(
+        "mainnet", "allora-mainnet-1", ("grpc+https://allora-grpc.mainnet.allora.network:443",), 250_000_000,
+        ("wss://allora-rpc.mainnet.allora.network/websocket",),
+    ),
+}  # fmt: skip
 
 
 def is_local(chain_id: str) -> bool:

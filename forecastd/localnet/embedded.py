@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,29 +19,42 @@ from forecastd.clock import Clock
 from forecastd.localnet.chain import LocalChain, Rules
 from forecastd.localnet.faults import Fault
 from forecastd.localnet.record import Record, take
-from forecastd.localnet.running import find_running
-from forecastd.localnet.server import LocalNode, listen
+from forecastd.localnet.running import find_node, find_running
+from forecastd.localnet.server import LOOPBACK, LocalNode, listen
 from forecastd.localnet.state import Fees
 from forecastd.localnet.store import Store, chain_path
 from forecastd.localnet.topics import TopicSpec
 
-__all__ = ["Embedded", "find_running", "open_embedded"]
+__all__ = ["Embedded", "find_node", "find_running", "open_embedded"]
 
 STOP_SECONDS = 5.0
 T = TypeVar("T")
 
 
 class Embedded:
-    """A running node. `endpoint` is where it listens."""
+    """A running node. `endpoint` is where it listens, `websocket` where it tells of blocks, None when it does not."""
 
-    def __init__(self, chain: LocalChain, *, seal_at_once: bool) -> None:
+    def __init__(self, chain: LocalChain, *, seal_at_once: bool, events: bool = False) -> None:
         self._chain = chain
         self._node = LocalNode(chain, listen(0), seal_at_once=seal_at_once)
         self.endpoint = self._node.main.url
+        self.websocket: str | None = None
+        self._serve_websocket: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+        if events:
+            self._websocket_of(chain)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="localnet", daemon=True)
         self._thread.start()
+
+    def _websocket_of(self, chain: LocalChain) -> None:
+        from forecastd.localnet.websocket import PATH, Hub  # and with it the library: only who listens pays for it
+
+        hub, sock = Hub(lambda: self._node.is_down, chain_id=chain.state.chain_id), listen(0)
+        self.websocket = f"ws://{LOOPBACK}:{sock.getsockname()[1]}{PATH}"
+        self._node.on_down = hub.cut
+        chain.listeners.append(lambda block: hub.publish(block, chain.state.version))
+        self._serve_websocket = lambda: hub.serve(sock)
 
     def call(self, use: Callable[[LocalChain], T]) -> T:
         """Run `use` with the chain, in the node's thread, and give what it gives."""
@@ -102,7 +115,7 @@ class Embedded:
             self._loop.close()
 
     async def _serve(self) -> None:
-        async with self._node.serve():
+        async with self._node.serve(), self._serve_websocket():
             await self._stop.wait()
 
 
@@ -118,8 +131,9 @@ def open_embedded(
     seal_at_once: bool = True,
     faucet: bool = True,
     fees: Fees | None = None,
+    events: bool = False,
 ) -> Iterator[Embedded]:
-    """A node on the state under `state_dir`, for as long as the block runs.
+    """A node on the state under `state_dir`, for as long as the block runs. With `events` it has a websocket, too.
 
     `topics` of None keeps the chain's own (topic 67 on a new one); `block_time` of None makes blocks by hand or on a
     transaction's arrival only.
@@ -133,7 +147,7 @@ def open_embedded(
     )
     store = Store(chain_path(state_dir, chain_id))
     try:
-        node = Embedded(LocalChain(rules, store, clock), seal_at_once=seal_at_once)
+        node = Embedded(LocalChain(rules, store, clock), seal_at_once=seal_at_once, events=events)
         try:
             yield node
         finally:

@@ -98,13 +98,13 @@ def run_node(
         chain.inject(*(fault for fault in faults if not fault.kind.of_endpoint))
         own = [fault for fault in faults if fault.kind.of_endpoint]
         node = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=own)
-        hub = Hub(lambda: node.is_down)
+        hub = Hub(lambda: node.is_down, chain_id=rules.chain_id)
         node.on_down = hub.cut
         rest = node.add(_bound(rest_port, "--rest-port"), rest=True).url if rest_port is not None else None
         others = tuple((node.add(listen(0), one.faults, rest=one.rest).url, str(one)) for one in endpoints)
         websocket = f"ws://{LOOPBACK}:{ws_sock.getsockname()[1]}{PATH}"
         told = Started(chain.state, node.main.url, websocket, rest, tuple(map(str, faults)), others)
-        stack.enter_context(announced(state_dir, told.endpoint, rules.chain_id))
+        stack.enter_context(announced(state_dir, told.endpoint, rules.chain_id, websocket))
 
         def made(block: Block) -> None:
             hub.publish(block, chain.state.version)

@@ -1,7 +1,8 @@
 """The local node's websocket: CometBFT's JSON-RPC `subscribe`, with the events of windows that open and close.
 
-A subscription is acknowledged, and each block whose events match its query is pushed under the same id. Only
-`tm.event='NewBlockEvents'` brings anything: it is what a worker listens to.
+A subscription is acknowledged, and each block whose events match its query is pushed under the same id. Besides
+`tm.event='NewBlockEvents'` there is `tm.event='NewBlockHeader'`, of every block, and the request `status`: what a worker asks
+for.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from forecastd.chain.networks import LOCAL_CHAIN_ID
+from forecastd.clock import iso
 from forecastd.localnet.chain import Block
 
 PATH = "/websocket"
 BACKLOG = 256  # messages a slow listener may be behind before it is cut off
 _CONDITION = re.compile(r"([\w.]+)\s*=\s*'([^']*)'")
+_EXISTS = re.compile(r"([\w.]+)\s+EXISTS")
 _METHOD_NOT_FOUND, _INVALID_REQUEST, _PARSE_ERROR = -32601, -32600, -32700
 
 log = logging.getLogger(__name__)
+_library = logging.getLogger("websockets.localnet")  # with the library's own, which are kept quiet
 Event = dict[str, Any]
 
 
@@ -50,12 +55,15 @@ def block_events(block: Block, version: str) -> list[Event]:
 
 
 def matches(query: str, events: list[Event]) -> bool:
-    """Whether a subscription's query asks for a block with these events: every condition is met by some attribute."""
+    """Whether a subscription's query asks for the events of such a block: every condition is met by some attribute."""
     conditions = _CONDITION.findall(query)
     if ("tm.event", "NewBlockEvents") not in conditions:
         return False
     have = {(f"{event['type']}.{one['key']}", one["value"]) for event in events for one in event["attributes"]}
-    return all(condition in have for condition in conditions if condition[0] != "tm.event")
+    there = {name for name, _ in have}
+    return all(name in there for name in _EXISTS.findall(query)) and all(
+        condition in have for condition in conditions if condition[0] != "tm.event"
+    )
 
 
 class Hub:
@@ -64,9 +72,11 @@ class Hub:
     `is_down` says whether the node is between its end and its start; nobody is let in then.
     """
 
-    def __init__(self, is_down: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, is_down: Callable[[], bool] = lambda: False, *, chain_id: str = LOCAL_CHAIN_ID) -> None:
         self._listeners: dict[ServerConnection, _Listener] = {}
         self._is_down = is_down
+        self._chain_id = chain_id
+        self._height = 0
 
     def cut(self) -> None:
         """End every connection as a crash does."""
@@ -74,13 +84,18 @@ class Hub:
             connection.transport.abort()
 
     def publish(self, block: Block, version: str) -> None:
-        """Push a block's events to whoever subscribed to them."""
+        """Push a block's header and events to whoever subscribed to them."""
+        self._height = block.height
         events = block_events(block, version)
-        if not events:
-            return
         for connection, listener in list(self._listeners.items()):
             for name, query in listener.queries.items():
-                if matches(query, events) and not listener.push(_pushed(name, query, block, events)):
+                if ("tm.event", "NewBlockHeader") in _CONDITION.findall(query):
+                    message = _header(name, query, block, self._chain_id)
+                elif events and matches(query, events):
+                    message = _pushed(name, query, block, events)
+                else:
+                    continue
+                if not listener.push(message):
                     log.info("a websocket listener is too slow, cutting it off")
                     del self._listeners[connection]
                     break
@@ -88,7 +103,7 @@ class Hub:
     @asynccontextmanager
     async def serve(self, sock: socket.socket) -> AsyncIterator[None]:
         """Serve on a socket that listens, until the block ends."""
-        async with serve(self._talk, sock=sock, process_request=self._admit, logger=log, max_size=2**20):
+        async with serve(self._talk, sock=sock, process_request=self._admit, logger=_library, max_size=2**20):
             yield
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -99,7 +114,7 @@ class Hub:
         return connection.respond(HTTPStatus.NOT_FOUND, f"The websocket is at {PATH}\n")
 
     async def _talk(self, connection: ServerConnection) -> None:
-        listener = self._listeners[connection] = _Listener()
+        listener = self._listeners[connection] = _Listener(self._status)
         sender = asyncio.create_task(listener.send_to(connection))
         try:
             async for message in connection:
@@ -113,12 +128,20 @@ class Hub:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
 
+    def _status(self) -> dict[str, Any]:
+        """What `status` answers, as far as anybody asks for it."""
+        return {
+            "node_info": {"network": self._chain_id},
+            "sync_info": {"latest_block_height": str(self._height), "catching_up": False},
+        }
+
 
 class _Listener:
     """One connection's subscriptions, by id, and what is still to be sent to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
         self.queries: dict[object, str] = {}
+        self._status = status
         self._outbox: asyncio.Queue[str | None] = asyncio.Queue(BACKLOG)
 
     def push(self, message: str) -> bool:
@@ -155,14 +178,21 @@ class _Listener:
             self.queries.clear()
         elif request["method"] == "subscribe":
             return _error(name, _INVALID_REQUEST, "a subscription needs params.query")
-        else:
+        elif request["method"] != "status":
             return _error(name, _METHOD_NOT_FOUND, "Method not found")
-        return json.dumps({"jsonrpc": "2.0", "id": name, "result": {}})
+        result = self._status() if request["method"] == "status" else {}
+        return json.dumps({"jsonrpc": "2.0", "id": name, "result": result})
 
 
 def _pushed(name: object, query: str, block: Block, events: list[Event]) -> str:
     value = {"height": str(block.height), "events": events, "num_txs": str(len(block.records))}
     data = {"type": "tendermint/event/NewBlockEvents", "value": value}
+    return json.dumps({"jsonrpc": "2.0", "id": name, "result": {"query": query, "data": data, "events": {}}})
+
+
+def _header(name: object, query: str, block: Block, chain_id: str) -> str:
+    value = {"header": {"chain_id": chain_id, "height": str(block.height), "time": iso(block.time)}}
+    data = {"type": "tendermint/event/NewBlockHeader", "value": value}
     return json.dumps({"jsonrpc": "2.0", "id": name, "result": {"query": query, "data": data, "events": {}}})
 
 

@@ -1,0 +1,41 @@
+"""Work that takes long, in a thread of its own: whoever started it looks now and then what became of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from forecastd.daemon.guarded import Unforeseen, guarded
+from forecastd.errors import ForecastdError
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """Begins at once. An error of `errors.py` is a result like any other, one that nobody foresaw is an `Unforeseen`."""
+
+    def __init__(self, name: str, work: Callable[[], T]) -> None:
+        self._name, self._work = name, work
+        self._result: list[T | ForecastdError | Unforeseen] = []
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return bool(self._result)
+
+    @property
+    def result(self) -> T | ForecastdError | Unforeseen:
+        """What came of it. IndexError while it goes on."""
+        return self._result[0]
+
+    def _run(self) -> None:
+        self._result.append(guarded(self._name, self._try))
+
+    def _try(self) -> T | ForecastdError:
+        try:
+            return self._work()
+        except ForecastdError as error:
+            return error

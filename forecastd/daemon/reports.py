@@ -1,0 +1,66 @@
+"""Whom the workers report to: the alerts, which reach a person, and the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from threading import Lock
+
+from forecastd.alerts import Alerts
+from forecastd.daemon.book import Key
+
+log = logging.getLogger(__name__)
+
+NEEDS_HUMAN = "needs_human"
+
+
+class Desk:
+    """Any thread. Every method returns at once."""
+
+    def __init__(self, alerts: Alerts) -> None:
+        self._alerts = alerts
+        self._lock = Lock()
+        self._troubles: dict[Key, str] = {}
+
+    def open(self) -> None:
+        """Begin to tell."""
+        self._alerts.__enter__()
+
+    def reopen(self, make: Callable[[], Alerts]) -> None:
+        """Tell others from now on. The old ones put down what they have told before the new ones read it."""
+        self._alerts.close(1.0)
+        self._alerts = make()
+        self._alerts.__enter__()
+
+    def close(self, seconds: float) -> None:
+        """Tell what is waiting, for so long at most."""
+        self._alerts.close(seconds)
+
+    @property
+    def trouble(self) -> str:
+        """What needs a person at present, of all topics; empty when nothing does."""
+        with self._lock:
+            return " ".join(dict.fromkeys(self._troubles.values()))
+
+    def missed(self, key: Key, nonce: int, reason: str) -> None:
+        """An epoch was missed."""
+        topic_id, wallet = key
+        log.error("missed: topic %d nonce %d: %s", topic_id, nonce, reason, extra={"action": "missed"})
+        self._alerts.missed(topic_id, nonce, reason, wallet=wallet)
+
+    def served(self, key: Key, nonce: int) -> None:
+        """An epoch has its submission."""
+        self._alerts.served(key[0], nonce, wallet=key[1])
+
+    def trouble_of(self, key: Key, reason: str) -> None:
+        """A person is needed for this topic; with an empty reason, not any more."""
+        name = f"topic {key[0]}, {key[1]}"
+        with self._lock:
+            before = self._troubles.pop(key, "")
+            if reason:
+                self._troubles[key] = reason
+        if reason and reason != before:
+            log.error("A person is needed for topic %d: %s", key[0], reason, extra={"action": NEEDS_HUMAN})
+            self._alerts.raise_alarm(NEEDS_HUMAN, name, f"Topic {key[0]} needs a person: {reason}")
+        elif before and not reason:
+            self._alerts.recover(NEEDS_HUMAN, name, f"Topic {key[0]} goes on by itself again.")
