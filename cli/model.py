@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cli.options import SettingOption
+from cli.quarantine import command as quarantine
 
 DIRECTORY = click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
 
@@ -16,6 +17,9 @@ DIRECTORY = click.argument("directory", required=False, type=click.Path(path_typ
 @click.group(name="model")
 def command() -> None:
     """Check and describe model bundles. Without DIR, the bundle of MODEL, or the embedded demo bundle."""
+
+
+command.add_command(quarantine)
 
 
 @command.command()

@@ -17,7 +17,8 @@ from threading import Lock
 from typing import Any
 
 from forecastd.clock import Clock, iso
-from forecastd.errors import ForecastdError
+from forecastd.errors import ForecastdError, NeedsHuman
+from forecastd.settings import Settings
 from forecastd.wholefile import write_whole
 from models.bundle import copy_bundle, read_manifest
 from models.errors import ModelError
@@ -47,73 +48,93 @@ class Shelf:
 
     def keep(self, topic: int, bundle: Path, manifest: Manifest) -> None:
         """This bundle made a good forecast for a topic. Copied once; older copies than the last `KEPT` are removed."""
+        sha256 = manifest.sha256
+        copy = self._directory / sha256
         with self._lock:
-            index = self._read()
-            good = index["good"].get(str(topic), [])
-            if good[:1] == [manifest.sha256] and (self._directory / manifest.sha256).is_dir():
-                return
             try:
-                if not (self._directory / manifest.sha256).is_dir():
-                    copy_bundle(bundle, self._directory / manifest.sha256)
-                index["good"][str(topic)] = [manifest.sha256, *(sha for sha in good if sha != manifest.sha256)][:KEPT]
+                index, whole = self._read()
+                good = index["good"].get(str(topic), [])
+                if good[:1] == [sha256] and copy.is_dir():
+                    return
+                if not copy.is_dir():
+                    copy_bundle(bundle, copy, sha256)
+                index["good"][str(topic)] = [sha256, *(sha for sha in good if sha != sha256)][:KEPT]
                 self._write(index)
+                if whole:
+                    self._sweep(index)
             except (OSError, ModelError, ForecastdError) as error:
                 log.warning("No copy of the model %s could be kept to fall back on: %s", manifest.name, error)
-                return
-            self._sweep(index)
 
     def good(self, topic: int) -> list[Path]:
         """The kept bundles of a topic that are not in quarantine, the last good one first."""
-        with self._lock:
-            index = self._read()
-        found = [sha for sha in index["good"].get(str(topic), []) if sha not in index["quarantined"]]
-        return [path for sha in found if (path := self._directory / sha).is_dir()]
+        try:
+            with self._lock:
+                index, _ = self._read()
+            found = [sha for sha in index["good"].get(str(topic), []) if sha not in index["quarantined"]]
+            return [path for sha in found if (path := self._directory / sha).is_dir()]
+        except OSError as error:
+            log.warning("The kept copies of earlier models cannot be read: %s", error)
+            return []
 
     def quarantine(self, manifest: Manifest, reason: str) -> None:
         """Do not run this bundle again as long as there is another."""
         with self._lock:
-            index = self._read()
-            since = iso(self._clock.now())
-            index["quarantined"][manifest.sha256] = {"name": manifest.name, "since": since, "reason": reason[:500]}
             try:
+                index, _ = self._read()
+                since = iso(self._clock.now())
+                index["quarantined"][manifest.sha256] = {"name": manifest.name, "since": since, "reason": reason[:500]}
                 self._write(index)
-            except ForecastdError as error:
+            except (OSError, ForecastdError) as error:
                 log.warning("That %s is in quarantine could not be written down: %s", manifest.name, error)
 
     def quarantined(self) -> dict[str, Quarantine]:
         """All bundles in quarantine, by sha256."""
-        with self._lock:
-            return {sha: Quarantine(sha, **entry) for sha, entry in self._read()["quarantined"].items()}
+        try:
+            with self._lock:
+                index, _ = self._read()
+        except OSError as error:
+            log.warning("Which models are in quarantine cannot be read: %s", error)
+            return {}
+        return {sha: Quarantine(sha, **entry) for sha, entry in index["quarantined"].items()}
 
     def release(self, prefix: str) -> list[Quarantine]:
         """Take the bundles whose sha256 begins with `prefix` out of quarantine; gives them.
 
         Raises:
-            NeedsHuman: the shelf cannot be written.
+            NeedsHuman: the shelf cannot be read or written.
         """
         freed = [entry for sha, entry in self.quarantined().items() if sha.startswith(prefix)]
         with self._lock:
-            index = self._read()
+            try:
+                index, _ = self._read()
+            except OSError as error:
+                told = f"{self._directory / INDEX} cannot be read: {error.strerror}. Check its permissions."
+                raise NeedsHuman(told) from None
             for entry in freed:
                 index["quarantined"].pop(entry.sha256, None)
             if freed:
                 self._write(index)
         return freed
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        """The index; an empty one in the place of one that is missing or not as it must be."""
+    def _read(self) -> tuple[dict[str, dict[str, Any]], bool]:
+        """The index, and whether it is whole: one that is not as it must be counts as empty, which proves no copy useless.
+
+        Raises:
+            OSError: it is there and cannot be read, so nothing may be written in its place.
+        """
+        path = self._directory / INDEX
         empty: dict[str, dict[str, Any]] = {"good": {}, "quarantined": {}}
         try:
-            index = json.loads((self._directory / INDEX).read_bytes())
+            index = json.loads(path.read_bytes())
         except FileNotFoundError:
-            return empty
-        except (OSError, ValueError, RecursionError) as error:
-            log.warning("%s cannot be read (%s); going on as if it were empty.", self._directory / INDEX, error)
-            return empty
+            return empty, True
+        except (ValueError, RecursionError) as error:
+            log.warning("%s is no index of the shelf (%s); going on as if it were empty.", path, error)
+            return empty, False
         if _is_index(index):
-            return {"good": dict(index["good"]), "quarantined": dict(index["quarantined"])}
-        log.warning("%s is not what was written there; going on as if it were empty.", self._directory / INDEX)
-        return empty
+            return {"good": dict(index["good"]), "quarantined": dict(index["quarantined"])}, True
+        log.warning("%s is not what was written there; going on as if it were empty.", path)
+        return empty, False
 
     def _write(self, index: Mapping[str, object]) -> None:
         write_whole(self._directory / INDEX, json.dumps(index, indent=1).encode())
@@ -123,6 +144,11 @@ class Shelf:
         for path in self._directory.iterdir():
             if path.is_dir() and path.name not in used:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def open_shelf(settings: Settings, clock: Clock) -> Shelf:
+    """The shelf of these settings' state directory."""
+    return Shelf(settings.state / "bundles", clock)
 
 
 @dataclass(frozen=True)

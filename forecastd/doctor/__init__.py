@@ -23,7 +23,6 @@ from forecastd.settings import Settings
 __all__ = ["Finding", "Level", "diagnose", "worst"]
 
 SOURCE_FIX = "Correct DATA_SOURCE, or try `forecastd data inspect`."
-MODEL_FIX = "Correct MODEL and FEATURES, or try `forecastd model check`."
 CHAIN_FIX = "Look at the lines of the endpoints, and run again."
 INPUT_SECONDS, CHAIN_SECONDS, HOST_SECONDS = 40.0, 25.0, 10.0
 
@@ -87,7 +86,7 @@ def _own(common: Settings, topics: Sequence[Settings], clock: Clock) -> list[Che
     state, logs = common.state, common.logs
     return [
         *(Check("source", partial(inputs.check_source, one, clock), INPUT_SECONDS, SOURCE_FIX) for one in sources),
-        *(Check("model", partial(inputs.check_model, one, clock), INPUT_SECONDS, MODEL_FIX) for one in models),
+        *(Check("model", partial(inputs.check_model, one, clock), INPUT_SECONDS, inputs.MODEL_FIX) for one in models),
         Check("disk", partial(host.check_disk, "STATE_DIR", state, vital=True), HOST_SECONDS),
         Check("disk", partial(host.check_disk, "LOG_DIR", logs, vital=False), HOST_SECONDS),
         Check("ledger", partial(host.check_ledger, _ledger(common)), HOST_SECONDS),

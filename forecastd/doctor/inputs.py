@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from forecastd.candles import STALE_STEPS, check
 from forecastd.clock import Clock, iso
-from forecastd.doctor.finding import Finding, Level
-from forecastd.errors import ForecastdError, SkipEpoch
+from forecastd.doctor.finding import Finding, Level, split
+from forecastd.errors import ForecastdError, NeedsHuman, SkipEpoch
 from forecastd.features import load_features, parse_features, warm_up
 from forecastd.forecaster import Forecaster
 from forecastd.guards import DAY, MAX_MODEL_AGE_DAYS
 from forecastd.settings import Settings
+from forecastd.shelf import Reserve, open_shelf
 from forecastd.sources import open_source
 from forecastd.stages import describe_candles, describe_model
+from forecastd.supervise.policy import policy_of
 from forecastd.survey import HOURS
 from models.bundle import read_manifest
 from models.errors import ModelError
+from models.manifest import Manifest
 
+MODEL_FIX = "Correct MODEL and FEATURES, or try `forecastd model check`."
 OLD = 0.9  # of the greatest age of a model, from which on it is told
 
 
@@ -50,21 +54,55 @@ def _wanted(settings: Settings) -> tuple[int, int] | None:
 
 
 def check_model(settings: Settings, clock: Clock) -> list[Finding]:
-    """Load the bundle in its child process: hashes, weights, canary; its features against the list; its age."""
-    features = load_features(settings.features_path)
-    with Forecaster(settings.model_path, features) as forecaster:
-        forecaster.check()
-        training = forecaster.manifest.training
+    """Load the bundle in its child process: hashes, weights, canary; its features against the list; its age; quarantine.
+
+    It is the configured bundle that is judged. That an earlier one is kept to stand in for a bad one is a line more.
+    """
+    features, path = load_features(settings.features_path), settings.model_path
+    reserve = Reserve(open_shelf(settings, clock), settings.topic_id)
+    try:
+        manifest = read_manifest(path)
+    except ModelError as error:
+        return _no_good(*split(str(error)), reserve)
+    held = reserve.shelf.quarantined().get(manifest.sha256)
+    if held is not None:
+        told = f"{held.name} ({held.sha256[:12]}) is in quarantine since {held.since}: {held.reason}"
+        fix = f"Choose or train another, or try it again: forecastd model quarantine --release {held.sha256[:12]}"
+        return _no_good(told, fix, reserve, manifest)
+    with Forecaster(path, features, policy=policy_of(settings, standbys=0), clock=clock) as forecaster:
+        try:
+            forecaster.check()
+        except (NeedsHuman, SkipEpoch) as error:
+            return _no_good(*split(str(error)), reserve, manifest)
         told = f"{describe_model(forecaster)}; {len(forecaster.features.names)} features"
+    return [_of_age(manifest, told, settings, clock)]
+
+
+def _no_good(cause: str, fix: str, reserve: Reserve, manifest: Manifest | None = None) -> list[Finding]:
+    """The bundle is not run; what runs in its place."""
+    found = [Finding("model", Level.FAIL, cause, fix or MODEL_FIX)]
+    for _, other in reserve.best({manifest.sha256} if manifest else set())[:1]:
+        stands_in = (
+            f"the last good model of topic {reserve.topic}, {other.name} ({other.sha256[:12]}), stands in for it"
+        )
+        found.append(
+            Finding("model", Level.WARN, stands_in, "Mend the configured model all the same.")
+        )
+    return found
+
+
+def _of_age(manifest: Manifest, told: str, settings: Settings, clock: Clock) -> Finding:
+    """The finding on a good bundle, `told`: where it may serve, and how old what it learnt is."""
+    training = manifest.training
     if training.synthetic:
         if settings.allora_network != "local":
             fix = "Train one on real candles with `forecastd train --source ...`."
-            return [Finding("model", Level.FAIL, f"{told}; trained on made-up candles", fix)]
-        return [Finding("model", Level.OK, f"{told}; trained on made-up candles, for the local network")]
+            return Finding("model", Level.FAIL, f"{told}; trained on made-up candles", fix)
+        return Finding("model", Level.OK, f"{told}; trained on made-up candles, for the local network")
     days = (clock.now() - training.learnt_until) / DAY
     told = f"{told}; trained to {iso(training.learnt_until)}, {days:.0f} days ago"
     if days <= OLD * MAX_MODEL_AGE_DAYS:
-        return [Finding("model", Level.OK, told)]
+        return Finding("model", Level.OK, told)
     late = days > MAX_MODEL_AGE_DAYS
     fix = f"Train it again with `forecastd train`; from {MAX_MODEL_AGE_DAYS:.0f} days on it is refused."
-    return [Finding("model", Level.FAIL if late else Level.WARN, told, fix)]
+    return Finding("model", Level.FAIL if late else Level.WARN, told, fix)
