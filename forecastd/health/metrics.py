@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from forecastd.health.judge import blocks_overdue, judge
 from forecastd.pulse import EndpointPulse, Pulse, TopicPulse, Total
@@ -20,6 +20,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("starting", "running", "stopping", "ended")
 TOPIC = ("topic", "wallet")
 Labels = tuple[str, ...]
+T = TypeVar("T")
 Samples = Iterable[tuple[Labels, float | None]]  # the labels' values, and the number; None leaves it out
 
 # A gauge a topic: its name, what it tells, and where it is.
@@ -149,7 +150,7 @@ def _gauge(name: str, text: str, samples: Samples, *labels: str) -> Metric:
     from prometheus_client.core import GaugeMetricFamily
 
     family = GaugeMetricFamily(f"forecastd_{name}", text, labels=labels)
-    for values, number in samples:
+    for values, number in _distinct(samples).items():
         if number is not None:
             family.add_metric(values, float(number))
     return family
@@ -159,7 +160,7 @@ def _counter(name: str, text: str, samples: Samples, *labels: str) -> Metric:
     from prometheus_client.core import CounterMetricFamily
 
     family = CounterMetricFamily(f"forecastd_{name}", text, labels=labels)
-    for values, number in samples:
+    for values, number in _distinct(samples).items():
         if number is not None:
             family.add_metric(values, float(number))
     return family
@@ -170,8 +171,14 @@ def _summary(name: str, text: str, totals: Iterable[tuple[Labels, Total]], *labe
     from prometheus_client.core import SummaryMetricFamily
 
     family = SummaryMetricFamily(f"forecastd_{name}", text, labels=labels)
-    kept = list(totals)
-    for values, total in kept:
+    kept = _distinct(totals)
+    for values, total in kept.items():
         family.add_metric(values, total.count, total.sum)
     yield family
-    yield _gauge(f"{name}_largest", "The largest of these.", ((key, total.largest) for key, total in kept), *labels)
+    largest = ((key, total.largest) for key, total in kept.items())
+    yield _gauge(f"{name}_largest", "The largest of these.", largest, *labels)
+
+
+def _distinct(samples: Iterable[tuple[Labels, T]]) -> dict[Labels, T]:
+    """Each combination of labels once, in proper characters: one that is there twice would cost the whole scrape."""
+    return {tuple(text.encode("utf-8", "replace").decode() for text in labels): value for labels, value in samples}

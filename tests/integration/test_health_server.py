@@ -164,6 +164,17 @@ def test_every_metric_is_documented_and_nothing_else_is(ask: Ask, root: Path) ->
     assert {re.sub("_(total|info)$", "", name) for name in documented} == {re.sub("_info$", "", one) for one in given}
 
 
+def test_what_is_there_twice_or_has_broken_characters_does_not_cost_the_scrape(ask: Ask, pulse: list[Pulse]) -> None:
+    topic = pulse[0].topics[0]
+    strange = EndpointPulse("\udcff", "ok")
+    pulse[0] = replace(pulse[0], topics=(topic, topic), endpoints=(strange, strange))
+    _, _, body = ask("/metrics")
+    lines = [line for line in body.decode().splitlines() if not line.startswith("#")]
+    names = [line.rpartition(" ")[0] for line in lines]
+    assert len(names) == len(set(names))
+    assert 'forecastd_endpoint_up{endpoint="?"}' in names
+
+
 def test_metrics_of_a_daemon_that_knows_nothing_yet_are_no_error(ask: Ask, pulse: list[Pulse]) -> None:
     pulse[0] = Pulse(1, 0.0, 0.0, 0.0, "daemon", "starting", "local")
     assert "forecastd_cycles_total" not in metrics(ask)
