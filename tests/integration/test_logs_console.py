@@ -72,7 +72,7 @@ def test_a_console_that_nobody_reads_stops_nobody_and_the_lines_it_has_are_whole
 ) -> None:
     reader, stream = request.getfixturevalue(kind)
     one = console(stream)
-    for number in range(100_000):
+    for number in range(50_000):
         one.write(f"{number:06} {LINE}")
     assert notices(one) == []
     got = bytearray()
@@ -97,7 +97,7 @@ def test_a_console_that_nobody_reads_stops_nobody_and_the_lines_it_has_are_whole
     *lines, last = got.decode().replace("\r\n", "\n").splitlines(keepends=True)
     assert last == "the end\n"
     assert lines == [f"{number:06} {LINE}" for number in range(len(lines))]
-    assert left_out == [f"{100_000 - len(lines)} lines are missing on the console: nobody read them in time."]
+    assert left_out == [f"{50_000 - len(lines)} lines are missing on the console: nobody read them in time."]
 
 
 def test_the_shell_s_own_pipe_stays_a_blocking_one(console: Open, pipe: tuple[int, TextIO]) -> None:
