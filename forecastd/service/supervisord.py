@@ -16,7 +16,7 @@ from forecastd.service.launch import Launch, Named, literal
 from forecastd.settings import CHECKOUT
 
 TEMPLATE = CHECKOUT / "supervisord-allora-submission.conf"
-_ENV = "/usr/bin/env"  # of GNU coreutils: --chdir came with 8.28
+_THROUGH = ["/bin/sh", "-c", 'cd "$0" && exec "$@"']
 _CUT = re.compile(r"(?<=\s)(?=[;#])")
 _HERE = "%(here)s"
 
@@ -25,7 +25,7 @@ def render(template: str, launch: Launch) -> str:
     """The program for this launch: the shipped one with its paths and user exchanged."""
     directory = str(launch.directory)
     plain = not _CUT.search(directory) and _HERE not in directory
-    command = launch.command if plain else [_ENV, f"--chdir={directory}", *launch.command]
+    command = launch.command if plain else [*_THROUGH, directory, *launch.command]
     exchanged = {
         "command": [f"command={command_line(command)}"],
         "directory": [f"directory={_directory(directory)}"] if plain else [],
@@ -66,9 +66,9 @@ def named(text: str) -> Named:
         found.programs.extend(words[:1])
         found.directories.append(literal(parser.get(section, "directory", fallback="")))
         found.kept.extend(after for word, after in pairwise(words) if word in {"--state-dir", "--log-dir"})
-        if words[:1] == [_ENV]:
-            found.programs.extend(words[2:3])
-            found.directories.append(words[1].partition("=")[2])
+        if words[:3] == _THROUGH:
+            found.directories.extend(words[3:4])
+            found.programs.extend(words[4:5])
     return Named(
         *([path for path in paths if path.startswith("/")] for paths in (found.programs, found.directories, found.kept))
     )

@@ -22,6 +22,8 @@ _ESCAPES = {
     "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " ", "\\": "\\", '"': '"', "'": "'",
 }  # fmt: skip
 _BLANKS = " \t"
+_QUOTES = frozenset("\\\"'")
+_THROUGH = ["/bin/sh", "-c", 'exec "$0" "$@"']  # systemd refuses a program that has a quote or a backslash in its name
 
 
 def render(template: str, launch: Launch) -> str:
@@ -79,6 +81,8 @@ def _managed(launch: Launch, chosen: Path | None, by_default: Path) -> bool:
 
 def command_line(words: list[str]) -> str:
     """The words of a command as ExecStart= takes them. A `:` in front keeps `$` what it is."""
+    if _QUOTES & set(words[0]):
+        words = [*_THROUGH, *words]
     prefix = ":" if any("$" in word for word in words) else ""
     return prefix + " ".join(_command_word(word) for word in words)
 
@@ -121,7 +125,8 @@ def named(text: str) -> Named:
     for key, value in assignments(text):
         match key:
             case "ExecStart" if value:
-                programs.append(literal(split_words(value, escapes=True)[0].lstrip("-@:+!|")))
+                words = split_words(value.lstrip("-@:+!|"), escapes=True)
+                programs += map(literal, words[:1] + (words[3:4] if words[:3] == _THROUGH else []))
             case "WorkingDirectory":
                 directories.append(literal(value.lstrip("-")))
             case "ReadWritePaths" if value:

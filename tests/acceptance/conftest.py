@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,3 +81,114 @@ def once(command: Command) -> Callable[..., Finished]:
         return done
 
     return run
+
+
+class Supervisord:
+    """A real supervisord in a directory of its own, driven with `supervisorctl` over its unix socket.
+
+    Programs are files in `programs`; `NAME` is the one that `add` writes, as `forecastd service install` would.
+    """
+
+    NAME = "allora-submission"
+
+    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+        self.home, self.programs, self._environment = home, home / "conf.d", environment
+        self.programs.mkdir()
+        self._config = home / "supervisord.conf"
+        self._config.write_text(
+            f"[supervisord]\nnodaemon=true\nlogfile={home}/supervisord.log\npidfile={home}/pid\nchildlogdir={home}\n"
+            f"[unix_http_server]\nfile={home}/socket\n[supervisorctl]\nserverurl=unix://{home}/socket\n"
+            "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n"
+            f"[include]\nfiles={home}/conf.d/*.conf\n"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self._config)],
+            cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.until(lambda: "supervisord started" in self.log)  # said when its socket listens
+
+    def add(self, directory: Path, *options: str, python: Path | None = None, **seconds: int) -> None:
+        """Install the daemon, or what stands in for it as `python`, to run in `directory`, and take it over.
+
+        `seconds`: instead of those in the file that ships; a program counts as started after 1 unless `startsecs` is given.
+        """
+        from forecastd.service import supervisord
+        from forecastd.service.launch import PROGRAM, Launch
+
+        launch = Launch(
+            python=python or Path(sys.executable), program=PROGRAM, directory=directory, options=options,
+            user=None, own=False, state=None, logs=None, credential=None,
+        )  # fmt: skip
+        text = supervisord.render(supervisord.TEMPLATE.read_text(encoding="utf-8"), launch)
+        for name, value in ({"startsecs": 1} | seconds).items():
+            text, found = re.subn(rf"^{name}=\d+$", f"{name}={value}", text, flags=re.MULTILINE)
+            assert found == 1, name
+        (self.programs / f"{self.NAME}.conf").write_text(text)
+        assert self.NAME in self.ctl("reread").out
+        assert "added process group" in self.ctl("update").out
+
+    def ctl(self, *arguments: str) -> Finished:
+        """`supervisorctl` with these arguments, to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._config), *arguments],
+            cwd=self.home, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    @property
+    def state(self) -> str:
+        """Such as RUNNING, STOPPED, EXITED, BACKOFF."""
+        return str(self._told()["statename"])
+
+    @property
+    def pid(self) -> int:
+        """The program's process, 0 when none runs."""
+        return int(self._told()["pid"])
+
+    @property
+    def said(self) -> str:
+        """What the program has written."""
+        path = Path(self._told()["stdout_logfile"])
+        return path.read_text(encoding="utf-8")
+
+    def _told(self) -> dict[str, Any]:
+        """What supervisord knows of the program, over the same socket as `supervisorctl` but in milliseconds."""
+        from xmlrpc.client import ServerProxy
+
+        from supervisor.xmlrpc import SupervisorTransport
+
+        with closing(SupervisorTransport(None, None, serverurl=f"unix://{self.home}/socket")) as transport:
+            found: dict[str, Any] = ServerProxy("http://127.0.0.1", transport=transport).supervisor.getProcessInfo(
+                self.NAME
+            )  # type: ignore[assignment]
+        return found
+
+    def until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        """Wait until something is so; fails with supervisord's own log when it is not in time."""
+        never = threading.Event()
+        for _ in range(int(seconds / 0.1)):
+            if condition():
+                return
+            assert self._process.poll() is None, self.log
+            never.wait(0.1)
+        pytest.fail(f"not within {seconds:g} s:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        """Supervisord's own log."""
+        path = self.home / "supervisord.log"
+        return path.read_text() if path.is_file() else ""
+
+    def close(self) -> None:
+        """Stop the programs and supervisord."""
+        self._process.terminate()
+        self._process.wait(120)
+
+
+@pytest.fixture
+def supervisord(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Supervisord]:
+    """A real supervisord without programs. Its own directory has a short path: a socket's name has room for 107 bytes."""
+    running = Supervisord(tmp_path_factory.mktemp("sv"), environment)
+    yield running
+    running.close()

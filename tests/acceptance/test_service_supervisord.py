@@ -1,0 +1,118 @@
+"""The program as supervisord runs it: a real supervisord, and a stand-in that ends as the daemon does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STAND_IN = f"""#!{sys.executable} -I
+import os, signal, sys, threading
+ended = threading.Event()
+codes = [0]
+
+def end(code):
+    codes.append(code)
+    ended.set()
+
+signal.signal(signal.SIGTERM, lambda *_: end(0))
+signal.signal(signal.SIGUSR1, lambda *_: end(6))
+signal.signal(signal.SIGUSR2, lambda *_: end(0))
+print("up", os.getpid(), os.getcwd(), sys.argv[1:], format(os.umask(0), "03o"), flush=True)
+ended.wait()
+print("summary of", os.getpid(), file=sys.stderr, flush=True)
+sys.exit(codes[-1])
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """Runs until a signal: SIGTERM and SIGUSR2 are clean ends, SIGUSR1 ends with code 6."""
+    return executable(tmp_path / "stand in ;%(here)s", STAND_IN)
+
+
+def executable(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o700)
+    return path
+
+
+def test_supervisorctl_starts_stops_restarts_and_tails_it(
+    supervisord: Any, stand_in: Path, root: Path, tmp_path: Path
+) -> None:
+    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=stand_in)
+    supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
+    first = supervisord.pid
+    words = [str(root / "submit_prediction.py"), "--daemon", "--state-dir", "/a b;c"]
+    assert f"up {first} {tmp_path} {words} 077\n" in supervisord.said
+
+    assert "stopped" in supervisord.ctl("stop", supervisord.NAME).out
+    assert supervisord.ctl("status", supervisord.NAME).out.split()[:2] == [supervisord.NAME, "STOPPED"]
+    assert supervisord.ctl("tail", supervisord.NAME).out.rstrip() == supervisord.said.rstrip()
+    assert f"summary of {first}\n" in supervisord.said
+
+    assert "started" in supervisord.ctl("start", supervisord.NAME).out
+    second = supervisord.pid
+    supervisord.until(lambda: f"up {second} " in supervisord.said)
+    assert "started" in supervisord.ctl("restart", supervisord.NAME).out
+    third = supervisord.pid
+    supervisord.until(lambda: f"up {third} " in supervisord.said)
+    assert len({first, second, third, 0}) == 4
+    assert f"summary of {second}\n" in supervisord.said
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGUSR1])
+def test_whatever_is_no_clean_end_is_followed_by_another_start(
+    supervisord: Any, stand_in: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    supervisord.add(tmp_path, python=stand_in)
+    supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
+    first = supervisord.pid
+    os.kill(first, how)
+    supervisord.until(lambda: supervisord.said.count("up ") == 2)
+    assert supervisord.pid not in {first, 0}
+
+
+def test_a_clean_end_stays_ended(supervisord: Any, stand_in: Path, tmp_path: Path) -> None:
+    supervisord.add(tmp_path, python=stand_in)
+    supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
+    os.kill(supervisord.pid, signal.SIGUSR2)
+    supervisord.until(lambda: supervisord.state == "EXITED")
+    assert "exit status 0; expected" in supervisord.log
+    assert supervisord.said.count("up ") == 1
+
+
+def test_what_cannot_start_is_tried_again_with_pauses(supervisord: Any, tmp_path: Path) -> None:
+    broken = executable(
+        tmp_path / "broken", f"#!{sys.executable} -I\nprint('no wallet', flush=True)\nraise SystemExit(5)\n"
+    )
+    supervisord.add(tmp_path, python=broken)
+    supervisord.until(lambda: supervisord.said.count("no wallet") >= 3)
+    assert supervisord.log.count("entered FATAL") == 0
+    assert "stopped" in supervisord.ctl("stop", supervisord.NAME).out
+
+
+def test_one_that_does_not_end_is_killed_with_all_it_started(supervisord: Any, tmp_path: Path) -> None:
+    deaf = executable(
+        tmp_path / "deaf",
+        f"#!{sys.executable} -I\nimport signal, subprocess\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['sleep', '1000'])\nprint('child', child.pid, flush=True)\nchild.wait()\n",
+    )
+    supervisord.add(tmp_path, python=deaf, stopwaitsecs=1)
+    supervisord.until(lambda: supervisord.state == "RUNNING" and "child" in supervisord.said)
+    child = int(supervisord.said.split()[-1])
+    assert is_running(child)
+    assert "stopped" in supervisord.ctl("stop", supervisord.NAME).out
+    supervisord.until(lambda: not is_running(child))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not just its remains."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
