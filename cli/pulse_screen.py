@@ -43,7 +43,7 @@ LOW_RUNWAY = 100  # epochs
 def pulse_screen(pulse: Pulse, now: float, *, alive: bool | None = True) -> RenderableType:
     """All that is worth knowing of a daemon at `now` (unix seconds). `alive` as `forecastd.health.judge` takes it."""
     health = judge(pulse, now, alive=alive)
-    lines: list[RenderableType] = [row("daemon", _daemon(pulse, now, alive)), row("health", _health(health))]
+    lines: list[RenderableType] = [row("daemon", _daemon(pulse, now, alive)), row("health", _health(health, pulse))]
     if pulse.trouble:
         lines.append(row("trouble", Text(plain(pulse.trouble), style="yellow")))
     for topic in pulse.topics:
@@ -66,10 +66,10 @@ def _daemon(pulse: Pulse, now: float, alive: bool | None) -> Text:
     )
 
 
-def _health(health: Health) -> Text:
+def _health(health: Health, pulse: Pulse) -> Text:
     if health.ok:
         return Text("good", style="green")
-    return Text("\n".join(health.reasons), style="bold red")
+    return Text("\n".join(health.reasons), style="" if pulse.state == "ended" else "bold red")
 
 
 def _topic(topic: TopicPulse, pulse: Pulse, now: float, *, live: bool) -> Iterable[RenderableType]:
@@ -77,9 +77,9 @@ def _topic(topic: TopicPulse, pulse: Pulse, now: float, *, live: bool) -> Iterab
     if live:
         yield row("window", _window(topic.window, topic))
         if topic.phase != "waiting":
-            nonce = "" if topic.nonce is None else f" of nonce {topic.nonce}"
-            for_long = "" if topic.phase_since is None else f", for {span(now - topic.phase_since)}"
-            yield row("at work", Text(f"{topic.phase}{nonce}{for_long}"))
+            nonce = "" if topic.nonce is None else f" for nonce {topic.nonce}"
+            spent = "" if topic.phase_since is None else f", {span(now - topic.phase_since)} so far"
+            yield row("at work", Text(f"{plain(topic.phase)}{nonce}{spent}"))
     last = topic.last_submitted
     if last is not None:
         block = "" if last.height is None else f", in block {last.height}"
