@@ -35,7 +35,7 @@ from forecastd.epoch import (
 )
 from forecastd.errors import ForecastdError, RetryLater, SkipEpoch
 from forecastd.failpoints import failpoint
-from forecastd.forecaster import Forecaster
+from forecastd.forecaster import Forecaster, TooFewCandles
 from forecastd.ledger import SERVED, Entry, Ledger, State, Submission
 from forecastd.outcome import Outcome, ended_by
 from forecastd.patience import again_while
@@ -294,6 +294,15 @@ def _forecast(run: _Run, epoch: Epoch, candles: Candles) -> Forecast:
         told.extend(f"warning: {remark}" for remark in forecaster.remarks)
     if len(candles) < forecaster.needed:  # another model stands in for the one that the candles were fetched for
         candles = _fetch(run)
+    try:
+        return _forecast_from(run, epoch, candles)
+    except TooFewCandles:  # it was replaced by one that wants more while it was at work
+        return _forecast_from(run, epoch, _fetch(run))
+
+
+def _forecast_from(run: _Run, epoch: Epoch, candles: Candles) -> Forecast:
+    """The model's forecast from these candles, and the guards."""
+    forecaster = run.parts.forecaster
     with run.stage("forecast") as told:
         forecast = forecaster.forecast(candles, lambda: _is_over(run, epoch))
         run.know(value=forecast.value, quantiles=quantiles_at_horizon(forecast))

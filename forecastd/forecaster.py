@@ -18,12 +18,13 @@ from forecastd.features import FeatureList, model_input, parse_features, warm_up
 from forecastd.guards import GuardReport, check_forecast
 from forecastd.shelf import Reserve
 from forecastd.sources.base import Source
+from forecastd.supervise.audience import Observer
 from forecastd.supervise.board import Quarantined
 from forecastd.supervise.jobs import check_job, predict_job
 from forecastd.supervise.policy import Policy, Setup
 from forecastd.supervise.pool import Pool
 from forecastd.supervise.process import ChildFailed, ModelFailed
-from forecastd.supervise.report import Counts, Event
+from forecastd.supervise.report import Counts
 from forecastd.window import RollingWindow, refresh
 from models.base import Forecast
 from models.bundle import read_manifest
@@ -33,6 +34,10 @@ from models.manifest import Manifest
 log = logging.getLogger(__name__)
 
 STEADY = 10  # a forecast that gets on all the time may take that many times what one step of it may
+
+
+class TooFewCandles(SkipEpoch):
+    """The model wants more candles than there are."""
 
 
 class Forecaster:
@@ -54,7 +59,7 @@ class Forecaster:
         clock: Clock | None = None,
         reserve: Reserve | None = None,
         accept: Callable[[Manifest], None] = lambda _: None,
-        observe: Callable[[Event], None] = lambda _: None,
+        observe: Observer | None = None,
     ) -> None:
         """Read the bundle's manifest, compare its features with the user's list, and start its children.
 
@@ -70,7 +75,8 @@ class Forecaster:
         self._asked, self._clock, self._reserve = features, clock or SystemClock(), reserve
         self._policy, self._accept, self._observe = policy or Policy(), accept, observe
         self._pool: Pool | None = None
-        self._given_up: set[str] = set()
+        self._given_up: set[str] = set()  # by sha256: they hung or crashed, wherever they lie
+        self._damaged: set[Path] = set()  # what lies there is no good; a copy elsewhere may be
         self._fresh = True
         try:
             manifest = _manifest(bundle)
@@ -110,6 +116,9 @@ class Forecaster:
             if self._quarantined(error):
                 return self.check(over)
             raise SkipEpoch(str(error), check="model_process") from error
+        if sha256 != self.manifest.sha256:
+            self._renew(str(sha256))
+            return self.check(over)
         self._fresh = False
         return str(sha256)
 
@@ -138,11 +147,13 @@ class Forecaster:
         """The forecast from the end of `candles`. `over` is asked every second whether nobody wants it any more.
 
         Raises:
+            TooFewCandles: another model stands in by now, and wants more of them.
             SkipEpoch: the model cannot make it, or no child finished it.
+            NeedsHuman: the model is no good any more, and there is no other.
         """
         limits, manifest = self._policy.limits, self.manifest
         if len(candles) < self.needed:
-            raise SkipEpoch(
+            raise TooFewCandles(
                 f"The model {manifest.name} wants {self.needed} candles, and {len(candles)} were fetched for another.",
                 check="model_process",
             )
@@ -159,13 +170,17 @@ class Forecaster:
         try:
             forecast: Forecast = self._running().run(job, over)
         except ModelFailed as error:
-            raise SkipEpoch(str(error), check="model") from error
+            if not (error.kind == "bundle" and self._fall_back(str(error))):
+                raise SkipEpoch(str(error), check="model") from error
         except ChildFailed as error:
-            if self._quarantined(error):
-                self.check(over)
-                return self.forecast(candles, over)
-            raise SkipEpoch(str(error), check="model_process") from error
-        return forecast
+            if not self._quarantined(error):
+                raise SkipEpoch(str(error), check="model_process") from error
+        else:
+            if forecast.bundle_sha256 == self.manifest.sha256:
+                return forecast
+            self._renew(forecast.bundle_sha256)
+        self.check(over)
+        return self.forecast(candles, over)
 
     def guard(self, forecast: Forecast, candles: Candles, consensus: tuple[float, ...] = ()) -> GuardReport:
         """The guards' report on a forecast; raises SkipEpoch when it must not be signed."""
@@ -216,6 +231,24 @@ class Forecaster:
         setup = Setup(bundle, manifest.name)
         self._pool = Pool(setup, self._policy, self._clock, counts=self.counts, observe=self._observe)
 
+    def _renew(self, sha256: str) -> None:
+        """A child tells that it runs another bundle than the one that was asked for: run what lies there now.
+
+        Raises:
+            SkipEpoch: nothing else lies there.
+            NeedsHuman: what lies there is no good, and there is no other.
+        """
+        try:
+            manifest = _manifest(self._bundle)
+            if manifest.sha256 == self.manifest.sha256:
+                told = f"A process says that it runs the model {sha256[:12]}, not {manifest.sha256[:12]} as it was told to."
+                raise SkipEpoch(told, check="model_process")
+            log.warning("%s was replaced while it ran: %s runs from now on.", self._bundle, manifest.name)
+            self._run(self._bundle, manifest)
+        except NeedsHuman as error:
+            if not self._fall_back(str(error)):
+                raise
+
     def _quarantined(self, error: ChildFailed) -> bool:
         """Whether the bundle was given up just now and another one stands in for it."""
         if not isinstance(error, Quarantined):
@@ -232,8 +265,11 @@ class Forecaster:
     def _fall_back(self, reason: str) -> bool:
         """Run the last good bundle of the topic instead, because of `reason`. Whether there is one."""
         reserve = self._reserve
-        running = {self.manifest.sha256} if self._pool is not None else set()
-        for path, manifest in [] if reserve is None else reserve.best(self._given_up | running):
+        if self._pool is not None:
+            self._damaged.add(self._bundle)
+        for path, manifest in [] if reserve is None else reserve.best(self._given_up):
+            if path in self._damaged:
+                continue
             try:
                 self._run(path, manifest)
             except NeedsHuman as error:

@@ -160,16 +160,22 @@ def write_bundle(
     return written
 
 
-def copy_bundle(source: Path, target: Path) -> None:
-    """Copy what the manifest of the bundle at `source` knows, whole or not at all. Loading the copy checks it.
+def copy_bundle(source: Path, target: Path, sha256: str) -> None:
+    """Copy the bundle `sha256` from `source`: what its manifest knows, whole or not at all, and only with the right hashes.
 
     Raises:
-        BundleError: there is no sound manifest, or a file of it is not there.
+        BundleError: another bundle or none lies there now, or a file of it is missing or was changed.
         OSError: the disk is full, or `target` may not be written.
     """
-    manifest = read_manifest(source)
+    content = _read(source, MANIFEST, MANIFEST_LIMIT)
+    manifest = parse(content, hashlib.sha256(content).hexdigest())
+    if manifest.sha256 != sha256:
+        _fail("hash", f"At {source} lies another bundle than {sha256[:12]} now.")
     contents = {name: _read(source, name, record.size) for name, record in manifest.files.items()}
-    contents[MANIFEST] = _read(source, MANIFEST, MANIFEST_LIMIT)
+    for name, record in manifest.files.items():
+        if hashlib.sha256(contents[name]).hexdigest() != record.sha256:
+            _fail("hash", f"{source / name} was changed since the bundle was loaded: its hash is not the manifest's.")
+    contents[MANIFEST] = content
     target.parent.mkdir(parents=True, exist_ok=True)
     _place(target, contents)
 

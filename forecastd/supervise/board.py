@@ -80,12 +80,14 @@ class Board:
         if task.left <= 0 or self.given_up is not None or now >= task.deadline:
             self.fail(task, told)
             return False
+        self.refusal = None  # whether the bundle is still no good is asked again for it
         self._queue.appendleft(task)
         return True
 
     def answer(self, task: Task, value: object) -> None:
-        """The job has its result."""
-        self._strikes = 0
+        """The job has its result. That a model passes its canary says nothing yet of what it was struck for."""
+        if task.job.kind != "check":
+            self._strikes = 0
         self._end(task, "result", value)
 
     def refuse(self, task: Task, error: ModelFailed) -> None:
@@ -129,12 +131,13 @@ class Board:
         self.release(self.given_up)
         return True
 
-    def false_start(self, told: str) -> None:
-        """A child did not come as far as its model. Nobody is left to wait for ever."""
+    def false_start(self) -> bool:
+        """A child did not come as far as its model. Whether that happened as often in a row as a job is tried."""
         self._false_starts += 1
-        if self._false_starts >= self._attempts:
-            self._false_starts = 0
-            self.release(ChildFailed(told))
+        if self._false_starts < self._attempts:
+            return False
+        self._false_starts = 0
+        return True
 
     def release(self, error: Exception) -> None:
         """Nobody will be ready for those who wait."""

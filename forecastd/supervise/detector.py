@@ -144,9 +144,16 @@ def verdict(now: float, child: Watched, limits: Limits) -> Verdict:
     return OK
 
 
-def due(child: Watched, limits: Limits) -> float:
-    """The latest time by which a look at the child cannot tell more than the last one did: when a limit passes next."""
-    return min(child.progressed + limits.of(child.phase), child.heard + limits.silence)
+def due(now: float, child: Watched, limits: Limits) -> float:
+    """Until when the verdict of `now` holds for sure if nothing more is heard of the child; infinite for ever."""
+    limit, silence = limits.of(child.phase), limits.silence
+    changes = (
+        child.progressed + limit / 2,
+        child.progressed + limit,
+        child.heard + silence / 2,
+        child.heard + silence,
+    )
+    return min((at for at in changes if at >= now), default=math.inf)
 
 
 def _counted(number: float) -> float:

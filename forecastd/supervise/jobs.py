@@ -81,24 +81,25 @@ def forecast_message(forecast: Forecast, launch: str, job: str) -> Message:
 def _forecast(answer: Message, inputs: ModelInput, rows: int, levels: tuple[float, ...]) -> Forecast:
     """The forecast in an answer, held against what was asked."""
     try:
-        fields = answer.fields
         forecast = Forecast(
             end=int(answer.number("end")),
             step=int(answer.number("step")),
-            levels=tuple(float(level) for level in fields["levels"]),
+            levels=tuple(float(level) for level in answer.fields["levels"]),
             quantiles=answer.arrays["quantiles"],
-            value=float(fields["value"]),
-            input_sha256=str(fields["input_sha256"]),
-            bundle_sha256=str(fields["bundle_sha256"]),
+            value=answer.number("value"),
+            input_sha256=answer.text("input_sha256"),
+            bundle_sha256=answer.text("bundle_sha256"),
         )
-    except (KeyError, TypeError, ValueError, GarbledMessage) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, GarbledMessage) as error:
         raise BadAnswer(f"its answer lacks or garbles {error}") from error
     wanted = rows, len(levels)
+    if forecast.quantiles.dtype.kind != "f":
+        raise BadAnswer("its quantiles are whole numbers")
     if forecast.quantiles.shape != wanted:
         raise BadAnswer(f"its quantiles have shape {forecast.quantiles.shape}, not {wanted}")
     if forecast.levels != levels:
         raise BadAnswer("its quantiles are at other levels than the model's")
-    if not (np.isfinite(forecast.quantiles).all() and np.isfinite(forecast.value)):
+    if not np.isfinite(forecast.quantiles).all():
         raise BadAnswer("its forecast holds a number that is not finite")
     if (forecast.end, forecast.step, forecast.input_sha256) != (inputs.end, inputs.step, inputs.sha256()):
         raise BadAnswer("its answer is to another question")

@@ -8,43 +8,22 @@ from __future__ import annotations
 
 import logging
 import selectors
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from forecastd.supervise import detector
+from forecastd.supervise.audience import Audience
 from forecastd.supervise.board import Board, Task
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.jobs import BadAnswer
 from forecastd.supervise.messages import GarbledMessage, Message
-from forecastd.supervise.policy import BackOff, Policy, Setup
-from forecastd.supervise.process import ChildProcess, How, ModelFailed
+from forecastd.supervise.policy import Policy, Setup
+from forecastd.supervise.process import ChildFailed, ChildProcess, How, ModelFailed
 from forecastd.supervise.report import Counts, Event, Kind, hang_line
+from forecastd.supervise.slot import BEFORE_READY, Slot
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # the longest that nobody looks at the children
 _HUNG_UP_SECONDS = 1.0  # a process that ends closes its channel a moment earlier; one that lives on is of no use
-_BEFORE_READY = {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP}
-
-
-@dataclass(eq=False)
-class Slot:
-    """A place for one child, and what it is at. `bundle` is the child's, once it is ready."""
-
-    child: ChildProcess | None = None
-    task: Task | None = None
-    bundle: str = ""
-    warned: tuple[Phase, float] | None = None
-    hung_up: float | None = None
-    back_off: BackOff = field(default_factory=BackOff)
-
-    @property
-    def idle(self) -> bool:
-        return self.child is not None and self.child.watched.phase is Phase.IDLE
-
-    @property
-    def job(self) -> str:
-        return self.task.job.name if self.task else ""
 
 
 class Keeper:
@@ -58,13 +37,13 @@ class Keeper:
         *,
         board: Board,
         counts: Counts,
-        observe: Callable[[Event], None],
+        audience: Audience,
     ) -> None:
         self.slots = [Slot() for _ in range(size + policy.standbys)]
         self.leaving: list[ChildProcess] = []
         self.selector = selectors.DefaultSelector()
         self._setup, self._policy, self._size = setup, policy, size
-        self._board, self._counts, self._observe = board, counts, observe
+        self._board, self._counts, self._audience = board, counts, audience
 
     # ---- children and jobs --------------------------------------------------------------------------------------------
 
@@ -75,7 +54,8 @@ class Keeper:
             wanted += 1  # one is slow and may turn out hung: one that stands by by then costs nothing if it does not
         while len(self.slots) < wanted:
             self.slots.append(Slot())
-        for slot in [slot for slot in self.slots[wanted:] if slot.task is None]:
+        spare = sorted((slot for slot in self.slots if slot.task is None), key=lambda slot: slot.idle)
+        for slot in spare[: max(0, len(self.slots) - wanted)]:  # those that are ready last
             self._leave(slot, now)
             self.slots.remove(slot)
         for slot in self.slots:
@@ -85,12 +65,13 @@ class Keeper:
 
     def _launch(self, slot: Slot, now: float) -> None:
         try:
-            child = ChildProcess(now, memory=self._policy.memory, threads=self._setup.threads)
+            setup = self._setup
+            child = ChildProcess(now, memory=self._policy.memory, threads=setup.threads, more=setup.environment)
         except OSError as error:
             told = f"The model's process could not be started: {error.strerror}."
             log.warning("%s", told)
             slot.back_off.not_before = now + LOOK_SECONDS
-            self._board.false_start(told)
+            self._false_start(told)
             return
         slot.child, slot.hung_up = child, None
         self._counts.launches += 1
@@ -111,6 +92,7 @@ class Keeper:
                 slot.task, slot.warned = task, None
                 slot.child.watched = detector.dispatched(slot.child.watched, now, task.name, phase)
                 slot.child.tell(task.job.kind, {"job": task.name, **task.job.fields}, task.job.arrays)
+                self._mind(slot.child)
                 self._tell("dispatched", slot)
                 busy += 1
 
@@ -130,13 +112,24 @@ class Keeper:
         for slot in self.slots:
             if slot.child is not None:
                 self._hear(slot, slot.child, now)
+        for leaver in self.leaving:
+            self._read_output(leaver)
 
-    def _hear(self, slot: Slot, child: ChildProcess, now: float) -> None:
-        child.write()
+    def _read_output(self, child: ChildProcess) -> None:
         for line in child.read_errors().decode("utf-8", "replace").splitlines():
             log.debug("model process %d wrote: %s", child.pid, line[:1000])
         if child.mute:
             self._deaf_to(child.errors)
+
+    def _mind(self, child: ChildProcess) -> None:
+        """Wake up when the channel takes more, as long as there is something left to send."""
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.wants_to_write else 0)
+        if self.selector.get_key(child.channel).events != wanted:
+            self.selector.modify(child.channel, wanted)
+
+    def _hear(self, slot: Slot, child: ChildProcess, now: float) -> None:
+        child.write()
+        self._read_output(child)
         for message in child.read():
             if slot.child is not child:
                 return  # what it said before made an end of it
@@ -155,16 +148,14 @@ class Keeper:
             slot.hung_up = slot.hung_up or now
             self._deaf_to(child.channel)
         else:
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.wants_to_write else 0)
-            if self.selector.get_key(child.channel).events != wanted:
-                self.selector.modify(child.channel, wanted)
+            self._mind(child)
 
     def _take(self, slot: Slot, child: ChildProcess, message: Message, now: float) -> None:
         child.watched = detector.alive(child.watched, now, message.launch)
         task = slot.task if slot.task is not None and message.fields.get("job") == slot.task.name else None
         if message.kind == "progress":
             self._progress(slot, child, message, now)
-        elif message.kind == "ready" and child.watched.phase in _BEFORE_READY:
+        elif message.kind == "ready" and child.watched.phase in BEFORE_READY:
             slot.bundle = message.text("bundle_sha256")
             self._tell("ready", slot)
             self._finish(slot, child, now)
@@ -173,7 +164,7 @@ class Keeper:
             self._answered(slot, child, task, message, now)
         elif message.kind == "error" and task is not None:
             self._refused(slot, child, task, message, now)
-        elif message.kind == "error" and child.watched.phase in _BEFORE_READY:
+        elif message.kind == "error" and child.watched.phase in BEFORE_READY:
             self._no_good(slot, message, now)
 
     def _progress(self, slot: Slot, child: ChildProcess, message: Message, now: float) -> None:
@@ -192,7 +183,7 @@ class Keeper:
             total=message.number("total"),
         )
         told = Event("progress", child.pid, child.watched, slot.job, detail=detail if isinstance(detail, dict) else {})
-        self._observe(told)
+        self._audience.tell(told)
 
     def _answered(self, slot: Slot, child: ChildProcess, task: Task, message: Message, now: float) -> None:
         try:
@@ -226,9 +217,10 @@ class Keeper:
         refusal = ModelFailed(text, message.text("error"), message.text("check"))
         self._tell("refused", slot, text)
         self._board.refusal = refusal
-        self._board.release(refusal)
+        if not any(place.proven for place in self.slots):  # one that was made ready before may still serve them
+            self._board.release(refusal)
         for place in self.slots:
-            if place.child is not None and place.child.watched.phase in _BEFORE_READY:
+            if place.child is not None and place.child.watched.phase in BEFORE_READY:
                 self._leave(place, now)
 
     @staticmethod
@@ -247,10 +239,10 @@ class Keeper:
         for leaver in list(self.leaving):
             if stacks := leaver.go_on(now):
                 log.warning("Stacks of model process %d:\n%s", leaver.pid, stacks)
-                self._observe(Event("stacks", leaver.pid, leaver.watched, text=stacks))
+                self._audience.tell(Event("stacks", leaver.pid, leaver.watched, text=stacks))
             if leaver.ended():
                 self.leaving.remove(leaver)
-                self._observe(Event("gone", leaver.pid, leaver.watched, text=leaver.fate()))
+                self._audience.tell(Event("gone", leaver.pid, leaver.watched, text=leaver.fate()))
                 self._forget(leaver)
 
     def _judge(self, slot: Slot, child: ChildProcess, now: float) -> None:
@@ -304,13 +296,18 @@ class Keeper:
         phase = child.watched.phase
         self._leave(slot, now, how)
         if phase is Phase.STARTING:
-            self._board.false_start(f"{told}.")
+            self._false_start(f"{told}.")
         elif phase is not Phase.IDLE and self._board.strike(told):
             self._give_up(now)
         done = f"{self._moved(task, told, now)} {self._replaced(slot, now)}"
         if kind != "hung":  # a hang has a line of its own
             log.error("%s; job %s. %s", told, task.job.name if task else "none", done)
         return done
+
+    def _false_start(self, told: str) -> None:
+        """A child did not come as far as its model. Nobody is left to wait for ever, nor given up while one works."""
+        if self._board.false_start() and not any(slot.proven for slot in self.slots):
+            self._board.release(ChildFailed(told))
 
     def _moved(self, task: Task | None, told: str, now: float) -> str:
         if task is None:
@@ -322,7 +319,7 @@ class Keeper:
         if taker is None:
             return "Its job waits for the next process."
         self._counts.hand_overs += 1
-        self._observe(Event("handed_over", taker.pid, taker.watched, task.job.name, told))
+        self._audience.tell(Event("handed_over", taker.pid, taker.watched, task.job.name, told))
         return f"Its job was handed to process {taker.pid}, which stood by."
 
     def _replaced(self, slot: Slot, now: float) -> str:
@@ -332,12 +329,12 @@ class Keeper:
         wait = slot.back_off.replaced(now)
         if not wait:
             return "Another one is started."
-        self._observe(Event("backing_off", 0, detector.launched(now, ""), text=f"{wait:g} s"))
+        self._audience.tell(Event("backing_off", 0, detector.launched(now, ""), text=f"{wait:g} s"))
         return f"Replaced too often lately: the next one starts in {wait:g} s."
 
     def _give_up(self, now: float) -> None:
         log.error("%s", self._board.given_up)
-        self._observe(Event("quarantined", 0, detector.launched(now, ""), text=str(self._board.given_up)))
+        self._audience.tell(Event("quarantined", 0, detector.launched(now, ""), text=str(self._board.given_up)))
         for slot in self.slots:
             if slot.task is None:
                 self._leave(slot, now)
@@ -352,8 +349,7 @@ class Keeper:
         for slot in self.slots:
             times.append(slot.back_off.not_before)
             if slot.child is not None:
-                watched = slot.child.watched
-                times += [detector.due(watched, limits), watched.progressed + limits.of(watched.phase) / 2]
+                times.append(detector.due(now, slot.child.watched, limits))
             if slot.task is not None:
                 times.append(slot.task.deadline)
         return min(at for at in times if at > now) - now + 0.001
@@ -379,6 +375,7 @@ class Keeper:
                 self._board.fail(slot.task, "the model's processes are gone")
             if slot.child is not None:
                 self.leaving.append(slot.child)
+            slot.child = slot.task = None
         for child in self.leaving:
             child.kill()
             self._forget(child)
@@ -396,4 +393,4 @@ class Keeper:
 
     def _tell(self, kind: Kind, slot: Slot, text: str = "") -> None:
         if slot.child is not None:
-            self._observe(Event(kind, slot.child.pid, slot.child.watched, slot.job, text))
+            self._audience.tell(Event(kind, slot.child.pid, slot.child.watched, slot.job, text))

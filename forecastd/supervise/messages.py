@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 _PREFIX = struct.Struct("<II")
 MAX_HEADER = 1 << 20
 MAX_BODY = 1 << 28
+_MOST_SIDES = 8
 
 
 class ChannelClosed(Exception):
@@ -42,16 +43,22 @@ class Message:
     def number(self, name: str) -> float:
         """A field that must be a finite number. Raises GarbledMessage."""
         value = self.fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise GarbledMessage(f"{self.kind} with {name} {value!r}"[:200])
-        return float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise GarbledMessage(f"{self.kind[:40]} whose {name} is of type {type(value).__name__}")
+        try:
+            number = float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+        if not math.isfinite(number):
+            raise GarbledMessage(f"{self.kind[:40]} whose {name} is {number}")
+        return number
 
     def text(self, name: str) -> str:
-        """A field that is a text; empty when it is absent. Raises GarbledMessage."""
+        """A field that is a text, without what no file could take; empty when it is absent. Raises GarbledMessage."""
         value = self.fields.get(name, "")
         if not isinstance(value, str):
-            raise GarbledMessage(f"{self.kind} with {name} {value!r}"[:200])
-        return value
+            raise GarbledMessage(f"{self.kind[:40]} whose {name} is of type {type(value).__name__}")
+        return value.encode("utf-8", "replace").decode()  # half a surrogate pair would break whatever prints it
 
 
 def encode(message: Message) -> bytes:
@@ -123,15 +130,35 @@ def _sizes(prefix: bytes) -> tuple[int, int]:
 def _parse(head: bytes, body: bytes) -> Message:
     try:
         header = json.loads(head)
-        arrays, offset = {}, 0
-        for name, (kind, *shape) in header["arrays"].items():
-            count = math.prod(shape) if min(shape, default=0) >= 0 else len(body)
-            dtype = {"i": "<i8", "f": "<f8"}[kind]
-            arrays[str(name)] = np.frombuffer(body, dtype=dtype, count=count, offset=offset).reshape(shape)
-            offset += 8 * count
-        return Message(str(header["kind"]), str(header["launch"]), dict(header["fields"]), arrays)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        kind, launch, fields, told = (header[name] for name in ("kind", "launch", "fields", "arrays"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GarbledMessage(str(error)[:200]) from error
+    if not (isinstance(kind, str) and isinstance(launch, str) and isinstance(fields, dict) and isinstance(told, dict)):
+        raise GarbledMessage("a header of other types")
+    return Message(kind, launch, fields, _arrays(told, body))
+
+
+def _arrays(told: dict[str, Any], body: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of a body, as its header tells them."""
+    arrays, offset = {}, 0
+    for name, form in told.items():
+        if not isinstance(form, list) or form[:1] not in (["i"], ["f"]) or len(form) > 1 + _MOST_SIDES:
+            raise GarbledMessage("an array of no known form")
+        letter, shape = form[0], form[1:]
+        if any(type(side) is not int or not 0 <= side <= MAX_BODY for side in shape):
+            raise GarbledMessage("an array of no possible shape")
+        count = math.prod(shape)
+        if 8 * count > len(body) - offset:
+            raise GarbledMessage("an array that is longer than its message")
+        try:
+            flat = np.frombuffer(body, dtype=f"<{letter}8", count=count, offset=offset)
+            arrays[name] = flat.reshape(shape)
+        except ValueError as error:  # empty, and too large all the same
+            raise GarbledMessage(str(error)[:200]) from error
+        offset += 8 * count
+    if offset != len(body):
+        raise GarbledMessage("a body that is longer than its arrays")
+    return arrays
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +29,15 @@ class Policy:
 @dataclass(frozen=True)
 class Setup:
     """What children are made ready with. `bundle` None: they need no model (training). `faults` are those of the first
-    `faulty` launches, in the writing of `faults.py`; `threads`: how many the numeric libraries may use."""
+    `faulty` launches, in the writing of `faults.py`; `threads`: how many the numeric libraries may use, 0 for as many as
+    they take by themselves; `environment`: what they are to find in their environment besides."""
 
     bundle: Path | None = None
     name: str = ""
     faults: str = ""
     faulty: int = 1
     threads: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,12 +49,16 @@ class BackOff:
     _seconds: float = BACK_OFF_FIRST
 
     def replaced(self, now: float) -> float:
-        """Another child of the slot is gone; gives how many seconds the slot has to wait now."""
-        recent = [at for at in self._replaced if now - at <= BACK_OFF_WITHIN]
-        if not recent:
+        """Another child of the slot is gone; gives how many seconds the slot has to wait now.
+
+        A wait is no proof of health: only a child that lasted that long after it has what was before forgotten.
+        """
+        if self._replaced and now - max(self._replaced[-1], self.not_before) > BACK_OFF_WITHIN:
+            self._replaced.clear()
             self._seconds = BACK_OFF_FIRST
         self._replaced.append(now)
-        if len([*recent, now]) < BACK_OFF_AFTER:
+        often = len(self._replaced) == BACK_OFF_AFTER and now - self._replaced[0] <= BACK_OFF_WITHIN
+        if not often and self._seconds == BACK_OFF_FIRST:
             return 0.0
         wait, self._seconds = self._seconds, min(2 * self._seconds, BACK_OFF_MOST)
         self.not_before = now + wait

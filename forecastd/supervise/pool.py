@@ -12,25 +12,27 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from itertools import count
-from threading import Thread
+from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from forecastd.clock import Clock
+from forecastd.supervise.audience import Audience, Observer
 from forecastd.supervise.board import Board, Task
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.keeper import LOOK_SECONDS, Keeper
 from forecastd.supervise.policy import Policy, Setup
 from forecastd.supervise.process import ChildFailed
-from forecastd.supervise.report import Counts, Event
+from forecastd.supervise.report import Counts
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ASLEEP_SECONDS = 3.0  # nobody looked for that much longer than planned: the machine slept, or this process was stopped
+_HEARD_SECONDS = 1.0  # how long a caller waits for an observer to catch up
 _MARGIN = 10.0  # seconds in which the thread answers a caller that gives a job up
 
 
@@ -45,18 +47,21 @@ class Pool:
         *,
         size: int = 1,
         counts: Counts | None = None,
-        observe: Callable[[Event], None] = lambda _: None,
+        observe: Observer | None = None,
     ) -> None:
         """Start the children at once. `size`: how many jobs run at a time; the policy's standbys come on top.
 
-        `counts`: where to go on counting. `observe` is called from the pool's thread and must return at once.
+        `counts`: where to go on counting. `observe` is called from a thread of its own, in order; what was told before a
+        job's end it has heard when `run` returns, unless it is too slow.
         """
         self.counts = Counts() if counts is None else counts
         self._clock = clock
         self._names = count(1)
         self._board = Board(self.counts, setup.name, policy.strikes, policy.attempts)
-        self._keeper = Keeper(setup, policy, size, board=self._board, counts=self.counts, observe=observe)
+        self._audience = Audience(observe)
+        self._keeper = Keeper(setup, policy, size, board=self._board, counts=self.counts, audience=self._audience)
         self._incoming: deque[Callable[[], object]] = deque()
+        self._lock, self._over = RLock(), False
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
@@ -77,6 +82,7 @@ class Pool:
         self._do(lambda: self._await_ready(future))
         end = self._clock.monotonic() + seconds
         ready = self._wait(future, lambda: over() or self._clock.monotonic() >= end)
+        self._audience.settle(_HEARD_SECONDS)
         if ready is None:
             future.cancel()
             raise ChildFailed("No model process became ready in time.")
@@ -94,7 +100,11 @@ class Pool:
         task = self._enter(job)
         if self._wait(task.future, over) is None and not task.future.done():
             self._do(lambda: self._hurry(task))
-        return task.future.result(_MARGIN)
+        wait([task.future], _MARGIN)
+        self._audience.settle(_HEARD_SECONDS)
+        if not task.future.done():
+            raise ChildFailed(f"{job.name}: nobody watches over it; this machine is too busy, or stood still.")
+        return task.future.result()
 
     def _enter(self, job: Job) -> Task:
         task = Task(f"{job.name} #{next(self._names)}", job, Future(), job.attempts, job.deadline)
@@ -135,9 +145,10 @@ class Pool:
         ]
 
     def close(self) -> None:
-        """End every child, within the limit for stopping; jobs still under way fail."""
+        """End every child, within the limit for stopping; jobs still under way fail, and so does every later one."""
         self._do(self._close)
         self._thread.join()
+        self._audience.close(_HEARD_SECONDS)
 
     def __enter__(self) -> Pool:
         return self
@@ -146,10 +157,16 @@ class Pool:
         self.close()
 
     def _do(self, what: Callable[[], object]) -> None:
-        """Have the pool's thread do something."""
-        self._incoming.append(what)
-        with suppress(OSError):  # full: it is about to wake up anyway; closed: it is gone
-            self._wake.send(b"\0")
+        """Have the pool's thread do something; when that has ended (or is another process's), it is done here."""
+        with self._lock:
+            if self._thread.is_alive() and not self._over:
+                self._incoming.append(what)
+                with suppress(BlockingIOError):  # full: it is about to wake up anyway
+                    self._wake.send(b"\0")
+                return
+            self._over = True
+            self._board.close()
+            what()
 
     def _await_ready(self, future: Future[str]) -> None:
         self._board.await_ready(future)
@@ -159,12 +176,13 @@ class Pool:
 
     def _interrupt(self) -> None:
         for slot in self._keeper.slots:
-            if slot.child is not None and slot.task is not None:
+            if slot.child is not None and slot.task is not None and not self._over:
                 slot.child.signal(signal.SIGINT)
 
     def _close(self) -> None:
         self._board.close()
-        self._keeper.dismiss(self._clock.monotonic())
+        if not self._over:
+            self._keeper.dismiss(self._clock.monotonic())
 
     def _watch(self) -> None:
         """The thread: until every child of a closed pool is gone."""
@@ -188,7 +206,11 @@ class Pool:
                 looked = now
                 keeper.judge(now)
         finally:
-            self._board.close()
-            keeper.end()
-            self._wake.close()
-            self._woken.close()
+            with self._lock:
+                self._over = True
+                self._board.close()
+                keeper.end()
+                while self._incoming:
+                    self._incoming.popleft()()
+                self._wake.close()
+                self._woken.close()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,22 +47,24 @@ class ModelFailed(Exception):
         self.kind, self.check = kind, check
 
 
-def child_environment() -> dict[str, str]:
-    """The child's whole environment: where Python and the project are, and one thread for small matrices."""
+def child_environment(threads: int = 1) -> dict[str, str]:
+    """The child's whole environment: where Python and the project are, and how many threads for its matrices.
+
+    One is best for the small matrices of a prediction; 0 leaves it to the libraries, which take every core.
+    """
     return {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(Path(forecastd.__file__).resolve().parent.parent),
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
+        **({"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}),
     }
 
 
 class ChildProcess:
     """A running child with its channel. Everything here returns at once."""
 
-    def __init__(self, now: float, *, memory: int, threads: int = 1) -> None:
-        """Start it. `memory`: bytes of address space it may use, 0 for no limit.
+    def __init__(self, now: float, *, memory: int, threads: int = 1, more: Mapping[str, str] | None = None) -> None:
+        """Start it. `memory`: bytes of address space it may use, 0 for no limit. `more`: for its environment.
 
         Raises:
             OSError: the machine cannot start another process.
@@ -73,9 +76,14 @@ class ChildProcess:
         self._written: deque[bytes] = deque()
         self._kept = 0
         self._deeds: list[tuple[float, signal.Signals | None]] = []
-        environment = child_environment() | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-        self.channel, theirs = socket.socketpair()
+        environment = child_environment(threads) | dict(more or {})
         reader, writer = os.pipe()
+        try:
+            self.channel, theirs = socket.socketpair()
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            raise
         self.errors = reader
         arguments = [str(theirs.fileno()), self.launch, str(os.getpid()), str(memory)]
         try:
@@ -243,7 +251,8 @@ class ChildProcess:
         if status is None:
             return "still running"
         if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
+            known = -status in {number.value for number in signal.Signals}
+            return f"killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
         lines = self.tail.splitlines()
         return f"exit status {status}{': ' + lines[-1][:300] if lines else ''}"
 

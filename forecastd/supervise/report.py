@@ -45,7 +45,8 @@ class Counts:
 
     def as_json(self) -> dict[str, object]:
         """The counts as one JSON object; hangs as a list of `{phase, bundle, count}`."""
-        hangs = [{"phase": phase, "bundle": bundle, "count": n} for (phase, bundle), n in sorted(self.hangs.items())]
+        counted = sorted(dict(self.hangs).items())  # a copy: the pool's thread may be at it
+        hangs = [{"phase": phase, "bundle": bundle, "count": n} for (phase, bundle), n in counted]
         plain = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         return {**plain, "hangs": hangs, "jobs": dict(self.jobs)}
 
