@@ -42,7 +42,8 @@ def run_cycle_command(
     except ForecastdError as error:
         outcomes = [ended_by(error, Outcome("failed"))]
     else:
-        configure(settings.logs, verbose=verbose, secrets=_secrets(settings))
+        hidden = [secret for topic in topics for secret in topic.secrets]
+        configure(settings.logs, verbose=verbose, json=settings.log_format == "json", secrets=hidden)
         outcomes = run_once(
             topics,
             SystemClock(),
@@ -77,8 +78,3 @@ def outcome_rows(outcome: Outcome) -> Iterator[Table]:
     yield row("outcome", text, f"{sum(outcome.stages.values()):.3f} s")
     if outcome.tx_hash is not None:
         yield row("tx", Text(outcome.tx_hash))
-
-
-def _secrets(settings: Settings) -> list[str]:
-    given = [settings.tiingo_api_key, settings.mnemonic]
-    return [secret.get_secret_value() for secret in given if secret is not None]

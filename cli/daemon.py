@@ -54,7 +54,7 @@ def _load(options: dict[str, Any]) -> tuple[list[Settings], list[str]]:
         except NeedsHuman as error:
             wrong.append(str(error))
     for one in topics:
-        hide(*(secret.get_secret_value() for secret in (one.tiingo_api_key, one.mnemonic) if secret is not None))
+        hide(*one.secrets)
     return topics, wrong
 
 

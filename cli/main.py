@@ -109,7 +109,7 @@ def command(
     """Runs forecasting models in production: one checked, signed forecast per epoch, submitted exactly once."""
     ctx.obj = {"state_dir": state_dir, "log_dir": log_dir}
     if verbose:
-        sys.excepthook = sys.__excepthook__
+        sys.excepthook = _whole_traceback
     if ctx.invoked_subcommand is not None:
         _refuse_cycle_options(ctx, once=once, continuous=continuous, daemon=daemon, **more)
         tells_itself = ctx.invoked_subcommand == "doctor"  # each finding is a line of its own there
@@ -159,6 +159,12 @@ def _one_line(kind: type[BaseException], error: BaseException, _: TracebackType 
     _failed(f"Unforeseen error: {kind.__name__}: {error}. Run again with -v for the traceback.", 1, sys.argv[1:])
 
 
+def _whole_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    import traceback
+
+    _failed("".join(traceback.format_exception(kind, error, trace)).rstrip(), 1, sys.argv[1:], reason=str(error))
+
+
 def run() -> None:
     """The entry point: runs the command and ends the process with the documented exit code."""
     from cli.output import install
@@ -191,10 +197,12 @@ def main(arguments: list[str]) -> int:
 
 def _failed(told: str, code: int, arguments: list[str], *, reason: str = "") -> int:
     """Tell people on stderr and, where `--json` was asked for, machines on stdout; gives the exit code."""
+    from forecastd.logs import redacted
+
     if told:
-        click.echo(told, err=True)
+        click.echo(redacted(told), err=True)
     if "--json" in arguments:
         import json
 
-        click.echo(json.dumps({"outcome": "failed", "reason": reason or told, "exit_code": code}))
+        click.echo(json.dumps({"outcome": "failed", "reason": redacted(reason or told), "exit_code": code}))
     return code

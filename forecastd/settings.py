@@ -26,6 +26,9 @@ LogFormat = Literal["text", "json"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 ENV_FILE = Path(".env")  # where the command is run
+# What the numeric libraries read: which GPUs and how many threads to use, where their files are. None of it is a secret.
+NUMERIC = ("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_",
+           "TORCH_", "PYTORCH_", "LD_LIBRARY_PATH", "TMPDIR")  # fmt: skip
 CHECKOUT = Path(__file__).resolve().parent.parent
 EMBEDDED_MODEL = CHECKOUT / "models" / "demo"
 EMBEDDED_FEATURES = CHECKOUT / "features.json"
@@ -167,6 +170,12 @@ class Settings(BaseSettings):
         )
 
     @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret that is set, for whoever hides them in what is printed and logged."""
+        found = (getattr(self, name) for name in type(self).model_fields)
+        return tuple(value.get_secret_value() for value in found if isinstance(value, SecretStr))
+
+    @property
     def features_path(self) -> Path:
         """The feature list: `FEATURES`, else the project's own `features.json`."""
         return self.features or EMBEDDED_FEATURES
@@ -217,3 +226,8 @@ def given_names() -> dict[str, str]:
 
     found = {name.upper(): str(ENV_FILE) for name in dotenv_values(ENV_FILE)} if ENV_FILE.is_file() else {}
     return found | {name.upper(): "the environment" for name in os.environ}
+
+
+def numeric_environment() -> dict[str, str]:
+    """What the environment tells the numeric libraries, for a process that trains in this one's place."""
+    return {name: value for name, value in os.environ.items() if name.startswith(NUMERIC)}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from forecastd.chain.keys import address_of, derive_private_key
 from forecastd.errors import NeedsHuman
+from forecastd.logs import hide
 from forecastd.settings import Settings
 
 _LENGTHS = (12, 15, 18, 21, 24)
@@ -154,6 +155,7 @@ def _seed(phrase: str, where: str) -> bytes:
 
     language = Mnemonic("english")
     words = phrase.strip().strip("\"'").lower().split()
+    hide(" ".join(words))  # wherever it came from; a wrong one may be nearly right
     if len(words) not in _LENGTHS:
         raise NeedsHuman(f"{where} has {len(words)} words; a mnemonic has 12, 15, 18, 21 or 24.")
     known = set(language.wordlist)
