@@ -16,7 +16,7 @@ from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError
 from forecastd.logs import configure
 from forecastd.outcome import Outcome, ended_by
-from forecastd.settings import Settings, load_settings
+from forecastd.settings import load_settings
 from forecastd.topics import load_topics
 from forecastd.worker import run_once
 
