@@ -41,8 +41,12 @@ class Account:
 
 
 def myself() -> Account:
-    """Who runs this process."""
-    return _account(pwd.getpwuid(os.getuid()))
+    """Who runs this process; where nobody gave the number a name, the number serves."""
+    number = os.getuid()
+    try:
+        return _account(pwd.getpwuid(number))
+    except KeyError:
+        return Account(str(number), number, frozenset(os.getgroups()))
 
 
 def find(name: str) -> Account:

@@ -104,7 +104,7 @@ def plan(
     ):
         chosen = given or by_default[name]
         places[name] = None if chosen is None else _absolute(base / chosen)
-        if chosen is not None and name not in in_file:
+        if chosen is not None and not (given is not None and name in in_file):
             options += [flag, str(places[name])]
     found = Launch(
         python=_absolute(base / python),

@@ -32,6 +32,9 @@ def planned(manager: Manager = "systemd", account: Account | None = WORKER, **mo
         # What .env has is left to it, relative paths begin at the working directory.
         ("systemd", {"state_dir": "s", "log_dir": "/l", "in_file": ("STATE_DIR", "LOG_DIR")},
          HERE / "s", Path("/l"), ()),
+        # An empty line of .env says nothing.
+        ("supervisord", {"log_dir": "/l", "in_file": ("STATE_DIR", "LOG_DIR")},
+         STATE, Path("/l"), ("--state-dir", str(STATE))),
         # What only this shell knows has to be said.
         ("systemd", {"state_dir": "/s"}, Path("/s"), None, ("--state-dir", "/s")),
         ("supervisord", {"state_dir": "/s", "log_dir": "../l", "in_file": ("LOG_DIR",)},
