@@ -1,7 +1,8 @@
-"""Ctrl-C once: the first one ends the command, those after it are for nothing.
+"""Ctrl-C once: the first one ends the command, those after it interrupt nothing.
 
 A user who presses it again while checkpoints are put away, or while the interpreter ends, would otherwise get a traceback
-or another exit code than the one that says "interrupted".
+or another exit code than the one that says "interrupted". Who waits for something meanwhile can ask whether it was pressed
+again.
 """
 
 from __future__ import annotations
@@ -11,21 +12,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """How often the command was interrupted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def again(self) -> bool:
+        """Whether it was more than once."""
+        return self.count > 1
+
 
 @contextmanager
-def one_interrupt() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` at the first Ctrl-C; ignore it from then on, after the block too."""
-    interrupted = False
+def one_interrupt(*signals: signal.Signals) -> Iterator[Interrupts]:
+    """Raise `KeyboardInterrupt` at the first of these signals (Ctrl-C alone by default), and only count those after it.
+
+    Once one came, they are ignored after the block, too.
+    """
+    interrupts = Interrupts()
 
     def stop(_: int, __: FrameType | None) -> None:
-        nonlocal interrupted
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if not interrupted:  # a library may have put this handler back
-            interrupted = True
+        interrupts.count += 1
+        if interrupts.count == 1:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in signals or (signal.SIGINT,)}
     try:
-        yield
+        yield interrupts
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if interrupts.count else handler)

@@ -5,6 +5,8 @@ Where there is no terminal, a line an epoch instead of a bar.
 
 from __future__ import annotations
 
+import logging
+
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -14,14 +16,20 @@ from cli.manifest import score_rows
 from cli.screen import console, row
 from forecastd.training import Trained
 from models.manifest import to_json
-from models.training import Progress as Reached
+from models.progress import Progress as Reached
 
 
 class TrainingScreen:
-    """Tells how far a training is. With `quiet`, stdout is kept for one JSON object and nothing else is told."""
+    """Tells how far a training is. With `quiet`, stdout is kept for one JSON object.
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
+    What supervision logs of the training's process is for `verbose`; else a replaced process is one line on stderr.
+    """
+
+    def __init__(self, *, quiet: bool, verbose: bool = False) -> None:
+        self._quiet, self._verbose = quiet, verbose
+        self._supervision = logging.getLogger("forecastd.supervise")
+        self._level = self._supervision.level
+        self._scoring = False
         self._out = console()
         self._errors = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
@@ -29,6 +37,8 @@ class TrainingScreen:
         self._best: float | None = None
 
     def __enter__(self) -> TrainingScreen:
+        if not self._verbose:
+            self._supervision.setLevel(logging.CRITICAL)
         if not self._quiet and self._errors.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -43,6 +53,7 @@ class TrainingScreen:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._supervision.setLevel(self._level)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -53,6 +64,10 @@ class TrainingScreen:
         """A sentence on the data."""
         if not self._quiet:
             self._out.print(row("data", Text(text)))
+
+    def remark(self, text: str) -> None:
+        """A sentence on a process that was replaced: beside the bar, and never on a stdout that is for a machine."""
+        (self._bar.console if self._bar is not None else self._errors).print(row("training", Text(text)))
 
     def update(self, reached: Reached) -> None:
         """How far the training is."""
@@ -71,7 +86,8 @@ class TrainingScreen:
                     ),
                 )
             )
-        elif reached.stage == "score":
+        elif reached.stage == "score" and not self._scoring:
+            self._scoring = True
             self.close()
             self._out.print(row("scoring", Text("on data the training has not seen")))
 

@@ -49,9 +49,9 @@ def command(
     ctx: click.Context, /, as_json: bool, levels: str, start: str | None, until: str | None, **more: Any
 ) -> None:
     """Train a model and write it as a checked bundle. Ctrl-C keeps what was reached; the same command goes on."""
-    from cli.interrupt import one_interrupt
+    from cli.interrupt import STOPS, one_interrupt
 
-    ctx.with_resource(one_interrupt())
+    interrupts = ctx.with_resource(one_interrupt(*STOPS))
     from cli.progress import TrainingScreen
     from cli.times import reference_time
     from forecastd.clock import SystemClock
@@ -64,10 +64,13 @@ def command(
     place = {name: more.pop(name) for name in ("out", "hours", "finish", "force")}
     config = TrainingConfig(levels=_levels(levels), **more)
     request = Request(config, start=reference_time(start, "--start"), until=reference_time(until, "--until"), **place)
-    settings, now = load_settings(**(ctx.obj or {}), **given), SystemClock().now()
-    with TrainingScreen(quiet=as_json) as screen:
+    settings = load_settings(**(ctx.obj or {}), **given)
+    with TrainingScreen(quiet=as_json, verbose=bool(ctx.find_root().params.get("verbose"))) as screen:
         try:
-            trained = train_model(settings, request, now=now, tell=screen.tell, progress=screen.update)
+            trained = train_model(
+                settings, request, clock=SystemClock(), at_once=interrupts.again,
+                tell=screen.tell, progress=screen.update, remark=screen.remark,
+            )  # fmt: skip
         except TrainingInterrupted as interrupted:
             screen.close()
             click.echo(str(interrupted), err=True)

@@ -1,7 +1,8 @@
-"""From candles to a trained bundle: fetches the history, makes its features, hands rows to `models.training`.
+"""From candles to a trained bundle: fetches the history, makes its features, has a supervised child train on the rows.
 
-An interrupted training goes on from the rows it began with, kept beside its output: nothing is fetched again, and newer
-candles cannot change what is being trained on.
+This process has the keys and never imports torch; the child finds the rows on disk. An interrupted training goes on from the
+rows it began with, kept beside its output: nothing is fetched again, and newer candles cannot change what is being trained
+on.
 """
 
 from __future__ import annotations
@@ -17,16 +18,22 @@ from pathlib import Path
 import numpy as np
 
 from forecastd.candles import COLUMNS, HOUR, Candles, examine
-from forecastd.clock import iso
+from forecastd.clock import Clock, iso
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.features import FeatureList, check_causal, known_matrix, load_features, past_matrix
-from forecastd.settings import Settings
+from forecastd.settings import Settings, numeric_environment
 from forecastd.sources import Source, open_source
+from forecastd.supervise.policy import Policy, Setup, policy_of
+from forecastd.supervise.process import ChildFailed, ModelFailed
+from forecastd.supervise.trainer import Trainer
+from forecastd.supervise.trainjob import failure, train_job
 from models import workdir
+from models.bundle import read_manifest
 from models.config import TrainingConfig
-from models.errors import DataError
+from models.errors import BundleError, DataError
 from models.manifest import Manifest
-from models.training import Progress, check_config, train_held
+from models.progress import Progress
+from models.training import TrainingInterrupted, begin, check_config
 from models.windows import TrainingData
 
 # What must hold over a whole history. Gaps and standstills need not: windows across them are left out.
@@ -58,19 +65,25 @@ def train_model(
     settings: Settings,
     request: Request,
     *,
-    now: float,
+    clock: Clock,
     tell: Callable[[str], None],
     progress: Callable[[Progress], None],
+    remark: Callable[[str], None],
+    at_once: Callable[[], bool] = lambda: False,
+    faults: str = "",
 ) -> Trained:
     """Train what `request` asks for on the candles of `settings.data_source`, or go on where it was interrupted.
 
-    `tell` gets a sentence on the data before the training begins.
+    `tell` gets a sentence on the data before the training begins, `remark` one on each child that was replaced.
+    `at_once`: asked, once it was interrupted, whether it is to end without any more ado. `faults`: those of the first child,
+    for trials (`supervise.faults`).
 
     Raises:
-        NeedsHuman: the source, the features, an option or the output cannot work as they are.
+        NeedsHuman: the source, the features, an option or the output cannot work as they are, or no child could train.
         RetryLater: a passing fault of the source.
         ModelError: the data cannot carry the training, or it was interrupted (`TrainingInterrupted`).
     """
+    now = clock.now()
     check_config(request.config)
     features = load_features(settings.features_path)
     source = open_source(settings.data_source, settings)
@@ -80,12 +93,46 @@ def train_model(
         _require_writable(out, force=request.force)
         with workdir.hold(out):
             data = _rows(source, features, request, out, now=now, tell=tell)
-            manifest = train_held(data, config, out, progress, created=now, force=request.force, finish=request.finish)
+            begin(data, config, out, force=request.force, finish=request.finish)
+            del data
+            setup = Setup(name=config.name, faults=faults, threads=0, environment=numeric_environment())
+            trainer = Trainer(setup, _policy(settings), clock, progress=progress, remark=remark, at_once=at_once)
+            manifest = _supervised(trainer, request, out, now, settings.job_attempts)
     except OSError as error:
         raise NeedsHuman(
             f"Cannot write {out}: {error.strerror or error}. Make room, or choose another --out."
         ) from error
     return Trained(out, manifest)
+
+
+def _policy(settings: Settings) -> Policy:
+    """As for a prediction, but without a limit on memory and without quarantine.
+
+    Torch reserves address space far beyond what it uses, with a GPU hundreds of GiB, so a limit on it would say nothing;
+    what a training may take is the machine's, as for any program that its user starts. And there is no bundle to suspect.
+    """
+    return replace(policy_of(settings, standbys=0), memory=0, strikes=settings.job_attempts + 1)
+
+
+def _supervised(trainer: Trainer, request: Request, out: Path, created: float, attempts: int) -> Manifest:
+    """Have the training of `out`, which has begun, carried to its end; raises what the child told."""
+    job = train_job(out, created=created, force=request.force, finish=request.finish, attempts=attempts)
+    try:
+        sha256 = trainer.run(job)
+    except ModelFailed as error:
+        raise failure(error, out) from None
+    except ChildFailed as error:
+        raise NeedsHuman(
+            f"The training came to no end on {attempts} processes. {error} What was reached is kept: the same command goes "
+            "on, and tells with -v before it what they wrote."
+        ) from None
+    except KeyboardInterrupt:
+        place = workdir.place(out)
+        raise TrainingInterrupted(place, kept=(place / workdir.BEST).exists()) from None
+    manifest = read_manifest(out)
+    if manifest.sha256 != sha256:
+        raise BundleError(f"{out} was replaced by something else just after the training.", check="hash")
+    return manifest
 
 
 def _rows(

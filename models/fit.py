@@ -2,21 +2,25 @@
 
 An epoch is a fixed number of batches drawn from (seed, epoch) alone, and dropout is reseeded with every epoch: a training
 that was interrupted and continued gives the very weights it would have given in one go. Checkpoints hold tensors and
-plain values only, and are read with `weights_only=True`.
+plain values only, are read with `weights_only=True`, and are written whole or not at all: the process may be killed at any
+time.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises for objects in a checkpoint; nothing is unpickled with it
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -135,18 +139,38 @@ class Fit(LightningModule):
 
 
 class Reporter(Callback):
-    """Tells the caller how far the training is, after every batch and every validation."""
+    """Tells how far the fit is, after every batch, every batch of a validation, and every validation."""
 
-    def __init__(self, report: Callable[..., None]) -> None:
-        self._report = report
+    def __init__(self, tell: Callable[..., None]) -> None:
+        self._tell = tell
 
     def on_train_batch_end(self, trainer: Trainer, _module: Any, outputs: Any, _batch: Any, batch_idx: int) -> None:
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        self._report(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches), float(loss), None)
+        self._tell(trainer.current_epoch + 1, batch_idx + 1, loss=float(loss))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, _module: Any, _outputs: Any, _batch: Any, batch_idx: int, _loader: int = 0
+    ) -> None:
+        self._tell(trainer.current_epoch + 1, int(trainer.num_training_batches), checked=batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, _module: Any) -> None:
-        total = int(trainer.num_training_batches)
-        self._report(trainer.current_epoch + 1, total, total, None, float(trainer.callback_metrics["val_loss"]))
+        batches, checks = int(trainer.num_training_batches), int(trainer.num_val_batches[0])
+        loss = float(trainer.callback_metrics["val_loss"])
+        self._tell(trainer.current_epoch + 1, batches, checked=checks, validation=loss)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, has it on the disk, and moves it there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        content, place = BytesIO(), Path(path)
+        torch.save(checkpoint, content)
+        draft = place.with_name(f"{place.name}.new")
+        with draft.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(place)
 
 
 def loaders(
@@ -166,11 +190,12 @@ def fit(
     batches: tuple[DataLoader[Batch], DataLoader[Batch]],
     config: TrainingConfig,
     work: Path,
-    report: Callable[..., None],
+    tell: Callable[..., None],
 ) -> bool:
     """Fit `network` until it stops getting better, from the last checkpoint in `work` if there is one.
 
-    Leaves `best.ckpt` and `last.ckpt` in `work`. Returns whether it ran to its end; False: it was interrupted.
+    Leaves `best.ckpt` and `last.ckpt` in `work`. `tell` is called as `models.progress.Meter.fitted` is. Returns whether it
+    ran to its end; False: it was interrupted.
 
     Raises:
         DataError: the last checkpoint is damaged, or the accelerator is not there.
@@ -184,14 +209,14 @@ def fit(
             enable_version_counter=False,
         ),
         EarlyStopping(monitor="val_loss", patience=config.patience, check_on_train_epoch_end=True),
-        Reporter(report),
+        Reporter(tell),
     ]  # fmt: skip
     with quiet_library(), _quiet_lightning():
         try:
             trainer = Trainer(
                 accelerator=config.accelerator, devices=1, max_epochs=config.epochs, callbacks=callbacks, logger=False,
                 enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0, num_sanity_val_steps=0,
-                default_root_dir=work,
+                default_root_dir=work, plugins=WholeFiles(),
             )  # fmt: skip
         except MisconfigurationException as error:
             raise DataError(

@@ -1,8 +1,8 @@
 """From rows to a checked bundle: split, scale, fit, compare with the baselines, export, write.
 
 The weights of the library's network are exported, and the engine that will run them is held against the network itself:
-a bundle whose engine differs is never written. Torch and Lightning are imported by `train` only, so that the command line
-can build the values below without them.
+a bundle whose engine differs is never written. Torch and Lightning are imported by `go_on` only, so that the command line
+can begin a training without them and leave the rest to a process that may be replaced: what the two share is on disk.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import numpy as np
 from models import workdir
 from models.base import FloatArray
 from models.baselines import Baselines, fit_baselines
-from models.bundle import Bundle, Canary, write_bundle
+from models.bundle import Bundle, Canary, read_manifest, write_bundle
 from models.config import TrainingConfig
 from models.engines import TOLERANCE, Engine, Scaling, relative_difference, target_scale, to_quantiles
 from models.errors import BundleError, DataError, ModelError
 from models.evaluation import score
 from models.manifest import MOST, Interval, Manifest, Network, Scaler, Training, network_reals
+from models.progress import Meter, Progress
 from models.shapes import expected_shapes
 from models.windows import Indices, Part, Split, TrainingData, split
 
@@ -33,19 +34,6 @@ LEAST = {  # of each size; the most is what a manifest may name, or what fits 32
     "encoder_length": 2, "horizon": 1, "hidden_size": 1, "hidden_continuous_size": 1, "attention_heads": 1,
     "lstm_layers": 1, "epochs": 1, "patience": 1, "batch_size": 1, "batches_per_epoch": 1, "scored_windows": 1, "seed": 0,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a training is. `stage` is fit, score or write; a loss is None where none is known yet."""
-
-    stage: str
-    epoch: int = 0
-    epochs: int = 0
-    batch: int = 0
-    batches: int = 0
-    loss: float | None = None
-    validation_loss: float | None = None
 
 
 class TrainingInterrupted(ModelError):
@@ -91,44 +79,82 @@ def train(
     if out.exists() and not force:
         raise BundleError(f"{out} exists already. Choose another place, or have it replaced (--force).", check="exists")
     with workdir.hold(out):
-        return train_held(data, config, out, progress, created=created, force=force, finish=finish)
+        begin(data, config, out, force=force, finish=finish)
+        return go_on(out, progress, created=created, force=force, finish=finish)
 
 
-def train_held(
-    data: TrainingData,
-    config: TrainingConfig,
-    out: Path,
-    progress: Callable[[Progress], None],
-    *,
-    created: float,
-    force: bool,
-    finish: bool,
-) -> Manifest:
-    """`train` for a caller that holds the unfinished training of `out` (`workdir.hold`) and has checked `config`."""
-    parts = split(data, config.encoder_length, config.horizon, config.validation, config.test)
+def begin(data: TrainingData, config: TrainingConfig, out: Path, *, force: bool, finish: bool) -> workdir.Work:
+    """Put down what `go_on` needs, for a caller that holds the training of `out` (`workdir.hold`) and has checked `config`.
+
+    Raises as `train` does, before anything is written.
+    """
+    split(data, config.encoder_length, config.horizon, config.validation, config.test)
     if finish and not (workdir.place(out) / workdir.BEST).exists():
         raise DataError(
             f"No training of {out} has finished an epoch yet: there is no checkpoint to write a bundle from. "
             "Train first, without --finish."
         )
-    work = workdir.begin(out, data, config, anew=force)
+    return workdir.begin(out, data, config, anew=force)
+
+
+def go_on(
+    out: Path, progress: Callable[[Progress], None], *, created: float, force: bool, finish: bool = False
+) -> Manifest:
+    """Carry the training of `out` that has begun to its end, from its last checkpoint on.
+
+    May be called again with the same arguments when the process that was at it has died, whenever that was: a bundle that
+    it had written already is not written twice. Raises as `train` does.
+    """
     try:
-        manifest = _train(
-            _Job(data, config, _network(data, config), _scalers(data, parts.train), parts),
-            work,
-            out,
-            progress,
-            created=int(created),
-            force=force,
-            finish=finish,
-        )
+        with workdir.alone(out) as begun:
+            work = workdir.find(out) if begun else None
+            manifest = _written(out, work, int(created))
+            if manifest is None:
+                if work is None:
+                    raise DataError(f"The training of {out} was taken away while it was at work. Train again.")
+                manifest = _carry_on(work, out, progress, created=int(created), force=force, finish=finish)
+            if work is not None:
+                work.remove()
+            return manifest
     except KeyboardInterrupt:
-        raise TrainingInterrupted(work.path, kept=(work.path / workdir.BEST).exists()) from None
+        place = workdir.place(out)
+        raise TrainingInterrupted(place, kept=(place / workdir.BEST).exists()) from None
+
+
+def _written(out: Path, work: workdir.Work | None, created: int) -> Manifest | None:
+    """The bundle of this very training, if it has been written."""
+    try:
+        manifest = read_manifest(out)
+    except BundleError:
+        return None
+    made = manifest.training
+    same = work is None or (dict(made.config), made.data_sha256) == (work.config, work.data.data_sha256)
+    return manifest if made.created == created and same else None
+
+
+def _carry_on(
+    work: workdir.Work, out: Path, progress: Callable[[Progress], None], *, created: int, force: bool, finish: bool
+) -> Manifest:
+    data, config = work.data, work.options()
+    parts = split(data, config.encoder_length, config.horizon, config.validation, config.test)
+    job = _Job(data, config, _network(data, config), _scalers(data, parts.train), parts)
+    meter = _meter(job, progress)
+    try:
+        model = _fit(job, work, meter, finish=finish)
+        meter.step("score", 0)
+        bundle = _export(job, model, out, created)
     except Diverged:
         work.remove()  # going on from there would end there
         raise
-    work.remove()
-    return manifest
+    meter.step("score", 1)
+    engine = Engine(bundle)
+    _check_engine(engine, model, bundle.canary)
+    meter.step("score", 2)
+    manifest = replace(bundle.manifest, metrics=_metrics(engine, job, meter))
+    meter.step("write", 0)
+    written = write_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=force)
+    meter.step("write", 1)
+    return written
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,24 +168,16 @@ class _Job:
     parts: Split
 
 
-def _train(
-    job: _Job,
-    work: workdir.Work,
-    out: Path,
-    progress: Callable[[Progress], None],
-    *,
-    created: int,
-    force: bool,
-    finish: bool,
-) -> Manifest:
-    model = _fit(job, work, progress, finish=finish)
-    progress(Progress("score"))
-    bundle = _export(job, model, out, created)
-    engine = Engine(bundle)
-    _check_engine(engine, model, bundle.canary)
-    manifest = replace(bundle.manifest, metrics=_metrics(engine, job))
-    progress(Progress("write"))
-    return write_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=force)
+def _meter(job: _Job, progress: Callable[[Progress], None]) -> Meter:
+    config, parts = job.config, job.parts
+    held_out, tested = (len(part.thinned(config.scored_windows)) for part in (parts.validation, parts.test))
+    return Meter(
+        progress,
+        epochs=config.epochs,
+        batches=min(config.batches_per_epoch, -(-len(parts.train.origins) // config.batch_size)),
+        checks=-(-held_out // config.batch_size),
+        scored=-(-held_out // config.batch_size) + -(-tested // config.batch_size),
+    )
 
 
 def check_config(config: TrainingConfig) -> None:
@@ -217,22 +235,28 @@ def _scalers(data: TrainingData, part: Part) -> dict[str, Scaler]:
     return found
 
 
-def _fit(job: _Job, work: workdir.Work, progress: Callable[[Progress], None], *, finish: bool) -> Any:
+def _fit(job: _Job, work: workdir.Work, meter: Meter, *, finish: bool) -> Any:
     """The library's network with the best weights that were found, in eval mode on the CPU."""
+    # One after the other, for each may take a minute on a busy disk.
+    import torch  # noqa: F401
+
+    meter.step("start", 1)
+    import lightning.pytorch  # noqa: F401
+
+    meter.step("start", 2)
     from models import fit, library
 
+    meter.step("start", 3)
     config = job.config
     library.seed(config.seed)
     model = library.build(job.network, config.levels, config.encoder_length, config.horizon, config.dropout)
     library.start_from(model, _baselines(job).volatility.mean(axis=0))
+    meter.step("start", 4)
     if not (work.finished or finish):
         windows = fit.Windows(job.data, job.scalers, config.encoder_length, config.horizon)
-
-        def report(epoch: int, batch: int, batches: int, loss: float | None, validation: float | None) -> None:
-            progress(Progress("fit", epoch, config.epochs, batch, batches, loss, validation))
-
+        meter.step("start", 5)
         train, held_out = job.parts.train.origins, job.parts.validation.thinned(config.scored_windows)
-        if not fit.fit(model, fit.loaders(windows, train, held_out, config), config, work.path, report):
+        if not fit.fit(model, fit.loaders(windows, train, held_out, config), config, work.path, meter.fitted):
             raise KeyboardInterrupt
         work.finish()
     fit.best_weights(model, work.path)
@@ -296,17 +320,29 @@ def _baselines(job: _Job) -> Baselines:
     return fit_baselines(returns, _target_scales(origins, job), job.config.levels)
 
 
-def _metrics(engine: Engine, job: _Job) -> dict[str, object]:
+def _metrics(engine: Engine, job: _Job, meter: Meter) -> dict[str, object]:
     baselines = _baselines(job)
-    return {part.name: _score(engine, baselines, job, part) for part in (job.parts.validation, job.parts.test)}
+    found, done = dict[str, object](), 0.0
+    for part in (job.parts.validation, job.parts.test):
+        origins = part.thinned(job.config.scored_windows)
+        share, before = len(origins) / job.config.batch_size, done
+        meter.scored(before)
+
+        def tell(steps: int, total: int, before: float = before, share: float = share) -> None:
+            meter.scored(before + share * steps / total)
+
+        found[part.name] = _score(engine, baselines, job, part, origins, tell=tell)
+        done += share
+    return found
 
 
-def _score(engine: Engine, baselines: Baselines, job: _Job, part: Part) -> dict[str, object]:
+def _score(
+    engine: Engine, baselines: Baselines, job: _Job, part: Part, origins: Indices, *, tell: Callable[[int, int], None]
+) -> dict[str, object]:
     """The scores of the model and of the baselines on the same windows of one part."""
     length, horizon, levels = job.config.encoder_length, job.config.horizon, job.config.levels
-    origins = part.thinned(job.config.scored_windows)
     actual = job.data.outcome(origins, horizon)
-    forecasts = engine.predict_batch([job.data.window(int(origin), length, horizon) for origin in origins])
+    forecasts = engine.predict_batch([job.data.window(int(origin), length, horizon) for origin in origins], tell)
     quantiles = np.stack([forecast.quantiles for forecast in forecasts])
     every = {
         "model": (quantiles, quantiles[..., levels.index(0.5)]),

@@ -1,8 +1,11 @@
 """What an unfinished training keeps on disk, beside the bundle it will become: `NAME.training`.
 
 `state.json` says what is being trained, `data.safetensors` holds the very rows, so that going on needs no source and meets
-no newer candles; the checkpoints lie beside them. All of it is thrown away once the bundle is written. Whoever reads or
-writes it holds the directory (`hold`), by a lock that ends with its process: two trainings never share one.
+no newer candles; the checkpoints lie beside them. All of it is thrown away once the bundle is written.
+
+Two locks, each ending with its process. Who wants a training holds the directory (`hold`): two never share one. Who fits
+and writes is alone with the rows (`alone`): where one process takes over from another that is being ended, or whose
+parent was killed, it begins when the other is gone.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +31,9 @@ if TYPE_CHECKING:
 
 STATE, DATA = "state.json", "data.safetensors"
 BEST, LAST = "best.ckpt", "last.ckpt"
-OURS = (STATE, f"{STATE}.new", DATA, BEST, LAST)
+OURS = (STATE, f"{STATE}.new", DATA, BEST, LAST, f"{BEST}.new", f"{LAST}.new")
 ARRAYS = ("time", "target", "past", "known")
+_LOOKS, _PAUSE = 600, 0.05  # how often to look, and the seconds between, whether a process that is being ended is gone
 
 
 def place(out: Path) -> Path:
@@ -83,8 +88,45 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[bool]:
+    """Be the only process that goes on with the unfinished training of `out`; waits for one that is being ended.
+
+    Gives whether there is an unfinished training at all.
+
+    Raises:
+        BundleError: (check "busy") another process is at it and does not end.
+        OSError: the rows cannot be opened.
+    """
+    descriptor = _rows_locked(place(out) / DATA)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _rows_locked(path: Path) -> int | None:
+    """A descriptor of the rows that holds their lock until it is closed; None where there are none."""
+    pause = Event()
+    for _ in range(_LOOKS):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return descriptor
+        os.close(descriptor)
+        pause.wait(_PAUSE)
+    raise BundleError(
+        f"Another process is at work in {path.parent} and does not end. Stop it, or choose another --out.", check="busy"
+    )
+
+
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open directory is still the one at `path`: who held it may have taken it away."""
+    """Whether what is open is still what is at `path`: who held it may have taken it away."""
     try:
         there = path.stat()
     except FileNotFoundError:
@@ -100,6 +142,22 @@ class Work:
     data: TrainingData
     config: dict[str, object]
     finished: bool
+
+    def options(self) -> TrainingConfig:
+        """The options it was begun with.
+
+        Raises:
+            DataError: they are not those of this version.
+        """
+        from models.config import TrainingConfig
+
+        try:
+            return TrainingConfig(**{**self.config, "levels": tuple(self.config["levels"])})  # type: ignore[arg-type]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"The interrupted training at {self.path} has other options than this version knows ({error}). "
+                "Start anew (--force), or remove it."
+            ) from error
 
     def finish(self) -> None:
         """Note that the network is fitted."""
@@ -164,7 +222,8 @@ def begin(out: Path, data: TrainingData, config: TrainingConfig, *, anew: bool) 
             "Move it, choose another --out, or have it thrown away (--force).",
             check="exists",
         )
-    _empty(path)
+    with alone(out):
+        _empty(path)
     _write_data(path, data)
     _write_state(path, data, options, finished=False)
     return Work(path, data, options, finished=False)

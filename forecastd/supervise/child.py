@@ -69,6 +69,8 @@ class Child:
                 self._predict(message)
             elif message.kind == "check":
                 self._check(message)
+            elif message.kind == "train":
+                self._train(message)
         except MemoryError:
             self._fail(job, "memory", "The model ran out of memory.")
         except DataError as error:
@@ -124,6 +126,15 @@ class Child:
         told = {"job": job, "bundle_sha256": self._engine.bundle_sha256}
         self._voice.say(Message("result", self._voice.launch, told))
 
+    def _train(self, message: Message) -> None:
+        from forecastd.supervise.trainjob import train
+
+        job = message.text("job")
+        kind, told = train(
+            message, lambda done, total, detail: self._progress(job, Phase.TRAINING, done, total, detail)
+        )
+        self._voice.say(Message(kind, self._voice.launch, {"job": job, **told}))
+
     def _progress(
         self, job: str | None, phase: Phase, done: float, total: float, detail: dict[str, object] | None = None
     ) -> None:
@@ -138,19 +149,24 @@ class Child:
 def main() -> None:
     descriptor, launch, parent, memory = sys.argv[1:]
     die_with(int(parent))
+    # An interrupt is for a training; one that comes before it waits, so that it is neither lost nor ends the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if int(memory):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=int(descriptor)) as channel:
-        child = os.getpid()
+        forker = [0]
+
+        def before_a_fork() -> None:
+            forker[0] = os.getpid()
 
         def in_a_fork() -> None:
             channel.close()
-            die_with(child)
+            die_with(forker[0])
 
-        os.register_at_fork(after_in_child=in_a_fork)
+        os.register_at_fork(before=before_a_fork, after_in_child=in_a_fork)
         try:
             Child(channel, launch).serve()
         except ChannelClosed:

@@ -1,7 +1,8 @@
 """Faults that a child brings on itself when it is asked to, at a place of its real work: for trials, and for the tests.
 
-A fault is written `KIND[:VALUE][@PLACE]`; a place is a percentage of the prediction or the name of a phase. `hang@99` stops
-for ever at 99 % of the prediction, `slow:0.5@post_processing` takes half a second more for each step of that phase.
+A fault is written `KIND[:VALUE][@PLACE]`; a place is a percentage of the job's work, a prediction or a training, or the name
+of a phase. `hang@99` stops for ever at 99 % of it, `slow:0.5@post_processing` takes half a second more for each step of that
+phase.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ class Saboteur:
 
     def reach(self, job: str | None, phase: Phase, done: float, total: float) -> None:
         """The work is about to report this progress: what is due by then happens now."""
+        places = {None, Phase.PREDICTING if phase is Phase.TRAINING else phase}
         for fault in self._faults:
-            if fault.phase not in {phase, None}:
+            if fault.phase not in places:
                 continue
             if fault.kind == "slow":
                 self._never.wait(fault.value)
