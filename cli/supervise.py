@@ -85,6 +85,8 @@ def _timeouts(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
               help="How many loaded processes stand by.  [STANDBYS]")  # fmt: skip
 @click.option("--attempts", "job_attempts", cls=SettingOption, type=click.IntRange(1, 100), metavar="N",
               help="On how many processes a job is tried.  [JOB_ATTEMPTS]")  # fmt: skip
+@click.option("--memory", "model_memory_mb", cls=SettingOption, type=click.IntRange(min=256), metavar="MIB",
+              help="Address space that a process may use.  [MODEL_MEMORY_MB]")  # fmt: skip
 @click.option("--timeout", "timeouts", multiple=True, callback=_timeouts, metavar="PHASE=SECONDS",
               help=f"Seconds without progress in a phase ({', '.join(PHASES[:-1])}), or in silence; may be given "
               "again.  [STARTING_TIMEOUT ...]")  # fmt: skip

@@ -134,7 +134,7 @@ class Trial:
 
 
 class Recorder:
-    """Keeps what a pool tells for the report, and hands it on. Called from the pool's thread."""
+    """Keeps what a pool tells for the report, and hands it on. Called from the observer's thread."""
 
     def __init__(self, clock: Clock, observe: Callable[[Event], None]) -> None:
         self.events: deque[Seen] = deque(maxlen=KEPT_EVENTS)
