@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from benchmarks.figures import Count, Figure
 
-NAMES = ("startup", "forecast", "once", "refetch", "training", "campaign")
+NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "campaign")
 
 
 def main() -> int:
@@ -41,7 +41,9 @@ def main() -> int:
 
 def as_json(figure: Figure | Count) -> dict[str, object]:
     """One figure's fields."""
-    return {**asdict(figure), "ratio": figure.ratio} if isinstance(figure, Figure) else asdict(figure)
+    return (
+        {**asdict(figure), "ratio": figure.ratio, "met": figure.met} if isinstance(figure, Figure) else asdict(figure)
+    )
 
 
 def line(name: str, figure: Figure | Count) -> str:
@@ -50,10 +52,11 @@ def line(name: str, figure: Figure | Count) -> str:
         counts = [f"  {what}: {number}" for what, number in figure.counts.items()]
         verdict = [f"  BROKEN: {evidence}" for evidence in figure.broken] or [f"  holds: {figure.premise}"]
         return "\n".join([f"{name}: {figure.name}", *counts, *verdict])
+    met = {True: ": ok", False: ": MISSED", None: ""}[figure.met]
     return (
         f"{name}: {figure.name}\n"
         f"  ours {figure.ours:.4g} {figure.unit}, {figure.peer_name} {figure.peer:.4g} {figure.unit}, "
-        f"ratio {figure.ratio:.3g} ({figure.target})"
+        f"ratio {figure.ratio:.3g} ({figure.target}){met}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,12 @@ class Figure:
     @property
     def ratio(self) -> float:
         return self.peer / self.ours if self.ours else float("inf")
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio is what `target` asks for; None when it asks for none."""
+        least = re.search(r"ratio >= ([\d.]+)", self.target)
+        return self.ratio >= float(least[1]) if least else None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""What a process has to itself at a moment: children, grandchildren, descriptors, shared memory, threads.
+
+Taken before and after, and compared. A grandchild whose parent is dead belongs to nobody; it is known by its command line,
+which names the process that started it all.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Each as texts that tell one from another."""
+
+    processes: frozenset[str]
+    descriptors: frozenset[str]
+    shared_memory: frozenset[str]
+    threads: frozenset[str]
+
+    def counts(self, before: Holdings) -> dict[str, int]:
+        """How many of each are there that were not there before."""
+        return {name: len(found) for name, found in self.beyond(before).items()}
+
+    def beyond(self, before: Holdings) -> dict[str, frozenset[str]]:
+        """What is there that was not there before."""
+        names = {
+            "processes": "processes left",
+            "descriptors": "file handles left",
+            "shared_memory": "entries of /dev/shm left",
+            "threads": "threads left",
+        }
+        return {told: getattr(self, name) - getattr(before, name) for name, told in names.items()}
+
+
+def holdings() -> Holdings:
+    """What this process holds now."""
+    gc.collect()
+    return Holdings(_processes(), _descriptors(), frozenset(_names(Path("/dev/shm"))), _threads())  # noqa: S108
+
+
+def _processes() -> frozenset[str]:
+    mine = str(os.getpid())
+    found = {f"{child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)}
+    for process in psutil.process_iter(["pid", "name", "cmdline"]):
+        command = process.info["cmdline"] or []
+        if "forecastd.supervise.child" in command and mine in command[-2:-1]:
+            found.add(f"{process.info['pid']} {process.info['name']}")
+    return frozenset(found)
+
+
+def _descriptors() -> frozenset[str]:
+    found = set()
+    for name in _names(Path("/proc/self/fd")):
+        try:
+            found.add(f"{name} {(Path('/proc/self/fd') / name).readlink()}")
+        except FileNotFoundError:  # the one that listed them
+            continue
+    return frozenset(found)
+
+
+def _names(directory: Path) -> list[str]:
+    return os.listdir(directory) if directory.is_dir() else []  # noqa: PTH208 - names are wanted, not paths
+
+
+def _threads() -> frozenset[str]:
+    return frozenset(f"{thread.ident} {thread.name}" for thread in threading.enumerate())
