@@ -72,7 +72,7 @@ def encode(message: Message) -> bytes:
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(array, dtype="<i8" if array.dtype.kind == "i" else "<f8")
+    return np.asarray(array, dtype="<i8" if array.dtype.kind == "i" else "<f8", order="C")
 
 
 class Decoder:
@@ -85,9 +85,11 @@ class Decoder:
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are whole now."""
         found: list[Message] = []
+        if self.garbled:
+            return found
         self._pending += data
         try:
-            while not self.garbled and len(self._pending) >= _PREFIX.size:
+            while len(self._pending) >= _PREFIX.size:
                 head, body = _sizes(bytes(self._pending[: _PREFIX.size]))
                 end = _PREFIX.size + head + body
                 if len(self._pending) < end:
