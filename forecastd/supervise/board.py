@@ -77,7 +77,8 @@ class Board:
     def back(self, task: Task, told: str, now: float) -> bool:
         """The job's child was lost, as `told` says. Whether it waits again, at the front; else it has ended."""
         task.told, task.left = told, task.left - 1
-        if task.left <= 0 or self.given_up is not None or now >= task.deadline:
+        over = self.given_up is not None or self.closed is not None
+        if task.left <= 0 or over or now >= task.deadline:
             self.fail(task, told)
             return False
         self.refusal = None  # whether the bundle is still no good is asked again for it
