@@ -346,6 +346,7 @@ def _sign(run: _Run, epoch: Epoch, forecast: Forecast) -> Submission:
                 spending=job.spending,
                 clock=parts.clock,
                 wake=parts.wake,
+                elsewhere=parts.account.topics - {epoch.topic_id},
             )
             run.unregistered = False
             told.append(f"registered {epoch.wallet} for topic {epoch.topic_id}; fee {paid} uallo")

@@ -88,9 +88,12 @@ def needs_registering(chain: ChainClient, chain_id: str, topic_id: int, wallet: 
 
 
 def enrol(
-    chain: ChainClient, wallet: Wallet, ledger: Ledger, epoch: Epoch, *, spending: Spending, clock: Clock, wake: Event
-) -> int:
+    chain: ChainClient, wallet: Wallet, ledger: Ledger, epoch: Epoch, *, spending: Spending, clock: Clock, wake: Event,
+    elsewhere: frozenset[int] = frozenset(),
+) -> int:  # fmt: skip
     """Register the worker for the epoch's topic, its transaction on record first; what it cost in uallo.
+
+    `elsewhere`: topics that other threads serve with this wallet.
 
     Raises:
         NeedsHuman: the balance or the user's maximum does not cover it, or the chain refuses.
@@ -102,8 +105,9 @@ def enrol(
         ledger.note_use(epoch.chain_id, wallet.address, sequence, tx_hash, f"register for topic {epoch.topic_id}")
 
     return register(
-        chain, wallet, epoch.topic_id, spending, chain_id=epoch.chain_id, clock=clock, wake=wake, commit=commit
-    )
+        chain, wallet, epoch.topic_id, spending, chain_id=epoch.chain_id, clock=clock, wake=wake, commit=commit,
+        free=lambda sequence: ledger.free_sequence(epoch.key, sequence, elsewhere=elsewhere),
+    )  # fmt: skip
 
 
 def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str) -> bool:

@@ -238,8 +238,19 @@ class Ledger:
         if known is None:
             return []
         taken = {e.row.sequence for e in self.entries(chain_id, wallet) if e.row.reason == OVERTAKEN}
+        taken -= self._signed_twice(chain_id, wallet)
         strange = set(range(known, sequence)) - self.used_sequences(chain_id, wallet)
         return sorted(strange | {at for at in taken if at > known})
+
+    def _signed_twice(self, chain_id: str, wallet: str) -> set[int]:
+        """Sequences with which several of our own transactions were signed, for different ends: one overtook the other."""
+        sql = (
+            "SELECT sequence FROM ("
+            "SELECT DISTINCT sequence, topic_id, nonce FROM attempts WHERE chain_id = ?1 AND wallet = ?2 "
+            "UNION ALL SELECT sequence, -1, -1 FROM uses WHERE chain_id = ?1 AND wallet = ?2"
+            ") GROUP BY sequence HAVING count(*) > 1"
+        )
+        return {int(values[0]) for values in self._run(sql, (chain_id, wallet))}
 
     def know_from(self, chain_id: str, wallet: str, sequence: int) -> None:
         """Take the account as it is: sequences below `sequence` are not asked about any more."""

@@ -104,10 +104,12 @@ def register(
     chain_id: str,
     clock: Clock,
     wake: Event,
+    free: Callable[[int], int] = lambda sequence: sequence,
     commit: Callable[[int, str], None] = _nothing,
 ) -> int:
     """Register the wallet as a worker of the topic, and return what it cost in uallo: gas fee and registration fee.
 
+    `free` gives the first sequence from the account's next one on that nothing else of ours has taken.
     `commit(sequence, tx_hash)` is called before the bytes are sent, to put on record that the sequence is used.
 
     Raises:
@@ -123,12 +125,12 @@ def register(
             f"Registering {wallet.address} costs {cost.fee_uallo + fee} uallo, and a submission about {afterwards} more. "
             "Send it that much; nothing was paid."
         )
-    last = node.height() + REGISTER_BLOCKS
+    last, sequence = node.height() + REGISTER_BLOCKS, free(cost.sequence)
     raw = build_tx(
-        wallet, message, chain_id=chain_id, account_number=cost.account_number, sequence=cost.sequence,
+        wallet, message, chain_id=chain_id, account_number=cost.account_number, sequence=sequence,
         gas=cost.gas, fee_uallo=cost.fee_uallo, timeout_height=last,
     )  # fmt: skip
-    commit(cost.sequence, tx_hash(raw))
+    commit(sequence, tx_hash(raw))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
     try:
         answer = node.broadcast(raw)

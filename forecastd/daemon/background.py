@@ -18,8 +18,7 @@ class Background(Generic[T]):
     def __init__(self, name: str, work: Callable[[], T]) -> None:
         self._name, self._work = name, work
         self._result: list[T | ForecastdError | Unforeseen] = []
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     @property
     def done(self) -> bool:

@@ -44,9 +44,15 @@ class Book:
             told = replace(topic, nonce=None, phase="waiting", phase_since=at)
             known = outcome.outcome == "already_submitted" and outcome.nonce is not None
             nothing_new = known and (topic.confirmed_nonce or 0) >= (outcome.nonce or 0)
-            return told if outcome.outcome == "no_window" or nothing_new else told.after(outcome, at)
+            if outcome.outcome == "no_window" or nothing_new:
+                return told
+            return replace(told.after(outcome, at), missed=topic.missed)  # what the ledger says counts, see `missed`
 
         self.change(key, after)
+
+    def missed(self, key: Key) -> None:
+        """The ledger has one missed epoch more, whoever found it out."""
+        self.change(key, lambda topic: replace(topic, missed=topic.missed + 1))
 
     def opened(self, key: Key, nonce: int) -> None:
         """A window was seen open. What is newer than the last confirmed one has not been served yet."""

@@ -25,6 +25,7 @@ from forecastd.settings import Settings
 log = logging.getLogger(__name__)
 
 PULSE_EVERY = 5.0  # seconds between two writings of the file
+MOST_FEED = 1.0  # seconds between two feedings of the watchdog, or fewer where it is impatient
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Face:
         self.health_port: int | None = None
         self.notify = Notifier(common.notify_socket)
         self._mode, self._clock, self._body = mode, clock, body
-        self._feed_every = watchdog_seconds(common.watchdog_usec, common.watchdog_pid, os.getpid())
+        every = watchdog_seconds(common.watchdog_usec, common.watchdog_pid, os.getpid())
+        self.feed_every = None if every is None else min(MOST_FEED, every)
+        self._limit = None if every is None else 2 * every
         self._file = PulseFile(common.state)
         self._versions: Mapping[str, str] = pulses.versions()
         self._started, self._started_at = clock.monotonic(), clock.now()
@@ -69,7 +72,7 @@ class Face:
         if mono - self._written >= PULSE_EVERY:
             self.write()
         fed = self._fed_at
-        if self._feed_every is not None and not self._late and (fed is None or mono - fed[0] >= self._feed_every):
+        if self.feed_every is not None and not self._late and (fed is None or mono - fed[0] >= self.feed_every / 2):
             self.notify.watchdog()
             self._fed_at = (mono, self._clock.now())
 
@@ -90,7 +93,6 @@ class Face:
         way = body.shop.outfit.way
         for kit in kits:
             self._since.setdefault(kit.forecaster.manifest.sha256, wall)
-        limit = None if self._feed_every is None else 2 * self._feed_every
         fed = self._fed_at
         deadline = common.submission_deadline
         return Pulse(
@@ -113,7 +115,7 @@ class Face:
             supervision=pulses.supervision(kits, body.shop.quarantined),
             heartbeat=HeartbeatPulse(self._beat_at[1], mono - self._beat_at[0], common.heartbeat_interval),
             watchdog=WatchdogPulse(
-                fed and fed[1], None if fed is None else mono - fed[0], limit, would_fire=bool(body.beats.late())
+                fed and fed[1], None if fed is None else mono - fed[0], self._limit, would_fire=bool(body.beats.late())
             ),
             memory_bytes=memory.resident(),
             children_memory_bytes=memory.of_children(),

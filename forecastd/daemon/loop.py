@@ -93,7 +93,7 @@ class Daemon:
             self._serve_health(stack)
             self._starting = Background("the start", self._open)
             while not self._finished():
-                for number in self._signals.wait(TICK):
+                for number in self._signals.wait(self._face.feed_every or TICK):
                     self._on_signal(number)
                 if isinstance(guarded("the main loop", self._tick), Unforeseen):
                     self._wake.wait(AFTER_A_FAULT)

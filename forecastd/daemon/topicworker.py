@@ -298,6 +298,7 @@ class TopicWorker:
             reason = self._reasons.pop(entry.nonce, "") if entry.row.reason == _GENERIC else ""
             if reason:
                 ledger.record(entry.key, replace(entry.row, reason=reason), self._shared.clock.now())
+            self._shared.book.missed(self.key)
             self._shared.reports.missed(self.key, entry.nonce, reason or entry.row.reason)
 
 
