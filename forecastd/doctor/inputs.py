@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from forecastd.candles import STALE_STEPS, check
 from forecastd.clock import Clock, iso
 from forecastd.doctor.finding import Finding, Level, split
@@ -68,26 +70,24 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
     if held is not None:
         told = f"{held.name} ({held.sha256[:12]}) is in quarantine since {held.since}: {held.reason}"
         fix = f"Choose or train another, or try it again: forecastd model quarantine --release {held.sha256[:12]}"
-        return _no_good(told, fix, reserve, manifest)
+        return _no_good(told, fix, reserve, {manifest.sha256})
     with Forecaster(path, features, policy=policy_of(settings, standbys=0), clock=clock) as forecaster:
         try:
             forecaster.check()
-        except (NeedsHuman, SkipEpoch) as error:
-            return _no_good(*split(str(error)), reserve, manifest)
+        except NeedsHuman as error:  # what lies there is damaged; a copy of it may not be
+            return _no_good(*split(str(error)), reserve)
+        except SkipEpoch as error:
+            return _no_good(*split(str(error)), reserve, {manifest.sha256})
         told = f"{describe_model(forecaster)}; {len(forecaster.features.names)} features"
     return [_of_age(manifest, told, settings, clock)]
 
 
-def _no_good(cause: str, fix: str, reserve: Reserve, manifest: Manifest | None = None) -> list[Finding]:
-    """The bundle is not run; what runs in its place."""
+def _no_good(cause: str, fix: str, reserve: Reserve, besides: Collection[str] = ()) -> list[Finding]:
+    """The bundle is not run; what is kept to run in its place, other than those of these sha256."""
     found = [Finding("model", Level.FAIL, cause, fix or MODEL_FIX)]
-    for _, other in reserve.best({manifest.sha256} if manifest else set())[:1]:
-        stands_in = (
-            f"the last good model of topic {reserve.topic}, {other.name} ({other.sha256[:12]}), stands in for it"
-        )
-        found.append(
-            Finding("model", Level.WARN, stands_in, "Mend the configured model all the same.")
-        )
+    for _, other in reserve.best(set(besides))[:1]:
+        told = f"the last good model of topic {reserve.topic}, {other.name} ({other.sha256[:12]}), stands in for it"
+        found.append(Finding("model", Level.WARN, told, "Mend the configured model all the same."))
     return found
 
 

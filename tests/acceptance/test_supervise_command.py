@@ -179,6 +179,19 @@ def test_a_bundle_that_is_no_good_ends_with_five(supervise: Callable[..., Any], 
         assert f"(check: {check})" in done.told["reason"]
 
 
+def test_help_fits_eighty_columns_and_imports_nothing_heavy(command: Any, root: Path) -> None:
+    done = command("supervise", "--help")
+    assert max(map(len, done.out.splitlines())) <= 80
+    for variable in ("MODEL", "STANDBYS", "JOB_ATTEMPTS", "MODEL_MEMORY_MB", "STARTING_TIMEOUT"):
+        assert f"[{variable}" in done.out
+    code = (
+        "import sys\nfrom cli.main import main\nmain(['supervise', '--help'])\n"
+        "print([name for name in ('numpy', 'rich', 'pydantic', 'torch') if name in sys.modules], file=sys.stderr)"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert imported.stderr.strip() == "[]"
+
+
 def test_the_faults_are_listed_in_eighty_columns(command: Any) -> None:
     done = command("supervise", "--faults")
     assert done.code == 0
