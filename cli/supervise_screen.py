@@ -108,7 +108,8 @@ class TrialScreen(logging.Handler):
 
     def _table(self) -> Table:
         """The processes as they are now."""
-        table = Table(box=None, expand=True, padding=(0, 1), header_style="bold")
+        width = self._out.width - 4  # room for the ^C that a terminal echoes: a line more would not be wiped away
+        table = Table(box=None, width=width, padding=(0, 1), header_style="bold")
         for name in ("process", "phase", "", "done", "sign of life", "progress", "job"):
             table.add_column(name, no_wrap=True, justify="right" if name in {"process", "done"} else "left")
         for child in self._children():
