@@ -280,6 +280,7 @@ class _Talk:
             raise _Lost(f"on chain {told.chain_id[:40]!r}", WRONG_CHAIN_REST)
         if told.refused and told.name in self._open:
             raise _Lost("the node declined the subscription", LONGEST_REST)
+        self._blocks = self._blocks or (told.acknowledged and told.name == "headers")
         if told.acknowledged and told.name in self._open:
             self._open.discard(told.name)
             if not self._open:
@@ -288,7 +289,6 @@ class _Talk:
             return
         if told.height is not None:
             of._tell(connected=not self._open, heard=True)
-            self._blocks = self._blocks or told.name == "headers"
             of._on_block(told.height)
         for one in told.opened:
             of._on_opening(one.topic_id, one.nonce)
