@@ -25,7 +25,7 @@ from forecastd.lease import Lease
 from forecastd.ledger import Ledger
 from forecastd.outcome import Outcome, ended_by
 from forecastd.settings import Settings
-from forecastd.shelf import Reserve, Shelf
+from forecastd.shelf import Reserve, Shelf, open_shelf
 from forecastd.sources import open_source
 from forecastd.stages import Stage
 from forecastd.supervise.policy import policy_of
@@ -98,7 +98,7 @@ def open_parts(topics: Sequence[Settings], clock: Clock, *, replay: bool, standb
     """
     common = topics[0]
     with ExitStack() as stack:
-        shelf = Shelf(common.state / "bundles", clock)
+        shelf = open_shelf(common, clock)
         forecasters = [
             stack.enter_context(open_forecaster(settings, shelf, clock, standbys=standbys)) for settings in topics
         ]

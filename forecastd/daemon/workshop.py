@@ -24,7 +24,7 @@ from forecastd.forecaster import Forecaster
 from forecastd.lease import Lease
 from forecastd.ledger import Ledger
 from forecastd.settings import Settings
-from forecastd.shelf import Shelf
+from forecastd.shelf import Shelf, open_shelf
 from forecastd.sources import open_source
 from forecastd.sources.base import Source
 from forecastd.window import RollingWindow
@@ -185,7 +185,7 @@ class Workshop:
         """What each topic is served with, of `old` where that is unchanged; what is wrong with one goes to `problems`."""
         gears: list[Gear] = []
         if self._shelf is None:
-            self._shelf = Shelf(topics[0].state / "bundles", self._clock)
+            self._shelf = open_shelf(topics[0], self._clock)
         try:
             for settings in topics:
                 gear = _gear(settings, old, problems, self._shelf, self._clock)
