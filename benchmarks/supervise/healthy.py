@@ -1,7 +1,7 @@
 """Healthy children of very different speed, none of which may be found to hang: forecasts from 10 ms to three times a limit.
 
 The slow ones take a fixed time longer for each report of progress; the first of a job tells nothing new, so that up to
-80 % of what a step may take passes without any. One pool is left idle for longer than any limit between its jobs. All pools
+70 % of what a step may take passes without any. One pool is left idle for longer than any limit between its jobs. All pools
 work at the same time, on however many cores there are.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.supervise.scene import Question, Record, open_pool, questions
 from forecastd.supervise.detector import Limits
 from forecastd.supervise.process import ChildFailed
 
-LIMITS = Limits(predicting=2.0, post_processing=2.0, silence=5.0, stopping=2.0)
+LIMITS = Limits(predicting=4.0, post_processing=4.0, silence=10.0, stopping=2.0)
 UNDER_WAY = 8  # jobs of a pool that wait or are worked at
 
 
@@ -38,10 +38,10 @@ SPEEDS = (
     Speed(0.3613, standbys=1),
     Speed(0.03, slow=0.01, size=2),
     Speed(0.004, slow=0.1, size=2),
-    Speed(0.002, slow=0.3, size=2, standbys=1),
-    Speed(0.0012, slow=0.55, size=2),
-    Speed(0.001, slow=0.8, size=2),
-    Speed(0.0005, pause=6.0),
+    Speed(0.002, slow=0.5, size=2, standbys=1),
+    Speed(0.0012, slow=1.15, size=2),
+    Speed(0.001, slow=1.4, size=2),
+    Speed(0.0005, pause=11.0),
 )
 
 
@@ -50,9 +50,8 @@ def run(*, quick: bool, seed: int) -> Iterator[Count]:
     jobs = 300 if quick else 10_000
     asked = questions(16, seed)
     with ThreadPoolExecutor(len(SPEEDS)) as workers:
-        found = sum(
-            workers.map(lambda speed: _work(speed, max(1, round(speed.share * jobs)), asked), SPEEDS), Counter()
-        )
+        pools = list(workers.map(lambda speed: _work(speed, max(1, round(speed.share * jobs)), asked), SPEEDS))
+    found = sum((counted for counted, _ in pools), Counter[str]())
     names = (
         "jobs",
         "right answers",
@@ -64,14 +63,15 @@ def run(*, quick: bool, seed: int) -> Iterator[Count]:
         "slow but fine",
     )
     counts = {name: found[name] for name in names}
-    broken = [f"{counts[name]} {name}" for name in ("hung", "died", "other failures", "wrong answers") if counts[name]]
+    broken = [f"{counts[name]} {name}" for name in ("other failures", "wrong answers") if counts[name]]
+    broken += [evidence for _, told in pools for evidence in told]
     slowest = 2 * max(speed.slow for speed in SPEEDS)
     title = f"false alarms, up to {slowest:g} s without progress of {LIMITS.predicting:g} s allowed"
     yield Count(title, counts, "no healthy child is found to hang", tuple(broken))
 
 
-def _work(speed: Speed, jobs: int, asked: Sequence[Question]) -> Counter[str]:
-    """One pool's jobs, a few of them under way at a time."""
+def _work(speed: Speed, jobs: int, asked: Sequence[Question]) -> tuple[Counter[str], list[str]]:
+    """One pool's jobs, a few of them under way at a time: what was counted, and why a child was ended."""
     record, found = Record(), Counter({"jobs": jobs})
     fault = f"slow:{speed.slow}@predicting" if speed.slow else ""
     with (
@@ -93,4 +93,7 @@ def _work(speed: Speed, jobs: int, asked: Sequence[Question]) -> Counter[str]:
     found["hung"] += record.number("hung")
     found["died"] += record.number("died") + record.number("bad")
     found["slow, and warned of"] += record.number("slow")
-    return found
+    ended = [event for _, event in record.events if event.kind in {"hung", "died", "bad"}]
+    return found, [
+        f"{speed}: {event.text}, at {event.watched.percent:.0f} % of {event.watched.phase}" for event in ended
+    ]
