@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _steps(wish: Wish, launch: Launch) -> list[str]:
     wanted = systemd.writable(launch) if wish.manager == "systemd" else launch.writes
     absent = [path for path in wanted if not os.path.isdir(path)]  # noqa: PTH112  # never raises
     owner = "" if wish.own or launch.user is None else f" -o {launch.user}"
-    steps = [f"install -d{owner} -m 700 {systemd.path_word(path)}" for path in absent]
+    steps = [f"install -d{owner} -m 700 {shlex.quote(str(path))}" for path in absent]
     if wish.manager == "supervisord":
         return [*steps, "supervisorctl reread", "supervisorctl update"]
     call = _systemctl(own=wish.own)

@@ -1,14 +1,13 @@
 """A launch as a systemd unit, and what a unit names.
 
-The one thing to know before changing it: systemd has three ways to read a value. Command lines are words with quotes and C
-escapes; path lists are words with quotes in which a backslash is a backslash; a working directory and a credential's path are
-the line as it stands. `%` begins a specifier in all of them. Sources: systemd.service(5), systemd.exec(5), systemd.syntax(7).
+The one thing to know before changing it: systemd reads command lines and path lists as words with quotes and backslashes, but
+a working directory and a credential's path as the line stands. `%` begins a specifier in all of them. Sources:
+systemd.service(5), systemd.exec(5), systemd.syntax(7); a test asks systemd what it has read.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,8 +47,8 @@ def _exchanged(key: str, launch: Launch) -> list[str] | None:  # noqa: PLR0911  
             return [f"ExecStart={command_line(launch.command)}"]
         case "WorkingDirectory":
             return [f"WorkingDirectory={raw_path(launch.directory)}"]
-        case "User":
-            return [] if launch.user is None else [f"User={launch.user}"]
+        case "User":  # a manager without privileges may not even change to its own user
+            return [] if launch.own or launch.user is None else [f"User={launch.user}"]
         case "LoadCredential" if launch.credential is not None:
             return [f"LoadCredential=mnemonic:{raw_path(launch.credential, is_file=True)}"]
         case "StateDirectory" | "StateDirectoryMode" if not _managed(launch, launch.state, STATE):
@@ -59,7 +58,7 @@ def _exchanged(key: str, launch: Launch) -> list[str] | None:  # noqa: PLR0911  
         case "ProtectHome" if launch.at_home:
             return ["ProtectHome=read-only"]
         case "ProtectSystem":
-            return ["ProtectSystem=strict", *(f"ReadWritePaths={path_word(path)}" for path in writable(launch))]
+            return ["ProtectSystem=strict", *(f"ReadWritePaths={quoted(str(path))}" for path in writable(launch))]
         case "Wants" | "After" | "LoadCredential" if launch.own:
             return []
         case "WantedBy" if launch.own:
@@ -84,19 +83,15 @@ def command_line(words: list[str]) -> str:
     if _QUOTES & set(words[0]):
         words = [*_THROUGH, *words]
     prefix = ":" if any("$" in word for word in words) else ""
-    return prefix + " ".join(_command_word(word) for word in words)
+    return prefix + " ".join(map(quoted, words))
 
 
-def _command_word(word: str) -> str:
+def quoted(word: str) -> str:
+    """A word of a command line or of a list of paths."""
     if _PLAIN.fullmatch(word):
         return word
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
-
-
-def path_word(path: Path) -> str:
-    """A path as a list of paths takes it. Quotes work as in a shell, where a quoted backslash is one, too."""
-    return shlex.quote(str(path)).replace("%", "%%")
 
 
 def raw_path(path: Path, *, is_file: bool = False) -> str:
@@ -125,12 +120,12 @@ def named(text: str) -> Named:
     for key, value in assignments(text):
         match key:
             case "ExecStart" if value:
-                words = split_words(value.lstrip("-@:+!|"), escapes=True)
+                words = split_words(value.lstrip("-@:+!|"))
                 programs += map(literal, words[:1] + (words[3:4] if words[:3] == _THROUGH else []))
             case "WorkingDirectory":
                 directories.append(literal(value.lstrip("-")))
             case "ReadWritePaths" if value:
-                kept += [literal(word) for word in split_words(value, escapes=False)]
+                kept += [literal(word) for word in split_words(value)]
             case "StateDirectory" | "LogsDirectory":
                 kept.append(f"{'/var/lib' if key == 'StateDirectory' else '/var/log'}/{value}")
     full = [[path for path in found if path.startswith("/")] for found in (programs, directories, kept)]
@@ -160,8 +155,8 @@ def assignments(text: str) -> Iterator[tuple[str, str]]:
         yield key.rstrip(_BLANKS), value.strip(_BLANKS)
 
 
-def split_words(value: str, *, escapes: bool) -> list[str]:
-    """The words of a value, quotes removed; with `escapes` those of C too.
+def split_words(value: str) -> list[str]:
+    """The words of a value, without quotes and with C escapes resolved.
 
     Raises:
         ValueError: a quote is not closed, an escape is none, or there is no word.
@@ -172,7 +167,7 @@ def split_words(value: str, *, escapes: bool) -> list[str]:
     while at < len(value):
         character = value[at]
         at += 1
-        if character == "\\" and escapes:
+        if character == "\\":
             plain, at = _escape(value, at)
             word = (word or "") + plain
         elif quote:

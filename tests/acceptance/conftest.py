@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -192,3 +193,37 @@ def supervisord(tmp_path_factory: pytest.TempPathFactory, environment: dict[str,
     running = Supervisord(tmp_path_factory.mktemp("sv"), environment)
     yield running
     running.close()
+
+
+class SystemdBox(Protocol):
+    def __call__(self, job: str, **files: str) -> str: ...
+
+
+@pytest.fixture
+def systemd_box(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SystemdBox:
+    """Run a job, a script, as root beside a real systemd that is process 1 of a box of its own; gives what it said.
+
+    `files` go into /run/box, with the job; test_service_box.sh tells what else is there. Skips where none can be booted.
+    """
+    if os.getuid() != 0 or shutil.which("unshare") is None or not Path("/lib/systemd/systemd").exists():
+        pytest.skip("a box with a systemd of its own needs root, unshare and systemd")
+
+    def run(job: str, **files: str) -> str:
+        share = tmp_path_factory.mktemp("box")
+        for name, text in {"job": job, **files}.items():
+            (share / name).write_text(text, encoding="utf-8")
+            (share / name).chmod(0o755)
+        share.chmod(0o755)
+        base = Path(sys.executable).resolve().parent.parent
+        script = root / "tests" / "acceptance" / "test_service_box.sh"
+        done = subprocess.run(
+            ["/bin/bash", str(script), str(share), str(root), sys.prefix, str(base)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280, check=False,
+        )  # fmt: skip
+        said = share / "said"
+        return (said.read_text(encoding="utf-8") if said.is_file() else "") + done.stdout
+
+    told = run("#!/bin/sh\necho the box is up\n")
+    if "the box is up\n" not in told:
+        pytest.skip(f"no systemd can be booted here: {told}")
+    return run

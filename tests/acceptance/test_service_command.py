@@ -64,7 +64,10 @@ def test_the_unit_that_ships_is_approved(analyze: Analyze, root: Path, tmp_path:
 
 def test_a_unit_that_would_be_exposed_or_broken_is_noticed(analyze: Analyze, root: Path, tmp_path: Path) -> None:
     text = (root / UNIT).read_text(encoding="utf-8").replace("/opt/forecastd/.venv/bin/python", sys.executable)
-    for changed in (text.replace("User=forecastd", ""), text.replace("LimitCORE", "LimitCOREE")):
+    for changed in (
+        text.replace("ProtectSystem=strict", "").replace("User=forecastd", ""),
+        text.replace("LimitCORE", "LimitCOREE"),
+    ):
         (tmp_path / UNIT).write_text(changed)
         with pytest.raises(AssertionError):
             analyze.approves(tmp_path / UNIT)
