@@ -128,6 +128,7 @@ class _Run:
         """Time a stage; the block appends what it found, which is reported when the stage ended well."""
         told: list[str] = []
         self.begin(name)
+        log.debug("%s begins", name)
         start = self.parts.clock.monotonic()
         try:
             yield told

@@ -252,6 +252,12 @@ class Ledger:
         )
         return {int(values[0]) for values in self._run(sql, (chain_id, wallet))}
 
+    def last_fee(self, chain_id: str, wallet: str) -> int | None:
+        """The fee in uallo of the newest signature; None when there is none yet."""
+        sql = "SELECT fee_uallo FROM attempts WHERE chain_id = ? AND wallet = ? ORDER BY signed_at DESC LIMIT 1"
+        rows = self._run(sql, (chain_id, wallet))
+        return int(rows[0][0]) if rows else None
+
     def know_from(self, chain_id: str, wallet: str, sequence: int) -> None:
         """Take the account as it is: sequences below `sequence` are not asked about any more."""
         self._write("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)", (chain_id, wallet, sequence))

@@ -37,7 +37,7 @@ from forecastd.settings import Settings
 log = logging.getLogger(__name__)
 
 TICK = 1.0  # seconds
-GRACE, LAST_GRACE = 6.0, 8.5  # seconds after SIGTERM: for cycles to end by themselves, and for everything else, too
+CUT, GRACE, LAST_GRACE = 2.5, 5.0, 8.0  # seconds after SIGTERM, see `_finished` and `_leave`
 AFTER_A_FAULT = 10.0  # seconds between two ticks that an error ended which nobody foresaw
 RESTART = 6  # exit code that asks the service manager for a new start
 
@@ -239,7 +239,10 @@ class Daemon:
             return False
         if self._starting is None or not self._starting.done or not self._crew.working:
             return True
-        return ending.since is not None and self._clock.monotonic() - ending.since >= GRACE
+        passed = 0.0 if ending.since is None else self._clock.monotonic() - ending.since
+        if passed >= CUT:
+            self._shop.cut()
+        return passed >= GRACE
 
     def _leave(self) -> int:
         ending = self._ending or Ending(0, "the end")

@@ -8,6 +8,7 @@ from threading import Lock
 
 from forecastd.alerts import Alerts
 from forecastd.daemon.book import Key
+from forecastd.daemon.money import Money
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,15 @@ class Desk:
         topic_id, wallet = key
         log.error("missed: topic %d nonce %d: %s", topic_id, nonce, reason, extra={"action": "missed"})
         self._alerts.missed(topic_id, nonce, reason, wallet=wallet)
+
+    def money(self, key: Key, money: Money) -> None:
+        """How much is left in a wallet."""
+        if money.low:
+            text = f"{key[1]} has {money.balance} uallo left, enough for {money.epochs} epochs. Send it some."
+            log.warning("%s", text, extra={"action": "balance"})
+            self._alerts.raise_alarm("low_balance", key[1], text)
+        else:
+            self._alerts.recover("low_balance", key[1], f"{key[1]} has {money.balance} uallo.")
 
     def served(self, key: Key, nonce: int) -> None:
         """An epoch has its submission."""

@@ -21,6 +21,7 @@ from forecastd.cycle import Account, Job, Parts, run_cycle
 from forecastd.daemon.beats import BeatingEvent, Beats
 from forecastd.daemon.book import Book, Key
 from forecastd.daemon.guarded import Unforeseen, guarded
+from forecastd.daemon.money import ASK_EVERY, Money, count
 from forecastd.daemon.watcher import Opening
 from forecastd.errors import ForecastdError
 from forecastd.forecaster import Forecaster
@@ -62,6 +63,7 @@ class Reports(Protocol):
     """Who is told what became of epochs. Every method returns at once; an empty trouble is over."""
 
     def missed(self, key: Key, nonce: int, reason: str) -> None: ...
+    def money(self, key: Key, money: Money) -> None: ...
     def served(self, key: Key, nonce: int) -> None: ...
     def trouble_of(self, key: Key, reason: str) -> None: ...
 
@@ -101,6 +103,7 @@ class TopicWorker:
         self._again_at = 0.0
         self._failures = 0
         self._missed: int | None = None
+        self._counted = float("-inf")
         self._stopping = False
         self._wake = BeatingEvent(shared.beats, self.name, IN_WORK)
         self._posted = BeatingEvent(shared.beats, self.name, IN_WORK)
@@ -198,6 +201,9 @@ class TopicWorker:
         with self._lock:
             self._look = False
         self._after(kit, self._cycle(kit))
+        if now - self._counted >= ASK_EVERY and not self._stopping:
+            self._counted = now
+            self._count_money(kit)
         return 0.0
 
     def _cycle(self, kit: Kit) -> Outcome:
@@ -265,6 +271,19 @@ class TopicWorker:
                 del self._pending[one.nonce]
         if closed:
             self._tell_missed(kit)
+
+    def _count_money(self, kit: Kit) -> None:
+        """What is not told now is asked for again in an hour: it serves a warning only."""
+        wallet = self.key[1]
+        try:
+            money = count(kit.chain, self._shared.ledger, kit.chain_id, wallet, len(kit.account.topics))
+        except ForecastdError as error:
+            log.debug("the balance of %s is not known: %s", wallet, error, extra={"action": "balance"})
+            return
+        self._shared.book.change(
+            self.key, lambda topic: replace(topic, balance_uallo=money.balance, runway_epochs=money.epochs)
+        )
+        self._shared.reports.money(self.key, money)
 
     def _nonces(self) -> list[int]:
         with self._lock:

@@ -174,6 +174,11 @@ class Workshop:
         for lease in self._leases.values():
             lease.close()
 
+    def cut(self) -> None:
+        """Break off every call to the chain. May be done again, and nothing can be asked any more."""
+        if self.outfit.way is not None:
+            self.outfit.way.chain.close()
+
     def close_books(self) -> None:
         """Let go of ledger and window, when no worker uses them any more."""
         if self.window is not None:

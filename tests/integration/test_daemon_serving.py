@@ -417,3 +417,18 @@ def test_a_cycle_that_is_abandoned_is_gone_on_with_after_the_next_start(tmp_path
     rig.node.set_faults([])
     assert rig.run([rig.settings()], lambda: rig.wait(lambda: rig.confirmed(67, 1))) == 0
     assert len(rig.node.record().inclusions(67, 1, rig.wallet)) == 1
+
+
+def test_a_wallet_that_runs_dry_is_told_of_while_it_still_lasts(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.node.call(lambda chain: chain.fund(rig.wallet, 20_000_000))
+    rig.node.call(lambda chain: chain.state.apply(Effect(worker=(67, rig.wallet))))
+
+    def story() -> None:
+        rig.wait(lambda: any(topic.runway_epochs is not None for topic in rig.pulses[-1].topics))
+
+    assert rig.run([rig.settings()], story) == 0
+    runway = rig.pulses[-1].topics[0].runway_epochs
+    assert runway is not None
+    assert 0 < runway < 100
+    assert f"enough for {runway} epochs. Send it some." in caplog.text
+    assert rig.served(67, 1)
