@@ -57,7 +57,6 @@ def supervised(standbys: int, forecasts: int, seconds: float) -> Told:
     with Forecaster(BUNDLE, policy=Policy(standbys=standbys), clock=SystemClock()) as forecaster:
         forecaster.check()
         candles = _candles(forecaster.manifest)
-        forecaster.forecast(candles)
         never = Event()
         while [child["phase"] for child in forecaster.children()] != ["idle"] * (1 + standbys):
             never.wait(0.05)

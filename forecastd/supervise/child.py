@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.faults import Saboteur, parse_faults
+from forecastd.supervise.jobs import forecast_message, model_input  # now, so that no forecast costs an import
 from forecastd.supervise.messages import ChannelClosed, Message, receive
 from forecastd.supervise.voice import Voice
 
@@ -99,8 +100,6 @@ class Child:
         self._voice.say(Message("ready", self._voice.launch, told))
 
     def _predict(self, message: Message) -> None:
-        from forecastd.supervise.jobs import forecast_message, model_input
-
         engine = self._engine
         if engine is None:
             raise ChannelClosed  # a parent that asks before it was told `ready` is none of ours
