@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from supervisor.options import ServerOptions, UnhosedConfigParser
 
@@ -25,6 +25,9 @@ NASTY = [
     "/%%(x)s", "/%(ENV_HOME)s", "/a'b", '/a"b', "/'\"'\"", "/$HOME", "/${HOME}", "/$$", "/a\\b", "/a\\x41", "/\u00a0",
     "/trail\u2028", "/中文", "/~", "/-a", "/@a", "/a=b", "/a,b:c", "/`id`", "/[x]",
 ]  # fmt: skip
+
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def paths() -> st.SearchStrategy[Path]:
@@ -70,6 +73,7 @@ def as_systemd_reads_it(path: str) -> Path:
     return Path(path.replace("%%", "%"))
 
 
+@unhurried
 @given(launches())
 def test_any_path_survives_a_unit(wanted: Launch) -> None:
     unit = systemd.render(UNIT, wanted)
@@ -86,6 +90,7 @@ def test_any_path_survives_a_unit(wanted: Launch) -> None:
     assert set(wanted.writes) - set(systemd.writable(wanted)) <= ({STATE, LOGS} if not wanted.own else set())
 
 
+@unhurried
 @given(launches())
 def test_no_path_adds_a_line_to_a_unit_or_a_program(wanted: Launch) -> None:
     plain = launch(own=wanted.own, state=wanted.state and Path("/s"), logs=wanted.logs and Path("/l"), user=None)
@@ -99,6 +104,7 @@ def keys(text: str) -> set[str]:
     return {line.partition("=")[0] for line in text.split("\n")}
 
 
+@unhurried
 @given(launches())
 @example(launch("/%(here)s ;#", user=None))
 def test_any_path_survives_supervisors_own_parser(wanted: Launch) -> None:
