@@ -38,14 +38,14 @@ class Board:
     `refusal`: the bundle is no good, as a child told; forgotten when somebody asks again. `given_up`: it is in quarantine.
     """
 
-    def __init__(self, counts: Counts, name: str, strikes: int, attempts: int) -> None:
+    def __init__(self, counts: Counts, name: str, strikes: int) -> None:
         self.refusal: ModelFailed | None = None
         self.given_up: Quarantined | None = None
         self.closed: ChildFailed | None = None
-        self._counts, self._name, self._allowed, self._attempts = counts, name, strikes, attempts
+        self._counts, self._name, self._allowed = counts, name, strikes
         self._queue: deque[Task] = deque()
         self._waiting: list[Future[str]] = []
-        self._strikes = self._false_starts = 0
+        self._strikes = 0
 
     @property
     def may_start(self) -> bool:
@@ -116,7 +116,6 @@ class Board:
 
     def ready(self, bundle: str) -> None:
         """A child is ready with this bundle."""
-        self._false_starts = 0
         for waiting in self._waiting:
             settle(waiting, bundle)
         self._waiting.clear()
@@ -130,14 +129,6 @@ class Board:
         name = self._name or "the model"
         self.given_up = Quarantined(f"{told}; {self._strikes} failures in a row: {name} is in quarantine.")
         self.release(self.given_up)
-        return True
-
-    def false_start(self) -> bool:
-        """A child did not come as far as its model. Whether that happened as often in a row as a job is tried."""
-        self._false_starts += 1
-        if self._false_starts < self._attempts:
-            return False
-        self._false_starts = 0
         return True
 
     def release(self, error: Exception) -> None:

@@ -31,7 +31,10 @@ _ORDER = {phase: place for place, phase in enumerate(Phase)}
 
 @dataclass(frozen=True)
 class Limits:
-    """How many seconds each phase may go without progress; `silence`: how long without any sign of life, in every phase."""
+    """How many seconds each phase may go without progress; `silence`: how long without any sign of life.
+
+    While it starts, a child cannot give one yet: the limit of that phase is the only one.
+    """
 
     starting: float = 30.0
     loading: float = 60.0
@@ -45,6 +48,10 @@ class Limits:
     def of(self, phase: Phase) -> float:
         """The phase's limit in seconds; infinite for waiting."""
         return math.inf if phase is Phase.IDLE else float(getattr(self, phase.value))
+
+    def silence_in(self, phase: Phase) -> float:
+        """The limit of silence in a phase, in seconds."""
+        return math.inf if phase is Phase.STARTING else self.silence
 
 
 @dataclass(frozen=True)
@@ -132,21 +139,22 @@ def woken(child: Watched, now: float) -> Watched:
 
 def verdict(now: float, child: Watched, limits: Limits) -> Verdict:
     """How the child is at `now`."""
-    limit, idle, silent = limits.of(child.phase), now - child.progressed, now - child.heard
-    if silent > limits.silence:
-        return Verdict("hung", f"silent for {silent:.1f} s, {limits.silence:g} s are allowed")
+    limit, silence = limits.of(child.phase), limits.silence_in(child.phase)
+    idle, silent = now - child.progressed, now - child.heard
+    if silent > silence:
+        return Verdict("hung", f"silent for {silent:.1f} s, {silence:g} s are allowed")
     if idle > limit:
         return Verdict("hung", f"no progress for {idle:.1f} s, {child.phase} may take {limit:g} s")
     if idle > limit / 2:
         return Verdict("slow", f"no progress for {idle:.1f} s of the {limit:g} s that {child.phase} may take")
-    if silent > limits.silence / 2:
-        return Verdict("slow", f"silent for {silent:.1f} s of the {limits.silence:g} s allowed")
+    if silent > silence / 2:
+        return Verdict("slow", f"silent for {silent:.1f} s of the {silence:g} s allowed")
     return OK
 
 
 def due(now: float, child: Watched, limits: Limits) -> float:
     """Until when the verdict of `now` holds for sure if nothing more is heard of the child; infinite for ever."""
-    limit, silence = limits.of(child.phase), limits.silence
+    limit, silence = limits.of(child.phase), limits.silence_in(child.phase)
     changes = (
         child.progressed + limit / 2,
         child.progressed + limit,

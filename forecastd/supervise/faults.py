@@ -119,7 +119,8 @@ class Saboteur:
             if fault.phase not in places:
                 continue
             if fault.kind == "slow":
-                self._never.wait(fault.value)
+                if done > 0:  # a phase that begins has no step behind it
+                    self._never.wait(fault.value)
             elif fault.kind in _PLACED and 100 * done >= fault.percent * total:
                 self._voice.report(job, phase, total * fault.percent / 100, total)
                 self._act(fault, job, phase, total)

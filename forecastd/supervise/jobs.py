@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from forecastd.supervise.messages import GarbledMessage, Message
+from forecastd.supervise.messages import GarbledMessage, Message, printable
 from models.base import Forecast, ModelInput
 
 
@@ -55,7 +55,7 @@ def predict_job(
 
 def check_job(deadline: float, attempts: int) -> Job:
     """Have a child prove its model once more, by its canary; gives the bundle's sha256."""
-    return Job("check", "model check", deadline, attempts, lambda answer: answer.text("bundle_sha256"))
+    return Job("check", "model check", deadline, attempts, lambda answer: printable(answer.text("bundle_sha256")))
 
 
 def model_input(message: Message) -> ModelInput:

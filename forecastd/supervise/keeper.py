@@ -14,7 +14,7 @@ from forecastd.supervise.audience import Audience
 from forecastd.supervise.board import Board, Task
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.jobs import BadAnswer
-from forecastd.supervise.messages import GarbledMessage, Message
+from forecastd.supervise.messages import GarbledMessage, Message, printable
 from forecastd.supervise.policy import Policy, Setup
 from forecastd.supervise.process import ChildFailed, ChildProcess, How, ModelFailed
 from forecastd.supervise.report import Counts, Event, Kind, hang_line
@@ -71,7 +71,7 @@ class Keeper:
             told = f"The model's process could not be started: {error.strerror}."
             log.warning("%s", told)
             slot.back_off.not_before = now + LOOK_SECONDS
-            self._false_start(told)
+            self._false_start(slot, told)
             return
         slot.child, slot.hung_up = child, None
         self._counts.launches += 1
@@ -156,7 +156,7 @@ class Keeper:
         if message.kind == "progress":
             self._progress(slot, child, message, now)
         elif message.kind == "ready" and child.watched.phase in BEFORE_READY:
-            slot.bundle = message.text("bundle_sha256")
+            slot.bundle, slot.false_starts = printable(message.text("bundle_sha256")), 0
             self._tell("ready", slot)
             self._finish(slot, child, now)
             self._board.ready(slot.bundle)
@@ -199,7 +199,7 @@ class Keeper:
 
     def _refused(self, slot: Slot, child: ChildProcess, task: Task, message: Message, now: float) -> None:
         """The child says that the job cannot be done: for its memory, its model, or the job itself."""
-        kind, text = message.text("error"), message.text("message")
+        kind, text = message.text("error"), printable(message.text("message"))
         if kind in {"memory", "bundle"}:
             self._counts.bad_answers += 1
             self._lost(slot, now, "bad", f"says: {text}")
@@ -210,7 +210,7 @@ class Keeper:
 
     def _no_good(self, slot: Slot, message: Message, now: float) -> None:
         """The child says that its bundle is no good, and every child would. None is started until somebody asks again."""
-        text = message.text("message")
+        text = printable(message.text("message"))
         if message.text("error") == "memory":
             self._lost(slot, now, "bad", f"says: {text}")
             return
@@ -296,7 +296,7 @@ class Keeper:
         phase = child.watched.phase
         self._leave(slot, now, how)
         if phase is Phase.STARTING:
-            self._false_start(f"{told}.")
+            self._false_start(slot, f"{told}.")
         elif phase is not Phase.IDLE and self._board.strike(told):
             self._give_up(now)
         done = f"{self._moved(task, told, now)} {self._replaced(slot, now)}"
@@ -304,9 +304,12 @@ class Keeper:
             log.error("%s; job %s. %s", told, task.job.name if task else "none", done)
         return done
 
-    def _false_start(self, told: str) -> None:
-        """A child did not come as far as its model. Nobody is left to wait for ever, nor given up while one works."""
-        if self._board.false_start() and not any(slot.proven for slot in self.slots):
+    def _false_start(self, slot: Slot, told: str) -> None:
+        """A child did not come as far as its model. Nobody is left to wait for ever, nor given up while another may."""
+        slot.false_starts += 1
+        if all(place.false_starts >= self._policy.attempts and not place.proven for place in self.slots):
+            for place in self.slots:
+                place.false_starts = 0
             self._board.release(ChildFailed(told))
 
     def _moved(self, task: Task | None, told: str, now: float) -> str:

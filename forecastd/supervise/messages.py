@@ -54,11 +54,16 @@ class Message:
         return number
 
     def text(self, name: str) -> str:
-        """A field that is a text, without what no file could take; empty when it is absent. Raises GarbledMessage."""
+        """A field that is a text; empty when it is absent. Raises GarbledMessage."""
         value = self.fields.get(name, "")
         if not isinstance(value, str):
             raise GarbledMessage(f"{self.kind[:40]} whose {name} is of type {type(value).__name__}")
-        return value.encode("utf-8", "replace").decode()  # half a surrogate pair would break whatever prints it
+        return value
+
+
+def printable(text: str) -> str:
+    """What a child wrote, on one line, without what would command a terminal or what no file could take."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def encode(message: Message) -> bytes:

@@ -57,7 +57,7 @@ class Pool:
         self.counts = Counts() if counts is None else counts
         self._clock = clock
         self._names = count(1)
-        self._board = Board(self.counts, setup.name, policy.strikes, policy.attempts)
+        self._board = Board(self.counts, setup.name, policy.strikes)
         self._audience = Audience(observe)
         self._keeper = Keeper(setup, policy, size, board=self._board, counts=self.counts, audience=self._audience)
         self._incoming: deque[Callable[[], object]] = deque()

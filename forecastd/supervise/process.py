@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 import forecastd
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Watched
-from forecastd.supervise.messages import Decoder, Message, encode
+from forecastd.supervise.messages import Decoder, Message, encode, printable
 
 _CHUNK = 1 << 16
 _CHUNKS = 64
 _TAIL = 1 << 16  # bytes of what the child wrote that are kept: enough for the stacks of many threads
-_DUMP_SECONDS = 0.3  # what a dump of stacks may take before the child is ended
+_DUMPED_SECONDS = 0.1  # a dump of stacks is whole that long after its first line
 
 
 How = Literal["ask", "dump", "now"]
@@ -204,7 +204,7 @@ class ChildProcess:
             self._written.clear()
             self._kept = 0
             self.signal(signal.SIGUSR1)
-            term = now + min(_DUMP_SECONDS, 0.2 * seconds)
+            term = now + 0.4 * seconds
             self._deeds = [(term, None), (term, signal.SIGTERM), (min(term + 1.0, kill), signal.SIGKILL)]
         else:
             self._deeds = [(now, signal.SIGTERM), (min(now + 1.0, kill), signal.SIGKILL)]
@@ -216,6 +216,9 @@ class ChildProcess:
     def go_on(self, now: float) -> str:
         """Do what is due of ending the child. Gives the stacks that it dumped, once; else an empty text."""
         told = ""
+        if self._deeds and self._deeds[0][1] is None and self._written:
+            early = max(0.0, self._deeds[0][0] - now - _DUMPED_SECONDS)
+            self._deeds = [(at - early, deed) for at, deed in self._deeds]
         while self._deeds and self._deeds[0][0] <= now:
             deed = self._deeds.pop(0)[1]
             if deed is None:
@@ -254,7 +257,7 @@ class ChildProcess:
             known = -status in {number.value for number in signal.Signals}
             return f"killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
         lines = self.tail.splitlines()
-        return f"exit status {status}{': ' + lines[-1][:300] if lines else ''}"
+        return f"exit status {status}{': ' + printable(lines[-1][:300]) if lines else ''}"
 
     def kill(self) -> None:
         """End the process now and for good. The one call that waits, for the kernel alone."""

@@ -14,13 +14,15 @@ BEFORE_READY = {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP}
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one child, and what it is at. `bundle` is the child's, once it is ready."""
+    """A place for one child, and what it is at. `bundle` is the child's, once it is ready; `false_starts`: how many in a
+    row did not come as far as their model."""
 
     child: ChildProcess | None = None
     task: Task | None = None
     bundle: str = ""
     warned: tuple[Phase, float] | None = None
     hung_up: float | None = None
+    false_starts: int = 0
     back_off: BackOff = field(default_factory=BackOff)
 
     @property

@@ -32,7 +32,7 @@ def task(name: str = "a", kind: Any = "predict", deadline: float = 100.0) -> Tas
 
 
 def board() -> Board:
-    return Board(Counts(), "demo", STRIKES, ATTEMPTS)
+    return Board(Counts(), "demo", STRIKES)
 
 
 class Jobs(RuleBasedStateMachine):
@@ -41,7 +41,7 @@ class Jobs(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.counts = Counts()
-        self.board = Board(self.counts, "demo", STRIKES, ATTEMPTS)
+        self.board = Board(self.counts, "demo", STRIKES)
         self.now = 0.0
         self.tasks: list[Task] = []
         self.taken: list[Task] = []

@@ -65,8 +65,13 @@ def test_silence_in_the_middle_is_hung_by_its_own_limit_whatever_the_phase_allow
 
 
 def test_silence_before_the_first_step_is_hung() -> None:
-    assert verdict(4.001, detector.launched(0, "l"), LIMITS).state == "hung"
     assert verdict(4.001, at_work(), LIMITS).state == "hung"
+
+
+def test_a_child_that_starts_cannot_speak_yet_and_has_the_limit_of_that_phase_alone() -> None:
+    child = detector.launched(0, "l")
+    assert verdict(4.9, child, LIMITS).state == "slow"
+    assert verdict(5.001, child, LIMITS).state == "hung"
 
 
 def test_going_back_and_forth_is_no_progress() -> None:
@@ -173,7 +178,7 @@ def test_a_child_that_gets_on_in_time_is_never_hung_whatever_else_it_says(words:
     child = detector.launched(0.0, "l")
     if job is not None or phase is not Phase.STARTING:
         child = detector.dispatched(child, 0.0, job, phase)  # type: ignore[arg-type]
-    now, step, done = 0.0, 0.9 * min(LIMITS.of(phase), LIMITS.silence), 1000.0
+    now, step, done = 0.0, 0.9 * min(LIMITS.of(phase), LIMITS.silence_in(phase)), 1000.0
     for word in words:
         if word.kind == "same job" and list(Phase).index(word.phase) > list(Phase).index(phase):
             continue  # a later phase of its own would change the limit; that is the next test
@@ -220,7 +225,7 @@ def test_slow_from_half_a_limit_and_the_verdict_holds_until_it_is_due(
     child = Watched("l", phase, "j", now - silent, now - idle)
     found = verdict(now, child, LIMITS)
     limit = LIMITS.of(phase)
-    worst = max((now - child.progressed) / limit, (now - child.heard) / LIMITS.silence)
+    worst = max((now - child.progressed) / limit, (now - child.heard) / LIMITS.silence_in(phase))
     wanted = "hung" if worst > 1 else "slow" if worst > 0.5 else "ok"
     if abs(worst - 1) > 1e-6 and abs(worst - 0.5) > 1e-6:
         assert found.state == wanted
