@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cli.options import SettingOption
+from cli.options import SettingOption, faults_of
 
 PHASES = ("starting", "loading", "warming_up", "predicting", "post_processing", "stopping", "silence")
 LONGEST = 86_400.0  # seconds, as for the settings
@@ -30,17 +30,6 @@ def _list_faults(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
         print_faults()
         ctx.exit()
-
-
-def _faults(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str:
-    from forecastd.supervise.faults import parse_faults
-
-    text = ",".join(given)
-    try:
-        parse_faults(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}. `forecastd supervise --faults` tells what each does.", ctx, param) from None
-    return text
 
 
 def _timeouts(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
@@ -75,7 +64,7 @@ def _timeouts(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
     show_default=True,
     help="How many predictions, one after the other.",
 )
-@click.option("--fault", "faults", multiple=True, callback=_faults, metavar="KIND[:VALUE][@PLACE]",
+@click.option("--fault", "faults", multiple=True, callback=faults_of, metavar="KIND[:VALUE][@PLACE]",
               help="A fault for the process to bring on itself; may be given again, or with commas between.")  # fmt: skip
 @click.option("--faults", "list_faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults,
               help="List the faults and end.")  # fmt: skip

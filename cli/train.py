@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.options import SettingOption
+from cli.options import SettingOption, faults_of
 
 INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
@@ -43,6 +43,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option(
     "--force", is_flag=True, help="Replace what is at DIR, throw away an interrupted training with other options."
 )
+@click.option("--fault", "faults", multiple=True, callback=faults_of, metavar="KIND[:VALUE][@PLACE]",
+              help="For a trial: a fault for the training's first process to bring on itself.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object on stdout.")
 @click.pass_context
 def command(
@@ -61,7 +63,7 @@ def command(
     from models.training import TrainingInterrupted
 
     given = {name: more.pop(name) for name in ("data_source", "features")}
-    place = {name: more.pop(name) for name in ("out", "hours", "finish", "force")}
+    place = {name: more.pop(name) for name in ("out", "hours", "finish", "force", "faults")}
     config = TrainingConfig(levels=_levels(levels), **more)
     request = Request(config, start=reference_time(start, "--start"), until=reference_time(until, "--until"), **place)
     settings = load_settings(**(ctx.obj or {}), **given)

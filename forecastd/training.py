@@ -42,7 +42,10 @@ REFUSED = ("empty", "unit", "future", "grid", "nonfinite", "inconsistent", "spik
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks a training for. `start` and `until` in unix seconds; without `start`, `hours` before the end."""
+    """What a user asks a training for. `start` and `until` in unix seconds; without `start`, `hours` before the end.
+
+    `faults`: what its first process shall bring on itself, for a trial (`supervise.faults`).
+    """
 
     config: TrainingConfig
     out: Path | None = None
@@ -51,6 +54,7 @@ class Request:
     hours: int = 17_520
     force: bool = False
     finish: bool = False
+    faults: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,11 @@ def train_model(
     progress: Callable[[Progress], None],
     remark: Callable[[str], None],
     at_once: Callable[[], bool] = lambda: False,
-    faults: str = "",
 ) -> Trained:
     """Train what `request` asks for on the candles of `settings.data_source`, or go on where it was interrupted.
 
     `tell` gets a sentence on the data before the training begins, `remark` one on each child that was replaced.
-    `at_once`: asked, once it was interrupted, whether it is to end without any more ado. `faults`: those of the first child,
-    for trials (`supervise.faults`).
+    `at_once`: asked, once it was interrupted, whether it is to end without any more ado.
 
     Raises:
         NeedsHuman: the source, the features, an option or the output cannot work as they are, or no child could train.
@@ -95,7 +97,7 @@ def train_model(
             data = _rows(source, features, request, out, now=now, tell=tell)
             begin(data, config, out, force=request.force, finish=request.finish)
             del data
-            setup = Setup(name=config.name, faults=faults, threads=0, environment=numeric_environment())
+            setup = Setup(name=config.name, faults=request.faults, threads=0, environment=numeric_environment())
             trainer = Trainer(setup, _policy(settings), clock, progress=progress, remark=remark, at_once=at_once)
             manifest = _supervised(trainer, request, out, now, settings.job_attempts)
     except OSError as error:
@@ -123,8 +125,8 @@ def _supervised(trainer: Trainer, request: Request, out: Path, created: float, a
         raise failure(error, out) from None
     except ChildFailed as error:
         raise NeedsHuman(
-            f"The training came to no end on {attempts} processes. {error} What was reached is kept: the same command goes "
-            "on, and tells with -v before it what they wrote."
+            f"No process brought the training to its end (JOB_ATTEMPTS: {attempts}). {error} What was reached is kept: the "
+            "same command goes on; `forecastd -v train ...` tells what its processes write."
         ) from None
     except KeyboardInterrupt:
         place = workdir.place(out)

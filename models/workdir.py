@@ -235,9 +235,9 @@ def _empty(directory: Path) -> None:
 
 
 def _write_data(path: Path, data: TrainingData) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save  # its own `save_file` tells of a full disk by an error that is no OSError
 
-    save_file({name: np.ascontiguousarray(getattr(data, name)) for name in ARRAYS}, path / DATA)
+    (path / DATA).write_bytes(save({name: np.ascontiguousarray(getattr(data, name)) for name in ARRAYS}))
 
 
 def _write_state(path: Path, data: TrainingData, config: dict[str, object], *, finished: bool) -> None:

@@ -74,7 +74,7 @@ class Trainer:
         if event.kind == "progress" and (told := reached(event.detail)) is not None:
             self._progress(told)
         elif event.kind in _LOST and event.job:
-            self._lost = f"process {event.pid} {event.text if event.kind != 'hung' else f'hung: {event.text}'}"
+            self._lost = f"process {event.pid} {event.text}"
         elif event.kind == "dispatched" and self._lost:
             self._remark(f"{self._lost}; process {event.pid} goes on from the last checkpoint")
             self._lost = ""

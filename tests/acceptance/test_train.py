@@ -1,4 +1,7 @@
-"""`train` as a subprocess: Ctrl-C keeps the best checkpoint, the same command goes on, `--finish` writes the bundle."""
+"""`train` as a subprocess: Ctrl-C keeps the best checkpoint, the same command goes on, `--finish` writes the bundle.
+
+Its own process never imports torch, and takes the one that trains with it, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
+import pytest
+import torch
 
 
 def impatient(process: subprocess.Popen[str]) -> str:
@@ -18,22 +27,32 @@ def impatient(process: subprocess.Popen[str]) -> str:
             process.send_signal(signal.SIGINT)
 
 
-def test_an_interrupted_training_says_how_to_go_on_and_does(root: Path, tmp_path: Path) -> None:
-    command = [
+@pytest.fixture
+def command(root: Path, tmp_path: Path) -> list[str]:
+    """A training that never ends by itself."""
+    return [
         sys.executable, str(root / "submit_prediction.py"), "train", "--source", "sample", "--hours", "400",
         "--encoder-length", "12", "--horizon", "6", "--hidden-size", "4", "--epochs", "100000", "--patience", "100000",
         "--batches-per-epoch", "1", "--batch-size", "8", "--out", str(tmp_path / "bundle"), "--accelerator", "cpu",
     ]  # fmt: skip
+
+
+@contextmanager
+def started(command: list[str], cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command, and what it told until its first epoch was on disk."""
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = ""
+        while told.count("validation loss") < 2:  # at the second one the first epoch is on disk
+            line = process.stdout.readline()
+            assert line, "the training ended by itself"
+            told += line
+        yield process, told
+
+
+def test_an_interrupted_training_says_how_to_go_on_and_does(command: list[str], tmp_path: Path) -> None:
     for goes_on in (False, True):
-        with subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            told = ""
-            while told.count("validation loss") < 2:  # at the second one the first epoch is on disk
-                line = process.stdout.readline()
-                assert line, "the training ended by itself"
-                told += line
+        with started(command, tmp_path) as (process, told):
             process.send_signal(signal.SIGINT)
             errors = impatient(process) if goes_on else process.communicate(timeout=60)[1]
         assert process.returncode == 130
@@ -45,3 +64,24 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(root: Path, tmp_path
     assert json.loads(done.stdout)["kind"] == "temporal-fusion-transformer"
     assert done.stderr == ""
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_and_the_checkpoint_is_good_however_it_is_ended(
+    number: signal.Signals, command: list[str], tmp_path: Path
+) -> None:
+    with started(command, tmp_path) as (process, _):
+        (child,) = psutil.Process(process.pid).children()
+        assert not any("torch" in entry.path for entry in psutil.Process(process.pid).memory_maps())
+        assert any("torch" in entry.path for entry in child.memory_maps())
+        refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert refused.returncode == 5
+        assert "Another training is at work" in refused.stderr
+        process.send_signal(number)
+        errors = process.communicate(timeout=60)[1]
+        psutil.wait_procs([child], timeout=60)
+    assert not child.is_running()
+    assert process.returncode == (130 if number == signal.SIGTERM else -number)
+    assert ("Best checkpoint kept" in errors) == (number == signal.SIGTERM)
+    for name in ("best.ckpt", "last.ckpt"):
+        assert torch.load(tmp_path / "bundle.training" / name, weights_only=True)["state_dict"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +48,16 @@ def test_a_bundle_is_trained_on_the_sample_and_described(
     assert max(len(line) for line in told.splitlines()) <= 80
 
 
-def test_json_gives_the_manifest_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SAMPLE, "--out", str(tmp_path / "b"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "b" / "manifest.json").read_text())
-
-
-def test_without_an_output_the_bundle_goes_below_the_state_directory(tmp_path: Path) -> None:
-    assert main(["--state-dir", str(tmp_path), *SAMPLE, "--json"]) == 0
-    assert (tmp_path / "models" / "btcusd-6h" / "manifest.json").is_file()
+def test_json_gives_the_manifest_and_nothing_else_and_the_bundle_goes_below_the_state_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--state-dir", str(tmp_path), *SAMPLE, "--json", "--fault", "crash@4"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == json.loads((tmp_path / "models" / "btcusd-6h" / "manifest.json").read_text())
+    assert re.fullmatch(  # one line on the process that was replaced
+        r"training process \d+ died in phase training, killed by SIGSEGV; process \d+ goes on from the last checkpoint",
+        " ".join(told.err.split()),
+    )
 
 
 def test_a_file_that_ends_long_ago_is_trained_on_where_it_ends(real_candles: Path, tmp_path: Path) -> None:
@@ -78,6 +83,7 @@ def test_a_file_that_ends_long_ago_is_trained_on_where_it_ends(real_candles: Pat
         (["--features", "/does/not/exist.json"], 5, "--features"),
         (["--finish"], 5, "without --finish"),
         (["--seed", "4294967296"], 2, "--seed"),
+        (["--fault", "headache"], 2, "no fault 'headache'"),
     ],
 )
 def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
@@ -142,20 +148,39 @@ def test_an_output_that_is_in_the_way_is_told_before_anything_is_fetched(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_full_disk_is_told(
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file may be longer than this, for this process and those it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "b"
+    for room in (10_000, 100_000):  # too little for the rows; enough for them, and too little for a checkpoint
+        with full_disk(room):
+            assert main([*SAMPLE, "--out", str(out)]) == 5
+        told = capsys.readouterr().err.replace("\n", " ")
+        assert f"Cannot write {out}: " in told
+        assert "Make room" in told
+    assert workdir.find(out) is not None  # the rows are kept for the next attempt
+    assert main([*SAMPLE, "--out", str(out)]) == 0
+    assert "going on with the interrupted training" in capsys.readouterr().out
+
+
+def test_when_no_process_can_train_a_person_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    assert main([*SAMPLE, "--out", str(tmp_path / "b")]) == 5
-    assert "No space left on device" in capsys.readouterr().err
-    assert workdir.find(tmp_path / "b") is not None  # what was fitted is kept for the next attempt
-    monkeypatch.undo()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert main([*SAMPLE, "--out", str(tmp_path / "b")]) == 0
-    assert "going on with the interrupted training" in capsys.readouterr().out
+    monkeypatch.setenv("JOB_ATTEMPTS", "1")
+    assert main([*SAMPLE, "--out", str(tmp_path / "b"), "--fault", "exit:7@4"]) == 5
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "No process brought the training to its end" in told
+    assert "exit status 7" in told
+    assert "same command goes on" in told
 
 
 def test_rows_are_made_of_candles_without_a_look_across_gaps() -> None:
