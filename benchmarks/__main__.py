@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from benchmarks.figures import Count, Figure
 
-NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "campaign")
+NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "daemon", "campaign")
 
 
 def main() -> int:

@@ -70,12 +70,12 @@ def _end_if_held(code: int) -> None:
 
 
 @contextmanager
-def _no_screen() -> Iterator[tuple[TextIO | None, Callable[[Pulse], None]]]:
-    yield None, lambda _: None
+def _no_screen() -> Iterator[tuple[TextIO | None, Callable[[Pulse], None] | None]]:
+    yield None, None
 
 
 @contextmanager
-def _screen() -> Iterator[tuple[TextIO | None, Callable[[Pulse], None]]]:
+def _screen() -> Iterator[tuple[TextIO | None, Callable[[Pulse], None] | None]]:
     """A live picture at the bottom of the terminal, with the log's lines above it."""
     from rich.live import Live
 

@@ -11,16 +11,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from threading import Event, Lock
 from typing import TypeVar
 
 from forecastd.candles import Candles
 from forecastd.chain.codec import canonical_value, payload_message, sign_submission
-from forecastd.chain.endpoints import Endpoints
-from forecastd.chain.submit import Spending, price
-from forecastd.chain.wallet import Wallet
-from forecastd.clock import Clock, iso
-from forecastd.delivery import Delivery, deliver, reconcile
+from forecastd.chain.submit import price
+from forecastd.clock import iso
+from forecastd.delivery import deliver, reconcile
 from forecastd.epoch import (
     Epoch,
     check_account,
@@ -35,11 +32,11 @@ from forecastd.epoch import (
 )
 from forecastd.errors import ForecastdError, RetryLater, SkipEpoch
 from forecastd.failpoints import failpoint
-from forecastd.forecaster import Forecaster, TooFewCandles
-from forecastd.ledger import SERVED, Entry, Ledger, State, Submission
+from forecastd.forecaster import TooFewCandles
+from forecastd.ledger import SERVED, Entry, State, Submission
 from forecastd.outcome import Outcome, ended_by
+from forecastd.parts import Job, Parts
 from forecastd.patience import again_while
-from forecastd.sources.base import Source
 from forecastd.stages import (
     Stage,
     describe_candles,
@@ -48,7 +45,6 @@ from forecastd.stages import (
     describe_model,
     quantiles_at_horizon,
 )
-from forecastd.window import RollingWindow
 from models.base import Forecast
 
 log = logging.getLogger(__name__)
@@ -57,53 +53,6 @@ T = TypeVar("T")
 SAFE_BLOCKS = 2  # of a window's end: what is signed later can hardly be included
 FETCH_SHARE, MODEL_SHARE, SIGN_SHARE = 0.5, 0.8, 1.0  # of the window's blocks: by when a stage must have come through
 BLIND_SECONDS = 3600.0  # how long a cycle that persists waits for the first endpoint to answer
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one cycle is to do and may spend.
-
-    `persist`: a stage that fails for a passing reason is tried again until its share of the window is over, and a window
-    that closes on it is recorded as missed. `seconds`: how long to wait for a block, None as long as the window is open.
-    """
-
-    topic_id: int
-    spending: Spending
-    register: bool
-    dry_run: bool
-    persist: bool = False
-    seconds: float | None = 60.0
-
-
-@dataclass(frozen=True)
-class Account:
-    """What cycles that run at the same time with one wallet share.
-
-    `signing` is held from the account's sequence to the ledger's commit, so that no two take the same one. `topics`: all that
-    are served with this wallet, each by one thread at a time.
-    """
-
-    signing: Lock = field(default_factory=Lock)
-    topics: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a cycle works with. `wake` is set to make it stop waiting early."""
-
-    source: Source
-    window: RollingWindow
-    forecaster: Forecaster
-    ledger: Ledger
-    chain: Endpoints
-    wallet: Wallet
-    clock: Clock
-    wake: Event
-    account: Account = field(default_factory=Account)
-
-    @property
-    def delivery(self) -> Delivery:
-        return Delivery(self.ledger, self.chain, self.clock, self.wake)
 
 
 @dataclass

@@ -157,12 +157,10 @@ def rebuild(
 
 def note_missed(ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, newest: int, now: float) -> int:
     """Record the epochs between the last one in the ledger and `newest` as missed; how many there were."""
-    mine = [entry.nonce for entry in ledger.entries(chain_id, wallet) if entry.key[1] == topic.id]
-    before = [nonce for nonce in mine if nonce < newest]
-    if not before or topic.epoch_length <= 0:
+    before = ledger.newest_before(chain_id, wallet, topic.id, newest)
+    if before is None or topic.epoch_length <= 0:
         return 0
-    passed = range(newest - topic.epoch_length, max(before), -topic.epoch_length)
-    missed = [nonce for nonce in passed if nonce not in mine][:MOST_NOTED]
+    missed = range(newest - topic.epoch_length, before, -topic.epoch_length)[:MOST_NOTED]
     for nonce in reversed(missed):
         ledger.adopt(
             (chain_id, topic.id, nonce, wallet),

@@ -9,7 +9,7 @@ Several threads may use one ledger: every method is whole under its lock, and no
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -122,12 +122,26 @@ class Ledger:
         rows = self._run(f"SELECT {_EPOCH} FROM epochs WHERE {_KEY}", key)  # noqa: S608
         return _entry(key, rows[0]) if rows else None
 
-    def entries(self, chain_id: str, wallet: str, *, unsettled: bool = False) -> list[Entry]:
-        """A wallet's entries on a chain, oldest nonce first."""
-        columns = f"chain_id, topic_id, nonce, wallet, {_EPOCH}"
-        sql = f"SELECT {columns} FROM epochs WHERE chain_id = ? AND wallet = ? ORDER BY nonce"  # noqa: S608
-        found = [_entry(values[:4], values[4:]) for values in self._run(sql, (chain_id, wallet))]
-        return [entry for entry in found if not (unsettled and entry.row.state in SETTLED)]
+    def entries(
+        self, chain_id: str, wallet: str, *, unsettled: bool = False, topic_id: int | None = None,
+        states: Iterable[State] | None = None,
+    ) -> list[Entry]:  # fmt: skip
+        """A wallet's entries on a chain, oldest nonce first: of one topic, in some states, where that is asked for."""
+        sql = f"SELECT chain_id, topic_id, nonce, wallet, {_EPOCH} FROM epochs WHERE chain_id = ? AND wallet = ?"  # noqa: S608
+        values: list[object] = [chain_id, wallet]
+        if topic_id is not None:
+            sql, values = f"{sql} AND topic_id = ?", [*values, topic_id]
+        wanted = set(State) - SETTLED if unsettled else states
+        if wanted is not None:
+            listed = [state.value for state in wanted]
+            sql, values = f"{sql} AND state IN ({','.join('?' * len(listed))})", [*values, *listed]
+        return [_entry(row[:4], row[4:]) for row in self._run(f"{sql} ORDER BY nonce", tuple(values))]
+
+    def newest_before(self, chain_id: str, wallet: str, topic_id: int, nonce: int) -> int | None:
+        """The newest nonce of a topic before this one that there is an entry of."""
+        sql = "SELECT max(nonce) FROM epochs WHERE chain_id = ? AND wallet = ? AND topic_id = ? AND nonce < ?"
+        found = self._run(sql, (chain_id, wallet, topic_id, nonce))[0][0]
+        return None if found is None else int(found)
 
     def attempts(self, key: Key) -> list[Submission]:
         """Every signature made for an epoch, oldest first."""
@@ -209,13 +223,18 @@ class Ledger:
         wallet's is used up for certain. `elsewhere`: topics that other threads serve, which may be about to sign again
         with the sequence of what was refused.
         """
-        others = [entry for entry in self.entries(key[0], key[3]) if entry.key != key]
-        included = [entry.row.sequence for entry in others if entry.row.state in SERVED - {State.MISSED}]
-        at_least = max([at_least, *(sequence + 1 for sequence in included)])
+        chain_id, topic_id, nonce, wallet = key
+        included = (State.INCLUDED, State.ADMITTED, State.PASSIVE, State.EVICTED)
+        sql = (
+            "SELECT max(sequence) FROM epochs WHERE chain_id = ? AND wallet = ? AND NOT (topic_id = ? AND nonce = ?) "
+            "AND state IN (?, ?, ?, ?)"
+        )
+        last = self._run(sql, (chain_id, wallet, topic_id, nonce, *included))[0][0]
+        at_least = max(at_least, -1 if last is None else int(last) + 1)
         taken = {
             entry.row.sequence
-            for entry in others
-            if entry.row.state is State.SIGNED or (entry.row.state is State.DEAD and entry.key[1] in elsewhere)
+            for entry in self.entries(chain_id, wallet, states=(State.SIGNED, State.DEAD))
+            if entry.key != key and (entry.row.state is State.SIGNED or entry.key[1] in elsewhere)
         }
         while at_least in taken:
             at_least += 1
@@ -237,8 +256,9 @@ class Ledger:
         known = self.known_from(chain_id, wallet)
         if known is None:
             return []
-        taken = {e.row.sequence for e in self.entries(chain_id, wallet) if e.row.reason == OVERTAKEN}
-        taken -= self._signed_twice(chain_id, wallet)
+        missed = self.entries(chain_id, wallet, states=(State.MISSED,))
+        taken = {entry.row.sequence for entry in missed if entry.row.reason == OVERTAKEN}
+        taken -= self._signed_twice(chain_id, wallet) if taken else set()
         strange = set(range(known, sequence)) - self.used_sequences(chain_id, wallet)
         return sorted(strange | {at for at in taken if at > known})
 

@@ -23,14 +23,16 @@ def again_while(time_left: Callable[[], bool], work: Callable[[], T], wake: Even
         RetryLater, SkipEpoch: the last failure, when there is no time left.
         RetryLater: `wake` was set: the worker is to stop.
     """
-    pause = FIRST_PAUSE
+    pause, told = FIRST_PAUSE, ""
     while True:
         try:
             return work()
         except (RetryLater, SkipEpoch) as error:
             if not time_left():
                 raise
-            log.warning("%s Trying again.", error)
+            # An outage of hours is worth one line, and each time a line that it is another one now.
+            log.log(logging.DEBUG if str(error) == told else logging.WARNING, "%s Trying again.", error)
+            told = str(error)
         if wake.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter is no secret
             raise RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
         pause = min(2 * pause, LONGEST_PAUSE)

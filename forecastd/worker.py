@@ -17,13 +17,14 @@ from forecastd.chain.submit import Spending
 from forecastd.chain.wallet import open_wallet
 from forecastd.clock import Clock, ReplayClock, iso
 from forecastd.connect import chain_of, open_chain
-from forecastd.cycle import Job, Parts, run_cycle
+from forecastd.cycle import run_cycle
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.features import load_features
 from forecastd.forecaster import Forecaster
 from forecastd.lease import Lease
 from forecastd.ledger import Ledger
 from forecastd.outcome import Outcome, ended_by
+from forecastd.parts import Job, Parts
 from forecastd.settings import Settings
 from forecastd.shelf import Reserve, Shelf, open_shelf
 from forecastd.sources import open_source

@@ -33,13 +33,14 @@ from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.submit import Spending
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
-from forecastd.cycle import Job, Parts, run_cycle
+from forecastd.cycle import run_cycle
 from forecastd.errors import ForecastdError
 from forecastd.features import parse_features
 from forecastd.forecaster import Forecaster
 from forecastd.lease import Lease
 from forecastd.ledger import Ledger
 from forecastd.outcome import Outcome, ended_by
+from forecastd.parts import Job, Parts
 from forecastd.settings import EMBEDDED_MODEL
 from forecastd.sources.sample import SampleSource
 from forecastd.window import RollingWindow

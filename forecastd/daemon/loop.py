@@ -58,7 +58,7 @@ class Daemon:
 
     def __init__(
         self, load: Load, clock: Clock, *, mode: Mode = "daemon", register: bool = False,
-        watch: Callable[[Pulse], None] = lambda _: None, tuning: Tuning | None = None,
+        watch: Callable[[Pulse], None] | None = None, tuning: Tuning | None = None,
     ) -> None:  # fmt: skip
         """`load` gives the settings of each topic and what is wrong with them; it is called again for each reload.
 
@@ -127,7 +127,10 @@ class Daemon:
         elif isinstance(result, Unforeseen):
             self._end(RESTART, f"it could not start: {result.reason}")
         else:
-            self._crew.begin()
+            begun = guarded("the start", self._crew.begin)
+            if isinstance(begun, Unforeseen):
+                self._end(RESTART, f"it could not start: {begun.reason}")
+                return
             self._face.state = "running"
             self._face.notify.ready("running")
             log.info("running", extra={"action": "ready"})
@@ -147,7 +150,8 @@ class Daemon:
             self._ending = Ending(0, "the deadline has come")
             self._crew.retire()
         self._face.tick()
-        self._watch(self._face.pulse())
+        if self._watch is not None:
+            self._watch(self._face.pulse())
 
     def _over(self) -> bool:
         return self._deadline.passed(self._clock.monotonic(), self._clock.now())
@@ -259,7 +263,8 @@ class Daemon:
                 log.warning("a cycle under way is abandoned; the next start goes on with it", extra={"action": "end"})
             else:
                 self._shop.close_books()
-        self._face.state = "ended"
+        if ending.code == 0:
+            self._face.state = "ended"  # else whoever looks must not take it for an end that was wanted
         self._face.write()
         self._desk.close(1.0)
         return ending.code

@@ -17,7 +17,7 @@ from typing import Protocol
 from forecastd.chain.endpoints import Endpoints
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock
-from forecastd.cycle import Account, Job, Parts, run_cycle
+from forecastd.cycle import run_cycle
 from forecastd.daemon.beats import BeatingEvent, Beats
 from forecastd.daemon.book import Book, Key
 from forecastd.daemon.guarded import Unforeseen, guarded
@@ -27,6 +27,7 @@ from forecastd.errors import ForecastdError
 from forecastd.forecaster import Forecaster
 from forecastd.ledger import SERVED, Entry, Ledger, State
 from forecastd.outcome import Outcome
+from forecastd.parts import Account, Job, Parts
 from forecastd.settings import Settings
 from forecastd.sources.base import Source
 from forecastd.stages import Stage
@@ -311,8 +312,7 @@ class TopicWorker:
         before, self._missed = self._missed, missed
         if before is None or missed <= before:
             return
-        entries = [one for one in ledger.entries(kit.chain_id, wallet) if one.key[1] == topic_id]
-        found = [one for one in entries if one.row.state is State.MISSED]
+        found = ledger.entries(kit.chain_id, wallet, topic_id=topic_id, states=(State.MISSED,))
         for entry in sorted(found, key=lambda one: (one.settled_at or 0.0, one.nonce))[-(missed - before) :]:
             reason = self._reasons.pop(entry.nonce, "") if entry.row.reason == _GENERIC else ""
             if reason:

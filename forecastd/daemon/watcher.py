@@ -28,6 +28,9 @@ from forecastd.schedule import (
 log = logging.getLogger(__name__)
 
 FAR = 1000  # blocks from the last height that was looked up, within which an event is believed
+TIMING_LOOKS = (
+    12  # made quickly at first, to learn how long a block takes; a chain that stands still is not asked for ever
+)
 FIRST_AGAIN = 5.0  # seconds after a look that failed; twice as long each time, as long as a poll at most
 
 
@@ -71,6 +74,7 @@ class _Watch:
     look: Look | None = None
     foreseen: int = 0
     failures: int = 0
+    looks: int = 0
     slot_of_topic: int | None = None
 
 
@@ -159,9 +163,11 @@ class Watcher:
                 return
             view = one.view.at(height, mono)
             newest = max((opening.nonce for opening in openings), default=view.newest_nonce)
-            poll = view.poll if topic is None else poll_seconds(
+            timing = view.timer.seconds is None and one.looks < TIMING_LOOKS
+            poll = self._least if topic is None or timing else poll_seconds(
                 topic.worker_submission_window, view.timer.known, least=self._least, most=self._most
             )  # fmt: skip
+            one.looks += 1
             active = view.active if active is None else active
             one.view = replace(view, topic=topic, active=active, newest_nonce=newest, poll=poll)
             one.slot_of_topic = now

@@ -16,13 +16,13 @@ from pathlib import Path
 from forecastd.chain.wallet import Wallet, open_wallet
 from forecastd.clock import Clock
 from forecastd.connect import Way, chain_of, open_way
-from forecastd.cycle import Account
 from forecastd.daemon.book import Key
 from forecastd.daemon.topicworker import Kit
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater, SkipEpoch
 from forecastd.forecaster import Forecaster
 from forecastd.lease import Lease
 from forecastd.ledger import Ledger
+from forecastd.parts import Account
 from forecastd.settings import Settings
 from forecastd.shelf import Shelf, open_shelf
 from forecastd.sources import open_source

@@ -205,6 +205,28 @@ def test_a_block_at_which_a_window_is_foreseen_makes_one_look() -> None:
     assert sorted(seen.at) == [first, first + EPOCH]
 
 
+def test_the_first_looks_come_quickly_until_it_is_known_how_long_a_block_takes() -> None:
+    world = World(from_iso("2026-03-01T00:00:00Z"))
+    watcher, _ = watching(world)
+    waits = []
+    for _ in range(6):
+        waits.append(watcher.step())
+        world.advance(waits[-1])
+    assert waits[0] == pytest.approx(5.0)
+    assert waits[-1] == pytest.approx(120.0)
+    assert watcher.views()[67].timer.known == pytest.approx(BLOCK)
+
+
+def test_a_chain_that_stands_still_is_not_asked_in_haste_for_ever() -> None:
+    world = World(from_iso("2026-03-01T00:00:00Z"))
+    watcher, _ = watching(world)
+    waits = []
+    for _ in range(20):
+        waits.append(watcher.step())
+        world.mono += waits[-1]
+    assert waits[-1] == pytest.approx(120.0)
+
+
 def test_a_topic_that_is_not_watched_any_more_is_forgotten() -> None:
     world = World(from_iso("2026-03-01T00:00:00Z"))
     watcher, seen = watching(world)

@@ -1,0 +1,89 @@
+"""The daemon as a process to be measured: the product's own, with settings from the environment and small log files.
+
+Run as `python -m benchmarks.daemon.process JSON`; what JSON may hold is `Plan`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.processes import ROOT
+from forecastd.chain.wallet import Wallet
+from forecastd.clock import SystemClock
+from forecastd.localnet.embedded import Embedded
+from forecastd.localnet.state import Effect
+
+TOPIC = 67
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How windows are found, how often is looked at least and at most (seconds), and how large a log file may grow."""
+
+    poll: bool = True
+    events: bool = True
+    least_poll: float = 5.0
+    most_poll: float = 120.0
+    log_bytes: int = 50_000_000
+
+
+def environment(place: Path, phrase: str, node: Embedded, endpoints: tuple[str, ...] = ()) -> dict[str, str]:
+    """What a daemon on this node is told."""
+    return {
+        "PATH": os.defpath,
+        "HOME": str(place),
+        "STATE_DIR": str(place / "state"),
+        "LOG_DIR": str(place / "logs"),
+        "MNEMONIC": phrase,
+        "RPC_ENDPOINTS": ",".join(endpoints or (node.endpoint,)),
+        "EVENT_ENDPOINTS": node.websocket or "",
+    }
+
+
+def settle_in(node: Embedded, phrase: str) -> str:
+    """Fund the phrase's wallet and register it for the topic; its address."""
+    address = Wallet.from_mnemonic(phrase).address
+    node.call(lambda chain: chain.fund(address, 10**24))
+    node.call(lambda chain: chain.state.apply(Effect(worker=(TOPIC, address))))
+    return address
+
+
+@contextmanager
+def daemon(plan: Plan, variables: dict[str, str], place: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon while the block runs; killed at its end where it has not ended by then."""
+    line = [sys.executable, "-m", "benchmarks.daemon.process", json.dumps(asdict(plan))]
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "console").open("ab") as console, subprocess.Popen(
+        line, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def main() -> int:
+    from forecastd.daemon.crew import Tuning
+    from forecastd.daemon.loop import Daemon
+    from forecastd.logs import configure, install_hooks
+    from forecastd.settings import load_settings
+
+    plan = Plan(**json.loads(sys.argv[1]))
+    settings = load_settings()
+    configure(settings.logs, verbose=False, console=logging.INFO, times=True, max_bytes=plan.log_bytes)
+    install_hooks()
+    tuning = Tuning(plan.poll, plan.events, plan.least_poll, plan.most_poll)
+    return Daemon(lambda: ([load_settings()], []), SystemClock(), tuning=tuning).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
