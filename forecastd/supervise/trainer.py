@@ -7,6 +7,7 @@ which ends its work in its own way; one that does not, or that is to end at once
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
 from forecastd.clock import Clock
@@ -18,7 +19,6 @@ from forecastd.supervise.trainjob import reached
 from models.progress import Progress
 
 _LOST = {"hung", "died", "bad"}
-_TAKEN = {"dispatched", "handed_over"}
 _LOOK_SECONDS = 0.2
 
 Heard = SimpleQueue[Event | None]  # None: the job has ended
@@ -54,21 +54,29 @@ class Trainer:
             KeyboardInterrupt: it was interrupted, and no child is at it any more.
         """
         heard: Heard = SimpleQueue()
-        with Pool(self._setup, self._policy, self._clock, observe=heard.put) as pool:
-            future = pool.submit(job)
-            future.add_done_callback(lambda _: heard.put(None))
-            try:
-                while (event := heard.get()) is not None:
+        sha256: Future[str] = Future()
+        try:
+            with Pool(self._setup, self._policy, self._clock, observe=heard.put) as pool:
+                sha256 = pool.submit(job)
+                sha256.add_done_callback(lambda _: heard.put(None))
+                self._follow(pool, sha256, heard)
+            while not heard.empty():  # what the pool's observer told after the job's end
+                if (event := heard.get()) is not None:
                     self._hear(event)
-            except KeyboardInterrupt:
-                if future.cancel():
-                    raise
-                self._end(pool, heard)
-        while not heard.empty():  # what the pool's observer told after the job's end
-            if (event := heard.get()) is not None:
+        except KeyboardInterrupt:
+            if not sha256.done() or sha256.cancelled() or sha256.exception() is not None:
+                raise  # else it came too late: while the child, its work done, was being ended
+        return sha256.result()
+
+    def _follow(self, pool: Pool, sha256: Future[str], heard: Heard) -> None:
+        """Until the job has ended, or was interrupted."""
+        try:
+            while (event := heard.get()) is not None:
                 self._hear(event)
-        sha256: str = future.result()
-        return sha256
+        except KeyboardInterrupt:
+            if sha256.cancel():
+                raise
+            self._end(pool, heard)
 
     def _hear(self, event: Event) -> None:
         if event.kind == "progress" and (told := reached(event.detail)) is not None:
@@ -90,7 +98,7 @@ class Trainer:
                 continue
             if event is None:
                 return
-            if event.kind in _TAKEN:
+            if event.kind == "dispatched":
                 pool.interrupt()  # the job was between two children when it was interrupted
             elif event.kind in _LOST and event.job:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -15,6 +16,7 @@ from forecastd.clock import SystemClock
 from forecastd.settings import numeric_environment
 from forecastd.supervise.detector import Limits
 from forecastd.supervise.policy import Policy, Setup
+from forecastd.supervise.pool import Pool
 from forecastd.supervise.process import ChildFailed, ModelFailed
 from forecastd.supervise.trainer import Trainer
 from forecastd.supervise.trainjob import failure, train_job
@@ -244,3 +246,19 @@ def test_the_users_choice_of_devices_and_threads_reaches_the_child(
     assert seen["OMP_NUM_THREADS"] == "1"
     assert "OPENBLAS_NUM_THREADS" not in seen
     assert "a-secret-key" not in seen.values()
+
+
+def test_an_interrupt_that_comes_when_the_work_is_done_takes_nothing_away(
+    supervised: Supervised, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pressed(Pool):
+        def close(self) -> None:
+            super().close()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("forecastd.supervise.trainer.Pool", Pressed)
+    out = tmp_path / "bundle"
+    train(data, replace(CONFIG, epochs=1), out, lambda _: None, created=CREATED)
+    with workdir.hold(out):
+        begin(data, replace(CONFIG, epochs=1), out, force=False, finish=False)  # as if its child had died right after
+    assert supervised(out, config=replace(CONFIG, epochs=1)) == read_manifest(out).sha256
