@@ -74,7 +74,10 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         BundleError: missing, a pickle instead of a bundle, or a manifest that is not as it must be.
     """
-    _check_directory(path)
+    try:
+        _check_directory(path)
+    except OSError as error:
+        _fail("missing", f"Cannot look into {path}: {error.strerror}. Check the path and its permissions.")
     content = _read(path, MANIFEST, MANIFEST_LIMIT)
     try:
         return parse(content, hashlib.sha256(content).hexdigest())
