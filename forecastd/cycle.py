@@ -255,7 +255,8 @@ def _forecast_from(run: _Run, epoch: Epoch, candles: Candles) -> Forecast:
     forecaster = run.parts.forecaster
     with run.stage("forecast") as told:
         forecast = forecaster.forecast(candles, lambda: _is_over(run, epoch))
-        run.know(value=forecast.value, quantiles=quantiles_at_horizon(forecast))
+        quantiles = quantiles_at_horizon(forecast)
+        run.know(value=forecast.value, quantiles=quantiles, bundle=forecast.bundle_sha256)
         told.extend(describe_forecast(forecast))
     with run.stage("guards") as told:
         report = forecaster.guard(forecast, candles, _consensus(run))
