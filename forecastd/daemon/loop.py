@@ -87,6 +87,7 @@ class Daemon:
         with self._signals.caught(), ExitStack() as stack:
             if self._over():
                 log.info("The deadline %s has passed: nothing is started.", iso(self._deadline.at or 0.0))
+                self._face.notify.ready("the deadline has passed")  # or systemd would take the end for a failed start
                 return 0
             log.info("%s", banner(self._topics, pulses.versions(), self._clock.now()), extra={"action": "start"})
             self._desk.open()

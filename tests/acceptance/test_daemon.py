@@ -242,13 +242,6 @@ def test_a_topic_that_does_not_exist_needs_a_person(place: Place) -> None:
     assert "4242 does not exist" in daemon.text
 
 
-def test_a_deadline_that_has_passed_starts_nothing(place: Place) -> None:
-    with place.daemon("--deadline", "2020-01-01T00:00:00Z") as daemon:
-        assert daemon.ended() == 0
-    assert "The deadline 2020-01-01T00:00:00Z has passed" in daemon.text
-    assert place.inclusions(1) == []
-
-
 def test_it_ends_by_itself_at_the_deadline(place: Place) -> None:
     deadline = datetime.now(UTC) + timedelta(seconds=12)
     with place.daemon("--deadline", deadline.isoformat()) as daemon:
@@ -310,6 +303,15 @@ def test_the_service_manager_is_told_and_a_stopped_process_does_not_feed_the_wat
         told = manager.all()
     assert "STOPPING=1" in told
     assert "STATUS=last submission topic 67 nonce 1" in told
+
+
+def test_a_deadline_that_has_passed_starts_nothing_and_the_service_manager_is_told_all_is_well(place: Place) -> None:
+    with listening(place.path) as manager:
+        with place.daemon("--deadline", "2020-01-01T00:00:00Z", NOTIFY_SOCKET=manager.path) as daemon:
+            assert daemon.ended() == 0
+        assert "READY=1" in manager.all()
+    assert "The deadline 2020-01-01T00:00:00Z has passed" in daemon.text
+    assert place.inclusions(1) == []
 
 
 def _stopped(pid: int) -> bool:
