@@ -31,11 +31,9 @@ from forecastd.forecaster import Forecaster
 from forecastd.localnet.chain import LocalChain, Rules
 from forecastd.localnet.embedded import Embedded
 from forecastd.localnet.faults import Fault
-from forecastd.localnet.server import LOOPBACK, listen
 from forecastd.localnet.state import Effect
 from forecastd.localnet.store import Store, chain_path
 from forecastd.localnet.topics import TopicSpec
-from forecastd.localnet.websocket import PATH, Hub
 from forecastd.settings import EMBEDDED_MODEL
 from models.base import Forecast
 
@@ -130,20 +128,6 @@ def _compare(place: Path, seconds: float) -> Count:
     return Count(name, counts, "forecastd serves every window, with one paid transaction each", tuple(broken))
 
 
-class _Node(Embedded):
-    """A node with its websocket."""
-
-    def __init__(self, chain: LocalChain) -> None:
-        self._hub, self._socket = Hub(), listen(0)
-        self.websocket = f"ws://{LOOPBACK}:{self._socket.getsockname()[1]}{PATH}"
-        chain.listeners.append(lambda block: self._hub.publish(block, chain.state.version))
-        super().__init__(chain, seal_at_once=True)
-
-    async def _serve(self) -> None:
-        async with self._hub.serve(self._socket):
-            await super()._serve()
-
-
 class _Run:
     """One worker with one case: its node, and the watching of it."""
 
@@ -159,7 +143,7 @@ class _Run:
         """The case goes on for as long as this lasts; its column is filled in at the end."""
         rules = Rules(topics=(TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=WINDOW),), block_time=None)
         store = Store(chain_path(self.place, LOCAL_CHAIN_ID))
-        self.node = _Node(LocalChain(rules, store, self.clock))
+        self.node = Embedded(LocalChain(rules, store, self.clock), seal_at_once=True, events=True)
         self.node.call(lambda chain: chain.fund(self.wallet.address, 10**24))
         self.node.call(lambda chain: chain.state.apply(Effect(worker=(TOPIC, self.wallet.address))))
         self.node.advance(EPOCH * (self.case.windows - 1) + 1)
@@ -261,7 +245,7 @@ class _Official(_Run):
     @contextmanager
     def _process(self) -> Iterator[subprocess.Popen[str]]:
         port = self.node.endpoint.rpartition(":")[2]
-        line = [sys.executable, "-W", "ignore", "-c", OFFICIAL, port, self.node.websocket, self.phrase, str(TOPIC)]
+        line = [sys.executable, "-W", "ignore", "-c", OFFICIAL, port, str(self.node.websocket), self.phrase, str(TOPIC)]
         log = self.place / "official.log"
         with log.open("a") as errors, subprocess.Popen(
             [*line, self.case.trouble], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
