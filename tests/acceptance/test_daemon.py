@@ -29,7 +29,7 @@ from forecastd.sources.faketiingo import FakeTiingo
 from forecastd.sources.faketiingo import Fault as SourceFault
 from forecastd.sources.sample import SampleSource
 
-PHRASE = "legal winner thank year wave sausage worth useful legal winner thank yellow"  # BIP-39's own example
+PHRASE = "use smooth web oxygen spike escape oblige pioneer beyond final almost moon"  # no other file of tests has this one
 WALLET = Wallet.from_mnemonic(PHRASE).address
 EPOCH, WINDOW = 40, 36
 LONG = 90.0  # seconds that anything here may take on a machine that is busy
