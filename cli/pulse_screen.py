@@ -29,6 +29,7 @@ from forecastd.pulse import (
 
 SHOWN_OUTCOMES = 5
 ALLO = 10**18  # uallo
+LONG_RUNWAY = 100_000  # epochs; nobody counts further
 STYLES = {
     "submitted": "green",
     "already_submitted": "green",
@@ -128,11 +129,12 @@ def _cycles(topic: TopicPulse) -> Text:
 
 
 def _balance(topic: TopicPulse) -> Text:
-    allo, runway = (topic.balance_uallo or 0) / ALLO, topic.runway_epochs
+    left, runway = f"{(topic.balance_uallo or 0) / ALLO:,.6f} ALLO", topic.runway_epochs
     if runway is None:
-        return Text(f"{allo:.6g} ALLO")
+        return Text(left)
+    epochs = f"{runway:,}" if runway <= LONG_RUNWAY else f"more than {LONG_RUNWAY:,}"
     style = "bold red" if runway < LOW_RUNWAY / 4 else "yellow" if runway < LOW_RUNWAY else ""
-    return Text(f"{allo:.6g} ALLO, enough for {runway} epochs", style=style)
+    return Text(f"{left}, enough for {epochs} epochs", style=style)
 
 
 def _outcomes(latest: Iterable[Ended], now: float) -> RenderableType:

@@ -54,7 +54,7 @@ topic 67   allo1w0xya4rcpmm5d9zsdmv3fa4k9v9z2wnc8pd6rh
 window     the next opens in about 58 min 30 s (702 blocks) at height 5041440
 submitted  nonce 5040720, in block 5040723, 1 min 7 s ago
 cycles     1: 1 submitted, 0 missed; lag 3.0, at most 3 blocks
-balance    12.345 ALLO, enough for 1234 epochs
+balance    12.345000 ALLO, enough for 1,234 epochs
 14:12:13Z      5040720 submitted 4.0 s, 3 blocks after it opened
 
 model      tft-btc-168h (ab12cd34ef56), learnt from data to 12 d ago, refused at
@@ -90,7 +90,9 @@ def of(**changes: object) -> Pulse:
          "at work    forecast for nonce 5040720, 12 s so far"),
         (of(last_submitted=None), True, "submitted  nonce 5040720, by an earlier run"),
         (of(last_submitted=None, confirmed_nonce=None), True, "submitted  nothing yet"),
-        (of(runway_epochs=None), True, "balance    12.345 ALLO"),
+        (of(balance_uallo=10**24, runway_epochs=10**18), True,
+         "balance    1,000,000.000000 ALLO, enough for more than 100,000 epochs"),
+        (of(runway_epochs=None), True, "balance    12.345000 ALLO"),
         (replace(PULSE, endpoints=(EndpointPulse("grpc+https://one:443", "ok", latency=0.0413),)), True,
          "endpoints  grpc+https://one:443  ok, 41 ms"),
         (replace(PULSE, endpoints=(EndpointPulse("rest+https://two", "behind", lag=500, error="slow"),)), True,
