@@ -96,7 +96,7 @@ def test_a_misspelt_setting_is_noticed_with_the_one_that_is_meant(name: str, mea
 
 
 @pytest.mark.parametrize(
-    "name", ["HOME", "PATH", "LANG", "LC_ALL", "TERM", "XDG_STATE_HOME", "LOGNAME", "MAIL", *NAMES]
+    "name", ["HOME", "PATH", "LANG", "LC_ALL", "TERM", "XDG_STATE_HOME", "LOGNAME", "MAIL", *sorted(NAMES)]
 )
 def test_a_variable_of_something_else_or_a_true_setting_is_none(name: str) -> None:
     assert misspelt([name], NAMES) == {}
