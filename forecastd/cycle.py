@@ -40,6 +40,7 @@ from forecastd.patience import again_while
 from forecastd.stages import (
     Stage,
     describe_candles,
+    describe_fate,
     describe_forecast,
     describe_guards,
     describe_model,
@@ -65,6 +66,7 @@ class _Run:
     begin: Callable[[str], None]
     outcome: Outcome
     seconds: dict[str, float] = field(default_factory=dict)
+    trouble: str = ""  # why the chain could not be asked, the last time that it could not
     unregistered: bool = False
     served: bool = False  # in a dry run: this epoch has its submission already
     synthetic: bool | None = None  # of the candles that this run fetched
@@ -77,14 +79,14 @@ class _Run:
         """Time a stage; the block appends what it found, which is reported when the stage ended well."""
         told: list[str] = []
         self.begin(name)
-        log.debug("%s begins", name)
+        log.debug("topic %d %s begins", self.job.topic_id, name)
         start = self.parts.clock.monotonic()
         try:
             yield told
         finally:
             spent = self.seconds.get(name, 0.0) + self.parts.clock.monotonic() - start
             self.seconds[name] = round(spent, 4)
-        log.info("%s: %s", name, "; ".join(told))
+        log.info("topic %d %s: %s", self.job.topic_id, name, "; ".join(told))
         self.report(Stage(name, "\n".join(told), self.seconds[name]))
 
 
@@ -112,7 +114,7 @@ def run_cycle(
 
 
 def _serve(run: _Run) -> None:
-    epoch = _persist_blindly(run, lambda: _find_epoch(run))
+    epoch = _await_epoch(run)
     if epoch is None or _known(run, epoch):
         return
     if _prepare(run, epoch) is not None and not run.job.dry_run:
@@ -141,7 +143,8 @@ def _find_epoch(run: _Run) -> Epoch | None:
             run.know(outcome="no_window", reason=f"no submission window of topic {topic.id}: {why}")
             told.append(f"{chain_id}, height {height}: no open submission window")
             return None
-        missed = note_missed(parts.ledger, topic, chain_id, address, newest=before, now=parts.clock.now())
+        now, why = parts.clock.now(), run.trouble
+        missed = note_missed(parts.ledger, topic, chain_id, address, newest=before, now=now, trouble=why)
         if missed:
             told.append(f"{missed} epochs went by since the last run; they are recorded as missed")
         epoch = choose(parts.ledger, epochs)
@@ -196,11 +199,19 @@ def _prepare(run: _Run, epoch: Epoch) -> Submission | None:
         return None
 
 
-def _persist_blindly(run: _Run, work: Callable[[], T]) -> T:
-    """`work`, again while no endpoint helps: without one the window's end is not known, so for an hour at most."""
+def _await_epoch(run: _Run) -> Epoch | None:
+    """As `_find_epoch`, again while no endpoint helps: without one no window's end is known, so for an hour at most."""
     clock = run.parts.clock
     end = clock.monotonic() + BLIND_SECONDS
-    return again_while(lambda: run.job.persist and clock.monotonic() < end, work, run.parts.wake)
+
+    def find() -> Epoch | None:
+        try:
+            return _find_epoch(run)
+        except RetryLater as error:
+            run.trouble = str(error)
+            raise
+
+    return again_while(lambda: run.job.persist and clock.monotonic() < end, find, run.parts.wake)
 
 
 def _persist(run: _Run, epoch: Epoch, share: float, work: Callable[[], T]) -> T:
@@ -290,15 +301,9 @@ def _sign(run: _Run, epoch: Epoch, forecast: Forecast) -> Submission:
         if run.unregistered:
             parts, job = run.parts, run.job
             paid = enrol(
-                parts.chain,
-                parts.wallet,
-                parts.ledger,
-                epoch,
-                spending=job.spending,
-                clock=parts.clock,
-                wake=parts.wake,
-                elsewhere=parts.account.topics - {epoch.topic_id},
-            )
+                parts.chain, parts.wallet, parts.ledger, epoch, spending=job.spending, clock=parts.clock,
+                wake=parts.wake, elsewhere=parts.account.topics - {epoch.topic_id},
+            )  # fmt: skip
             run.unregistered = False
             told.append(f"registered {epoch.wallet} for topic {epoch.topic_id}; fee {paid} uallo")
         failpoint("before sign")
@@ -366,14 +371,8 @@ def _deliver(run: _Run, epoch: Epoch, *, fresh: bool) -> None:
     with run.stage("submit") as told:
         seconds = float("inf") if run.job.seconds is None else run.job.seconds
         entry = deliver(run.parts.delivery, epoch.key, seconds=seconds, sign_again=sign_again, fresh=fresh)
-        told.append(_fate(entry))
+        told.append(describe_fate(entry))
     _conclude(run, entry, before=False)
-
-
-def _fate(entry: Entry) -> str:
-    where = "" if entry.row.height is None else f" in block {entry.row.height}"
-    again = "" if entry.row.attempts <= 1 else f", {entry.row.attempts} signatures"
-    return f"{entry.row.state}{where}{again}{': ' + entry.row.reason if entry.row.reason else ''}"
 
 
 def _conclude(run: _Run, entry: Entry, *, before: bool) -> None:

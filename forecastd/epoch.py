@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 CLOCK_TOLERANCE = 600.0  # seconds between this machine's clock and the latest block
 MOST_REBUILT = 24  # epochs that the chain is asked about after a ledger was lost
+UNSERVED = "no submission was made while its window was open"
 MOST_NOTED = 1000  # missed epochs recorded at once after a long absence
 
 
@@ -155,19 +156,20 @@ def rebuild(
     return found
 
 
-def note_missed(ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, newest: int, now: float) -> int:
-    """Record the epochs between the last one in the ledger and `newest` as missed; how many there were."""
+def note_missed(
+    ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, newest: int, now: float, trouble: str = ""
+) -> int:
+    """Record the epochs between the last one in the ledger and `newest` as missed; how many there were.
+
+    `trouble`: what kept this process from asking the chain in the meantime.
+    """
     before = ledger.newest_before(chain_id, wallet, topic.id, newest)
     if before is None or topic.epoch_length <= 0:
         return 0
     missed = range(newest - topic.epoch_length, before, -topic.epoch_length)[:MOST_NOTED]
+    reason = f"{UNSERVED}; the chain could not be asked: {trouble}" if trouble else UNSERVED
     for nonce in reversed(missed):
-        ledger.adopt(
-            (chain_id, topic.id, nonce, wallet),
-            State.MISSED,
-            now,
-            reason="no submission was made while its window was open",
-        )
+        ledger.adopt((chain_id, topic.id, nonce, wallet), State.MISSED, now, reason=reason)
     return len(missed)
 
 

@@ -8,6 +8,7 @@ from forecastd.candles import Candles
 from forecastd.clock import iso
 from forecastd.forecaster import Forecaster
 from forecastd.guards import GuardReport
+from forecastd.ledger import Entry
 from models.base import Forecast
 
 
@@ -47,6 +48,13 @@ def describe_forecast(forecast: Forecast) -> list[str]:
         f"log-return over {hours:g} h: {forecast.value:+.5f}",
         "  ".join(f"{100 * float(level):g}%: {value:+.4f}" for level, value in levels),
     ]
+
+
+def describe_fate(entry: Entry) -> str:
+    """What became of an epoch's submission, with its block, how often it was signed, and why where there is a reason."""
+    where = "" if entry.row.height is None else f" in block {entry.row.height}"
+    again = "" if entry.row.attempts <= 1 else f", {entry.row.attempts} signatures"
+    return f"{entry.row.state}{where}{again}{': ' + entry.row.reason if entry.row.reason else ''}"
 
 
 def describe_guards(report: GuardReport) -> list[str]:

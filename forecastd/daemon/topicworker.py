@@ -23,6 +23,7 @@ from forecastd.daemon.book import Book, Key
 from forecastd.daemon.guarded import Unforeseen, guarded
 from forecastd.daemon.money import ASK_EVERY, Money, count
 from forecastd.daemon.watcher import Opening
+from forecastd.epoch import UNSERVED
 from forecastd.errors import ForecastdError
 from forecastd.forecaster import Forecaster
 from forecastd.ledger import SERVED, Entry, Ledger, State
@@ -39,7 +40,6 @@ IN_WORK = 900.0  # seconds that a stage may take without a sign: a model's attem
 IDLE = 60.0  # seconds of one wait without work
 UNSEEN_AGAIN, UNSEEN_MOST = 1.0, 15.0  # seconds: a window that was told of and that the endpoint does not show yet
 FAILED_AGAIN, FAILED_MOST = 5.0, 60.0  # seconds: a cycle that failed
-_GENERIC = "no submission was made while its window was open"
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ class TopicWorker:
             closed = [one for one in self._pending.values() if height is not None and height >= one.last_height]
         for one in closed:
             if self._entry(kit, one.nonce) is None:
-                reason = self._reasons.get(one.nonce, _GENERIC)
+                reason = self._reasons.get(one.nonce, UNSERVED)
                 key = (kit.chain_id, one.topic_id, one.nonce, kit.wallet.address)
                 self._shared.ledger.adopt(key, State.MISSED, self._shared.clock.now(), reason=reason)
             with self._lock:
@@ -314,7 +314,7 @@ class TopicWorker:
             return
         found = ledger.entries(kit.chain_id, wallet, topic_id=topic_id, states=(State.MISSED,))
         for entry in sorted(found, key=lambda one: (one.settled_at or 0.0, one.nonce))[-(missed - before) :]:
-            reason = self._reasons.pop(entry.nonce, "") if entry.row.reason == _GENERIC else ""
+            reason = self._reasons.pop(entry.nonce, "") if entry.row.reason == UNSERVED else ""
             if reason:
                 ledger.record(entry.key, replace(entry.row, reason=reason), self._shared.clock.now())
             self._shared.book.missed(self.key)
