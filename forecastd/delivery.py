@@ -20,7 +20,19 @@ from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.failpoints import failpoint
 from forecastd.ledger import SETTLED, Entry, Key, Ledger, Row, State
-from forecastd.outbox import Absent, Answered, Counted, Do, Found, Observation, Restarted, Unanswered, step, window_over
+from forecastd.outbox import (
+    Absent,
+    Answered,
+    Counted,
+    Do,
+    Found,
+    Observation,
+    Restarted,
+    Unanswered,
+    long_past,
+    step,
+    window_over,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +53,8 @@ class Delivery:
 
 def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[], None], fresh: bool = False) -> Entry:
     """Work on an epoch's submission until a block has it, it is settled, `seconds` have passed, or `work.wake` is set.
+
+    It also ends, unsettled, when its window is long over and too few endpoints answer to say what became of it.
 
     `fresh`: committed just now and never sent, so the first step is to send. `sign_again` signs and commits new bytes for
     the same epoch, or raises when that cannot be done.
@@ -73,6 +87,8 @@ def deliver(work: Delivery, key: Key, *, seconds: float, sign_again: Callable[[]
         remaining = end - work.clock.monotonic()
         if entry.row.state in SETTLED or remaining <= 0:
             break
+        if seen is not None and do is Do.WAIT and long_past(row, seen):
+            break  # what is open yet is looked up again with the next epoch
         resting = row == before or do in (Do.WAIT, Do.SEND)
         if resting and work.wake.wait(min(pause * random.uniform(0.9, 1.1), remaining)):  # noqa: S311 - no secret
             break

@@ -14,6 +14,7 @@ from forecastd.chain.codes import Action as Answer
 from forecastd.ledger import OVERTAKEN, SETTLED, Row, State
 
 MOST_ATTEMPTS = 5  # signatures for one epoch; each failed one has cost its fee
+LONG_PAST = 12  # blocks past the timeout height, a minute: too late for a block that some index does not show yet
 
 
 class Do(StrEnum):
@@ -133,7 +134,10 @@ def _absent(row: Row, seen: Absent) -> tuple[Row, Do]:
         return replace(row, state=State.INCLUDED, reason="found by its inference, not yet by its hash"), Do.ASK_COUNTED
     past = sum(height > row.timeout_height for height in seen.heights)
     overtaken = seen.sequence is not None and seen.sequence > row.sequence
-    if past >= seen.needed > 0:
+    # Nothing can be signed for this epoch any more, so where the sequence is unused as well, one witness is enough: others
+    # that stay away for days must not keep the next epochs from being served.
+    unused = seen.sequence is not None and not overtaken and long_past(row, seen)
+    if past >= seen.needed > 0 or unused:
         reason = OVERTAKEN if overtaken else row.reason or "not included by the end of its window"
         return replace(row, state=State.MISSED, reason=reason), Do.NOTHING
     # A sequence beyond ours: ours may be in a block that is not indexed yet, or somebody else used it. Neither is proof.
@@ -143,6 +147,11 @@ def _absent(row: Row, seen: Absent) -> tuple[Row, Do]:
         # New bytes with the same sequence exclude the old ones on the chain: at most one of them can be included.
         return replace(row, state=State.DEAD), Do.SIGN
     return row, Do.SEND
+
+
+def long_past(row: Row, seen: Observation) -> bool:
+    """Whether an endpoint that does not have the transaction is well past the last block that could have it."""
+    return isinstance(seen, Absent) and max(seen.heights, default=0) > row.timeout_height + LONG_PAST
 
 
 def _dead(row: Row) -> tuple[Row, Do]:

@@ -27,6 +27,7 @@ from forecastd.localnet.embedded import Embedded, open_embedded
 from forecastd.localnet.faults import Fault
 from forecastd.localnet.state import Effect
 from forecastd.localnet.topics import TopicSpec
+from forecastd.outbox import LONG_PAST
 from forecastd.pulse import Pulse
 from forecastd.settings import Settings
 from forecastd.sources.faketiingo import FakeTiingo
@@ -295,6 +296,23 @@ def test_all_endpoints_down_while_a_window_is_open_costs_nothing_but_time(rig: R
 
     assert rig.run([rig.settings()], story) == 0
     assert rig.pulses[-1].topics[0].missed == 0
+
+
+def test_an_endpoint_that_stays_away_keeps_no_epoch_from_being_served_after_one_whose_bytes_were_lost(rig: Rig) -> None:
+    silent = rig.node.add_endpoint([Fault.parse("refuse")])
+    rig.node.inject(Fault.parse("drop-from-mempool"))
+
+    def story() -> None:
+        rig.wait(lambda: rig.pulses[-1].topics != () and rig.pulses[-1].topics[0].phase == "submit")
+        rig.node.advance(WINDOW)
+        rig.node.inject()
+        rig.node.advance(LONG_PAST)
+        rig.wait(lambda: rig.pulses[-1].topics[0].missed == 1)
+        rig.epochs([67], 1)
+
+    settings = rig.settings(rpc_endpoints=(rig.node.endpoint, silent))
+    assert rig.run([settings], story, Tuning(least_poll=0.05, most_poll=0.05)) == 0
+    assert states(rig.place)[1] == "missed"
 
 
 def test_the_daemon_starts_when_the_network_is_down_and_serves_when_it_is_back(

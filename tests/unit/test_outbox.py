@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from forecastd.chain.codes import Action
 from forecastd.ledger import SETTLED, Row, State
 from forecastd.outbox import (
+    LONG_PAST,
     MOST_ATTEMPTS,
     Absent,
     Answered,
@@ -105,9 +106,26 @@ def test_nothing_but_an_inclusion_or_a_proof_ends_a_signed_row(row: Row, seen: O
     after, _ = step(replace(row, state=State.SIGNED), seen)
     if after.state is State.MISSED:
         proof = isinstance(seen, Absent) and sum(height > 100 for height in seen.heights) >= seen.needed
-        assert proof or isinstance(seen, Found)
+        alone = isinstance(seen, Absent) and max(seen.heights, default=0) > 100 + LONG_PAST and seen.sequence in (6, 7)
+        assert proof or alone or isinstance(seen, Found)
     if after.state is State.INCLUDED:
         assert isinstance(seen, Found) or (isinstance(seen, Absent) and seen.inference)
+
+
+@pytest.mark.parametrize(
+    ("height", "sequence", "becomes"),
+    [
+        (100 + LONG_PAST, 7, State.SIGNED),  # an index may be late yet
+        (101 + LONG_PAST, 7, State.MISSED),
+        (101 + LONG_PAST, 8, State.SIGNED),  # its sequence is used: by itself perhaps
+        (101 + LONG_PAST, None, State.SIGNED),
+    ],
+)
+def test_one_witness_of_two_is_enough_long_after_the_window_where_the_sequence_is_unused(
+    height: int, sequence: int | None, becomes: State
+) -> None:
+    after, _ = step(Row(State.SIGNED, 7, 100), Absent((height,), 2, sequence))
+    assert after.state is becomes
 
 
 def test_a_dead_row_is_missed_when_its_window_is_over() -> None:
