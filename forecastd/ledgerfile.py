@@ -106,6 +106,7 @@ def _lock(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA locking_mode=EXCLUSIVE")
     db.execute("PRAGMA journal_mode=DELETE")
     db.execute("PRAGMA synchronous=EXTRA")
+    db.execute("PRAGMA cache_size=-512")  # kB: a process that runs for a year must not come to hold the whole file
     db.execute("BEGIN EXCLUSIVE")
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:

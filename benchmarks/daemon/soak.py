@@ -164,12 +164,12 @@ class Soak:
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | Count]:
-    """300 epochs; quick: 40, too few to judge a slope by."""
+    """500 epochs; quick: 40, too few to judge a slope by."""
     spec = TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=WINDOW)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         with open_embedded(place / "node", SystemClock(), topics=(spec,), block_time=None, events=True) as node:
-            yield Soak(place, node, 40 if quick else 300, random.Random(seed)).run()
+            yield Soak(place, node, 40 if quick else 500, random.Random(seed)).run()
 
 
 def _come_true(true: Callable[[], bool]) -> bool:
@@ -183,6 +183,6 @@ def _come_true(true: Callable[[], bool]) -> bool:
 
 
 def _slope(values: list[float]) -> float:
-    """Growth an epoch, without the first third, in which caches fill."""
-    later = values[len(values) // 3 :]
+    """Growth an epoch, without the first half, in which caches fill."""
+    later = values[len(values) // 2 :]
     return statistics.linear_regression(range(len(later)), later).slope if len(later) > 1 else 0.0

@@ -454,3 +454,94 @@ def test_a_wallet_that_runs_dry_is_told_of_while_it_still_lasts(rig: Rig, caplog
     assert 0 < runway < 100
     assert f"enough for {runway} epochs. Send it some." in caplog.text
     assert rig.served(67, 1)
+
+
+def test_a_worker_that_makes_no_progress_keeps_the_watchdog_from_being_fed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(topicworker, "IN_WORK", 0.5)
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def hangs() -> None:
+        stuck.set()
+        assert go_on.wait(LONG)
+
+    rig.models = {67: hangs}
+    fed: list[float | None] = []
+
+    def fed_at() -> float | None:
+        watchdog = rig.pulses[-1].watchdog
+        return None if watchdog is None else watchdog.fed_at
+
+    def story() -> None:
+        rig.wait(stuck.is_set)
+        rig.wait(lambda: rig.pulses[-1].watchdog is not None and rig.pulses[-1].watchdog.would_fire)
+        fed.append(fed_at())
+        last = len(rig.pulses)
+        rig.wait(lambda: len(rig.pulses) > last + 3)
+        fed.append(fed_at())
+        go_on.set()
+        rig.wait(lambda: rig.confirmed(67, 1))
+
+    assert rig.run([rig.settings(watchdog_usec=200_000)], story) == 0
+    assert fed[0] is not None
+    assert fed[0] == fed[1]
+    assert "has made no progress" in caplog.text
+    assert "in hangs" in caplog.text, "the stacks show where"
+    assert "every loop makes progress again" in caplog.text
+
+
+def test_a_model_that_was_replaced_on_disk_is_taken_up_by_a_reload(rig: Rig, tmp_path: Path) -> None:
+    made: list[Model] = []
+
+    class Counted(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    topics = [rig.settings()]
+    bundle = tmp_path / "bundle"
+
+    def story() -> None:
+        rig.wait(lambda: rig.confirmed(67, 1))
+        os.kill(os.getpid(), signal.SIGHUP)
+        rig.wait(lambda: reloads() == 1)
+        assert len(made) == 1, "nothing has changed, so the model goes on"
+        topics[:] = [rig.settings(model=bundle)]
+        os.kill(os.getpid(), signal.SIGHUP)
+        rig.wait(lambda: reloads() == 2)
+        assert len(made) == 2
+        rig.epochs([67], 1)
+
+    import shutil
+
+    from forecastd.settings import EMBEDDED_MODEL
+
+    shutil.copytree(EMBEDDED_MODEL, bundle)
+    counter = logging.Handler()
+    told: list[str] = []
+    counter.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+
+    def reloads() -> int:
+        return told.count("reloaded")
+
+    logger = logging.getLogger("forecastd.daemon.loop")
+    logger.addHandler(counter)
+    logger.setLevel(logging.INFO)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(workshop, "open_forecaster", lambda *_, **__: Counted())
+            assert rig.run(topics, story) == 0
+    finally:
+        logger.removeHandler(counter)
+        logger.setLevel(logging.NOTSET)
+    assert rig.confirmed(67, 1 + EPOCH)
+
+
+def test_everything_is_let_go_of_at_the_end(rig: Rig) -> None:
+    before, files = set(threading.enumerate()), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        assert rig.run([rig.settings(67), rig.settings(69)], lambda: rig.wait(lambda: rig.confirmed(69, 1))) == 0
+    rig.wait(lambda: not (set(threading.enumerate()) - before))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
