@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -29,6 +30,7 @@ STALL = 5.0  # seconds for one socket operation
 LEAST_SECRET = 16  # characters: a shorter path is a word, and would be blotted out of ordinary sentences
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _THREAD = "asking the webhook"
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -121,6 +123,8 @@ class Command:
             raise NeedsHuman(f"ALERT_COMMAND cannot be read: {error}. Look at its quotes.") from None
         if not self._arguments:
             raise NeedsHuman("ALERT_COMMAND is empty. Leave it out, or name a program.")
+        if shutil.which(self._arguments[0], path=PATH) is None:
+            log.warning("ALERT_COMMAND names %s, which cannot be run here: it would tell nobody.", self._arguments[0])
         self._seconds = seconds
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None

@@ -76,11 +76,15 @@ class Face:
             self.notify.watchdog()
             self._fed_at = (mono, self._clock.now())
 
-    def write(self) -> None:
-        """Put the pulse into its file, and tell the service manager what is new."""
+    def write(self, *, always: bool = False) -> None:
+        """Put the pulse into its file, and tell the service manager what is new.
+
+        Without the leases the file may be that of another daemon, which is left alone unless `always` is set.
+        """
         pulse = self.pulse()
         self._written = self._clock.monotonic()
-        self._file.write(pulse)
+        if always or self._body.shop.holds_leases:
+            self._file.write(pulse)
         status = telling.status(pulse)
         if status != self._status:
             self._status = status

@@ -90,7 +90,6 @@ class Daemon:
                 self._face.notify.ready("the deadline has passed")  # or systemd would take the end for a failed start
                 return 0
             log.info("%s", banner(self._topics, pulses.versions(), self._clock.now()), extra={"action": "start"})
-            self._desk.open()
             self._serve_health(stack)
             self._starting = Background("the start", self._open)
             while not self._finished():
@@ -121,13 +120,18 @@ class Daemon:
         if isinstance(result, Problems):
             for number, problem in enumerate(result.all, start=1):
                 log.error("%d. %s", number, problem, extra={"action": "start"})
-            self._end(result.exit_code, f"{len(result.all)} of these need a person before this can run")
+            self._desk.open(lambda: self._alerts(self._topics[0]))
+            self._desk.start_trouble(str(result))
+            self._end(result.exit_code, f"a person is needed before this can run, see 1 to {len(result.all)} above")
+            self._face.write(always=True)
         elif isinstance(result, ForecastdError):
             log.error("%s", result, extra={"action": "start"})
             self._end(result.exit_code, "it could not start")
         elif isinstance(result, Unforeseen):
             self._end(RESTART, f"it could not start: {result.reason}")
         else:
+            self._desk.open(lambda: self._alerts(self._topics[0]))  # not before: another daemon may be telling
+            self._desk.start_trouble("")
             begun = guarded("the start", self._crew.begin)
             if isinstance(begun, Unforeseen):
                 self._end(RESTART, f"it could not start: {begun.reason}")
@@ -216,7 +220,7 @@ class Daemon:
         self._deadline.at = _deadline_of(common)
         self._crew.adopt(new, common.submission_interval)
         if _alert_settings(before) != _alert_settings(common):
-            self._desk.reopen(lambda: self._alerts(common))
+            self._desk.open(lambda: self._alerts(common))
         log.info("reloaded", extra={"action": "reload"})
 
     def _alerts(self, common: Settings, problems: list[str] | None = None) -> Alerts:
@@ -267,7 +271,7 @@ class Daemon:
         if ending.code == 0:
             self._face.state = "ended"  # else whoever looks must not take it for an end that was wanted
         self._face.write()
-        self._desk.close(1.0)
+        self._desk.close(1.0 if ending.code == 0 else 5.0)
         return ending.code
 
 

@@ -12,7 +12,7 @@ from forecastd.daemon.money import Money
 
 log = logging.getLogger(__name__)
 
-NEEDS_HUMAN = "needs_human"
+NEEDS_HUMAN, START = "needs_human", "start"
 
 
 class Desk:
@@ -23,12 +23,8 @@ class Desk:
         self._lock = Lock()
         self._troubles: dict[Key, str] = {}
 
-    def open(self) -> None:
-        """Begin to tell."""
-        self._alerts.__enter__()
-
-    def reopen(self, make: Callable[[], Alerts]) -> None:
-        """Tell others from now on. The old ones put down what they have told before the new ones read it."""
+    def open(self, make: Callable[[], Alerts]) -> None:
+        """Begin to tell, or tell others from now on: the old ones put down what they told before the new ones read it."""
         self._alerts.close(1.0)
         self._alerts = make()
         self._alerts.__enter__()
@@ -61,6 +57,13 @@ class Desk:
     def served(self, key: Key, nonce: int) -> None:
         """An epoch has its submission."""
         self._alerts.served(key[0], nonce, wallet=key[1])
+
+    def start_trouble(self, reason: str) -> None:
+        """A person is needed before the daemon can run at all; with an empty reason, not any more."""
+        if reason:
+            self._alerts.raise_alarm(NEEDS_HUMAN, START, f"The daemon cannot start: {reason}")
+        else:
+            self._alerts.recover(NEEDS_HUMAN, START, "The daemon runs again.")
 
     def trouble_of(self, key: Key, reason: str) -> None:
         """A person is needed for this topic; with an empty reason, not any more."""

@@ -19,9 +19,9 @@ from forecastd.connect import Way, chain_of
 from forecastd.daemon.workshop import Gear
 from forecastd.doctor import Finding, Level
 from forecastd.doctor import network as chain_checks
-from forecastd.doctor.host import check_disk
+from forecastd.doctor.host import check_disk, check_settings
 from forecastd.errors import ForecastdError, NeedsHuman
-from forecastd.settings import Settings
+from forecastd.settings import Settings, given_names
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,9 @@ def _wallet(settings: Settings) -> str:
 def look_at_host(common: Settings) -> list[str]:
     """What only a person can mend on this machine; that a log cannot be written is no reason not to start."""
     problems = []
+    for finding in check_settings({}, given_names()):  # names that are none, above all: a deadline misspelt is none
+        if finding.level is Level.WARN:
+            log.warning("%s: %s", finding.check, _told(finding), extra={"action": "start"})
     for finding in check_disk("STATE_DIR", common.state, vital=True):
         problems += [_told(finding)] if finding.level is Level.FAIL else []
         if finding.level is Level.WARN:

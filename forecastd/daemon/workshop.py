@@ -163,6 +163,11 @@ class Workshop:
         self._discard([Gear(kit.settings, kit.wallet, kit.source, kit.forecaster) for kit in old.kits.values()], old)
 
     @property
+    def holds_leases(self) -> bool:
+        """Whether no other daemon on this host works with these wallets."""
+        return bool(self._leases)
+
+    @property
     def quarantined(self) -> list[str]:
         """The names of the bundles that are not run any more."""
         return [] if self._shelf is None else sorted(one.name for one in self._shelf.quarantined().values())
