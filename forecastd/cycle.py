@@ -389,7 +389,7 @@ def _conclude(run: _Run, entry: Entry, *, before: bool) -> None:
         run.know(outcome="missed", reason=row.reason or "this epoch was missed")
     elif row.state in SERVED:
         passive = {State.PASSIVE: "accepted, but outside the active set", State.EVICTED: "evicted from the active set"}
-        earlier = "submitted by an earlier run" if before else ""
+        earlier = "it has its submission already" if before else ""
         run.know(outcome="already_submitted" if before else "submitted", reason=passive.get(row.state, earlier))
     else:
         told = f" The node says: {row.reason}." if row.reason else ""

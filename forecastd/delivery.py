@@ -154,9 +154,8 @@ def _sent(work: Delivery, entry: Entry) -> Observation:
     failpoint("after send")
     meanings = [(classify(answer.codespace, answer.code, answer.log), answer) for answer in answers]
     for meaning, answer in meanings:
-        log.info(
-            "sent %s: %s %d %s (%s)", submission.tx_hash, answer.codespace, answer.code, answer.log, meaning.meaning
-        )
+        said = f"{answer.codespace} {answer.code}: {answer.log}" if answer.code else "code 0"
+        log.info("sent %s: %s (%s)", submission.tx_hash, said, meaning.meaning)
     if not meanings:
         return Unanswered()
     rank = {action: at for at, action in enumerate(_WORTH)}

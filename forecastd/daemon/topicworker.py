@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 IN_WORK = 900.0  # seconds that a stage may take without a sign: a model's attempts, all of them
 IDLE = 60.0  # seconds of one wait without work
 UNSEEN_AGAIN, UNSEEN_MOST = 1.0, 15.0  # seconds: a window that was told of and that the endpoint does not show yet
+MOST_SERVED = 100  # served windows that are remembered, to be left alone while they stay open
 FAILED_AGAIN, FAILED_MOST = 5.0, 60.0  # seconds: a cycle that failed
 
 
@@ -99,6 +100,7 @@ class TopicWorker:
         self._shared, self._before = shared, after
         self._lock = threading.Lock()
         self._pending: dict[int, Opening] = {}
+        self._served: tuple[int, ...] = ()
         self._reasons: dict[int, str] = {}
         self._look = True
         self._again_at = 0.0
@@ -117,9 +119,9 @@ class TopicWorker:
         self._thread.start()
 
     def post(self, opening: Opening) -> None:
-        """A window is open. Returns at once."""
+        """A window is open. Returns at once; of a window that is served already, each look at the topic tells again."""
         with self._lock:
-            if opening.nonce in self._pending:
+            if opening.nonce in self._pending or opening.nonce in self._served:
                 return
             self._pending[opening.nonce] = opening
             self._again_at = 0.0
@@ -256,6 +258,7 @@ class TopicWorker:
         with self._lock:
             for nonce in served:
                 del self._pending[nonce]
+            self._served = (*self._served, *served)[-MOST_SERVED:]
         return bool(served)
 
     def _give_up_closed(self, kit: Kit) -> None:
