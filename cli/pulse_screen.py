@@ -141,7 +141,7 @@ def _outcomes(latest: Iterable[Ended], now: float) -> RenderableType:
     """A line an outcome: when, the nonce, how it ended, and how long it took or why."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL + 2, no_wrap=True)
-    table.add_column(width=9, justify="right", no_wrap=True)
+    table.add_column(min_width=9, justify="right", no_wrap=True)
     table.add_column(width=9, no_wrap=True)
     table.add_column(ratio=1, overflow="fold")
     for one in latest:

@@ -73,10 +73,10 @@ def _topic(topic: TopicPulse, up: float) -> list[str]:
         reasons.append(f"Topic {topic.topic_id}: no node has told the chain's height for {silent:.0f} s.")
     late = blocks_overdue(topic)
     if late > 0:
-        last = "nothing has been" if topic.confirmed_nonce is None else f"the last is nonce {topic.confirmed_nonce},"
+        after = "" if topic.confirmed_nonce is None else f" since nonce {topic.confirmed_nonce}"
         reasons.append(
-            f"Topic {topic.topic_id}: {last} confirmed for more than {EPOCHS} epochs, at height {topic.height}, "
-            f"{late} blocks too late."
+            f"Topic {topic.topic_id}: nothing has been confirmed{after} for more than {EPOCHS} epochs; it is "
+            f"{late} blocks late at height {topic.height}."
         )
     return reasons
 

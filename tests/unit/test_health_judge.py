@@ -49,7 +49,7 @@ CASES: dict[str, tuple[Pulse, bool | None, str | None]] = {
     "the clock was put back": (replace(PULSE, written=NOW + 90_000), True, None),
     "one epoch was missed, the next is not due": (told(TOPIC, confirmed_nonce=9 * EPOCH), True, None),
     "two epochs were missed": (
-        told(TOPIC, confirmed_nonce=8 * EPOCH), True, "the last is nonce 5760, confirmed for more than 2 epochs",
+        told(TOPIC, confirmed_nonce=8 * EPOCH), True, "nothing has been confirmed since nonce 5760 for more than 2 epochs",
     ),
     "two epochs were missed, but it has just started": (
         told(TOPIC, confirmed_nonce=8 * EPOCH, watched_from=9 * EPOCH), True, None,
@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Pulse, bool | None, str | None]] = {
         told(TOPIC, height=100 * EPOCH + 9, newest_nonce=100 * EPOCH, oldest_unserved=100 * EPOCH), True, None,
     ),
     "and it was not served": (
-        told(TOPIC, height=101 * EPOCH + 1, newest_nonce=101 * EPOCH, oldest_unserved=100 * EPOCH), True, "1 blocks too late",
+        told(TOPIC, height=101 * EPOCH + 1, newest_nonce=101 * EPOCH, oldest_unserved=100 * EPOCH), True, "1 blocks late",
     ),
     "no node for a while": (told(TOPIC, height_age=2 * 3600.0), True, None),
     "no node for two epochs": (told(TOPIC, height_age=2 * 3600.0 + 1), True, "no node has told the chain's height"),
