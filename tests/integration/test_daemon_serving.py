@@ -186,6 +186,19 @@ def test_every_window_is_served_once(rig: Rig, tuning: Tuning) -> None:
     assert (last.submitted, last.missed, last.confirmed_nonce) == (5, 0, nonces[-1])
 
 
+def test_a_window_that_is_served_is_looked_at_and_left_alone(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    def story() -> None:
+        rig.wait(lambda: rig.confirmed(67, 1))
+        last = len(rig.pulses)
+        rig.wait(lambda: len(rig.pulses) > last + 20)  # a second, in which there are some twenty looks
+        rig.epochs([67], 1)
+
+    assert rig.run([rig.settings()], story, POLL) == 0
+    assert sum("outcome:" in record.getMessage() for record in caplog.records) <= 3
+
+
 def test_topics_of_one_wallet_never_take_the_same_sequence(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -545,3 +558,15 @@ def test_everything_is_let_go_of_at_the_end(rig: Rig) -> None:
         assert rig.run([rig.settings(67), rig.settings(69)], lambda: rig.wait(lambda: rig.confirmed(69, 1))) == 0
     rig.wait(lambda: not (set(threading.enumerate()) - before))
     assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
+
+
+def test_two_wallets_on_one_topic_are_served_side_by_side(rig: Rig) -> None:
+    other = new_phrase()
+    second = Wallet.from_mnemonic(other).address
+
+    def story() -> None:
+        rig.wait(lambda: len([one for one in rig.pulses[-1].topics if one.confirmed_nonce == 1]) == 2)
+
+    assert rig.run([rig.settings(), rig.settings(mnemonic=other)], story) == 0
+    record = rig.node.record()
+    assert [len(record.inclusions(67, 1, wallet)) for wallet in (rig.wallet, second)] == [1, 1]
