@@ -243,7 +243,7 @@ def test_a_topic_that_does_not_exist_needs_a_person(place: Place) -> None:
 
 
 def test_it_ends_by_itself_at_the_deadline(place: Place) -> None:
-    deadline = datetime.now(UTC) + timedelta(seconds=12)
+    deadline = datetime.now(UTC) + timedelta(seconds=6)
     with place.daemon("--deadline", deadline.isoformat()) as daemon:
         assert daemon.ended() == 0
     assert "ended: the deadline has come" in daemon.text or "has passed" in daemon.text
