@@ -27,7 +27,7 @@ from forecastd.schedule import (
 
 log = logging.getLogger(__name__)
 
-FAR = 1000  # blocks from the last height that was looked up, within which an event is believed
+FAR = 1000  # blocks from the last height that was looked up, within which an event, or a lower height, is believed
 TIMING_LOOKS = (
     12  # made quickly at first, to learn how long a block takes; a chain that stands still is not asked for ever
 )
@@ -61,6 +61,8 @@ class View:
     def at(self, height: int, mono: float) -> View:
         """With a height that was told just now."""
         known = self.height if self.height is not None else height
+        if known > height + FAR:  # an endpoint that is behind is never that far behind: what was told before was wrong
+            known = height
         started = self.watched_from if self.watched_from is not None else height
         timer = self.timer.heard(height, mono)
         return replace(self, height=max(known, height), told=mono, watched_from=started, timer=timer)

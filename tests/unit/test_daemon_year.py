@@ -14,7 +14,7 @@ from forecastd.chain.answers import Topic
 from forecastd.chain.client import ChainClient
 from forecastd.clock import from_iso, iso
 from forecastd.daemon.deadline import Deadline
-from forecastd.daemon.watcher import Opening, Watcher
+from forecastd.daemon.watcher import Opening, View, Watcher
 from forecastd.errors import RetryLater
 from forecastd.schedule import beats_due
 
@@ -225,6 +225,12 @@ def test_a_chain_that_stands_still_is_not_asked_in_haste_for_ever() -> None:
         waits.append(watcher.step())
         world.mono += waits[-1]
     assert waits[-1] == pytest.approx(120.0)
+
+
+def test_a_height_that_was_told_wrong_is_not_believed_for_ever() -> None:
+    right = View(67).at(1000, 1.0)
+    assert right.at(990, 2.0).height == 1000, "an endpoint that is behind takes nothing back"
+    assert right.at(10**9, 2.0).at(1001, 3.0).height == 1001
 
 
 def test_a_topic_that_is_not_watched_any_more_is_forgotten() -> None:
