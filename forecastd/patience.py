@@ -28,6 +28,7 @@ def again_while(time_left: Callable[[], bool], work: Callable[[], T], wake: Even
         try:
             return work()
         except (RetryLater, SkipEpoch) as error:
+            failure = error
             if not time_left():
                 raise
             # An outage of hours is worth one line, and each time a line that it is another one now.
@@ -35,4 +36,6 @@ def again_while(time_left: Callable[[], bool], work: Callable[[], T], wake: Even
             told = str(error)
         if wake.wait(pause * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter is no secret
             raise RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
+        if not time_left():  # what the pause used up is not there for another try
+            raise failure
         pause = min(2 * pause, LONGEST_PAUSE)

@@ -33,17 +33,19 @@ def test_what_fails_for_a_passing_reason_is_done_again(error: Exception) -> None
     assert again_while(lambda: True, work, Event()) == "done"
 
 
-def test_without_time_left_the_failure_is_the_answer() -> None:
-    left = iter([True, True, False])
-    tries = []
+@pytest.mark.parametrize(("left", "tried"), [([True, True, True, True, False], 3), ([True, True, True, False], 2)])
+def test_without_time_left_after_a_failure_or_after_a_pause_the_failure_is_the_answer(
+    left: list[bool], tried: int
+) -> None:
+    told, tries = iter(left), []
 
     def work() -> None:
         tries.append(1)
         raise RetryLater("down")
 
     with pytest.raises(RetryLater, match="down"):
-        again_while(lambda: next(left), work, Event())
-    assert len(tries) == 3
+        again_while(lambda: next(told), work, Event())
+    assert len(tries) == tried
 
 
 def test_what_needs_a_person_is_not_done_again() -> None:
