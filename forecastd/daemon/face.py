@@ -51,7 +51,7 @@ class Face:
         every = watchdog_seconds(common.watchdog_usec, common.watchdog_pid, os.getpid())
         self.feed_every = None if every is None else min(MOST_FEED, every)
         self._limit = None if every is None else 2 * every
-        self._file = PulseFile(common.state)
+        self._file, self._log = PulseFile(common.state), str(common.logs / FILE_NAME)
         self._versions: Mapping[str, str] = pulses.versions()
         self._started, self._started_at = clock.monotonic(), clock.now()
         self._beat, self._beat_at = 0, (self._started, self._started_at)
@@ -125,7 +125,7 @@ class Face:
             children_memory_bytes=memory.of_children(),
             open_files=memory.open_files(),
             health_port=self.health_port,
-            log=str(common.logs / FILE_NAME),
+            log=self._log,
             versions=self._versions,
         )
 

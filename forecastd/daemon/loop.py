@@ -40,6 +40,8 @@ TICK = 1.0  # seconds
 CUT, GRACE, LAST_GRACE = 2.5, 5.0, 8.0  # seconds after SIGTERM, see `_finished` and `_leave`
 AFTER_A_FAULT = 10.0  # seconds between two ticks that an error ended which nobody foresaw
 RESTART = 6  # exit code that asks the service manager for a new start
+STILL = 15.0  # seconds between two ticks that are worth telling: the process was stopped, or got no processor
+_AT_START = ("log_dir", "logs_directory", "log_format", "health_port")  # settings that a reload leaves as they were
 
 Load = Callable[[], tuple[list[Settings], list[str]]]
 
@@ -77,6 +79,7 @@ class Daemon:
             may_start=lambda: not self._over(), tuning=tuning or Tuning(),
         )  # fmt: skip
         self._face = Face(common, mode, clock, Body(beats, book, self._crew, self._shop, self._desk))
+        self._ticked = clock.monotonic()
         self._ending: Ending | None = None
         self._starting: Background[None] | None = None
         self._reloading: Background[tuple[list[Settings], Outfit]] | None = None
@@ -143,7 +146,12 @@ class Daemon:
     # Each second
 
     def _tick(self) -> None:
-        self._deadline.tick(self._clock.monotonic(), self._clock.now())
+        mono = self._clock.monotonic()
+        still, self._ticked = mono - self._ticked, mono
+        if still > STILL:
+            log.warning("This process stood still for %.0f s: it was stopped, or got no processor.", still,
+                        extra={"action": "still"})  # fmt: skip
+        self._deadline.tick(mono, self._clock.now())
         self._look_at_start()
         self._look_at_reload()
         self._crew.tidy()
@@ -221,6 +229,11 @@ class Daemon:
         self._crew.adopt(new, common.submission_interval)
         if _alert_settings(before) != _alert_settings(common):
             self._desk.open(lambda: self._alerts(common))
+        later = [name.upper() for name in _AT_START if getattr(before, name) != getattr(common, name)]
+        if later:
+            log.warning(
+                "What is new of %s counts from the next start on.", ", ".join(later), extra={"action": "reload"}
+            )
         log.info("reloaded", extra={"action": "reload"})
 
     def _alerts(self, common: Settings, problems: list[str] | None = None) -> Alerts:
