@@ -8,7 +8,6 @@ uncertain: look the transaction up by hash and look at the account, and never si
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -130,8 +129,6 @@ TEXTS: tuple[tuple[str, Meaning], ...] = (
 )
 """Texts that name a refusal, in lower case; looked for in this order, and only where the code says nothing."""
 
-_SEQUENCES = re.compile(r"account sequence mismatch, expected (\d+), got (\d+)")
-
 
 def classify(codespace: str, code: int, log: str = "") -> Meaning:
     """What an answer means. `log` is the node's text; it counts only where the code is not in the table."""
@@ -145,9 +142,3 @@ def classify_text(log: str) -> Meaning:
     """What a refusal without a code of its own means, for instance that of a simulation."""
     lowered = log.lower()
     return next((meaning for text, meaning in TEXTS if text in lowered), UNKNOWN)
-
-
-def sequences(log: str) -> tuple[int, int] | None:
-    """(expected, got) of a sequence mismatch, when the text says so."""
-    found = _SEQUENCES.search(log)
-    return (int(found[1]), int(found[2])) if found else None

@@ -18,7 +18,6 @@ from forecastd.chain.fees import quote
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
-from forecastd.ledger import Submission
 from forecastd.settings import FeeTier
 
 REGISTER_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
@@ -148,19 +147,12 @@ def register(
     return cost.fee_uallo + fee
 
 
-def wait_for_tx(
-    node: ChainClient, submission: Submission, *, clock: Clock, wake: Event, seconds: float
-) -> TxResult | None:
-    """What a block made of a submission; None when none has it within `seconds`, or none can any more."""
-    return wait_for_hash(
-        node, submission.tx_hash, timeout_height=submission.timeout_height, clock=clock, wake=wake, seconds=seconds
-    )
-
-
 def wait_for_hash(
     node: ChainClient, name: str, *, timeout_height: int, clock: Clock, wake: Event, seconds: float
 ) -> TxResult | None:
-    """As `wait_for_tx`, for any transaction by its hash. A node that fails meanwhile is asked again.
+    """What a block made of a transaction, by its hash; None when none has it within `seconds`, or none can any more.
+
+    A node that fails meanwhile is asked again.
 
     Ends early, after one more look, when `wake` is set or the chain is past `timeout_height`.
     """

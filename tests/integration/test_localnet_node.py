@@ -17,7 +17,7 @@ from forecastd.chain.answers import Inference, NetworkInferences, Params, Topic
 from forecastd.chain.codec import payload_message, sign_submission, tx_hash
 from forecastd.chain.node import Node
 from forecastd.chain.sdk import EmissionsVersion, messages
-from forecastd.chain.submit import Spending, price, register, wait_for_tx
+from forecastd.chain.submit import Spending, price, register, wait_for_hash
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import ReplayClock, SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
@@ -64,7 +64,10 @@ def signed(node: Node, *, value: float = 0.0123, nonce: int | None = None, walle
 
 
 def wait(node: Node, submission: Submission, seconds: float = 30.0) -> Any:
-    return wait_for_tx(node, submission, clock=SystemClock(), wake=threading.Event(), seconds=seconds)
+    return wait_for_hash(
+        node, submission.tx_hash, timeout_height=submission.timeout_height, clock=SystemClock(), wake=threading.Event(),
+        seconds=seconds,
+    )  # fmt: skip
 
 
 @VERSIONS
@@ -191,7 +194,11 @@ def test_the_waiting_ends_when_the_window_has_passed_or_a_stop_is_asked(opened: 
         node.broadcast(submission.tx_bytes)
         stop = threading.Event()
         stop.set()
-        assert wait_for_tx(node, submission, clock=SystemClock(), wake=stop, seconds=600.0) is None
+        last = submission.timeout_height
+        found = wait_for_hash(
+            node, submission.tx_hash, timeout_height=last, clock=SystemClock(), wake=stop, seconds=600.0
+        )
+        assert found is None
         embedded.call(lambda chain: setattr(chain.state, "height", submission.timeout_height))
         embedded.call(lambda chain: chain.advance(1))
         assert wait(node, submission, seconds=600.0) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forecastd.chain.codes import CODES, TEXTS, UNKNOWN, Action, classify, classify_text, sequences
+from forecastd.chain.codes import CODES, TEXTS, UNKNOWN, Action, classify, classify_text
 
 CASES = [
     ("", 0, "", Action.ACCEPTED),
@@ -66,8 +66,3 @@ def test_every_meaning_tells_a_person_something() -> None:
     for meaning in (*CODES.values(), *(meaning for _, meaning in TEXTS), UNKNOWN):
         assert meaning.meaning
         assert meaning.advice.endswith(".")
-
-
-def test_the_expected_sequence_is_read_from_the_text() -> None:
-    assert sequences("account sequence mismatch, expected 12, got 9: incorrect account sequence") == (12, 9)
-    assert sequences("account sequence mismatch") is None
