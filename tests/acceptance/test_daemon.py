@@ -29,7 +29,9 @@ from forecastd.sources.faketiingo import FakeTiingo
 from forecastd.sources.faketiingo import Fault as SourceFault
 from forecastd.sources.sample import SampleSource
 
-PHRASE = "use smooth web oxygen spike escape oblige pioneer beyond final almost moon"  # no other file of tests has this one
+PHRASE = (
+    "use smooth web oxygen spike escape oblige pioneer beyond final almost moon"  # no other file of tests has this one
+)
 WALLET = Wallet.from_mnemonic(PHRASE).address
 EPOCH, WINDOW = 40, 36
 LONG = 90.0  # seconds that anything here may take on a machine that is busy

@@ -22,7 +22,9 @@ from models.engines import load_engine
 
 Once = Callable[..., Any]
 FIRST, SECOND = "2026-03-01T12:30:00Z", "2026-03-02T12:30:00Z"
-PHRASE = "battle skin client soda volume govern buddy achieve bike whale same load"  # no other file of tests has this one
+PHRASE = (
+    "battle skin client soda volume govern buddy achieve bike whale same load"  # no other file of tests has this one
+)
 
 # The command with faults in the first launches of each model's children.
 INJECTED = """
