@@ -19,6 +19,7 @@ class Book:
     def __init__(self) -> None:
         self._lock = Lock()
         self._topics: dict[Key, TopicPulse] = {}
+        self.changes = 0  # how often something new was put down
 
     def keep(self, topics: Mapping[Key, TopicPulse]) -> None:
         """Have these topics and no others; those that are there already keep what they counted."""
@@ -36,6 +37,7 @@ class Book:
         with self._lock:
             if key in self._topics:
                 self._topics[key] = change(self._topics[key])
+                self.changes += 1
 
     def ended(self, key: Key, outcome: Outcome, at: float) -> None:
         """A cycle ended so at `at` (unix seconds). A look that found nothing to do is not worth remembering."""

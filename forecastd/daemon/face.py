@@ -24,8 +24,8 @@ from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PULSE_EVERY = 5.0  # seconds between two writings of the file
-MOST_FEED = 1.0  # seconds between two feedings of the watchdog, or fewer where it is impatient
+PULSE_EVERY = 15.0  # seconds between two writings of the file while nothing happens
+MOST_FEED = 2.0  # seconds between two feedings of the watchdog, or fewer where it is impatient
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Face:
         self._since: dict[str, float] = {}
         self._late: frozenset[str] = frozenset()
         self._status = ""
+        self._shown: tuple[State, int] | None = None
 
     def tick(self) -> None:
         """Show what is due now. The watchdog is fed last: whatever goes wrong before that is worth a new start."""
@@ -69,7 +70,7 @@ class Face:
         if due > self._beat:
             self._beat, self._beat_at = due, (mono, self._clock.now())
             log.info("%s", telling.heartbeat(self.pulse()), extra={"action": "heartbeat"})
-        if mono - self._written >= PULSE_EVERY:
+        if mono - self._written >= PULSE_EVERY or self._shown != (self.state, self._body.book.changes):
             self.write()
         fed = self._fed_at
         if self.feed_every is not None and not self._late and (fed is None or mono - fed[0] >= self.feed_every / 2):
@@ -81,6 +82,7 @@ class Face:
 
         Without the leases the file may be that of another daemon, which is left alone unless `always` is set.
         """
+        self._shown = (self.state, self._body.book.changes)
         pulse = self.pulse()
         self._written = self._clock.monotonic()
         if always or self._body.shop.holds_leases:
@@ -99,6 +101,7 @@ class Face:
             self._since.setdefault(kit.forecaster.manifest.sha256, wall)
         fed = self._fed_at
         deadline = common.submission_deadline
+        supervision = pulses.supervision(kits, body.shop.quarantined)
         return Pulse(
             pid=os.getpid(),
             started=self._started_at,
@@ -116,13 +119,13 @@ class Face:
             endpoints=() if way is None else pulses.endpoints(way.chain),
             streams=pulses.streams(body.crew.streams()),
             models=pulses.models(kits, self._since),
-            supervision=pulses.supervision(kits, body.shop.quarantined),
+            supervision=supervision,
             heartbeat=HeartbeatPulse(self._beat_at[1], mono - self._beat_at[0], common.heartbeat_interval),
             watchdog=WatchdogPulse(
                 fed and fed[1], None if fed is None else mono - fed[0], self._limit, would_fire=bool(body.beats.late())
             ),
             memory_bytes=memory.resident(),
-            children_memory_bytes=memory.of_children(),
+            children_memory_bytes=sum(child.memory_bytes or 0 for child in supervision.children),
             open_files=memory.open_files(),
             health_port=self.health_port,
             log=self._log,

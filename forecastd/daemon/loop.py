@@ -1,4 +1,4 @@
-"""The main loop: one tick a second, from the start to the last words.
+"""The main loop: a tick every second or two, from the start to the last words.
 
 It does nothing that takes long itself. Starting, reloading, watching and serving go on in threads of their own; the loop
 looks whether they still make progress, and only as long as they all do is the service manager's watchdog fed.
@@ -36,7 +36,8 @@ from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
 
-TICK = 1.0  # seconds
+TICK, BUSY_TICK = 2.0, 0.1  # seconds between two ticks: while all goes its way, and while it starts, reloads or ends
+SHOWN_TICK = 1.0  # seconds, while somebody watches
 CUT, GRACE, LAST_GRACE = 2.5, 5.0, 8.0  # seconds after SIGTERM, see `_finished` and `_leave`
 AFTER_A_FAULT = 10.0  # seconds between two ticks that an error ended which nobody foresaw
 RESTART = 6  # exit code that asks the service manager for a new start
@@ -96,7 +97,7 @@ class Daemon:
             self._serve_health(stack)
             self._starting = Background("the start", self._open)
             while not self._finished():
-                for number in self._signals.wait(self._face.feed_every or TICK):
+                for number in self._signals.wait(self._pause()):
                     self._on_signal(number)
                 if isinstance(guarded("the main loop", self._tick), Unforeseen):
                     self._wake.wait(AFTER_A_FAULT)
@@ -165,6 +166,12 @@ class Daemon:
         self._face.tick()
         if self._watch is not None:
             self._watch(self._face.pulse())
+
+    def _pause(self) -> float:
+        """Seconds until the next tick."""
+        if self._face.state != "running" or self._reloading is not None:
+            return BUSY_TICK
+        return min(TICK, self._face.feed_every or TICK, TICK if self._watch is None else SHOWN_TICK)
 
     def _over(self) -> bool:
         return self._deadline.passed(self._clock.monotonic(), self._clock.now())

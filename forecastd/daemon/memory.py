@@ -1,4 +1,4 @@
-"""How much memory and how many files the daemon has, from /proc (proc(5)): its own, and its children's."""
+"""How much memory a process has, and how many files this one, from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -16,29 +16,9 @@ def resident(pid: int | str = "self") -> int | None:
         return None
 
 
-def children() -> list[int]:
-    """The process numbers of this process's own children, whichever of its threads started them."""
-    found: list[int] = []
-    for task in _listed("/proc/self/task"):
-        try:
-            found += map(int, Path(f"/proc/self/task/{task}/children").read_bytes().split())
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def of_children() -> int:
-    """Resident memory of all children together, in bytes."""
-    return sum(resident(pid) or 0 for pid in children())
-
-
 def open_files() -> int:
     """How many file descriptors are open."""
-    return len(_listed("/proc/self/fd"))
-
-
-def _listed(path: str) -> list[str]:
     try:
-        return os.listdir(path)  # noqa: PTH208 - names are all that is wanted
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - how many is all that is wanted
     except OSError:
-        return []
+        return 0
