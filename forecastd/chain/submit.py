@@ -22,6 +22,7 @@ from forecastd.settings import FeeTier
 
 REGISTER_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
 REGISTER_SECONDS = 120.0
+SEND_AGAIN_SECONDS = 5.0  # about a block's time
 _FIRST_WAIT, _LONGEST_WAIT = 0.015, 2.0  # seconds between two looks for a transaction; each wait is 1.6 x the last
 
 log = logging.getLogger(__name__)
@@ -131,20 +132,30 @@ def register(
     )  # fmt: skip
     commit(sequence, tx_hash(raw))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
-    try:
-        answer = node.broadcast(raw)
-    except RetryLater as error:  # the bytes may have arrived all the same
-        log.info("no answer to the registration: %s", error, extra={"action": "register"})
-    else:
-        meaning = classify(answer.codespace, answer.code, answer.log)
-        if meaning.action not in (Action.ACCEPTED, Action.PENDING):
-            raise _not_registered(topic_id, meaning, answer.log)
-    found = wait_for_hash(node, tx_hash(raw), timeout_height=last, clock=clock, wake=wake, seconds=REGISTER_SECONDS)
+    end, found = clock.monotonic() + REGISTER_SECONDS, None
+    first = True
+    while found is None and not wake.is_set() and clock.monotonic() < end and (first or node.height() <= last):
+        _send_registration(node, raw, topic_id, refusals_count=first)
+        first = False  # from now on it may be in a block, or lost on its way: the same bytes again do no harm
+        found = wait_for_hash(
+            node, tx_hash(raw), timeout_height=last, clock=clock, wake=wake, seconds=SEND_AGAIN_SECONDS
+        )
     if found is None:
         raise RetryLater(f"The registration for topic {topic_id} is in no block yet. The next run looks again.")
     if found.code != 0:
         raise _not_registered(topic_id, classify(found.codespace, found.code, found.log), found.log)
     return cost.fee_uallo + fee
+
+
+def _send_registration(node: ChainClient, raw: bytes, topic_id: int, *, refusals_count: bool) -> None:
+    try:
+        answer = node.broadcast(raw)
+    except RetryLater as error:  # the bytes may have arrived all the same
+        log.info("no answer to the registration: %s", error, extra={"action": "register"})
+        return
+    meaning = classify(answer.codespace, answer.code, answer.log)
+    if refusals_count and meaning.action not in (Action.ACCEPTED, Action.PENDING):
+        raise _not_registered(topic_id, meaning, answer.log)
 
 
 def wait_for_hash(

@@ -23,6 +23,7 @@ from forecastd.clock import ReplayClock, SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.ledger import Submission
 from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.faults import Fault
 from forecastd.localnet.running import announced, endpoint_file, find_running
 from forecastd.localnet.state import Fees
 from forecastd.localnet.topics import TopicSpec
@@ -110,6 +111,14 @@ def test_a_worker_registers_submits_and_finds_its_forecast_on_the_chain(
         embedded.call(lambda chain: chain.advance(10))
         assert node.open_nonces(67) == [21]
         assert node.is_nonce_unfulfilled(67, 21)
+
+
+def test_a_registration_that_was_taken_and_lost_is_sent_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecastd.chain.submit.SEND_AGAIN_SECONDS", 0.2)
+    with opened() as (embedded, node):
+        embedded.set_faults([Fault.parse("drop@first=1")])
+        registered(node)
+        assert node.is_registered(67, WALLET.address)
 
 
 def test_the_same_bytes_again_are_known_and_not_paid_twice(opened: Open) -> None:
