@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-OURS = (
-    "ALLORA", "TOPIC", "MNEMONIC", "CREDENTIALS", "TIINGO", "SYMBOL", "DATA_SOURCE", "RPC", "FEE", "MAX_FEE", "MODEL",
-    "FEATURES", "STATE", "LOG", "XDG", "SUBMISSION", "NOTIFY", "WATCHDOG",
-)  # fmt: skip
+from forecastd.settings import Settings
+
+OURS = (*(name.upper() for name in Settings.model_fields), "XDG")
+
+# How long an example takes says nothing on a machine that is busy.
+settings.register_profile("forecastd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("forecastd")
 
 
 @pytest.fixture(autouse=True)
