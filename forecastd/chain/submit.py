@@ -132,14 +132,18 @@ def register(
     )  # fmt: skip
     commit(sequence, tx_hash(raw))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
-    end, found = clock.monotonic() + REGISTER_SECONDS, None
-    first = True
-    while found is None and not wake.is_set() and clock.monotonic() < end and (first or node.height() <= last):
-        _send_registration(node, raw, topic_id, refusals_count=first)
-        first = False  # from now on it may be in a block, or lost on its way: the same bytes again do no harm
-        found = wait_for_hash(
-            node, tx_hash(raw), timeout_height=last, clock=clock, wake=wake, seconds=SEND_AGAIN_SECONDS
-        )
+    try:
+        answer = node.broadcast(raw)
+    except RetryLater as error:  # the bytes may have arrived all the same
+        log.info("no answer to the registration: %s", error, extra={"action": "register"})
+    else:
+        meaning = classify(answer.codespace, answer.code, answer.log)
+        if meaning.action not in (Action.ACCEPTED, Action.PENDING):
+            raise _not_registered(topic_id, meaning, answer.log)
+    found = wait_for_hash(
+        node, tx_hash(raw), timeout_height=last, clock=clock, wake=wake, seconds=REGISTER_SECONDS,
+        send_again=lambda: node.broadcast(raw),
+    )  # fmt: skip
     if found is None:
         raise RetryLater(f"The registration for topic {topic_id} is in no block yet. The next run looks again.")
     if found.code != 0:
@@ -147,33 +151,34 @@ def register(
     return cost.fee_uallo + fee
 
 
-def _send_registration(node: ChainClient, raw: bytes, topic_id: int, *, refusals_count: bool) -> None:
-    try:
-        answer = node.broadcast(raw)
-    except RetryLater as error:  # the bytes may have arrived all the same
-        log.info("no answer to the registration: %s", error, extra={"action": "register"})
-        return
-    meaning = classify(answer.codespace, answer.code, answer.log)
-    if refusals_count and meaning.action not in (Action.ACCEPTED, Action.PENDING):
-        raise _not_registered(topic_id, meaning, answer.log)
-
-
 def wait_for_hash(
-    node: ChainClient, name: str, *, timeout_height: int, clock: Clock, wake: Event, seconds: float
+    node: ChainClient,
+    name: str,
+    *,
+    timeout_height: int,
+    clock: Clock,
+    wake: Event,
+    seconds: float,
+    send_again: Callable[[], object] = lambda: None,
 ) -> TxResult | None:
     """What a block made of a transaction, by its hash; None when none has it within `seconds`, or none can any more.
 
-    A node that fails meanwhile is asked again.
+    A node that fails meanwhile is asked again. `send_again` is called every `SEND_AGAIN_SECONDS`: what was taken may be
+    lost on its way, and the same bytes do no harm; what it says does not count.
 
     Ends early, after one more look, when `wake` is set or the chain is past `timeout_height`.
     """
     end, pause, last_look = clock.monotonic() + seconds, _FIRST_WAIT, False
+    again = clock.monotonic() + SEND_AGAIN_SECONDS
     while True:
         try:
             found = node.find_tx(name)
             if found is not None or last_look:
                 return found
             last_look = node.height() > timeout_height
+            if not last_look and clock.monotonic() >= again:
+                again = clock.monotonic() + SEND_AGAIN_SECONDS
+                send_again()
         except RetryLater as error:
             log.info("still looking for %s: %s", name, error, extra={"action": "confirm"})
             if last_look:
