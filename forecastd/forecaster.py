@@ -33,8 +33,6 @@ from models.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-STEADY = 10  # a forecast that gets on all the time may take that many times what one step of it may
-
 
 class TooFewCandles(SkipEpoch):
     """The model wants more candles than there are."""
@@ -102,8 +100,7 @@ class Forecaster:
             NeedsHuman: the model is no good, and there is no other.
             SkipEpoch: no process came to be ready.
         """
-        limits, pool = self._policy.limits, self._running()
-        seconds = self._policy.attempts * (limits.starting + limits.loading + limits.warming_up)
+        pool, seconds = self._running(), self._policy.ready_seconds
         try:
             sha256 = pool.ready(seconds, over)
             if not self._fresh:  # it was proven when it was loaded, and is again before each cycle that follows
@@ -125,7 +122,7 @@ class Forecaster:
     @property
     def needed(self) -> int:
         """How many candles a forecast needs: the encoder's, and those that warm its features up."""
-        return self.manifest.encoder_length + warm_up(self.features.past, self.manifest.step)
+        return needed_candles(self.manifest)
 
     def gather(self, source: Source, window: RollingWindow, now: float) -> tuple[Candles, tuple[str, ...]]:
         """The candles for a forecast at `now`, fetched where missing and checked; and the repairs made, in words.
@@ -140,8 +137,7 @@ class Forecaster:
                 f"The model wants candles of {step} s, {source.name} gives {source.step} s. "
                 "Choose another source, or train a model on this one."
             )
-        candles = refresh(window, source, now=now, length=self.needed)
-        return check(candles, now=now, needed=self.needed, max_age=STALE_STEPS * step)
+        return gather(self.manifest, source, window, now)
 
     def forecast(self, candles: Candles, over: Callable[[], bool] = lambda: False) -> Forecast:
         """The forecast from the end of `candles`. `over` is asked every second whether nobody wants it any more.
@@ -151,18 +147,17 @@ class Forecaster:
             SkipEpoch: the model cannot make it, or no child finished it.
             NeedsHuman: the model is no good any more, and there is no other.
         """
-        limits, manifest = self._policy.limits, self.manifest
+        manifest = self.manifest
         if len(candles) < self.needed:
             raise TooFewCandles(
                 f"The model {manifest.name} wants {self.needed} candles, and {len(candles)} were fetched for another.",
                 check="model_process",
             )
         inputs = model_input(self.features, candles, manifest.encoder_length, manifest.horizon)
-        seconds = self._policy.attempts * (limits.loading + limits.predicting + limits.post_processing) * STEADY
         job = predict_job(
             inputs,
             name=f"forecast from {candles.end}",
-            deadline=self._clock.monotonic() + seconds,
+            deadline=self._clock.monotonic() + self._policy.forecast_seconds,
             attempts=self._policy.attempts,
             rows=manifest.horizon,
             levels=manifest.levels,
@@ -280,6 +275,18 @@ class Forecaster:
             log.error("%s", told)
             return True
         return False
+
+
+def needed_candles(manifest: Manifest) -> int:
+    """How many candles a forecast of this model needs: the encoder's, and those that warm its features up."""
+    return manifest.encoder_length + warm_up(manifest.past, manifest.step)
+
+
+def gather(manifest: Manifest, source: Source, window: RollingWindow, now: float) -> tuple[Candles, tuple[str, ...]]:
+    """The candles that the model needs at `now`, of a source with its step; and the repairs made. Raises as the method."""
+    needed = needed_candles(manifest)
+    candles = refresh(window, source, now=now, length=needed)
+    return check(candles, now=now, needed=needed, max_age=STALE_STEPS * manifest.step)
 
 
 def _manifest(bundle: Path) -> Manifest:

@@ -14,11 +14,10 @@ from pathlib import Path
 from threading import Condition
 from typing import Literal
 
-from forecastd.candles import STALE_STEPS, check
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
-from forecastd.features import model_input, parse_features, warm_up
-from forecastd.forecaster import STEADY
+from forecastd.features import model_input, parse_features
+from forecastd.forecaster import gather
 from forecastd.settings import Settings
 from forecastd.sources import open_source
 from forecastd.stages import describe_candles
@@ -28,7 +27,7 @@ from forecastd.supervise.policy import Policy, Setup, policy_of
 from forecastd.supervise.pool import Pool
 from forecastd.supervise.process import ChildFailed, ModelFailed
 from forecastd.supervise.report import Counts, Event
-from forecastd.window import RollingWindow, refresh
+from forecastd.window import RollingWindow
 from models.base import Forecast, ModelInput
 from models.bundle import load_bundle
 from models.errors import ModelError
@@ -214,9 +213,7 @@ def run_trial(
     if plan.candles_at is not None:
         inputs, told = _from_candles(settings, manifest, plan.candles_at)
     if plan.deadline is None:
-        limits = policy.limits
-        a_try = limits.loading + limits.predicting + limits.post_processing
-        plan = replace(plan, deadline=policy.attempts * a_try * STEADY)  # as a cycle has it
+        plan = replace(plan, deadline=policy.forecast_seconds)  # as a cycle has it
     counts, recorder = Counts(), Recorder(clock, observe)
 
     def make(name: str, deadline: float) -> Job:
@@ -241,10 +238,8 @@ def _from_candles(settings: Settings, manifest: Manifest, now: float) -> tuple[M
             f"The model wants candles of {manifest.step} s, {source.name} gives {source.step} s. "
             "Choose another source, or leave --source out: the bundle's own canary needs none."
         )
-    needed = manifest.encoder_length + warm_up(features.past, manifest.step)
     with RollingWindow.open(settings.state / "window.sqlite") as window:
-        candles = refresh(window, source, now=now, length=needed)
-    candles, _ = check(candles, now=now, needed=needed, max_age=STALE_STEPS * manifest.step)
+        candles, _ = gather(manifest, source, window, now)
     inputs = model_input(features, candles, manifest.encoder_length, manifest.horizon)
     return inputs, describe_candles(candles, source.name, now)
 
@@ -253,9 +248,8 @@ def _run(
     pool: Pool, recorder: Recorder, policy: Policy, plan: Plan, make: Callable[[str, float], Job], *, clock: Clock
 ) -> tuple[JobEnd, ...]:
     """Wait until all children are ready, standbys too, then run one job after the other."""
-    limits, names = policy.limits, [f"forecast {number}" for number in range(1, plan.jobs + 1)]
-    seconds = policy.attempts * (limits.starting + limits.loading + limits.warming_up)
-    start = clock.monotonic()
+    names = [f"forecast {number}" for number in range(1, plan.jobs + 1)]
+    seconds, start = policy.ready_seconds, clock.monotonic()
     try:
         pool.ready(seconds)
     except ModelFailed as error:

@@ -18,8 +18,8 @@ from threading import Event
 from benchmarks.forecast import BUNDLE
 from forecastd.candles import Candles
 from forecastd.clock import SystemClock, from_iso
-from forecastd.features import model_input, parse_features, warm_up
-from forecastd.forecaster import Forecaster
+from forecastd.features import model_input, parse_features
+from forecastd.forecaster import Forecaster, needed_candles
 from forecastd.sources.sample import SampleSource
 from forecastd.supervise.policy import Policy
 from forecastd.window import RollingWindow, refresh
@@ -106,7 +106,7 @@ def _timed(times: list[float], work: Callable[[], object]) -> None:
 
 
 def _candles(manifest: Manifest) -> Candles:
-    needed = manifest.encoder_length + warm_up(manifest.past, manifest.step)
+    needed = needed_candles(manifest)
     with tempfile.TemporaryDirectory() as place:
         window = RollingWindow.open(Path(place) / "window.sqlite")
         try:

@@ -8,8 +8,8 @@ from forecastd.candles import STALE_STEPS, check
 from forecastd.clock import Clock, iso
 from forecastd.doctor.finding import Finding, Level, split
 from forecastd.errors import ForecastdError, NeedsHuman, SkipEpoch
-from forecastd.features import load_features, parse_features, warm_up
-from forecastd.forecaster import Forecaster
+from forecastd.features import load_features, parse_features
+from forecastd.forecaster import Forecaster, needed_candles
 from forecastd.guards import DAY, MAX_MODEL_AGE_DAYS
 from forecastd.settings import Settings
 from forecastd.shelf import Reserve, open_shelf
@@ -49,10 +49,10 @@ def _wanted(settings: Settings) -> tuple[int, int] | None:
     """Step and number of candles that the model wants; None where there is no sound model, which is told elsewhere."""
     try:
         manifest = read_manifest(settings.model_path)
-        features = parse_features((*manifest.past, *manifest.known), "The bundle")
+        parse_features((*manifest.past, *manifest.known), "The bundle")
     except (ModelError, ForecastdError):
         return None
-    return manifest.step, manifest.encoder_length + warm_up(features.past, manifest.step)
+    return manifest.step, needed_candles(manifest)
 
 
 def check_model(settings: Settings, clock: Clock) -> list[Finding]:

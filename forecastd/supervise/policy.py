@@ -12,6 +12,7 @@ from forecastd.supervise.detector import Limits
 
 BACK_OFF_AFTER, BACK_OFF_WITHIN = 3, 300.0
 BACK_OFF_FIRST, BACK_OFF_MOST = 5.0, 300.0
+STEADY = 10  # a forecast that gets on all the time may take that many times what one step of it may
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,18 @@ class Policy:
     standbys: int = 0
     memory: int = 4 << 30
     strikes: int = 3
+
+    @property
+    def ready_seconds(self) -> float:
+        """How long all attempts to have a model ready may take together."""
+        limits = self.limits
+        return self.attempts * (limits.starting + limits.loading + limits.warming_up)
+
+    @property
+    def forecast_seconds(self) -> float:
+        """How long all attempts at a forecast that gets on all the time may take together."""
+        limits = self.limits
+        return self.attempts * (limits.loading + limits.predicting + limits.post_processing) * STEADY
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Pool:
 
     def _await_ready(self, future: Future[str]) -> None:
         self._board.await_ready(future)
-        ready = next((slot.bundle for slot in self._keeper.slots if slot.idle or slot.task), None)
+        ready = next((slot.bundle for slot in self._keeper.slots if slot.proven), None)
         if ready is not None:
             self._board.ready(ready)
 
