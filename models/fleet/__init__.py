@@ -1,0 +1,1 @@
+"""Forecasting many metrics of many servers at once: bundle, engines, training."""
