@@ -32,9 +32,7 @@ class Engine:
         self.manifest = bundle.manifest
         self.bundle_sha256 = bundle.sha256
         self._scaling = Scaling(bundle.manifest)
-        self._network = Tft(
-            bundle.manifest.network, bundle.weights, bundle.manifest.encoder_length, bundle.manifest.horizon
-        )
+        self._network = Tft(bundle.manifest.network, bundle.weights, bundle.manifest.horizon)
 
     def predict(self, inputs: ModelInput, progress: Progress = lambda done, total: None) -> Forecast:
         """The forecast of one series. `progress` hears of every step of the work that is done.

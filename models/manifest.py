@@ -23,6 +23,7 @@ CANARY = "canary.safetensors"
 NORMALIZER = "last-value"
 PARTS = ("train", "validation", "test")
 LARGEST_STEP = 366 * 86400
+OF_THE_FLEET = ("targets", "profiles", "embedding_size")  # of a network; here they have their defaults
 MOST = {  # the largest sizes that a manifest may name
     "encoder_length": 100_000, "horizon": 100_000, "hidden_size": 4096, "hidden_continuous_size": 4096,
     "attention_heads": 256, "lstm_layers": 16, "levels": 99,
@@ -39,7 +40,11 @@ class Scaler:
 
 @dataclass(frozen=True)
 class Network:
-    """The sizes of a Temporal Fusion Transformer and its variables, in the order the network reads them."""
+    """The sizes of a Temporal Fusion Transformer and its variables, in the order the network reads them.
+
+    `outputs`: of each target. `profiles`, `embedding_size`: the static profile's values and the numbers each is told by; 0
+    for a network without one.
+    """
 
     hidden_size: int
     hidden_continuous_size: int
@@ -48,6 +53,9 @@ class Network:
     encoder_reals: tuple[str, ...]
     decoder_reals: tuple[str, ...]
     outputs: int
+    targets: int = 1
+    profiles: int = 0
+    embedding_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def to_json(manifest: Manifest) -> bytes:
         "encoder_length": manifest.encoder_length,
         "horizon": manifest.horizon,
         "levels": manifest.levels,
-        "network": vars(manifest.network),
+        "network": {name: value for name, value in vars(manifest.network).items() if name not in OF_THE_FLEET},
         "training": {
             **_times_json(training),
             "rows": training.rows,

@@ -35,8 +35,13 @@ def expected_shapes(network: Network) -> dict[str, tuple[int, ...]]:
             shapes[f"{name}.resample_norm.mask"] = (outputs,)
             norm(f"{name}.resample_norm.norm", outputs)
 
-    for variable in network.encoder_reals:
+    for variable in dict.fromkeys((*network.encoder_reals, *network.decoder_reals)):
         linear(f"prescalers.{variable}", 1, small)
+    if network.profiles:
+        shapes["input_embeddings.embeddings.profile.weight"] = (network.profiles, network.embedding_size)
+        profile = "static_variable_selection.single_variable_grns.profile"
+        shapes[f"{profile}.mask"] = (hidden,)
+        norm(f"{profile}.norm", hidden)
     for side, reals in (("encoder", network.encoder_reals), ("decoder", network.decoder_reals)):
         selection = f"{side}_variable_selection"
         if len(reals) > 1:
@@ -62,5 +67,7 @@ def expected_shapes(network: Network) -> dict[str, tuple[int, ...]]:
     gate("post_attn_gate_norm", hidden, hidden)
     residual("pos_wise_ff", hidden, hidden, hidden)
     gate("pre_output_gate_norm", hidden, hidden)
-    linear("output_layer", hidden, network.outputs)
+    targets = [""] if network.targets == 1 else [f".{index}" for index in range(network.targets)]
+    for target in targets:
+        linear(f"output_layer{target}", hidden, network.outputs)
     return shapes

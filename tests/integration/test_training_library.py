@@ -36,7 +36,7 @@ def compare(network: Network, length: int, horizon: int, seed: int, spread: floa
     weights = {name: state[name].numpy() for name in expected_shapes(network)}
     assert {name: value.shape for name, value in weights.items()} == expected_shapes(network)
     wanted = forward(model, past, future)
-    got = Tft(network, weights, length, horizon)(past, future)
+    got = Tft(network, weights, horizon)(past, future)
     return float(np.abs(got - wanted).max() / np.ptp(wanted, axis=-1).max())
 
 
