@@ -6,7 +6,6 @@ Sub-commands and everything they need are imported when they are called, so that
 from __future__ import annotations
 
 import errno
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cli.lazy import LazyGroup
 from cli.options import SettingOption
 from forecastd import __version__
 from forecastd.errors import ForecastdError
@@ -25,6 +25,7 @@ COMMANDS = {
     "completion": ("cli.completion", "Print the shell completion script."),
     "data": ("cli.data", "Fetch, inspect and export candles; serve a fake Tiingo."),
     "doctor": ("cli.doctor", "Check everything a worker stands on, with cause and fix."),
+    "fleet": ("cli.fleet", "Forecast a fleet of servers over HTTP."),
     "ledger": ("cli.ledger", "List, export and verify what was submitted."),
     "localnet": ("cli.localnet", "Run a local Allora node in the foreground."),
     "model": ("cli.model", "Check and describe model bundles."),
@@ -49,23 +50,6 @@ Exit codes:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class LazyGroup(click.Group):
-    """A group that knows its commands' names and one-line helps, and imports one only to run or describe it."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
-
-
 def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F]:
     """An option that overrides one of the settings; its help names the environment variable."""
     return click.option(flag, variable.lower(), cls=SettingOption, help=f"{text}  [{variable}]", **more)
@@ -73,6 +57,7 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
 
 @click.group(
     cls=LazyGroup,
+    table=COMMANDS,
     name="forecastd",
     invoke_without_command=True,
     epilog=EPILOG,

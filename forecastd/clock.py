@@ -44,6 +44,35 @@ class ReplayClock:
         return time.monotonic()
 
 
+class ScaledClock:
+    """Wall time that runs `speed` times as fast as it does, from now on; monotonic time is the machine's own. For rehearsals.
+
+    Limits on how long something may take are monotonic, so a rehearsal at speed 10 leaves a model as much time as ever.
+    """
+
+    def __init__(self, speed: float = 1.0, clock: Clock | None = None) -> None:
+        """`speed` above 0. `clock`: what it runs beside, the machine's own clocks when not given."""
+        if not 0 < speed < float("inf"):
+            raise ValueError("the speed of a clock must be a number above 0")
+        self.speed = speed
+        self._clock = clock or SystemClock()
+        self._wall, self._mono = self._clock.now(), self._clock.monotonic()
+
+    def now(self) -> float:
+        if self.speed == 1.0:
+            return self._clock.now()  # which may be set right meanwhile, unlike one that is made up
+        return self._wall + (self._clock.monotonic() - self._mono) * self.speed
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+
+def seconds_until(clock: Clock, moment: float) -> float:
+    """Seconds to wait, as this machine's own time goes, until `clock` shows `moment`; negative when that is over."""
+    speed = clock.speed if isinstance(clock, ScaledClock) else 1.0
+    return (moment - clock.now()) / speed
+
+
 class Deadline:
     """A span of time that began when this was made. `seconds` None: without end."""
 

@@ -23,6 +23,7 @@ from forecastd.textfile import read_text_file
 Network = Literal["local", "testnet", "mainnet"]
 FeeTier = Literal["eco", "standard", "priority"]
 LogFormat = Literal["text", "json"]
+FleetEngine = Literal["auto", "library", "fused", "stream", "onnx"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 ENV_FILE = Path(".env")  # where the command is run
@@ -32,6 +33,7 @@ NUMERIC = ("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "OM
 CHECKOUT = Path(__file__).resolve().parent.parent
 EMBEDDED_MODEL = CHECKOUT / "models" / "demo"
 EMBEDDED_FEATURES = CHECKOUT / "features.json"
+EMBEDDED_FLEET_MODEL = CHECKOUT / "models" / "fleet-demo"
 
 
 class Settings(BaseSettings):
@@ -88,9 +90,27 @@ class Settings(BaseSettings):
     watchdog_usec: int | None = Field(default=None, ge=1)  # set by systemd for WatchdogSec=
     watchdog_pid: int | None = Field(default=None, ge=1)  # set by systemd with it
 
-    @field_validator("rpc_endpoints", "event_endpoints", mode="before")
+    fleet_host: str = "127.0.0.1"
+    fleet_port: int = Field(default=8080, ge=0, le=65_535)
+    fleet_step: int = Field(default=5, ge=1, le=3600)
+    fleet_model: Path | None = None
+    fleet_models_dir: Path | None = None
+    fleet_engine: FleetEngine = "auto"
+    fleet_api_keys: SecretStr | None = None
+    fleet_api_keys_file: Path | None = None
+    fleet_cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    fleet_rate_limit: int = Field(default=6000, ge=0)
+    fleet_max_body_mb: int = Field(default=8, ge=1, le=256)
+    fleet_max_servers: int = Field(default=5000, ge=1, le=100_000)
+    fleet_max_skew: Seconds = 30.0
+    fleet_history_hours: float = Field(default=48.0, gt=0, le=8784)
+    fleet_history_mb: int = Field(default=2048, ge=16)
+    fleet_thresholds: Path | None = None
+    fleet_scrape: Annotated[tuple[str, ...], NoDecode] = ()
+
+    @field_validator("rpc_endpoints", "event_endpoints", "fleet_cors_origins", "fleet_scrape", mode="before")
     @classmethod
-    def _split_endpoints(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         """A list may be written with commas or as JSON."""
         if not isinstance(value, str):
             return value
@@ -179,6 +199,21 @@ class Settings(BaseSettings):
     def features_path(self) -> Path:
         """The feature list: `FEATURES`, else the project's own `features.json`."""
         return self.features or EMBEDDED_FEATURES
+
+    @property
+    def fleet_state(self) -> Path:
+        """Where the fleet's window, its models and its lock live."""
+        return self.state / "fleet"
+
+    @property
+    def fleet_model_path(self) -> Path:
+        """The bundle that forecasts the fleet: `FLEET_MODEL`, else the embedded demo."""
+        return self.fleet_model or EMBEDDED_FLEET_MODEL
+
+    @property
+    def fleet_models(self) -> Path:
+        """Where a bundle's name is looked for when a running fleet is told to change its model."""
+        return self.fleet_models_dir or self.fleet_state / "models"
 
 
 def load_settings(**options: object) -> Settings:
