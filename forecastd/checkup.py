@@ -17,7 +17,7 @@ from forecastd.settings import Settings
 from forecastd.sources import open_source
 from forecastd.stages import Stage, describe_candles, describe_forecast, describe_guards, describe_model
 from forecastd.window import RollingWindow
-from models.bundle import unknown_files
+from models.bundlefiles import unknown_files
 from models.manifest import Manifest
 
 
@@ -61,5 +61,5 @@ def _remarks(bundle: Path, manifest: Manifest) -> Iterator[str]:
     """What does not make a bundle bad, but matters to whoever wants to use it."""
     if manifest.training.synthetic:
         yield "trained on made-up data: for the local network only, testnet and mainnet refuse it"
-    if unknown := unknown_files(bundle, manifest):
+    if unknown := unknown_files(bundle, manifest.files):
         yield f"not in its manifest, never read: {', '.join(unknown)}"

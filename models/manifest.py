@@ -6,27 +6,32 @@ or out of its bounds is refused by name: a manifest is either fully understood o
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from models.records import (
+    MOST_LEVELS,
+    FileRecord,
+    Training,
+    files_json,
+    read_files,
+    read_levels,
+    read_training,
+    training_json,
+)
 from models.strict import Fields, name_of, read_object, refuse
 
 SCHEMA = 1
 KIND = "temporal-fusion-transformer"
 TARGET = "log_close"
 RELATIVE_TIME = "relative_time_idx"  # the library's name of the position in the window, divided by the encoder length
-WEIGHTS = "weights.safetensors"
-CANARY = "canary.safetensors"
 NORMALIZER = "last-value"
-PARTS = ("train", "validation", "test")
 LARGEST_STEP = 366 * 86400
 OF_THE_FLEET = ("targets", "profiles", "embedding_size")  # of a network; here they have their defaults
 MOST = {  # the largest sizes that a manifest may name
     "encoder_length": 100_000, "horizon": 100_000, "hidden_size": 4096, "hidden_continuous_size": 4096,
-    "attention_heads": 256, "lstm_layers": 16, "levels": 99,
+    "attention_heads": 256, "lstm_layers": 16, "levels": MOST_LEVELS,
 }  # fmt: skip
 
 
@@ -59,46 +64,6 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """One part of the rows, in unix seconds: opening of its first row, close of its last; how many windows it holds."""
-
-    start: int
-    end: int
-    windows: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """What the model was made from. `start`, `end` in unix seconds: opening of the first row, close of the last.
-
-    They span all rows, those held out for validation and test too; what the network learnt from ends at `learnt_until`.
-    """
-
-    start: int
-    end: int
-    rows: int
-    data_sha256: str
-    source: str
-    synthetic: bool
-    created: int  # unix seconds
-    parts: Mapping[str, Interval]  # of the train, the validation and the test part
-    config: Mapping[str, object]  # the options of the training, as given
-
-    @property
-    def learnt_until(self) -> int:
-        """Unix seconds: close of the last row of the train part, the newest that the weights were fitted to."""
-        return self.parts["train"].end
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file of the bundle must be."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A bundle's description. `step` in seconds; `levels` increasing, 0.5 among them; `sha256` of its own bytes."""
 
@@ -124,14 +89,8 @@ def network_reals(past: tuple[str, ...], known: tuple[str, ...]) -> tuple[tuple[
     return (*decoder, *past, TARGET), decoder
 
 
-def iso(seconds: int) -> str:
-    """Unix seconds as `2019-10-17T09:00:00Z`."""
-    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def to_json(manifest: Manifest) -> bytes:
     """The manifest as the bytes of `manifest.json`. `sha256` is not part of them, it is their hash."""
-    training = manifest.training
     document = {
         "schema": SCHEMA,
         "kind": KIND,
@@ -149,29 +108,12 @@ def to_json(manifest: Manifest) -> bytes:
         "horizon": manifest.horizon,
         "levels": manifest.levels,
         "network": {name: value for name, value in vars(manifest.network).items() if name not in OF_THE_FLEET},
-        "training": {
-            **_times_json(training),
-            "rows": training.rows,
-            "data_sha256": training.data_sha256,
-            "source": training.source,
-            "synthetic": training.synthetic,
-            "created": training.created,
-            "parts": {name: _interval_json(part) for name, part in training.parts.items()},
-            "config": training.config,
-        },
+        "training": training_json(manifest.training),
         "versions": dict(manifest.versions),
         "metrics": manifest.metrics,
-        "files": {name: {"sha256": f.sha256, "size": f.size} for name, f in manifest.files.items()},
+        "files": files_json(manifest.files),
     }
     return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _interval_json(part: Interval) -> dict[str, object]:
-    return {**_times_json(part), "windows": part.windows}
-
-
-def _times_json(part: Interval | Training) -> dict[str, object]:
-    return {"start": part.start, "start_iso": iso(part.start), "end": part.end, "end_iso": iso(part.end)}
 
 
 def parse(content: bytes, sha256: str) -> Manifest:
@@ -193,7 +135,7 @@ def parse(content: bytes, sha256: str) -> Manifest:
         refuse("names a feature twice, or one like the target")
     _check_target(root.child("target"))
     root.child("encoders").end()
-    levels = _levels(root)
+    levels = read_levels(root)
     manifest = Manifest(
         name=name_of(root.take("name", str), "name"),
         past=past,
@@ -204,10 +146,10 @@ def parse(content: bytes, sha256: str) -> Manifest:
         horizon=root.integer("horizon", 1, MOST["horizon"]),
         levels=levels,
         network=_network(root.child("network"), past, known, len(levels)),
-        training=_training(root.child("training")),
+        training=read_training(root.child("training")),
         versions=root.child("versions").strings(),
         metrics=root.free("metrics"),
-        files=_files(root.child("files")),
+        files=read_files(root.child("files")),
         sha256=sha256,
     )
     root.end()
@@ -219,15 +161,6 @@ def _check_target(target: Fields) -> None:
     if target.take("name", str) != TARGET or target.take("normalizer", str) != NORMALIZER:
         refuse(f"has another target than {TARGET} with the {NORMALIZER} normalizer")
     target.end()
-
-
-def _levels(root: Fields) -> tuple[float, ...]:
-    levels = root.take("levels", list)
-    if not all(isinstance(level, float) and 0 < level < 1 for level in levels) or len(levels) > MOST["levels"]:
-        refuse("must have probabilities between 0 and 1 at levels")
-    if any(b <= a for a, b in itertools.pairwise(levels)) or 0.5 not in levels:
-        refuse("must have increasing levels with 0.5 among them")
-    return tuple(levels)
 
 
 def _scalers(scalers: Fields, features: tuple[str, ...]) -> Mapping[str, Scaler]:
@@ -257,57 +190,4 @@ def _network(network: Fields, past: tuple[str, ...], known: tuple[str, ...], out
         refuse("has a network whose variables or outputs differ from its features and levels")
     if found.attention_heads > found.hidden_size:
         refuse("has more attention heads than hidden units")
-    return found
-
-
-def _training(training: Fields) -> Training:
-    start, end = _times(training, "training")
-    found = Training(
-        start=start,
-        end=end,
-        rows=training.integer("rows", 1, 2**40),
-        data_sha256=training.sha256("data_sha256"),
-        source=training.take("source", str),
-        synthetic=training.take("synthetic", bool),
-        created=training.integer("created", 0, 2**40),
-        parts=_parts(training.child("parts"), start, end),
-        config=training.free("config"),
-    )
-    training.end()
-    return found
-
-
-def _parts(parts: Fields, start: int, end: int) -> Mapping[str, Interval]:
-    """The parts of the rows, in the order of time, one after the other between `start` and `end`."""
-    found = {}
-    for name in PARTS:
-        part = parts.child(name)
-        found[name] = Interval(*_times(part, f"training.parts.{name}"), part.integer("windows", 1, 2**40))
-        part.end()
-        if not start <= found[name].start <= found[name].end <= end:
-            refuse(f"has training parts that overlap, or lie outside the training interval, at training.parts.{name}")
-        start = found[name].end
-    parts.end()
-    return found
-
-
-def _times(interval: Fields, where: str) -> tuple[int, int]:
-    start, end = interval.integer("start", 0, 2**40), interval.integer("end", 0, 2**40)
-    try:
-        times = iso(start), iso(end)
-    except (ValueError, OverflowError, OSError):
-        refuse(f"has an interval beyond the calendar at {where}")
-    if (interval.take("start_iso", str), interval.take("end_iso", str)) != times or start >= end:
-        refuse(f"has an interval that contradicts itself at {where}")
-    return start, end
-
-
-def _files(files: Fields) -> Mapping[str, FileRecord]:
-    if set(files.keys()) != {WEIGHTS, CANARY}:
-        refuse(f"must describe exactly the files {WEIGHTS} and {CANARY}")
-    found = {}
-    for name in files.keys():  # noqa: SIM118  # not a dict: it is emptied field by field
-        record = files.child(name)
-        found[name] = FileRecord(record.sha256("sha256"), record.integer("size", 1, 2**40))
-        record.end()
     return found

@@ -24,8 +24,9 @@ from models.config import TrainingConfig
 from models.engines import TOLERANCE, Engine, Scaling, relative_difference, target_scale, to_quantiles
 from models.errors import BundleError, DataError, ModelError
 from models.evaluation import score
-from models.manifest import MOST, Interval, Manifest, Network, Scaler, Training, network_reals
+from models.manifest import MOST, Manifest, Network, Scaler, network_reals
 from models.progress import Meter, Progress
+from models.records import Interval, Training
 from models.shapes import expected_shapes
 from models.windows import Indices, Part, Split, TrainingData, split
 

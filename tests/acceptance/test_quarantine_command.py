@@ -11,7 +11,8 @@ import pytest
 
 from forecastd.clock import SystemClock
 from forecastd.shelf import INDEX, Shelf
-from models.bundle import MANIFEST, read_manifest
+from models.bundle import read_manifest
+from models.bundlefiles import MANIFEST
 from models.manifest import Manifest
 
 REASON = "Model process 4711 hung (no progress for 30.0 s, predicting may take 30 s); 3 failures in a row."

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from models.base import ModelInput
-from models.bundle import MANIFEST, Bundle, Canary, load_bundle, read_manifest, write_bundle
+from models.bundle import Bundle, Canary, load_bundle, read_manifest, write_bundle
+from models.bundlefiles import MANIFEST
 from models.engines import Engine, load_engine, verify_canary
 from models.errors import BundleError, DataError
-from models.manifest import CANARY, WEIGHTS, Interval, Manifest, Network, Scaler, Training, network_reals
+from models.manifest import Manifest, Network, Scaler, network_reals
+from models.records import CANARY, WEIGHTS, Interval, Training
 from models.shapes import expected_shapes
 
 LENGTH, HORIZON, LEVELS = 24, 6, (0.1, 0.5, 0.9)

@@ -10,19 +10,8 @@ from typing import Any
 import pytest
 
 from models.errors import BundleError
-from models.manifest import (
-    CANARY,
-    WEIGHTS,
-    FileRecord,
-    Interval,
-    Manifest,
-    Network,
-    Scaler,
-    Training,
-    network_reals,
-    parse,
-    to_json,
-)
+from models.manifest import Manifest, Network, Scaler, network_reals, parse, to_json
+from models.records import CANARY, WEIGHTS, FileRecord, Interval, Training
 
 PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
 PARTS = {
