@@ -1,0 +1,155 @@
+"""What a fleet speaks of: the metrics with their units and bounds, and the shape of a feed, with a version.
+
+The one thing to know before changing it: the order of `METRICS` is the order of columns everywhere (window, store, bundle,
+forecast). A metric that is added, removed or moved makes old bundles unusable and needs a new `CONTRACT_VERSION`; the store
+keeps the names beside the numbers and finds the columns again. Of every metric more is worse.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CONTRACT_VERSION = 1
+NDJSON = "application/x-ndjson"
+STATUSES = ("ok", "degraded", "down", "maintenance")
+SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+PROFILE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+DEFAULT_PROFILE = "generic"
+DEFAULT_STATUS = "ok"
+MOST_REASONS = 100  # refusals that are told one by one in an answer; the others are counted
+
+Transform = Literal["none", "log1p"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: its unit, the bounds of what a machine can have, and how a model scales it."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    transform: Transform
+    text: str
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("cpu_percent", "%", 0.0, 100.0, "none", "processor time in use, of all cores"),
+    Metric("cpu_iowait_percent", "%", 0.0, 100.0, "none", "processor time spent waiting for disks"),
+    Metric("load_per_core", "1", 0.0, 10_000.0, "log1p", "runnable processes per core, averaged over a minute"),
+    Metric("memory_percent", "%", 1.0, 100.0, "none", "memory in use; a running machine always uses some"),
+    Metric("swap_percent", "%", 0.0, 100.0, "none", "swap space in use"),
+    Metric("disk_percent", "%", 0.0, 100.0, "none", "the fullest file system"),
+    Metric("disk_busy_percent", "%", 0.0, 100.0, "none", "time the busiest disk was working"),
+    Metric("disk_latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "mean time of a disk request"),
+    Metric("network_in_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "received, all interfaces, in 10^6 bytes"),
+    Metric("network_out_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "sent, all interfaces, in 10^6 bytes"),
+    Metric("network_errors_per_s", "1/s", 0.0, 1e9, "log1p", "errors and drops, all interfaces"),
+    Metric("latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "time to answer a request, the service's own measure"),
+    Metric("requests_per_s", "1/s", 0.0, 1e9, "log1p", "requests answered"),
+    Metric("error_percent", "%", 0.0, 100.0, "none", "requests that failed"),
+)
+NAMES = tuple(metric.name for metric in METRICS)
+INDEX = MappingProxyType({name: place for place, name in enumerate(NAMES)})
+M = len(METRICS)
+PERCENTS = tuple(place for place, metric in enumerate(METRICS) if metric.unit == "%")
+
+# How a feed's `units` may spell a unit: unit of the contract -> spelling -> factor into it.
+UNITS = MappingProxyType({
+    "%": {"%": 1.0, "percent": 1.0, "pct": 1.0, "ratio": 100.0, "fraction": 100.0, "permille": 0.1},
+    "ms": {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3, "ns": 1e-6, "min": 6e4,
+           "milliseconds": 1.0, "seconds": 1e3, "microseconds": 1e-3, "nanoseconds": 1e-6},
+    "MB/s": {"MB/s": 1.0, "GB/s": 1e3, "kB/s": 1e-3, "KB/s": 1e-3, "B/s": 1e-6, "bytes/s": 1e-6,
+             "GiB/s": 1073.741824, "MiB/s": 1.048576, "KiB/s": 1.024e-3,
+             "bit/s": 1.25e-7, "kbit/s": 1.25e-4, "Mbit/s": 0.125, "Gbit/s": 125.0,
+             "bps": 1.25e-7, "kbps": 1.25e-4, "Mbps": 0.125, "Gbps": 125.0},
+    "1/s": {"1/s": 1.0, "/s": 1.0, "per_second": 1.0, "Hz": 1.0, "rps": 1.0, "1/min": 1 / 60, "per_minute": 1 / 60},
+    "1": {"1": 1.0, "ratio": 1.0, "%": 0.01, "percent": 0.01},
+})  # fmt: skip
+
+
+class FeedError(ValueError):
+    """The body is no feed of this contract; the message says what is wrong and what is right. HTTP 400."""
+
+
+def factor(metric: str, unit: str) -> float:
+    """What a value of `metric` in `unit` is multiplied with to be in the contract's unit.
+
+    Raises:
+        FeedError: no such metric, or a unit that does not fit it.
+    """
+    if metric not in INDEX:
+        raise FeedError(
+            f"units names {clip(metric)}, which is no metric of this contract; its metrics are {', '.join(NAMES)}"
+        )
+    spellings = UNITS[METRICS[INDEX[metric]].unit]
+    if unit not in spellings:
+        raise FeedError(f"units says {metric} is in {clip(unit)}; it may be in {', '.join(spellings)}")
+    return spellings[unit]
+
+
+def clip(value: object) -> str:
+    """A sender's value as it may stand in a message: short, printable, in quotes where it is a text."""
+    if isinstance(value, dict | list | tuple | set):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of very many digits"
+    text = ascii(value[:48] if isinstance(value, str) else value)
+    return text if len(text) <= 64 else f"{text[:60]}..."
+
+
+class FeedRecord(BaseModel):
+    """One server at one time. A metric missing or null has no value; one of another name is counted and left out."""
+
+    model_config = ConfigDict(title="FeedRecord", strict=True, extra="ignore")
+
+    server: Annotated[str, Field(pattern=f"^{SERVER.pattern}$", examples=["web-01"])]
+    time: Annotated[float | str, Field(description="Unix seconds, or ISO 8601; one without an offset is UTC.")]
+    profile: Annotated[str, Field(pattern=f"^{PROFILE.pattern}$")] | None = DEFAULT_PROFILE
+    status: Literal["ok", "degraded", "down", "maintenance"] | None = "ok"
+    metrics: dict[str, float | None] | None = Field(default=None, examples=[{"cpu_percent": 12.5}])
+
+
+class Feed(BaseModel):
+    """A batch of records: what `POST /feed` takes as JSON. As NDJSON it is one record a line, without this envelope."""
+
+    model_config = ConfigDict(title="Feed", strict=True, extra="ignore")
+
+    version: Literal[1]
+    units: dict[str, str] = Field(default_factory=dict, description="Metrics that are sent in another unit.")
+    records: list[FeedRecord]
+
+
+class Envelope(BaseModel):
+    """A feed whose records are not looked at yet: a bad record must not cost the others."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    version: Literal[1]
+    units: dict[str, str] = Field(default_factory=dict)
+    records: list[Any]
+
+
+class FeedReason(BaseModel):
+    """Why one row was refused. `row` counts from 0, in NDJSON it is the line, from 0 too."""
+
+    row: int
+    server: str | None
+    reason: str
+    code: str
+
+
+class FeedAnswer(BaseModel):
+    """What became of a feed. At most 100 reasons are told; `counts` has all of them by code, and what was noticed else."""
+
+    version: Literal[1] = 1
+    accepted: int
+    refused: int
+    duplicates: int
+    reasons: list[FeedReason]
+    counts: dict[str, int]
