@@ -1,0 +1,186 @@
+"""A forecast for a server of which too little is known for the model: a damped robust trend with a band that widens.
+
+The one thing to know before changing it: it is what a new server gets in its first minutes, so it must work from one single
+value, and one wild value must not bend it. Every statistic here is a median, and the past is compacted first, so that gaps
+cost nothing. Metrics that are "log1p" in the contract are treated in log1p(value), where their spread is even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.fleet.contract import METRICS, Metric
+
+Floats = NDArray[np.float32]
+
+WINDOW = 48  # ticks whose values make the trend; 4 minutes at 5 s
+RECENT = 5  # values whose median is where the forecast starts: a single wild one does not move it
+DAMPING = 0.92  # of the trend, each tick: it goes on for 11.5 ticks' worth altogether
+WIDENING = 12.0  # ticks after which the variance has doubled: scale(k) = scale(0) * sqrt(1 + k / WIDENING)
+PRIOR = 2.0  # how many values the metric's own spread counts for; it is all there is for a single one
+PERCENT_SPREAD = 0.08  # of the range of a metric without transform: what it plausibly moves within minutes
+LOG_SPREAD = 0.5  # the same of a "log1p" metric, in log1p(value)
+_NORMAL_MAD = 1.4826  # standard deviation of a normal per median absolute deviation
+_CHUNK = 64  # servers at a time: what is computed stays in the processor's cache
+
+
+def heuristic(
+    values: Floats, horizon: int, levels: Sequence[float], metrics: Sequence[Metric] = METRICS
+) -> NDArray[np.float32]:
+    """Quantiles of the next `horizon` ticks, [S, H, M, Q] in the metrics' units; `values` [S, L, M] has NaN for missing.
+
+    The last row of `values` is the newest tick; row k of the result speaks of the tick k + 1 later. The median is
+
+        level + slope * (DAMPING + DAMPING^2 + ... + DAMPING^k)
+
+    where the slope is Theil's incomplete estimate (the median of the differences between the window's first and second
+    half, pair by pair), made smaller the less it stands out of the noise. The other quantiles are normal around it, with the
+    scale of the residuals from the trend (median absolute deviation) and the metric's own spread, which counts less with
+    every value, widening with sqrt(k). Quantiles are within the metric's bounds and do not cross. A metric of which no value
+    is known is NaN.
+
+    Raises:
+        ValueError: `values` is not [S, L, M] for these metrics, or a level is not between 0 and 1.
+    """
+    if values.ndim != 3 or values.shape[2] != len(metrics):
+        raise ValueError(f"values must be [servers, ticks, {len(metrics)} metrics], not {values.shape}")
+    scores = np.array([NormalDist().inv_cdf(level) for level in _checked(levels)], dtype=np.float32)
+    about = _About.of(metrics)
+    result = np.empty((len(values), horizon, len(metrics), len(levels)), dtype=np.float32)
+    for first in range(0, len(values), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        past = _past(about.forward(values[part]))
+        _spread_out(past, about, scores, result[part])
+    return result
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the contract says of the metrics, as arrays [M]: bounds as they are, spread in log1p where `log`."""
+
+    low: Floats
+    high: Floats
+    log: NDArray[np.bool_]
+    spread: Floats
+
+    @classmethod
+    def of(cls, metrics: Sequence[Metric]) -> _About:
+        log = [metric.transform == "log1p" for metric in metrics]
+        low, high = (np.array([getattr(one, end) for one in metrics], dtype=np.float32) for end in ("low", "high"))
+        spread = np.where(log, np.float32(LOG_SPREAD), (high - low) * np.float32(PERCENT_SPREAD)).astype(np.float32)
+        return cls(low, high, np.array(log, dtype=np.bool_), spread)
+
+    def forward(self, values: Floats) -> Floats:
+        """[S, L, M] within the bounds, "log1p" metrics in log1p."""
+        found = np.clip(values, self.low, self.high)
+        found[..., self.log] = np.log1p(found[..., self.log])
+        return found
+
+    def back(self, values: Floats) -> Floats:
+        """What `forward` did undone, in place, and within the bounds again."""
+        values[..., self.log] = np.expm1(
+            np.minimum(values[..., self.log], np.float32(80.0))
+        )  # exp(88) is float32's end
+        return np.clip(values, self.low, self.high, out=values)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """The newest values of each metric, [S, M] or [S, M, W]: compacted to the right, `count` of them, at `age` ticks ago."""
+
+    values: Floats
+    age: Floats
+    count: NDArray[np.intp]
+
+    def pick(self, rank: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Values and ages at these places [S, M, N] of the compacted window."""
+        return np.take_along_axis(self.values, rank, axis=2), np.take_along_axis(self.age, rank, axis=2)
+
+
+def _past(values: Floats) -> _Past:
+    """The window's values without their gaps; where it has none, the newest one before it."""
+    length = values.shape[1]
+    window = np.ascontiguousarray(values[:, max(0, length - WINDOW) :].transpose(0, 2, 1))
+    age = np.broadcast_to(np.arange(window.shape[2] - 1, -1, -1, dtype=np.float32), window.shape)
+    seen = ~np.isnan(window)
+    count = seen.sum(axis=2)
+    if not seen.all():
+        order = np.argsort(seen, axis=2, kind="stable")
+        window, age = np.take_along_axis(window, order, axis=2), np.take_along_axis(age, order, axis=2)
+        if length > WINDOW and (lost := count == 0).any():
+            earlier = values[:, : length - WINDOW].transpose(0, 2, 1)[lost]
+            found = ~np.isnan(earlier)
+            last = earlier.shape[1] - 1 - np.argmax(found[:, ::-1], axis=1)
+            age = age.copy()
+            age[lost, -1] = length - 1 - last
+            window[lost, -1] = earlier[np.arange(len(earlier)), last]
+            count[lost] = found.any(axis=1)
+    return _Past(window, age, count)
+
+
+def _spread_out(past: _Past, about: _About, scores: Floats, result: NDArray[np.float32]) -> None:
+    """Write the quantiles of one chunk of servers into `result` [S, H, M, Q]."""
+    if past.values.shape[2] == 0:
+        result[...] = np.nan
+        return
+    slope = _slope(past)
+    residuals = past.values + slope[..., None] * past.age  # every value carried to the newest tick along the trend
+    level = _median(np.where(_newest(past, RECENT), residuals, np.nan))
+    noise = np.float32(_NORMAL_MAD) * _median(np.abs(residuals - _median(residuals)[..., None]))
+    noise = np.where(past.count > 1, noise, np.float32(0.0))
+    prior = about.spread * (PRIOR / (past.count + PRIOR - 1)).astype(np.float32)
+    scale = np.sqrt(noise**2 + prior**2)
+    reach = np.abs(slope) * np.float32(WINDOW)
+    slope *= reach / (reach + scale)  # a trend that noise alone would give counts little
+    ahead = np.arange(1, result.shape[1] + 1, dtype=np.float32)
+    trend = np.float32(DAMPING) * (1 - np.float32(DAMPING) ** ahead) / np.float32(1 - DAMPING)
+    middle = level[:, None, :] + slope[:, None, :] * trend[None, :, None]
+    since = ahead[None, :, None] + past.age[:, :, -1][:, None, :]
+    wide = scale[:, None, :] * np.sqrt(1 + since / np.float32(WIDENING))
+    wide[np.broadcast_to(past.count[:, None, :] == 0, wide.shape)] = np.nan
+    for place, score in enumerate(scores):
+        result[..., place] = about.back(middle + score * wide)
+
+
+def _slope(past: _Past) -> Floats:
+    """[S, M] the change per tick: Theil's incomplete method on the compacted values; 0 where there are less than two."""
+    width = past.values.shape[2]
+    pair = np.arange(width // 2, dtype=np.intp)
+    first = (width - past.count)[..., None] + pair
+    second = first + ((past.count + 1) // 2)[..., None]
+    valid = pair < (past.count // 2)[..., None]
+    early, earlier = past.pick(np.minimum(first, width - 1))
+    late, later = past.pick(np.minimum(second, width - 1))
+    apart = np.where(valid, earlier - later, np.float32(1.0))
+    found = _median(np.where(valid, (late - early) / apart, np.nan))
+    return np.where(past.count > 1, found, np.float32(0.0)).astype(np.float32)
+
+
+def _newest(past: _Past, number: int) -> NDArray[np.bool_]:
+    """[W] the places of the newest values."""
+    width = past.values.shape[2]
+    places: NDArray[np.bool_] = np.arange(width) >= width - number
+    return places
+
+
+def _median(values: Floats) -> Floats:
+    """The median along the last axis of what is not NaN; NaN where nothing is. (numpy's own warns there, and is slow.)"""
+    if values.shape[-1] == 0:
+        return np.full(values.shape[:-1], np.nan, dtype=np.float32)
+    ordered = np.sort(values, axis=-1)  # NaN comes last
+    count = (~np.isnan(ordered)).sum(axis=-1)
+    low, high = np.maximum(count - 1, 0) // 2, count // 2
+    pick = np.minimum(np.stack([low, np.where(count > 0, high, 0)], axis=-1), values.shape[-1] - 1)
+    middle: Floats = np.take_along_axis(ordered, pick, axis=-1).mean(axis=-1, dtype=np.float32)
+    return middle
+
+
+def _checked(levels: Sequence[float]) -> Sequence[float]:
+    if not all(0 < level < 1 for level in levels):
+        raise ValueError(f"quantile levels must be between 0 and 1, not {tuple(levels)}")
+    return levels

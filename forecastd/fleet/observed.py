@@ -1,0 +1,64 @@
+"""What is known of the servers at a tick: the newest value of every metric, and how long each server has been silent.
+
+The one thing to know before changing it: not every agent sends at every tick, and rows come late. So a value stands in for a
+missing one for a few ticks, and its age goes with it: nobody may take one value for several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CARRIED = 3  # ticks for which a metric's last value stands in for a missing one
+SILENT, LOST = 12, 60  # ticks without data from which on a server is to be watched, and is a warning
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known of the servers at `tick`; `step` in seconds. Arrays are in the order of `servers`.
+
+    `current` [S, M]: the newest value of each metric, NaN where it is older than `CARRIED` ticks. `age` [S, M]: how many
+    ticks old it is. `silent` [S]: ticks since a server was heard of at all.
+    """
+
+    tick: int
+    step: int
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    statuses: tuple[str, ...]
+    current: NDArray[np.float64]
+    age: NDArray[np.int64]
+    silent: NDArray[np.int64]
+
+
+def observe(
+    tick: int,
+    values: NDArray[np.float32],
+    *,
+    step: int,
+    servers: Sequence[str],
+    profiles: Sequence[str],
+    statuses: Sequence[str],
+    last_seen: Sequence[int] | None = None,
+) -> Observed:
+    """From a block [S, L, M] with NaN for missing whose last row is `tick`.
+
+    `last_seen`: the tick at which each server was heard of last, where that is known; else it is taken from the values.
+    """
+    newest = values[:, -1 : -CARRIED - 2 : -1]
+    age = np.zeros((len(values), values.shape[2]), dtype=np.int64)
+    current = np.full(age.shape, np.nan)
+    if newest.shape[1]:
+        age[...] = np.argmax(~np.isnan(newest), axis=1)
+        current[...] = np.take_along_axis(newest, age[:, None, :], axis=1)[:, 0]
+    if last_seen is None:
+        heard = np.asarray(~np.isnan(values[:, ::-1]).all(axis=2))
+        silent = np.full(len(values), values.shape[1], dtype=np.int64)
+        ever = heard.any(axis=1)
+        silent[ever] = np.argmax(heard[ever], axis=1)
+    else:
+        silent = np.maximum(0, tick - np.asarray(last_seen, dtype=np.int64))
+    return Observed(tick, step, tuple(servers), tuple(profiles), tuple(statuses), current, age, silent)
