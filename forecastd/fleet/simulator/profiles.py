@@ -36,7 +36,7 @@ class Job:
 class Profile:
     """A kind of server. Ranges are (lowest, highest), drawn once for each server.
 
-    `peak`, `second`: the hours of the day's highest and of its second peak; `swing`, `bump`: how far these go from the
+    `peak`: the hour of the day's wave; `second`: of the one that comes twice a day; `swing`, `bump`: how far these go from the
     day's mean, as a share of it. `weekend`: demand on Saturday and Sunday as a share of a working day's.
     `used`: mean utilisation. `rate`: requests a second. `base_ms`: latency without load. `io`: how much its work is disk.
     """
@@ -62,20 +62,20 @@ class Profile:
 _HOURLY = Job(HOUR, 0.0, 40.0, cpu=4.0, disk=14.0)  # logs are rotated
 PROFILES = (
     Profile(
-        "web", 8, 20.0, 0.40, 12.5, 0.16, 0.85, (0.28, 0.42), (120, 320), (18, 40), (38, 52), (25, 50), 0.10, 4.0, 26.0,
+        "web", 8, 20.0, 0.40, 8.5, 0.14, 0.85, (0.28, 0.42), (120, 320), (18, 40), (38, 52), (25, 50), 0.10, 4.0, 26.0,
         (_HOURLY, Job(10 * MINUTE, 2 * MINUTE, 50.0, cpu=14.0, network=3.0)),
     ),
     Profile(
-        "database", 4, 20.0, 0.34, 12.5, 0.14, 0.88, (0.24, 0.38), (300, 900), (2.5, 7), (52, 64), (40, 62), 0.80, 1.5, 6.0,
+        "database", 4, 20.0, 0.34, 8.5, 0.12, 0.88, (0.24, 0.38), (300, 900), (2.5, 7), (52, 64), (40, 62), 0.80, 1.5, 6.0,
         (_HOURLY, Job(5 * MINUTE, MINUTE, 45.0, cpu=6.0, disk=26.0),
          Job(DAY, 2 * HOUR, 35 * MINUTE, cpu=10.0, disk=30.0, network=18.0)),
     ),
     Profile(
-        "cache", 3, 20.0, 0.38, 12.5, 0.15, 0.86, (0.16, 0.28), (900, 2_400), (0.4, 1.2), (58, 68), (12, 25), 0.05, 0.6, 4.0,
+        "cache", 3, 20.0, 0.38, 8.5, 0.13, 0.86, (0.16, 0.28), (900, 2_400), (0.4, 1.2), (58, 68), (12, 25), 0.05, 0.6, 4.0,
         (_HOURLY, Job(15 * MINUTE, 4 * MINUTE, 35.0, cpu=8.0, disk=20.0)),
     ),
     Profile(
-        "worker", 3, 14.0, 0.45, 10.0, 0.10, 0.55, (0.30, 0.46), (15, 60), (90, 260), (40, 55), (30, 50), 0.25, 12.0, 9.0,
+        "worker", 3, 14.0, 0.45, 13.0, 0.10, 0.55, (0.30, 0.46), (15, 60), (90, 260), (40, 55), (30, 50), 0.25, 12.0, 9.0,
         (_HOURLY, Job(5 * MINUTE, 3 * MINUTE, 70.0, cpu=16.0, disk=6.0, network=2.0)),
     ),
     Profile(
