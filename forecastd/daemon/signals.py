@@ -17,14 +17,16 @@ from types import FrameType
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 AT_ONCE = 130  # the exit code of a second SIGINT
-_LAST_WORDS = b"Interrupted again: ending at once. What is signed is on record, the next start goes on with it.\n"
+LAST_WORDS = b"Interrupted again: ending at once. What is signed is on record, the next start goes on with it.\n"
 
 
 class Signals:
     """The signals that arrived. Made and used in the main thread, between `caught`."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: bytes = LAST_WORDS) -> None:
+        """`last_words`: what is said when a second SIGINT ends the process at once."""
         self._arrived: deque[int] = deque(maxlen=64)
+        self._last_words = last_words
         self._interrupted = False
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
@@ -48,7 +50,7 @@ class Signals:
     def _put_down(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
-                os.write(2, _LAST_WORDS)
+                os.write(2, self._last_words)
                 os._exit(AT_ONCE)
             self._interrupted = True
         self._arrived.append(number)

@@ -45,8 +45,9 @@ def configure(
     max_bytes: int = FILE_BYTES,
     backups: int = FILE_COUNT,
     clock: Clock | None = None,
+    name: str = FILE_NAME,
 ) -> None:
-    """Log to the console from the level `console` on, and everything to `directory/submission.log`, rotating.
+    """Log to the console from the level `console` on, and everything to the file `name` in `directory`, rotating.
 
     `verbose` makes the console tell DEBUG, and tracebacks. `times` puts the time (UTC) before each line of the console;
     `json` makes every line, there and in the file, a JSON object. `stream` stands in for stderr. Called again, this replaces
@@ -54,7 +55,7 @@ def configure(
     """
     hide(*secrets)
     _replace_handlers(_console(console, verbose=verbose, times=times, json=json, stream=stream))
-    file = RotatingFile(directory / FILE_NAME, max_bytes=max_bytes, backups=backups, clock=clock or SystemClock())
+    file = RotatingFile(directory / name, max_bytes=max_bytes, backups=backups, clock=clock or SystemClock())
     form: Lines = Json(_redactor, tracebacks=True) if json else Text(_redactor, tracebacks=True, places=True)
     logging.getLogger().addHandler(Handler(file, form, logging.DEBUG))
     log.debug("Logging to %s.", file.path)
