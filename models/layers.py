@@ -145,6 +145,16 @@ class Lstm:
         self.recurrent = (w[f"{name}.weight_hh_l{layer}"][order].T * halved / 2).astype(np.float32)
         self.bias = (bias[order] * halved).astype(np.float32)
 
+    @property
+    def plain(self) -> tuple[Array, Array, Array]:
+        """Weights `[4 * hidden, inputs]` and `[4 * hidden, hidden]` and bias `[8 * hidden]` as ONNX's LSTM wants them."""
+        hidden = self.recurrent.shape[0]
+        gates = np.arange(4 * hidden).reshape(4, hidden)
+        order = gates[[0, 2, 1, 3]].reshape(-1)  # input, output, forget, cell
+        whole = np.where(np.arange(4 * hidden) < 3 * hidden, 2.0, 1.0)
+        weight, recurrent = (self.input * whole).T[order], (self.recurrent * whole * 2).T[order]
+        return weight, recurrent, np.concatenate([(self.bias * whole)[order], np.zeros(4 * hidden)])
+
     def __call__(self, x: Array, state: State) -> tuple[Array, State]:
         batch, steps, hidden = x.shape
         projected = np.ascontiguousarray((x @ self.input + self.bias).swapaxes(0, 1))  # [T, B, 4 * hidden]

@@ -78,14 +78,18 @@ class Skip:
     def __init__(self, w: Weights, slope: Array, offset: Array, norms: list[str] | None) -> None:
         self.variance: tuple[Array, ...] | None = None
         self.bias: Array | None = None
+        self.plain: tuple[Array, ...] | None = None  # slope, offset, and the norm's weight and bias, [V, 1, hidden] each
         if norms is not None:
+            before = slope, offset
             slope = slope - slope.mean(axis=-1, keepdims=True)
             offset = offset - offset.mean(axis=-1, keepdims=True)
             terms = (slope * slope).mean(-1), 2 * (slope * offset).mean(-1), (offset * offset).mean(-1)
             self.variance = tuple(term[:, None, None] for term in terms)
             weight = np.stack([w[f"{name}.weight"] for name in norms])
             slope, offset = slope * weight, offset * weight
-            self.bias = np.stack([w[f"{name}.bias"] for name in norms])[:, None].astype(np.float32)
+            bias = np.stack([w[f"{name}.bias"] for name in norms])
+            self.plain = tuple(part[:, None] for part in (*before, weight, bias))
+            self.bias = bias[:, None].astype(np.float32)
         self.slope, self.offset = slope[:, None].astype(np.float32), offset[:, None].astype(np.float32)
 
     def __call__(self, x: Array) -> Array:

@@ -1,0 +1,57 @@
+"""What an engine of the fleet gets and what it must give, stated once.
+
+Nothing here knows where the numbers came from or what is done with the forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.fleet.manifest import FleetManifest
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+
+@dataclass(frozen=True, eq=False)
+class FleetInput:
+    """The windows of `S` servers that end with the same tick.
+
+    tick:     of the last observed step; its time is `tick * step`, in unix seconds
+    step:     seconds
+    servers:  names, each once
+    profiles: of each server
+    values:   float32 `[S, L, M]`, the bundle's metrics in their units, without holes, the newest step last
+    lengths:  int64 `[S]`, how many of the last steps of a server are there; what lies before them is not read
+    """
+
+    tick: int
+    step: int
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    values: Floats
+    lengths: Indices
+
+
+class FleetEngine(Protocol):
+    """Runs one bundle. `name` is the one it is chosen by; `manifest` is the bundle's."""
+
+    name: str
+    manifest: FleetManifest
+
+    def forecast(self, inputs: FleetInput, progress: Progress = ...) -> Floats:
+        """Quantiles float32 `[S, M, Q, H]` in the metrics' units, not decreasing along Q, within the metrics' bounds.
+
+        Column `h` speaks of the tick `inputs.tick + 1 + h`. `progress` hears of every part of the work that is done.
+
+        Raises:
+            DataError: the input does not fit the bundle.
+            BundleError: (check "finite") the network gave a number that is not finite.
+        """
+        ...

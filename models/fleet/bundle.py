@@ -1,0 +1,144 @@
+"""A fleet's bundle: a network, the scales of its groups, and a canary, in the files and under the rules of every bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundlefiles import fail, read_arrays, read_description, unknown_files, write_arrays
+from models.fleet.base import FleetInput
+from models.fleet.manifest import FleetManifest, parse, to_json
+from models.shapes import expected_shapes
+
+CENTER, SCALE = "groups.center", "groups.scale"
+CANARY_SERVERS = 2  # how many servers a canary has
+
+
+@dataclass(frozen=True, eq=False)
+class FleetCanary:
+    """Windows of a few servers, and the quantiles `[S, M, Q, H]`, in the metrics' units, that the trained network gave.
+
+    `profiles` and `groups` `[S]`: which rows of the manifest's lists each of them has.
+    """
+
+    tick: int
+    values: NDArray[np.float32]
+    profiles: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    quantiles: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class FleetBundle:
+    """A checked bundle. `center`, `scale` `[G, M]`: of each group and metric, after the metric's transformation."""
+
+    path: Path
+    manifest: FleetManifest
+    weights: Mapping[str, NDArray[np.float32]]
+    center: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    canary: FleetCanary
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        return self.manifest.sha256
+
+
+def read_fleet_manifest(path: Path) -> FleetManifest:
+    """The manifest of the bundle at `path`. Reads no other file and proves nothing about them.
+
+    Raises:
+        BundleError: missing, a pickle instead of a bundle, of another kind, or a manifest that is not as it must be.
+    """
+    return read_description(path, parse)
+
+
+def load_fleet_bundle(path: Path) -> FleetBundle:
+    """The bundle at `path`, every hash, name, shape and number checked. The canary is compared by `verify_fleet_canary`.
+
+    Raises:
+        BundleError: whatever is wrong, with the name of the check that found it.
+    """
+    manifest = read_fleet_manifest(path)
+    table = len(manifest.groups), len(manifest.metrics)
+    shapes = {**expected_shapes(manifest.network), CENTER: table, SCALE: table}
+    weights, canary = read_arrays(path, manifest.files, shapes, _canary_shapes(manifest))
+    center, scale = weights.pop(CENTER), weights.pop(SCALE)
+    if not (scale > 0).all():
+        fail("weights", f"A group in {path} has a scale that is not above 0. Train the model again.")
+    profiles, groups = canary["profiles"].astype(np.int64), canary["groups"].astype(np.int64)
+    if not (_within(profiles, len(manifest.profiles)) and _within(groups, len(manifest.groups))):
+        fail("weights", f"The canary in {path} names a profile or a group that there is not. Train the model again.")
+    return FleetBundle(
+        path=path,
+        manifest=manifest,
+        weights=weights,
+        center=center,
+        scale=scale,
+        canary=FleetCanary(
+            int(canary["tick"][0]),
+            canary["values"].astype(np.float32),
+            profiles,
+            groups,
+            canary["quantiles"].astype(np.float32),
+        ),
+        ignored=unknown_files(path, manifest.files),
+    )
+
+
+def write_fleet_bundle(path: Path, bundle: FleetBundle, *, replace_old: bool = False) -> FleetManifest:
+    """Write a bundle at `path`, whole or not at all; gives its manifest, with the files' hashes and its own.
+
+    Raises:
+        BundleError: (check "exists") something is there already and `replace_old` is false.
+        OSError: the disk is full, or the place may not be written.
+    """
+    canary = bundle.canary
+    arrays = {
+        "tick": np.array([canary.tick]),
+        "values": canary.values,
+        "profiles": canary.profiles,
+        "groups": canary.groups,
+        "quantiles": canary.quantiles,
+    }
+    content = write_arrays(
+        path,
+        {**bundle.weights, CENTER: bundle.center, SCALE: bundle.scale},
+        arrays,
+        lambda files: to_json(replace(bundle.manifest, files=files)),
+        replace_old=replace_old,
+    )
+    return parse(content, hashlib.sha256(content).hexdigest())
+
+
+def canary_input(bundle: FleetBundle) -> FleetInput:
+    """The canary's windows as an input. Its servers are named so that each finds the group it had in training."""
+    manifest, canary = bundle.manifest, bundle.canary
+    servers, profiles = [], []
+    for index, (profile, group) in enumerate(zip(canary.profiles, canary.groups, strict=True)):
+        name = manifest.groups[group]
+        servers.append(name.removeprefix("server:") if name.startswith("server:") else f"canary-{index}")
+        profiles.append(manifest.profiles[profile])
+    lengths = np.full(len(servers), manifest.encoder_length, dtype=np.int64)
+    return FleetInput(canary.tick, manifest.step, tuple(servers), tuple(profiles), canary.values, lengths)
+
+
+def _within(indices: NDArray[np.int64], count: int) -> bool:
+    return bool(((indices >= 0) & (indices < count)).all())
+
+
+def _canary_shapes(manifest: FleetManifest) -> dict[str, tuple[int, ...]]:
+    servers, metrics = CANARY_SERVERS, len(manifest.metrics)
+    return {
+        "tick": (1,),
+        "values": (servers, manifest.encoder_length, metrics),
+        "profiles": (servers,),
+        "groups": (servers,),
+        "quantiles": (servers, metrics, len(manifest.levels), manifest.horizon),
+    }

@@ -1,0 +1,236 @@
+"""The folded network as two ONNX graphs: what ONNX Runtime runs instead of numpy.
+
+They are built from the very arrays of `models.tft` when a model is loaded, so that a bundle holds its weights once. The
+first graph is the variable selection of past steps, row by row; the second is everything after it. Rows are steps times
+series, time first, as an LSTM wants them, until the attention. Equal to the numpy engine up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from models.layers import EPSILON, Array, Attention, Gate, Lstm, Residual
+from models.selection import Selection, Skip
+from models.tft import Tft
+
+OPSET, IR = 18, 9  # of ONNX; old enough for every runtime that is asked for
+
+
+class _Graph:
+    """Collects nodes and constants; a node's output is known by a name of its own."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+
+    def constant(self, value: Array) -> str:
+        """A float32 or int64 array."""
+        name = f"c{len(self._constants)}"
+        kind = np.int64 if value.dtype.kind == "i" else np.float32
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=kind), name))
+        return name
+
+    def integers(self, *values: int) -> str:
+        return self.constant(np.array(values, dtype=np.int64))
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """One node; gives its output's name, or the names of several."""
+        names = [f"n{len(self._nodes)}_{index}" for index in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def reshape(self, x: str, *shape: int) -> str:
+        return str(self.op("Reshape", x, self.integers(*shape)))
+
+    def linear(self, rows: str, weight: Array, bias: Array) -> str:
+        """`rows @ weight + bias`, of rows in two dimensions."""
+        return str(self.op("Gemm", rows, self.constant(weight), self.constant(bias.reshape(-1))))
+
+    def norm(self, x: str, weight: Array, bias: Array) -> str:
+        constants = self.constant(weight), self.constant(bias)
+        return str(self.op("LayerNormalization", x, *constants, axis=-1, epsilon=EPSILON))
+
+    def opened(self, x: str) -> str:
+        """What a gate lets through of `[..., 2 * hidden]`, the value and its gate."""
+        value, gate = self.op("Split", x, outputs=2, axis=-1, num_outputs=2)
+        return str(self.op("Mul", value, self.op("Sigmoid", gate)))
+
+    def glu(self, rows: str, weight: Array, bias: Array) -> str:
+        """A gated linear unit on rows in two dimensions, of a layer that `models.layers.glu_parts` has halved."""
+        return self.opened(self.linear(rows, weight * 2, bias * 2))
+
+    def gate(self, gate: Gate, rows: str, skip: str) -> str:
+        return self.norm(self.op("Add", self.glu(rows, gate.weight, gate.bias), skip), *gate.norm)
+
+    def residual(self, layer: Residual, rows: str, first: str) -> str:
+        """A residual network of which `first` has been through the first linear layer."""
+        gated = self.glu(self.op("Elu", first), layer.second, layer.second_bias)
+        return self.norm(self.op("Add", gated, rows), *layer.norm)
+
+    def model(self, inputs: dict[str, tuple[int, list[str | int]]], output: str) -> bytes:
+        """The graph, serialised, with its one output `y`."""
+        self._nodes.append(helper.make_node("Identity", [output], ["y"]))
+        graph = helper.make_graph(
+            self._nodes,
+            "tft",
+            [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            self._constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        model.ir_version = IR
+        return bytes(model.SerializeToString())
+
+
+def selection_graph(tft: Tft) -> bytes:
+    """`x` `[N, V]`, scaled variables of past steps, and `which` `[N]`, their series' profiles -> `y` `[N, hidden]`."""
+    graph, selection = _Graph(), tft.select_past
+    count, hidden = selection.norm_weight.shape
+    columns = graph.op("Unsqueeze", graph.op("Transpose", "x", perm=[1, 0]), graph.integers(2))  # [V, N, 1]
+    inner = graph.op("Elu", _affine(graph, columns, selection.slope, selection.offset))
+    second = graph.constant(selection.second * 2), graph.constant(selection.second_bias * 2)
+    gated = graph.opened(graph.op("Add", graph.op("MatMul", inner, second[0]), second[1]))
+    normed = graph.norm(
+        graph.op("Add", gated, _skip(graph, selection.skip, columns)), np.ones(hidden), np.zeros(hidden)
+    )
+    # The norms' own weights come after the selection weights: a pass over [V, N, hidden] less.
+    bias = graph.constant(selection.norm_bias)
+    if count > 1:
+        weights = _weights(graph, selection)
+        normed = graph.op(
+            "Mul", normed, graph.op("Unsqueeze", graph.op("Transpose", weights, perm=[1, 0]), graph.integers(2))
+        )
+        bias = graph.op("MatMul", weights, bias)
+    chosen = graph.op("Mul", normed, graph.constant(selection.norm_weight[:, None]))
+    y = graph.op("Add", graph.op("ReduceSum", chosen, graph.integers(0), keepdims=0), bias)
+    variables: list[str | int] = ["N", count]
+    return graph.model({"x": (TensorProto.FLOAT, variables), "which": (TensorProto.INT64, ["N"])}, y)
+
+
+def _affine(graph: _Graph, x: str, slope: Array, offset: Array) -> str:
+    return str(graph.op("Add", graph.op("Mul", x, graph.constant(slope)), graph.constant(offset)))
+
+
+def _skip(graph: _Graph, skip: Skip, columns: str) -> str:
+    if skip.plain is None:
+        return _affine(graph, columns, skip.slope, skip.offset)
+    slope, offset, weight, bias = skip.plain
+    size = slope.shape[-1]
+    normed = graph.norm(_affine(graph, columns, slope, offset), np.ones(size), np.zeros(size))
+    return _affine(graph, normed, weight, bias)
+
+
+def _weights(graph: _Graph, selection: Selection) -> str:
+    """`[N, V]`"""
+    weighing = selection.weighing
+    assert weighing is not None  # noqa: S101  # there is one wherever there is more than one variable
+    skip = graph.linear("x", weighing.skip, weighing.skip_bias)
+    if weighing.skip_norm is not None:
+        skip = graph.norm(skip, *weighing.skip_norm)
+    bias = graph.op("Gather", graph.constant(weighing.first_bias), "which", axis=0)
+    first = graph.op("Add", graph.op("MatMul", "x", graph.constant(weighing.first)), bias)
+    gated = graph.glu(graph.op("Elu", first), weighing.second, weighing.second_bias)
+    return str(graph.op("Softmax", graph.norm(graph.op("Add", gated, skip), *weighing.norm), axis=-1))
+
+
+def rest_graph(tft: Tft, horizon: int) -> bytes:
+    """Everything after the selections.
+
+    `past` `[B, L, hidden]` and `future` `[P, H, hidden]` are what was chosen, `which` `[B]` the series' rows in all that
+    goes by profile, `mask` `[H, L + H]` what the attention may not see -> `y` `[B, outputs, H]`.
+    """
+    graph = _Graph()
+    hidden = tft.initial[0].shape[-1]
+    past = graph.op("Transpose", "past", perm=[1, 0, 2])
+    future = graph.op("Transpose", graph.op("Gather", "future", "which", axis=0), perm=[1, 0, 2])
+    state = [
+        graph.op("Unsqueeze", graph.op("Gather", graph.constant(one), "which", axis=0), graph.integers(0))
+        for one in tft.initial
+    ]
+    encoded, states = past, []
+    for layer in tft.encoder:
+        encoded, *last = _lstm(graph, layer, encoded, *state)
+        states.append(last)
+    decoded = future
+    for layer, last in zip(tft.decoder, states, strict=True):
+        decoded, *_ = _lstm(graph, layer, decoded, *last)
+    rows = graph.reshape(graph.op("Concat", encoded, decoded, axis=0), -1, hidden)  # [(L + H) * B, hidden]
+    chosen = graph.reshape(graph.op("Concat", past, future, axis=0), -1, hidden)
+    local = graph.gate(tft.after_lstm, rows, chosen)
+    enriched = _enrich(graph, tft.enrich, local)
+    series = graph.op("Transpose", _timed(graph, enriched, hidden), perm=[1, 0, 2])  # [B, L + H, hidden]
+    ahead = graph.reshape(_last(graph, series, horizon), -1, hidden)  # [B * H, hidden]
+    local_ahead = graph.op("Transpose", _timed(graph, local, hidden), perm=[1, 0, 2])
+    local_ahead = graph.reshape(_last(graph, local_ahead, horizon), -1, hidden)
+    attended = graph.gate(tft.after_attention, _attend(graph, tft.attention, series, ahead), ahead)
+    first = graph.linear(attended, tft.feed_forward.first, tft.feed_forward.first_bias)
+    fused = graph.gate(tft.before_output, graph.residual(tft.feed_forward, attended, first), local_ahead)
+    outputs = graph.linear(fused, tft.output, tft.output_bias)
+    y = graph.op("Transpose", graph.reshape(outputs, -1, horizon, tft.output.shape[1]), perm=[0, 2, 1])
+    return graph.model(
+        {
+            "past": (TensorProto.FLOAT, ["B", "L", hidden]),
+            "future": (TensorProto.FLOAT, ["P", horizon, hidden]),
+            "which": (TensorProto.INT64, ["B"]),
+            "mask": (TensorProto.FLOAT, [horizon, "T"]),
+        },
+        y,
+    )
+
+
+def _timed(graph: _Graph, rows: str, hidden: int) -> str:
+    """Rows `[T * B, hidden]` as `[T, B, hidden]`: B is read off `which`."""
+    shape = graph.op("Concat", graph.integers(-1), graph.op("Shape", "which"), graph.integers(hidden), axis=0)
+    return str(graph.op("Reshape", rows, shape))
+
+
+def _last(graph: _Graph, series: str, horizon: int) -> str:
+    """The decoder's steps of `[B, L + H, hidden]`."""
+    return str(graph.op("Slice", series, graph.integers(-horizon), graph.integers(2**31), graph.integers(1)))
+
+
+def _enrich(graph: _Graph, layer: Residual, rows: str) -> str:
+    """The static enrichment of rows `[T * B, hidden]`: its bias goes by series."""
+    hidden = layer.first.shape[0]
+    bias = graph.op("Gather", graph.constant(layer.first_bias), "which", axis=0)
+    first = graph.op("MatMul", rows, graph.constant(layer.first))
+    first = graph.reshape(graph.op("Add", _timed(graph, first, hidden), bias), -1, hidden)
+    return graph.residual(layer, rows, first)
+
+
+def _lstm(graph: _Graph, layer: Lstm, x: str, state: str, cell: str) -> list[str]:
+    """`[T, B, hidden]`, the last state and the last cell."""
+    weight, recurrent, bias = layer.plain
+    hidden = recurrent.shape[1]
+    constants = (graph.constant(np.stack([part])) for part in (weight, recurrent, bias))
+    outputs, *last = graph.op("LSTM", x, *constants, "", state, cell, outputs=3, hidden_size=hidden)
+    return [graph.op("Squeeze", outputs, graph.integers(1)), *last]
+
+
+def _attend(graph: _Graph, attention: Attention, series: str, ahead: str) -> str:
+    """`[B * H, hidden]`"""
+    heads, horizon, hidden = attention.heads, len(attention.mask), attention.value.shape[0]
+    size = hidden // heads
+    everything = graph.reshape(series, -1, hidden)
+
+    def split(rows: str, layer: tuple[Array, Array], steps: str, order: list[int]) -> str:
+        shape = graph.op("Concat", graph.integers(-1), steps, graph.integers(heads, size), axis=0)
+        return str(graph.op("Transpose", graph.op("Reshape", graph.linear(rows, *layer), shape), perm=order))
+
+    steps = graph.op("Slice", graph.op("Shape", series), graph.integers(1), graph.integers(2))
+    query = split(ahead, attention.query, graph.integers(horizon), [0, 2, 1, 3])
+    key = split(everything, attention.key, steps, [0, 2, 3, 1])
+    scores = graph.op("Softmax", graph.op("Add", graph.op("MatMul", query, key), "mask"), axis=-1)
+    scores = graph.op("ReduceMean", scores, graph.integers(1), keepdims=0)  # [B, H, L + H]
+    value = graph.op("MatMul", series, graph.constant(attention.value))
+    attended = graph.op("Add", graph.op("MatMul", scores, value), graph.constant(attention.value_bias))
+    return graph.reshape(attended, -1, hidden)
+
+
+def attention_mask(attention: Attention, length: int) -> NDArray[np.float32]:
+    """`[H, L + H]` for an encoder of this length."""
+    return np.concatenate([np.zeros((len(attention.mask), length), np.float32), attention.mask], axis=1)

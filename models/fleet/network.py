@@ -1,0 +1,87 @@
+"""Everything of a fleet's model that touches pytorch_forecasting: its network, freshly built or with a bundle's weights."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from models.fleet.base import Floats, Indices
+from models.library import quiet_library
+from models.manifest import RELATIVE_TIME, Network
+from models.tft import PROFILE
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what third parties deprecate inside each other while they are imported
+    from pytorch_forecasting import TemporalFusionTransformer
+    from pytorch_forecasting.data.encoders import GroupNormalizer, MultiNormalizer
+    from pytorch_forecasting.metrics import MultiLoss, QuantileLoss
+
+
+def all_reals(network: Network) -> list[str]:
+    """The variables in the order of the library's data set: what is known, the relative time last, then the metrics."""
+    known = [name for name in network.decoder_reals if name != RELATIVE_TIME]
+    return [*known, RELATIVE_TIME, *network.encoder_reals[len(known) :]]
+
+
+def build(network: Network, levels: tuple[float, ...], encoder_length: int, dropout: float = 0.0) -> Any:
+    """A `TemporalFusionTransformer` of these sizes, freshly initialised from torch's global generator."""
+    losses = [QuantileLoss(list(levels)) for _ in range(network.targets)]
+    single = network.targets == 1
+    with quiet_library():
+        return TemporalFusionTransformer(
+            hidden_size=network.hidden_size,
+            hidden_continuous_size=network.hidden_continuous_size,
+            attention_head_size=network.attention_heads,
+            lstm_layers=network.lstm_layers,
+            output_size=network.outputs if single else [network.outputs] * network.targets,
+            max_encoder_length=encoder_length,
+            static_categoricals=[PROFILE],
+            x_categoricals=[PROFILE],
+            embedding_sizes={PROFILE: (network.profiles, network.embedding_size)},
+            time_varying_reals_encoder=list(network.encoder_reals),
+            time_varying_reals_decoder=list(network.decoder_reals),
+            x_reals=all_reals(network),
+            dropout=dropout,
+            loss=losses[0] if single else MultiLoss(losses),
+            logging_metrics=torch.nn.ModuleList(),
+            output_transformer=GroupNormalizer() if single else MultiNormalizer([GroupNormalizer() for _ in losses]),
+        )
+
+
+def with_weights(network: Network, levels: tuple[float, ...], encoder_length: int, weights: Any) -> Any:
+    """The library's network with the parameters of a bundle, ready to be run."""
+    model = build(network, levels, encoder_length).eval()
+    state = model.state_dict()
+    model.load_state_dict({**state, **{name: torch.as_tensor(value.copy()) for name, value in weights.items()}})
+    return model
+
+
+def inputs(
+    network: Network, past: Floats, future: Floats, which: Indices
+) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    """The library's `x` of scaled variables `[B, L, encoder]` and `[B, H, decoder]` and profiles `[B]`."""
+    batch, length, horizon = len(past), past.shape[1], future.shape[1]
+    reals, known = all_reals(network), len(network.decoder_reals)
+    cont = torch.zeros(batch, length + horizon, len(reals))
+    encoder = [reals.index(name) for name in network.encoder_reals]
+    cont[:, :length, encoder] = torch.as_tensor(past)
+    cont[:, length:, :known] = torch.as_tensor(future)
+    cat = torch.as_tensor(which)[:, None, None].expand(-1, length + horizon, -1)
+    scale = torch.tensor([[0.0, 1.0]]).repeat(batch, 1)
+    return {
+        "encoder_cont": cont[:, :length],
+        "decoder_cont": cont[:, length:],
+        "encoder_cat": cat[:, :length],
+        "decoder_cat": cat[:, length:],
+        "encoder_lengths": torch.full((batch,), length),
+        "decoder_lengths": torch.full((batch,), horizon),
+        "target_scale": scale if network.targets == 1 else [scale] * network.targets,
+    }
+
+
+def forward(model: Any, network: Network, past: Floats, future: Floats, which: Indices) -> torch.Tensor:
+    """The network's outputs `[B, H, M, Q]` in units of the normalised metrics."""
+    outputs = model(inputs(network, past, future, which))["prediction"]
+    return outputs[:, :, None] if network.targets == 1 else torch.stack(list(outputs), dim=2)

@@ -1,0 +1,43 @@
+"""The library's own network as an engine: what the other engines must equal.
+
+It imports torch and pytorch_forecasting, which takes seconds and hundreds of megabytes: it is for comparison, and for a
+user who wants nothing between the network that was trained and the forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from models.fleet import network
+from models.fleet.base import FleetInput, Floats, Indices
+from models.fleet.bundle import FleetBundle
+from models.fleet.engines import Batched
+
+_PIECE = 32  # servers at a time: more do not fit the cache
+
+
+class Library(Batched):
+    """pytorch_forecasting's forward."""
+
+    name = "library"
+
+    def __init__(self, bundle: FleetBundle, threads: int) -> None:
+        super().__init__(bundle)
+        manifest = self.manifest
+        torch.set_num_threads(threads)
+        self._network = network.with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
+
+    def run(self, inputs: FleetInput, groups: Indices, advance: Callable[[], None]) -> Floats:
+        which, future, found = self.scaling.profiles(inputs), self.future(inputs.tick), []
+        for at in range(0, len(which), _PIECE):
+            part = slice(at, at + _PIECE)
+            past = self.past(inputs.values[part], inputs.tick, groups[part])
+            ahead = np.broadcast_to(future, (len(past), *future.shape)).copy()
+            with torch.inference_mode():
+                outputs = network.forward(self._network, self.manifest.network, past, ahead, which[part])
+            found.append(outputs.permute(0, 2, 3, 1).flatten(1, 2).numpy())
+            advance()
+        return np.concatenate(found)

@@ -1,0 +1,120 @@
+"""From the metrics' units to what the network sees and back: the part of the library's data set that a forecast needs.
+
+As pytorch_forecasting's GroupNormalizer: a metric is transformed, then centered and scaled by its group, with numbers fixed
+by the training. So the scaled value of a tick does not change when time goes on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.errors import BundleError, DataError
+from models.fleet.base import FleetInput, Floats, Indices
+from models.fleet.bundle import FleetBundle
+from models.fleet.manifest import CALENDAR, DEFAULT
+
+_NETWORK = """This model's network gave a number that is not finite. Check its input, or use another model."""
+
+
+class FleetScaling:
+    """The scales of one bundle, and which of them a server has."""
+
+    def __init__(self, bundle: FleetBundle) -> None:
+        manifest = bundle.manifest
+        self._manifest = manifest
+        self._groups = {name: row for row, name in enumerate(manifest.groups)}
+        self._profiles = {name: row for row, name in enumerate(manifest.profiles)}
+        self._center, self._scale = bundle.center, bundle.scale
+        self._logarithmic = np.array([metric.transform == "log1p" for metric in manifest.metrics])
+        self._low = np.array([metric.low for metric in manifest.metrics], dtype=np.float32)
+        self._high = np.array([metric.high for metric in manifest.metrics], dtype=np.float32)
+
+    def profiles(self, inputs: FleetInput) -> Indices:
+        """Which profile the network is told of each server: its own, or that of all others."""
+        return np.array([self._profiles.get(profile, 0) for profile in inputs.profiles], dtype=np.int64)
+
+    def groups(self, inputs: FleetInput) -> Indices:
+        """Which row of the scales each server has: its own, else its profile's, else the default."""
+        last = self._groups[DEFAULT]
+        rows = [
+            self._groups.get(f"server:{server}", self._groups.get(f"profile:{profile}", last))
+            for server, profile in zip(inputs.servers, inputs.profiles, strict=True)
+        ]
+        return np.array(rows, dtype=np.int64)
+
+    def scale(self, values: Floats, groups: Indices) -> Floats:
+        """Metrics `[S, T, M]` of servers of these groups `[S]` as the network sees them."""
+        clipped = np.clip(values, self._low, self._high)
+        if self._logarithmic.any():
+            clipped[..., self._logarithmic] = np.log1p(clipped[..., self._logarithmic])
+        clipped -= self._center[groups][:, None]
+        clipped /= self._scale[groups][:, None]
+        return clipped
+
+    def restore(self, outputs: Floats, groups: Indices) -> Floats:
+        """Network outputs `[S, M, Q, H]` in the metrics' units, sorted along Q and within the bounds. Changes `outputs`.
+
+        Raises:
+            BundleError: (check "finite") one is not finite.
+        """
+        outputs *= self._scale[groups][:, :, None, None]
+        outputs += self._center[groups][:, :, None, None]
+        if not np.isfinite(outputs).all():
+            raise BundleError(_NETWORK, check="finite")
+        sort_quantiles(outputs)
+        for metric in np.flatnonzero(self._logarithmic):
+            with np.errstate(over="ignore"):  # beyond every bound, and cut to it
+                np.expm1(outputs[:, metric], out=outputs[:, metric])
+        np.clip(outputs, self._low[:, None, None], self._high[:, None, None], out=outputs)
+        return outputs
+
+    def check(self, inputs: FleetInput) -> None:
+        """Refuse an input that is not of this bundle. Raises DataError."""
+        manifest = self._manifest
+        count = len(inputs.servers)
+        wanted = count, manifest.encoder_length, len(manifest.metrics)
+        if inputs.step != manifest.step:
+            raise DataError(
+                f"The windows have a step of {inputs.step} s; the model was trained on {manifest.step} s. "
+                "Run it on that grid, or train a model on this one."
+            )
+        if inputs.values.shape != wanted or len(inputs.profiles) != count or inputs.lengths.shape != (count,):
+            raise DataError(f"The windows must have shape {wanted}, not {inputs.values.shape}.")
+        if len(set(inputs.servers)) != count:
+            raise DataError("A server appears twice among the windows.")
+        if count and not (manifest.encoder_minimum <= inputs.lengths.min() <= inputs.lengths.max() <= wanted[1]):
+            raise DataError(f"A window must hold {manifest.encoder_minimum} to {wanted[1]} steps.")
+
+
+def calendar(cycles: tuple[str, ...], step: int, ticks: Indices) -> Floats:
+    """Sine and cosine `[..., 2 * cycles]` of where in each cycle the ticks are; UTC."""
+    seconds = ticks * step
+    waves = [
+        wave(2 * np.pi * ((seconds % CALENDAR[cycle]) / CALENDAR[cycle]))
+        for cycle in cycles
+        for wave in (np.sin, np.cos)
+    ]
+    if not waves:
+        return np.zeros((*ticks.shape, 0), dtype=np.float32)
+    return np.stack(waves, axis=-1).astype(np.float32)
+
+
+def sort_quantiles(outputs: Floats) -> None:
+    """Sort `[S, M, Q, H]` along Q in place.
+
+    Crossed quantiles are rearranged by sorting, which never moves them further from the true ones (Chernozhukov,
+    Fernandez-Val and Galichon 2010, https://doi.org/10.3982/ECTA7880). By exchanging neighbours whole rows at a time: that
+    is many times faster than sorting millions of tiny lists.
+    """
+    levels = outputs.shape[2]
+    for turn in range(levels):
+        exchanged = False
+        for at in range(turn % 2, levels - 1, 2):
+            lower, upper = outputs[:, :, at], outputs[:, :, at + 1]
+            if (lower > upper).any():
+                exchanged = True
+                low = np.minimum(lower, upper)
+                np.maximum(lower, upper, out=upper)
+                lower[...] = low
+        if not exchanged and turn:
+            break

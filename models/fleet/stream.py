@@ -1,0 +1,82 @@
+"""The engine that keeps what it has computed of the past.
+
+With fixed scales, what the variable selection makes of a tick depends on that tick alone, so it is computed once. What is
+kept is held against the very values it was made from at every forecast: a row that came late, a corrected one, another
+profile or another server under an old name cost their own ticks and are never wrong. Not to be shared by threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.fleet.base import FleetInput, Floats, Indices
+from models.fleet.bundle import FleetBundle
+from models.fleet.engines import Onnx
+from models.fleet.sessions import pieces
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """The last forecast's windows `[S, L, M]` and what was chosen of them `[S, L, hidden]`."""
+
+    tick: int
+    servers: tuple[str, ...]
+    groups: Indices
+    which: Indices
+    values: Floats
+    chosen: Floats
+
+
+class Stream(Onnx):
+    """The folded network in ONNX Runtime, the selections of past ticks kept."""
+
+    name = "stream"
+
+    def __init__(self, bundle: FleetBundle, threads: int) -> None:
+        super().__init__(bundle, threads)
+        self._kept: _Kept | None = None
+
+    def chosen_past(self, inputs: FleetInput, groups: Indices, which: Indices, advance: Callable[[], None]) -> Floats:
+        """As `Onnx.chosen_past`."""
+        if inputs.values.shape[1] < self.manifest.encoder_length:
+            return super().chosen_past(inputs, groups, which, advance)
+        shape = *inputs.values.shape[:2], self.manifest.network.hidden_size
+        chosen, fresh = np.empty(shape, dtype=np.float32), np.ones(shape[:2], dtype=bool)
+        now = _Kept(inputs.tick, inputs.servers, groups, which, inputs.values, chosen)
+        self._take_over(now, fresh)
+        for part in pieces(len(chosen)):
+            self._choose(now, fresh[part], part.start)
+            advance()
+        self._kept = now
+        return chosen
+
+    def _take_over(self, now: _Kept, fresh: Mask) -> None:
+        """Put what is kept into its place, and strike it from `fresh` `[S, L]`."""
+        kept, length = self._kept, fresh.shape[1]
+        if kept is None or not 0 <= now.tick - kept.tick < length:
+            return
+        shift = now.tick - kept.tick
+        places = {server: row for row, server in enumerate(kept.servers)}
+        at = np.array([places.get(server, -1) for server in now.servers], dtype=np.int64)
+        same = (at >= 0) & (kept.groups[at] == now.groups) & (kept.which[at] == now.which)
+        for part in pieces(len(at)):
+            alike = (kept.values[at[part], shift:] == now.values[part, : length - shift]).all(axis=-1)
+            fresh[part, : length - shift] = ~(alike & same[part, None])
+            now.chosen[part, : length - shift] = kept.chosen[at[part], shift:]
+
+    def _choose(self, now: _Kept, fresh: Mask, start: int) -> None:
+        """Fill in what is fresh `[servers, L]` of the servers from `start` on."""
+        servers, steps = np.nonzero(fresh)
+        if not len(servers):
+            return
+        servers += start
+        scaled = self.scaling.scale(now.values[servers, steps][:, None], now.groups[servers])[:, 0]
+        known = self.known(now.tick - now.values.shape[1] + 1 + steps)
+        variables = np.concatenate([known, scaled], axis=-1)
+        now.chosen[servers, steps] = self.sessions.select(variables, now.which[servers])
