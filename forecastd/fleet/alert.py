@@ -51,13 +51,18 @@ class Alert:
 
     @property
     def message(self) -> str:
-        """What is the matter, in one sentence without a full stop."""
+        """What is the matter, in one sentence without a full stop: `web-01: memory at 97 %, critical from 95 %`."""
+        return f"{self.server}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """The same without the server's name."""
         if self.condition == STATUS:
-            return f"{self.server} says that it is {'down' if self.severity == 'critical' else 'degraded'}"
+            return f"says that it is {'down' if self.severity == 'critical' else 'degraded'}"
         if self.condition == SILENCE:
-            return f"{self.server} has sent nothing for {minutes(self.value or 0.0)}"
+            return f"has sent nothing for {minutes(self.value or 0.0)}"
         now = "without a value" if self.value is None else f"at {amount(self.condition, self.value)}"
-        return f"{self.server}: {label(self.condition)} {now}, {self._prospect()}"
+        return f"{label(self.condition)} {now}, {self._prospect()}"
 
     def _prospect(self) -> str:
         """What it has to do with its thresholds."""
