@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-import threading
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from forecastd.candles import COLUMNS, STALE_STEPS, Candles, Provenance, join, j
 from forecastd.clock import iso
 from forecastd.errors import RetryLater
 from forecastd.sources.base import Source
+from forecastd.windowfile import BUSY_SECONDS, FileUnavailableError, WindowFile
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,13 +35,9 @@ _Wanted = tuple[str, str, int, int, int]  # source, symbol, step, start, end
 KEEP = 20_000  # rows of a series: more than two years of hours, about 2 MB
 MOST_REQUESTS = 8  # holes that are asked for one by one; when there are more, as one range
 PATIENCE = 15.0  # seconds; see `_due`
-BUSY_SECONDS = 5.0  # how long another process may hold the file before this one goes on without it
-MOST_ASIDE = 5  # damaged files kept for a person to look at
 KIND = 0x66_64_77_31  # "fdw1", SQLite's application id: what the file is and the version of its layout
 
-LAYOUT = f"""
-BEGIN IMMEDIATE;
-PRAGMA application_id = {KIND};
+LAYOUT = """
 CREATE TABLE IF NOT EXISTS series (
   id INTEGER PRIMARY KEY, key TEXT NOT NULL, step INTEGER NOT NULL, columns TEXT NOT NULL,
   UNIQUE (key, step, columns));
@@ -53,8 +49,8 @@ CREATE TABLE IF NOT EXISTS tick (
   PRIMARY KEY (series, time)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS absent (
   series INTEGER NOT NULL, time INTEGER NOT NULL, asked_at REAL NOT NULL, PRIMARY KEY (series, time)) WITHOUT ROWID;
-COMMIT;
 """
+LOST = "what is missing will be fetched again"
 
 
 class RollingWindow:
@@ -67,9 +63,7 @@ class RollingWindow:
     def __init__(self, path: Path, keep: int = KEEP) -> None:
         self.path = path
         self.keep = keep
-        self._lock = threading.Lock()
-        self._db: sqlite3.Connection | None = None
-        self._inode = 0
+        self._file = WindowFile(path, kind=KIND, layout=LAYOUT, salvage=_salvage, lost=LOST, busy=BUSY_SECONDS)
 
     @classmethod
     def open(cls, path: Path, keep: int = KEEP) -> RollingWindow:
@@ -80,8 +74,7 @@ class RollingWindow:
 
     def close(self) -> None:
         """Let go of the file. It is opened again when it is needed again."""
-        with self._lock:
-            self._drop()
+        self._file.close()
 
     def __enter__(self) -> RollingWindow:
         return self
@@ -163,88 +156,12 @@ class RollingWindow:
         return Candles.of(symbol, step, time, values, join_provenance(list(origins.values())))
 
     def _attempt(self, what: str, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
-        """`work` as one transaction, or `otherwise` where the file does not allow it. What SQLite raises ends here."""
-        with self._lock:
-            for again in (True, False):
-                try:
-                    db = self._db or self._connect()
-                    with db:
-                        return work(db)
-                except sqlite3.ProgrammingError:
-                    raise
-                except (sqlite3.Error, OSError) as error:
-                    if again and _is_damage(error):
-                        self._set_aside(error)
-                        continue
-                    self._drop()
-                    log.warning("The rolling window %s cannot be %s now: %s. Going on without.", self.path, what, error)
-                    break
+        """`work` as one transaction, or `otherwise` where the file does not allow it."""
+        try:
+            return self._file.run(work)
+        except FileUnavailableError as error:
+            log.warning("The rolling window %s cannot be %s now: %s. Going on without.", self.path, what, error)
             return otherwise
-
-    def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level="IMMEDIATE", check_same_thread=False)
-        try:
-            db.text_factory = lambda raw: raw.decode(errors="replace")  # a flipped bit is found by the checksum
-            if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.executescript(LAYOUT)
-            _require_kind(db)
-            db.execute("PRAGMA synchronous = NORMAL")
-            self._inode = self.path.stat().st_ino
-        except BaseException:
-            db.close()
-            raise
-        self._db = db
-        return db
-
-    def _drop(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-
-    def _set_aside(self, error: Exception) -> None:
-        """Rename the file and SQLite's files beside it, and save into a new one what can still be read."""
-        known = self._inode if self._db is not None else None
-        self._drop()
-        if not self.path.exists() or known not in {None, self.path.stat().st_ino}:
-            return  # another process has set it aside already
-        names = [self.path.with_name(f"{self.path.name}.damaged-{n}") for n in range(1, MOST_ASIDE + 1)]
-        aside = next((name for name in names if not name.exists()), names[-1])
-        for suffix in ("-wal", "-shm", ""):
-            part = self.path.with_name(self.path.name + suffix)
-            if part.exists():
-                part.replace(aside.with_name(aside.name + suffix))
-        saved = self._salvage(aside)
-        log.warning(
-            "The rolling window %s is damaged (%s). It was set aside as %s and begun again with %d rows saved; "
-            "what is missing will be fetched again.", self.path, error, aside.name, saved,
-        )  # fmt: skip
-
-    def _salvage(self, aside: Path) -> int:
-        """Copy rows from the front and from the back up to the first unreadable page. Their checksums still decide."""
-        old = sqlite3.connect(aside, timeout=BUSY_SECONDS)
-        try:
-            old.text_factory = lambda raw: raw.decode(errors="replace")
-            tables = {name: _readable(old, name) for name in ("series", "origin", "tick")}
-        finally:
-            old.close()
-        db = self._connect()
-        with db:
-            for name, rows in tables.items():
-                if rows:
-                    marks = ", ".join("?" * len(rows[0]))
-                    db.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({marks})", rows)  # noqa: S608
-        return len(tables["tick"])
-
-
-class _ForeignFileError(sqlite3.DatabaseError):
-    """The file is a database, and no rolling window of this version."""
-
-
-def _require_kind(db: sqlite3.Connection) -> None:
-    if db.execute("PRAGMA application_id").fetchone()[0] != KIND:
-        raise _ForeignFileError((_ForeignFileError.__doc__ or "").rstrip("."))
 
 
 def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -> Candles:
@@ -367,12 +284,14 @@ def _is_whole(time: object, data: object) -> bool:
     return isinstance(time, int) and isinstance(data, bytes) and len(data) == 8 * len(COLUMNS)
 
 
-def _is_damage(error: Exception) -> bool:
-    if isinstance(error, _ForeignFileError):
-        return True
-    code = getattr(error, "sqlite_errorcode", None)
-    # ERROR: the statements here are fixed, so one that does not fit means that the file's layout is not this one.
-    return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+def _salvage(old: sqlite3.Connection, db: sqlite3.Connection) -> int:
+    """Copy rows from the front and from the back up to the first unreadable page. Their checksums still decide."""
+    tables = {name: _readable(old, name) for name in ("series", "origin", "tick")}
+    for name, rows in tables.items():
+        if rows:
+            marks = ", ".join("?" * len(rows[0]))
+            db.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({marks})", rows)  # noqa: S608
+    return len(tables["tick"])
 
 
 def _readable(db: sqlite3.Connection, table: str) -> list[tuple[object, ...]]:

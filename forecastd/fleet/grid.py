@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.contract import DEFAULT_STATUS, STATUSES, FeedAnswer, FeedReason, M
 from forecastd.fleet.intake import Parsed, Refusals, Rows, admit
+from forecastd.fleet.tickblob import SavedTick
 
 FIRST_CAPACITY = 64  # servers; doubled when it is full
 MOST_A_TICK = 16  # rows of one server and tick that a batch is looked through for, the newest
@@ -50,17 +51,6 @@ class Block:
     profiles: tuple[str, ...]
     statuses: tuple[str, ...]  # of each server's newest row
     values: NDArray[np.float32]  # [S, L, M], NaN where nothing came; [:, -1] is `tick`
-
-
-@dataclass(frozen=True)
-class SavedTick:
-    """Rows of one tick as the store kept them; `which` are places in the table of servers that goes with it."""
-
-    start: int  # unix seconds
-    which: NDArray[np.int32]  # [N]
-    offsets: NDArray[np.float32]  # [N], seconds after `start`
-    states: NDArray[np.uint8]  # [N], places in STATUSES
-    values: NDArray[np.float32]  # [N, M]
 
 
 class FleetWindow:
@@ -241,24 +231,24 @@ class FleetWindow:
             profiles = tuple(self._profiles[slot] for slot in slots.tolist())
             return Block(tick, names, profiles, tuple(self._status_of(slot) for slot in slots.tolist()), values)
 
-    def restore(self, table: Sequence[tuple[str, str]], parts: Iterable[SavedTick]) -> int:
-        """Put saved ticks back, the newest first, of servers given as (name, profile); gives how many rows had a place.
+    def restore(self, table: Mapping[int, tuple[str, str]], parts: Iterable[SavedTick]) -> int:
+        """Put saved ticks back, the newest first; gives how many rows had a place.
 
-        They count as saved. What is outside the window, and servers beyond `most_servers`, are left out.
+        `table` has the name and profile of the servers by number. What is put back counts as saved. What is outside the
+        window, servers beyond `most_servers` and servers that are not in the table are left out.
         """
         taken = 0
         with self._lock:
-            slot_of = np.full(len(table), -1, np.int64)
-            asked = np.zeros(len(table), np.bool_)
+            slot_of = np.full(max(table, default=0) + 1, -2, np.int64)  # -2: not asked for yet, -1: no place
             for part in parts:
                 times = part.start + part.offsets.astype(np.float64)
                 ticks = np.floor(times / self.step).astype(np.int64)
                 if self._newest is None:
                     self.advance(int(ticks.max(initial=0)) - 1)
-                for one in np.unique(part.which[~asked[part.which]]).tolist():
-                    asked[one] = True
-                    slot_of[one] = self._slot(*table[one])
-                slots = slot_of[part.which]
+                which = np.where(part.which < len(slot_of), part.which, 0)  # no server has the number 0
+                for one in np.unique(which[slot_of[which] == -2]).tolist():
+                    slot_of[one] = self._slot(*table[one]) if one in table else -1
+                slots = slot_of[which]
                 fits = (slots >= 0) & (ticks > self.newest - self.keep) & (ticks <= self.newest + self.ahead)
                 if not fits.any():
                     continue

@@ -348,8 +348,8 @@ def test_a_window_that_cannot_be_written_loses_nothing(
 def test_a_full_disk_loses_nothing(path: Path, remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
     ask(path, remote, length=24)
     with RollingWindow.open(path) as window, caplog.at_level(logging.WARNING):
-        assert window._db is not None
-        window._db.execute("PRAGMA max_page_count = 1")  # SQLite's own way to a full disk: it raises SQLITE_FULL
+        assert window._file.db is not None
+        window._file.db.execute("PRAGMA max_page_count = 1")  # SQLite's own way to a full disk: it raises SQLITE_FULL
         assert len(refresh(window, remote, now=NOW, length=5_000)) == 5_000
     assert "full" in caplog.text
     assert len(ask(path, remote, length=24)) == 24

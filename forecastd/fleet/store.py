@@ -1,0 +1,374 @@
+"""The fleet's window on disk: one small append a tick, nothing rewritten, so that a restart is warm at once.
+
+The one thing to know before changing it: it is a cache that may be lost, never a store that may lie, and nothing that goes
+wrong with the file keeps the fleet from being served. A tick is one row: the servers that reported, as one blob under a
+checksum; rows that come late are one more part of their tick. `kill -9` loses the tick in flight; a power cut may lose what
+came since SQLite's last checkpoint (1,000 pages: the last few minutes of 20 servers, half a minute of 2,000).
+
+One process writes (`hold`), any number read meanwhile. What cannot be written for now (a full disk) waits in memory, within
+bounds, and is written when there is room again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.clock import Clock, iso
+from forecastd.fleet.contract import NAMES, STATUSES
+from forecastd.fleet.grid import FleetWindow
+from forecastd.fleet.hold import Hold
+from forecastd.fleet.intake import Rows
+from forecastd.fleet.tickblob import SavedTick, decode, encode, key, layout_code, layout_text, start_of, tick_crc
+from forecastd.fleet.tickfile import (
+    ALL,
+    KIND,
+    LAYOUT,
+    Layout,
+    Server,
+    add_server,
+    facts,
+    free_row,
+    known_servers,
+    layouts,
+    salvage,
+    trim,
+)
+from forecastd.windowfile import FileUnavailableError, WindowFile
+
+log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 1.0  # a ticker must not stand still for long
+STALE_SECONDS = 1800.0  # a window older than this is told of
+MOST_WAITING = 720  # batches of rows that wait in memory for room on the disk
+CAUGHT_UP = 16  # of those, written after one tick
+CHUNK = 64  # ticks of the history that are read at once
+LONGEST_STEP = 3600  # seconds; how long before a time the tick may have begun that it is in
+MOST_SKIPPED = 10_000  # ticks in a row that may be unreadable before a history ends
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What came back from disk."""
+
+    ticks: int
+    rows: int
+    servers: int
+    damaged: int  # ticks that were not what was written, left out
+    newest: float | None  # unix time of the newest saved tick, of use or not; None for an empty store
+    age_seconds: float | None  # how old that is
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """What the file holds, and what keeps it from being written, for people."""
+
+    ticks: int
+    oldest: float | None
+    newest: float | None
+    megabytes: float
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class HistoryChunk:
+    """Some ticks of the history, sorted by time; `values` are `[N, len(metrics)]`, NaN where there is none."""
+
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    statuses: tuple[str, ...]
+    times: NDArray[np.float64]
+    metrics: tuple[str, ...]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.servers)
+
+    def choose(
+        self, start: float, end: float, servers: Sequence[str] | None, metrics: Sequence[str] | None
+    ) -> HistoryChunk:
+        """The rows of `start` <= time < `end` of some servers, and some metrics of them; None: all."""
+        keep = (self.times >= start) & (self.times < end)
+        if servers is not None:
+            wanted = frozenset(servers)
+            keep &= np.array([server in wanted for server in self.servers], dtype=np.bool_)
+        names = self.metrics if metrics is None else tuple(metrics)
+        at = np.flatnonzero(keep)
+        columns = np.array([self.metrics.index(name) for name in names], dtype=np.int64)
+        return HistoryChunk(
+            tuple(self.servers[i] for i in at.tolist()),
+            tuple(self.profiles[i] for i in at.tolist()),
+            tuple(self.statuses[i] for i in at.tolist()),
+            self.times[at],
+            names,
+            self.values[np.ix_(at, columns)],
+        )
+
+
+class TickStore:
+    """The ticks of a fleet in one SQLite file, the newest `hours` of them and at most `megabytes`.
+
+    No method raises for a damaged, full, busy, read-only or vanished file: what goes wrong is logged once, told by `problem`
+    until it is over, and the store does as if it held nothing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        metrics: tuple[str, ...] = NAMES,
+        *,
+        step: int = 5,
+        hours: float = 48.0,
+        megabytes: float = 2048.0,
+        read_only: bool = False,
+    ) -> None:
+        self.path, self.metrics, self.step = path, metrics, step
+        self.hours, self.megabytes = hours, megabytes
+        self.problem: str | None = None  # why it cannot be written now; None while it can
+        self.given_up = 0  # batches of rows that could not be written and waited too long
+        self._file = WindowFile(
+            path,
+            kind=KIND,
+            layout=LAYOUT,
+            salvage=salvage,
+            lost="the rest is lost",
+            busy=BUSY_SECONDS,
+            aside=1,  # such a file may be large, and what could be read of it is in the new one
+            read_only=read_only,
+        )
+        self._text = layout_text(step, metrics)
+        self._code = layout_code(self._text)
+        self._waiting: deque[Rows] = deque()
+        self._lock = Lock()
+        self._numbers: dict[Server, int] = {}
+        self._opening = -1  # the opening of the file that `_numbers` are of
+
+    def close(self) -> None:
+        """Let go of the file. There is nothing to be saved."""
+        self._file.close()
+
+    def __enter__(self) -> TickStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def hold(self, clock: Clock, *, wait: float = 5.0) -> Hold:
+        """The right to write here, for one process at a time; waits up to `wait` seconds for another one to end.
+
+        Raises:
+            RetryLater: another process has it.
+        """
+        return Hold(self.path.with_name(self.path.name + ".lock"), clock, wait=wait)
+
+    def append(self, rows: Rows, now: float) -> bool:
+        """Keep rows, such as `FleetWindow.unsaved` gives them, as one part of each of their ticks; whether it was done.
+
+        One transaction: a kill loses it whole or not at all. It also removes what is too old at `now`, or too much, a little
+        at a time. Rows that cannot be written now wait for a later call.
+        """
+        with self._lock:
+            if len(rows) and not self._written([rows], now):
+                self._waiting.append(rows)
+                if len(self._waiting) > MOST_WAITING:
+                    self._waiting.popleft()
+                    self.given_up += 1
+                return False
+            while self._waiting:
+                batch = [self._waiting[at] for at in range(min(CAUGHT_UP, len(self._waiting)))]
+                if not self._written(batch, now):
+                    return False
+                for _ in batch:
+                    self._waiting.popleft()
+                if len(rows):
+                    break  # the rest with the next ticks
+            return True
+
+    def _written(self, batch: list[Rows], now: float) -> bool:
+        try:
+            new = self._file.run(lambda db: self._write(db, batch, now))
+        except FileUnavailableError as error:
+            if self.problem is None:
+                log.warning("The fleet's window %s cannot be written now: %s. Going on in memory.", self.path, error)
+            self.problem = str(error)
+            return False
+        self._numbers.update(new)  # only now: what was rolled back has no number
+        self._opening = self._file.openings
+        if self.problem is not None:
+            log.info("The fleet's window %s is written again; %d batches wait.", self.path, len(self._waiting))
+            self.problem = None
+        return True
+
+    def _write(self, db: sqlite3.Connection, batch: list[Rows], now: float) -> dict[Server, int]:
+        """Insert a batch; gives the servers that got a number with it."""
+        if self._opening != self._file.openings:
+            self._numbers = {server: number for number, server in known_servers(db).items()}
+            db.execute("INSERT OR REPLACE INTO layout VALUES (?, ?)", (self._code, self._text))
+        new: dict[Server, int] = {}
+        for rows in batch:
+            servers = tuple(zip(rows.servers, rows.profiles, strict=True))
+            for server in dict.fromkeys(servers):
+                if server not in self._numbers and server not in new:
+                    new[server] = max(self._numbers.values(), default=0) + len(new) + 1
+                    add_server(db, new[server], server)
+            which = np.array([self._numbers.get(server) or new[server] for server in servers], dtype=np.int32)
+            offsets = (rows.times - rows.ticks * self.step).astype(np.float32)
+            states = np.array([STATUSES.index(status) for status in rows.statuses], dtype=np.uint8)
+            for tick in np.unique(rows.ticks).tolist():
+                at = rows.ticks == tick
+                row = free_row(db, tick * self.step)
+                data = encode(SavedTick(tick * self.step, which[at], offsets[at], states[at], rows.values[at]))
+                saved = (row, self._code, data, tick_crc(row, self._code, data))
+                db.execute("INSERT OR REPLACE INTO tick VALUES (?, ?, ?, ?)", saved)
+        trim(db, now - self.hours * 3600.0, self.megabytes * 1e6)
+        return new
+
+    def load(self, window: FleetWindow, now: float) -> LoadReport:
+        """Bring back what is kept of the window's ticks at `now`, whose tick becomes the open one."""
+        window.advance(int(now // window.step) - 1)
+        try:
+            report = self._file.run(lambda db: self._load(db, window, now))
+        except FileUnavailableError as error:
+            log.warning("The fleet's window %s cannot be read now: %s. Beginning without it.", self.path, error)
+            return LoadReport(0, 0, 0, 0, None, None)
+        if report.damaged:
+            log.warning("%d damaged ticks in %s are left out", report.damaged, self.path)
+        if report.age_seconds is not None and report.age_seconds > STALE_SECONDS:
+            span = window.keep * window.step
+            use = (
+                "too old to be used"
+                if report.age_seconds > span
+                else f"used as far as it is in the last {span / 60:.0f} min"
+            )
+            log.warning("The fleet's window %s is %.0f min old; it is %s.", self.path, report.age_seconds / 60, use)
+        return report
+
+    def _load(self, db: sqlite3.Connection, window: FleetWindow, now: float) -> LoadReport:
+        reading = _Reading(self, db)
+        first = (window.newest - window.keep + 1) * window.step
+
+        def parts() -> Iterator[SavedTick]:
+            # Without a condition: SQLite then needs only the leaves, so a damaged inner page hides no good tick unnoticed.
+            for row in db.execute(f"{ALL} ORDER BY id DESC"):
+                saved = reading.decode(*row)
+                if saved is not None:
+                    if saved.start + reading.longest_step <= first:
+                        return
+                    yield saved
+
+        rows = window.restore(known_servers(db), parts())
+        age = None if reading.newest is None else max(0.0, now - reading.newest)
+        return LoadReport(reading.ticks, rows, len(window), reading.damaged, reading.newest, age)
+
+    def history(
+        self, start: float, end: float, servers: Sequence[str] | None = None, metrics: Sequence[str] | None = None
+    ) -> Iterator[HistoryChunk]:
+        """What is kept of `start` <= time < `end`, in chunks of some ticks, sorted by time; damaged ticks are left out.
+
+        Each chunk is a look of its own at the file, so a slow reader holds nobody up. None for `servers` or `metrics`: all.
+        """
+        span, at, skipped = CHUNK, int(start) - LONGEST_STEP, 0
+        while at < end and skipped < MOST_SKIPPED:
+            try:
+                found, following = self._file.run(lambda db, at=at, span=span: self._chunk(db, at, end, span))  # type: ignore[misc]
+            except FileUnavailableError as error:
+                if not error.damaged:
+                    log.warning("The fleet's history %s cannot be read from %s on: %s", self.path, iso(at), error)
+                    return
+                # A file that this process may not mend: around the damage tick by tick.
+                at, skipped, span = (at + self.step, skipped + 1, 1) if span == 1 else (at, skipped, 1)
+                continue
+            if found is not None:
+                chosen = found.choose(start, end, servers, metrics)
+                if len(chosen):
+                    yield chosen
+            if following is None:
+                return
+            at, skipped, span = following, 0, min(2 * span, CHUNK)
+
+    def _chunk(self, db: sqlite3.Connection, at: int, end: float, span: int) -> tuple[HistoryChunk | None, int | None]:
+        """The first `span` ticks there are from `at` on, and where the next begin; None and None for no more."""
+        first = db.execute("SELECT min(id) FROM tick WHERE id >= ?", (key(at),)).fetchone()[0]
+        if first is None or start_of(first) >= end:
+            return None, None
+        begin = start_of(first)
+        stop = begin + span * self.step
+        reading = _Reading(self, db)
+        rows = db.execute(f"{ALL} WHERE id >= ? AND id < ? ORDER BY id", (first, key(stop)))
+        parts = [saved for row in rows if (saved := reading.decode(*row)) is not None]
+        return _joined(parts, known_servers(db), self.metrics), stop
+
+    def state(self) -> StoreState:
+        """What the file holds now."""
+        try:
+            rows, oldest, newest, size = self._file.run(facts)
+        except FileUnavailableError as error:
+            return StoreState(0, None, None, 0.0, self.problem or str(error))
+        times = [None if one is None else float(start_of(one)) for one in (oldest, newest)]
+        return StoreState(rows, times[0], times[1], size / 1e6, self.problem)
+
+
+class _Reading:
+    """One look at the ticks of a file: what they consist of, and what was seen on the way."""
+
+    def __init__(self, store: TickStore, db: sqlite3.Connection) -> None:
+        self._layouts = {
+            **layouts(db),
+            layout_code(layout_text(store.step, store.metrics)): Layout(store.step, store.metrics),
+        }
+        self._metrics = store.metrics
+        self.longest_step = max(layout.step for layout in self._layouts.values())
+        self.ticks = self.damaged = 0
+        self.newest: int | None = None
+
+    def decode(self, row: int, code: int, data: object, crc: object) -> SavedTick | None:
+        """The tick in a row, with the store's metrics for columns; None where it is damaged."""
+        layout = self._layouts.get(code)
+        saved = None if layout is None else decode(row, code, data, crc, len(layout.metrics))
+        if saved is None or layout is None:
+            self.damaged += 1
+            return None
+        self.ticks += 1
+        self.newest = saved.start if self.newest is None else max(self.newest, saved.start)
+        if layout.metrics == self._metrics:
+            return saved
+        values = np.full((len(saved.which), len(self._metrics)), np.nan, np.float32)
+        for column, name in enumerate(self._metrics):
+            if name in layout.metrics:
+                values[:, column] = saved.values[:, layout.metrics.index(name)]
+        return replace(saved, values=values)
+
+
+def _joined(parts: list[SavedTick], servers: dict[int, Server], metrics: tuple[str, ...]) -> HistoryChunk | None:
+    """Parts, sorted by tick and part, as one table; of a server that is in several parts of a tick the last counts."""
+    if not parts:
+        return None
+    first_of: dict[str, int] = {}
+    same = {number: first_of.setdefault(name, number) for number, (name, _) in sorted(servers.items())}
+    which = np.concatenate([part.which for part in parts])
+    known = np.isin(which, np.fromiter(servers, np.int64, len(servers)))
+    start = np.repeat([part.start for part in parts], [len(part.which) for part in parts])
+    server = np.array([same.get(number, -1) for number in which.tolist()], dtype=np.int64)
+    order = np.lexsort((np.arange(len(which)), server, start))
+    last = np.append((np.diff(start[order]) != 0) | (np.diff(server[order]) != 0), True)
+    keep = order[last & known[order]]
+    names = [servers[number] for number in which[keep].tolist()]
+    return HistoryChunk(
+        tuple(name for name, _ in names),
+        tuple(profile for _, profile in names),
+        tuple(STATUSES[state] for state in np.concatenate([part.states for part in parts])[keep].tolist()),
+        (start + np.concatenate([part.offsets for part in parts]).astype(np.float64))[keep],
+        metrics,
+        np.concatenate([part.values for part in parts])[keep],
+    )

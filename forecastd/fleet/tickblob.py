@@ -1,0 +1,88 @@
+"""One saved tick as bytes: which servers, when in the tick, their status and their values, under a checksum.
+
+The one thing to know before changing it: what is read back is either exactly what was written or nothing. The checksum covers
+the bytes and their place (tick, part, layout), and a server's row in the table of names has one of its own, so that a flipped
+bit never gives one server another one's numbers. The bytes are little-endian arrays one after the other: servers' numbers
+int32 `[N]`, seconds into the tick float32 `[N]`, places in STATUSES uint8 `[N]`, values float32 `[N, metrics]`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.fleet.contract import STATUSES
+
+PARTS = 1 << 16  # parts a tick can have: the first is written when it closes, one more for each batch of late rows
+
+
+@dataclass(frozen=True)
+class SavedTick:
+    """Rows of one tick as the store keeps them; `which` are servers' numbers, places in the table that goes with it."""
+
+    start: int  # unix seconds
+    which: NDArray[np.int32]  # [N]
+    offsets: NDArray[np.float32]  # [N], seconds after `start`
+    states: NDArray[np.uint8]  # [N], places in STATUSES
+    values: NDArray[np.float32]  # [N, metrics]
+
+
+def key(start: int, part: int = 0) -> int:
+    """The row of part `part` of the tick that begins at `start`; rows sort by time, then part."""
+    return start * PARTS + part
+
+
+def start_of(row: int) -> int:
+    """The time of a row, unix seconds."""
+    return row // PARTS
+
+
+def layout_text(step: int, metrics: tuple[str, ...]) -> str:
+    """What a tick of this layout consists of; `layout_code` of it stands beside every tick."""
+    return f"1|{step}|{','.join(metrics)}"
+
+
+def layout_code(text: str) -> int:
+    """A layout's number, made from what it says: the table of layouts cannot say anything else under this number."""
+    return zlib.crc32(text.encode())
+
+
+def tick_crc(row: int, layout: int, data: bytes) -> int:
+    """Over a tick and its place."""
+    return zlib.crc32(data, zlib.crc32(f"{row}|{layout}".encode()))
+
+
+def server_crc(number: int, name: str, profile: str) -> int:
+    """Over a row of the table of servers."""
+    return zlib.crc32(f"{number}|{name}|{profile}".encode(errors="replace"))
+
+
+def encode(tick: SavedTick) -> bytes:
+    """The bytes of a tick."""
+    return b"".join((
+        tick.which.astype("<i4").tobytes(),
+        tick.offsets.astype("<f4").tobytes(),
+        tick.states.astype(np.uint8).tobytes(),
+        tick.values.astype("<f4").tobytes(),
+    ))  # fmt: skip
+
+
+def decode(row: int, layout: int, data: object, crc: object, metrics: int) -> SavedTick | None:
+    """The tick that stands in a row, with `metrics` values a server; None where it is not what was written."""
+    size = 9 + 4 * metrics
+    if not isinstance(data, bytes) or len(data) % size or tick_crc(row, layout, data) != crc:
+        return None
+    count = len(data) // size
+    states = np.frombuffer(data, np.uint8, count, 8 * count)
+    if states.max(initial=0) >= len(STATUSES):
+        return None
+    return SavedTick(
+        start_of(row),
+        np.frombuffer(data, "<i4", count, 0).astype(np.int32, copy=False),
+        np.frombuffer(data, "<f4", count, 4 * count).astype(np.float32, copy=False),
+        states,
+        np.frombuffer(data[9 * count :], "<f4").astype(np.float32, copy=False).reshape(count, metrics),
+    )
