@@ -36,8 +36,8 @@ class Job:
 class Profile:
     """A kind of server. Ranges are (lowest, highest), drawn once for each server.
 
-    `peak`: the hour of the day's wave; `second`: of the one that comes twice a day; `swing`, `bump`: how far these go from the
-    day's mean, as a share of it. `weekend`: demand on Saturday and Sunday as a share of a working day's.
+    `peak`: the hour of the day's wave; `second`: of the one that comes twice a day; `swing`, `bump`: how far these go
+    from the day's mean, as a share of it. `weekend`: demand on Saturday and Sunday as a share of a working day's.
     `used`: mean utilisation. `rate`: requests a second. `base_ms`: latency without load. `io`: how much its work is disk.
     """
 
