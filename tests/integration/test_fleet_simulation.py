@@ -1,0 +1,274 @@
+"""Rows over a real socket to a service that judges them as the fleet does, and is away, busy or narrow now and then."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from forecastd.clock import SystemClock, iso
+from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.fleet.contract import FeedError
+from forecastd.fleet.grid import FleetWindow
+from forecastd.fleet.intake import parse_feed
+from forecastd.fleet.simulator.client import FleetClient
+from forecastd.fleet.simulator.simulation import Plan, Simulation
+from forecastd.fleet.simulator.tally import Tally
+
+STEP = 5
+
+
+class Service(ThreadingHTTPServer):
+    """A fleet's GET /status and POST /feed, without the rest. `faults` are taken one a feed, from the left."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.clock = SystemClock()
+        self.window = FleetWindow(STEP, 400, 1_000)
+        self.now = 1_795_000_000.0 + 2.5
+        self.began = self.clock.monotonic()
+        self.speed, self.skew, self.key, self.most = 50.0, 30.0, "", 1 << 20
+        self.status: dict[str, Any] | None = None
+        self.faults: list[str] = []
+        self.bodies: list[tuple[str, bytes]] = []
+        self.wanted = 0
+        self.enough = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def time(self) -> float:
+        return self.now + (self.clock.monotonic() - self.began) * self.speed
+
+    def told(self) -> dict[str, Any]:
+        now = self.time()
+        newest = int(now // STEP) - 1
+        return self.status or {
+            "now": iso(now), "step_seconds": STEP, "speed": self.speed,
+            "tick": {"newest": newest, "time": iso(newest * STEP), "age_seconds": round(now - (newest + 1) * STEP, 3)},
+        }  # fmt: skip
+
+    def take(self, text: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
+        if len(text) > self.most:
+            return 413, {"error": "The body is too large.", "fix": "Send smaller batches."}
+        try:
+            parsed = parse_feed(text, content_type, step=STEP)
+        except FeedError as error:
+            return 400, {"error": str(error), "fix": ""}
+        self.window.advance(int(self.time() // STEP) - 1)
+        answer = self.window.take(parsed, now=self.time(), max_skew=self.skew)
+        self.bodies.append((content_type, text))
+        if len(self.bodies) >= self.wanted:
+            self.enough.set()
+        return 200, answer.model_dump()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Service
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(*self.checked(200, self.server.told()))
+
+    def do_POST(self) -> None:
+        text = self.rfile.read(int(self.headers["Content-Length"]))
+        fault = self.server.faults.pop(0) if self.server.faults else ""
+        if fault == "drop":  # taken, but the answer is lost
+            self.server.take(text, self.headers["Content-Type"])
+            self.close_connection = True
+            return
+        if fault:
+            self.answer(int(fault), {"error": "Not now.", "fix": "Wait."})
+            return
+        self.answer(*self.checked(*self.server.take(text, self.headers["Content-Type"])))
+
+    def checked(self, code: int, told: Any) -> tuple[int, Any]:
+        if self.server.key and self.headers.get("X-API-Key") != self.server.key:
+            return 401, {"error": "The API key is not known here.", "fix": "Send one."}
+        return code, told
+
+    def answer(self, code: int, told: Any) -> None:
+        text = json.dumps(told).encode()
+        self.send_response(code)
+        if code == 429:
+            self.send_header("Retry-After", "0")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with Service() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class Run:
+    """A simulation, its sentences, and what came of it."""
+
+    def __init__(self, url: str, key: str | None = None, **plan: Any) -> None:
+        self.told: list[str] = []
+        self.stop = threading.Event()
+        self.client = FleetClient(url, key)
+        self.moves: list[float] = []
+        self.simulation = Simulation(
+            Plan(**({"servers": 7, "duration": 0.0, "backfill": 5.0} | plan)), self.client, SystemClock(), self.stop,
+            tell=self.told.append, moved=lambda _, until: self.moves.append(until),
+        )  # fmt: skip
+
+    def __call__(self) -> Tally:
+        try:
+            return self.simulation.run()
+        finally:
+            self.client.close()
+
+
+@pytest.mark.parametrize("kind", ["json", "ndjson"])
+def test_the_past_is_sent_whole_and_stands_where_it_belongs(service: Service, kind: str) -> None:
+    run = Run(service.url, kind=kind)
+    tally = run()
+    assert (tally.ticks, tally.rows, tally.taken, tally.as_expected) == (60, 420, 420, True)
+    assert {content_type for content_type, _ in service.bodies} == {
+        "application/json" if kind == "json" else "application/x-ndjson"
+    }
+    begin = run.simulation._fleet.start
+    block = service.window.block(begin - 1, 60)
+    made = run.simulation._fleet.block(begin - 60, 60)
+    assert set(block.servers) == set(run.simulation._fleet.names)
+    order = [block.servers.index(name) for name in run.simulation._fleet.names]
+    assert abs(block.values[order] - made).max() <= 1e-4
+
+
+def test_the_present_is_sent_tick_by_tick_at_the_services_speed(service: Service) -> None:
+    service.wanted = 12
+    run = Run(service.url, backfill=0.0, duration=None, join_leave=60.0)
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert service.enough.wait(60)
+    run.stop.set()
+    thread.join()
+    tally = run.simulation.tally
+    assert tally.as_expected, tally.surprises
+    assert tally.ticks >= 12
+    sent = [record["time"] for _, text in service.bodies for record in json.loads(text)["records"]]
+    assert sent == sorted(sent)
+    assert set(sent) <= {run.simulation._fleet.start * STEP + STEP * tick for tick in range(tally.ticks)}
+    assert tally.left + tally.joined > 0
+
+
+def test_bad_rows_are_refused_and_the_tally_agrees_even_when_answers_are_lost(service: Service) -> None:
+    service.faults = ["429", "503", "drop", "500"]
+    run = Run(service.url, bad=0.3, servers=40)
+    tally = run()
+    assert tally.as_expected, tally.surprises
+    assert tally.tries == 4
+    assert sum(tally.refused.values()) > 100
+    assert tally.refused == {code: count for code, count in tally.due.items() if code not in {"taken", "duplicate"}}
+    assert [told for told in run.told if "503" in told]
+    assert [told for told in run.told if "answers again" in told]
+    assert len(service.window.servers()) == 40
+
+
+def test_what_is_too_large_is_cut_in_two(service: Service) -> None:
+    service.most = 20_000
+    tally = Run(service.url)()
+    assert (tally.taken, tally.as_expected) == (420, True)
+    assert all(len(text) <= 20_000 for _, text in service.bodies)
+    assert len(service.bodies) > 1
+
+
+def test_a_service_that_takes_not_even_a_row_is_told(service: Service) -> None:
+    service.most = 100
+    with pytest.raises(NeedsHuman, match="not even one row"):
+        Run(service.url)()
+
+
+def test_rows_that_are_older_than_the_window_are_told_apart(service: Service) -> None:
+    tally = Run(service.url, servers=2, backfill=60.0)()  # 720 ticks, of which the window keeps 400
+    assert tally.as_expected, tally.surprises
+    assert tally.before_window > 0
+    assert tally.before_window + tally.taken == tally.rows
+
+
+def test_a_fleet_that_has_no_room_is_a_surprise(service: Service) -> None:
+    service.window = FleetWindow(STEP, 400, 3)
+    tally = Run(service.url)()
+    assert not tally.as_expected
+    assert any("FLEET_MAX_SERVERS" in told for told in tally.surprises)
+
+
+def test_a_key_is_sent_and_a_missing_one_is_told(service: Service) -> None:
+    service.key = "a-key-of-this-test-only"
+    assert Run(service.url, service.key)().as_expected
+    with pytest.raises(NeedsHuman, match="401"):
+        Run(service.url)()
+
+
+def test_rows_may_not_run_away_from_the_services_clock(service: Service) -> None:
+    assert Run(service.url, speed=50.0)().as_expected
+    with pytest.raises(NeedsHuman, match="runs at speed 50"):
+        Run(service.url, speed=1.0)()
+
+
+@pytest.mark.parametrize("status", [{"version": "7"}, {"now": "noon", "step_seconds": 5, "tick": {"newest": 1}}])
+def test_what_is_no_fleet_is_not_fed(service: Service, status: dict[str, Any]) -> None:
+    service.status = status
+    with pytest.raises(NeedsHuman, match="not as a fleet does"):
+        Run(service.url)()
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:8080", "http://"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(NeedsHuman, match="no address of a fleet"):
+        FleetClient(url)
+
+
+def test_where_nobody_listens_it_is_given_up_in_the_end() -> None:
+    with Service() as gone:
+        url = gone.url
+    run = Run(url, patience=0.3)
+    with pytest.raises(RetryLater, match=r"nobody listens.*Given up"):
+        run()
+    assert len(run.told) == 1  # the same trouble is told once
+
+
+def test_a_stop_ends_even_the_waiting_for_a_service() -> None:
+    with Service() as gone:
+        url = gone.url
+    run = Run(url)
+    thread = threading.Thread(target=run)
+    thread.start()
+    run.stop.set()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert run.simulation.tally.rows == 0
+
+
+def test_a_clock_that_is_set_back_is_followed(service: Service) -> None:
+    service.wanted, service.skew = 4, 3_600.0
+    run = Run(service.url, backfill=0.0, duration=None)
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert service.enough.wait(60)
+    service.enough.clear()
+    service.began += 300 / service.speed * STEP  # 300 ticks back, half a minute of ours
+    service.faults, service.wanted = ["503"], len(service.bodies) + 4
+    assert service.enough.wait(60)
+    run.stop.set()
+    thread.join()
+    assert any("set back" in told for told in run.told)
+    assert run.simulation.tally.as_expected, run.simulation.tally.surprises
