@@ -106,10 +106,9 @@ def write_bundle(
         "known": canary.inputs.known,
         "quantiles": canary.quantiles,
     }
-    content = write_arrays(
-        path, weights, arrays, lambda files: to_json(replace(manifest, files=files)), replace_old=replace_old
+    return write_arrays(
+        path, weights, arrays, lambda files: to_json(replace(manifest, files=files)), parse, replace_old=replace_old
     )
-    return parse(content, hashlib.sha256(content).hexdigest())
 
 
 def copy_bundle(source: Path, target: Path, sha256: str) -> None:

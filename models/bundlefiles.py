@@ -91,13 +91,16 @@ def write_arrays(
     weights: Mapping[str, NDArray[Any]],
     canary: Mapping[str, NDArray[Any]],
     describe: Callable[[Mapping[str, FileRecord]], bytes],
+    parse: Callable[[bytes, str], Described],
     *,
     replace_old: bool,
-) -> bytes:
-    """Write a bundle, whole or not at all; `describe` makes the manifest from the records of its files. Gives its bytes.
+) -> Described:
+    """Write a bundle, whole or not at all, and give its manifest as it will be read.
+
+    `describe` makes the manifest's bytes from the records of the files; `parse` refuses what could not be read again.
 
     Raises:
-        BundleError: (check "exists") something is there already and `replace_old` is false.
+        BundleError: (check "exists") something is there already and `replace_old` is false; or what `parse` finds.
         OSError: the disk is full, or the place may not be written.
     """
     from safetensors.numpy import save
@@ -110,9 +113,10 @@ def write_arrays(
     }
     files = {name: FileRecord(hashlib.sha256(content).hexdigest(), len(content)) for name, content in contents.items()}
     contents[MANIFEST] = describe(files)
+    described = parse(contents[MANIFEST], hashlib.sha256(contents[MANIFEST]).hexdigest())
     path.parent.mkdir(parents=True, exist_ok=True)
     _place(path, contents)
-    return contents[MANIFEST]
+    return described
 
 
 def copy_files(source: Path, target: Path, manifest: bytes, files: Mapping[str, FileRecord]) -> None:

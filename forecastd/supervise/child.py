@@ -24,8 +24,12 @@ from forecastd.supervise.messages import ChannelClosed, Message, receive
 from forecastd.supervise.voice import Voice
 
 if TYPE_CHECKING:
-    from models.bundle import Bundle
+    from collections.abc import Callable
+
     from models.engines import Engine
+    from models.fleet.base import FleetEngine
+
+    Prove = Callable[[Callable[[int, int], None]], float]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -44,14 +48,16 @@ class Child:
         self._channel = channel
         self._voice = Voice(channel, launch)
         self._saboteur = Saboteur((), self._voice)
-        self._bundle: Bundle | None = None
         self._engine: Engine | None = None
+        self._fleet: FleetEngine | None = None
+        self._prove: Prove | None = None  # runs the canary of whichever model was loaded
+        self._sha256 = ""
 
     def serve(self) -> None:
         """Answer messages until `stop` or the end of the channel."""
         self._voice.beat()
         while True:
-            if self._engine is not None:
+            if self._prove is not None:
                 self._saboteur.hear()
             message = receive(self._channel)
             if message.kind == "stop":
@@ -68,6 +74,8 @@ class Child:
                 self._load(message)
             elif message.kind == "predict":
                 self._predict(message)
+            elif message.kind == "fleet":
+                self._forecast_fleet(message)
             elif message.kind == "check":
                 self._check(message)
             elif message.kind == "train":
@@ -86,18 +94,33 @@ class Child:
         told = {}
         if bundle := message.text("bundle"):
             self._progress(None, Phase.LOADING, 0, 3)
+            self._load_bundle(Path(bundle), message.text("engine"), int(message.number("threads")))
+            self._progress(None, Phase.WARMING_UP, 0, 1)
+            self._run_canary(None, Phase.WARMING_UP)
+            told = {"bundle_sha256": self._sha256}
+        self._voice.say(Message("ready", self._voice.launch, told))
+
+    def _load_bundle(self, path: Path, engine: str, threads: int) -> None:
+        """Make a market's model ready, or with the name of an engine a fleet's."""
+        if engine:
+            from forecastd.supervise.fleetjob import prepare
+
+            self._progress(None, Phase.LOADING, 1, 3)
+            self._fleet, self._prove, self._sha256 = prepare(path, engine, threads)
+        else:
             from models.bundle import load_bundle
             from models.engines import load_engine, verify_canary
 
             self._progress(None, Phase.LOADING, 1, 3)
-            loaded = load_bundle(Path(bundle))
+            loaded = load_bundle(path)
             self._progress(None, Phase.LOADING, 2, 3)
-            engine = load_engine(loaded)
-            self._progress(None, Phase.WARMING_UP, 0, 1)
-            verify_canary(loaded, engine, lambda done, total: self._progress(None, Phase.WARMING_UP, done, total))
-            self._bundle, self._engine = loaded, engine
-            told = {"bundle_sha256": engine.bundle_sha256}
-        self._voice.say(Message("ready", self._voice.launch, told))
+            ready = self._engine = load_engine(loaded)
+            self._prove, self._sha256 = (lambda tell: verify_canary(loaded, ready, tell)), loaded.sha256
+
+    def _run_canary(self, job: str | None, phase: Phase) -> None:
+        if self._prove is None:
+            raise ChannelClosed  # a parent that asks before it was told `ready` is none of ours
+        self._prove(lambda done, total: self._progress(job, phase, done, total))
 
     def _predict(self, message: Message) -> None:
         engine = self._engine
@@ -113,17 +136,24 @@ class Child:
         self._progress(job, Phase.POST_PROCESSING, 1, 1)
         self._voice.say(answer)
 
-    def _check(self, message: Message) -> None:
-        from models.engines import verify_canary
+    def _forecast_fleet(self, message: Message) -> None:
+        from forecastd.supervise.fleetjob import answer, forecast
 
-        job = message.text("job")
-        if self._bundle is None or self._engine is None:
+        engine = self._fleet
+        if engine is None:
             raise ChannelClosed
-        verify_canary(
-            self._bundle, self._engine, lambda done, total: self._progress(job, Phase.PREDICTING, done, total)
-        )
-        told = {"job": job, "bundle_sha256": self._engine.bundle_sha256}
-        self._voice.say(Message("result", self._voice.launch, told))
+        job = message.text("job")
+        self._progress(job, Phase.PREDICTING, 0, 1)
+        quantiles = forecast(message, engine, lambda done, total: self._progress(job, Phase.PREDICTING, done, total))
+        self._progress(job, Phase.POST_PROCESSING, 0, 1)
+        told = self._saboteur.answer(answer(message, engine, quantiles, self._voice.launch, self._sha256))
+        self._progress(job, Phase.POST_PROCESSING, 1, 1)
+        self._voice.say(told)
+
+    def _check(self, message: Message) -> None:
+        job = message.text("job")
+        self._run_canary(job, Phase.PREDICTING)
+        self._voice.say(Message("result", self._voice.launch, {"job": job, "bundle_sha256": self._sha256}))
 
     def _train(self, message: Message) -> None:
         from forecastd.supervise.trainjob import train

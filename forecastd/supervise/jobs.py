@@ -29,7 +29,7 @@ class Job:
     it may be tried. `read`: from the answer to the value; raises BadAnswer.
     """
 
-    kind: Literal["predict", "check", "train"]
+    kind: Literal["predict", "fleet", "check", "train"]
     name: str
     deadline: float
     attempts: int

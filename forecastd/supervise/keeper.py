@@ -77,9 +77,16 @@ class Keeper:
         self._counts.launches += 1
         for part in child.sources:
             self.selector.register(part, selectors.EVENT_READ)
-        bundle = self._setup.bundle
-        faults = self._setup.faults if self._counts.launches <= self._setup.faulty else ""
-        child.tell("load", {"bundle": str(bundle.resolve()) if bundle else "", "faults": faults})
+        bundle = setup.bundle
+        child.tell(
+            "load",
+            {
+                "bundle": str(bundle.resolve()) if bundle else "",
+                "faults": setup.faults if self._counts.launches <= setup.faulty else "",
+                "engine": setup.engine,
+                "threads": setup.engine_threads,
+            },
+        )
         self._tell("launched", slot)
 
     def _dispatch(self, now: float) -> None:

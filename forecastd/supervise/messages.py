@@ -21,6 +21,12 @@ _PREFIX = struct.Struct("<II")
 MAX_HEADER = 1 << 20
 MAX_BODY = 1 << 28
 _MOST_SIDES = 8
+_FORMS: dict[str, np.dtype[Any]] = {  # of arrays, by letter
+    "f": np.dtype("<f8"),
+    "i": np.dtype("<i8"),
+    "s": np.dtype("<f4"),
+    "b": np.dtype("u1"),
+}
 
 
 class ChannelClosed(Exception):
@@ -33,7 +39,10 @@ class GarbledMessage(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """`kind` up: alive, progress, ready, result, error; down: load, predict, train, stop. `arrays` are float64 or int64."""
+    """`kind` up: alive, progress, ready, result, error; down: load, predict, fleet, check, train, stop.
+
+    `arrays` are float64, float32, int64 or bytes.
+    """
 
     kind: str
     launch: str
@@ -68,16 +77,20 @@ def printable(text: str) -> str:
 
 def encode(message: Message) -> bytes:
     """The frame of a message."""
-    parts = {name: _plain(array) for name, array in message.arrays.items()}
-    told = {name: [part.dtype.kind, *part.shape] for name, part in parts.items()}
+    letters = {name: _letter(array) for name, array in message.arrays.items()}
+    parts = {name: np.asarray(message.arrays[name], dtype=_FORMS[one], order="C") for name, one in letters.items()}
+    told = {name: [letters[name], *part.shape] for name, part in parts.items()}
     header = {"kind": message.kind, "launch": message.launch, "fields": message.fields, "arrays": told}
     head = json.dumps(header).encode()
-    body = b"".join(part.tobytes() for part in parts.values())
-    return _PREFIX.pack(len(head), len(body)) + head + body
+    size = sum(part.nbytes for part in parts.values())
+    return b"".join([_PREFIX.pack(len(head), size), head, *(part.data for part in parts.values() if part.size)])
 
 
-def _plain(array: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(array, dtype="<i8" if array.dtype.kind == "i" else "<f8", order="C")
+def _letter(array: NDArray[Any]) -> str:
+    """How an array travels: numbers of another type as float64."""
+    return next(
+        (letter for letter, form in _FORMS.items() if array.dtype == form), "i" if array.dtype.kind == "i" else "f"
+    )
 
 
 class Decoder:
@@ -99,9 +112,10 @@ class Decoder:
                 end = _PREFIX.size + head + body
                 if len(self._pending) < end:
                     break
-                frame = bytes(self._pending[_PREFIX.size : end])
+                with memoryview(self._pending) as pending:
+                    parts = bytes(pending[_PREFIX.size : end - body]), bytes(pending[end - body : end])
                 del self._pending[:end]
-                found.append(_parse(frame[:head], frame[head:]))
+                found.append(_parse(*parts))
         except GarbledMessage as error:
             self.garbled = str(error)
             self._pending.clear()
@@ -149,33 +163,35 @@ def _arrays(told: dict[str, Any], body: bytes) -> dict[str, NDArray[Any]]:
     """The arrays of a body, as its header tells them."""
     arrays, offset = {}, 0
     for name, form in told.items():
-        if not isinstance(form, list) or form[:1] not in (["i"], ["f"]) or len(form) > 1 + _MOST_SIDES:
+        if not isinstance(form, list) or form[:1] not in [[letter] for letter in _FORMS] or len(form) > 1 + _MOST_SIDES:
             raise GarbledMessage("an array of no known form")
         letter, shape = form[0], form[1:]
         if any(type(side) is not int or not 0 <= side <= MAX_BODY for side in shape):
             raise GarbledMessage("an array of no possible shape")
         count = math.prod(shape)
-        if 8 * count > len(body) - offset:
+        if _FORMS[letter].itemsize * count > len(body) - offset:
             raise GarbledMessage("an array that is longer than its message")
         try:
-            flat = np.frombuffer(body, dtype=f"<{letter}8", count=count, offset=offset)
+            flat = np.frombuffer(body, dtype=_FORMS[letter], count=count, offset=offset)
             arrays[name] = flat.reshape(shape)
         except ValueError as error:  # empty, and too large all the same
             raise GarbledMessage(str(error)[:200]) from error
-        offset += 8 * count
+        offset += flat.nbytes
     if offset != len(body):
         raise GarbledMessage("a body that is longer than its arrays")
     return arrays
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        try:
-            part = channel.recv(min(size - len(parts), 1 << 16))
-        except OSError as error:
-            raise ChannelClosed from error
-        if not part:
-            raise ChannelClosed
-        parts += part
+    parts = bytearray(size)
+    with memoryview(parts) as view:
+        got = 0
+        while got < size:
+            try:
+                more = channel.recv_into(view[got:])
+            except OSError as error:
+                raise ChannelClosed from error
+            if not more:
+                raise ChannelClosed
+            got += more
     return bytes(parts)

@@ -43,7 +43,9 @@ class Policy:
 class Setup:
     """What children are made ready with. `bundle` None: they need no model (training). `faults` are those of the first
     `faulty` launches, in the writing of `faults.py`; `threads`: how many the numeric libraries may use, 0 for as many as
-    they take by themselves; `environment`: what they are to find in their environment besides."""
+    they take by themselves; `environment`: what they are to find in their environment besides.
+
+    `engine`: for a fleet's bundle the engine that runs it, with `engine_threads` of its own; empty for a market's bundle."""
 
     bundle: Path | None = None
     name: str = ""
@@ -51,6 +53,8 @@ class Setup:
     faulty: int = 1
     threads: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
+    engine: str = ""
+    engine_threads: int = 1
 
 
 @dataclass

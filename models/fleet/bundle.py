@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,14 +106,14 @@ def write_fleet_bundle(path: Path, bundle: FleetBundle, *, replace_old: bool = F
         "groups": canary.groups,
         "quantiles": canary.quantiles,
     }
-    content = write_arrays(
+    return write_arrays(
         path,
         {**bundle.weights, CENTER: bundle.center, SCALE: bundle.scale},
         arrays,
         lambda files: to_json(replace(bundle.manifest, files=files)),
+        parse,
         replace_old=replace_old,
     )
-    return parse(content, hashlib.sha256(content).hexdigest())
 
 
 def canary_input(bundle: FleetBundle) -> FleetInput:
