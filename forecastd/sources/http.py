@@ -54,15 +54,22 @@ class Answer:
     body: bytes = field(repr=False)
 
 
-def get(url: str, params: Mapping[str, str], headers: Mapping[str, str], deadline: float = DEADLINE) -> Answer:
+def get(
+    url: str,
+    params: Mapping[str, str],
+    headers: Mapping[str, str],
+    deadline: float = DEADLINE,
+    *,
+    most: int = MOST_BYTES,
+) -> Answer:
     """GET `url`. Redirects are not followed: they would carry the headers, and a key among them, elsewhere.
 
     Raises:
         Passing: no whole answer within `deadline` seconds.
-        RetryLater: the answer is larger than `MOST_BYTES`.
+        RetryLater: the answer is larger than `most` bytes.
     """
     host = address(url)
-    answer = within(deadline, host, lambda is_abandoned: _request(url, params, headers, is_abandoned))
+    answer = within(deadline, host, lambda is_abandoned: _request(url, params, headers, most, is_abandoned))
     if isinstance(answer, RetryLater):
         raise answer
     return answer
@@ -136,7 +143,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _request(
-    url: str, params: Mapping[str, str], headers: Mapping[str, str], is_abandoned: Callable[[], bool]
+    url: str, params: Mapping[str, str], headers: Mapping[str, str], most: int, is_abandoned: Callable[[], bool]
 ) -> Answer | RetryLater:
     import requests
     import urllib3
@@ -159,8 +166,8 @@ def _request(
                 raw = cast("HTTPResponse", answer.raw)
                 while piece := raw.read1(PIECE, decode_content=True):
                     body += piece
-                    if len(body) > MOST_BYTES:
-                        return RetryLater(f"{address(url)} sent more than {MOST_BYTES >> 20} MB; it was cut off.")
+                    if len(body) > most:
+                        return RetryLater(f"{address(url)} sent more than {most >> 20} MB; it was cut off.")
                     if is_abandoned():
                         break
                 names = {name.lower(): value for name, value in answer.headers.items()}
