@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.contract import DEFAULT_STATUS, STATUSES, FeedAnswer, FeedReason, M
 from forecastd.fleet.intake import Parsed, Refusals, Rows, admit
+from forecastd.fleet.ring import Ring
 from forecastd.fleet.tickblob import SavedTick
 
-FIRST_CAPACITY = 64  # servers; doubled when it is full
-MOST_A_TICK = 16  # rows of one server and tick that a batch is looked through for, the newest
 NEVER = np.iinfo(np.int64).min // 2
 _STATUS = {name: code for code, name in enumerate(STATUSES)}
 
@@ -65,7 +64,7 @@ class FleetWindow:
         if step < 1 or keep < 1 or most_servers < 1 or ahead < 1:
             raise NeedsHuman("A fleet's step, the ticks that are kept and the number of servers are all at least 1.")
         self.step, self.keep, self.most_servers, self.ahead = step, keep, most_servers, ahead
-        self._ring = keep + ahead
+        self._ring = Ring(keep + ahead)
         self._lock = threading.RLock()
         self._newest: int | None = None
         self._slots: dict[str, int] = {}
@@ -73,10 +72,6 @@ class FleetWindow:
         self._used = 0  # slots that were ever given out
         self._profiles: list[str] = []
         self._last = np.empty(0, np.int64)  # [capacity], tick of the newest row
-        self._values = np.empty((0, self._ring, M), np.float32)
-        self._offsets = np.empty((0, self._ring), np.float32)  # seconds into the tick; NaN where there is no row
-        self._states = np.empty((0, self._ring), np.uint8)
-        self._unsaved = np.empty((0, self._ring), np.bool_)
         self._unsaved_ticks: set[int] = set()
 
     @property
@@ -113,7 +108,7 @@ class FleetWindow:
             if slot is None:
                 return None
             tick = int(self._last[slot])
-            return tick * self.step + float(self._offsets[slot, tick % self._ring])
+            return tick * self.step + float(self._ring.offsets[slot, tick % self._ring.size])
 
     def take(self, parsed: Parsed, *, now: float, max_skew: float) -> FeedAnswer:
         """Judge a parsed feed at `now`, put its rows in, and answer the sender."""
@@ -152,11 +147,10 @@ class FleetWindow:
                 return PutReport(0, 0, 0, refusals, ())
             states = np.array([_STATUS[status] for status in rows.statuses], dtype=np.uint8)
             offsets = (rows.times - rows.ticks * self.step).astype(np.float32)
-            learnt, same = self._merge(slots, rows.ticks, offsets, states, rows.values)
+            learnt, same = self._ring.merge(slots, rows.ticks, offsets, states, rows.values)
             self._note_newest(rows, slots)
             changed = np.unique(rows.ticks[learnt]).tolist()
-            cols = rows.ticks[learnt] % self._ring
-            self._unsaved[slots[learnt], cols] = True
+            self._ring.unsaved[slots[learnt], rows.ticks[learnt] % self._ring.size] = True
             self._unsaved_ticks.update(changed)
             duplicates, superseded = int(same.sum()), int((~learnt & ~same).sum())
             return PutReport(len(rows) - duplicates, duplicates, superseded, refusals, tuple(changed))
@@ -164,24 +158,24 @@ class FleetWindow:
     def unsaved(self) -> Rows:
         """The rows as they stand now of every server and tick that changed since the last call, for the store to keep."""
         with self._lock:
-            names, slots, ticks = self._names(), [], []
+            ring, names, slots, ticks = self._ring, self._names(), [], []
             for tick in sorted(self._unsaved_ticks):
-                at = np.flatnonzero(self._unsaved[: self._used, tick % self._ring])
-                self._unsaved[at, tick % self._ring] = False
+                at = np.flatnonzero(ring.unsaved[: self._used, tick % ring.size])
+                ring.unsaved[at, tick % ring.size] = False
                 slots.append(at)
                 ticks.append(np.full(len(at), tick, np.int64))
             self._unsaved_ticks.clear()
             if not slots:
                 return Rows.none()
             slot, tick_of = np.concatenate(slots), np.concatenate(ticks)
-            cols = tick_of % self._ring
+            cols = tick_of % ring.size
             return Rows(
                 tuple(names[i] for i in slot.tolist()),
                 tuple(self._profiles[i] for i in slot.tolist()),
-                tuple(STATUSES[i] for i in self._states[slot, cols].tolist()),
-                (tick_of * self.step).astype(np.float64) + self._offsets[slot, cols],
+                tuple(STATUSES[i] for i in ring.states[slot, cols].tolist()),
+                (tick_of * self.step).astype(np.float64) + ring.offsets[slot, cols],
                 tick_of,
-                self._values[slot, cols],
+                ring.values[slot, cols],
                 np.arange(len(slot), dtype=np.int64),
             )
 
@@ -196,10 +190,9 @@ class FleetWindow:
                 self._start_again()
             if self._newest is not None and tick <= self._newest:
                 return ()
-            first = tick - self._ring if self._newest is None else self._newest
+            first = tick - self._ring.size if self._newest is None else max(self._newest, tick - self._ring.size)
             self._newest = tick
-            fresh = np.arange(max(first, tick - self._ring) + self.ahead + 1, tick + self.ahead + 1) % self._ring
-            self._empty(slice(0, self._used), fresh)
+            self._ring.empty(slice(0, self._used), np.arange(first + self.ahead + 1, tick + self.ahead + 1))
             self._unsaved_ticks = {one for one in self._unsaved_ticks if one > tick - self.keep}
             gone = [name for name, slot in self._slots.items() if self._last[slot] <= tick - self.keep]
             for name in gone:
@@ -219,17 +212,14 @@ class FleetWindow:
                 )
             names = tuple(self._slots)
             slots = np.fromiter(self._slots.values(), np.int64, len(names))
-            first, last = (tick - length + 1) % self._ring, tick % self._ring
-            spans = [(first, last + 1)] if first <= last else [(first, self._ring), (0, last + 1)]
-            values = np.empty((len(names), length, M), np.float32)
-            dense = len(names) == self._used and bool((slots == np.arange(len(names))).all())
-            at = 0
-            for begin, end in spans:
-                part = self._values[: self._used, begin:end]
-                values[:, at : at + end - begin] = part if dense else part[slots]
-                at += end - begin
             profiles = tuple(self._profiles[slot] for slot in slots.tolist())
-            return Block(tick, names, profiles, tuple(self._status_of(slot) for slot in slots.tolist()), values)
+            return Block(
+                tick,
+                names,
+                profiles,
+                tuple(self._status_of(slot) for slot in slots.tolist()),
+                self._ring.span(slots, tick, length),
+            )
 
     def restore(self, table: Mapping[int, tuple[str, str]], parts: Iterable[SavedTick]) -> int:
         """Put saved ticks back, the newest first; gives how many rows had a place.
@@ -241,6 +231,7 @@ class FleetWindow:
         with self._lock:
             slot_of = np.full(max(table, default=0) + 1, -2, np.int64)  # -2: not asked for yet, -1: no place
             for part in parts:
+                self._reserve(min(len(part.which), self.most_servers))
                 times = part.start + part.offsets.astype(np.float64)
                 ticks = np.floor(times / self.step).astype(np.int64)
                 if self._newest is None:
@@ -254,7 +245,7 @@ class FleetWindow:
                     continue
                 slots, ticks = slots[fits], ticks[fits]
                 offsets = (times[fits] - ticks * self.step).astype(np.float32)
-                self._merge(slots, ticks, offsets, part.states[fits], part.values[fits])
+                self._ring.merge(slots, ticks, offsets, part.states[fits], part.values[fits])
                 np.maximum.at(self._last, slots, ticks)
                 taken += len(slots)
             for name in [name for name, slot in self._slots.items() if self._last[slot] == NEVER]:
@@ -298,59 +289,27 @@ class FleetWindow:
             slot = self._used
             self._used += 1
             self._profiles.append(profile)
-            if slot >= len(self._last):
-                self._grow()
+            self._reserve(self._used)
         self._slots[name] = slot
         return slot
 
     def _leave(self, name: str) -> None:
         slot = self._slots.pop(name)
-        self._empty(slice(slot, slot + 1), np.arange(self._ring))
+        self._ring.empty(slice(slot, slot + 1), np.arange(self._ring.size))
         self._last[slot] = NEVER
         self._free.append(slot)
+
+    def _reserve(self, slots: int) -> None:
+        self._ring.reserve(slots, self.most_servers)
+        more = len(self._ring.values) - len(self._last)
+        if more:
+            self._last = np.concatenate([self._last, np.full(more, NEVER)])
 
     def _start_again(self) -> None:
         for name in tuple(self._slots):
             self._leave(name)
         self._newest = None
         self._unsaved_ticks.clear()
-
-    def _grow(self) -> None:
-        """Twice as many slots; what is in them stays where it is."""
-        more = min(max(FIRST_CAPACITY, len(self._last)), max(self.most_servers - len(self._last), 1))
-        self._last = np.concatenate([self._last, np.full(more, NEVER)])
-        self._values = np.concatenate([self._values, np.full((more, self._ring, M), np.nan, np.float32)])
-        self._offsets = np.concatenate([self._offsets, np.full((more, self._ring), np.nan, np.float32)])
-        self._states = np.concatenate([self._states, np.zeros((more, self._ring), np.uint8)])
-        self._unsaved = np.concatenate([self._unsaved, np.zeros((more, self._ring), np.bool_)])
-
-    def _empty(self, slots: slice, cols: NDArray[np.int64]) -> None:
-        self._values[slots, cols] = np.nan
-        self._offsets[slots, cols] = np.nan
-        self._unsaved[slots, cols] = False
-
-    def _merge(
-        self,
-        slots: NDArray[np.int64],
-        ticks: NDArray[np.int64],
-        offsets: NDArray[np.float32],
-        states: NDArray[np.uint8],
-        values: NDArray[np.float32],
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Lay rows over what their ticks have; which of them brought something new, and which were there already."""
-        learnt, same = np.zeros(len(slots), np.bool_), np.zeros(len(slots), np.bool_)
-        cols = ticks % self._ring
-        for part in _rounds(slots * self._ring + cols, offsets):
-            at = (slots[part], cols[part])
-            old_offset, old, offset, new = self._offsets[at], self._values[at], offsets[part], values[part]
-            newer = np.isnan(old_offset) | (offset > old_offset)
-            merged = np.where((newer[:, None] & ~np.isnan(new)) | np.isnan(old), new, old)
-            learns = newer | (np.isnan(old) & ~np.isnan(new)).any(axis=1)
-            self._values[at] = merged
-            self._offsets[at] = np.where(newer, offset, old_offset)
-            self._states[at] = np.where(newer, states[part], self._states[at])
-            learnt[part], same[part] = learns, ~learns & (offset == old_offset)
-        return learnt, same
 
     def _note_newest(self, rows: Rows, slots: NDArray[np.int64]) -> None:
         """Keep each server's newest tick, and its profile as the newest row has it."""
@@ -365,7 +324,7 @@ class FleetWindow:
         slots = np.array([self._slots.get(server, -1) for server in rows.servers], dtype=np.int64)
         known = np.flatnonzero(slots >= 0)
         ticks[known] = self._last[slots[known]]
-        values[known] = self._values[slots[known], ticks[known] % self._ring]
+        values[known] = self._ring.values[slots[known], ticks[known] % self._ring.size]
         return values, ticks
 
     def _names(self) -> list[str]:
@@ -376,21 +335,9 @@ class FleetWindow:
 
     def _status_of(self, slot: int) -> str:
         last = int(self._last[slot])
-        return DEFAULT_STATUS if last == NEVER else STATUSES[self._states[slot, last % self._ring]]
+        return DEFAULT_STATUS if last == NEVER else STATUSES[self._ring.states[slot, last % self._ring.size]]
 
 
 def ticks_ahead(skew: float, step: int) -> int:
     """How far ahead of the last closed tick a row may be whose sender's clock is `skew` seconds fast."""
     return int(skew // step) + 2
-
-
-def _rounds(keys: NDArray[np.int64], offsets: NDArray[np.float32]) -> Iterator[NDArray[np.int64]]:
-    """Indices in rounds that have each key once, the older rows first; of each key at most the newest `MOST_A_TICK`."""
-    if len(np.unique(keys)) == len(keys):
-        yield np.arange(len(keys))
-        return
-    order = np.lexsort((offsets, keys))
-    _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
-    from_end = np.repeat(starts + counts, counts) - np.arange(len(keys))  # 1 is a key's newest
-    for place in range(min(int(counts.max()), MOST_A_TICK), 0, -1):
-        yield order[from_end == place]

@@ -46,6 +46,7 @@ MILLISECONDS = 1e11  # a time above this is no number of seconds before the year
 MOST_TEXT = 40  # characters of a time
 JUMP = (50.0, 200.0)  # "by a factor of about 100"
 JUMPED = 3  # percent metrics that have to jump together
+_PLAIN = frozenset({float, type(None)})
 JUDGED = 60  # ticks for which a server's previous row speaks against a jump; what lasts longer is taken for true
 
 
@@ -290,17 +291,14 @@ def _row(record: object, unknown: Counter[str]) -> tuple[str, float, str, str, l
 
 def _values(metrics: dict[str, Any], unknown: Counter[str]) -> tuple[list[float | None], int]:
     values = [metrics.get(name) for name in NAMES]
-    for name, value in zip(NAMES, values, strict=True):
-        kind = type(value)
-        if kind is float or value is None:
-            continue
-        if kind is not int:
-            raise _Bad("not_a_number", f"{name} is {clip(value)}; send it as a JSON number, without quotes")
-        if abs(value) > 10**18:
-            raise _Bad("range", f"{name} is {clip(value)}, more than any machine has")
+    if not _PLAIN.issuperset(map(type, values)):
+        for name, value in zip(NAMES, values, strict=True):
+            if value is not None and type(value) not in {float, int}:
+                raise _Bad("not_a_number", f"{name} is {clip(value)}; send it as a JSON number, without quotes")
+            if isinstance(value, int) and abs(value) > 10**18:
+                raise _Bad("range", f"{name} is {clip(value)}, more than any machine has")
     empty = values.count(None)
-    known = sum(name in metrics for name in NAMES) if len(metrics) != M - empty else M - empty
-    if len(metrics) > known:
+    if len(metrics) != M - empty:
         for name in metrics:
             if name not in INDEX and (name in unknown or len(unknown) < MOST_REASONS):
                 unknown[name[:64]] += 1
