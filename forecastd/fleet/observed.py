@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CARRIED = 3  # ticks for which a metric's last value stands in for a missing one
-SILENT, LOST = 12, 60  # ticks without data from which on a server is to be watched, and is a warning
+SILENT, LOST = 12, 60  # ticks without data from which on a server is a warning, and is critical
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,10 @@ def observe(
     if newest.shape[1]:
         age[...] = np.argmax(~np.isnan(newest), axis=1)
         current[...] = np.take_along_axis(newest, age[:, None, :], axis=1)[:, 0]
-    if last_seen is None:
-        heard = np.asarray(~np.isnan(values[:, ::-1]).all(axis=2))
-        silent = np.full(len(values), values.shape[1], dtype=np.int64)
-        ever = heard.any(axis=1)
-        silent[ever] = np.argmax(heard[ever], axis=1)
-    else:
+    if last_seen is not None:
         silent = np.maximum(0, tick - np.asarray(last_seen, dtype=np.int64))
+    else:
+        heard = np.asarray(~np.isnan(values).all(axis=2))
+        ticks = np.arange(1, values.shape[1] + 1)
+        silent = np.asarray(values.shape[1] - (heard * ticks).max(axis=1, initial=0))
     return Observed(tick, step, tuple(servers), tuple(profiles), tuple(statuses), current, age, silent)

@@ -83,7 +83,7 @@ class Outlook:
         upper = np.minimum(np.maximum(below, 1), len(levels) - 1)
         lower = np.maximum(upper - 1, 0)
         low, high = (np.take_along_axis(peak, place[..., None], axis=2)[..., 0] for place in (lower, upper))
-        share = _over(limit - low, high - low)
+        share = np.minimum(_over(limit - low, high - low), 1.0)
         inside = 1 - (levels[lower] + share * (levels[upper] - levels[lower]))
         bottom, top = peak[..., 0], peak[..., -1]
         at_least = 1 - levels[0] * np.exp(-_over(bottom - limit, _scale(peak[..., :2], levels[:2])))

@@ -130,7 +130,7 @@ def assess(observed: Observed, forecast: Forecast | None, thresholds: Thresholds
     """The risk of every observed server, from its values and from the part of its forecast that is still ahead.
 
     A metric of which nothing is known does not count. A server whose status is down is critical, one that is degraded
-    a warning at least; one that is silent for `SILENT` ticks is to be watched, for `LOST` ticks a warning.
+    a warning at least; one that is silent is a warning after `SILENT` ticks, and critical after `LOST` ticks.
     """
     warning, critical = thresholds.arrays(observed.profiles)
     outlook = None if forecast is None else look_ahead(forecast, observed.servers, observed.tick)
@@ -178,7 +178,7 @@ def _score(worst: Reals, mean: Reals, floor: Reals) -> Reals:
 def _floor(observed: Observed) -> Reals:
     """[S] what the score is at least: a server that says that it is down, or says nothing, needs no metric to be bad."""
     silent = np.digitize(observed.silent, (SILENT, LOST))
-    floor = np.array([0.0, STARTS["watch"], STARTS["warning"]])[silent]
+    floor = np.array([0.0, STARTS["warning"], STARTS["critical"]])[silent]
     said = {"down": STARTS["critical"], "degraded": STARTS["warning"]}
     stated = np.array([said.get(status, 0.0) for status in observed.statuses], dtype=np.float64)
     return np.asarray(np.maximum(floor, stated))
