@@ -6,16 +6,20 @@ last one, late rows among it. Whatever goes wrong with the disk is told and cost
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
-from forecastd.clock import Clock
+from forecastd.clock import Clock, iso
 from forecastd.fleet.contract import FeedAnswer
 from forecastd.fleet.grid import Block, FleetWindow, PutReport, ticks_ahead
 from forecastd.fleet.intake import Rows, parse_feed
-from forecastd.fleet.ticker import closed_tick
+from forecastd.fleet.store import LoadReport, TickStore
 from forecastd.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,16 +37,30 @@ class Tally:
 
 
 class FleetMemory:
-    """One fleet's window. Any thread."""
+    """One fleet's window and its store. Any thread, but ticks are closed by one."""
 
-    def __init__(self, settings: Settings, clock: Clock, keep: int) -> None:
-        """`keep`: how many ticks of each server."""
-        self.tally = Tally()
-        self._settings, self._clock, self._step = settings, clock, settings.fleet_step
+    def __init__(self, settings: Settings, clock: Clock, store: TickStore, keep: int) -> None:
+        """`keep`: how many ticks of each server are in memory. Nothing is loaded yet."""
+        self.tally, self.store = Tally(), store
+        self.loaded: LoadReport | None = None
+        self._settings, self._clock, self._keep, self._step = settings, clock, keep, settings.fleet_step
         self._lock = threading.Lock()  # of the tally
-        ahead = ticks_ahead(settings.fleet_max_skew, self._step)
-        self.window = FleetWindow(self._step, keep, settings.fleet_max_servers, ahead=ahead)
-        self.window.advance(closed_tick(clock.now(), self._step))
+        self.window = self._new_window()
+
+    def _new_window(self) -> FleetWindow:
+        ahead = ticks_ahead(self._settings.fleet_max_skew, self._step)
+        return FleetWindow(self._step, self._keep, self._settings.fleet_max_servers, ahead=ahead)
+
+    def load(self) -> None:
+        """Bring the window back from disk. Rows that have come already would be lost: call it before any can."""
+        began, window, now = self._clock.monotonic(), self._new_window(), self._clock.now()
+        self.loaded = report = self.store.load(window, now)
+        self.window = window
+        age = "" if report.age_seconds is None else f", the newest {report.age_seconds:.0f} s old"
+        log.info(
+            "the window: %d rows of %d servers in %d ticks%s, loaded in %.2f s", report.rows, report.servers, report.ticks,
+            age, self._clock.monotonic() - began, extra={"action": "window"},
+        )  # fmt: skip
 
     def take(self, body: bytes, content_type: str | None) -> FeedAnswer:
         """Judge a feed and put its rows in. Raises FeedError when it is none."""
@@ -65,10 +83,36 @@ class FleetMemory:
             self.tally.by_reason.update(report.refusals.counts)
         return report
 
-    def close_tick(self, tick: int) -> None:
+    def advance(self, tick: int) -> None:
         """The ticks up to this one are over."""
-        self.window.advance(tick)
+        for server in self.window.advance(tick):
+            log.info("%s is gone: nothing has come from it for the whole window", server, extra={"action": "server"})
+
+    def save(self) -> None:
+        """Write down what is new since the last call."""
+        self.store.append(self.window.unsaved(), self._clock.now())
+
+    def set_back(self) -> None:
+        """The clock was set back: what is in the future now is forgotten, the rest is loaded again."""
+        self.save()
+        self.load()
 
     def block(self, length: int) -> Block:
         """The newest `length` closed ticks of all servers."""
-        return self.window.block(self.window.newest, length)
+        window = self.window
+        return window.block(window.newest, length)
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """As `GET /status` gives it."""
+        state, loaded = self.store.state(), self.loaded
+        return {
+            "ticks": state.ticks,
+            "age_seconds": None if state.newest is None else round(now - state.newest, 3),
+            "oldest": None if state.oldest is None else iso(state.oldest),
+            "loaded_age_seconds": None
+            if loaded is None or loaded.age_seconds is None
+            else round(loaded.age_seconds, 3),
+            "damaged": 0 if loaded is None else loaded.damaged,
+            "disk_bytes": round(state.megabytes * 1e6),
+            "last_error": state.problem,
+        }

@@ -2,68 +2,112 @@
 
 from __future__ import annotations
 
-import orjson
-from anyio import CapacityLimiter, to_thread
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from forecastd import __version__
+from forecastd.fleet.api import admin, feeding, forecasts, gauges, histories, looks
 from forecastd.fleet.api.bodies import Bodies
 from forecastd.fleet.api.gate import Gate, Rules
 from forecastd.fleet.api.keys import ApiKeys, is_loopback
+from forecastd.fleet.api.parts import Parts
 from forecastd.fleet.api.rate import RateLimit
-from forecastd.fleet.api.refusals import Refused, answer
+from forecastd.fleet.api.refusals import Refused, answer, refusal
 from forecastd.fleet.api.remarks import Remarks
 from forecastd.fleet.api.requests import RequestCounts
-from forecastd.fleet.contract import FeedError
+from forecastd.fleet.api.schemas import ReloadModel
+from forecastd.fleet.contract import Feed
 from forecastd.fleet.service import Fleet
-from forecastd.settings import Settings
 
-INGEST_THREADS = 2
+TEXT = """Quantile forecasts, risk and alerts of a fleet of servers.
+
+Send what the servers report to `POST /feed`; after each tick `GET /forecast` has quantiles of every metric for the steps to
+come. With API keys set, send one as `X-API-Key` or as a bearer token. Every error is `{"error": ..., "fix": ...}`."""
+PREFLIGHT_SECONDS = 600
 
 
 def make_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
     """The API of this fleet."""
-    settings: Settings = fleet.settings
-    app = FastAPI(title="forecastd fleet", version=__version__)
-    registry = CollectorRegistry()
-    remarks = Remarks(fleet.clock)
+    settings, registry = fleet.settings, CollectorRegistry()
     rules = Rules(
         keys, is_loopback(settings.fleet_host), RateLimit(settings.fleet_rate_limit), settings.fleet_max_body_mb << 20,
         settings.fleet_cors_origins,
     )  # fmt: skip
-    bodies = Bodies(rules.most_bytes)
-    limiter = CapacityLimiter(INGEST_THREADS)
+    remarks, parts = Remarks(fleet.clock), Parts(fleet, Bodies(rules.most_bytes))
+    app = FastAPI(title="forecastd fleet", version=__version__, description=TEXT, redoc_url=None)
+    for routes in (looks, forecasts, feeding, histories, admin):
+        app.include_router(routes.router(parts))
+    app.include_router(gauges.router(parts, registry))
+    _describe(app, with_keys=bool(keys))
+    _handle_errors(app, remarks)
+    app.add_middleware(Gate, rules=rules, counts=RequestCounts(registry), remarks=remarks, clock=fleet.clock)
+    if settings.fleet_cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.fleet_cors_origins), allow_methods=["GET", "POST"],
+            allow_headers=["X-API-Key", "Authorization", "Content-Type"], max_age=PREFLIGHT_SECONDS,
+        )  # fmt: skip
+    return app
 
-    @app.post("/feed")
-    async def feed(request: Request) -> Response:
-        async with bodies.read(request) as body:
-            try:
-                found = await to_thread.run_sync(fleet.feed, body, request.headers.get("content-type"), limiter=limiter)
-            except FeedError as error:
-                raise Refused(400, f"This is no feed: {error}.", "GET /openapi.json has its schema.") from None
-        return Response(found.model_dump_json(), media_type="application/json")
 
-    @app.get("/status")
-    async def status() -> Response:
-        return Response(orjson.dumps(await to_thread.run_sync(fleet.status)), media_type="application/json")
+def _handle_errors(app: FastAPI, remarks: Remarks) -> None:
+    """Every error in one shape."""
 
-    @app.get("/healthz")
-    async def healthz() -> Response:
-        health = fleet.health()
-        return Response(orjson.dumps(health.as_json()), 200 if health.ok else 503, media_type="application/json")
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        if isinstance(error, Refused) and error.status_code in {408, 413}:
+            where = request.client.host if request.client else "somewhere"
+            remarks.refused(error.kind, f"A request from {where} was refused with {error.status_code}: {error.error}")
         return answer(error)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(_: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return answer(Refused(422, f"{where}: {first['msg']}.", "GET /openapi.json lists what each path takes."))
+        where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        return refusal(422, f"{where}: {first['msg']}.", "GET /openapi.json lists what each path takes.")
 
-    app.add_middleware(Gate, rules=rules, counts=RequestCounts(registry), remarks=remarks, clock=fleet.clock)
-    return app
+    async def unforeseen(_: Request, __: Exception) -> Response:
+        return refusal(
+            500, "Something unforeseen happened here.", "The fleet's log has it; the request was not the cause."
+        )
+
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unforeseen)
+
+
+def _describe(app: FastAPI, *, with_keys: bool) -> None:
+    """Add to the description what no route's signature says: bodies that are read as streams, and the key."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema:
+            return app.openapi_schema
+        document = made()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (Feed, ReloadModel):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        for path in document["paths"].values():
+            for operation in path.values():  # the framework's own shape of a 422 is not what is answered
+                told = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
+                if "HTTPValidationError" in str(told):
+                    told["schema"] = {"$ref": "#/components/schemas/Problem"}
+        schemas.pop("HTTPValidationError", None)
+        schemas.pop("ValidationError", None)
+        if with_keys:
+            document["components"]["securitySchemes"] = {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            }
+            document["security"] = [{"key": []}, {"bearer": []}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the framework's documented way to change the description

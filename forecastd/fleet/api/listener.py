@@ -1,7 +1,8 @@
-"""The fleet's HTTP server: uvicorn in a thread of its own, on a socket that is bound before anything else starts."""
+"""The HTTP server: uvicorn in a thread of its own, on a socket that was bound before anything else started."""
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 
@@ -9,8 +10,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from forecastd.errors import NeedsHuman
+from forecastd.fleet.api.patience import PatientProtocol
 
-GRACE_SECONDS = 0.3
+BACKLOG = 1024
+KEEP_ALIVE_SECONDS = 30  # of a connection on which nothing is asked
+HEADER_BYTES = 32_768
+GRACE_SECONDS = 0.3  # for answers under way when the server ends, and again to cut them off
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -21,7 +26,8 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=1024)
+        family, *_, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise NeedsHuman(
@@ -35,9 +41,11 @@ class HttpServer:
     def __init__(self, app: FastAPI, listening: socket.socket) -> None:
         self.port: int = listening.getsockname()[1]
         config = uvicorn.Config(
-            app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, timeout_keep_alive=15, timeout_graceful_shutdown=1,
+            app, loop="asyncio", http=PatientProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1, h11_max_incomplete_event_size=HEADER_BYTES,
         )  # fmt: skip
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # who sends no HTTP chooses how often
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listening],), name="http", daemon=True)
 

@@ -1,7 +1,7 @@
-"""The thread that forecasts: it takes the newest tick there is, and what was closed meanwhile is passed over and counted.
+"""A thread that works on the newest tick there is; those that were closed while it worked are passed over.
 
-The one thing to know before changing it: there is one place for a tick that waits, never a queue. A model that is slower than
-the ticks makes forecasts less often; they are never older than one run of the model, and nothing else waits for it.
+The one thing to know before changing it: there is one place for a tick that waits, never a queue. Work that takes longer than
+a tick is done less often; what it gives is never older than one run of it, and nothing else waits for it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from functools import partial
 from forecastd.daemon.guarded import Unforeseen, guarded
 
 
-class Forecasting:
-    """Calls `work` with a tick. `passed_over` counts ticks for which there was no time; `faults` unforeseen errors."""
+class Latest:
+    """Calls `work` with a tick. `passed_over` counts ticks there was no time for, `faults` errors that nobody foresaw."""
 
-    def __init__(self, prepare: Callable[[], bool], work: Callable[[int], None]) -> None:
-        """`prepare` is called once, first, in the thread; False from it ends the thread."""
+    def __init__(self, name: str, work: Callable[[int], None], prepare: Callable[[], bool] = lambda: True) -> None:
+        """`prepare` is called once in the thread, before everything else; the thread ends when it gives False."""
+        self.name = name
         self.passed_over = self.faults = 0
         self._prepare, self._work = prepare, work
         self._wake = threading.Condition()
         self._tick: int | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="forecasting", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
     def alive(self) -> bool:
@@ -39,30 +40,30 @@ class Forecasting:
         """Begin."""
         self._thread.start()
 
-    def offer(self, tick: int, *, anew: bool = False) -> None:
-        """This tick is closed. Returns at once. `anew`: it is the same one again, for another model."""
+    def offer(self, tick: int) -> None:
+        """This tick is closed. Returns at once."""
         with self._wake:
-            if self._tick is not None and not anew:
+            if self._tick is not None and self._tick != tick:
                 self.passed_over += 1
             self._tick = tick
             self._wake.notify()
 
     def tell_to_stop(self) -> None:
-        """Have it end after the tick it is at. Returns at once."""
+        """Have it end after what it is at. Returns at once."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
 
     def join(self, seconds: float) -> None:
-        """Wait for its end."""
+        """Wait for its end, so long at most."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
 
     def _run(self) -> None:
-        if guarded("the start of the fleet's model", self._prepare) is not True:
+        if guarded(f"the start of {self.name}", self._prepare) is not True:
             return
         while (tick := self._next()) is not None:
-            if isinstance(guarded("the fleet's forecast", partial(self._work, tick)), Unforeseen):
+            if isinstance(guarded(self.name, partial(self._work, tick)), Unforeseen):
                 self.faults += 1
 
     def _next(self) -> int | None:
