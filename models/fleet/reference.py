@@ -14,9 +14,7 @@ import torch
 from models.fleet import network
 from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.bundle import FleetBundle
-from models.fleet.engines import Batched
-
-_PIECE = 32  # servers at a time: more do not fit the cache
+from models.fleet.engines import Batched, pieces
 
 
 class Library(Batched):
@@ -30,14 +28,12 @@ class Library(Batched):
         torch.set_num_threads(threads)
         self._network = network.with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
 
-    def run(self, inputs: FleetInput, groups: Indices, advance: Callable[[], None]) -> Floats:
-        which, future, found = self.scaling.profiles(inputs), self.future(inputs.tick), []
-        for at in range(0, len(which), _PIECE):
-            part = slice(at, at + _PIECE)
+    def run(self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None]) -> None:
+        which, future = self.scaling.profiles(inputs), self.future(inputs.tick)
+        for part in pieces(len(which)):
             past = self.past(inputs.values[part], inputs.tick, groups[part])
             ahead = np.broadcast_to(future, (len(past), *future.shape)).copy()
             with torch.inference_mode():
-                outputs = network.forward(self._network, self.manifest.network, past, ahead, which[part])
-            found.append(outputs.permute(0, 2, 3, 1).flatten(1, 2).numpy())
+                found = network.forward(self._network, self.manifest.network, past, ahead, which[part])
+            self.restored(found.permute(0, 2, 3, 1).contiguous().numpy(), groups[part], outputs[part])
             advance()
-        return np.concatenate(found)

@@ -52,7 +52,7 @@ class FleetScaling:
         return clipped
 
     def restore(self, outputs: Floats, groups: Indices) -> Floats:
-        """Network outputs `[S, M, Q, H]` in the metrics' units, sorted along Q and within the bounds. Changes `outputs`.
+        """Network outputs `[S, M, Q, H]` in the metrics' units, sorted along Q and within the bounds; changes `outputs`.
 
         Raises:
             BundleError: (check "finite") one is not finite.

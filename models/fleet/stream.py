@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.bundle import FleetBundle
-from models.fleet.engines import Onnx
-from models.fleet.sessions import pieces
+from models.fleet.engines import Onnx, pieces
 
 Mask = NDArray[np.bool_]
 
@@ -49,26 +48,36 @@ class Stream(Onnx):
         shape = *inputs.values.shape[:2], self.manifest.network.hidden_size
         chosen, fresh = np.empty(shape, dtype=np.float32), np.ones(shape[:2], dtype=bool)
         now = _Kept(inputs.tick, inputs.servers, groups, which, inputs.values, chosen)
-        self._take_over(now, fresh)
-        for part in pieces(len(chosen)):
+        rows = self._rows(now)
+
+        def run(part: slice) -> None:
+            self._take_over(now, rows, fresh, part)
             self._choose(now, fresh[part], part.start)
+
+        for _ in self.sessions.each(run, pieces(len(chosen))):
             advance()
         self._kept = now
         return chosen
 
-    def _take_over(self, now: _Kept, fresh: Mask) -> None:
-        """Put what is kept into its place, and strike it from `fresh` `[S, L]`."""
-        kept, length = self._kept, fresh.shape[1]
-        if kept is None or not 0 <= now.tick - kept.tick < length:
-            return
-        shift = now.tick - kept.tick
+    def _rows(self, now: _Kept) -> Indices | None:
+        """Where each server is in what is kept, -1 where it is not or is another; None when nothing kept is of use."""
+        kept = self._kept
+        if kept is None or not 0 <= now.tick - kept.tick < now.values.shape[1]:
+            return None
         places = {server: row for row, server in enumerate(kept.servers)}
         at = np.array([places.get(server, -1) for server in now.servers], dtype=np.int64)
-        same = (at >= 0) & (kept.groups[at] == now.groups) & (kept.which[at] == now.which)
-        for part in pieces(len(at)):
-            alike = (kept.values[at[part], shift:] == now.values[part, : length - shift]).all(axis=-1)
-            fresh[part, : length - shift] = ~(alike & same[part, None])
-            now.chosen[part, : length - shift] = kept.chosen[at[part], shift:]
+        return np.where((kept.groups[at] == now.groups) & (kept.which[at] == now.which), at, -1)
+
+    def _take_over(self, now: _Kept, rows: Indices | None, fresh: Mask, part: slice) -> None:
+        """Put what is kept of some servers into its place, and strike it from `fresh` `[S, L]`."""
+        kept = self._kept
+        if kept is None or rows is None:
+            return
+        shift, at = now.tick - kept.tick, rows[part]
+        upto = fresh.shape[1] - shift
+        alike = (kept.values[at, shift:] == now.values[part, :upto]).all(axis=-1)
+        fresh[part, :upto] = ~(alike & (at >= 0)[:, None])
+        now.chosen[part, :upto] = kept.chosen[at, shift:]
 
     def _choose(self, now: _Kept, fresh: Mask, start: int) -> None:
         """Fill in what is fresh `[servers, L]` of the servers from `start` on."""
