@@ -1,0 +1,74 @@
+"""The JSON of quantiles says the numbers, to the decimals it promises, whatever they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from forecastd.quantilejson import metrics_json
+
+
+@dataclass(frozen=True)
+class Told:
+    name: str
+    unit: str
+
+
+METRICS = (Told("cpu_percent", "%"), Told("latency", "ms"), Told("odd", 'a "µ" \\ of \n all'))
+LEVELS = (0.05, 0.5, 0.95)
+NUMBERS = st.one_of(
+    st.floats(0, 1e9, width=32),
+    st.floats(width=32),
+    st.sampled_from([0.0, -0.0, 0.0005, 99.9995, 99.9994, 100.0, 9999.95, 9999.949, 1e4, 9_999_999.0, 1e7, 3.4e38]),
+)
+
+
+def allowed(number: float) -> float:
+    """How far what is written may be from a number."""
+    size = abs(number)
+    if number < 0 or size >= 9_999_990:
+        return max(0.5, 0.06 * size) if number >= 0 else max(0.5, 0.6 * size)
+    return 0.000502 if size < 99.999 else 0.0507 if size < 9_999.9 else 0.501
+
+
+@given(arrays.arrays(np.float32, (2, 3, 3, 4), elements=NUMBERS))
+def test_what_is_written_is_the_number_or_null(quantiles: np.ndarray) -> None:
+    texts = metrics_json(quantiles, METRICS, LEVELS, LEVELS)
+    for server, text in enumerate(texts):
+        document = json.loads(text)
+        assert list(document) == [metric.name for metric in METRICS]
+        for row, metric in enumerate(METRICS):
+            assert document[metric.name].pop("unit") == metric.unit
+            assert list(document[metric.name]) == ["0.05", "0.5", "0.95"]
+            for level, key in enumerate(document[metric.name]):
+                for got, number in zip(
+                    document[metric.name][key], quantiles[server, row, level].astype(float).tolist(), strict=True
+                ):
+                    if np.isfinite(number):
+                        assert abs(got - number) <= allowed(number)
+                    else:
+                        assert got is None
+
+
+def test_every_number_that_a_table_has_is_written_exactly() -> None:
+    for decimals, top in ((3, 99.999), (1, 9_999.9)):
+        numbers = np.arange(1 if decimals == 3 else 1000, 100_000, dtype=np.float64) / 10**decimals
+        assert numbers[-1] == pytest.approx(top)
+        text = metrics_json(numbers.astype(np.float32)[None, None, None], METRICS[:1], (0.5,), (0.5,))[0]
+        np.testing.assert_allclose(json.loads(text)["cpu_percent"]["0.5"], numbers, rtol=0, atol=1e-9)
+
+
+def test_levels_between_those_of_the_model_are_interpolated() -> None:
+    quantiles = np.array([10.0, 20.0, 40.0], dtype=np.float32)[None, None, :, None]
+    found = json.loads(metrics_json(quantiles, METRICS[:1], LEVELS, (0.05, 0.275, 0.725, 0.99))[0])["cpu_percent"]
+    assert [found[key] for key in ("0.05", "0.275", "0.725", "0.99")] == [[10.0], [15.0], [30.0], [40.0]]
+
+
+def test_no_servers_are_no_documents() -> None:
+    assert metrics_json(np.zeros((0, 3, 3, 4), np.float32), METRICS, LEVELS, LEVELS) == []
