@@ -78,7 +78,7 @@ class Skip:
     def __init__(self, w: Weights, slope: Array, offset: Array, norms: list[str] | None) -> None:
         self.variance: tuple[Array, ...] | None = None
         self.bias: Array | None = None
-        self.plain: tuple[Array, ...] | None = None  # slope, offset, and the norm's weight and bias, [V, 1, hidden] each
+        self.plain: tuple[Array, ...] | None = None  # slope, offset, norm weight, norm bias; [V, 1, hidden] each
         if norms is not None:
             before = slope, offset
             slope = slope - slope.mean(axis=-1, keepdims=True)

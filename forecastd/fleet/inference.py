@@ -93,7 +93,9 @@ class FleetForecaster:
 
     def prepare(self, block: Block) -> Prepared:
         """Which servers of a block the model can forecast, from the metrics that it knows."""
-        return prepare(block.values[:, -self.manifest.encoder_length :, self._columns], self.manifest.encoder_minimum)
+        manifest = self.manifest
+        values = block.values[:, -manifest.encoder_length :, self._columns]
+        return prepare(values, manifest.encoder_minimum, manifest.names)
 
     def forecast(
         self, block: Block, prepared: Prepared | None = None, over: Callable[[], bool] = lambda: False

@@ -30,6 +30,7 @@ class Prepared:
     needs: NDArray[np.int64]  # [S], ticks that are still missing until it is ready; 0 = ready
     codes: NDArray[np.int8]  # [S], an index into WORDS
     missing: NDArray[np.bool_]  # [S, M], metrics without a value within MAX_GAP of the block's end
+    names: tuple[str, ...] = NAMES  # of the metrics
 
     def reason(self, server: int) -> str:
         """Why the server in this row is ready or not, in words for a person."""
@@ -37,16 +38,17 @@ class Prepared:
         if code == SILENT:
             return f"silent: nothing came for more than {MAX_GAP} ticks"
         if code == METRIC_MISSING:
-            return f"never or no longer reported: {', '.join(np.array(NAMES)[self.missing[server]].tolist())}"
+            return f"never or no longer reported: {', '.join(np.array(self.names)[self.missing[server]].tolist())}"
         return "ready" if code == READY else f"{int(self.needs[server])} ticks of history are still missing"
 
 
-def prepare(values: NDArray[np.float32], minimum: int) -> Prepared:
+def prepare(values: NDArray[np.float32], minimum: int, names: tuple[str, ...] = NAMES) -> Prepared:
     """Fill, cut and count the servers of a block.
 
     Args:
         values: `[S, L, M]` on the time grid, NaN where nothing came.
         minimum: ticks that the model's encoder needs at least.
+        names: of the metrics, which are those that the model knows.
     """
     length, metrics = values.shape[1:]
     filled = np.array(values, dtype=np.float32)
@@ -65,7 +67,7 @@ def prepare(values: NDArray[np.float32], minimum: int) -> Prepared:
     codes[missing.any(axis=1)] = METRIC_MISSING
     codes[missing.all(axis=1)] = SILENT
     needs = np.where(ready, 0, np.maximum(minimum - run, 1))
-    return Prepared(filled, np.where(ready, run, 0), needs, codes.astype(np.int8), missing)
+    return Prepared(filled, np.where(ready, run, 0), needs, codes.astype(np.int8), missing, names)
 
 
 def _fill(values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

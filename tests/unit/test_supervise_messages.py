@@ -35,6 +35,8 @@ from models.base import Forecast, ModelInput
 ARRAYS = st.one_of(
     hnp.arrays(np.float64, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
     hnp.arrays(np.int64, hnp.array_shapes(max_dims=2, max_side=5)),
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
+    hnp.arrays(np.uint8, hnp.array_shapes(max_dims=2, max_side=5)),
 )
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -72,7 +74,7 @@ def test_messages_arrive_as_they_were_sent_in_whatever_pieces(messages: list[Mes
         assert found.arrays.keys() == wanted.arrays.keys()
         for name, array in wanted.arrays.items():
             np.testing.assert_array_equal(found.arrays[name], array)
-            assert found.arrays[name].shape == array.shape
+            assert (found.arrays[name].shape, found.arrays[name].dtype) == (array.shape, array.dtype)
 
 
 @given(st.lists(st.binary(max_size=60), max_size=8))
