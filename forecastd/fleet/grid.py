@@ -229,25 +229,33 @@ class FleetWindow:
         """
         taken = 0
         with self._lock:
-            slot_of = np.full(max(table, default=0) + 1, -2, np.int64)  # -2: not asked for yet, -1: no place
+            numbers = np.sort(np.fromiter(table, np.int64, len(table)))
+            if not len(numbers):
+                return 0
+            slot_of = np.full(len(numbers) + 1, -2, np.int64)  # -2: not asked for yet, -1: no place
+            slot_of[-1] = -1  # of those that are not in the table
+            which = slots = np.empty(0, np.int64)
             for part in parts:
                 self._reserve(min(len(part.which), self.most_servers))
                 times = part.start + part.offsets.astype(np.float64)
                 ticks = np.floor(times / self.step).astype(np.int64)
                 if self._newest is None:
                     self.advance(int(ticks.max(initial=0)) - 1)
-                which = np.where(part.which < len(slot_of), part.which, 0)  # no server has the number 0
-                for one in np.unique(which[slot_of[which] == -2]).tolist():
-                    slot_of[one] = self._slot(*table[one]) if one in table else -1
-                slots = slot_of[which]
+                if not np.array_equal(part.which, which):  # from tick to tick it is mostly the same servers
+                    which = part.which
+                    at = np.minimum(np.searchsorted(numbers, which), len(numbers) - 1)
+                    at = np.where(numbers[at] == which, at, len(numbers))
+                    for one in dict.fromkeys(at[slot_of[at] == -2].tolist()):
+                        slot_of[one] = self._slot(*table[int(numbers[one])])
+                    slots = slot_of[at]
                 fits = (slots >= 0) & (ticks > self.newest - self.keep) & (ticks <= self.newest + self.ahead)
                 if not fits.any():
                     continue
-                slots, ticks = slots[fits], ticks[fits]
+                into, ticks = slots[fits], ticks[fits]
                 offsets = (times[fits] - ticks * self.step).astype(np.float32)
-                self._ring.merge(slots, ticks, offsets, part.states[fits], part.values[fits])
-                np.maximum.at(self._last, slots, ticks)
-                taken += len(slots)
+                self._ring.merge(into, ticks, offsets, part.states[fits], part.values[fits])
+                np.maximum.at(self._last, into, ticks)
+                taken += len(into)
             for name in [name for name, slot in self._slots.items() if self._last[slot] == NEVER]:
                 self._leave(name)
         return taken

@@ -28,20 +28,34 @@ from forecastd.fleet.contract import NAMES, STATUSES
 from forecastd.fleet.grid import FleetWindow
 from forecastd.fleet.hold import Hold
 from forecastd.fleet.intake import Rows
-from forecastd.fleet.tickblob import SavedTick, decode, encode, key, layout_code, layout_text, start_of, tick_crc
+from forecastd.fleet.tickblob import (
+    SavedTick,
+    decode,
+    encode,
+    key,
+    layout_code,
+    layout_text,
+    server_number,
+    start_of,
+    tick_crc,
+)
 from forecastd.fleet.tickfile import (
     ALL,
+    DAY,
     KIND,
     LAYOUT,
     Layout,
     Server,
-    add_server,
-    facts,
+    count_rows,
+    ends,
+    forget_servers,
     free_row,
+    keep_servers,
     known_servers,
     layouts,
     salvage,
     trim,
+    used_bytes,
 )
 from forecastd.windowfile import FileUnavailableError, WindowFile
 
@@ -53,6 +67,7 @@ MOST_WAITING = 720  # batches of rows that wait in memory for room on the disk
 CAUGHT_UP = 16  # of those, written after one tick
 CHUNK = 64  # ticks of the history that are read at once
 LONGEST_STEP = 3600  # seconds; how long before a time the tick may have begun that it is in
+_STATE = {name: code for code, name in enumerate(STATUSES)}
 MOST_SKIPPED = 10_000  # ticks in a row that may be unreadable before a history ends
 
 
@@ -149,8 +164,7 @@ class TickStore:
         self._code = layout_code(self._text)
         self._waiting: deque[Rows] = deque()
         self._lock = Lock()
-        self._numbers: dict[Server, int] = {}
-        self._opening = -1  # the opening of the file that `_numbers` are of
+        self._known = _Known(-1, None, {}, 0)
 
     def close(self) -> None:
         """Let go of the file. There is nothing to be saved."""
@@ -197,42 +211,40 @@ class TickStore:
 
     def _written(self, batch: list[Rows], now: float) -> bool:
         try:
-            new = self._file.run(lambda db: self._write(db, batch, now))
+            self._known = self._file.run(lambda db: self._write(db, batch, now))
         except FileUnavailableError as error:
             if self.problem is None:
                 log.warning("The fleet's window %s cannot be written now: %s. Going on in memory.", self.path, error)
             self.problem = str(error)
             return False
-        self._numbers.update(new)  # only now: what was rolled back has no number
-        self._opening = self._file.openings
         if self.problem is not None:
             log.info("The fleet's window %s is written again; %d batches wait.", self.path, len(self._waiting))
             self.problem = None
         return True
 
-    def _write(self, db: sqlite3.Connection, batch: list[Rows], now: float) -> dict[Server, int]:
-        """Insert a batch; gives the servers that got a number with it."""
-        if self._opening != self._file.openings:
-            self._numbers = {server: number for number, server in known_servers(db).items()}
+    def _write(self, db: sqlite3.Connection, batch: list[Rows], now: float) -> _Known:
+        """Insert a batch; gives what is known of the file when it is committed."""
+        known, today = self._known, int(now // DAY)
+        if known.opening != self._file.openings:
+            known = _Known(self._file.openings, None, {}, count_rows(db))
             db.execute("INSERT OR REPLACE INTO layout VALUES (?, ?)", (self._code, self._text))
-        new: dict[Server, int] = {}
+        if known.day != today:  # once a day every server is noted again, and those are forgotten that no tick speaks of
+            known = replace(known, day=today, servers={})
+            forget_servers(db, today - int(self.hours // 24) - 2)
+        count, servers = known.count, known.servers
         for rows in batch:
-            servers = tuple(zip(rows.servers, rows.profiles, strict=True))
-            for server in dict.fromkeys(servers):
-                if server not in self._numbers and server not in new:
-                    new[server] = max(self._numbers.values(), default=0) + len(new) + 1
-                    add_server(db, new[server], server)
-            which = np.array([self._numbers.get(server) or new[server] for server in servers], dtype=np.int32)
-            offsets = (rows.times - rows.ticks * self.step).astype(np.float32)
-            states = np.array([STATUSES.index(status) for status in rows.statuses], dtype=np.uint8)
-            for tick in np.unique(rows.ticks).tolist():
-                at = rows.ticks == tick
-                row = free_row(db, tick * self.step)
-                data = encode(SavedTick(tick * self.step, which[at], offsets[at], states[at], rows.values[at]))
+            new = [one for one in dict.fromkeys(zip(rows.servers, rows.profiles, strict=True)) if one not in servers]
+            if new:
+                numbers = {server: server_number(*server) for server in new}
+                keep_servers(db, [(number, server) for server, number in numbers.items()], today)
+                servers = servers | numbers
+            for tick in _ticks_of(rows, servers, self.step):
+                row, data = free_row(db, tick.start), encode(tick)
                 saved = (row, self._code, data, tick_crc(row, self._code, data))
                 db.execute("INSERT OR REPLACE INTO tick VALUES (?, ?, ?, ?)", saved)
-        trim(db, now - self.hours * 3600.0, self.megabytes * 1e6)
-        return new
+                count += 1
+        count -= trim(db, now - self.hours * 3600.0, self.megabytes * 1e6)
+        return replace(known, servers=servers, count=count)
 
     def load(self, window: FleetWindow, now: float) -> LoadReport:
         """Bring back what is kept of the window's ticks at `now`, whose tick becomes the open one."""
@@ -312,11 +324,36 @@ class TickStore:
     def state(self) -> StoreState:
         """What the file holds now."""
         try:
-            rows, oldest, newest, size = self._file.run(facts)
+            return self._file.run(self._state)
         except FileUnavailableError as error:
             return StoreState(0, None, None, 0.0, self.problem or str(error))
-        times = [None if one is None else float(start_of(one)) for one in (oldest, newest)]
-        return StoreState(rows, times[0], times[1], size / 1e6, self.problem)
+
+    def _state(self, db: sqlite3.Connection) -> StoreState:
+        # The count is taken from memory where it can be: SQLite would look at every row.
+        known = self._known
+        count = known.count if known.opening == self._file.openings else count_rows(db)
+        oldest, newest = (None if row is None else float(start_of(row)) for row in ends(db))
+        return StoreState(count, oldest, newest, used_bytes(db) / 1e6, self.problem)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the writer knows of the file without asking it."""
+
+    opening: int  # the opening of the file that it is true of
+    day: int | None  # when `servers` were noted in the file
+    servers: dict[Server, int]  # with their numbers
+    count: int  # rows of ticks
+
+
+def _ticks_of(rows: Rows, numbers: dict[Server, int], step: int) -> Iterator[SavedTick]:
+    """The rows, tick by tick."""
+    which = np.array([numbers[server] for server in zip(rows.servers, rows.profiles, strict=True)], dtype=np.int64)
+    offsets = (rows.times - rows.ticks * step).astype(np.float32)
+    states = np.array([_STATE[status] for status in rows.statuses], dtype=np.uint8)
+    order = np.argsort(rows.ticks, kind="stable")
+    for at in np.split(order, np.flatnonzero(np.diff(rows.ticks[order])) + 1):
+        yield SavedTick(int(rows.ticks[at[0]]) * step, which[at], offsets[at], states[at], rows.values[at])
 
 
 class _Reading:
@@ -354,12 +391,14 @@ def _joined(parts: list[SavedTick], servers: dict[int, Server], metrics: tuple[s
     """Parts, sorted by tick and part, as one table; of a server that is in several parts of a tick the last counts."""
     if not parts:
         return None
-    first_of: dict[str, int] = {}
-    same = {number: first_of.setdefault(name, number) for number, (name, _) in sorted(servers.items())}
     which = np.concatenate([part.which for part in parts])
-    known = np.isin(which, np.fromiter(servers, np.int64, len(servers)))
+    numbers, place = np.unique(which, return_inverse=True)
+    known = np.array([number in servers for number in numbers.tolist()], dtype=np.bool_)[place]
+    # A server whose profile changed has two numbers; it is one server all the same.
+    first_of: dict[str, int] = {}
+    same = [first_of.setdefault(servers.get(number, ("", ""))[0], at) for at, number in enumerate(numbers.tolist())]
+    server = np.array(same, dtype=np.int64)[place]
     start = np.repeat([part.start for part in parts], [len(part.which) for part in parts])
-    server = np.array([same.get(number, -1) for number in which.tolist()], dtype=np.int64)
     order = np.lexsort((np.arange(len(which)), server, start))
     last = np.append((np.diff(start[order]) != 0) | (np.diff(server[order]) != 0), True)
     keep = order[last & known[order]]

@@ -1,13 +1,14 @@
 """One saved tick as bytes: which servers, when in the tick, their status and their values, under a checksum.
 
 The one thing to know before changing it: what is read back is either exactly what was written or nothing. The checksum covers
-the bytes and their place (tick, part, layout), and a server's row in the table of names has one of its own, so that a flipped
-bit never gives one server another one's numbers. The bytes are little-endian arrays one after the other: servers' numbers
-int32 `[N]`, seconds into the tick float32 `[N]`, places in STATUSES uint8 `[N]`, values float32 `[N, metrics]`.
+the bytes and their place (tick, part, layout). The number of a server is made from its name, so that no flipped bit gives one
+server another one's values. The bytes are little-endian arrays one after the other: servers' numbers int64 `[N]`, seconds
+into the tick float32 `[N]`, places in STATUSES uint8 `[N]`, values float32 `[N, metrics]`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 
@@ -16,15 +17,16 @@ from numpy.typing import NDArray
 
 from forecastd.fleet.contract import STATUSES
 
+FIXED = 13  # bytes a server beside its values
 PARTS = 1 << 16  # parts a tick can have: the first is written when it closes, one more for each batch of late rows
 
 
 @dataclass(frozen=True)
 class SavedTick:
-    """Rows of one tick as the store keeps them; `which` are servers' numbers, places in the table that goes with it."""
+    """Rows of one tick as the store keeps them."""
 
     start: int  # unix seconds
-    which: NDArray[np.int32]  # [N]
+    which: NDArray[np.int64]  # [N], numbers of servers
     offsets: NDArray[np.float32]  # [N], seconds after `start`
     states: NDArray[np.uint8]  # [N], places in STATUSES
     values: NDArray[np.float32]  # [N, metrics]
@@ -55,15 +57,16 @@ def tick_crc(row: int, layout: int, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(f"{row}|{layout}".encode()))
 
 
-def server_crc(number: int, name: str, profile: str) -> int:
-    """Over a row of the table of servers."""
-    return zlib.crc32(f"{number}|{name}|{profile}".encode(errors="replace"))
+def server_number(name: str, profile: str) -> int:
+    """The number of a server of this profile, made from both: the table of servers cannot say anything else under it."""
+    digest = hashlib.blake2b(f"{name}|{profile}".encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def encode(tick: SavedTick) -> bytes:
     """The bytes of a tick."""
     return b"".join((
-        tick.which.astype("<i4").tobytes(),
+        tick.which.astype("<i8").tobytes(),
         tick.offsets.astype("<f4").tobytes(),
         tick.states.astype(np.uint8).tobytes(),
         tick.values.astype("<f4").tobytes(),
@@ -72,17 +75,17 @@ def encode(tick: SavedTick) -> bytes:
 
 def decode(row: int, layout: int, data: object, crc: object, metrics: int) -> SavedTick | None:
     """The tick that stands in a row, with `metrics` values a server; None where it is not what was written."""
-    size = 9 + 4 * metrics
+    size = FIXED + 4 * metrics
     if not isinstance(data, bytes) or len(data) % size or tick_crc(row, layout, data) != crc:
         return None
     count = len(data) // size
-    states = np.frombuffer(data, np.uint8, count, 8 * count)
+    states = np.frombuffer(data, np.uint8, count, 12 * count)
     if states.max(initial=0) >= len(STATUSES):
         return None
     return SavedTick(
         start_of(row),
-        np.frombuffer(data, "<i4", count, 0).astype(np.int32, copy=False),
-        np.frombuffer(data, "<f4", count, 4 * count).astype(np.float32, copy=False),
+        np.frombuffer(data, "<i8", count, 0).astype(np.int64, copy=False),
+        np.frombuffer(data, "<f4", count, 8 * count).astype(np.float32, copy=False),
         states,
-        np.frombuffer(data[9 * count :], "<f4").astype(np.float32, copy=False).reshape(count, metrics),
+        np.frombuffer(data[FIXED * count :], "<f4").astype(np.float32, copy=False).reshape(count, metrics),
     )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from forecastd.fleet.tickblob import PARTS, key, layout_code, server_crc, start_of, tick_crc
+from forecastd.fleet.tickblob import PARTS, key, layout_code, server_number, start_of, tick_crc
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +25,13 @@ CREATE TABLE IF NOT EXISTS tick (
   id INTEGER PRIMARY KEY, layout INTEGER NOT NULL, data BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS layout (code INTEGER PRIMARY KEY, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS server (
-  id INTEGER PRIMARY KEY, name TEXT NOT NULL, profile TEXT NOT NULL, crc INTEGER NOT NULL);
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL, profile TEXT NOT NULL, day INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS server_again (
-  id INTEGER PRIMARY KEY, name TEXT NOT NULL, profile TEXT NOT NULL, crc INTEGER NOT NULL);
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL, profile TEXT NOT NULL, day INTEGER NOT NULL);
 """
 TABLES_OF_SERVERS = ("server", "server_again")  # twice, because a lost name would cost all ticks of its server
 ALL = "SELECT id, layout, data, crc FROM tick"
+DAY = 86_400
 TRIMMED = 64  # ticks that one call removes at most
 SHRINK = 4096  # free pages from which on the file is made smaller, an eighth of that at a time
 MOST_PROBES = 100_000  # looks behind unreadable places
@@ -49,19 +50,25 @@ def known_servers(db: sqlite3.Connection) -> dict[int, Server]:
     found: dict[int, Server] = {}
     for table in TABLES_OF_SERVERS:
         try:
-            for number, name, profile, crc in db.execute(f"SELECT id, name, profile, crc FROM {table}"):  # noqa: S608
-                if server_crc(number, name, profile) == crc:
+            for number, name, profile in db.execute(f"SELECT id, name, profile FROM {table}"):  # noqa: S608
+                if server_number(name, profile) == number:
                     found[number] = (name, profile)
         except sqlite3.DatabaseError as error:
             log.debug("reading %s stopped: %s", table, error)
     return found
 
 
-def add_server(db: sqlite3.Connection, number: int, server: Server) -> None:
-    """Keep a server under its number."""
-    fact = (number, *server, server_crc(number, *server))
+def keep_servers(db: sqlite3.Connection, servers: Iterable[tuple[int, Server]], day: int) -> None:
+    """Note that servers were there on `day` (days since 1970)."""
+    facts = [(number, *server, day) for number, server in servers]
     for table in TABLES_OF_SERVERS:
-        db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", fact)  # noqa: S608
+        db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", facts)  # noqa: S608
+
+
+def forget_servers(db: sqlite3.Connection, before: int) -> None:
+    """Remove the servers that were last there before a day."""
+    for table in TABLES_OF_SERVERS:
+        db.execute(f"DELETE FROM {table} WHERE day < ?", (before,))  # noqa: S608
 
 
 def layouts(db: sqlite3.Connection) -> dict[int, Layout]:
@@ -80,8 +87,11 @@ def free_row(db: sqlite3.Connection, start: int) -> int:
     return key(start) if taken is None else min(taken + 1, key(start, PARTS - 1))
 
 
-def trim(db: sqlite3.Connection, before: float, most_bytes: float) -> None:
-    """Remove the oldest ticks: those that began before `before`, and those that are too much. A little at a time."""
+def trim(db: sqlite3.Connection, before: float, most_bytes: float) -> int:
+    """Remove the oldest ticks: those that began before `before`, and those that are too much; gives how many rows.
+
+    A little at a time, so that no call takes long.
+    """
     pages, free, size = (
         db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
@@ -93,23 +103,33 @@ def trim(db: sqlite3.Connection, before: float, most_bytes: float) -> None:
         going.append((row,))
         excess -= length
     db.executemany("DELETE FROM tick WHERE id = ?", going)
-    if free > SHRINK:
+    if db.execute("PRAGMA freelist_count").fetchone()[0] > SHRINK:
         db.execute(f"PRAGMA incremental_vacuum({SHRINK // 8})").fetchall()
+    return len(going)
 
 
-def facts(db: sqlite3.Connection) -> tuple[int, int | None, int | None, int]:
-    """How many rows there are, the oldest and the newest key, and the bytes in use."""
-    count, oldest, newest = db.execute("SELECT count(*), min(id), max(id) FROM tick").fetchone()
+def ends(db: sqlite3.Connection) -> tuple[int | None, int | None]:
+    """The oldest and the newest row."""
+    # Two questions: SQLite has a short way to one end of a table, not to both at once.
+    oldest = db.execute("SELECT min(id) FROM tick").fetchone()[0]
+    return oldest, db.execute("SELECT max(id) FROM tick").fetchone()[0]
+
+
+def count_rows(db: sqlite3.Connection) -> int:
+    """How many rows of ticks there are. SQLite looks at all of them."""
+    return int(db.execute("SELECT count(*) FROM tick").fetchone()[0])
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Bytes of the file that hold something."""
     pages, free, size = (
         db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
-    return count, oldest, newest, (pages - free) * size
+    return int((pages - free) * size)
 
 
 def salvage(old: sqlite3.Connection, db: sqlite3.Connection) -> int:
-    """Copy everything undamaged into a new file; gives the number of ticks."""
-    for number, server in known_servers(old).items():
-        add_server(db, number, server)
+    """Copy everything undamaged into a new file; gives the number of rows of ticks."""
     try:
         texts = [
             (code, text) for code, text in old.execute("SELECT code, text FROM layout") if layout_code(text) == code
@@ -117,10 +137,12 @@ def salvage(old: sqlite3.Connection, db: sqlite3.Connection) -> int:
     except sqlite3.DatabaseError:
         texts = []  # the program knows its own layout; ticks of another one are left out then
     db.executemany("INSERT OR IGNORE INTO layout VALUES (?, ?)", texts)
-    saved = 0
+    saved = newest = 0
     for row, layout, data, crc in _readable(old):
         if isinstance(data, bytes) and tick_crc(row, layout, data) == crc:
             saved += db.execute("INSERT OR IGNORE INTO tick VALUES (?, ?, ?, ?)", (row, layout, data, crc)).rowcount
+            newest = max(newest, start_of(row))
+    keep_servers(db, known_servers(old).items(), newest // DAY)
     return saved
 
 
