@@ -1,4 +1,4 @@
-"""`service`: the files that make systemd or supervisord run the daemon, for a user's own paths."""
+"""`service`: the files that make systemd or supervisord run the daemon or the fleet, for a user's own paths."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 MANAGER = (
+    click.option("--fleet", is_flag=True, help="The fleet's service, not the daemon's."),
     click.option("--manager", type=click.Choice(["systemd", "supervisord"]), help="Default: systemd where it runs."),
     click.option("--user", "own", is_flag=True, help="A unit of your own, without root (systemd)."),
 )
@@ -22,7 +23,7 @@ LAUNCH = (
                  help="The interpreter. Default: the one that runs this."),
     click.option("--run-as", metavar="NAME", help="The account. Default for root: the directory's owner, or forecastd."),
     click.option("--credential", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-                 help="The file with the wallet's phrase, which systemd hands over."),
+                 help="The file with the wallet's phrase, or the fleet's API keys, which systemd hands over."),
 )  # fmt: skip
 FILE = (
     click.option("--to", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
@@ -44,7 +45,7 @@ def taking(*options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
 
 @click.group(name="service")
 def command() -> None:
-    """Install the daemon as a service, under systemd or supervisord."""
+    """Install the daemon, or the fleet, as a service, under systemd or supervisord."""
 
 
 @command.command()
@@ -56,7 +57,7 @@ def install(shared: dict[str, Any] | None, /, to: Path | None, force: bool, **as
     from forecastd.service.installed import place
 
     manager = _manager(asked["manager"], own=asked["own"])
-    path = place(manager, own=asked["own"], directory=to and to.absolute())
+    path = place(manager, own=asked["own"], directory=to and to.absolute(), service=_service(fleet=asked["fleet"]))
     draft = _draft(shared, manager, **asked)
     write(path, draft.text, force=force)
     click.echo(f"Written: {path}")
@@ -76,14 +77,14 @@ def show(shared: dict[str, Any] | None, /, **asked: Any) -> None:
 
 @command.command()
 @taking(MANAGER, FILE)
-def uninstall(manager: Any, own: bool, to: Path | None, force: bool) -> None:
+def uninstall(manager: Any, fleet: bool, own: bool, to: Path | None, force: bool) -> None:
     """Remove the service file that `install` wrote. State, logs and settings stay."""
     from forecastd.service.draft import steps_after_removal
     from forecastd.service.installed import place
     from forecastd.service.installed import uninstall as remove
 
     manager = _manager(manager, own=own)
-    path = place(manager, own=own, directory=to)
+    path = place(manager, own=own, directory=to, service=_service(fleet=fleet))
     left = remove(path, force=force)
     click.echo(f"Removed: {path}")
     click.echo(f"Left as they are: {', '.join(left) or 'state and logs, where .env puts them'}")
@@ -99,12 +100,19 @@ def _manager(chosen: Any, *, own: bool) -> Any:
     return manager
 
 
+def _service(*, fleet: bool) -> Any:
+    from forecastd.service.launch import DAEMON, FLEET
+
+    return FLEET if fleet else DAEMON
+
+
 def _draft(shared: dict[str, Any] | None, manager: Any, /, **asked: Any) -> Any:
     from forecastd.service.draft import Wish, draft
     from forecastd.settings import given_names, load_settings
 
+    service = _service(fleet=asked["fleet"])
     if asked["credential"] and manager != "systemd":
-        raise click.UsageError("supervisord hands over no credentials: set MNEMONIC_FILE in .env.")
+        raise click.UsageError(f"supervisord hands over no credentials: set {service.setting} in .env.")
     if asked["own"] and (asked["run_as"] or os.getuid() == 0):
         raise click.UsageError("--user is for a person's own service: it runs as that person, who is not root.")
     here = Path.cwd()
@@ -120,6 +128,7 @@ def _draft(shared: dict[str, Any] | None, manager: Any, /, **asked: Any) -> Any:
         python=paths.get("python", Path(sys.executable)),
         run_as=asked["run_as"],
         credential=paths.get("credential"),
+        service=service,
     )
     return draft(wish, load_settings(**options), given)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from forecastd.service import accounts, systemd
 from forecastd.service.accounts import Account
-from forecastd.service.installed import NAME, rendered
-from forecastd.service.launch import Launch, Manager, hindrances, plan
+from forecastd.service.installed import rendered
+from forecastd.service.launch import DAEMON, FLEET, Launch, Manager, Service, hindrances, plan
 from forecastd.settings import ENV_FILE, Settings
 
-CREDENTIAL = Path("/etc/credstore/forecastd.mnemonic")  # what the shipped unit loads
+_THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 _BY_MANAGER = {
     "STATE_DIRECTORY",
     "LOGS_DIRECTORY",
@@ -43,6 +43,7 @@ class Wish:
     python: Path
     run_as: str | None
     credential: Path | None
+    service: Service = DAEMON
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ def draft(wish: Wish, settings: Settings, given: Mapping[str, str]) -> Draft:
         python=wish.python,
         in_file={name for name, where in given.items() if where == str(ENV_FILE)},
         credential=wish.credential,
+        service=wish.service,
     )
-    minds = [*hindrances(launch, wish.manager, account), *_unseen(given, launch), *_wallet(wish, settings, launch)]
+    secret = _keys if wish.service is FLEET else _wallet
+    minds = [*hindrances(launch, wish.manager, account), *_unseen(given, launch), *secret(wish, settings, launch)]
     if wish.own and any(_content(switch) == value for switch, value in _NAMESPACES.items()):
         minds.append(
             "This kernel keeps user namespaces from everybody but root, so the unit will end with 226/NAMESPACE. "
@@ -109,12 +112,28 @@ def _unseen(given: Mapping[str, str], launch: Launch) -> list[str]:
 def _wallet(wish: Wish, settings: Settings, launch: Launch) -> list[str]:
     if settings.allora_network == "local" or settings.mnemonic or settings.mnemonic_file or launch.credential:
         return []
-    told = "No wallet is set: set MNEMONIC_FILE in .env"
+    return _secret("No wallet is set", wish)
+
+
+def _keys(wish: Wish, settings: Settings, launch: Launch) -> list[str]:
+    if (
+        settings.fleet_host in _THIS_MACHINE
+        or settings.fleet_api_keys
+        or settings.fleet_api_keys_file
+        or launch.credential
+    ):
+        return []
+    return _secret(f"FLEET_HOST is {settings.fleet_host}, and no API key is set, without which it does not start", wish)
+
+
+def _secret(told: str, wish: Wish) -> list[str]:
+    """That a secret is missing, and where it may be put; nothing where systemd has it already."""
+    service, told = wish.service, f"{told}: set {wish.service.setting} in .env"
     if wish.manager == "supervisord" or wish.own:
         return [f"{told}."]
-    if os.path.exists(CREDENTIAL):  # noqa: PTH110  # never raises
+    if os.path.exists(service.stored):  # noqa: PTH110  # never raises
         return []
-    return [f"{told}, or put the phrase into {CREDENTIAL} (owner root, mode 0600)."]
+    return [f"{told}, or put {service.secret} into {service.stored} (owner root, mode 0600)."]
 
 
 def _steps(wish: Wish, launch: Launch) -> list[str]:
@@ -125,7 +144,7 @@ def _steps(wish: Wish, launch: Launch) -> list[str]:
     if wish.manager == "supervisord":
         return [*steps, "supervisorctl reread", "supervisorctl update"]
     call = _systemctl(own=wish.own)
-    steps += [f"{call} daemon-reload", f"{call} enable --now {NAME}"]
+    steps += [f"{call} daemon-reload", f"{call} enable --now {launch.service.name}"]
     return [*steps, "loginctl enable-linger"] if wish.own else steps
 
 

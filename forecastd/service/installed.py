@@ -16,11 +16,10 @@ from platformdirs import user_config_path
 
 from forecastd.errors import NeedsHuman
 from forecastd.service import supervisord, systemd
-from forecastd.service.launch import Launch, Manager, Named
+from forecastd.service.launch import DAEMON, SERVICES, Launch, Manager, Named, Service
 from forecastd.textfile import read_text_file
 from forecastd.wholefile import write_whole
 
-NAME = "allora-submission"
 UNITS = Path("/etc/systemd/system")
 RUNNING = Path("/run/systemd/system")  # there when systemd is the init system: sd_booted(3)
 PROGRAMS = (Path("/etc/supervisor/conf.d"), Path("/etc/supervisord.d"))
@@ -34,30 +33,33 @@ def default_manager() -> Manager:
     return "systemd" if RUNNING.is_dir() else "supervisord"
 
 
-def place(manager: Manager, *, own: bool, directory: Path | None = None) -> Path:
+def place(manager: Manager, *, own: bool, directory: Path | None = None, service: Service = DAEMON) -> Path:
     """Where the file goes: into `directory`, or where the manager looks for it.
 
     Raises:
         NeedsHuman: supervisord has none of its usual directories here.
     """
     if manager == "systemd":
-        return (directory or (_own_units() if own else UNITS)) / f"{NAME}.service"
+        return (directory or (_own_units() if own else UNITS)) / f"{service.name}.service"
     home = directory or next((path for path in PROGRAMS if path.is_dir()), None)
     if home is None:
         raise NeedsHuman(
             "supervisord's directory is not in its usual places. Pass --to with the one that its [include] names."
         )
-    return home / f"{NAME}{'.ini' if home == PROGRAMS[1] else '.conf'}"
+    return home / f"{service.name}{'.ini' if home == PROGRAMS[1] else '.conf'}"
 
 
 def usual_places() -> list[Path]:
     """Every file that may be installed here, by `place` or by hand."""
-    by_hand = [PROGRAMS[0] / "supervisord-allora-submission.conf"]
     return [
-        UNITS / f"{NAME}.service",
-        _own_units() / f"{NAME}.service",
-        *(place("supervisord", own=False, directory=directory) for directory in PROGRAMS),
-        *by_hand,
+        path
+        for service in SERVICES
+        for path in (
+            UNITS / f"{service.name}.service",
+            _own_units() / f"{service.name}.service",
+            *(place("supervisord", own=False, directory=directory, service=service) for directory in PROGRAMS),
+            PROGRAMS[0] / service.template("supervisord").name,  # by hand
+        )
     ]
 
 
@@ -68,7 +70,9 @@ def rendered(manager: Manager, launch: Launch) -> str:
         NeedsHuman: a path cannot be expressed, or the file to begin with is not there.
     """
     kind = systemd if manager == "systemd" else supervisord
-    template = read_text_file(kind.TEMPLATE, "The file", "It belongs to forecastd: install that again.")
+    template = read_text_file(
+        launch.service.template(manager), "The file", "It belongs to forecastd: install that again."
+    )
     body = kind.render(template, launch)
     return f"{_MARK}{_hash(body)}\n{body}"
 
@@ -113,7 +117,7 @@ def uninstall(path: Path, *, force: bool) -> list[str]:
         _require_ours(path, whose, "Pass --force to remove it.")
     enabled = [link for link in path.parent.glob("*.wants/*") if link.name == path.name]
     if enabled:
-        raise NeedsHuman(f"{path} is still enabled. First: {' '.join(systemctl(path))} disable --now {NAME}")
+        raise NeedsHuman(f"{path} is still enabled. First: {' '.join(systemctl(path))} disable --now {path.stem}")
     kept: list[str] = []
     with contextlib.suppress(NeedsHuman):  # what is removed by force may be anything
         kept = _named(read_text_file(path, "The file", _FIX)).kept

@@ -19,8 +19,38 @@ from forecastd.settings import CHECKOUT, ENV_FILE, Settings
 Manager = Literal["systemd", "supervisord"]
 PROGRAM = CHECKOUT / "submit_prediction.py"
 STATE, LOGS = Path("/var/lib/forecastd"), Path("/var/log/forecastd")
+CREDENTIALS = Path("/etc/credstore")  # where systemd looks for a credential that is named without its directory
 _HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 _TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108  # named to warn of them
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of the services that forecastd has, and the two files that ship for it.
+
+    `name`: of its unit and of its program under supervisord. `words`: what its command line begins with. `credential`: what
+    systemd hands over to it, by the name that it looks for; `secret` says what that is, `setting` what names it otherwise.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    credential: str
+    secret: str
+    setting: str
+
+    def template(self, manager: Manager) -> Path:
+        """The file that ships."""
+        return CHECKOUT / (f"{self.name}.service" if manager == "systemd" else f"supervisord-{self.name}.conf")
+
+    @property
+    def stored(self) -> Path:
+        """The credential that the shipped unit loads."""
+        return CREDENTIALS / f"forecastd.{self.credential}"
+
+
+DAEMON = Service("allora-submission", ("--daemon",), "mnemonic", "the wallet's phrase", "MNEMONIC_FILE")
+FLEET = Service("forecastd-fleet", ("fleet", "serve"), "fleet-api-keys", "the API keys", "FLEET_API_KEYS_FILE")
+SERVICES = (DAEMON, FLEET)
 
 
 @dataclass(frozen=True)
@@ -28,8 +58,8 @@ class Launch:
     """What is to be run. All paths are absolute.
 
     `user`: None where the manager runs everything as its own user. `own`: by the user's own manager, without root.
-    `state`, `logs`: where the daemon writes; None where systemd's own directories serve. `credential`: the file with the
-    phrase, for systemd. `reads`: what else it must be able to read.
+    `state`, `logs`: where it writes; None where systemd's own directories serve. `credential`: the file with the phrase or
+    the keys, for systemd. `reads`: what else it must be able to read.
     """
 
     python: Path
@@ -42,11 +72,12 @@ class Launch:
     logs: Path | None
     credential: Path | None
     reads: tuple[Path, ...] = ()
+    service: Service = DAEMON
 
     @property
     def command(self) -> list[str]:
         """The words of the command line."""
-        return [str(self.python), str(self.program), "--daemon", *self.options]
+        return [str(self.python), str(self.program), *self.service.words, *self.options]
 
     @property
     def writes(self) -> list[Path]:
@@ -85,6 +116,7 @@ def plan(
     python: Path,
     in_file: Collection[str],
     credential: Path | None = None,
+    service: Service = DAEMON,
 ) -> Launch:
     """The launch for these settings.
 
@@ -116,7 +148,8 @@ def plan(
         state=places["STATE_DIR"],
         logs=places["LOG_DIR"],
         credential=None if credential is None else _absolute(base / credential),
-        reads=tuple(_absolute(base / path) for path in _named(settings)),
+        reads=tuple(_absolute(base / path) for path in _named(settings, service)),
+        service=service,
     )
     for text in (*found.command, str(base), *map(str, found.writes), str(found.credential or "")):
         require_expressible(text)
@@ -157,7 +190,7 @@ def hindrances(launch: Launch, manager: Manager, account: Account | None) -> lis
     vital = (launch.python, launch.program, launch.directory)
     found = [f"{path} is not there." for path in vital if not os.path.exists(path)]  # noqa: PTH110  # never raises
     if launch.credential is not None and not launch.credential.is_file():
-        found.append(f"{launch.credential} is not there: put the wallet's phrase into it, owner root, mode 0600.")
+        found.append(f"{launch.credential} is not there: put {launch.service.secret} into it, owner root, mode 0600.")
     if manager == "systemd":
         hidden = [path for path in launch.needs if _below(path, _TEMPORARY)]
         found += [f"{path} will not be seen: a unit has a /tmp of its own." for path in hidden]
@@ -173,8 +206,17 @@ def hindrances(launch: Launch, manager: Manager, account: Account | None) -> lis
     return found
 
 
-def _named(settings: Settings) -> Iterator[Path]:
+def _named(settings: Settings, service: Service) -> Iterator[Path]:
     """The files that settings name, beside the directories that are written to."""
+    if service is FLEET:
+        fleet = (
+            settings.fleet_model,
+            settings.fleet_models_dir,
+            settings.fleet_thresholds,
+            settings.fleet_api_keys_file,
+        )
+        yield from (path for path in fleet if path is not None)
+        return
     if settings.data_source.startswith("file:"):
         yield Path(settings.data_source.removeprefix("file:"))
     for path in (settings.model, settings.features, settings.topics_file, settings.mnemonic_file):

@@ -13,9 +13,7 @@ import shlex
 from itertools import pairwise
 
 from forecastd.service.launch import Launch, Named, literal
-from forecastd.settings import CHECKOUT
 
-TEMPLATE = CHECKOUT / "supervisord-allora-submission.conf"
 _THROUGH = ["/bin/sh", "-c", 'cd "$0" && exec "$@"']
 _CUT = re.compile(r"(?<=\s)(?=[;#])")
 _HERE = "%(here)s"

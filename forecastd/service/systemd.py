@@ -13,9 +13,7 @@ from pathlib import Path
 
 from forecastd.errors import NeedsHuman
 from forecastd.service.launch import LOGS, STATE, Launch, Named, literal
-from forecastd.settings import CHECKOUT
 
-TEMPLATE = CHECKOUT / "allora-submission.service"
 _PLAIN = re.compile(r"[\w@+=:,./-]+", re.ASCII)
 _ESCAPES = {
     "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " ", "\\": "\\", '"': '"', "'": "'",
@@ -50,7 +48,7 @@ def _exchanged(key: str, launch: Launch) -> list[str] | None:  # noqa: PLR0911  
         case "User":  # a manager without privileges may not even change to its own user
             return [] if launch.own or launch.user is None else [f"User={launch.user}"]
         case "LoadCredential" if launch.credential is not None:
-            return [f"LoadCredential=mnemonic:{raw_path(launch.credential, is_file=True)}"]
+            return [f"LoadCredential={launch.service.credential}:{raw_path(launch.credential, is_file=True)}"]
         case "StateDirectory" | "StateDirectoryMode" if not _managed(launch, launch.state, STATE):
             return []
         case "LogsDirectory" | "LogsDirectoryMode" if not _managed(launch, launch.logs, LOGS):

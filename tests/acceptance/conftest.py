@@ -108,19 +108,22 @@ class Supervisord:
         )  # fmt: skip
         self.until(lambda: "supervisord started" in self.log)  # said when its socket listens
 
-    def add(self, directory: Path, *options: str, python: Path | None = None, **seconds: int) -> None:
-        """Install the daemon, or what stands in for it as `python`, to run in `directory`, and take it over.
+    def add(
+        self, directory: Path, *options: str, python: Path | None = None, fleet: bool = False, **seconds: int
+    ) -> None:
+        """Install the daemon (or the fleet), or what stands in for it as `python`, to run in `directory`, and take it over.
 
         `seconds`: instead of those in the file that ships; a program counts as started after 1 unless `startsecs` is given.
         """
         from forecastd.service import supervisord
-        from forecastd.service.launch import PROGRAM, Launch
+        from forecastd.service.launch import DAEMON, FLEET, PROGRAM, Launch
 
         launch = Launch(
             python=python or Path(sys.executable), program=PROGRAM, directory=directory, options=options,
-            user=None, own=False, state=None, logs=None, credential=None,
+            user=None, own=False, state=None, logs=None, credential=None, service=FLEET if fleet else DAEMON,
         )  # fmt: skip
-        text = supervisord.render(supervisord.TEMPLATE.read_text(encoding="utf-8"), launch)
+        text = supervisord.render(launch.service.template("supervisord").read_text(encoding="utf-8"), launch)
+        self.NAME = launch.service.name
         for name, value in ({"startsecs": 1} | seconds).items():
             text, found = re.subn(rf"^{name}=\d+$", f"{name}={value}", text, flags=re.MULTILINE)
             assert found == 1, name

@@ -15,7 +15,7 @@ import pytest
 
 from forecastd.service import supervisord, systemd
 from forecastd.service.installed import missing
-from forecastd.service.launch import Launch
+from forecastd.service.launch import FLEET, SERVICES, Launch, Service
 
 AS_ROOT = os.getuid() == 0
 WHO = ("--run-as", "nobody") if AS_ROOT else ()
@@ -54,10 +54,12 @@ def analyze(tmp_path: Path) -> Analyze:
     return Analyze(program, tmp_path)
 
 
-def test_the_unit_that_ships_is_approved(analyze: Analyze, root: Path, tmp_path: Path) -> None:
-    text = (root / UNIT).read_text(encoding="utf-8")
-    assert "ExecStart=/opt/forecastd/.venv/bin/python /opt/forecastd/submit_prediction.py --daemon\n" in text
-    here = tmp_path / UNIT
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_the_unit_that_ships_is_approved(analyze: Analyze, tmp_path: Path, service: Service) -> None:
+    text = service.template("systemd").read_text(encoding="utf-8")
+    words = " ".join(service.words)
+    assert f"ExecStart=/opt/forecastd/.venv/bin/python /opt/forecastd/submit_prediction.py {words}\n" in text
+    here = tmp_path / service.template("systemd").name
     here.write_text(text.replace("/opt/forecastd/.venv/bin/python", sys.executable))
     analyze.approves(here)
 
@@ -79,6 +81,7 @@ LAUNCHES: dict[str, dict[str, Any]] = {
     "at_home": {"directory": HOMES, "state": HOMES / "state", "logs": HOMES / "my logs"},
     "own": {"own": True, "directory": HOMES, "state": HOMES / "state", "logs": HOMES / "logs"},
     "credential": {"credential": Path("/etc/a phrase: 50%")},
+    "fleet": {"service": FLEET, "own": True, "state": HOMES / "state", "credential": Path("/etc/keys")},
     "options": {"options": ("--state-dir", "/var/a b", "--log-dir", "/${HOME}/%h;x")},
 }
 
@@ -96,9 +99,8 @@ def test_every_rendered_unit_is_approved(analyze: Analyze, tmp_path: Path, name:
         (place / "python").symlink_to(sys.executable)
         parts |= {"python": place / "python", "directory": place, "state": place, "logs": place}
     unit = tmp_path / UNIT
-    unit.write_text(
-        systemd.render(systemd.TEMPLATE.read_text(encoding="utf-8"), Launch(**(parts | LAUNCHES.get(name, {}))))
-    )
+    launch = Launch(**(parts | LAUNCHES.get(name, {})))
+    unit.write_text(systemd.render(launch.service.template("systemd").read_text(encoding="utf-8"), launch))
     analyze.approves(unit, *scope)
 
 
@@ -160,6 +162,35 @@ def test_what_somebody_else_put_there_is_left_alone(command: Any, root: Path, tm
 def identity(file: Path) -> tuple[int, ...]:
     info = file.lstat()
     return info.st_ino, info.st_mode, info.st_size, info.st_mtime_ns
+
+
+@pytest.mark.parametrize("manager", ["systemd", "supervisord"])
+def test_the_fleets_service_stands_beside_the_daemons(command: Any, tmp_path: Path, manager: str) -> None:
+    arguments = ("--manager", manager, "--to", str(tmp_path))
+    for more in ((), ("--fleet",)):
+        assert command("service", "install", *more, *arguments, *WHO).code == 0
+    suffix = ".service" if manager == "systemd" else ".conf"
+    fleet, daemon = tmp_path / f"forecastd-fleet{suffix}", tmp_path / f"allora-submission{suffix}"
+    text = fleet.read_text(encoding="utf-8")
+    assert f"submit_prediction.py fleet serve --state-dir {tmp_path}/state --log-dir {tmp_path}/logs\n" in text
+    assert command("service", "show", "--fleet", "--manager", manager, *WHO).out == text
+    assert missing(fleet) == []
+    done = command("service", "uninstall", "--fleet", *arguments)
+    assert done.code == 0, done.err
+    assert not fleet.exists()
+    assert daemon.is_file()
+
+
+def test_a_fleet_that_others_can_reach_is_told_to_have_keys(command: Any, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("FLEET_HOST=10.0.0.7\n")
+    (tmp_path / ".env").chmod(0o600)
+    done = command("service", "show", "--fleet", "--manager", "supervisord", *WHO)
+    assert done.code == 0, done.err
+    assert "no API key is set, without which it does not start: set FLEET_API_KEYS_FILE in .env" in done.err
+    assert "No wallet" not in done.err
+    refused = command("service", "show", "--fleet", "--manager", "supervisord", "--credential", "/etc/keys")
+    assert refused.code == 2
+    assert "FLEET_API_KEYS_FILE" in refused.err
 
 
 def test_a_unit_that_is_enabled_is_not_removed(command: Any, tmp_path: Path) -> None:

@@ -86,6 +86,19 @@ def test_a_clean_end_stays_ended(supervisord: Any, stand_in: Path, tmp_path: Pat
     assert supervisord.said.count("up ") == 1
 
 
+def test_a_fleet_has_no_end_of_its_own(supervisord: Any, stand_in: Path, root: Path, tmp_path: Path) -> None:
+    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=stand_in, fleet=True)
+    supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
+    first = supervisord.pid
+    words = [str(root / "submit_prediction.py"), "fleet", "serve", "--state-dir", "/a b;c"]
+    assert f"up {first} {tmp_path} {words} 077\n" in supervisord.said
+    os.kill(first, signal.SIGUSR2)  # code 0
+    supervisord.until(lambda: supervisord.said.count("up ") == 2)
+    assert supervisord.pid not in {first, 0}
+    assert "stopped" in supervisord.ctl("stop", "forecastd-fleet").out
+    assert supervisord.state == "STOPPED"
+
+
 def test_what_cannot_start_is_tried_again_with_pauses(supervisord: Any, tmp_path: Path) -> None:
     broken = executable(
         tmp_path / "broken", f"#!{sys.executable} -I\nprint('no wallet', flush=True)\nraise SystemExit(5)\n"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forecastd.service import systemd
-from forecastd.service.launch import Launch
+from forecastd.service.launch import DAEMON, Launch
 
 NAME = "allora-submission"
 PYTHON = "/opt/venv/bin/python"
@@ -230,7 +230,7 @@ def launch(**more: Any) -> Launch:
 
 
 def unit(wanted: Launch) -> str:
-    return systemd.render(systemd.TEMPLATE.read_text(encoding="utf-8"), wanted)
+    return systemd.render(DAEMON.template("systemd").read_text(encoding="utf-8"), wanted)
 
 
 def facts(said: str) -> dict[str, Any]:

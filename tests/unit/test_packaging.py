@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-SERVICES = {"allora-submission.service", "supervisord-allora-submission.conf"}
+SERVICES = {
+    "allora-submission.service", "supervisord-allora-submission.conf",
+    "forecastd-fleet.service", "supervisord-forecastd-fleet.conf",
+}  # fmt: skip
 OURS = {"cli", "forecastd", "models", "submit_prediction.py", "features.json"} | SERVICES
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from forecastd.service import accounts
+from forecastd.service import accounts, launch
 from forecastd.service import draft as module
 from forecastd.service.accounts import Account
 from forecastd.service.draft import Draft, Wish, draft, steps_after_removal
 from forecastd.service.installed import PROGRAMS, UNITS, place, usual_places
-from forecastd.service.launch import Manager
+from forecastd.service.launch import FLEET, SERVICES, Manager
 from forecastd.settings import load_settings
 
 WORKER = Account("worker", 1234, frozenset({1234}))
@@ -24,12 +24,12 @@ ROOT = Account("root", 0, frozenset({0}))
 def a_machine_without_peculiarities(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(accounts, "myself", lambda: WORKER)
     monkeypatch.setattr(accounts, "find", lambda name: Account(name, 999, frozenset({999})))
-    monkeypatch.setattr(module, "CREDENTIAL", tmp_path / "credential")
+    monkeypatch.setattr(launch, "CREDENTIALS", tmp_path)
     monkeypatch.setattr(module, "_NAMESPACES", {})
 
 
 def drafted(given: Mapping[str, str] | None = None, **more: Any) -> Draft:
-    names = ("manager", "own", "directory", "python", "run_as", "credential")
+    names = ("manager", "own", "directory", "python", "run_as", "credential", "service")
     usual: dict[str, Any] = {"manager": "systemd", "own": False, "directory": Path("/"), "python": Path("/bin/sh"),
                              "run_as": None, "credential": None}  # fmt: skip
     wish = Wish(**(usual | {name: value for name, value in more.items() if name in names}))
@@ -57,7 +57,7 @@ def test_a_wallet_that_the_service_would_not_find_is_missed(
     more: dict[str, Any], exists: bool, missing: bool, tmp_path: Path
 ) -> None:
     if exists:
-        (tmp_path / "credential").touch()
+        (tmp_path / "forecastd.mnemonic").touch()
     assert told(drafted(**more), "No wallet is set") is missing
 
 
@@ -96,6 +96,38 @@ def test_the_next_steps_make_what_is_missing_and_start_it(more: dict[str, Any], 
     assert drafted(**more).steps == steps
 
 
+def test_the_fleets_service_bears_its_own_name() -> None:
+    assert drafted(service=FLEET).steps[-1] == "systemctl enable --now forecastd-fleet"
+    assert "ExecStart=/bin/sh " in drafted(service=FLEET).text
+    assert " fleet serve" in drafted(service=FLEET).text
+    assert "[program:forecastd-fleet]" in drafted(service=FLEET, manager="supervisord").text
+
+
+@pytest.mark.parametrize(
+    ("more", "exists", "missing"),
+    [
+        ({}, False, False),
+        ({"fleet_host": "::1"}, False, False),
+        ({"fleet_host": "0.0.0.0"}, False, True),  # noqa: S104  # what is asked about
+        ({"fleet_host": "10.0.0.7"}, True, False),
+        ({"fleet_host": "10.0.0.7", "own": True}, True, True),
+        ({"fleet_host": "10.0.0.7", "manager": "supervisord"}, True, True),
+        ({"fleet_host": "10.0.0.7", "fleet_api_keys": "a-key-that-is-long-enough"}, False, False),
+        ({"fleet_host": "10.0.0.7", "fleet_api_keys_file": "/keys"}, False, False),
+        ({"fleet_host": "10.0.0.7", "credential": Path("/keys")}, False, False),
+    ],
+)
+def test_keys_that_the_fleet_would_not_start_without_are_missed(
+    more: dict[str, Any], exists: bool, missing: bool, tmp_path: Path
+) -> None:
+    if exists:
+        (tmp_path / "forecastd.fleet-api-keys").touch()
+    found = drafted(service=FLEET, **more)
+    assert told(found, "no API key is set") is missing
+    assert not told(found, "No wallet")
+    assert not told(drafted(**more), "API key")
+
+
 def test_after_a_removal_the_manager_is_told() -> None:
     assert steps_after_removal("systemd", own=False) == ["systemctl daemon-reload"]
     assert steps_after_removal("systemd", own=True) == ["systemctl --user daemon-reload"]
@@ -125,5 +157,7 @@ def test_a_file_goes_where_its_manager_looks(tmp_path: Path) -> None:
     assert found[0] == UNITS / "allora-submission.service"
     assert found[1].parts[-3:] == ("systemd", "user", "allora-submission.service")
     assert found[2] == tmp_path / "allora-submission.conf"
+    assert place("systemd", own=False, service=FLEET) == UNITS / "forecastd-fleet.service"
+    assert {place("systemd", own=False, service=service) for service in SERVICES} < set(usual_places())
     assert place("supervisord", own=False, directory=PROGRAMS[1]).suffix == ".ini"  # all that its [include] takes there
     assert set(found[:2]) < set(usual_places())

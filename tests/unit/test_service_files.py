@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from supervisor.options import ServerOptions, UnhosedConfigParser
 
 from forecastd.errors import NeedsHuman
+from forecastd.fleet.api.keys import CREDENTIAL
 from forecastd.service import supervisord, systemd
 from forecastd.service.installed import rendered
-from forecastd.service.launch import LOGS, PROGRAM, STATE, Launch, Manager
+from forecastd.service.launch import DAEMON, FLEET, LOGS, PROGRAM, SERVICES, STATE, Launch, Manager
 
-UNIT = systemd.TEMPLATE.read_text(encoding="utf-8")
-PROGRAM_FILE = supervisord.TEMPLATE.read_text(encoding="utf-8")
+UNITS = {service: service.template("systemd").read_text(encoding="utf-8") for service in SERVICES}
+PROGRAM_FILES = {service: service.template("supervisord").read_text(encoding="utf-8") for service in SERVICES}
 NASTY = [
     "/plain", "/a b", "/ lead", "/trail ", "/trail\\", "/a ;b", "/a #b", "/a ; ; b", "/;", "/#", "/a%b", "/%h", "/%(here)s",
     "/%%(x)s", "/%(ENV_HOME)s", "/a'b", '/a"b', "/'\"'\"", "/$HOME", "/${HOME}", "/$$", "/a\\b", "/a\\x41", "/\u00a0",
@@ -51,6 +52,7 @@ def launches(**more: Any) -> st.SearchStrategy[Launch]:
         "state": st.one_of(st.none(), paths()),
         "logs": st.one_of(st.none(), paths()),
         "credential": st.none(),
+        "service": st.sampled_from(SERVICES),
     }
     return st.builds(Launch, **(parts | more))
 
@@ -61,6 +63,14 @@ def launch(path: str = "/opt/forecastd", **more: Any) -> Launch:
         "state": None, "logs": None, "credential": None,
     }  # fmt: skip
     return Launch(**(parts | more))
+
+
+def unit_of(wanted: Launch) -> str:
+    return systemd.render(UNITS[wanted.service], wanted)
+
+
+def program_of(wanted: Launch) -> str:
+    return supervisord.render(PROGRAM_FILES[wanted.service], wanted)
 
 
 def values(unit: str, key: str) -> list[str]:
@@ -76,7 +86,7 @@ def as_systemd_reads_it(path: str) -> Path:
 @unhurried
 @given(launches())
 def test_any_path_survives_a_unit(wanted: Launch) -> None:
-    unit = systemd.render(UNIT, wanted)
+    unit = unit_of(wanted)
     (line,) = values(unit, "ExecStart")
     words = [word.replace("%%", "%") for word in systemd.split_words(line.removeprefix(":"))]
     if re.search(r"[\\'\"]", str(wanted.python)):  # systemd takes no program with such a name
@@ -93,10 +103,16 @@ def test_any_path_survives_a_unit(wanted: Launch) -> None:
 @unhurried
 @given(launches())
 def test_no_path_adds_a_line_to_a_unit_or_a_program(wanted: Launch) -> None:
-    plain = launch(own=wanted.own, state=wanted.state and Path("/s"), logs=wanted.logs and Path("/l"), user=None)
+    plain = launch(
+        service=wanted.service,
+        own=wanted.own,
+        state=wanted.state and Path("/s"),
+        logs=wanted.logs and Path("/l"),
+        user=None,
+    )
     if STATE not in wanted.writes and LOGS not in wanted.writes:
-        assert keys(systemd.render(UNIT, wanted)) == keys(systemd.render(UNIT, plain))
-    extra = keys(supervisord.render(PROGRAM_FILE, wanted)) ^ keys(supervisord.render(PROGRAM_FILE, plain))
+        assert keys(unit_of(wanted)) == keys(unit_of(plain))
+    extra = keys(program_of(wanted)) ^ keys(program_of(plain))
     assert extra <= {"directory"}
 
 
@@ -108,7 +124,7 @@ def keys(text: str) -> set[str]:
 @given(launches())
 @example(launch("/%(here)s ;#", user=None))
 def test_any_path_survives_supervisors_own_parser(wanted: Launch) -> None:
-    program = supervised(supervisord.render(PROGRAM_FILE, wanted))
+    program = supervised(program_of(wanted))
     words = shlex.split(program.command)  # as supervisor.process does
     if program.directory is None:
         assert words[:3] == ["/bin/sh", "-c", 'cd "$0" && exec "$@"']
@@ -126,7 +142,7 @@ def supervised(text: str) -> Any:
     parser.expand_here("/etc/supervisor/conf.d")
     options = ServerOptions()
     (section,) = parser.sections()
-    (program,) = options.processes_from_section(parser, section, "allora-submission")
+    (program,) = options.processes_from_section(parser, section, section.removeprefix("program:"))
     assert not options.parse_warnings
     return program
 
@@ -134,11 +150,11 @@ def supervised(text: str) -> Any:
 @pytest.mark.parametrize("path", NASTY)
 def test_what_is_written_is_found_again_by_the_doctor(path: str) -> None:
     wanted = launch(path, state=Path(path), options=("--state-dir", path))
-    unit = systemd.named(systemd.render(UNIT, wanted))
+    unit = systemd.named(unit_of(wanted))
     assert path in unit.programs
     assert [Path(one) for one in unit.directories] == [Path(path)]
     assert sorted(unit.kept) == sorted(["/var/log/forecastd", path])
-    program = supervisord.named(supervisord.render(PROGRAM_FILE, wanted))
+    program = supervisord.named(program_of(wanted))
     assert path in program.programs
     assert [Path(one) for one in program.directories] == [Path(path)]
     assert program.kept == [path]
@@ -147,16 +163,27 @@ def test_what_is_written_is_found_again_by_the_doctor(path: str) -> None:
 @pytest.mark.parametrize("path", ["/phrase ", "/phrase\\"])
 def test_a_credential_that_a_unit_cannot_name_is_refused(path: str) -> None:
     with pytest.raises(NeedsHuman, match="Rename it"):
-        systemd.render(UNIT, launch(credential=Path(path)))
+        unit_of(launch(credential=Path(path)))
 
 
-def test_a_credential_is_loaded_from_where_it_is() -> None:
-    assert values(systemd.render(UNIT, launch(credential=Path("/a %b"))), "LoadCredential") == ["mnemonic:/a %%b"]
+def test_a_credential_is_loaded_from_where_it_is_under_the_name_that_is_looked_for() -> None:
+    for service, name in ((DAEMON, "mnemonic"), (FLEET, "fleet-api-keys")):
+        assert values(unit_of(launch(service=service)), "LoadCredential") == [f"{name}:forecastd.{name}"]
+        found = unit_of(launch(service=service, credential=Path("/a %b")))
+        assert values(found, "LoadCredential") == [f"{name}:/a %%b"]
+
+
+def test_the_names_that_ship_are_the_ones_that_are_looked_for() -> None:
+    assert FLEET.credential == CREDENTIAL
+    assert {service.template("systemd").name for service in SERVICES} == {
+        "allora-submission.service",
+        "forecastd-fleet.service",
+    }
 
 
 def test_a_unit_of_ones_own_keeps_every_confinement_and_drops_what_its_manager_lacks() -> None:
-    own = systemd.render(UNIT, launch(own=True, state=Path("/s"), logs=Path("/l")))
-    system = systemd.render(UNIT, launch())
+    own = unit_of(launch(own=True, state=Path("/s"), logs=Path("/l")))
+    system = unit_of(launch())
     gone = {
         "User",
         "Wants",
@@ -180,7 +207,7 @@ def test_a_unit_of_ones_own_keeps_every_confinement_and_drops_what_its_manager_l
 def test_systemd_makes_its_own_directories_and_opens_those_that_a_user_chose(
     state: Path | None, logs: Path | None, kept: set[str], writable: list[str]
 ) -> None:
-    unit = systemd.render(UNIT, launch(state=state, logs=logs))
+    unit = unit_of(launch(state=state, logs=logs))
     assert {"StateDirectory", "LogsDirectory"} & keys(unit) == kept
     assert values(unit, "ReadWritePaths") == writable
 
@@ -188,15 +215,16 @@ def test_systemd_makes_its_own_directories_and_opens_those_that_a_user_chose(
 @pytest.mark.parametrize(("directory", "home"), [("/opt/f", "yes"), ("/home/a/f", "read-only")])
 def test_homes_are_closed_unless_something_needed_is_there(directory: str, home: str) -> None:
     wanted = launch(directory, program=Path("/opt/p"), python=Path("/bin/sh"))
-    assert values(systemd.render(UNIT, wanted), "ProtectHome") == [home]
+    assert values(unit_of(wanted), "ProtectHome") == [home]
 
 
 def test_a_file_begins_with_the_hash_of_the_rest() -> None:
     managers: tuple[Manager, ...] = ("systemd", "supervisord")
     for manager in managers:
-        first, _, rest = rendered(manager, launch()).partition("\n")
-        assert first.startswith("# ")
-        assert rest.startswith("[")
+        for service in SERVICES:
+            first, _, rest = rendered(manager, launch(service=service)).partition("\n")
+            assert first.startswith("# ")
+            assert rest.startswith("[")
 
 
 @pytest.mark.parametrize(

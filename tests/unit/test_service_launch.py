@@ -9,7 +9,7 @@ import pytest
 
 from forecastd.errors import NeedsHuman
 from forecastd.service.accounts import Account, find
-from forecastd.service.launch import LOGS, PROGRAM, STATE, Launch, Manager, hindrances, plan
+from forecastd.service.launch import FLEET, LOGS, PROGRAM, STATE, Launch, Manager, hindrances, plan
 from forecastd.settings import Settings, load_settings
 
 WORKER = Account("worker", 1234, frozenset({1234}))
@@ -47,6 +47,8 @@ def test_state_and_logs_go_where_the_settings_or_the_manager_say(
     found = planned(manager, WORKER, **more)
     assert (found.state, found.logs, found.options) == (state, logs, options)
     assert found.command == [str(PYTHON), str(PROGRAM), "--daemon", *options]
+    fleet = planned(manager, service=FLEET, **more)
+    assert fleet.command == [str(PYTHON), str(PROGRAM), "fleet", "serve", *options]
 
 
 @pytest.mark.parametrize(("manager", "account", "own"), [("systemd", WORKER, True), ("supervisord", None, False)])
@@ -84,7 +86,10 @@ def test_a_python_that_is_a_link_stays_one_and_what_it_leads_to_is_needed_too(tm
     [({}, False), ({"directory": Path("/home/a/forecastd")}, True), ({"model": "/home/a/model"}, True),
      ({"mnemonic_file": "/root/phrase"}, True), ({"data_source": "file:/home/a/candles.csv"}, True),
      ({"data_source": "exchange:kraken"}, False), ({"state_dir": "/home/a/state"}, True),
-     ({"topics_file": "/homes/t"}, False)],
+     ({"topics_file": "/homes/t"}, False), ({"fleet_model": "/home/a/bundle"}, False),
+     ({"service": FLEET}, False), ({"service": FLEET, "model": "/home/a/model"}, False),
+     ({"service": FLEET, "fleet_model": "/home/a/bundle"}, True), ({"service": FLEET, "fleet_thresholds": "/root/t"}, True),
+     ({"service": FLEET, "fleet_api_keys_file": "/home/a/keys"}, True)],
 )  # fmt: skip
 def test_what_lies_in_a_home_is_noticed(more: dict[str, Any], at_home: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("forecastd.service.launch.PROGRAM", Path("/opt/forecastd/submit_prediction.py"))
