@@ -18,10 +18,14 @@ class Reasons:
     def __init__(self, observed: Observed, ahead: Prospects, warning: Reals, critical: Reals, worst: Reals) -> None:
         """`worst` [S, M]: the largest pressure of each metric, by which they are ordered."""
         self.observed = observed
-        self._current = observed.current.tolist()
+        self._current, self._rounded = observed.current.tolist(), observed.current.round(3).tolist()
         self._warning, self._critical, self._worst = warning.tolist(), critical.tolist(), worst.tolist()
         self._possible, self._to_warning = ahead.possible.tolist(), ahead.to_warning.tolist()
         self._to_critical, self._possibly = ahead.to_critical.tolist(), ahead.possibly_critical.tolist()
+
+    def known(self, row: int) -> dict[str, float]:
+        """The values of this server that are known now, by metric; to three places, as far as any agent measures."""
+        return {name: value for name, value in zip(NAMES, self._rounded[row], strict=True) if not isnan(value)}
 
     def minutes_ahead(self, row: int) -> tuple[float | None, float | None]:
         """Minutes until a metric of this server reaches its critical threshold, and the quantile by which it does.

@@ -12,8 +12,8 @@ score is 100 times `WORST` of the largest pressure of all metrics plus the rest 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -50,7 +50,8 @@ class Risk:
     without a forecast. Metrics are taken to be independent of each other, the steps of one metric to move together.
     `minutes_ahead`: until the p50 of a metric first reaches its critical threshold; where no p50 does, until a p90
     (`quantile_ahead` says which); 0 where a value is there now; None where none gets there.
-    A server in maintenance has a score, but its level is `ok` and it raises no alert.
+    `current`: the values of the metrics that are known now. A server in maintenance has a score, but its level is `ok` and it
+    raises no alert.
     """
 
     server: str
@@ -62,6 +63,7 @@ class Risk:
     incident_probability: float | None = None
     minutes_ahead: float | None = None
     quantile_ahead: float | None = None
+    current: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As `GET /risk` gives it."""
@@ -200,7 +202,8 @@ def _risk(words: Reasons, row: int, score: float, level: int, probability: float
     told = level > 0 or observed.statuses[row] != "ok"
     reasons = words.told(row, STARTS["watch"] / (100 * WORST)) if told else ()
     incident = None if np.isnan(probability) else probability
-    return Risk(*who, score, LEVELS[level], reasons, incident, *words.minutes_ahead(row))
+    when = words.minutes_ahead(row)
+    return Risk(*who, score, LEVELS[level], reasons, incident, *when, words.known(row))
 
 
 def summary(risks: Sequence[Risk], *, silent: int = 0) -> Summary:
