@@ -80,6 +80,11 @@ def draft(wish: Wish, settings: Settings, given: Mapping[str, str]) -> Draft:
             "This kernel keeps user namespaces from everybody but root, so the unit will end with 226/NAMESPACE. "
             f"Install it for the system: as root, with --run-as {launch.user}."
         )
+    if wish.service is FLEET and wish.manager == "systemd" and settings.fleet_engine == "library":
+        minds.append(
+            "The unit allows no memory that is both writable and executable, which FLEET_ENGINE=library needs. Choose another "
+            "engine, or take the restriction off: systemctl edit forecastd-fleet, with [Service] MemoryDenyWriteExecute=no"
+        )
     return Draft(rendered(wish.manager, launch), minds, _steps(wish, launch))
 
 

@@ -128,6 +128,15 @@ def test_keys_that_the_fleet_would_not_start_without_are_missed(
     assert not told(drafted(**more), "API key")
 
 
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [({"fleet_engine": "library"}, True), ({"fleet_engine": "stream"}, False), ({}, False),
+     ({"fleet_engine": "library", "manager": "supervisord"}, False)],
+)  # fmt: skip
+def test_an_engine_that_the_unit_would_not_let_run_is_told(more: dict[str, Any], warned: bool) -> None:
+    assert told(drafted(service=FLEET, **more), "MemoryDenyWriteExecute=no") is warned
+
+
 def test_after_a_removal_the_manager_is_told() -> None:
     assert steps_after_removal("systemd", own=False) == ["systemctl daemon-reload"]
     assert steps_after_removal("systemd", own=True) == ["systemctl --user daemon-reload"]
