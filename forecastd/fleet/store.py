@@ -21,43 +21,36 @@ from threading import Lock
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forecastd.clock import Clock, iso
 from forecastd.fleet.contract import NAMES, STATUSES
 from forecastd.fleet.grid import FleetWindow
+from forecastd.fleet.history import HistoryChunk, joined
 from forecastd.fleet.hold import Hold
 from forecastd.fleet.intake import Rows
-from forecastd.fleet.tickblob import (
-    SavedTick,
-    decode,
-    encode,
-    key,
-    layout_code,
-    layout_text,
-    server_number,
-    start_of,
-    tick_crc,
-)
+from forecastd.fleet.tickblob import SavedTick, encode, key, server_number, start_of, tick_crc
 from forecastd.fleet.tickfile import (
     ALL,
     DAY,
     KIND,
     LAYOUT,
     Layout,
+    Reading,
     Server,
     count_rows,
     ends,
     forget_servers,
     free_row,
+    keep_layout,
     keep_servers,
     known_servers,
-    layouts,
     salvage,
     trim,
     used_bytes,
 )
 from forecastd.windowfile import FileUnavailableError, WindowFile
+
+__all__ = ["HistoryChunk", "LoadReport", "StoreState", "TickStore"]
 
 log = logging.getLogger(__name__)
 
@@ -94,41 +87,6 @@ class StoreState:
     problem: str | None
 
 
-@dataclass(frozen=True)
-class HistoryChunk:
-    """Some ticks of the history, sorted by time; `values` are `[N, len(metrics)]`, NaN where there is none."""
-
-    servers: tuple[str, ...]
-    profiles: tuple[str, ...]
-    statuses: tuple[str, ...]
-    times: NDArray[np.float64]
-    metrics: tuple[str, ...]
-    values: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.servers)
-
-    def choose(
-        self, start: float, end: float, servers: Sequence[str] | None, metrics: Sequence[str] | None
-    ) -> HistoryChunk:
-        """The rows of `start` <= time < `end` of some servers, and some metrics of them; None: all."""
-        keep = (self.times >= start) & (self.times < end)
-        if servers is not None:
-            wanted = frozenset(servers)
-            keep &= np.array([server in wanted for server in self.servers], dtype=np.bool_)
-        names = self.metrics if metrics is None else tuple(metrics)
-        at = np.flatnonzero(keep)
-        columns = np.array([self.metrics.index(name) for name in names], dtype=np.int64)
-        return HistoryChunk(
-            tuple(self.servers[i] for i in at.tolist()),
-            tuple(self.profiles[i] for i in at.tolist()),
-            tuple(self.statuses[i] for i in at.tolist()),
-            self.times[at],
-            names,
-            self.values[np.ix_(at, columns)],
-        )
-
-
 class TickStore:
     """The ticks of a fleet in one SQLite file, the newest `hours` of them and at most `megabytes`.
 
@@ -160,8 +118,7 @@ class TickStore:
             aside=1,  # such a file may be large, and what could be read of it is in the new one
             read_only=read_only,
         )
-        self._text = layout_text(step, metrics)
-        self._code = layout_code(self._text)
+        self._layout = Layout(step, metrics)
         self._waiting: deque[Rows] = deque()
         self._lock = Lock()
         self._known = _Known(-1, None, {}, 0)
@@ -227,7 +184,7 @@ class TickStore:
         known, today = self._known, int(now // DAY)
         if known.opening != self._file.openings:
             known = _Known(self._file.openings, None, {}, count_rows(db))
-            db.execute("INSERT OR REPLACE INTO layout VALUES (?, ?)", (self._code, self._text))
+            keep_layout(db, self._layout)
         if known.day != today:  # once a day every server is noted again, and those are forgotten that no tick speaks of
             known = replace(known, day=today, servers={})
             forget_servers(db, today - int(self.hours // 24) - 2)
@@ -240,7 +197,7 @@ class TickStore:
                 servers = servers | numbers
             for tick in _ticks_of(rows, servers, self.step):
                 row, data = free_row(db, tick.start), encode(tick)
-                saved = (row, self._code, data, tick_crc(row, self._code, data))
+                saved = (row, self._layout.code, data, tick_crc(row, self._layout.code, data))
                 db.execute("INSERT OR REPLACE INTO tick VALUES (?, ?, ?, ?)", saved)
                 count += 1
         count -= trim(db, now - self.hours * 3600.0, self.megabytes * 1e6)
@@ -267,7 +224,7 @@ class TickStore:
         return report
 
     def _load(self, db: sqlite3.Connection, window: FleetWindow, now: float) -> LoadReport:
-        reading = _Reading(self, db)
+        reading = Reading(db, self._layout)
         first = (window.newest - window.keep + 1) * window.step
 
         def parts() -> Iterator[SavedTick]:
@@ -286,9 +243,12 @@ class TickStore:
     def history(
         self, start: float, end: float, servers: Sequence[str] | None = None, metrics: Sequence[str] | None = None
     ) -> Iterator[HistoryChunk]:
-        """What is kept of `start` <= time < `end`, in chunks of some ticks, sorted by time; damaged ticks are left out.
+        """What is kept of `start` <= time < `end`, in chunks of some ticks, sorted by tick; damaged ticks are left out.
 
         Each chunk is a look of its own at the file, so a slow reader holds nobody up. None for `servers` or `metrics`: all.
+
+        Raises:
+            ValueError: a metric that the store does not keep.
         """
         span, at, skipped = CHUNK, int(start) - LONGEST_STEP, 0
         while at < end and skipped < MOST_SKIPPED:
@@ -316,10 +276,10 @@ class TickStore:
             return None, None
         begin = start_of(first)
         stop = begin + span * self.step
-        reading = _Reading(self, db)
+        reading = Reading(db, self._layout)
         rows = db.execute(f"{ALL} WHERE id >= ? AND id < ? ORDER BY id", (first, key(stop)))
         parts = [saved for row in rows if (saved := reading.decode(*row)) is not None]
-        return _joined(parts, known_servers(db), self.metrics), stop
+        return joined(parts, known_servers(db), self.metrics), stop
 
     def state(self) -> StoreState:
         """What the file holds now."""
@@ -354,60 +314,3 @@ def _ticks_of(rows: Rows, numbers: dict[Server, int], step: int) -> Iterator[Sav
     order = np.argsort(rows.ticks, kind="stable")
     for at in np.split(order, np.flatnonzero(np.diff(rows.ticks[order])) + 1):
         yield SavedTick(int(rows.ticks[at[0]]) * step, which[at], offsets[at], states[at], rows.values[at])
-
-
-class _Reading:
-    """One look at the ticks of a file: what they consist of, and what was seen on the way."""
-
-    def __init__(self, store: TickStore, db: sqlite3.Connection) -> None:
-        self._layouts = {
-            **layouts(db),
-            layout_code(layout_text(store.step, store.metrics)): Layout(store.step, store.metrics),
-        }
-        self._metrics = store.metrics
-        self.longest_step = max(layout.step for layout in self._layouts.values())
-        self.ticks = self.damaged = 0
-        self.newest: int | None = None
-
-    def decode(self, row: int, code: int, data: object, crc: object) -> SavedTick | None:
-        """The tick in a row, with the store's metrics for columns; None where it is damaged."""
-        layout = self._layouts.get(code)
-        saved = None if layout is None else decode(row, code, data, crc, len(layout.metrics))
-        if saved is None or layout is None:
-            self.damaged += 1
-            return None
-        self.ticks += 1
-        self.newest = saved.start if self.newest is None else max(self.newest, saved.start)
-        if layout.metrics == self._metrics:
-            return saved
-        values = np.full((len(saved.which), len(self._metrics)), np.nan, np.float32)
-        for column, name in enumerate(self._metrics):
-            if name in layout.metrics:
-                values[:, column] = saved.values[:, layout.metrics.index(name)]
-        return replace(saved, values=values)
-
-
-def _joined(parts: list[SavedTick], servers: dict[int, Server], metrics: tuple[str, ...]) -> HistoryChunk | None:
-    """Parts, sorted by tick and part, as one table; of a server that is in several parts of a tick the last counts."""
-    if not parts:
-        return None
-    which = np.concatenate([part.which for part in parts])
-    numbers, place = np.unique(which, return_inverse=True)
-    known = np.array([number in servers for number in numbers.tolist()], dtype=np.bool_)[place]
-    # A server whose profile changed has two numbers; it is one server all the same.
-    first_of: dict[str, int] = {}
-    same = [first_of.setdefault(servers.get(number, ("", ""))[0], at) for at, number in enumerate(numbers.tolist())]
-    server = np.array(same, dtype=np.int64)[place]
-    start = np.repeat([part.start for part in parts], [len(part.which) for part in parts])
-    order = np.lexsort((np.arange(len(which)), server, start))
-    last = np.append((np.diff(start[order]) != 0) | (np.diff(server[order]) != 0), True)
-    keep = order[last & known[order]]
-    names = [servers[number] for number in which[keep].tolist()]
-    return HistoryChunk(
-        tuple(name for name, _ in names),
-        tuple(profile for _, profile in names),
-        tuple(STATUSES[state] for state in np.concatenate([part.states for part in parts])[keep].tolist()),
-        (start + np.concatenate([part.offsets for part in parts]).astype(np.float64))[keep],
-        metrics,
-        np.concatenate([part.values for part in parts])[keep],
-    )

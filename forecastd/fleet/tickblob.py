@@ -42,16 +42,6 @@ def start_of(row: int) -> int:
     return row // PARTS
 
 
-def layout_text(step: int, metrics: tuple[str, ...]) -> str:
-    """What a tick of this layout consists of; `layout_code` of it stands beside every tick."""
-    return f"1|{step}|{','.join(metrics)}"
-
-
-def layout_code(text: str) -> int:
-    """A layout's number, made from what it says: the table of layouts cannot say anything else under this number."""
-    return zlib.crc32(text.encode())
-
-
 def tick_crc(row: int, layout: int, data: bytes) -> int:
     """Over a tick and its place."""
     return zlib.crc32(data, zlib.crc32(f"{row}|{layout}".encode()))

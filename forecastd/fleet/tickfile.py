@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from forecastd.fleet.tickblob import PARTS, key, layout_code, server_number, start_of, tick_crc
+import numpy as np
+
+from forecastd.fleet.tickblob import PARTS, SavedTick, decode, key, server_number, start_of, tick_crc
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,16 @@ class Layout:
     step: int
     metrics: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """How it stands in the file."""
+        return f"1|{self.step}|{','.join(self.metrics)}"
+
+    @property
+    def code(self) -> int:
+        """Its number, made from what it says: the table of layouts cannot say anything else under it."""
+        return zlib.crc32(self.text.encode())
+
 
 def known_servers(db: sqlite3.Connection) -> dict[int, Server]:
     """The servers by their numbers, from whichever of the two tables has each of them undamaged."""
@@ -73,12 +86,49 @@ def forget_servers(db: sqlite3.Connection, before: int) -> None:
 
 def layouts(db: sqlite3.Connection) -> dict[int, Layout]:
     """The layouts by their numbers."""
-    found = {}
-    for code, text in db.execute("SELECT code, text FROM layout"):
-        if layout_code(text) == code:
-            _, step, metrics = text.split("|", 2)
-            found[code] = Layout(int(step), tuple(metrics.split(",")))
+    found: dict[int, Layout] = {}
+    try:
+        for code, text in db.execute("SELECT code, text FROM layout"):
+            parts = text.split("|", 2)
+            if zlib.crc32(text.encode()) == code and len(parts) == 3 and parts[1].isdigit():
+                found[code] = Layout(int(parts[1]), tuple(parts[2].split(",")))
+    except sqlite3.DatabaseError as error:
+        log.debug("reading the layouts stopped: %s", error)
     return found
+
+
+def keep_layout(db: sqlite3.Connection, layout: Layout) -> None:
+    """Note a layout that ticks are written in."""
+    db.execute("INSERT OR REPLACE INTO layout VALUES (?, ?)", (layout.code, layout.text))
+
+
+class Reading:
+    """One look at the ticks of a file: what they consist of, and what was seen on the way."""
+
+    def __init__(self, db: sqlite3.Connection, own: Layout) -> None:
+        """`own`: how the program writes ticks; it is known even where the file has lost it, and gives the columns."""
+        self._layouts = {**layouts(db), own.code: own}
+        self._metrics = own.metrics
+        self.longest_step = max(layout.step for layout in self._layouts.values())
+        self.ticks = self.damaged = 0
+        self.newest: int | None = None
+
+    def decode(self, row: int, code: int, data: object, crc: object) -> SavedTick | None:
+        """The tick in a row, with the program's own columns; None where it is damaged."""
+        layout = self._layouts.get(code)
+        saved = None if layout is None else decode(row, code, data, crc, len(layout.metrics))
+        if saved is None or layout is None:
+            self.damaged += 1
+            return None
+        self.ticks += 1
+        self.newest = saved.start if self.newest is None else max(self.newest, saved.start)
+        if layout.metrics == self._metrics:
+            return saved
+        values = np.full((len(saved.which), len(self._metrics)), np.nan, np.float32)
+        for column, name in enumerate(self._metrics):
+            if name in layout.metrics:
+                values[:, column] = saved.values[:, layout.metrics.index(name)]
+        return replace(saved, values=values)
 
 
 def free_row(db: sqlite3.Connection, start: int) -> int:
@@ -130,13 +180,8 @@ def used_bytes(db: sqlite3.Connection) -> int:
 
 def salvage(old: sqlite3.Connection, db: sqlite3.Connection) -> int:
     """Copy everything undamaged into a new file; gives the number of rows of ticks."""
-    try:
-        texts = [
-            (code, text) for code, text in old.execute("SELECT code, text FROM layout") if layout_code(text) == code
-        ]
-    except sqlite3.DatabaseError:
-        texts = []  # the program knows its own layout; ticks of another one are left out then
-    db.executemany("INSERT OR IGNORE INTO layout VALUES (?, ?)", texts)
+    for known in layouts(old).values():
+        keep_layout(db, known)
     saved = newest = 0
     for row, layout, data, crc in _readable(old):
         if isinstance(data, bytes) and tick_crc(row, layout, data) == crc:

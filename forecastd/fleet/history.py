@@ -1,0 +1,82 @@
+"""The fleet's past as tables: what training learns from and what is exported.
+
+The one thing to know before changing it: a server that reported late stands in several parts of a tick, and each part has all
+that was known of it by then. So the last part counts, and nothing is added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.fleet.contract import STATUSES
+from forecastd.fleet.tickblob import SavedTick
+from forecastd.fleet.tickfile import Server
+
+
+@dataclass(frozen=True)
+class HistoryChunk:
+    """Some ticks of the history, sorted by time; `values` are `[N, len(metrics)]`, NaN where there is none."""
+
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    statuses: tuple[str, ...]
+    times: NDArray[np.float64]
+    metrics: tuple[str, ...]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.servers)
+
+    def choose(
+        self, start: float, end: float, servers: Sequence[str] | None, metrics: Sequence[str] | None
+    ) -> HistoryChunk:
+        """The rows of `start` <= time < `end` of some servers, and some metrics of them; None: all.
+
+        Raises:
+            ValueError: a metric that is not among `metrics`.
+        """
+        keep = (self.times >= start) & (self.times < end)
+        if servers is not None:
+            wanted = frozenset(servers)
+            keep &= np.array([server in wanted for server in self.servers], dtype=np.bool_)
+        names = self.metrics if metrics is None else tuple(metrics)
+        at = np.flatnonzero(keep)
+        columns = np.array([self.metrics.index(name) for name in names], dtype=np.int64)
+        return HistoryChunk(
+            tuple(self.servers[i] for i in at.tolist()),
+            tuple(self.profiles[i] for i in at.tolist()),
+            tuple(self.statuses[i] for i in at.tolist()),
+            self.times[at],
+            names,
+            self.values[np.ix_(at, columns)],
+        )
+
+
+def joined(parts: list[SavedTick], servers: dict[int, Server], metrics: tuple[str, ...]) -> HistoryChunk | None:
+    """Saved ticks, sorted by tick and part, as one chunk; of a server in several parts of a tick the last counts."""
+    if not parts:
+        return None
+    which = np.concatenate([part.which for part in parts])
+    numbers, place = np.unique(which, return_inverse=True)
+    known = np.array([number in servers for number in numbers.tolist()], dtype=np.bool_)[place]
+    # A server whose profile changed has two numbers; it is one server all the same.
+    first_of: dict[str, int] = {}
+    same = [first_of.setdefault(servers.get(number, ("", ""))[0], at) for at, number in enumerate(numbers.tolist())]
+    server = np.array(same, dtype=np.int64)[place]
+    start = np.repeat([part.start for part in parts], [len(part.which) for part in parts])
+    order = np.lexsort((np.arange(len(which)), server, start))
+    last = np.append((np.diff(start[order]) != 0) | (np.diff(server[order]) != 0), True)
+    keep = order[last & known[order]]
+    names = [servers[number] for number in which[keep].tolist()]
+    return HistoryChunk(
+        tuple(name for name, _ in names),
+        tuple(profile for _, profile in names),
+        tuple(STATUSES[state] for state in np.concatenate([part.states for part in parts])[keep].tolist()),
+        (start + np.concatenate([part.offsets for part in parts]).astype(np.float64))[keep],
+        metrics,
+        np.concatenate([part.values for part in parts])[keep],
+    )
