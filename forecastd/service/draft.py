@@ -82,8 +82,8 @@ def draft(wish: Wish, settings: Settings, given: Mapping[str, str]) -> Draft:
         )
     if wish.service is FLEET and wish.manager == "systemd" and settings.fleet_engine == "library":
         minds.append(
-            "The unit allows no memory that is both writable and executable, which FLEET_ENGINE=library needs. Choose another "
-            "engine, or take the restriction off: systemctl edit forecastd-fleet, with [Service] MemoryDenyWriteExecute=no"
+            "The unit allows no memory that is both writable and executable, which FLEET_ENGINE=library needs. Choose "
+            "another engine, or type: systemctl edit forecastd-fleet, and write: [Service] MemoryDenyWriteExecute=no"
         )
     return Draft(rendered(wish.manager, launch), minds, _steps(wish, launch))
 
