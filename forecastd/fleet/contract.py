@@ -121,7 +121,7 @@ class Feed(BaseModel):
     model_config = ConfigDict(title="Feed", strict=True, extra="ignore")
 
     version: Literal[1]
-    units: dict[str, str] = Field(default_factory=dict, description="Metrics that are sent in another unit.")
+    units: dict[str, str] | None = Field(default=None, description="Metrics that are sent in another unit.")
     records: list[FeedRecord]
 
 
@@ -131,7 +131,7 @@ class Envelope(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     version: Literal[1]
-    units: dict[str, str] = Field(default_factory=dict)
+    units: dict[str, str] | None = None
     records: list[Any]
 
 

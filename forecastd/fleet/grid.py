@@ -265,10 +265,9 @@ class FleetWindow:
         early, late = rows.ticks > self.newest + self.ahead, rows.ticks <= self.newest - self.keep
         for code, wrong, told in (
             ("future", early, "is further in the future than the window has a place for; set the server's clock"),
-            ("old", late, "is before the window; a row that old cannot be used any more"),
+            ("old", late, "is before the window; it is of no use now"),
         ):
-            for at in np.flatnonzero(wrong).tolist():
-                refusals.add(int(rows.places[at]), rows.servers[at], f"time {rows.times[at]:.0f} {told}", code)
+            refusals.add_rows(rows, np.flatnonzero(wrong), code, lambda _, told=told: f"its time {told}")  # type: ignore[misc]
         return rows.take(~(early | late))
 
     def _give_slots(self, rows: Rows, refusals: Refusals) -> NDArray[np.int64]:
@@ -276,12 +275,11 @@ class FleetWindow:
         slots = np.array([self._slots.get(server, -1) for server in rows.servers], dtype=np.int64)
         for at in np.flatnonzero(slots < 0).tolist():
             slots[at] = self._slot(rows.servers[at], rows.profiles[at])
-            if slots[at] < 0:
-                told = f"{self.most_servers} servers are known and there is no room for another"
-                refusals.add(
-                    int(rows.places[at]), rows.servers[at],
-                    f"{told}; raise FLEET_MAX_SERVERS, or wait until silent ones have left", "too_many_servers",
-                )  # fmt: skip
+        told = f"{self.most_servers} servers are known and there is no room for another"
+        refusals.add_rows(
+            rows, np.flatnonzero(slots < 0), "too_many_servers",
+            lambda _: f"{told}; raise FLEET_MAX_SERVERS, or wait until silent ones have left",
+        )  # fmt: skip
         return slots
 
     def _slot(self, name: str, profile: str) -> int:

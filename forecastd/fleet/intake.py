@@ -9,10 +9,8 @@ judged in a few milliseconds: per row only what Python must look at, per number 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,27 +26,22 @@ from forecastd.fleet.contract import (
     INDEX,
     METRICS,
     MOST_REASONS,
-    NAMES,
     NDJSON,
     PERCENTS,
-    PROFILE,
     SERVER,
-    STATUSES,
     Envelope,
     FeedError,
     M,
     clip,
     factor,
 )
+from forecastd.fleet.record import BadRecord, complaint, judge
 
 LOW = np.array([metric.low for metric in METRICS])
 HIGH = np.array([metric.high for metric in METRICS])
-MILLISECONDS = 1e11  # a time above this is no number of seconds before the year 5138
-MOST_TEXT = 40  # characters of a time
+ROUNDING = 1e-6 * HIGH  # what a sender's arithmetic may be off: 100.00000000000001 % is 100 %
 JUMP = (50.0, 200.0)  # "by a factor of about 100"
 JUMPED = 3  # percent metrics that have to jump together
-_ALL = itemgetter(*NAMES)
-_PLAIN = frozenset({float, type(None)})
 JUDGED = 60  # ticks for which a server's previous row speaks against a jump; what lasts longer is taken for true
 
 
@@ -133,10 +126,18 @@ class Refusals:
         """One more."""
         self.counts[code] += 1
         if len(self.first) < MOST_REASONS:
-            name = (
-                None if server is None else server if isinstance(server, str) and len(server) <= 128 else clip(server)
+            known = isinstance(server, str) and SERVER.fullmatch(server) is not None
+            self.first.append(
+                Refusal(int(row), str(server) if known else None if server is None else clip(server), reason, code)
             )
-            self.first.append(Refusal(int(row), name, reason, code))
+
+    def add_rows(self, rows: Rows, at: NDArray[np.int64], code: str, say: Callable[[int], str]) -> None:
+        """Several of `rows`, for the same cause; `say` is asked only for those that are told."""
+        told = at[: max(0, MOST_REASONS - len(self.first))].tolist()
+        for one in told:
+            self.add(int(rows.places[one]), rows.servers[one], say(one), code)
+        if len(at) > len(told):
+            self.counts[code] += len(at) - len(told)
 
     @property
     def total(self) -> int:
@@ -155,14 +156,6 @@ class Parsed:
     def notes(self) -> dict[str, int]:
         """What is told beside the refusals, by name."""
         return {"unknown_metric": self.unknown.total()} if self.unknown else {}
-
-
-class _Bad(Exception):
-    """A row that is refused."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 def parse_feed(body: bytes, content_type: str | None, *, step: int) -> Parsed:
@@ -231,8 +224,8 @@ def _judge(
     unknown: Counter[str] = Counter()
     for place, record in zip(places, records, strict=True):
         try:
-            server, time, profile, status, values, empty = _row(record, unknown)
-        except _Bad as bad:
+            server, time, profile, status, values, empty = judge(record, unknown)
+        except BadRecord as bad:
             refusals.add(place, record.get("server") if isinstance(record, dict) else None, str(bad), bad.code)
             continue
         servers.append(server)
@@ -242,124 +235,19 @@ def _judge(
         table.append(values)
         missing.append(empty)
         kept.append(place)
-    values64 = np.array(table, dtype=np.float64).reshape(-1, M) * factors
+    with np.errstate(over="ignore", invalid="ignore"):
+        values64 = np.array(table, dtype=np.float64).reshape(-1, M) * factors
+    clipped = np.clip(values64, LOW, HIGH)
     rows = replace(
-        Rows.of(servers, times, values64, step=step, profiles=profiles, statuses=statuses),
+        Rows.of(servers, times, clipped, step=step, profiles=profiles, statuses=statuses),
         places=np.array(kept, dtype=np.int64),
     )
-    with np.errstate(invalid="ignore"):
-        wrong = (values64 < LOW) | (values64 > HIGH)
+    wrong = (values64 < LOW - ROUNDING) | (values64 > HIGH + ROUNDING)
     bad_rows = wrong.any(axis=1) | (np.isnan(values64).sum(axis=1) != np.array(missing, dtype=np.int64))
     for at in np.flatnonzero(bad_rows).tolist():
-        reason, code = _complaint(table[at], values64[at], wrong[at])
+        reason, code = complaint(table[at], values64[at], wrong[at])
         refusals.add(kept[at], servers[at], reason, code)
     return Parsed(rows.take(~bad_rows), refusals, unknown)
-
-
-def _row(record: object, unknown: Counter[str]) -> tuple[str, float, str, str, tuple[float | None, ...], int]:
-    """Server, time, profile, status, values and how many of them are missing; bounds are looked at later, all at once."""
-    if not isinstance(record, dict):
-        raise _Bad("not_a_record", f"the record is {clip(record)}; it is an object with server, time and metrics")
-    server = record.get("server")
-    if not isinstance(server, str) or SERVER.fullmatch(server) is None:
-        told = "is missing" if server is None else f"is {clip(server)}"
-        raise _Bad(
-            "server",
-            f"server {told}; it is a name of up to 128 letters, digits and . _ : - that begins with a letter or digit",
-        )
-    time = _time(record.get("time"))
-    profile = record.get("profile")
-    if profile is None:
-        profile = DEFAULT_PROFILE
-    elif not isinstance(profile, str) or PROFILE.fullmatch(profile) is None:
-        raise _Bad(
-            "profile", f"profile is {clip(profile)}; it is a name of up to 32 lower-case letters, digits, _ and -"
-        )
-    status = record.get("status")
-    if status is None:
-        status = DEFAULT_STATUS
-    elif not isinstance(status, str) or status not in STATUSES:
-        raise _Bad("status", f"status is {clip(status)}; it is one of {', '.join(STATUSES)}")
-    metrics = record.get("metrics")
-    if metrics is None:
-        metrics = {}
-    elif not isinstance(metrics, dict):
-        raise _Bad("metrics", f"metrics is {clip(metrics)}; it is an object of metric names and numbers")
-    values, empty = _values(metrics, unknown)
-    if empty == M and status in {"ok", "degraded"}:
-        raise _Bad("no_metrics", f"there is none of the contract's metrics in it; they are {', '.join(NAMES)}")
-    return server, time, profile, status, values, empty
-
-
-def _values(metrics: dict[str, Any], unknown: Counter[str]) -> tuple[tuple[float | None, ...], int]:
-    try:
-        values = _ALL(metrics)  # as quick as it can be, for the usual record
-    except KeyError:
-        values = tuple(map(metrics.get, NAMES))
-    if not _PLAIN.issuperset(map(type, values)):
-        for name, value in zip(NAMES, values, strict=True):
-            if value is not None and type(value) not in {float, int}:
-                raise _Bad("not_a_number", f"{name} is {clip(value)}; send it as a JSON number, without quotes")
-            if isinstance(value, int) and abs(value) > 10**18:
-                raise _Bad("range", f"{name} is {clip(value)}, more than any machine has")
-    empty = values.count(None)
-    if len(metrics) != M - empty:
-        for name in metrics:
-            if name not in INDEX and (name in unknown or len(unknown) < MOST_REASONS):
-                unknown[name[:64]] += 1
-    return values, empty
-
-
-def _time(value: object) -> float:
-    """Unix seconds of a record's time."""
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(
-                value[:MOST_TEXT]
-            )  # cut: what is longer is no time, and is not looked through
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        except (ValueError, OverflowError):
-            raise _Bad(
-                "time",
-                f"time is {clip(value)}; send unix seconds as a number, or ISO 8601 such as 2025-01-31T12:00:00Z",
-            ) from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        told = "is missing" if value is None else f"is {clip(value)}"
-        raise _Bad("time", f"time {told}; send unix seconds as a number, or ISO 8601 such as 2025-01-31T12:00:00Z")
-    if not -MILLISECONDS < value < MILLISECONDS:
-        small = "milliseconds, microseconds or nanoseconds" if value > 0 else "no unix time"
-        raise _Bad("time", f"time is {clip(value)}, which looks like {small}; send seconds")
-    return float(value)
-
-
-def _complaint(
-    sent: tuple[float | None, ...], values: NDArray[np.float64], wrong: NDArray[np.bool_]
-) -> tuple[str, str]:
-    """What is wrong with the numbers of a row, of the first metric that is."""
-    for metric, raw, value, bad in zip(METRICS, sent, values.tolist(), wrong.tolist(), strict=True):
-        if raw is not None and np.isnan(value):
-            return f"{metric.name} is NaN; leave a metric out that has no value", "nan"
-        if not bad:
-            continue
-        if abs(value) == float("inf"):
-            return f"{metric.name} is infinite; leave a metric out that has no value", "nan"
-        if value > metric.high:
-            return _too_high(metric.name, value, metric.high, metric.unit)
-        if value >= 0 and metric.low > 0:
-            told = f"{metric.name} {value:g} is below {metric.low:g} {metric.unit}"
-            return (
-                f'{told}, which no running machine has: sent as a ratio? Say so: "units": {{"{metric.name}": "ratio"}}',
-                "unit",
-            )
-        return f"{metric.name} {value:g} is below {metric.low:g} {metric.unit}", "range"
-    raise AssertionError("a row is refused for a reason")
-
-
-def _too_high(name: str, value: float, high: float, unit: str) -> tuple[str, str]:
-    told = f"{name} {value:g} is above {high:g} {unit}"
-    if unit == "%" and value <= 100 * high:
-        return f"{told}: sent in hundredths of a percent, or as a count? Send percent", "unit"
-    return f"{told}: sent in a smaller unit? The contract's is {unit}, `units` of a feed may name another", "unit"
 
 
 def admit(
@@ -383,28 +271,25 @@ def admit(
     is none): where at least `JUMPED` percent metrics are all about 100 times what they were, up or down, the unit is wrong.
     """
     oldest = (int(now // step) - keep) * step
-    good = np.ones(len(rows), dtype=bool)
-    for at in np.flatnonzero(rows.times > now + max_skew).tolist():
-        good[at] = False
+    early, late = rows.times > now + max_skew, rows.times < oldest
+
+    def too_early(at: int) -> str:
         told = f"time {_moment(rows.times[at])} is {rows.times[at] - now:.0f} s in the future (now {_moment(now)})"
-        refusals.add(
-            int(rows.places[at]), rows.servers[at], f"{told}; set the server's clock, or raise FLEET_MAX_SKEW", "future"
-        )
-    for at in np.flatnonzero(rows.times < oldest).tolist():
-        good[at] = False
-        told = f"time {_moment(rows.times[at])} is before the window, which begins at {_moment(oldest)}"
-        refusals.add(int(rows.places[at]), rows.servers[at], f"{told}; a row that old cannot be used any more", "old")
+        return f"{told}; set the server's clock, or raise FLEET_MAX_SKEW"
+
+    def too_late(at: int) -> str:
+        return f"time {_moment(rows.times[at])} is before the window, which begins at {_moment(oldest)}; it is of no use now"
+
+    refusals.add_rows(rows, np.flatnonzero(early), "future", too_early)
+    refusals.add_rows(rows, np.flatnonzero(late), "old", too_late)
+    good = ~(early | late)
     if previous is not None and previous_ticks is not None:
-        jumped = _jumped(rows.values, previous) & (np.abs(rows.ticks - previous_ticks) <= JUDGED) & good
-        for at in np.flatnonzero(jumped).tolist():
-            good[at] = False
-            told = "all percent metrics are about 100 times more or less than in the server's last row"
-            refusals.add(
-                int(rows.places[at]),
-                rows.servers[at],
-                f"{told}: sent as a ratio, or in hundredths? Send percent",
-                "unit",
-            )
+        jumped = good & _jumped(rows.values, previous) & (np.abs(rows.ticks - previous_ticks) <= JUDGED)
+        told = "all percent metrics are about 100 times more or less than in the server's last row"
+        refusals.add_rows(
+            rows, np.flatnonzero(jumped), "unit", lambda _: f"{told}: sent as a ratio, or in hundredths? Send percent"
+        )
+        good &= ~jumped
     return rows.take(good)
 
 
