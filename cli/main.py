@@ -29,7 +29,7 @@ COMMANDS = {
     "ledger": ("cli.ledger", "List, export and verify what was submitted."),
     "localnet": ("cli.localnet", "Run a local Allora node in the foreground."),
     "model": ("cli.model", "Check and describe model bundles."),
-    "service": ("cli.service", "Install the daemon under systemd or supervisord."),
+    "service": ("cli.service", "Install the daemon or the fleet under systemd or supervisord."),
     "status": ("cli.status", "Show what the daemon does; --watch, live."),
     "supervise": ("cli.supervise", "Run a model under supervision, and try faults on it."),
     "train": ("cli.train", "Train a model and write it as a checked bundle."),

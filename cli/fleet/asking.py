@@ -95,12 +95,17 @@ class FleetService:
 
 def service_of(settings: Settings, url: str | None, key: str | None) -> FleetService:
     """The service that the options name, else the one that the settings would start on this machine."""
+    return FleetService(url or address_of(settings), key or first_key(settings))
+
+
+def address_of(settings: Settings) -> str:
+    """Where the service is that the settings would start on this machine."""
     host = "127.0.0.1" if settings.fleet_host in ANYWHERE else settings.fleet_host
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return FleetService(url or f"http://{shown}:{settings.fleet_port}", key or _first_key(settings))
+    return f"http://{shown}:{settings.fleet_port}"
 
 
-def _first_key(settings: Settings) -> str | None:
+def first_key(settings: Settings) -> str | None:
     """The first key of FLEET_API_KEYS, else of FLEET_API_KEYS_FILE."""
     keys: list[str] = []
     if settings.fleet_api_keys is not None:

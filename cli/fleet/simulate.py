@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from cli.options import SettingOption
+
 EPILOG = """\b
 Exit codes:
   0  every row came to what it should have; also when stopped by Ctrl-C
@@ -22,7 +24,7 @@ AS_FORESEEN, OTHERWISE = 0, 4
 
 
 @click.command(name="simulate", epilog=EPILOG)
-@click.option("--url", metavar="URL", help="The service. Default: http://127.0.0.1:8080, or where FLEET_PORT says.")
+@click.option("--url", metavar="URL", help="The service. Default: this machine, at FLEET_PORT.")
 @click.option("--servers", type=click.IntRange(1, 100_000), default=20, show_default=True, help="How many there are.")
 @click.option("--scenario", type=click.Choice(["healthy", "degrading", "critical", "cascade", "varied"]), default="healthy",
               show_default=True, help="What goes wrong, and how.")  # fmt: skip
@@ -34,7 +36,7 @@ AS_FORESEEN, OTHERWISE = 0, 4
               help="End after that; 0 ends after the backfill. Default: until Ctrl-C.")  # fmt: skip
 @click.option("--format", "kind", type=click.Choice(["json", "ndjson"]), default="json", show_default=True,
               help="One object a feed, or a record a line.")  # fmt: skip
-@click.option("--api-key", metavar="KEY", help="Its API key. Default: the first of FLEET_API_KEYS.")
+@click.option("--api-key", cls=SettingOption, metavar="KEY", help="Its API key. Default: the first of FLEET_API_KEYS.")
 @click.option("--join-leave", type=click.FloatRange(min=0), default=0.0, metavar="RATE",
               help="Servers a minute that leave, and come back.")  # fmt: skip
 @click.option("--bad", type=click.FloatRange(0, 1), default=0.0, metavar="RATE",
@@ -45,6 +47,7 @@ AS_FORESEEN, OTHERWISE = 0, 4
 @click.pass_context
 def command(ctx: click.Context, /, url: str | None, api_key: str | None, as_json: bool, **plan: Any) -> None:
     """Send a made-up fleet's metrics to a service, until Ctrl-C."""
+    from cli.fleet.asking import address_of, first_key
     from cli.fleet.simulate_screen import SimulationScreen
     from forecastd.clock import SystemClock
     from forecastd.fleet.simulator.client import FleetClient
@@ -52,8 +55,7 @@ def command(ctx: click.Context, /, url: str | None, api_key: str | None, as_json
     from forecastd.settings import load_settings
 
     settings = load_settings(**(ctx.obj or {}))
-    keys = settings.fleet_api_keys.get_secret_value().split(",") if settings.fleet_api_keys else [""]
-    client = FleetClient(url or f"http://127.0.0.1:{settings.fleet_port}", api_key or keys[0].strip() or None)
+    client = FleetClient(url or address_of(settings), api_key or first_key(settings))
     stop = ctx.with_resource(_stopping())
     with SimulationScreen(client.name, Plan(**plan), quiet=as_json) as screen:
         tally = Simulation(Plan(**plan), client, SystemClock(), stop, tell=screen.tell, moved=screen.moved).run()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from forecastd.clock import from_iso
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.logs import hide
 from forecastd.sources.http import address, is_loopback
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class FleetClient:
             raise NeedsHuman(
                 f"{address(url) or url!r} is no address of a fleet: pass one such as http://127.0.0.1:8080."
             )
+        hide(key or "")
         self._url, self.name = url.rstrip("/"), address(url)
         self._session = requests.Session()
         self._session.trust_env = not is_loopback(parts.hostname)  # a proxy does not know this machine's own ports
