@@ -39,7 +39,7 @@ from forecastd.fleet.record import BadRecord, complaint, judge
 
 LOW = np.array([metric.low for metric in METRICS])
 HIGH = np.array([metric.high for metric in METRICS])
-ROUNDING = 1e-6 * HIGH  # what a sender's arithmetic may be off: 100.00000000000001 % is 100 %
+ROUNDING = 1e-9  # what a sender's arithmetic may be off: 100.00000000000001 % is 100 %
 JUMP = (50.0, 200.0)  # "by a factor of about 100"
 JUMPED = 3  # percent metrics that have to jump together
 JUDGED = 60  # ticks for which a server's previous row speaks against a jump; what lasts longer is taken for true
@@ -242,7 +242,7 @@ def _judge(
         Rows.of(servers, times, clipped, step=step, profiles=profiles, statuses=statuses),
         places=np.array(kept, dtype=np.int64),
     )
-    wrong = (values64 < LOW - ROUNDING) | (values64 > HIGH + ROUNDING)
+    wrong = (values64 < LOW - ROUNDING) | (values64 > HIGH * (1 + ROUNDING))
     bad_rows = wrong.any(axis=1) | (np.isnan(values64).sum(axis=1) != np.array(missing, dtype=np.int64))
     for at in np.flatnonzero(bad_rows).tolist():
         reason, code = complaint(table[at], values64[at], wrong[at])
