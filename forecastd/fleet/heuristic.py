@@ -20,11 +20,14 @@ Floats = NDArray[np.float32]
 
 WINDOW = 48  # ticks whose values make the trend; 4 minutes at 5 s
 RECENT = 5  # values whose median is where the forecast starts: a single wild one does not move it
-DAMPING = 0.92  # of the trend, each tick: it goes on for 11.5 ticks' worth altogether
-WIDENING = 12.0  # ticks after which the variance has doubled: scale(k) = scale(0) * sqrt(1 + k / WIDENING)
-PRIOR = 2.0  # how many values the metric's own spread counts for; it is all there is for a single one
-PERCENT_SPREAD = 0.08  # of the range of a metric without transform: what it plausibly moves within minutes
-LOG_SPREAD = 0.5  # the same of a "log1p" metric, in log1p(value)
+DAMPING = 0.85  # of the trend, each tick: it goes on for 5.7 ticks' worth altogether
+WIDENING = 24.0  # ticks after which the variance has doubled: scale(k) = scale(0) * sqrt(1 + k / WIDENING)
+PRIOR = 6.0  # how many values the metric's own spread counts for; it is all there is for a single one
+PERCENT_SPREAD = (
+    0.05  # of the range of a metric without transform, in its middle: what it plausibly moves within minutes
+)
+LOG_SPREAD = 0.3  # the same of a "log1p" metric, as a share of its value
+LEAST_SPREAD = 0.1  # of these two, where the value is at a bound: most errors are none, and stay so
 _NORMAL_MAD = 1.4826  # standard deviation of a normal per median absolute deviation
 _CHUNK = 64  # servers at a time: what is computed stays in the processor's cache
 
@@ -39,10 +42,10 @@ def heuristic(
         level + slope * (DAMPING + DAMPING^2 + ... + DAMPING^k)
 
     where the slope is Theil's incomplete estimate (the median of the differences between the window's first and second
-    half, pair by pair), made smaller the less it stands out of the noise. The other quantiles are normal around it, with the
-    scale of the residuals from the trend (median absolute deviation) and the metric's own spread, which counts less with
-    every value, widening with sqrt(k). Quantiles are within the metric's bounds and do not cross. A metric of which no value
-    is known is NaN.
+    half, pair by pair), made smaller the less it stands out of its standard error. The other quantiles are normal around it,
+    with the scale of the residuals from the trend (median absolute deviation) and the metric's own spread, which counts less
+    with every value, widening with sqrt(k). Quantiles are within the metric's bounds and do not cross. A metric of which no
+    value is known is NaN.
 
     Raises:
         ValueError: `values` is not [S, L, M] for these metrics, or a level is not between 0 and 1.
@@ -61,19 +64,28 @@ def heuristic(
 
 @dataclass(frozen=True)
 class _About:
-    """What the contract says of the metrics, as arrays [M]: bounds as they are, spread in log1p where `log`."""
+    """What the contract says of the metrics, as arrays [M]: bounds as they are, and whether they are treated in log1p."""
 
     low: Floats
     high: Floats
     log: NDArray[np.bool_]
-    spread: Floats
 
     @classmethod
     def of(cls, metrics: Sequence[Metric]) -> _About:
-        log = [metric.transform == "log1p" for metric in metrics]
         low, high = (np.array([getattr(one, end) for one in metrics], dtype=np.float32) for end in ("low", "high"))
-        spread = np.where(log, np.float32(LOG_SPREAD), (high - low) * np.float32(PERCENT_SPREAD)).astype(np.float32)
-        return cls(low, high, np.array(log, dtype=np.bool_), spread)
+        return cls(low, high, np.array([metric.transform == "log1p" for metric in metrics], dtype=np.bool_))
+
+    def spread(self, level: Floats) -> Floats:
+        """[S, M] how much a metric plausibly moves from such a level, both as `forward` gives them.
+
+        A percentage as a share does, which is p of n: with sqrt(p (1 - p)), most in the middle. The others by a share of
+        their value, which in log1p(value) is that share times value / (1 + value).
+        """
+        share = (level - self.low) / (self.high - self.low)
+        bounded = 2 * np.sqrt(np.clip(share * (1 - share), 0, None)) * (self.high - self.low)
+        found = np.where(self.log, LOG_SPREAD * np.maximum(-np.expm1(-np.maximum(level, 0)), LEAST_SPREAD),
+                         PERCENT_SPREAD * np.maximum(bounded, LEAST_SPREAD * (self.high - self.low)))  # fmt: skip
+        return found.astype(np.float32)
 
     def forward(self, values: Floats) -> Floats:
         """[S, L, M] within the bounds, "log1p" metrics in log1p."""
@@ -133,10 +145,10 @@ def _spread_out(past: _Past, about: _About, scores: Floats, result: NDArray[np.f
     level = _median(np.where(_newest(past, RECENT), residuals, np.nan))
     noise = np.float32(_NORMAL_MAD) * _median(np.abs(residuals - _median(residuals)[..., None]))
     noise = np.where(past.count > 1, noise, np.float32(0.0))
-    prior = about.spread * (PRIOR / (past.count + PRIOR - 1)).astype(np.float32)
+    prior = about.spread(level) * (PRIOR / (past.count + PRIOR - 1)).astype(np.float32)
     scale = np.sqrt(noise**2 + prior**2)
-    reach = np.abs(slope) * np.float32(WINDOW)
-    slope *= reach / (reach + scale)  # a trend that noise alone would give counts little
+    error = scale * np.sqrt(12 / np.maximum(past.count, 2).astype(np.float32) ** 3)  # of a line's slope through noise
+    slope *= slope**2 / (slope**2 + error**2)  # a trend that noise alone would give counts little
     ahead = np.arange(1, result.shape[1] + 1, dtype=np.float32)
     trend = np.float32(DAMPING) * (1 - np.float32(DAMPING) ** ahead) / np.float32(1 - DAMPING)
     middle = level[:, None, :] + slope[:, None, :] * trend[None, :, None]

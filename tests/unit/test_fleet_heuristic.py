@@ -54,7 +54,7 @@ def test_a_single_value_gives_a_wide_band_around_itself_that_widens(metric: int)
     assert found[:, 3] == pytest.approx(value, rel=1e-5)
     width = found[:, 5] - found[:, 1]
     assert (np.diff(width) > 0).all()
-    assert width[0] > 5  # 14 points at least for a percentage, a factor of 1.9 to each side for the others
+    assert width[0] > 5  # 10 points for a percentage, a factor of 1.4 to each side for the others
     assert np.isnan(np.delete(heuristic(one_server(value, metric=metric), 1, LEVELS)[0, 0], metric, axis=0)).all()
 
 
@@ -64,16 +64,16 @@ def test_the_band_narrows_as_values_come() -> None:
         found = heuristic(one_server(*[30.0] * count), HORIZON, LEVELS)[0, 0, CPU]
         widths.append(float(found[5] - found[1]))
     assert widths == sorted(widths, reverse=True)
-    assert widths[-1] < widths[0] / 10
+    assert widths[-1] < widths[0] / 8
 
 
 def test_a_trend_goes_on_and_dies_down() -> None:
     found = heuristic(one_server(*np.linspace(20, 40, 41)), 96, LEVELS)[0, :, CPU, 3]
     steps = np.diff(found)
     assert found[0] > 40
-    assert (steps > 0).all()
+    assert (steps >= 0).all()
     assert (np.diff(steps) < 1e-4).all()
-    assert 42 < found[-1] < 50  # half a point a tick, for 11.5 ticks at most
+    assert 42 < found[-1] < 43  # half a point a tick, for 5.7 ticks at most
 
 
 def test_gaps_say_nothing() -> None:
