@@ -21,6 +21,8 @@ from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
 
+NAMED = 5  # servers that leave, in one line of the log
+
 
 @dataclass
 class Tally:
@@ -85,8 +87,13 @@ class FleetMemory:
 
     def advance(self, tick: int) -> None:
         """The ticks up to this one are over."""
-        for server in self.window.advance(tick):
-            log.info("%s is gone: nothing has come from it for the whole window", server, extra={"action": "server"})
+        gone = self.window.advance(tick)
+        if gone:
+            more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+            log.info(
+                "nothing has come for the whole window from %s%s: gone", ", ".join(gone[:NAMED]), more,
+                extra={"action": "server"},
+            )  # fmt: skip
 
     def save(self) -> None:
         """Write down what is new since the last call."""

@@ -97,6 +97,7 @@ def status(fleet: Fleet) -> dict[str, Any]:
         "servers": {**published.states(), "total": len(memory.window)},
         "window": memory.as_json(now),
         "ingest": memory.tally.as_json(),
+        "pulls": [one.as_json() for one in fleet.puller.report()],
         "risk": dict(published.summary),
         "alerts": dict(published.alert_counts),
         "supervision": fleet.model.counts(),

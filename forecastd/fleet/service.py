@@ -22,6 +22,7 @@ from forecastd.fleet.latest import Latest
 from forecastd.fleet.memory import FleetMemory
 from forecastd.fleet.modelling import Change, Model, Opener, open_forecaster
 from forecastd.fleet.published import Published
+from forecastd.fleet.pulling import Puller, parse_targets
 from forecastd.fleet.store import TickStore
 from forecastd.fleet.thresholds import load_thresholds
 from forecastd.fleet.ticker import Ticker
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 KEEP = 360  # ticks of each server in memory; half an hour of 5 s
 FORECAST_SHARE = 0.5  # of a tick, for which its forecast is waited for before it is judged without
 LAST_SECONDS = 0.3  # for each thread that ends
+CLOSING_SECONDS = 1.0  # for the model's processes, which end with this one anyway
 AGAIN_SECONDS = 5.0  # between two attempts to get the model ready
 
 
@@ -59,19 +61,21 @@ class Fleet:
         self.started_at, self.started = clock.now(), clock.monotonic()
         self._on_fatal = on_fatal
         thresholds = load_thresholds(settings.fleet_thresholds)
-        self.model = Model(settings, opener or open_forecaster(settings, clock), KEEP)
+        self.puller = Puller(parse_targets(settings.fleet_scrape), self.step, clock)
+        self._alerts = _alerts(settings, clock, synthetic=synthetic)
+        self._judge = Judge(thresholds, settings.fleet_state / "alertbook.json", self.step, self._alerts)
         store = TickStore(
             settings.fleet_state / "window.sqlite", step=self.step, hours=settings.fleet_history_hours,
             megabytes=settings.fleet_history_mb,
         )  # fmt: skip
+        self.model = Model(settings, opener or open_forecaster(settings, clock), KEEP)
         self.memory = FleetMemory(settings, clock, store, self.model.keep)
-        self._alerts = _alerts(settings, clock, synthetic=synthetic)
-        self._judge = Judge(thresholds, settings.fleet_state / "alertbook.json", self.step, self._alerts)
         self.published = Published(tick=-1)
         self._publishing = threading.Lock()
         self._attempted = threading.Condition()
         self._attempted_tick = -1
         self._ending = threading.Event()
+        self._closing = threading.Thread(target=self.model.close, name="closing", daemon=True)
         self.ticker = Ticker(clock, self.step, self._close_tick, self._set_back)
         self.forecasting = Latest("the fleet's forecast", self._forecast, self._get_ready)
         self.judging = Latest("the fleet's judgement", self._judge_tick)
@@ -81,7 +85,6 @@ class Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
         self.close()
 
     def start(self) -> None:
@@ -92,25 +95,27 @@ class Fleet:
         self._offer(self.memory.window.newest)
         for thread in (self.ticker, self.forecasting, self.judging):
             thread.start()
+        if not self.synthetic:
+            self.puller.start(self.feed)
 
     def stop(self) -> None:
         """Begin to end. Returns at once."""
         if self._ending.is_set():
             return
         self._ending.set()
+        self.puller.close()
         self.forecasting.tell_to_stop()
         self.judging.tell_to_stop()
         with self._attempted:
             self._attempted.notify_all()
-        self._closing = threading.Thread(target=self.model.close, name="closing", daemon=True)
         self._closing.start()
 
     def close(self) -> None:
         """End everything. Nothing is left to be saved but the rows of the open tick, which are few."""
         self.stop()
-        self.ticker.stop()
-        self.memory.save()
-        self._closing.join()
+        if self.ticker.stop(LAST_SECONDS):
+            self.memory.save()
+        self._closing.join(CLOSING_SECONDS)
         for thread in (self.forecasting, self.judging):
             thread.join(LAST_SECONDS)
         self._alerts.close(LAST_SECONDS)

@@ -54,11 +54,12 @@ class Ticker:
         """Begin. The ticks that are closed already are not told."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End, after the tick that is being closed."""
+    def stop(self, seconds: float) -> bool:
+        """End, after the tick that is being closed; whether that came to be within so many seconds."""
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:

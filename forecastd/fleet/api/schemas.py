@@ -166,6 +166,7 @@ class Status(BaseModel):
     servers: dict[str, int]
     window: dict[str, Any]
     ingest: dict[str, Any]
+    pulls: list[dict[str, Any]]
     risk: dict[str, Any]
     alerts: dict[str, int]
     supervision: dict[str, Any]

@@ -1,0 +1,237 @@
+"""How the fleet goes on: with a slow, failing or hanging model, another model, a restart, a clock that is set."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forecastd.errors import SkipEpoch
+
+START = 1_769_860_800.0
+STEP = 5
+
+
+def test_a_slow_model_passes_ticks_over_and_holds_nothing_up(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01", value=10.0)
+    first = served.forecast_tick()
+    served.script.go.clear()
+    for tick in range(1, 6):
+        assert served.feed(START + STEP * tick, "web-01", value=10.0 + tick)["accepted"] == 1
+        served.close_tick()
+        told = served.client.get("/risk").json()
+        assert told["tick"] == first + tick  # judged all the same
+    assert served.script.begun == 2
+    assert served.client.get("/forecast/web-01").json()["origin"] == "2026-01-31T12:00:00Z"
+    status = served.client.get("/status").json()
+    assert status["forecast"]["skipped_ticks"] >= 3
+    served.script.go.set()
+    served.until(lambda: served.fleet.published.forecast.tick == first + 5)
+    assert served.client.get("/forecast/web-01").json()["metrics"]["cpu_percent"]["0.5"][0] == 15.0
+
+
+def test_health_is_bad_while_the_forecast_is_old_and_good_again_after_that(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01")
+    served.forecast_tick()
+    assert served.client.get("/healthz").json()["ok"] is True
+    served.script.error = SkipEpoch("The model's processes died.", check="model_process")
+    for tick in range(1, 9):
+        served.feed(START + STEP * tick, "web-01")
+        served.close_tick()
+    served.until(lambda: served.client.get("/healthz").status_code == 503)
+    told = served.client.get("/healthz").json()
+    assert "old" in told["reasons"][0]
+    assert "The model's processes died." in told["warnings"][0]
+    assert served.client.get("/status").json()["forecast"]["failures"] >= 1
+    assert served.client.get("/forecast").status_code == 200  # the last one, with its age
+    served.script.error = None
+    served.feed(START + STEP * 9, "web-01")
+    served.forecast_tick()
+    assert served.client.get("/healthz").status_code == 200
+
+
+def test_an_error_that_nobody_foresaw_costs_one_tick(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    served = serve()
+    served.script.error = ZeroDivisionError("what was not foreseen")
+    served.feed(START, "web-01")
+    served.close_tick()
+    served.until(lambda: "what was not foreseen" in caplog.text)
+    served.script.error = None
+    served.feed(START + STEP, "web-01")
+    served.forecast_tick()
+    health = served.client.get("/healthz").json()
+    assert health["ok"] is True
+    assert any("nobody foresaw" in one for one in health["warnings"])
+
+
+def test_a_restart_is_warm(serve: Any, tmp_path: Path) -> None:
+    served = serve()
+    for tick in range(6):
+        served.feed(START + STEP * tick, "web-01", "web-02", value=10.0 + tick)
+        served.forecast_tick()
+    served.feed(served.clock.now(), "web-01", value=50.0)  # in the tick that is open
+    served.fleet.close()
+    again = serve(clock=served.clock)
+    made = again.until(lambda: again.fleet.published.forecast)
+    assert made.tick == 6 + START / STEP - 1
+    assert set(made.models) == {"tft"}
+    told = again.client.get("/forecast/web-02").json()
+    assert told["metrics"]["cpu_percent"]["0.5"][0] == 15.0
+    window = again.client.get("/status").json()["window"]
+    assert window["damaged"] == 0
+    assert window["loaded_age_seconds"] is not None
+    again.clock.go_on(STEP)
+    again.until(lambda: again.fleet.published.forecast.tick == 6 + START / STEP)
+    found = again.client.get("/forecast/web-01").json()["metrics"]["cpu_percent"]["0.5"][0]
+    assert found == 50.0
+
+
+def test_an_alert_is_not_opened_a_second_time_by_a_restart(serve: Any) -> None:
+    served = serve()
+    for tick in range(5):
+        served.feed(START + STEP * tick, "hot", metrics={"cpu_percent": 99.5})
+        served.close_tick()
+    opened = served.client.get("/alerts").json()["open"]
+    assert opened
+    served.fleet.close()
+    again = serve(clock=served.clock)
+    again.until(lambda: again.fleet.published.tick > 0)
+    assert [one["id"] for one in again.client.get("/alerts").json()["open"]] == [one["id"] for one in opened]
+
+
+def test_a_clock_that_is_set_back_costs_what_is_in_the_future_then(
+    serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve()
+    for tick in range(8):
+        served.feed(START + STEP * tick, "web-01", value=10.0 + tick)
+        served.forecast_tick()
+    served.clock.go_on(-4 * STEP)
+    served.until(lambda: "set back" in caplog.text)
+    served.until(lambda: served.fleet.published.forecast and served.fleet.published.forecast.tick < START / STEP + 5)
+    assert served.feed(served.clock.now(), "web-01", value=70.0)["refused"] == 0
+    tick = served.forecast_tick()
+    assert tick < START / STEP + 8
+    assert served.client.get("/forecast/web-01").json()["metrics"]["cpu_percent"]["0.5"][0] == 70.0
+
+
+def test_servers_that_fall_silent_leave_and_those_of_before_a_long_sleep_too(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01")
+    served.forecast_tick()
+    served.clock.go_on(86_400)
+    served.until(lambda: len(served.fleet.memory.window) == 0)
+    served.until(lambda: served.client.get("/servers").json()["count"] == 0)
+    assert served.client.get("/healthz").status_code == 200
+    assert served.feed(served.clock.now(), "web-02")["accepted"] == 1
+    served.forecast_tick()
+    assert served.client.get("/forecast").json()["count"] == 1
+
+
+# ---- another model ----------------------------------------------------------------------------------------------------
+
+
+def bundle(served: Any, name: str) -> str:
+    (served.fleet.settings.fleet_models / name).mkdir(parents=True)
+    return name
+
+
+def reload(served: Any, name: object) -> Any:
+    return served.client.post("/admin/reload-model", json={"name": name})
+
+
+def test_another_model_takes_over_at_once_and_the_old_one_is_closed(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01")
+    served.forecast_tick()
+    answer = reload(served, bundle(served, "second-1.0"))
+    assert answer.status_code == 200
+    assert (answer.json()["old"]["name"], answer.json()["new"]["name"]) == ("first", "second-1.0")
+    served.until(lambda: served.client.get("/forecast/web-01").json()["bundle"] == "second-1.0")
+    served.until(lambda: served.script.closed == ["first"])
+    assert served.client.get("/status").json()["model"]["name"] == "second-1.0"
+    assert reload(served, "first").status_code == 200  # the one it was started with
+
+
+NO_NAMES = ["", ".", "..", "../first", "a/b", "/etc", ".hidden", "a\x00b", "\xe9", "missing", "x" * 200, None, 7, ["a"]]
+NO_BODIES = [b"", b"{}", b"[]", b'{"name": "a", "path": "b"}', b"\xff", b"{" * 10_000]
+
+
+def test_what_is_no_name_of_a_model_is_refused(serve: Any) -> None:
+    served = serve()
+    for name in NO_NAMES:
+        answer = reload(served, name)
+        assert answer.status_code == 422, name
+        assert set(answer.json()) == {"error", "fix"}
+    for body in NO_BODIES:
+        answer = served.client.post("/admin/reload-model", content=body)
+        assert answer.status_code == 422, body
+        assert set(answer.json()) == {"error", "fix"}
+    assert served.client.get("/status").json()["model"]["name"] == "first"
+    assert served.script.opened == ["first"]
+
+
+def test_a_model_that_is_no_good_changes_nothing(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01")
+    served.forecast_tick()
+    served.script.bad["broken"] = "Its canary is off. Restore it."
+    answer = reload(served, bundle(served, "broken"))
+    assert answer.status_code == 422
+    assert "Its canary is off" in answer.json()["error"]
+    assert served.script.closed == ["broken"]
+    served.feed(START + STEP, "web-01")
+    served.forecast_tick()
+    assert served.client.get("/forecast/web-01").json()["bundle"] == "first"
+
+
+def test_one_model_is_loaded_at_a_time_and_the_fleet_goes_on_meanwhile(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01")
+    served.forecast_tick()
+    served.script.loaded.clear()
+    first = bundle(served, "second")
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(reload(served, first)))
+    thread.start()
+    served.until(lambda: "second" in served.script.opened)
+    assert reload(served, bundle(served, "third")).status_code == 409
+    served.feed(START + STEP, "web-01")
+    served.forecast_tick()
+    assert served.client.get("/forecast/web-01").json()["bundle"] == "first"
+    served.script.loaded.set()
+    thread.join(60)
+    assert answers[0].status_code == 200
+
+
+def test_the_end_waits_for_no_model(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01")
+    served.script.go.clear()
+    served.close_tick()
+    served.until(lambda: served.script.begun)
+    served.script.loaded.clear()
+    name = bundle(served, "second")
+    thread = threading.Thread(target=lambda: reload(served, name), daemon=True)
+    thread.start()
+    served.until(lambda: "second" in served.script.opened)
+    served.fleet.close()
+    assert not served.fleet.forecasting.alive
+    assert {"first", "second"} <= set(served.script.closed)
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_alerts_state_that_is_damaged_is_begun_anew(serve: Any, tmp_path: Path) -> None:
+    state = tmp_path / "state" / "fleet"
+    state.mkdir(parents=True)
+    (state / "alertbook.json").write_text(json.dumps({"version": 99}))
+    served = serve()
+    served.feed(START, "web-01")
+    served.close_tick()
+    assert served.client.get("/alerts").json()["open"] == []
