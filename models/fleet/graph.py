@@ -91,12 +91,17 @@ def selection_graph(tft: Tft) -> bytes:
     graph, selection = _Graph(), tft.select_past
     count, hidden = selection.norm_weight.shape
     columns = graph.op("Unsqueeze", graph.op("Transpose", "x", perm=[1, 0]), graph.integers(2))  # [V, N, 1]
-    inner = graph.op("Elu", _affine(graph, columns, selection.slope, selection.offset))
-    second = graph.constant(selection.second * 2), graph.constant(selection.second_bias * 2)
-    gated = graph.opened(graph.op("Add", graph.op("MatMul", inner, second[0]), second[1]))
-    normed = graph.norm(
-        graph.op("Add", gated, _skip(graph, selection.skip, columns)), np.ones(hidden), np.zeros(hidden)
+    # A one beside each value and a last inner unit that stays one: products with a bias in them need no further pass.
+    ones = graph.op(
+        "ConstantOfShape", graph.op("Shape", columns), value=numpy_helper.from_array(np.ones(1, np.float32))
     )
+    pairs = graph.op("Concat", columns, ones, axis=2)  # [V, N, 2]
+    unit = np.zeros((count, 1, 1)), np.ones((count, 1, 1))
+    first = _affine([selection.slope, unit[0]], [selection.offset, unit[1]])
+    inner = graph.op("Elu", graph.op("MatMul", pairs, graph.constant(first)))
+    second = np.concatenate([selection.second, selection.second_bias], axis=1) * 2
+    gated = graph.opened(graph.op("MatMul", inner, graph.constant(second)))
+    normed = graph.norm(graph.op("Add", gated, _skip(graph, selection.skip, pairs)), np.ones(hidden), np.zeros(hidden))
     # The norms' own weights come after the selection weights: a pass over [V, N, hidden] less.
     bias = graph.constant(selection.norm_bias)
     if count > 1:
@@ -111,17 +116,19 @@ def selection_graph(tft: Tft) -> bytes:
     return graph.model({"x": (TensorProto.FLOAT, variables), "which": (TensorProto.INT64, ["N"])}, y)
 
 
-def _affine(graph: _Graph, x: str, slope: Array, offset: Array) -> str:
-    return str(graph.op("Add", graph.op("Mul", x, graph.constant(slope)), graph.constant(offset)))
+def _affine(slopes: list[Array], offsets: list[Array]) -> Array:
+    """`[V, 2, units]`: what takes a value and a one to `slope * value + offset`."""
+    return np.concatenate([np.concatenate(slopes, axis=-1), np.concatenate(offsets, axis=-1)], axis=1)
 
 
-def _skip(graph: _Graph, skip: Skip, columns: str) -> str:
+def _skip(graph: _Graph, skip: Skip, pairs: str) -> str:
     if skip.plain is None:
-        return _affine(graph, columns, skip.slope, skip.offset)
+        return str(graph.op("MatMul", pairs, graph.constant(_affine([skip.slope], [skip.offset]))))
     slope, offset, weight, bias = skip.plain
     size = slope.shape[-1]
-    normed = graph.norm(_affine(graph, columns, slope, offset), np.ones(size), np.zeros(size))
-    return _affine(graph, normed, weight, bias)
+    before = graph.op("MatMul", pairs, graph.constant(_affine([slope], [offset])))
+    normed = graph.norm(before, np.ones(size), np.zeros(size))
+    return str(graph.op("Add", graph.op("Mul", normed, graph.constant(weight)), graph.constant(bias)))
 
 
 def _weights(graph: _Graph, selection: Selection) -> str:
