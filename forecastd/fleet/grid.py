@@ -148,7 +148,7 @@ class FleetWindow:
             states = np.array([_STATUS[status] for status in rows.statuses], dtype=np.uint8)
             offsets = (rows.times - rows.ticks * self.step).astype(np.float32)
             learnt, same = self._ring.merge(slots, rows.ticks, offsets, states, rows.values)
-            self._note_newest(rows, slots)
+            self._note_newest(rows, slots, offsets)
             changed = np.unique(rows.ticks[learnt]).tolist()
             self._ring.unsaved[slots[learnt], rows.ticks[learnt] % self._ring.size] = True
             self._unsaved_ticks.update(changed)
@@ -317,10 +317,11 @@ class FleetWindow:
         self._newest = None
         self._unsaved_ticks.clear()
 
-    def _note_newest(self, rows: Rows, slots: NDArray[np.int64]) -> None:
+    def _note_newest(self, rows: Rows, slots: NDArray[np.int64], offsets: NDArray[np.float32]) -> None:
         """Keep each server's newest tick, and its profile as the newest row has it."""
-        newest = rows.ticks >= self._last[slots]
         np.maximum.at(self._last, slots, rows.ticks)
+        last = self._last[slots]
+        newest = (rows.ticks == last) & (offsets >= self._ring.offsets[slots, last % self._ring.size])
         for at in np.flatnonzero(newest).tolist():
             self._profiles[slots[at]] = rows.profiles[at]
 
