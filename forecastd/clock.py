@@ -45,18 +45,24 @@ class ReplayClock:
 
 
 class ScaledClock:
-    """Wall time that runs `speed` times as fast as it does, from now on; monotonic time is the machine's own. For rehearsals.
+    """Wall time that runs `speed` times as fast as it does; monotonic time is the machine's own. For rehearsals.
 
     Limits on how long something may take are monotonic, so a rehearsal at speed 10 leaves a model as much time as ever.
     """
 
-    def __init__(self, speed: float = 1.0, clock: Clock | None = None) -> None:
-        """`speed` above 0. `clock`: what it runs beside, the machine's own clocks when not given."""
+    def __init__(self, speed: float = 1.0, clock: Clock | None = None, *, since: float | None = None) -> None:
+        """`speed` above 0. `clock`: what it runs beside, the machine's own clocks when not given.
+
+        `since`: the unix time at which both showed the same, now when not given. A rehearsal that is stopped and started
+        again goes on with its own time when both starts are given the same one.
+        """
         if not 0 < speed < float("inf"):
             raise ValueError("the speed of a clock must be a number above 0")
         self.speed = speed
         self._clock = clock or SystemClock()
         self._wall, self._mono = self._clock.now(), self._clock.monotonic()
+        if since is not None:
+            self._wall = since + (self._wall - since) * speed
 
     def now(self) -> float:
         if self.speed == 1.0:

@@ -10,6 +10,7 @@ import click
 from cli.main import setting
 
 if TYPE_CHECKING:
+    from forecastd.clock import ScaledClock
     from forecastd.fleet.demo import Demo
 
 
@@ -24,31 +25,51 @@ if TYPE_CHECKING:
 @setting("--state-dir", "STATE_DIR", "Where state is kept.", type=click.Path(path_type=Path), metavar="DIR")
 @setting("--log-dir", "LOG_DIR", "Where the log is written.", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--demo", is_flag=True, help="Make the servers up; nothing of it is kept.")
-@click.option("--servers", type=click.IntRange(1, 5000), default=20, show_default=True, help="With --demo: how many.")
+@click.option("--servers", type=click.IntRange(1, 5000), metavar="N", help="With --demo: how many; 20 by default.")
 @click.option("--scenario", type=click.Choice(["healthy", "degrading", "critical", "cascade", "varied"]),
-              default="degrading", show_default=True, help="With --demo: what happens to them.")  # fmt: skip
+              help="With --demo: what happens to them; degrading by default.")  # fmt: skip
 @click.option("--speed", type=click.FloatRange(0, 1000, min_open=True), default=1.0, show_default=True,
-              help="How fast time goes, for rehearsals.")  # fmt: skip
+              help="How fast time goes, for rehearsals; with a state of its own.")  # fmt: skip
+@click.option("--since", metavar="ISO", help="With --speed: when both clocks showed the same. Default: now.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell more, tracebacks included.")
 @click.pass_context
-def command(
-    ctx: click.Context, /, demo: bool, servers: int, scenario: Any, speed: float, verbose: bool, **options: Any
-) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Serve a fleet until SIGTERM or Ctrl-C: rows in at POST /feed, a forecast after each tick.
 
     The API is described at /docs and /openapi.json of the address that it prints.
     """
+    demo, clock, verbose = _demo(ctx, options), _clock(ctx, options), options.pop("verbose")
+    shared = {name: value for name, value in (ctx.obj or {}).items() if options.get(name) is None}
+    ctx.exit(_serve({**options, **shared}, clock, demo, verbose=verbose))
+
+
+def _demo(ctx: click.Context, options: dict[str, Any]) -> Demo | None:
+    """What is made up, taken out of the options; None without --demo."""
     from forecastd.fleet.demo import Demo
 
-    shared = {name: value for name, value in (ctx.obj or {}).items() if options.get(name) is None}
-    made_up = Demo(servers, scenario) if demo else None
-    ctx.exit(_serve({**options, **shared}, made_up, speed=speed, verbose=verbose))
+    wanted = options.pop("demo")
+    given = {name: value for name in ("servers", "scenario") if (value := options.pop(name)) is not None}
+    if given and not wanted:
+        raise click.UsageError(f"{', '.join(f'--{name}' for name in given)} would do nothing without --demo.", ctx)
+    return Demo(**given) if wanted else None
 
 
-def _serve(options: dict[str, Any], demo: Demo | None, *, speed: float, verbose: bool) -> int:
+def _clock(ctx: click.Context, options: dict[str, Any]) -> ScaledClock:
+    """The clock, taken out of the options."""
+    from forecastd.clock import ScaledClock, from_iso
+
+    speed, since = options.pop("speed"), options.pop("since")
+    if since is not None and speed == 1:
+        raise click.UsageError("--since would do nothing without --speed.", ctx)
+    try:
+        return ScaledClock(speed, since=None if since is None else from_iso(since))
+    except ValueError as error:
+        raise click.UsageError(f"--speed, --since: {error}.", ctx) from None
+
+
+def _serve(options: dict[str, Any], clock: ScaledClock, demo: Demo | None, *, verbose: bool) -> int:
     import logging
 
-    from forecastd.clock import ScaledClock
     from forecastd.fleet.server import LOG_NAME, serve
     from forecastd.logs import configure, install_hooks
     from forecastd.settings import load_settings
@@ -59,4 +80,4 @@ def _serve(options: dict[str, Any], demo: Demo | None, *, speed: float, verbose:
         console=logging.INFO, times=True, name=LOG_NAME,
     )  # fmt: skip
     install_hooks()
-    return serve(settings, ScaledClock(speed), demo)
+    return serve(settings, clock, demo)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +45,7 @@ class Judge:
         self._unsaved = False
 
     def judge(
-        self, block: Block, forecast: FleetForecast | None, metrics: Sequence[str], minimum: int, before: Published
+        self, block: Block, forecast: FleetForecast | None, metrics: tuple[str, ...], minimum: int, before: Published
     ) -> Published:
         """What is to be published of the block's tick. `metrics`, `minimum`: what the model needs of a server."""
         assessment = assess(
@@ -83,14 +82,10 @@ class Judge:
         self._saved, self._unsaved = tick, False
 
 
-def readiness(block: Block, metrics: Sequence[str], minimum: int) -> Prepared:
-    """Which servers a model of these metrics can forecast; a metric it does not have keeps none from being ready."""
-    values = block.values
-    others = [place for place, name in enumerate(NAMES) if name not in metrics]
-    if others:
-        values = values.copy()
-        values[:, :, others] = np.where(np.isnan(values).all(axis=2, keepdims=True), values[:, :, others], 0.0)
-    return prepare(values, minimum)
+def readiness(block: Block, metrics: tuple[str, ...], minimum: int) -> Prepared:
+    """Which servers a model of these metrics can forecast; a metric that it does not have keeps none from being ready."""
+    values = block.values if metrics == NAMES else block.values[:, :, [INDEX[name] for name in metrics]]
+    return prepare(values, minimum, metrics)
 
 
 def _whole(forecast: FleetForecast) -> FleetForecast:

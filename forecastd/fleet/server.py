@@ -33,6 +33,7 @@ from forecastd.settings import Settings
 log = logging.getLogger(__name__)
 
 LOG_NAME = "fleet.log"
+REHEARSAL = "rehearsal"  # below STATE_DIR: the state of a fleet whose clock is not the real one
 INTERRUPTED = 130
 LOOK_SECONDS = 1.0
 HOLD_SECONDS = 3.0  # for another process that is just ending
@@ -60,7 +61,9 @@ def serve(settings: Settings, clock: Clock, demo: Demo | None = None) -> int:
     with Signals(_LAST_WORDS).caught() as signals, ExitStack() as stack:
         if demo is not None:
             state = stack.enter_context(tempfile.TemporaryDirectory(prefix="forecastd-fleet-demo-"))
-            settings = settings.model_copy(update={"fleet_models_dir": settings.fleet_models, "state_dir": Path(state)})
+            settings = _apart(settings, Path(state))
+        elif isinstance(clock, ScaledClock) and clock.speed != 1:
+            settings = _apart(settings, settings.state / REHEARSAL)
         listening = stack.enter_context(listen(settings.fleet_host, settings.fleet_port))
         stack.enter_context(_hold(settings, clock))
         fleet = Fleet(settings, clock, synthetic=demo is not None, on_fatal=signals.wake)
@@ -73,6 +76,11 @@ def serve(settings: Settings, clock: Clock, demo: Demo | None = None) -> int:
         http = stack.enter_context(HttpServer(make_app(fleet, keys), listening))
         log.info("%s", _banner(fleet, http.port, keys), extra={"action": "start"})
         return _run(_Served(signals, fleet, http, Notifier(settings.notify_socket)))
+
+
+def _apart(settings: Settings, state: Path) -> Settings:
+    """The same with a state of its own: rows of a time that is made up must never be taken for real ones."""
+    return settings.model_copy(update={"fleet_models_dir": settings.fleet_models, "state_dir": state})
 
 
 def _hold(settings: Settings, clock: Clock) -> Hold:

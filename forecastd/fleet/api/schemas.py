@@ -114,6 +114,7 @@ class Risk(BaseModel):
     )
     minutes_ahead: float | None
     quantile_ahead: float | None
+    current: dict[str, float] = Field(description="The metrics that are known now.")
 
 
 class Risks(BaseModel):
