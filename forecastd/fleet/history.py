@@ -19,7 +19,7 @@ from forecastd.fleet.tickfile import Server
 
 @dataclass(frozen=True)
 class HistoryChunk:
-    """Some ticks of the history, sorted by time; `values` are `[N, len(metrics)]`, NaN where there is none."""
+    """Some ticks of the history, sorted by tick and server; `values` are `[N, len(metrics)]`, NaN where there is none."""
 
     servers: tuple[str, ...]
     profiles: tuple[str, ...]
@@ -44,6 +44,8 @@ class HistoryChunk:
             wanted = frozenset(servers)
             keep &= np.array([server in wanted for server in self.servers], dtype=np.bool_)
         names = self.metrics if metrics is None else tuple(metrics)
+        if unknown := [name for name in names if name not in self.metrics]:
+            raise ValueError(f"the history has no metric {', '.join(unknown)}")
         at = np.flatnonzero(keep)
         columns = np.array([self.metrics.index(name) for name in names], dtype=np.int64)
         return HistoryChunk(
@@ -63,10 +65,8 @@ def joined(parts: list[SavedTick], servers: dict[int, Server], metrics: tuple[st
     which = np.concatenate([part.which for part in parts])
     numbers, place = np.unique(which, return_inverse=True)
     known = np.array([number in servers for number in numbers.tolist()], dtype=np.bool_)[place]
-    # A server whose profile changed has two numbers; it is one server all the same.
-    first_of: dict[str, int] = {}
-    same = [first_of.setdefault(servers.get(number, ("", ""))[0], at) for at, number in enumerate(numbers.tolist())]
-    server = np.array(same, dtype=np.int64)[place]
+    # Sorted by name; a server whose profile changed has two numbers, and is one server all the same.
+    server = np.unique([servers.get(number, ("", ""))[0] for number in numbers.tolist()], return_inverse=True)[1][place]
     start = np.repeat([part.start for part in parts], [len(part.which) for part in parts])
     order = np.lexsort((np.arange(len(which)), server, start))
     last = np.append((np.diff(start[order]) != 0) | (np.diff(server[order]) != 0), True)

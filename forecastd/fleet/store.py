@@ -226,6 +226,7 @@ class TickStore:
     def _load(self, db: sqlite3.Connection, window: FleetWindow, now: float) -> LoadReport:
         reading = Reading(db, self._layout)
         first = (window.newest - window.keep + 1) * window.step
+        used: list[int] = []
 
         def parts() -> Iterator[SavedTick]:
             # Without a condition: SQLite then needs only the leaves, so a damaged inner page hides no good tick unnoticed.
@@ -234,11 +235,12 @@ class TickStore:
                 if saved is not None:
                     if saved.start + reading.longest_step <= first:
                         return
+                    used.append(saved.start)
                     yield saved
 
         rows = window.restore(known_servers(db), parts())
         age = None if reading.newest is None else max(0.0, now - reading.newest)
-        return LoadReport(reading.ticks, rows, len(window), reading.damaged, reading.newest, age)
+        return LoadReport(len(set(used)), rows, len(window), reading.damaged, reading.newest, age)
 
     def history(
         self, start: float, end: float, servers: Sequence[str] | None = None, metrics: Sequence[str] | None = None

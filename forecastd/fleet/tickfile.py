@@ -37,7 +37,7 @@ ALL = "SELECT id, layout, data, crc FROM tick"
 DAY = 86_400
 TRIMMED = 64  # ticks that one call removes at most
 SHRINK = 4096  # free pages from which on the file is made smaller, an eighth of that at a time
-MOST_PROBES = 100_000  # looks behind unreadable places
+MOST_PROBES = 20_000  # looks behind unreadable places
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Reading:
         self._layouts = {**layouts(db), own.code: own}
         self._metrics = own.metrics
         self.longest_step = max(layout.step for layout in self._layouts.values())
-        self.ticks = self.damaged = 0
+        self.damaged = 0
         self.newest: int | None = None
 
     def decode(self, row: int, code: int, data: object, crc: object) -> SavedTick | None:
@@ -120,7 +120,6 @@ class Reading:
         if saved is None or layout is None:
             self.damaged += 1
             return None
-        self.ticks += 1
         self.newest = saved.start if self.newest is None else max(self.newest, saved.start)
         if layout.metrics == self._metrics:
             return saved
@@ -204,6 +203,8 @@ def _readable(db: sqlite3.Connection) -> Iterator[Row]:
                 return
         except sqlite3.DatabaseError as error:
             log.debug("reading ticks %s stopped: %s", order, error)
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+                return
         ends.append(last)
     low, high = ends
     spans = [(0 if low is None else low + 1, key(2**33) if high is None else high - 1)]
