@@ -13,6 +13,7 @@ from threading import Event
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
 
+LOCK = "serve.lock"  # in the state directory of a fleet
 RETRY_SECONDS = 0.1
 
 

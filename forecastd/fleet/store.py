@@ -5,7 +5,7 @@ wrong with the file keeps the fleet from being served. A tick is one row: the se
 checksum; rows that come late are one more part of their tick. `kill -9` loses the tick in flight; a power cut may lose what
 came since SQLite's last checkpoint (1,000 pages: the last few minutes of 20 servers, half a minute of 2,000).
 
-One process writes (`hold`), any number read meanwhile. What cannot be written for now (a full disk) waits in memory, within
+One process writes (see `hold`), any number read meanwhile. What cannot be written for now (a full disk) waits in memory, within
 bounds, and is written when there is room again.
 """
 
@@ -22,11 +22,10 @@ from types import TracebackType
 
 import numpy as np
 
-from forecastd.clock import Clock, iso
+from forecastd.clock import iso
 from forecastd.fleet.contract import NAMES, STATUSES
 from forecastd.fleet.grid import FleetWindow
 from forecastd.fleet.history import HistoryChunk, joined
-from forecastd.fleet.hold import Hold
 from forecastd.fleet.intake import Rows
 from forecastd.fleet.tickblob import SavedTick, encode, key, server_number, start_of, tick_crc
 from forecastd.fleet.tickfile import (
@@ -134,14 +133,6 @@ class TickStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def hold(self, clock: Clock, *, wait: float = 5.0) -> Hold:
-        """The right to write here, for one process at a time; waits up to `wait` seconds for another one to end.
-
-        Raises:
-            RetryLater: another process has it.
-        """
-        return Hold(self.path.with_name(self.path.name + ".lock"), clock, wait=wait)
 
     def append(self, rows: Rows, now: float) -> bool:
         """Keep rows, such as `FleetWindow.unsaved` gives them, as one part of each of their ticks; whether it was done.

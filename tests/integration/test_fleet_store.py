@@ -19,6 +19,7 @@ from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.contract import NAMES, M
 from forecastd.fleet.grid import FleetWindow
+from forecastd.fleet.hold import Hold
 from forecastd.fleet.intake import Rows
 from forecastd.fleet.store import MOST_WAITING, TickStore
 
@@ -538,12 +539,11 @@ def test_a_file_that_vanishes_is_begun_again(path: Path, replaced: bool) -> None
     assert {tick for _, tick in load(path, 9)} == ({1, 2, 7} if replaced else {1, 2})
 
 
-def test_one_process_holds_a_store_at_a_time(path: Path) -> None:
-    store = TickStore(path, step=STEP)
+def test_one_process_holds_a_fleets_state_at_a_time(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from forecastd.clock import SystemClock\n"
-        "from forecastd.fleet.store import TickStore\n"
-        "with TickStore(Path(sys.argv[1])).hold(SystemClock(), wait=0): print('held', flush=True); sys.stdin.read()\n"
+        "from forecastd.fleet.hold import Hold\n"
+        "with Hold(Path(sys.argv[1]), SystemClock(), wait=0): print('held', flush=True); sys.stdin.read()\n"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -551,12 +551,12 @@ def test_one_process_holds_a_store_at_a_time(path: Path) -> None:
     assert other.stdin is not None
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(RetryLater, match="stop the other first"), store.hold(SystemClock(), wait=0.2):
+    with pytest.raises(RetryLater, match="stop the other first"), Hold(path, SystemClock(), wait=0.2):
         pass
     waiting: list[float] = []
 
     def wait_for_it() -> None:
-        with store.hold(SystemClock(), wait=60):
+        with Hold(path, SystemClock(), wait=60):
             waiting.append(1)
 
     thread = threading.Thread(target=wait_for_it)
@@ -572,7 +572,7 @@ def test_one_process_holds_a_store_at_a_time(path: Path) -> None:
 def test_a_hold_that_cannot_be_made_is_for_a_person(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NeedsHuman, match="cannot be made"):
-        TickStore(tmp_path / "file" / "window.sqlite").hold(SystemClock())
+        Hold(tmp_path / "file" / "serve.lock", SystemClock())
 
 
 @pytest.fixture
