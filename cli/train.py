@@ -59,8 +59,9 @@ def command(
     from forecastd.clock import SystemClock
     from forecastd.settings import load_settings
     from forecastd.training import Request, train_model
+    from forecastd.trainrun import Listener
     from models.config import TrainingConfig
-    from models.training import TrainingInterrupted
+    from models.errors import TrainingInterrupted
 
     given = {name: more.pop(name) for name in ("data_source", "features")}
     place = {name: more.pop(name) for name in ("out", "hours", "finish", "force", "faults")}
@@ -69,10 +70,8 @@ def command(
     settings = load_settings(**(ctx.obj or {}), **given)
     with TrainingScreen(quiet=as_json, verbose=bool(ctx.find_root().params.get("verbose"))) as screen:
         try:
-            trained = train_model(
-                settings, request, clock=SystemClock(), at_once=interrupts.again,
-                tell=screen.tell, progress=screen.update, remark=screen.remark,
-            )  # fmt: skip
+            listener = Listener(screen.tell, screen.update, screen.remark, interrupts.again)
+            trained = train_model(settings, request, SystemClock(), listener)
         except TrainingInterrupted as interrupted:
             screen.close()
             click.echo(str(interrupted), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
@@ -15,6 +16,8 @@ class TrainingConfig:
     same reason, how many windows of the validation and of the test part are looked at. `accelerator` is Lightning's name
     of a device: auto, cpu, gpu.
     """
+
+    kind: ClassVar[str] = "market"
 
     name: str = "model"
     encoder_length: int = 336

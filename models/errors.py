@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class ModelError(Exception):
     """The model cannot be used."""
@@ -24,3 +26,20 @@ class BundleError(ModelError):
 
 class DataError(ModelError):
     """The data given to training or evaluation cannot carry it (too short, not finite)."""
+
+
+class Diverged(DataError):
+    """The training diverged: its weights are not finite. Lower --learning-rate."""
+
+    def __init__(self) -> None:
+        super().__init__(type(self).__doc__)
+
+
+class TrainingInterrupted(ModelError):
+    """The training was interrupted. `kept` says whether a checkpoint of at least one whole epoch was kept in `work`."""
+
+    def __init__(self, work: Path, *, kept: bool) -> None:
+        what = "Best checkpoint kept" if kept else "No epoch was finished yet, so there is no checkpoint"
+        super().__init__(f"Interrupted. {what}; run the same command again to go on.")
+        self.work = work
+        self.kept = kept

@@ -108,13 +108,37 @@ class EpochSampler(Sampler[list[int]]):
             yield order[index * self._size : (index + 1) * self._size].tolist()
 
 
-class Fit(LightningModule):
-    """The library's network, its quantile loss, and Adam. Has no hyperparameters to save, so checkpoints are plain."""
+class Fitted(LightningModule):
+    """A network of the library while it is fitted. Has no hyperparameters to save, so checkpoints are plain.
+
+    A subclass gives the loss of a batch, how many windows it has, and the optimizer.
+    """
 
     def __init__(self, network: Any, config: TrainingConfig) -> None:
         super().__init__()
         self.network = network
-        self._seed, self._learning_rate = config.seed, config.learning_rate
+        self.seed, self.learning_rate = config.seed, config.learning_rate
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """The mean loss of a batch."""
+        raise NotImplementedError
+
+    def size(self, batch: Any) -> int:
+        """How many windows a batch has."""
+        raise NotImplementedError
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.log("val_loss", self.loss(batch), on_epoch=True, batch_size=self.size(batch))
+
+
+class Fit(Fitted):
+    """A market's network with its quantile loss and Adam."""
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The quantile loss in units of each window's own scale: a wild week counts no more than a calm one."""
@@ -123,17 +147,11 @@ class Fit(LightningModule):
         loss: torch.Tensor = (losses / x["target_scale"][:, 1, None, None]).mean()
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self._seed * 1_000_003 + self.current_epoch)
-
-    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        return self.loss(batch)
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        self.log("val_loss", self.loss(batch), on_epoch=True, batch_size=len(batch[1][0]))
+    def size(self, batch: Batch) -> int:
+        return len(batch[1][0])
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self._learning_rate)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
 
@@ -186,13 +204,13 @@ def loaders(
 
 
 def fit(
-    network: Any,
-    batches: tuple[DataLoader[Batch], DataLoader[Batch]],
+    module: Fitted,
+    batches: tuple[DataLoader[Any], DataLoader[Any]],
     config: TrainingConfig,
     work: Path,
     tell: Callable[..., None],
 ) -> bool:
-    """Fit `network` until it stops getting better, from the last checkpoint in `work` if there is one.
+    """Fit a network until it stops getting better, from the last checkpoint in `work` if there is one.
 
     Leaves `best.ckpt` and `last.ckpt` in `work`. `tell` is called as `models.progress.Meter.fitted` is. Returns whether it
     ran to its end; False: it was interrupted.
@@ -222,11 +240,11 @@ def fit(
             raise DataError(
                 f"The accelerator {config.accelerator!r} cannot be used here ({error}). Use auto or cpu."
             ) from None
-        return _run(trainer, Fit(network, config), batches, last if last.exists() else None)
+        return _run(trainer, module, batches, last if last.exists() else None)
 
 
 def _run(
-    trainer: Trainer, module: Fit, batches: tuple[DataLoader[Batch], DataLoader[Batch]], checkpoint: Path | None
+    trainer: Trainer, module: Fitted, batches: tuple[DataLoader[Any], DataLoader[Any]], checkpoint: Path | None
 ) -> bool:
     """Lightning answers Ctrl-C by ignoring further ones and ending the process; here it ends the training only."""
     handler = signal.getsignal(signal.SIGINT)

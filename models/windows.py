@@ -7,7 +7,9 @@ part: no row is shared, so nothing that is scored was ever learnt from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -33,6 +35,9 @@ class TrainingData:
     request: what was asked for, as text; an interrupted training is continued for the same request only
     """
 
+    KIND: ClassVar[str] = "market"
+    ARRAYS: ClassVar[tuple[str, ...]] = ("time", "target", "past", "known")
+
     time: NDArray[np.int64]
     target: FloatArray
     past: FloatArray
@@ -47,6 +52,16 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.time)
+
+    def described(self) -> dict[str, object]:
+        """The fields that are no arrays, for JSON."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in self.ARRAYS}
+
+    @classmethod
+    def restored(cls, described: Mapping[str, Any], arrays: Mapping[str, Any]) -> Self:
+        """What was described, with its arrays. Raises ValueError, KeyError or TypeError."""
+        names = {name: tuple(described[name]) for name in ("past_names", "known_names")}
+        return cls(**{**described, **names, **arrays})
 
     def window(self, origin: int, length: int, horizon: int) -> ModelInput:
         """What a model sees at `origin`."""

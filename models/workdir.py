@@ -16,23 +16,19 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.config import TrainingConfig
 from models.errors import BundleError, DataError
-from models.windows import TrainingData
-
-if TYPE_CHECKING:
-    from models.config import TrainingConfig
+from models.kinds import MARKET, Rows, kind_of
 
 STATE, DATA = "state.json", "data.safetensors"
 BEST, LAST = "best.ckpt", "last.ckpt"
 OURS = (STATE, f"{STATE}.new", DATA, BEST, LAST, f"{BEST}.new", f"{LAST}.new")
-ARRAYS = ("time", "target", "past", "known")
 _LOOKS, _PAUSE = 600, 0.05  # how often to look, and the seconds between, whether a process that is being ended is gone
 
 
@@ -139,7 +135,7 @@ class Work:
     """An unfinished training on disk. `finished`: the network is fitted, the bundle is not written yet."""
 
     path: Path
-    data: TrainingData
+    data: Rows
     config: dict[str, object]
     finished: bool
 
@@ -149,10 +145,9 @@ class Work:
         Raises:
             DataError: they are not those of this version.
         """
-        from models.config import TrainingConfig
-
+        options = kind_of(self.data.KIND).config
         try:
-            return TrainingConfig(**{**self.config, "levels": tuple(self.config["levels"])})  # type: ignore[arg-type]
+            return options(**{**self.config, "levels": tuple(self.config["levels"])})  # type: ignore[arg-type]
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"The interrupted training at {self.path} has other options than this version knows ({error}). "
@@ -182,17 +177,16 @@ def find(out: Path) -> Work | None:
         return None
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        described = {**state["data"], **load_file(path / DATA)}
-        for name in ("past_names", "known_names"):
-            described[name] = tuple(described[name])
-        return Work(path, TrainingData(**described), state["config"], bool(state["finished"]))
+        rows = kind_of(state.get("kind", MARKET)).rows
+        data = rows.restored(state["data"], load_file(path / DATA))
+        return Work(path, data, state["config"], bool(state["finished"]))
     except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
         raise DataError(
             f"The interrupted training at {path} cannot be read ({error}). Start anew (--force), or remove it."
         ) from error
 
 
-def begin(out: Path, data: TrainingData, config: TrainingConfig, *, anew: bool) -> Work:
+def begin(out: Path, data: Rows, config: TrainingConfig, *, anew: bool) -> Work:
     """The unfinished training of `out`, which the caller holds, for this data and these options, or a new one.
 
     Raises:
@@ -234,16 +228,14 @@ def _empty(directory: Path) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _write_data(path: Path, data: TrainingData) -> None:
+def _write_data(path: Path, data: Rows) -> None:
     from safetensors.numpy import save  # its own `save_file` tells of a full disk by an error that is no OSError
 
-    (path / DATA).write_bytes(save({name: np.ascontiguousarray(getattr(data, name)) for name in ARRAYS}))
+    (path / DATA).write_bytes(save({name: np.ascontiguousarray(getattr(data, name)) for name in data.ARRAYS}))
 
 
-def _write_state(path: Path, data: TrainingData, config: dict[str, object], *, finished: bool) -> None:
-    described = {f.name: getattr(data, f.name) for f in fields(data) if f.name not in ARRAYS}
+def _write_state(path: Path, data: Rows, config: dict[str, object], *, finished: bool) -> None:
+    state = {"kind": data.KIND, "config": config, "data": data.described(), "finished": finished}
     staging = path / f"{STATE}.new"
-    staging.write_text(
-        json.dumps({"config": config, "data": described, "finished": finished}, indent=1) + "\n", encoding="utf-8"
-    )
+    staging.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     os.replace(staging, path / STATE)  # noqa: PTH105  # atomic, and says so

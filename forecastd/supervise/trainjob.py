@@ -19,9 +19,9 @@ from forecastd.supervise.jobs import BadAnswer, Job
 from forecastd.supervise.messages import GarbledMessage, Message
 from forecastd.supervise.process import ModelFailed
 from models import workdir
-from models.errors import BundleError, DataError
+from models.errors import BundleError, DataError, Diverged, TrainingInterrupted
 from models.progress import Progress
-from models.training import Diverged, TrainingInterrupted, go_on
+from models.training import go_on
 
 Report = Callable[[float, float, dict[str, object]], None]  # done, total, the progress in full
 

@@ -7,19 +7,20 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from models import training, workdir
+from models import market, training, workdir
 from models.bundle import load_bundle
 from models.config import TrainingConfig
 from models.engines import Engine, load_engine, verify_canary
-from models.errors import BundleError, DataError
+from models.errors import BundleError, DataError, TrainingInterrupted
 from models.manifest import Manifest
 from models.progress import Progress
-from models.training import TrainingInterrupted, train
+from models.training import train as train_any
 from models.windows import TrainingData
 
 CONFIG = TrainingConfig(
@@ -50,6 +51,15 @@ def data() -> TrainingData:
 
 def silent(_: Progress) -> None:
     pass
+
+
+def train(
+    data: TrainingData, config: TrainingConfig, out: Path, progress: Callable[[Progress], None], **how: Any
+) -> Manifest:
+    """As `models.training.train`, of a market."""
+    manifest = train_any(data, config, out, progress, **how)
+    assert isinstance(manifest, Manifest)
+    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +171,7 @@ def test_checkpoints_hold_no_objects_and_the_rows_are_kept(data: TrainingData, t
         assert torch.load(workdir.place(out) / name, weights_only=True)["state_dict"]
     kept = workdir.find(out)
     assert kept is not None
+    assert isinstance(kept.data, TrainingData)
     assert np.array_equal(kept.data.past, data.past)
     assert kept.data.known_names == data.known_names
 
@@ -200,7 +211,7 @@ def test_an_engine_that_differs_from_the_network_is_never_written(
             forecast = super().predict(inputs)
             return replace(forecast, quantiles=forecast.quantiles + 1e-4)
 
-    monkeypatch.setattr(training, "Engine", Wrong)
+    monkeypatch.setattr(market, "Engine", Wrong)
     with pytest.raises(BundleError, match="no bundle was written") as refused:
         train(data, replace(CONFIG, epochs=1), tmp_path / "bundle", silent, created=0.0)
     assert refused.value.check == "canary"

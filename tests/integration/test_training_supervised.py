@@ -23,10 +23,10 @@ from forecastd.supervise.trainjob import failure, train_job
 from models import workdir
 from models.bundle import read_manifest
 from models.config import TrainingConfig
-from models.errors import BundleError
+from models.errors import BundleError, TrainingInterrupted
 from models.manifest import Manifest
 from models.progress import Progress
-from models.training import TrainingInterrupted, begin, train
+from models.training import begin, train
 from models.windows import TrainingData
 
 # Five steps before the fit, three epochs of 2 + 2 batches, seven steps of scoring, one of writing: 4 % each.

@@ -19,9 +19,8 @@ from forecastd.supervise.messages import Message
 from forecastd.supervise.process import ModelFailed, child_environment
 from forecastd.supervise.trainjob import failure, reached, train, train_job
 from models import workdir
-from models.errors import BundleError, DataError
+from models.errors import BundleError, DataError, Diverged, TrainingInterrupted
 from models.progress import Meter, Progress
-from models.training import Diverged, TrainingInterrupted
 
 SHA256 = "ab" * 32
 
