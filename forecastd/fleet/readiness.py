@@ -51,7 +51,7 @@ def prepare(values: NDArray[np.float32], minimum: int, names: tuple[str, ...] = 
         names: of the metrics, which are those that the model knows.
     """
     length, metrics = values.shape[1:]
-    filled = np.array(values, dtype=np.float32)
+    filled = np.array(values, dtype=np.float32, order="C")  # a choice of columns lies otherwise in memory; see `_fill`
     run = np.full(len(filled), length, dtype=np.int64)
     missing = np.full((len(filled), metrics), length == 0)
     # A row's sum is NaN where one of its values is: quicker than a look at each value.

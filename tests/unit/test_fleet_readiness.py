@@ -145,3 +145,16 @@ def test_a_fleet_without_servers_is_no_fault() -> None:
     found = prepare(np.empty((0, 30, M), np.float32), 12)
     assert found.filled.shape == (0, 30, M)
     assert len(found.lengths) == len(found.needs) == len(found.codes) == 0
+
+
+def test_how_the_values_lie_in_memory_is_of_no_matter() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.uniform(1, 50, (7, 30, M)).astype(np.float32)
+    values[:, -2:] = np.nan  # what nobody has sent yet
+    values[3, 10:14] = np.nan
+    chosen = values[:, -20:, list(range(M))]  # as the service chooses a model's columns
+    assert not chosen.flags["C_CONTIGUOUS"]
+    found, wanted = prepare(chosen, 8), prepare(np.ascontiguousarray(chosen), 8)
+    assert not np.isnan(found.filled).any()
+    np.testing.assert_array_equal(found.filled, wanted.filled)
+    np.testing.assert_array_equal(found.lengths, wanted.lengths)
