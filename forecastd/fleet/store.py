@@ -5,8 +5,8 @@ wrong with the file keeps the fleet from being served. A tick is one row: the se
 checksum; rows that come late are one more part of their tick. `kill -9` loses the tick in flight; a power cut may lose what
 came since SQLite's last checkpoint (1,000 pages: the last few minutes of 20 servers, half a minute of 2,000).
 
-One process writes (see `hold`), any number read meanwhile. What cannot be written for now (a full disk) waits in memory, within
-bounds, and is written when there is room again.
+One process writes (see `hold`), any number read meanwhile. What cannot be written for now (a full disk) waits in memory,
+within bounds, and is written when there is room again.
 """
 
 from __future__ import annotations
