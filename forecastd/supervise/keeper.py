@@ -77,16 +77,7 @@ class Keeper:
         self._counts.launches += 1
         for part in child.sources:
             self.selector.register(part, selectors.EVENT_READ)
-        bundle = setup.bundle
-        child.tell(
-            "load",
-            {
-                "bundle": str(bundle.resolve()) if bundle else "",
-                "faults": setup.faults if self._counts.launches <= setup.faulty else "",
-                "engine": setup.engine,
-                "threads": setup.engine_threads,
-            },
-        )
+        child.tell("load", setup.told(self._counts.launches))
         self._tell("launched", slot)
 
     def _dispatch(self, now: float) -> None:

@@ -56,6 +56,15 @@ class Setup:
     engine: str = ""
     engine_threads: int = 1
 
+    def told(self, launch: int) -> dict[str, object]:
+        """What the child of this launch, counted from 1, is told to load."""
+        return {
+            "bundle": str(self.bundle.resolve()) if self.bundle else "",
+            "faults": self.faults if launch <= self.faulty else "",
+            "engine": self.engine,
+            "threads": self.engine_threads,
+        }
+
 
 @dataclass
 class BackOff:
