@@ -6,7 +6,7 @@ is well and what is at risk come first, and what is as it should be is short.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -19,6 +19,7 @@ from forecastd.clock import from_iso
 
 LEVEL_STYLES = {"critical": "bold red", "warning": "yellow", "watch": "cyan", "early": "cyan"}
 SHOWN = 5  # alerts and servers
+SERVER = 20  # characters of a server's name
 
 
 def status_screen(name: str, status: Status, risks: Risks, alerts: Alerts) -> RenderableType:
@@ -51,9 +52,9 @@ def _health(health: Health) -> Text:
     return Text("\n".join(plain(reason) for reason in health.reasons) or "not good", style="bold red")
 
 
-def servers_text(servers: Servers) -> Text:
-    """How many there are, and how many of them the model can forecast."""
-    text = Text(f"{servers.total}: {servers.ready} ready")
+def servers_text(servers: Servers, name: str = "") -> Text:
+    """How many there are, and how many of them the model can forecast; `name`: what they are called."""
+    text = Text(f"{servers.total}{name}: {servers.ready} ready")
     text.append(f", {servers.warming} warming up" if servers.warming else "")
     text.append(f", {servers.silent} silent" if servers.silent else "", style="yellow")
     return text
@@ -76,22 +77,24 @@ def _incidents(summary: Summary, status: Status) -> Iterable[RenderableType]:
     """How probable it is that something happens within the horizon."""
     if summary.incident_probability is None:
         return
-    horizon = span(status.model.horizon_steps * status.step_seconds)
-    within = f"an incident within {horizon}: {percent(summary.incident_probability)}"
-    expected = "" if summary.incidents_expected is None else f", {summary.incidents_expected:.1f} servers expected"
-    yield row("", Text(f"{within}{expected}"))
+    within = span(status.model.horizon_steps * status.step_seconds)
+    text = f"an incident now or within {within}: {percent(summary.incident_probability)}"
+    if summary.incidents_expected is not None:
+        text += f", of {summary.incidents_expected:.1f} servers on average"
+    yield row("", Text(text))
 
 
-def _worst(risks: Iterable[Risk]) -> list[RenderableType]:
+def _worst(risks: Sequence[Risk]) -> list[RenderableType]:
+    names = [plain(risk.server) for risk in risks]
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL, no_wrap=True)
     table.add_column(min_width=3, justify="right", no_wrap=True)
-    table.add_column(width=16, no_wrap=True, overflow="ellipsis")
+    table.add_column(width=min(SERVER, max(map(len, names), default=0)), no_wrap=True, overflow="ellipsis")
     table.add_column(ratio=1, overflow="fold")
-    for place, risk in enumerate(risks):
+    for place, (name, risk) in enumerate(zip(names, risks, strict=True)):
         why = Text("\n".join(plain(reason) for reason in risk.reasons[:2]))
-        score = Text(f"{risk.score:.0f}", style=LEVEL_STYLES.get(risk.level, ""))
-        table.add_row("" if place else "worst", score, plain(risk.server), why)
+        score = Text(str(int(risk.score)), style=LEVEL_STYLES.get(risk.level, ""))
+        table.add_row("" if place else "worst", score, name, why)
     return [table] if table.row_count else []
 
 
@@ -105,11 +108,11 @@ def _alerts(alerts: Alerts, now: float) -> Iterable[RenderableType]:
         yield row("", Text(f"and {len(alerts.open) - SHOWN} more; --json lists them all"))
 
 
-def alert_lines(alerts: Alerts, now: float, most: int) -> Iterable[RenderableType]:
-    """The gravest alerts, a line each: how grave, what, and for how long."""
+def alert_lines(alerts: Alerts, now: float, most: int, *, whole: bool = True) -> Iterable[RenderableType]:
+    """The gravest alerts, a line each: how grave, what, and for how long. Not `whole`: cut off where it is too wide."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL, no_wrap=True)
-    table.add_column(ratio=1, overflow="fold")
+    table.add_column(ratio=1, overflow="fold" if whole else "ellipsis", no_wrap=not whole)
     table.add_column(justify="right", no_wrap=True)
     for alert in alerts.open[:most]:
         opened = moment(alert.opened_at)
@@ -184,8 +187,8 @@ def _window(status: Status, now: float) -> Text:
 
 def _processes(status: Status) -> Text:
     told = status.supervision
-    roles = [plain(str(child.get("role", "child"))) for child in told.children]
-    text = Text(", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles)) or "none")
+    phases = [plain(str(child.get("phase", "running"))).replace("_", " ") for child in told.children]
+    text = Text(", ".join(f"{phases.count(phase)} {phase}" for phase in dict.fromkeys(phases)) or "none")
     troubles = ((told.crashes, "crashed"), (told.replacements, "replaced"), (told.hand_overs, "jobs moved"))
     happened = ", ".join(f"{number} {what}" for number, what in troubles if number)
     text.append(f"; {happened}" if happened else "", style="yellow")

@@ -1,7 +1,7 @@
 """The servers at most risk, a line each, with the main metrics now and ahead: for `fleet top`.
 
-The one thing to know before changing it: a cell says the value now, then the highest p90 ahead; its bars begin with the value
-now and go on with the p50 to the end of the horizon. How many metrics are shown depends on the width, never less than three.
+The one thing to know before changing it: a cell's bars begin with the value now and go on with the p50 to the end of the
+horizon; then come the value now and the highest p90 ahead. How many metrics are shown depends on the width, but three are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isnan
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
@@ -19,7 +18,7 @@ from cli.fleet.screen import LEVEL_STYLES, alert_lines, moment, percent, risk_te
 from cli.fleet.told import Alerts, Risk, Risks, ServerForecast, Status
 from cli.pulse_screen import plain, span
 from cli.screen import row
-from forecastd.fleet.words import minutes
+from forecastd.fleet.words import number
 
 METRICS: Mapping[str, str] = {
     "cpu_percent": "CPU %",
@@ -30,11 +29,14 @@ METRICS: Mapping[str, str] = {
     "disk_busy_percent": "disk busy %",
     "requests_per_s": "requests/s",
 }
+LIKELY = 0.5  # the quantile by which a crossing is likely; by a higher one it is possible
 BARS, BLOCKS = 6, "▁▂▃▄▅▆▇█"
-SERVER, SCORE, LEVEL, AHEAD, VALUES = 14, 3, 8, 6, 8  # columns of text
+SERVER, SCORE, LEVEL, AHEAD, VALUES = 15, 3, 8, 6, 7  # columns of text
+HEAD = max(map(len, METRICS.values()))
 LEAST_METRICS = 3
 MOST_ALERTS = 6
-FRAME = 6  # lines that are not servers or alerts
+FRAME = 8  # lines that are neither servers nor alerts
+TROUBLE = 3  # lines of what is wrong, where something is
 PIPE_SERVERS = 20  # where there is no terminal whose height would say
 
 
@@ -81,52 +83,50 @@ class TopScreen:
         if not alerts.open:
             yield Text("no alerts")
             return
-        left = MOST_ALERTS if self._height is None else max(2, self._height - FRAME - len(self._frame.risks.servers))
+        taken = FRAME + len(self._frame.risks.servers) + (TROUBLE if self._frame.trouble else 0)
+        left = MOST_ALERTS if self._height is None else max(1, self._height - taken)
         shown = min(left, len(alerts.open))
         yield Text(
             f"{len(alerts.open)} alerts" if shown == len(alerts.open) else f"{shown} of {len(alerts.open)} alerts"
         )
-        yield from alert_lines(alerts, now, shown)
+        yield from alert_lines(alerts, now, shown, whole=self._height is None)
 
 
 def _head(frame: Frame) -> RenderableType:
     """The fleet in two lines."""
     status, summary = frame.status, frame.risks.summary
     first = Text(f"{plain(frame.name)}  ", style="bold")
-    first.append_text(servers_text(status.servers))
-    first.append("; ").append_text(risk_text(summary))
-    horizon = span(status.model.horizon_steps * status.step_seconds)
-    forecast = status.forecast
-    second = Text("no forecast yet", style="yellow")
-    if forecast.age_seconds is not None:
-        second = Text(f"forecast {span(forecast.age_seconds)} old, {horizon} ahead")
-    if summary.incident_probability is not None:
-        second.append(f"; an incident in it: {percent(summary.incident_probability)}")
+    first.append_text(servers_text(status.servers, " servers"))
+    age = status.forecast.age_seconds
+    first.append("; no forecast yet" if age is None else f"; forecast {span(age)} old", style="" if age else "yellow")
     if not status.health.ok:
-        second = Text(" ".join(plain(reason) for reason in status.health.reasons), style="bold red")
-    for text in (first, second):
-        text.truncate(10_000)
+        reasons = " ".join(plain(reason) for reason in status.health.reasons)
+        return Group(first, Text(reasons or "not healthy", style="bold red"))
+    second = risk_text(summary)
+    if summary.incident_probability is not None:
+        horizon = span(status.model.horizon_steps * status.step_seconds)
+        second.append(f"; an incident within {horizon}: {percent(summary.incident_probability)}")
     return Group(first, second)
 
 
 def _servers(frame: Frame, width: int, *, ascii_only: bool) -> RenderableType:
-    cell = VALUES + (0 if ascii_only else BARS + 1)
+    cell, overflow = (HEAD, "crop") if ascii_only else (BARS + 1 + VALUES, "ellipsis")
     names = list(METRICS)[: max(LEAST_METRICS, (width - SERVER - SCORE - LEVEL - AHEAD - 3) // (cell + 2))]
     table = Table.grid(padding=(0, 1))
     for size, justify in ((SERVER, "left"), (SCORE, "right"), (LEVEL, "left"), (AHEAD, "right")):
-        table.add_column(width=size, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        table.add_column(width=size, justify=justify, no_wrap=True, overflow=overflow)  # type: ignore[arg-type]
     for _ in names:
-        table.add_column(width=cell, no_wrap=True)
+        table.add_column(width=cell, no_wrap=True, overflow=overflow)  # type: ignore[arg-type]
     heads = ["server", "", "risk", "ahead", *(METRICS[name] for name in names)]
     table.add_row(*(Text(head, style="dim") for head in heads))
     for risk in frame.risks.servers:
         forecast = frame.forecasts.get(risk.server)
-        cells = [_cell(risk.current.get(name), *_ahead(forecast, name), ascii_only=ascii_only) for name in names]
+        cells = [_cell(name, risk.current.get(name), forecast, ascii_only=ascii_only) for name in names]
         style = LEVEL_STYLES.get(risk.level, "")
         level = "maintain" if risk.status == "maintenance" else plain(risk.level)
         table.add_row(
             Text(plain(risk.server)),
-            Text(f"{risk.score:.0f}", style=style),
+            Text(str(int(risk.score)), style=style),
             Text(level, style=style),
             _when(risk),
             *cells,
@@ -135,34 +135,34 @@ def _servers(frame: Frame, width: int, *, ascii_only: bool) -> RenderableType:
 
 
 def _when(risk: Risk) -> Text:
-    """How long until it is critical; what is possible only, in brackets."""
+    """How long until it is critical; with a question mark where that is possible only."""
     if risk.minutes_ahead is None:
         return Text("")
     if risk.minutes_ahead == 0:
         return Text("now", style=LEVEL_STYLES["critical"])
-    told = minutes(risk.minutes_ahead)
-    return Text(told, style="yellow") if risk.quantile_ahead == 0.5 else Text(told, style="dim")
+    told = (
+        f"{60 * risk.minutes_ahead:.0f}s" if risk.minutes_ahead < 0.995 else f"{number(round(risk.minutes_ahead, 1))}m"
+    )
+    return Text(told, style="yellow") if risk.quantile_ahead == LIKELY else Text(f"{told}?", style="dim")
 
 
-def _ahead(forecast: ServerForecast | None, metric: str) -> tuple[Sequence[float], Sequence[float]]:
-    """The p50 and the p90 that are ahead."""
-    return ((), ()) if forecast is None else (forecast.path(metric, "0.5"), forecast.path(metric, "0.9"))
-
-
-def _cell(now: float | None, p50: Sequence[float], p90: Sequence[float], *, ascii_only: bool) -> Text:
-    """The bars, the value now and the highest p90 ahead."""
-    path = [one for one in ((now,) if now is not None else ()) if not isnan(one)] + [*p50]
+def _cell(name: str, now: float | None, forecast: ServerForecast | None, *, ascii_only: bool) -> Text:
+    """The bars, the value now and the highest p90 ahead. Percents are full at 100, the others at twice the value now."""
+    p50, p90 = ((), ()) if forecast is None else (forecast.path(name, "0.5"), forecast.path(name, "0.9"))
+    path = [*(() if now is None else (now,)), *p50]
     arrow = ">" if ascii_only else "→"
     values = "" if now is None else short(now)
     values += f"{arrow}{short(max(p90))}" if p90 else ""
-    return Text(f"{values:<{VALUES}}" if ascii_only else f"{bars(path, max(p90, default=0.0)):<{BARS}} {values}")
+    if ascii_only:
+        return Text(f"{values:<{VALUES}}")
+    top = 100.0 if name.endswith("_percent") else 2 * max([*path[:1], 1e-9])
+    return Text(f"{bars(path, top):<{BARS}} {values}")
 
 
-def bars(path: Sequence[float], highest: float) -> str:
-    """A path as `BARS` blocks, each the highest of its part; percents fill at 100, others at twice the first or the most."""
+def bars(path: Sequence[float], top: float) -> str:
+    """A path as `BARS` blocks, each the highest of its part; `top` is a full one."""
     if not path:
         return ""
-    top = max(2 * path[0], highest, *path, 1e-9)
     edges = [round(place * len(path) / BARS) for place in range(BARS + 1)]
     parts = [path[start : max(end, start + 1)] for start, end in pairwise(edges)]
     heights = (max(part or path[-1:]) / top for part in parts)
@@ -170,7 +170,7 @@ def bars(path: Sequence[float], highest: float) -> str:
 
 
 def short(value: float) -> str:
-    """A value in three characters, four from ten thousand on: `7.3`, `62`, `812`, `1k2`, `12k`, `3M`."""
+    """A value in three characters, four from a hundred thousand on: `7.3`, `62`, `812`, `1k2`, `12k`, `3M0`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size * 0.9995:
             return f"{value / size:.0f}{letter}" if value >= 9.95 * size else f"{value / size:.1f}".replace(".", letter)
