@@ -16,7 +16,7 @@ from models.base import FloatArray, Forecast, ModelInput
 from models.bundle import Bundle
 from models.errors import BundleError, DataError
 from models.manifest import Manifest
-from models.strict import RESTORE
+from models.proof import prove
 from models.tft import STEPS, Tft
 
 TOLERANCE = 1e-4  # of the quantile range: how far an engine may be from the network it was made of
@@ -166,17 +166,8 @@ def verify_canary(bundle: Bundle, engine: Engine, progress: Progress = lambda do
     Raises:
         BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
     """
-    try:
-        forecast = engine.predict(bundle.canary.inputs, progress)
-    except DataError as error:
-        raise BundleError(
-            f"The canary of {bundle.path} does not fit its model ({error}). {RESTORE}", check="canary"
-        ) from error
-    difference = relative_difference(forecast.quantiles, bundle.canary.quantiles)
-    if not difference <= TOLERANCE:
-        raise BundleError(
-            f"The model at {bundle.path} does not reproduce its canary: it is off by {difference:.1e} of the quantile "
-            f"range, {TOLERANCE:.0e} is allowed. {RESTORE}",
-            check="canary",
-        )
-    return difference
+
+    def difference() -> float:
+        return relative_difference(engine.predict(bundle.canary.inputs, progress).quantiles, bundle.canary.quantiles)
+
+    return prove(bundle.path, difference, TOLERANCE)

@@ -175,8 +175,9 @@ def _scalers(scalers: Fields, features: tuple[str, ...]) -> Mapping[str, Scaler]
     return found
 
 
-def _network(network: Fields, past: tuple[str, ...], known: tuple[str, ...], outputs: int) -> Network:
-    found = Network(
+def read_sizes(network: Fields) -> Network:
+    """The sizes and variables that every network has."""
+    return Network(
         hidden_size=network.integer("hidden_size", 1, MOST["hidden_size"]),
         hidden_continuous_size=network.integer("hidden_continuous_size", 1, MOST["hidden_continuous_size"]),
         attention_heads=network.integer("attention_heads", 1, MOST["attention_heads"]),
@@ -185,6 +186,10 @@ def _network(network: Fields, past: tuple[str, ...], known: tuple[str, ...], out
         decoder_reals=network.names("decoder_reals"),
         outputs=network.integer("outputs", 1, MOST["levels"]),
     )
+
+
+def _network(network: Fields, past: tuple[str, ...], known: tuple[str, ...], outputs: int) -> Network:
+    found = read_sizes(network)
     network.end()
     if (found.encoder_reals, found.decoder_reals) != network_reals(past, known) or found.outputs != outputs:
         refuse("has a network whose variables or outputs differ from its features and levels")

@@ -18,11 +18,10 @@ from itertools import count, pairwise
 
 import numpy as np
 
-from models.errors import BundleError, DataError
 from models.fleet.base import FleetEngine, FleetInput, Floats, Indices, Progress
 from models.fleet.bundle import FleetBundle, canary_input
 from models.fleet.scaling import FleetScaling, calendar
-from models.strict import RESTORE
+from models.proof import prove
 from models.tft import Tft
 
 ENGINES = ("auto", "library", "fused", "stream", "onnx")
@@ -197,20 +196,11 @@ def verify_fleet_canary(bundle: FleetBundle, engine: FleetEngine, progress: Prog
     Raises:
         BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
     """
-    try:
-        found = engine.forecast(canary_input(bundle), progress)
-    except DataError as error:
-        raise BundleError(
-            f"The canary of {bundle.path} does not fit its model ({error}). {RESTORE}", check="canary"
-        ) from error
-    difference = range_difference(found, bundle.canary.quantiles)
-    if not difference <= TOLERANCE:
-        raise BundleError(
-            f"The model at {bundle.path} does not reproduce its canary: it is off by {difference:.1e} of the quantile "
-            f"range, {TOLERANCE:.0e} is allowed. {RESTORE}",
-            check="canary",
-        )
-    return difference
+
+    def difference() -> float:
+        return range_difference(engine.forecast(canary_input(bundle), progress), bundle.canary.quantiles)
+
+    return prove(bundle.path, difference, TOLERANCE)
 
 
 def range_difference(got: Floats, wanted: Floats) -> float:

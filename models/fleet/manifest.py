@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.manifest import LARGEST_STEP, MOST, RELATIVE_TIME, Network
+from models.manifest import LARGEST_STEP, MOST, RELATIVE_TIME, Network, read_sizes
 from models.records import FileRecord, Training, files_json, read_files, read_levels, read_training, training_json
 from models.strict import Fields, name_of, read_object, refuse
 
@@ -188,14 +188,8 @@ def _groups(root: Fields) -> tuple[str, ...]:
 
 
 def _network(network: Fields) -> Network:
-    found = Network(
-        hidden_size=network.integer("hidden_size", 1, MOST["hidden_size"]),
-        hidden_continuous_size=network.integer("hidden_continuous_size", 1, MOST["hidden_continuous_size"]),
-        attention_heads=network.integer("attention_heads", 1, MOST["attention_heads"]),
-        lstm_layers=network.integer("lstm_layers", 1, MOST["lstm_layers"]),
-        encoder_reals=network.names("encoder_reals"),
-        decoder_reals=network.names("decoder_reals"),
-        outputs=network.integer("outputs", 1, MOST["levels"]),
+    found = replace(
+        read_sizes(network),
         targets=network.integer("targets", 1, MOST_METRICS),
         profiles=network.integer("profiles", 1, MOST_PROFILES),
         embedding_size=network.integer("embedding_size", 1, MOST["hidden_size"]),
