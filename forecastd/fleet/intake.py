@@ -91,17 +91,33 @@ class Rows:
 
     def take(self, keep: NDArray[np.bool_]) -> Rows:
         """The rows where `keep` `[N]` is true."""
-        if bool(keep.all()):
-            return self
-        at = np.flatnonzero(keep).tolist()
+        return self if bool(keep.all()) else self.at(np.flatnonzero(keep))
+
+    def at(self, places: NDArray[np.int64]) -> Rows:
+        """The rows in these places, in this order."""
+        which = places.tolist()
         return Rows(
-            tuple(self.servers[i] for i in at),
-            tuple(self.profiles[i] for i in at),
-            tuple(self.statuses[i] for i in at),
-            self.times[keep],
-            self.ticks[keep],
-            self.values[keep],
-            self.places[keep],
+            tuple(self.servers[i] for i in which),
+            tuple(self.profiles[i] for i in which),
+            tuple(self.statuses[i] for i in which),
+            self.times[places],
+            self.ticks[places],
+            self.values[places],
+            self.places[places],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """All rows of several."""
+        parts = parts or [cls.none()]
+        return cls(
+            tuple(name for part in parts for name in part.servers),
+            tuple(name for part in parts for name in part.profiles),
+            tuple(name for part in parts for name in part.statuses),
+            np.concatenate([part.times for part in parts]),
+            np.concatenate([part.ticks for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.places for part in parts]),
         )
 
 
@@ -138,6 +154,11 @@ class Refusals:
             self.add(int(rows.places[one]), rows.servers[one], say(one), code)
         if len(at) > len(told):
             self.counts[code] += len(at) - len(told)
+
+    def merge(self, other: Refusals) -> None:
+        """Those of another part of the same feed."""
+        self.counts.update(other.counts)
+        self.first += other.first[: MOST_REASONS - len(self.first)]
 
     @property
     def total(self) -> int:
@@ -187,8 +208,8 @@ def parse_feed(body: bytes, content_type: str | None, *, step: int) -> Parsed:
     return check(envelope.records, step=step, units=envelope.units)
 
 
-def check(records: Sequence[object], *, step: int, units: dict[str, str] | None = None) -> Parsed:
-    """Judge records as a feed's `records` would be, whichever way they came.
+def check(records: Sequence[object], *, step: int, units: dict[str, str] | None = None, first: int = 0) -> Parsed:
+    """Judge records as a feed's `records` would be, whichever way they came; `first` is the place of the first of them.
 
     Raises:
         FeedError: `units` names a metric or a unit that is not known.
@@ -197,7 +218,7 @@ def check(records: Sequence[object], *, step: int, units: dict[str, str] | None 
     for metric, unit in (units or {}).items():
         value = factor(metric, unit)
         factors[INDEX[metric]] = value
-    return _judge(records, step, factors, Refusals(), range(len(records)))
+    return _judge(records, step, factors, Refusals(), range(first, first + len(records)))
 
 
 def _lines(body: bytes, step: int) -> Parsed:

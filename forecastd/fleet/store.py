@@ -243,6 +243,8 @@ class TickStore:
         Raises:
             ValueError: a metric that the store does not keep.
         """
+        if self._file.read_only and not self.path.exists():
+            return
         span, at, skipped = CHUNK, int(start) - LONGEST_STEP, 0
         while at < end and skipped < MOST_SKIPPED:
             try:
