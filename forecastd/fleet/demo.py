@@ -15,7 +15,9 @@ from forecastd.fleet.intake import Rows
 from forecastd.fleet.service import Fleet
 from forecastd.fleet.simulator import Scenario, Simulator
 
-LONGEST_WAIT = 1.0
+LONGEST_WAIT = 1.0  # seconds; a clock may be set meanwhile
+SAVED_AT_ONCE = 16  # ticks of the past
+LAST_SECONDS = 0.2  # for the tick that is being made up
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class DemoFeed:
             times = [float((first + place) * step)] * len(simulator.names)
             rows = Rows.of(simulator.names, times, values[:, place], step=step, profiles=simulator.profiles)
             self._fleet.put(rows)
+            if place % SAVED_AT_ONCE == 0:
+                self._fleet.memory.save()
 
     def __enter__(self) -> DemoFeed:
         self._thread.start()
@@ -55,7 +59,7 @@ class DemoFeed:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(LONGEST_WAIT)
+        self._thread.join(LAST_SECONDS)
 
     def _run(self) -> None:
         fleet = self._fleet

@@ -7,6 +7,7 @@ whatever is wrong with it, the old one goes on; it is closed when the forecast t
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_KEPT = 5000  # ticks that the model of the start may look back
+MARGIN = 30  # ticks that may be closed between two looks at the window
+AGAIN_SECONDS = (30.0, 600.0)  # before a model that was given up is tried anew: at first, and at most
 STOPPING_SECONDS = 0.5  # for the model's processes, so that the whole service ends within a second
 
 
@@ -78,13 +81,13 @@ class Model:
     `keep`: how many ticks of each server it and its successors may look back.
     """
 
-    def __init__(self, settings: Settings, opener: Opener, keep: int) -> None:
+    def __init__(self, settings: Settings, clock: Clock, opener: Opener, keep: int) -> None:
         """Open the bundle of the settings; its children begin to load. `keep`: ticks of each server in memory, at least.
 
         Raises:
             NeedsHuman: there is no such bundle, or it is not for this fleet.
         """
-        self._settings, self._opener, self._keep = settings, opener, MOST_KEPT
+        self._settings, self._clock, self._opener, self._keep = settings, clock, opener, MOST_KEPT
         policy = policy_of(settings, standbys=settings.standbys)
         limits = replace(policy.limits, stopping=min(policy.limits.stopping, STOPPING_SECONDS))
         self.policy = replace(policy, limits=limits)
@@ -93,8 +96,10 @@ class Model:
         self._using: Forecaster | None = None
         self._closed = False
         self._candidate: Forecaster | None = None
-        self._current = self._open(settings.fleet_model_path)
-        self.keep = self._keep = max(keep, self.manifest.encoder_length)
+        self._path = settings.fleet_model_path
+        self._current = self._open(self._path)
+        self._patience, self._given_up = AGAIN_SECONDS[0], -math.inf
+        self.keep = self._keep = max(keep, self.manifest.encoder_length + MARGIN)
 
     @property
     def manifest(self) -> FleetManifest:
@@ -113,10 +118,12 @@ class Model:
             NeedsHuman: it is no good.
             SkipEpoch, RetryLater: no child came to be ready.
         """
+        self._try_anew()
         self._current.ready(over=self._is_closed)
 
     def forecast(self, block: Block) -> FleetForecast:
         """The forecast of all servers of a block, by the bundle that is in use when it begins. Raises as inference does."""
+        self._try_anew()
         with self._lock:
             self._using = current = self._current
         try:
@@ -126,6 +133,23 @@ class Model:
                 self._using, retired, self._retired = None, self._retired, []
             for one in retired:
                 one.close()
+
+    def _try_anew(self) -> None:
+        """Open a bundle again that supervision has given up: what its children died of may be over, and nobody is there."""
+        current, now = self._current, self._clock.monotonic()
+        if not current.counts.quarantines or self._closed:
+            return
+        if self._given_up == -math.inf:
+            self._given_up = now
+        if now - self._given_up < self._patience:
+            return
+        self._given_up, self._patience = -math.inf, min(2 * self._patience, AGAIN_SECONDS[1])
+        log.warning("the model %s is tried anew", current.manifest.name, extra={"action": "model"})
+        new = self._open(self._path)
+        with self._lock:
+            if self._current is current:
+                self._current, new = new, current
+        new.close()
 
     def change(self, name: str) -> Change:
         """Run the bundle of this name from now on, if it is good.
@@ -169,7 +193,8 @@ class Model:
             new.close()
             raise Unfit(str(error)) from None
         with self._lock:
-            old, self._current, self._candidate = self._current, new, None
+            old, self._current, self._candidate, self._path = self._current, new, None, bundle
+            self._patience, self._given_up = AGAIN_SECONDS[0], -math.inf
             idle = self._using is not old
             if not idle:
                 self._retired.append(old)

@@ -49,6 +49,11 @@ class _Served:
     http: HttpServer
     notify: Notifier
 
+    def stop(self) -> None:
+        """Begin to end everything. Returns at once."""
+        self.http.stop()
+        self.fleet.stop()
+
 
 def serve(settings: Settings, clock: Clock, demo: Demo | None = None) -> int:
     """Run a fleet until a signal; the exit code. With `demo` its servers are made up, and its state is of this run only.
@@ -121,12 +126,12 @@ def _run(served: _Served) -> int:
             if number in {signal.SIGTERM, signal.SIGINT}:
                 notify.stopping("ending")
                 log.info("ending: %s", signal.Signals(number).name, extra={"action": "end"})
-                fleet.stop()
+                served.stop()
                 return INTERRUPTED if number == signal.SIGINT else 0
             if number == signal.SIGHUP:
                 reopen()
         if fleet.fatal is not None:
-            fleet.stop()
+            served.stop()
             raise fleet.fatal
         if every is not None and _gets_on(served):
             notify.watchdog()

@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 
 KEEP = 360  # ticks of each server in memory; half an hour of 5 s
 FORECAST_SHARE = 0.5  # of a tick, for which its forecast is waited for before it is judged without
-LAST_SECONDS = 0.3  # for each thread that ends
-CLOSING_SECONDS = 1.0  # for the model's processes, which end with this one anyway
+CLOSE_SECONDS = 0.5  # for all threads and processes together
 AGAIN_SECONDS = 5.0  # between two attempts to get the model ready
 
 
@@ -68,7 +67,7 @@ class Fleet:
             settings.fleet_state / "window.sqlite", step=self.step, hours=settings.fleet_history_hours,
             megabytes=settings.fleet_history_mb,
         )  # fmt: skip
-        self.model = Model(settings, opener or open_forecaster(settings, clock), KEEP)
+        self.model = Model(settings, clock, opener or open_forecaster(settings, clock), KEEP)
         self.memory = FleetMemory(settings, clock, store, self.model.keep)
         self.published = Published(tick=-1)
         self._publishing = threading.Lock()
@@ -104,6 +103,7 @@ class Fleet:
             return
         self._ending.set()
         self.puller.close()
+        self.ticker.tell_to_stop()
         self.forecasting.tell_to_stop()
         self.judging.tell_to_stop()
         with self._attempted:
@@ -111,14 +111,19 @@ class Fleet:
         self._closing.start()
 
     def close(self) -> None:
-        """End everything. Nothing is left to be saved but the rows of the open tick, which are few."""
+        """End everything, soon: what hangs is left to end with the process. Only the rows of the open tick are unsaved."""
         self.stop()
-        if self.ticker.stop(LAST_SECONDS):
+        end = self.clock.monotonic() + CLOSE_SECONDS
+
+        def left() -> float:
+            return max(0.0, end - self.clock.monotonic())
+
+        if self.ticker.join(left()):
             self.memory.save()
-        self._closing.join(CLOSING_SECONDS)
-        for thread in (self.forecasting, self.judging):
-            thread.join(LAST_SECONDS)
-        self._alerts.close(LAST_SECONDS)
+        self._closing.join(left())
+        self.judging.join(left())
+        self.forecasting.join(left())
+        self._alerts.close(left())
         self.memory.store.close()
 
     def feed(self, body: bytes, content_type: str | None) -> FeedAnswer:

@@ -54,9 +54,12 @@ class Ticker:
         """Begin. The ticks that are closed already are not told."""
         self._thread.start()
 
-    def stop(self, seconds: float) -> bool:
-        """End, after the tick that is being closed; whether that came to be within so many seconds."""
+    def tell_to_stop(self) -> None:
+        """Have it end after the tick that is being closed. Returns at once."""
         self._stop.set()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for its end, so long at most; whether it has come."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive()

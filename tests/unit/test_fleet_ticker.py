@@ -75,7 +75,8 @@ def test_ticks_are_told_as_they_close_the_newest_only_after_a_sleep_and_a_clock_
     told.until([200, 209], [201])
     clock.wall = 1015.6
     told.until([200, 209, 202], [201])
-    assert beat.stop(WAIT)
+    beat.tell_to_stop()
+    assert beat.join(WAIT)
     assert not beat.alive
 
 
@@ -93,8 +94,11 @@ def test_an_error_that_nobody_foresaw_costs_one_tick() -> None:
     told.until([200], [])
     clock.wall = 1010.6
     told.until([200, 201], [])
-    assert beat.stop(WAIT)
+    beat.tell_to_stop()
+    assert beat.join(WAIT)
 
 
 def test_one_that_never_began_ends_all_the_same() -> None:
-    assert Ticker(Hand(1000.0), 5, print, print).stop(WAIT)
+    never = Ticker(Hand(1000.0), 5, print, print)
+    never.tell_to_stop()
+    assert never.join(WAIT)

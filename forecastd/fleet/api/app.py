@@ -39,7 +39,9 @@ def make_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
         settings.fleet_cors_origins,
     )  # fmt: skip
     remarks, parts = Remarks(fleet.clock), Parts(fleet, Bodies(rules.most_bytes))
-    app = FastAPI(title="forecastd fleet", version=__version__, description=TEXT, redoc_url=None)
+    app = FastAPI(
+        title="forecastd fleet", version=__version__, description=TEXT, redoc_url=None, redirect_slashes=False
+    )
     for routes in (looks, forecasts, feeding, histories, admin):
         app.include_router(routes.router(parts))
     app.include_router(gauges.router(parts, registry))

@@ -45,7 +45,7 @@ class Gate:
         if scope["type"] != "http":  # there are no websockets here, and nothing to do at start and end
             return
         started = self._clock.monotonic()
-        status = 0
+        status = 500  # unless an answer begins
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -56,12 +56,12 @@ class Gate:
 
         try:
             self._check(scope)
-        except Refused as refused:
+            await self._app(scope, receive, note)
+        except Refused as refused:  # by the check: what the routes refuse is answered further in
             await answer(refused)(scope, receive, note)
             self._remarks.refused(refused.kind, self._told(scope, refused))
-        else:
-            await self._app(scope, receive, note)
-        self._counts.served(scope, status, self._clock.monotonic() - started)
+        finally:
+            self._counts.served(scope, status, self._clock.monotonic() - started)
 
     def _check(self, scope: Scope) -> None:
         """Raises Refused for a request that comes no further."""

@@ -62,8 +62,12 @@ class HttpServer:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Begin to end. Returns at once."""
         self._server.should_exit = True
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         self._thread.join(GRACE_SECONDS)
         self._server.force_exit = True
         self._thread.join(GRACE_SECONDS)

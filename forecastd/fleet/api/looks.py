@@ -58,6 +58,7 @@ def router(parts: Parts) -> APIRouter:
         """The open alerts, one for each condition, and the latest events."""
         return Response(fleet.published.alerts, 200, NO_STORE, JSON)
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> Response:
         """200 while ticks are closed and forecasts are new, else 503 with the reasons. Needs no key."""

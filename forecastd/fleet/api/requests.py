@@ -25,7 +25,7 @@ class RequestCounts:
         )  # fmt: skip
 
     def served(self, scope: Scope, status: int, seconds: float) -> None:
-        """A request has been answered; `status` 0 when it was not."""
+        """A request has been answered with this status."""
         route = str(getattr(scope.get("route"), "path", OTHER))
         method = scope["method"] if scope["method"] in METHODS else OTHER
         self._seconds.labels(route).observe(seconds)

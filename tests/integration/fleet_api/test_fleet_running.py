@@ -235,3 +235,25 @@ def test_alerts_state_that_is_damaged_is_begun_anew(serve: Any, tmp_path: Path) 
     served.feed(START, "web-01")
     served.close_tick()
     assert served.client.get("/alerts").json()["open"] == []
+
+
+def test_a_model_that_was_given_up_is_tried_anew_at_growing_intervals(serve: Any) -> None:
+    served = serve()
+    served.feed(START, "web-01")
+    served.forecast_tick()
+    served.script.error = SkipEpoch("The model is in quarantine.", check="fleet_forecast")
+    served.fleet.model._current.counts.quarantines = 1
+    opened = []
+    for tick in range(1, 60):
+        served.feed(START + STEP * tick, "web-01")
+        served.close_tick()
+        served.until(lambda: served.fleet._attempted_tick >= served.fleet.memory.window.newest)
+        opened.append(len(served.script.opened))
+        served.fleet.model._current.counts.quarantines = 1
+    first, second = opened.index(2), opened.index(3)
+    assert 5 <= first <= 8
+    assert second - first >= 11
+    assert len(served.script.closed) == len(served.script.opened) - 1
+    served.script.error = None
+    served.feed(served.clock.now(), "web-01")
+    served.forecast_tick()
