@@ -6,9 +6,11 @@ Where there is no terminal, a line an epoch instead of a bar.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -20,7 +22,7 @@ from models.progress import Progress as Reached
 
 
 class TrainingScreen:
-    """Tells how far a training is. With `quiet`, stdout is kept for one JSON object.
+    """Tells how far a training of any kind is. With `quiet`, stdout is kept for one JSON object.
 
     What supervision logs of the training's process is for `verbose`; else a replaced process is one line on stderr.
     """
@@ -105,14 +107,20 @@ class TrainingScreen:
             loss=loss + best,
         )
 
-    def result(self, trained: Trained) -> None:
-        """The scores beside the baselines, where the bundle is, and what to type next."""
+    def show(self, manifest: bytes, scores: Iterable[RenderableType], path: Path, sha256: str, after: str) -> None:
+        """The manifest for a machine; for a person the scores, where the bundle is, and what to type next."""
         if self._quiet:
-            click.echo(to_json(trained.manifest).decode(), nl=False)
+            click.echo(manifest.decode(), nl=False)
             return
-        for line in score_rows("test", trained.manifest.metrics["test"]):
+        for line in scores:
             self._out.print(line)
-        self._out.print(row("bundle", Text(f"{trained.path} ({trained.manifest.sha256[:12]})")))
-        self._out.print(
-            row("next", Text(f"forecastd model check {trained.path}\nforecastd --once --model {trained.path}"))
-        )
+        self._out.print(row("bundle", Text(f"{path} ({sha256[:12]})")))
+        self._out.print(row("next", Text(after)))
+
+
+def show_result(screen: TrainingScreen, trained: Trained) -> None:
+    """The scores of a market's model beside the baselines', and what to type next."""
+    manifest, path = trained.manifest, trained.path
+    scores = score_rows("test", manifest.metrics["test"])
+    after = f"forecastd model check {path}\nforecastd --once --model {path}"
+    screen.show(to_json(manifest), scores, path, manifest.sha256, after)

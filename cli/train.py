@@ -54,7 +54,7 @@ def command(
     from cli.interrupt import STOPS, one_interrupt
 
     interrupts = ctx.with_resource(one_interrupt(*STOPS))
-    from cli.progress import TrainingScreen
+    from cli.progress import TrainingScreen, show_result
     from cli.times import reference_time
     from forecastd.clock import SystemClock
     from forecastd.settings import load_settings
@@ -65,7 +65,7 @@ def command(
 
     given = {name: more.pop(name) for name in ("data_source", "features")}
     place = {name: more.pop(name) for name in ("out", "hours", "finish", "force", "faults")}
-    config = TrainingConfig(levels=_levels(levels), **more)
+    config = TrainingConfig(levels=levels_of(levels), **more)
     request = Request(config, start=reference_time(start, "--start"), until=reference_time(until, "--until"), **place)
     settings = load_settings(**(ctx.obj or {}), **given)
     with TrainingScreen(quiet=as_json, verbose=bool(ctx.find_root().params.get("verbose"))) as screen:
@@ -76,10 +76,11 @@ def command(
             screen.close()
             click.echo(str(interrupted), err=True)
             ctx.exit(INTERRUPTED)
-    screen.result(trained)
+    show_result(screen, trained)
 
 
-def _levels(text: str) -> tuple[float, ...]:
+def levels_of(text: str) -> tuple[float, ...]:
+    """Levels as they are written: numbers with commas between."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

@@ -16,6 +16,7 @@ class FleetTrainingConfig(TrainingConfig):
     embedding_size:  of the profile
     short:           the share of batches with a shorter encoder, of any length from `encoder_minimum` on
     unknown:         the share of windows that are scaled as those of a server which the model has never seen
+    own_scales:      whether servers have scales of their own; else those of their profiles
     compared_windows: how many windows are forecast by the slow baseline too
     """
 
@@ -31,7 +32,10 @@ class FleetTrainingConfig(TrainingConfig):
     embedding_size: int = 4
     epochs: int = 20
     patience: int = 20
+    batch_size: int = 16
+    batches_per_epoch: int = 100
     learning_rate: float = 5e-3
     short: float = 0.25
     unknown: float = 0.25
+    own_scales: bool = True
     compared_windows: int = 48

@@ -127,7 +127,8 @@ def _job(data: FleetData, config: FleetTrainingConfig, filled: Floats, parts: Fl
 
     keep_memory()
     meter.step("start", 3)
-    groups = fit_groups(data, parts.train.stop, OWN_SCALE * (config.encoder_length + config.horizon))
+    least = OWN_SCALE * (config.encoder_length + config.horizon) if config.own_scales else data.ticks + 1
+    groups = fit_groups(data, parts.train.stop, least)
     cycles, profiles = _cycles(data, parts.train), (OTHER, *dict.fromkeys(one for one in data.profiles if one != OTHER))
     ground = Ground.of(data, filled, groups, Which.of(data, groups, profiles).own)
     rivals = Rivals.of(ground, parts.train, config.horizon, config.levels)

@@ -1,0 +1,88 @@
+"""`fleet train`: train a model on the fleet's own history and write it as a checked bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.main import setting
+from cli.options import faults_of
+
+INTERRUPTED = 130
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command(name="train")
+@setting("--state-dir", "STATE_DIR", "Of the `fleet serve` that collects the history.", type=PATH, metavar="DIR")
+@setting("--step", "FLEET_STEP", "Seconds a tick.", type=click.IntRange(1, 3600))
+@click.option("--history", type=click.FloatRange(0, min_open=True), metavar="HOURS",
+              help="Train on the fleet's own history, so many hours of it (default: all that is kept).")  # fmt: skip
+@click.option("--simulate", metavar="SERVERSxHOURS[:SCENARIO]", help="Train on simulated servers instead: 20x24, say.")
+@click.option("--data", type=PATH, metavar="CSV", help="Train on a table instead: series, timestamp, and the metrics.")
+@click.option("--until", metavar="ISO", help="Train on what is before this time only.")
+@click.option("--servers", type=POSITIVE, default=100, show_default=True, help="At most so many, those with most data.")
+@click.option("--out", type=PATH, metavar="DIR", help="Where the bundle goes (default: `trained` in FLEET_MODELS_DIR).")
+@click.option("--encoder-length", type=POSITIVE, default=288, show_default=True, help="Steps the model looks back.")
+@click.option("--encoder-minimum", type=POSITIVE, default=72, show_default=True, help="With how few it is of use.")
+@click.option("--horizon", type=POSITIVE, default=96, show_default=True, help="Steps it forecasts.")
+@click.option("--hidden-size", type=POSITIVE, default=32, show_default=True, help="Width of the network.")
+@click.option("--hidden-continuous-size", type=POSITIVE, default=8, show_default=True, help="Width of a metric in it.")
+@click.option("--heads", "attention_heads", type=POSITIVE, default=1, show_default=True, help="Attention heads.")
+@click.option("--layers", "lstm_layers", type=POSITIVE, default=1, show_default=True, help="LSTM layers.")
+@click.option("--dropout", type=float, default=0.0, show_default=True, help="Dropout rate.")
+@click.option("--levels", default="0.02,0.1,0.25,0.5,0.75,0.9,0.98", show_default=True, help="Quantiles, 0.5 included.")
+@click.option("--epochs", type=POSITIVE, default=20, show_default=True, help="Epochs at most.")
+@click.option("--patience", type=POSITIVE, default=20, show_default=True, help="Stop after so many without progress.")
+@click.option("--batch-size", type=POSITIVE, default=16, show_default=True, help="Windows a batch.")
+@click.option("--batches-per-epoch", type=POSITIVE, default=100, show_default=True, help="Batches an epoch at most.")
+@click.option("--learning-rate", type=float, default=5e-3, show_default=True, help="Highest learning rate of Adam.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything random."
+)
+@click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
+@click.option("--finish", is_flag=True, help="Train no further: write the bundle from the best checkpoint so far.")
+@click.option(
+    "--force", is_flag=True, help="Replace what is at DIR, throw away an interrupted training with other options."
+)
+@click.option("--fault", "faults", multiple=True, callback=faults_of, metavar="KIND[:VALUE][@PLACE]",
+              help="For a trial: a fault for the training's first process to bring on itself.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object on stdout.")
+@click.pass_context
+def command(ctx: click.Context, /, as_json: bool, levels: str, until: str | None, **more: Any) -> None:
+    """Train a model for the fleet, and write it as a checked bundle. Ctrl-C keeps what was reached; the same command goes on.
+
+    It learns from the history that `fleet serve` keeps, and is compared with baselines on the newest of it.
+    """
+    from cli.interrupt import STOPS, one_interrupt
+
+    interrupts = ctx.with_resource(one_interrupt(*STOPS))
+    from cli.fleet.scores import show_result
+    from cli.progress import TrainingScreen
+    from cli.times import reference_time
+    from cli.train import levels_of
+    from forecastd.clock import SystemClock
+    from forecastd.fleet.training import FleetRequest, train_fleet
+    from forecastd.settings import load_settings
+    from forecastd.trainrun import Listener
+    from models.errors import TrainingInterrupted
+    from models.fleet.config import FleetTrainingConfig
+
+    given = {name: value for name in ("state_dir", "fleet_step") if (value := more.pop(name)) is not None}
+    names = ("out", "history", "simulate", "data", "servers", "finish", "force", "faults")
+    place = {name: more.pop(name) for name in names}
+    request = FleetRequest(
+        FleetTrainingConfig(levels=levels_of(levels), **more), until=reference_time(until, "--until"), **place
+    )
+    settings = load_settings(**{**(ctx.obj or {}), **given})
+    with TrainingScreen(quiet=as_json, verbose=bool(ctx.find_root().params.get("verbose"))) as screen:
+        try:
+            listener = Listener(screen.tell, screen.update, screen.remark, interrupts.again)
+            trained = train_fleet(settings, request, SystemClock(), listener)
+        except TrainingInterrupted as interrupted:
+            screen.close()
+            click.echo(str(interrupted), err=True)
+            ctx.exit(INTERRUPTED)
+    show_result(screen, trained)

@@ -1,0 +1,104 @@
+"""From a fleet's history to a trained bundle: gathers the history, and has a supervised child train on it.
+
+An interrupted training goes on from the history it began with, kept beside its output.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from forecastd.clock import Clock
+from forecastd.errors import NeedsHuman
+from forecastd.fleet import past
+from forecastd.fleet.table import from_table
+from forecastd.settings import Settings
+from forecastd.trainrun import Listener, Run, bundle_name, carry_out, kept_rows
+from models.fleet.config import FleetTrainingConfig
+from models.fleet.data import FleetData
+from models.fleet.manifest import FleetManifest
+from models.training import check_config
+
+DEFAULT_NAME = "trained"
+
+
+@dataclass(frozen=True)
+class FleetRequest:
+    """What a user asks a fleet's training for: one of a history of so many hours, `simulate`, or a table at `data`.
+
+    `until` in unix seconds, now when not given; `servers`: at most so many. `out`: below the directory of the fleet's models
+    by its name when not given. `faults`: what its first process shall bring on itself, for a trial.
+    """
+
+    config: FleetTrainingConfig
+    out: Path | None = None
+    history: float | None = None
+    simulate: str | None = None
+    data: Path | None = None
+    until: float | None = None
+    servers: int = 100
+    force: bool = False
+    finish: bool = False
+    faults: str = ""
+
+
+@dataclass(frozen=True)
+class FleetTrained:
+    """A written bundle. `reload`: its name for `POST /admin/reload-model` of a fleet with the same settings, if it has one."""
+
+    path: Path
+    manifest: FleetManifest
+    reload: str | None
+
+
+def train_fleet(settings: Settings, request: FleetRequest, clock: Clock, listener: Listener) -> FleetTrained:
+    """Train what `request` asks for, or go on where it was interrupted.
+
+    Raises:
+        NeedsHuman: the history, an option or the output cannot work as they are, or no child could train.
+        ModelError: the history cannot carry the training, or it was interrupted (`TrainingInterrupted`).
+    """
+    now = clock.now()
+    check_config(request.config)
+    if sum(one is not None for one in (request.history, request.simulate, request.data)) > 1:
+        raise NeedsHuman("--history, --simulate and --data are three sources of a history. Give one of them.")
+    out = request.out or settings.fleet_models / DEFAULT_NAME
+    # A simulated server's name says nothing: a model must not take a real one of that name for it.
+    config = replace(request.config, name=bundle_name(out), own_scales=request.simulate is None)
+    run = Run(config, out, force=request.force, finish=request.finish, faults=request.faults)
+
+    def rows() -> FleetData:
+        key = _key(settings, request)
+        kept = kept_rows(run, key)
+        if isinstance(kept, FleetData):
+            listener.tell(f"going on with the interrupted training: {past.described(kept)}")
+            return kept
+        data = replace(_gather(settings, request, now), request=key)
+        listener.tell(past.described(data))
+        return data
+
+    manifest = carry_out(settings, run, rows, clock, listener)
+    if not isinstance(manifest, FleetManifest):
+        raise TypeError(f"This is no fleet's manifest: {type(manifest).__name__}")
+    below = out.absolute().parent == settings.fleet_models.absolute()
+    return FleetTrained(out, manifest, out.name if below else None)
+
+
+def _gather(settings: Settings, request: FleetRequest, now: float) -> FleetData:
+    """The history asked for. Raises NeedsHuman."""
+    until = now if request.until is None else request.until
+    if request.simulate is not None:
+        return past.simulated(request.simulate, until=until, step=settings.fleet_step, seed=request.config.seed)
+    if request.data is not None:
+        return from_table(request.data, most=request.servers)
+    hours = settings.fleet_history_hours if request.history is None else request.history
+    place = settings.fleet_state / past.STORE
+    return past.from_store(place, hours=hours, now=until, step=settings.fleet_step, most=request.servers)
+
+
+def _key(settings: Settings, request: FleetRequest) -> str:
+    source = request.simulate or (
+        str(request.data.absolute()) if request.data else str(settings.fleet_state.absolute())
+    )
+    return json.dumps([source, request.history, request.until, request.servers, settings.fleet_step])
