@@ -10,10 +10,22 @@ from rich.text import Text
 
 from cli.screen import row
 from forecastd.clock import iso
+from models.fleet.manifest import FleetManifest
+from models.kinds import Made
 from models.manifest import Manifest
 
 NAMES = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
 USES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}
+
+
+def described(manifest: Made) -> Iterator[Table]:
+    """The manifest of a bundle of any kind as rows."""
+    if isinstance(manifest, Manifest):
+        yield from manifest_rows(manifest)
+    elif isinstance(manifest, FleetManifest):
+        from cli.fleet.manifest import manifest_rows as fleet_rows
+
+        yield from fleet_rows(manifest)
 
 
 def manifest_rows(manifest: Manifest) -> Iterator[Table]:

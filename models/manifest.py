@@ -24,6 +24,7 @@ from models.strict import Fields, name_of, read_object, refuse
 
 SCHEMA = 1
 KIND = "temporal-fusion-transformer"
+KIND_OF_A_FLEET = "temporal-fusion-transformer-fleet"
 TARGET = "log_close"
 RELATIVE_TIME = "relative_time_idx"  # the library's name of the position in the window, divided by the encoder length
 NORMALIZER = "last-value"
@@ -125,7 +126,12 @@ def parse(content: bytes, sha256: str) -> Manifest:
     root = read_object(content)
     if (schema := root.take("schema", int)) != SCHEMA:
         refuse(f"has schema {schema}; this version reads schema {SCHEMA}", "Use the version that wrote it.")
-    if (kind := root.take("kind", str)) != KIND:
+    if (kind := root.take("kind", str)) == KIND_OF_A_FLEET:
+        refuse(
+            "is of a model of a fleet of servers",
+            "Run it with `forecastd fleet serve --model`, or choose another model.",
+        )
+    if kind != KIND:
         refuse(f"is of kind {kind!r}; this version runs {KIND!r} only", "Use the version that wrote it.")
     features = root.child("features")
     past, known = features.names("past"), features.names("known")

@@ -55,8 +55,8 @@ def from_store(path: Path, *, hours: float, now: float, step: int, most: int) ->
             oldest, newest = min(oldest, int(ticks.min())), max(newest, int(ticks.max()))
         if not rows:
             raise NeedsHuman(
-                f"Nothing of the last {hours:g} h is in {path}. Take a longer --history, or wait until the fleet has collected "
-                "some."
+                f"Nothing of the last {hours:g} h is in {path}. Take a longer --history, or wait until the fleet has "
+                "collected some."
             )
         servers = tuple(sorted(name for name, _ in rows.most_common(most)))
         values = room(len(servers), newest - oldest + 1)

@@ -45,7 +45,7 @@ class FleetRequest:
 
 @dataclass(frozen=True)
 class FleetTrained:
-    """A written bundle. `reload`: its name for `POST /admin/reload-model` of a fleet with the same settings, if it has one."""
+    """A written bundle. `reload`: its name for `POST /admin/reload-model` of a fleet with these settings, if it has one."""
 
     path: Path
     manifest: FleetManifest

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.manifest import LARGEST_STEP, MOST, RELATIVE_TIME, Network, read_sizes
+from models.manifest import KIND_OF_A_FLEET, LARGEST_STEP, MOST, RELATIVE_TIME, Network, read_sizes
 from models.records import FileRecord, Training, files_json, read_files, read_levels, read_training, training_json
 from models.strict import Fields, name_of, read_object, refuse
 
 SCHEMA = 1
-KIND = "temporal-fusion-transformer-fleet"
+KIND = KIND_OF_A_FLEET
 NORMALIZER = "group"  # pytorch_forecasting's GroupNormalizer: center and scale of a group, fixed by the training
 CALENDAR = {"day": 86_400, "week": 604_800}  # seconds; each cycle is known as `<name>_sin` and `<name>_cos`
 OTHER = "other"  # the profile of servers whose own was not among those of the training; always the first

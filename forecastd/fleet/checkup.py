@@ -1,0 +1,79 @@
+"""`model check` of a fleet's bundle: everything a fleet demands of a model, without a fleet.
+
+Hashes, weights and canary in a child process, by the engine that would serve, then a forecast of made-up servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from forecastd.clock import Clock
+from forecastd.errors import SkipEpoch
+from forecastd.fleet.grid import Block
+from forecastd.fleet.inference import FleetForecaster
+from forecastd.fleet.simulator import Simulator
+from forecastd.fleet.snapshot import TFT
+from forecastd.settings import Settings
+from forecastd.stages import Stage
+from forecastd.supervise.policy import policy_of
+from models.bundlefiles import unknown_files
+from models.fleet.manifest import FleetManifest
+
+SERVERS = 20
+
+
+def check_fleet_model(
+    settings: Settings, bundle: Path, clock: Clock, *, now: float, report: Callable[[Stage], None] = lambda _: None
+) -> FleetManifest:
+    """Check a bundle as a fleet would, reporting each stage as it passes; gives the manifest of a good one.
+
+    Raises:
+        NeedsHuman: the bundle is no good, or not for this contract; the message says what to do.
+        SkipEpoch: no child came to be ready, or none finished the test forecast.
+    """
+
+    @contextmanager
+    def stage(name: str) -> Iterator[list[str]]:
+        told: list[str] = []
+        start = clock.monotonic()
+        yield told
+        report(Stage(name, "\n".join(told), clock.monotonic() - start))
+
+    policy = policy_of(settings, standbys=0)
+    with FleetForecaster(bundle, policy=policy, clock=clock, engine=settings.fleet_engine) as forecaster:
+        manifest = forecaster.manifest
+        with stage("model") as told:
+            forecaster.ready()
+            told.append(f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are right")
+            told.extend(_remarks(bundle, manifest))
+        with stage("forecast") as told:
+            told.append(_forecast(forecaster, now))
+    return manifest
+
+
+def _forecast(forecaster: FleetForecaster, now: float) -> str:
+    """Have made-up servers forecast, and say what came."""
+    manifest = forecaster.manifest
+    tick = int(now // manifest.step)
+    made_up = Simulator(0, SERVERS, "healthy", manifest.step, start=tick)
+    values = made_up.block(tick - manifest.encoder_length + 1, manifest.encoder_length)
+    found = forecaster.forecast(Block(tick, made_up.names, made_up.profiles, ("ok",) * SERVERS, values))
+    if set(found.models) != {TFT} or not np.isfinite(found.quantiles).all():
+        raise SkipEpoch("The model gave no forecast of some servers. Train it again.", check="fleet_forecast")
+    minutes = manifest.horizon * manifest.step / 60
+    return (
+        f"{SERVERS} made-up servers, {len(manifest.metrics)} metrics, {manifest.horizon} steps of {manifest.step} s "
+        f"({minutes:g} min) ahead, by engine {forecaster.engine}"
+    )
+
+
+def _remarks(bundle: Path, manifest: FleetManifest) -> Iterator[str]:
+    """What does not make a bundle bad, but matters to whoever wants to use it."""
+    if manifest.training.synthetic:
+        yield "trained on made-up data: a model of your own servers' history forecasts them better"
+    if unknown := unknown_files(bundle, manifest.files):
+        yield f"not in its manifest, never read: {', '.join(unknown)}"
