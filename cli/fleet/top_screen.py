@@ -86,9 +86,8 @@ class TopScreen:
         taken = FRAME + len(self._frame.risks.servers) + (TROUBLE if self._frame.trouble else 0)
         left = MOST_ALERTS if self._height is None else max(1, self._height - taken)
         shown = min(left, len(alerts.open))
-        yield Text(
-            f"{len(alerts.open)} alerts" if shown == len(alerts.open) else f"{shown} of {len(alerts.open)} alerts"
-        )
+        many = f"{len(alerts.open)} alert{'' if len(alerts.open) == 1 else 's'}"
+        yield Text(many if shown == len(alerts.open) else f"{shown} of {many}")
         yield from alert_lines(alerts, now, shown, whole=self._height is None)
 
 

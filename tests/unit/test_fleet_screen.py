@@ -1,0 +1,246 @@
+"""What the screens of a running fleet say, in 80 columns: what is wrong first, and nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from cli.fleet.screen import percent, status_screen
+from cli.fleet.told import Alerts, Forecasts, Risks, Status
+from cli.fleet.top_screen import Frame, TopScreen, bars, short, shown_servers
+
+STATUS: dict[str, Any] = {
+    "version": "0.1.0", "started_at": "2026-09-19T02:13:20Z", "now": "2026-09-21T14:13:20Z", "uptime_seconds": 216_000.0,
+    "step_seconds": 5, "synthetic": False, "speed": 1.0, "health": {"ok": True, "reasons": [], "warnings": []},
+    "model": {"name": "fleet-demo", "sha256": "ab12cd34ef567890", "engine": "auto", "horizon_steps": 96,
+              "encoder_length": 288, "encoder_minimum": 144},
+    "tick": {"newest": 358_000_000, "time": "2026-09-21T14:13:15Z", "age_seconds": 2.2},
+    "forecast": {"made_at": "2026-09-21T14:13:18Z", "age_seconds": 2.0, "seconds": 0.046, "servers": 20, "tft": 18,
+                 "heuristic": 2, "skipped_ticks": 0, "failures": 0},
+    "servers": {"total": 20, "ready": 18, "warming": 2, "silent": 0},
+    "window": {"ticks": 34_560, "oldest": "2026-09-19T14:13:20Z", "damaged": 0, "disk_bytes": 41_200_000, "last_error": None},
+    "ingest": {"accepted": 864_000, "refused": 0, "duplicates": 3, "by_reason": {}},
+    "supervision": {"replacements": 0, "crashes": 0, "hand_overs": 0, "children": [{"phase": "idle"}, {"phase": "idle"}]},
+}  # fmt: skip
+RISKS: dict[str, Any] = {
+    "summary": {"servers": 20, "counts": {"ok": 17, "watch": 1, "warning": 1, "critical": 1}, "maintenance": 0,
+                "incident_probability": 0.9312, "incidents_expected": 1.42},
+    "servers": [
+        {"server": "db-01", "profile": "database", "status": "ok", "score": 83.9, "level": "critical", "minutes_ahead": 6.0,
+         "quantile_ahead": 0.5, "incident_probability": 0.7, "current": {"cpu_percent": 40.0, "memory_percent": 91.0},
+         "reasons": ["memory 91 % now, likely above 95 % in 6 min (p90 97 %)", "CPU 40 % now", "not shown"]},
+        {"server": "web-02", "score": 31.0, "level": "watch", "minutes_ahead": 2.25, "quantile_ahead": 0.9,
+         "reasons": ["latency 100 ms now"], "current": {"latency_ms": 1234.5}},
+        {"server": "web-03", "score": 29.99, "level": "ok"},
+    ],
+}  # fmt: skip
+ALERTS: dict[str, Any] = {
+    "open": [{"severity": "critical", "message": "db-01: memory at 96 %, critical from 95 %",
+              "opened_at": "2026-09-21T14:01:05Z", "server": "db-01"}],
+    "recent": [],
+}  # fmt: skip
+FORECASTS: dict[str, Any] = {
+    "forecasts": [{"server": "db-01", "metrics": {
+        "memory_percent": {"unit": "%", "0.5": [90.0, 95.0, 98.0], "0.9": [92.0, 97.0, 99.4]},
+        "latency_ms": {"0.5": [5.0], "0.9": [None]},
+    }}],
+}  # fmt: skip
+
+
+def printed(picture: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, file=io.TextIOWrapper(io.BytesIO(), "utf-8"), highlight=False)
+    with console.capture() as capture:
+        console.print(picture)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def status(changes: dict[str, Any] | None = None, risks: Any = RISKS, alerts: Any = ALERTS) -> str:
+    told = Status.model_validate({**STATUS, **(changes or {})})
+    return printed(
+        status_screen("127.0.0.1:8080", told, Risks.model_validate(risks), Alerts.model_validate(alerts)), 80
+    )
+
+
+def frame(**changes: Any) -> Frame:
+    forecasts = {one.server: one for one in Forecasts.model_validate(FORECASTS).forecasts}
+    told = {"status": STATUS, "risks": RISKS, "alerts": ALERTS, **changes}
+    return Frame(
+        "127.0.0.1:8080", Status.model_validate(told["status"]), Risks.model_validate(told["risks"]),
+        Alerts.model_validate(told["alerts"]), forecasts, told.get("trouble"),
+    )  # fmt: skip
+
+
+def test_a_fleet_that_is_well_itself() -> None:
+    assert (
+        status()
+        == """\
+fleet      127.0.0.1:8080, forecastd 0.1.0, up 2 d 12 h, since 09-19 02:13Z
+health     good
+
+servers    20: 18 ready, 2 warming up
+risk       1 critical, 1 warning, 1 watch, 17 ok
+           an incident now or within 8 min: 93 %, of 1.4 servers on average
+worst       83 db-01  memory 91 % now, likely above 95 % in 6 min (p90 97 %)
+                      CPU 40 % now
+            31 web-02 latency 100 ms now
+
+alerts     1 open, 1 critical
+critical   db-01: memory at 96 %, critical from 95 %             for 12 min 15 s
+
+tick       every 5 s, the newest 2 s ago
+forecast   made 2 s ago in 46 ms, 8 min ahead; 18 by the model, 2 by a heuristic
+model      fleet-demo (ab12cd34ef56), engine auto, needs 12 min of a server
+rows       864,000 taken, 3 duplicates
+window     34,560 ticks on disk, back to 2 d ago, 41.2 MB
+processes  2 idle"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"health": {"ok": False, "reasons": ["the ticker stands still", "x"]}}, "health     the ticker stands still"),
+        ({"health": {"ok": True, "warnings": ["the disk is full"]}}, "warning    the disk is full"),
+        ({"synthetic": True}, "           the servers are made up (--demo)"),
+        ({"speed": 10}, "           its time runs 10 times as fast: a rehearsal"),
+        ({"servers": {"total": 3, "ready": 2, "silent": 1}}, "servers    3: 2 ready, 1 silent"),
+        ({"tick": {"newest": -1, "age_seconds": 1e9}}, "tick       no rows have come yet"),
+        ({"forecast": {}}, "forecast   none yet"),
+        ({"forecast": {**STATUS["forecast"], "skipped_ticks": 7, "failures": 1, "last_error": "No child."}},
+         "           No child."),
+        ({"ingest": {"accepted": 1, "refused": 12, "by_reason": {"future": 10, "unit": 2}}},
+         "rows       1 taken, 12 refused (future 10, unit 2)"),
+        ({"window": {"ticks": 5, "damaged": 2, "disk_bytes": 0, "last_error": "Disk full."}},
+         "           2 ticks were damaged and are lost"),
+        ({"window": {"ticks": 5, "last_error": "Disk full."}}, "           Disk full."),
+        ({"supervision": {"crashes": 1, "replacements": 2, "hand_overs": 3}},
+         "processes  none; 1 crashed, 2 replaced, 3 jobs moved"),
+    ],
+)  # fmt: skip
+def test_what_is_told_of_each_situation(changes: dict[str, Any], line: str) -> None:
+    assert line in status(changes).splitlines()
+
+
+def test_one_that_has_just_begun_knows_nothing_and_is_shown() -> None:
+    least = {"version": "9", "now": "2026-09-21T14:13:20Z", "step_seconds": 5, "tick": {}, "servers": {}}
+    told = Status.model_validate(least)
+    text = printed(status_screen("x", told, Risks(servers=()), Alerts(open=())))
+    assert "risk       0 critical" in text
+    assert "alerts     none open" in text
+    assert "worst" not in text
+
+
+def test_more_alerts_than_are_shown_are_counted() -> None:
+    assert "           and 2 more; --json lists them all" in status(alerts={"open": ALERTS["open"] * 7}).splitlines()
+
+
+def test_the_servers_at_most_risk() -> None:
+    assert (
+        printed(TopScreen(frame()))
+        == """\
+127.0.0.1:8080  20 servers: 18 ready, 2 warming up; forecast 2 s old
+1 critical, 1 warning, 1 watch, 17 ok; an incident within 8 min: 93 %
+
+server              risk      ahead CPU %          memory %       latency ms
+db-01            83 critical     6m ▄▄▄▄▄▄ 40      ██████ 91→99   ▅▅▅▅▅▅
+web-02           31 watch     2.2m?                               ▅▅▅▅▅▅ 1k2
+web-03           29 ok
+and 17 more, less at risk
+
+1 alert
+critical   db-01: memory at 96 %, critical from 95 %             for 12 min 15 s"""
+    )
+
+
+@pytest.mark.parametrize(("minutes", "quantile", "told"), [
+    (0.0, None, "now"), (0.25, 0.5, "15s"), (0.25, 0.9, "15s?"), (1.0, 0.5, "1m"), (7.96, 0.9, "8m?"), (123.4, 0.5, "123m"),
+])  # fmt: skip
+def test_when_a_server_becomes_critical(minutes: float, quantile: float | None, told: str) -> None:
+    risk = {"server": "a", "score": 50, "level": "watch", "minutes_ahead": minutes, "quantile_ahead": quantile}
+    line = printed(TopScreen(frame(risks={"servers": [risk]}))).splitlines()[4]
+    assert line.split() == ["a", "50", "watch", told]
+
+
+def test_a_wider_terminal_shows_more_metrics_and_none_is_wider_than_the_terminal() -> None:
+    heads = {width: printed(TopScreen(frame()), width).splitlines()[3] for width in (80, 100, 140)}
+    assert "errors %" not in heads[80]
+    assert "errors %" in heads[100]
+    assert "disk busy %" in heads[140]
+    for width in heads:
+        assert max(map(len, printed(TopScreen(frame()), width).splitlines())) <= width
+
+
+def test_a_terminal_without_unicode_gets_no_bars() -> None:
+    console = Console(width=80, file=io.TextIOWrapper(io.BytesIO(), "ascii"), highlight=False)
+    with console.capture() as capture:
+        console.print(TopScreen(frame()))
+    assert capture.get().isascii()
+    assert "91>99" in capture.get()
+    assert "memory %" in capture.get()
+
+
+def test_what_is_wrong_stands_above_the_last_picture() -> None:
+    lines = printed(TopScreen(frame(trouble="Nobody listens."))).splitlines()
+    assert lines[0] == "           Nobody listens. What follows is old."
+    ill = {**STATUS, "health": {"ok": False, "reasons": ["the ticker stands still"]}}
+    assert printed(TopScreen(frame(status=ill))).splitlines()[1] == "the ticker stands still"
+
+
+def test_maintenance_is_named() -> None:
+    risk = {"server": "a", "score": 90, "level": "ok", "status": "maintenance"}
+    assert "a                90 maintain" in printed(TopScreen(frame(risks={"servers": [risk]})))
+
+
+@pytest.mark.parametrize("height", [20, 24, 50])
+def test_the_picture_is_no_higher_than_the_terminal(height: int) -> None:
+    many = {**RISKS, "summary": {"servers": 500}, "servers": [RISKS["servers"][0]] * shown_servers(height)}
+    long = {"open": [{**ALERTS["open"][0], "message": "very long " * 20}] * 50}
+    for trouble in (None, "x" * 100):
+        picture = TopScreen(frame(risks=many, alerts=long, trouble=trouble), height)
+        assert len(printed(picture).splitlines()) < height
+
+
+def test_what_others_wrote_is_no_command_to_the_terminal_and_nothing_is_wider_than_80_columns() -> None:
+    nasty = "\x1b[2J\x1b]0;title\x07\r\n[bold]" + "x" * 200
+    changes = {
+        "version": nasty, "health": {"ok": False, "reasons": [nasty], "warnings": [nasty]},
+        "model": {**STATUS["model"], "name": nasty, "sha256": nasty, "engine": nasty},
+        "forecast": {**STATUS["forecast"], "last_error": nasty}, "window": {"last_error": nasty},
+        "ingest": {"refused": 1, "by_reason": {nasty: 1}}, "supervision": {"children": [{"phase": nasty}]},
+    }  # fmt: skip
+    risks = {"servers": [{"server": nasty, "score": 99, "level": nasty, "status": nasty, "reasons": [nasty]}]}
+    alerts = {"open": [{"severity": nasty, "message": nasty, "opened_at": nasty}]}
+    for text in (
+        status(changes, risks, alerts),
+        printed(TopScreen(frame(status={**STATUS, **changes}, risks=risks, alerts=alerts, trouble=nasty))),
+    ):
+        assert not re.search(r"[^\n -~…]", text)
+        assert "[bold]" in text
+        assert max(len(line) for line in text.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(("path", "top", "text"), [
+    ((), 100, ""), ((50.0,), 100, "▅▅▅▅▅▅"), ((0.0,) * 6, 100, "▁▁▁▁▁▁"), ((100.0, 200.0), 100, "██████"),
+    ((0.0, 20.0, 40.0, 60.0, 80.0, 100.0), 100, "▁▂▄▅▇█"), (tuple(float(one) for one in range(97)), 96, "▂▃▄▆▇█"),
+])  # fmt: skip
+def test_a_path_as_bars(path: tuple[float, ...], top: float, text: str) -> None:
+    assert bars(path, top) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0, "0"), (0.04, "0.0"), (7.34, "7.3"), (9.96, "10"), (62.4, "62"), (812.0, "812"), (999.6, "1k0"), (1234, "1k2"),
+    (12_345, "12k"), (123_456, "123k"), (2_500_000, "2M5"), (1e9, "1G0"),
+])  # fmt: skip
+def test_values_are_short(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [
+    (0, "0 %"), (0.001, "under 1 %"), (0.5, "50 %"), (0.999, "over 99 %"), (1, "100 %"),
+])  # fmt: skip
+def test_a_probability_is_never_sure_where_it_is_not(share: float, text: str) -> None:
+    assert percent(share) == text
