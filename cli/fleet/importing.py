@@ -24,7 +24,7 @@ TOLD = 5  # reasons, names and servers that are told one by one
 
 
 def pairs(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """The callback of an option `A=B` that may be given again."""
+    """The values of an option `A=B` that may be given again."""
     found = {}
     for text in given:
         left, _, right = text.partition("=")
@@ -34,12 +34,36 @@ def pairs(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) ->
     return found
 
 
+def metric_names(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """The callback of `--map`."""
+    from forecastd.fleet.contract import NAMES
+
+    found = pairs(ctx, param, given)
+    for name in found.values():
+        if name not in NAMES:
+            raise click.BadParameter(f"{name} is no metric; they are {', '.join(NAMES)}.", ctx, param)
+    return found
+
+
+def metric_units(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """The callback of `--unit`."""
+    from forecastd.fleet.contract import FeedError, factor
+
+    found = pairs(ctx, param, given)
+    try:
+        for metric, unit in found.items():
+            factor(metric, unit)
+    except FeedError as error:
+        raise click.BadParameter(f"{error}.", ctx, param) from None
+    return found
+
+
 @click.command(name="import", epilog=EPILOG)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Read and judge it, and change nothing.")
-@click.option("--map", "names", multiple=True, callback=pairs, metavar="OLD=NEW",
+@click.option("--map", "names", multiple=True, callback=metric_names, metavar="OLD=NEW",
               help="The file's name of a metric, and ours; may be repeated.")  # fmt: skip
-@click.option("--unit", "units", multiple=True, callback=pairs, metavar="METRIC=UNIT",
+@click.option("--unit", "units", multiple=True, callback=metric_units, metavar="METRIC=UNIT",
               help="The unit of a metric in the file where it is not ours, such as cpu_percent=ratio.")  # fmt: skip
 @click.option("--state-dir", cls=SettingOption, type=click.Path(path_type=Path), metavar="DIR",
               help="Where state is kept.  [STATE_DIR]")  # fmt: skip

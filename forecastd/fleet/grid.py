@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.contract import DEFAULT_STATUS, STATUSES, FeedAnswer, FeedReason, M
+from forecastd.fleet.contract import DEFAULT_STATUS, MOST_REASONS, STATUSES, FeedAnswer, FeedReason, M
 from forecastd.fleet.intake import Parsed, Refusals, Rows, admit
 from forecastd.fleet.ring import Ring
 from forecastd.fleet.tickblob import SavedTick
@@ -123,7 +123,7 @@ class FleetWindow:
         counts = refusals.counts + report.refusals.counts + Counter(parsed.notes())
         if report.superseded:
             counts["superseded"] = report.superseded
-        told = [*refusals.first, *report.refusals.first][:100]
+        told = [*refusals.first, *report.refusals.first][:MOST_REASONS]
         return FeedAnswer(
             accepted=report.accepted,
             refused=refusals.total + report.refusals.total,

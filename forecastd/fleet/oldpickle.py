@@ -126,7 +126,7 @@ def _records(found: object, server: str | None, depth: int, seen: set[int]) -> I
     if isinstance(found, dict):
         plain = {str(key)[:128]: value for key, value in dict.items(found)}
         time = next((plain[key] for key in TIME_KEYS if key in plain), None)
-        inside = {key: value for key, value in plain.items() if isinstance(value, dict) or _is_list(value)}
+        inside = {key: value for key, value in plain.items() if _may_hold_rows(value)}
         if _is_list(time):
             yield from _rows_of(plain, server)
         elif time is not None and not set(inside) - {"metrics"}:
@@ -137,6 +137,10 @@ def _records(found: object, server: str | None, depth: int, seen: set[int]) -> I
     elif _is_list(found):
         for value in iter(found):
             yield from _records(value, server, depth + 1, seen)
+
+
+def _may_hold_rows(value: object) -> bool:
+    return isinstance(value, dict) or (_is_list(value) and any(isinstance(one, dict) or _is_list(one) for one in value))
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:

@@ -166,7 +166,8 @@ class TickStore:
             self.problem = str(error)
             return False
         if self.problem is not None:
-            log.info("The fleet's window %s is written again; %d batches wait.", self.path, len(self._waiting))
+            told = "The fleet's window %s is written again; %d batches of rows wait for it, %d were given up."
+            log.info(told, self.path, len(self._waiting), self.given_up)
             self.problem = None
         return True
 

@@ -25,7 +25,7 @@ from pydantic_core import from_json
 
 from forecastd.clock import iso
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.fleet.contract import INDEX, NAMES, PROFILE, STATUSES, FeedError
+from forecastd.fleet.contract import NAMES, PROFILE, STATUSES
 from forecastd.fleet.intake import Refusals, Rows, admit, check
 from forecastd.fleet.store import TickStore
 from forecastd.supervise.process import child_environment
@@ -108,10 +108,8 @@ def take_over(
     Raises:
         NeedsHuman: the file is refused, or has no row that can be used.
         RetryLater: the store cannot be written.
+        FeedError: `units` names a metric or a unit that is not known.
     """
-    for metric in (names or {}).values():
-        if metric not in INDEX:
-            raise NeedsHuman(f"{metric} is no metric; they are {', '.join(NAMES)}.")
     translation = {
         **(names or {}),
         **{name: name for name in NAMES},
@@ -125,10 +123,7 @@ def take_over(
         while batch := [from_json(line, allow_inf_nan=True) for line in islice(lines, BATCH)]:
             naive += sum(isinstance(one.get("time"), str) and _NAIVE.search(one["time"]) is not None for one in batch)
             translated = [_translated(one, translation, other) for one in batch]
-            try:
-                judged = check(translated, step=store.step, units=dict(units or {}), first=found)
-            except FeedError as error:
-                raise NeedsHuman(f"{error}.") from None
+            judged = check(translated, step=store.step, units=dict(units or {}), first=found)
             found += len(batch)
             refusals.merge(judged.refusals)
             parts.append(admit(judged.rows, refusals, now=now, step=store.step, keep=keep, max_skew=max_skew))
