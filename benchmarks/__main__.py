@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from benchmarks.figures import Count, Figure
 
-NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "daemon", "campaign")
+NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "daemon", "campaign", "fleet")
 
 
 def main() -> int:
@@ -21,14 +21,19 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(NAMES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, for a check that they run")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--data", metavar="CSV", help="fleet: real metrics to forecast too (series, timestamp, value)")
+    parser.add_argument(
+        "--others", metavar="PYTHON", help="fleet: the interpreter that has neuralforecast and darts, if not this one"
+    )
     options = parser.parse_args()
+    more = {"fleet": {"data": options.data, "others": options.others}}
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}")
     results: dict[str, list[Figure | Count]] = {}
     for name in options.names or NAMES:
         results[name] = []
-        for figure in importlib.import_module(f"benchmarks.{name}").run(quick=options.quick):
+        for figure in importlib.import_module(f"benchmarks.{name}").run(quick=options.quick, **more.get(name, {})):
             results[name].append(figure)
             if not options.json:
                 print(line(name, figure), flush=True)

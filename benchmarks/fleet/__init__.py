@@ -1,0 +1,42 @@
+"""What the fleet is held to: a forecast of all servers within the tick, warm at once after a restart, nothing lost.
+
+`python -m benchmarks.fleet PART...` runs some of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmarks.figures import Count, Figure
+
+SEED = 20260301
+PARTS = ("forecast", "restart", "persistence", "ingest", "soak")
+
+
+def run(
+    *, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED, data: str | None = None, others: str | None = None
+) -> Iterator[Figure | Count]:
+    """Run the parts in turn; each one's results come as soon as it is through.
+
+    `data`: a CSV of real metrics for the part on quality; `others`: the interpreter that has other libraries.
+    """
+    log = logging.getLogger("forecastd")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    told: Mapping[str, Mapping[str, str | None]] = {"forecast": {"others": others}, "quality": {"data": data}}
+    try:
+        for part in parts:
+            before = os.getloadavg()[0]
+            module = importlib.import_module(f"benchmarks.fleet.{part}")
+            yield from module.run(quick=quick, seed=seed, **told.get(part, {}))
+            yield Count(
+                f"{part}: what it was measured under",
+                {"processors": os.cpu_count() or 0, "load average before": round(before, 1),
+                 "load average after": round(os.getloadavg()[0], 1)},
+                "stated, not asked for",
+            )  # fmt: skip
+    finally:
+        log.setLevel(level)

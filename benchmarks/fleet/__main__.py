@@ -1,0 +1,16 @@
+"""Runs some parts of the benchmark of the fleet: `python -m benchmarks.fleet [PART...] [--quick] [--seed N]`."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.fleet import PARTS, SEED, run
+from benchmarks.parts import main
+
+MORE = {
+    "data": "a CSV of real metrics for the part on quality (series, timestamp, value)",
+    "others": "the interpreter that has neuralforecast and darts, when this one has not",
+}
+
+if __name__ == "__main__":
+    sys.exit(main("fleet", PARTS, SEED, run, MORE))

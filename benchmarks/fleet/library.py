@@ -1,0 +1,245 @@
+"""The peer: the same network with the same weights and the same rows, used as pytorch_forecasting's documentation says.
+
+What had to be done for its forecasts to be forecasts, and its scales each server's own, is said where it is done; without it
+the numbers differ from ours, and a test shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from benchmarks.fleet.scene import NOON, STEP, THREADS, Size
+from forecastd.fleet.simulator import Simulator
+from models.fleet.bundle import CANARY_SERVERS, FleetBundle, FleetCanary, canary_input, write_fleet_bundle
+from models.fleet.engines import Fused
+from models.fleet.manifest import DEFAULT, OTHER, FleetManifest, Metric, fleet_reals, known_reals
+from models.fleet.scaling import calendar
+from models.library import quiet_library
+from models.manifest import Network
+from models.records import Interval, Training
+from models.shapes import expected_shapes
+
+EMBEDDING = 3  # numbers of a profile
+BATCH = 128  # servers at a time, of the library's loader
+WHO = ["profile", "server"]
+TAUGHT = 20  # servers that the scales are of
+TRAINER = {
+    "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "enable_checkpointing": False,
+}  # fmt: skip
+
+
+class Library:
+    """A data set to make others from, and a network of its library with random weights."""
+
+    def __init__(self, size: Size, names: Iterable[str] = (), seed: int = 1) -> None:
+        """`names`: of the servers that it will be asked about. The scales are of others, hours before."""
+        import torch
+
+        torch.set_num_threads(THREADS)
+        torch.manual_seed(seed)
+        self.size = size
+        ticks = 3 * (size.encoder + size.horizon)
+        simulator = Simulator(seed, TAUGHT, "varied", STEP, start=NOON // STEP)
+        values = simulator.block(NOON // STEP - 2 * ticks, ticks)
+        rows = frame(size, simulator.names, simulator.profiles, values, NOON // STEP - ticks - 1)
+        with quiet():
+            self.template = self._data_set(rows, {*names, *simulator.names})
+            self.model = self._network()
+
+    def _data_set(self, rows: pd.DataFrame, names: set[str]) -> Any:
+        from pytorch_forecasting import TimeSeriesDataSet
+        from pytorch_forecasting.data.encoders import GroupNormalizer, MultiNormalizer, NaNLabelEncoder
+
+        size = self.size
+        # The scales are looked up twice, for what goes in and for what comes out, by codes of two encoders; those have to
+        # be told to be alike, or with `add_nan` the second is one off. By the code that stands first in `group_ids`,
+        # whatever the normalizer's groups are: so the profile does.
+        codes = {one: NaNLabelEncoder(add_nan=True, warn=False) for one in WHO}
+        # A server that is new after this would get a number that the library cannot turn into a name again.
+        codes["server"].fit(np.array(sorted(names), dtype=object))
+        codes |= {f"__group_id__{one}": deepcopy(encoder) for one, encoder in codes.items()}
+        return TimeSeriesDataSet(
+            rows,
+            time_idx="tick",
+            target=list(size.names) if len(size.names) > 1 else size.names[0],
+            group_ids=WHO,
+            min_encoder_length=size.minimum,
+            max_encoder_length=size.encoder,
+            min_prediction_length=size.horizon,
+            max_prediction_length=size.horizon,
+            static_categoricals=["profile"],
+            time_varying_known_reals=list(known_reals(size.cycles)),
+            time_varying_unknown_reals=list(size.names),
+            target_normalizer=MultiNormalizer([
+                # By group alone (`scale_by_group`): the other way it finds no group as soon as there are two `group_ids`.
+                GroupNormalizer(groups=["profile"], scale_by_group=True, transformation=_transformation(metric.transform))
+                for metric in size.metrics
+            ]),
+            categorical_encoders=codes,
+            scalers=dict.fromkeys(known_reals(size.cycles)),  # they are between -1 and 1 as they are
+            add_relative_time_idx=True,
+            add_encoder_length=False,
+        )  # fmt: skip
+
+    def _network(self) -> Any:
+        import torch
+        from pytorch_forecasting import TemporalFusionTransformer
+        from pytorch_forecasting.metrics import QuantileLoss
+        from scipy.stats import norm  # type: ignore[import-untyped]  # no stubs, one use
+
+        size, profiles = self.size, self.template._categorical_encoders["profile"].classes_
+        model = TemporalFusionTransformer.from_dataset(
+            self.template,
+            allowed_encoder_known_variable_names=list(known_reals(size.cycles)),
+            hidden_size=size.hidden,
+            hidden_continuous_size=size.continuous,
+            attention_head_size=size.heads,
+            lstm_layers=size.layers,
+            dropout=0.1,
+            loss=QuantileLoss(list(size.levels)),
+            embedding_sizes={"profile": (len(profiles), EMBEDDING)},
+            log_interval=-1,
+            logging_metrics=torch.nn.ModuleList(),
+        ).eval()
+        with torch.no_grad():  # quantiles that are apart, about what they would be of a network that was trained
+            for layer in model.output_layer:
+                layer.bias.copy_(torch.as_tensor(norm.ppf(size.levels)))
+        return model
+
+    def data_set(self, rows: pd.DataFrame) -> Any:
+        """The data set of new rows, to predict the last steps of each server's."""
+        from pytorch_forecasting import TimeSeriesDataSet
+
+        return TimeSeriesDataSet.from_dataset(self.template, rows, predict=True, stop_randomization=True)
+
+    def predict(self, rows: pd.DataFrame, batch: int = BATCH) -> tuple[list[NDArray[np.float32]], pd.DataFrame]:
+        """Quantiles `[S, H, Q]` of each metric as the network gives them, and who and when each row of them is."""
+        with quiet():
+            found = self.model.predict(
+                self.data_set(rows), mode="quantiles", return_index=True, batch_size=batch, trainer_kwargs=dict(TRAINER)
+            )
+        return [one.numpy() for one in found.output], found.index
+
+    def write_bundle(self, path: Path, name: str = "M") -> None:
+        """The network and its scales as a bundle of ours."""
+        write_fleet_bundle(path, self.bundle(path, name))
+
+    def bundle(self, path: Path = Path(), name: str = "M") -> FleetBundle:
+        """The same without a file."""
+        manifest = self._manifest(name)
+        state = {key: value.numpy() for key, value in self.model.state_dict().items()}
+        weights = {key: state[key].astype(np.float32) for key in expected_shapes(manifest.network)}
+        center, scale = (self._scales(which, manifest.groups) for which in ("center", "scale"))
+        canary = FleetCanary(
+            NOON // STEP, np.full((CANARY_SERVERS, self.size.encoder, len(self.size.names)), 30.0, np.float32),
+            np.arange(CANARY_SERVERS), np.arange(CANARY_SERVERS), np.empty(0, np.float32),
+        )  # fmt: skip
+        bundle = FleetBundle(path, manifest, weights, center, scale, canary)
+        return replace(bundle, canary=replace(canary, quantiles=Fused(bundle).forecast(canary_input(bundle))))
+
+    def _manifest(self, name: str) -> FleetManifest:
+        size = self.size
+        classes = self.template._categorical_encoders["profile"].classes_
+        profiles = (OTHER, *(one for one, code in classes.items() if code))
+        encoder, decoder = fleet_reals(size.names, size.cycles)
+        return FleetManifest(
+            name=name,
+            metrics=tuple(Metric(one.name, one.unit, one.low, one.high, one.transform) for one in size.metrics),
+            cycles=size.cycles,
+            profiles=profiles,
+            groups=(DEFAULT, *(f"profile:{profile}" for profile in profiles[1:])),
+            step=STEP,
+            encoder_length=size.encoder,
+            encoder_minimum=size.minimum,
+            horizon=size.horizon,
+            levels=size.levels,
+            network=Network(
+                size.hidden, size.continuous, size.heads, size.layers, encoder, decoder, len(size.levels),
+                len(size.names), len(profiles), EMBEDDING,
+            ),
+            training=Training(
+                NOON, NOON + 300, 60, "0" * 64, "nothing: its weights are random", True, NOON + 300,
+                {part: Interval(NOON + 100 * i, NOON + 100 * i + 100, 1)
+                 for i, part in enumerate(("train", "validation", "test"))}, {},
+            ),
+            versions={},
+            scores={},
+            files={},
+        )  # fmt: skip
+
+    def _scales(self, which: str, groups: tuple[str, ...]) -> NDArray[np.float32]:
+        """The normalizers' tables `[G, M]`: first what they give where a profile is not known, then by profile."""
+        table = []
+        for normalizer in self.template.target_normalizer.normalizers:
+            known, missing = normalizer.norm_["profile"][which], normalizer.missing_["profile"][which]
+            table.append([missing, *(known.loc[code] for code in range(1, len(groups)))])
+        return np.array(table, dtype=np.float32).T
+
+
+def frame(
+    size: Size, names: tuple[str, ...], profiles: tuple[str, ...], values: NDArray[np.float32], tick: int
+) -> pd.DataFrame:
+    """The rows of servers whose `values` `[S, T, M]` end with `tick`, and the horizon's after it.
+
+    The library predicts the last rows that it is given: without those of the time to come it would tell the past. What
+    their metrics are is not read; the last ones are repeated.
+    """
+    servers, past = values.shape[:2]
+    ticks = np.arange(tick - past + 1, tick + size.horizon + 1)
+    known = calendar(size.cycles, STEP, ticks)
+    rows = np.concatenate([values, np.repeat(values[:, -1:], size.horizon, axis=1)], axis=1)[..., : len(size.names)]
+    columns: dict[str, Any] = {
+        "server": np.repeat(np.array(names, dtype=object), len(ticks)),
+        "profile": np.repeat(np.array(profiles, dtype=object), len(ticks)),
+        "tick": np.tile(ticks, servers),
+    }
+    flat = rows.reshape(-1, len(size.names)).astype(np.float64)
+    columns |= {name: flat[:, at] for at, name in enumerate(size.names)}
+    columns |= {name: np.tile(known[:, at], servers) for at, name in enumerate(known_reals(size.cycles))}
+    return pd.DataFrame(columns)
+
+
+def by_server(
+    size: Size, outputs: list[NDArray[np.float32]], index: pd.DataFrame, names: tuple[str, ...]
+) -> NDArray[np.float32]:
+    """What the library predicted as our engines give it: `[S, M, Q, H]` in the order of `names`, sorted, within bounds."""
+    row_of: Mapping[str, int] = {server: row for row, server in enumerate(index["server"])}
+    found = np.stack(outputs, axis=1)[[row_of[name] for name in names]].swapaxes(2, 3)
+    found.sort(axis=2)
+    low, high = (np.array([getattr(one, end) for one in size.metrics])[:, None, None] for end in ("low", "high"))
+    return np.clip(found, low, high)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither warnings that are known to be harmless nor Lightning's remarks on the machine."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with quiet_library(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _transformation(name: str) -> dict[str, Any] | None:
+    """The library's own "log1p" is undone by exp, which is one too much; so the two functions are named."""
+    import torch
+
+    return {"forward": torch.log1p, "reverse": torch.expm1} if name == "log1p" else None

@@ -1,0 +1,132 @@
+"""The child that predicts with another library: run as a file, by an interpreter that has that library and not this product.
+
+Argument: which library, and a directory with `values.npy` float32 `[S, L, M]` and `spec.json`. It prints, for each way to
+predict, what that way predicts and the seconds of its best turn: from arrays to quantiles as arrays. The networks learn for
+one step only, on a few servers, because it is not their forecasts that are looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TAUGHT = 4  # servers
+TRAINER = {
+    "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "enable_checkpointing": False,
+}  # fmt: skip
+
+
+def neuralforecast(values: Any, spec: dict[str, Any]) -> dict[str, float]:
+    """Its network has one target: each metric of each server is a series, or one metric is told of with the others known."""
+    from neuralforecast import NeuralForecast
+    from neuralforecast.losses.pytorch import MQLoss
+    from neuralforecast.models import TFT
+
+    def fitted(rows: Any, known: list[str]) -> Any:
+        model = TFT(
+            h=spec["horizon"], input_size=spec["encoder"], hidden_size=spec["hidden"], n_head=spec["heads"],
+            n_rnn_layers=spec["layers"], hist_exog_list=known or None, loss=MQLoss(quantiles=spec["levels"]), max_steps=1,
+            start_padding_enabled=True, batch_size=128, inference_windows_batch_size=128, **TRAINER,
+        )  # fmt: skip
+        forecast = NeuralForecast(models=[model], freq=spec["step"])
+        forecast.fit(df=rows)
+        return forecast
+
+    def series(count: int) -> Any:
+        """Every metric a series."""
+        one = values[:count].swapaxes(1, 2)
+        names = [f"{name}/{metric}" for name in spec["names"][:count] for metric in spec["metrics"]]
+        return pd.DataFrame({
+            "unique_id": np.repeat(names, one.shape[2]), "ds": np.tile(times(spec), len(names)), "y": one.reshape(-1),
+        })  # fmt: skip
+
+    def exogenous(count: int) -> Any:
+        """The first metric of each server, the others beside it."""
+        flat = values[:count].reshape(-1, values.shape[2])
+        columns = {"unique_id": np.repeat(spec["names"][:count], values.shape[1]), "ds": np.tile(times(spec), count)}
+        columns["y"] = flat[:, 0]
+        columns |= {name: flat[:, 1 + place] for place, name in enumerate(spec["metrics"][1:])}
+        return pd.DataFrame(columns)
+
+    def predict(ready: Any, rows: Callable[[int], Any]) -> Any:
+        return ready.predict(df=rows(len(values))).to_numpy()
+
+    found = {}
+    for what, rows, known in (
+        ("each metric a series of its own", series, []),
+        ("one metric of them all, the others as history", exogenous, spec["metrics"][1:]),
+    ):
+        ready = fitted(rows(TAUGHT), known)
+        found[what] = best(spec, partial(predict, ready, rows))
+    return found
+
+
+def darts(values: Any, spec: dict[str, Any]) -> dict[str, float]:
+    """All metrics are components of one series."""
+    from darts import TimeSeries
+    from darts.models import TFTModel
+    from darts.utils.likelihood_models.torch import QuantileRegression
+
+    model = TFTModel(
+        input_chunk_length=spec["encoder"], output_chunk_length=spec["horizon"], hidden_size=spec["hidden"],
+        hidden_continuous_size=spec["continuous"], lstm_layers=spec["layers"], num_attention_heads=spec["heads"],
+        likelihood=QuantileRegression(spec["levels"]), add_relative_index=True, batch_size=128, n_epochs=1,
+        pl_trainer_kwargs={**TRAINER, "max_steps": 1},
+    )  # fmt: skip
+
+    def series(block: Any) -> list[Any]:
+        index = pd.RangeIndex(block.shape[1])
+        return [TimeSeries.from_times_and_values(index, one, columns=spec["metrics"]) for one in block]
+
+    model.fit(series(np.concatenate([values[:TAUGHT], values[:TAUGHT]], axis=1)))
+
+    def predict() -> Any:
+        found = model.predict(
+            spec["horizon"],
+            series=series(values),
+            predict_likelihood_parameters=True,
+            verbose=False,
+            show_warnings=False,
+        )
+        return [one.values() for one in found]
+
+    return {"all metrics at once": best(spec, predict)}
+
+
+def times(spec: dict[str, Any]) -> Any:
+    """The ticks of a window, in seconds."""
+    return np.arange(spec["tick"] - spec["encoder"] + 1, spec["tick"] + 1) * spec["step"]
+
+
+def best(spec: dict[str, Any], predict: Callable[[], Any]) -> float:
+    """The seconds of the best turn, after one that does not count."""
+    predict()
+    seconds = []
+    for _ in range(spec["turns"]):
+        began = time.perf_counter()
+        predict()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    place = Path(sys.argv[2])
+    plan = json.loads((place / "spec.json").read_text())
+    import torch
+
+    torch.set_num_threads(plan["threads"])
+    ways = {"neuralforecast": neuralforecast, "darts": darts}
+    print(json.dumps(ways[sys.argv[1]](np.load(place / "values.npy"), plan)))
