@@ -38,7 +38,8 @@ class WindowFile:
     """One SQLite file in WAL mode with `synchronous=NORMAL`, for several threads and processes at once.
 
     `synchronous=NORMAL` in WAL mode: a process that is killed loses the transaction in flight; a power cut may lose those
-    since the last checkpoint as well (SQLite makes one every 1,000 pages), and never damages the file.
+    since the last checkpoint as well (SQLite makes one every 1,000 pages, an owner may make one sooner), and never damages
+    the file.
 
     Args:
         path: the file, made when absent unless `read_only`.

@@ -2,8 +2,8 @@
 
 The one thing to know before changing it: it is a cache that may be lost, never a store that may lie, and nothing that goes
 wrong with the file keeps the fleet from being served. A tick is one row: the servers that reported, as one blob under a
-checksum; rows that come late are one more part of their tick. `kill -9` loses the tick in flight; a power cut may lose what
-came since SQLite's last checkpoint (1,000 pages: the last few minutes of 20 servers, half a minute of 2,000).
+checksum; rows that come late are one more part of their tick. `kill -9` loses the tick in flight; a power cut may lose the
+last `SYNC_SECONDS` as well, for what is committed is forced onto the disk that often.
 
 One process writes (see `hold`), any number read meanwhile. What cannot be written for now (a full disk) waits in memory,
 within bounds, and is written when there is room again.
@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 1.0  # a ticker must not stand still for long
 STALE_SECONDS = 1800.0  # a window older than this is told of
+SYNC_SECONDS = 60.0
 MOST_WAITING = 720  # batches of rows that wait in memory for room on the disk
 CAUGHT_UP = 16  # of those, written after one tick
 CHUNK = 64  # ticks of the history that are read at once
@@ -121,6 +122,7 @@ class TickStore:
         self._waiting: deque[Rows] = deque()
         self._lock = Lock()
         self._known = _Known(-1, None, {}, 0)
+        self._synced_at = 0.0
 
     def close(self) -> None:
         """Let go of the file. There is nothing to be saved."""
@@ -169,7 +171,18 @@ class TickStore:
             told = "The fleet's window %s is written again; %d batches of rows wait for it, %d were given up."
             log.info(told, self.path, len(self._waiting), self.given_up)
             self.problem = None
+        self._sync(now)
         return True
+
+    def _sync(self, now: float) -> None:
+        """Now and then, force what is committed onto the disk."""
+        if abs(now - self._synced_at) < SYNC_SECONDS:
+            return
+        self._synced_at = now
+        try:
+            self._file.run(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+        except FileUnavailableError as error:  # nothing is lost yet; the next write tells it if it lasts
+            log.debug("The fleet's window %s was not forced onto the disk: %s", self.path, error)
 
     def _write(self, db: sqlite3.Connection, batch: list[Rows], now: float) -> _Known:
         """Insert a batch; gives what is known of the file when it is committed."""

@@ -437,6 +437,20 @@ def test_a_reader_goes_around_the_damage_and_mends_nothing(path: Path) -> None:
     assert sorted(part.name for part in path.parent.iterdir() if "damaged" in part.name) == []
 
 
+def test_what_is_committed_is_forced_onto_the_disk_once_a_minute(path: Path, tmp_path: Path) -> None:
+    with TickStore(path, step=STEP) as store:
+        for tick in range(20):
+            store.append(rows(tick), moment(tick))
+            copy = tmp_path / f"copy-{tick}" / path.name
+            copy.parent.mkdir()
+            copy.write_bytes(path.read_bytes())  # without the log beside it, as if that had not reached the disk
+    on_disk = []
+    for tick in range(20):
+        with TickStore(tmp_path / f"copy-{tick}" / path.name, step=STEP, read_only=True) as reader:
+            on_disk.append(len({one for _, one in everything(reader)}))
+    assert on_disk == [1] * 12 + [13] * 8
+
+
 def test_a_reader_makes_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with TickStore(path, step=STEP, read_only=True) as reader, caplog.at_level(logging.WARNING):
         assert reader.state().problem is not None

@@ -345,6 +345,17 @@ def test_a_window_that_cannot_be_written_loses_nothing(
         caplog.clear()
 
 
+def test_a_file_that_vanishes_while_it_is_open_is_begun_again(path: Path, remote: Remote) -> None:
+    with RollingWindow.open(path) as window:
+        refresh(window, remote, now=NOW, length=24)
+        for part in path.parent.iterdir():
+            part.unlink()
+        refresh(window, remote, now=NOW, length=24)
+    remote.asked.clear()
+    ask(path, remote, length=24)
+    assert remote.asked == [], "what was fetched again is in the new file"
+
+
 def test_a_full_disk_loses_nothing(path: Path, remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
     ask(path, remote, length=24)
     with RollingWindow.open(path) as window, caplog.at_level(logging.WARNING):
