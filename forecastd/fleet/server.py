@@ -18,6 +18,7 @@ from pathlib import Path
 from forecastd import __version__
 from forecastd.clock import Clock, ScaledClock, iso
 from forecastd.daemon.signals import Signals
+from forecastd.daemon.telling import stacks
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet import report
 from forecastd.fleet.api.app import make_app
@@ -130,6 +131,8 @@ def _run(served: _Served) -> int:
                 return INTERRUPTED if number == signal.SIGINT else 0
             if number == signal.SIGHUP:
                 reopen()
+            if number == signal.SIGUSR1:
+                log.info("the stacks of all threads:\n%s", stacks(), extra={"action": "stacks"})
         if fleet.fatal is not None:
             served.stop()
             raise fleet.fatal

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Response
 from starlette.responses import StreamingResponse
 
 from forecastd.clock import from_iso, iso
-from forecastd.fleet.api.parts import Parts, errors, json_answer
+from forecastd.fleet.api.parts import Parts, errors
 from forecastd.fleet.api.refusals import Refused, quoted
 from forecastd.fleet.api.schemas import History
 from forecastd.fleet.contract import INDEX, NAMES, SERVER
@@ -61,7 +61,7 @@ def router(parts: Parts) -> APIRouter:
         if format == "csv":
             headers = {"Content-Disposition": 'attachment; filename="fleet-history.csv"'}
             return StreamingResponse(_csv(parts, asked), 200, headers, "text/csv; charset=utf-8")
-        return json_answer(await parts.read(lambda: _document(fleet, asked, limit)))
+        return await parts.document(lambda: _document(fleet, asked, limit))
 
     return routes
 

@@ -10,10 +10,9 @@ from fastapi import APIRouter, Query, Response
 
 from forecastd.clock import iso
 from forecastd.fleet import report
-from forecastd.fleet.api.parts import JSON, Parts, chunked, errors, json_answer
+from forecastd.fleet.api.parts import JSON, NO_STORE, Parts, chunked, errors, json_answer
 from forecastd.fleet.api.schemas import Alerts, Health, Risks, Servers, Status
-
-NO_STORE = {"Cache-Control": "no-store"}
+from forecastd.fleet.service import Fleet
 
 
 def router(parts: Parts) -> APIRouter:
@@ -23,7 +22,7 @@ def router(parts: Parts) -> APIRouter:
     @routes.get("/status", response_model=Status, responses=errors())
     async def status() -> Response:
         """How everything stands: ticks, forecast, servers, what came in, the window on disk, the model's processes."""
-        return json_answer(await parts.read(partial(report.status, fleet)), headers=NO_STORE)
+        return await parts.document(partial(report.status, fleet))
 
     @routes.get("/servers", response_model=Servers, responses=errors(422))
     async def servers(
@@ -33,15 +32,8 @@ def router(parts: Parts) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> Response:
         """The servers: whether the model can forecast each, and if not, what is missing."""
-        published = fleet.published
-        found = await parts.read(partial(report.servers, fleet, state, profile))
-        return json_answer({
-            "tick": published.tick,
-            "time": iso(published.tick * fleet.step),
-            "count": len(found),
-            "states": published.states(),
-            "servers": found[offset : None if limit is None else offset + limit],
-        }, headers=NO_STORE)  # fmt: skip
+        part = slice(offset, None if limit is None else offset + limit)
+        return await parts.document(partial(_servers, fleet, state, profile, part))
 
     @routes.get("/risk", response_model=Risks, responses=errors(422))
     async def risk(top: Annotated[int | None, Query(ge=0, le=100_000)] = None) -> Response:
@@ -66,3 +58,15 @@ def router(parts: Parts) -> APIRouter:
         return json_answer(health.as_json(), 200 if health.ok else 503, NO_STORE)
 
     return routes
+
+
+def _servers(fleet: Fleet, state: str | None, profile: str | None, part: slice) -> dict[str, object]:
+    published = fleet.published
+    found = report.servers(fleet, state, profile)
+    return {
+        "tick": published.tick,
+        "time": iso(published.tick * fleet.step),
+        "count": len(found),
+        "states": published.states(),
+        "servers": found[part],
+    }

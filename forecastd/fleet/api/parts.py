@@ -17,8 +17,9 @@ from forecastd.fleet.service import Fleet
 
 INGEST_THREADS = 2  # feeds that are judged at a time; more would only take turns
 READ_THREADS = 4  # answers that take a while to make
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 20
 JSON = "application/json"
+NO_STORE = {"Cache-Control": "no-store"}
 T = TypeVar("T")
 
 
@@ -34,6 +35,11 @@ class Parts:
     async def read(self, work: Callable[[], T]) -> T:
         """What `work` gives, made in a thread."""
         return await to_thread.run_sync(work, limiter=self.reading)
+
+    async def document(self, work: Callable[[], object]) -> Response:
+        """What `work` gives, as JSON, both made in a thread; it is of this moment."""
+        body = await self.read(lambda: orjson.dumps(work()))
+        return Response(body, 200, NO_STORE, JSON)
 
 
 def json_answer(document: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_httpserver import HTTPServer
 
 from forecastd.errors import SkipEpoch
+from forecastd.fleet.contract import NAMES
 
 START = 1_769_860_800.0
 STEP = 5
@@ -257,3 +259,14 @@ def test_a_model_that_was_given_up_is_tried_anew_at_growing_intervals(serve: Any
     served.script.error = None
     served.feed(served.clock.now(), "web-01")
     served.forecast_tick()
+
+
+def test_pages_are_pulled_into_the_fleet(serve: Any, httpserver: HTTPServer) -> None:
+    page = "".join(f"forecastd_{name} 12.5\n" for name in NAMES)
+    httpserver.expect_request("/metrics").respond_with_data(page, content_type="text/plain")
+    served = serve(fleet_scrape=(f"db-01={httpserver.url_for('/metrics')}#database",))
+    served.until(lambda: served.client.get("/status").json()["pulls"][0]["ok"])
+    served.forecast_tick()
+    told = served.client.get("/servers").json()["servers"][0]
+    assert (told["server"], told["profile"]) == ("db-01", "database")
+    assert served.client.get("/forecast/db-01").json()["metrics"]["cpu_percent"]["0.5"][0] == 12.5
