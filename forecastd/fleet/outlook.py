@@ -101,8 +101,12 @@ def look_ahead(forecast: Forecast, servers: Sequence[str], tick: int) -> Outlook
     places = {name: row for row, name in enumerate(forecast.servers)}
     rows = np.fromiter((places.get(name, -1) for name in servers), dtype=np.intp, count=len(servers))
     weights = np.linspace(1.0, LAST_WEIGHT, quantiles.shape[1], dtype=np.float32)
-    median = forecast.quantiles[:, over:, :, _median_of(forecast.levels)]
-    soon = np.einsum("h,shm->sm", weights / weights.sum(), median)
+    known, horizon, metrics, levels = quantiles.shape
+    flat = quantiles.reshape(
+        known, horizon, metrics * levels
+    )  # the mean of all is quicker than of every seventh number
+    means = (weights / weights.sum() @ flat).reshape(known, metrics, levels)
+    soon = means[..., _median_of(forecast.levels)]
     peak = quantiles.max(axis=1)
     return Outlook(
         tuple(forecast.levels), _taken(peak, rows), _taken(soon, rows), rows, forecast.tick + over + 1 - tick, quantiles

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import isnan
 
+import numpy as np
+
 from forecastd.fleet.contract import NAMES
 from forecastd.fleet.observed import SILENT, Observed
 from forecastd.fleet.outlook import LIKELY, POSSIBLE, Prospects, Reals
@@ -22,6 +24,10 @@ class Reasons:
         self._warning, self._critical, self._worst = warning.tolist(), critical.tolist(), worst.tolist()
         self._possible, self._to_warning = ahead.possible.tolist(), ahead.to_warning.tolist()
         self._to_critical, self._possibly = ahead.to_critical.tolist(), ahead.possibly_critical.tolist()
+        down = np.array([status == "down" for status in observed.statuses], dtype=np.bool_)
+        self._critical_now = ((observed.current >= critical).any(axis=1) | down).tolist()
+        self._first_likely = np.fmin.reduce(ahead.to_critical, axis=1).tolist()  # fmin passes NaN over
+        self._first_possible = np.fmin.reduce(ahead.possibly_critical, axis=1).tolist()
 
     def known(self, row: int) -> dict[str, float]:
         """The values of this server that are known now, by metric; to three places, as far as any agent measures."""
@@ -32,12 +38,11 @@ class Reasons:
 
         By its p50; where no p50 does, by a p90. 0 and None where a value is there now.
         """
-        current = zip(self._current[row], self._critical[row], strict=True)
-        if self.observed.statuses[row] == "down" or any(value >= limit for value, limit in current):
+        if self._critical_now[row]:
             return 0.0, None
-        for ticks, quantile in ((self._to_critical[row], LIKELY), (self._possibly[row], POSSIBLE)):
-            if found := [one for one in ticks if not isnan(one)]:
-                return min(found) * self.observed.step / 60, quantile
+        for ticks, quantile in ((self._first_likely[row], LIKELY), (self._first_possible[row], POSSIBLE)):
+            if not isnan(ticks):
+                return ticks * self.observed.step / 60, quantile
         return None, None
 
     def told(self, row: int, least: float) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_the_score_rises_with_every_metric_of_every_profile_over_its_whole_range
 
 
 values = st.lists(st.floats(0, 1, width=32), min_size=M, max_size=M)
+
+
+def test_a_critical_threshold_at_the_very_top_leaves_the_score_rising(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text("[default]\ncpu_percent = { warning = 50, critical = 100 }")
+    limits, values = load_thresholds(own), np.linspace(0, 100, 201)
+    now = quiet("generic", len(values))
+    now[:, 0] = values
+    found = judged(now, profile="generic", limits=limits)
+    assert (np.diff(scores(found)) > 0).all()
+    assert found.risks[-1].level == "critical"
 
 
 steps = st.tuples(st.integers(0, M - 1), st.floats(0, 1), st.floats(1e-4, 1), st.sampled_from(["now", "ahead", "both"]))
