@@ -249,11 +249,11 @@ class FleetWindow:
                         slot_of[one] = self._slot(*table[int(numbers[one])])
                     slots = slot_of[at]
                 fits = (slots >= 0) & (ticks > self.newest - self.keep) & (ticks <= self.newest + self.ahead)
-                if not fits.any():
-                    continue
-                into, ticks = slots[fits], ticks[fits]
-                offsets = (times[fits] - ticks * self.step).astype(np.float32)
-                self._ring.merge(into, ticks, offsets, part.states[fits], part.values[fits])
+                into, states, values = slots, part.states, part.values
+                if not fits.all():
+                    into, ticks, times = slots[fits], ticks[fits], times[fits]
+                    states, values = states[fits], values[fits]
+                self._ring.merge(into, ticks, (times - ticks * self.step).astype(np.float32), states, values)
                 np.maximum.at(self._last, into, ticks)
                 taken += len(into)
             for name in [name for name, slot in self._slots.items() if self._last[slot] == NEVER]:

@@ -72,27 +72,26 @@ class Ring:
         cols = ticks % self.size
         for part in _rounds(slots * self.size + cols, offsets):
             at = (slots[part], cols[part])
-            old_offset, offset, new = self.offsets[at], offsets[part], values[part]
-            newer = np.isnan(old_offset) | (offset > old_offset)
-            if np.isnan(old_offset).all():
-                learns = newer
+            old_offset, offset, new, state = self.offsets[at], offsets[part], values[part], states[part]
+            first = np.isnan(old_offset)
+            if first.all():
+                learnt[part] = True
             else:
+                newer = first | (offset > old_offset)
                 old, has = self.values[at], ~np.isnan(new)
                 learns = newer | (np.isnan(old) & has).any(axis=1)
+                learnt[part], same[part] = learns, ~learns & (offset == old_offset)
                 new = np.where((newer[:, None] & has) | np.isnan(old), new, old)
-                offset = np.where(newer, offset, old_offset)
-            self.values[at] = new
-            self.states[at] = np.where(newer, states[part], self.states[at])
-            learnt[part], same[part] = learns, ~learns & (offsets[part] == old_offset)
-            self.offsets[at] = offset
+                offset, state = np.where(newer, offset, old_offset), np.where(newer, state, self.states[at])
+            self.values[at], self.offsets[at], self.states[at] = new, offset, state
         return learnt, same
 
 
-def _rounds(keys: NDArray[np.int64], offsets: NDArray[np.float32]) -> Iterator[NDArray[np.int64]]:
+def _rounds(keys: NDArray[np.int64], offsets: NDArray[np.float32]) -> Iterator[NDArray[np.int64] | slice]:
     """Indices in rounds that have each key once, the older rows first; of each key at most the newest `MOST_A_TICK`."""
     ordered = np.sort(keys)
     if not (ordered[1:] == ordered[:-1]).any():
-        yield np.arange(len(keys))
+        yield slice(None)  # one round of all: nothing has to be copied for it
         return
     order = np.lexsort((offsets, keys))
     _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
