@@ -40,7 +40,9 @@ class Course:
 
 
 _COURSES: dict[Scenario, Course] = {
-    "degrading": Course((0, 4 * MINUTE), (20 * MINUTE, 45 * MINUTE), (25 * MINUTE, 40 * MINUTE), (60, 150), 2 * HOUR),
+    "degrading": Course(
+        (0, 4 * MINUTE), (15 * MINUTE, 40 * MINUTE), (25 * MINUTE, 40 * MINUTE), (60, 150), 2 * HOUR, early=7 * MINUTE
+    ),
     "critical": Course(
         (0, 3 * MINUTE), (6 * MINUTE, 9 * MINUTE), (_FOR_EVER, _FOR_EVER), (60, 60), 2 * _FOR_EVER, early=12 * MINUTE
     ),
