@@ -273,7 +273,9 @@ class FleetWindow:
     def _give_slots(self, rows: Rows, refusals: Refusals) -> NDArray[np.int64]:
         """Each row's slot, -1 where there is no room for another server."""
         slots = np.array([self._slots.get(server, -1) for server in rows.servers], dtype=np.int64)
-        for at in np.flatnonzero(slots < 0).tolist():
+        unknown = np.flatnonzero(slots < 0).tolist()
+        self._reserve(min(self._used + len({rows.servers[at] for at in unknown}), self.most_servers))
+        for at in unknown:
             slots[at] = self._slot(rows.servers[at], rows.profiles[at])
         told = f"{self.most_servers} servers are known and there is no room for another"
         refusals.add_rows(
