@@ -26,7 +26,7 @@ def manifest_rows(manifest: FleetManifest) -> Iterator[Table]:
         "encoder": f"{manifest.encoder_length} steps ({manifest.encoder_length * step / 60:g} min); "
         f"of use from {manifest.encoder_minimum} on",
         "metrics": ", ".join(metrics),
-        "servers": f"{servers} with scales of their own; others by their profile ({', '.join(manifest.profiles[1:])}), or as one "
+        "servers": f"{servers} with scales of their own; others by profile ({', '.join(manifest.profiles[1:])}), or as one "
         "of all",
         "calendar": ", ".join(manifest.cycles) or "none: the history was too short",
         "network": ", ".join(sizes),

@@ -23,9 +23,11 @@ def show_result(screen: TrainingScreen, trained: FleetTrained) -> None:
     from models.fleet.manifest import to_json
 
     manifest, path = trained.manifest, trained.path
-    after = f"forecastd model check {path}\nforecastd fleet serve --model {path}"
-    if trained.reload is not None:
-        after += f'\nin a fleet that runs: POST /admin/reload-model {{"name": "{trained.reload}"}}'
+    below = path.absolute().parent == trained.models.absolute()
+    copy = "" if below else f"copy it into {trained.models}, and "
+    after = f"""forecastd model check {path}
+forecastd fleet serve --model {path}
+or, while a fleet runs: {copy}POST /admin/reload-model {{"name": "{path.name}"}}"""
     screen.show(to_json(manifest), score_rows("test", manifest.scores.get("test")), path, manifest.sha256, after)
 
 

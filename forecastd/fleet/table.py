@@ -2,6 +2,7 @@
 
 Wide: `series,timestamp,cpu_percent,...`; long: `series,timestamp,metric,value`; `series,timestamp,value` is one metric of
 that name. A `profile` column may be there. Metrics of the contract have its units and bounds; others are taken as they come.
+Series of different times are laid over each other by whole days: a training cuts the time of all of them alike.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ FIXED = ("series", "timestamp", "profile")
 _HEAVY_TAIL = (
     10.0  # the 99.9 % quantile over the median, from which on a metric that is never negative is told as log(1 + x)
 )
+_APART = 1.5  # times the span of a usual series that all may span together; else they are of different times
+_DAY = 86_400
 _MILLISECONDS = 1e11  # no time in seconds is this large before the year 5138
 
 
@@ -41,6 +44,7 @@ def from_table(path: Path, *, most: int, step: int | None = None) -> FleetData:
     series = sorted(counts.index[:most])
     rows = rows[rows["series"].isin(series)]
     grid = step or _own_step(rows)
+    laid = _laid_over(rows)
     ticks = (rows["timestamp"].to_numpy() // grid).astype(np.int64)
     first, last = int(ticks.min()), int(ticks.max())
     names = [column for column in rows.columns if column not in FIXED]
@@ -59,7 +63,7 @@ def from_table(path: Path, *, most: int, step: int | None = None) -> FleetData:
             values=values,
             max_gap=MAX_GAP,
             data_sha256="",
-            source=f"{path.name}, {len(series)} of {len(counts)} series",
+            source=f"{path.name}, {len(series)} of {len(counts)} series{laid}",
             synthetic=False,
         )
     )
@@ -141,6 +145,17 @@ def _own_step(rows: pd.DataFrame) -> int:
     if not len(steps):
         raise NeedsHuman("No series of the table has two rows at different times: there is nothing to be learnt.")
     return int(steps.mode().iloc[0])
+
+
+def _laid_over(rows: pd.DataFrame) -> str:
+    """Move series of different times, in place, so that all end within one day; what was done, for a person."""
+    ends = rows.groupby("series")["timestamp"].agg(["min", "max"])
+    whole = float(ends["max"].max() - ends["min"].min())
+    if whole <= _APART * max(float((ends["max"] - ends["min"]).median()), _DAY):
+        return ""
+    days = (float(ends["max"].max()) - ends["max"]) // _DAY
+    rows["timestamp"] += rows["series"].map(days * _DAY)
+    return " laid over each other by whole days"
 
 
 def _metric(name: str, values: pd.Series[float]) -> Metric:

@@ -45,11 +45,11 @@ class FleetRequest:
 
 @dataclass(frozen=True)
 class FleetTrained:
-    """A written bundle. `reload`: its name for `POST /admin/reload-model` of a fleet with these settings, if it has one."""
+    """A written bundle. A fleet that runs finds it below `models`, by its name."""
 
     path: Path
     manifest: FleetManifest
-    reload: str | None
+    models: Path
 
 
 def train_fleet(settings: Settings, request: FleetRequest, clock: Clock, listener: Listener) -> FleetTrained:
@@ -81,8 +81,7 @@ def train_fleet(settings: Settings, request: FleetRequest, clock: Clock, listene
     manifest = carry_out(settings, run, rows, clock, listener)
     if not isinstance(manifest, FleetManifest):
         raise TypeError(f"This is no fleet's manifest: {type(manifest).__name__}")
-    below = out.absolute().parent == settings.fleet_models.absolute()
-    return FleetTrained(out, manifest, out.name if below else None)
+    return FleetTrained(out, manifest, settings.fleet_models)
 
 
 def _gather(settings: Settings, request: FleetRequest, now: float) -> FleetData:

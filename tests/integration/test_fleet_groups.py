@@ -1,0 +1,107 @@
+"""Scales of groups: each server's are those of its own data, whatever the order; none knows what comes after the training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models.fleet.data import FleetData
+from models.fleet.groups import LEAST_LOG, LEAST_OF_ALL, LEAST_SHARE, Groups, fit_groups
+from models.fleet.manifest import DEFAULT, Metric
+
+EPS = float(np.finfo(np.float16).eps)  # pytorch_forecasting adds it to every scale
+STOP = 300
+
+
+@pytest.fixture(scope="module")
+def data() -> FleetData:
+    """Nine servers with levels and spreads of their own, whose names are in no order; then all is different."""
+    rng = np.random.default_rng(0)
+    names = ("web-9", "db-1", "web-10", "a", "Z", "web-1", "db-10", "m.x", "n:1")
+    level, spread = rng.uniform(20, 70, (9, 1, 1)), rng.uniform(1, 8, (9, 1, 1))
+    values = (level + spread * rng.standard_normal((9, 400, 2))).astype(np.float32)
+    values[:, STOP:] += 1000
+    values[3, 5:20, 0] = np.nan
+    return FleetData(
+        servers=names,
+        profiles=("web", "db", "web", "a", "a", "web", "db", "solo", "db"),
+        metrics=(Metric("plain", "%", 0, 110, "none"), Metric("tail", "ms", 0, 1e6, "log1p")),
+        first=0,
+        step=5,
+        values=values,
+        max_gap=6,
+        data_sha256="a" * 64,
+        source="test",
+        synthetic=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def groups(data: FleetData) -> Groups:
+    return fit_groups(data, STOP, 100)
+
+
+def own(data: FleetData, servers: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of these servers' own training data, by numpy alone."""
+    seen = data.values[servers, :STOP].astype(float)
+    seen[..., 1] = np.log1p(seen[..., 1])
+    flat = seen.reshape(-1, 2)
+    count = np.isfinite(flat).sum(axis=0)
+    return np.nanmean(flat, axis=0), np.nanstd(flat, axis=0) * np.sqrt(count / (count - 1)) + EPS
+
+
+def test_every_server_has_the_center_and_scale_of_its_own_data(data: FleetData, groups: Groups) -> None:
+    for row, name in enumerate(data.servers):
+        center, scale = own(data, [row])
+        at = groups.row(f"server:{name}")
+        assert groups.center[at] == pytest.approx(center, rel=1e-4)
+        assert groups.scale[at] == pytest.approx(scale, rel=1e-3)
+
+
+def test_every_profile_and_the_rest_have_those_of_all_their_servers(data: FleetData, groups: Groups) -> None:
+    for profile in set(data.profiles):
+        members = [row for row, one in enumerate(data.profiles) if one == profile]
+        center, scale = own(data, members)
+        at = groups.row(f"profile:{profile}")
+        assert groups.center[at] == pytest.approx(center, rel=1e-4)
+        assert groups.scale[at] == pytest.approx(scale, rel=1e-3)
+    center, scale = own(data, list(range(9)))
+    assert groups.names[-1] == DEFAULT
+    assert groups.center[-1] == pytest.approx(center, rel=1e-4)
+    assert groups.scale[-1] == pytest.approx(scale, rel=1e-3)
+
+
+def test_the_order_of_the_servers_changes_nothing(data: FleetData, groups: Groups) -> None:
+    order = np.random.default_rng(1).permutation(9)
+    shuffled = replace(
+        data,
+        servers=tuple(data.servers[row] for row in order),
+        profiles=tuple(data.profiles[row] for row in order),
+        values=data.values[order],
+    )
+    again = fit_groups(shuffled, STOP, 100)
+    assert set(again.names) == set(groups.names)
+    for name in groups.names:
+        assert again.center[again.row(name)] == pytest.approx(groups.center[groups.row(name)], rel=1e-5)
+        assert again.scale[again.row(name)] == pytest.approx(groups.scale[groups.row(name)], rel=1e-5)
+
+
+def test_a_server_with_too_little_data_has_no_scale_of_its_own(data: FleetData) -> None:
+    values = data.values.copy()
+    values[4, 90:STOP] = np.nan
+    few = fit_groups(replace(data, values=values), STOP, 100)
+    assert "server:Z" not in few.names
+    assert "profile:a" in few.names
+    assert not [name for name in fit_groups(data, STOP, STOP + 1).names if name.startswith("server:")]
+
+
+def test_what_stood_still_has_a_scale_all_the_same(data: FleetData) -> None:
+    values = data.values.copy()
+    values[5] = 3.0
+    still = fit_groups(replace(data, values=values), STOP, 100)
+    scale = still.scale[still.row("server:web-1")]
+    assert scale == pytest.approx(np.maximum([LEAST_SHARE * 110, LEAST_LOG], LEAST_OF_ALL * still.scale[-1]))
+    nothing_moves = fit_groups(replace(data, values=np.full_like(values, 3.0)), STOP, 100)
+    assert (nothing_moves.scale >= np.array([LEAST_SHARE * 110, LEAST_LOG], np.float32)).all()

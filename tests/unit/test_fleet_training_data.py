@@ -1,0 +1,139 @@
+"""Which windows a fleet's training may use: honest in time, whole, and treated as the service treats its own."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forecastd.fleet.readiness import MAX_GAP, prepare
+from models.errors import DataError
+from models.fleet.data import MOST_MISSING, Cut, FleetData, carried, split
+from models.fleet.manifest import Metric
+
+METRICS = tuple(Metric(name, "%", 0.0, 100.0, "none") for name in ("a", "b"))
+CUT = Cut(least=4, most=8, horizon=4, validation=0.2, test=0.2)
+
+
+def history(values: np.ndarray, max_gap: int = MAX_GAP) -> FleetData:
+    servers = tuple(f"s{row}" for row in range(len(values)))
+    return FleetData(
+        servers=servers,
+        profiles=("web",) * len(servers),
+        metrics=METRICS,
+        first=1_000_000,
+        step=5,
+        values=values.astype(np.float32),
+        max_gap=max_gap,
+        data_sha256="a" * 64,
+        source="test",
+        synthetic=True,
+    )
+
+
+def gappy(seed: int, ticks: int = 160, share: float = 0.3) -> np.ndarray:
+    """Values of three servers with gaps of all lengths."""
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(1, 99, (3, ticks, 2)).astype(np.float32)
+    for server, metric in itertools.product(range(3), range(2)):
+        for _ in range(int(share * ticks / 5)):
+            start = rng.integers(0, ticks)
+            values[server, start : start + rng.integers(1, 3 * MAX_GAP), metric] = np.nan
+    return values
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 0.4))
+def test_every_window_lies_inside_its_part_and_has_no_hole_in_its_encoder(seed: int, share: float) -> None:
+    data = history(gappy(seed, share=share))
+    filled = carried(data.values, data.max_gap)
+    try:
+        parts = split(data, filled, CUT)
+    except DataError:
+        return
+    ordered = (parts.train, parts.validation, parts.test)
+    for before, after in itertools.pairwise(ordered):
+        assert after.start - before.stop == CUT.horizon
+    for part in ordered:
+        servers, origins = np.divmod(part.windows, data.ticks)
+        for server, origin, run in zip(servers, origins, part.runs, strict=True):
+            assert CUT.least <= run <= CUT.most
+            assert origin - run + 1 >= part.start
+            assert origin + CUT.horizon < part.stop
+            assert np.isfinite(filled[server, origin - run + 1 : origin + 1]).all()
+            seen = np.isfinite(data.values[server, origin - run + 1 : origin + 1])
+            assert seen.mean() >= 1 - MOST_MISSING - 1e-9
+
+
+@given(seed=st.integers(0, 10_000), origin=st.integers(40, 159))
+def test_a_window_is_filled_and_as_long_as_the_service_would_make_it(seed: int, origin: int) -> None:
+    values = gappy(seed)
+    block = values[:, : origin + 1]
+    served = prepare(block, 1)
+    filled = carried(values, MAX_GAP)
+    usable = np.asarray(np.isfinite(filled[:, : origin + 1]).all(axis=2))
+    for server in range(3):
+        broken = np.flatnonzero(~usable[server])
+        run = origin - (broken[-1] if len(broken) else -1)
+        assert served.lengths[server] == run
+        if run:
+            assert np.array_equal(served.filled[server, -run:], filled[server, origin - run + 1 : origin + 1])
+
+
+def test_a_whole_history_gives_every_window() -> None:
+    data = history(np.random.default_rng(0).uniform(1, 99, (2, 108, 2)))
+    parts = split(data, carried(data.values, MAX_GAP), CUT)
+    assert [part.stop - part.start for part in (parts.train, parts.validation, parts.test)] == [60, 20, 20]
+    windows = {int(one) for one in parts.test.windows}
+    assert windows == {server * 108 + origin for server in range(2) for origin in range(88 + 3, 108 - 4)}
+    assert parts.test.runs.tolist()[:6] == [4, 5, 6, 7, 8, 8]
+
+
+def test_a_server_that_reported_too_seldom_is_not_drawn() -> None:
+    values = np.random.default_rng(0).uniform(1, 99, (2, 400, 2))
+    seldom = np.ones(400, dtype=bool)
+    seldom[::4] = False  # each value is carried on for three ticks: no gap is long, and three of four ticks are missing
+    values[0, seldom] = np.nan
+    data = history(values)
+    servers = split(data, carried(data.values, MAX_GAP), CUT).train.windows // data.ticks
+    assert set(servers.tolist()) == {1}
+
+
+def test_too_little_history_is_told_with_what_there_is_and_what_it_takes() -> None:
+    data = history(np.full((1, 60, 2), 5.0))
+    with pytest.raises(DataError, match=r"spans 5\.0 min, and it takes at least (\d+\.\d) min") as refused:
+        split(data, data.values, CUT)
+    needed = 69  # ticks: 12 a window, at least 20 % of the rest each, and two horizons between
+    assert f"at least {needed * 5 / 60:.1f} min" in str(refused.value)
+    enough = history(np.full((1, needed, 2), 5.0))
+    assert len(split(enough, enough.values, CUT).test.windows)
+    with pytest.raises(DataError):
+        split(less := history(np.full((1, needed - 2, 2), 5.0)), less.values, CUT)
+
+
+def test_a_metric_that_never_comes_is_named() -> None:
+    values = np.full((2, 200, 2), 5.0)
+    values[..., 1] = np.nan
+    data = history(values)
+    with pytest.raises(DataError, match="b came at 0%"):
+        split(data, carried(data.values, MAX_GAP), CUT)
+
+
+def test_a_history_comes_back_from_its_description() -> None:
+    data = history(gappy(3))
+    again = FleetData.restored(data.described(), {"values": data.values})
+    assert replace(again, values=data.values).described() == data.described()
+    assert again.metrics == data.metrics
+
+
+def test_spread_windows_are_of_all_servers_at_the_same_origins() -> None:
+    data = history(np.random.default_rng(0).uniform(1, 99, (3, 200, 2)))
+    part = split(data, data.values, CUT).train
+    servers, origins = part.spread(30, CUT.most, data.ticks)
+    assert len(servers) == 30
+    assert {tuple(servers[origins == origin]) for origin in np.unique(origins)} == {(0, 1, 2)}
+    assert (np.diff(origins) >= 0).all()
+    assert (origins.min(), origins.max()) == (part.start + CUT.most - 1, part.stop - CUT.horizon - 1)
