@@ -14,22 +14,24 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forecastd import __version__
 from forecastd.clock import Clock, ScaledClock, iso
 from forecastd.daemon.signals import Signals
-from forecastd.daemon.telling import stacks
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet import report
-from forecastd.fleet.api.app import make_app
+from forecastd.fleet.api.address import listen
 from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
-from forecastd.fleet.api.listener import HttpServer, listen
 from forecastd.fleet.demo import Demo, DemoFeed
 from forecastd.fleet.hold import Hold
 from forecastd.fleet.service import Fleet
 from forecastd.logs import reopen
 from forecastd.notify import Notifier, watchdog_seconds
 from forecastd.settings import Settings
+
+if TYPE_CHECKING:
+    from forecastd.fleet.api.listener import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,9 @@ def serve(settings: Settings, clock: Clock, demo: Demo | None = None) -> int:
             feed.fill()
             stack.enter_context(feed)
         fleet.start()
+        from forecastd.fleet.api.app import make_app  # takes half a second, in which the model loads already
+        from forecastd.fleet.api.listener import HttpServer
+
         http = stack.enter_context(HttpServer(make_app(fleet, keys), listening))
         log.info("%s", _banner(fleet, http.port, keys), extra={"action": "start"})
         return _run(_Served(signals, fleet, http, Notifier(settings.notify_socket)))
@@ -132,6 +137,8 @@ def _run(served: _Served) -> int:
             if number == signal.SIGHUP:
                 reopen()
             if number == signal.SIGUSR1:
+                from forecastd.daemon.telling import stacks
+
                 log.info("the stacks of all threads:\n%s", stacks(), extra={"action": "stacks"})
         if fleet.fatal is not None:
             served.stop()

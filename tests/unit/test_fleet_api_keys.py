@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.api.keys import ApiKeys, is_loopback, load_keys, require_keys
+from forecastd.fleet.api.address import is_loopback
+from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
 from forecastd.logs import redacted
 from forecastd.settings import Settings
 

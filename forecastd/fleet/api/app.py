@@ -12,9 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from forecastd import __version__
 from forecastd.fleet.api import admin, feeding, forecasts, gauges, histories, looks
+from forecastd.fleet.api.address import is_loopback
 from forecastd.fleet.api.bodies import Bodies
 from forecastd.fleet.api.gate import Gate, Rules
-from forecastd.fleet.api.keys import ApiKeys, is_loopback
+from forecastd.fleet.api.keys import ApiKeys
 from forecastd.fleet.api.parts import Parts
 from forecastd.fleet.api.rate import RateLimit
 from forecastd.fleet.api.refusals import Refused, answer, refusal

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman
+from forecastd.fleet.api.address import is_loopback
 from forecastd.logs import hide
 from forecastd.settings import Settings
 from forecastd.textfile import read_text_file
@@ -65,16 +65,6 @@ def require_keys(keys: ApiKeys, host: str) -> None:
         f"FLEET_HOST is {host}, which others can reach, and no API key is set. Put a key into a file (chmod 600) and name "
         f"it in FLEET_API_KEYS_FILE, or set FLEET_API_KEYS, or listen on 127.0.0.1. {MAKE_ONE}"
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. A name other than `localhost` may be anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _from_file(path: Path, *, private: bool) -> list[str]:

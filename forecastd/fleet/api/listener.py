@@ -9,34 +9,11 @@ import threading
 import uvicorn
 from fastapi import FastAPI
 
-from forecastd.errors import NeedsHuman
 from forecastd.fleet.api.patience import PatientProtocol
 
-BACKLOG = 1024
 KEEP_ALIVE_SECONDS = 30  # of a connection on which nothing is asked
 HEADER_BYTES = 32_768
 GRACE_SECONDS = 0.3  # for answers under way when the server ends, and again to cut them off
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any that is free.
-
-    Raises:
-        NeedsHuman: the address cannot be had.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, *_, address = found[0]
-        listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise NeedsHuman(
-            f"Cannot listen on {host} port {port}: {why}. Choose another --port or --host, or stop what listens there."
-        ) from None
-    # Connections have it from here. asyncio does it only for sockets that were made another way, and without it the head and
-    # the body of an answer wait 40 ms for each other.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
 
 
 class HttpServer:

@@ -16,9 +16,10 @@ import pytest
 from forecastd.clock import iso
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.fleet import service, ticker
+from forecastd.fleet.api.address import listen
 from forecastd.fleet.api.app import make_app
 from forecastd.fleet.api.keys import ApiKeys
-from forecastd.fleet.api.listener import HttpServer, listen
+from forecastd.fleet.api.listener import HttpServer
 from forecastd.fleet.contract import METRICS, NAMES
 from forecastd.fleet.grid import Block
 from forecastd.fleet.service import Fleet
