@@ -1,0 +1,122 @@
+"""The fleet as a real systemd runs it: the program itself in its sandbox, with its model, killed and warm again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from forecastd.service import systemd
+from forecastd.service.launch import FLEET, Launch
+
+NAME = FLEET.name
+PYTHON = "/opt/venv/bin/python"
+PROGRAM = "/opt/forecastd/submit_prediction.py"
+
+JOB = f"""#!{PYTHON} -I
+import fcntl, json, os, pathlib, shutil, signal, socket, struct, subprocess, threading, urllib.request
+
+UNITS = pathlib.Path("/etc/systemd/system")
+KEY = "a-key-for-this-box-only"
+facts = {{}}
+
+def systemctl(*words):
+    if subprocess.run(["systemctl", *words]).returncode:
+        subprocess.run(["systemctl", "status", "--no-pager", "-l", "{NAME}"])
+        subprocess.run("tail -50 /var/log/forecastd/*.log", shell=True)
+        raise SystemExit("it did not go through")
+
+def show():
+    done = subprocess.run(["systemctl", "show", "{NAME}"], check=True, capture_output=True, text=True)
+    return dict(line.split("=", 1) for line in done.stdout.split("\\n") if "=" in line)
+
+def status():
+    request = urllib.request.Request("http://127.0.0.1:8080/status", headers={{"X-API-Key": KEY}})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.load(answer)
+    except OSError:
+        return {{}}
+
+def until(what, condition):
+    for _ in range(900):
+        found = condition()
+        if found:
+            return found
+        threading.Event().wait(0.1)
+    subprocess.run("tail -50 /var/log/forecastd/*.log", shell=True)
+    raise SystemExit(f"{{what}} did not happen: {{status()}}")
+
+def forecasting():
+    told = status()
+    return told if told and told["forecast"]["tft"] == 20 else None
+
+def again(before):
+    return until("another start", lambda: show()["ActiveState"] == "active" and int(show()["MainPID"]) not in (before, 0))
+
+def of_the_service():
+    return [number for number in os.listdir("/proc") if number.isdigit() and owner(number) == 64000]
+
+def owner(number):
+    try:
+        return os.stat(f"/proc/{{number}}").st_uid
+    except OSError:
+        return None
+
+with socket.socket() as one:  # bring up the box's loopback
+    fcntl.ioctl(one, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))
+pathlib.Path("/etc/credstore").mkdir(mode=0o700)
+pathlib.Path("/etc/credstore/forecastd.fleet-api-keys").write_text(KEY + "\\n")
+shutil.copy("/run/box/unit", UNITS / "{NAME}.service")
+(UNITS / "{NAME}.service.d").mkdir()
+shutil.copy("/run/box/short", UNITS / "{NAME}.service.d/short.conf")
+systemctl("daemon-reload")
+systemctl("start", "{NAME}")
+facts["started"] = show()["ActiveState"]
+facts["status"] = show()["StatusText"]
+
+agents = subprocess.Popen(["{PYTHON}", "{PROGRAM}", "fleet", "simulate", "--backfill", "28", "--json", "--api-key", KEY],
+                          stdout=subprocess.PIPE, text=True)  # they send on until they are told to stop
+told = until("a forecast by the model", forecasting)
+facts["ready"] = told["servers"]["ready"]
+facts["health"] = told["health"]
+facts["owner"] = (pathlib.Path("/var/lib/forecastd/fleet/window.sqlite").stat().st_uid, owner(show()["MainPID"]))
+
+facts["warm after"] = {{}}
+for how in (signal.SIGKILL, signal.SIGSTOP):
+    before = int(show()["MainPID"])
+    os.kill(before, how)
+    again(before)
+    facts["warm after"][how.name] = until("a forecast after a restart", forecasting)["servers"]["total"]
+
+agents.send_signal(signal.SIGINT)
+facts["agents"] = [json.loads(agents.communicate()[0])["as_expected"], agents.returncode]
+log = pathlib.Path("/var/log/forecastd/fleet.log").read_text()
+facts["complaints"] = [line for line in log.split("\\n") if "cpuinfo" in line or "Traceback" in line]
+systemctl("stop", "{NAME}")
+facts["stopped"] = [show()["ActiveState"], show()["Result"]]
+facts["left"] = of_the_service()
+print(json.dumps(facts))
+"""
+SHORT = "[Service]\nRestartSec=100ms\nWatchdogSec=6\nProtectHome=read-only\n"  # homes: the interpreter may be in one
+
+
+def test_the_fleet_runs_in_its_sandbox_and_is_warm_after_every_restart(systemd_box: Any) -> None:
+    wanted = Launch(
+        python=Path(PYTHON), program=Path(PROGRAM), directory=Path("/opt/forecastd"), options=(), user="forecastd",
+        own=False, state=None, logs=None, credential=None, service=FLEET,
+    )  # fmt: skip
+    unit = systemd.render(FLEET.template("systemd").read_text(encoding="utf-8"), wanted)
+    said = systemd_box(JOB, unit=unit, short=SHORT)
+    lines = [line for line in said.split("\n") if line.startswith("{")]
+    assert lines, said
+    facts = json.loads(lines[-1])
+    assert facts["started"] == "active"
+    assert facts["ready"] == 20
+    assert facts["health"]["ok"], facts["health"]
+    assert facts["owner"] == [64000, 64000]
+    assert facts["warm after"] == {"SIGKILL": 20, "SIGSTOP": 20}  # at once, from what was on disk
+    assert facts["agents"] == [True, 0]  # every row came to what it should have, whatever happened to the service
+    assert facts["complaints"] == []
+    assert facts["stopped"] == ["inactive", "success"]
+    assert facts["left"] == []

@@ -1,0 +1,114 @@
+"""`forecastd fleet simulate` as a user types it: against a running fleet, and where there is none."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        return f"http://127.0.0.1:{gone.getsockname()[1]}"
+
+
+@pytest.fixture
+def fleet(root: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
+    """The address of a fleet that runs with the embedded model, 30 times as fast as time goes."""
+    words = ["fleet", "serve", "--port", "0", "--speed", "30"]
+    with (tmp_path / "said").open("w") as said:
+        running = subprocess.Popen(
+            [sys.executable, str(root / "submit_prediction.py"), *words],
+            cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+        )  # fmt: skip
+        try:
+            yield waited(lambda: re.search(r"http://[\d.]+:\d+", (tmp_path / "said").read_text()), running)[0]
+        finally:
+            running.terminate()
+            assert running.wait(60) == 0, (tmp_path / "said").read_text()
+
+
+def waited(found: Callable[[], Any], running: subprocess.Popen[Any]) -> Any:
+    never = threading.Event()
+    for _ in range(1_200):
+        result = found()
+        if result:
+            return result
+        assert running.poll() is None, "it has ended"
+        never.wait(0.1)
+    return pytest.fail("not within two minutes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--url", "127.0.0.1:8080"), 5, "no address of a fleet"),
+        (("--bad", "2"), 2, "--bad"),
+        (("--scenario", "calm"), 2, "calm"),
+        (("--servers", "0"), 2, "--servers"),
+        (("--speed", "0"), 2, "--speed"),
+        (("--format", "xml"), 2, "xml"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_in_a_line(command: Any, arguments: tuple[str, ...], code: int, told: str) -> None:
+    done = command("fleet", "simulate", *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert told in done.err
+    assert "Traceback" not in done.err
+
+
+def test_where_nobody_listens_it_gives_up_with_a_code_of_its_own(command: Any, nobody: str) -> None:
+    done = command("fleet", "simulate", "--url", nobody, "--patience", "0.2")
+    assert done.code == 6
+    assert "nobody listens" in done.err
+    assert "Given up after 0.2 s" in done.err
+    told = command("fleet", "simulate", "--url", nobody, "--patience", "0.2", "--json")
+    assert (told.code, told.told["exit_code"]) == (6, 6)
+
+
+def test_a_fleet_is_filled_fed_and_judges_bad_rows_as_foreseen(command: Any, fleet: str) -> None:
+    done = command("fleet", "simulate", "--url", fleet, "--backfill", "28", "--duration", "0", "--bad", "0.1", "--json")
+    assert done.code == 0, done.err
+    assert done.told["as_expected"]
+    assert done.told["ticks"] == 28 * 12
+    assert done.told["accepted"] + done.told["before_window"] == 20 * 28 * 12
+    assert len(done.told["bad"]) > 10
+    again = command("fleet", "simulate", "--url", fleet, "--backfill", "1", "--duration", "2", "--format", "ndjson")
+    assert again.code == 0, again.err
+    assert "as expected" in again.out
+    refused = command("fleet", "simulate", "--url", fleet, "--speed", "1")
+    assert refused.code == 5
+    assert "runs at speed 30" in refused.err
+
+
+def test_ctrl_c_ends_it_with_what_came_of_it(
+    root: Path, environment: dict[str, str], tmp_path: Path, fleet: str
+) -> None:
+    words = ["fleet", "simulate", "--url", fleet, "--scenario", "cascade", "--join-leave", "5", "--json"]
+    running = subprocess.Popen(
+        [sys.executable, str(root / "submit_prediction.py"), *words],
+        cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    waited(lambda: rows_taken(fleet), running)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err
+    told = json.loads(out)
+    assert told["as_expected"]
+    assert told["rows"] > 0
+
+
+def rows_taken(url: str) -> int:
+    return int(requests.get(f"{url}/status", timeout=30).json()["ingest"]["accepted"])
