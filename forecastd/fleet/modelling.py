@@ -1,7 +1,7 @@
 """The model that a fleet runs, and the change to another one while it is running.
 
 The one thing to know before changing it: a new bundle takes over only when a child of its own has proven it. Until then, and
-whatever is wrong with it, the old one goes on; it is closed when the forecast that it is at is done.
+whatever is wrong with it, the old one goes on. What the old one is at when it is replaced is done again by the new one.
 """
 
 from __future__ import annotations
@@ -92,8 +92,6 @@ class Model:
         limits = replace(policy.limits, stopping=min(policy.limits.stopping, STOPPING_SECONDS))
         self.policy = replace(policy, limits=limits)
         self._changing, self._lock = threading.Lock(), threading.Lock()
-        self._retired: list[Forecaster] = []  # replaced, and closed when the forecast under way is done
-        self._using: Forecaster | None = None
         self._closed = False
         self._candidate: Forecaster | None = None
         self._path = settings.fleet_model_path
@@ -122,17 +120,15 @@ class Model:
         self._current.ready(over=self._is_closed)
 
     def forecast(self, block: Block) -> FleetForecast:
-        """The forecast of all servers of a block, by the bundle that is in use when it begins. Raises as inference does."""
+        """The forecast of all servers of a block. Raises as inference does."""
         self._try_anew()
-        with self._lock:
-            self._using = current = self._current
-        try:
-            return current.forecast(block, over=self._is_closed)
-        finally:
-            with self._lock:
-                self._using, retired, self._retired = None, self._retired, []
-            for one in retired:
-                one.close()
+        while True:
+            current = self._current
+            try:
+                return current.forecast(block, over=self._is_closed)
+            except ForecastdError:
+                if self._current is current or self._closed:
+                    raise  # else it was replaced meanwhile
 
     def _try_anew(self) -> None:
         """Open a bundle again that supervision has given up: what its children died of may be over, and nobody is there."""
@@ -147,7 +143,7 @@ class Model:
         log.warning("the model %s is tried anew", current.manifest.name, extra={"action": "model"})
         new = self._open(self._path)
         with self._lock:
-            if self._current is current:
+            if self._current is current and not self._closed:
                 self._current, new = new, current
         new.close()
 
@@ -172,8 +168,7 @@ class Model:
         """End all children."""
         with self._lock:
             self._closed = True
-            ending = [self._current, *self._retired, *([self._candidate] if self._candidate else [])]
-            self._retired = []
+            ending = [self._current, *([self._candidate] if self._candidate else [])]
         for one in ending:
             one.close()
 
@@ -195,11 +190,7 @@ class Model:
         with self._lock:
             old, self._current, self._candidate, self._path = self._current, new, None, bundle
             self._patience, self._given_up = AGAIN_SECONDS[0], -math.inf
-            idle = self._using is not old
-            if not idle:
-                self._retired.append(old)
-        if idle:
-            old.close()
+        old.close()
         log.info(
             "the model %s (%s) took the place of %s (%s)", new.manifest.name, new.manifest.sha256[:12],
             old.manifest.name, old.manifest.sha256[:12], extra={"action": "model"},

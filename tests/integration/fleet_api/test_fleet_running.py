@@ -211,6 +211,21 @@ def test_one_model_is_loaded_at_a_time_and_the_fleet_goes_on_meanwhile(serve: An
     assert answers[0].status_code == 200
 
 
+def test_a_model_that_hangs_is_replaced_at_once_and_its_tick_is_done_by_the_new_one(serve: Any) -> None:
+    served = serve()
+    served.script.go.clear()
+    served.feed(START, "web-01")
+    tick = served.close_tick()
+    served.until(lambda: served.script.begun == 1)
+    assert reload(served, bundle(served, "second")).status_code == 200
+    served.until(lambda: served.script.begun == 2)
+    assert served.script.closed == ["first"]
+    served.script.go.set()
+    served.until(lambda: served.fleet.published.forecast)
+    assert (served.fleet.published.forecast.bundle, served.fleet.published.forecast.tick) == ("second", tick)
+    assert served.client.get("/status").json()["forecast"]["failures"] == 0
+
+
 def test_the_end_waits_for_no_model(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
