@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from benchmarks.figures import Count, Figure
 
@@ -29,14 +30,22 @@ def run(
     told: Mapping[str, Mapping[str, str | None]] = {"forecast": {"others": others}, "quality": {"data": data}}
     try:
         for part in parts:
-            before = os.getloadavg()[0]
+            before, spent = os.getloadavg()[0], processor_time()
             module = importlib.import_module(f"benchmarks.fleet.{part}")
             yield from module.run(quick=quick, seed=seed, **told.get(part, {}))
+            stolen, whole = (after - then for after, then in zip(processor_time(), spent, strict=True))
             yield Count(
                 f"{part}: what it was measured under",
                 {"processors": os.cpu_count() or 0, "load average before": round(before, 1),
-                 "load average after": round(os.getloadavg()[0], 1)},
+                 "load average after": round(os.getloadavg()[0], 1),
+                 "of the processors' time taken by other machines, %": round(100 * stolen / max(whole, 1))},
                 "stated, not asked for",
             )  # fmt: skip
     finally:
         log.setLevel(level)
+
+
+def processor_time() -> tuple[int, int]:
+    """What the host took away from this machine, and all time there was, since it was started; proc_stat(5)."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return fields[7], sum(fields)

@@ -55,14 +55,18 @@ class Turns:
 
 
 def run(*, quick: bool, seed: int, others: str | None = None) -> Iterator[Figure | Count]:
-    """All numbers of servers; quick: 20. `others`: the interpreter that has the other libraries, when this one has not."""
+    """All numbers of servers; quick: 20, and no engine by itself.
+
+    `others`: the interpreter that has the other libraries, when this one has not.
+    """
     counts, ours = COUNTS[:1] if quick else COUNTS, {}
     for count in counts:
         turns = take_turns(count, 3 if quick else TURNS[count], seed)
         ours[count] = min(turns.ours)
         yield from figures(count, turns)
-    for count in counts:
-        yield from engines(count, seed, turns=3 if quick else 7)
+    if not quick:
+        for count in counts:
+            yield from engines(count, seed, turns=TURNS[count])
     yield memory(counts[-1], seed)
     yield from peers.run(ours, seed=seed, turns=2 if quick else 3, interpreter=others)
 

@@ -29,7 +29,7 @@ CALM = 2000.0  # records a second of a load that is far from the limit: 10,000 s
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | Count]:
     """As much as goes in, then a calm load; quick: for some seconds each."""
-    seconds = 11.0 if quick else 40.0
+    seconds = 6.0 if quick else 40.0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         path = place / "state" / "fleet" / "window.sqlite"

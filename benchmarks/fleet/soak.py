@@ -280,6 +280,6 @@ def due(tick: int, answered: float) -> float:
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | Count]:
-    """A day and 12 kills; quick: 300 ticks and 2."""
+    """A day and 12 kills; quick: 200 ticks and 2."""
     with tempfile.TemporaryDirectory() as name:
-        yield Soak(Path(name), 300 if quick else DAY, 2 if quick else 12, seed).run()
+        yield Soak(Path(name), 200 if quick else DAY, 2 if quick else 12, seed).run()
