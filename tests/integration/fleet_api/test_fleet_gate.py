@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -153,6 +154,22 @@ def test_a_refused_body_that_never_ends_is_cut_off(serve: Any, monkeypatch: pyte
 def _send_for_ever(connection: socket.socket) -> None:
     for _ in range(1 << 10):
         connection.sendall(b" " * (1 << 20))
+
+
+def test_all_bodies_together_are_bounded(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "AT_ONCE", 1)
+    served = serve(fleet_max_body_mb=1)
+    head = f"POST /feed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 20}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        two = [stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=60)) for _ in range(2)]
+        for one in two:
+            one.sendall(head + b" " * (3 << 18))
+        refused = select.select(two, [], [], 60)[0][0]
+        assert refused.recv(65_536).startswith(b"HTTP/1.1 503 ")
+        other = two[1 - two.index(refused)]
+        other.sendall(b" " * (1 << 18))
+        assert other.recv(65_536).startswith(b"HTTP/1.1 400 ")  # whole, and judged
+    assert served.feed(START, "web-01")["accepted"] == 1
 
 
 def test_a_packed_body_is_refused(serve: Any) -> None:
