@@ -39,6 +39,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--batch-size", type=POSITIVE, default=16, show_default=True, help="Windows a batch.")
 @click.option("--batches-per-epoch", type=POSITIVE, default=100, show_default=True, help="Batches an epoch at most.")
 @click.option("--learning-rate", type=float, default=5e-3, show_default=True, help="Highest learning rate of Adam.")
+@click.option("--scored-windows", type=POSITIVE, default=512, show_default=True, help="Forecasts that are scored.")
+@click.option("--compared-windows", type=click.IntRange(min=0), default=48, show_default=True,
+              help="Those of them that AutoETS, which is slow, makes too.")  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything random."
 )

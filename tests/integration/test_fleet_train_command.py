@@ -1,0 +1,155 @@
+"""`fleet train` as a user meets it: a history, simulated servers or a table in, a bundle out; and how a bundle is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.main import main
+from forecastd.fleet.contract import INDEX, NAMES
+from forecastd.fleet.intake import Rows
+from forecastd.fleet.simulator import Simulator
+from forecastd.fleet.store import TickStore
+from models import workdir
+from models.fleet.bundle import load_fleet_bundle
+from models.fleet.engines import load_fleet_engine, verify_fleet_canary
+
+TINY = (
+    "--encoder-length", "16", "--encoder-minimum", "8", "--horizon", "8", "--hidden-size", "4", "--hidden-continuous-size",
+    "2", "--epochs", "1", "--batches-per-epoch", "2", "--batch-size", "4", "--scored-windows", "8", "--compared-windows", "2",
+    "--accelerator", "cpu",
+)  # fmt: skip
+UNTIL = "2026-01-01T00:00:00Z"
+END = 1_767_225_600
+SIMULATED = ("fleet", "train", "--simulate", "5x1:varied", "--until", UNTIL, *TINY)
+
+
+def kept(state: Path, *, without: tuple[str, ...] = ()) -> None:
+    """The history of a fleet of four servers over 40 minutes, as the service keeps it."""
+    fleet = Simulator(4, 4, "varied", 5)
+    first = END // 5 - 480
+    (state / "fleet").mkdir(parents=True)
+    with TickStore(state / "fleet" / "window.sqlite") as store:
+        for tick in range(first, first + 480):
+            rows = fleet.rows(tick)
+            values = rows.values.copy()
+            values[:, [INDEX[name] for name in without]] = np.nan
+            rows = Rows.of(rows.servers, rows.times, values, step=5, profiles=rows.profiles)
+            store.append(rows, END)
+
+
+def test_simulated_servers_give_a_bundle_that_is_described_and_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    state, out = ("--state-dir", str(tmp_path / "state")), tmp_path / "state" / "fleet" / "models" / "mine"
+    assert main([*SIMULATED, *state, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    for words in ("5 servers, seed 0, made up", "last value", "seasonal naive", "AutoETS", "cpu_percent", "80%"):
+        assert words in told
+    assert 'POST /admin/reload-model {"name": "mine"}' in " ".join(told.split())
+    assert max(len(line) for line in told.splitlines()) <= 80
+    bundle = load_fleet_bundle(out)
+    assert (bundle.manifest.name, bundle.manifest.names) == ("mine", NAMES)
+    assert bundle.manifest.training.end == END
+    assert not any(group.startswith("server:") for group in bundle.manifest.groups)  # made-up names say nothing
+    assert main([*state, "model", "show", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    assert "8 steps of 5 s" in shown
+    assert "last value" in shown
+    assert main([*state, "model", "show", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "temporal-fusion-transformer-fleet"
+    assert main([*state, "model", "check", str(out)]) == 0
+    checked = " ".join(capsys.readouterr().out.split())
+    assert "hashes, weights and canary are right" in checked
+    assert f"forecastd fleet serve --model {out}".replace(" ", "") in checked.replace(" ", "")
+    (out / "weights.safetensors").write_bytes((out / "weights.safetensors").read_bytes()[:-1])
+    assert main([*state, "model", "check", str(out)]) == 5
+    assert "(check: hash)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_worker_says_what_a_fleets_bundle_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = root / "models" / "fleet-demo"
+    assert main(["--state-dir", str(tmp_path), "--once", "--model", str(bundle)]) == 5
+    told = " ".join(capsys.readouterr().out.split())
+    assert "a model of a fleet of servers" in told
+    assert "forecastd fleet serve" in told
+
+
+def test_the_fleets_own_history_is_trained_on_and_what_nobody_reports_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path, without=("swap_percent", "error_percent"))
+    assert (
+        main(["fleet", "train", "--state-dir", str(tmp_path), "--until", UNTIL, "--history", "1", *TINY, "--json"]) == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    out = tmp_path / "fleet" / "models" / "trained"
+    bundle = load_fleet_bundle(out)
+    assert bundle.manifest.names == tuple(name for name in NAMES if name not in {"swap_percent", "error_percent"})
+    assert (told["name"], told["training"]["synthetic"]) == ("trained", False)
+    assert told["training"]["rows"] == 4 * 480
+    assert set(bundle.manifest.groups) >= {"server:web-01", "profile:web", "default"}
+    assert verify_fleet_canary(bundle, load_fleet_engine(bundle)) < 1e-3
+
+
+def test_a_table_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    rows = [f"{name},{END - 300 * k},{50 + rng.normal():.3f}" for name in ("a", "b") for k in range(400)]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["series,timestamp,value", *rows]))
+    assert main(["fleet", "train", "--data", str(table), "--out", str(tmp_path / "b"), *TINY]) == 0
+    manifest = load_fleet_bundle(tmp_path / "b").manifest
+    assert (manifest.step, manifest.names, manifest.training.rows) == (300, ("value",), 800)
+    assert "table.csv, 2 of 2 series" in capsys.readouterr().out
+    assert manifest.scores["test"]["season_seconds"] > 0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--simulate", "20"], 5, "SERVERSxHOURS"),
+        (["--simulate", "5x1:storm"], 5, "the scenarios are healthy"),
+        (["--simulate", "99999x99999"], 5, "Take fewer servers"),
+        (["--simulate", "5x0.1"], 5, "spans 6.0 min, and it takes at least"),
+        (["--data", "/does/not/exist.csv"], 5, "No such file"),
+        (["--data", "x.csv", "--history", "2"], 5, "Give one of them"),
+        (["--history", "0"], 2, "--history"),
+        (["--history", "2"], 5, "There is no history of a fleet"),
+        (["--simulate", "5x1", "--encoder-minimum", "17"], 5, "--encoder-minimum"),
+        (["--simulate", "5x1", "--levels", "0.1"], 5, "0.5"),
+        (["--simulate", "5x1", "--levels", "a"], 2, "--levels"),
+        (["--simulate", "5x1", "--until", "soon"], 2, "--until"),
+        (["--simulate", "5x1", "--learning-rate", "nan"], 5, "--learning-rate"),
+        (["--simulate", "5x1", "--finish"], 5, "without --finish"),
+    ],
+)
+def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
+    arguments: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    given = ["fleet", "train", *TINY, "--state-dir", str(state), *arguments, "--out", str(tmp_path / "b")]
+    assert main(given) == code
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == [state]
+    assert list(state.iterdir()) == []
+
+
+def test_a_training_goes_on_with_the_history_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept(tmp_path)
+    command = ["fleet", "train", "--state-dir", str(tmp_path), "--until", UNTIL, "--history", "1", *TINY, "--out"]
+    out = tmp_path / "b"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JOB_ATTEMPTS", "1")
+        assert main([*command, str(out), "--fault", "exit:7@4"]) == 5
+    assert "same command goes on" in " ".join(capsys.readouterr().err.split())
+    assert workdir.find(out) is not None
+    shutil.rmtree(tmp_path / "fleet")
+    assert main([*command, str(out)]) == 0
+    assert "going on with the interrupted training" in " ".join(capsys.readouterr().out.split())
