@@ -22,8 +22,8 @@ from forecastd.service.installed import missing, usual_places
 from forecastd.settings import ENV_FILE, Settings
 
 LITTLE, TOO_LITTLE = 500_000_000, 20_000_000  # bytes free
-_SECRETS = ("MNEMONIC", "TIINGO_API_KEY")
-_PREFIXES = ("ALLORA_", "TIINGO_", "FORECASTD_", "SUBMISSION_", "MNEMONIC")
+_SECRETS = ("MNEMONIC", "TIINGO_API_KEY", "FLEET_API_KEYS", "ALERT_WEBHOOK")
+_PREFIXES = ("ALLORA_", "TIINGO_", "FORECASTD_", "SUBMISSION_", "MNEMONIC", "FLEET_")
 
 
 def check_settings(wrong: Mapping[str, str], given: Mapping[str, str]) -> list[Finding]:

@@ -105,8 +105,8 @@ def _read(answer: Message, inputs: FleetInput, manifest: FleetManifest) -> Fleet
     ends = np.cumsum(sizes)
     if encoded.dtype != np.uint8 or encoded.ndim != 1 or len(encoded) != (ends[-1] if len(ends) else 0):
         raise BadAnswer("its JSON is not as long as it says")
-    text = encoded.tobytes()
-    parts = tuple(text[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True))
+    text = encoded.data
+    parts = tuple(bytes(text[end - size : end]) for size, end in zip(sizes.tolist(), ends.tolist(), strict=True))
     return FleetAnswer(quantiles, parts, sha256)
 
 
