@@ -6,7 +6,8 @@ user who wants nothing between the network that was trained and the forecast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -25,15 +26,26 @@ class Library(Batched):
     def __init__(self, bundle: FleetBundle, threads: int) -> None:
         super().__init__(bundle)
         manifest = self.manifest
-        torch.set_num_threads(threads)
+        self._threads = threads
         self._network = network.with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
 
     def run(self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None]) -> None:
         which, future = self.scaling.profiles(inputs), self.future(inputs.tick)
-        for part in pieces(len(which)):
-            past = self.past(inputs.values[part], inputs.tick, groups[part])
-            ahead = np.broadcast_to(future, (len(past), *future.shape)).copy()
-            with torch.inference_mode():
+        with _threads(self._threads), torch.inference_mode():
+            for part in pieces(len(which)):
+                past = self.past(inputs.values[part], inputs.tick, groups[part])
+                ahead = np.broadcast_to(future, (len(past), *future.shape)).copy()
                 found = network.forward(self._network, self.manifest.network, past, ahead, which[part])
-            self.restored(found.permute(0, 2, 3, 1).contiguous().numpy(), groups[part], outputs[part])
-            advance()
+                self.restored(found.permute(0, 2, 3, 1).contiguous().numpy(), groups[part], outputs[part])
+                advance()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """torch's threads are the process's: a training beside this engine would give other weights with another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
