@@ -57,11 +57,14 @@ class Batched:
 
         for length in sorted(set(lengths.tolist())):
             rows = np.flatnonzero(lengths == length)
+            windows = _part(inputs, rows, length)
+            if not np.isfinite(windows.values).all():
+                raise DataError("A window holds a number that is not finite. Fill its gaps, or leave the server out.")
             if len(rows) == total:
-                self.run(_part(inputs, rows, length), groups, outputs, advance)
+                self.run(windows, groups, outputs, advance)
             else:
                 part = outputs[rows]
-                self.run(_part(inputs, rows, length), groups[rows], part, advance)
+                self.run(windows, groups[rows], part, advance)
                 outputs[rows] = part
         advance()
         return outputs

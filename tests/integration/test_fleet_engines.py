@@ -220,6 +220,15 @@ def test_an_input_of_another_kind_is_refused(change: dict[str, Any], told: str) 
         load_fleet_engine(bundle, "auto").forecast(replace(Fleet(bundle, 4, 1).window(0), **change))
 
 
+def test_a_hole_in_a_window_is_the_inputs_fault_and_not_the_models() -> None:
+    bundle = make("small")
+    for hole in (np.nan, np.inf):
+        window = Fleet(bundle, 4, 1).window(0)
+        window.values[2, 7, 1] = hole
+        with pytest.raises(DataError, match="not finite"):
+            load_fleet_engine(bundle, "auto").forecast(window)
+
+
 def test_no_servers_are_no_forecast() -> None:
     bundle = make("small")
     empty = FleetInput(TICK, 5, (), (), np.zeros((0, 24, 3), np.float32), np.zeros(0, np.int64))
