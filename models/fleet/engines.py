@@ -18,6 +18,7 @@ from itertools import count, pairwise
 
 import numpy as np
 
+from models.errors import DataError
 from models.fleet.base import FleetEngine, FleetInput, Floats, Indices, Progress
 from models.fleet.bundle import FleetBundle, canary_input
 from models.fleet.scaling import FleetScaling, calendar
