@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ OURS = (*(name.upper() for name in Settings.model_fields), "XDG")
 # How long an example takes says nothing on a machine that is busy.
 settings.register_profile("forecastd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("forecastd")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in the background cannot be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.figures import Count, Figure
 
 SEED = 20260301
-PARTS = ("forecast", "restart", "persistence", "ingest", "soak")
+PARTS = ("forecast", "restart", "persistence", "ingest", "soak", "quality")
 
 
 def run(

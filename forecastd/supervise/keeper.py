@@ -16,7 +16,7 @@ from forecastd.supervise.detector import Phase
 from forecastd.supervise.jobs import BadAnswer
 from forecastd.supervise.messages import GarbledMessage, Message, printable
 from forecastd.supervise.policy import Policy, Setup
-from forecastd.supervise.process import ChildFailed, ChildProcess, How, ModelFailed
+from forecastd.supervise.process import ChildFailed, ChildProcess, How, ModelFailed, lines
 from forecastd.supervise.report import Counts, Event, Kind, hang_line
 from forecastd.supervise.slot import BEFORE_READY, Slot
 
@@ -114,8 +114,8 @@ class Keeper:
             self._read_output(leaver)
 
     def _read_output(self, child: ChildProcess) -> None:
-        for line in child.read_errors().decode("utf-8", "replace").splitlines():
-            log.debug("model process %d wrote: %s", child.pid, line[:1000])
+        for line in lines(child.read_errors()):
+            log.debug("model process %d wrote: %s", child.pid, line)
         if child.mute:
             self._deaf_to(child.errors)
 

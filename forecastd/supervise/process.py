@@ -29,6 +29,7 @@ from forecastd.supervise.messages import Decoder, Message, encode, printable
 _CHUNK = 1 << 16
 _CHUNKS = 64
 _TAIL = 1 << 16  # bytes of what the child wrote that are kept: enough for the stacks of many threads
+_LINES = 100
 _DUMPED_SECONDS = 0.1  # a dump of stacks is whole that long after its first line
 
 
@@ -58,6 +59,13 @@ def child_environment(threads: int = 1) -> dict[str, str]:
         "PYTHONPATH": str(Path(forecastd.__file__).resolve().parent.parent),
         **({"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}),
     }
+
+
+def lines(written: bytes) -> list[str]:
+    """What a child wrote at once, for a log: no empty line, and so few that who writes without end takes nobody's time."""
+    told = [line[:1000] for line in written.decode("utf-8", "replace").split("\n") if line.strip()]
+    more = len(told) - _LINES
+    return [*told[:_LINES], f"({more} lines more)"] if more > 0 else told
 
 
 class ChildProcess:

@@ -27,7 +27,8 @@ class Slot:
 
     @property
     def idle(self) -> bool:
-        return self.child is not None and self.child.watched.phase is Phase.IDLE
+        """Whether its child waits for a job, and could hear of one."""
+        return self.child is not None and self.child.watched.phase is Phase.IDLE and self.hung_up is None
 
     @property
     def job(self) -> str:

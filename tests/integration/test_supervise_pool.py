@@ -465,6 +465,19 @@ def test_a_child_that_closes_its_ends_does_not_keep_the_parent_busy(
             assert "closed its channel" in record.wait("died")[0].text
 
 
+def test_a_job_is_not_given_to_a_child_that_has_hung_up(
+    demo: Path, ask: Callable[..., Job], record: Record, child_is: Callable[[str], None]
+) -> None:
+    child_is("channel.sendall(say('ready')); channel.close(); threading.Event().wait()")
+    with Pool(setup(demo), lenient(strikes=10**6, attempts=1), CLOCK, observe=record) as pool:
+        record.wait("ready")
+        wait_until(lambda: pool._keeper.slots[0].hung_up)
+        with pytest.raises(ChildFailed, match="deadline"):
+            pool.run(ask(seconds=3.0))
+        assert record.of("died")
+        assert pool._thread.is_alive()
+
+
 def test_a_child_that_talks_while_it_is_ended_does_not_keep_the_parent_busy(
     demo: Path, record: Record, child_is: Callable[[str], None]
 ) -> None:
