@@ -42,7 +42,7 @@ class Judge:
         self._book = _load(path)
         self._telling = Telling(person, self._book.open)
         self._saved = 0
-        self._unsaved = False
+        self._unsaved = self._refused = False
 
     def judge(
         self, block: Block, forecast: FleetForecast | None, metrics: tuple[str, ...], minimum: int, before: Published
@@ -76,10 +76,13 @@ class Judge:
         try:
             write_whole(self._path, json.dumps(self._book.to_state()).encode())
         except NeedsHuman as error:
-            if not self._unsaved:
-                log.warning("The alerts' state is not kept: %s", error)
+            if not self._refused:
+                log.warning("The alerts' state is not kept, and is tried again at every tick: %s", error)
+            self._refused = True
             return
-        self._saved, self._unsaved = tick, False
+        if self._refused:
+            log.info("The alerts' state is kept again.")
+        self._saved, self._unsaved, self._refused = tick, False, False
 
 
 def readiness(block: Block, metrics: tuple[str, ...], minimum: int) -> Prepared:

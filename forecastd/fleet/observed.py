@@ -42,22 +42,15 @@ def observe(
     servers: Sequence[str],
     profiles: Sequence[str],
     statuses: Sequence[str],
-    last_seen: Sequence[int] | None = None,
 ) -> Observed:
-    """From a block [S, L, M] with NaN for missing whose last row is `tick`.
-
-    `last_seen`: the tick at which each server was heard of last, where that is known; else it is taken from the values.
-    """
+    """From a block [S, L, M] with NaN for missing whose last row is `tick`."""
     newest = values[:, -1 : -CARRIED - 2 : -1]
     age = np.zeros((len(values), values.shape[2]), dtype=np.int64)
     current = np.full(age.shape, np.nan)
     if newest.shape[1]:
         age[...] = np.argmax(~np.isnan(newest), axis=1)
         current[...] = np.take_along_axis(newest, age[:, None, :], axis=1)[:, 0]
-    if last_seen is not None:
-        silent = np.maximum(0, tick - np.asarray(last_seen, dtype=np.int64))
-    else:
-        heard = np.asarray(~np.isnan(values).all(axis=2))
-        ticks = np.arange(1, values.shape[1] + 1)
-        silent = np.asarray(values.shape[1] - (heard * ticks).max(axis=1, initial=0))
+    heard = np.asarray(~np.isnan(values).all(axis=2))
+    ticks = np.arange(1, values.shape[1] + 1)
+    silent = np.asarray(values.shape[1] - (heard * ticks).max(axis=1, initial=0))
     return Observed(tick, step, tuple(servers), tuple(profiles), tuple(statuses), current, age, silent)

@@ -311,11 +311,6 @@ def test_a_value_stands_in_for_a_missing_one_for_a_few_ticks_with_its_age() -> N
     assert np.isnan(found.current[:, 1:]).all()
 
 
-def test_when_a_server_was_heard_of_last_may_be_known_better() -> None:
-    found = observe(50, block([np.nan]), step=5, servers=["a"], profiles=["x"], statuses=["ok"], last_seen=[49])
-    assert found.silent.tolist() == [1]
-
-
 @pytest.mark.parametrize(("servers", "length"), [(0, 5), (0, 0), (3, 0)])
 def test_a_fleet_of_nobody_and_a_past_of_nothing_are_no_trouble(servers: int, length: int) -> None:
     names = [str(row) for row in range(servers)]
