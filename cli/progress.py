@@ -14,10 +14,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cli.manifest import score_rows
 from cli.screen import console, row
-from forecastd.training import Trained
-from models.manifest import to_json
 from models.progress import Progress as Reached
 
 
@@ -116,11 +113,3 @@ class TrainingScreen:
             self._out.print(line)
         self._out.print(row("bundle", Text(f"{path} ({sha256[:12]})")))
         self._out.print(row("next", Text(after)))
-
-
-def show_result(screen: TrainingScreen, trained: Trained) -> None:
-    """The scores of a market's model beside the baselines', and what to type next."""
-    manifest, path = trained.manifest, trained.path
-    scores = score_rows("test", manifest.metrics["test"])
-    after = f"forecastd model check {path}\nforecastd --once --model {path}"
-    screen.show(to_json(manifest), scores, path, manifest.sha256, after)

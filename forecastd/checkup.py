@@ -7,7 +7,6 @@ has to pass the guards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from forecastd.clock import Clock
@@ -15,7 +14,7 @@ from forecastd.features import load_features
 from forecastd.forecaster import Forecaster
 from forecastd.settings import Settings
 from forecastd.sources import open_source
-from forecastd.stages import Stage, describe_candles, describe_forecast, describe_guards, describe_model
+from forecastd.stages import Stage, describe_candles, describe_forecast, describe_guards, describe_model, staged
 from forecastd.window import RollingWindow
 from models.bundlefiles import unknown_files
 from models.manifest import Manifest
@@ -30,14 +29,7 @@ def check_model(
         NeedsHuman: the bundle is no good, or the feature list is another one; the message says what to do.
         SkipEpoch, RetryLater: the candles for the test prediction, or the prediction itself, are no good.
     """
-
-    @contextmanager
-    def stage(name: str) -> Iterator[list[str]]:
-        told: list[str] = []
-        start = clock.monotonic()
-        yield told
-        report(Stage(name, "\n".join(told), clock.monotonic() - start))
-
+    stage = staged(clock, report)
     features = load_features(settings.features_path)
     source = open_source(settings.data_source, settings)
     with Forecaster(bundle, features) as forecaster, RollingWindow.open(settings.state / "window.sqlite") as window:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from forecastd.candles import Candles
-from forecastd.clock import iso
+from forecastd.clock import Clock, iso
 from forecastd.forecaster import Forecaster
 from forecastd.guards import GuardReport
 from forecastd.ledger import Entry
@@ -19,6 +21,19 @@ class Stage:
     name: str
     text: str
     seconds: float
+
+
+def staged(clock: Clock, report: Callable[[Stage], None]) -> Callable[[str], AbstractContextManager[list[str]]]:
+    """Stages that are timed: the block appends what it found, which is reported when the stage ended well."""
+
+    @contextmanager
+    def stage(name: str) -> Iterator[list[str]]:
+        told: list[str] = []
+        start = clock.monotonic()
+        yield told
+        report(Stage(name, "\n".join(told), clock.monotonic() - start))
+
+    return stage
 
 
 def describe_candles(candles: Candles, source: str, now: float) -> str:

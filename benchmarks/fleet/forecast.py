@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks.figures import Count, Figure
 from benchmarks.fleet import peers
-from benchmarks.fleet.scene import MODEL_M, THREADS, Servers, bundle_m
+from benchmarks.fleet.randombundle import bundle_m
+from benchmarks.fleet.scene import MODEL_M, THREADS, Servers
 from benchmarks.processes import measure, python
 from forecastd.clock import SystemClock
 from forecastd.fleet.inference import FleetForecaster

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Count, Figure
-from benchmarks.fleet.scene import bundle_m
+from benchmarks.fleet.randombundle import bundle_m
 from benchmarks.fleet.serving import History, Service, serve
 from benchmarks.processes import ROOT, python
 

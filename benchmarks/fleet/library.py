@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from benchmarks.fleet.scene import NOON, STEP, THREADS, Size
 from forecastd.fleet.simulator import Simulator
 from models.fleet.bundle import CANARY_SERVERS, FleetBundle, FleetCanary, canary_input, write_fleet_bundle
-from models.fleet.engines import Fused
+from models.fleet.folded import Fused
 from models.fleet.manifest import DEFAULT, OTHER, FleetManifest, Metric, fleet_reals, known_reals
 from models.fleet.scaling import calendar
 from models.library import quiet_library

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.figures import Count, Figure
-from benchmarks.fleet.scene import KEEP, STEP, bundle_m
+from benchmarks.fleet.randombundle import bundle_m
+from benchmarks.fleet.scene import KEEP, STEP
 from benchmarks.fleet.serving import History, closed_now, serve
 from benchmarks.processes import measure, python
 from forecastd.fleet.grid import FleetWindow

@@ -6,10 +6,7 @@ costs what a trained one costs.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,18 +97,3 @@ class Servers:
                 told = dict(zip(size.names, values[place, at].tolist(), strict=False))
                 found.append({"timestamp": (first + at) * STEP, "server": server, "profile": profile, **told})
         return found
-
-
-@cache
-def bundle_m(seed: int = 1) -> Path:
-    """A bundle of model M with random weights, written once a process and gone with it."""
-    from benchmarks.fleet.library import Library
-
-    path = Path(_place().name) / f"m-{seed}"
-    Library(MODEL_M, seed=seed).write_bundle(path)
-    return path
-
-
-@cache
-def _place() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="forecastd-fleet-benchmark-")

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.figures import Count, Figure
-from benchmarks.fleet.scene import STEP, bundle_m
+from benchmarks.fleet.randombundle import bundle_m
+from benchmarks.fleet.scene import STEP
 from benchmarks.fleet.serving import PATIENCE, Service, serve
 from forecastd.clock import iso
 from forecastd.fleet.intake import Rows

@@ -8,11 +8,9 @@ from typing import Any
 import click
 
 from cli.main import setting
-from cli.options import faults_of
+from cli.trainoptions import POSITIVE, run_training, training_options
 
-INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
-POSITIVE = click.IntRange(min=1)
 
 
 @click.command(name="train")
@@ -32,29 +30,14 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--hidden-continuous-size", type=POSITIVE, default=8, show_default=True, help="Width of a metric in it.")
 @click.option("--heads", "attention_heads", type=POSITIVE, default=1, show_default=True, help="Attention heads.")
 @click.option("--layers", "lstm_layers", type=POSITIVE, default=1, show_default=True, help="LSTM layers.")
-@click.option("--dropout", type=float, default=0.0, show_default=True, help="Dropout rate.")
-@click.option("--levels", default="0.02,0.1,0.25,0.5,0.75,0.9,0.98", show_default=True, help="Quantiles, 0.5 included.")
-@click.option("--epochs", type=POSITIVE, default=20, show_default=True, help="Epochs at most.")
-@click.option("--patience", type=POSITIVE, default=20, show_default=True, help="Stop after so many without progress.")
-@click.option("--batch-size", type=POSITIVE, default=16, show_default=True, help="Windows a batch.")
-@click.option("--batches-per-epoch", type=POSITIVE, default=100, show_default=True, help="Batches an epoch at most.")
-@click.option("--learning-rate", type=float, default=5e-3, show_default=True, help="Highest learning rate of Adam.")
 @click.option("--scored-windows", type=POSITIVE, default=512, show_default=True, help="Forecasts that are scored.")
 @click.option("--compared-windows", type=click.IntRange(min=0), default=48, show_default=True,
               help="Those of them that AutoETS, which is slow, makes too.")  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of everything random."
+@training_options(
+    dropout=0.0, epochs=20, patience=20, batch_size=16, batches=100, rate=5e-3, rates="Highest learning rate"
 )
-@click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
-@click.option("--finish", is_flag=True, help="Train no further: write the bundle from the best checkpoint so far.")
-@click.option(
-    "--force", is_flag=True, help="Replace what is at DIR, throw away an interrupted training with other options."
-)
-@click.option("--fault", "faults", multiple=True, callback=faults_of, metavar="KIND[:VALUE][@PLACE]",
-              help="For a trial: a fault for the training's first process to bring on itself.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object on stdout.")
 @click.pass_context
-def command(ctx: click.Context, /, as_json: bool, levels: str, until: str | None, **more: Any) -> None:
+def command(ctx: click.Context, /, as_json: bool, until: str | None, **more: Any) -> None:
     """Train a model for the fleet, and write it as a checked bundle. Ctrl-C keeps what was reached; the same command goes on.
 
     It learns from the history that `fleet serve` keeps, and is compared with baselines on the newest of it.
@@ -63,29 +46,19 @@ def command(ctx: click.Context, /, as_json: bool, levels: str, until: str | None
 
     interrupts = ctx.with_resource(one_interrupt(*STOPS))
     from cli.fleet.scores import show_result
-    from cli.progress import TrainingScreen
     from cli.times import reference_time
-    from cli.train import levels_of
     from forecastd.clock import SystemClock
     from forecastd.fleet.training import FleetRequest, train_fleet
     from forecastd.settings import load_settings
-    from forecastd.trainrun import Listener
-    from models.errors import TrainingInterrupted
     from models.fleet.config import FleetTrainingConfig
 
     given = {name: value for name in ("state_dir", "fleet_step") if (value := more.pop(name)) is not None}
     names = ("out", "history", "simulate", "data", "servers", "finish", "force", "faults")
     place = {name: more.pop(name) for name in names}
-    request = FleetRequest(
-        FleetTrainingConfig(levels=levels_of(levels), **more), until=reference_time(until, "--until"), **place
-    )
+    request = FleetRequest(FleetTrainingConfig(**more), until=reference_time(until, "--until"), **place)
     settings = load_settings(**{**(ctx.obj or {}), **given})
-    with TrainingScreen(quiet=as_json, verbose=bool(ctx.find_root().params.get("verbose"))) as screen:
-        try:
-            listener = Listener(screen.tell, screen.update, screen.remark, interrupts.again)
-            trained = train_fleet(settings, request, SystemClock(), listener)
-        except TrainingInterrupted as interrupted:
-            screen.close()
-            click.echo(str(interrupted), err=True)
-            ctx.exit(INTERRUPTED)
+    clock = SystemClock()
+    screen, trained = run_training(
+        ctx, interrupts, lambda listener: train_fleet(settings, request, clock, listener), quiet=as_json
+    )
     show_result(screen, trained)

@@ -6,7 +6,6 @@ Hashes, weights and canary in a child process, by the engine that would serve, t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from forecastd.fleet.inference import FleetForecaster
 from forecastd.fleet.simulator import Simulator
 from forecastd.fleet.snapshot import TFT
 from forecastd.settings import Settings
-from forecastd.stages import Stage
+from forecastd.stages import Stage, staged
 from forecastd.supervise.policy import policy_of
 from models.bundlefiles import unknown_files
 from models.fleet.manifest import FleetManifest
@@ -35,14 +34,7 @@ def check_fleet_model(
         NeedsHuman: the bundle is no good, or not for this contract; the message says what to do.
         SkipEpoch: no child came to be ready, or none finished the test forecast.
     """
-
-    @contextmanager
-    def stage(name: str) -> Iterator[list[str]]:
-        told: list[str] = []
-        start = clock.monotonic()
-        yield told
-        report(Stage(name, "\n".join(told), clock.monotonic() - start))
-
+    stage = staged(clock, report)
     policy = policy_of(settings, standbys=0)
     with FleetForecaster(bundle, policy=policy, clock=clock, engine=settings.fleet_engine) as forecaster:
         manifest = forecaster.manifest
