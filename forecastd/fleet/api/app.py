@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -40,7 +41,7 @@ def make_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
         settings.fleet_cors_origins,
     )  # fmt: skip
     remarks, parts = Remarks(fleet.clock), Parts(fleet, Bodies(rules.most_bytes))
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs brings its own scripts: the servers of a fleet may see nothing beyond it
         title="forecastd fleet", version=__version__, description=TEXT, redoc_url=None, redirect_slashes=False
     )
     for routes in (looks, forecasts, feeding, histories, admin):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import httpx
@@ -254,3 +255,13 @@ def test_the_description_is_whole(serve: Any) -> None:
             assert operation["description"], path
     assert document["components"]["securitySchemes"]
     assert served.client.get("/docs", headers={"X-API-Key": "a-key-of-good-length"}).status_code == 200
+
+
+def test_the_description_needs_nothing_of_another_machine(serve: Any) -> None:
+    served = serve()
+    page = served.client.get("/docs").text
+    found = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(found) >= 3
+    for address in found:
+        assert address.startswith("/"), address
+        assert served.client.get(address).status_code == 200, address
