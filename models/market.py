@@ -25,7 +25,7 @@ from models.kinds import Kind, versions
 from models.manifest import Manifest, Network, Scaler, network_reals
 from models.progress import Meter, Progress
 from models.records import Interval, Training
-from models.shapes import expected_shapes
+from models.shapes import exported
 from models.windows import Indices, Part, Split, TrainingData, split
 
 BASELINE_WINDOWS = 20_000
@@ -145,10 +145,7 @@ def _export(job: _Job, model: Any, out: Path, created: int) -> Bundle:
     from models.library import forward
 
     data, config, parts = job.data, job.config, job.parts
-    state = model.state_dict()
-    weights = {name: np.asarray(state[name].numpy(), dtype=np.float32) for name in expected_shapes(job.network)}
-    if not all(np.isfinite(value).all() for value in weights.values()):
-        raise Diverged
+    weights = exported(model, job.network)
     manifest = Manifest(
         name=config.name,
         past=data.past_names,

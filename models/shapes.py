@@ -5,6 +5,12 @@ A bundle's weights are checked against this before they are used, so it has to s
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import Diverged
 from models.manifest import Network
 
 
@@ -71,3 +77,12 @@ def expected_shapes(network: Network) -> dict[str, tuple[int, ...]]:
     for target in targets:
         linear(f"output_layer{target}", hidden, network.outputs)
     return shapes
+
+
+def exported(model: Any, network: Network) -> dict[str, NDArray[np.float32]]:
+    """The parameters of the library's network as a bundle holds them. Raises Diverged when one is not finite."""
+    state = model.state_dict()
+    weights = {name: np.asarray(state[name].numpy(), dtype=np.float32) for name in expected_shapes(network)}
+    if not all(np.isfinite(value).all() for value in weights.values()):
+        raise Diverged
+    return weights

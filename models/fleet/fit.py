@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.fit import Fitted
 from models.fleet import network as library
+from models.fleet.anchors import anchored
 from models.fleet.base import Floats, Indices
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.data import FleetData, FleetPart
 from models.fleet.groups import Groups, transform
+from models.fleet.manifest import Anchor
 from models.fleet.scaling import calendar
 from models.manifest import Network
 
@@ -125,11 +127,11 @@ class Windows(Dataset[Batch]):
 
     def __init__(
         self, data: FleetData, filled: Floats, groups: Groups, *, network: Network, cycles: tuple[str, ...],
-        config: FleetTrainingConfig,
+        anchors: tuple[Anchor, ...], config: FleetTrainingConfig,
     ) -> None:  # fmt: skip
         self._filled, self._groups = transform(filled, data), groups
         self._targets = np.where(np.isfinite(data.values), self._filled, np.float32(np.nan))
-        self._network, self._horizon = network, config.horizon
+        self._network, self._horizon, self._anchors = network, config.horizon, anchors
         self._calendar = calendar(cycles, data.step, np.arange(data.first, data.first + data.ticks))
         self._relative = (np.arange(config.horizon) / config.encoder_length).astype(np.float32)
 
@@ -139,6 +141,7 @@ class Windows(Dataset[Batch]):
         center, scale = (table[draw.rows][:, None] for table in (self._groups.center, self._groups.scale))
         seen = (self._filled[draw.servers[:, None], past] - center) / scale
         target = (self._targets[draw.servers[:, None], ahead] - center) / scale
+        target -= anchored(seen, self._anchors, self._horizon).swapaxes(1, 2)
         relative = np.broadcast_to(self._relative, (len(draw.origins), self._horizon))[..., None]
         x = library.inputs(
             self._network,

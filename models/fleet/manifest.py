@@ -19,7 +19,11 @@ from models.strict import Fields, name_of, read_object, refuse
 SCHEMA = 1
 KIND = KIND_OF_A_FLEET
 NORMALIZER = "group"  # pytorch_forecasting's GroupNormalizer: center and scale of a group, fixed by the training
-CALENDAR = {"day": 86_400, "week": 604_800}  # seconds; each cycle is known as `<name>_sin` and `<name>_cos`
+CALENDAR = {
+    "hour": 3600,
+    "day": 86_400,
+    "week": 604_800,
+}  # seconds; each cycle is known as `<name>_sin` and `<name>_cos`
 OTHER = "other"  # the profile of servers whose own was not among those of the training; always the first
 DEFAULT = "default"  # the group of servers of such a profile
 MOST_METRICS, MOST_PROFILES, MOST_GROUPS = 256, 1000, 20_000
@@ -40,10 +44,23 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """What a metric's outputs are counted from, see `models.fleet.anchors`.
+
+    smoothing: the weight of the newest value in the window's level, above 0; 1 is the last value
+    damping:   what is left after a step of the last value's distance to the level
+    """
+
+    smoothing: float
+    damping: float
+
+
+@dataclass(frozen=True)
 class FleetManifest:
     """A fleet bundle's description. `step` in seconds; `encoder_minimum`: with how few observed steps it may be run.
 
     `cycles`: those of `CALENDAR` that the network is told of; `profiles` begin with `OTHER`; `scores`: of the evaluation.
+    `anchors`: for each metric, what the network's outputs are counted from; none when they are scaled metrics as they are.
     """
 
     name: str
@@ -61,6 +78,7 @@ class FleetManifest:
     versions: Mapping[str, str]
     scores: Mapping[str, object]
     files: Mapping[str, FileRecord]
+    anchors: tuple[Anchor, ...] = ()
     sha256: str = ""
 
     @property
@@ -97,6 +115,7 @@ def to_json(manifest: FleetManifest) -> bytes:
         "name": manifest.name,
         "metrics": [vars(metric) for metric in manifest.metrics],
         "normalizer": NORMALIZER,
+        "anchors": [vars(anchor) for anchor in manifest.anchors],
         "cycles": manifest.cycles,
         "profiles": manifest.profiles,
         "groups": manifest.groups,
@@ -150,6 +169,7 @@ def parse(content: bytes, sha256: str) -> FleetManifest:
         versions=root.child("versions").strings(),
         scores=root.free("scores"),
         files=read_files(root.child("files")),
+        anchors=_anchors(root, len(metrics)),
         sha256=sha256,
     )
     root.end()
@@ -175,6 +195,20 @@ def _metrics(root: Fields) -> tuple[Metric, ...]:
     names = {metric.name for metric in found}
     if not 0 < len(names) == len(found) <= MOST_METRICS or names & {*known_reals(tuple(CALENDAR)), RELATIVE_TIME}:
         refuse("must have metrics, each once, and none like a variable of the calendar")
+    return tuple(found)
+
+
+def _anchors(root: Fields, metrics: int) -> tuple[Anchor, ...]:
+    found = []
+    for index, item in enumerate(root.take("anchors", list)):
+        fields = Fields(item, f"anchors.{index}")
+        anchor = Anchor(fields.number("smoothing"), fields.number("damping"))
+        fields.end()
+        if not (0 < anchor.smoothing <= 1 and 0 <= anchor.damping <= 1):
+            refuse(f"has an anchor without sense at anchors.{index}")
+        found.append(anchor)
+    if len(found) not in {0, metrics}:
+        refuse("must have an anchor for each metric, or none")
     return tuple(found)
 
 

@@ -14,8 +14,8 @@ import torch
 
 from models.fleet import network
 from models.fleet.base import FleetInput, Floats, Indices
+from models.fleet.batched import Batched, pieces
 from models.fleet.bundle import FleetBundle
-from models.fleet.engines import Batched, pieces
 
 
 class Library(Batched):
@@ -36,7 +36,8 @@ class Library(Batched):
                 past = self.past(inputs.values[part], inputs.tick, groups[part])
                 ahead = np.broadcast_to(future, (len(past), *future.shape)).copy()
                 found = network.forward(self._network, self.manifest.network, past, ahead, which[part])
-                self.restored(found.permute(0, 2, 3, 1).contiguous().numpy(), groups[part], outputs[part])
+                quantiles = found.permute(0, 2, 3, 1).contiguous().numpy()
+                self.restored(quantiles, inputs.values[part], groups[part], outputs[part])
                 advance()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.errors import BundleError, DataError
+from models.fleet.anchors import anchored
 from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.bundle import FleetBundle
 from models.fleet.manifest import CALENDAR, DEFAULT
@@ -44,21 +45,30 @@ class FleetScaling:
 
     def scale(self, values: Floats, groups: Indices) -> Floats:
         """Metrics `[S, T, M]` of servers of these groups `[S]` as the network sees them."""
+        transformed = self._transformed(values)
+        transformed -= self._center[groups][:, None]
+        transformed /= self._scale[groups][:, None]
+        return transformed
+
+    def _transformed(self, values: Floats) -> Floats:
         clipped = np.clip(values, self._low, self._high)
         if self._logarithmic.any():
             clipped[..., self._logarithmic] = np.log1p(clipped[..., self._logarithmic])
-        clipped -= self._center[groups][:, None]
-        clipped /= self._scale[groups][:, None]
         return clipped
 
-    def restore(self, outputs: Floats, groups: Indices) -> Floats:
+    def restore(self, outputs: Floats, values: Floats, groups: Indices) -> Floats:
         """Network outputs `[S, M, Q, H]` in the metrics' units, sorted along Q and within the bounds; changes `outputs`.
+
+        `values` `[S, L, M]`: the windows, in the metrics' units.
 
         Raises:
             BundleError: (check "finite") one is not finite.
         """
         outputs *= self._scale[groups][:, :, None, None]
-        outputs += self._center[groups][:, :, None, None]
+        if self._manifest.anchors:
+            outputs += anchored(self._transformed(values), self._manifest.anchors, outputs.shape[-1])[:, :, None]
+        else:
+            outputs += self._center[groups][:, :, None, None]
         if not np.isfinite(outputs).all():
             raise BundleError(_NETWORK, check="finite")
         sort_quantiles(outputs)

@@ -1,8 +1,8 @@
 """Where the fit of a fleet's network sets out: a network that already passes on what it sees, for hours less of training.
 
-The outputs are levels of many metrics at once, so the network must carry the last level of each through one narrow state,
-with little loss. As pytorch initialises it, it does not: an LSTM forgets within two steps, and each gate and norm on the way
-mixes the metrics with one another. All that is changed here are first values; the network stays the library's.
+The network must carry what it sees of many metrics through one narrow state, with little loss. As pytorch initialises it, it
+does not: an LSTM forgets within two steps, and each gate and norm on the way mixes the metrics with one another. So it
+learns three times as slowly. All that is changed here are first values; the network stays the library's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ _OPEN = 2.0  # the bias of the gate after the LSTM
 _OUTPUT = 0.3
 
 
-def set_out(model: Any, network: Network, seen: Floats) -> None:
+def set_out(model: Any, network: Network, said: Floats) -> None:
     """Change the first weights of a `TemporalFusionTransformer`.
 
-    `seen` `[M, Q]`: the quantiles of all scaled values of each metric, which is all that the outputs say at first. Draws from
-    torch's global generator.
+    `said` `[M, Q]`: the quantiles which are all that the outputs say at first. Draws from torch's global generator.
     """
     hidden = network.hidden_size
     with torch.no_grad():
@@ -45,7 +44,7 @@ def set_out(model: Any, network: Network, seen: Floats) -> None:
         gate.bias[hidden:].fill_(_OPEN)
         model.pre_output_gate_norm.glu.fc.weight.mul_(_SMALL)
         outputs = model.output_layer if network.targets > 1 else [model.output_layer]
-        for layer, quantiles in zip(outputs, seen, strict=True):
+        for layer, quantiles in zip(outputs, said, strict=True):
             layer.weight.mul_(_OUTPUT)
             layer.bias.copy_(torch.as_tensor(quantiles))
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.fleet.base import FleetInput, Floats, Indices
+from models.fleet.batched import pieces
 from models.fleet.bundle import FleetBundle
-from models.fleet.engines import Onnx, pieces
+from models.fleet.folded import Onnx
 
 Mask = NDArray[np.bool_]
 

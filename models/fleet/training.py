@@ -15,6 +15,7 @@ import numpy as np
 
 from models import workdir
 from models.errors import BundleError, DataError, Diverged
+from models.fleet.anchors import anchored, fit_anchors
 from models.fleet.base import FleetEngine, Floats
 from models.fleet.bundle import (
     CANARY_SERVERS,
@@ -27,18 +28,19 @@ from models.fleet.bundle import (
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.data import Cut, FleetData, FleetPart, FleetSplit, carried, split
 from models.fleet.engines import TOLERANCE, load_fleet_engine, range_difference
-from models.fleet.manifest import CALENDAR, MOST_GROUPS, OTHER, FleetManifest, fleet_reals
+from models.fleet.manifest import CALENDAR, MOST_GROUPS, OTHER, Anchor, FleetManifest, fleet_reals
 from models.kinds import Kind, Tell, versions
 from models.manifest import Network
 from models.progress import Meter
 from models.records import Interval, Training
-from models.shapes import expected_shapes
+from models.shapes import exported
 
 if TYPE_CHECKING:
     from models.fleet.comparison import Ground, Rivals
     from models.fleet.groups import Groups
 
 CYCLES_SEEN = 2  # how often the training part must hold a cycle of the calendar before the network is told of it
+_ANCHORED = 2048  # windows of the training part that the anchors are fitted to
 OWN_SCALE = 4  # windows' worth of ticks that a server must have been observed for a scale of its own
 
 
@@ -99,7 +101,11 @@ def carry_on(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What a training is given, and what follows from it alone."""
+    """What a training is given, and what follows from it alone.
+
+    anchors: of the metrics; first: `[M, Q]`, the quantiles of how far outcomes of the training part were off them, which is
+    all that a network may say that knows nothing yet
+    """
 
     data: FleetData
     config: FleetTrainingConfig
@@ -110,6 +116,8 @@ class _Job:
     groups: Groups
     ground: Ground
     rivals: Rivals
+    anchors: tuple[Anchor, ...]
+    first: Floats
 
 
 def _job(data: FleetData, config: FleetTrainingConfig, filled: Floats, parts: FleetSplit, meter: Meter) -> _Job:
@@ -145,7 +153,22 @@ def _job(data: FleetData, config: FleetTrainingConfig, filled: Floats, parts: Fl
         profiles=len(profiles),
         embedding_size=config.embedding_size,
     )
-    return _Job(data, config, parts, cycles, profiles, network, groups, ground, rivals)
+    anchors, first = _anchors(ground, parts.train, config)
+    return _Job(data, config, parts, cycles, profiles, network, groups, ground, rivals, anchors, first)
+
+
+def _anchors(ground: Ground, part: FleetPart, config: FleetTrainingConfig) -> tuple[tuple[Anchor, ...], Floats]:
+    """Those that suit the training part, and the quantiles `[M, Q]` of how far outcomes were off them."""
+    from models.fleet.baselines import outcome
+
+    length = min(config.encoder_length, int(part.runs.max()))
+    servers, origins = part.spread(_ANCHORED, length, ground.data.ticks)
+    windows = ground.scaled[servers[:, None], origins[:, None] + np.arange(1 - length, 1)]
+    outcomes = outcome(ground.actual, servers, origins, config.horizon)
+    anchors = fit_anchors(windows, outcomes)
+    off = outcomes - anchored(windows, anchors, config.horizon)
+    quantiles = np.nanquantile(off.swapaxes(1, 2).reshape(-1, off.shape[1]), config.levels, axis=0)
+    return anchors, np.asarray(quantiles.T, dtype=np.float32)
 
 
 def _cycles(data: FleetData, part: FleetPart) -> tuple[str, ...]:
@@ -173,13 +196,14 @@ def _fit(job: _Job, work: workdir.Work, meter: Meter, *, finish: bool) -> Any:
     config, data, parts = job.config, job.data, job.parts
     library.seed(config.seed)
     model = network.build(job.network, config.levels, config.encoder_length, config.dropout)
-    start.set_out(model, job.network, _levels_seen(job))
+    start.set_out(model, job.network, job.first)
     meter.step("start", 4)
     if not (work.finished or finish):
         which = fleet.Which.of(data, job.groups, job.profiles)
         windows = fleet.Windows(
-            data, job.ground.filled, job.groups, network=job.network, cycles=job.cycles, config=config
-        )
+            data, job.ground.filled, job.groups, network=job.network, cycles=job.cycles, anchors=job.anchors,
+            config=config,
+        )  # fmt: skip
         draws = fleet.Draws(parts.train, which, data.ticks, config)
         servers, origins = _held_out(data, config, parts)
         length = min(config.encoder_length, int(parts.validation.runs.max()))
@@ -191,14 +215,6 @@ def _fit(job: _Job, work: workdir.Work, meter: Meter, *, finish: bool) -> Any:
         work.finish()
     fit.best_weights(model, work.path)
     return model.eval()
-
-
-def _levels_seen(job: _Job) -> Floats:
-    """The quantiles `[M, Q]` of all scaled values of the training part: what a network may say that knows nothing yet."""
-    part = job.parts.train
-    seen = job.ground.actual[:, part.start : part.stop : max(1, (part.stop - part.start) // 2000)]
-    flat = seen.reshape(-1, seen.shape[-1])
-    return np.asarray(np.nanquantile(flat, job.config.levels, axis=0).T, dtype=np.float32)
 
 
 def _weights(job: _Job) -> Floats:
@@ -214,10 +230,7 @@ def _weights(job: _Job) -> Floats:
 def _export(job: _Job, model: Any, out: Path, created: int) -> FleetBundle:
     """The bundle, in memory, without scores and with an empty canary."""
     data, config, parts = job.data, job.config, job.parts
-    state = model.state_dict()
-    weights = {name: np.asarray(state[name].numpy(), dtype=np.float32) for name in expected_shapes(job.network)}
-    if not all(np.isfinite(value).all() for value in weights.values()):
-        raise Diverged
+    weights = exported(model, job.network)
     manifest = FleetManifest(
         name=config.name,
         metrics=data.metrics,
@@ -244,6 +257,7 @@ def _export(job: _Job, model: Any, out: Path, created: int) -> FleetBundle:
         versions=versions(),
         scores={},
         files={},
+        anchors=job.anchors,
     )
     return FleetBundle(out, manifest, weights, job.groups.center, job.groups.scale, _canary(job))
 

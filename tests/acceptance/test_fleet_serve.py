@@ -23,7 +23,7 @@ import pytest
 
 from forecastd.fleet.contract import METRICS
 from models.fleet.bundle import FleetBundle, FleetCanary, canary_input, write_fleet_bundle
-from models.fleet.engines import Fused
+from models.fleet.folded import Fused
 from models.fleet.manifest import FleetManifest, Metric, fleet_reals
 from models.manifest import Network
 from models.records import Interval, Training

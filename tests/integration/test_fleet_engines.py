@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from models.errors import BundleError, DataError
+from models.fleet.anchors import LAST
 from models.fleet.base import FleetEngine, FleetInput
 from models.fleet.bundle import (
     CANARY_SERVERS,
@@ -24,13 +25,14 @@ from models.fleet.bundle import (
     write_fleet_bundle,
 )
 from models.fleet.engines import ENGINES, TOLERANCE, load_fleet_engine, range_difference, verify_fleet_canary
-from models.fleet.manifest import DEFAULT, OTHER, FleetManifest, Metric, fleet_reals
+from models.fleet.manifest import DEFAULT, OTHER, Anchor, FleetManifest, Metric, fleet_reals
 from models.manifest import Network
 from models.records import Interval, Training
 from models.shapes import expected_shapes
 
 TICK = 344_000_000
 FAST = sorted(set(ENGINES) - {"library"})
+ANCHORS = (LAST, Anchor(0.5, 0.0), Anchor(0.25, 0.9), Anchor(0.1, 1.0), Anchor(0.05, 0.5))
 SIZES = {  # hidden, continuous, heads, layers, metrics, profiles, embedding, cycles, encoder, minimum, horizon
     "small": (8, 4, 2, 1, 3, 3, 2, ("day",), 24, 8, 6),
     "deep": (12, 6, 3, 3, 5, 4, 5, ("day", "week"), 30, 10, 9),
@@ -56,6 +58,7 @@ def make(size: str, seed: int = 0) -> FleetBundle:
         name="random", metrics=metrics, cycles=cycles, profiles=names, groups=groups, step=5, encoder_length=length,
         encoder_minimum=minimum, horizon=horizon, levels=(0.1, 0.3, 0.5, 0.7, 0.9), network=network,
         training=Training(0, 30, 6, "0" * 64, "made up", True, 0, parts, {}), versions={}, scores={}, files={},
+        anchors=ANCHORS if size == "deep" else (),
     )  # fmt: skip
     weights = {
         name: rng.normal(0, 1.2 / np.sqrt(shape[-1]) if len(shape) > 1 else 0.4, shape).astype(np.float32)

@@ -19,6 +19,7 @@ from forecastd.fleet.past import simulated
 from models import workdir
 from models.errors import BundleError, DataError, TrainingInterrupted
 from models.fleet import network as library
+from models.fleet.anchors import anchored
 from models.fleet.base import FleetInput
 from models.fleet.bundle import load_fleet_bundle
 from models.fleet.config import FleetTrainingConfig
@@ -119,22 +120,31 @@ def test_what_is_trained_is_what_is_served(data: FleetData, trained: Trained) ->
     manifest, filled = bundle.manifest, carried(data.values, data.max_gap)
     groups = Groups(manifest.groups, bundle.center, bundle.scale)
     which = Which.of(data, groups, manifest.profiles)
-    windows = Windows(data, filled, groups, network=manifest.network, cycles=manifest.cycles, config=CONFIG)
+    windows = Windows(
+        data,
+        filled,
+        groups,
+        network=manifest.network,
+        cycles=manifest.cycles,
+        anchors=manifest.anchors,
+        config=CONFIG,
+    )
     network = library.with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
     servers, origin = np.array([0, 3, 5]), 700
     for length in (24, 15, 8):
         batch = windows[Draw(length, servers, np.full(3, origin), which.own[servers], which.profiles[servers])]
         with torch.no_grad():
             outputs = torch.stack(network(batch["x"])["prediction"], dim=2).permute(0, 2, 3, 1).numpy().copy()
-        wanted = FleetScaling(bundle).restore(outputs, which.own[servers])
         values = np.zeros((3, 24, len(manifest.metrics)), np.float32)
         values[:, -length:] = filled[servers, origin - length + 1 : origin + 1]
+        wanted = FleetScaling(bundle).restore(outputs, values[:, -length:], which.own[servers])
         inputs = FleetInput(
             data.first + origin, data.step, tuple(data.servers[one] for one in servers),
             tuple(data.profiles[one] for one in servers), values, np.full(3, length),
         )  # fmt: skip
         assert load_fleet_engine(bundle).forecast(inputs) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
-        scaled = (data.values[servers, origin + 1 : origin + 13, 0] - groups.center[which.own[servers], 0][:, None]) / (
+        counted = anchored(values[:, -length:], manifest.anchors, 12)[:, 0]
+        scaled = (data.values[servers, origin + 1 : origin + 13, 0] - counted) / (
             groups.scale[which.own[servers], 0][:, None]
         )
         assert batch["target"][..., 0].numpy() == pytest.approx(scaled, abs=1e-4)

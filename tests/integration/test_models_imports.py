@@ -11,7 +11,12 @@ HEAVY = ("torch", "lightning", "pytorch_forecasting", "pandas", "sklearn", "scip
 
 
 @pytest.mark.parametrize(
-    "modules", ["models.base, models.bundle, models.engines, models.tft", "models.training, models.workdir, cli.train"]
+    "modules",
+    [
+        "models.base, models.bundle, models.engines, models.tft",
+        "models.fleet.engines, models.fleet.folded",
+        "models.training, models.workdir, cli.train",
+    ],
 )
 def test_nothing_heavy_is_imported(modules: str) -> None:
     script = f"import {modules}, sys; print(*(name for name in {HEAVY} if name in sys.modules))"

@@ -1,0 +1,47 @@
+"""What a metric's forecast is counted from: the level of its window, and what is left of the last value's distance to it.
+
+A network that must carry the last values of many metrics through one narrow state loses some of each on the way, and is
+beaten by the last value for the first steps. So what it says is added to an anchor that is computed outside it, as in the
+hybrid of Smyl 2020 (https://doi.org/10.1016/j.ijforecast.2019.03.017). The anchor is simple exponential smoothing with an
+error that dies out: the level `l` is a mean with exponential weights (pandas' `ewm(alpha=..., adjust=True)`), and that of
+step `h` is `l + damping ** h * (last - l)`.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from models.fleet.base import Floats
+from models.fleet.manifest import Anchor
+
+SMOOTHINGS = (0.5, 0.25, 0.1, 0.05)  # weights of the newest value in the level
+DAMPINGS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.975)
+LAST = Anchor(1.0, 0.0)  # the last value at every step
+CHOICES = (LAST, *(Anchor(*pair) for pair in product(SMOOTHINGS, DAMPINGS)))
+
+
+def anchored(values: Floats, anchors: tuple[Anchor, ...], horizon: int) -> Floats:
+    """The anchors `[S, M, H]` of windows `[S, L, M]`, the newest value last."""
+    alpha, damping = (np.array([getattr(one, name) for one in anchors]) for name in ("smoothing", "damping"))
+    weights = (1 - alpha) ** np.arange(values.shape[1])[::-1, None]
+    weights = (weights / weights.sum(axis=0)).astype(np.float32)
+    left = (damping[:, None] ** np.arange(1, horizon + 1)).astype(np.float32)
+    level = np.einsum("slm,lm->sm", values, weights)[:, :, None]
+    return np.asarray(level + left * (values[:, -1, :, None] - level))
+
+
+def fit_anchors(windows: Floats, outcomes: Floats) -> tuple[Anchor, ...]:
+    """For each metric the anchor that is nearest to `outcomes` `[N, M, H]` of `windows` `[N, L, M]`.
+
+    Nearest in the mean of the absolute errors over what was observed; the last value where nothing was.
+    """
+    metrics, horizon = outcomes.shape[1:]
+    errors = np.empty((len(CHOICES), metrics))
+    for row, choice in enumerate(CHOICES):
+        off = np.abs(outcomes - anchored(windows, (choice,) * metrics, horizon))
+        there = np.isfinite(off)
+        total = np.where(there, off, 0).sum(axis=(0, 2), dtype=np.float64)
+        errors[row] = total / np.maximum(there.sum(axis=(0, 2)), 1)
+    return tuple(CHOICES[row] for row in errors.argmin(axis=0).tolist())
