@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 CYCLES_SEEN = 2  # how often the training part must hold a cycle of the calendar before the network is told of it
 _ANCHORED = 2048  # windows of the training part that the anchors are fitted to
+TICKS_SEEN = 4  # of a cycle, at the least
 OWN_SCALE = 4  # windows' worth of ticks that a server must have been observed for a scale of its own
 
 
@@ -172,9 +173,11 @@ def _anchors(ground: Ground, part: FleetPart, config: FleetTrainingConfig) -> tu
 
 
 def _cycles(data: FleetData, part: FleetPart) -> tuple[str, ...]:
-    """The cycles that the training part holds often enough: of one seen once, the network could only learn the place."""
+    """The cycles that the training part holds often enough, and the grid can show: of one seen once, the network could only
+    learn the place.
+    """
     span = (part.stop - part.start) * data.step
-    return tuple(name for name, seconds in CALENDAR.items() if span >= CYCLES_SEEN * seconds)
+    return tuple(name for name, long in CALENDAR.items() if span >= CYCLES_SEEN * long and long >= TICKS_SEEN * data.step)
 
 
 def _meter(data: FleetData, config: FleetTrainingConfig, parts: FleetSplit, progress: Tell) -> Meter:

@@ -247,8 +247,11 @@ def test_without_scales_of_their_own_servers_go_by_their_profile(data: FleetData
 
 
 def test_one_server_with_one_metric_can_be_trained_on(data: FleetData, tmp_path: Path) -> None:
+    """On a grid that shows the days, and no hours; of weeks there is one and a half."""
     one = replace(
         data,
+        step=1200,
+        first=int(UNTIL // 1200),
         servers=data.servers[:1],
         profiles=data.profiles[:1],
         metrics=data.metrics[:1],
@@ -258,6 +261,7 @@ def test_one_server_with_one_metric_can_be_trained_on(data: FleetData, tmp_path:
     bundle = load_fleet_bundle(tmp_path / "bundle")
     assert verify_fleet_canary(bundle, load_fleet_engine(bundle)) < 1e-3
     assert manifest.network.targets == 1
+    assert manifest.cycles == ("day",)
 
 
 def test_an_engine_that_differs_from_the_network_is_never_written(
