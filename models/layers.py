@@ -208,6 +208,7 @@ class Attention:
         out = w["multihead_attn.w_h.weight"]
         self.value = (out @ w["multihead_attn.v_layer.weight"]).T.astype(np.float32)
         self.value_bias = (out @ w["multihead_attn.v_layer.bias"]).astype(np.float32)
+        self.narrow = w["multihead_attn.v_layer.weight"].T.astype(np.float32), out.T.astype(np.float32)  # the two apart
         steps = np.arange(horizon)
         # A step sees all of the past, and of the future the steps before it, not itself.
         self.mask = np.where(steps[None, :] >= steps[:, None], MASKED, 0.0).astype(np.float32)

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forecastd.clock import SystemClock
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.faults import Saboteur, parse_faults
 from forecastd.supervise.jobs import forecast_message, model_input  # now, so that no forecast costs an import
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     Prove = Callable[[Callable[[int, int], None]], float]
 
+_TELL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -144,11 +146,26 @@ class Child:
             raise ChannelClosed
         job = message.text("job")
         self._progress(job, Phase.PREDICTING, 0, 1)
-        quantiles = forecast(message, engine, lambda done, total: self._progress(job, Phase.PREDICTING, done, total))
+        quantiles = forecast(message, engine, self._sparingly(job))
         self._progress(job, Phase.POST_PROCESSING, 0, 1)
         told = self._saboteur.answer(answer(message, engine, quantiles, self._voice.launch, self._sha256))
         self._progress(job, Phase.POST_PROCESSING, 1, 1)
         self._voice.say(told)
+        engine.look_ahead(int(message.number("tick")) + 1)
+
+    def _sparingly(self, job: str) -> Callable[[int, int], None]:
+        """Progress of short steps: told now and then, for every telling wakes the parent."""
+        clock = SystemClock()
+        told = clock.monotonic()
+
+        def advance(done: int, total: int) -> None:
+            nonlocal told
+            self._saboteur.reach(job, Phase.PREDICTING, done, total)
+            if (now := clock.monotonic()) - told >= _TELL_SECONDS:
+                told = now
+                self._voice.report(job, Phase.PREDICTING, done, total)
+
+        return advance
 
     def _check(self, message: Message) -> None:
         job = message.text("job")

@@ -26,8 +26,9 @@ from forecastd.supervise import detector
 from forecastd.supervise.detector import Watched
 from forecastd.supervise.messages import Decoder, Message, encode, printable
 
-_CHUNK = 1 << 16
-_CHUNKS = 64
+_CHUNK = 1 << 18
+_CHUNKS = 16
+_BUFFER = 4 << 20  # bytes that may lie in the channel: a forecast of hundreds of servers goes at once
 _TAIL = 1 << 16  # bytes of what the child wrote that are kept: enough for the stacks of many threads
 _LINES = 100
 _DUMPED_SECONDS = 0.1  # a dump of stacks is whole that long after its first line
@@ -92,6 +93,8 @@ class ChildProcess:
             os.close(reader)
             os.close(writer)
             raise
+        for end in (self.channel, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)  # or as much as the machine allows
         self.errors = reader
         arguments = [str(theirs.fileno()), self.launch, str(os.getpid()), str(memory)]
         try:

@@ -55,3 +55,7 @@ class FleetEngine(Protocol):
             BundleError: (check "finite") the network gave a number that is not finite.
         """
         ...
+
+    def look_ahead(self, tick: int) -> None:
+        """Nobody waits now: do what a forecast from this tick on will need and is known already."""
+        ...

@@ -59,6 +59,9 @@ class Batched:
         advance()
         return outputs
 
+    def look_ahead(self, tick: int) -> None:
+        """As `FleetEngine.look_ahead`; most have nothing to do."""
+
     def run(self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None]) -> None:
         """Put the quantiles of windows that are all as long as `inputs.values` is into `outputs` `[S, M, Q, H]`."""
         raise NotImplementedError

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.layers import EPSILON, Array, Attention, Gate, Lstm, Residual
@@ -60,15 +59,30 @@ class _Graph:
         return str(self.op("Mul", value, self.op("Sigmoid", gate)))
 
     def glu(self, rows: str, weight: Array, bias: Array) -> str:
-        """A gated linear unit on rows in two dimensions, of a layer that `models.layers.glu_parts` has halved."""
-        return self.opened(self.linear(rows, weight * 2, bias * 2))
+        """A gated linear unit on rows in two dimensions, of a layer that `models.layers.glu_parts` has halved.
+
+        As two layers, for taking one's rows apart would take as long as half of it.
+        """
+        half = weight.shape[1] // 2
+        value, gate = (
+            self.linear(rows, weight[:, part] * 2, bias.reshape(-1)[part] * 2)
+            for part in (slice(half), slice(half, None))
+        )
+        return str(self.op("Mul", value, self.op("Sigmoid", gate)))
+
+    def elu(self, x: str) -> str:
+        """`Elu`, in operations that the runtime has for many numbers at a time."""
+        below = self.op(
+            "Sub", self.op("Exp", self.op("Min", x, self.constant(np.zeros(())))), self.constant(np.ones(()))
+        )
+        return str(self.op("Add", self.op("Relu", x), below))
 
     def gate(self, gate: Gate, rows: str, skip: str) -> str:
         return self.norm(self.op("Add", self.glu(rows, gate.weight, gate.bias), skip), *gate.norm)
 
     def residual(self, layer: Residual, rows: str, first: str) -> str:
         """A residual network of which `first` has been through the first linear layer."""
-        gated = self.glu(self.op("Elu", first), layer.second, layer.second_bias)
+        gated = self.glu(self.elu(first), layer.second, layer.second_bias)
         return self.norm(self.op("Add", gated, rows), *layer.norm)
 
     def model(self, inputs: dict[str, tuple[int, list[str | int]]], output: str) -> bytes:
@@ -144,11 +158,11 @@ def _weights(graph: _Graph, selection: Selection) -> str:
     return str(graph.op("Softmax", graph.norm(graph.op("Add", gated, skip), *weighing.norm), axis=-1))
 
 
-def rest_graph(tft: Tft, horizon: int) -> bytes:
+def rest_graph(tft: Tft, horizon: int, *, safe: bool) -> bytes:
     """Everything after the selections.
 
     `past` `[B, L, hidden]` and `future` `[P, H, hidden]` are what was chosen, `which` `[B]` the series' rows in all that
-    goes by profile, `mask` `[H, L + H]` what the attention may not see -> `y` `[B, outputs, H]`.
+    goes by profile -> `y` `[B, outputs, H]`. `safe`: whatever the scores of the attention are.
     """
     graph = _Graph()
     hidden = tft.initial[0].shape[-1]
@@ -173,7 +187,7 @@ def rest_graph(tft: Tft, horizon: int) -> bytes:
     ahead = graph.reshape(_last(graph, series, horizon), -1, hidden)  # [B * H, hidden]
     local_ahead = graph.op("Transpose", _timed(graph, local, hidden), perm=[1, 0, 2])
     local_ahead = graph.reshape(_last(graph, local_ahead, horizon), -1, hidden)
-    attended = graph.gate(tft.after_attention, _attend(graph, tft.attention, series, ahead), ahead)
+    attended = graph.gate(tft.after_attention, _attend(graph, tft.attention, series, ahead, safe=safe), ahead)
     first = graph.linear(attended, tft.feed_forward.first, tft.feed_forward.first_bias)
     fused = graph.gate(tft.before_output, graph.residual(tft.feed_forward, attended, first), local_ahead)
     outputs = graph.linear(fused, tft.output, tft.output_bias)
@@ -183,7 +197,6 @@ def rest_graph(tft: Tft, horizon: int) -> bytes:
             "past": (TensorProto.FLOAT, ["B", "L", hidden]),
             "future": (TensorProto.FLOAT, ["P", horizon, hidden]),
             "which": (TensorProto.INT64, ["B"]),
-            "mask": (TensorProto.FLOAT, [horizon, "T"]),
         },
         y,
     )
@@ -218,26 +231,59 @@ def _lstm(graph: _Graph, layer: Lstm, x: str, state: str, cell: str) -> list[str
     return [graph.op("Squeeze", outputs, graph.integers(1)), *last]
 
 
-def _attend(graph: _Graph, attention: Attention, series: str, ahead: str) -> str:
-    """`[B * H, hidden]`"""
-    heads, horizon, hidden = attention.heads, len(attention.mask), attention.value.shape[0]
-    size = hidden // heads
-    everything = graph.reshape(series, -1, hidden)
+def _attend(graph: _Graph, attention: Attention, series: str, ahead: str, *, safe: bool) -> str:
+    """`[B * H, hidden]`
+
+    A step's weights are exponentials over their sum. A one beside each value makes the sum by the way, past and future apart:
+    that takes half the passes of a softmax over both. Without the largest score taken off first an exponential may be out of
+    float32's range, and the outcome not finite; `safe` takes it off.
+    """
+    heads, horizon = attention.heads, len(attention.mask)
+    size, (narrow, out) = attention.query[0].shape[1] // heads, attention.narrow
+    everything = graph.reshape(series, -1, attention.query[0].shape[0])
+    steps = graph.op("Slice", graph.op("Shape", series), graph.integers(1), graph.integers(2))
 
     def split(rows: str, layer: tuple[Array, Array], steps: str, order: list[int]) -> str:
         shape = graph.op("Concat", graph.integers(-1), steps, graph.integers(heads, size), axis=0)
         return str(graph.op("Transpose", graph.op("Reshape", graph.linear(rows, *layer), shape), perm=order))
 
-    steps = graph.op("Slice", graph.op("Shape", series), graph.integers(1), graph.integers(2))
+    def apart(x: str, axis: int) -> tuple[str, str]:
+        """The past and the future of an axis of steps."""
+        ends = (0, -horizon), (-horizon, 2**31)
+        past, future = (
+            graph.op("Slice", x, graph.integers(start), graph.integers(end), graph.integers(axis))
+            for start, end in ends
+        )
+        return str(past), str(future)
+
+    width = narrow.shape[1]
+    ones = np.concatenate([np.zeros(width), [1.0]])
+    shape = graph.op("Concat", graph.integers(-1, 1), steps, graph.integers(width + 1), axis=0)
+    values = graph.linear(everything, np.concatenate([narrow, np.zeros((len(narrow), 1))], axis=1), ones)
+    values = graph.op("Reshape", values, shape)  # [B, 1, L + H, width + 1]
+    before, after = apart(values, 2)
+    mask = graph.constant(attention.mask)
+
+    def seen(query: str, past: str, future: str) -> str:
+        """What one head sees, `[B, 1, H, width + 1]`."""
+        scores = graph.op("MatMul", query, past), graph.op("Add", graph.op("MatMul", query, future), mask)
+        if safe:
+            weights = graph.op("Softmax", graph.op("Concat", *scores, axis=3), axis=-1)
+            return str(graph.op("MatMul", weights, values))
+        sums = (
+            graph.op("MatMul", graph.op("Exp", some), those)
+            for some, those in zip(scores, (before, after), strict=True)
+        )
+        return str(graph.op("Add", *sums))
+
+    def by_head(x: str) -> list[str]:
+        found = graph.op("Split", x, outputs=heads, axis=1, num_outputs=heads)
+        return list(found) if heads > 1 else [found]
+
     query = split(ahead, attention.query, graph.integers(horizon), [0, 2, 1, 3])
-    key = split(everything, attention.key, steps, [0, 2, 3, 1])
-    scores = graph.op("Softmax", graph.op("Add", graph.op("MatMul", query, key), "mask"), axis=-1)
-    scores = graph.op("ReduceMean", scores, graph.integers(1), keepdims=0)  # [B, H, L + H]
-    value = graph.op("MatMul", series, graph.constant(attention.value))
-    attended = graph.op("Add", graph.op("MatMul", scores, value), graph.constant(attention.value_bias))
-    return graph.reshape(attended, -1, hidden)
-
-
-def attention_mask(attention: Attention, length: int) -> NDArray[np.float32]:
-    """`[H, L + H]` for an encoder of this length."""
-    return np.concatenate([np.zeros((len(attention.mask), length), np.float32), attention.mask], axis=1)
+    keys = apart(split(everything, attention.key, steps, [0, 2, 3, 1]), 3)
+    # One head after the other: the scores of all of them leave the cache.
+    every = [seen(*one) for one in zip(*(by_head(x) for x in (query, *keys)), strict=True)]
+    total, sums = graph.op("Split", graph.op("Concat", *every, axis=1), graph.integers(width, 1), outputs=2, axis=-1)
+    mean = graph.op("ReduceMean", graph.op("Div", total, sums), graph.integers(1), keepdims=0)  # over the heads
+    return graph.linear(graph.reshape(mean, -1, width), out, attention.value_bias)

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from models.fleet.base import Floats, Indices
-from models.fleet.graph import attention_mask, rest_graph, selection_graph
+from models.fleet.graph import rest_graph, selection_graph
 from models.tft import Tft
 
 _ROWS = 1024  # of the selection at a time
@@ -24,8 +24,8 @@ class Sessions:
     """The two graphs of a network, ready to be run by `threads` threads."""
 
     def __init__(self, tft: Tft, horizon: int, threads: int) -> None:
-        self._attention = tft.attention
-        self._select, self._rest = (_session(graph) for graph in (selection_graph(tft), rest_graph(tft, horizon)))
+        self._select = _session(selection_graph(tft))
+        self._rest, self._safe = (_session(rest_graph(tft, horizon, safe=safe)) for safe in (False, True))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="engine") if threads > 1 else None
 
     def select(self, variables: Floats, which: Indices) -> Floats:
@@ -38,8 +38,10 @@ class Sessions:
 
     def rest(self, past: Floats, future: Floats, which: Indices) -> Floats:
         """The outputs `[B, outputs, H]` from the selections `[B, L, hidden]`, `[P, H, hidden]`."""
-        mask = attention_mask(self._attention, past.shape[1])
-        outputs: Floats = self._rest.run(None, {"past": past, "future": future, "which": which, "mask": mask})[0]
+        inputs = {"past": past, "future": future, "which": which}
+        outputs: Floats = self._rest.run(None, inputs)[0]
+        if not np.isfinite(outputs).all():
+            outputs = self._safe.run(None, inputs)[0]
         return outputs
 
     def each(self, run: Callable[[slice], None], parts: list[slice]) -> Iterator[None]:

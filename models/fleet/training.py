@@ -177,7 +177,9 @@ def _cycles(data: FleetData, part: FleetPart) -> tuple[str, ...]:
     learn the place.
     """
     span = (part.stop - part.start) * data.step
-    return tuple(name for name, long in CALENDAR.items() if span >= CYCLES_SEEN * long and long >= TICKS_SEEN * data.step)
+    return tuple(
+        name for name, long in CALENDAR.items() if span >= CYCLES_SEEN * long and long >= TICKS_SEEN * data.step
+    )
 
 
 def _meter(data: FleetData, config: FleetTrainingConfig, parts: FleetSplit, progress: Tell) -> Meter:

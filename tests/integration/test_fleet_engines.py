@@ -297,3 +297,22 @@ def test_a_manifest_that_could_not_be_read_again_is_never_written(bundle: FleetB
     with pytest.raises(BundleError):
         write_fleet_bundle(tmp_path / "bundle", wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnx", "stream"])
+def test_scores_that_are_too_large_for_an_exponential_are_no_trouble(name: str) -> None:
+    bundle = make("small")
+    steep = {key: 3000 * value if "multihead_attn.q_layers" in key else value for key, value in bundle.weights.items()}
+    steep_bundle, window = replace(bundle, weights=steep), Fleet(bundle, 12, 1).window(0)
+    engine = load_fleet_engine(steep_bundle, name, threads=2)
+    wanted = load_fleet_engine(steep_bundle, "library").forecast(window)
+    assert range_difference(engine.forecast(window), wanted) < TOLERANCE
+
+
+def test_what_is_known_ahead_changes_nothing() -> None:
+    bundle = make("deep")
+    fleet = Fleet(bundle, 5, 3)
+    plain, ahead = (load_fleet_engine(bundle, "stream") for _ in range(2))
+    for at in range(3):
+        assert (ahead.forecast(fleet.window(at)) == plain.forecast(fleet.window(at))).all()
+        ahead.look_ahead(TICK + at + 1 + at % 2)  # the last one is not the tick that comes
