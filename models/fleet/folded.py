@@ -60,11 +60,15 @@ class Onnx(Fused):
         past = self.chosen_past(inputs, groups, which, advance)
 
         def run(part: slice) -> None:
-            found = self.sessions.rest(past[part], future, which[part])
+            found = self.rest(past[part], future, which[part], part)
             self.restored(found, inputs.values[part], groups[part], outputs[part])
 
         for _ in self.sessions.each(run, pieces(len(which))):
             advance()
+
+    def rest(self, past: Floats, future: Floats, which: Indices, part: slice) -> Floats:
+        """The network's outputs `[B, M * Q, H]` for these servers."""
+        return self.sessions.rest(past, future, which)
 
     def chosen_past(self, inputs: FleetInput, groups: Indices, which: Indices, advance: Callable[[], None]) -> Floats:
         """What is chosen of the past steps: `[S, L, hidden]`."""

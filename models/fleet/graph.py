@@ -1,7 +1,8 @@
-"""The folded network as two ONNX graphs: what ONNX Runtime runs instead of numpy.
+"""The folded network as ONNX graphs: what ONNX Runtime runs instead of numpy.
 
 They are built from the very arrays of `models.tft` when a model is loaded, so that a bundle holds its weights once. The
-first graph is the variable selection of past steps, row by row; the second is everything after it. Rows are steps times
+first graph is the variable selection of past steps, row by row; the second what the network makes of past steps before the
+newest one is known; the third everything else, or all but the selection. Rows are steps times
 series, time first, as an LSTM wants them, until the attention. Equal to the numpy engine up to rounding.
 """
 
@@ -85,14 +86,14 @@ class _Graph:
         gated = self.glu(self.elu(first), layer.second, layer.second_bias)
         return self.norm(self.op("Add", gated, rows), *layer.norm)
 
-    def model(self, inputs: dict[str, tuple[int, list[str | int]]], output: str) -> bytes:
-        """The graph, serialised, with its one output `y`."""
-        self._nodes.append(helper.make_node("Identity", [output], ["y"]))
+    def model(self, inputs: dict[str, tuple[int, list[str | int]]], **outputs: str) -> bytes:
+        """The graph, serialised, with these outputs."""
+        self._nodes += [helper.make_node("Identity", [made], [name]) for name, made in outputs.items()]
         graph = helper.make_graph(
             self._nodes,
             "tft",
             [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
             self._constants,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
@@ -127,7 +128,7 @@ def selection_graph(tft: Tft) -> bytes:
     chosen = graph.op("Mul", normed, graph.constant(selection.norm_weight[:, None]))
     y = graph.op("Add", graph.op("ReduceSum", chosen, graph.integers(0), keepdims=0), bias)
     variables: list[str | int] = ["N", count]
-    return graph.model({"x": (TensorProto.FLOAT, variables), "which": (TensorProto.INT64, ["N"])}, y)
+    return graph.model({"x": (TensorProto.FLOAT, variables), "which": (TensorProto.INT64, ["N"])}, y=y)
 
 
 def _affine(slopes: list[Array], offsets: list[Array]) -> Array:
@@ -158,48 +159,92 @@ def _weights(graph: _Graph, selection: Selection) -> str:
     return str(graph.op("Softmax", graph.norm(graph.op("Add", gated, skip), *weighing.norm), axis=-1))
 
 
+def past_graph(tft: Tft) -> bytes:
+    """What the network makes of past steps before the newest is known.
+
+    `past` `[B, L, hidden]` is what was chosen of them, `which` `[B]` the series' rows in all that goes by profile, `states`
+    `[2 * layers, B, hidden]` as before the first of them -> `after`, the states after the last, `keys` `[B, heads, size, L]`
+    and `values` `[B, 1, L, width + 1]` of the attention.
+    """
+    graph = _Graph()
+    past = graph.op("Transpose", "past", perm=[1, 0, 2])
+    encoded, states = _recurrent(graph, tft.encoder, past, _layers(graph, "states", len(tft.encoder)))
+    series, _ = _positions(graph, tft, encoded, past)
+    keys, values = _keys(graph, tft.attention, series), _values(graph, tft.attention, series)
+    after = graph.op("Concat", *(one for layer in states for one in layer), axis=0)
+    hidden = tft.initial[0].shape[-1]
+    return graph.model(_inputs(tft, {"past": ["B", "L", hidden]}), after=after, keys=keys, values=values)
+
+
 def rest_graph(tft: Tft, horizon: int, *, safe: bool) -> bytes:
     """Everything after the selections.
 
-    `past` `[B, L, hidden]` and `future` `[P, H, hidden]` are what was chosen, `which` `[B]` the series' rows in all that
-    goes by profile -> `y` `[B, outputs, H]`. `safe`: whatever the scores of the attention are.
+    `past` `[B, L, hidden]` and `future` `[P, H, hidden]` are what was chosen of steps, `which` `[B]` the series' rows in all
+    that goes by profile; `states`, `keys` and `values` what `past_graph` makes of the steps before `past`, if there are any
+    -> `y` `[B, outputs, H]`. `safe`: whatever the scores of the attention are.
     """
     graph = _Graph()
-    hidden = tft.initial[0].shape[-1]
+    attention, hidden = tft.attention, tft.initial[0].shape[-1]
     past = graph.op("Transpose", "past", perm=[1, 0, 2])
     future = graph.op("Transpose", graph.op("Gather", "future", "which", axis=0), perm=[1, 0, 2])
-    state = [
-        graph.op("Unsqueeze", graph.op("Gather", graph.constant(one), "which", axis=0), graph.integers(0))
-        for one in tft.initial
-    ]
-    encoded, states = past, []
-    for layer in tft.encoder:
-        encoded, *last = _lstm(graph, layer, encoded, *state)
-        states.append(last)
-    decoded = future
-    for layer, last in zip(tft.decoder, states, strict=True):
-        decoded, *_ = _lstm(graph, layer, decoded, *last)
-    rows = graph.reshape(graph.op("Concat", encoded, decoded, axis=0), -1, hidden)  # [(L + H) * B, hidden]
-    chosen = graph.reshape(graph.op("Concat", past, future, axis=0), -1, hidden)
-    local = graph.gate(tft.after_lstm, rows, chosen)
-    enriched = _enrich(graph, tft.enrich, local)
-    series = graph.op("Transpose", _timed(graph, enriched, hidden), perm=[1, 0, 2])  # [B, L + H, hidden]
+    encoded, states = _recurrent(graph, tft.encoder, past, _layers(graph, "states", len(tft.encoder)))
+    decoded, _ = _recurrent(graph, tft.decoder, future, states)
+    series, local = _positions(
+        graph, tft, graph.op("Concat", encoded, decoded, axis=0), graph.op("Concat", past, future, axis=0)
+    )
+    keys = graph.op("Concat", "keys", _keys(graph, attention, series), axis=3)
+    values = graph.op("Concat", "values", _values(graph, attention, series), axis=2)
     ahead = graph.reshape(_last(graph, series, horizon), -1, hidden)  # [B * H, hidden]
-    local_ahead = graph.op("Transpose", _timed(graph, local, hidden), perm=[1, 0, 2])
-    local_ahead = graph.reshape(_last(graph, local_ahead, horizon), -1, hidden)
-    attended = graph.gate(tft.after_attention, _attend(graph, tft.attention, series, ahead, safe=safe), ahead)
+    local_ahead = graph.reshape(_last(graph, local, horizon), -1, hidden)
+    attended = graph.gate(tft.after_attention, _attend(graph, attention, ahead, keys, values, safe=safe), ahead)
     first = graph.linear(attended, tft.feed_forward.first, tft.feed_forward.first_bias)
     fused = graph.gate(tft.before_output, graph.residual(tft.feed_forward, attended, first), local_ahead)
     outputs = graph.linear(fused, tft.output, tft.output_bias)
     y = graph.op("Transpose", graph.reshape(outputs, -1, horizon, tft.output.shape[1]), perm=[0, 2, 1])
-    return graph.model(
-        {
-            "past": (TensorProto.FLOAT, ["B", "L", hidden]),
-            "future": (TensorProto.FLOAT, ["P", horizon, hidden]),
-            "which": (TensorProto.INT64, ["B"]),
-        },
-        y,
+    size, width = attention.query[0].shape[1] // attention.heads, attention.narrow[0].shape[1]
+    more: dict[str, list[str | int]] = {
+        "past": ["B", "L", hidden],
+        "future": ["P", horizon, hidden],
+        "keys": ["B", attention.heads, size, "K"],
+        "values": ["B", 1, "K", width + 1],
+    }
+    return graph.model(_inputs(tft, more), y=y)
+
+
+def _inputs(tft: Tft, more: dict[str, list[str | int]]) -> dict[str, tuple[int, list[str | int]]]:
+    """Those of both graphs, and these."""
+    hidden = tft.initial[0].shape[-1]
+    states: list[str | int] = [2 * len(tft.encoder), "B", hidden]
+    floats = {"states": states, **more}
+    return {"which": (TensorProto.INT64, ["B"]), **{name: (TensorProto.FLOAT, shape) for name, shape in floats.items()}}
+
+
+def _layers(graph: _Graph, states: str, layers: int) -> list[list[str]]:
+    """State and cell `[1, B, hidden]` of each layer."""
+    parts = graph.op("Split", states, outputs=2 * layers, axis=0, num_outputs=2 * layers)
+    return [list(parts[at : at + 2]) for at in range(0, 2 * layers, 2)]
+
+
+def _recurrent(graph: _Graph, layers: list[Lstm], x: str, states: list[list[str]]) -> tuple[str, list[list[str]]]:
+    """`[T, B, hidden]` through all layers, and their states after it."""
+    after = []
+    for layer, state in zip(layers, states, strict=True):
+        x, *last = _lstm(graph, layer, x, *state)
+        after.append(last)
+    return x, after
+
+
+def _positions(graph: _Graph, tft: Tft, recurrent: str, chosen: str) -> tuple[str, str]:
+    """`[B, T, hidden]` of steps `[T, B, hidden]`: as the attention sees them, and before the static enrichment."""
+    hidden = tft.initial[0].shape[-1]
+    local = graph.gate(
+        tft.after_lstm, graph.reshape(recurrent, -1, hidden), graph.reshape(chosen, -1, hidden)
+    )  # [T * B, hidden]
+    series, before = (
+        str(graph.op("Transpose", _timed(graph, rows, hidden), perm=[1, 0, 2]))
+        for rows in (_enrich(graph, tft.enrich, local), local)
     )
+    return series, before
 
 
 def _timed(graph: _Graph, rows: str, hidden: int) -> str:
@@ -231,21 +276,42 @@ def _lstm(graph: _Graph, layer: Lstm, x: str, state: str, cell: str) -> list[str
     return [graph.op("Squeeze", outputs, graph.integers(1)), *last]
 
 
-def _attend(graph: _Graph, attention: Attention, series: str, ahead: str, *, safe: bool) -> str:
-    """`[B * H, hidden]`
-
-    A step's weights are exponentials over their sum. A one beside each value makes the sum by the way, past and future apart:
-    that takes half the passes of a softmax over both. Without the largest score taken off first an exponential may be out of
-    float32's range, and the outcome not finite; `safe` takes it off.
-    """
-    heads, horizon = attention.heads, len(attention.mask)
-    size, (narrow, out) = attention.query[0].shape[1] // heads, attention.narrow
-    everything = graph.reshape(series, -1, attention.query[0].shape[0])
+def _split(graph: _Graph, attention: Attention, series: str, layer: tuple[Array, Array], order: list[int]) -> str:
+    """A layer's outputs for `[B, T, hidden]`, apart by heads: `[B, T, heads, size]` in this order."""
+    hidden, units = layer[0].shape
     steps = graph.op("Slice", graph.op("Shape", series), graph.integers(1), graph.integers(2))
+    rows = graph.linear(graph.reshape(series, -1, hidden), *layer)
+    shape = graph.op(
+        "Concat", graph.integers(-1), steps, graph.integers(attention.heads, units // attention.heads), axis=0
+    )
+    return str(graph.op("Transpose", graph.op("Reshape", rows, shape), perm=order))
 
-    def split(rows: str, layer: tuple[Array, Array], steps: str, order: list[int]) -> str:
-        shape = graph.op("Concat", graph.integers(-1), steps, graph.integers(heads, size), axis=0)
-        return str(graph.op("Transpose", graph.op("Reshape", graph.linear(rows, *layer), shape), perm=order))
+
+def _keys(graph: _Graph, attention: Attention, series: str) -> str:
+    """`[B, heads, size, T]`"""
+    return _split(graph, attention, series, attention.key, [0, 2, 3, 1])
+
+
+def _values(graph: _Graph, attention: Attention, series: str) -> str:
+    """`[B, 1, T, width + 1]`: a one stands beside each step's value."""
+    narrow = attention.narrow[0]
+    hidden, width = narrow.shape
+    weight = np.concatenate([narrow, np.zeros((hidden, 1))], axis=1)
+    steps = graph.op("Slice", graph.op("Shape", series), graph.integers(1), graph.integers(2))
+    shape = graph.op("Concat", graph.integers(-1, 1), steps, graph.integers(width + 1), axis=0)
+    rows = graph.linear(graph.reshape(series, -1, hidden), weight, np.concatenate([np.zeros(width), [1.0]]))
+    return str(graph.op("Reshape", rows, shape))
+
+
+def _attend(graph: _Graph, attention: Attention, ahead: str, keys: str, values: str, *, safe: bool) -> str:
+    """`[B * H, hidden]` of the future `[B * H, hidden]`, which is the last H of the keys and values.
+
+    A step's weights are exponentials over their sum. The ones beside the values make the sum by the way, past and future
+    apart: that takes half the passes of a softmax over both. Without the largest score taken off first an exponential may be
+    out of float32's range, and the outcome not finite; `safe` takes it off.
+    """
+    heads, horizon, (narrow, out) = attention.heads, len(attention.mask), attention.narrow
+    width, mask = narrow.shape[1], graph.constant(attention.mask)
 
     def apart(x: str, axis: int) -> tuple[str, str]:
         """The past and the future of an axis of steps."""
@@ -256,13 +322,7 @@ def _attend(graph: _Graph, attention: Attention, series: str, ahead: str, *, saf
         )
         return str(past), str(future)
 
-    width = narrow.shape[1]
-    ones = np.concatenate([np.zeros(width), [1.0]])
-    shape = graph.op("Concat", graph.integers(-1, 1), steps, graph.integers(width + 1), axis=0)
-    values = graph.linear(everything, np.concatenate([narrow, np.zeros((len(narrow), 1))], axis=1), ones)
-    values = graph.op("Reshape", values, shape)  # [B, 1, L + H, width + 1]
     before, after = apart(values, 2)
-    mask = graph.constant(attention.mask)
 
     def seen(query: str, past: str, future: str) -> str:
         """What one head sees, `[B, 1, H, width + 1]`."""
@@ -280,10 +340,10 @@ def _attend(graph: _Graph, attention: Attention, series: str, ahead: str, *, saf
         found = graph.op("Split", x, outputs=heads, axis=1, num_outputs=heads)
         return list(found) if heads > 1 else [found]
 
-    query = split(ahead, attention.query, graph.integers(horizon), [0, 2, 1, 3])
-    keys = apart(split(everything, attention.key, steps, [0, 2, 3, 1]), 3)
+    series = graph.reshape(ahead, -1, horizon, attention.query[0].shape[0])
+    query = _split(graph, attention, series, attention.query, [0, 2, 1, 3])
     # One head after the other: the scores of all of them leave the cache.
-    every = [seen(*one) for one in zip(*(by_head(x) for x in (query, *keys)), strict=True)]
+    every = [seen(*one) for one in zip(*(by_head(x) for x in (query, *apart(keys, 3))), strict=True)]
     total, sums = graph.op("Split", graph.op("Concat", *every, axis=1), graph.integers(width, 1), outputs=2, axis=-1)
     mean = graph.op("ReduceMean", graph.op("Div", total, sums), graph.integers(1), keepdims=0)  # over the heads
     return graph.linear(graph.reshape(mean, -1, width), out, attention.value_bias)

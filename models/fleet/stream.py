@@ -1,8 +1,9 @@
-"""The engine that keeps what it has computed of the past.
+"""The engine that keeps what it has computed of the past, and computes in the pause between two ticks what it can.
 
-With fixed scales, what the variable selection makes of a tick depends on that tick alone, so it is computed once. What is
-kept is held against the very values it was made from at every forecast: a row that came late, a corrected one, another
-profile or another server under an old name cost their own ticks and are never wrong. Not to be shared by threads.
+With fixed scales, what the variable selection makes of a tick depends on that tick alone, so it is computed once. And all but
+the newest tick of a window is known before that one comes, so the network goes through it in advance. What is kept is held
+against the very values it was made from at every forecast: a row that came late, a corrected one, another profile or another
+server under an old name cost their own ticks and are never wrong. Not to be shared by threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.batched import pieces
 from models.fleet.bundle import FleetBundle
 from models.fleet.folded import Onnx
+from models.fleet.sessions import Carried
 
 Mask = NDArray[np.bool_]
 
@@ -41,9 +43,40 @@ class Stream(Onnx):
     def __init__(self, bundle: FleetBundle, threads: int) -> None:
         super().__init__(bundle, threads)
         self._kept: _Kept | None = None
+        self._steady = False  # whether the last forecast was of the tick after that of the one before
+        self._as_foreseen: Mask = np.zeros(
+            0, dtype=bool
+        )  # servers in their old places, with nothing new but the last tick
+        self._carried_to, self._carried = 0, dict[tuple[int, int], Carried]()  # the tick, and pieces by where they are
+
+    def look_ahead(self, tick: int) -> None:
+        """All but the newest tick of the next windows is known: the network is taken through it, where ticks are not
+        skipped anyway because there is no time for them."""
+        super().look_ahead(tick)
+        kept = self._kept
+        self._carried_to, self._carried = tick, {}
+        if kept is None or not self._steady or kept.tick != tick - 1:
+            return
+
+        def run(part: slice) -> None:
+            past = np.ascontiguousarray(kept.chosen[part, 1:])
+            self._carried[part.start, part.stop] = self.sessions.carried(past, kept.which[part])
+
+        for _ in self.sessions.each(run, pieces(len(kept.chosen))):
+            pass
+
+    def rest(self, past: Floats, future: Floats, which: Indices, part: slice) -> Floats:
+        """As `Onnx.rest`."""
+        carried = self._carried.get((part.start, part.stop))
+        if carried is None or self._kept is None or self._carried_to != self._kept.tick:
+            return super().rest(past, future, which, part)
+        if not self._as_foreseen[part].all():
+            return super().rest(past, future, which, part)
+        return self.sessions.rest(past[:, -1:], future, which, carried)
 
     def chosen_past(self, inputs: FleetInput, groups: Indices, which: Indices, advance: Callable[[], None]) -> Floats:
         """As `Onnx.chosen_past`."""
+        self._as_foreseen = np.zeros(len(which), dtype=bool)
         if inputs.values.shape[1] < self.manifest.encoder_length:
             return super().chosen_past(inputs, groups, which, advance)
         shape = *inputs.values.shape[:2], self.manifest.network.hidden_size
@@ -57,6 +90,9 @@ class Stream(Onnx):
 
         for _ in self.sessions.each(run, pieces(len(chosen))):
             advance()
+        self._steady = self._kept is not None and now.tick == self._kept.tick + 1
+        if rows is not None:
+            self._as_foreseen = (rows == np.arange(len(rows))) & ~fresh[:, :-1].any(axis=1)
         self._kept = now
         return chosen
 
