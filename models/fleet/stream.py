@@ -51,19 +51,17 @@ class Stream(Onnx):
 
     def look_ahead(self, tick: int) -> None:
         """All but the newest tick of the next windows is known: the network is taken through it, where ticks are not
-        skipped anyway because there is no time for them."""
+        skipped anyway because there is no time for them. On one thread: the others have to take the forecast in.
+        """
         super().look_ahead(tick)
         kept = self._kept
         self._carried_to, self._carried = tick, {}
         if kept is None or not self._steady or kept.tick != tick - 1:
             return
 
-        def run(part: slice) -> None:
+        for part in pieces(len(kept.chosen)):
             past = np.ascontiguousarray(kept.chosen[part, 1:])
             self._carried[part.start, part.stop] = self.sessions.carried(past, kept.which[part])
-
-        for _ in self.sessions.each(run, pieces(len(kept.chosen))):
-            pass
 
     def rest(self, past: Floats, future: Floats, which: Indices, part: slice) -> Floats:
         """As `Onnx.rest`."""
