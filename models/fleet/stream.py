@@ -44,10 +44,9 @@ class Stream(Onnx):
         super().__init__(bundle, threads)
         self._kept: _Kept | None = None
         self._steady = False  # whether the last forecast was of the tick after that of the one before
-        self._as_foreseen: Mask = np.zeros(
-            0, dtype=bool
-        )  # servers in their old places, with nothing new but the last tick
-        self._carried_to, self._carried = 0, dict[tuple[int, int], Carried]()  # the tick, and pieces by where they are
+        self._carried = dict[tuple[int, int], Carried]()  # pieces of the next windows, by where they are
+        self._carried_from: _Kept | None = None  # what they follow from
+        self._as_foreseen: Mask = np.zeros(0, dtype=bool)  # servers of which nothing but the newest tick is new
 
     def look_ahead(self, tick: int) -> None:
         """All but the newest tick of the next windows is known: the network is taken through it, where ticks are not
@@ -55,10 +54,9 @@ class Stream(Onnx):
         """
         super().look_ahead(tick)
         kept = self._kept
-        self._carried_to, self._carried = tick, {}
+        self._carried_from, self._carried = kept, {}
         if kept is None or not self._steady or kept.tick != tick - 1:
             return
-
         for part in pieces(len(kept.chosen)):
             past = np.ascontiguousarray(kept.chosen[part, 1:])
             self._carried[part.start, part.stop] = self.sessions.carried(past, kept.which[part])
@@ -66,9 +64,7 @@ class Stream(Onnx):
     def rest(self, past: Floats, future: Floats, which: Indices, part: slice) -> Floats:
         """As `Onnx.rest`."""
         carried = self._carried.get((part.start, part.stop))
-        if carried is None or self._kept is None or self._carried_to != self._kept.tick:
-            return super().rest(past, future, which, part)
-        if not self._as_foreseen[part].all():
+        if carried is None or not self._as_foreseen[part].all():
             return super().rest(past, future, which, part)
         return self.sessions.rest(past[:, -1:], future, which, carried)
 
@@ -89,7 +85,7 @@ class Stream(Onnx):
         for _ in self.sessions.each(run, pieces(len(chosen))):
             advance()
         self._steady = self._kept is not None and now.tick == self._kept.tick + 1
-        if rows is not None:
+        if rows is not None and self._steady and self._carried_from is self._kept:
             self._as_foreseen = (rows == np.arange(len(rows))) & ~fresh[:, :-1].any(axis=1)
         self._kept = now
         return chosen

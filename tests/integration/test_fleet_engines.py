@@ -332,3 +332,18 @@ def test_what_is_known_ahead_changes_nothing() -> None:
     for at in range(3):
         assert range_difference(ahead.forecast(fleet.window(at)), plain.forecast(fleet.window(at))) < TOLERANCE / 10
         ahead.look_ahead(TICK + at + 1 + at % 2)  # the last one is not the tick that comes
+
+
+def test_what_was_foreseen_before_a_correction_is_not_used() -> None:
+    bundle = make("small")
+    fleet, stream, library = (
+        Fleet(bundle, 4, 9),
+        load_fleet_engine(bundle, "stream"),
+        load_fleet_engine(bundle, "library"),
+    )
+    for at in range(3):
+        stream.forecast(fleet.window(at))
+        stream.look_ahead(TICK + at + 1)
+    fleet.values[:, 10] += 1.0
+    for at in (2, 3):  # the same tick once more, and the next one
+        assert range_difference(stream.forecast(fleet.window(at)), library.forecast(fleet.window(at))) < TOLERANCE / 10
