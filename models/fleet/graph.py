@@ -17,6 +17,7 @@ from models.layers import EPSILON, Array, Attention, Gate, Lstm, Residual
 from models.selection import Selection, Skip
 from models.tft import Tft
 
+_STEPS = 48  # of the future at a time, in the attention
 OPSET, IR = 18, 9  # of ONNX; old enough for every runtime that is asked for
 
 
@@ -311,7 +312,7 @@ def _attend(graph: _Graph, attention: Attention, ahead: str, keys: str, values: 
     out of float32's range, and the outcome not finite; `safe` takes it off.
     """
     heads, horizon, (narrow, out) = attention.heads, len(attention.mask), attention.narrow
-    width, mask = narrow.shape[1], graph.constant(attention.mask)
+    width = narrow.shape[1]
 
     def apart(x: str, axis: int) -> tuple[str, str]:
         """The past and the future of an axis of steps."""
@@ -324,8 +325,8 @@ def _attend(graph: _Graph, attention: Attention, ahead: str, keys: str, values: 
 
     before, after = apart(values, 2)
 
-    def seen(query: str, past: str, future: str) -> str:
-        """What one head sees, `[B, 1, H, width + 1]`."""
+    def seen(query: str, past: str, future: str, mask: str) -> str:
+        """What one head sees from some of the steps, `[B, 1, steps, width + 1]`."""
         scores = graph.op("MatMul", query, past), graph.op("Add", graph.op("MatMul", query, future), mask)
         if safe:
             weights = graph.op("Softmax", graph.op("Concat", *scores, axis=3), axis=-1)
@@ -342,8 +343,14 @@ def _attend(graph: _Graph, attention: Attention, ahead: str, keys: str, values: 
 
     series = graph.reshape(ahead, -1, horizon, attention.query[0].shape[0])
     query = _split(graph, attention, series, attention.query, [0, 2, 1, 3])
-    # One head after the other: the scores of all of them leave the cache.
-    every = [seen(*one) for one in zip(*(by_head(x) for x in (query, *apart(keys, 3))), strict=True)]
+    # One head after the other, and few steps at a time: more scores leave the cache.
+    masks = [attention.mask[at : at + _STEPS] for at in range(0, horizon, _STEPS)]
+    every = []
+    for one, past, future in zip(*(by_head(x) for x in (query, *apart(keys, 3))), strict=True):
+        sizes = graph.integers(*(len(mask) for mask in masks))
+        parts = graph.op("Split", one, sizes, outputs=len(masks), axis=2) if len(masks) > 1 else [one]
+        found = [seen(part, past, future, graph.constant(mask)) for part, mask in zip(parts, masks, strict=True)]
+        every.append(graph.op("Concat", *found, axis=2))
     total, sums = graph.op("Split", graph.op("Concat", *every, axis=1), graph.integers(width, 1), outputs=2, axis=-1)
     mean = graph.op("ReduceMean", graph.op("Div", total, sums), graph.integers(1), keepdims=0)  # over the heads
     return graph.linear(graph.reshape(mean, -1, width), out, attention.value_bias)

@@ -75,7 +75,8 @@ class FleetScaling:
         for metric in np.flatnonzero(self._logarithmic):
             with np.errstate(over="ignore"):  # beyond every bound, and cut to it
                 np.expm1(outputs[:, metric], out=outputs[:, metric])
-        np.clip(outputs, self._low[:, None, None], self._high[:, None, None], out=outputs)
+        np.maximum(outputs, self._low[:, None, None], out=outputs)  # np.clip with arrays takes five times as long
+        np.minimum(outputs, self._high[:, None, None], out=outputs)
         return outputs
 
     def check(self, inputs: FleetInput) -> None:
