@@ -20,8 +20,9 @@ from models.interpolate import at_levels
 
 _PAD = b"\0"  # stands in no JSON
 _WIDTH = 8  # bytes of a number with its comma
-_ENTRIES = 100_000  # numbers of a table; it stays in the cache
+_ENTRIES = 100_000  # numbers with as many decimals; those that are used stay in the cache
 _SERVERS = 16  # at a time
+_SMALL, _TOP = np.float32(99.9995), np.float32(9_999.95)  # up to where numbers have 3 decimals, and 1
 
 Texts = NDArray[np.uint64]
 
@@ -35,31 +36,45 @@ class Described(Protocol):
     def unit(self) -> str: ...
 
 
+class Writer:
+    """Writes `{"cpu_percent":{"unit":"%","0.1":[H numbers],...},...}` for one server after the other.
+
+    Numbers have 3 decimals below 100, 1 below 10,000 and none above; one that is not known (NaN) is null. May be shared by
+    threads.
+    """
+
+    def __init__(self, metrics: Sequence[Described], levels: Sequence[float], served: Sequence[float]) -> None:
+        """`levels`: of the quantiles that will be given; `served`: those that are written."""
+        self._levels, self._served = tuple(levels), tuple(served)
+        prefixes = _prefixes(metrics, served)
+        self._before = np.zeros((len(prefixes), max(map(len, prefixes), default=0)), dtype=np.uint8)
+        for row, prefix in zip(self._before, prefixes, strict=True):
+            row[: len(prefix)] = np.frombuffer(prefix, dtype=np.uint8)
+
+    def __call__(self, quantiles: NDArray[np.float32]) -> list[bytes]:
+        """The documents of quantiles `[S, M, Q, H]`."""
+        rows, width = self._before.shape
+        found = []
+        for at in range(0, len(quantiles), _SERVERS):
+            chosen = at_levels(quantiles[at : at + _SERVERS], self._levels, self._served)
+            numbers = _texts(chosen).view(np.uint8).reshape(len(chosen), rows, -1)
+            numbers[:, :, -1] = 0  # no comma after a list's last
+            documents = np.empty((len(chosen), rows, width + numbers.shape[-1]), dtype=np.uint8)
+            documents[:, :, :width] = self._before
+            documents[:, :, width:] = numbers
+            found += [document.tobytes().translate(None, _PAD) + b"]}}" for document in documents]
+        return found
+
+
 def metrics_json(
     quantiles: NDArray[np.float32], metrics: Sequence[Described], levels: Sequence[float], served: Sequence[float]
 ) -> list[bytes]:
-    """Of each server `{"cpu_percent":{"unit":"%","0.1":[H numbers],...},...}` from quantiles `[S, M, Q, H]`.
-
-    Numbers have 3 decimals below 100, 1 below 10,000 and none above; one that is not known (NaN) is null.
-    """
-    horizon = quantiles.shape[-1]
-    prefixes, width = _prefixes(metrics, served)
-    template = np.zeros((len(prefixes), width + horizon * _WIDTH), dtype=np.uint8)
-    for row, prefix in zip(template, prefixes, strict=True):
-        row[: len(prefix)] = np.frombuffer(prefix, dtype=np.uint8)
-    found = []
-    for at in range(0, len(quantiles), _SERVERS):
-        chosen = at_levels(quantiles[at : at + _SERVERS], levels, served)
-        numbers = _texts(chosen).view(np.uint8).reshape(len(chosen), len(prefixes), -1)
-        numbers[:, :, -1] = 0  # no comma after a list's last
-        documents = np.broadcast_to(template, (len(chosen), *template.shape)).copy()
-        documents[:, :, width:] = numbers
-        found += [document.tobytes().translate(None, _PAD) + b"]}}" for document in documents]
-    return found
+    """What a `Writer` makes of quantiles `[S, M, Q, H]`."""
+    return Writer(metrics, levels, served)(quantiles)
 
 
-def _prefixes(metrics: Sequence[Described], served: Sequence[float]) -> tuple[list[bytes], int]:
-    """What stands before each list of numbers, metric by metric and level by level; and the longest's length."""
+def _prefixes(metrics: Sequence[Described], served: Sequence[float]) -> list[bytes]:
+    """What stands before each list of numbers, metric by metric and level by level."""
     found = []
     for metric in metrics:
         for place, level in enumerate(served):
@@ -69,32 +84,31 @@ def _prefixes(metrics: Sequence[Described], served: Sequence[float]) -> tuple[li
             else:
                 head = orjson.dumps(metric.name) + b':{"unit":' + orjson.dumps(metric.unit) + b"," + key
                 found.append((b"]}," if found else b"{") + head)
-    return found, max(map(len, found), default=0)
+    return found
 
 
 def _texts(numbers: NDArray[np.float32]) -> Texts:
     """Each number as eight bytes: its text, a comma, and what pads it."""
     flat = np.ascontiguousarray(numbers, dtype=np.float32).reshape(-1)
-    texts = np.empty(flat.size, dtype=np.uint64)
-    small = (flat >= 0) & (flat < 99.9995)
-    _look_up(texts, flat, small, 3)
-    if not small.all():
-        large = (flat >= 99.9995) & (flat < 9_999.95)
-        _look_up(texts, flat, large, 1)
-        for place in np.flatnonzero(~(small | large)).tolist():
-            texts[place] = _written(float(flat[place]))
+    rest = np.empty(0, dtype=np.int64)
+    if flat.size and not (flat.min() >= 0 and flat.max() < _TOP):
+        rest = np.flatnonzero(~((flat >= 0) & (flat < _TOP)))
+        odd, flat = flat[rest].tolist(), flat.copy()
+        flat[rest] = 0
+    half = np.float32(0.5)  # to the nearest
+    places = np.where(flat < _SMALL, flat * np.float32(1000) + half, flat * np.float32(10) + (_ENTRIES + half))
+    texts: Texts = np.take(_tables(), places.astype(np.intp), mode="clip")
+    if len(rest):
+        texts[rest] = [_written(number) for number in odd]
     return texts
 
 
-def _look_up(texts: Texts, numbers: NDArray[np.float32], where: NDArray[np.bool_], decimals: int) -> None:
-    table = _table(decimals)
-    if where.all():
-        np.take(table, (numbers * np.float32(10**decimals) + np.float32(0.5)).astype(np.int64), out=texts, mode="clip")
-    else:
-        texts[where] = table[np.rint(numbers[where] * np.float32(10**decimals)).astype(np.int64)]
-
-
 @cache
+def _tables() -> Texts:
+    """Numbers with 3 decimals, and behind them those with 1."""
+    return np.concatenate([_table(3), _table(1)])
+
+
 def _table(decimals: int) -> Texts:
     """The texts of 0, 1, ... in units of the last decimal; made by digits, for a general writer would take seconds."""
     entries = np.arange(_ENTRIES)

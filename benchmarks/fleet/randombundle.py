@@ -6,13 +6,14 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from benchmarks.fleet.library import Library
 from benchmarks.fleet.scene import MODEL_M
 
 
 @cache
 def bundle_m(seed: int = 1) -> Path:
     """Where it is; written once a process and gone with it."""
+    from benchmarks.fleet.library import Library  # of those who measure, only who makes one needs torch
+
     path = Path(_place().name) / f"m-{seed}"
     Library(MODEL_M, seed=seed).write_bundle(path)
     return path

@@ -62,6 +62,8 @@ class FleetForecaster:
         self.engine = engine
         self._policy, self._clock = policy, clock
         self._columns = [INDEX[name] for name in self.manifest.names]
+        every = self._columns == list(range(len(METRICS)))
+        self._chosen: slice | list[int] = slice(None) if every else self._columns  # a slice is no copy
         setup = Setup(bundle, self.manifest.name, engine=engine, engine_threads=threads)
         self._pool = Pool(setup, policy, clock, observe=observe)
 
@@ -94,7 +96,7 @@ class FleetForecaster:
     def prepare(self, block: Block) -> Prepared:
         """Which servers of a block the model can forecast, from the metrics that it knows."""
         manifest = self.manifest
-        values = block.values[:, -manifest.encoder_length :, self._columns]
+        values = block.values[:, -manifest.encoder_length :, self._chosen]
         return prepare(values, manifest.encoder_minimum, manifest.names)
 
     def forecast(

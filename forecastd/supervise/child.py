@@ -146,9 +146,9 @@ class Child:
             raise ChannelClosed
         job = message.text("job")
         self._saboteur.reach(job, Phase.PREDICTING, 0, 1)
-        quantiles = forecast(message, engine, self._sparingly(job))
+        quantiles, encoded = forecast(message, engine, self._sparingly(job))
         self._progress(job, Phase.POST_PROCESSING, 0, 1)
-        told = self._saboteur.answer(answer(message, engine, quantiles, self._voice.launch, self._sha256))
+        told = self._saboteur.answer(answer(message, quantiles, encoded, self._voice.launch, self._sha256))
         self._saboteur.reach(job, Phase.POST_PROCESSING, 1, 1)
         self._voice.say(told)
         engine.look_ahead(int(message.number("tick")) + 1)

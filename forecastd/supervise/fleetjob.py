@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forecastd.quantilejson import metrics_json
+from forecastd.quantilejson import Writer
 from forecastd.supervise.jobs import BadAnswer, Job
 from forecastd.supervise.messages import GarbledMessage, Message
 from models.fleet.base import FleetEngine, FleetInput, Progress
@@ -56,12 +56,16 @@ def fleet_job(
         attempts=attempts,
         read=lambda answer: _read(answer, inputs, manifest),
         fields={"tick": inputs.tick, "step": inputs.step, "profiles": _told(inputs.profiles), "served": list(served)},
-        arrays={"servers": _text(inputs.servers), "values": inputs.values, "lengths": inputs.lengths},
+        # The texts last, so that the numbers lie in memory as they should.
+        arrays={"lengths": inputs.lengths, "values": inputs.values, "servers": _text(inputs.servers)},
     )
 
 
-def forecast(message: Message, engine: FleetEngine, progress: Progress) -> NDArray[np.float32]:
-    """The child's side: quantiles `[S, M, Q, H]` of a `fleet` message's windows. Raises DataError, BundleError."""
+def forecast(message: Message, engine: FleetEngine, progress: Progress) -> tuple[NDArray[np.float32], list[bytes]]:
+    """The child's side: of a `fleet` message's windows the quantiles `[S, M, Q, H]`, and the JSON of each server.
+
+    That is written beside the work on the next servers. Raises DataError, BundleError.
+    """
     names, rows = message.fields["profiles"]
     arrays = message.arrays
     inputs = FleetInput(
@@ -72,13 +76,18 @@ def forecast(message: Message, engine: FleetEngine, progress: Progress) -> NDArr
         arrays["values"],
         arrays["lengths"],
     )
-    return engine.forecast(inputs, progress)
+    encoded = [b""] * len(inputs.servers)
+    write = Writer(engine.manifest.metrics, engine.manifest.levels, message.fields["served"])
+
+    def done(rows: NDArray[np.int64], quantiles: NDArray[np.float32]) -> None:
+        for row, text in zip(rows.tolist(), write(quantiles), strict=True):
+            encoded[row] = text
+
+    return engine.forecast(inputs, progress, done), encoded
 
 
-def answer(message: Message, engine: FleetEngine, quantiles: NDArray[np.float32], launch: str, sha256: str) -> Message:
+def answer(message: Message, quantiles: NDArray[np.float32], encoded: list[bytes], launch: str, sha256: str) -> Message:
     """The answer that bears a forecast."""
-    manifest = engine.manifest
-    encoded = metrics_json(quantiles, manifest.metrics, manifest.levels, tuple(message.fields["served"]))
     told: dict[str, Any] = {"job": message.text("job"), "tick": message.fields["tick"], "bundle_sha256": sha256}
     arrays: dict[str, NDArray[Any]] = {
         "quantiles": quantiles,

@@ -75,15 +75,21 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in text)
 
 
-def encode(message: Message) -> bytes:
-    """The frame of a message."""
+def pieces(message: Message) -> list[memoryview]:
+    """The frame of a message: prefix and header, and then the arrays' own memory, which is not to change until it is sent."""
     letters = {name: _letter(array) for name, array in message.arrays.items()}
     parts = {name: np.asarray(message.arrays[name], dtype=_FORMS[one], order="C") for name, one in letters.items()}
     told = {name: [letters[name], *part.shape] for name, part in parts.items()}
     header = {"kind": message.kind, "launch": message.launch, "fields": message.fields, "arrays": told}
     head = json.dumps(header).encode()
     size = sum(part.nbytes for part in parts.values())
-    return b"".join([_PREFIX.pack(len(head), size), head, *(part.data for part in parts.values() if part.size)])
+    bodies = [part.reshape(-1).view(np.uint8).data for part in parts.values() if part.size]
+    return [memoryview(_PREFIX.pack(len(head), size) + head), *bodies]
+
+
+def encode(message: Message) -> bytes:
+    """The frame of a message in one."""
+    return b"".join(pieces(message))
 
 
 def _letter(array: NDArray[Any]) -> str:
@@ -98,34 +104,54 @@ class Decoder:
 
     def __init__(self) -> None:
         self.garbled = ""
-        self._pending = bytearray()
+        self._head = bytearray()  # of the frame under way: its prefix and header
+        self._body: NDArray[np.uint8] | None = None  # and, when that is whole, its body, of which `_got` bytes came
+        self._got = 0
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that are whole now."""
         found: list[Message] = []
-        if self.garbled:
-            return found
-        self._pending += data
+        rest = memoryview(data)
         try:
-            while len(self._pending) >= _PREFIX.size:
-                head, body = _sizes(bytes(self._pending[: _PREFIX.size]))
-                end = _PREFIX.size + head + body
-                if len(self._pending) < end:
-                    break
-                with memoryview(self._pending) as pending:
-                    parts = bytes(pending[_PREFIX.size : end - body]), bytes(pending[end - body : end])
-                del self._pending[:end]
-                found.append(_parse(*parts))
+            while rest and not self.garbled:
+                rest = self._take(rest)
+                if self._body is not None and self._got == len(self._body):
+                    head, body = bytes(self._head[_PREFIX.size :]), self._body
+                    self._head, self._body = bytearray(), None
+                    found.append(_parse(head, body))
         except GarbledMessage as error:
             self.garbled = str(error)
-            self._pending.clear()
+            self._head, self._body = bytearray(), None
         return found
+
+    def _take(self, rest: memoryview) -> memoryview:
+        """Put to the frame what belongs to it; gives what does not."""
+        if self._body is None:
+            rest = self._complete(rest, _PREFIX.size)
+            if len(self._head) < _PREFIX.size:
+                return rest
+            head, body = _sizes(self._head[: _PREFIX.size])
+            rest = self._complete(rest, _PREFIX.size + head)
+            if len(self._head) < _PREFIX.size + head:
+                return rest
+            self._body, self._got = np.empty(body, dtype=np.uint8), 0
+        taken = rest[: len(self._body) - self._got]
+        self._body[self._got : self._got + len(taken)] = taken
+        self._got += len(taken)
+        return rest[len(taken) :]
+
+    def _complete(self, rest: memoryview, size: int) -> memoryview:
+        """Take what the prefix and the header lack of `size` bytes; gives what is left."""
+        lacking = max(0, size - len(self._head))
+        self._head += rest[:lacking]
+        return rest[lacking:]
 
 
 def send(channel: socket.socket, message: Message) -> None:
     """Write one message. Raises ChannelClosed."""
     try:
-        channel.sendall(encode(message))
+        for piece in pieces(message):
+            channel.sendall(piece)
     except OSError as error:
         raise ChannelClosed from error
 
@@ -137,18 +163,18 @@ def receive(channel: socket.socket) -> Message:
         ChannelClosed: the other side went away.
         GarbledMessage: something else than a message came.
     """
-    head, body = _sizes(_exactly(channel, _PREFIX.size))
-    return _parse(_exactly(channel, head), _exactly(channel, body))
+    head, body = _sizes(_exactly(channel, _PREFIX.size).tobytes())
+    return _parse(_exactly(channel, head).tobytes(), _exactly(channel, body))
 
 
-def _sizes(prefix: bytes) -> tuple[int, int]:
+def _sizes(prefix: bytes | bytearray) -> tuple[int, int]:
     head, body = _PREFIX.unpack(prefix)
     if head > MAX_HEADER or body > MAX_BODY:
         raise GarbledMessage(f"a frame of {head} + {body} bytes")
     return head, body
 
 
-def _parse(head: bytes, body: bytes) -> Message:
+def _parse(head: bytes, body: NDArray[np.uint8]) -> Message:
     try:
         header = json.loads(head)
         kind, launch, fields, told = (header[name] for name in ("kind", "launch", "fields", "arrays"))
@@ -156,10 +182,11 @@ def _parse(head: bytes, body: bytes) -> Message:
         raise GarbledMessage(str(error)[:200]) from error
     if not (isinstance(kind, str) and isinstance(launch, str) and isinstance(fields, dict) and isinstance(told, dict)):
         raise GarbledMessage("a header of other types")
+    body.flags.writeable = False
     return Message(kind, launch, fields, _arrays(told, body))
 
 
-def _arrays(told: dict[str, Any], body: bytes) -> dict[str, NDArray[Any]]:
+def _arrays(told: dict[str, Any], body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """The arrays of a body, as its header tells them."""
     arrays, offset = {}, 0
     for name, form in told.items():
@@ -182,16 +209,15 @@ def _arrays(told: dict[str, Any], body: bytes) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _exactly(channel: socket.socket, size: int) -> bytes:
-    parts = bytearray(size)
-    with memoryview(parts) as view:
-        got = 0
-        while got < size:
-            try:
-                more = channel.recv_into(view[got:])
-            except OSError as error:
-                raise ChannelClosed from error
-            if not more:
-                raise ChannelClosed
-            got += more
-    return bytes(parts)
+def _exactly(channel: socket.socket, size: int) -> NDArray[np.uint8]:
+    found = np.empty(size, dtype=np.uint8)
+    got = 0
+    while got < size:
+        try:
+            more = channel.recv_into(found[got:].data)
+        except OSError as error:
+            raise ChannelClosed from error
+        if not more:
+            raise ChannelClosed
+        got += more
+    return found

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import forecastd
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Watched
-from forecastd.supervise.messages import Decoder, Message, encode, printable
+from forecastd.supervise.messages import Decoder, Message, pieces, printable
 
 _CHUNK = 1 << 18
 _CHUNKS = 16
@@ -81,7 +81,7 @@ class ChildProcess:
         self.watched: Watched = detector.launched(now, uuid.uuid4().hex)
         self.hung_up = self.mute = False  # the channel, the output was closed from its side
         self._decoder = Decoder()
-        self._unsent = bytearray()
+        self._unsent: deque[memoryview] = deque()
         self._written: deque[bytes] = deque()
         self._kept = 0
         self._deeds: list[tuple[float, signal.Signals | None]] = []
@@ -141,15 +141,17 @@ class ChildProcess:
         self, kind: str, fields: dict[str, object] | None = None, arrays: dict[str, NDArray[Any]] | None = None
     ) -> None:
         """Send a message as soon as the child takes it; a child that never reads costs nothing but its own deadline."""
-        self._unsent += encode(Message(kind, self.launch, fields or {}, arrays or {}))
+        self._unsent += pieces(Message(kind, self.launch, fields or {}, arrays or {}))
         self.write()
 
     def write(self) -> None:
         """Send what the child takes now."""
         try:
             while self._unsent:
-                sent = self.channel.send(self._unsent[:_CHUNK])
-                del self._unsent[:sent]
+                sent = self.channel.send(self._unsent[0])
+                self._unsent[0] = self._unsent[0][sent:]
+                if not len(self._unsent[0]):
+                    self._unsent.popleft()
         except BlockingIOError:
             return
         except OSError:

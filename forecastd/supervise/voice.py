@@ -8,7 +8,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.messages import ChannelClosed, Message, encode
+from forecastd.supervise.messages import ChannelClosed, Message, send
 
 BEAT_SECONDS = 1.0
 
@@ -27,7 +27,8 @@ class Voice:
 
     def say(self, message: Message) -> None:
         """Raises ChannelClosed."""
-        self.say_raw(encode(message))
+        with self._lock:
+            send(self._channel, message)
 
     def report(
         self, job: str | None, phase: Phase, done: float, total: float, detail: Mapping[str, Any] | None = None

@@ -17,6 +17,7 @@ from models.fleet.manifest import FleetManifest
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # steps done, steps in all
+Done = Callable[[Indices, Floats], None]  # some servers' rows, and their quantiles `[n, M, Q, H]`
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,11 @@ class FleetEngine(Protocol):
     name: str
     manifest: FleetManifest
 
-    def forecast(self, inputs: FleetInput, progress: Progress = ...) -> Floats:
+    def forecast(self, inputs: FleetInput, progress: Progress = ..., done: Done = ...) -> Floats:
         """Quantiles float32 `[S, M, Q, H]` in the metrics' units, not decreasing along Q, within the metrics' bounds.
 
-        Column `h` speaks of the tick `inputs.tick + 1 + h`. `progress` hears of every part of the work that is done.
+        Column `h` speaks of the tick `inputs.tick + 1 + h`. `progress` hears of every part of the work that is done, and
+        `done`, from any of the engine's threads, of every server once, as soon as its quantiles are what they will be.
 
         Raises:
             DataError: the input does not fit the bundle.

@@ -12,16 +12,21 @@ from itertools import count, pairwise
 import numpy as np
 
 from models.errors import DataError
-from models.fleet.base import FleetInput, Floats, Indices, Progress
+from models.fleet.base import Done, FleetInput, Floats, Indices, Progress
 from models.fleet.bundle import FleetBundle
 from models.fleet.scaling import FleetScaling, calendar
 
 PIECE = 10  # servers at a time; 8 to 12 are equally fast, 16 is slower by a third: its arrays leave the cache
 _LENGTHS = 24  # how many different encoder lengths are run
+Ready = Callable[[slice], None]  # some of the servers that are run are done
 
 
 def silent(done: int, total: int) -> None:
     """Progress that nobody listens to."""
+
+
+def unread(rows: Indices, quantiles: Floats) -> None:
+    """Quantiles that nobody waits for."""
 
 
 class Batched:
@@ -33,7 +38,7 @@ class Batched:
         self.manifest = bundle.manifest
         self.scaling = FleetScaling(bundle)
 
-    def forecast(self, inputs: FleetInput, progress: Progress = silent) -> Floats:
+    def forecast(self, inputs: FleetInput, progress: Progress = silent, done: Done = unread) -> Floats:
         """As `FleetEngine.forecast`."""
         self.scaling.check(inputs)
         manifest, total = self.manifest, len(inputs.servers)
@@ -50,11 +55,9 @@ class Batched:
             windows = _part(inputs, rows, length)
             if not np.isfinite(windows.values).all():
                 raise DataError("A window holds a number that is not finite. Fill its gaps, or leave the server out.")
-            if len(rows) == total:
-                self.run(windows, groups, outputs, advance)
-            else:
-                part = outputs[rows]
-                self.run(windows, groups[rows], part, advance)
+            part = outputs if len(rows) == total else outputs[rows]
+            self.run(windows, groups[rows], part, advance, _told(done, rows, part))
+            if part is not outputs:
                 outputs[rows] = part
         advance()
         return outputs
@@ -62,8 +65,13 @@ class Batched:
     def look_ahead(self, tick: int) -> None:
         """As `FleetEngine.look_ahead`; most have nothing to do."""
 
-    def run(self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None]) -> None:
-        """Put the quantiles of windows that are all as long as `inputs.values` is into `outputs` `[S, M, Q, H]`."""
+    def run(
+        self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], done: Ready
+    ) -> None:
+        """Put the quantiles of windows that are all as long as `inputs.values` is into `outputs` `[S, M, Q, H]`.
+
+        `advance` hears of each half of each piece, `done` of each piece.
+        """
         raise NotImplementedError
 
     def restored(self, found: Floats, values: Floats, groups: Indices, outputs: Floats) -> None:
@@ -99,10 +107,14 @@ class Batched:
         return calendar(self.manifest.cycles, self.manifest.step, ticks)
 
 
-def pieces(count: int) -> list[slice]:
-    """The pieces, of nearly the same size, that `count` servers are run in."""
-    bounds = np.linspace(0, count, -(-count // PIECE) + 1).round().astype(int).tolist()
+def pieces(count: int, most: int = PIECE) -> list[slice]:
+    """The pieces, of nearly the same size, that so many servers are run in."""
+    bounds = np.linspace(0, count, -(-count // most) + 1).round().astype(int).tolist()
     return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _told(done: Done, rows: Indices, outputs: Floats) -> Ready:
+    return lambda part: done(rows[part], outputs[part])
 
 
 def _part(inputs: FleetInput, rows: Indices, length: int) -> FleetInput:

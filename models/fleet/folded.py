@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from models.fleet.base import FleetInput, Floats, Indices
-from models.fleet.batched import Batched, pieces
+from models.fleet.batched import Batched, Ready, pieces
 from models.fleet.bundle import FleetBundle
 from models.tft import Tft
 
@@ -22,13 +22,16 @@ class Fused(Batched):
         self.tft = Tft(bundle.manifest.network, bundle.weights, bundle.manifest.horizon)
         self._ahead: tuple[int, Floats] | None = None
 
-    def run(self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None]) -> None:
+    def run(
+        self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], done: Ready
+    ) -> None:
         which, chosen = self.scaling.profiles(inputs), self.chosen_future(inputs.tick)
         for part in pieces(len(which)):
             past = self.past(inputs.values[part], inputs.tick, groups[part])
             past = self.tft.choose(self.tft.select_past, past, which[part])
             found = self.tft.carry_on(past, chosen[which[part]], which=which[part])
             self.restored(np.ascontiguousarray(found.swapaxes(1, 2)), inputs.values[part], groups[part], outputs[part])
+            done(part)
             advance()
 
     def look_ahead(self, tick: int) -> None:
@@ -55,13 +58,16 @@ class Onnx(Fused):
         super().__init__(bundle)
         self.sessions = Sessions(self.tft, bundle.manifest.horizon, threads)
 
-    def run(self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None]) -> None:
+    def run(
+        self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], done: Ready
+    ) -> None:
         which, future = self.scaling.profiles(inputs), self.chosen_future(inputs.tick)
         past = self.chosen_past(inputs, groups, which, advance)
 
         def run(part: slice) -> None:
             found = self.rest(past[part], future, which[part], part)
             self.restored(found, inputs.values[part], groups[part], outputs[part])
+            done(part)
 
         for _ in self.sessions.each(run, pieces(len(which))):
             advance()

@@ -18,6 +18,7 @@ from models.selection import Selection, Skip
 from models.tft import Tft
 
 _STEPS = 48  # of the future at a time, in the attention
+_END = 2**31  # of whatever axis
 OPSET, IR = 18, 9  # of ONNX; old enough for every runtime that is asked for
 
 
@@ -46,6 +47,9 @@ class _Graph:
 
     def reshape(self, x: str, *shape: int) -> str:
         return str(self.op("Reshape", x, self.integers(*shape)))
+
+    def cut(self, x: str, axis: int, start: int, end: int) -> str:
+        return str(self.op("Slice", x, *(self.integers(one) for one in (start, end, axis))))
 
     def linear(self, rows: str, weight: Array, bias: Array) -> str:
         """`rows @ weight + bias`, of rows in two dimensions."""
@@ -193,11 +197,14 @@ def rest_graph(tft: Tft, horizon: int, *, safe: bool) -> bytes:
     series, local = _positions(
         graph, tft, graph.op("Concat", encoded, decoded, axis=0), graph.op("Concat", past, future, axis=0)
     )
-    keys = graph.op("Concat", "keys", _keys(graph, attention, series), axis=3)
-    values = graph.op("Concat", "values", _values(graph, attention, series), axis=2)
-    ahead = graph.reshape(_last(graph, series, horizon), -1, hidden)  # [B * H, hidden]
-    local_ahead = graph.reshape(_last(graph, local, horizon), -1, hidden)
-    attended = graph.gate(tft.after_attention, _attend(graph, attention, ahead, keys, values, safe=safe), ahead)
+    keys, values = _keys(graph, attention, series), _values(graph, attention, series)
+    before, after = (
+        (graph.cut(keys, 3, *ends), graph.cut(values, 2, *ends)) for ends in ((0, -horizon), (-horizon, _END))
+    )
+    before = graph.op("Concat", "keys", before[0], axis=3), graph.op("Concat", "values", before[1], axis=2)
+    ahead = graph.reshape(graph.cut(series, 1, -horizon, _END), -1, hidden)  # [B * H, hidden]
+    local_ahead = graph.reshape(graph.cut(local, 1, -horizon, _END), -1, hidden)
+    attended = graph.gate(tft.after_attention, _attend(graph, attention, ahead, before, after, safe=safe), ahead)
     first = graph.linear(attended, tft.feed_forward.first, tft.feed_forward.first_bias)
     fused = graph.gate(tft.before_output, graph.residual(tft.feed_forward, attended, first), local_ahead)
     outputs = graph.linear(fused, tft.output, tft.output_bias)
@@ -254,11 +261,6 @@ def _timed(graph: _Graph, rows: str, hidden: int) -> str:
     return str(graph.op("Reshape", rows, shape))
 
 
-def _last(graph: _Graph, series: str, horizon: int) -> str:
-    """The decoder's steps of `[B, L + H, hidden]`."""
-    return str(graph.op("Slice", series, graph.integers(-horizon), graph.integers(2**31), graph.integers(1)))
-
-
 def _enrich(graph: _Graph, layer: Residual, rows: str) -> str:
     """The static enrichment of rows `[T * B, hidden]`: its bias goes by series."""
     hidden = layer.first.shape[0]
@@ -304,8 +306,10 @@ def _values(graph: _Graph, attention: Attention, series: str) -> str:
     return str(graph.op("Reshape", rows, shape))
 
 
-def _attend(graph: _Graph, attention: Attention, ahead: str, keys: str, values: str, *, safe: bool) -> str:
-    """`[B * H, hidden]` of the future `[B * H, hidden]`, which is the last H of the keys and values.
+def _attend(
+    graph: _Graph, attention: Attention, ahead: str, past: tuple[str, str], future: tuple[str, str], *, safe: bool
+) -> str:
+    """`[B * H, hidden]` of the future `[B * H, hidden]`; `past` and `future` are keys and values.
 
     A step's weights are exponentials over their sum. The ones beside the values make the sum by the way, past and future
     apart: that takes half the passes of a softmax over both. Without the largest score taken off first an exponential may be
@@ -314,28 +318,20 @@ def _attend(graph: _Graph, attention: Attention, ahead: str, keys: str, values: 
     heads, horizon, (narrow, out) = attention.heads, len(attention.mask), attention.narrow
     width = narrow.shape[1]
 
-    def apart(x: str, axis: int) -> tuple[str, str]:
-        """The past and the future of an axis of steps."""
-        ends = (0, -horizon), (-horizon, 2**31)
-        past, future = (
-            graph.op("Slice", x, graph.integers(start), graph.integers(end), graph.integers(axis))
-            for start, end in ends
-        )
-        return str(past), str(future)
-
-    before, after = apart(values, 2)
-
-    def seen(query: str, past: str, future: str, mask: str) -> str:
-        """What one head sees from some of the steps, `[B, 1, steps, width + 1]`."""
-        scores = graph.op("MatMul", query, past), graph.op("Add", graph.op("MatMul", query, future), mask)
+    def seen(query: str, past_keys: str, future_keys: str, mask: Array) -> str:
+        """What one head's steps `[B, 1, steps, size]` see, `[B, 1, steps, width + 1]`."""
+        visible = mask == 0
+        count = int(np.flatnonzero(visible.any(axis=0)).max(initial=-1)) + 1  # what none of them sees is left out
+        shown = graph.cut(future_keys, 3, 0, count), graph.cut(future[1], 2, 0, count)
+        scores = graph.op("MatMul", query, past_keys), graph.op("MatMul", query, shown[0])
         if safe:
-            weights = graph.op("Softmax", graph.op("Concat", *scores, axis=3), axis=-1)
-            return str(graph.op("MatMul", weights, values))
-        sums = (
-            graph.op("MatMul", graph.op("Exp", some), those)
-            for some, those in zip(scores, (before, after), strict=True)
-        )
-        return str(graph.op("Add", *sums))
+            masked = graph.op("Add", scores[1], graph.constant(mask[:, :count]))
+            weights = graph.op("Softmax", graph.op("Concat", scores[0], masked, axis=3), axis=-1)
+            return str(graph.op("MatMul", weights, graph.op("Concat", past[1], shown[1], axis=2)))
+        # Struck out afterwards, for exponentials of next to nothing take twenty times as long.
+        near = graph.op("Mul", graph.op("Exp", scores[1]), graph.constant(visible[:, :count].astype(np.float32)))
+        far = graph.op("MatMul", graph.op("Exp", scores[0]), past[1])
+        return str(graph.op("Add", far, graph.op("MatMul", near, shown[1])))
 
     def by_head(x: str) -> list[str]:
         found = graph.op("Split", x, outputs=heads, axis=1, num_outputs=heads)
@@ -344,12 +340,13 @@ def _attend(graph: _Graph, attention: Attention, ahead: str, keys: str, values: 
     series = graph.reshape(ahead, -1, horizon, attention.query[0].shape[0])
     query = _split(graph, attention, series, attention.query, [0, 2, 1, 3])
     # One head after the other, and few steps at a time: more scores leave the cache.
-    masks = [attention.mask[at : at + _STEPS] for at in range(0, horizon, _STEPS)]
+    steps = range(0, horizon, _STEPS)
     every = []
-    for one, past, future in zip(*(by_head(x) for x in (query, *apart(keys, 3))), strict=True):
-        sizes = graph.integers(*(len(mask) for mask in masks))
-        parts = graph.op("Split", one, sizes, outputs=len(masks), axis=2) if len(masks) > 1 else [one]
-        found = [seen(part, past, future, graph.constant(mask)) for part, mask in zip(parts, masks, strict=True)]
+    for one, past_keys, future_keys in zip(*map(by_head, (query, past[0], future[0])), strict=True):
+        found = [
+            seen(graph.cut(one, 2, at, at + _STEPS), past_keys, future_keys, attention.mask[at : at + _STEPS])
+            for at in steps
+        ]
         every.append(graph.op("Concat", *found, axis=2))
     total, sums = graph.op("Split", graph.op("Concat", *every, axis=1), graph.integers(width, 1), outputs=2, axis=-1)
     mean = graph.op("ReduceMean", graph.op("Div", total, sums), graph.integers(1), keepdims=0)  # over the heads

@@ -14,7 +14,7 @@ import torch
 
 from models.fleet import network
 from models.fleet.base import FleetInput, Floats, Indices
-from models.fleet.batched import Batched, pieces
+from models.fleet.batched import Batched, Ready, pieces
 from models.fleet.bundle import FleetBundle
 
 
@@ -29,7 +29,9 @@ class Library(Batched):
         self._threads = threads
         self._network = network.with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
 
-    def run(self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None]) -> None:
+    def run(
+        self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], done: Ready
+    ) -> None:
         which, future = self.scaling.profiles(inputs), self.future(inputs.tick)
         with _threads(self._threads), torch.inference_mode():
             for part in pieces(len(which)):
@@ -38,6 +40,7 @@ class Library(Batched):
                 found = network.forward(self._network, self.manifest.network, past, ahead, which[part])
                 quantiles = found.permute(0, 2, 3, 1).contiguous().numpy()
                 self.restored(quantiles, inputs.values[part], groups[part], outputs[part])
+                done(part)
                 advance()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from models.fleet.base import Floats, Indices
+from models.fleet.batched import pieces
 from models.fleet.graph import past_graph, rest_graph, selection_graph
 from models.tft import Tft
 
@@ -41,6 +42,7 @@ class Sessions:
         self._initial, self._layers = tft.initial, len(tft.encoder)
         self._heads = attention.heads, attention.query[0].shape[1] // attention.heads
         self._width = attention.narrow[0].shape[1] + 1
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="engine") if threads > 1 else None
 
     def select(self, variables: Floats, which: Indices) -> Floats:
@@ -74,6 +76,11 @@ class Sessions:
             np.zeros((len(which), *shape, 0), dtype=np.float32),
             np.zeros((len(which), 1, 0, width), dtype=np.float32),
         )
+
+    def shares(self, rows: int, most: int) -> list[slice]:
+        """The parts in which so many rows of the selection are run, as few as there are threads and at most `most`."""
+        count = min(most, max(self._threads, -(-rows // _ROWS)))
+        return pieces(rows, max(1, -(-rows // max(1, count))))
 
     def each(self, run: Callable[[slice], None], parts: list[slice]) -> Iterator[None]:
         """Run the parts on all threads, in no order; yields as they are done."""

@@ -39,6 +39,8 @@ SIZES = {  # hidden, continuous, heads, layers, metrics, profiles, embedding, cy
     "deep": (12, 6, 3, 3, 5, 4, 5, ("day", "week"), 30, 10, 9),
     "one metric, no calendar": (8, 8, 1, 1, 1, 2, 8, (), 12, 4, 4),
     "continuous wider than hidden": (6, 10, 2, 2, 2, 2, 1, ("week",), 10, 10, 5),
+    "one step ahead": (6, 4, 2, 1, 2, 2, 2, (), 9, 4, 1),
+    "many steps ahead": (6, 4, 2, 1, 2, 2, 2, ("hour",), 9, 4, 101),
 }
 
 
@@ -325,13 +327,35 @@ def test_scores_that_are_too_large_for_an_exponential_are_no_trouble(name: str) 
     assert range_difference(engine.forecast(window), wanted) < TOLERANCE
 
 
-def test_what_is_known_ahead_changes_nothing() -> None:
+def test_what_is_known_ahead_changes_nothing(bundle: FleetBundle) -> None:
+    fleet, ahead, library = Fleet(bundle, 13, 6), *(load_fleet_engine(bundle, name) for name in ("stream", "library"))
+    for at in range(6):
+        assert range_difference(ahead.forecast(fleet.window(at)), library.forecast(fleet.window(at))) < TOLERANCE / 10
+        ahead.look_ahead(TICK + at + 1 + at % 4 // 3)  # one of them is not the tick that comes
+
+
+def test_a_tick_that_is_asked_for_again_is_forecast_from_what_it_is_now() -> None:
     bundle = make("deep")
-    fleet = Fleet(bundle, 5, 3)
-    plain, ahead = (load_fleet_engine(bundle, "stream") for _ in range(2))
-    for at in range(3):
-        assert range_difference(ahead.forecast(fleet.window(at)), plain.forecast(fleet.window(at))) < TOLERANCE / 10
-        ahead.look_ahead(TICK + at + 1 + at % 2)  # the last one is not the tick that comes
+    fleet, stream, library = Fleet(bundle, 5, 9), *(load_fleet_engine(bundle, name) for name in ("stream", "library"))
+    for at in (0, 1, 2, 2, 2, 3, 3, 4):
+        fleet.values[at % 5, at + 7] += 0.9  # a row that came late
+        assert range_difference(stream.forecast(fleet.window(at)), library.forecast(fleet.window(at))) < TOLERANCE / 10
+        stream.look_ahead(TICK + at + 1)
+
+
+@pytest.mark.parametrize("name", sorted(ENGINES))
+def test_every_server_is_told_once_with_the_quantiles_that_it_has_in_the_end(bundle: FleetBundle, name: str) -> None:
+    manifest, told = bundle.manifest, dict[int, Any]()
+    lengths = np.where(np.arange(25) % 3, manifest.encoder_length, manifest.encoder_minimum)
+
+    def done(rows: Any, quantiles: Any) -> None:
+        for row, own in zip(rows.tolist(), quantiles, strict=True):
+            assert row not in told
+            told[row] = own.copy()
+
+    engine = load_fleet_engine(bundle, name, threads=2)
+    found = engine.forecast(Fleet(bundle, 25, 1).window(0, lengths), done=done)
+    np.testing.assert_array_equal(np.stack([told[row] for row in range(25)]), found)
 
 
 def test_what_was_foreseen_before_a_correction_is_not_used() -> None:
