@@ -39,8 +39,8 @@ class Described(Protocol):
 class Writer:
     """Writes `{"cpu_percent":{"unit":"%","0.1":[H numbers],...},...}` for one server after the other.
 
-    Numbers have 3 decimals below 100, 1 below 10,000 and none above; one that is not known (NaN) is null. May be shared by
-    threads.
+    Numbers have 3 decimals below 100, 1 below 10,000 and none above; a negative one, which no metric has, has a digit or two,
+    and one that is not known (NaN) is null. May be shared by threads.
     """
 
     def __init__(self, metrics: Sequence[Described], levels: Sequence[float], served: Sequence[float]) -> None:

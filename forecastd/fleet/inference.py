@@ -61,9 +61,10 @@ class FleetForecaster:
         self.manifest = accepted(bundle, step)
         self.engine = engine
         self._policy, self._clock = policy, clock
-        self._columns = [INDEX[name] for name in self.manifest.names]
-        every = self._columns == list(range(len(METRICS)))
-        self._chosen: slice | list[int] = slice(None) if every else self._columns  # a slice is no copy
+        columns = [INDEX[name] for name in self.manifest.names]
+        self._metrics = tuple(METRICS[column] for column in columns)
+        # Of a block's; a slice is no copy.
+        self._columns = slice(None) if columns == list(range(len(METRICS))) else columns
         setup = Setup(bundle, self.manifest.name, engine=engine, engine_threads=threads)
         self._pool = Pool(setup, policy, clock, observe=observe)
 
@@ -96,7 +97,7 @@ class FleetForecaster:
     def prepare(self, block: Block) -> Prepared:
         """Which servers of a block the model can forecast, from the metrics that it knows."""
         manifest = self.manifest
-        values = block.values[:, -manifest.encoder_length :, self._chosen]
+        values = block.values[:, -manifest.encoder_length :, self._columns]
         return prepare(values, manifest.encoder_minimum, manifest.names)
 
     def forecast(
@@ -112,7 +113,7 @@ class FleetForecaster:
         prepared = self.prepare(block) if prepared is None else prepared
         ready = np.flatnonzero(prepared.lengths)
         rest = np.flatnonzero(prepared.lengths == 0)
-        levels, metrics = manifest.levels, tuple(METRICS[column] for column in self._columns)
+        levels, metrics = manifest.levels, self._metrics
         shape = len(block.servers), len(metrics), len(levels), manifest.horizon
         answer = self._ask(block, prepared, ready, over) if len(ready) else None
         if answer is not None and not len(rest):

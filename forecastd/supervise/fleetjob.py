@@ -64,7 +64,7 @@ def fleet_job(
 def forecast(message: Message, engine: FleetEngine, progress: Progress) -> tuple[NDArray[np.float32], list[bytes]]:
     """The child's side: of a `fleet` message's windows the quantiles `[S, M, Q, H]`, and the JSON of each server.
 
-    That is written beside the work on the next servers. Raises DataError, BundleError.
+    That is written by whichever of the engine's threads has done a server. Raises DataError, BundleError.
     """
     names, rows = message.fields["profiles"]
     arrays = message.arrays

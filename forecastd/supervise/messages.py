@@ -75,7 +75,7 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in text)
 
 
-def pieces(message: Message) -> list[memoryview]:
+def buffers(message: Message) -> list[memoryview]:
     """The frame of a message: prefix and header, and then the arrays' own memory, which is not to change until it is sent."""
     letters = {name: _letter(array) for name, array in message.arrays.items()}
     parts = {name: np.asarray(message.arrays[name], dtype=_FORMS[one], order="C") for name, one in letters.items()}
@@ -89,7 +89,7 @@ def pieces(message: Message) -> list[memoryview]:
 
 def encode(message: Message) -> bytes:
     """The frame of a message in one."""
-    return b"".join(pieces(message))
+    return b"".join(buffers(message))
 
 
 def _letter(array: NDArray[Any]) -> str:
@@ -134,7 +134,7 @@ class Decoder:
             rest = self._complete(rest, _PREFIX.size + head)
             if len(self._head) < _PREFIX.size + head:
                 return rest
-            self._body, self._got = np.empty(body, dtype=np.uint8), 0
+            self._body, self._got = _room(body), 0
         taken = rest[: len(self._body) - self._got]
         self._body[self._got : self._got + len(taken)] = taken
         self._got += len(taken)
@@ -150,8 +150,8 @@ class Decoder:
 def send(channel: socket.socket, message: Message) -> None:
     """Write one message. Raises ChannelClosed."""
     try:
-        for piece in pieces(message):
-            channel.sendall(piece)
+        for part in buffers(message):
+            channel.sendall(part)
     except OSError as error:
         raise ChannelClosed from error
 
@@ -165,6 +165,13 @@ def receive(channel: socket.socket) -> Message:
     """
     head, body = _sizes(_exactly(channel, _PREFIX.size).tobytes())
     return _parse(_exactly(channel, head).tobytes(), _exactly(channel, body))
+
+
+def _room(size: int) -> NDArray[np.uint8]:
+    try:
+        return np.empty(size, dtype=np.uint8)  # taken as it is filled
+    except MemoryError:
+        raise GarbledMessage(f"a message of {size} bytes, for which there is no memory") from None
 
 
 def _sizes(prefix: bytes | bytearray) -> tuple[int, int]:

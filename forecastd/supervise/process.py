@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import forecastd
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Watched
-from forecastd.supervise.messages import Decoder, Message, pieces, printable
+from forecastd.supervise.messages import Decoder, Message, buffers, printable
 
 _CHUNK = 1 << 18
 _CHUNKS = 16
@@ -141,7 +141,7 @@ class ChildProcess:
         self, kind: str, fields: dict[str, object] | None = None, arrays: dict[str, NDArray[Any]] | None = None
     ) -> None:
         """Send a message as soon as the child takes it; a child that never reads costs nothing but its own deadline."""
-        self._unsent += pieces(Message(kind, self.launch, fields or {}, arrays or {}))
+        self._unsent += buffers(Message(kind, self.launch, fields or {}, arrays or {}))
         self.write()
 
     def write(self) -> None:

@@ -28,7 +28,8 @@ class FleetInput:
     step:     seconds
     servers:  names, each once
     profiles: of each server
-    values:   float32 `[S, L, M]`, the bundle's metrics in their units, without holes, the newest step last
+    values:   float32 `[S, L, M]`, the bundle's metrics in their units, without holes, the newest step last; they do not
+              change afterwards, for an engine may keep them
     lengths:  int64 `[S]`, how many of the last steps of a server are there; what lies before them is not read
     """
 

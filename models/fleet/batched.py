@@ -70,7 +70,7 @@ class Batched:
     ) -> None:
         """Put the quantiles of windows that are all as long as `inputs.values` is into `outputs` `[S, M, Q, H]`.
 
-        `advance` hears of each half of each piece, `done` of each piece.
+        `advance` is called at most twice for each piece, `done` once.
         """
         raise NotImplementedError
 
@@ -108,7 +108,7 @@ class Batched:
 
 
 def pieces(count: int, most: int = PIECE) -> list[slice]:
-    """The pieces, of nearly the same size, that so many servers are run in."""
+    """Slices of nearly the same size, none longer than `most`, that make up `count`."""
     bounds = np.linspace(0, count, -(-count // most) + 1).round().astype(int).tolist()
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 

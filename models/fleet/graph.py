@@ -349,5 +349,8 @@ def _attend(
         ]
         every.append(graph.op("Concat", *found, axis=2))
     total, sums = graph.op("Split", graph.op("Concat", *every, axis=1), graph.integers(width, 1), outputs=2, axis=-1)
-    mean = graph.op("ReduceMean", graph.op("Div", total, sums), graph.integers(1), keepdims=0)  # over the heads
+    # Nothing, but not finite where the sum is none that can be divided by.
+    lost = graph.op("Mul", graph.op("Add", sums, graph.op("Reciprocal", sums)), graph.constant(np.zeros(())))
+    seen_by_each = graph.op("Add", graph.op("Div", total, sums), lost)
+    mean = graph.op("ReduceMean", seen_by_each, graph.integers(1), keepdims=0)  # over the heads
     return graph.linear(graph.reshape(mean, -1, width), out, attention.value_bias)

@@ -7,7 +7,7 @@ because a piece's arrays stay in a core's cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,13 +78,24 @@ class Sessions:
         )
 
     def shares(self, rows: int, most: int) -> list[slice]:
-        """The parts in which so many rows of the selection are run, as few as there are threads and at most `most`."""
+        """The parts in which so many rows of the selection are run: one a thread, or more where that is too much for one,
+        but no more than `most`."""
         count = min(most, max(self._threads, -(-rows // _ROWS)))
         return pieces(rows, max(1, -(-rows // max(1, count))))
 
     def each(self, run: Callable[[slice], None], parts: list[slice]) -> Iterator[None]:
-        """Run the parts on all threads, in no order; yields as they are done."""
-        return (self._pool.map if self._pool else map)(run, parts)
+        """Run the parts on all threads, in no order; yields as they are done. Nothing runs any more when it has ended."""
+        if self._pool is None:
+            yield from map(run, parts)
+            return
+        futures = [self._pool.submit(run, part) for part in parts]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
 
 def _session(graph: bytes) -> Any:

@@ -68,9 +68,10 @@ class Stream(Onnx):
 
     def rest(self, past: Floats, future: Floats, which: Indices, part: slice) -> Floats:
         """As `Onnx.rest`."""
-        if not self._as_foreseen[part].all():
+        carried = self._carried.pop((part.start, part.stop), None) if self._as_foreseen[part].all() else None
+        if carried is None:
             return super().rest(past, future, which, part)
-        return self.sessions.rest(past[:, -1:], future, which, self._carried.pop((part.start, part.stop)))
+        return self.sessions.rest(past[:, -1:], future, which, carried)
 
     def chosen_past(self, inputs: FleetInput, groups: Indices, which: Indices, advance: Callable[[], None]) -> Floats:
         """As `Onnx.chosen_past`."""

@@ -5,6 +5,7 @@ These tests guard an upgrade of pytorch-forecasting: what it changes in its netw
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,23 @@ def test_a_manifest_that_could_not_be_read_again_is_never_written(bundle: FleetB
 
 
 @pytest.mark.parametrize("name", ["onnx", "stream"])
+@pytest.mark.parametrize("score", [80.0, 85.6, 88.0, 95.0, -80.0, -90.0, -102.0, -104.0])
+def test_scores_at_the_ends_of_an_exponentials_range_are_no_trouble(name: str, score: float) -> None:
+    """The sum of exponentials may overflow where none of them does, and be too small to divide by."""
+    bundle, weights = make("small"), dict[str, Any]()
+    size = next(len(value) for key, value in bundle.weights.items() if key.endswith("q_layers.0.bias"))
+    for key, value in bundle.weights.items():
+        if "q_layers" in key or "k_layers" in key:
+            same = np.sqrt(abs(score) / np.sqrt(size)) * (np.sign(score) if "q_layers" in key else 1)
+            weights[key] = 0.002 * value if key.endswith("weight") else np.full_like(value, same)
+        else:
+            weights[key] = 0.05 * value if "v_layer" in key else value
+    even, window = replace(bundle, weights=weights), Fleet(bundle, 12, 1).window(0)
+    wanted = load_fleet_engine(even, "library").forecast(window)
+    assert range_difference(load_fleet_engine(even, name, threads=2).forecast(window), wanted) < TOLERANCE / 10
+
+
+@pytest.mark.parametrize("name", ["onnx", "stream"])
 def test_scores_that_are_too_large_for_an_exponential_are_no_trouble(name: str) -> None:
     bundle = make("small")
     steep = {key: 3000 * value if "multihead_attn.q_layers" in key else value for key, value in bundle.weights.items()}
@@ -356,6 +374,46 @@ def test_every_server_is_told_once_with_the_quantiles_that_it_has_in_the_end(bun
     engine = load_fleet_engine(bundle, name, threads=2)
     found = engine.forecast(Fleet(bundle, 25, 1).window(0, lengths), done=done)
     np.testing.assert_array_equal(np.stack([told[row] for row in range(25)]), found)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda fleet, stream: stream.look_ahead(TICK + 3),
+        lambda fleet, stream: stream.look_ahead(TICK + 4),
+        lambda fleet, stream: (stream.forecast(fleet.window(2, [10] * 12)), stream.look_ahead(TICK + 3)),
+        lambda fleet, stream: (stream.forecast(fleet.window(3, [10] * 12)), stream.look_ahead(TICK + 4)),
+    ],
+    ids=["twice", "to another tick", "with short windows at the tick before", "with short windows at the tick itself"],
+)
+def test_whatever_comes_after_a_look_ahead_does_no_harm(between: Any) -> None:
+    bundle = make("small")
+    fleet, stream = Fleet(bundle, 12, 9), load_fleet_engine(bundle, "stream")
+    for at in range(3):
+        stream.forecast(fleet.window(at))
+        stream.look_ahead(TICK + at + 1)
+    between(fleet, stream)
+    wanted = load_fleet_engine(bundle, "library").forecast(fleet.window(3))
+    assert range_difference(stream.forecast(fleet.window(3)), wanted) < TOLERANCE / 10
+
+
+def test_nothing_is_run_or_told_any_more_when_a_forecast_has_failed() -> None:
+    bundle, begun, told = make("small"), threading.Event(), list[int]()
+    engine = load_fleet_engine(bundle, "stream", threads=2)
+
+    def done(rows: Any, _: Any) -> None:
+        if rows[0] == 0:
+            assert begun.wait(60)
+            raise DataError("no")
+        begun.set()
+        threading.Event().wait(0.3)
+        told.extend(rows.tolist())
+
+    with pytest.raises(DataError):
+        engine.forecast(Fleet(bundle, 60, 1).window(0), done=done)
+    before = len(told)
+    threading.Event().wait(0.5)
+    assert len(told) == before > 0
 
 
 def test_what_was_foreseen_before_a_correction_is_not_used() -> None:

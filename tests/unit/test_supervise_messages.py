@@ -166,6 +166,16 @@ def test_a_frame_beyond_the_bounds_is_refused_before_it_is_read(sizes: tuple[int
     assert "bytes" in decoder.garbled
 
 
+def test_a_message_for_which_there_is_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", none)
+    decoder, data = Decoder(), frame(header(arrays={"a": ["f", 3]}), bytes(24))
+    assert decoder.feed(data) == []
+    assert "no memory" in decoder.garbled
+
+
 def test_garbage_without_end_takes_no_memory() -> None:
     decoder, piece = Decoder(), b"no message at all " * 1000
     decoder.feed(piece)
