@@ -81,8 +81,8 @@ class Caller(asyncio.Protocol, ABC):
         if self._fault is None:
             self.receive(data)
         elif self._fault.name == "web-server":
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nContent-Length: {len(PAGE)}\r\n\r\n"
-            self.transport.write(head.encode() + PAGE)
+            head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nContent-Length: {len(PAGE)}\r\n"
+            self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + PAGE)
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
