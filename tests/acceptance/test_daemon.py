@@ -291,6 +291,7 @@ def test_the_service_manager_is_told_and_a_stopped_process_does_not_feed_the_wat
         NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="1000000"
     ) as daemon:  # fmt: skip
         wait(lambda: "READY=1" in manager.all())
+        wait(lambda: "STATUS=last submission topic 67 nonce 1" in manager.all())
         wait(lambda: manager.pings() > 2)
         daemon.send(signal.SIGSTOP)
         wait(lambda: _stopped(daemon.process.pid))
@@ -304,7 +305,6 @@ def test_the_service_manager_is_told_and_a_stopped_process_does_not_feed_the_wat
         assert daemon.ended() == 0
         told = manager.all()
     assert "STOPPING=1" in told
-    assert "STATUS=last submission topic 67 nonce 1" in told
 
 
 def test_a_deadline_that_has_passed_starts_nothing_and_the_service_manager_is_told_all_is_well(place: Place) -> None:
