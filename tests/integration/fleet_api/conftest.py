@@ -174,6 +174,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Serve a fleet; it ends with the test. `opened`: whether its model gets ready and forecasts at once."""
     monkeypatch.setattr(ticker, "LONGEST_WAIT", 0.01)  # nobody wakes it when a test moves the clock
     monkeypatch.setattr(service, "FORECAST_SHARE", 0.02)  # a model that hangs is not waited for long
+    monkeypatch.setattr(service, "CLOSE_SECONDS", WAIT)  # whatever does not hang has time to end
     ends: list[Callable[[], object]] = []
 
     def run(*, keys: tuple[str, ...] = (), opened: bool = True, clock: HandClock | None = None, **more: Any) -> Served:

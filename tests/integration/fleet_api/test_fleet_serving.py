@@ -190,6 +190,8 @@ def test_history_is_what_was_sent_as_json_and_as_csv(serve: Any) -> None:
         "start": "2026-01-31T12:00:05Z",
         "end": str(START + 600),
     }
+    # A tick is told as judged before it is kept.
+    served.until(lambda: served.client.get("/history", params=asked).json()["count"] == 2)
     told = served.client.get("/history", params=asked).json()
     assert told["metrics"] == ["cpu_percent", "swap_percent"]
     assert [(one["time"], one["server"], one["values"]) for one in told["rows"]] == [
