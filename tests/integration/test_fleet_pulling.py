@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from forecastd.clock import ScaledClock, SystemClock
+from forecastd.clock import ScaledClock
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.contract import INDEX, FeedAnswer
 from forecastd.fleet.grid import FleetWindow
@@ -65,11 +65,24 @@ def exporter() -> Iterator[Pages]:
         thread.join()
 
 
+class Asking(ScaledClock):
+    """20 times as fast as time goes. `asked`: the second at which a page was asked for last."""
+
+    asked = 0.0
+
+    def __init__(self) -> None:
+        super().__init__(20.0)
+
+    def monotonic(self) -> float:
+        self.asked = super().monotonic()
+        return self.asked
+
+
 class Fleet:
     """A fleet's intake and window, fed as `Fleet.feed` is."""
 
     def __init__(self) -> None:
-        self.clock = ScaledClock(20.0)
+        self.clock = Asking()
         self.window = FleetWindow(5, 100, 10)
         self.fed = 0
 
@@ -81,12 +94,20 @@ class Fleet:
 
 
 @pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address that is taken, and at which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
 def pulled() -> Iterator[Callable[..., tuple[Puller, Fleet]]]:
     """Start pulling these targets, 20 times as fast as time goes: four times a second."""
     started: list[Puller] = []
 
-    def start(*targets: str, **more: Any) -> tuple[Puller, Fleet]:
-        fleet = Fleet()
+    def start(*targets: str, fleet: Fleet | None = None, **more: Any) -> tuple[Puller, Fleet]:
+        fleet = fleet or Fleet()
         puller = Puller(parse_targets(targets), 5, fleet.clock, **({"timeout": 20.0} | more))
         puller.start(fleet.feed)
         started.append(puller)
@@ -110,49 +131,41 @@ def report(puller: Puller, server: str) -> TargetReport:
     return next(one for one in puller.report() if one.server == server)
 
 
-def growing() -> Callable[[], str]:
-    """An exporter whose network counter grows by 10 MB a second, and whose CPU is 25 % busy."""
-    clock = SystemClock()
-    began = clock.monotonic()
-
-    def page() -> str:
-        seconds = clock.monotonic() - began
-        return (
-            f'node_network_receive_bytes_total{{device="eth0"}} {1e9 + 10e6 * seconds!r}\n'
-            f'node_cpu_seconds_total{{cpu="0",mode="idle"}} {75 * seconds!r}\n'
-            f'node_cpu_seconds_total{{cpu="0",mode="user"}} {25 * seconds!r}\nnode_load1 0.5\n'
-        )
-
-    return page
+def growing(seconds: float) -> str:
+    """The page of an exporter whose network counter grows by 10 MB a second, and whose CPU is 25 % busy."""
+    return (
+        f'node_network_receive_bytes_total{{device="eth0"}} {1e9 + 10e6 * seconds!r}\n'
+        f'node_cpu_seconds_total{{cpu="0",mode="idle"}} {75 * seconds!r}\n'
+        f'node_cpu_seconds_total{{cpu="0",mode="user"}} {25 * seconds!r}\nnode_load1 0.5\n'
+    )
 
 
 def test_counters_become_rates_and_rows_of_their_server(exporter: Pages, pulled: Any) -> None:
-    exporter.pages["/metrics"] = growing()
-    puller, fleet = pulled(f"db-01={exporter.url}#database")
+    fleet = Fleet()
+    exporter.pages["/metrics"] = lambda: growing(fleet.clock.asked)  # how much later it is made, the machine decides
+    puller, _ = pulled(f"db-01={exporter.url}#database", fleet=fleet)
     until(lambda: report(puller, "db-01").rows >= 3)
     assert fleet.window.servers() == ("db-01",)
     assert fleet.window.profile("db-01") == "database"
-    values = fleet.window.block(int(fleet.clock.now() // 5), 50).values[0]
+    values = fleet.window.block(fleet.window.newest + 1, 50).values[0]
     seen = {name: values[:, INDEX[name]][~(values[:, INDEX[name]] != values[:, INDEX[name]])] for name in INDEX}
     assert len(seen["load_per_core"]) >= 2
     assert set(seen["load_per_core"].tolist()) == {0.5}
     assert seen["cpu_percent"] == pytest.approx(25.0, abs=0.1)
     assert len(seen["network_in_mb_s"])
-    assert all(
-        value > 1 for value in seen["network_in_mb_s"]
-    )  # about 10: the page is made a little after it is asked for
+    assert seen["network_in_mb_s"] == pytest.approx(10.0, abs=0.01)
     told = report(puller, "db-01").as_json()
     assert (told["ok"], told["error"], told["metrics"]) == (True, None, 4)
 
 
-def test_what_is_wrong_with_one_page_is_told_for_it_and_stops_no_other(exporter: Pages, pulled: Any) -> None:
+def test_what_is_wrong_with_one_page_is_told_for_it_and_stops_no_other(
+    exporter: Pages, nobody: str, pulled: Any
+) -> None:
     exporter.pages |= {
         "/good": "cpu_percent 12\nmemory_percent 50\n", "/html": "<html>It works!</html>", "/torn": "cpu_percent 1e",
         "/error": 500, "/moved": 302, "/huge": "# comment\n" * (MOST_BYTES // 10 + 1), "/wrong": "memory_percent 0.5\n",
         "/counters": 'http_requests_total{code="200"} 7\n',
     }  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        nobody = f"http://127.0.0.1:{gone.getsockname()[1]}"
     names = ["good", "html", "torn", "error", "moved", "huge", "wrong", "counters"]
     puller, fleet = pulled(*(f"{name}={exporter.url}/{name}" for name in names), f"nobody={nobody}/")
     expected = {
@@ -185,7 +198,7 @@ def test_a_page_that_comes_right_is_taken_again(exporter: Pages, pulled: Any, ca
 def test_one_that_hangs_keeps_nobody_waiting_and_is_not_asked_twice_at_once(exporter: Pages, pulled: Any) -> None:
     exporter.pages |= {"/hang": "hang", "/good": "cpu_percent 7\n"}
     puller, _ = pulled(f"slow={exporter.url}/hang", f"good={exporter.url}/good")
-    until(lambda: report(puller, "good").rows >= 5)
+    until(lambda: report(puller, "good").rows >= 5 and "/hang" in exporter.asked)
     assert exporter.asked.count("/hang") == 1
     puller, _ = pulled(f"slow={exporter.url}/hang", timeout=0.05)
     until(lambda: "within" in str(report(puller, "slow").error))
