@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_what_is_on_disk_as_it_was_sent_is_not_missed(kept: Soak) -> None:
 
 def test_a_tick_that_is_gone_and_one_with_another_number_are_missed(kept: Soak) -> None:
     gone, changed = kept.first + 1, kept.first + 4
-    with sqlite3.connect(kept.path) as db:
+    with closing(sqlite3.connect(kept.path)) as db, db:
         starts = {row: row // 65_536 for (row,) in db.execute("SELECT id FROM tick")}
         db.executemany("DELETE FROM tick WHERE id = ?", [(row,) for row, at in starts.items() if at == gone * STEP])
     rows = kept._rows(changed)
@@ -45,7 +46,7 @@ def test_a_tick_that_is_gone_and_one_with_another_number_are_missed(kept: Soak) 
 
 
 def test_a_tick_that_was_due_long_before_a_kill_must_not_be_lost(kept: Soak) -> None:
-    with sqlite3.connect(kept.path) as db:
+    with closing(sqlite3.connect(kept.path)) as db, db:
         db.execute("DELETE FROM tick")
     kept.killed = due(kept.first, kept.told[kept.first]) + 1.0  # a moment after the first was due
     kept._account()

@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> TickStore:
-    return TickStore(tmp_path / "state" / "fleet" / "window.sqlite", step=STEP)
+def store(tmp_path: Path) -> Iterator[TickStore]:
+    with TickStore(tmp_path / "state" / "fleet" / "window.sqlite", step=STEP) as one:
+        yield one
 
 
 def take(path: Path, store: TickStore, **more: Any) -> TakenOver:
