@@ -118,8 +118,9 @@ def test_it_comes_back_after_the_node_went_down_and_says_so(tmp_path: Path) -> N
         assert node.websocket is not None
         with listening(node.websocket, heard) as listener:
             wait(lambda: len(heard.connected) == 1)
-            node.restart(0.2)
+            node.restart(3600)
             wait(lambda: not listener.report().connected)
+            node.restart(0.01)  # it is down, and now comes back soon
             wait(lambda: len(heard.connected) == 2)
             node.advance(30)
             wait(lambda: (67, 21) in heard.openings)
