@@ -226,6 +226,8 @@ def test_whatever_is_no_answer_is_an_error_that_may_pass(
     node = stack.enter_context(Node(server.endpoint, chain_id=CHAIN, deadline=60.0 if patient else 0.3))
     with pytest.raises(RetryLater, match=said) as caught:
         node.chain_id()
+    while not server.requests:  # its caller may have been too impatient to see it arrive
+        threading.Event().wait(0.01)
     assert "/some/path" not in str(caught.value)
     assert server.requests[0].startswith(b"GET /some/path/cosmos/base/tendermint/v1beta1/node_info HTTP/1.1\r\n")
 
@@ -238,7 +240,13 @@ def test_two_useless_endpoints_do_not_keep_the_third_from_its_work(
     node = start()
     listed = [script(play).endpoint, script(play).endpoint, node.add_endpoint(rest=True)]
     endpoints = stack.enter_context(
-        Endpoints(listed, chain_id=CHAIN, clock=SystemClock(), soft=0.3 if "drip" in case or case == "silence" else 3.0)
+        Endpoints(
+            listed,
+            chain_id=CHAIN,
+            clock=SystemClock(),
+            soft=0.3 if "drip" in case or case == "silence" else 30.0,
+            total=60.0,
+        )
     )
     name = _send(node, endpoints, wallet, register_message(wallet, version="v10", topic_id=67))
     found = endpoints.look_up(name).found
@@ -250,7 +258,9 @@ def test_two_useless_endpoints_do_not_keep_the_third_from_its_work(
 def test_grpc_and_rest_may_be_mixed(start: Callable[..., Embedded], stack: ExitStack, wallet: Wallet) -> None:
     node = start()
     rest = node.add_endpoint(rest=True)
-    endpoints = stack.enter_context(Endpoints([rest, node.endpoint], chain_id=CHAIN, clock=SystemClock(), soft=30.0))
+    endpoints = stack.enter_context(
+        Endpoints([rest, node.endpoint], chain_id=CHAIN, clock=SystemClock(), soft=30.0, total=60.0)
+    )
     name = _send(node, endpoints, wallet, register_message(wallet, version="v10", topic_id=67))
     assert endpoints.look_up(name).found == endpoints.find_tx(name)
     assert endpoints.look_up("AB" * 32).absent_heights == (endpoints.height(), endpoints.height())

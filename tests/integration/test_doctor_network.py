@@ -35,7 +35,7 @@ def node(tmp_path: Path, **more: Any) -> Iterator[Embedded]:
 
 @contextmanager
 def pool(*endpoints: str) -> Iterator[Endpoints]:
-    with Endpoints(endpoints, chain_id="localnet", clock=SystemClock(), soft=1.0, total=3.0) as chain:
+    with Endpoints(endpoints, chain_id="localnet", clock=SystemClock(), soft=30.0, total=60.0) as chain:
         yield chain
 
 
