@@ -34,7 +34,7 @@ def product(base: str, quote: str) -> dict[str, Any]:
 @pytest.fixture
 def client(httpserver: HTTPServer) -> Any:
     """ccxt's own Coinbase Exchange, with its address set to a server on this machine."""
-    exchange = ccxt.coinbaseexchange({"enableRateLimit": False, "timeout": 2_000})
+    exchange = ccxt.coinbaseexchange({"enableRateLimit": False, "timeout": 60_000})
     exchange.urls["api"] = {"public": httpserver.url_for("").rstrip("/"), "private": httpserver.url_for("").rstrip("/")}
     return exchange
 

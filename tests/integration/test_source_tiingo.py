@@ -27,10 +27,10 @@ Serve = Callable[..., AbstractContextManager[tuple[FakeTiingo, TiingoSource]]]
 @pytest.fixture
 def serve() -> Serve:
     @contextmanager
-    def serve(*faults: str, key: str = KEY) -> Iterator[tuple[FakeTiingo, TiingoSource]]:
+    def serve(*faults: str, key: str = KEY, deadline: float = 60.0) -> Iterator[tuple[FakeTiingo, TiingoSource]]:
         chosen = [Fault.parse(text) for text in faults]
         with FakeTiingo(SampleSource("btcusd"), ReplayClock(NOW), key=KEY, faults=chosen) as server:
-            yield server, TiingoSource("btcusd", key, server.url, deadline=2.0)
+            yield server, TiingoSource("btcusd", key, server.url, deadline=deadline)
 
     return serve
 
@@ -55,11 +55,13 @@ def test_nothing_is_asked_for_nothing(serve: Serve) -> None:
 
 
 PASSING = ["html", "truncated", "wrong-types", "broken", "slow", "hang", "rate-limit"]
+HANGING = ("slow", "hang")
 
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_passing_fault_is_passed(serve: Serve, fault: str) -> None:
-    with serve(f"{fault}@first=1") as (server, source):
+    # An attempt that hangs costs half of it, and the rest is for the next one.
+    with serve(f"{fault}@first=1", deadline=8.0 if fault in HANGING else 60.0) as (server, source):
         assert len(source.fetch(START, NOW, NOW)) == 408
         assert server.requests == 2
 
@@ -85,7 +87,8 @@ def test_a_fault_that_stays_is_told_by_what_to_do(
     serve: Serve, fault: str, error: type[Exception], says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with serve(fault) as (server, source), pytest.raises(error, match=says) as caught:
+    deadline = 2.0 if fault in HANGING else 60.0
+    with serve(fault, deadline=deadline) as (server, source), pytest.raises(error, match=says) as caught:
         source.fetch(START, NOW, NOW)
     assert server.requests <= 3
     assert KEY not in str(caught.value) + caplog.text
