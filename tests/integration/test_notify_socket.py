@@ -152,4 +152,4 @@ def test_no_descriptor_is_kept_and_threads_may_share_one(manager: Manager) -> No
         thread.join(LIMIT)
     for _ in threads:
         assert manager.heard() == ["WATCHDOG=1"]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
