@@ -69,6 +69,14 @@ def wait_until(true: Callable[[], object]) -> None:
         threading.Event().wait(0.02)
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def descriptors() -> int:
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
@@ -116,10 +124,9 @@ def nothing_is_left() -> Iterator[None]:
 
     before = held()
     yield
-    children = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-    assert children == []
+    assert [one for one in psutil.Process().children(recursive=True) if runs(one)] == []
     wait_until(lambda: held()[:2] <= before[:2])
-    assert held()[2] - before[2] == set()
+    wait_until(lambda: held()[2] <= before[2])  # others on this machine use it as well, for a moment
 
 
 def setup(path: Path, faults: str = "", faulty: int = 1) -> Setup:
@@ -249,10 +256,17 @@ def test_one_who_gives_up_is_answered_and_the_child_that_was_at_it_is_replaced(
 
 def test_a_cancelled_job_is_never_run(demo: Path, ask: Callable[..., Job], record: Record) -> None:
     with Pool(setup(demo), lenient(), CLOCK, observe=record) as pool:
+        pool.ready(LONG)
+        (child,) = record.wait("ready")
+        os.kill(child.pid, signal.SIGSTOP)  # so that the next one waits, however long this process may not run
+        busy = pool.submit(ask("busy"))
+        record.wait("dispatched")
         first = pool.submit(ask("first"))
         assert first.cancel()
+        os.kill(child.pid, signal.SIGCONT)
+        assert busy.result(LONG).value
         assert pool.run(ask("second")).value
-    assert [event.job for event in record.of("dispatched")] == ["second"]
+    assert [event.job for event in record.of("dispatched")] == ["busy", "second"]
 
 
 def test_a_fork_of_the_parent_disturbs_nobody_and_has_no_pool(demo: Path, ask: Callable[..., Job]) -> None:
@@ -474,7 +488,7 @@ def test_a_job_is_not_given_to_a_child_that_has_hung_up(
         wait_until(lambda: pool._keeper.slots[0].hung_up)
         with pytest.raises(ChildFailed, match="deadline"):
             pool.run(ask(seconds=3.0))
-        assert record.of("died")
+        record.wait("died")
         assert pool._thread.is_alive()
 
 
@@ -544,7 +558,7 @@ def test_nonsense_before_a_child_is_ready_is_named_and_ends_in_a_quarantine(
     policy = lenient(strikes=2)
     with Pool(setup(demo), policy, CLOCK, observe=record) as pool, pytest.raises(ChildFailed) as caught:
         pool.ready(LONG)
-    assert why in str(caught.value) or why in record.events[-1].text
+    assert why in str(caught.value) or any(why in event.text for event in record.events)
     assert str(caught.value).isprintable()
 
 
