@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import logging
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +23,16 @@ from forecastd.worker import run_once
 
 PHRASE = "legal winner thank year wave sausage worth useful legal winner thank yellow"  # BIP-39's own example
 TESTNET = "allora-testnet-1"
+
+
+class MidHour(SystemClock):
+    """The machine's clock put back to the middle of the hour: what is asked for an hour has its hour."""
+
+    def __init__(self) -> None:
+        self._back = super().now() % 3600 - 1800
+
+    def now(self) -> float:
+        return super().now() - self._back
 
 
 @pytest.fixture
@@ -67,12 +75,15 @@ def test_made_up_candles_that_come_through_a_real_source_are_not_signed(settings
 
 
 @pytest.mark.parametrize("off", [-86_400.0, 86_400.0])
-def test_a_clock_a_day_off_is_told_and_the_chains_time_is_used(settings: Settings, off: float) -> None:
+def test_a_clock_a_day_off_is_told_and_the_chains_time_is_used(settings: Settings, tmp_path: Path, off: float) -> None:
     stages: list[Stage] = []
-    right = SystemClock()
+    right = MidHour()
     wrong = ReplayClock(right.now() + off)
-    with FakeTiingo(open_source("sample", settings), right) as server:
-        one = settings.model_copy(update={"tiingo_url": server.url})
+    with (
+        FakeTiingo(open_source("sample", settings), right) as server,
+        open_embedded(tmp_path / "right", right, chain_id=TESTNET) as node,
+    ):
+        one = settings.model_copy(update={"tiingo_url": server.url, "rpc_endpoints": (node.endpoint,)})
         run_once([one], wrong, register=True, report=stages.append)
     (data,) = (stage.text for stage in stages if stage.name == "data")
     assert "the chain's time is used" in data
@@ -94,10 +105,11 @@ def test_an_unregistered_worker_is_told_the_fee_before_anything_is_paid(settings
 
 def test_a_maximum_fee_bounds_the_registration_too(settings: Settings, tmp_path: Path) -> None:
     local = load_settings(state_dir=tmp_path / "local", log_dir=tmp_path / "l", max_fee_uallo=463_000)
-    (outcome,) = run_once([local], SystemClock())
+    clock = MidHour()
+    (outcome,) = run_once([local], clock)
     assert outcome.exit_code == 5
     assert "MAX_FEE_UALLO" in outcome.reason
-    (outcome,) = run_once([replace_fee(local)], SystemClock())
+    (outcome,) = run_once([replace_fee(local)], clock)
     assert outcome.outcome == "submitted"
 
 
@@ -124,34 +136,27 @@ def test_a_lost_ledger_is_rebuilt_from_what_the_chain_counts(tmp_path: Path, roo
     assert [entry.row.state for entry in entries] == [State.ADMITTED] * 3 + [State.INCLUDED]
 
 
-def test_a_cycle_that_persists_waits_for_the_first_endpoint(tmp_path: Path) -> None:
-    """No endpoint is there when the cycle begins; it comes up a moment later, and the epoch is served."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l", rpc_endpoints=(f"127.0.0.1:{port}",))
-    command = [
-        sys.executable,
-        "submit_prediction.py",
-        "localnet",
-        "--port",
-        str(port),
-        "--ws-port",
-        "0",
-        "--seal-at-once",
-    ]
-    environment = {
-        "PATH": os.defpath,
-        "HOME": str(tmp_path),
-        "STATE_DIR": str(tmp_path / "node"),
-        "LOG_DIR": str(tmp_path),
-    }
-    root = Path(__file__).resolve().parent.parent.parent
-    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL) as node:
+def test_a_cycle_that_persists_waits_for_the_first_endpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody listens at the endpoint when the cycle begins; a node does a moment later, and the epoch is served."""
+    caplog.set_level(logging.INFO)
+    with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
+        node.set_faults([Fault("refuse")])
+        settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l", rpc_endpoints=(node.endpoint,))
+
+        ended = threading.Event()
+
+        def come_up() -> None:
+            while "Trying again" not in caplog.text and not ended.is_set():
+                ended.wait(0.05)
+            node.set_faults()
+
+        thread = threading.Thread(target=come_up)
+        thread.start()
         try:
             (outcome,) = run_once([settings], SystemClock(), persist=True)
         finally:
-            node.terminate()
+            ended.set()
+            thread.join()
     assert outcome.outcome == "submitted", outcome.reason
 
 
