@@ -13,7 +13,7 @@ from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.node import Node
 from forecastd.errors import ForecastdError
 
-PROBE_SECONDS = 1.0
+PROBE_SECONDS = 10.0  # a node that has gone refuses at once; one on a busy machine takes seconds to its first answer
 
 
 @dataclass(frozen=True)
