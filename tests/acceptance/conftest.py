@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -72,8 +73,33 @@ def command(root: Path, tmp_path: Path, environment: dict[str, str]) -> Command:
 
 
 @pytest.fixture
-def once(command: Command) -> Callable[..., Finished]:
-    """`--once --json` with more arguments; the answer is always exactly one JSON object."""
+def one_epoch(environment: dict[str, str]) -> None:
+    """The embedded chain of the command's state, with a single epoch that outlasts every test.
+
+    The default one ends on the hour of the wall clock, and takes nothing any more in its last seconds.
+    """
+    from forecastd.clock import SystemClock
+    from forecastd.localnet.chain import LocalChain, Rules
+    from forecastd.localnet.store import Store, chain_path
+    from forecastd.localnet.topics import TopicSpec
+
+    rules = Rules(topics=(TopicSpec(67, epoch_length=10**9, worker_submission_window=17_280),))  # a day of blocks
+    store = Store(chain_path(Path(environment["STATE_DIR"]), rules.chain_id))
+    LocalChain(rules, store, SystemClock())
+    store.close()
+
+
+@pytest.fixture
+def time_left_in_the_hour() -> None:
+    """For the embedded chain as it is by default: its epoch is not about to end."""
+    never = threading.Event()
+    while (left := 3600 - time.time() % 3600) < 100:
+        never.wait(left)
+
+
+@pytest.fixture
+def once(command: Command, one_epoch: None) -> Callable[..., Finished]:
+    """`--once --json` with more arguments, on a chain of one epoch; the answer is always exactly one JSON object."""
 
     def run(*arguments: str, **more: str) -> Finished:
         done = command("--once", "--json", *arguments, timeout=120, **more)

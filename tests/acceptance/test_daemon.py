@@ -352,6 +352,7 @@ def test_sigusr1_shows_state_and_stacks(place: Place) -> None:
         assert daemon.ended() == 0
 
 
+@pytest.mark.usefixtures("time_left_in_the_hour")
 def test_continuous_works_on_embedded_defaults_and_ends_at_ctrl_c(
     root: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -367,6 +368,7 @@ def test_continuous_works_on_embedded_defaults_and_ends_at_ctrl_c(
     assert "1 submitted; 0 epochs missed" in daemon.text
 
 
+@pytest.mark.usefixtures("one_epoch")
 def test_continuous_shows_itself_live_on_a_terminal(root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     ours, theirs = os.openpty()
     line = [sys.executable, str(root / "submit_prediction.py"), "--continuous"]

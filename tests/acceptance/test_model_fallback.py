@@ -106,7 +106,7 @@ def test_made_up_data_stands_in_on_no_real_network(once: Once, mine: Path) -> No
 @pytest.mark.parametrize("blocked", ["a file", "garbage"])
 def test_a_shelf_that_is_of_no_use_costs_no_epoch(once: Once, tmp_path: Path, blocked: str) -> None:
     place = tmp_path / "state" / "bundles"
-    place.parent.mkdir(parents=True)
+    place.parent.mkdir(exist_ok=True)
     if blocked == "a file":
         place.write_text("")
     else:

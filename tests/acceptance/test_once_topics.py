@@ -16,8 +16,9 @@ PHRASE = "off merge tell trick table game glare dress come robust gas orange"  #
 
 @pytest.fixture
 def node(root: Path, tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A foreground local node with two topics; its endpoint."""
-    arguments = ["localnet", "--topic", "67", "--topic", "69", "--port", "0", "--ws-port", "0", "--seal-at-once"]
+    """A foreground local node with two topics, of one epoch each that outlasts every test; its endpoint."""
+    topics = [word for number in (67, 69) for word in ("--topic", f"{number}:{10**9}:17280")]
+    arguments = ["localnet", *topics, "--port", "0", "--ws-port", "0", "--seal-at-once"]
     process = subprocess.Popen(
         [sys.executable, str(root / "submit_prediction.py"), *arguments],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -29,7 +30,7 @@ def node(root: Path, tmp_path: Path, environment: dict[str, str]) -> Iterator[st
             break
     yield str(json.loads(told.read_text())["endpoint"])
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
 
 def test_two_topics_of_one_wallet_and_a_third_with_another_get_a_submission_each(

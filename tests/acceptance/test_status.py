@@ -135,6 +135,7 @@ def test_where_none_ever_ran(command: Command, tmp_path: Path) -> None:
     assert (told["running"], told["pulse"], told["alive"], told["exit_code"]) == (False, None, None, 3)
 
 
+@pytest.mark.usefixtures("one_epoch")
 def test_where_only_single_cycles_ran_the_ledger_tells(command: Command) -> None:
     assert command("--once").code == 0
     done = command("status")
