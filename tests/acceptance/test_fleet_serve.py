@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from forecastd.fleet.contract import METRICS
@@ -155,12 +156,17 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in listed.split()]
 
 
+def judged(status: Any) -> Any:
+    """A status once its servers were judged, which comes a moment after their first forecast."""
+    return status if status["servers"]["ready"] else None
+
+
 def test_a_demo_forecasts_at_once_and_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
     running = start("--demo", "--servers", "5")
     told = running.get("/forecast")
     assert told["count"] == 5
     assert {one["model"] for one in told["forecasts"]} == {"tft"}
-    status = running.get("/status")
+    status = running.until(lambda: judged(running.get("/status")))
     assert status["synthetic"] is True
     assert status["servers"] == {"total": 5, "ready": 5, "warming": 0, "silent": 0}
     assert running.get("/healthz")["ok"] is True
@@ -168,12 +174,12 @@ def test_a_demo_forecasts_at_once_and_leaves_nothing_behind(start: Start, tmp_pa
     assert "made up" in running.said
     running.process.send_signal(signal.SIGUSR1)
     running.until(lambda: "the stacks of all threads" in running.said)
-    started = children(running.process.pid)
+    started = psutil.Process(running.process.pid).children(recursive=True)
     assert running.end(signal.SIGTERM) == 0
     assert "Traceback" not in running.said
     assert "serves a fleet" in (tmp_path / "logs" / "fleet.log").read_text()
     assert not (tmp_path / "state" / "fleet").exists()
-    assert not any(Path(f"/proc/{child}").exists() for child in started)
+    assert psutil.wait_procs(started, timeout=WAIT)[1] == []
 
 
 def test_ctrl_c_ends_it_with_130_also_while_the_model_hangs(start: Start) -> None:
