@@ -103,7 +103,7 @@ def test_what_cannot_start_is_tried_again_with_pauses(supervisord: Any, tmp_path
     broken = executable(
         tmp_path / "broken", f"#!{sys.executable} -I\nprint('no wallet', flush=True)\nraise SystemExit(5)\n"
     )
-    supervisord.add(tmp_path, python=broken)
+    supervisord.add(tmp_path, python=broken, startsecs=60)  # however long it takes to end: it never counts as started
     supervisord.until(lambda: supervisord.said.count("no wallet") >= 3)
     assert supervisord.log.count("entered FATAL") == 0
     assert "stopped" in supervisord.ctl("stop", supervisord.NAME).out

@@ -27,7 +27,7 @@ def left(pids: Iterable[int]) -> list[int]:
         with contextlib.suppress(OSError):
             if os.getsid(process.pid) in sessions:
                 found.append(process)
-    return [process.pid for process in psutil.wait_procs(found, timeout=10)[1]]  # the kernel takes a moment to end one
+    return [process.pid for process in psutil.wait_procs(found, timeout=60)[1]]  # the kernel takes a moment to end one
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_bundle_that_costs_every_process_is_given_up_and_nothing_of_it_is_writ
 
 
 def test_a_job_past_its_deadline_is_given_up_and_says_where_it_was(supervise: Callable[..., Any]) -> None:
-    done = supervise("--fault", "slow:30@predicting", "--faulty", "0", "--deadline", "1")
+    done = supervise("--fault", "slow:60@predicting", "--faulty", "0", "--deadline", "5")
     assert done.code == 4
     assert "deadline has passed" in done.told["reason"]
     assert "late" in kinds(done.told)
@@ -201,7 +201,9 @@ def test_the_faults_are_listed_in_eighty_columns(command: Any) -> None:
 
 
 def test_in_a_pipe_every_event_is_a_line_and_the_hang_is_told_in_one_piece(command: Any) -> None:
-    done = command("supervise", "--fault", "hang@43", *QUICK)
+    done = command(
+        "supervise", "--fault", "hang@43", "--timeout", "predicting=5"
+    )  # in which a good one gets on for sure
     assert done.code == 0, done.out + done.err
     assert done.err == ""
     (hang,) = [line for line in done.out.splitlines() if " hung: " in line]
