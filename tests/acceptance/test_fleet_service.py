@@ -49,7 +49,8 @@ def until(what, condition):
 
 def forecasting():
     told = status()
-    return told if told and told["forecast"]["tft"] == 20 else None
+    done = told and told["forecast"]["tft"] == told["servers"]["ready"] == 20 and told["health"]["ok"]
+    return told if done else None
 
 def again(before):
     return until("another start", lambda: show()["ActiveState"] == "active" and int(show()["MainPID"]) not in (before, 0))
@@ -95,6 +96,7 @@ log = pathlib.Path("/var/log/forecastd/fleet.log").read_text()
 facts["complaints"] = [line for line in log.split("\\n") if "cpuinfo" in line or "Traceback" in line]
 systemctl("stop", "{NAME}")
 facts["stopped"] = [show()["ActiveState"], show()["Result"]]
+until("the end of all its processes", lambda: not of_the_service())
 facts["left"] = of_the_service()
 print(json.dumps(facts))
 """
