@@ -58,7 +58,11 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Opened in one thread, used in the node's own, never in two at once.
             self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
         except OSError as error:
             raise NeedsHuman(
                 f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
