@@ -261,8 +261,8 @@ def test_idleness_costs_nobody_anything_and_the_job_after_it_is_fine(
 
 
 @pytest.mark.parametrize(("fault", "limits"), [
-    ("slow:0.8@predicting", {"predicting": 1.5}),
-    ("slow:1.4@post_processing", {"post_processing": 2.6, "predicting": 1.2}),
+    ("slow:1.6@predicting", {"predicting": 3.0}),
+    ("slow:4@post_processing", {"post_processing": 7.5, "predicting": 3.0}),
 ])  # fmt: skip
 def test_slow_steps_below_the_limit_are_fine_and_told(
     open_pool: Open, ask: Callable[..., Job], record: Record, fault: str, limits: dict[str, Any]
