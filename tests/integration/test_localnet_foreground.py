@@ -135,14 +135,14 @@ def test_a_restart_cuts_the_websocket_too_and_both_come_back(start: Start) -> No
         nonce = node.open_nonces(67)[0]
         message = payload_message(WALLET, version="v10", topic_id=67, nonce=nonce, value="0.5")
         raw = build_tx(WALLET, message, chain_id="localnet", account_number=0, sequence=1, gas=200_000, fee_uallo=10**6)
-        with connect(found[0]) as listener:
+        with connect(found[0], open_timeout=60) as listener:
             assert node.broadcast(raw).code == 0
             with pytest.raises(ConnectionClosed):
                 listener.recv(timeout=60)
     waiting = threading.Event()
     while find_answer(running.endpoint) is None:
         waiting.wait(0.05)
-    with connect(found[0]) as listener, Node(running.endpoint) as node:
+    with connect(found[0], open_timeout=60) as listener, Node(running.endpoint) as node:
         assert listener.protocol.state.name == "OPEN"
         assert node.find_tx(tx_hash(raw)) is None
         assert node.broadcast(raw).code == 0
