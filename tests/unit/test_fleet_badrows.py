@@ -94,7 +94,14 @@ def refusal(code: str) -> dict[str, Any]:
         ({TAKEN: 10}, an_answer(counts={"superseded": 3, "unknown_metric": 1}), False, False, None),  # notes, no refusals
         ({TAKEN: 8, DUPLICATE: 2}, an_answer(accepted=8, duplicates=2), False, False, None),
         ({TAKEN: 10}, an_answer(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, True, None),
+        ({TAKEN: 6, DUPLICATE: 2, "nan": 2},
+         an_answer(accepted=3, duplicates=1, refused=6, counts={"old": 5, "nan": 1},
+                   reasons=[refusal("old"), refusal("nan")]), False, True, None),
         # and what is not as it should be
+        ({TAKEN: 6, DUPLICATE: 4}, an_answer(accepted=8, refused=2, counts={"old": 2}, reasons=[refusal("old")]), False,
+         True, "4 rows were sent twice, 0 were seen to be"),
+        ({TAKEN: 8, "nan": 2}, an_answer(accepted=9, refused=1, counts={"old": 1}, reasons=[refusal("old")]), False, True,
+         "2 rows were to be refused as nan, 0 were"),
         ({TAKEN: 10}, an_answer(accepted=9), False, False, "10 rows were good, 9 were taken"),
         ({TAKEN: 10}, an_answer(accepted=9, refused=1, counts={"servers": 1}, reasons=[refusal("servers")]), False, False,
          "because of servers"),

@@ -58,17 +58,20 @@ class Tally:
         self.due.update(due)
         self.refused.update(refused)
         good = due.get(TAKEN, 0) + due.get(DUPLICATE, 0)
-        lost, old = good - taken - duplicates, refused[OLD] - due.get(OLD, 0)
-        if past and old > 0 and old <= lost:
+        lost, again = good - taken - duplicates, due.get(DUPLICATE, 0) - duplicates
+        missing = +Counter({code: due[code] - refused[code] for code in due if code not in {TAKEN, DUPLICATE, OLD}})
+        old = refused[OLD] - due.get(OLD, 0)
+        if past and missing.total() <= old <= missing.total() + lost:
             self.before_window += old
-            lost -= old
+            refused += missing
             refused[OLD] -= old
+            lost, again = lost - (old - missing.total()), again - (old - missing.total())
         wrong = [
             f"{due.get(code, 0)} rows were to be refused as {code}, {refused[code]} were"
             for code in sorted({*refused, *due} - {TAKEN, DUPLICATE})
             if refused[code] != due.get(code, 0)
         ]
-        if duplicates < due.get(DUPLICATE, 0) and not sent_again:
+        if again > 0 and not sent_again:
             wrong.append(f"{due[DUPLICATE]} rows were sent twice, {duplicates} were seen to be")
         if lost:
             wrong.append(f"{good} rows were good, {taken + duplicates} were taken")
