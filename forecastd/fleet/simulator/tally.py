@@ -61,11 +61,12 @@ class Tally:
         lost, again = good - taken - duplicates, due.get(DUPLICATE, 0) - duplicates
         missing = +Counter({code: due[code] - refused[code] for code in due if code not in {TAKEN, DUPLICATE, OLD}})
         old = refused[OLD] - due.get(OLD, 0)
-        if past and missing.total() <= old <= missing.total() + lost:
+        late = old - missing.total()
+        if past and 0 <= late <= lost:
             self.before_window += old
             refused += missing
             refused[OLD] -= old
-            lost, again = lost - (old - missing.total()), again - (old - missing.total())
+            lost, again = lost - late, again - late
         wrong = [
             f"{due.get(code, 0)} rows were to be refused as {code}, {refused[code]} were"
             for code in sorted({*refused, *due} - {TAKEN, DUPLICATE})
