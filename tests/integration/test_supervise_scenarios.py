@@ -355,10 +355,10 @@ def test_what_a_model_forks_is_gone_with_it(open_pool: Open, record: Record) -> 
 def test_an_answer_after_the_deadline_is_not_waited_for_and_the_next_job_is_served(
     open_pool: Open, ask: Callable[..., Job], record: Record
 ) -> None:
-    pool = open_pool("slow:1@predicting", standbys=0)
+    pool = open_pool("slow:2@predicting", standbys=0)
     pool.ready(LONG)
     with pytest.raises(ChildFailed, match="deadline has passed"):
-        pool.run(ask(seconds=0.5))
+        pool.run(ask(seconds=3.0))
     assert pool.run(ask()).value
     assert pool.counts.late == 1
     assert record.of("hung") == []
