@@ -25,7 +25,7 @@ from forecastd.alerts.sinks import Command, Webhook
 from forecastd.errors import NeedsHuman, RetryLater
 
 SECRET = "/services/T0123456/B0123456/abcdefghijklmnop"
-PATIENCE = 30.0  # seconds that a busy machine may take
+PATIENCE = 90.0  # seconds that a busy machine may take
 Wait = Callable[[Callable[[], bool]], None]
 
 

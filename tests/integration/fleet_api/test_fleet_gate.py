@@ -215,8 +215,7 @@ def test_a_reader_that_does_not_read_is_let_go(serve: Any, monkeypatch: pytest.M
     served.forecast_tick()
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        for _ in range(8):
-            connection.sendall(b"GET /forecast HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.sendall(b"GET /forecast HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
         connection.settimeout(60)
         served.until(lambda: not _is_open(connection))
 
