@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from benchmarks.figures import Count, Figure
+from benchmarks.figures import Figure, PremiseCount
 
 NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "daemon", "campaign", "fleet")
 
@@ -26,38 +26,44 @@ def main() -> int:
         "--others", metavar="PYTHON", help="fleet: the interpreter that has neuralforecast and darts, if not this one"
     )
     options = parser.parse_args()
-    more = {"fleet": {"data": options.data, "others": options.others}}
+    extra_options = {"fleet": {"data": options.data, "others": options.others}}
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    results: dict[str, list[Figure | Count]] = {}
+    results: dict[str, list[Figure | PremiseCount]] = {}
     for name in options.names or NAMES:
         results[name] = []
-        for figure in importlib.import_module(f"benchmarks.{name}").run(quick=options.quick, **more.get(name, {})):
+        for figure in importlib.import_module(f"benchmarks.{name}").run(
+            quick=options.quick, **extra_options.get(name, {})
+        ):
             results[name].append(figure)
             if not options.json:
-                print(line(name, figure), flush=True)
+                print(format_figure(name, figure), flush=True)
     if options.json:
-        listed = {name: [as_json(figure) for figure in figures] for name, figures in results.items()}
-        json.dump(listed, sys.stdout, indent=1)
+        output = {name: [as_json(figure) for figure in figures] for name, figures in results.items()}
+        json.dump(output, sys.stdout, indent=1)
         print()
-    return int(any(isinstance(figure, Count) and figure.broken for found in results.values() for figure in found))
-
-
-def as_json(figure: Figure | Count) -> dict[str, object]:
-    """One figure's fields."""
-    return (
-        {**asdict(figure), "ratio": figure.ratio, "met": figure.met} if isinstance(figure, Figure) else asdict(figure)
+    return int(
+        any(isinstance(figure, PremiseCount) and figure.violations for group in results.values() for figure in group)
     )
 
 
-def line(name: str, figure: Figure | Count) -> str:
+def as_json(figure: Figure | PremiseCount) -> dict[str, object]:
+    """One figure's fields."""
+    return (
+        {**asdict(figure), "ratio": figure.ratio, "met": figure.is_met}
+        if isinstance(figure, Figure)
+        else asdict(figure)
+    )
+
+
+def format_figure(name: str, figure: Figure | PremiseCount) -> str:
     """One figure as two lines of at most 80 columns or so; a count has one line each, and its evidence."""
-    if isinstance(figure, Count):
-        counts = [f"  {what}: {number}" for what, number in figure.counts.items()]
-        verdict = [f"  BROKEN: {evidence}" for evidence in figure.broken] or [f"  holds: {figure.premise}"]
+    if isinstance(figure, PremiseCount):
+        counts = [f"  {label}: {number}" for label, number in figure.counts.items()]
+        verdict = [f"  BROKEN: {evidence}" for evidence in figure.violations] or [f"  holds: {figure.premise}"]
         return "\n".join([f"{name}: {figure.name}", *counts, *verdict])
-    met = {True: ": ok", False: ": MISSED", None: ""}[figure.met]
+    met = {True: ": ok", False: ": MISSED", None: ""}[figure.is_met]
     return (
         f"{name}: {figure.name}\n"
         f"  ours {figure.ours:.4g} {figure.unit}, {figure.peer_name} {figure.peer:.4g} {figure.unit}, "

@@ -23,17 +23,17 @@ class Figure:
         return self.peer / self.ours if self.ours else float("inf")
 
     @property
-    def met(self) -> bool | None:
+    def is_met(self) -> bool | None:
         """Whether the ratio is what `target` asks for; None when it asks for none."""
-        least = re.search(r"ratio >= ([\d.]+)", self.target)
-        return self.ratio >= float(least[1]) if least else None
+        minimum = re.search(r"ratio >= ([\d.]+)", self.target)
+        return self.ratio >= float(minimum[1]) if minimum else None
 
 
 @dataclass(frozen=True)
-class Count:
+class PremiseCount:
     """What a run counted, by what it is a count of. `broken`: the evidence against its premise, empty when that holds."""
 
     name: str
     counts: Mapping[str, int | float | str]
     premise: str
-    broken: tuple[str, ...] = ()
+    violations: tuple[str, ...] = ()

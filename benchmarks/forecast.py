@@ -12,35 +12,42 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import Figure
-from benchmarks.processes import Measured, alternate, measure, python
+from benchmarks.processes import MeasuredRun, alternate, measure, python
 
 BUNDLE = Path(__file__).resolve().parent.parent / "models" / "demo"
 
 
 def run(*, quick: bool) -> list[Figure]:
     """Wall time, peak memory, and how far the numbers differ."""
-    with tempfile.TemporaryDirectory() as place:
-        measure(python("-m", "benchmarks.forecast_usual", "prepare", str(BUNDLE), place))
+    with tempfile.TemporaryDirectory() as directory:
+        measure(python("-m", "benchmarks.forecast_usual", "prepare", str(BUNDLE), directory))
         ours, usual = alternate(
             lambda: measure(python("-m", "benchmarks.forecast_ours", str(BUNDLE))),
-            lambda: measure(python("-m", "benchmarks.forecast_usual", "predict", place)),
+            lambda: measure(python("-m", "benchmarks.forecast_usual", "predict", directory)),
             runs=2 if quick else 7,
         )
-    name = f"forecast alone, {shape(ours)}"
+    name = f"forecast alone, {describe_shape(ours)}"
     return [
         Figure(name, ours.seconds, usual.seconds, "s", "the usual way", "ratio >= 20"),
         Figure(f"{name}, peak memory", ours.megabytes, usual.megabytes, "MB", "the usual way", "ratio >= 4"),
-        Figure("largest difference", difference(ours, usual), 1e-4, "of the quantile range", "allowed", "ratio >= 1"),
+        Figure(
+            "largest difference",
+            largest_difference(ours, usual),
+            1e-4,
+            "of the quantile range",
+            "allowed",
+            "ratio >= 1",
+        ),
     ]
 
 
-def shape(measured: Measured) -> str:
+def describe_shape(measured: MeasuredRun) -> str:
     """The size of a forecast, in words."""
     steps, levels = np.array(json.loads(measured.stdout)["quantiles"]).shape
     return f"{steps} steps, {levels} quantiles"
 
 
-def difference(ours: Measured, usual: Measured) -> float:
+def largest_difference(ours: MeasuredRun, usual: MeasuredRun) -> float:
     """The largest difference between the two forecasts, relative to the widest quantile range."""
-    got, wanted = (np.array(json.loads(one.stdout)["quantiles"]) for one in (ours, usual))
-    return float(np.abs(got - wanted).max() / np.ptp(wanted, axis=1).max())
+    our_quantiles, usual_quantiles = (np.array(json.loads(measured.stdout)["quantiles"]) for measured in (ours, usual))
+    return float(np.abs(our_quantiles - usual_quantiles).max() / np.ptp(usual_quantiles, axis=1).max())

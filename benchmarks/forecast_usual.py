@@ -14,14 +14,14 @@ import warnings
 from pathlib import Path
 
 
-def prepare(bundle_path: str, place: str) -> None:
+def prepare(bundle_path: str, directory: str) -> None:
     """Save checkpoint and rows below `place`."""
     from lightning.pytorch import Trainer
 
     from benchmarks import usual
-    from models.bundle import load_bundle
+    from models.market.bundle import load_market_bundle
 
-    bundle = load_bundle(Path(bundle_path))
+    bundle = load_market_bundle(Path(bundle_path))
     manifest = bundle.manifest
     data = usual.rows(bundle.canary.inputs, manifest)
     data.target[manifest.encoder_length :] += 1e-3  # rows of a training would move
@@ -30,18 +30,18 @@ def prepare(bundle_path: str, place: str) -> None:
     model.dataset_parameters = dataset.get_parameters()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(model)
-    trainer.save_checkpoint(f"{place}/model.ckpt")
-    usual.frame(usual.rows(bundle.canary.inputs, manifest)).to_parquet(f"{place}/rows.parquet")
+    trainer.save_checkpoint(f"{directory}/model.ckpt")
+    usual.frame(usual.rows(bundle.canary.inputs, manifest)).to_parquet(f"{directory}/rows.parquet")
 
 
-def predict(place: str) -> None:
+def predict(directory: str) -> None:
     """The usual forecast: quantiles of the log-return from the last close, printed as JSON."""
     import pandas as pd
     from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 
     logging.disable(logging.WARNING)
-    model = TemporalFusionTransformer.load_from_checkpoint(f"{place}/model.ckpt", weights_only=False)
-    rows = pd.read_parquet(f"{place}/rows.parquet")
+    model = TemporalFusionTransformer.load_from_checkpoint(f"{directory}/model.ckpt", weights_only=False)
+    rows = pd.read_parquet(f"{directory}/rows.parquet")
     dataset = TimeSeriesDataSet.from_parameters(model.dataset_parameters, rows, predict=True)
     trainer = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     quantiles = model.predict(dataset, mode="quantiles", batch_size=1, trainer_kwargs=trainer)[0].double().numpy()

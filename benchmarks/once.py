@@ -11,8 +11,8 @@ import tempfile
 
 from benchmarks.figures import Figure
 from benchmarks.forecast import BUNDLE
-from benchmarks.processes import Measured, alternate, measure, python
-from forecastd.clock import from_iso, iso
+from benchmarks.processes import MeasuredRun, alternate, measure, python
+from forecastd.clock import from_iso, to_iso
 
 USUAL = (
     "import sys, warnings; warnings.simplefilter('ignore')\n"
@@ -26,18 +26,18 @@ def run(*, quick: bool) -> list[Figure]:
     """Wall time and peak memory; each `--once` replays another hour and so makes a submission of its own."""
     start = from_iso("2026-03-01T00:30:00Z")
     hours = itertools.count()
-    with tempfile.TemporaryDirectory() as place:
-        state = {"STATE_DIR": f"{place}/state", "LOG_DIR": f"{place}/logs"}
+    with tempfile.TemporaryDirectory() as directory:
+        state = {"STATE_DIR": f"{directory}/state", "LOG_DIR": f"{directory}/logs"}
 
-        def once() -> Measured:
-            as_of = iso(start + 3600 * next(hours))
-            done = measure(python("submit_prediction.py", "--once", "--json", "--as-of", as_of), state)
-            assert json.loads(done.stdout)["outcome"] == "submitted", done.stdout
-            return done
+        def once() -> MeasuredRun:
+            as_of = to_iso(start + 3600 * next(hours))
+            measured = measure(python("submit_prediction.py", "--once", "--json", "--as-of", as_of), state)
+            assert json.loads(measured.stdout)["outcome"] == "submitted", measured.stdout
+            return measured
 
-        measure(python("-m", "benchmarks.forecast_usual", "prepare", str(BUNDLE), place))
+        measure(python("-m", "benchmarks.forecast_usual", "prepare", str(BUNDLE), directory))
         once()
-        ours, usual = alternate(once, lambda: measure(python("-c", USUAL, place)), runs=2 if quick else 7)
+        ours, usual = alternate(once, lambda: measure(python("-c", USUAL, directory)), runs=2 if quick else 7)
     peer = "SDK import and the usual forecast"
     return [
         Figure("--once, whole", ours.seconds, usual.seconds, "s", peer, "ratio >= 4"),

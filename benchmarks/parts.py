@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from benchmarks.__main__ import line
-from benchmarks.figures import Count, Figure
+from benchmarks.__main__ import format_figure
+from benchmarks.figures import Figure, PremiseCount
 
-Run = Callable[..., Iterable[Figure | Count]]
+Run = Callable[..., Iterable[Figure | PremiseCount]]
 
 
-def main(name: str, parts: Sequence[str], seed: int, run: Run, more: Mapping[str, str] | None = None) -> int:
+def main(name: str, parts: Sequence[str], seed: int, run: Run, extra_options: Mapping[str, str] | None = None) -> int:
     """The exit code: 1 when the premise of a count does not hold.
 
     `more`: options of this benchmark alone, by name with their help; they are given to `run` as they are.
@@ -20,12 +20,12 @@ def main(name: str, parts: Sequence[str], seed: int, run: Run, more: Mapping[str
     parser.add_argument("parts", nargs="*", default=parts, choices=parts)
     parser.add_argument("--quick", action="store_true", help="fewer of everything")
     parser.add_argument("--seed", type=int, default=seed)
-    for option, told in (more or {}).items():
-        parser.add_argument(f"--{option}", help=told)
+    for option, help_text in (extra_options or {}).items():
+        parser.add_argument(f"--{option}", help=help_text)
     options = parser.parse_args()
-    broken = False
-    given = {option: getattr(options, option) for option in more or {}}
-    for figure in run(quick=options.quick, parts=options.parts, seed=options.seed, **given):
-        print(line(name, figure), flush=True)
-        broken = broken or (isinstance(figure, Count) and bool(figure.broken))
-    return int(broken)
+    is_violated = False
+    extra = {option: getattr(options, option) for option in extra_options or {}}
+    for figure in run(quick=options.quick, parts=options.parts, seed=options.seed, **extra):
+        print(format_figure(name, figure), flush=True)
+        is_violated = is_violated or (isinstance(figure, PremiseCount) and bool(figure.violations))
+    return int(is_violated)

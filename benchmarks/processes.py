@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """Wall seconds, peak resident memory in MB (the sum over the process and its children), and what it printed."""
 
     seconds: float
@@ -24,7 +24,7 @@ class Measured:
     stdout: str
 
 
-def measure(arguments: Sequence[str], environment: dict[str, str] | None = None) -> Measured:
+def measure(arguments: Sequence[str], environment: dict[str, str] | None = None) -> MeasuredRun:
     """Run a command to its end. Raises RuntimeError with what it wrote when it fails."""
     started = time.perf_counter()
     with subprocess.Popen(
@@ -32,17 +32,17 @@ def measure(arguments: Sequence[str], environment: dict[str, str] | None = None)
         text=True,
     ) as process:  # fmt: skip
         peak = [0.0]
-        watcher = threading.Thread(target=_watch, args=(process.pid, peak))
+        watcher = threading.Thread(target=_sample_memory, args=(process.pid, peak))
         watcher.start()
-        out, errors = process.communicate()
+        stdout, stderr = process.communicate()
         seconds = time.perf_counter() - started
         watcher.join()
     if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {errors[-2000:]}{out[-500:]}")
-    return Measured(seconds, peak[0], out)
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {stderr[-2000:]}{stdout[-500:]}")
+    return MeasuredRun(seconds, peak[0], stdout)
 
 
-def _watch(pid: int, peak: list[float]) -> None:
+def _sample_memory(pid: int, peak: list[float]) -> None:
     """Sample the resident memory of the process tree until it is gone."""
     import psutil
 
@@ -61,17 +61,19 @@ def _watch(pid: int, peak: list[float]) -> None:
         return
 
 
-def alternate(ours: Callable[[], Measured], peer: Callable[[], Measured], runs: int) -> tuple[Measured, Measured]:
+def alternate(
+    ours: Callable[[], MeasuredRun], peer: Callable[[], MeasuredRun], runs: int
+) -> tuple[MeasuredRun, MeasuredRun]:
     """Both in turns, so that a noisy machine disturbs both alike; medians of seconds and megabytes."""
     pairs = [(ours(), peer()) for _ in range(runs)]
     return _median([pair[0] for pair in pairs]), _median([pair[1] for pair in pairs])
 
 
-def _median(all_of: list[Measured]) -> Measured:
-    return Measured(
-        statistics.median(one.seconds for one in all_of),
-        statistics.median(one.megabytes for one in all_of),
-        all_of[-1].stdout,
+def _median(runs: list[MeasuredRun]) -> MeasuredRun:
+    return MeasuredRun(
+        statistics.median(run.seconds for run in runs),
+        statistics.median(run.megabytes for run in runs),
+        runs[-1].stdout,
     )
 
 

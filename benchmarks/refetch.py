@@ -6,10 +6,10 @@ import tempfile
 
 from benchmarks.figures import Figure
 from benchmarks.processes import measure, python
-from forecastd.clock import ReplayClock, from_iso, iso
+from forecastd.clock import ReplayClock, from_iso, to_iso
+from forecastd.market.sources import open_source
+from forecastd.market.sources.fake_tiingo import FakeTiingo
 from forecastd.settings import load_settings
-from forecastd.sources import open_source
-from forecastd.sources.faketiingo import FakeTiingo
 
 KEY = "benchmark"
 HOUR = 3600
@@ -25,7 +25,7 @@ def run(*, quick: bool) -> list[Figure]:
         for hour in range(2):
             before = tiingo.bytes_sent
             environment = {"STATE_DIR": state, "LOG_DIR": state, "TIINGO_URL": tiingo.url, "TIINGO_API_KEY": KEY}
-            as_of = iso(first_hour + hour * HOUR)
+            as_of = to_iso(first_hour + hour * HOUR)
             measure(python("submit_prediction.py", "--once", "--source", "tiingo", "--as-of", as_of), environment)
             sent.append(tiingo.bytes_sent - before)
         figures.append(

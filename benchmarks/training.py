@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Figure
-from models.config import TrainingConfig
-from models.manifest import Scaler
-from models.windows import TrainingData
+from models.market.dataset import MarketData
+from models.market.manifest import Scaler
+from models.training.config import TrainingConfig
 
 ROWS = 3000
 
@@ -23,22 +23,22 @@ ROWS = 3000
 def run(*, quick: bool) -> list[Figure]:
     """Milliseconds a sample, with ours and with the library's loader in turns."""
     config = TrainingConfig(encoder_length=48, horizon=24) if quick else TrainingConfig()
-    data = market()
+    data = make_training_data()
     names = (*data.past_names, *data.known_names)
     ours, theirs = _loaders(data, {name: Scaler(0.0, 1.0) for name in names}, config)
     step = _step(data, config)
     figures = []
-    for name, work, count in (("training", step, 3 if quick else 12), ("loader alone", lambda _: None, 20)):
-        mine, peer = (1000 * seconds / config.batch_size for seconds in _alternate(ours, theirs, work, count))
-        title = f"{name}, {config.encoder_length} -> {config.horizon} steps, {1000 / mine:.0f} samples/s"
-        figures.append(Figure(title, mine, peer, "ms a sample", "the library's loader", "ratio >= 1"))
+    for name, consume, count in (("training", step, 3 if quick else 12), ("loader alone", lambda _: None, 20)):
+        our_ms, peer_ms = (1000 * seconds / config.batch_size for seconds in _alternate(ours, theirs, consume, count))
+        title = f"{name}, {config.encoder_length} -> {config.horizon} steps, {1000 / our_ms:.0f} samples/s"
+        figures.append(Figure(title, our_ms, peer_ms, "ms a sample", "the library's loader", "ratio >= 1"))
     return figures
 
 
-def market() -> TrainingData:
+def make_training_data() -> MarketData:
     """A random walk with nine past features and four known ones, as the standard feature list has."""
     rng = np.random.default_rng(0)
-    return TrainingData(
+    return MarketData(
         time=1_600_000_000 + 3600 * np.arange(ROWS, dtype=np.int64),
         target=rng.normal(0, 0.005, ROWS).cumsum(),
         past=rng.normal(size=(ROWS, 9)),
@@ -52,29 +52,32 @@ def market() -> TrainingData:
     )
 
 
-def _loaders(data: TrainingData, scalers: dict[str, Scaler], config: TrainingConfig) -> tuple[Any, Any]:
+def _loaders(data: MarketData, scalers: dict[str, Scaler], config: TrainingConfig) -> tuple[Any, Any]:
     from benchmarks import usual
-    from models import fit
+    from models.training import lightning as fitting
 
     length, horizon, size = config.encoder_length, config.horizon, config.batch_size
     origins = np.arange(length - 1, ROWS - horizon)
-    ours, _ = fit.loaders(fit.Windows(data, scalers, length, horizon), origins, origins[:1], config)
+    ours, _ = fitting.make_loaders(
+        fitting.MarketWindowDataset(data, scalers, length, horizon), origins, origins[:1], config
+    )
     dataset = usual.dataset(data, scalers, length, horizon)
     return ours, dataset.to_dataloader(train=True, batch_size=size, num_workers=0, shuffle=True)
 
 
-def _step(data: TrainingData, config: TrainingConfig) -> Callable[[Any], None]:
+def _step(data: MarketData, config: TrainingConfig) -> Callable[[Any], None]:
     """One training step: loss, gradients, Adam."""
     import torch
 
-    from models import fit, library
-    from models.manifest import Network, network_reals
+    from models.market.manifest import TftConfig, network_reals
+    from models.tft import torch_model
+    from models.training import lightning as fitting
 
     encoder, decoder = network_reals(data.past_names, data.known_names)
     sizes = (config.hidden_size, config.hidden_continuous_size, config.attention_heads, config.lstm_layers)
-    network = Network(*sizes, encoder, decoder, len(config.levels))
-    model = library.build(network, config.levels, config.encoder_length, config.horizon, config.dropout)
-    module = fit.Fit(model, config).train()
+    network = TftConfig(*sizes, encoder, decoder, len(config.levels))
+    model = torch_model.build_network(network, config.levels, config.encoder_length, config.horizon, config.dropout)
+    module = fitting.QuantileModule(model, config).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
 
     def step(batch: Any) -> None:
@@ -85,13 +88,13 @@ def _step(data: TrainingData, config: TrainingConfig) -> Callable[[Any], None]:
     return step
 
 
-def _alternate(ours: Any, theirs: Any, work: Callable[[Any], None], count: int) -> list[float]:
+def _alternate(ours: Any, theirs: Any, consume: Callable[[Any], None], count: int) -> list[float]:
     """Median seconds of a batch of each loader, `count` of each in turns, after one of each that warms up."""
     sources: list[Iterator[Any]] = [iter(ours), iter(theirs)]
     times: list[list[float]] = [[], []]
     for _ in range(count + 1):
-        for source, taken in zip(sources, times, strict=True):
+        for source, durations in zip(sources, times, strict=True):
             started = time.perf_counter()
-            work(next(source))
-            taken.append(time.perf_counter() - started)
-    return [statistics.median(taken[1:]) for taken in times]
+            consume(next(source))
+            durations.append(time.perf_counter() - started)
+    return [statistics.median(durations[1:]) for durations in times]

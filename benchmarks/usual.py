@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from models.base import ModelInput
-from models.library import LastValueNormalizer, build, quiet_library
-from models.manifest import TARGET, Manifest, Scaler
-from models.windows import TrainingData
+from models.market.dataset import MarketData
+from models.market.manifest import TARGET, MarketManifest, Scaler
+from models.tft.torch_model import LastValueNormalizer, build_network, quiet_library
 
 
-def frame(data: TrainingData) -> pd.DataFrame:
+def frame(data: MarketData) -> pd.DataFrame:
     """The rows as the library wants them: one column a variable, a group, an integer time."""
     columns: dict[str, Any] = {
         "time_idx": ((data.time - data.time[0]) // data.step).astype(np.int64),
@@ -29,7 +29,7 @@ def frame(data: TrainingData) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def dataset(data: TrainingData, scalers: Mapping[str, Scaler], length: int, horizon: int) -> Any:
+def dataset(data: MarketData, scalers: Mapping[str, Scaler], length: int, horizon: int) -> Any:
     """A `TimeSeriesDataSet` of all windows, with our scalers and our normaliser of the target."""
     from pytorch_forecasting import TimeSeriesDataSet
 
@@ -51,23 +51,23 @@ def dataset(data: TrainingData, scalers: Mapping[str, Scaler], length: int, hori
         )
 
 
-def network(manifest: Manifest, weights: Mapping[str, Any]) -> Any:
+def network(manifest: MarketManifest, weights: Mapping[str, Any]) -> Any:
     """The library's network with the weights of a bundle."""
     import torch
 
     dropout = float(str(manifest.training.config.get("dropout", 0.1)))
-    model = build(manifest.network, manifest.levels, manifest.encoder_length, manifest.horizon, dropout)
+    model = build_network(manifest.network, manifest.levels, manifest.encoder_length, manifest.horizon, dropout)
     state = model.state_dict()
     aliases = {name: _canonical(name) for name in state}
     model.load_state_dict({name: torch.as_tensor(weights[aliases[name]]) for name in state})
     return model.eval()
 
 
-def rows(inputs: ModelInput, manifest: Manifest) -> TrainingData:
+def rows(inputs: ModelInput, manifest: MarketManifest) -> MarketData:
     """One series to predict from, with the future rows that the library's `predict` mode needs appended."""
     horizon, length = manifest.horizon, manifest.encoder_length
     first = inputs.end - length * inputs.step
-    return TrainingData(
+    return MarketData(
         time=first + inputs.step * np.arange(length + horizon, dtype=np.int64),
         target=np.append(inputs.target, np.full(horizon, inputs.target[-1])),
         past=np.concatenate([inputs.past, np.repeat(inputs.past[-1:], horizon, axis=0)]),

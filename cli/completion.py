@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script for SHELL; load it with: eval "$(forecastd completion bash)"."""
-    kind = get_completion_class(shell)
-    if kind is None or ctx.parent is None:
+    completion_class = get_completion_class(shell)
+    if completion_class is None or ctx.parent is None:
         raise click.UsageError(f"There is no completion for {shell}.")
-    click.echo(kind(ctx.parent.command, {}, "forecastd", "_FORECASTD_COMPLETE").source())
+    click.echo(completion_class(ctx.parent.command, {}, "forecastd", "_FORECASTD_COMPLETE").source())

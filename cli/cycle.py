@@ -10,17 +10,17 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from cli.screen import console, row, stage_row
-from cli.times import reference_time
+from cli.rows import console, row, stage_row
+from cli.times import parse_time
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError
+from forecastd.ledger.outcome import Outcome, outcome_from_error
 from forecastd.logs import configure
-from forecastd.outcome import Outcome, ended_by
 from forecastd.settings import load_settings
-from forecastd.topics import load_topics
-from forecastd.worker import run_once
+from forecastd.submission.topics import load_topics
+from forecastd.submission.worker import run_once
 
-STYLES = {0: "bold green", 3: "bold yellow", 4: "bold yellow"}
+OUTCOME_STYLES = {0: "bold green", 3: "bold yellow", 4: "bold yellow"}
 
 
 def run_cycle_command(
@@ -34,42 +34,46 @@ def run_cycle_command(
     **options: str | int | Path | None,
 ) -> int:
     """Run one cycle of each topic as the options say, print it, and give the exit code: the gravest of them."""
-    reference = reference_time(as_of)
+    reference = parse_time(as_of)
     screen = console()
     try:
         settings = load_settings(**options)
         topics = [settings] if settings.topics_file is None else load_topics(settings.topics_file, settings)
     except ForecastdError as error:
-        outcomes = [ended_by(error, Outcome("failed"))]
+        outcomes = [outcome_from_error(error, Outcome("failed"))]
     else:
-        hidden = [secret for topic in topics for secret in topic.secrets]
-        configure(settings.logs, verbose=verbose, json=settings.log_format == "json", secrets=hidden)
+        secrets = [secret for topic in topics for secret in topic.secret_values]
+        configure(settings.log_path, verbose=verbose, json=settings.log_format == "json", secrets=secrets)
         outcomes = run_once(
             topics,
             SystemClock(),
             as_of=reference,
             dry_run=dry_run,
             register=register,
-            persist=until_closed,
-            report=(lambda _: None) if as_json else lambda stage: screen.print(stage_row(stage)),
+            retry_until_closed=until_closed,
+            on_stage_end=(lambda _: None) if as_json else lambda stage: screen.print(stage_row(stage)),
         )
     if as_json:
-        told = [outcome.as_json() for outcome in outcomes]
-        click.echo(json.dumps(told[0] if len(told) == 1 else {"topics": told, "exit_code": _gravest(outcomes)}))
+        documents = [outcome.as_json() for outcome in outcomes]
+        click.echo(
+            json.dumps(
+                documents[0] if len(documents) == 1 else {"topics": documents, "exit_code": _worst_exit_code(outcomes)}
+            )
+        )
     else:
         for line in (line for outcome in outcomes for line in outcome_rows(outcome)):
             screen.print(line)
-    return _gravest(outcomes)
+    return _worst_exit_code(outcomes)
 
 
-def _gravest(outcomes: list[Outcome]) -> int:
+def _worst_exit_code(outcomes: list[Outcome]) -> int:
     """The exit code of several outcomes: what needs a person first, then what was missed, skipped, or had no window."""
     return min((outcome.exit_code for outcome in outcomes), key=(5, 6, 4, 3, 0).index)
 
 
 def outcome_rows(outcome: Outcome) -> Iterator[Table]:
     """How it ended, in the same shape as the stages."""
-    style = STYLES.get(outcome.exit_code, "bold red")
+    style = OUTCOME_STYLES.get(outcome.exit_code, "bold red")
     text = Text(outcome.outcome.replace("_", " "), style=style)
     if outcome.height is not None:
         text.append(f" in block {outcome.height}")

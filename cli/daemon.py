@@ -16,74 +16,78 @@ from forecastd.clock import SystemClock
 from forecastd.daemon.loop import Daemon
 from forecastd.errors import NeedsHuman
 from forecastd.logs import configure, hide, install_hooks
-from forecastd.pulse import Mode, Pulse
-from forecastd.settings import Settings, given_names, load_fitting
-from forecastd.topics import load_topics
+from forecastd.settings import Settings, load_valid_settings, variable_sources
+from forecastd.status.model import DaemonMode, DaemonStatus
+from forecastd.submission.topics import load_topics
 
-LAST_SECONDS = 0.5  # for threads that are still closing connections when all is said
+THREAD_EXIT_SECONDS = 0.5  # for threads that are still closing connections when all is said
 
 
-def run_daemon_command(mode: Mode, *, verbose: bool, register: bool, **options: str | int | Path | None) -> int:
+def run_daemon_command(mode: DaemonMode, *, verbose: bool, register: bool, **options: str | int | Path | None) -> int:
     """Run until a signal, the deadline, or something that a new start has to mend; the exit code."""
 
     def load() -> tuple[list[Settings], list[str]]:
         return _load(options)
 
-    settings = load_fitting(**options)[0]
-    live = mode == "continuous" and sys.stdout.isatty()
-    with _screen() if live else _no_screen() as (stream, watch):
+    settings = load_valid_settings(**options)[0]
+    is_live = mode == "continuous" and sys.stdout.isatty()
+    with _live_output() if is_live else _plain_output() as (stream, on_status):
         configure(
-            settings.logs, verbose=verbose, json=settings.log_format == "json", console=logging.INFO, times=True,
+            settings.log_path, verbose=verbose, json=settings.log_format == "json", console_level=logging.INFO, timestamps=True,
             stream=stream,
         )  # fmt: skip
         install_hooks()
-        code = Daemon(load, SystemClock(), mode=mode, register=register, watch=watch).run()
-    _end_if_held(code)
+        code = Daemon(load, SystemClock(), mode=mode, register=register, on_status=on_status).run()
+    _exit_if_blocked(code)
     return code
 
 
 def _load(options: dict[str, Any]) -> tuple[list[Settings], list[str]]:
     """The settings of each topic with everything that is wrong with them; what does not fit has its default meanwhile."""
-    settings, unfit = load_fitting(**options)
-    given = given_names() if unfit else {}
-    wrong = [f"{name} from {given.get(name, 'an option')}: {why}. See .env.example." for name, why in unfit.items()]
+    settings, invalid = load_valid_settings(**options)
+    origins = variable_sources() if invalid else {}
+    problems = [
+        f"{name} from {origins.get(name, 'an option')}: {reason}. See .env.example." for name, reason in invalid.items()
+    ]
     topics = [settings]
     if settings.topics_file is not None:
         try:
             topics = load_topics(settings.topics_file, settings)
         except NeedsHuman as error:
-            wrong.append(str(error))
-    for one in topics:
-        hide(*one.secrets)
-    return topics, wrong
+            problems.append(str(error))
+    for topic in topics:
+        hide(*topic.secret_values)
+    return topics, problems
 
 
-def _end_if_held(code: int) -> None:
+def _exit_if_blocked(code: int) -> None:
     """End now where a thread that hangs in a call would keep the interpreter from ending; all is said and on disk."""
-    others = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
-    for thread in others:
-        thread.join(LAST_SECONDS / len(others))
-    if any(thread.is_alive() for thread in others):
+    blocking_threads = [
+        thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon
+    ]
+    for thread in blocking_threads:
+        thread.join(THREAD_EXIT_SECONDS / len(blocking_threads))
+    if any(thread.is_alive() for thread in blocking_threads):
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)
 
 
 @contextmanager
-def _no_screen() -> Iterator[tuple[TextIO | None, Callable[[Pulse], None] | None]]:
+def _plain_output() -> Iterator[tuple[TextIO | None, Callable[[DaemonStatus], None] | None]]:
     yield None, None
 
 
 @contextmanager
-def _screen() -> Iterator[tuple[TextIO | None, Callable[[Pulse], None] | None]]:
+def _live_output() -> Iterator[tuple[TextIO | None, Callable[[DaemonStatus], None] | None]]:
     """A live picture at the bottom of the terminal, with the log's lines above it."""
     from rich.live import Live
 
-    from cli.pulse_screen import pulse_screen
-    from cli.screen import console
+    from cli.rows import console
+    from cli.status_screen import status_screen
 
     clock, terminal = SystemClock(), console()
-    with Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+    with Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as is_live:
 
         class Above(io.StringIO):
             """Prints above the picture."""
@@ -92,7 +96,7 @@ def _screen() -> Iterator[tuple[TextIO | None, Callable[[Pulse], None] | None]]:
                 terminal.print(text.rstrip("\n"), markup=False, soft_wrap=True)
                 return len(text)
 
-        def watch(pulse: Pulse) -> None:
-            live.update(pulse_screen(pulse, clock.now()), refresh=True)
+        def on_status(status: DaemonStatus) -> None:
+            is_live.update(status_screen(status, clock.now()), refresh=True)
 
-        yield cast(TextIO, Above()), watch
+        yield cast(TextIO, Above()), on_status

@@ -12,8 +12,8 @@ import click
 
 from cli.options import SettingOption
 
-FAILS = 5
-PATH = click.Path(path_type=Path)
+EXIT_FAILED = 5
+PATH_TYPE = click.Path(path_type=Path)
 
 
 @click.command(name="doctor")
@@ -21,12 +21,12 @@ PATH = click.Path(path_type=Path)
               help="The network.  [ALLORA_NETWORK]")  # fmt: skip
 @click.option("--topic-id", cls=SettingOption, type=click.IntRange(min=1), metavar="ID", help="The topic.  [TOPIC_ID]")
 @click.option(
-    "--topics", "topics_file", cls=SettingOption, type=PATH, metavar="FILE", help="A topics.toml.  [TOPICS_FILE]"
+    "--topics", "topics_file", cls=SettingOption, type=PATH_TYPE, metavar="FILE", help="A topics.toml.  [TOPICS_FILE]"
 )
 @click.option(
     "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]"
 )
-@click.option("--model", cls=SettingOption, type=PATH, metavar="DIR", help="The model bundle.  [MODEL]")
+@click.option("--model", cls=SettingOption, type=PATH_TYPE, metavar="DIR", help="The model bundle.  [MODEL]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
@@ -35,31 +35,35 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     Settings, wallet, endpoints, balance, topics, account, clock, data source, model, disk, ledger, service files: each
     with what was found and how to mend it. Signs, sends and registers nothing. Ends with 5 when anything fails.
     """
-    from cli.doctorrows import print_finding
+    from cli.doctor_rows import print_finding
     from forecastd.clock import SystemClock
-    from forecastd.doctor import Level, diagnose, worst
-    from forecastd.settings import given_names
+    from forecastd.doctor import Level, diagnose, worst_level
+    from forecastd.settings import variable_sources
 
     logging.getLogger().addHandler(logging.NullHandler())  # what would be warned of is a line of its own here
-    topics, wrong = _topics(options | (ctx.obj or {}))
+    topics, problems = _topics(options | (ctx.obj or {}))
     report = (lambda _: None) if as_json else print_finding
-    found = diagnose(topics, SystemClock(), wrong=wrong, given=given_names(), report=report)
-    ok = worst(found) is not Level.FAIL
+    findings = diagnose(topics, SystemClock(), invalid_settings=problems, sources=variable_sources(), report=report)
+    ok = worst_level(findings) is not Level.FAIL
     if as_json:
-        click.echo(json.dumps({"ok": ok, "worst": worst(found), "findings": [asdict(one) for one in found]}))
-    ctx.exit(0 if ok else FAILS)
+        click.echo(
+            json.dumps(
+                {"ok": ok, "worst": worst_level(findings), "findings": [asdict(finding) for finding in findings]}
+            )
+        )
+    ctx.exit(0 if ok else EXIT_FAILED)
 
 
 def _topics(options: dict[str, Any]) -> tuple[list[Any], dict[str, str]]:
     """The settings of each topic, and what does not fit; a topics.toml that does not fit is one of these."""
     from forecastd.errors import NeedsHuman
-    from forecastd.settings import load_fitting
-    from forecastd.topics import load_topics
+    from forecastd.settings import load_valid_settings
+    from forecastd.submission.topics import load_topics
 
-    settings, wrong = load_fitting(**options)
+    settings, problems = load_valid_settings(**options)
     if settings.topics_file is None:
-        return [settings], wrong
+        return [settings], problems
     try:
-        return load_topics(settings.topics_file, settings), wrong
+        return load_topics(settings.topics_file, settings), problems
     except NeedsHuman as error:
-        return [settings], {**wrong, "TOPICS_FILE": str(error)}
+        return [settings], {**problems, "TOPICS_FILE": str(error)}

@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-Table = Mapping[str, tuple[str, str]]
+CommandTable = Mapping[str, tuple[str, str]]
 
 
 class LazyGroup(click.Group):
     """A group that knows its commands' names and one-line helps, and imports one only to run or describe it."""
 
-    def __init__(self, *arguments: Any, table: Table, **more: Any) -> None:
+    def __init__(self, *arguments: Any, table: CommandTable, **options: Any) -> None:
         """`table`: the module of each command, which holds it as `command`, and its one-line help."""
-        super().__init__(*arguments, **more)
+        super().__init__(*arguments, **options)
         self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:

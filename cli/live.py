@@ -9,27 +9,27 @@ from threading import Event
 from rich.console import RenderableType
 from rich.live import Live
 
-from cli.screen import console
+from cli.rows import console
 
 
-def show_live(look: Callable[[], RenderableType], stop: Event, seconds: float) -> None:
+def show_live(render: Callable[[], RenderableType], stop: Event, seconds: float) -> None:
     """Show what `look` gives, anew every `seconds`, until `stop` is set or nobody reads any more.
 
     The last one stays on the terminal. Where it is higher than the terminal, its beginning is shown.
     """
     screen = console()
     if not screen.is_terminal:
-        repeat(lambda: screen.print(look(), "", sep="\n"), stop, seconds)
+        repeat(lambda: screen.print(render(), "", sep="\n"), stop, seconds)
         return
-    with Live(look(), console=screen, auto_refresh=False) as live:
+    with Live(render(), console=screen, auto_refresh=False) as live:
         live.refresh()
         while not stop.wait(seconds):
-            live.update(look(), refresh=True)
+            live.update(render(), refresh=True)
 
 
-def repeat(act: Callable[[], None], stop: Event, seconds: float) -> None:
+def repeat(action: Callable[[], None], stop: Event, seconds: float) -> None:
     """Do it every `seconds`, until `stop` is set or what is printed goes nowhere."""
     while True:
-        act()
+        action()
         if getattr(sys.stdout, "broken", None) is not None or stop.wait(seconds):
             return

@@ -13,13 +13,13 @@ from cli.options import SettingOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from forecastd.localnet.chain import Block
-    from forecastd.localnet.faults import Fault
-    from forecastd.localnet.foreground import EndpointSpec, Started
+    from forecastd.localnet.chain import ChainBlock
+    from forecastd.localnet.faults import NodeFault
+    from forecastd.localnet.foreground import EndpointSpec, NodeStartup
     from forecastd.localnet.topics import TopicSpec
 
 
-class Parsed(click.ParamType[Any]):
+class ParsedParam(click.ParamType[Any]):
     """A text that `parse` reads; it raises ValueError or NeedsHuman."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -35,28 +35,28 @@ class Parsed(click.ParamType[Any]):
             self.fail(f"{str(error).removesuffix('.')}.", param, ctx)
 
 
-def _topic(text: str) -> TopicSpec:
+def _parse_topic(text: str) -> TopicSpec:
     from forecastd.localnet.topics import parse_topic
 
     return parse_topic(text)
 
 
-def _fault(text: str) -> Fault:
-    from forecastd.localnet.faults import Fault
+def _parse_fault(text: str) -> NodeFault:
+    from forecastd.localnet.faults import NodeFault
 
-    return Fault.parse(text)
+    return NodeFault.parse(text)
 
 
-def _endpoint(text: str) -> EndpointSpec:
+def _parse_endpoint(text: str) -> EndpointSpec:
     from forecastd.localnet.foreground import EndpointSpec
 
     return EndpointSpec.parse(text)
 
 
-def _list_faults(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+def _list_faults(ctx: click.Context, param: click.Parameter, enabled: bool) -> None:
     """Print the table of faults and end."""
     del param
-    if not wanted or ctx.resilient_parsing:
+    if not enabled or ctx.resilient_parsing:
         return
     from rich.console import Console
     from rich.table import Table
@@ -64,31 +64,31 @@ def _list_faults(ctx: click.Context, param: click.Parameter, wanted: bool) -> No
     from forecastd.localnet.faults import FAULTS
 
     console = Console(highlight=False)
-    for title, of_endpoint in (("Faults of an endpoint", True), ("Faults of the chain", False)):
+    for title, is_endpoint_fault in (("Faults of an endpoint", True), ("Faults of the chain", False)):
         table = Table(box=None, title=title, title_justify="left", show_header=False, pad_edge=False)
         for name, kind in FAULTS.items():
-            if kind.of_endpoint is of_endpoint:
+            if kind.is_endpoint_fault is is_endpoint_fault:
                 value = f"={kind.value:g}" if isinstance(kind.value, float) else f"={kind.value}" if kind.value else ""
-                table.add_row(f"{name}{value}", kind.says + (f" ({kind.unit})" if kind.unit else ""))
+                table.add_row(f"{name}{value}", kind.description + (f" ({kind.unit})" if kind.unit else ""))
         console.print(table)
         console.print()
     ctx.exit()
 
 
-PORT = click.IntRange(0, 65535)
+PORT_TYPE = click.IntRange(0, 65535)
 GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfig.local() looks
 
 
 @click.command(name="localnet")
 @click.option(
-    "--port", type=PORT, default=GRPC_PORT, show_default=True, help="gRPC port on 127.0.0.1; 0 takes a free one."
+    "--port", type=PORT_TYPE, default=GRPC_PORT, show_default=True, help="gRPC port on 127.0.0.1; 0 takes a free one."
 )
 @click.option(
-    "--ws-port", type=PORT, default=WEBSOCKET_PORT, show_default=True, help="Websocket port; 0 takes a free one."
+    "--ws-port", type=PORT_TYPE, default=WEBSOCKET_PORT, show_default=True, help="Websocket port; 0 takes a free one."
 )
-@click.option("--rest-port", type=PORT, default=None, help="Serve REST as well, on this port; 0 takes a free one.")
+@click.option("--rest-port", type=PORT_TYPE, default=None, help="Serve REST as well, on this port; 0 takes a free one.")
 @click.option("--block-time", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds a block.")
-@click.option("--topic", "topics", type=Parsed("topic", _topic), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",
+@click.option("--topic", "topics", type=ParsedParam("topic", _parse_topic), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",
               help="A topic, lengths in blocks; may be given again. Default: those it has, 67:720:720 at first.")  # fmt: skip
 @click.option("--emissions", type=click.Choice(["v9", "v10"]), default="v10", show_default=True,
               help="v10 is what testnet speaks, v9 mainnet.")  # fmt: skip
@@ -98,7 +98,7 @@ GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfi
 @click.option(
     "--fault",
     "faults",
-    type=Parsed("fault", _fault),
+    type=ParsedParam("fault", _parse_fault),
     multiple=True,
     metavar="FAULT",
     help="A fault of the main endpoint or of the chain, NAME[=VALUE][@first=N]...; may be given again.",
@@ -106,7 +106,7 @@ GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfi
 @click.option(
     "--endpoint",
     "endpoints",
-    type=Parsed("endpoint", _endpoint),
+    type=ParsedParam("endpoint", _parse_endpoint),
     multiple=True,
     metavar="[rest:]FAULT[,FAULT...]",
     help="One more endpoint on a free port, with these faults; `ok` has none. May be given again.",
@@ -124,7 +124,7 @@ GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfi
 @click.pass_obj
 def command(
     shared: dict[str, Any] | None, /, topics: tuple[TopicSpec, ...], emissions: Any, block_time: float, faucet: bool,
-    state_dir: Path | None, reset: bool, **more: Any,
+    state_dir: Path | None, reset: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Run a local Allora node in the foreground, until Ctrl-C.
 
@@ -135,32 +135,32 @@ def command(
 
     from forecastd.chain.networks import LOCAL_CHAIN_ID
     from forecastd.clock import SystemClock
-    from forecastd.localnet.chain import Rules
+    from forecastd.localnet.chain import ChainConfig
     from forecastd.localnet.foreground import run_node
     from forecastd.localnet.store import delete_chain
     from forecastd.settings import load_settings
 
     console = Console(highlight=False)
-    state = load_settings(**{**(shared or {}), **({"state_dir": state_dir} if state_dir else {})}).state
+    state = load_settings(**{**(shared or {}), **({"state_dir": state_dir} if state_dir else {})}).state_path
     if reset and delete_chain(state, LOCAL_CHAIN_ID):
         console.print("The old chain is deleted.")
-    rules = Rules(version=emissions, topics=topics or None, block_time=block_time, faucet=faucet)
-    run_node(state, SystemClock(), rules, started=lambda told: _banner(console, told, rules.block_time),
-             block_made=lambda block: _lines(console, block), **more)  # fmt: skip
+    rules = ChainConfig(version=emissions, topics=topics or None, block_time=block_time, faucet=faucet)
+    run_node(state, SystemClock(), rules, on_started=lambda node: _print_banner(console, node, rules.block_time),
+             on_block=lambda block: _print_block(console, block), **options)  # fmt: skip
     console.print("stopped")
 
 
-def _banner(console: Console, told: Started, block_time: float | None) -> None:
-    state = told.state
+def _print_banner(console: Console, node: NodeStartup, block_time: float | None) -> None:
+    state = node.state
     console.print(f"chain      {state.chain_id}, height {state.height}, a block every {block_time:g} s")
     console.print(f"emissions  {state.version}")
-    console.print(f"gRPC       {told.endpoint}")
-    console.print(f"websocket  {told.websocket}")
-    if told.rest is not None:
-        console.print(f"REST       {told.rest}")
-    for fault in told.faults:
+    console.print(f"gRPC       {node.endpoint}")
+    console.print(f"websocket  {node.websocket}")
+    if node.rest is not None:
+        console.print(f"REST       {node.rest}")
+    for fault in node.faults:
         console.print(f"fault      {fault}", markup=False)
-    for url, faults in told.others:
+    for url, faults in node.extra_endpoints:
         console.print(f"endpoint   {url} ({faults})", soft_wrap=True, markup=False)
     for topic in state.topics:
         window = f"epoch {topic.epoch_length} blocks, window {topic.worker_submission_window}"
@@ -168,9 +168,13 @@ def _banner(console: Console, told: Started, block_time: float | None) -> None:
     console.print("Ctrl-C stops it; the chain is kept.")
 
 
-def _lines(console: Console, block: Block) -> None:
+def _print_block(console: Console, block: ChainBlock) -> None:
     """One line a transaction; a block without any is silent."""
-    for one in block.records:
-        what = f"{one.kind} topic {one.topic_id}" + (f" nonce {one.nonce}" if one.kind == "payload" else "")
-        result = "ok" if one.code == 0 else f"{one.codespace} {one.code}: {one.log}"
-        console.print(f"{one.height:>8}  {one.sender[:9]}..{one.sender[-4:]}  {what}  {result}", markup=False)
+    for record in block.records:
+        description = f"{record.kind} topic {record.topic_id}" + (
+            f" nonce {record.nonce}" if record.kind == "payload" else ""
+        )
+        result = "ok" if record.code == 0 else f"{record.codespace} {record.code}: {record.log}"
+        console.print(
+            f"{record.height:>8}  {record.sender[:9]}..{record.sender[-4:]}  {description}  {result}", markup=False
+        )

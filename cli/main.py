@@ -34,9 +34,9 @@ COMMANDS = {
     "supervise": ("cli.supervise", "Run a model under supervision, and try faults on it."),
     "train": ("cli.train", "Train a model and write it as a checked bundle."),
 }
-OF_ONCE = ("as_of", "dry_run", "until_closed", "as_json")
-OF_DAEMON = ("submission_deadline", "submission_interval", "health_port")
-NEEDS_HUMAN, INTERRUPTED = 5, 130
+ONCE_OPTIONS = ("as_of", "dry_run", "until_closed", "as_json")
+DAEMON_OPTIONS = ("submission_deadline", "submission_interval", "health_port")
+EXIT_NEEDS_HUMAN, EXIT_INTERRUPTED = 5, 130
 EPILOG = """\b
 Exit codes:
   0  submitted, already submitted, or dry run done
@@ -50,9 +50,9 @@ Exit codes:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F]:
+def setting_option(flag: str, variable: str, text: str, **options: Any) -> Callable[[F], F]:
     """An option that overrides one of the settings; its help names the environment variable."""
-    return click.option(flag, variable.lower(), cls=SettingOption, help=f"{text}  [{variable}]", **more)
+    return click.option(flag, variable.lower(), cls=SettingOption, help=f"{text}  [{variable}]", **options)
 
 
 @click.group(
@@ -66,21 +66,25 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
 @click.option("--once", is_flag=True, help="Run one forecast cycle: serve the newest open epoch, then end.")
 @click.option("--continuous", is_flag=True, help="Serve every epoch in the foreground, shown live, until Ctrl-C.")
 @click.option("--daemon", is_flag=True, help="Serve every epoch until the deadline or a signal, for a service manager.")
-@setting("--topic-id", "TOPIC_ID", "The topic to submit to.", type=click.IntRange(min=1), metavar="ID")
-@setting("--network", "ALLORA_NETWORK", "The network.", type=click.Choice(["local", "testnet", "mainnet"]))
-@setting("--source", "DATA_SOURCE", "sample, tiingo, exchange:NAME[:SYMBOL] or file:PATH.", metavar="SPEC")
-@setting("--model", "MODEL", "The model bundle to run.", type=click.Path(path_type=Path), metavar="DIR")
-@setting("--features", "FEATURES", "The list of feature names.", type=click.Path(path_type=Path), metavar="FILE")
-@setting("--state-dir", "STATE_DIR", "Where state is kept.", type=click.Path(path_type=Path), metavar="DIR")
-@setting("--log-dir", "LOG_DIR", "Where the log is written.", type=click.Path(path_type=Path), metavar="DIR")
+@setting_option("--topic-id", "TOPIC_ID", "The topic to submit to.", type=click.IntRange(min=1), metavar="ID")
+@setting_option("--network", "ALLORA_NETWORK", "The network.", type=click.Choice(["local", "testnet", "mainnet"]))
+@setting_option("--source", "DATA_SOURCE", "sample, tiingo, exchange:NAME[:SYMBOL] or file:PATH.", metavar="SPEC")
+@setting_option("--model", "MODEL", "The model bundle to run.", type=click.Path(path_type=Path), metavar="DIR")
+@setting_option("--features", "FEATURES", "The list of feature names.", type=click.Path(path_type=Path), metavar="FILE")
+@setting_option("--state-dir", "STATE_DIR", "Where state is kept.", type=click.Path(path_type=Path), metavar="DIR")
+@setting_option("--log-dir", "LOG_DIR", "Where the log is written.", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--as-of", metavar="ISO", help="Replay this moment (ISO 8601, UTC); local network only.")
 @click.option("--register", is_flag=True, help="Register the worker for the topic when it is not, paying the fee.")
-@setting(
+@setting_option(
     "--topics", "TOPICS_FILE", "Serve the topics of this topics.toml.", type=click.Path(path_type=Path), metavar="FILE"
 )
-@setting("--deadline", "SUBMISSION_DEADLINE", "The time (ISO 8601, UTC) from which on no cycle starts.", metavar="ISO")
-@setting("--interval", "SUBMISSION_INTERVAL", "Seconds between two looks, at most.", type=click.IntRange(min=1))
-@setting("--health-port", "HEALTH_PORT", "Serve /healthz, /metrics, /status here.", type=click.IntRange(0, 65535))
+@setting_option(
+    "--deadline", "SUBMISSION_DEADLINE", "The time (ISO 8601, UTC) from which on no cycle starts.", metavar="ISO"
+)
+@setting_option("--interval", "SUBMISSION_INTERVAL", "Seconds between two looks, at most.", type=click.IntRange(min=1))
+@setting_option(
+    "--health-port", "HEALTH_PORT", "Serve /healthz, /metrics, /status here.", type=click.IntRange(0, 65535)
+)
 @click.option("--until-closed", is_flag=True, help="Keep trying until the submission window closes.")
 @click.option("--dry-run", is_flag=True, help="Do everything but the send, and show what would be signed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, logs to stderr.")
@@ -89,73 +93,77 @@ def setting(flag: str, variable: str, text: str, **more: Any) -> Callable[[F], F
 @click.pass_context
 def command(
     ctx: click.Context, /, once: bool, continuous: bool, daemon: bool, verbose: bool, state_dir: Path | None,
-    log_dir: Path | None, **more: Any,
+    log_dir: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Runs forecasting models in production: one checked, signed forecast per epoch, submitted exactly once."""
     ctx.obj = {"state_dir": state_dir, "log_dir": log_dir}
     if verbose:
-        sys.excepthook = _whole_traceback
+        sys.excepthook = _print_traceback
     if ctx.invoked_subcommand is not None:
-        _refuse_cycle_options(ctx, once=once, continuous=continuous, daemon=daemon, **more)
-        tells_itself = ctx.invoked_subcommand == "doctor"  # each finding is a line of its own there
-        configure_console(verbose=verbose, warnings=not tells_itself)
+        _refuse_cycle_options(ctx, once=once, continuous=continuous, daemon=daemon, **options)
+        prints_findings = ctx.invoked_subcommand == "doctor"  # each finding is a line of its own there
+        configure_console(verbose=verbose, warnings=not prints_findings)
         return
-    mode = _one_of(ctx, once=once, continuous=continuous, daemon=daemon)
-    own = _own_options(ctx, mode, **more)
+    mode = _select_mode(ctx, once=once, continuous=continuous, daemon=daemon)
+    mode_options = _mode_options(ctx, mode, **options)
     if once:
         from cli.cycle import run_cycle_command
 
-        ctx.exit(run_cycle_command(verbose=verbose, **ctx.obj, **own))
+        ctx.exit(run_cycle_command(verbose=verbose, **ctx.obj, **mode_options))
     from cli.daemon import run_daemon_command
 
-    ctx.exit(run_daemon_command(mode, verbose=verbose, **ctx.obj, **own))
+    ctx.exit(run_daemon_command(mode, verbose=verbose, **ctx.obj, **mode_options))
 
 
-def _one_of(ctx: click.Context, **modes: bool) -> Any:
+def _select_mode(ctx: click.Context, **modes: bool) -> Any:
     """The mode that is asked for."""
-    asked = [name for name, wanted in modes.items() if wanted]
-    if not asked:
+    selected = [name for name, enabled in modes.items() if enabled]
+    if not selected:
         raise click.UsageError("Nothing to do: give --once, --continuous or --daemon, or a command.", ctx)
-    if len(asked) > 1:
-        raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} exclude each other.", ctx)
-    return asked[0]
+    if len(selected) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in selected)} exclude each other.", ctx)
+    return selected[0]
 
 
-def _own_options(ctx: click.Context, mode: str, **given: Any) -> dict[str, Any]:
+def _mode_options(ctx: click.Context, mode: str, **options: Any) -> dict[str, Any]:
     """The options of this mode; one of another mode's would be silently ignored, so that is said instead."""
-    foreign = OF_DAEMON if mode == "once" else OF_ONCE
+    other_mode_options = DAEMON_OPTIONS if mode == "once" else ONCE_OPTIONS
     flags = {param.name: param.opts[0] for param in ctx.command.params}
-    used = [flags[name] for name in foreign if given[name] not in (None, False)]
-    if used:
-        raise click.UsageError(f"{', '.join(used)} would do nothing with --{mode}.", ctx)
-    return {name: value for name, value in given.items() if name not in foreign}
+    ignored_flags = [flags[name] for name in other_mode_options if options[name] not in (None, False)]
+    if ignored_flags:
+        raise click.UsageError(f"{', '.join(ignored_flags)} would do nothing with --{mode}.", ctx)
+    return {name: value for name, value in options.items() if name not in other_mode_options}
 
 
-def _refuse_cycle_options(ctx: click.Context, **given: Any) -> None:
+def _refuse_cycle_options(ctx: click.Context, **options: Any) -> None:
     """Options of a cycle before a sub-command would be silently ignored; say so instead."""
     flags = {param.name: param.opts[0] for param in ctx.command.params}
-    used = [flags[name] for name, value in given.items() if value not in (None, False)]
-    if used:
-        told = f"{', '.join(used)} before `{ctx.invoked_subcommand}` would do nothing: they belong to a cycle (--once)."
-        raise click.UsageError(f"{told} Options of a command follow its name.", ctx)
+    ignored_flags = [flags[name] for name, value in options.items() if value not in (None, False)]
+    if ignored_flags:
+        message = f"{', '.join(ignored_flags)} before `{ctx.invoked_subcommand}` would do nothing: they belong to a cycle (--once)."
+        raise click.UsageError(f"{message} Options of a command follow its name.", ctx)
 
 
-def _one_line(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
-    _failed(f"Unforeseen error: {kind.__name__}: {error}. Run again with -v for the traceback.", 1, sys.argv[1:])
+def _print_error_line(error_type: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+    _report_failure(
+        f"Unforeseen error: {error_type.__name__}: {error}. Run again with -v for the traceback.", 1, sys.argv[1:]
+    )
 
 
-def _whole_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_traceback(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     import traceback
 
-    _failed("".join(traceback.format_exception(kind, error, trace)).rstrip(), 1, sys.argv[1:], reason=str(error))
+    _report_failure(
+        "".join(traceback.format_exception(error_type, error, trace)).rstrip(), 1, sys.argv[1:], reason=str(error)
+    )
 
 
 def run() -> None:
     """The entry point: runs the command and ends the process with the documented exit code."""
-    from cli.output import install
+    from cli.output import install_output
 
-    output = install()
-    sys.excepthook = _one_line  # `-v` puts the traceback back
+    output = install_output()
+    sys.excepthook = _print_error_line  # `-v` puts the traceback back
     code = main(sys.argv[1:])
     output.finish()
     if output.broken is not None and code == 0 and "--once" not in sys.argv:
@@ -171,23 +179,23 @@ def main(arguments: list[str]) -> int:
         return int(command.main(arguments, prog_name="forecastd", standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
-        return _failed("", error.exit_code, arguments, reason=error.format_message())
+        return _report_failure("", error.exit_code, arguments, reason=error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        return _failed("Interrupted.", INTERRUPTED, arguments)
+        return _report_failure("Interrupted.", EXIT_INTERRUPTED, arguments)
     except ForecastdError as error:
-        return _failed(f"Error: {error}", error.exit_code, arguments, reason=str(error))
+        return _report_failure(f"Error: {error}", error.exit_code, arguments, reason=str(error))
     except ModelError as error:
-        return _failed(f"Error: {error}", NEEDS_HUMAN, arguments, reason=str(error))
+        return _report_failure(f"Error: {error}", EXIT_NEEDS_HUMAN, arguments, reason=str(error))
 
 
-def _failed(told: str, code: int, arguments: list[str], *, reason: str = "") -> int:
+def _report_failure(message: str, code: int, arguments: list[str], *, reason: str = "") -> int:
     """Tell people on stderr and, where `--json` was asked for, machines on stdout; gives the exit code."""
     from forecastd.logs import redacted
 
-    if told:
-        click.echo(redacted(told), err=True)
+    if message:
+        click.echo(redacted(message), err=True)
     if "--json" in arguments:
         import json
 
-        click.echo(json.dumps({"outcome": "failed", "reason": redacted(reason or told), "exit_code": code}))
+        click.echo(json.dumps({"outcome": "failed", "reason": redacted(reason or message), "exit_code": code}))
     return code

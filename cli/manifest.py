@@ -8,19 +8,19 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cli.screen import row
-from forecastd.clock import iso
+from cli.rows import row
+from forecastd.clock import to_iso
 from models.fleet.manifest import FleetManifest
-from models.kinds import Made
-from models.manifest import Manifest
+from models.market.manifest import MarketManifest
+from models.registry import TrainedManifest
 
-NAMES = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
-USES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}
+BASELINE_LABELS = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
+PART_NOTES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}
 
 
-def described(manifest: Made) -> Iterator[Table]:
+def manifest_tables(manifest: TrainedManifest) -> Iterator[Table]:
     """The manifest of a bundle of any kind as rows."""
-    if isinstance(manifest, Manifest):
+    if isinstance(manifest, MarketManifest):
         yield from manifest_rows(manifest)
     elif isinstance(manifest, FleetManifest):
         from cli.fleet.manifest import manifest_rows as fleet_rows
@@ -28,12 +28,12 @@ def described(manifest: Made) -> Iterator[Table]:
         yield from fleet_rows(manifest)
 
 
-def manifest_rows(manifest: Manifest) -> Iterator[Table]:
+def manifest_rows(manifest: MarketManifest) -> Iterator[Table]:
     """The manifest as rows of the usual shape, its metrics last."""
     training, hours = manifest.training, manifest.step / 3600
     levels = ", ".join(f"{100 * level:g}%" for level in manifest.levels)
     kind = "made-up data" if training.synthetic else "real data"
-    told = {
+    fields = {
         "bundle": f"{manifest.name}, sha256 {manifest.sha256}",
         "forecast": f"log-return up to {manifest.horizon * hours:g} h ahead, in steps of {hours:g} h\nquantiles {levels}",
         "encoder": f"{manifest.encoder_length} steps ({manifest.encoder_length * hours:g} h)",
@@ -42,11 +42,11 @@ def manifest_rows(manifest: Manifest) -> Iterator[Table]:
             f"{name} {size}" for name, size in vars(manifest.network).items() if isinstance(size, int)
         ),
         "training": f"{training.rows} rows of {kind}: {training.source}\n"
-        f"learnt from those of {iso(training.parts['train'].start)} to {iso(training.learnt_until)},\n"
-        f"compared with the baselines on later ones, to {iso(training.end)}",
+        f"learnt from those of {to_iso(training.parts['train'].start)} to {to_iso(training.trained_until)},\n"
+        f"compared with the baselines on later ones, to {to_iso(training.end)}",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
-    for label, text in told.items():
+    for label, text in fields.items():
         yield row(label, Text(text))
     for part, scores in manifest.metrics.items():
         yield from score_rows(part, scores)
@@ -59,26 +59,26 @@ def score_rows(part: str, scores: object) -> Iterator[Table]:
     """
     if not isinstance(scores, Mapping):
         return
-    windows, apart = scores.get("windows", "?"), scores.get("horizons", "?")
-    used = USES.get(part, "")
-    yield row(part, Text(f"{windows} windows, {apart} horizons that do not overlap{used}"))
+    windows, horizons = scores.get("windows", "?"), scores.get("horizons", "?")
+    note = PART_NOTES.get(part, "")
+    yield row(part, Text(f"{windows} windows, {horizons} horizons that do not overlap{note}"))
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("")
     for name in ("pinball\nall steps", "pinball\nat horizon", "MAE", "RMSE", "80% holds", "direction"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, found in scores.items():
-        if isinstance(found, Mapping):
-            table.add_row(NAMES.get(name, name), *_cells(found))
+    for name, baseline in scores.items():
+        if isinstance(baseline, Mapping):
+            table.add_row(BASELINE_LABELS.get(name, name), *_cells(baseline))
     yield table
 
 
 def _cells(score: Mapping[str, Any]) -> Iterator[str]:
     for name in ("pinball", "pinball_last", "mae", "rmse"):
         yield _number(score.get(name), ".5f")
-    covered = score.get("coverage_last")
-    yield _number(covered.get("0.8") if isinstance(covered, Mapping) else None, ".0%")
+    coverage = score.get("coverage_last")
+    yield _number(coverage.get("0.8") if isinstance(coverage, Mapping) else None, ".0%")
     yield _number(score.get("direction"), ".0%")
 
 
-def _number(value: object, form: str) -> str:
-    return format(value, form) if isinstance(value, int | float) else "-"
+def _number(value: object, format_spec: str) -> str:
+    return format(value, format_spec) if isinstance(value, int | float) else "-"

@@ -14,11 +14,11 @@ from cli.quarantine import command as quarantine
 
 if TYPE_CHECKING:
     from forecastd.clock import Clock
+    from forecastd.inference.stages import StageResult
     from forecastd.settings import Settings
-    from forecastd.stages import Stage
-    from models.kinds import Made
+    from models.registry import TrainedManifest
 
-DIRECTORY = click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
+DIRECTORY_ARGUMENT = click.argument("directory", required=False, type=click.Path(path_type=Path), metavar="[DIR]")
 
 
 @click.group(name="model")
@@ -30,7 +30,7 @@ command.add_command(quarantine)
 
 
 @command.command()
-@DIRECTORY
+@DIRECTORY_ARGUMENT
 @click.option(
     "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Candles for the test prediction.  [DATA_SOURCE]"
 )
@@ -51,53 +51,55 @@ def check(shared: dict[str, Any], /, directory: Path | None, as_of: str | None, 
     """
     from rich.text import Text
 
-    from cli.screen import console, row, stage_row
-    from cli.times import reference_time
+    from cli.rows import console, row, stage_row
+    from cli.times import parse_time
     from forecastd.clock import SystemClock
     from forecastd.settings import load_settings
 
     settings, clock = load_settings(model=directory, **shared, **options), SystemClock()
-    stages: list[Stage] = []
+    stages: list[StageResult] = []
     report = stages.append if as_json else lambda stage: console().print(stage_row(stage))
-    now = reference_time(as_of) or clock.now()
-    manifest, after = _checked(settings, clock, now, report)
-    told = {"bundle": str(settings.model_path), "sha256": manifest.sha256, "synthetic": manifest.training.synthetic}
+    now = parse_time(as_of) or clock.now()
+    manifest, next_command = _check_bundle(settings, clock, now, report)
+    document = {"bundle": str(settings.model_path), "sha256": manifest.sha256, "synthetic": manifest.training.synthetic}
     if as_json:
-        click.echo(json.dumps({**told, "ok": True, "stages": [vars(stage) for stage in stages]}))
+        click.echo(json.dumps({**document, "ok": True, "stages": [vars(stage) for stage in stages]}))
         return
-    console().print(row("result", Text(f"good; run it with\nforecastd {after} --model {settings.model_path}")))
+    console().print(row("result", Text(f"good; run it with\nforecastd {next_command} --model {settings.model_path}")))
 
 
-def _checked(settings: Settings, clock: Clock, now: float, report: Callable[[Stage], None]) -> tuple[Made, str]:
+def _check_bundle(
+    settings: Settings, clock: Clock, now: float, report: Callable[[StageResult], None]
+) -> tuple[TrainedManifest, str]:
     """The manifest of a good bundle, whichever it is, and the command that runs it."""
-    from models.kinds import is_fleet
+    from models.registry import is_fleet_bundle
 
-    if is_fleet(settings.model_path):
-        from forecastd.fleet.checkup import check_fleet_model
+    if is_fleet_bundle(settings.model_path):
+        from forecastd.fleet.model_check import check_fleet_model
 
         return check_fleet_model(settings, settings.model_path, clock, now=now, report=report), "fleet serve"
-    from forecastd.checkup import check_model
+    from forecastd.inference.model_check import check_model
 
     return check_model(settings, settings.model_path, clock, now=now, report=report), "--once"
 
 
 @command.command()
-@DIRECTORY
+@DIRECTORY_ARGUMENT
 @click.option("--json", "as_json", is_flag=True, help="The whole manifest as one JSON object.")
 @click.pass_obj
 def show(shared: dict[str, Any], /, directory: Path | None, as_json: bool) -> None:
     """Describe a bundle: what it forecasts, from what, trained on what, and how well."""
-    from cli.screen import console
+    from cli.rows import console
     from forecastd.settings import load_settings
-    from models.bundlefiles import read_content
-    from models.kinds import read_made
+    from models.bundle.files import read_manifest_bytes
+    from models.registry import read_trained_manifest
 
     path = load_settings(model=directory, **shared).model_path
-    manifest = read_made(path)
+    manifest = read_trained_manifest(path)
     if as_json:
-        click.echo(read_content(path).decode(), nl=False)
+        click.echo(read_manifest_bytes(path).decode(), nl=False)
         return
-    from cli.manifest import described
+    from cli.manifest import manifest_tables
 
-    for line in described(manifest):
+    for line in manifest_tables(manifest):
         console().print(line)

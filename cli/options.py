@@ -15,11 +15,11 @@ class SettingOption(click.Option):
         return super().type_cast_value(ctx, None if isinstance(value, str) and not value.strip() else value)
 
 
-def faults_of(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str:
+def join_faults(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str:
     """The callback of an option that may be given again: its faults as one list with commas between, checked."""
     from forecastd.supervise.faults import parse_faults
 
-    text = ",".join(given)
+    text = ",".join(values)
     try:
         parse_faults(text)
     except ValueError as error:

@@ -12,7 +12,7 @@ import sys
 from typing import Any, TextIO
 
 
-class Output:
+class SafeOutput:
     """Stands in for a text stream. `broken` is the error that ended it, None while it works."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -23,23 +23,23 @@ class Output:
     def write(self, text: str) -> int:
         """Write, or do nothing on a broken stream."""
         if self._stream.isatty():
-            self._attempt(text)
+            self._write_safely(text)
             return len(text)
         *lines, self._line = (self._line + text).split("\n")
         if lines:
-            self._attempt("".join(f"{line.rstrip()}\n" for line in lines))
+            self._write_safely("".join(f"{line.rstrip()}\n" for line in lines))
         return len(text)
 
     def flush(self) -> None:
         """Pass on what is complete."""
-        self._attempt("")
+        self._write_safely("")
 
     def finish(self) -> None:
         """Pass on everything, an unfinished line too."""
         rest, self._line = self._line, ""
-        self._attempt(rest)
+        self._write_safely(rest)
 
-    def _attempt(self, text: str) -> None:
+    def _write_safely(self, text: str) -> None:
         if self.broken is not None:
             return
         try:
@@ -48,20 +48,20 @@ class Output:
         except OSError as error:
             self.broken = error
             # What is buffered would fail again when the interpreter ends.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, self._stream.fileno())
+            os.close(null_device)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def install() -> Output:
+def install_output() -> SafeOutput:
     """Put an `Output` in the place of `sys.stdout`, and let neither stream fail over a character."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-    output = Output(sys.stdout)
+    output = SafeOutput(sys.stdout)
     sys.stdout = output
     return output

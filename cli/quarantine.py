@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from forecastd.shelf import Quarantine
+    from forecastd.inference.bundle_store import QuarantineEntry
 
-SHORTEST = 4  # characters of a sha256 that name a bundle
+MIN_PREFIX_LENGTH = 4  # characters of a sha256 that name a bundle
 
 
 @click.command(name="quarantine")
@@ -27,40 +27,42 @@ def command(shared: dict[str, Any] | None, /, release: str | None, as_json: bool
     is started again.
     """
     from forecastd.clock import SystemClock
+    from forecastd.inference.bundle_store import open_bundle_store
     from forecastd.settings import load_settings
-    from forecastd.shelf import open_shelf
 
-    shelf = open_shelf(load_settings(**(shared or {})), SystemClock())
-    held = shelf.quarantined()
-    listed = list(held.values()) if release is None else shelf.release(_prefix(release, held))
+    bundle_store = open_bundle_store(load_settings(**(shared or {})), SystemClock())
+    quarantined = bundle_store.list_quarantined()
+    bundles = (
+        list(quarantined.values()) if release is None else bundle_store.release(_find_prefix(release, quarantined))
+    )
     key = "quarantined" if release is None else "released"
     if as_json:
-        click.echo(json.dumps({key: [asdict(one) for one in listed]}))
+        click.echo(json.dumps({key: [asdict(bundle) for bundle in bundles]}))
         return
-    _print(listed, key)
+    _print_bundles(bundles, key)
 
 
-def _prefix(text: str, held: Mapping[str, Quarantine]) -> str:
+def _find_prefix(text: str, quarantined: Mapping[str, QuarantineEntry]) -> str:
     """The start of the sha256 of what is to be released; empty for all."""
     if text == "all":
         return ""
     prefix = text.strip().lower()
-    found = [sha for sha in held if len(prefix) >= SHORTEST and sha.startswith(prefix)]
-    if len(found) == 1:
-        return found[0]
-    told = f"several begin with {text}" if found else f"no bundle in quarantine begins with {text!r}"
-    there = ", ".join(sha[:12] for sha in held) or "none"
-    message = f"{told} ({SHORTEST} characters or more); there: {there}."
+    matches = [sha for sha in quarantined if len(prefix) >= MIN_PREFIX_LENGTH and sha.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = f"several begin with {text}" if matches else f"no bundle in quarantine begins with {text!r}"
+    names = ", ".join(sha[:12] for sha in quarantined) or "none"
+    message = f"{problem} ({MIN_PREFIX_LENGTH} characters or more); there: {names}."
     raise click.BadParameter(message, param_hint="--release")
 
 
-def _print(listed: list[Quarantine], key: str) -> None:
+def _print_bundles(bundles: list[QuarantineEntry], key: str) -> None:
     from rich.text import Text
 
-    from cli.screen import console, row
+    from cli.rows import console, row
 
-    for one in listed:
-        told = f"{one.name} ({one.sha256[:12]}), in quarantine since {one.since}"
-        console().print(row("released" if key == "released" else "held", Text(f"{told}\n{one.reason}")))
-    if not listed:
+    for bundle in bundles:
+        text = f"{bundle.name} ({bundle.sha256[:12]}), in quarantine since {bundle.since}"
+        console().print(row("released" if key == "released" else "held", Text(f"{text}\n{bundle.reason}")))
+    if not bundles:
         console().print(row("quarantine", Text("no bundle is in it")))

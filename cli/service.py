@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-MANAGER = (
+MANAGER_OPTIONS = (
     click.option("--fleet", is_flag=True, help="The fleet's service, not the daemon's."),
     click.option("--manager", type=click.Choice(["systemd", "supervisord"]), help="Default: systemd where it runs."),
     click.option("--user", "own", is_flag=True, help="A unit of your own, without root (systemd)."),
 )
-LAUNCH = (
+LAUNCH_OPTIONS = (
     click.option("--directory", type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
                  help="Where .env is and relative paths begin. Default: here."),
     click.option("--python", type=click.Path(path_type=Path, dir_okay=False), metavar="PATH",
@@ -25,18 +25,18 @@ LAUNCH = (
     click.option("--credential", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
                  help="The file with the wallet's phrase, or the fleet's API keys, which systemd hands over."),
 )  # fmt: skip
-FILE = (
+FILE_OPTIONS = (
     click.option("--to", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
                  help="Where the file goes. Default: where the manager looks."),
     click.option("--force", is_flag=True, help="Also a file that somebody else wrote or changed."),
 )  # fmt: skip
 
 
-def taking(*options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
+def with_options(*options: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
     """Groups of options, in the order in which `--help` lists them."""
 
     def decorate(function: F) -> F:
-        for option in reversed([one for group in options for one in group]):
+        for option in reversed([item for group in options for item in group]):
             function = option(function)
         return function
 
@@ -49,46 +49,48 @@ def command() -> None:
 
 
 @command.command()
-@taking(MANAGER, LAUNCH, FILE)
+@with_options(MANAGER_OPTIONS, LAUNCH_OPTIONS, FILE_OPTIONS)
 @click.pass_obj
-def install(shared: dict[str, Any] | None, /, to: Path | None, force: bool, **asked: Any) -> None:
+def install(shared: dict[str, Any] | None, /, to: Path | None, force: bool, **arguments: Any) -> None:
     """Write the service file, and say what to type next."""
+    from forecastd.service.installed import file_path
     from forecastd.service.installed import install as write
-    from forecastd.service.installed import place
 
-    manager = _manager(asked["manager"], own=asked["own"])
-    path = place(manager, own=asked["own"], directory=to and to.absolute(), service=_service(fleet=asked["fleet"]))
-    draft = _draft(shared, manager, **asked)
+    manager = _manager(arguments["manager"], own=arguments["own"])
+    path = file_path(
+        manager, per_user=arguments["own"], directory=to and to.absolute(), service=_service(fleet=arguments["fleet"])
+    )
+    draft = _draft(shared, manager, **arguments)
     write(path, draft.text, force=force)
     click.echo(f"Written: {path}")
-    _mind(draft.minds)
-    _next(draft.steps)
+    _print_warnings(draft.minds)
+    _print_next_steps(draft.steps)
 
 
 @command.command()
-@taking(MANAGER, LAUNCH)
+@with_options(MANAGER_OPTIONS, LAUNCH_OPTIONS)
 @click.pass_obj
-def show(shared: dict[str, Any] | None, /, **asked: Any) -> None:
+def show(shared: dict[str, Any] | None, /, **arguments: Any) -> None:
     """Print what `install` would write."""
-    draft = _draft(shared, _manager(asked["manager"], own=asked["own"]), **asked)
+    draft = _draft(shared, _manager(arguments["manager"], own=arguments["own"]), **arguments)
     click.echo(draft.text, nl=False)
-    _mind(draft.minds)
+    _print_warnings(draft.minds)
 
 
 @command.command()
-@taking(MANAGER, FILE)
+@with_options(MANAGER_OPTIONS, FILE_OPTIONS)
 def uninstall(manager: Any, fleet: bool, own: bool, to: Path | None, force: bool) -> None:
     """Remove the service file that `install` wrote. State, logs and settings stay."""
     from forecastd.service.draft import steps_after_removal
-    from forecastd.service.installed import place
+    from forecastd.service.installed import file_path
     from forecastd.service.installed import uninstall as remove
 
     manager = _manager(manager, own=own)
-    path = place(manager, own=own, directory=to, service=_service(fleet=fleet))
-    left = remove(path, force=force)
+    path = file_path(manager, per_user=own, directory=to, service=_service(fleet=fleet))
+    remaining = remove(path, force=force)
     click.echo(f"Removed: {path}")
-    click.echo(f"Left as they are: {', '.join(left) or 'state and logs, where .env puts them'}")
-    _next(steps_after_removal(manager, own=own))
+    click.echo(f"Left as they are: {', '.join(remaining) or 'state and logs, where .env puts them'}")
+    _print_next_steps(steps_after_removal(manager, per_user=own))
 
 
 def _manager(chosen: Any, *, own: bool) -> Any:
@@ -101,44 +103,46 @@ def _manager(chosen: Any, *, own: bool) -> Any:
 
 
 def _service(*, fleet: bool) -> Any:
-    from forecastd.service.launch import DAEMON, FLEET
+    from forecastd.service.launch import DAEMON_SERVICE, FLEET_SERVICE
 
-    return FLEET if fleet else DAEMON
+    return FLEET_SERVICE if fleet else DAEMON_SERVICE
 
 
-def _draft(shared: dict[str, Any] | None, manager: Any, /, **asked: Any) -> Any:
-    from forecastd.service.draft import Wish, draft
-    from forecastd.settings import given_names, load_settings
+def _draft(shared: dict[str, Any] | None, manager: Any, /, **arguments: Any) -> Any:
+    from forecastd.service.draft import ServiceRequest, draft_service
+    from forecastd.settings import load_settings, variable_sources
 
-    service = _service(fleet=asked["fleet"])
-    if asked["credential"] and manager != "systemd":
+    service = _service(fleet=arguments["fleet"])
+    if arguments["credential"] and manager != "systemd":
         raise click.UsageError(f"supervisord hands over no credentials: set {service.setting} in .env.")
-    if asked["own"] and (asked["run_as"] or os.getuid() == 0):
+    if arguments["own"] and (arguments["run_as"] or os.getuid() == 0):
         raise click.UsageError("--user is for a person's own service: it runs as that person, who is not root.")
-    here = Path.cwd()
-    paths = {name: here / asked[name] for name in ("directory", "python", "credential") if asked[name]}
-    directory = paths.pop("directory", here)
+    working_directory = Path.cwd()
+    paths = {
+        name: working_directory / arguments[name] for name in ("directory", "python", "credential") if arguments[name]
+    }
+    directory = paths.pop("directory", working_directory)
     os.chdir(directory)
-    options = {name: here / value for name, value in (shared or {}).items() if value}
-    given = given_names() | {name.upper(): "an option" for name in options}
-    wish = Wish(
+    options = {name: working_directory / value for name, value in (shared or {}).items() if value}
+    origins = variable_sources() | {name.upper(): "an option" for name in options}
+    request = ServiceRequest(
         manager=manager,
-        own=asked["own"],
+        per_user=arguments["own"],
         directory=directory,
         python=paths.get("python", Path(sys.executable)),
-        run_as=asked["run_as"],
+        run_as=arguments["run_as"],
         credential=paths.get("credential"),
         service=service,
     )
-    return draft(wish, load_settings(**options), given)
+    return draft_service(request, load_settings(**options), origins)
 
 
-def _mind(minds: list[str]) -> None:
-    for told in minds:
-        click.echo(f"Mind: {told}", err=True)
+def _print_warnings(warnings: list[str]) -> None:
+    for warning in warnings:
+        click.echo(f"Mind: {warning}", err=True)
 
 
-def _next(steps: list[str]) -> None:
+def _print_next_steps(steps: list[str]) -> None:
     click.echo("Next:")
     for step in steps:
         click.echo(f"  {step}")

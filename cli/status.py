@@ -22,27 +22,27 @@ def command(ctx: click.Context, /, watch: bool, interval: float, as_json: bool) 
     Reads what the daemon writes below STATE_DIR and touches none of its locks. Ends with 0 when it runs and is healthy, 6
     when it runs and is not, 3 when none runs; with --watch by what was seen last.
     """
-    from cli.interrupt import one_interrupt
     from cli.live import repeat, show_live
-    from cli.look import Looking
+    from cli.signals import single_interrupt
+    from cli.status_view import StatusViewer
 
-    looking, never = Looking(_state(ctx.obj)), Event()
-    with contextlib.suppress(KeyboardInterrupt), one_interrupt():
+    viewer, stop_event = StatusViewer(_state(ctx.obj)), Event()
+    with contextlib.suppress(KeyboardInterrupt), single_interrupt():
         if not watch:
-            looking.print(as_json=as_json)
+            viewer.print(as_json=as_json)
         elif as_json:
-            repeat(lambda: looking.print(as_json=True), never, interval)
+            repeat(lambda: viewer.print(as_json=True), stop_event, interval)
         else:
-            show_live(looking.screen, never, interval)
-    ctx.exit(looking.exit_code)
+            show_live(viewer.render, stop_event, interval)
+    ctx.exit(viewer.exit_code)
 
 
 def _state(shared: dict[str, Any] | None) -> Path:
     """Where state is kept; what else is wrong with the settings does not matter here."""
     from forecastd.errors import NeedsHuman
-    from forecastd.settings import load_fitting
+    from forecastd.settings import load_valid_settings
 
-    settings, wrong = load_fitting(**(shared or {}))
-    if told := wrong.get("STATE_DIR") or wrong.get("STATE_DIRECTORY"):
-        raise NeedsHuman(f"STATE_DIR does not fit: {told}.")
-    return settings.state
+    settings, problems = load_valid_settings(**(shared or {}))
+    if problem := problems.get("STATE_DIR") or problems.get("STATE_DIRECTORY"):
+        raise NeedsHuman(f"STATE_DIR does not fit: {problem}.")
+    return settings.state_path

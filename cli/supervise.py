@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from cli.options import SettingOption, faults_of
+from cli.options import SettingOption, join_faults
 
 PHASES = ("starting", "loading", "warming_up", "predicting", "post_processing", "stopping", "silence")
-LONGEST = 86_400.0  # seconds, as for the settings
+MAX_SECONDS = 86_400.0  # seconds, as for the settings
 EPILOG = """\b
 Exit codes:
   0    every job got its result, also after a hand-over
@@ -23,19 +23,19 @@ Exit codes:
 """
 
 
-def _list_faults(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+def _list_faults(ctx: click.Context, _: click.Parameter, enabled: bool) -> None:
     """Print what there is, and end."""
-    if wanted and not ctx.resilient_parsing:
+    if enabled and not ctx.resilient_parsing:
         from cli.supervise_screen import print_faults
 
         print_faults()
         ctx.exit()
 
 
-def _timeouts(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+def _timeouts(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
     """`PHASE=SECONDS` as settings."""
-    found = {}
-    for text in given:
+    timeouts = {}
+    for text in values:
         name, _, number = text.partition("=")
         phase = name.strip().lower().replace("-", "_")
         if phase not in PHASES:
@@ -44,10 +44,10 @@ def _timeouts(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
             seconds = float(number)
         except ValueError:
             seconds = 0.0
-        if not 0 < seconds <= LONGEST:
-            raise click.BadParameter(f"{text!r} must be PHASE=SECONDS, above 0 to {LONGEST:g}.", ctx, param)
-        found[f"{phase}_timeout"] = seconds
-    return found
+        if not 0 < seconds <= MAX_SECONDS:
+            raise click.BadParameter(f"{text!r} must be PHASE=SECONDS, above 0 to {MAX_SECONDS:g}.", ctx, param)
+        timeouts[f"{phase}_timeout"] = seconds
+    return timeouts
 
 
 @click.command(name="supervise", epilog=EPILOG)
@@ -64,7 +64,7 @@ def _timeouts(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
     show_default=True,
     help="How many predictions, one after the other.",
 )
-@click.option("--fault", "faults", multiple=True, callback=faults_of, metavar="KIND[:VALUE][@PLACE]",
+@click.option("--fault", "faults", multiple=True, callback=join_faults, metavar="KIND[:VALUE][@PLACE]",
               help="A fault for the process to bring on itself; may be given again, or with commas between.")  # fmt: skip
 @click.option("--faults", "list_faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults,
               help="List the faults and end.")  # fmt: skip
@@ -85,27 +85,29 @@ def _timeouts(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
 @click.option("-v", "--verbose", is_flag=True, help="Tell each step of progress and what the model prints, too.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, as_json: bool, verbose: bool, as_of: str | None, timeouts: dict[str, float], **more: Any
+    ctx: click.Context, /, as_json: bool, verbose: bool, as_of: str | None, timeouts: dict[str, float], **options: Any
 ) -> None:
     """Run a model under supervision, and see its processes, phases and progress.
 
     With --fault its process hangs, falls silent, crashes, leaks memory and more, at a place of its real work, and you see
     what becomes of the job. Nothing is submitted and nothing is written; docs/supervision.md shows real runs.
     """
-    from cli.interrupt import one_interrupt
+    from cli.signals import single_interrupt
     from cli.supervise_screen import TrialScreen
     from forecastd.clock import SystemClock
+    from forecastd.inference.supervision_run import SupervisionPlan, run_supervision
     from forecastd.settings import load_settings
-    from forecastd.trial import Plan, run_trial
 
-    ctx.with_resource(one_interrupt())
+    ctx.with_resource(single_interrupt())
     if verbose:
         sys.excepthook = sys.__excepthook__
-    clock, plan = SystemClock(), {name: more.pop(name) for name in ("jobs", "faults", "faulty", "deadline")}
-    plan["candles_at"] = _moment(as_of, clock.now(), from_source=more["data_source"] is not None)
-    settings = load_settings(**(ctx.obj or {}), **timeouts, **more)
+    clock, plan = SystemClock(), {name: options.pop(name) for name in ("jobs", "faults", "faulty", "deadline")}
+    plan["candles_at"] = _candle_time(as_of, clock.now(), from_source=options["data_source"] is not None)
+    settings = load_settings(**(ctx.obj or {}), **timeouts, **options)
     with TrialScreen(clock, quiet=as_json, verbose=verbose) as screen:
-        trial = run_trial(settings, Plan(**plan), clock, observe=screen.observe, watch=screen.watch)
+        trial = run_supervision(
+            settings, SupervisionPlan(**plan), clock, observer=screen.on_event, on_start=screen.set_children
+        )
     if as_json:
         click.echo(json.dumps(trial.as_json()))
     else:
@@ -113,10 +115,10 @@ def command(
     ctx.exit(trial.exit_code)
 
 
-def _moment(as_of: str | None, now: float, *, from_source: bool) -> float | None:
+def _candle_time(as_of: str | None, now: float, *, from_source: bool) -> float | None:
     """When to take candles; None for the bundle's canary."""
-    from cli.times import reference_time
+    from cli.times import parse_time
 
     if as_of is not None and not from_source:
         raise click.UsageError("--as-of is a moment of the data: give --source, too.")
-    return (reference_time(as_of) or now) if from_source else None
+    return (parse_time(as_of) or now) if from_source else None

@@ -17,18 +17,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.screen import console, row
+from cli.rows import console, row
 from forecastd.clock import Clock
+from forecastd.inference.supervision_run import JobOutcome, ListChildren, SupervisionReport
 from forecastd.logs import redacted
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.faults import KINDS
-from forecastd.supervise.report import Event
-from forecastd.trial import Children, JobEnd, Trial
+from forecastd.supervise.events import ProcessEvent
+from forecastd.supervise.faults import FAULT_KINDS
 
 STYLES = {logging.ERROR: "red", logging.WARNING: "yellow", logging.DEBUG: "dim"}
-LISTED = 10  # jobs; the rest is counted
-_TIME = 10
-_TOLD = {
+MAX_LISTED_JOBS = 10  # jobs; the rest is counted
+_TIME_WIDTH = 10
+_EVENT_TEXTS = {
     "launched": "process {pid} started",
     "ready": "process {pid} is ready",
     "dispatched": "process {pid} works on {job}",
@@ -49,13 +49,13 @@ class TrialScreen(logging.Handler):
         self._lines: SimpleQueue[tuple[float, str, str] | None] = SimpleQueue()
         self._printer = Thread(target=self._print, name="screen", daemon=True)
         self._live: Live | None = None
-        self._children: Children = list
+        self._children: ListChildren = list
 
     def __enter__(self) -> TrialScreen:
         if not self._quiet:
-            ours = logging.getLogger("forecastd")
-            ours.addHandler(self)
-            ours.propagate = False
+            logger = logging.getLogger("forecastd")
+            logger.addHandler(self)
+            logger.propagate = False
             if self._out.is_terminal:
                 self._live = Live(console=self._out, get_renderable=self._table, refresh_per_second=8, transient=True)
                 self._live.start()
@@ -64,33 +64,33 @@ class TrialScreen(logging.Handler):
 
     def __exit__(self, *_: object) -> None:
         if not self._quiet:
-            ours = logging.getLogger("forecastd")
-            ours.removeHandler(self)
-            ours.propagate = True
+            logger = logging.getLogger("forecastd")
+            logger.removeHandler(self)
+            logger.propagate = True
             self._lines.put(None)
             self._printer.join()
             if self._live is not None:
                 self._live.stop()
 
-    def watch(self, children: Children) -> None:
+    def set_children(self, children: ListChildren) -> None:
         """What tells what each process is at."""
         self._children = children
 
     def emit(self, record: logging.LogRecord) -> None:
         """A line that the program logs."""
-        self._tell(redacted(record.getMessage()), STYLES.get(record.levelno, ""))
+        self._add_line(redacted(record.getMessage()), STYLES.get(record.levelno, ""))
 
-    def observe(self, event: Event) -> None:
+    def on_event(self, event: ProcessEvent) -> None:
         """Something happened to a process."""
-        form = _TOLD.get(event.kind)
-        if form is not None:
+        template = _EVENT_TEXTS.get(event.kind)
+        if template is not None:
             text = event.text or "its end was not told"
-            self._tell(form.format(pid=event.pid, job=event.job, text=text), "")
-        elif event.kind == "progress" and self._verbose and event.watched.total:
-            at = event.watched
-            self._tell(f"process {event.pid} {at.phase} {at.done:g} of {at.total:g}", "dim")
+            self._add_line(template.format(pid=event.pid, job=event.job, text=text), "")
+        elif event.kind == "progress" and self._verbose and event.state.total:
+            state = event.state
+            self._add_line(f"process {event.pid} {state.phase} {state.done:g} of {state.total:g}", "dim")
 
-    def _tell(self, text: str, style: str) -> None:
+    def _add_line(self, text: str, style: str) -> None:
         if not self._quiet:
             self._lines.put((self._clock.monotonic() - self._start, text, style))
 
@@ -98,10 +98,10 @@ class TrialScreen(logging.Handler):
         while (line := self._lines.get()) is not None:
             seconds, text, style = line
             if not self._out.is_terminal:  # in one piece, for grep
-                self._out.print(Text(f"{seconds:8.3f}  {text}".replace("\n", f"\n{'':{_TIME}}")), soft_wrap=True)
+                self._out.print(Text(f"{seconds:8.3f}  {text}".replace("\n", f"\n{'':{_TIME_WIDTH}}")), soft_wrap=True)
                 continue
             table = Table.grid(padding=(0, 1), expand=True)
-            table.add_column(width=_TIME - 1, justify="right", no_wrap=True)
+            table.add_column(width=_TIME_WIDTH - 1, justify="right", no_wrap=True)
             table.add_column(ratio=1, overflow="fold")
             table.add_row(f"{seconds:.3f}", Text(text, style=style))
             self._out.print(table)
@@ -114,37 +114,37 @@ class TrialScreen(logging.Handler):
             table.add_column(name, no_wrap=True, justify="right" if name in {"process", "done"} else "left")
         for child in self._children():
             percent = float(str(child["percent"]))
-            idle = child["phase"] == Phase.IDLE
+            is_idle = child["phase"] == Phase.IDLE
             table.add_row(
                 str(child["pid"]),
                 str(child["phase"]).replace("_", " "),
-                "" if idle else ProgressBar(total=100, completed=percent, width=10),
-                "" if idle else f"{percent:.0f} %",
+                "" if is_idle else ProgressBar(total=100, completed=percent, width=10),
+                "" if is_idle else f"{percent:.0f} %",
                 f"{child['heard_s']} s ago",
-                "" if idle else f"{child['progressed_s']} s ago",
+                "" if is_idle else f"{child['progressed_s']} s ago",
                 str(child["job"] or ""),
             )
         return table
 
-    def result(self, trial: Trial) -> None:
+    def result(self, trial: SupervisionReport) -> None:
         """How the jobs ended, how slow the phases were, and what was counted."""
         for line in result_rows(trial):
             self._out.print(line)
 
 
-def result_rows(trial: Trial) -> Iterator[Table]:
+def result_rows(trial: SupervisionReport) -> Iterator[Table]:
     """The outcome of a trial, in the same shape as a cycle's."""
-    good = sum(job.outcome == "result" for job in trial.jobs)
-    told = Text(f"{trial.manifest.name} ({trial.manifest.sha256[:12]}), from {trial.inputs}")
-    yield row("model", told)
+    success_count = sum(job.outcome == "result" for job in trial.jobs)
+    model_text = Text(f"{trial.manifest.name} ({trial.manifest.sha256[:12]}), from {trial.input_description}")
+    yield row("model", model_text)
     text = Text()
-    for job in sorted(trial.jobs, key=lambda job: job.outcome == "result")[:LISTED]:
+    for job in sorted(trial.jobs, key=lambda job: job.outcome == "result")[:MAX_LISTED_JOBS]:
         text.append(f"{_job(job)}\n")
-    if len(trial.jobs) > LISTED:
-        text.append(f"and {len(trial.jobs) - LISTED} more; --json lists them all\n")
+    if len(trial.jobs) > MAX_LISTED_JOBS:
+        text.append(f"and {len(trial.jobs) - MAX_LISTED_JOBS} more; --json lists them all\n")
     yield row("jobs", text[:-1])
     limits = trial.policy.limits
-    slowest = (f"{phase} {seconds:.3f} s of {limits.of(phase):g} s" for phase, seconds in trial.slowest.items())
+    slowest = (f"{phase} {seconds:.3f} s of {limits.for_phase(phase):g} s" for phase, seconds in trial.slowest.items())
     yield row("slowest", Text("\n".join(slowest) or "no step was made"))
     counts = {name: count for name, count in vars(trial.counts).items() if isinstance(count, int) and count}
     counts |= {f"hangs in {phase}": count for (phase, _), count in trial.counts.hangs.items()}
@@ -153,11 +153,11 @@ def result_rows(trial: Trial) -> Iterator[Table]:
         yield row("quarantine", Text("in this trial only: no worker hears of it"))
     style = "bold yellow" if trial.exit_code else "bold green"
     outcome = Text("skipped" if trial.exit_code else "served", style=style)
-    outcome.append(f": {good} of {len(trial.jobs)} jobs got their result", style="default")
+    outcome.append(f": {success_count} of {len(trial.jobs)} jobs got their result", style="default")
     yield row("outcome", outcome, f"{sum(job.seconds for job in trial.jobs):.3f} s")
 
 
-def _job(job: JobEnd) -> str:
+def _job(job: JobOutcome) -> str:
     if job.outcome == "result":
         return f"{job.name}: {job.value:+.5f} by process {job.pid}, {job.seconds:.3f} s"
     return f"{job.name}: {job.outcome}, {job.reason}"
@@ -165,12 +165,12 @@ def _job(job: JobEnd) -> str:
 
 def print_faults() -> None:
     """Every fault, how it is written and what it does."""
-    out = Console(highlight=False)
+    output = Console(highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for kind, says in KINDS.items():
-        table.add_row(kind, says)
-    out.print(table)
-    out.print(
+    for kind, description in FAULT_KINDS.items():
+        table.add_row(kind, description)
+    output.print(table)
+    output.print(
         "\nA fault is KIND[:VALUE][@PLACE]. A place is a percentage of the prediction (50 unless given) or the name of a "
         "phase: loading, warming_up, predicting, post_processing, stopping. hang@99 stops at 99 % of the prediction, "
         "raise@loading fails at import, exit:7 ends with status 7, hang@50,ignore-term hangs and does not heed SIGTERM.",

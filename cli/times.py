@@ -7,7 +7,7 @@ import click
 from forecastd.clock import from_iso
 
 
-def reference_time(text: str | None, flag: str = "--as-of") -> float | None:
+def parse_time(text: str | None, flag: str = "--as-of") -> float | None:
     """Unix seconds of an option's ISO 8601 time, None when it was not given."""
     try:
         return None if text is None else from_iso(text)

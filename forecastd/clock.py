@@ -60,14 +60,14 @@ class ScaledClock:
             raise ValueError("the speed of a clock must be a number above 0")
         self.speed = speed
         self._clock = clock or SystemClock()
-        self._wall, self._mono = self._clock.now(), self._clock.monotonic()
+        self._start_wall, self._start_monotonic = self._clock.now(), self._clock.monotonic()
         if since is not None:
-            self._wall = since + (self._wall - since) * speed
+            self._start_wall = since + (self._start_wall - since) * speed
 
     def now(self) -> float:
         if self.speed == 1.0:
             return self._clock.now()  # which may be set right meanwhile, unlike one that is made up
-        return self._wall + (self._clock.monotonic() - self._mono) * self.speed
+        return self._start_wall + (self._clock.monotonic() - self._start_monotonic) * self.speed
 
     def monotonic(self) -> float:
         return self._clock.monotonic()
@@ -79,23 +79,23 @@ def seconds_until(clock: Clock, moment: float) -> float:
     return (moment - clock.now()) / speed
 
 
-class Deadline:
+class TimeBudget:
     """A span of time that began when this was made. `seconds` None: without end."""
 
     def __init__(self, seconds: float | None) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
 
-    def left(self) -> float | None:
+    def remaining(self) -> float | None:
         """Seconds left, None without end. Raises TimeoutError when it is over."""
         if self._end is None:
             return None
-        left = self._end - time.monotonic()
-        if left <= 0:
+        remaining = self._end - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError
-        return left
+        return remaining
 
 
-def iso(seconds: float) -> str:
+def to_iso(seconds: float) -> str:
     """Unix seconds as `2019-10-17T09:00:00Z`."""
     return datetime.fromtimestamp(int(seconds), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -18,9 +18,9 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from forecastd.errors import NeedsHuman
-from forecastd.textfile import read_text_file
+from forecastd.runtime.text_file import read_text_file
 
-Network = Literal["local", "testnet", "mainnet"]
+NetworkName = Literal["local", "testnet", "mainnet"]
 FeeTier = Literal["eco", "standard", "priority"]
 LogFormat = Literal["text", "json"]
 FleetEngine = Literal["auto", "library", "fused", "stream", "onnx"]
@@ -28,12 +28,12 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 ENV_FILE = Path(".env")  # where the command is run
 # What the numeric libraries read: which GPUs and how many threads to use, where their files are. None of it is a secret.
-NUMERIC = ("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_",
+NUMERIC_PREFIXES = ("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_",
            "TORCH_", "PYTORCH_", "LD_LIBRARY_PATH", "TMPDIR")  # fmt: skip
-CHECKOUT = Path(__file__).resolve().parent.parent
-EMBEDDED_MODEL = CHECKOUT / "models" / "demo"
-EMBEDDED_FEATURES = CHECKOUT / "features.json"
-EMBEDDED_FLEET_MODEL = CHECKOUT / "models" / "fleet-demo"
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+DEMO_MODEL = PROJECT_ROOT / "models" / "demo"
+DEFAULT_FEATURES = PROJECT_ROOT / "features.json"
+DEMO_FLEET_MODEL = PROJECT_ROOT / "models" / "fleet-demo"
 
 
 class Settings(BaseSettings):
@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         frozen=True, env_file=ENV_FILE, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
     )
 
-    allora_network: Network = "local"
+    allora_network: NetworkName = "local"
     topic_id: int = Field(default=67, ge=1)
     mnemonic: SecretStr | None = None
     mnemonic_file: Path | None = None
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     post_processing_timeout: Seconds = 10.0
     training_timeout: Seconds = 900.0
     stopping_timeout: Seconds = 5.0
-    silence_timeout: Seconds = 20.0
+    child_heartbeat_timeout: Seconds = 20.0
     job_attempts: int = Field(default=3, ge=1, le=100)
     standbys: int = Field(default=1, ge=0, le=16)
     model_memory_mb: int = Field(default=4096, ge=256)
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     health_port: int | None = Field(default=None, ge=0, le=65_535)
     alert_webhook: SecretStr | None = None  # such an address is a secret: who knows it may write there
     alert_command: str | None = None
-    alert_interval: Seconds = 3600.0
+    alert_repeat_interval: Seconds = 3600.0
     notify_socket: str | None = None  # set by systemd for Type=notify
     watchdog_usec: int | None = Field(default=None, ge=1)  # set by systemd for WatchdogSec=
     watchdog_pid: int | None = Field(default=None, ge=1)  # set by systemd with it
@@ -102,11 +102,11 @@ class Settings(BaseSettings):
     fleet_rate_limit: int = Field(default=6000, ge=0)
     fleet_max_body_mb: int = Field(default=8, ge=1, le=256)
     fleet_max_servers: int = Field(default=5000, ge=1, le=100_000)
-    fleet_max_skew: Seconds = 30.0
+    fleet_max_clock_skew: Seconds = 30.0
     fleet_history_hours: float = Field(default=48.0, gt=0, le=8784)
     fleet_history_mb: int = Field(default=2048, ge=16)
     fleet_thresholds: Path | None = None
-    fleet_scrape: Annotated[tuple[str, ...], NoDecode] = ()
+    fleet_scrape_targets: Annotated[tuple[str, ...], NoDecode] = ()
 
     @field_validator("rpc_endpoints", "event_endpoints", "fleet_cors_origins", "fleet_scrape", mode="before")
     @classmethod
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
 
     @field_validator("symbol")
     @classmethod
-    def _one_spelling(cls, value: str) -> str:
+    def _normalize_symbol(cls, value: str) -> str:
         """`BTC/USD` and `BTC-USD` are `btcusd`."""
         text = re.sub(r"[\s/_:.-]", "", value).lower()
         if not re.fullmatch(r"[a-z0-9]+", text):
@@ -135,7 +135,7 @@ class Settings(BaseSettings):
 
     @field_validator("credentials_directory")
     @classmethod
-    def _as_systemd_sets_it(cls, value: Path | None) -> Path | None:
+    def _require_absolute(cls, value: Path | None) -> Path | None:
         """What lies there is taken for a secret without a look at its mode, so it must not be where the command runs."""
         if value is not None and not value.is_absolute():
             raise ValueError("must be an absolute path; systemd sets it, leave it unset elsewhere")
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
 
     @field_validator("submission_deadline")
     @classmethod
-    def _in_utc(cls, value: datetime | None) -> datetime | None:
+    def _to_utc(cls, value: datetime | None) -> datetime | None:
         """A time without an offset is UTC."""
         if value is None:
             return None
@@ -160,18 +160,22 @@ class Settings(BaseSettings):
         return value
 
     @property
-    def state(self) -> Path:
+    def state_path(self) -> Path:
         """Where state lives: `STATE_DIR`, systemd's `STATE_DIRECTORY`, or the user's XDG state directory."""
         return self.state_dir or self.state_directory or user_state_path("forecastd", appauthor=False)
 
     @property
-    def logs(self) -> Path:
+    def log_path(self) -> Path:
         """Where logs go: `LOG_DIR`, systemd's `LOGS_DIRECTORY`, a checkout's own `logs/`, or below the state."""
-        chosen = self.log_dir or self.logs_directory
-        if chosen is not None:
-            return chosen
-        own = CHECKOUT / "logs"
-        return own if own.is_dir() and (CHECKOUT / "pyproject.toml").is_file() else self.state / "logs"
+        configured_path = self.log_dir or self.logs_directory
+        if configured_path is not None:
+            return configured_path
+        checkout_logs = PROJECT_ROOT / "logs"
+        return (
+            checkout_logs
+            if checkout_logs.is_dir() and (PROJECT_ROOT / "pyproject.toml").is_file()
+            else self.state_path / "logs"
+        )
 
     @property
     def model_path(self) -> Path:
@@ -183,37 +187,37 @@ class Settings(BaseSettings):
         if self.model is not None:
             return self.model
         if self.allora_network == "local":
-            return EMBEDDED_MODEL
+            return DEMO_MODEL
         raise NeedsHuman(
             f"No model is set for {self.allora_network}; the embedded demo model serves the local network only. "
             "Train one with `forecastd train`, then pass --model PATH or set MODEL."
         )
 
     @property
-    def secrets(self) -> tuple[str, ...]:
+    def secret_values(self) -> tuple[str, ...]:
         """Every secret that is set, for whoever hides them in what is printed and logged."""
-        found = (getattr(self, name) for name in type(self).model_fields)
-        return tuple(value.get_secret_value() for value in found if isinstance(value, SecretStr))
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return tuple(value.get_secret_value() for value in values if isinstance(value, SecretStr))
 
     @property
     def features_path(self) -> Path:
         """The feature list: `FEATURES`, else the project's own `features.json`."""
-        return self.features or EMBEDDED_FEATURES
+        return self.features or DEFAULT_FEATURES
 
     @property
-    def fleet_state(self) -> Path:
+    def fleet_state_path(self) -> Path:
         """Where the fleet's window, its models and its lock live."""
-        return self.state / "fleet"
+        return self.state_path / "fleet"
 
     @property
     def fleet_model_path(self) -> Path:
         """The bundle that forecasts the fleet: `FLEET_MODEL`, else the embedded demo."""
-        return self.fleet_model or EMBEDDED_FLEET_MODEL
+        return self.fleet_model or DEMO_FLEET_MODEL
 
     @property
-    def fleet_models(self) -> Path:
+    def fleet_models_path(self) -> Path:
         """Where a bundle's name is looked for when a running fleet is told to change its model."""
-        return self.fleet_models_dir or self.fleet_state / "models"
+        return self.fleet_models_dir or self.fleet_state_path / "models"
 
 
 def load_settings(**options: object) -> Settings:
@@ -222,27 +226,27 @@ def load_settings(**options: object) -> Settings:
     Raises:
         NeedsHuman: a value does not fit; all that are wrong are named, none is shown (it may be a secret).
     """
-    settings, wrong = load_fitting(**options)
-    if wrong:
-        told = "; ".join(f"{name}: {why}" for name, why in wrong.items())
-        raise NeedsHuman(f"Settings that do not fit: {told}. See .env.example for what each may be.")
+    settings, errors = load_valid_settings(**options)
+    if errors:
+        details = "; ".join(f"{name}: {reason}" for name, reason in errors.items())
+        raise NeedsHuman(f"Settings that do not fit: {details}. See .env.example for what each may be.")
     return settings
 
 
-def load_fitting(**options: object) -> tuple[Settings, dict[str, str]]:
+def load_valid_settings(**options: object) -> tuple[Settings, dict[str, str]]:
     """As `load_settings`, with the default in the place of every value that does not fit; and why those do not.
 
     Raises:
         NeedsHuman: `.env` cannot be read.
     """
-    given = {name: value for name, value in options.items() if not (value is None or _is_blank(value))}
+    overrides = {name: value for name, value in options.items() if not (value is None or _is_blank(value))}
     _require_env_file()
     try:
-        return Settings(**given), {}  # type: ignore[arg-type]  # pydantic checks the types, that is its job here
+        return Settings(**overrides), {}  # type: ignore[arg-type]  # pydantic checks the types, that is its job here
     except ValidationError as error:
-        wrong = {str(part["loc"][0]).lower(): str(part["msg"]) for part in error.errors(include_input=False)}
-    defaults = {name: Settings.model_fields[name].get_default() for name in wrong}
-    return Settings(**{**given, **defaults}), {name.upper(): why for name, why in wrong.items()}
+        errors = {str(part["loc"][0]).lower(): str(part["msg"]) for part in error.errors(include_input=False)}
+    defaults = {name: Settings.model_fields[name].get_default() for name in errors}
+    return Settings(**{**overrides, **defaults}), {name.upper(): reason for name, reason in errors.items()}
 
 
 def _is_blank(value: object) -> bool:
@@ -255,14 +259,14 @@ def _require_env_file() -> None:
         read_text_file(ENV_FILE, "The file", "Write it as text in UTF-8, a NAME=value a line.")
 
 
-def given_names() -> dict[str, str]:
+def variable_sources() -> dict[str, str]:
     """The names, not the values, of all variables that are given, upper case, each with where: the last place counts."""
     from dotenv import dotenv_values
 
-    found = {name.upper(): str(ENV_FILE) for name in dotenv_values(ENV_FILE)} if ENV_FILE.is_file() else {}
-    return found | {name.upper(): "the environment" for name in os.environ}
+    sources = {name.upper(): str(ENV_FILE) for name in dotenv_values(ENV_FILE)} if ENV_FILE.is_file() else {}
+    return sources | {name.upper(): "the environment" for name in os.environ}
 
 
 def numeric_environment() -> dict[str, str]:
     """What the environment tells the numeric libraries, for a process that trains in this one's place."""
-    return {name: value for name, value in os.environ.items() if name.startswith(NUMERIC)}
+    return {name: value for name, value in os.environ.items() if name.startswith(NUMERIC_PREFIXES)}

@@ -28,7 +28,7 @@ class DataError(ModelError):
     """The data given to training or evaluation cannot carry it (too short, not finite)."""
 
 
-class Diverged(DataError):
+class TrainingDiverged(DataError):
     """The training diverged: its weights are not finite. Lower --learning-rate."""
 
     def __init__(self) -> None:
@@ -38,8 +38,8 @@ class Diverged(DataError):
 class TrainingInterrupted(ModelError):
     """The training was interrupted. `kept` says whether a checkpoint of at least one whole epoch was kept in `work`."""
 
-    def __init__(self, work: Path, *, kept: bool) -> None:
-        what = "Best checkpoint kept" if kept else "No epoch was finished yet, so there is no checkpoint"
-        super().__init__(f"Interrupted. {what}; run the same command again to go on.")
+    def __init__(self, work: Path, *, has_checkpoint: bool) -> None:
+        progress = "Best checkpoint kept" if has_checkpoint else "No epoch was finished yet, so there is no checkpoint"
+        super().__init__(f"Interrupted. {progress}; run the same command again to go on.")
         self.work = work
-        self.kept = kept
+        self.has_checkpoint = has_checkpoint

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from forecastd.settings import Settings
 
-OURS = (*(name.upper() for name in Settings.model_fields), "XDG")
+SETTING_PREFIXES = (*(name.upper() for name in Settings.model_fields), "XDG")
 
 # How long an example takes says nothing on a machine that is busy.
 settings.register_profile("forecastd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts in 
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the machine's user reaches a test, and none of a test's files reaches the user's home."""
     for name in list(os.environ):
-        if name.upper().startswith(OURS):
+        if name.upper().startswith(SETTING_PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 

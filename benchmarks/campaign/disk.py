@@ -17,140 +17,146 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.campaign.faultydisk import FaultyDisk, Ill
-from benchmarks.figures import Count
+from benchmarks.campaign.faultydisk import DiskFault, FaultyDisk
+from benchmarks.figures import PremiseCount
 from forecastd.errors import ForecastdError, RetryLater
-from forecastd.ledger import Key, Ledger, Row, State, Submission
+from forecastd.ledger.ledger import EpochKey, Ledger, LedgerRow, Submission, SubmissionState
 
 CHAIN, WALLET = "localnet", "allo1disk"
 EPOCHS = 6
-TRIES = 3  # of one change by a worker that goes on after an error
+MAX_ATTEMPTS = 3  # of one change by a worker that goes on after an error
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Count]:
+def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
     """Every fault at every operation, a power cut with five choices of what is lost; quick: every eighth operation."""
     memory = Path("/dev/shm")  # noqa: S108 - no more than a faster place
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as place:
-        yield campaign(Path(place), step=8 if quick else 1, cuts=2 if quick else 5, seed=seed)
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+        yield run_campaign(Path(directory), step=8 if quick else 1, cut_repetitions=2 if quick else 5, seed=seed)
 
 
-def campaign(place: Path, *, step: int, cuts: int, seed: int) -> Count:
+def run_campaign(directory: Path, *, step: int, cut_repetitions: int, seed: int) -> PremiseCount:
     """Every fault at every `step`th operation; a power cut `cuts` times."""
-    whole = _Trial(place, None, 0, seed)
-    whole.run(go_on=False)
-    operations = whole.disk.operations
-    broken = [f"without a fault: {evidence}" for evidence in whole.judge()]
+    baseline = _DiskTrial(directory, None, 0, seed)
+    baseline.run(retry_errors=False)
+    operations = baseline.disk.operations
+    violations = [f"without a fault: {evidence}" for evidence in baseline.find_losses()]
     trials: Counter[str] = Counter()
     offset = random.Random(seed).randrange(step)
-    for at in range(1 + offset, len(operations) + 1, step):
-        for ill in Ill:
-            if ill in (Ill.FULL, Ill.STAYS_FULL) and not operations[at - 1].startswith("write"):
+    for operation_number in range(1 + offset, len(operations) + 1, step):
+        for fault in DiskFault:
+            if fault in (DiskFault.FULL, DiskFault.STAYS_FULL) and not operations[operation_number - 1].startswith(
+                "write"
+            ):
                 continue
-            for go_on in (False, True):
-                if ill is Ill.CUT and go_on:
+            for retry_errors in (False, True):
+                if fault is DiskFault.POWER_CUT and retry_errors:
                     continue
-                for repetition in range(cuts if ill is Ill.CUT else 1):
-                    trial = _Trial(place, ill, at, seed + repetition)
-                    trial.run(go_on=go_on)
-                    how = f"{ill}, at {operations[at - 1]} (number {at}){', and it goes on' if go_on else ''}"
-                    broken += [f"{how}: {evidence}" for evidence in trial.judge()]
-                    trials[str(ill)] += 1
+                for repetition in range(cut_repetitions if fault is DiskFault.POWER_CUT else 1):
+                    trial = _DiskTrial(directory, fault, operation_number, seed + repetition)
+                    trial.run(retry_errors=retry_errors)
+                    how = f"{fault}, at {operations[operation_number - 1]} (number {operation_number}){', and it goes on' if retry_errors else ''}"
+                    violations += [f"{how}: {evidence}" for evidence in trial.find_losses()]
+                    trials[str(fault)] += 1
     kinds = Counter(operation.split()[0] for operation in operations)
-    return Count(
+    return PremiseCount(
         f"a ledger on a disk that fails, seed {seed}",
         {
             "operations of one run": ", ".join(f"{number} x {what}" for what, number in sorted(kinds.items())),
             "trials": trials.total(),
             "by fault": ", ".join(f"{what} {number}" for what, number in trials.items()),
-            "broken": len(broken),
+            "broken": len(violations),
         },
         "nothing was sent that is not on disk, nothing reported as done is lost, every file opens again and is whole",
-        tuple(broken[:20]),
+        tuple(violations[:20]),
     )
 
 
 @dataclass
-class _Promises:
+class _ReportedState:
     """What the ledger has said it did: an epoch's state and number of signatures. `begun` may be there or not."""
 
-    done: dict[Key, tuple[State, int]] = field(default_factory=dict)
-    begun: dict[Key, set[tuple[State, int]]] = field(default_factory=dict)
-    sent: list[Submission] = field(default_factory=list)
+    completed_changes: dict[EpochKey, tuple[SubmissionState, int]] = field(default_factory=dict)
+    started_changes: dict[EpochKey, set[tuple[SubmissionState, int]]] = field(default_factory=dict)
+    sent_submissions: list[Submission] = field(default_factory=list)
 
 
-class _Trial:
+class _DiskTrial:
     """One run of the bookkeeping with one fault."""
 
     _number = 0
 
-    def __init__(self, place: Path, ill: Ill | None, at: int, seed: int) -> None:
-        _Trial._number += 1
-        self._place = place / str(_Trial._number)
-        self._place.mkdir()
-        self._path = self._place / "ledger.sqlite"
-        self.disk = FaultyDisk(f"faulty-{_Trial._number}", ill, at, seed)
-        self._promises = _Promises()
+    def __init__(self, directory: Path, fault: DiskFault | None, operation_number: int, seed: int) -> None:
+        _DiskTrial._number += 1
+        self._directory = directory / str(_DiskTrial._number)
+        self._directory.mkdir()
+        self._path = self._directory / "ledger.sqlite"
+        self.disk = FaultyDisk(f"faulty-{_DiskTrial._number}", fault, operation_number, seed)
+        self._reported = _ReportedState()
         self._ledger: Ledger | None = None
-        self._go_on = False
+        self._retry_errors = False
 
-    def run(self, *, go_on: bool) -> None:
+    def run(self, *, retry_errors: bool) -> None:
         """The bookkeeping, to its end or to the error that ends the process. `go_on`: try again after an error."""
-        self._go_on = go_on
+        self._retry_errors = retry_errors
         with suppress(ForecastdError):
-            self._ledger = self._opened()
-            self._keep_books(self._ledger)
+            self._ledger = self._open_ledger()
+            self._write_epochs(self._ledger)
         if self._ledger is not None:
             with suppress(Exception):  # a process that dies does not close either
                 self._ledger.close()
         self.disk.unregister()
 
-    def judge(self) -> list[str]:
+    def find_losses(self) -> list[str]:
         """What is wrong with what survived. The power is cut now if it was not before."""
-        survived = self._place / "survived"
+        survived = self._directory / "survived"
         survived.mkdir()
-        self.disk.survivors(survived)
-        for extra in self._place.glob("ledger.sqlite.witness"):
+        self.disk.write_surviving_files(survived)
+        for extra in self._directory.glob("ledger.sqlite.witness"):
             shutil.copy(extra, survived)
         try:
-            ledger = Ledger(survived / "ledger.sqlite", wait=0.0)
+            ledger = Ledger(survived / "ledger.sqlite", timeout_seconds=0.0)
         except ForecastdError as error:
             return [f"does not open again: {error}"]
         try:
-            found = [f"was set aside: {path.name}" for path in survived.glob("*damaged*")]
-            if ledger.check() != "ok":
-                found.append(ledger.check())
-            found += [*self._lost_signatures(ledger), *self._lost_changes(ledger)]
+            losses = [f"was set aside: {path.name}" for path in survived.glob("*damaged*")]
+            if ledger.integrity_check() != "ok":
+                losses.append(ledger.integrity_check())
+            losses += [*self._lost_signatures(ledger), *self._lost_changes(ledger)]
         finally:
             ledger.close()
-            shutil.rmtree(self._place)
-        return found
+            shutil.rmtree(self._directory)
+        return losses
 
-    def _opened(self) -> Ledger:
-        for _ in range(TRIES if self._go_on else 1):
+    def _open_ledger(self) -> Ledger:
+        for _ in range(MAX_ATTEMPTS if self._retry_errors else 1):
             with suppress(RetryLater):
-                return Ledger(self._path, wait=0.0, connect=self.disk.connect)
+                return Ledger(self._path, timeout_seconds=0.0, connect=self.disk.connect)
         raise RetryLater
 
-    def _keep_books(self, ledger: Ledger) -> None:
+    def _write_epochs(self, ledger: Ledger) -> None:
         """Some epochs' worth of entries: served at once, on the second signature, missed."""
-        self._do(lambda: ledger.know_from(CHAIN, WALLET, 0))
-        self._do(lambda: ledger.note_use(CHAIN, WALLET, 0, "0" * 64, "register"))
+        self._attempt(lambda: ledger.set_known_from(CHAIN, WALLET, 0))
+        self._attempt(lambda: ledger.record_sequence_use(CHAIN, WALLET, 0, "0" * 64, "register"))
         sequence = 1
         for epoch in range(EPOCHS):
-            key: Key = (CHAIN, 67, 1 + 720 * epoch, WALLET)
+            key: EpochKey = (CHAIN, 67, 1 + 720 * epoch, WALLET)
             if epoch % 3 == 2:
-                self._change(key, (State.MISSED, 0), lambda key=key: ledger.adopt(key, State.MISSED, 0.0, reason="x"))  # type: ignore[misc]
+                self._apply_change(
+                    key,
+                    (SubmissionState.MISSED, 0),
+                    lambda key=key: ledger.record_unsigned(key, SubmissionState.MISSED, 0.0, reason="x"),  # type: ignore[misc]
+                )
                 continue
             attempts = 1 + epoch % 2
             for attempt in range(1, attempts + 1):
                 self._sign(ledger, key, sequence, attempt)
                 sequence += 1
                 if attempt < attempts:
-                    self._learn(ledger, key, State.DEAD)
-            self._learn(ledger, key, State.INCLUDED)
-            self._learn(ledger, key, State.ADMITTED)
+                    self._record_state(ledger, key, SubmissionState.ABANDONED)
+            self._record_state(ledger, key, SubmissionState.INCLUDED)
+            self._record_state(ledger, key, SubmissionState.ADMITTED)
 
-    def _sign(self, ledger: Ledger, key: Key, sequence: int, attempt: int) -> None:
+    def _sign(self, ledger: Ledger, key: EpochKey, sequence: int, attempt: int) -> None:
         raw = random.Random(sequence).randbytes(900)
         name = hashlib.sha256(raw).hexdigest().upper()
         submission = Submission(*key, "0.01", sequence, raw, name, key[2] + 719, 200_000, 10)
@@ -160,29 +166,29 @@ class _Trial:
             if entry is None or entry.row.attempts < attempt:  # a worker that goes on sends what is there
                 ledger.commit(submission, 1.0)
 
-        self._change(key, (State.SIGNED, attempt), commit)
-        self._promises.sent.append(submission)
+        self._apply_change(key, (SubmissionState.SIGNED, attempt), commit)
+        self._reported.sent_submissions.append(submission)
 
-    def _learn(self, ledger: Ledger, key: Key, state: State) -> None:
-        attempts = self._promises.done[key][1]
+    def _record_state(self, ledger: Ledger, key: EpochKey, state: SubmissionState) -> None:
+        attempts = self._reported.completed_changes[key][1]
 
         def record() -> None:
             entry = ledger.find(key)
             assert entry is not None
-            row: Row = replace(entry.row, state=state, height=key[2] + 3)
+            row: LedgerRow = replace(entry.row, state=state, height=key[2] + 3)
             ledger.record(key, row, 2.0)
 
-        self._change(key, (state, attempts), record)
+        self._apply_change(key, (state, attempts), record)
 
-    def _change(self, key: Key, to: tuple[State, int], work: Callable[[], None]) -> None:
-        self._promises.begun.setdefault(key, set()).add(to)
-        self._do(work)
-        self._promises.done[key] = to
-        self._promises.begun.pop(key)
+    def _apply_change(self, key: EpochKey, new_state: tuple[SubmissionState, int], work: Callable[[], None]) -> None:
+        self._reported.started_changes.setdefault(key, set()).add(new_state)
+        self._attempt(work)
+        self._reported.completed_changes[key] = new_state
+        self._reported.started_changes.pop(key)
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _attempt(self, work: Callable[[], None]) -> None:
         """`work`; once, or as often as a worker would that goes on."""
-        for _ in range(TRIES - 1 if self._go_on else 0):
+        for _ in range(MAX_ATTEMPTS - 1 if self._retry_errors else 0):
             try:
                 work()
             except RetryLater:
@@ -191,14 +197,14 @@ class _Trial:
         work()
 
     def _lost_signatures(self, ledger: Ledger) -> Iterator[str]:
-        for submission in self._promises.sent:
+        for submission in self._reported.sent_submissions:
             if submission not in ledger.attempts(submission.key):
                 yield f"sequence {submission.sequence} of nonce {submission.nonce} was sent and is not on disk"
 
     def _lost_changes(self, ledger: Ledger) -> Iterator[str]:
-        for key in {**self._promises.begun, **self._promises.done}:
+        for key in {**self._reported.started_changes, **self._reported.completed_changes}:
             entry = ledger.find(key)
-            there = None if entry is None else (entry.row.state, entry.row.attempts)
-            may = {self._promises.done.get(key), *self._promises.begun.get(key, ())}
-            if there not in may:
-                yield f"nonce {key[2]}: {there} is on disk, {self._promises.done.get(key)} was reported"
+            stored_state = None if entry is None else (entry.row.state, entry.row.attempts)
+            allowed_states = {self._reported.completed_changes.get(key), *self._reported.started_changes.get(key, ())}
+            if stored_state not in allowed_states:
+                yield f"nonce {key[2]}: {stored_state} is on disk, {self._reported.completed_changes.get(key)} was reported"

@@ -14,130 +14,135 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.campaign.audit import Tally, audit, read_book
-from benchmarks.campaign.worker import TOPIC, job, new_phrase, open_parts
-from benchmarks.figures import Count
+from benchmarks.campaign.audit import AuditCounts, audit, read_ledger
+from benchmarks.campaign.worker import TOPIC, cycle_options, new_mnemonic, open_context
+from benchmarks.figures import PremiseCount
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
-from forecastd.cycle import run_cycle
 from forecastd.errors import ForecastdError
-from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import BEHAVIOURS
 from forecastd.localnet.topics import TopicSpec
+from forecastd.submission.cycle import run_cycle
 
 ENDPOINTS = 3
-TOGETHER = 14  # pools at a time
+PARALLEL_POOLS = 14  # pools at a time
 EPOCH = 500  # blocks, and of the submission window as well: beyond what PATIENCE needs
-BLOCK = 0.2  # seconds
-PATIENCE = 75.0  # seconds a window may take; on the real chains an epoch is an hour
+BLOCK_SECONDS = 0.2  # seconds
+WINDOW_TIMEOUT_SECONDS = 75.0  # seconds a window may take; on the real chains an epoch is an hour
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Count]:
+def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
     """Each behaviour with the well endpoint at every place, over three windows; quick: at one place, over two."""
     del seed  # nothing here is chosen at random, but for what a behaviour's own text says
-    places = [(at % ENDPOINTS,) for at in range(len(BEHAVIOURS))] if quick else [range(ENDPOINTS)] * len(BEHAVIOURS)
+    places = (
+        [(index % ENDPOINTS,) for index in range(len(BEHAVIOURS))] if quick else [range(ENDPOINTS)] * len(BEHAVIOURS)
+    )
     cases = [(name, place) for name, wells in zip(BEHAVIOURS, places, strict=True) for place in wells]
     with tempfile.TemporaryDirectory() as place:
-        yield campaign(Path(place), cases, windows=2 if quick else 3)
+        yield run_campaign(Path(place), cases, windows=2 if quick else 3)
 
 
 @dataclass
-class Pool:
+class PoolUnderTest:
     """One worker with three endpoints."""
 
     behaviour: str
-    well: int
+    healthy_index: int
     endpoints: tuple[str, ...]
-    state: Path
+    state_dir: Path
     wallet: Wallet
     nonces: list[int] = field(default_factory=list)
     slowest: float = 0.0
-    troubles: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
-    def work(self, windows: int, ready: threading.Barrier) -> None:
+    def serve_windows(self, windows: int, ready: threading.Barrier) -> None:
         """In a thread of its own: serve each window, in step with the others; then settle what is left."""
         clock = SystemClock()
-        with open_parts(self.wallet, self.state, self.endpoints) as parts:
+        with open_context(self.wallet, self.state_dir, self.endpoints) as parts:
             for _ in range(windows):
                 ready.wait()
                 start = clock.monotonic()
                 outcome, reason = "", ""
-                while outcome not in ("submitted", "already_submitted") and clock.monotonic() - start < PATIENCE:
-                    done = run_cycle(job(persist=True, seconds=PATIENCE), parts)
-                    outcome, reason = done.outcome, done.reason
+                while (
+                    outcome not in ("submitted", "already_submitted")
+                    and clock.monotonic() - start < WINDOW_TIMEOUT_SECONDS
+                ):
+                    cycle_outcome = run_cycle(cycle_options(persist=True, seconds=WINDOW_TIMEOUT_SECONDS), parts)
+                    outcome, reason = cycle_outcome.outcome, cycle_outcome.reason
                     parts.wake.wait(0.1)
                 self.slowest = max(self.slowest, clock.monotonic() - start)
                 if outcome not in ("submitted", "already_submitted"):
-                    self.troubles.append(f"{self.behaviour}: {outcome}, {reason}")
+                    self.problems.append(f"{self.behaviour}: {outcome}, {reason}")
                 ready.wait()
             ready.wait()
             # The topic is at rest now. A pool may hold back for a moment while it finds its well endpoint again.
             for _ in range(20):
-                run_cycle(job(), parts)
+                run_cycle(cycle_options(), parts)
                 if not parts.ledger.entries(LOCAL_CHAIN_ID, self.wallet.address, unsettled=True):
                     break
                 parts.wake.wait(0.5)
 
 
-def campaign(place: Path, cases: Sequence[tuple[str, int]], *, windows: int) -> Count:
+def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: int) -> PremiseCount:
     """A pool for each case, which is a behaviour and the place of the well endpoint; each serves so many windows."""
     topic = TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=EPOCH)
-    pools: list[Pool] = []
+    pools: list[PoolUnderTest] = []
     with ExitStack() as stack:
         node = stack.enter_context(
-            open_embedded(place / "node", SystemClock(), topics=(topic,), block_time=None, seal_at_once=False)
+            open_embedded(directory / "node", SystemClock(), topics=(topic,), block_time=None, seal_at_once=False)
         )
         node.advance(2 * EPOCH)  # so that there is an old state for an endpoint to be behind with
-        for first in range(0, len(cases), TOGETHER):
+        for first in range(0, len(cases), PARALLEL_POOLS):
             batch = [
-                _pool(place / str(first + at), node, behaviour, well)
-                for at, (behaviour, well) in enumerate(cases[first : first + TOGETHER])
+                _pool(directory / str(first + index), node, behaviour, healthy_index)
+                for index, (behaviour, healthy_index) in enumerate(cases[first : first + PARALLEL_POOLS])
             ]
             _serve(node, topic, batch, windows)
             pools += batch
         record = node.record()
-    tally, broken = Tally(), []
+    counts, violations = AuditCounts(), []
     for pool in pools:
-        broken += pool.troubles
-        book = read_book(pool.state / "ledger.sqlite", record.chain_id, pool.wallet.address)
-        found = audit(record, pool.wallet.address, pool.nonces, book, tally)
-        broken += [f"{pool.behaviour}, the well one at {pool.well}: {evidence}" for evidence in found]
+        violations += pool.problems
+        ledger_contents = read_ledger(pool.state_dir / "ledger.sqlite", record.chain_id, pool.wallet.address)
+        problems = audit(record, pool.wallet.address, pool.nonces, ledger_contents, counts)
+        violations += [f"{pool.behaviour}, the well one at {pool.healthy_index}: {evidence}" for evidence in problems]
     slow = sorted(pools, key=lambda pool: -pool.slowest)
-    return Count(
+    return PremiseCount(
         "pools of three endpoints, two of which misbehave",
         {
             "behaviours": len({pool.behaviour for pool in pools}),
             "pools": len(pools),
             "windows": sum(len(pool.nonces) for pool in pools),
-            "windows served by one inclusion": tally.served,
-            "doubled": tally.doubled,
-            "lost": tally.lost,
-            "paid failures": tally.paid_failures,
-            "outcomes that differ from the node's record": tally.differing,
+            "windows served by one inclusion": counts.served_count,
+            "doubled": counts.doubled_count,
+            "lost": counts.lost_count,
+            "paid failures": counts.paid_failure_count,
+            "outcomes that differ from the node's record": counts.differing_count,
             "median and slowest window": f"{slow[len(slow) // 2].slowest:.1f} s, {slow[0].slowest:.1f} s"
             f" ({', '.join(pool.behaviour for pool in slow[:3])})",
         },
         "every window has one good inclusion, and nothing else was paid for",
-        tuple(broken[:20]) + (("paid failures",) if tally.paid_failures else ()),
+        tuple(violations[:20]) + (("paid failures",) if counts.paid_failure_count else ()),
     )
 
 
-def _pool(state: Path, node: Embedded, behaviour: str, well: int) -> Pool:
+def _pool(state: Path, node: EmbeddedNode, behaviour: str, healthy_index: int) -> PoolUnderTest:
     bad = [node.add_endpoint((BEHAVIOURS[behaviour],)) for _ in range(ENDPOINTS - 1)]
-    bad.insert(well, node.add_endpoint())
-    return Pool(behaviour, well, tuple(bad), state, Wallet.from_mnemonic(new_phrase()))
+    bad.insert(healthy_index, node.add_endpoint())
+    return PoolUnderTest(behaviour, healthy_index, tuple(bad), state, Wallet.from_mnemonic(new_mnemonic()))
 
 
-def _serve(node: Embedded, topic: TopicSpec, pools: Sequence[Pool], windows: int) -> None:
+def _serve(node: EmbeddedNode, topic: TopicSpec, pools: Sequence[PoolUnderTest], windows: int) -> None:
     """Open one window after the other; make blocks until every pool is through with it."""
     ready = threading.Barrier(len(pools) + 1)
 
-    def work(pool: Pool) -> None:
+    def work(pool: PoolUnderTest) -> None:
         try:
-            pool.work(windows, ready)
+            pool.serve_windows(windows, ready)
         except (ForecastdError, threading.BrokenBarrierError) as error:
-            pool.troubles.append(f"{pool.behaviour}: {error!r}")
+            pool.problems.append(f"{pool.behaviour}: {error!r}")
             ready.abort()
 
     threads = [threading.Thread(target=work, args=(pool,), name=pool.behaviour) for pool in pools]
@@ -152,7 +157,7 @@ def _serve(node: Embedded, topic: TopicSpec, pools: Sequence[Pool], windows: int
                 pool.nonces.append(nonce)
             ready.wait()
             stop = threading.Event()
-            blocks = threading.Thread(target=_beat, args=(node, nonce + EPOCH - 1, stop))
+            blocks = threading.Thread(target=_make_blocks, args=(node, nonce + EPOCH - 1, stop))
             blocks.start()
             try:
                 ready.wait()
@@ -160,15 +165,15 @@ def _serve(node: Embedded, topic: TopicSpec, pools: Sequence[Pool], windows: int
                 stop.set()
                 blocks.join()
         node.advance(EPOCH)
-        node.call(lambda chain: chain.configure(replace(chain.rules, topics=(replace(topic, active=False),))))
+        node.call(lambda chain: chain.configure(replace(chain.config, topics=(replace(topic, active=False),))))
         ready.wait()
     finally:
         for thread in threads:
             thread.join()
-    node.call(lambda chain: chain.configure(replace(chain.rules, topics=(topic,))))
+    node.call(lambda chain: chain.configure(replace(chain.config, topics=(topic,))))
 
 
-def _beat(node: Embedded, last: int, stop: threading.Event) -> None:
+def _make_blocks(node: EmbeddedNode, last: int, stop: threading.Event) -> None:
     height = 0
-    while not stop.wait(BLOCK) and height < last - 1:
+    while not stop.wait(BLOCK_SECONDS) and height < last - 1:
         height = node.advance()

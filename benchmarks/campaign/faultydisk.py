@@ -20,21 +20,21 @@ import apsw
 SECTOR = 512
 
 
-class Ill(StrEnum):
+class DiskFault(StrEnum):
     """What goes wrong at the chosen operation."""
 
-    CUT = "the power is cut"
+    POWER_CUT = "the power is cut"
     FULL = "the disk is full once"
     STAYS_FULL = "the disk is full from there on"
     ERROR = "the disk fails once"
-    STAYS_BROKEN = "the disk fails from there on"
+    STAYS_FAILING = "the disk fails from there on"
 
 
-_LASTING = (Ill.CUT, Ill.STAYS_FULL, Ill.STAYS_BROKEN)
+_PERSISTENT = (DiskFault.POWER_CUT, DiskFault.STAYS_FULL, DiskFault.STAYS_FAILING)
 
 
 @dataclass
-class _Image:
+class _FileImage:
     """A file as it is on the platter, and what was written since and may be lost. A truncation is (size, None)."""
 
     durable: bytearray = field(default_factory=bytearray)
@@ -49,46 +49,46 @@ class _Image:
 class FaultyDisk(apsw.VFS):
     """The files of one database. `at`: the number of the write, truncation, sync or removal at which `ill` strikes."""
 
-    def __init__(self, name: str, ill: Ill | None, at: int, seed: int) -> None:
-        self.name, self._ill, self._at = name, ill, at
+    def __init__(self, name: str, fault: DiskFault | None, fault_operation: int, seed: int) -> None:
+        self.name, self._fault, self._fault_operation = name, fault, fault_operation
         self._random = random.Random(seed)
         self.operations: list[str] = []
-        self.struck = False
-        self._images: dict[str, _Image] = {}
+        self.triggered = False
+        self._images: dict[str, _FileImage] = {}
         self._names: set[str] = set()  # that survive
-        self._removed: dict[str, _Image] = {}  # by name: files whose removal may not survive
+        self._removed: dict[str, _FileImage] = {}  # by name: files whose removal may not survive
         super().__init__(name, base="")
 
     def connect(self, path: Path, wait: float) -> sqlite3.Connection:
         """A connection over this disk, for a `Ledger`."""
         return _Connection(path, wait, self.name)  # type: ignore[return-value]  # the part of it that a ledger uses
 
-    def survivors(self, place: Path) -> None:
+    def write_surviving_files(self, directory: Path) -> None:
         """Write what is left after the power was cut now into `place`."""
         for name, image in {**self._removed, **self._images}.items():
-            known = name in self._names
-            if not known and self._random.random() < 0.5:
+            name_survives = name in self._names
+            if not name_survives and self._random.random() < 0.5:
                 continue
             if name not in self._images and self._random.random() < 0.5:
                 continue
             data = image.durable[:]
-            for offset, written in image.pending:
+            for offset, content in image.pending:
                 chance = self._random.random()
                 if chance < 0.4:
-                    _apply(data, offset, written)
-                elif chance < 0.6 and written is not None:
-                    _apply(data, offset, written[: SECTOR * self._random.randrange(1 + len(written) // SECTOR)])
-            (place / Path(name).name).write_bytes(data)
+                    _apply(data, offset, content)
+                elif chance < 0.6 and content is not None:
+                    _apply(data, offset, content[: SECTOR * self._random.randrange(1 + len(content) // SECTOR)])
+            (directory / Path(name).name).write_bytes(data)
 
     # SQLite's side
 
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - SQLite's name
         file = _File(self, name, flags)
-        self._images.setdefault(file.path, _Image())
+        self._images.setdefault(file.path, _FileImage())
         return file
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - SQLite's name
-        self.operate("remove", filename)
+        self.count_operation("remove", filename)
         super().xDelete(filename, False)
         image = self._images.pop(filename, None)
         if image is not None:
@@ -98,24 +98,28 @@ class FaultyDisk(apsw.VFS):
 
     # The files' side
 
-    def operate(self, what: str, path: str) -> None:
+    def count_operation(self, kind: str, path: str) -> None:
         """Count an operation, and fail it when its time has come."""
-        self.operations.append(f"{what} {Path(path).suffix or path[-8:]}")
+        self.operations.append(f"{kind} {Path(path).suffix or path[-8:]}")
         number = len(self.operations)
-        if self._ill is None or number < self._at or (number > self._at and self._ill not in _LASTING):
+        if (
+            self._fault is None
+            or number < self._fault_operation
+            or (number > self._fault_operation and self._fault not in _PERSISTENT)
+        ):
             return
-        full = self._ill in (Ill.FULL, Ill.STAYS_FULL)
-        if full and what != "write":
+        full = self._fault in (DiskFault.FULL, DiskFault.STAYS_FULL)
+        if full and kind != "write":
             return
-        self.struck = True
-        if what == "sync" and self._ill is not Ill.CUT and path in self._images:
+        self.triggered = True
+        if kind == "sync" and self._fault is not DiskFault.POWER_CUT and path in self._images:
             self._images[path].pending.clear()
-        raise apsw.exception_for(apsw.SQLITE_FULL if full else _CODES[what])
+        raise apsw.exception_for(apsw.SQLITE_FULL if full else _CODES[kind])
 
-    def wrote(self, path: str, offset: int, data: bytes | None) -> None:
+    def record_write(self, path: str, offset: int, data: bytes | None) -> None:
         self._images[path].pending.append((offset, data))
 
-    def synced(self, path: str) -> None:
+    def record_sync(self, path: str) -> None:
         self._images[path].sync()
         if path.endswith("-journal"):  # SQLite syncs the directory with a new journal
             self.sync_names()
@@ -142,19 +146,19 @@ class _File(apsw.VFSFile):
         super().__init__("", name, flags)
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - SQLite's name
-        self._disk.operate("write", self.path)
+        self._disk.count_operation("write", self.path)
         super().xWrite(data, offset)
-        self._disk.wrote(self.path, offset, bytes(data))
+        self._disk.record_write(self.path, offset, bytes(data))
 
     def xTruncate(self, newsize: int) -> None:  # noqa: N802 - SQLite's name
-        self._disk.operate("truncate", self.path)
+        self._disk.count_operation("truncate", self.path)
         super().xTruncate(newsize)
-        self._disk.wrote(self.path, newsize, None)
+        self._disk.record_write(self.path, newsize, None)
 
     def xSync(self, flags: int) -> None:  # noqa: N802 - SQLite's name
         del flags  # the real file is thrown away: only its image is asked what survived
-        self._disk.operate("sync", self.path)
-        self._disk.synced(self.path)
+        self._disk.count_operation("sync", self.path)
+        self._disk.record_sync(self.path)
 
 
 class _Rows:
@@ -181,7 +185,7 @@ class _Connection:
             self._db = apsw.Connection(str(path), vfs=vfs)
             self._db.set_busy_timeout(int(wait * 1000))
         except apsw.Error as error:
-            raise _translated(error) from error
+            raise _translate_error(error) from error
 
     @property
     def in_transaction(self) -> bool:
@@ -191,24 +195,24 @@ class _Connection:
         try:
             return _Rows(list(self._db.execute(sql, values)))
         except apsw.Error as error:
-            raise _translated(error) from error
+            raise _translate_error(error) from error
 
     def close(self) -> None:
         with suppress(apsw.Error):  # Python's own module does not tell what fails while a file is closed
             self._db.close(True)
 
 
-def _translated(error: apsw.Error) -> sqlite3.Error:
+def _translate_error(error: apsw.Error) -> sqlite3.Error:
     """The error as Python's own module raises it."""
-    translated = sqlite3.OperationalError(str(error))
-    translated.sqlite_errorcode = getattr(error, "extendedresult", apsw.SQLITE_IOERR)
-    return translated
+    sqlite_error = sqlite3.OperationalError(str(error))
+    sqlite_error.sqlite_errorcode = getattr(error, "extendedresult", apsw.SQLITE_IOERR)
+    return sqlite_error
 
 
-def _apply(data: bytearray, offset: int, written: bytes | None) -> None:
-    if written is None:
+def _apply(data: bytearray, offset: int, content: bytes | None) -> None:
+    if content is None:
         del data[offset:]
         return
     if len(data) < offset:
         data.extend(bytes(offset - len(data)))
-    data[offset : offset + len(written)] = written
+    data[offset : offset + len(content)] = content

@@ -19,26 +19,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks.campaign.worker import TOPIC, CheapForecaster, Nursery, Task, job, new_phrase, open_parts
-from benchmarks.figures import Count
+from benchmarks.campaign.worker import (
+    TOPIC,
+    InstantForecaster,
+    ProcessForker,
+    WorkerTask,
+    cycle_options,
+    new_mnemonic,
+    open_context,
+)
+from benchmarks.figures import PremiseCount
 from benchmarks.processes import ROOT
-from forecastd.candles import Candles
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock, SystemClock
-from forecastd.cycle import run_cycle
-from forecastd.forecaster import Forecaster
-from forecastd.localnet.chain import LocalChain, Rules
-from forecastd.localnet.embedded import Embedded
-from forecastd.localnet.faults import Fault
+from forecastd.inference.forecaster import Forecaster
+from forecastd.localnet.chain import ChainConfig, LocalChain
+from forecastd.localnet.embedded import EmbeddedNode
+from forecastd.localnet.faults import NodeFault
 from forecastd.localnet.state import Effect
-from forecastd.localnet.store import Store, chain_path
+from forecastd.localnet.store import ChainStore, chain_path
 from forecastd.localnet.topics import TopicSpec
-from forecastd.settings import EMBEDDED_MODEL
+from forecastd.market.candles import Candles
+from forecastd.settings import DEMO_MODEL
+from forecastd.submission.cycle import run_cycle
 from models.base import Forecast
 
 EPOCH, WINDOW = 10, 100_000  # blocks
-HEALS = 6.0  # seconds after which a hung call works again
+HEAL_SECONDS = 6.0  # seconds after which a hung call works again
 OFFICIAL = """
 import asyncio, logging, sys, threading
 from allora_sdk import AlloraNetworkConfig, AlloraWalletConfig, AlloraWorker, LocalWallet
@@ -70,84 +78,95 @@ asyncio.run(main())
 
 
 @dataclass(frozen=True)
-class Case:
+class ComparisonCase:
     """A case: how many windows are open, the fault of the node's endpoint, and what else is wrong with the worker."""
 
     name: str
     windows: int
     fault: str = ""
-    heals: bool = False
-    trouble: str = ""  # of the model: raises, never returns; of the process: restart
+    heals_later: bool = False
+    worker_fault: str = ""  # of the model: raises, never returns; of the process: restart
 
 
 CASES = (
-    Case("one RPC hangs, and heals after 6 s", 6, fault="hang@method=GetUnfulfilledWorkerNonces", heals=True),
-    Case("the model raises once", 3, trouble="raises"),
-    Case("CheckTx answers code 32 once", 3, fault="sequence-race@first=1"),
-    Case("transactions are indexed 40 s late", 1, fault="index-late=40"),
-    Case("the model never returns, once", 3, trouble="never returns"),
-    Case("killed after an inclusion, started again", 1, trouble="restart"),
+    ComparisonCase(
+        "one RPC hangs, and heals after 6 s", 6, fault="hang@method=GetUnfulfilledWorkerNonces", heals_later=True
+    ),
+    ComparisonCase("the model raises once", 3, worker_fault="raises"),
+    ComparisonCase("CheckTx answers code 32 once", 3, fault="sequence-race@first=1"),
+    ComparisonCase("transactions are indexed 40 s late", 1, fault="index-late=40"),
+    ComparisonCase("the model never returns, once", 3, worker_fault="never returns"),
+    ComparisonCase("killed after an inclusion, started again", 1, worker_fault="restart"),
 )
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Count]:
+def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
     """150 s of all cases side by side; quick: 85 s, little more than a hung model is waited for."""
     del seed  # nothing here is chosen at random
-    with tempfile.TemporaryDirectory() as place:
-        yield _compare(Path(place), 85.0 if quick else 150.0)
+    with tempfile.TemporaryDirectory() as directory:
+        yield _compare(Path(directory), 85.0 if quick else 150.0)
 
 
 @dataclass
-class Column:
+class CaseResult:
     """What one worker made of a case."""
 
-    served: int = 0
-    paid: int = 0  # most transactions in blocks for one nonce
+    served_windows: int = 0
+    max_paid_per_nonce: int = 0  # most transactions in blocks for one nonce
     seconds: float | None = None  # until every window was served
 
-    def told(self, windows: int) -> str:
+    def describe(self, windows: int) -> str:
         when = "never all" if self.seconds is None else f"all after {self.seconds:.0f} s"
-        return f"{self.served} of {windows} windows ({when}), at most {self.paid} paid for one nonce"
+        return (
+            f"{self.served_windows} of {windows} windows ({when}), at most {self.max_paid_per_nonce} paid for one nonce"
+        )
 
 
-def _compare(place: Path, seconds: float) -> Count:
-    ours, theirs = [Column() for _ in CASES], [Column() for _ in CASES]
+def _compare(directory: Path, seconds: float) -> PremiseCount:
+    our_results, their_results = [CaseResult() for _ in CASES], [CaseResult() for _ in CASES]
     with ExitStack() as stack:
-        for at, case in enumerate(CASES):
-            for one in (_Ours(case, ours[at], place / f"ours-{at}"), _Official(case, theirs[at], place / f"sdk-{at}")):
-                stack.enter_context(one.running())
+        for index, case in enumerate(CASES):
+            for runner in (
+                _ForecastdRun(case, our_results[index], directory / f"ours-{index}"),
+                _OfficialRun(case, their_results[index], directory / f"sdk-{index}"),
+            ):
+                stack.enter_context(runner.running())
         threading.Event().wait(seconds)
     counts: dict[str, int | float | str] = {}
-    broken = []
-    for case, column, other in zip(CASES, ours, theirs, strict=True):
-        counts[f"{case.name}; forecastd"] = column.told(case.windows)
-        counts[f"{case.name}; official"] = other.told(case.windows)
-        if column.served != case.windows or column.paid != 1:
-            broken.append(f"{case.name}: {column.told(case.windows)}")
+    violations = []
+    for case, result, their_result in zip(CASES, our_results, their_results, strict=True):
+        counts[f"{case.name}; forecastd"] = result.describe(case.windows)
+        counts[f"{case.name}; official"] = their_result.describe(case.windows)
+        if result.served_windows != case.windows or result.max_paid_per_nonce != 1:
+            violations.append(f"{case.name}: {result.describe(case.windows)}")
     name = f"the official worker's cases, {seconds:.0f} s each"
-    return Count(name, counts, "forecastd serves every window, with one paid transaction each", tuple(broken))
+    return PremiseCount(
+        name, counts, "forecastd serves every window, with one paid transaction each", tuple(violations)
+    )
 
 
-class _Run:
+class _CaseRun:
     """One worker with one case: its node, and the watching of it."""
 
-    def __init__(self, case: Case, column: Column, place: Path) -> None:
-        self.case, self.column, self.place = case, column, place
-        self.phrase = new_phrase()
+    def __init__(self, case: ComparisonCase, result: CaseResult, directory: Path) -> None:
+        self.case, self.result, self.directory = case, result, directory
+        self.phrase = new_mnemonic()
         self.wallet = Wallet.from_mnemonic(self.phrase)
         self.clock: Clock = SystemClock()
-        self.stop, self.works = threading.Event(), threading.Event()
+        self.stop, self.started = threading.Event(), threading.Event()
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The case goes on for as long as this lasts; its column is filled in at the end."""
-        rules = Rules(topics=(TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=WINDOW),), block_time=None)
-        store = Store(chain_path(self.place, LOCAL_CHAIN_ID))
-        self.node = Embedded(LocalChain(rules, store, self.clock), seal_at_once=True, events=True)
+        rules = ChainConfig(
+            topics=(TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=WINDOW),), block_time=None
+        )
+        store = ChainStore(chain_path(self.directory, LOCAL_CHAIN_ID))
+        self.node = EmbeddedNode(LocalChain(rules, store, self.clock), seal_at_once=True, events=True)
         self.node.call(lambda chain: chain.fund(self.wallet.address, 10**24))
         self.node.call(lambda chain: chain.state.apply(Effect(worker=(TOPIC, self.wallet.address))))
         self.node.advance(EPOCH * (self.case.windows - 1) + 1)
-        self.node.set_faults([Fault.parse(self.case.fault)] if self.case.fault else [])
+        self.node.set_faults([NodeFault.parse(self.case.fault)] if self.case.fault else [])
         threads = [threading.Thread(target=self._watch), threading.Thread(target=self.work)]
         for thread in threads:
             thread.start()
@@ -167,77 +186,79 @@ class _Run:
 
     def inclusions(self) -> dict[int, list[int]]:
         """Codes of what blocks included, by nonce."""
-        found: dict[int, list[int]] = {}
-        for one in self.node.record().transactions:
-            if one.kind == "payload" and one.sender == self.wallet.address:
-                found.setdefault(one.nonce, []).append(one.code)
-        return found
+        codes_by_nonce: dict[int, list[int]] = {}
+        for record in self.node.record().transactions:
+            if record.kind == "payload" and record.sender == self.wallet.address:
+                codes_by_nonce.setdefault(record.nonce, []).append(record.code)
+        return codes_by_nonce
 
     def _count(self) -> int:
-        found = self.inclusions()
-        self.column.served = sum(0 in codes for codes in found.values())
-        self.column.paid = max((len(codes) for codes in found.values()), default=0)
-        return self.column.served
+        codes_by_nonce = self.inclusions()
+        self.result.served_windows = sum(0 in codes for codes in codes_by_nonce.values())
+        self.result.max_paid_per_nonce = max((len(codes) for codes in codes_by_nonce.values()), default=0)
+        return self.result.served_windows
 
     def _watch(self) -> None:
         """Heal the node, and take the time when every window is served."""
-        while not self.works.wait(0.1) and not self.stop.is_set():
+        while not self.started.wait(0.1) and not self.stop.is_set():
             pass
         start = self.clock.monotonic()
         while not self.stop.wait(0.25):
-            passed = self.clock.monotonic() - start
-            if self.case.heals and passed >= HEALS:
+            elapsed = self.clock.monotonic() - start
+            if self.case.heals_later and elapsed >= HEAL_SECONDS:
                 self.node.set_faults([])
-            if self.column.seconds is None and self._count() == self.case.windows:
-                self.column.seconds = passed
+            if self.result.seconds is None and self._count() == self.case.windows:
+                self.result.seconds = elapsed
 
 
-class _Ours(_Run):
+class _ForecastdRun(_CaseRun):
     """This worker: its cycle again and again, as the daemon runs it."""
 
     def work(self) -> None:
-        self.works.set()
-        if self.case.trouble == "restart":
-            with Nursery() as nursery:
+        self.started.set()
+        if self.case.worker_fault == "restart":
+            with ProcessForker() as nursery:
                 for kill in (("recorded", 1.0), None, None):
-                    task = Task(self.phrase, str(self.place), (self.node.endpoint,), kill)
+                    task = WorkerTask(self.phrase, str(self.directory), (self.node.endpoint,), kill)
                     nursery.run(task)
             return
-        harm = {"raises": signal.SIGKILL, "never returns": signal.SIGSTOP}.get(self.case.trouble)
+        fault_signal = {"raises": signal.SIGKILL, "never returns": signal.SIGSTOP}.get(self.case.worker_fault)
         with ExitStack() as stack:
-            forecaster = CheapForecaster() if harm is None else stack.enter_context(_Harmed(harm))
-            parts = stack.enter_context(open_parts(self.wallet, self.place, (self.node.endpoint,), forecaster))
+            forecaster = (
+                InstantForecaster() if fault_signal is None else stack.enter_context(_FaultyForecaster(fault_signal))
+            )
+            parts = stack.enter_context(open_context(self.wallet, self.directory, (self.node.endpoint,), forecaster))
             while not self.stop.is_set():
-                run_cycle(job(persist=True), parts)
+                run_cycle(cycle_options(persist=True), parts)
                 self.stop.wait(0.5)
 
 
-class _Harmed(Forecaster):
+class _FaultyForecaster(Forecaster):
     """The real model in its real process, which is killed or stopped just as it is asked the first time."""
 
-    def __init__(self, harm: signal.Signals) -> None:
-        super().__init__(EMBEDDED_MODEL)
-        self._harm: signal.Signals | None = harm
+    def __init__(self, fault_signal: signal.Signals) -> None:
+        super().__init__(DEMO_MODEL)
+        self._signal: signal.Signals | None = fault_signal
 
     def forecast(self, candles: Candles, over: Callable[[], bool] = lambda: False) -> Forecast:
-        harm, self._harm = self._harm, None
-        if harm is not None:
+        fault_signal, self._signal = self._signal, None
+        if fault_signal is not None:
             for child in self.children():
-                os.kill(int(str(child["pid"])), harm)
+                os.kill(int(str(child["pid"])), fault_signal)
         return super().forecast(candles, over)
 
 
-class _Official(_Run):
+class _OfficialRun(_CaseRun):
     """The official worker, in a process of its own."""
 
     def work(self) -> None:
         with self._process() as process:
-            while self.case.trouble == "restart" and not self.inclusions() and not self.stop.wait(0.1):
+            while self.case.worker_fault == "restart" and not self.inclusions() and not self.stop.wait(0.1):
                 pass
-            if self.case.trouble != "restart":
+            if self.case.worker_fault != "restart":
                 self.stop.wait()
             process.kill()
-        if self.case.trouble == "restart":
+        if self.case.worker_fault == "restart":
             with self._process() as process:
                 self.stop.wait()
                 process.kill()
@@ -246,19 +267,19 @@ class _Official(_Run):
     def _process(self) -> Iterator[subprocess.Popen[str]]:
         port = self.node.endpoint.rpartition(":")[2]
         line = [sys.executable, "-W", "ignore", "-c", OFFICIAL, port, str(self.node.websocket), self.phrase, str(TOPIC)]
-        log = self.place / "official.log"
+        log = self.directory / "official.log"
         with log.open("a") as errors, subprocess.Popen(
-            [*line, self.case.trouble], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+            [*line, self.case.worker_fault], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process:  # fmt: skip
-            reading = threading.Thread(target=self._read, args=(process.stdout,))
-            reading.start()
+            reader = threading.Thread(target=self._read, args=(process.stdout,))
+            reader.start()
             try:
                 yield process
             finally:
                 process.kill()
-                reading.join()
+                reader.join()
 
-    def _read(self, out: TextIO) -> None:
-        for line in out:
+    def _read(self, stdout: TextIO) -> None:
+        for line in stdout:
             if line == "started\n":
-                self.works.set()
+                self.started.set()

@@ -13,55 +13,55 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.campaign.audit import read_book
-from benchmarks.campaign.worker import TOPIC, Nursery, Task, new_phrase
-from benchmarks.figures import Count
+from benchmarks.campaign.audit import read_ledger
+from benchmarks.campaign.worker import TOPIC, ProcessForker, WorkerTask, new_mnemonic
+from benchmarks.figures import PremiseCount
 from benchmarks.processes import ROOT
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
-from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 
 PROCESSES = 64
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Count]:
+def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
     """Three races; quick: one."""
     del seed  # the operating system chooses who wins
     for _ in range(1 if quick else 3):
-        with tempfile.TemporaryDirectory() as place:
-            yield race(Path(place), PROCESSES)
+        with tempfile.TemporaryDirectory() as directory:
+            yield run_race(Path(directory), PROCESSES)
 
 
-def race(place: Path, processes: int) -> Count:
+def run_race(directory: Path, processes: int) -> PremiseCount:
     """One race of so many processes."""
-    phrase = new_phrase()
+    phrase = new_mnemonic()
     wallet = Wallet.from_mnemonic(phrase)
-    states = [place / ("shared" if at % 2 else f"own-{at}") for at in range(processes)]
-    broken: list[str] = []
+    states = [directory / ("shared" if index % 2 else f"own-{index}") for index in range(processes)]
+    violations: list[str] = []
     with (
-        open_embedded(place / "node", SystemClock(), block_time=None, seal_at_once=False) as node,
-        Nursery() as nursery,
+        open_embedded(directory / "node", SystemClock(), block_time=None, seal_at_once=False) as node,
+        ProcessForker() as forker,
     ):
-        _register(node, phrase, place / "before")
+        _register(node, phrase, directory / "before")
         height = node.advance(720)
         nonce = node.call(lambda chain: chain.state.topics[0].newest_nonce(height)) or 0
-        tasks = [Task(phrase, str(state), (node.endpoint,), lease_wait=1.0, seconds=60.0) for state in states]
-        codes, outcomes = nursery.race(tasks, last=node.advance)
+        tasks = [WorkerTask(phrase, str(state), (node.endpoint,), lock_wait=1.0, seconds=60.0) for state in states]
+        codes, outcomes = forker.run_together(tasks, release_last=node.advance)
         record = node.record()
     inclusions = record.inclusions(TOPIC, nonce, wallet.address)
-    books = [
-        read_book(state / "ledger.sqlite", record.chain_id, wallet.address)
+    ledgers = [
+        read_ledger(state / "ledger.sqlite", record.chain_id, wallet.address)
         for state in sorted(set(states))
         if (state / "ledger.sqlite").exists()
     ]
-    signed = sum(len(attempts) for book in books for attempts in book.attempts.values())
+    signed = sum(len(attempts) for ledger_contents in ledgers for attempts in ledger_contents.attempts.values())
     if signed != 1:
-        broken.append(f"{signed} signatures in the ledgers")
-    if [one.code for one in inclusions] != [0]:
-        broken.append(f"inclusions with codes {[one.code for one in inclusions]}")
+        violations.append(f"{signed} signatures in the ledgers")
+    if [inclusion.code for inclusion in inclusions] != [0]:
+        violations.append(f"inclusions with codes {[inclusion.code for inclusion in inclusions]}")
     if codes.count(0) != 1 or min(codes) < 0:
-        broken.append(f"exit codes {dict(Counter(codes))}")
-    return Count(
+        violations.append(f"exit codes {dict(Counter(codes))}")
+    return PremiseCount(
         f"{processes} processes, one wallet, one nonce; half share a state directory",
         {
             "signatures": signed,
@@ -69,18 +69,19 @@ def race(place: Path, processes: int) -> Count:
             "ended with 0": codes.count(0),
             "ended with an error": sum(code != 0 for code in codes),
             "how": "; ".join(
-                f"{number} x {what[:80]}" for what, number in Counter(_how(one) for one in outcomes).most_common(4)
+                f"{number} x {description[:80]}"
+                for description, number in Counter(_describe(inclusion) for inclusion in outcomes).most_common(4)
             ),
         },
         "one signature, one inclusion, and everybody else ends with an error",
-        tuple(broken),
+        tuple(violations),
     )
 
 
-def _register(node: Embedded, phrase: str, state: Path) -> None:
+def _register(node: EmbeddedNode, phrase: str, state: Path) -> None:
     """Have the wallet registered by a cycle of its own, so that the race is about the nonce alone."""
-    task = Task(phrase, str(state), (node.endpoint,))
-    with subprocess.Popen(task.line(), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    task = WorkerTask(phrase, str(state), (node.endpoint,))
+    with subprocess.Popen(task.command_line(), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             node.advance()
             with suppress(subprocess.TimeoutExpired):
@@ -89,5 +90,5 @@ def _register(node: Embedded, phrase: str, state: Path) -> None:
         raise RuntimeError(f"the epoch before the race ended with {process.returncode}")
 
 
-def _how(outcome: dict[str, object]) -> str:
+def _describe(outcome: dict[str, object]) -> str:
     return f"{outcome['outcome']} {outcome['reason']}".strip()

@@ -26,47 +26,47 @@ from types import TracebackType
 import numpy as np
 
 from benchmarks.processes import ROOT
-from forecastd import failpoints
-from forecastd.candles import Candles
-from forecastd.chain.endpoints import Endpoints
+from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.networks import LOCAL_CHAIN_ID
-from forecastd.chain.submit import Spending
+from forecastd.chain.submit import FeePolicy
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
-from forecastd.cycle import run_cycle
 from forecastd.errors import ForecastdError
-from forecastd.features import parse_features
-from forecastd.forecaster import Forecaster
-from forecastd.lease import Lease
-from forecastd.ledger import Ledger
-from forecastd.outcome import Outcome, ended_by
-from forecastd.parts import Job, Parts
-from forecastd.settings import EMBEDDED_MODEL
-from forecastd.sources.sample import SampleSource
-from forecastd.window import RollingWindow
+from forecastd.inference.forecaster import Forecaster
+from forecastd.ledger.ledger import Ledger
+from forecastd.ledger.outcome import Outcome, outcome_from_error
+from forecastd.market.candles import Candles
+from forecastd.market.features import parse_features
+from forecastd.market.sources.sample import SampleSource
+from forecastd.market.window import RollingWindow
+from forecastd.runtime import failpoints
+from forecastd.runtime.wallet_lock import WalletLock
+from forecastd.settings import DEMO_MODEL
+from forecastd.submission.context import CycleContext, CycleOptions
+from forecastd.submission.cycle import run_cycle
 from models.base import Forecast
-from models.bundle import read_manifest
+from models.market.bundle import read_market_manifest
 
 TOPIC = 67
-SPENDING = Spending(floor=1, tier="standard", most=None)
+SPENDING = FeePolicy(gas_price_floor=1, tier="standard", max_fee=None)
 
 
-def new_phrase() -> str:
+def new_mnemonic() -> str:
     """A wallet's words."""
     from mnemonic import Mnemonic
 
     return str(Mnemonic("english").generate(128))
 
 
-class CheapForecaster(Forecaster):
+class InstantForecaster(Forecaster):
     """Real candles, real checks and real guards around a random forecast. There is no child process."""
 
     def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         """`before` is called where a model would begin to think; what it raises is the model's failure."""
-        self.manifest = read_manifest(EMBEDDED_MODEL)
+        self.manifest = read_market_manifest(DEMO_MODEL)
         self.features = parse_features((*self.manifest.past, *self.manifest.known), "the embedded bundle")
-        self.remarks = ()
-        self._before, self._reserve = before, None
+        self.warnings = ()
+        self._before, self._fallback = before, None
 
     def check(self, over: Callable[[], bool] = lambda: False) -> str:
         return self.manifest.sha256
@@ -85,96 +85,98 @@ class CheapForecaster(Forecaster):
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What one process is to do: for which wallet, with which state, on which endpoints, and where it is killed.
 
     `kill` is a failpoint and which time it is reached, or "moment" and after how many seconds.
     """
 
     phrase: str
-    state: str
+    state_dir: str
     endpoints: tuple[str, ...]
-    kill: tuple[str, float] | None = None
+    kill_point: tuple[str, float] | None = None
     seconds: float = 20.0
-    lease_wait: float = 5.0
+    lock_wait: float = 5.0
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(asdict(self))
 
-    def line(self) -> list[str]:
+    def command_line(self) -> list[str]:
         """The command line of a process that does it."""
-        return [sys.executable, "-m", "benchmarks.campaign.worker", self.text()]
+        return [sys.executable, "-m", "benchmarks.campaign.worker", self.to_json()]
 
     @classmethod
-    def read(cls, text: str) -> Task:
+    def from_json(cls, text: str) -> WorkerTask:
         """The task of `text()`."""
         fields = json.loads(text)
         return cls(**{**fields, "endpoints": tuple(fields["endpoints"])})
 
 
 @contextmanager
-def open_parts(
+def open_context(
     wallet: Wallet,
-    state: Path,
+    state_dir: Path,
     endpoints: Sequence[str],
     forecaster: Forecaster | None = None,
     *,
-    lease_wait: float = 5.0,
-) -> Iterator[Parts]:
+    lock_wait: float = 5.0,
+) -> Iterator[CycleContext]:
     """What `forecastd.worker.open_parts` puts together, in its order, with the cheap forecaster."""
     clock = SystemClock()
     with ExitStack() as stack:
-        stack.enter_context(Lease(LOCAL_CHAIN_ID, wallet.address, clock, wait=lease_wait))
-        ledger = Ledger(state / "ledger.sqlite")
+        stack.enter_context(WalletLock(LOCAL_CHAIN_ID, wallet.address, clock, timeout_seconds=lock_wait))
+        ledger = Ledger(state_dir / "ledger.sqlite")
         stack.callback(ledger.close)
-        window = RollingWindow.open(state / "window.sqlite")
+        window = RollingWindow.open(state_dir / "window.sqlite")
         stack.callback(window.close)
-        chain = stack.enter_context(Endpoints(endpoints, chain_id=LOCAL_CHAIN_ID, clock=clock))
+        chain = stack.enter_context(EndpointPool(endpoints, chain_id=LOCAL_CHAIN_ID, clock=clock))
         source = SampleSource("btcusd")
-        yield Parts(source, window, forecaster or CheapForecaster(), ledger, chain, wallet, clock, Event())
+        yield CycleContext(source, window, forecaster or InstantForecaster(), ledger, chain, wallet, clock, Event())
 
 
-def job(*, persist: bool = False, seconds: float | None = 20.0) -> Job:
+def cycle_options(*, persist: bool = False, seconds: float | None = 20.0) -> CycleOptions:
     """The worker's job on the local network."""
-    return Job(TOPIC, SPENDING, register=True, dry_run=False, persist=persist, seconds=seconds)
+    return CycleOptions(
+        TOPIC, SPENDING, register=True, dry_run=False, retry_until_closed=persist, timeout_seconds=seconds
+    )
 
 
-def serve(task: Task) -> Outcome:
+def serve(task: WorkerTask) -> Outcome:
     """One cycle, as the product runs it."""
     wallet = Wallet.from_mnemonic(task.phrase)
     try:
-        with open_parts(wallet, Path(task.state), task.endpoints, lease_wait=task.lease_wait) as parts:
-            return run_cycle(job(seconds=task.seconds), parts)
+        with open_context(wallet, Path(task.state_dir), task.endpoints, lock_wait=task.lock_wait) as parts:
+            return run_cycle(cycle_options(seconds=task.seconds), parts)
     except ForecastdError as error:
-        return ended_by(error, Outcome("failed", topic_id=TOPIC))
+        return outcome_from_error(error, Outcome("failed", topic_id=TOPIC))
 
 
-def kill_at(name: str, when: float) -> None:
+def schedule_kill(name: str, occurrence: float) -> None:
     """See to it that this process ends for good: at the `when`th time at a failpoint, or `when` seconds from now."""
     if name == "moment":
-        timer = threading.Timer(when, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        timer = threading.Timer(occurrence, lambda: os.kill(os.getpid(), signal.SIGKILL))
         timer.daemon = True
         timer.start()
         return
-    left = [int(when)]
+    remaining_hits = [int(occurrence)]
 
-    def reached(at: str) -> None:
-        left[0] -= at == name
-        if left[0] == 0:
+    def on_failpoint(failpoint: str) -> None:
+        remaining_hits[0] -= failpoint == name
+        if remaining_hits[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    failpoints.install(reached)
+    failpoints.install_hook(on_failpoint)
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessResult:
     """How a process ended: its exit status, negative for a signal, and what it told."""
 
     code: int
     outcome: dict[str, object]
 
 
-class Nursery:
+class ProcessForker:
     """Forks a process for each task. Use as a context manager."""
 
     def __init__(self) -> None:
@@ -183,29 +185,31 @@ class Nursery:
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(self, task: Task) -> Ended:
+    def run(self, task: WorkerTask) -> ProcessResult:
         """One task in a process of its own, to its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps([task.text()]), file=self._process.stdin, flush=True)
-        *told, ended = iter(self._process.stdout.readline, "\n")
-        return Ended(int(ended), json.loads(told[0]) if told else {})
+        print(json.dumps([task.to_json()]), file=self._process.stdin, flush=True)
+        *lines, exit_status = iter(self._process.stdout.readline, "\n")
+        return ProcessResult(int(exit_status), json.loads(lines[0]) if lines else {})
 
-    def race(self, tasks: Sequence[Task], last: Callable[[], object]) -> tuple[list[int], list[dict[str, object]]]:
+    def run_together(
+        self, tasks: Sequence[WorkerTask], release_last: Callable[[], object]
+    ) -> tuple[list[int], list[dict[str, object]]]:
         """All tasks at the same moment, each in a process. Exit codes, outcomes.
 
         From when one is left, `last` is called five times a second: it may still be on its way to what it waits for.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps([task.text() for task in tasks]), file=self._process.stdin, flush=True)
+        print(json.dumps([task.to_json() for task in tasks]), file=self._process.stdin, flush=True)
         codes: list[int] = []
         outcomes: list[dict[str, object]] = []
-        over = Event()
+        finished = Event()
 
         def help_the_last() -> None:
-            while not over.wait(0.2):
-                last()
+            while not finished.wait(0.2):
+                release_last()
 
         helper = threading.Thread(target=help_the_last, daemon=True)
         for line in iter(self._process.stdout.readline, "\n"):
@@ -215,12 +219,12 @@ class Nursery:
             codes.append(int(line))
             if len(codes) == len(tasks) - 1:
                 helper.start()
-        over.set()
+        finished.set()
         if helper.ident is not None:
             helper.join()
         return codes, outcomes
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ProcessForker:
         return self
 
     def __exit__(
@@ -233,35 +237,35 @@ class Nursery:
         self._process.stdout.close()
 
 
-def _work(text: str) -> int:
+def _run_task(text: str) -> int:
     """One task in this process: print its outcome, and give its exit code."""
-    task = Task.read(text)
-    if task.kill is not None:
-        kill_at(*task.kill)
+    task = WorkerTask.from_json(text)
+    if task.kill_point is not None:
+        schedule_kill(*task.kill_point)
     outcome = serve(task)
     os.write(1, f"{json.dumps(outcome.as_json())}\n".encode())  # whole, though others write to the same pipe
     return outcome.exit_code
 
 
-def _raise(lines: Iterator[str]) -> None:
+def _fork_tasks(lines: Iterator[str]) -> None:
     """Children for each line of tasks, let go at the same moment: what they print, each one's status, an empty line."""
     for line in lines:
-        gate, opener = os.pipe()
+        read_end, write_end = os.pipe()
         tasks = json.loads(line)
         for text in tasks:
             if os.fork() == 0:
                 code = 70
                 try:
-                    os.close(opener)
-                    os.read(gate, 1)
-                    code = _work(text)
+                    os.close(write_end)
+                    os.read(read_end, 1)
+                    code = _run_task(text)
                 except BaseException:
                     traceback.print_exc()
                     raise
                 finally:
                     os._exit(code)
-        os.close(gate)
-        os.close(opener)
+        os.close(read_end)
+        os.close(write_end)
         for _ in tasks:
             os.write(1, f"{os.waitstatus_to_exitcode(os.wait()[1])}\n".encode())
         os.write(1, b"\n")
@@ -270,8 +274,8 @@ def _raise(lines: Iterator[str]) -> None:
 def main() -> int:
     logging.basicConfig(level=os.environ.get("CAMPAIGN_LOG", "ERROR"))
     if len(sys.argv) > 1:
-        return _work(sys.argv[1])
-    _raise(iter(sys.stdin.readline, ""))
+        return _run_task(sys.argv[1])
+    _fork_tasks(iter(sys.stdin.readline, ""))
     return 0
 
 

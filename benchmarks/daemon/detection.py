@@ -17,18 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks.campaign.worker import new_phrase
-from benchmarks.daemon.process import TOPIC, Plan, daemon, environment, settle_in
-from benchmarks.figures import Count, Figure
+from benchmarks.campaign.worker import new_mnemonic
+from benchmarks.daemon.process import TOPIC, DaemonPlan, environment, register_worker, start_daemon
+from benchmarks.figures import Figure, PremiseCount
 from benchmarks.processes import ROOT
 from forecastd.clock import SystemClock
-from forecastd.localnet.chain import Block
-from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.chain import ChainBlock
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.topics import TopicSpec
 
-BLOCK_SECONDS, EPOCH, WINDOW = 0.05, 240, 200
-POLL = 5.0
-OFFICIAL = """
+BLOCK_SECONDS, EPOCH_BLOCKS, WINDOW_BLOCKS = 0.05, 240, 200
+POLL_SECONDS = 5.0
+OFFICIAL_WORKER_SCRIPT = """
 import asyncio, logging, sys, time
 from allora_sdk import AlloraNetworkConfig, AlloraWalletConfig, AlloraWorker, LocalWallet
 
@@ -52,113 +52,130 @@ asyncio.run(main())
 
 
 @dataclass
-class Times:
+class WindowTimes:
     """When windows opened and when they were noticed, by nonce, in unix seconds."""
 
-    opened: dict[int, float] = field(default_factory=dict)
-    noticed: dict[int, float] = field(default_factory=dict)
+    opened_at: dict[int, float] = field(default_factory=dict)
+    noticed_at: dict[int, float] = field(default_factory=dict)
 
     def lags(self) -> list[float]:
         """Seconds from one to the other. The first window may have been open before anybody looked."""
-        both = sorted(set(self.opened) & set(self.noticed))[1:]
-        return [self.noticed[nonce] - self.opened[nonce] for nonce in both]
+        both = sorted(set(self.opened_at) & set(self.noticed_at))[1:]
+        return [self.noticed_at[nonce] - self.opened_at[nonce] for nonce in both]
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Figure | Count]:
+def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
     """40 windows, all three side by side; quick: 4."""
     del seed  # nothing here is chosen at random
     windows = 4 if quick else 40
-    found = {name: Times() for name in ("polling", "events", "official")}
-    with tempfile.TemporaryDirectory() as place:
+    times = {name: WindowTimes() for name in ("polling", "events", "official")}
+    with tempfile.TemporaryDirectory() as directory:
         threads = [
-            threading.Thread(target=_ours, args=(Path(place) / "p", Plan(events=False), windows, found["polling"])),
-            threading.Thread(target=_ours, args=(Path(place) / "e", Plan(poll=False), windows, found["events"])),
-            threading.Thread(target=_theirs, args=(Path(place) / "o", windows, found["official"])),
+            threading.Thread(
+                target=_run_daemon, args=(Path(directory) / "p", DaemonPlan(events=False), windows, times["polling"])
+            ),
+            threading.Thread(
+                target=_run_daemon, args=(Path(directory) / "e", DaemonPlan(poll=False), windows, times["events"])
+            ),
+            threading.Thread(target=_run_official_worker, args=(Path(directory) / "o", windows, times["official"])),
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    peer = found["official"].lags()
+    peer = times["official"].lags()
     for name in ("polling", "events"):
-        lags = found[name].lags()
-        yield Count(
-            f"from window opened to cycle started, {name} alone, {windows} windows of {WINDOW * BLOCK_SECONDS:g} s",
-            {"noticed": len(lags), "median, ms": _ms(lags), "longest, ms": 1000 * max(lags, default=0.0),
-             "official worker, websocket and polling: noticed": len(peer), "official worker: median, ms": _ms(peer)},
-            "every window is noticed" + (f", within the poll of {POLL:g} s and its look" if name == "polling" else ""),
+        lags = times[name].lags()
+        yield PremiseCount(
+            f"from window opened to cycle started, {name} alone, {windows} windows of {WINDOW_BLOCKS * BLOCK_SECONDS:g} s",
+            {"noticed": len(lags), "median, ms": _median_ms(lags), "longest, ms": 1000 * max(lags, default=0.0),
+             "official worker, websocket and polling: noticed": len(peer), "official worker: median, ms": _median_ms(peer)},
+            "every window is noticed" + (f", within the poll of {POLL_SECONDS:g} s and its look" if name == "polling" else ""),
             tuple(f"only {len(lags)} of {windows - 1}" for _ in range(1) if len(lags) < windows - 1),
         )  # fmt: skip
-    if peer and found["events"].lags():
+    if peer and times["events"].lags():
         yield Figure(
-            "window opened to cycle started, by events, median", statistics.median(found["events"].lags()),
+            "window opened to cycle started, by events, median", statistics.median(times["events"].lags()),
             statistics.median(peer), "s", "the official worker's model is called", "no slower",
         )  # fmt: skip
 
 
-def _ms(lags: list[float]) -> float:
+def _median_ms(lags: list[float]) -> float:
     return 1000 * statistics.median(lags) if lags else float("nan")
 
 
-def _wait_for(times: Times, windows: int) -> None:
+def _wait_for_windows(times: WindowTimes, windows: int) -> None:
     """Until so many windows have closed."""
     wait = threading.Event()
-    while len(times.opened) < windows + 1:
+    while len(times.opened_at) < windows + 1:
         wait.wait(0.1)
 
 
-def _open_node(place: Path, times: Times) -> Iterator[Embedded]:
-    spec = TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=WINDOW)
+def _open_node(directory: Path, times: WindowTimes) -> Iterator[EmbeddedNode]:
+    spec = TopicSpec(TOPIC, epoch_length=EPOCH_BLOCKS, worker_submission_window=WINDOW_BLOCKS)
 
-    def made(block: Block) -> None:
-        for _, nonce in block.opened:
-            times.opened[nonce] = SystemClock().now()
+    def made(block: ChainBlock) -> None:
+        for _, nonce in block.opened_windows:
+            times.opened_at[nonce] = SystemClock().now()
 
-    with open_embedded(place, SystemClock(), topics=(spec,), block_time=BLOCK_SECONDS, events=True) as node:
+    with open_embedded(directory, SystemClock(), topics=(spec,), block_time=BLOCK_SECONDS, events=True) as node:
         node.call(lambda chain: chain.listeners.append(made))
         yield node
 
 
-def _ours(place: Path, plan: Plan, windows: int, times: Times) -> None:
-    phrase = new_phrase()
-    for node in _open_node(place / "node", times):
-        settle_in(node, phrase)
-        with daemon(plan, environment(place, phrase, node), place) as process:
-            _wait_for(times, windows)
+def _run_daemon(directory: Path, plan: DaemonPlan, windows: int, times: WindowTimes) -> None:
+    phrase = new_mnemonic()
+    for node in _open_node(directory / "node", times):
+        register_worker(node, phrase)
+        with start_daemon(plan, environment(directory, phrase, node), directory) as process:
+            _wait_for_windows(times, windows)
             process.terminate()
             process.wait(20)
-    times.noticed = _cycles(place / "logs" / "submission.log")
+    times.noticed_at = _cycle_start_times(directory / "logs" / "submission.log")
 
 
-def _cycles(log: Path) -> dict[int, float]:
+def _cycle_start_times(log: Path) -> dict[int, float]:
     """When the cycle began that served each nonce: the last beginning before the line that names the nonce."""
-    found: dict[int, float] = {}
-    began = 0.0
+    start_times: dict[int, float] = {}
+    started_at = 0.0
     for line in log.read_text().splitlines():
         if line.endswith(" chain begins"):
-            began = datetime.fromisoformat(line.split()[0].rstrip("Z")).replace(tzinfo=UTC).timestamp()
+            started_at = datetime.fromisoformat(line.split()[0].rstrip("Z")).replace(tzinfo=UTC).timestamp()
         elif " chain: " in line and " nonce " in line:
-            found.setdefault(int(line.split(" nonce ")[1].split()[0]), began)
-    return found
+            start_times.setdefault(int(line.split(" nonce ")[1].split()[0]), started_at)
+    return start_times
 
 
-def _theirs(place: Path, windows: int, times: Times) -> None:
-    phrase = new_phrase()
-    for node in _open_node(place / "node", times):
-        settle_in(node, phrase)
+def _run_official_worker(directory: Path, windows: int, times: WindowTimes) -> None:
+    phrase = new_mnemonic()
+    for node in _open_node(directory / "node", times):
+        register_worker(node, phrase)
         port = node.endpoint.rpartition(":")[2]
-        line = [sys.executable, "-W", "ignore", "-c", OFFICIAL, port, str(node.websocket), phrase, str(TOPIC), "5"]
-        with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            OFFICIAL_WORKER_SCRIPT,
+            port,
+            str(node.websocket),
+            phrase,
+            str(TOPIC),
+            "5",
+        ]
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
             assert process.stdout is not None
-            reading = threading.Thread(target=_read, args=(process.stdout, times))
-            reading.start()
-            _wait_for(times, windows)
+            reader = threading.Thread(target=_read_calls, args=(process.stdout, times))
+            reader.start()
+            _wait_for_windows(times, windows)
             process.kill()
-            reading.join()
+            reader.join()
 
 
-def _read(out: TextIO, times: Times) -> None:
+def _read_calls(out: TextIO, times: WindowTimes) -> None:
     for line in out:
         words = line.split()
         if words[:1] == ["called"]:
-            times.noticed.setdefault(int(words[1]), float(words[2]))
+            times.noticed_at.setdefault(int(words[1]), float(words[2]))

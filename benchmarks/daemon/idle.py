@@ -15,74 +15,90 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.campaign.worker import new_phrase
-from benchmarks.daemon.detection import OFFICIAL
-from benchmarks.daemon.process import TOPIC, Plan, daemon, environment, settle_in
-from benchmarks.figures import Count, Figure
+from benchmarks.campaign.worker import new_mnemonic
+from benchmarks.daemon.detection import OFFICIAL_WORKER_SCRIPT
+from benchmarks.daemon.process import TOPIC, DaemonPlan, environment, register_worker, start_daemon
+from benchmarks.figures import Figure, PremiseCount
 from benchmarks.processes import ROOT
 from forecastd.clock import SystemClock
-from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 
 if TYPE_CHECKING:
     from psutil import Process
 
-SETTLE = 15.0  # seconds after the submission before the measurement begins
-SERVED = 120.0  # seconds that the first submission may take
+SETTLE_SECONDS = 15.0  # seconds after the submission before the measurement begins
+SUBMISSION_TIMEOUT_SECONDS = 120.0  # seconds that the first submission may take
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Figure | Count]:
+def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
     """Ten minutes of waiting, both side by side; quick: half a minute."""
     del seed  # nothing here is chosen at random
     seconds = 30.0 if quick else 600.0
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        ours = stack.enter_context(_ours(Path(place) / "ours"))
-        theirs = stack.enter_context(_theirs(Path(place) / "theirs"))
-        threading.Event().wait(SETTLE)
-        before = (_spent(ours), _spent(theirs))
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        daemon_process = stack.enter_context(_run_daemon(Path(directory) / "ours"))
+        official_process = stack.enter_context(_run_official_worker(Path(directory) / "theirs"))
+        threading.Event().wait(SETTLE_SECONDS)
+        before = (_cpu_seconds(daemon_process), _cpu_seconds(official_process))
         peaks, children = [0.0, 0.0], 0.0
         for _ in range(int(seconds)):
             threading.Event().wait(1.0)
-            peaks = [max(peaks[0], _megabytes(ours)), max(peaks[1], _megabytes(theirs))]
-            children = max(children, sum(_megabytes(one) for one in ours.children(recursive=True)))
-        after = (_spent(ours), _spent(theirs))
-        heavy = _heavy(ours.pid)
+            peaks = [max(peaks[0], _megabytes(daemon_process)), max(peaks[1], _megabytes(official_process))]
+            children = max(children, sum(_megabytes(child) for child in daemon_process.children(recursive=True)))
+        after = (_cpu_seconds(daemon_process), _cpu_seconds(official_process))
+        heavy_libraries = _heavy_libraries(daemon_process.pid)
     hours = seconds / 3600
     peer = "official worker"
-    told = f"{seconds:.0f} s of the parent process"
-    spent, peers = ((end - start) / hours for start, end in zip(before, after, strict=True))
+    description = f"{seconds:.0f} s of the parent process"
+    cpu_seconds, peer_cpu_seconds = ((end - start) / hours for start, end in zip(before, after, strict=True))
     yield Figure(
-        f"CPU of an idle hour, from {told}", spent, peers, "s", peer, "below 20 s; ours watches its models, too"
+        f"CPU of an idle hour, from {description}",
+        cpu_seconds,
+        peer_cpu_seconds,
+        "s",
+        peer,
+        "below 20 s; ours watches its models, too",
     )
-    yield Figure(f"peak memory in {told}", peaks[0], peaks[1], "MB", peer, "ratio >= 1.5")
-    yield Count(
+    yield Figure(f"peak memory in {description}", peaks[0], peaks[1], "MB", peer, "ratio >= 1.5")
+    yield PremiseCount(
         "the daemon while it waits",
         {
             "memory of the model's processes, MB": round(children),
-            "heavy libraries in the parent": ", ".join(heavy) or "none",
+            "heavy libraries in the parent": ", ".join(heavy_libraries) or "none",
         },
         "the parent has imported neither torch nor pandas",
-        tuple(heavy),
+        tuple(heavy_libraries),
     )
 
 
 @contextmanager
-def _ours(place: Path) -> Iterator[Process]:
-    phrase = new_phrase()
-    with open_embedded(place / "node", SystemClock(), events=True) as node:
-        address = settle_in(node, phrase)
-        with daemon(Plan(), environment(place, phrase, node), place) as process:
+def _run_daemon(directory: Path) -> Iterator[Process]:
+    phrase = new_mnemonic()
+    with open_embedded(directory / "node", SystemClock(), events=True) as node:
+        address = register_worker(node, phrase)
+        with start_daemon(DaemonPlan(), environment(directory, phrase, node), directory) as process:
             _wait_until_served(node, address)
             yield _process(process.pid)
 
 
 @contextmanager
-def _theirs(place: Path) -> Iterator[Process]:
-    phrase = new_phrase()
-    with open_embedded(place / "node", SystemClock(), events=True) as node:
-        address = settle_in(node, phrase)
+def _run_official_worker(directory: Path) -> Iterator[Process]:
+    phrase = new_mnemonic()
+    with open_embedded(directory / "node", SystemClock(), events=True) as node:
+        address = register_worker(node, phrase)
         port = node.endpoint.rpartition(":")[2]
-        line = [sys.executable, "-W", "ignore", "-c", OFFICIAL, port, str(node.websocket), phrase, str(TOPIC), "120"]
-        with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            OFFICIAL_WORKER_SCRIPT,
+            port,
+            str(node.websocket),
+            phrase,
+            str(TOPIC),
+            "120",
+        ]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 _wait_until_served(node, address)
                 yield _process(process.pid)
@@ -90,13 +106,16 @@ def _theirs(place: Path) -> Iterator[Process]:
                 process.kill()
 
 
-def _wait_until_served(node: Embedded, address: str) -> None:
-    for _ in range(int(SERVED / 0.2)):
+def _wait_until_served(node: EmbeddedNode, address: str) -> None:
+    for _ in range(int(SUBMISSION_TIMEOUT_SECONDS / 0.2)):
         record = node.record()
-        if any(one.kind == "payload" and one.sender == address and one.code == 0 for one in record.transactions):
+        if any(
+            transaction.kind == "payload" and transaction.sender == address and transaction.code == 0
+            for transaction in record.transactions
+        ):
             return
         threading.Event().wait(0.2)
-    raise RuntimeError(f"nothing was submitted within {SERVED:g} s")
+    raise RuntimeError(f"nothing was submitted within {SUBMISSION_TIMEOUT_SECONDS:g} s")
 
 
 def _process(pid: int) -> Process:
@@ -105,7 +124,7 @@ def _process(pid: int) -> Process:
     return Process(pid)
 
 
-def _spent(process: Process) -> float:
+def _cpu_seconds(process: Process) -> float:
     """CPU seconds so far, its own only."""
     times = process.cpu_times()
     return float(times.user + times.system)
@@ -115,7 +134,7 @@ def _megabytes(process: Process) -> float:
     return float(process.memory_info().rss) / 2**20
 
 
-def _heavy(pid: int) -> list[str]:
+def _heavy_libraries(pid: int) -> list[str]:
     """Libraries whose native parts the process has mapped although it must not have imported them."""
     mapped = Path(f"/proc/{pid}/maps").read_text()
     return [name for name in ("torch", "pandas", "pyarrow") if f"/site-packages/{name}/" in mapped]

@@ -18,37 +18,37 @@ from pathlib import Path
 from benchmarks.processes import ROOT
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
-from forecastd.localnet.embedded import Embedded
+from forecastd.localnet.embedded import EmbeddedNode
 from forecastd.localnet.state import Effect
 
 TOPIC = 67
 
 
 @dataclass(frozen=True)
-class Plan:
+class DaemonPlan:
     """How windows are found, how often is looked at least and at most (seconds), and how large a log file may grow."""
 
     poll: bool = True
     events: bool = True
-    least_poll: float = 5.0
-    most_poll: float = 120.0
+    min_poll_seconds: float = 5.0
+    max_poll_seconds: float = 120.0
     log_bytes: int = 50_000_000
 
 
-def environment(place: Path, phrase: str, node: Embedded, endpoints: tuple[str, ...] = ()) -> dict[str, str]:
+def environment(directory: Path, phrase: str, node: EmbeddedNode, endpoints: tuple[str, ...] = ()) -> dict[str, str]:
     """What a daemon on this node is told."""
     return {
         "PATH": os.defpath,
-        "HOME": str(place),
-        "STATE_DIR": str(place / "state"),
-        "LOG_DIR": str(place / "logs"),
+        "HOME": str(directory),
+        "STATE_DIR": str(directory / "state"),
+        "LOG_DIR": str(directory / "logs"),
         "MNEMONIC": phrase,
         "RPC_ENDPOINTS": ",".join(endpoints or (node.endpoint,)),
         "EVENT_ENDPOINTS": node.websocket or "",
     }
 
 
-def settle_in(node: Embedded, phrase: str) -> str:
+def register_worker(node: EmbeddedNode, phrase: str) -> str:
     """Fund the phrase's wallet and register it for the topic; its address."""
     address = Wallet.from_mnemonic(phrase).address
     node.call(lambda chain: chain.fund(address, 10**24))
@@ -57,12 +57,12 @@ def settle_in(node: Embedded, phrase: str) -> str:
 
 
 @contextmanager
-def daemon(plan: Plan, variables: dict[str, str], place: Path) -> Iterator[subprocess.Popen[bytes]]:
+def start_daemon(plan: DaemonPlan, variables: dict[str, str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A daemon while the block runs; killed at its end where it has not ended by then."""
-    line = [sys.executable, "-m", "benchmarks.daemon.process", json.dumps(asdict(plan))]
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "console").open("ab") as console, subprocess.Popen(
-        line, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+    command = [sys.executable, "-m", "benchmarks.daemon.process", json.dumps(asdict(plan))]
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "console").open("ab") as console, subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=console, stderr=console
     ) as process:  # fmt: skip
         try:
             yield process
@@ -72,17 +72,17 @@ def daemon(plan: Plan, variables: dict[str, str], place: Path) -> Iterator[subpr
 
 
 def main() -> int:
-    from forecastd.daemon.crew import Tuning
     from forecastd.daemon.loop import Daemon
+    from forecastd.daemon.threads import PollOptions
     from forecastd.logs import configure, install_hooks
     from forecastd.settings import load_settings
 
-    plan = Plan(**json.loads(sys.argv[1]))
+    plan = DaemonPlan(**json.loads(sys.argv[1]))
     settings = load_settings()
-    configure(settings.logs, verbose=False, console=logging.INFO, times=True, max_bytes=plan.log_bytes)
+    configure(settings.log_path, verbose=False, console_level=logging.INFO, timestamps=True, max_bytes=plan.log_bytes)
     install_hooks()
-    tuning = Tuning(plan.poll, plan.events, plan.least_poll, plan.most_poll)
-    return Daemon(lambda: ([load_settings()], []), SystemClock(), tuning=tuning).run()
+    poll_options = PollOptions(plan.poll, plan.events, plan.min_poll_seconds, plan.max_poll_seconds)
+    return Daemon(lambda: ([load_settings()], []), SystemClock(), poll_options=poll_options).run()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.figures import Count, Figure
+from benchmarks.figures import Figure, PremiseCount
 
 SEED = 20260301
 PARTS = ("forecast", "restart", "persistence", "ingest", "soak", "quality")
@@ -19,7 +19,7 @@ PARTS = ("forecast", "restart", "persistence", "ingest", "soak", "quality")
 
 def run(
     *, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED, data: str | None = None, others: str | None = None
-) -> Iterator[Figure | Count]:
+) -> Iterator[Figure | PremiseCount]:
     """Run the parts in turn; each one's results come as soon as it is through.
 
     `data`: a CSV of real metrics for the part on quality; `others`: the interpreter that has other libraries.
@@ -27,25 +27,25 @@ def run(
     log = logging.getLogger("forecastd")
     level = log.level
     log.setLevel(logging.ERROR)
-    told: Mapping[str, Mapping[str, str | None]] = {"forecast": {"others": others}, "quality": {"data": data}}
+    part_options: Mapping[str, Mapping[str, str | None]] = {"forecast": {"others": others}, "quality": {"data": data}}
     try:
         for part in parts:
-            before, spent = os.getloadavg()[0], processor_time()
+            load_before, cpu_before = os.getloadavg()[0], cpu_time()
             module = importlib.import_module(f"benchmarks.fleet.{part}")
-            yield from module.run(quick=quick, seed=seed, **told.get(part, {}))
-            stolen, whole = (after - then for after, then in zip(processor_time(), spent, strict=True))
-            yield Count(
+            yield from module.run(quick=quick, seed=seed, **part_options.get(part, {}))
+            stolen, total = (after - then for after, then in zip(cpu_time(), cpu_before, strict=True))
+            yield PremiseCount(
                 f"{part}: what it was measured under",
-                {"processors": os.cpu_count() or 0, "load average before": round(before, 1),
+                {"processors": os.cpu_count() or 0, "load average before": round(load_before, 1),
                  "load average after": round(os.getloadavg()[0], 1),
-                 "of the processors' time taken by other machines, %": round(100 * stolen / max(whole, 1))},
+                 "of the processors' time taken by other machines, %": round(100 * stolen / max(total, 1))},
                 "stated, not asked for",
             )  # fmt: skip
     finally:
         log.setLevel(level)
 
 
-def processor_time() -> tuple[int, int]:
+def cpu_time() -> tuple[int, int]:
     """What the host took away from this machine, and all time there was, since it was started; proc_stat(5)."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return fields[7], sum(fields)

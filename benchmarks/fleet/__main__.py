@@ -7,10 +7,10 @@ import sys
 from benchmarks.fleet import PARTS, SEED, run
 from benchmarks.parts import main
 
-MORE = {
+EXTRA_OPTIONS = {
     "data": "a CSV of real metrics for the part on quality (series, timestamp, value)",
     "others": "the interpreter that has neuralforecast and darts, when this one has not",
 }
 
 if __name__ == "__main__":
-    sys.exit(main("fleet", PARTS, SEED, run, MORE))
+    sys.exit(main("fleet", PARTS, SEED, run, EXTRA_OPTIONS))

@@ -19,31 +19,31 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.fleet.scene import NOON, STEP, THREADS, Size
+from benchmarks.fleet.scene import FIRST_FORECAST_TIME, STEP, THREADS, ModelSize
 from forecastd.fleet.simulator import Simulator
+from models.bundle.records import Interval, TrainingRecord
 from models.fleet.bundle import CANARY_SERVERS, FleetBundle, FleetCanary, canary_input, write_fleet_bundle
-from models.fleet.folded import Fused
-from models.fleet.manifest import DEFAULT, OTHER, FleetManifest, Metric, fleet_reals, known_reals
+from models.fleet.folded_engines import FusedEngine
+from models.fleet.manifest import DEFAULT_GROUP, OTHER_PROFILE, FleetManifest, ModelMetric, fleet_reals, known_reals
 from models.fleet.scaling import calendar
-from models.library import quiet_library
-from models.manifest import Network
-from models.records import Interval, Training
-from models.shapes import expected_shapes
+from models.market.manifest import TftConfig
+from models.tft.parameters import parameter_shapes
+from models.tft.torch_model import quiet_library
 
 EMBEDDING = 3  # numbers of a profile
-BATCH = 128  # servers at a time, of the library's loader
-WHO = ["profile", "server"]
-TAUGHT = 20  # servers that the scales are of
-TRAINER = {
+BATCH_SIZE = 128  # servers at a time, of the library's loader
+GROUP_IDS = ["profile", "server"]
+TRAINING_SERVERS = 20  # servers that the scales are of
+TRAINER_OPTIONS = {
     "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
     "enable_checkpointing": False,
 }  # fmt: skip
 
 
-class Library:
+class BaselineLibrary:
     """A data set to make others from, and a network of its library with random weights."""
 
-    def __init__(self, size: Size, names: Iterable[str] = (), seed: int = 1) -> None:
+    def __init__(self, size: ModelSize, names: Iterable[str] = (), seed: int = 1) -> None:
         """`names`: of the servers that it will be asked about. The scales are of others, hours before."""
         import torch
 
@@ -51,10 +51,10 @@ class Library:
         torch.manual_seed(seed)
         self.size = size
         ticks = 3 * (size.encoder + size.horizon)
-        simulator = Simulator(seed, TAUGHT, "varied", STEP, start=NOON // STEP)
-        values = simulator.block(NOON // STEP - 2 * ticks, ticks)
-        rows = frame(size, simulator.names, simulator.profiles, values, NOON // STEP - ticks - 1)
-        with quiet():
+        simulator = Simulator(seed, TRAINING_SERVERS, "varied", STEP, start=FIRST_FORECAST_TIME // STEP)
+        values = simulator.block(FIRST_FORECAST_TIME // STEP - 2 * ticks, ticks)
+        rows = frame(size, simulator.names, simulator.profiles, values, FIRST_FORECAST_TIME // STEP - ticks - 1)
+        with quiet_lightning():
             self.template = self._data_set(rows, {*names, *simulator.names})
             self.model = self._network()
 
@@ -66,15 +66,15 @@ class Library:
         # The scales are looked up twice, for what goes in and for what comes out, by codes of two encoders; those have to
         # be told to be alike, or with `add_nan` the second is one off. By the code that stands first in `group_ids`,
         # whatever the normalizer's groups are: so the profile does.
-        codes = {one: NaNLabelEncoder(add_nan=True, warn=False) for one in WHO}
+        encoders = {column: NaNLabelEncoder(add_nan=True, warn=False) for column in GROUP_IDS}
         # A server that is new after this would get a number that the library cannot turn into a name again.
-        codes["server"].fit(np.array(sorted(names), dtype=object))
-        codes |= {f"__group_id__{one}": deepcopy(encoder) for one, encoder in codes.items()}
+        encoders["server"].fit(np.array(sorted(names), dtype=object))
+        encoders |= {f"__group_id__{column}": deepcopy(encoder) for column, encoder in encoders.items()}
         return TimeSeriesDataSet(
             rows,
             time_idx="tick",
             target=list(size.names) if len(size.names) > 1 else size.names[0],
-            group_ids=WHO,
+            group_ids=GROUP_IDS,
             min_encoder_length=size.minimum,
             max_encoder_length=size.encoder,
             min_prediction_length=size.horizon,
@@ -87,7 +87,7 @@ class Library:
                 GroupNormalizer(groups=["profile"], scale_by_group=True, transformation=_transformation(metric.transform))
                 for metric in size.metrics
             ]),
-            categorical_encoders=codes,
+            categorical_encoders=encoders,
             scalers=dict.fromkeys(known_reals(size.cycles)),  # they are between -1 and 1 as they are
             add_relative_time_idx=True,
             add_encoder_length=False,
@@ -124,13 +124,19 @@ class Library:
 
         return TimeSeriesDataSet.from_dataset(self.template, rows, predict=True, stop_randomization=True)
 
-    def predict(self, rows: pd.DataFrame, batch: int = BATCH) -> tuple[list[NDArray[np.float32]], pd.DataFrame]:
+    def predict(
+        self, rows: pd.DataFrame, batch_size: int = BATCH_SIZE
+    ) -> tuple[list[NDArray[np.float32]], pd.DataFrame]:
         """Quantiles `[S, H, Q]` of each metric as the network gives them, and who and when each row of them is."""
-        with quiet():
-            found = self.model.predict(
-                self.data_set(rows), mode="quantiles", return_index=True, batch_size=batch, trainer_kwargs=dict(TRAINER)
+        with quiet_lightning():
+            prediction = self.model.predict(
+                self.data_set(rows),
+                mode="quantiles",
+                return_index=True,
+                batch_size=batch_size,
+                trainer_kwargs=dict(TRAINER_OPTIONS),
             )
-        return [one.numpy() for one in found.output], found.index
+        return [output.numpy() for output in prediction.output], prediction.index
 
     def write_bundle(self, path: Path, name: str = "M") -> None:
         """The network and its scales as a bundle of ours."""
@@ -140,38 +146,38 @@ class Library:
         """The same without a file."""
         manifest = self._manifest(name)
         state = {key: value.numpy() for key, value in self.model.state_dict().items()}
-        weights = {key: state[key].astype(np.float32) for key in expected_shapes(manifest.network)}
-        center, scale = (self._scales(which, manifest.groups) for which in ("center", "scale"))
+        weights = {key: state[key].astype(np.float32) for key in parameter_shapes(manifest.network)}
+        center, scale = (self._scales(kind, manifest.groups) for kind in ("center", "scale"))
         canary = FleetCanary(
-            NOON // STEP, np.full((CANARY_SERVERS, self.size.encoder, len(self.size.names)), 30.0, np.float32),
+            FIRST_FORECAST_TIME // STEP, np.full((CANARY_SERVERS, self.size.encoder, len(self.size.names)), 30.0, np.float32),
             np.arange(CANARY_SERVERS), np.arange(CANARY_SERVERS), np.empty(0, np.float32),
         )  # fmt: skip
         bundle = FleetBundle(path, manifest, weights, center, scale, canary)
-        return replace(bundle, canary=replace(canary, quantiles=Fused(bundle).forecast(canary_input(bundle))))
+        return replace(bundle, canary=replace(canary, quantiles=FusedEngine(bundle).forecast(canary_input(bundle))))
 
     def _manifest(self, name: str) -> FleetManifest:
         size = self.size
         classes = self.template._categorical_encoders["profile"].classes_
-        profiles = (OTHER, *(one for one, code in classes.items() if code))
+        profiles = (OTHER_PROFILE, *(item for item, code in classes.items() if code))
         encoder, decoder = fleet_reals(size.names, size.cycles)
         return FleetManifest(
             name=name,
-            metrics=tuple(Metric(one.name, one.unit, one.low, one.high, one.transform) for one in size.metrics),
+            metrics=tuple(ModelMetric(item.name, item.unit, item.low, item.high, item.transform) for item in size.metrics),
             cycles=size.cycles,
             profiles=profiles,
-            groups=(DEFAULT, *(f"profile:{profile}" for profile in profiles[1:])),
+            groups=(DEFAULT_GROUP, *(f"profile:{profile}" for profile in profiles[1:])),
             step=STEP,
             encoder_length=size.encoder,
             encoder_minimum=size.minimum,
             horizon=size.horizon,
             levels=size.levels,
-            network=Network(
+            network=TftConfig(
                 size.hidden, size.continuous, size.heads, size.layers, encoder, decoder, len(size.levels),
                 len(size.names), len(profiles), EMBEDDING,
             ),
-            training=Training(
-                NOON, NOON + 300, 60, "0" * 64, "nothing: its weights are random", True, NOON + 300,
-                {part: Interval(NOON + 100 * i, NOON + 100 * i + 100, 1)
+            training=TrainingRecord(
+                FIRST_FORECAST_TIME, FIRST_FORECAST_TIME + 300, 60, "0" * 64, "nothing: its weights are random", True, FIRST_FORECAST_TIME + 300,
+                {part: Interval(FIRST_FORECAST_TIME + 100 * i, FIRST_FORECAST_TIME + 100 * i + 100, 1)
                  for i, part in enumerate(("train", "validation", "test"))}, {},
             ),
             versions={},
@@ -179,26 +185,26 @@ class Library:
             files={},
         )  # fmt: skip
 
-    def _scales(self, which: str, groups: tuple[str, ...]) -> NDArray[np.float32]:
+    def _scales(self, kind: str, groups: tuple[str, ...]) -> NDArray[np.float32]:
         """The normalizers' tables `[G, M]`: first what they give where a profile is not known, then by profile."""
         table = []
         for normalizer in self.template.target_normalizer.normalizers:
-            known, missing = normalizer.norm_["profile"][which], normalizer.missing_["profile"][which]
-            table.append([missing, *(known.loc[code] for code in range(1, len(groups)))])
+            by_profile, default = normalizer.norm_["profile"][kind], normalizer.missing_["profile"][kind]
+            table.append([default, *(by_profile.loc[code] for code in range(1, len(groups)))])
         return np.array(table, dtype=np.float32).T
 
 
 def frame(
-    size: Size, names: tuple[str, ...], profiles: tuple[str, ...], values: NDArray[np.float32], tick: int
+    size: ModelSize, names: tuple[str, ...], profiles: tuple[str, ...], values: NDArray[np.float32], tick: int
 ) -> pd.DataFrame:
     """The rows of servers whose `values` `[S, T, M]` end with `tick`, and the horizon's after it.
 
     The library predicts the last rows that it is given: without those of the time to come it would tell the past. What
     their metrics are is not read; the last ones are repeated.
     """
-    servers, past = values.shape[:2]
-    ticks = np.arange(tick - past + 1, tick + size.horizon + 1)
-    known = calendar(size.cycles, STEP, ticks)
+    servers, history_length = values.shape[:2]
+    ticks = np.arange(tick - history_length + 1, tick + size.horizon + 1)
+    calendar_values = calendar(size.cycles, STEP, ticks)
     rows = np.concatenate([values, np.repeat(values[:, -1:], size.horizon, axis=1)], axis=1)[..., : len(size.names)]
     columns: dict[str, Any] = {
         "server": np.repeat(np.array(names, dtype=object), len(ticks)),
@@ -206,24 +212,28 @@ def frame(
         "tick": np.tile(ticks, servers),
     }
     flat = rows.reshape(-1, len(size.names)).astype(np.float64)
-    columns |= {name: flat[:, at] for at, name in enumerate(size.names)}
-    columns |= {name: np.tile(known[:, at], servers) for at, name in enumerate(known_reals(size.cycles))}
+    columns |= {name: flat[:, column] for column, name in enumerate(size.names)}
+    columns |= {
+        name: np.tile(calendar_values[:, column], servers) for column, name in enumerate(known_reals(size.cycles))
+    }
     return pd.DataFrame(columns)
 
 
-def by_server(
-    size: Size, outputs: list[NDArray[np.float32]], index: pd.DataFrame, names: tuple[str, ...]
+def quantiles_by_server(
+    size: ModelSize, outputs: list[NDArray[np.float32]], index: pd.DataFrame, names: tuple[str, ...]
 ) -> NDArray[np.float32]:
     """What the library predicted as our engines give it: `[S, M, Q, H]` in the order of `names`, sorted, within bounds."""
     row_of: Mapping[str, int] = {server: row for row, server in enumerate(index["server"])}
-    found = np.stack(outputs, axis=1)[[row_of[name] for name in names]].swapaxes(2, 3)
-    found.sort(axis=2)
-    low, high = (np.array([getattr(one, end) for one in size.metrics])[:, None, None] for end in ("low", "high"))
-    return np.clip(found, low, high)
+    quantiles = np.stack(outputs, axis=1)[[row_of[name] for name in names]].swapaxes(2, 3)
+    quantiles.sort(axis=2)
+    low, high = (
+        np.array([getattr(metric, bound) for metric in size.metrics])[:, None, None] for bound in ("low", "high")
+    )
+    return np.clip(quantiles, low, high)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Neither warnings that are known to be harmless nor Lightning's remarks on the machine."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

@@ -18,35 +18,38 @@ from typing import Any
 
 from forecastd.fleet.contract import METRICS
 
-EVERY_ALL, EVERY_ONE = 0.2, 0.02  # seconds between two readings of all servers, and of one
-MARK = b"1000000000.000"  # where a record's time stands in a body
-TIMEOUT = 60.0
+ALL_INTERVAL, ONE_INTERVAL = 0.2, 0.02  # seconds between two readings of all servers, and of one
+TIME_PLACEHOLDER = b"1000000000.000"  # where a record's time stands in a body
+TIMEOUT_SECONDS = 60.0
 
 
 @dataclass
-class Connection:
+class LoadConnection:
     """One connection that is kept, and what came over it."""
 
     port: int
     latencies: list[float] = field(default_factory=list)
     failures: int = 0
-    first: str = ""
+    first_failure: str = ""
     _http: http.client.HTTPConnection | None = None
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
         """The body of the answer; empty when it failed, which is counted."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             if self._http is None:
-                self._http = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
+                self._http = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
             self._http.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-            answer = self._http.getresponse()
-            text, status = answer.read(), str(answer.status)
+            response = self._http.getresponse()
+            text, status = response.read(), str(response.status)
         except (OSError, http.client.HTTPException) as error:
             text, status, self._http = b"", repr(error), None
-        self.latencies.append(time.perf_counter() - began)
+        self.latencies.append(time.perf_counter() - started)
         if status != "200":
-            self.failures, self.first = self.failures + 1, self.first or f"{status}: {text[:200].decode()}"
+            self.failures, self.first_failure = (
+                self.failures + 1,
+                self.first_failure or f"{status}: {text[:200].decode()}",
+            )
             return b""
         return text
 
@@ -56,91 +59,97 @@ def send(plan: dict[str, Any]) -> dict[str, Any]:
     count, senders = plan["records"], plan["senders"]
     pause = senders * count / plan["rate"] if plan["rate"] else 0.0
 
-    def sender(at: int) -> tuple[Connection, int]:
-        connection, accepted = Connection(plan["port"]), 0
-        template = body(plan["servers"], plan["profiles"], count, at)
+    def sender(index: int) -> tuple[LoadConnection, int]:
+        connection, accepted = LoadConnection(plan["port"]), 0
+        template = feed_template(plan["servers"], plan["profiles"], count, index)
 
         def once() -> None:
             nonlocal accepted
             stamp = b"%.3f" % (time.time() - 0.01)
-            answer = connection.ask("POST", "/feed", template.replace(MARK, stamp))
+            answer = connection.request("POST", "/feed", template.replace(TIME_PLACEHOLDER, stamp))
             accepted += json.loads(answer)["accepted"] if answer else 0
 
-        repeat(once, plan["seconds"], pause, pause * at / senders)
+        repeat(once, plan["seconds"], pause, pause * index / senders)
         return connection, accepted
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     with ThreadPoolExecutor(senders) as pool:
-        found = list(pool.map(sender, range(senders)))
-    seconds = time.perf_counter() - began
-    latencies = [one for connection, _ in found for one in connection.latencies]
+        results = list(pool.map(sender, range(senders)))
+    seconds = time.perf_counter() - started
+    latencies = [latency for connection, _ in results for latency in connection.latencies]
     return {
-        **troubles([connection for connection, _ in found]), "seconds": seconds, "feeds": len(latencies),
-        "records": count * len(latencies), "accepted": sum(accepted for _, accepted in found), "latencies": latencies,
+        **failure_summary([connection for connection, _ in results]), "seconds": seconds, "feeds": len(latencies),
+        "records": count * len(latencies), "accepted": sum(accepted for _, accepted in results), "latencies": latencies,
     }  # fmt: skip
 
 
 def read(plan: dict[str, Any]) -> dict[str, Any]:
     """Every server's forecast now and then, and one server's often."""
-    every, one = Connection(plan["port"]), Connection(plan["port"])
+    all_servers, single_server = LoadConnection(plan["port"]), LoadConnection(plan["port"])
     sizes: list[int] = []
     paths = cycle(f"/forecast/{server}" for server in plan["servers"])
 
     def read_all() -> None:
-        sizes.append(len(every.ask("GET", "/forecast")))
+        sizes.append(len(all_servers.request("GET", "/forecast")))
 
     def read_one() -> None:
-        one.ask("GET", next(paths))
+        single_server.request("GET", next(paths))
 
     with ThreadPoolExecutor(2) as pool:
         readers = [
             pool.submit(repeat, work, plan["seconds"], pause)
-            for work, pause in ((read_all, EVERY_ALL), (read_one, EVERY_ONE))
+            for work, pause in ((read_all, ALL_INTERVAL), (read_one, ONE_INTERVAL))
         ]
     for reader in readers:
         reader.result()
-    return {**troubles([every, one]), "all": every.latencies, "one": one.latencies, "megabytes": max(sizes) / 1e6}
+    return {
+        **failure_summary([all_servers, single_server]),
+        "all": all_servers.latencies,
+        "one": single_server.latencies,
+        "megabytes": max(sizes) / 1e6,
+    }
 
 
-def repeat(work: Callable[[], object], seconds: float, pause: float, later: float = 0.0) -> None:
+def repeat(work: Callable[[], object], seconds: float, pause: float, delay: float = 0.0) -> None:
     """Work for so many seconds, every `pause` of them where it is that quick."""
-    never = threading.Event()
-    begin = time.perf_counter() + later
-    end, due = begin + seconds, begin
+    idle = threading.Event()
+    begin = time.perf_counter() + delay
+    end, next_time = begin + seconds, begin
     while (now := time.perf_counter()) < end:
-        if now < due:
-            never.wait(min(due, end) - now)
+        if now < next_time:
+            idle.wait(min(next_time, end) - now)
             continue
         work()
-        due = max(due + pause, now) if pause else now
+        next_time = max(next_time + pause, now) if pause else now
 
 
-def body(servers: list[str], profiles: list[str], count: int, at: int) -> bytes:
+def feed_template(servers: list[str], profiles: list[str], count: int, sender: int) -> bytes:
     """A feed of `count` records with marks for their times, whose last digits are the sender's and a server's own: servers in
     turns, beginning elsewhere for each sender."""
     records = []
     for row in range(count):
-        place = (at * count + row) % len(servers)
-        told = {
-            metric.name: round(20 + (7 * row + 3 * column) % 50 + 0.123 * at, 3)
+        index = (sender * count + row) % len(servers)
+        metrics = {
+            metric.name: round(20 + (7 * row + 3 * column) % 50 + 0.123 * sender, 3)
             for column, metric in enumerate(METRICS)
         }
-        who, kind = servers[place].encode(), profiles[place].encode()
-        when = b"%s%d%d" % (MARK, at, row // len(servers))
+        name, profile = servers[index].encode(), profiles[index].encode()
+        stamp = b"%s%d%d" % (TIME_PLACEHOLDER, sender, row // len(servers))
         records.append(
-            b'{"server":"%s","time":%s,"profile":"%s","metrics":%s}' % (who, when, kind, json.dumps(told).encode())
+            b'{"server":"%s","time":%s,"profile":"%s","metrics":%s}'
+            % (name, stamp, profile, json.dumps(metrics).encode())
         )
     return b'{"version":1,"records":[' + b",".join(records) + b"]}"
 
 
-def troubles(connections: list[Connection]) -> dict[str, Any]:
+def failure_summary(connections: list[LoadConnection]) -> dict[str, Any]:
     """How many requests failed, and how the first one did."""
     return {
-        "failures": sum(one.failures for one in connections),
-        "first": next((one.first for one in connections if one.first), ""),
+        "failures": sum(connection.failures for connection in connections),
+        "first": next((connection.first_failure for connection in connections if connection.first_failure), ""),
     }
 
 
 if __name__ == "__main__":
-    role, given = sys.argv[1:]
-    print(json.dumps({"send": send, "read": read}[role](json.loads(given))))
+    role, plan_text = sys.argv[1:]
+    print(json.dumps({"send": send, "read": read}[role](json.loads(plan_text))))

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-TAUGHT = 4  # servers
-TRAINER = {
+TRAINING_SERVERS = 4  # servers
+TRAINER_OPTIONS = {
     "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
     "enable_checkpointing": False,
 }  # fmt: skip
@@ -33,11 +33,11 @@ def neuralforecast(values: Any, spec: dict[str, Any]) -> dict[str, float]:
     from neuralforecast.losses.pytorch import MQLoss
     from neuralforecast.models import TFT
 
-    def fitted(rows: Any, known: list[str]) -> Any:
+    def fitted(rows: Any, exogenous_names: list[str]) -> Any:
         model = TFT(
             h=spec["horizon"], input_size=spec["encoder"], hidden_size=spec["hidden"], n_head=spec["heads"],
-            n_rnn_layers=spec["layers"], hist_exog_list=known or None, loss=MQLoss(quantiles=spec["levels"]), max_steps=1,
-            start_padding_enabled=True, batch_size=128, inference_windows_batch_size=128, **TRAINER,
+            n_rnn_layers=spec["layers"], hist_exog_list=exogenous_names or None, loss=MQLoss(quantiles=spec["levels"]), max_steps=1,
+            start_padding_enabled=True, batch_size=128, inference_windows_batch_size=128, **TRAINER_OPTIONS,
         )  # fmt: skip
         forecast = NeuralForecast(models=[model], freq=spec["step"])
         forecast.fit(df=rows)
@@ -45,10 +45,10 @@ def neuralforecast(values: Any, spec: dict[str, Any]) -> dict[str, float]:
 
     def series(count: int) -> Any:
         """Every metric a series."""
-        one = values[:count].swapaxes(1, 2)
+        selected = values[:count].swapaxes(1, 2)
         names = [f"{name}/{metric}" for name in spec["names"][:count] for metric in spec["metrics"]]
         return pd.DataFrame({
-            "unique_id": np.repeat(names, one.shape[2]), "ds": np.tile(times(spec), len(names)), "y": one.reshape(-1),
+            "unique_id": np.repeat(names, selected.shape[2]), "ds": np.tile(times(spec), len(names)), "y": selected.reshape(-1),
         })  # fmt: skip
 
     def exogenous(count: int) -> Any:
@@ -56,20 +56,20 @@ def neuralforecast(values: Any, spec: dict[str, Any]) -> dict[str, float]:
         flat = values[:count].reshape(-1, values.shape[2])
         columns = {"unique_id": np.repeat(spec["names"][:count], values.shape[1]), "ds": np.tile(times(spec), count)}
         columns["y"] = flat[:, 0]
-        columns |= {name: flat[:, 1 + place] for place, name in enumerate(spec["metrics"][1:])}
+        columns |= {name: flat[:, 1 + index] for index, name in enumerate(spec["metrics"][1:])}
         return pd.DataFrame(columns)
 
-    def predict(ready: Any, rows: Callable[[int], Any]) -> Any:
-        return ready.predict(df=rows(len(values))).to_numpy()
+    def predict(fitted_model: Any, rows: Callable[[int], Any]) -> Any:
+        return fitted_model.predict(df=rows(len(values))).to_numpy()
 
-    found = {}
-    for what, rows, known in (
+    seconds = {}
+    for label, rows, exogenous_names in (
         ("each metric a series of its own", series, []),
         ("one metric of them all, the others as history", exogenous, spec["metrics"][1:]),
     ):
-        ready = fitted(rows(TAUGHT), known)
-        found[what] = best(spec, partial(predict, ready, rows))
-    return found
+        fitted_model = fitted(rows(TRAINING_SERVERS), exogenous_names)
+        seconds[label] = best_seconds(spec, partial(predict, fitted_model, rows))
+    return seconds
 
 
 def darts(values: Any, spec: dict[str, Any]) -> dict[str, float]:
@@ -82,26 +82,28 @@ def darts(values: Any, spec: dict[str, Any]) -> dict[str, float]:
         input_chunk_length=spec["encoder"], output_chunk_length=spec["horizon"], hidden_size=spec["hidden"],
         hidden_continuous_size=spec["continuous"], lstm_layers=spec["layers"], num_attention_heads=spec["heads"],
         likelihood=QuantileRegression(spec["levels"]), add_relative_index=True, batch_size=128, n_epochs=1,
-        pl_trainer_kwargs={**TRAINER, "max_steps": 1},
+        pl_trainer_kwargs={**TRAINER_OPTIONS, "max_steps": 1},
     )  # fmt: skip
 
     def series(block: Any) -> list[Any]:
         index = pd.RangeIndex(block.shape[1])
-        return [TimeSeries.from_times_and_values(index, one, columns=spec["metrics"]) for one in block]
+        return [
+            TimeSeries.from_times_and_values(index, server_values, columns=spec["metrics"]) for server_values in block
+        ]
 
-    model.fit(series(np.concatenate([values[:TAUGHT], values[:TAUGHT]], axis=1)))
+    model.fit(series(np.concatenate([values[:TRAINING_SERVERS], values[:TRAINING_SERVERS]], axis=1)))
 
     def predict() -> Any:
-        found = model.predict(
+        predictions = model.predict(
             spec["horizon"],
             series=series(values),
             predict_likelihood_parameters=True,
             verbose=False,
             show_warnings=False,
         )
-        return [one.values() for one in found]
+        return [prediction.values() for prediction in predictions]
 
-    return {"all metrics at once": best(spec, predict)}
+    return {"all metrics at once": best_seconds(spec, predict)}
 
 
 def times(spec: dict[str, Any]) -> Any:
@@ -109,24 +111,24 @@ def times(spec: dict[str, Any]) -> Any:
     return np.arange(spec["tick"] - spec["encoder"] + 1, spec["tick"] + 1) * spec["step"]
 
 
-def best(spec: dict[str, Any], predict: Callable[[], Any]) -> float:
+def best_seconds(spec: dict[str, Any], predict: Callable[[], Any]) -> float:
     """The seconds of the best turn, after one that does not count."""
     predict()
     seconds = []
     for _ in range(spec["turns"]):
-        began = time.perf_counter()
+        started = time.perf_counter()
         predict()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - started)
     return min(seconds)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    place = Path(sys.argv[2])
-    plan = json.loads((place / "spec.json").read_text())
+    directory = Path(sys.argv[2])
+    plan = json.loads((directory / "spec.json").read_text())
     import torch
 
     torch.set_num_threads(plan["threads"])
-    ways = {"neuralforecast": neuralforecast, "darts": darts}
-    print(json.dumps(ways[sys.argv[1]](np.load(place / "values.npy"), plan)))
+    libraries = {"neuralforecast": neuralforecast, "darts": darts}
+    print(json.dumps(libraries[sys.argv[1]](np.load(directory / "values.npy"), plan)))

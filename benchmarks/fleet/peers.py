@@ -15,49 +15,51 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.figures import Count, Figure
-from benchmarks.fleet.scene import MODEL_M, STEP, THREADS, Servers
+from benchmarks.figures import Figure, PremiseCount
+from benchmarks.fleet.scene import MODEL_M, STEP, THREADS, SimulatedServers
 from benchmarks.processes import measure
 
-PEERS = ("neuralforecast", "darts")
-CHILD = Path(__file__).with_name("peer.py")
+PEER_LIBRARIES = ("neuralforecast", "darts")
+CHILD_SCRIPT = Path(__file__).with_name("peer.py")
 
 
-def run(ours: Mapping[int, float], *, seed: int, turns: int, interpreter: str | None) -> Iterator[Figure | Count]:
+def run(
+    product_seconds: Mapping[int, float], *, seed: int, turns: int, interpreter: str | None
+) -> Iterator[Figure | PremiseCount]:
     """Both, at each number of servers that `ours` has seconds of."""
     command = interpreter or sys.executable
-    for peer in PEERS:
-        version = installed(command, peer)
+    for peer in PEER_LIBRARIES:
+        version = installed_version(command, peer)
         if version is None:
-            yield Count(
+            yield PremiseCount(
                 f"{peer}: absent", {"looked for in": "the interpreter of --others" if interpreter else "this interpreter"},
                 "nothing is compared; `pip install -e '.[peers]'` installs it, or --others names an interpreter that has it",
             )  # fmt: skip
             continue
-        for count, seconds in ours.items():
-            for what, theirs in predict(command, peer, count, seed, turns).items():
+        for count, seconds in product_seconds.items():
+            for label, peer_seconds in measure_predictions(command, peer, count, seed, turns).items():
                 name = f"{count} servers, all {len(MODEL_M.metrics)} metrics"
-                yield Figure(name, seconds, theirs, "s", f"{peer} {version}, {what}", "ratio >= 1")
+                yield Figure(name, seconds, peer_seconds, "s", f"{peer} {version}, {label}", "ratio >= 1")
 
 
-def installed(command: str, peer: str) -> str | None:
+def installed_version(command: str, peer: str) -> str | None:
     """Its version there; None where it is not."""
-    ask = f"import importlib.metadata as m; print(m.version({peer!r}))"
-    found = subprocess.run([command, "-c", ask], capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else None
+    code = f"import importlib.metadata as m; print(m.version({peer!r}))"
+    process = subprocess.run([command, "-c", code], capture_output=True, text=True, check=False)
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
-def predict(command: str, peer: str, count: int, seed: int, turns: int) -> dict[str, float]:
+def measure_predictions(command: str, peer: str, count: int, seed: int, turns: int) -> dict[str, float]:
     """The best seconds of each way to predict with it, by what that way predicts."""
-    servers = Servers(count, seed=seed)
-    with tempfile.TemporaryDirectory() as place:
-        np.save(Path(place) / "values.npy", servers.past(MODEL_M.encoder))
+    servers = SimulatedServers(count, seed=seed)
+    with tempfile.TemporaryDirectory() as directory:
+        np.save(Path(directory) / "values.npy", servers.history(MODEL_M.encoder))
         spec = {
             "hidden": MODEL_M.hidden, "continuous": MODEL_M.continuous, "heads": MODEL_M.heads, "layers": MODEL_M.layers,
             "encoder": MODEL_M.encoder, "horizon": MODEL_M.horizon, "levels": MODEL_M.levels, "threads": THREADS,
             "step": STEP, "tick": servers.tick, "names": servers.names, "metrics": MODEL_M.names, "turns": turns,
         }  # fmt: skip
-        (Path(place) / "spec.json").write_text(json.dumps(spec))
-        told = measure([command, str(CHILD), peer, place]).stdout
-    found: dict[str, float] = json.loads(told.strip().splitlines()[-1])
-    return found
+        (Path(directory) / "spec.json").write_text(json.dumps(spec))
+        output = measure([command, str(CHILD_SCRIPT), peer, directory]).stdout
+    seconds: dict[str, float] = json.loads(output.strip().splitlines()[-1])
+    return seconds

@@ -12,13 +12,13 @@ from benchmarks.fleet.scene import MODEL_M
 @cache
 def bundle_m(seed: int = 1) -> Path:
     """Where it is; written once a process and gone with it."""
-    from benchmarks.fleet.library import Library  # of those who measure, only who makes one needs torch
+    from benchmarks.fleet.library import BaselineLibrary  # of those who measure, only who makes one needs torch
 
-    path = Path(_place().name) / f"m-{seed}"
-    Library(MODEL_M, seed=seed).write_bundle(path)
+    path = Path(_directory().name) / f"m-{seed}"
+    BaselineLibrary(MODEL_M, seed=seed).write_bundle(path)
     return path
 
 
 @cache
-def _place() -> tempfile.TemporaryDirectory[str]:
+def _directory() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="forecastd-fleet-benchmark-")

@@ -15,17 +15,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.fleet.library import BATCH, Library
-from benchmarks.fleet.scene import STEP, Record, Size
+from benchmarks.fleet.library import BATCH_SIZE, BaselineLibrary
+from benchmarks.fleet.scene import STEP, ModelSize, Record
 from models.fleet.manifest import known_reals
 from models.fleet.scaling import calendar
 
-SHOWN = (0.1, 0.5, 0.9)
-TREND = 12  # steps that a trend is taken over
+REPORTED_LEVELS = (0.1, 0.5, 0.9)
+TREND_STEPS = 12  # steps that a trend is taken over
 
 
 @dataclass(frozen=True)
-class Answered:
+class BaselineResponse:
     """What a request came to: the text, the quantiles `[S, H, Q]` of each metric behind it, whose they are, and the seconds
     of its steps."""
 
@@ -35,50 +35,52 @@ class Answered:
     seconds: dict[str, float]
 
 
-def answer(library: Library, window: list[Record], batch: int = BATCH) -> Answered:
+def answer_request(library: BaselineLibrary, window: list[Record], batch: int = BATCH_SIZE) -> BaselineResponse:
     """One request."""
-    clock = [time.perf_counter()]
-    rows, observed = prepare(library.size, window)
-    clock.append(time.perf_counter())
+    times = [time.perf_counter()]
+    rows, observed = prepare_frame(library.size, window)
+    times.append(time.perf_counter())
     outputs, index = library.predict(rows, batch)
-    clock.append(time.perf_counter())
-    told = told_of(library.size, observed, outputs, index)
-    clock.append(time.perf_counter())
-    text = json.dumps(told)
-    clock.append(time.perf_counter())
+    times.append(time.perf_counter())
+    document = format_response(library.size, observed, outputs, index)
+    times.append(time.perf_counter())
+    text = json.dumps(document)
+    times.append(time.perf_counter())
     steps = ("frame", "from_dataset and predict", "formatting and alerts", "json")
-    return Answered(text, outputs, index, dict(zip(steps, np.diff(clock).tolist(), strict=True)))
+    return BaselineResponse(text, outputs, index, dict(zip(steps, np.diff(times).tolist(), strict=True)))
 
 
-def prepare(size: Size, window: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def prepare_frame(size: ModelSize, window: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The frame that is predicted from, with the steps to come appended; and that of what was observed."""
     observed = pd.DataFrame(window)
     observed["tick"] = observed["timestamp"] // STEP
     observed = observed.sort_values(["server", "tick"], ignore_index=True)
     last = observed.groupby("server", sort=False).tail(1)
-    ahead = last.loc[last.index.repeat(size.horizon)].reset_index(drop=True)
-    ahead["tick"] += np.tile(np.arange(1, size.horizon + 1), len(last))
-    rows = pd.concat([observed, ahead], ignore_index=True).sort_values(["server", "tick"], ignore_index=True)
-    known = calendar(size.cycles, STEP, rows["tick"].to_numpy())
-    for at, name in enumerate(known_reals(size.cycles)):
-        rows[name] = known[:, at]
+    future = last.loc[last.index.repeat(size.horizon)].reset_index(drop=True)
+    future["tick"] += np.tile(np.arange(1, size.horizon + 1), len(last))
+    rows = pd.concat([observed, future], ignore_index=True).sort_values(["server", "tick"], ignore_index=True)
+    calendar_values = calendar(size.cycles, STEP, rows["tick"].to_numpy())
+    for column, name in enumerate(known_reals(size.cycles)):
+        rows[name] = calendar_values[:, column]
     return rows, observed
 
 
-def told_of(
-    size: Size, observed: pd.DataFrame, outputs: list[NDArray[np.float32]], index: pd.DataFrame
+def format_response(
+    size: ModelSize, observed: pd.DataFrame, outputs: list[NDArray[np.float32]], index: pd.DataFrame
 ) -> dict[str, object]:
     """Forecasts and alerts in words and lists, server by server and metric by metric."""
-    chosen = [size.levels.index(level) for level in SHOWN]
+    level_indices = [size.levels.index(level) for level in REPORTED_LEVELS]
     predictions, alerts = {}, []
     for row, server in enumerate(index["server"]):
         history = observed[observed["server"] == server]
         metrics = {}
-        for place, metric in enumerate(size.metrics):
-            quantiles = outputs[place][row]
-            low, middle, high = ([float(quantiles[step, at]) for step in range(size.horizon)] for at in chosen)
+        for metric_index, metric in enumerate(size.metrics):
+            quantiles = outputs[metric_index][row]
+            low, middle, high = (
+                [float(quantiles[step, level_index]) for step in range(size.horizon)] for level_index in level_indices
+            )
             current = float(history[metric.name].iloc[-1])
-            trend = sum(middle[-TREND:]) / TREND - sum(middle[:TREND]) / TREND
+            trend = sum(middle[-TREND_STEPS:]) / TREND_STEPS - sum(middle[:TREND_STEPS]) / TREND_STEPS
             metrics[metric.name] = {"current": current, "p10": low, "p50": middle, "p90": high, "trend": trend}
             limit = 0.9 * metric.high
             if current > limit or max(high) > limit:

@@ -12,79 +12,81 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.figures import Count, Figure
+from benchmarks.figures import Figure, PremiseCount
 from benchmarks.fleet.randombundle import bundle_m
-from benchmarks.fleet.scene import KEEP, STEP
-from benchmarks.fleet.serving import History, closed_now, serve
+from benchmarks.fleet.scene import STEP, WINDOW_TICKS
+from benchmarks.fleet.serving import StoredHistory, current_closed_tick, serve
 from benchmarks.processes import measure, python
-from forecastd.fleet.grid import FleetWindow
-from forecastd.fleet.snapshot import TFT
-from forecastd.fleet.store import TickStore
+from forecastd.fleet.forecast.fleet_forecast import TFT
+from forecastd.fleet.window.store import TickStore
+from forecastd.fleet.window.window import FleetWindow
 
-COUNTS = (20, 2000)
+SERVER_COUNTS = (20, 2000)
 TICKS = 720  # on disk; an hour
-LOAD_SECONDS = 1.0  # that loading the window may take
+MAX_LOAD_SECONDS = 1.0  # that loading the window may take
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Figure | Count]:
+def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
     """20 and 2,000 servers; quick: 20, once."""
-    for count in COUNTS[:1] if quick else COUNTS:
-        with tempfile.TemporaryDirectory() as place:
-            yield from restarted(count, Path(place), 1 if quick else 3, seed)
+    for count in SERVER_COUNTS[:1] if quick else SERVER_COUNTS:
+        with tempfile.TemporaryDirectory() as directory:
+            yield from measure_restarts(count, Path(directory), 1 if quick else 3, seed)
 
 
-def restarted(count: int, place: Path, turns: int, seed: int) -> Iterator[Figure | Count]:
+def measure_restarts(count: int, directory: Path, turns: int, seed: int) -> Iterator[Figure | PremiseCount]:
     """The best of some turns."""
-    path = place / "state" / "fleet" / "window.sqlite"
+    path = directory / "state" / "fleet" / "window.sqlite"
     path.parent.mkdir(parents=True)
-    history = History(path, count, TICKS, seed)
-    loads, serving, usual = [], [], []
+    history = StoredHistory(path, count, TICKS, seed)
+    loads, serving, baseline_runs = [], [], []
     for _ in range(turns):
         history.catch_up()
-        loads.append(load(path, count))
+        loads.append(time_load(path, count))
         history.catch_up()
-        serving.append(first_forecast(place, count))
-        usual.append(measure(python("-m", "benchmarks.fleet.side", "restart", str(bundle_m()), str(count), str(seed))))
-    told = [json.loads(one.stdout)["seconds"] for one in usual]
-    best = min(serving, key=lambda one: one["every forecast served"])
+        serving.append(time_first_forecast(directory, count))
+        baseline_runs.append(
+            measure(python("-m", "benchmarks.fleet.side", "restart", str(bundle_m()), str(count), str(seed)))
+        )
+    baseline_seconds = [json.loads(item.stdout)["seconds"] for item in baseline_runs]
+    fastest = min(serving, key=lambda item: item["every forecast served"])
     yield Figure(
-        f"{count} servers, start to every server's first true forecast", best["every forecast served"],
-        min(told), "s", "imports, pickle and first request the known way", "no aim",
+        f"{count} servers, start to every server's first true forecast", fastest["every forecast served"],
+        min(baseline_seconds), "s", "imports, pickle and first request the known way", "no aim",
     )  # fmt: skip
-    yield Figure(f"{count} servers, window load alone", min(loads), LOAD_SECONDS, "s", "allowed", "ratio >= 1")
-    yield Count(
+    yield Figure(f"{count} servers, window load alone", min(loads), MAX_LOAD_SECONDS, "s", "allowed", "ratio >= 1")
+    yield PremiseCount(
         f"{count} servers, {TICKS} ticks on disk, seconds since the start of the process",
         {
-            **{what: round(seconds, 2) for what, seconds in best.items()},
-            "bytes on disk": sum(one.stat().st_size for one in path.parent.glob("window.sqlite*")),
+            **{label: round(seconds, 2) for label, seconds in fastest.items()},
+            "bytes on disk": sum(item.stat().st_size for item in path.parent.glob("window.sqlite*")),
         },
         "the first answer of GET /forecast has every server, all by the model",
     )  # fmt: skip
 
 
-def load(path: Path, count: int) -> float:
+def time_load(path: Path, count: int) -> float:
     """Seconds to bring the window back into memory."""
     with TickStore(path, step=STEP) as store:
-        began = time.perf_counter()
-        window = FleetWindow(STEP, KEEP, count, ahead=8)
-        report = store.load(window, float((closed_now() + 1) * STEP))
-        seconds = time.perf_counter() - began
+        started = time.perf_counter()
+        window = FleetWindow(STEP, WINDOW_TICKS, count, ticks_ahead=8)
+        report = store.load(window, float((current_closed_tick() + 1) * STEP))
+        seconds = time.perf_counter() - started
     assert report.servers == count, report
-    assert report.rows >= count * (KEEP - 3), report  # of the last seconds there may be none yet
+    assert report.rows >= count * (WINDOW_TICKS - 3), report  # of the last seconds there may be none yet
     return seconds
 
 
-def first_forecast(place: Path, count: int) -> dict[str, float]:
+def time_first_forecast(directory: Path, count: int) -> dict[str, float]:
     """A service from its start to its first forecast of every server."""
-    with serve(place, bundle_m()) as service:
+    with serve(directory, bundle_m()) as service:
         service.wait_for("/status")
-        answering = time.monotonic() - service.began
-        first = json.loads(service.wait_for("/forecast?limit=1"))
-        made = time.monotonic() - service.began
+        answering_at = time.monotonic() - service.started
+        first_response = json.loads(service.wait_for("/forecast?limit=1"))
+        first_forecast_at = time.monotonic() - service.started
         body = service.wait_for("/forecast")
-        served = time.monotonic() - service.began
+        all_served_at = time.monotonic() - service.started
         forecasts = json.loads(body)["forecasts"]
-    models = {one["model"] for one in forecasts}
-    assert first["count"] == len(forecasts) == count, f"{len(forecasts)} of {count} servers have a forecast"
+    models = {forecast["model"] for forecast in forecasts}
+    assert first_response["count"] == len(forecasts) == count, f"{len(forecasts)} of {count} servers have a forecast"
     assert models == {TFT}, f"the first forecast is by {models}"
-    return {"answering": answering, "first forecast made": made, "every forecast served": served}
+    return {"answering": answering_at, "first forecast made": first_forecast_at, "every forecast served": all_served_at}

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forecastd.fleet.contract import METRICS, Metric
-from forecastd.fleet.grid import Block, FleetWindow
-from forecastd.fleet.intake import Rows
+from forecastd.fleet.contract import METRICS, MetricDefinition
+from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Simulator
+from forecastd.fleet.window.window import FleetWindow, WindowBlock
 
 STEP = 5  # seconds a tick
-KEEP = 360  # ticks in memory, as the service keeps them
-NOON = 1_793_880_000  # unix seconds of the first forecast: a Thursday, 12:00 UTC
+WINDOW_TICKS = 360  # ticks in memory, as the service keeps them
+FIRST_FORECAST_TIME = 1_793_880_000  # unix seconds of the first forecast: a Thursday, 12:00 UTC
 Record = dict[str, Any]
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 THREADS = 2  # of everybody's numeric work
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """The size of a model; of the metrics the first `metrics` of the contract."""
 
     hidden: int = 32
@@ -37,7 +37,7 @@ class Size:
     minimum: int = 72
     horizon: int = 96
     levels: tuple[float, ...] = LEVELS
-    metrics: tuple[Metric, ...] = METRICS
+    metrics: tuple[MetricDefinition, ...] = METRICS
     cycles: tuple[str, ...] = ("day", "week")
 
     @property
@@ -46,10 +46,10 @@ class Size:
         return tuple(metric.name for metric in self.metrics)
 
 
-MODEL_M = Size()
+MODEL_M = ModelSize()
 
 
-class Servers:
+class SimulatedServers:
     """Made-up servers with a full rolling window that moves on tick by tick.
 
     `tick` is the newest closed one, `values` what the window was filled with: float32 `[S, KEEP + ahead, M]`.
@@ -57,43 +57,45 @@ class Servers:
 
     def __init__(self, count: int, *, seed: int, ahead: int = 0) -> None:
         """`ahead`: how many ticks the window can be moved on by."""
-        self.tick = NOON // STEP
+        self.tick = FIRST_FORECAST_TIME // STEP
         self.simulator = Simulator(seed, count, "varied", STEP, start=self.tick)
         self.names, self.profiles = self.simulator.names, self.simulator.profiles
-        self._first = self.tick - KEEP + 1
-        self.values = self.simulator.block(self._first, KEEP + ahead)
-        self.window = FleetWindow(STEP, KEEP, max(count, 1))
+        self._first = self.tick - WINDOW_TICKS + 1
+        self.values = self.simulator.block(self._first, WINDOW_TICKS + ahead)
+        self.window = FleetWindow(STEP, WINDOW_TICKS, max(count, 1))
         self.window.advance(self._first)
         for tick in range(self._first, self.tick + 1):
             self.window.put(self.rows(tick))
             self.window.advance(tick)
 
-    def rows(self, tick: int) -> Rows:
+    def rows(self, tick: int) -> FleetRows:
         """What all servers told of a tick."""
         times = np.full(len(self.names), float(tick * STEP))
-        return Rows.of(self.names, times, self.values[:, tick - self._first], step=STEP, profiles=self.profiles)
+        return FleetRows.from_values(
+            self.names, times, self.values[:, tick - self._first], step=STEP, profiles=self.profiles
+        )
 
-    def move_on(self) -> None:
+    def advance(self) -> None:
         """The next tick came in and is closed."""
         self.tick += 1
         self.window.put(self.rows(self.tick))
         self.window.advance(self.tick)
 
-    def block(self, length: int) -> Block:
+    def block(self, length: int) -> WindowBlock:
         """The newest `length` ticks."""
         return self.window.block(self.tick, length)
 
-    def past(self, length: int) -> NDArray[np.float32]:
+    def history(self, length: int) -> NDArray[np.float32]:
         """The same numbers as the simulator gave them: `[S, length, M]`."""
         last = self.tick - self._first + 1
         return self.values[:, last - length : last]
 
-    def records(self, size: Size) -> list[Record]:
+    def records(self, size: ModelSize) -> list[Record]:
         """The rows as other daemons keep them: a record for each server and tick, tick by tick."""
-        values = self.past(size.encoder).astype(np.float64)
-        first, found = self.tick - size.encoder + 1, []
-        for at in range(size.encoder):
-            for place, (server, profile) in enumerate(zip(self.names, self.profiles, strict=True)):
-                told = dict(zip(size.names, values[place, at].tolist(), strict=False))
-                found.append({"timestamp": (first + at) * STEP, "server": server, "profile": profile, **told})
-        return found
+        values = self.history(size.encoder).astype(np.float64)
+        first, records = self.tick - size.encoder + 1, []
+        for offset in range(size.encoder):
+            for index, (server, profile) in enumerate(zip(self.names, self.profiles, strict=True)):
+                metrics = dict(zip(size.names, values[index, offset].tolist(), strict=False))
+                records.append({"timestamp": (first + offset) * STEP, "server": server, "profile": profile, **metrics})
+        return records

@@ -20,79 +20,79 @@ import numpy as np
 
 from benchmarks.fleet.scene import STEP
 from benchmarks.processes import ROOT
-from forecastd.fleet.intake import Rows
+from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Simulator
-from forecastd.fleet.store import TickStore
+from forecastd.fleet.window.store import TickStore
 
-PATIENCE = 300.0  # seconds that something is waited for
+TIMEOUT_SECONDS = 300.0  # seconds that something is waited for
 
 
 @dataclass
-class Service:
+class ServiceProcess:
     """A running `fleet serve`; `began`: the monotonic second at which it was started."""
 
     process: subprocess.Popen[bytes]
     port: int
-    began: float
+    started: float
     console: Path
 
-    def ask(self, path: str) -> tuple[int, bytes]:
+    def request(self, path: str) -> tuple[int, bytes]:
         """Status and body of an answer; 0 when nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
         try:
             connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            response = connection.getresponse()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException):
             return 0, b""
         finally:
             connection.close()
 
-    def wait_for(self, path: str, every: float = 0.02) -> bytes:
+    def wait_for(self, path: str, interval: float = 0.02) -> bytes:
         """The body of the first answer with status 200."""
         pause = threading.Event()
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < end:
-            status, body = self.ask(path)
+            status, body = self.request(path)
             if status == 200:
                 return body
             if self.process.poll() is not None:
                 break
-            pause.wait(every)
+            pause.wait(interval)
         raise RuntimeError(f"{path} was not answered with 200; the service said: {self.console.read_text()[-3000:]}")
 
     def status(self) -> dict[str, Any]:
         """As `GET /status` gives it."""
-        told: dict[str, Any] = json.loads(self.wait_for("/status"))
-        return told
+        status: dict[str, Any] = json.loads(self.wait_for("/status"))
+        return status
 
     def pids(self) -> list[int]:
         """Of the process and its children."""
         from psutil import NoSuchProcess, Process
 
         try:
-            return [self.process.pid, *(one.pid for one in Process(self.process.pid).children(recursive=True))]
+            return [self.process.pid, *(child.pid for child in Process(self.process.pid).children(recursive=True))]
         except NoSuchProcess:
             return []
 
 
 @contextmanager
-def serve(place: Path, bundle: Path, *options: str, **variables: str) -> Iterator[Service]:
+def serve(directory: Path, bundle: Path, *options: str, **variables: str) -> Iterator[ServiceProcess]:
     """A service while the block runs; ended at its end, and killed where that takes too long."""
     port = free_port()
-    line = [sys.executable, str(ROOT / "submit_prediction.py"), "fleet", "serve", "--port", str(port), *options]
+    command = [sys.executable, str(ROOT / "submit_prediction.py"), "fleet", "serve", "--port", str(port), *options]
     environment = {
-        "PATH": os.defpath, "HOME": str(place), "STATE_DIR": str(place / "state"), "LOG_DIR": str(place / "logs"),
+        "PATH": os.defpath, "HOME": str(directory), "STATE_DIR": str(directory / "state"), "LOG_DIR": str(directory / "logs"),
         "FLEET_MODEL": str(bundle), "FLEET_RATE_LIMIT": "0", **variables,
     }  # fmt: skip
-    place.mkdir(parents=True, exist_ok=True)
-    console = place / "console"
-    began = time.monotonic()
-    with console.open("ab") as said, subprocess.Popen(
-        line, cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+    directory.mkdir(parents=True, exist_ok=True)
+    console = directory / "console"
+    started = time.monotonic()
+    with console.open("ab") as output, subprocess.Popen(
+        command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
     ) as process:  # fmt: skip
         try:
-            yield Service(process, port, began, console)
+            yield ServiceProcess(process, port, started, console)
         finally:
             process.terminate()
             try:
@@ -103,27 +103,27 @@ def serve(place: Path, bundle: Path, *options: str, **variables: str) -> Iterato
 
 def free_port() -> int:
     """A port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
     return port
 
 
-def closed_now() -> int:
+def current_closed_tick() -> int:
     """The tick before the one that the machine's clock is in."""
     return int(time.time() // STEP) - 1
 
 
-class History:
+class StoredHistory:
     """A store on disk as a service leaves it behind: so many ticks of made-up servers, the newest of them just over."""
 
     def __init__(self, path: Path, count: int, ticks: int, seed: int) -> None:
-        self.path, self.end = path, closed_now()
+        self.path, self.end = path, current_closed_tick()
         self.simulator = Simulator(seed, count, "varied", STEP, start=self.end)
         self._append(self.end - ticks + 1, self.end)
 
     def catch_up(self) -> None:
         """Append what has passed since."""
-        first, self.end = self.end + 1, closed_now()
+        first, self.end = self.end + 1, current_closed_tick()
         if self.end >= first:
             self._append(first, self.end)
 
@@ -133,5 +133,5 @@ class History:
         with TickStore(self.path, step=STEP) as store:
             for tick in range(first, last + 1):
                 times = np.full(len(names), float(tick * STEP))
-                rows = Rows.of(names, times, values[:, tick - first], step=STEP, profiles=profiles)
-                assert store.append(rows, float((tick + 1) * STEP)), store.problem
+                rows = FleetRows.from_values(names, times, values[:, tick - first], step=STEP, profiles=profiles)
+                assert store.append(rows, float((tick + 1) * STEP)), store.last_error

@@ -10,13 +10,13 @@ import importlib
 import logging
 from collections.abc import Iterator, Sequence
 
-from benchmarks.figures import Count, Figure
+from benchmarks.figures import Figure, PremiseCount
 
 SEED = 20260301
 PARTS = ("handover", "detection", "costs", "healthy", "faults")
 
 
-def run(*, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED) -> Iterator[Figure | Count]:
+def run(*, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED) -> Iterator[Figure | PremiseCount]:
     """Run the parts in turn; each one's results come as soon as it is through."""
     log = logging.getLogger("forecastd.supervise")
     level = log.level

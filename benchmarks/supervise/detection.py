@@ -9,68 +9,68 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from benchmarks.figures import Count, Figure
-from benchmarks.supervise.scene import Question, Record, open_pool, questions
-from forecastd.supervise.detector import Limits
-from forecastd.supervise.report import Event
+from benchmarks.figures import Figure, PremiseCount
+from benchmarks.supervise.scene import ExpectedForecast, TimedEventLog, make_expected_forecasts, open_pool
+from forecastd.supervise.detector import PhaseLimits
+from forecastd.supervise.events import ProcessEvent
 
-ALLOWED = 1.0  # seconds beyond the limit
-AT_A_TIME = 3
-SHORT = Limits(loading=2.0, predicting=1.0, post_processing=1.0, stopping=2.0)
-SILENT = Limits(predicting=60.0, silence=2.0, stopping=2.0)
+MAX_DELAY_SECONDS = 1.0  # seconds beyond the limit
+CONCURRENCY = 3
+SHORT_LIMITS = PhaseLimits(loading=2.0, predicting=1.0, post_processing=1.0, stopping=2.0)
+SILENCE_LIMITS = PhaseLimits(predicting=60.0, silence=2.0, stopping=2.0)
 
 
 @dataclass(frozen=True)
-class Case:
+class StallCase:
     """A stall, and the limit that must find it."""
 
     name: str
     fault: str
-    limits: Limits = field(default=SHORT)
+    limits: PhaseLimits = field(default=SHORT_LIMITS)
     seconds: float = 1.0
 
 
-CASES = (
-    *(Case(f"stalled at {place} %", f"hang@{place}") for place in (0, 1, 25, 50, 75, 99)),
-    Case("oscillating at 50 %", "oscillate@50"),
-    Case("beating for another launch", "stale@50"),
-    Case("stalled while loading", "hang@loading", seconds=SHORT.loading),
-    Case("stalled in post-processing", "hang@post_processing"),
-    Case("silent at 50 %", "silent@50", SILENT, SILENT.silence),
+STALL_CASES = (
+    *(StallCase(f"stalled at {place} %", f"hang@{place}") for place in (0, 1, 25, 50, 75, 99)),
+    StallCase("oscillating at 50 %", "oscillate@50"),
+    StallCase("beating for another launch", "stale@50"),
+    StallCase("stalled while loading", "hang@loading", seconds=SHORT_LIMITS.loading),
+    StallCase("stalled in post-processing", "hang@post_processing"),
+    StallCase("silent at 50 %", "silent@50", SILENCE_LIMITS, SILENCE_LIMITS.silence),
 )
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Figure | Count]:
+def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
     """10 trials a case, of which the worst is told; quick: 1."""
     trials = 1 if quick else 10
-    asked = questions(trials, seed)
-    tasks = [(case, question) for case in CASES for question in asked]
-    with ThreadPoolExecutor(AT_A_TIME) as workers:
-        found = list(workers.map(lambda task: _trial(*task), tasks))
-    broken: list[str] = []
-    for number, case in enumerate(CASES):
-        beyond = [one for one in found[number * trials : (number + 1) * trials] if one is not None]
-        if len(beyond) < trials:
-            broken.append(f"{case.name}: {trials - len(beyond)} of {trials} were not found")
-        if beyond:
-            name = f"detection, {case.name}, beyond its {case.seconds:g} s, worst of {len(beyond)}"
-            yield Figure(name, 1000 * max(beyond), 1000 * ALLOWED, "ms", "allowed", "ratio >= 1")
-    counts = {"stalled children": len(tasks), "found hung": sum(one is not None for one in found)}
-    yield Count("detection", counts, "every stall is found, every job goes on", tuple(broken))
+    forecasts = make_expected_forecasts(trials, seed)
+    tasks = [(case, expected) for case in STALL_CASES for expected in forecasts]
+    with ThreadPoolExecutor(CONCURRENCY) as workers:
+        delays = list(workers.map(lambda task: _measure_delay(*task), tasks))
+    violations: list[str] = []
+    for number, case in enumerate(STALL_CASES):
+        measured = [delay for delay in delays[number * trials : (number + 1) * trials] if delay is not None]
+        if len(measured) < trials:
+            violations.append(f"{case.name}: {trials - len(measured)} of {trials} were not found")
+        if measured:
+            name = f"detection, {case.name}, beyond its {case.seconds:g} s, worst of {len(measured)}"
+            yield Figure(name, 1000 * max(measured), 1000 * MAX_DELAY_SECONDS, "ms", "allowed", "ratio >= 1")
+    counts = {"stalled children": len(tasks), "found hung": sum(delay is not None for delay in delays)}
+    yield PremiseCount("detection", counts, "every stall is found, every job goes on", tuple(violations))
 
 
-def _trial(case: Case, question: Question) -> float | None:
+def _measure_delay(case: StallCase, expected: ExpectedForecast) -> float | None:
     """Seconds beyond the limit; None when the child was not found to hang, or its job not answered by another."""
-    record = Record()
-    with open_pool(record, case.limits, faults=case.fault) as pool:
-        answer = pool.run(question.job("detection"))
-    hung = next(((at, event) for at, event in record.events if event.kind == "hung"), None)
-    if hung is None or not question.answered_by(answer):
+    event_log = TimedEventLog()
+    with open_pool(event_log, case.limits, faults=case.fault) as pool:
+        result = pool.run(expected.job("detection"))
+    hung = next(((time, event) for time, event in event_log.events if event.kind == "hung"), None)
+    if hung is None or not expected.matches(result):
         return None
-    stalled = next(at for at, event in record.events if _as_far(event, hung[1]))
-    return hung[0] - stalled - case.seconds
+    stall_time = next(time for time, event in event_log.events if _same_progress(event, hung[1]))
+    return hung[0] - stall_time - case.seconds
 
 
-def _as_far(event: Event, last: Event) -> bool:
+def _same_progress(event: ProcessEvent, last: ProcessEvent) -> bool:
     """Whether the child had got by this event as far as it was at the last."""
-    return event.pid == last.pid and event.watched.progressed == last.watched.progressed
+    return event.pid == last.pid and event.state.last_progress == last.state.last_progress

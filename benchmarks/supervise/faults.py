@@ -20,26 +20,33 @@ from typing import Any
 
 import psutil
 
-from benchmarks.figures import Count
-from benchmarks.supervise.leftovers import holdings
-from benchmarks.supervise.scene import CLOCK, Question, Record, chance, open_pool, questions
-from forecastd.supervise.detector import Limits, Phase
-from forecastd.supervise.faults import KINDS, parse_faults
+from benchmarks.figures import PremiseCount
+from benchmarks.supervise.leftovers import current_resources
+from benchmarks.supervise.scene import (
+    CLOCK,
+    ExpectedForecast,
+    TimedEventLog,
+    make_expected_forecasts,
+    open_pool,
+    seeded_random,
+)
+from forecastd.supervise.detector import Phase, PhaseLimits
+from forecastd.supervise.faults import FAULT_KINDS, parse_faults
 from forecastd.supervise.jobs import Job, check_job
-from forecastd.supervise.pool import Pool
+from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed, ModelFailed
 
-AT_A_TIME = 4
-SETTLED = 60.0  # seconds after its deadline by which a job has ended, or is lost
-LIMITS = Limits(
+CONCURRENCY = 4
+SETTLE_SECONDS = 60.0  # seconds after its deadline by which a job has ended, or is lost
+LIMITS = PhaseLimits(
     starting=15, loading=3, warming_up=3, predicting=0.8, post_processing=0.8, stopping=1.5, silence=2.5
 )  # fmt: skip
-VALUES = {"exit": (0, 255), "slow": (0, 1), "print": (1, 2048), "nan": (0, 3)}
-OUTSIDE = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
+VALUE_RANGES = {"exit": (0, 255), "slow": (0, 1), "print": (1, 2048), "nan": (0, 3)}
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
 
 
 @dataclass(frozen=True)
-class Trial:
+class FaultTrial:
     """One pool, made up at random. `kind` is its fault's, or a signal's that one child gets after `after` seconds.
 
     `faults` are brought on by the first `faulty` children; `asked`: of each job what it is and its seconds.
@@ -51,9 +58,9 @@ class Trial:
     size: int
     standbys: int
     attempts: int
-    asked: tuple[tuple[str, float], ...]
-    after: float
-    leave: float | None
+    jobs: tuple[tuple[str, float], ...]
+    signal_after: float
+    close_after: float | None
 
     @property
     def injected(self) -> int:
@@ -62,81 +69,87 @@ class Trial:
 
 
 @dataclass
-class Found:
+class TrialResult:
     """What one trial came to."""
 
-    ends: Counter[str] = field(default_factory=Counter)
-    broken: list[str] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
 
 
-def run(*, quick: bool, seed: int) -> Iterator[Count]:
+def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
     """500 faults; quick: 25."""
-    trials = plan(25 if quick else 500, seed)
-    asked = questions(16, seed)
-    before = holdings()
-    with ThreadPoolExecutor(AT_A_TIME) as workers:
-        found = list(workers.map(lambda number: _try(number, trials[number], asked), range(len(trials))))
-    after = holdings()
+    trials = plan_trials(25 if quick else 500, seed)
+    forecasts = make_expected_forecasts(16, seed)
+    before = current_resources()
+    with ThreadPoolExecutor(CONCURRENCY) as workers:
+        results = list(workers.map(lambda number: _run_trial(number, trials[number], forecasts), range(len(trials))))
+    after = current_resources()
     faults = Counter[str]()
-    ends: dict[str, Counter[str]] = {}
-    for trial, one in zip(trials, found, strict=True):
+    outcomes: dict[str, Counter[str]] = {}
+    for trial, result in zip(trials, results, strict=True):
         faults[trial.kind] += trial.injected
-        ends.setdefault(trial.kind, Counter()).update(one.ends)
-    whole = sum(ends.values(), Counter[str]())
+        outcomes.setdefault(trial.kind, Counter()).update(result.outcomes)
+    totals = sum(outcomes.values(), Counter[str]())
     counts: dict[str, int | str] = {"faults": faults.total(), "pools": len(trials)}
-    counts |= {name: whole[name] for name in ("jobs", "results", "named failures", "lost", "doubled", "wrong")}
-    counts |= after.counts(before)
-    counts |= {f"{kind}, {faults[kind]} faults": _told(ends[kind]) for kind in sorted(ends)}
-    broken = [evidence for one in found for evidence in one.broken]
-    broken += [f"{what}: {', '.join(sorted(left))}" for what, left in after.beyond(before).items() if left]
-    yield Count(f"random faults, seed {seed}", counts, "each job ends once, nothing is left behind", tuple(broken))
-
-
-def _told(ends: Counter[str]) -> str:
-    known = ("jobs", "named failures")
-    names = [f"{number} {name}" for name, number in sorted(ends.items()) if name not in known]
-    return f"{ends['jobs']} jobs: {', '.join(names)}"
-
-
-def plan(faults: int, seed: int) -> list[Trial]:
-    """As many trials as bring on that many faults, every kind about as often."""
-    kinds = [*KINDS, *OUTSIDE]
-    trials: list[Trial] = []
-    while sum(trial.injected for trial in trials) < faults:
-        number = len(trials)
-        if number % len(kinds) == 0:
-            chance(seed, "order", number).shuffle(kinds)
-        trials.append(_trial(kinds[number % len(kinds)], chance(seed, "trial", number)))
-    return trials
-
-
-def _trial(kind: str, rng: random.Random) -> Trial:
-    size, standbys = rng.choice((1, 1, 2)), rng.choice((0, 1))
-    faults = "" if kind in OUTSIDE else _fault(kind, rng)
-    if rng.random() < 0.2:
-        faults = ",".join(filter(None, (faults, rng.choice(("ignore-term", "fork", "print:256", "slow:0.05")))))
-    asked = rng.choices(("forecast", "check", "misfit"), (6, 1, 1), k=rng.randint(1, 6))
-    return Trial(
-        kind=kind,
-        faults=faults,
-        faulty=1 if kind in OUTSIDE else rng.choice((1, 1, 2, 1000)),
-        size=size,
-        standbys=standbys,
-        attempts=rng.randint(1, 3),
-        asked=tuple((what, rng.choice((1.5, 10.0, 20.0))) for what in asked),
-        after=rng.uniform(0, 1.5),
-        leave=rng.uniform(0.2, 3) if rng.random() < 0.1 else None,
+    counts |= {name: totals[name] for name in ("jobs", "results", "named failures", "lost", "doubled", "wrong")}
+    counts |= after.count_added(before)
+    counts |= {f"{kind}, {faults[kind]} faults": _describe(outcomes[kind]) for kind in sorted(outcomes)}
+    violations = [evidence for result in results for evidence in result.violations]
+    violations += [
+        f"{label}: {', '.join(sorted(leftovers))}"
+        for label, leftovers in after.added_since(before).items()
+        if leftovers
+    ]
+    yield PremiseCount(
+        f"random faults, seed {seed}", counts, "each job ends once, nothing is left behind", tuple(violations)
     )
 
 
-def _fault(kind: str, rng: random.Random) -> str:
+def _describe(outcomes: Counter[str]) -> str:
+    shown = ("jobs", "named failures")
+    names = [f"{number} {name}" for name, number in sorted(outcomes.items()) if name not in shown]
+    return f"{outcomes['jobs']} jobs: {', '.join(names)}"
+
+
+def plan_trials(faults: int, seed: int) -> list[FaultTrial]:
+    """As many trials as bring on that many faults, every kind about as often."""
+    kinds = [*FAULT_KINDS, *SIGNALS]
+    trials: list[FaultTrial] = []
+    while sum(trial.injected for trial in trials) < faults:
+        number = len(trials)
+        if number % len(kinds) == 0:
+            seeded_random(seed, "order", number).shuffle(kinds)
+        trials.append(_make_trial(kinds[number % len(kinds)], seeded_random(seed, "trial", number)))
+    return trials
+
+
+def _make_trial(kind: str, rng: random.Random) -> FaultTrial:
+    size, standbys = rng.choice((1, 1, 2)), rng.choice((0, 1))
+    faults = "" if kind in SIGNALS else _random_fault(kind, rng)
+    if rng.random() < 0.2:
+        faults = ",".join(filter(None, (faults, rng.choice(("ignore-term", "fork", "print:256", "slow:0.05")))))
+    job_kinds = rng.choices(("forecast", "check", "misfit"), (6, 1, 1), k=rng.randint(1, 6))
+    return FaultTrial(
+        kind=kind,
+        faults=faults,
+        faulty=1 if kind in SIGNALS else rng.choice((1, 1, 2, 1000)),
+        size=size,
+        standbys=standbys,
+        attempts=rng.randint(1, 3),
+        jobs=tuple((job_kind, rng.choice((1.5, 10.0, 20.0))) for job_kind in job_kinds),
+        signal_after=rng.uniform(0, 1.5),
+        close_after=rng.uniform(0.2, 3) if rng.random() < 0.1 else None,
+    )
+
+
+def _random_fault(kind: str, rng: random.Random) -> str:
     """A fault of this kind in the writing of `faults.py`, with a random value and at a random place where it takes them."""
-    value = f":{round(rng.uniform(*VALUES[kind]), 2 if kind == 'slow' else None)}" if kind in VALUES else ""
+    value = f":{round(rng.uniform(*VALUE_RANGES[kind]), 2 if kind == 'slow' else None)}" if kind in VALUE_RANGES else ""
     places = ["", *(f"@{percent}" for percent in (0, 1, 25, rng.randint(0, 100), 75, 99)), *(f"@{p}" for p in Phase)]
-    return f"{kind}{value}{rng.choice([place for place in places if _reads(f'{kind}{value}{place}')])}"
+    return f"{kind}{value}{rng.choice([place for place in places if _is_valid(f'{kind}{value}{place}')])}"
 
 
-def _reads(text: str) -> bool:
+def _is_valid(text: str) -> bool:
     try:
         parse_faults(text)
     except ValueError:
@@ -144,13 +157,13 @@ def _reads(text: str) -> bool:
     return True
 
 
-def _try(number: int, trial: Trial, asked: Sequence[Question]) -> Found:
+def _run_trial(number: int, trial: FaultTrial, forecasts: Sequence[ExpectedForecast]) -> TrialResult:
     """Open the pool, have its jobs done, and see how they end."""
-    found, record, rng = Found(), Record(), random.Random(number)
-    futures: dict[str, tuple[Future[Any], Question]] = {}
-    told: Counter[str] = Counter()
+    result, event_log, rng = TrialResult(), TimedEventLog(), random.Random(number)
+    futures: dict[str, tuple[Future[Any], ExpectedForecast]] = {}
+    callbacks: Counter[str] = Counter()
     with open_pool(
-        record,
+        event_log,
         LIMITS,
         faults=trial.faults,
         faulty=trial.faulty,
@@ -158,38 +171,38 @@ def _try(number: int, trial: Trial, asked: Sequence[Question]) -> Found:
         standbys=trial.standbys,
         attempts=trial.attempts,
     ) as pool:
-        for place, (what, seconds) in enumerate(trial.asked):
-            name, question = f"{what} {number}.{place}", rng.choice(asked)
-            futures[name] = pool.submit(_job(what, name, seconds, trial, question)), question
-            futures[name][0].add_done_callback(lambda _, name=name: told.update([name]))  # type: ignore[misc]
-        if trial.kind in OUTSIDE:
-            threading.Event().wait(trial.after)
-            _signal(pool, OUTSIDE[trial.kind], rng)
-        longest = max(seconds for _, seconds in trial.asked) + SETTLED
-        wait([future for future, _ in futures.values()], longest if trial.leave is None else trial.leave)
-    wait([future for future, _ in futures.values()], SETTLED)
-    found.ends["jobs"] += len(futures)
-    for name, (future, question) in futures.items():
-        _ended(found, name, future, question)
-        finished = sum(event.kind in {"finished", "refused"} and event.job == name for _, event in record.events)
-        if max(told[name], finished) > 1:
-            found.ends["doubled"] += 1
-            found.broken.append(f"{name}: ended {max(told[name], finished)} times")
-    counted = pool.counts.jobs.total()
-    if counted != len(futures):
-        found.broken.append(f"pool {number}: {len(futures)} jobs, and {counted} ends were counted")
-    return replace(found, broken=[f"{evidence} ({trial})" for evidence in found.broken])
+        for index, (job_kind, seconds) in enumerate(trial.jobs):
+            name, expected = f"{job_kind} {number}.{index}", rng.choice(forecasts)
+            futures[name] = pool.submit(_make_job(job_kind, name, seconds, trial, expected)), expected
+            futures[name][0].add_done_callback(lambda _, name=name: callbacks.update([name]))  # type: ignore[misc]
+        if trial.kind in SIGNALS:
+            threading.Event().wait(trial.signal_after)
+            _send_signal(pool, SIGNALS[trial.kind], rng)
+        longest = max(seconds for _, seconds in trial.jobs) + SETTLE_SECONDS
+        wait([future for future, _ in futures.values()], longest if trial.close_after is None else trial.close_after)
+    wait([future for future, _ in futures.values()], SETTLE_SECONDS)
+    result.outcomes["jobs"] += len(futures)
+    for name, (future, expected) in futures.items():
+        _record_outcome(result, name, future, expected)
+        finished = sum(event.kind in {"finished", "refused"} and event.job == name for _, event in event_log.events)
+        if max(callbacks[name], finished) > 1:
+            result.outcomes["doubled"] += 1
+            result.violations.append(f"{name}: ended {max(callbacks[name], finished)} times")
+    recorded = pool.counts.jobs.total()
+    if recorded != len(futures):
+        result.violations.append(f"pool {number}: {len(futures)} jobs, and {recorded} ends were counted")
+    return replace(result, violations=[f"{evidence} ({trial})" for evidence in result.violations])
 
 
-def _job(what: str, name: str, seconds: float, trial: Trial, question: Question) -> Job:
-    if what == "check":
+def _make_job(job_kind: str, name: str, seconds: float, trial: FaultTrial, expected: ExpectedForecast) -> Job:
+    if job_kind == "check":
         return replace(check_job(CLOCK.monotonic() + seconds, trial.attempts), name=name)
-    if what == "misfit":  # a model must refuse it, and say why
-        question = replace(question, inputs=replace(question.inputs, past=question.inputs.past[:, 1:]))
-    return question.job(name, seconds=seconds, attempts=trial.attempts)
+    if job_kind == "misfit":  # a model must refuse it, and say why
+        expected = replace(expected, inputs=replace(expected.inputs, past=expected.inputs.past[:, 1:]))
+    return expected.job(name, seconds=seconds, attempts=trial.attempts)
 
 
-def _signal(pool: Pool, number: signal.Signals, rng: random.Random) -> None:
+def _send_signal(pool: ProcessPool, number: signal.Signals, rng: random.Random) -> None:
     """Send a signal to one of the pool's children, if there is one."""
     pids = [int(str(child["pid"])) for child in pool.children()]
     pid = rng.choice(pids) if pids else 0
@@ -197,22 +210,22 @@ def _signal(pool: Pool, number: signal.Signals, rng: random.Random) -> None:
         os.kill(pid, number)
 
 
-def _ended(found: Found, name: str, future: Future[Any], question: Question) -> None:
+def _record_outcome(result: TrialResult, name: str, future: Future[Any], expected: ExpectedForecast) -> None:
     """Count how a job ended."""
     try:
         error = future.exception(0)
     except FutureTimeout:
-        found.ends["lost"] += 1
-        found.broken.append(f"{name}: has not ended")
+        result.outcomes["lost"] += 1
+        result.violations.append(f"{name}: has not ended")
         return
     if error is None:
-        right = isinstance(future.result(), str) or question.answered_by(future.result())
-        found.ends["results" if right else "wrong"] += 1
-        if not right:
-            found.broken.append(f"{name}: its answer is wrong")
+        is_correct = isinstance(future.result(), str) or expected.matches(future.result())
+        result.outcomes["results" if is_correct else "wrong"] += 1
+        if not is_correct:
+            result.violations.append(f"{name}: its answer is wrong")
     elif isinstance(error, ChildFailed | ModelFailed) and str(error):
-        found.ends["named failures"] += 1
-        found.ends[f"failed ({type(error).__name__})"] += 1
+        result.outcomes["named failures"] += 1
+        result.outcomes[f"failed ({type(error).__name__})"] += 1
     else:
-        found.ends["lost"] += 1
-        found.broken.append(f"{name}: ended with {error!r}")
+        result.outcomes["lost"] += 1
+        result.violations.append(f"{name}: ended with {error!r}")

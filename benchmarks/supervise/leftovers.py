@@ -16,7 +16,7 @@ import psutil
 
 
 @dataclass(frozen=True)
-class Holdings:
+class ProcessResources:
     """Each as texts that tell one from another."""
 
     processes: frozenset[str]
@@ -24,11 +24,11 @@ class Holdings:
     shared_memory: frozenset[str]
     threads: frozenset[str]
 
-    def counts(self, before: Holdings) -> dict[str, int]:
+    def count_added(self, before: ProcessResources) -> dict[str, int]:
         """How many of each are there that were not there before."""
-        return {name: len(found) for name, found in self.beyond(before).items()}
+        return {name: len(added) for name, added in self.added_since(before).items()}
 
-    def beyond(self, before: Holdings) -> dict[str, frozenset[str]]:
+    def added_since(self, before: ProcessResources) -> dict[str, frozenset[str]]:
         """What is there that was not there before."""
         names = {
             "processes": "processes left",
@@ -36,33 +36,33 @@ class Holdings:
             "shared_memory": "entries of /dev/shm left",
             "threads": "threads left",
         }
-        return {told: getattr(self, name) - getattr(before, name) for name, told in names.items()}
+        return {label: getattr(self, name) - getattr(before, name) for name, label in names.items()}
 
 
-def holdings() -> Holdings:
+def current_resources() -> ProcessResources:
     """What this process holds now."""
     gc.collect()
-    return Holdings(_processes(), _descriptors(), frozenset(_names(Path("/dev/shm"))), _threads())  # noqa: S108
+    return ProcessResources(_processes(), _descriptors(), frozenset(_names(Path("/dev/shm"))), _threads())  # noqa: S108
 
 
 def _processes() -> frozenset[str]:
-    mine = str(os.getpid())
-    found = {f"{child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)}
+    own_pid = str(os.getpid())
+    processes = {f"{child.pid} {child.name()}" for child in psutil.Process().children(recursive=True)}
     for process in psutil.process_iter(["pid", "name", "cmdline"]):
         command = process.info["cmdline"] or []
-        if "forecastd.supervise.child" in command and mine in command[-2:-1]:
-            found.add(f"{process.info['pid']} {process.info['name']}")
-    return frozenset(found)
+        if "forecastd.inference.child" in command and own_pid in command[-2:-1]:
+            processes.add(f"{process.info['pid']} {process.info['name']}")
+    return frozenset(processes)
 
 
 def _descriptors() -> frozenset[str]:
-    found = set()
+    descriptors = set()
     for name in _names(Path("/proc/self/fd")):
         try:
-            found.add(f"{name} {(Path('/proc/self/fd') / name).readlink()}")
+            descriptors.add(f"{name} {(Path('/proc/self/fd') / name).readlink()}")
         except FileNotFoundError:  # the one that listed them
             continue
-    return frozenset(found)
+    return frozenset(descriptors)
 
 
 def _names(directory: Path) -> list[str]:

@@ -12,28 +12,28 @@ import numpy as np
 
 from benchmarks.forecast import BUNDLE
 from forecastd.clock import SystemClock
-from forecastd.supervise.detector import Limits
+from forecastd.supervise.detector import PhaseLimits
+from forecastd.supervise.events import EventKind, ProcessEvent
 from forecastd.supervise.jobs import Job, predict_job
-from forecastd.supervise.policy import Policy, Setup
-from forecastd.supervise.pool import Pool
-from forecastd.supervise.report import Event, Kind
+from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.pool import ProcessPool
 from models.base import Forecast, ModelInput
-from models.bundle import load_bundle
-from models.engines import TOLERANCE, load_engine, relative_difference
+from models.market.bundle import load_market_bundle
+from models.market.engine import TOLERANCE, load_market_engine, relative_difference
 
 CLOCK = SystemClock()
 MEMORY = 1 << 30  # bytes of address space for a child: several times what the demo model needs
-PATIENCE = 120.0  # seconds after which what was waited for counts as lost
+WAIT_SECONDS = 120.0  # seconds after which what was waited for counts as lost
 
 
 @dataclass(frozen=True)
-class Question:
+class ExpectedForecast:
     """An input and what the bundle answers to it, asked in this process."""
 
     inputs: ModelInput
     expected: Forecast
 
-    def job(self, name: str, *, seconds: float = PATIENCE, attempts: int = 3) -> Job:
+    def job(self, name: str, *, seconds: float = WAIT_SECONDS, attempts: int = 3) -> Job:
         """The question as a job for a child."""
         return predict_job(
             self.inputs,
@@ -44,71 +44,70 @@ class Question:
             levels=self.expected.levels,
         )
 
-    def answered_by(self, forecast: Forecast) -> bool:
+    def matches(self, forecast: Forecast) -> bool:
         """Whether this is the answer, up to the rounding of another number of threads."""
         same_input = forecast.input_sha256 == self.expected.input_sha256
         return same_input and relative_difference(forecast.quantiles, self.expected.quantiles) <= TOLERANCE
 
 
-def questions(number: int, seed: int) -> list[Question]:
+def make_expected_forecasts(count: int, seed: int) -> list[ExpectedForecast]:
     """Different questions: the canary's input with its price shaken."""
-    bundle, shake = load_bundle(BUNDLE), np.random.default_rng(seed)
-    engine, canary = load_engine(bundle), bundle.canary.inputs
-    asked = [
-        replace(canary, target=canary.target + shake.normal(0, 0.002, canary.target.shape).cumsum())
-        for _ in range(number)
+    bundle, rng = load_market_bundle(BUNDLE), np.random.default_rng(seed)
+    engine, canary = load_market_engine(bundle), bundle.canary.inputs
+    inputs_list = [
+        replace(canary, target=canary.target + rng.normal(0, 0.002, canary.target.shape).cumsum()) for _ in range(count)
     ]
-    return [Question(inputs, engine.predict(inputs)) for inputs in asked]
+    return [ExpectedForecast(inputs, engine.predict(inputs)) for inputs in inputs_list]
 
 
-class Record:
+class TimedEventLog:
     """The events of a pool, each with the monotonic time at which it was told."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[float, Event]] = []
-        self._news = Condition()
+        self.events: list[tuple[float, ProcessEvent]] = []
+        self._condition = Condition()
 
-    def __call__(self, event: Event) -> None:
-        with self._news:
+    def __call__(self, event: ProcessEvent) -> None:
+        with self._condition:
             self.events.append((time.monotonic(), event))
-            self._news.notify_all()
+            self._condition.notify_all()
 
-    def wait(self, number: int, fits: Callable[[Event], bool]) -> tuple[float, Event] | None:
+    def wait_matching(self, count: int, predicate: Callable[[ProcessEvent], bool]) -> tuple[float, ProcessEvent] | None:
         """The `number`-th event that fits, as soon as it is told; None when it never comes."""
 
-        def found() -> list[tuple[float, Event]]:
-            return [told for told in self.events if fits(told[1])]
+        def found() -> list[tuple[float, ProcessEvent]]:
+            return [entry for entry in self.events if predicate(entry[1])]
 
-        with self._news:
-            self._news.wait_for(lambda: len(found()) >= number, PATIENCE)
-            return found()[number - 1] if len(found()) >= number else None
+        with self._condition:
+            self._condition.wait_for(lambda: len(found()) >= count, WAIT_SECONDS)
+            return found()[count - 1] if len(found()) >= count else None
 
-    def wait_for(self, kind: Kind, number: int = 1) -> tuple[float, Event] | None:
+    def wait_kind(self, kind: EventKind, count: int = 1) -> tuple[float, ProcessEvent] | None:
         """As `wait`, for events of a kind."""
-        return self.wait(number, lambda event: event.kind == kind)
+        return self.wait_matching(count, lambda event: event.kind == kind)
 
-    def number(self, kind: Kind) -> int:
+    def count(self, kind: EventKind) -> int:
         """How many events of a kind there were."""
-        with self._news:
+        with self._condition:
             return sum(event.kind == kind for _, event in self.events)
 
 
 def open_pool(
-    record: Record,
-    limits: Limits,
+    event_log: TimedEventLog,
+    limits: PhaseLimits,
     *,
     faults: str = "",
     faulty: int = 1,
     size: int = 1,
     standbys: int = 0,
     attempts: int = 3,
-    strikes: int = 3,
-) -> Pool:
+    quarantine_after: int = 3,
+) -> ProcessPool:
     """A pool of children with the demo bundle."""
-    policy = Policy(limits, attempts, standbys, MEMORY, strikes)
-    return Pool(Setup(BUNDLE, "demo", faults, faulty), policy, CLOCK, size=size, observe=record)
+    policy = SupervisionPolicy(limits, attempts, standbys, MEMORY, quarantine_after)
+    return ProcessPool(ChildSetup(BUNDLE, "demo", faults, faulty), policy, CLOCK, size=size, observer=event_log)
 
 
-def chance(seed: int, *what: object) -> random.Random:
+def seeded_random(seed: int, *key: object) -> random.Random:
     """The random choices of one trial, whichever trials run besides it."""
-    return random.Random(f"{seed} {what}")
+    return random.Random(f"{seed} {key}")

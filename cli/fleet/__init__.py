@@ -7,7 +7,7 @@ import click
 from cli.lazy import LazyGroup
 
 COMMANDS = {
-    "import": ("cli.fleet.importing", "Take over a window that another program has pickled."),
+    "import": ("cli.fleet.import_window", "Take over a window that another program has pickled."),
     "serve": ("cli.fleet.serve", "Take rows in, forecast at each tick, and serve it over HTTP."),
     "simulate": ("cli.fleet.simulate", "Send made-up servers' metrics to a fleet."),
     "status": ("cli.fleet.status", "Show what a running fleet does."),

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from cli.fleet.scores import score_rows
-from cli.screen import row
-from forecastd.clock import iso
+from cli.fleet.score_tables import score_rows
+from cli.rows import row
+from forecastd.clock import to_iso
 from models.fleet.manifest import FleetManifest
 
 
@@ -18,9 +18,9 @@ def manifest_rows(manifest: FleetManifest) -> Iterator[Table]:
     training, step = manifest.training, manifest.step
     levels = ", ".join(f"{100 * level:g}%" for level in manifest.levels)
     servers = sum(group.startswith("server:") for group in manifest.groups)
-    metrics = (f"{one.name} ({one.unit})" if one.unit else one.name for one in manifest.metrics)
+    metrics = (f"{metric.name} ({metric.unit})" if metric.unit else metric.name for metric in manifest.metrics)
     sizes = (f"{name} {size}" for name, size in vars(manifest.network).items() if isinstance(size, int))
-    told = {
+    fields = {
         "bundle": f"{manifest.name}, sha256 {manifest.sha256}",
         "forecast": f"{manifest.horizon} steps of {step} s ({manifest.horizon * step / 60:g} min) ahead\nquantiles {levels}",
         "encoder": f"{manifest.encoder_length} steps ({manifest.encoder_length * step / 60:g} min); "
@@ -31,11 +31,11 @@ def manifest_rows(manifest: FleetManifest) -> Iterator[Table]:
         "calendar": ", ".join(manifest.cycles) or "none: the history was too short",
         "network": ", ".join(sizes),
         "training": f"{training.rows} rows of {'made-up' if training.synthetic else 'real'} data: {training.source}\n"
-        f"learnt from those of {iso(training.parts['train'].start)} to {iso(training.learnt_until)},\n"
-        f"compared with the baselines on later ones, to {iso(training.end)}",
+        f"learnt from those of {to_iso(training.parts['train'].start)} to {to_iso(training.trained_until)},\n"
+        f"compared with the baselines on later ones, to {to_iso(training.end)}",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
-    for label, text in told.items():
+    for label, text in fields.items():
         yield row(label, Text(text))
     for part, scores in manifest.scores.items():
         yield from score_rows(part, scores)

@@ -20,7 +20,7 @@ Exit codes:
   5  a person is needed (address, API key, speed)
   6  nothing answered for as long as --patience
 """
-AS_FORESEEN, OTHERWISE = 0, 4
+AS_EXPECTED, NOT_AS_EXPECTED = 0, 4
 
 
 @click.command(name="simulate", epilog=EPILOG)
@@ -47,24 +47,26 @@ AS_FORESEEN, OTHERWISE = 0, 4
 @click.pass_context
 def command(ctx: click.Context, /, url: str | None, api_key: str | None, as_json: bool, **plan: Any) -> None:
     """Send a made-up fleet's metrics to a service, until Ctrl-C."""
-    from cli.fleet.asking import address_of, first_key
+    from cli.fleet.client import default_key, default_url
     from cli.fleet.simulate_screen import SimulationScreen
     from forecastd.clock import SystemClock
-    from forecastd.fleet.simulator.client import FleetClient
-    from forecastd.fleet.simulator.simulation import Plan, Simulation
+    from forecastd.fleet.simulator.client import FeedClient
+    from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan
     from forecastd.settings import load_settings
 
     settings = load_settings(**(ctx.obj or {}))
-    client = FleetClient(url or address_of(settings), api_key or first_key(settings))
-    stop = ctx.with_resource(_stopping())
-    with SimulationScreen(client.name, Plan(**plan), quiet=as_json) as screen:
-        tally = Simulation(Plan(**plan), client, SystemClock(), stop, tell=screen.tell, moved=screen.moved).run()
-        screen.result(tally)
-    ctx.exit(AS_FORESEEN if tally.as_expected else OTHERWISE)
+    client = FeedClient(url or default_url(settings), api_key or default_key(settings))
+    stop = ctx.with_resource(_stop_on_signal())
+    with SimulationScreen(client.name, SimulationPlan(**plan), quiet=as_json) as screen:
+        tally = Simulation(
+            SimulationPlan(**plan), client, SystemClock(), stop, report=screen.report, on_progress=screen.on_progress
+        ).run()
+        screen.show_result(tally)
+    ctx.exit(AS_EXPECTED if tally.as_expected else NOT_AS_EXPECTED)
 
 
 @contextmanager
-def _stopping() -> Iterator[Event]:
+def _stop_on_signal() -> Iterator[Event]:
     """Set by the first Ctrl-C or SIGTERM; another one interrupts at once."""
     stop = Event()
 
@@ -73,9 +75,9 @@ def _stopping() -> Iterator[Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -10,7 +10,7 @@ import click
 from cli.options import SettingOption
 
 if TYPE_CHECKING:
-    from cli.fleet.asking import FleetService
+    from cli.fleet.client import FleetClient
 
 HEALTHY, UNHEALTHY = 0, 6
 EPILOG = """\b
@@ -29,26 +29,30 @@ Exit codes:
 @click.pass_context
 def command(ctx: click.Context, /, url: str | None, api_key: str | None, as_json: bool) -> None:
     """How a running fleet stands: health, servers, risk, alerts, forecast, model, window."""
-    from cli.fleet.asking import service_of
-    from forecastd.settings import load_fitting
+    from cli.fleet.client import make_client
+    from forecastd.settings import load_valid_settings
 
-    settings, _ = load_fitting(**(ctx.obj or {}))
-    ctx.exit(_tell(service_of(settings, url, api_key), as_json=as_json))
+    settings, _ = load_valid_settings(**(ctx.obj or {}))
+    ctx.exit(_show_status(make_client(settings, url, api_key), as_json=as_json))
 
 
-def _tell(service: FleetService, *, as_json: bool) -> int:
+def _show_status(client: FleetClient, *, as_json: bool) -> int:
     """Print how the service stands; gives the exit code."""
-    from cli.fleet.screen import SHOWN, status_screen
-    from cli.fleet.told import Alerts, Risks, Status, understood
-    from cli.screen import console
+    from cli.fleet.schemas import AlertsView, RisksView, StatusView, parse_response
+    from cli.fleet.status_screen import MAX_ROWS, status_screen
+    from cli.rows import console
 
-    told = {"status": service.get("/status"), "risk": service.get("/risk", top=SHOWN), "alerts": service.get("/alerts")}
-    status = understood(service, Status, "/status", told["status"])
+    documents = {
+        "status": client.get("/status"),
+        "risk": client.get("/risk", top=MAX_ROWS),
+        "alerts": client.get("/alerts"),
+    }
+    status = parse_response(client, StatusView, "/status", documents["status"])
     code = HEALTHY if status.health.ok else UNHEALTHY
     if as_json:
-        click.echo(json.dumps({**told, "exit_code": code}))
+        click.echo(json.dumps({**documents, "exit_code": code}))
         return code
-    risks = understood(service, Risks, "/risk", told["risk"])
-    alerts = understood(service, Alerts, "/alerts", told["alerts"])
-    console().print(status_screen(service.name, status, risks, alerts))
+    risks = parse_response(client, RisksView, "/risk", documents["risk"])
+    alerts = parse_response(client, AlertsView, "/alerts", documents["alerts"])
+    console().print(status_screen(client.name, status, risks, alerts))
     return code

@@ -25,18 +25,18 @@ def command(
     A cell has bars from now to the horizon's end (p50), the value now, and the highest p90 ahead. In the column `ahead`
     is when a server becomes critical by its p50, dim by its p90.
     """
-    from cli.fleet.asking import service_of
-    from cli.fleet.watching import Watching
-    from cli.interrupt import one_interrupt
+    from cli.fleet.client import make_client
+    from cli.fleet.watch import TopMonitor
     from cli.live import show_live
-    from cli.screen import console
-    from forecastd.settings import load_fitting
+    from cli.rows import console
+    from cli.signals import single_interrupt
+    from forecastd.settings import load_valid_settings
 
-    settings, _ = load_fitting(**(ctx.obj or {}))
-    watching = Watching(service_of(settings, url, api_key), servers)
-    with one_interrupt():
+    settings, _ = load_valid_settings(**(ctx.obj or {}))
+    watching = TopMonitor(make_client(settings, url, api_key), servers)
+    with single_interrupt():
         if once:
-            console().print(watching.first())
+            console().print(watching.first_screen())
         else:
-            watching.first()
-            show_live(watching.screen, Event(), interval)
+            watching.first_screen()
+            show_live(watching.next_screen, Event(), interval)

@@ -1,6 +1,6 @@
 """Tells a person that an epoch was missed, or that something needs them: by a webhook or a command of the user's."""
 
-from forecastd.alerts.alerts import Alerts
-from forecastd.alerts.book import Message
+from forecastd.alerts.dispatcher import AlertDispatcher
+from forecastd.alerts.rules import AlertMessage
 
-__all__ = ["Alerts", "Message"]
+__all__ = ["AlertDispatcher", "AlertMessage"]

@@ -14,9 +14,9 @@ from forecastd.chain.networks import DENOM, is_local
 from forecastd.chain.sdk import EmissionsVersion, canonical_decimal, emissions, messages
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman
-from forecastd.ledger import Submission
+from forecastd.ledger.ledger import Submission
 
-LABEL = "y"  # the one label of a topic with a single output
+VALUE_LABEL = "y"  # the one label of a topic with a single output
 _SECP256K1 = "/cosmos.crypto.secp256k1.PubKey"
 
 
@@ -43,10 +43,10 @@ def payload_message(
     again to verify: `value` must be canonical.
     """
     em, v3 = emissions(version), messages("emissions.v3")
-    shape: dict[str, Any] = {"value": value}
+    value_fields: dict[str, Any] = {"value": value}
     if version == "v10":
-        shape = {"value": "0", "values": [em.InputLabeledValue(label=LABEL, value=value)]}
-    inference = em.InputInference(topic_id=topic_id, block_height=nonce, inferer=wallet.address, **shape)
+        value_fields = {"value": "0", "values": [em.InputLabeledValue(label=VALUE_LABEL, value=value)]}
+    inference = em.InputInference(topic_id=topic_id, block_height=nonce, inferer=wallet.address, **value_fields)
     bundle = em.InputInferenceForecastBundle(inference=inference)
     data = em.InputWorkerDataBundle(
         worker=wallet.address,
@@ -80,15 +80,17 @@ def build_tx(
     timeout_height: int = 0,
 ) -> bytes:
     """The signed transaction's bytes. A `timeout_height` of 0 means none."""
-    body, auth = _parts(wallet, message, sequence=sequence, gas=gas, fee_uallo=fee_uallo, timeout_height=timeout_height)
+    body, auth = _body_and_auth(
+        wallet, message, sequence=sequence, gas=gas, fee_uallo=fee_uallo, timeout_height=timeout_height
+    )
     tx = messages("cosmos.tx.v1beta1")
-    document = tx.SignDoc(body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=account_number)
-    return bytes(tx.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[wallet.sign(bytes(document))]))
+    sign_doc = tx.SignDoc(body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=account_number)
+    return bytes(tx.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[wallet.sign(bytes(sign_doc))]))
 
 
-def simulated_tx(wallet: Wallet, message: tuple[str, bytes], *, sequence: int) -> bytes:
+def unsigned_tx(wallet: Wallet, message: tuple[str, bytes], *, sequence: int) -> bytes:
     """The same transaction with an empty signature, for a node to measure its gas."""
-    body, auth = _parts(wallet, message, sequence=sequence, gas=0, fee_uallo=0, timeout_height=0)
+    body, auth = _body_and_auth(wallet, message, sequence=sequence, gas=0, fee_uallo=0, timeout_height=0)
     tx = messages("cosmos.tx.v1beta1")
     return bytes(tx.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[b""]))
 
@@ -123,19 +125,19 @@ def sign_submission(
         )
     if timeout_height < nonce:
         raise ValueError(f"timeout height {timeout_height} lies before the nonce {nonce}")
-    text = canonical_value(value)
-    message = payload_message(wallet, version=version, topic_id=topic_id, nonce=nonce, value=text)
-    raw = build_tx(
+    decimal = canonical_value(value)
+    message = payload_message(wallet, version=version, topic_id=topic_id, nonce=nonce, value=decimal)
+    tx_bytes = build_tx(
         wallet, message, chain_id=chain_id, account_number=account_number, sequence=sequence, gas=gas,
         fee_uallo=fee_uallo, timeout_height=timeout_height,
     )  # fmt: skip
     return Submission(
-        chain_id=chain_id, topic_id=topic_id, nonce=nonce, wallet=wallet.address, value=text, sequence=sequence,
-        tx_bytes=raw, tx_hash=tx_hash(raw), timeout_height=timeout_height, gas=gas, fee_uallo=fee_uallo,
+        chain_id=chain_id, topic_id=topic_id, nonce=nonce, wallet=wallet.address, value=decimal, sequence=sequence,
+        tx_bytes=tx_bytes, tx_hash=tx_hash(tx_bytes), timeout_height=timeout_height, gas=gas, fee_uallo=fee_uallo,
     )  # fmt: skip
 
 
-def _parts(
+def _body_and_auth(
     wallet: Wallet, message: tuple[str, bytes], *, sequence: int, gas: int, fee_uallo: int, timeout_height: int
 ) -> tuple[bytes, bytes]:
     """Body and auth info, serialized."""

@@ -27,88 +27,91 @@ class Action(Enum):
 
 
 @dataclass(frozen=True)
-class Meaning:
+class Classification:
     """An answer in words: `meaning` for the log, `advice` for the person who reads it."""
 
     action: Action
-    meaning: str
+    description: str
     advice: str
 
 
-_NOTHING = "Nothing to do."
-_WAIT = "Nothing to do; the worker goes on by itself."
-_REPORT = "The transaction is built wrongly for this chain. Check for an upgrade of forecastd, or report it."
+_NO_ACTION = "Nothing to do."
+_NO_ACTION_RETRYING = "Nothing to do; the worker goes on by itself."
+_CHECK_VERSION = "The transaction is built wrongly for this chain. Check for an upgrade of forecastd, or report it."
 
-ACCEPTED = Meaning(Action.ACCEPTED, "accepted", _NOTHING)
-UNKNOWN = Meaning(
+ACCEPTED = Classification(Action.ACCEPTED, "accepted", _NO_ACTION)
+UNKNOWN = Classification(
     Action.VERIFY,
     "an answer this version does not know",
     "Look the transaction up by its hash; nothing new is signed until it is found or its window has passed.",
 )
 
-CODES: dict[tuple[str, int], Meaning] = {
-    ("sdk", 2): Meaning(Action.NEEDS_HUMAN, "the node cannot read the transaction", _REPORT),
-    ("sdk", 3): Meaning(Action.VERIFY, "the account's sequence is another one", _WAIT),
-    ("sdk", 4): Meaning(
+CODES: dict[tuple[str, int], Classification] = {
+    ("sdk", 2): Classification(Action.NEEDS_HUMAN, "the node cannot read the transaction", _CHECK_VERSION),
+    ("sdk", 3): Classification(Action.VERIFY, "the account's sequence is another one", _NO_ACTION_RETRYING),
+    ("sdk", 4): Classification(
         Action.NEEDS_HUMAN,
         "a signature does not hold for this chain and account",
         "Check that ALLORA_NETWORK and the endpoints belong to the same chain, and that the mnemonic is the right one.",
     ),
-    ("sdk", 5): Meaning(Action.NEEDS_HUMAN, "the balance does not cover the fee", "Send uallo to the wallet."),
-    ("sdk", 6): Meaning(Action.NEEDS_HUMAN, "the chain does not know this kind of message", _REPORT),
-    ("sdk", 7): Meaning(Action.NEEDS_HUMAN, "an address in the transaction is malformed", _REPORT),
-    ("sdk", 8): Meaning(Action.NEEDS_HUMAN, "the public key is not the account's", "Check the mnemonic."),
-    ("sdk", 9): Meaning(
+    ("sdk", 5): Classification(Action.NEEDS_HUMAN, "the balance does not cover the fee", "Send uallo to the wallet."),
+    ("sdk", 6): Classification(Action.NEEDS_HUMAN, "the chain does not know this kind of message", _CHECK_VERSION),
+    ("sdk", 7): Classification(Action.NEEDS_HUMAN, "an address in the transaction is malformed", _CHECK_VERSION),
+    ("sdk", 8): Classification(Action.NEEDS_HUMAN, "the public key is not the account's", "Check the mnemonic."),
+    ("sdk", 9): Classification(
         Action.NEEDS_HUMAN, "the chain does not know the account", "Send uallo to the wallet once; that creates it."
     ),
-    ("sdk", 10): Meaning(Action.NEEDS_HUMAN, "the fee is not in a coin the chain takes", _REPORT),
-    ("sdk", 11): Meaning(Action.RESIGN, "out of gas", _WAIT),
-    ("sdk", 12): Meaning(Action.NEEDS_HUMAN, "the memo is too long", _REPORT),
-    ("sdk", 13): Meaning(
+    ("sdk", 10): Classification(Action.NEEDS_HUMAN, "the fee is not in a coin the chain takes", _CHECK_VERSION),
+    ("sdk", 11): Classification(Action.RESIGN, "out of gas", _NO_ACTION_RETRYING),
+    ("sdk", 12): Classification(Action.NEEDS_HUMAN, "the memo is too long", _CHECK_VERSION),
+    ("sdk", 13): Classification(
         Action.RESIGN, "the fee is below what the chain asks now", "Should it last, choose a higher FEE_TIER."
     ),
-    ("sdk", 14): Meaning(Action.NEEDS_HUMAN, "too many signatures", _REPORT),
-    ("sdk", 15): Meaning(Action.NEEDS_HUMAN, "no signature", _REPORT),
-    ("sdk", 18): Meaning(Action.NEEDS_HUMAN, "the chain refuses the content of the message", _REPORT),
-    ("sdk", 19): Meaning(Action.PENDING, "already in the mempool", _WAIT),
-    ("sdk", 20): Meaning(Action.RESEND, "the mempool is full", _WAIT),
-    ("sdk", 21): Meaning(Action.NEEDS_HUMAN, "the transaction is too large", _REPORT),
-    ("sdk", 24): Meaning(Action.NEEDS_HUMAN, "signed by another key than the message names", "Check the mnemonic."),
-    ("sdk", 28): Meaning(
+    ("sdk", 14): Classification(Action.NEEDS_HUMAN, "too many signatures", _CHECK_VERSION),
+    ("sdk", 15): Classification(Action.NEEDS_HUMAN, "no signature", _CHECK_VERSION),
+    ("sdk", 18): Classification(Action.NEEDS_HUMAN, "the chain refuses the content of the message", _CHECK_VERSION),
+    ("sdk", 19): Classification(Action.PENDING, "already in the mempool", _NO_ACTION_RETRYING),
+    ("sdk", 20): Classification(Action.RESEND, "the mempool is full", _NO_ACTION_RETRYING),
+    ("sdk", 21): Classification(Action.NEEDS_HUMAN, "the transaction is too large", _CHECK_VERSION),
+    ("sdk", 24): Classification(Action.NEEDS_HUMAN, "signed by another key than the message names", "Check the mnemonic."),
+    ("sdk", 28): Classification(
         Action.NEEDS_HUMAN,
         "wrong chain id",
         "An endpoint belongs to another chain than ALLORA_NETWORK. Correct RPC_ENDPOINTS or ALLORA_NETWORK.",
     ),
-    ("sdk", 30): Meaning(Action.WINDOW_CLOSED, "past its timeout height, the end of the submission window", _WAIT),
-    ("sdk", 32): Meaning(
+    ("sdk", 30): Classification(Action.WINDOW_CLOSED, "past its timeout height, the end of the submission window", _NO_ACTION_RETRYING),
+    ("sdk", 32): Classification(
         Action.VERIFY,
         "the account's sequence is another one",
         "Should it come again and again, another program signs with this mnemonic. Stop it.",
     ),
-    ("sdk", 37): Meaning(Action.NEEDS_HUMAN, "the chain does not support this", _REPORT),
-    ("sdk", 41): Meaning(Action.NEEDS_HUMAN, "the gas limit is not one the chain takes", _REPORT),
-    ("sdk", 111222): Meaning(Action.RETRY, "the node panicked", "Should it last, choose another endpoint."),
-    ("emissions", 6): Meaning(Action.NEEDS_HUMAN, "no such topic", "Check TOPIC_ID and ALLORA_NETWORK."),
-    ("emissions", 13): Meaning(
+    ("sdk", 37): Classification(Action.NEEDS_HUMAN, "the chain does not support this", _CHECK_VERSION),
+    ("sdk", 41): Classification(Action.NEEDS_HUMAN, "the gas limit is not one the chain takes", _CHECK_VERSION),
+    ("sdk", 111222): Classification(Action.RETRY, "the node panicked", "Should it last, choose another endpoint."),
+    ("emissions", 6): Classification(Action.NEEDS_HUMAN, "no such topic", "Check TOPIC_ID and ALLORA_NETWORK."),
+    ("emissions", 13): Classification(
         Action.NEEDS_HUMAN,
         "the wallet is not registered as a worker of the topic",
         "Register it: run once with --register; the fee is told before it is paid.",
     ),
-    ("emissions", 23): Meaning(Action.NEEDS_HUMAN, "no such topic", "Check TOPIC_ID and ALLORA_NETWORK."),
-    ("emissions", 67): Meaning(Action.WINDOW_CLOSED, "the worker submission window is not open", _WAIT),
-    ("emissions", 68): Meaning(Action.VERIFY, "the reputers' window is not open", _WAIT),
-    ("emissions", 75): Meaning(
-        Action.VERIFY, "no such nonce is open: the window closed, or the nonce is wrong", _WAIT
+    ("emissions", 23): Classification(Action.NEEDS_HUMAN, "no such topic", "Check TOPIC_ID and ALLORA_NETWORK."),
+    ("emissions", 67): Classification(Action.WINDOW_CLOSED, "the worker submission window is not open", _NO_ACTION_RETRYING),
+    ("emissions", 68): Classification(Action.VERIFY, "the reputers' window is not open", _NO_ACTION_RETRYING),
+    ("emissions", 75): Classification(
+        Action.VERIFY, "no such nonce is open: the window closed, or the nonce is wrong", _NO_ACTION_RETRYING
     ),
-    ("emissions", 78): Meaning(Action.DONE, "this worker was counted for this window already", _NOTHING),
+    ("emissions", 78): Classification(Action.DONE, "this worker was counted for this window already", _NO_ACTION),
 }  # fmt: skip
 
-TEXTS: tuple[tuple[str, Meaning], ...] = (
-    ("inference already submitted", Meaning(Action.DONE, "the nonce has this worker's forecast already", _NOTHING)),
+TEXT_PATTERNS: tuple[tuple[str, Classification], ...] = (
+    (
+        "inference already submitted",
+        Classification(Action.DONE, "the nonce has this worker's forecast already", _NO_ACTION),
+    ),
     ("cannot update ema", CODES["emissions", 78]),
     (
         "not permitted to submit payload",
-        Meaning(
+        Classification(
             Action.NEEDS_HUMAN,
             "the topic takes forecasts of listed workers only, and this wallet is not on the list",
             "Ask the topic's creator to list the wallet, or choose another TOPIC_ID.",
@@ -130,15 +133,15 @@ TEXTS: tuple[tuple[str, Meaning], ...] = (
 """Texts that name a refusal, in lower case; looked for in this order, and only where the code says nothing."""
 
 
-def classify(codespace: str, code: int, log: str = "") -> Meaning:
+def classify(codespace: str, code: int, log: str = "") -> Classification:
     """What an answer means. `log` is the node's text; it counts only where the code is not in the table."""
     if code == 0:
         return ACCEPTED
-    known = CODES.get((codespace, code))
-    return known if known is not None else classify_text(log)
+    classification = CODES.get((codespace, code))
+    return classification if classification is not None else classify_text(log)
 
 
-def classify_text(log: str) -> Meaning:
+def classify_text(log: str) -> Classification:
     """What a refusal without a code of its own means, for instance that of a simulation."""
-    lowered = log.lower()
-    return next((meaning for text, meaning in TEXTS if text in lowered), UNKNOWN)
+    lowercase_log = log.lower()
+    return next((classification for text, classification in TEXT_PATTERNS if text in lowercase_log), UNKNOWN)

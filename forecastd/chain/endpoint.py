@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 
 from forecastd.errors import NeedsHuman
 
-_GRPC = {"grpc+https": True, "grpc+http": False}
-_REST = {"rest+https": True, "rest+http": False, "https": True, "http": False}
-_SCHEMES = _GRPC | _REST
-_FORM = "Write grpc+https://HOST:PORT, grpc+http://HOST:PORT or HOST:PORT for gRPC, rest+https://HOST:PORT for REST."
+_GRPC_SCHEMES = {"grpc+https": True, "grpc+http": False}
+_REST_SCHEMES = {"rest+https": True, "rest+http": False, "https": True, "http": False}
+_SCHEMES = _GRPC_SCHEMES | _REST_SCHEMES
+_FORMAT_HELP = (
+    "Write grpc+https://HOST:PORT, grpc+http://HOST:PORT or HOST:PORT for gRPC, rest+https://HOST:PORT for REST."
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,12 @@ class Endpoint:
 
     host: str
     port: int
-    secure: bool
-    rest: bool = False
+    tls: bool
+    is_rest: bool = False
     path: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"{'https' if self.secure else 'http'}://{self.authority}" if self.rest else self.authority
+        return f"{'https' if self.tls else 'http'}://{self.authority}" if self.is_rest else self.authority
 
     @property
     def authority(self) -> str:
@@ -42,10 +44,10 @@ class Endpoint:
     @property
     def url(self) -> str:
         """Where the paths of a REST endpoint begin. May hold a key: never show it."""
-        return f"{'https' if self.secure else 'http'}://{self.authority}{self.path}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
-    def loopback(self) -> bool:
+    def is_loopback(self) -> bool:
         """Whether this is the machine itself."""
         if self.host == "localhost":
             return True
@@ -54,12 +56,12 @@ class Endpoint:
         except ValueError:
             return False
 
-    def channel(self, largest: int) -> Any:
+    def channel(self, max_bytes: int) -> Any:
         """A new grpcio channel that takes answers of at most `largest` bytes. Connects with the first call."""
         import grpc  # type: ignore[import-untyped]  # no stubs
 
         options = [
-            ("grpc.max_receive_message_length", largest),
+            ("grpc.max_receive_message_length", max_bytes),
             # Its own connection, and quick to try a healed endpoint again: what a window is worth is minutes.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 200),
@@ -67,9 +69,9 @@ class Endpoint:
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.enable_retries", 0),
             # A proxy of the environment must not stand between this process and a node on the same machine.
-            ("grpc.enable_http_proxy", 0 if self.loopback else 1),
+            ("grpc.enable_http_proxy", 0 if self.is_loopback else 1),
         ]
-        if self.secure:
+        if self.tls:
             return grpc.secure_channel(self.authority, grpc.ssl_channel_credentials(), options)
         return grpc.insecure_channel(self.authority, options)
 
@@ -84,36 +86,38 @@ def parse_endpoint(text: str, name: str = "An endpoint of RPC_ENDPOINTS") -> End
     scheme, separator, _ = text.partition("://")
     scheme = scheme.lower()
     if separator and scheme not in _SCHEMES:
-        raise NeedsHuman(f"{name} has the unknown scheme {scheme[:12]!r}. {_FORM}")
-    rest = bool(separator) and scheme in _REST
+        raise NeedsHuman(f"{name} has the unknown scheme {scheme[:12]!r}. {_FORMAT_HELP}")
+    is_rest = bool(separator) and scheme in _REST_SCHEMES
     try:
         parts = urlsplit(text if separator else f"//{text}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise NeedsHuman(f"{name} has no usable port. {_FORM}") from None
-    if "@" in parts.netloc or parts.query or parts.fragment or (parts.path not in ("", "/") and not rest):
-        raise NeedsHuman(f"{name} holds more than a host and a port. {_FORM}")
+        raise NeedsHuman(f"{name} has no usable port. {_FORMAT_HELP}") from None
+    if "@" in parts.netloc or parts.query or parts.fragment or (parts.path not in ("", "/") and not is_rest):
+        raise NeedsHuman(f"{name} holds more than a host and a port. {_FORMAT_HELP}")
     if not host or any(character.isspace() or not character.isprintable() for character in host + parts.path):
-        raise NeedsHuman(f"{name} has no host. {_FORM}")
+        raise NeedsHuman(f"{name} has no host. {_FORMAT_HELP}")
     if port == 0 or (port is None and not separator):
-        raise NeedsHuman(f"{name} has no port. {_FORM}")
-    secure = _SCHEMES[scheme] if separator else port == 443
-    return Endpoint(host, port or (443 if secure else 80), secure, rest, parts.path.rstrip("/") if rest else "")
+        raise NeedsHuman(f"{name} has no port. {_FORMAT_HELP}")
+    tls = _SCHEMES[scheme] if separator else port == 443
+    return Endpoint(host, port or (443 if tls else 80), tls, is_rest, parts.path.rstrip("/") if is_rest else "")
 
 
-def read_endpoints(texts: Sequence[str]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:
+def parse_endpoints(texts: Sequence[str]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:
     """The endpoints of a list, each once, and a sentence for every one that was given twice.
 
     Raises:
         NeedsHuman: the list is empty or an item is no endpoint; the item is named by its position.
     """
     if not texts:
-        raise NeedsHuman(f"RPC_ENDPOINTS is empty. {_FORM} Several are separated by commas.")
-    first: dict[Endpoint, int] = {}
-    told = []
+        raise NeedsHuman(f"RPC_ENDPOINTS is empty. {_FORMAT_HELP} Several are separated by commas.")
+    positions: dict[Endpoint, int] = {}
+    warnings = []
     for number, text in enumerate(texts, start=1):
         endpoint = parse_endpoint(text, f"Item {number} of RPC_ENDPOINTS")
-        if endpoint in first:
-            told.append(f"Item {number} of RPC_ENDPOINTS is the same endpoint as item {first[endpoint]}: {endpoint}.")
-        first.setdefault(endpoint, number)
-    return tuple(first), tuple(told)
+        if endpoint in positions:
+            warnings.append(
+                f"Item {number} of RPC_ENDPOINTS is the same endpoint as item {positions[endpoint]}: {endpoint}."
+            )
+        positions.setdefault(endpoint, number)
+    return tuple(positions), tuple(warnings)

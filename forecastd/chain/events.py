@@ -25,20 +25,24 @@ from forecastd.errors import NeedsHuman
 
 log = logging.getLogger(__name__)
 
-OPENED = tuple(f"emissions.{version}.EventWorkerSubmissionWindowOpened" for version in ("v10", "v9"))
-MOST_SUBSCRIPTIONS = 5
-MOST_BYTES = 4 * 2**20  # of one message
-MOST_DIGITS = 18  # of a number in a message
+WINDOW_OPENED_EVENTS = tuple(f"emissions.{version}.EventWorkerSubmissionWindowOpened" for version in ("v10", "v9"))
+MAX_SUBSCRIPTIONS = 5
+MAX_MESSAGE_BYTES = 4 * 2**20  # of one message
+MAX_DIGITS = 18  # of a number in a message
 CONNECT_SECONDS, PING_SECONDS = 10.0, 20.0
-SILENCE = 60.0  # seconds without a block, where blocks are told
-LISTEN = 2.0  # seconds of one wait for a message
-FIRST_REST, LONGEST_REST, WRONG_CHAIN_REST = 1.0, 60.0, 300.0  # seconds before another connection
-SETTLED = 60.0  # seconds that a connection must have lasted for the next rest to be a short one
-_HEADERS = "tm.event='NewBlockHeader'"
+SILENCE_SECONDS = 60.0  # seconds without a block, where blocks are told
+RECEIVE_TIMEOUT_SECONDS = 2.0  # seconds of one wait for a message
+MIN_RECONNECT_SECONDS, MAX_RECONNECT_SECONDS, WRONG_CHAIN_RECONNECT_SECONDS = (
+    1.0,
+    60.0,
+    300.0,
+)  # seconds before another connection
+STABLE_SECONDS = 60.0  # seconds that a connection must have lasted for the next rest to be a short one
+_HEADER_QUERY = "tm.event='NewBlockHeader'"
 
 
 @dataclass(frozen=True)
-class Opened:
+class WindowOpened:
     """A submission window was opened, it says."""
 
     topic_id: int
@@ -46,97 +50,107 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Told:
+class EventMessage:
     """What one message says. `refused`: the id of a subscription that the node declined."""
 
-    name: str | None = None
+    request_id: str | None = None
     height: int | None = None
     chain_id: str | None = None
-    opened: tuple[Opened, ...] = ()
+    opened_windows: tuple[WindowOpened, ...] = ()
     acknowledged: bool = False
     refused: bool = False
 
 
 @dataclass(frozen=True)
-class StreamReport:
+class EventStreamReport:
     """A websocket for `status`. `last_at`: when it told something last, in unix seconds."""
 
     endpoint: str
     connected: bool
-    last_at: float | None
+    last_message_at: float | None
     error: str
 
 
-class _Lost(Exception):
+class _ConnectionLost(Exception):
     """The connection is of no use any more; the message says why. `rest` in seconds, None for the usual one."""
 
-    def __init__(self, why: str, rest: float | None = None) -> None:
-        super().__init__(why)
-        self.rest = rest
+    def __init__(self, reason: str, reconnect_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.reconnect_seconds = reconnect_seconds
 
 
-def queries(topics: Iterable[int]) -> dict[str, str]:
+def subscription_queries(topics: Iterable[int]) -> dict[str, str]:
     """What to subscribe to for these topics, by id: few enough for a node, and not more than is needed."""
-    listed = sorted(topics)
-    if 1 + len(listed) * len(OPENED) <= MOST_SUBSCRIPTIONS:
-        wanted = [f"{event}.topic_id = '\"{topic}\"'" for topic in listed for event in OPENED]
+    topic_ids = sorted(topics)
+    if 1 + len(topic_ids) * len(WINDOW_OPENED_EVENTS) <= MAX_SUBSCRIPTIONS:
+        conditions = [f"{event}.topic_id = '\"{topic}\"'" for topic in topic_ids for event in WINDOW_OPENED_EVENTS]
     else:
-        wanted = [f"{event}.topic_id EXISTS" for event in OPENED]
-    found = {f"opened-{number}": f"tm.event='NewBlockEvents' AND {one}" for number, one in enumerate(wanted)}
-    return {"headers": _HEADERS, **found}
+        conditions = [f"{event}.topic_id EXISTS" for event in WINDOW_OPENED_EVENTS]
+    window_queries = {
+        f"opened-{number}": f"tm.event='NewBlockEvents' AND {condition}" for number, condition in enumerate(conditions)
+    }
+    return {"headers": _HEADER_QUERY, **window_queries}
 
 
-def read_message(text: str | bytes) -> Told:
+def read_message(text: str | bytes) -> EventMessage:
     """What a message says; nothing where it makes no sense."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        return Told()
-    name = _at(document, "id")
-    name = name if isinstance(name, str) else None
-    if _at(document, "error") is not None:
-        return Told(name, refused=True)
-    result = _at(document, "result")
-    value = _at(result, "data", "value")
+        return EventMessage()
+    request_id = _lookup(document, "id")
+    request_id = request_id if isinstance(request_id, str) else None
+    if _lookup(document, "error") is not None:
+        return EventMessage(request_id, refused=True)
+    result = _lookup(document, "result")
+    value = _lookup(result, "data", "value")
     # Of `status`, of a header, of a block's events: one of them has it.
-    chain = _at(result, "node_info", "network") or _at(value, "header", "chain_id")
-    heights = (_at(result, "sync_info", "latest_block_height"), _at(value, "header", "height"), _at(value, "height"))
-    events = _at(value, "events")
-    return Told(
-        name,
-        next((number for number in map(_number, heights) if number is not None), None),
+    chain = _lookup(result, "node_info", "network") or _lookup(value, "header", "chain_id")
+    heights = (
+        _lookup(result, "sync_info", "latest_block_height"),
+        _lookup(value, "header", "height"),
+        _lookup(value, "height"),
+    )
+    events = _lookup(value, "events")
+    return EventMessage(
+        request_id,
+        next((number for number in map(_parse_number, heights) if number is not None), None),
         chain if isinstance(chain, str) else None,
-        tuple(_openings(events)) if isinstance(events, list) else (),
+        tuple(_window_openings(events)) if isinstance(events, list) else (),
         acknowledged=result == {},
     )
 
 
-def _openings(events: list[Any]) -> Iterator[Opened]:
+def _window_openings(events: list[Any]) -> Iterator[WindowOpened]:
     for event in events:
         if (
             not isinstance(event, dict)
-            or event.get("type") not in OPENED
+            or event.get("type") not in WINDOW_OPENED_EVENTS
             or not isinstance(event.get("attributes"), list)
         ):
             continue
-        have = {one.get("key"): one.get("value") for one in event["attributes"] if isinstance(one, dict)}
-        topic_id, nonce = _number(have.get("topic_id")), _number(have.get("nonce_block_height"))
+        attributes = {
+            attribute.get("key"): attribute.get("value")
+            for attribute in event["attributes"]
+            if isinstance(attribute, dict)
+        }
+        topic_id, nonce = _parse_number(attributes.get("topic_id")), _parse_number(attributes.get("nonce_block_height"))
         if topic_id is not None and nonce is not None:
-            yield Opened(topic_id, nonce)
+            yield WindowOpened(topic_id, nonce)
 
 
-def _at(document: Any, *names: str) -> Any:
+def _lookup(document: Any, *names: str) -> Any:
     for name in names:
         document = document.get(name) if isinstance(document, dict) else None
     return document
 
 
-def _number(value: object) -> int | None:
+def _parse_number(value: object) -> int | None:
     """A number as nodes write it: bare, as text, or as text in quotes (attributes are JSON in JSON)."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value if 0 <= value < 10**MOST_DIGITS else None
+        return value if 0 <= value < 10**MAX_DIGITS else None
     text = value.strip('"') if isinstance(value, str) else ""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
 def check_websocket(text: str, position: int) -> str:
@@ -156,13 +170,13 @@ def check_websocket(text: str, position: int) -> str:
     return text.strip()
 
 
-def shown(url: str) -> str:
+def display_name(url: str) -> str:
     """What a websocket is called: its scheme, host and port."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}{'' if parts.port is None else f':{parts.port}'}"
 
 
-class Listener:
+class EventListener:
     """Listens to one websocket for as long as `run` runs. The callbacks come from that thread and must not wait.
 
     `on_connected` is called when the subscriptions stand, for whatever was opened while nobody listened.
@@ -170,44 +184,44 @@ class Listener:
 
     def __init__(
         self, url: str, topics: Iterable[int], *, chain_id: str, clock: Clock, on_block: Callable[[int], None],
-        on_opening: Callable[[int, int], None], on_connected: Callable[[], None], silence: float = SILENCE,
+        on_opening: Callable[[int, int], None], on_connected: Callable[[], None], silence: float = SILENCE_SECONDS,
     ) -> None:  # fmt: skip
-        self.name = shown(url)
+        self.name = display_name(url)
         self._url, self._chain_id, self._clock, self._silence = url, chain_id, clock, silence
         self._on_block, self._on_opening, self._on_connected = on_block, on_opening, on_connected
         self._lock = Lock()
         self._topics = frozenset(topics)
-        self._end = Event()
-        self._report = StreamReport(self.name, connected=False, last_at=None, error="")
+        self._stopped = Event()
+        self._report = EventStreamReport(self.name, connected=False, last_message_at=None, error="")
 
     def listen_for(self, topics: Iterable[int]) -> None:
         """Listen for these topics instead of those before."""
         self._topics = frozenset(topics)
 
-    def report(self) -> StreamReport:
+    def report(self) -> EventStreamReport:
         """How it stands."""
         with self._lock:
             return self._report
 
     def stop(self) -> None:
         """Have `run` end soon."""
-        self._end.set()
+        self._stopped.set()
 
     def run(self, wake: Event) -> None:
         """Connect, listen, and connect again, until `stop`. `wake` is waited on between two connections."""
-        rest = FIRST_REST
-        while not self._end.is_set():
-            began = self._clock.monotonic()
-            why, wanted = self._connection(wake)
-            if self._end.is_set():
+        reconnect_seconds = MIN_RECONNECT_SECONDS
+        while not self._stopped.is_set():
+            started_at = self._clock.monotonic()
+            reason, requested_seconds = self._run_connection(wake)
+            if self._stopped.is_set():
                 break
-            self._tell(connected=False, error=why)
-            if self._clock.monotonic() - began > SETTLED:
-                rest = FIRST_REST
-            wake.wait((wanted or rest) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter is no secret
-            rest = min(LONGEST_REST, 2 * rest)
+            self._update_report(connected=False, error=reason)
+            if self._clock.monotonic() - started_at > STABLE_SECONDS:
+                reconnect_seconds = MIN_RECONNECT_SECONDS
+            wake.wait((requested_seconds or reconnect_seconds) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter is no secret
+            reconnect_seconds = min(MAX_RECONNECT_SECONDS, 2 * reconnect_seconds)
 
-    def _connection(self, wake: Event) -> tuple[str, float | None]:
+    def _run_connection(self, wake: Event) -> tuple[str, float | None]:
         """One connection, to its end: why it ended, and how long to rest where that is not as usual."""
         from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
         from websockets.sync.client import connect
@@ -216,12 +230,12 @@ class Listener:
         try:
             with connect(
                 self._url, open_timeout=CONNECT_SECONDS, ping_interval=PING_SECONDS, ping_timeout=PING_SECONDS,
-                close_timeout=1.0, max_size=MOST_BYTES, compression=None, proxy=None if loopback else True,
+                close_timeout=1.0, max_size=MAX_MESSAGE_BYTES, compression=None, proxy=None if loopback else True,
             ) as connection:  # fmt: skip
                 topics = self._topics
-                _Talk(self, connection, wake).go_on(topics)
-        except _Lost as lost:
-            return str(lost), lost.rest
+                _EventSession(self, connection, wake).run(topics)
+        except _ConnectionLost as connection_error:
+            return str(connection_error), connection_error.reconnect_seconds
         except (InvalidHandshake, InvalidURI) as error:
             return f"no websocket there ({type(error).__name__})", None
         except (WebSocketException, TimeoutError) as error:
@@ -230,65 +244,65 @@ class Listener:
             return error.strerror or type(error).__name__, None
         return "ended", None
 
-    def _tell(self, *, connected: bool, error: str = "", heard: bool = False) -> None:
+    def _update_report(self, *, connected: bool, error: str = "", message_received: bool = False) -> None:
         with self._lock:
             before = self._report
-            at = self._clock.now() if heard else before.last_at
-            self._report = StreamReport(self.name, connected, at, error)
+            last_message_at = self._clock.now() if message_received else before.last_message_at
+            self._report = EventStreamReport(self.name, connected, last_message_at, error)
         if connected and not before.connected:
             log.info("listening to %s", self.name, extra={"action": "events"})
         elif error and (before.connected or error != before.error):
             log.info("not listening to %s: %s", self.name, error, extra={"action": "events"})
 
 
-class _Talk:
+class _EventSession:
     """What is said on one connection."""
 
-    def __init__(self, listener: Listener, connection: Any, wake: Event) -> None:
-        self._of, self._connection, self._wake = listener, connection, wake
-        self._open: set[str] = set()
-        self._blocks = False
+    def __init__(self, listener: EventListener, connection: Any, wake: Event) -> None:
+        self._listener, self._connection, self._wake = listener, connection, wake
+        self._unacknowledged: set[str] = set()
+        self._has_blocks = False
 
-    def go_on(self, topics: frozenset[int]) -> None:
+    def run(self, topics: frozenset[int]) -> None:
         """Subscribe, and listen until the connection is of no use or other topics are wanted. Raises _Lost."""
-        asked = queries(topics)
-        self._open = {name for name in asked if name != "headers"}
+        subscriptions = subscription_queries(topics)
+        self._unacknowledged = {name for name in subscriptions if name != "headers"}
         self._request("status", "status", {})
-        for name, query in asked.items():
+        for name, query in subscriptions.items():
             self._request(name, "subscribe", {"query": query})
-        heard = self._of._clock.monotonic()
-        while not self._of._end.is_set():
-            if self._of._topics != topics:
-                raise _Lost("other topics are wanted", 0.01)
+        last_message_time = self._listener._clock.monotonic()
+        while not self._listener._stopped.is_set():
+            if self._listener._topics != topics:
+                raise _ConnectionLost("other topics are wanted", 0.01)
             self._wake.wait(0)  # a sign of progress
             try:
-                told = read_message(self._connection.recv(timeout=LISTEN))
+                message = read_message(self._connection.recv(timeout=RECEIVE_TIMEOUT_SECONDS))
             except TimeoutError:
-                silent = self._of._clock.monotonic() - heard
-                if (self._blocks or self._open) and silent > self._of._silence:
-                    raise _Lost(f"nothing was told for {silent:.0f} s") from None
+                silent_seconds = self._listener._clock.monotonic() - last_message_time
+                if (self._has_blocks or self._unacknowledged) and silent_seconds > self._listener._silence:
+                    raise _ConnectionLost(f"nothing was told for {silent_seconds:.0f} s") from None
                 continue
-            heard = self._of._clock.monotonic()
-            self._take(told)
+            last_message_time = self._listener._clock.monotonic()
+            self._handle(message)
 
     def _request(self, name: str, method: str, params: dict[str, str]) -> None:
         self._connection.send(json.dumps({"jsonrpc": "2.0", "id": name, "method": method, "params": params}))
 
-    def _take(self, told: Told) -> None:
-        of = self._of
-        if told.chain_id is not None and told.chain_id != of._chain_id:
-            raise _Lost(f"on chain {told.chain_id[:40]!r}", WRONG_CHAIN_REST)
-        if told.refused and told.name in self._open:
-            raise _Lost("the node declined the subscription", LONGEST_REST)
-        self._blocks = self._blocks or (told.acknowledged and told.name == "headers")
-        if told.acknowledged and told.name in self._open:
-            self._open.discard(told.name)
-            if not self._open:
-                of._tell(connected=True, heard=True)
-                of._on_connected()
+    def _handle(self, message: EventMessage) -> None:
+        listener = self._listener
+        if message.chain_id is not None and message.chain_id != listener._chain_id:
+            raise _ConnectionLost(f"on chain {message.chain_id[:40]!r}", WRONG_CHAIN_RECONNECT_SECONDS)
+        if message.refused and message.request_id in self._unacknowledged:
+            raise _ConnectionLost("the node declined the subscription", MAX_RECONNECT_SECONDS)
+        self._has_blocks = self._has_blocks or (message.acknowledged and message.request_id == "headers")
+        if message.acknowledged and message.request_id in self._unacknowledged:
+            self._unacknowledged.discard(message.request_id)
+            if not self._unacknowledged:
+                listener._update_report(connected=True, message_received=True)
+                listener._on_connected()
             return
-        if told.height is not None:
-            of._tell(connected=not self._open, heard=True)
-            of._on_block(told.height)
-        for one in told.opened:
-            of._on_opening(one.topic_id, one.nonce)
+        if message.height is not None:
+            listener._update_report(connected=not self._unacknowledged, message_received=True)
+            listener._on_block(message.height)
+        for window in message.opened_windows:
+            listener._on_opening(window.topic_id, window.nonce)

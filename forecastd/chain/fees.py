@@ -18,23 +18,23 @@ _TIERS: dict[FeeTier, Decimal] = {"eco": Decimal(1), "standard": Decimal("1.5"),
 
 
 @dataclass(frozen=True)
-class Quote:
+class FeeQuote:
     """What one transaction may cost: a gas limit in units, a fee in uallo."""
 
     gas: int
     fee_uallo: int
 
 
-def quote(
-    simulated: int | None,
+def quote_fee(
+    simulated_gas: int | None,
     market_price: Decimal | None,
     *,
     floor: int,
     tier: FeeTier,
-    most: int | None = None,
-    factor: float = 1.0,
-    besides: int = 0,
-) -> Quote:
+    max_fee: int | None = None,
+    gas_factor: float = 1.0,
+    message_fee: int = 0,
+) -> FeeQuote:
     """Gas and fee of a transaction.
 
     Args:
@@ -49,17 +49,17 @@ def quote(
     Raises:
         NeedsHuman: the fee is above the user's maximum.
     """
-    usual = Decimal(DEFAULT_GAS) if simulated is None else simulated * _GAS_MARGIN
-    gas = _up(usual * Decimal(str(factor)))
-    base = max(Decimal(floor), (market_price or Decimal(0)) * _MARKET_MARGIN)
-    fee = _up(gas * base * _TIERS[tier])
-    if most is not None and fee + besides > most:
+    base_gas = Decimal(DEFAULT_GAS) if simulated_gas is None else simulated_gas * _GAS_MARGIN
+    gas = _round_up(base_gas * Decimal(str(gas_factor)))
+    gas_price = max(Decimal(floor), (market_price or Decimal(0)) * _MARKET_MARGIN)
+    fee = _round_up(gas * gas_price * _TIERS[tier])
+    if max_fee is not None and fee + message_fee > max_fee:
         raise NeedsHuman(
-            f"The fee would be {fee + besides} uallo, above your maximum of {most} uallo (MAX_FEE_UALLO). "
+            f"The fee would be {fee + message_fee} uallo, above your maximum of {max_fee} uallo (MAX_FEE_UALLO). "
             "Raise the maximum or choose a lower FEE_TIER."
         )
-    return Quote(gas, fee)
+    return FeeQuote(gas, fee)
 
 
-def _up(amount: Decimal) -> int:
+def _round_up(amount: Decimal) -> int:
     return int(amount.to_integral_value(ROUND_CEILING))

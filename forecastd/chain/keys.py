@@ -29,7 +29,7 @@ def derive_private_key(seed: bytes) -> bytes:
     return key.secret
 
 
-def address_of(public_key: bytes) -> str:
+def address_from_public_key(public_key: bytes) -> str:
     """The `allo1...` address of a compressed public key."""
     import bech32
 
@@ -48,7 +48,7 @@ def is_address(text: str) -> bool:
     return payload is not None and len(payload) in (20, 32)
 
 
-def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
+def verify_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:
     """Whether `signature` is this key's over sha256 of `message`. A high s, another length or a bad key is a no."""
     from coincurve import PublicKey
     from coincurve.ecdsa import cdata_to_der, deserialize_compact

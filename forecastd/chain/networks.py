@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forecastd.settings import Network
+from forecastd.settings import NetworkName
 
 ADDRESS_PREFIX = "allo"
 DENOM = "uallo"
@@ -19,14 +19,14 @@ LOCAL_CHAIN_ID = "localnet"
 class NetworkInfo:
     """What is fixed for a network. `gas_price_floor` in uallo a gas; endpoints and websockets as the SDK writes them."""
 
-    name: Network
+    name: NetworkName
     chain_id: str
     endpoints: tuple[str, ...]
     gas_price_floor: int
     websockets: tuple[str, ...] = ()
 
 
-NETWORKS: dict[Network, NetworkInfo] = {
+NETWORKS: dict[NetworkName, NetworkInfo] = {
     "local": NetworkInfo("local", LOCAL_CHAIN_ID, ("grpc+http://127.0.0.1:9090",), 1),
     "testnet": NetworkInfo(
         "testnet", "allora-testnet-1", ("grpc+https://allora-grpc.testnet.allora.network:443",), 10,

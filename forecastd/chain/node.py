@@ -12,35 +12,43 @@ from decimal import Decimal, InvalidOperation
 from types import TracebackType
 from typing import Any, Protocol
 
-from forecastd.chain.answers import (
-    Account,
-    Answer,
+from forecastd.chain.endpoint import Endpoint, parse_endpoint
+from forecastd.chain.grpc_transport import (
+    GrpcTransport,
+    NoUsableResponse,
+    RpcError,
+    UnexpectedRefusal,
+    no_usable_response,
+    shorten,
+    unexpected_refusal,
+)
+from forecastd.chain.networks import DENOM
+from forecastd.chain.sdk import EmissionsVersion, emissions, messages
+from forecastd.chain.types import (
+    AccountInfo,
+    BroadcastResult,
+    ChainParams,
     Inference,
     NetworkInferences,
-    Params,
-    Simulation,
+    SimulationResult,
     Topic,
     TxResult,
     read_inference,
-    read_network,
+    read_network_inferences,
 )
-from forecastd.chain.endpoint import Endpoint, parse_endpoint
-from forecastd.chain.networks import DENOM
-from forecastd.chain.sdk import EmissionsVersion, emissions, messages
-from forecastd.chain.wire import NoAnswer, Refused, SaidNo, Wire, no_answer, said_no, shorten
 from forecastd.errors import NeedsHuman
 
-DEADLINE = 10.0  # seconds, for one call in all
+CALL_TIMEOUT_SECONDS = 10.0  # seconds, for one call in all
 _VERSIONS: tuple[EmissionsVersion, ...] = ("v10", "v9")
-_MOST_DIGITS = 78  # of an amount: the chain's integers have 256 bits
-_LATEST = "GetWorkerLatestInputInferenceByTopicId"
-_RENAMED = {("v9", _LATEST): "GetWorkerLatestInferenceByTopicId"}  # the one query whose name v10 changed
+_MAX_AMOUNT_DIGITS = 78  # of an amount: the chain's integers have 256 bits
+_LATEST_INFERENCE = "GetWorkerLatestInputInferenceByTopicId"
+_RENAMED = {("v9", _LATEST_INFERENCE): "GetWorkerLatestInferenceByTopicId"}  # the one query whose name v10 changed
 _PRICE_UNIT = Decimal(10) ** 18  # a DecCoin's amount is an integer with 18 decimals
 
 log = logging.getLogger(__name__)
 
 
-class _Wire(Protocol):
+class _Transport(Protocol):
     """The way to a node: gRPC or REST."""
 
     def call(self, method: str, request: Any, reply: Any) -> Any: ...
@@ -51,24 +59,26 @@ class _Wire(Protocol):
 class WrongChain(NeedsHuman):
     """An endpoint is on another chain than it must be. `found` is the one it is on."""
 
-    def __init__(self, message: str | None = None, *, found: str = "") -> None:
+    def __init__(self, message: str | None = None, *, chain_id: str = "") -> None:
         super().__init__(message)
-        self.found = found
+        self.chain_id = chain_id
 
 
 class Node:
     """One endpoint. `chain_id` is the one it must be on; None takes any. Safe to use from several threads."""
 
-    def __init__(self, endpoint: str | Endpoint, *, chain_id: str | None = None, deadline: float = DEADLINE) -> None:
+    def __init__(
+        self, endpoint: str | Endpoint, *, chain_id: str | None = None, deadline: float = CALL_TIMEOUT_SECONDS
+    ) -> None:
         """Nothing is sent yet.
 
         Raises:
             NeedsHuman: `endpoint` is not one.
         """
         self.endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
-        self._wire: _Wire = _open_wire(self.endpoint, deadline)
-        self._wanted = chain_id
-        self._checked = chain_id is None
+        self._transport: _Transport = _open_transport(self.endpoint, deadline)
+        self._expected_chain_id = chain_id
+        self._chain_checked = chain_id is None
         self._version: EmissionsVersion | None = None
 
     def __enter__(self) -> Node:
@@ -81,7 +91,7 @@ class Node:
 
     def close(self) -> None:
         """Let go of the connection. A later call makes a new one."""
-        self._wire.close()
+        self._transport.close()
 
     # The chain
 
@@ -90,22 +100,22 @@ class Node:
         tm = messages("cosmos.base.tendermint.v1beta1")
         method = "cosmos.base.tendermint.v1beta1.Service/GetNodeInfo"
         try:
-            reply = self._wire.call(method, b"", tm.GetNodeInfoResponse)
-        except Refused as refusal:
-            raise self._refused(method, refusal) from refusal
-        found = str(reply.default_node_info.network) if reply.default_node_info else ""
-        if not found:
-            raise self._broken(method, "an answer without a chain id")
-        if self._wanted is not None and found != self._wanted:
-            self._checked = False
-            named = shorten(found)
+            reply = self._transport.call(method, b"", tm.GetNodeInfoResponse)
+        except RpcError as error:
+            raise self._unexpected(method, error) from error
+        chain_id = str(reply.default_node_info.network) if reply.default_node_info else ""
+        if not chain_id:
+            raise self._unusable(method, "an answer without a chain id")
+        if self._expected_chain_id is not None and chain_id != self._expected_chain_id:
+            self._chain_checked = False
+            shown_chain_id = shorten(chain_id)
             raise WrongChain(
-                f"The node {self.endpoint} is on chain {named}, not on {self._wanted}. "
+                f"The node {self.endpoint} is on chain {shown_chain_id}, not on {self._expected_chain_id}. "
                 "Correct RPC_ENDPOINTS or ALLORA_NETWORK; nothing was sent to it.",
-                found=named,
+                chain_id=shown_chain_id,
             )
-        self._checked = True
-        return found
+        self._chain_checked = True
+        return chain_id
 
     def height(self) -> int:
         """Height of the node's latest block."""
@@ -113,33 +123,33 @@ class Node:
 
     def block_time(self) -> float:
         """When the node's latest block was made by the chain's own clock, in unix seconds."""
-        moment = self._latest_header().time
-        if moment is None:
-            raise self._broken("GetLatestBlock", "an answer without a time")
-        return float(moment.timestamp())
+        time = self._latest_header().time
+        if time is None:
+            raise self._unusable("GetLatestBlock", "an answer without a time")
+        return float(time.timestamp())
 
     def _latest_header(self) -> Any:
         tm = messages("cosmos.base.tendermint.v1beta1")
         method = "cosmos.base.tendermint.v1beta1.Service/GetLatestBlock"
-        reply = self._told(method, b"", tm.GetLatestBlockResponse)
+        reply = self._ask_or_raise(method, b"", tm.GetLatestBlockResponse)
         for block in (reply.sdk_block, reply.block):
             if block is not None and block.header is not None and block.header.height:
                 return block.header
-        raise self._broken(method, "an answer without a height")
+        raise self._unusable(method, "an answer without a height")
 
-    def version(self, *, again: bool = False) -> EmissionsVersion:
+    def version(self, *, refresh: bool = False) -> EmissionsVersion:
         """The emissions version the node speaks; NeedsHuman when it is none that this program knows.
 
         What was found out is kept; with `again` the node is asked again.
         """
-        if self._version is not None and not again:
+        if self._version is not None and not refresh:
             return self._version
         self._check_chain()
         for version in _VERSIONS:
             try:
-                self._wire.send(f"emissions.{version}.QueryService/GetNextTopicId", b"")
-            except Refused as refusal:
-                if refusal.status == "UNIMPLEMENTED":
+                self._transport.send(f"emissions.{version}.QueryService/GetNextTopicId", b"")
+            except RpcError as error:
+                if error.status == "UNIMPLEMENTED":
                     continue
             self._version = version
             return version
@@ -153,106 +163,110 @@ class Node:
     def topic(self, topic_id: int) -> Topic | None:
         """A topic, or None when there is no such topic."""
         try:
-            found = self._emissions("GetTopic", topic_id=topic_id).topic
-        except Refused as refusal:
-            if refusal.not_found or "invalid topic" in refusal.details.lower():
+            topic = self._emissions("GetTopic", topic_id=topic_id).topic
+        except RpcError as error:
+            if error.is_not_found or "invalid topic" in error.details.lower():
                 return None
-            raise self._refused("GetTopic", refusal) from refusal
-        if found is None:
+            raise self._unexpected("GetTopic", error) from error
+        if topic is None:
             return None
         return Topic(
-            id=int(found.id),
-            metadata=str(found.metadata),
-            epoch_length=int(found.epoch_length),
-            worker_submission_window=int(found.worker_submission_window),
-            ground_truth_lag=int(found.ground_truth_lag),
-            epoch_last_ended=int(found.epoch_last_ended),
+            id=int(topic.id),
+            metadata=str(topic.metadata),
+            epoch_length=int(topic.epoch_length),
+            worker_submission_window=int(topic.worker_submission_window),
+            ground_truth_lag=int(topic.ground_truth_lag),
+            epoch_last_ended=int(topic.epoch_last_ended),
         )
 
     def is_topic_active(self, topic_id: int) -> bool:
         """Whether the topic issues nonces at present."""
-        return bool(self._emissions_told("IsTopicActive", topic_id=topic_id).is_active)
+        return bool(self._emissions_or_raise("IsTopicActive", topic_id=topic_id).is_active)
 
     def open_nonces(self, topic_id: int) -> list[int]:
         """The worker nonces still to be fulfilled, newest first. Empty when there are none."""
-        reply = self._emissions_told("GetUnfulfilledWorkerNonces", topic_id=topic_id)
-        found = reply.nonces.nonces if reply.nonces is not None else []
-        return sorted({int(nonce.block_height) for nonce in found}, reverse=True)
+        reply = self._emissions_or_raise("GetUnfulfilledWorkerNonces", topic_id=topic_id)
+        nonces = reply.nonces.nonces if reply.nonces is not None else []
+        return sorted({int(nonce.block_height) for nonce in nonces}, reverse=True)
 
     def is_nonce_unfulfilled(self, topic_id: int, nonce: int) -> bool:
         """Whether the chain still takes forecasts for this nonce."""
-        reply = self._emissions_told("IsWorkerNonceUnfulfilled", topic_id=topic_id, block_height=nonce)
+        reply = self._emissions_or_raise("IsWorkerNonceUnfulfilled", topic_id=topic_id, block_height=nonce)
         return bool(reply.is_worker_nonce_unfulfilled)
 
     def is_registered(self, topic_id: int, address: str) -> bool:
         """Whether the address is a registered worker of the topic."""
-        reply = self._emissions_told("IsWorkerRegisteredInTopicId", topic_id=topic_id, address=address)
+        reply = self._emissions_or_raise("IsWorkerRegisteredInTopicId", topic_id=topic_id, address=address)
         return bool(reply.is_registered)
 
     def can_submit(self, topic_id: int, address: str) -> bool:
         """Whether the topic permits this address to submit; says nothing of registration."""
-        reply = self._emissions_told("CanSubmitWorkerPayload", topic_id=topic_id, address=address)
+        reply = self._emissions_or_raise("CanSubmitWorkerPayload", topic_id=topic_id, address=address)
         return bool(reply.can_submit_worker_payload)
 
-    def params(self) -> Params:
+    def params(self) -> ChainParams:
         """The fees the chain charges beside gas."""
-        found = self._emissions_told("GetParams").params
-        if found is None:
-            raise self._broken("GetParams", "an answer without parameters")
-        fees = [self._whole("GetParams", text) for text in (found.registration_fee, found.data_sending_fee)]
-        return Params(*fees)
+        params = self._emissions_or_raise("GetParams").params
+        if params is None:
+            raise self._unusable("GetParams", "an answer without parameters")
+        fees = [self._parse_amount("GetParams", text) for text in (params.registration_fee, params.data_sending_fee)]
+        return ChainParams(*fees)
 
     # Inferences
 
     def latest_inference(self, topic_id: int, address: str) -> Inference | None:
         """The worker's last inference that the chain keeps for the topic, if there is one."""
         try:
-            reply = self._emissions(_LATEST, topic_id=topic_id, worker_address=address)
-        except Refused as refusal:
-            if refusal.not_found:
+            reply = self._emissions(_LATEST_INFERENCE, topic_id=topic_id, worker_address=address)
+        except RpcError as error:
+            if error.is_not_found:
                 return None
-            raise self._refused(_LATEST, refusal) from refusal
-        found = getattr(reply, "latest_input_inference", None) or getattr(reply, "latest_inference", None)
-        return read_inference(found) if found is not None and found.inferer else None
+            raise self._unexpected(_LATEST_INFERENCE, error) from error
+        inference = getattr(reply, "latest_input_inference", None) or getattr(reply, "latest_inference", None)
+        return read_inference(inference) if inference is not None and inference.inferer else None
 
     def inferences_at(self, topic_id: int, nonce: int) -> list[Inference]:
         """The inferences that the chain has taken in for a nonce. Empty while there are none."""
         try:
             reply = self._emissions("GetInferencesAtBlock", topic_id=topic_id, block_height=nonce)
-        except Refused as refusal:
-            if refusal.not_found:
+        except RpcError as error:
+            if error.is_not_found:
                 return []
-            raise self._refused("GetInferencesAtBlock", refusal) from refusal
-        return [read_inference(one) for one in reply.inferences.inferences] if reply.inferences is not None else []
+            raise self._unexpected("GetInferencesAtBlock", error) from error
+        return (
+            [read_inference(inference) for inference in reply.inferences.inferences]
+            if reply.inferences is not None
+            else []
+        )
 
     def network_inferences(self, topic_id: int) -> NetworkInferences | None:
         """What the network itself says at present, or None while it has said nothing."""
         try:
-            return read_network(self._emissions("GetLatestNetworkInferences", topic_id=topic_id))
-        except Refused as refusal:
-            log.debug("no network inferences: %s", refusal, extra={"action": "network_inferences"})
+            return read_network_inferences(self._emissions("GetLatestNetworkInferences", topic_id=topic_id))
+        except RpcError as error:
+            log.debug("no network inferences: %s", error, extra={"action": "network_inferences"})
             return None
 
     # Accounts and fees
 
-    def account(self, address: str) -> Account | None:
+    def account(self, address: str) -> AccountInfo | None:
         """Number and sequence of an account, or None when the chain has never seen it."""
         auth = messages("cosmos.auth.v1beta1")
         request = auth.QueryAccountInfoRequest(address=address)
         try:
             reply = self._ask("cosmos.auth.v1beta1.Query/AccountInfo", request, auth.QueryAccountInfoResponse)
-        except Refused as refusal:
-            if refusal.not_found:
+        except RpcError as error:
+            if error.is_not_found:
                 return None
-            raise self._refused("AccountInfo", refusal) from refusal
-        return Account(int(reply.info.account_number), int(reply.info.sequence)) if reply.info is not None else None
+            raise self._unexpected("AccountInfo", error) from error
+        return AccountInfo(int(reply.info.account_number), int(reply.info.sequence)) if reply.info is not None else None
 
     def balance(self, address: str) -> int:
         """The account's uallo; 0 for one that does not exist."""
         bank = messages("cosmos.bank.v1beta1")
         request = bank.QueryBalanceRequest(address=address, denom=DENOM)
-        reply = self._told("cosmos.bank.v1beta1.Query/Balance", request, bank.QueryBalanceResponse)
-        return self._whole("Balance", reply.balance.amount) if reply.balance is not None else 0
+        reply = self._ask_or_raise("cosmos.bank.v1beta1.Query/Balance", request, bank.QueryBalanceResponse)
+        return self._parse_amount("Balance", reply.balance.amount) if reply.balance is not None else 0
 
     def gas_price(self) -> Decimal | None:
         """The fee market's price in uallo a gas, or None where the chain has no fee market."""
@@ -262,114 +276,120 @@ class Node:
             reply = self._ask("feemarket.feemarket.v1.Query/GasPrice", request, market.GasPriceResponse)
             amount = str(reply.price.amount) if reply.price is not None else ""
             price = Decimal(amount) if "." in amount else Decimal(amount) / _PRICE_UNIT
-        except (Refused, InvalidOperation):
+        except (RpcError, InvalidOperation):
             return None
         return price if price.is_finite() and price >= 0 else None
 
     # Transactions
 
-    def simulate(self, tx_bytes: bytes) -> Simulation:
+    def simulate(self, tx_bytes: bytes) -> SimulationResult:
         """Run a transaction on the node without sending it: the gas it used, or the refusal in the node's words."""
         tx = messages("cosmos.tx.v1beta1")
         request = tx.SimulateRequest(tx_bytes=tx_bytes)
         try:
             reply = self._ask("cosmos.tx.v1beta1.Service/Simulate", request, tx.SimulateResponse)
-        except Refused as refusal:
-            return Simulation(None, shorten(refusal.details))
-        return Simulation(int(reply.gas_info.gas_used) if reply.gas_info is not None else None, "")
+        except RpcError as error:
+            return SimulationResult(None, shorten(error.details))
+        return SimulationResult(int(reply.gas_info.gas_used) if reply.gas_info is not None else None, "")
 
-    def broadcast(self, tx_bytes: bytes) -> Answer:
+    def broadcast(self, tx_bytes: bytes) -> BroadcastResult:
         """Send a transaction. The answer is that of the node's own check, not yet of a block."""
         tx = messages("cosmos.tx.v1beta1")
         request = tx.BroadcastTxRequest(tx_bytes=tx_bytes, mode=tx.BroadcastMode.SYNC)
-        found = self._told("cosmos.tx.v1beta1.Service/BroadcastTx", request, tx.BroadcastTxResponse).tx_response
-        if found is None:
-            raise self._broken("BroadcastTx", "an empty answer")
-        return Answer(str(found.codespace), int(found.code), shorten(found.raw_log), str(found.txhash))
+        response = self._ask_or_raise(
+            "cosmos.tx.v1beta1.Service/BroadcastTx", request, tx.BroadcastTxResponse
+        ).tx_response
+        if response is None:
+            raise self._unusable("BroadcastTx", "an empty answer")
+        return BroadcastResult(
+            str(response.codespace), int(response.code), shorten(response.raw_log), str(response.txhash)
+        )
 
     def find_tx(self, tx_hash: str) -> TxResult | None:
         """What a block made of a transaction, or None while no block has it."""
         tx = messages("cosmos.tx.v1beta1")
         request = tx.GetTxRequest(hash=tx_hash)
         try:
-            found = self._ask("cosmos.tx.v1beta1.Service/GetTx", request, tx.GetTxResponse).tx_response
-        except Refused as refusal:
-            if refusal.not_found:
+            response = self._ask("cosmos.tx.v1beta1.Service/GetTx", request, tx.GetTxResponse).tx_response
+        except RpcError as error:
+            if error.is_not_found:
                 return None
-            raise self._refused("GetTx", refusal) from refusal
-        if found is None:
+            raise self._unexpected("GetTx", error) from error
+        if response is None:
             return None
         return TxResult(
-            tx_hash=str(found.txhash),
-            height=int(found.height),
-            codespace=str(found.codespace),
-            code=int(found.code),
-            log=shorten(found.raw_log),
-            gas_used=int(found.gas_used),
+            tx_hash=str(response.txhash),
+            height=int(response.height),
+            codespace=str(response.codespace),
+            code=int(response.code),
+            log=shorten(response.raw_log),
+            gas_used=int(response.gas_used),
         )
 
     # The way there
 
-    def _broken(self, method: str, why: str) -> NoAnswer:
-        return no_answer(self.endpoint, method, why)
+    def _unusable(self, method: str, reason: str) -> NoUsableResponse:
+        return no_usable_response(self.endpoint, method, reason)
 
-    def _refused(self, method: str, refusal: Refused) -> SaidNo:
-        return said_no(self.endpoint, method, refusal)
+    def _unexpected(self, method: str, error: RpcError) -> UnexpectedRefusal:
+        return unexpected_refusal(self.endpoint, method, error)
 
-    def _whole(self, method: str, text: str) -> int:
+    def _parse_amount(self, method: str, text: str) -> int:
         """An amount as the chain writes it; nothing is 0."""
         if not text:
             return 0
-        if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
-            raise self._broken(method, "an answer with an amount that is none")
+        if not (text.isascii() and text.isdigit() and len(text) <= _MAX_AMOUNT_DIGITS):
+            raise self._unusable(method, "an answer with an amount that is none")
         return int(text)
 
     def _check_chain(self) -> None:
-        if not self._checked:
+        if not self._chain_checked:
             self.chain_id()
 
     def _ask(self, method: str, request: Any, reply: Any) -> Any:
         """Call a method of a node whose chain has been checked. Raises Refused as well."""
         self._check_chain()
-        return self._wire.call(method, request, reply)
+        return self._transport.call(method, request, reply)
 
-    def _told(self, method: str, request: Any, reply: Any) -> Any:
+    def _ask_or_raise(self, method: str, request: Any, reply: Any) -> Any:
         """As `_ask`, for calls that no sound node refuses."""
         try:
             return self._ask(method, request, reply)
-        except Refused as refusal:
-            raise self._refused(method, refusal) from refusal
+        except RpcError as error:
+            raise self._unexpected(method, error) from error
 
-    def _emissions_told(self, method: str, **fields: object) -> Any:
+    def _emissions_or_raise(self, method: str, **fields: object) -> Any:
         try:
             return self._emissions(method, **fields)
-        except Refused as refusal:
-            raise self._refused(method, refusal) from refusal
+        except RpcError as error:
+            raise self._unexpected(method, error) from error
 
     def _emissions(self, method: str, **fields: object) -> Any:
         """Query the emissions module in the version the node speaks. Raises Refused as well."""
         version = self.version()
         try:
             return self._query(version, method, fields)
-        except Refused as refusal:
-            if refusal.status != "UNIMPLEMENTED":
+        except RpcError as error:
+            if error.status != "UNIMPLEMENTED":
                 raise
             self._version = None
-            now = self.version()
-            if now == version:
+            current_version = self.version()
+            if current_version == version:
                 raise
-        log.warning("%s now speaks emissions %s", self.endpoint, now, extra={"action": "chain_upgraded"})
-        return self._query(now, method, fields)
+        log.warning("%s now speaks emissions %s", self.endpoint, current_version, extra={"action": "chain_upgraded"})
+        return self._query(current_version, method, fields)
 
     def _query(self, version: EmissionsVersion, method: str, fields: dict[str, object]) -> Any:
         em, method = emissions(version), _RENAMED.get((version, method), method)
         request = getattr(em, f"{method}Request")(**fields)
-        return self._wire.call(f"emissions.{version}.QueryService/{method}", request, getattr(em, f"{method}Response"))
+        return self._transport.call(
+            f"emissions.{version}.QueryService/{method}", request, getattr(em, f"{method}Response")
+        )
 
 
-def _open_wire(endpoint: Endpoint, deadline: float) -> _Wire:
-    if not endpoint.rest:
-        return Wire(endpoint, deadline)
-    from forecastd.chain.rest import RestWire
+def _open_transport(endpoint: Endpoint, deadline: float) -> _Transport:
+    if not endpoint.is_rest:
+        return GrpcTransport(endpoint, deadline)
+    from forecastd.chain.rest_transport import RestTransport
 
-    return RestWire(endpoint, deadline)
+    return RestTransport(endpoint, deadline)

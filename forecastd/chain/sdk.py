@@ -17,12 +17,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Literal
 
-from forecastd.chain.generated import install
+from forecastd.chain.lazy_protobuf import install_finder
 
 EmissionsVersion = Literal["v9", "v10"]
 
-_PARENTS = ("allora_sdk", "allora_sdk.rpc_client")
-_PROTOS = "allora_sdk.rpc_client.protos"
+_PARENT_PACKAGES = ("allora_sdk", "allora_sdk.rpc_client")
+_PROTOS_PACKAGE = "allora_sdk.rpc_client.protos"
 _lock = threading.RLock()
 
 
@@ -33,8 +33,8 @@ def messages(name: str) -> Any:
         ImportError: allora_sdk is not installed, or has no such package.
     """
     with _lock:
-        _lighten()
-    return importlib.import_module(f"{_PROTOS}.{name}")  # waits for another thread that is importing it
+        _install_bare_parents()
+    return importlib.import_module(f"{_PROTOS_PACKAGE}.{name}")  # waits for another thread that is importing it
 
 
 def emissions(version: EmissionsVersion) -> Any:
@@ -49,33 +49,33 @@ def canonical_decimal(value: float | str) -> str:
         ValueError: `value` is not finite or not a number.
     """
     with _lock:
-        _lighten()
+        _install_bare_parents()
     module = importlib.import_module("allora_sdk.rpc_client.dec_canonical")
     text: str = module.canonicalize_dec(value)
     return text
 
 
-def _lighten() -> None:
+def _install_bare_parents() -> None:
     """Put the bare parents in place, unless the SDK is already there in full or bare."""
-    for name in _PARENTS:
+    for name in _PARENT_PACKAGES:
         if name in sys.modules:
             continue
         spec = importlib.util.find_spec(name)
         if spec is None or spec.submodule_search_locations is None:
             raise ModuleNotFoundError("allora_sdk is not installed. Install forecastd's dependencies.", name=name)
-        module = _bare(spec)
+        module = _bare_package(spec)
         sys.modules[name] = module
-        install(_PROTOS)
+        install_finder(_PROTOS_PACKAGE)
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
 
 
-def _bare(spec: ModuleSpec) -> ModuleType:
+def _bare_package(spec: ModuleSpec) -> ModuleType:
     """A package that has its search path but has not run, and runs itself when something is asked of it."""
     module = importlib.util.module_from_spec(spec)
 
-    def fill(name: str) -> Any:
+    def load_attribute(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {spec.name!r} has no attribute {name!r}")
         with _lock:
@@ -86,5 +86,5 @@ def _bare(spec: ModuleSpec) -> ModuleType:
         except KeyError:
             raise AttributeError(f"module {spec.name!r} has no attribute {name!r}") from None
 
-    module.__dict__["__getattr__"] = fill
+    module.__dict__["__getattr__"] = load_attribute
     return module

@@ -10,35 +10,38 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 
-from forecastd.chain.answers import TxResult
 from forecastd.chain.client import ChainClient
-from forecastd.chain.codec import build_tx, register_message, simulated_tx, tx_hash
-from forecastd.chain.codes import Action, Meaning, classify
-from forecastd.chain.fees import quote
+from forecastd.chain.codec import build_tx, register_message, tx_hash, unsigned_tx
+from forecastd.chain.codes import Action, Classification, classify
+from forecastd.chain.fees import quote_fee
+from forecastd.chain.types import TxResult
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.settings import FeeTier
 
-REGISTER_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
-REGISTER_SECONDS = 120.0
-SEND_AGAIN_SECONDS = 5.0  # about a block's time
-_FIRST_WAIT, _LONGEST_WAIT = 0.015, 2.0  # seconds between two looks for a transaction; each wait is 1.6 x the last
+REGISTRATION_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
+REGISTRATION_SECONDS = 120.0
+RESEND_SECONDS = 5.0  # about a block's time
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = (
+    0.015,
+    2.0,
+)  # seconds between two looks for a transaction; each wait is 1.6 x the last
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Spending:
+class FeePolicy:
     """What may be paid: the network's floor in uallo a gas, the tier, and the user's maximum fee in uallo."""
 
-    floor: int
+    gas_price_floor: int
     tier: FeeTier
-    most: int | None
+    max_fee: int | None
 
 
 @dataclass(frozen=True)
-class Priced:
+class TxParameters:
     """What a signature needs to know: the account's number and next sequence, gas limit, fee in uallo."""
 
     account_number: int
@@ -47,15 +50,15 @@ class Priced:
     fee_uallo: int
 
 
-def price(
+def price_transaction(
     node: ChainClient,
     wallet: Wallet,
     message: tuple[str, bytes],
-    spending: Spending,
+    fee_policy: FeePolicy,
     *,
     gas_factor: float = 1.0,
-    besides: int = 0,
-) -> Priced:
+    message_fee: int = 0,
+) -> TxParameters:
     """Ask the node what sending `message` takes.
 
     A refusal of the simulation that is certain and lasting ends here, before anything is signed and paid; any other
@@ -70,28 +73,30 @@ def price(
     account = node.account(wallet.address)
     if account is None:
         raise NeedsHuman(f"The account {wallet.address} does not exist yet. Send it some uallo for fees.")
-    simulation = node.simulate(simulated_tx(wallet, message, sequence=account.sequence))
+    simulation = node.simulate(unsigned_tx(wallet, message, sequence=account.sequence))
     if simulation.gas_used is None:
-        meaning = classify("", -1, simulation.log)
+        classification = classify("", -1, simulation.log)
         log.info("simulation refused: %s", simulation.log, extra={"action": "simulate"})
-        if meaning.action is Action.NEEDS_HUMAN:
-            raise NeedsHuman(f"The chain would refuse it: {meaning.meaning}. {meaning.advice}")
-        if meaning.action in (Action.DONE, Action.WINDOW_CLOSED):
-            raise RetryLater(f"The chain would refuse it now: {meaning.meaning}. Nothing was signed or paid.")
-    cost = quote(
-        simulation.gas_used, node.gas_price(), floor=spending.floor, tier=spending.tier, most=spending.most,
-        factor=gas_factor, besides=besides,
+        if classification.action is Action.NEEDS_HUMAN:
+            raise NeedsHuman(f"The chain would refuse it: {classification.description}. {classification.advice}")
+        if classification.action in (Action.DONE, Action.WINDOW_CLOSED):
+            raise RetryLater(
+                f"The chain would refuse it now: {classification.description}. Nothing was signed or paid."
+            )
+    fee_quote = quote_fee(
+        simulation.gas_used, node.gas_price(), floor=fee_policy.gas_price_floor, tier=fee_policy.tier, max_fee=fee_policy.max_fee,
+        gas_factor=gas_factor, message_fee=message_fee,
     )  # fmt: skip
-    balance, total = node.balance(wallet.address), cost.fee_uallo + besides
+    balance, total = node.balance(wallet.address), fee_quote.fee_uallo + message_fee
     if balance < total:
         raise NeedsHuman(
-            f"It costs {total} uallo ({cost.fee_uallo} for gas, {besides} to the chain) and {wallet.address} has {balance}. "
+            f"It costs {total} uallo ({fee_quote.fee_uallo} for gas, {message_fee} to the chain) and {wallet.address} has {balance}. "
             "Send it some; nothing was signed."
         )
-    return Priced(account.number, account.sequence, cost.gas, cost.fee_uallo)
+    return TxParameters(account.number, account.sequence, fee_quote.gas, fee_quote.fee_uallo)
 
 
-def _nothing(_sequence: int, _tx_hash: str) -> None:
+def _no_commit(_sequence: int, _tx_hash: str) -> None:
     pass
 
 
@@ -99,13 +104,13 @@ def register(
     node: ChainClient,
     wallet: Wallet,
     topic_id: int,
-    spending: Spending,
+    fee_policy: FeePolicy,
     *,
     chain_id: str,
     clock: Clock,
     wake: Event,
-    free: Callable[[int], int] = lambda sequence: sequence,
-    commit: Callable[[int, str], None] = _nothing,
+    next_free_sequence: Callable[[int], int] = lambda sequence: sequence,
+    commit: Callable[[int, str], None] = _no_commit,
 ) -> int:
     """Register the wallet as a worker of the topic, and return what it cost in uallo: gas fee and registration fee.
 
@@ -116,50 +121,50 @@ def register(
         NeedsHuman: the chain refuses, or the balance does not cover it.
         RetryLater: no block took it in time. It may still be taken: the next call looks first.
     """
-    version, fee = node.version(), node.params().registration_fee
+    version, registration_fee = node.version(), node.params().registration_fee
     message = register_message(wallet, version=version, topic_id=topic_id)
-    cost = price(node, wallet, message, spending, besides=fee)
-    afterwards = cost.fee_uallo + node.params().data_sending_fee  # a submission costs about as much gas
-    if node.balance(wallet.address) < cost.fee_uallo + fee + afterwards:
+    parameters = price_transaction(node, wallet, message, fee_policy, message_fee=registration_fee)
+    submission_cost = parameters.fee_uallo + node.params().data_sending_fee  # a submission costs about as much gas
+    if node.balance(wallet.address) < parameters.fee_uallo + registration_fee + submission_cost:
         raise NeedsHuman(
-            f"Registering {wallet.address} costs {cost.fee_uallo + fee} uallo, and a submission about {afterwards} more. "
+            f"Registering {wallet.address} costs {parameters.fee_uallo + registration_fee} uallo, and a submission about {submission_cost} more. "
             "Send it that much; nothing was paid."
         )
-    last, sequence = node.height() + REGISTER_BLOCKS, free(cost.sequence)
-    raw = build_tx(
-        wallet, message, chain_id=chain_id, account_number=cost.account_number, sequence=sequence,
-        gas=cost.gas, fee_uallo=cost.fee_uallo, timeout_height=last,
+    timeout_height, sequence = node.height() + REGISTRATION_BLOCKS, next_free_sequence(parameters.sequence)
+    tx_bytes = build_tx(
+        wallet, message, chain_id=chain_id, account_number=parameters.account_number, sequence=sequence,
+        gas=parameters.gas, fee_uallo=parameters.fee_uallo, timeout_height=timeout_height,
     )  # fmt: skip
-    commit(sequence, tx_hash(raw))
+    commit(sequence, tx_hash(tx_bytes))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
     try:
-        answer = node.broadcast(raw)
+        answer = node.broadcast(tx_bytes)
     except RetryLater as error:  # the bytes may have arrived all the same
         log.info("no answer to the registration: %s", error, extra={"action": "register"})
     else:
-        meaning = classify(answer.codespace, answer.code, answer.log)
-        if meaning.action not in (Action.ACCEPTED, Action.PENDING):
-            raise _not_registered(topic_id, meaning, answer.log)
-    found = wait_for_hash(
-        node, tx_hash(raw), timeout_height=last, clock=clock, wake=wake, seconds=REGISTER_SECONDS,
-        send_again=lambda: node.broadcast(raw),
+        classification = classify(answer.codespace, answer.code, answer.log)
+        if classification.action not in (Action.ACCEPTED, Action.PENDING):
+            raise _registration_error(topic_id, classification, answer.log)
+    result = wait_for_transaction(
+        node, tx_hash(tx_bytes), timeout_height=timeout_height, clock=clock, wake=wake, timeout_seconds=REGISTRATION_SECONDS,
+        resend=lambda: node.broadcast(tx_bytes),
     )  # fmt: skip
-    if found is None:
+    if result is None:
         raise RetryLater(f"The registration for topic {topic_id} is in no block yet. The next run looks again.")
-    if found.code != 0:
-        raise _not_registered(topic_id, classify(found.codespace, found.code, found.log), found.log)
-    return cost.fee_uallo + fee
+    if result.code != 0:
+        raise _registration_error(topic_id, classify(result.codespace, result.code, result.log), result.log)
+    return parameters.fee_uallo + registration_fee
 
 
-def wait_for_hash(
+def wait_for_transaction(
     node: ChainClient,
-    name: str,
+    transaction_hash: str,
     *,
     timeout_height: int,
     clock: Clock,
     wake: Event,
-    seconds: float,
-    send_again: Callable[[], object] = lambda: None,
+    timeout_seconds: float,
+    resend: Callable[[], object] = lambda: None,
 ) -> TxResult | None:
     """What a block made of a transaction, by its hash; None when none has it within `seconds`, or none can any more.
 
@@ -168,29 +173,27 @@ def wait_for_hash(
 
     Ends early, after one more look, when `wake` is set or the chain is past `timeout_height`.
     """
-    end, pause, last_look = clock.monotonic() + seconds, _FIRST_WAIT, False
-    again = clock.monotonic() + SEND_AGAIN_SECONDS
+    deadline, pause, last_look = clock.monotonic() + timeout_seconds, _MIN_POLL_SECONDS, False
+    resend_at = clock.monotonic() + RESEND_SECONDS
     while True:
         try:
-            found = node.find_tx(name)
-            if found is not None or last_look:
-                return found
+            result = node.find_tx(transaction_hash)
+            if result is not None or last_look:
+                return result
             last_look = node.height() > timeout_height
-            if not last_look and clock.monotonic() >= again:
-                again = clock.monotonic() + SEND_AGAIN_SECONDS
-                send_again()
+            if not last_look and clock.monotonic() >= resend_at:
+                resend_at = clock.monotonic() + RESEND_SECONDS
+                resend()
         except RetryLater as error:
-            log.info("still looking for %s: %s", name, error, extra={"action": "confirm"})
+            log.info("still looking for %s: %s", transaction_hash, error, extra={"action": "confirm"})
             if last_look:
                 return None
         if not last_look:
-            remaining = end - clock.monotonic()
+            remaining = deadline - clock.monotonic()
             last_look = remaining <= 0 or wake.wait(min(pause, remaining))
-            pause = min(pause * 1.6, _LONGEST_WAIT)
+            pause = min(pause * 1.6, _MAX_POLL_SECONDS)
 
 
-def _not_registered(topic_id: int, meaning: Meaning, said: str) -> ForecastdError:
-    told = (
-        f"The registration for topic {topic_id} was refused: {meaning.meaning}. {meaning.advice} The node says: {said}"
-    )
-    return NeedsHuman(told) if meaning.action is Action.NEEDS_HUMAN else RetryLater(told)
+def _registration_error(topic_id: int, classification: Classification, node_log: str) -> ForecastdError:
+    message = f"The registration for topic {topic_id} was refused: {classification.description}. {classification.advice} The node says: {node_log}"
+    return NeedsHuman(message) if classification.action is Action.NEEDS_HUMAN else RetryLater(message)

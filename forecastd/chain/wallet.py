@@ -11,13 +11,13 @@ import secrets
 import stat
 from pathlib import Path
 
-from forecastd.chain.keys import address_of, derive_private_key
+from forecastd.chain.keys import address_from_public_key, derive_private_key
 from forecastd.errors import NeedsHuman
 from forecastd.logs import hide
 from forecastd.settings import Settings
 
-_LENGTHS = (12, 15, 18, 21, 24)
-_LARGEST_FILE = 4096  # bytes; 24 words of at most 8 letters need 216
+_WORD_COUNTS = (12, 15, 18, 21, 24)
+_MAX_FILE_BYTES = 4096  # bytes; 24 words of at most 8 letters need 216
 
 
 class Wallet:
@@ -31,16 +31,16 @@ class Wallet:
 
         self._key = PrivateKey(private_key)
         self.public_key: bytes = self._key.public_key.format(compressed=True)
-        self.address: str = address_of(self.public_key)
+        self.address: str = address_from_public_key(self.public_key)
 
     @classmethod
-    def from_mnemonic(cls, phrase: str, *, where: str = "The mnemonic") -> Wallet:
+    def from_mnemonic(cls, phrase: str, *, origin: str = "The mnemonic") -> Wallet:
         """The wallet of a BIP-39 phrase without a passphrase, as cosmpy and allorad derive it.
 
         Raises:
             NeedsHuman: the phrase is not one; `where` and the positions of wrong words are named, no word is.
         """
-        return cls(derive_private_key(_seed(phrase, where)))
+        return cls(derive_private_key(_seed(phrase, origin)))
 
     def sign(self, message: bytes) -> bytes:
         """64 bytes r||s, s in the lower half, over sha256 of `message`."""
@@ -60,27 +60,27 @@ def open_wallet(settings: Settings) -> Wallet:
         NeedsHuman: there is none, it cannot be read safely, its phrase is wrong, or it is not the wallet of
             `ALLORA_WALLET_ADDR`.
     """
-    wallet = _open(settings)
-    wanted = settings.allora_wallet_addr
-    if wanted is not None and wanted.strip() != wallet.address:
+    wallet = _load_wallet(settings)
+    expected_address = settings.allora_wallet_addr
+    if expected_address is not None and expected_address.strip() != wallet.address:
         raise NeedsHuman(
-            f"ALLORA_WALLET_ADDR is {wanted.strip()}, but the mnemonic's address is {wallet.address}. "
+            f"ALLORA_WALLET_ADDR is {expected_address.strip()}, but the mnemonic's address is {wallet.address}. "
             "Correct whichever is wrong; nothing was signed."
         )
     return wallet
 
 
-def _open(settings: Settings) -> Wallet:
+def _load_wallet(settings: Settings) -> Wallet:
     if settings.mnemonic is not None:
-        return Wallet.from_mnemonic(settings.mnemonic.get_secret_value(), where="MNEMONIC")
+        return Wallet.from_mnemonic(settings.mnemonic.get_secret_value(), origin="MNEMONIC")
     if settings.mnemonic_file is not None:
-        return Wallet.from_mnemonic(_read_private(settings.mnemonic_file), where=f"The file {settings.mnemonic_file}")
+        return Wallet.from_mnemonic(_read_private(settings.mnemonic_file), origin=f"The file {settings.mnemonic_file}")
     if settings.credentials_directory is not None:
         credential = settings.credentials_directory / "mnemonic"
         if credential.exists():
-            return Wallet.from_mnemonic(_read(credential), where="The systemd credential mnemonic")
+            return Wallet.from_mnemonic(_read(credential), origin="The systemd credential mnemonic")
     if settings.allora_network == "local":
-        return _local_wallet(settings.state / "localnet" / "wallet")
+        return _local_wallet(settings.state_path / "localnet" / "wallet")
     raise NeedsHuman(
         f"No wallet is set for {settings.allora_network}. Set MNEMONIC_FILE to a file with the phrase (chmod 600), "
         "or MNEMONIC, or give systemd the credential mnemonic."
@@ -90,8 +90,8 @@ def _open(settings: Settings) -> Wallet:
 def _local_wallet(path: Path) -> Wallet:
     """The local network's own wallet: read, or made now. Two processes that make it at once end with the same one."""
     if not path.exists():
-        _make_private(path, _new_phrase())
-    return Wallet.from_mnemonic(_read_private(path), where=f"The local wallet {path}")
+        _write_private(path, _new_phrase())
+    return Wallet.from_mnemonic(_read_private(path), origin=f"The local wallet {path}")
 
 
 def _new_phrase() -> str:
@@ -100,22 +100,22 @@ def _new_phrase() -> str:
     return str(Mnemonic("english").to_mnemonic(secrets.token_bytes(32)))
 
 
-def _make_private(path: Path, text: str) -> None:
+def _write_private(path: Path, text: str) -> None:
     """Write a whole file that only its owner can read, unless one is there already."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(text + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            path.hardlink_to(draft)
+            path.hardlink_to(temporary)
         except FileExistsError:
             pass  # another process was first; its wallet is the one
         finally:
-            draft.unlink()
+            temporary.unlink()
     except OSError as error:
         raise NeedsHuman(f"Cannot write {path}: {error.strerror}. Set STATE_DIR to a writable place.") from error
 
@@ -142,30 +142,32 @@ def _read(path: Path, *, private: bool = False) -> str:
         mode = stat.S_IMODE(info.st_mode)
         if private and mode & 0o177:
             raise NeedsHuman(f"{path} has mode {mode:04o}, so others may read the phrase. Run: chmod 600 {path}")
-        data = os.read(descriptor, _LARGEST_FILE + 1)
+        data = os.read(descriptor, _MAX_FILE_BYTES + 1)
     finally:
         os.close(descriptor)
-    if len(data) > _LARGEST_FILE or not data.isascii():
+    if len(data) > _MAX_FILE_BYTES or not data.isascii():
         raise NeedsHuman(f"{path} does not hold a mnemonic: it should be 12 to 24 English words and nothing else.")
     return data.decode("ascii")
 
 
-def _seed(phrase: str, where: str) -> bytes:
+def _seed(phrase: str, origin: str) -> bytes:
     from mnemonic import Mnemonic
 
     language = Mnemonic("english")
     words = phrase.strip().strip("\"'").lower().split()
     hide(" ".join(words))  # wherever it came from; a wrong one may be nearly right
-    if len(words) not in _LENGTHS:
-        raise NeedsHuman(f"{where} has {len(words)} words; a mnemonic has 12, 15, 18, 21 or 24.")
-    known = set(language.wordlist)
-    wrong = [str(place) for place, word in enumerate(words, start=1) if word not in known]
-    if wrong:
-        which = f"word {wrong[0]} is" if len(wrong) == 1 else f"words {', '.join(wrong)} are"
-        raise NeedsHuman(f"{where}: {which} not in the BIP-39 English list. Look for a typing error there.")
+    if len(words) not in _WORD_COUNTS:
+        raise NeedsHuman(f"{origin} has {len(words)} words; a mnemonic has 12, 15, 18, 21 or 24.")
+    wordlist = set(language.wordlist)
+    wrong_positions = [str(position) for position, word in enumerate(words, start=1) if word not in wordlist]
+    if wrong_positions:
+        subject = (
+            f"word {wrong_positions[0]} is" if len(wrong_positions) == 1 else f"words {', '.join(wrong_positions)} are"
+        )
+        raise NeedsHuman(f"{origin}: {subject} not in the BIP-39 English list. Look for a typing error there.")
     if not language.check(" ".join(words)):
         raise NeedsHuman(
-            f"{where}: every word is a BIP-39 word, but the checksum is wrong: "
+            f"{origin}: every word is a BIP-39 word, but the checksum is wrong: "
             "two words are swapped, or one is not yours."
         )
     return bytes(Mnemonic.to_seed(" ".join(words)))

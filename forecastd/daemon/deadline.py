@@ -10,64 +10,64 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from forecastd.clock import iso
-from forecastd.daemon.background import Background
-from forecastd.epoch import CLOCK_TOLERANCE
-from forecastd.schedule import jumped
+from forecastd.clock import to_iso
+from forecastd.daemon.schedule import clock_jump
+from forecastd.runtime.background import BackgroundTask
+from forecastd.submission.epochs import CLOCK_TOLERANCE_SECONDS
 
 log = logging.getLogger(__name__)
 
-ASK_AGAIN = 60.0  # seconds between two questions to the chain for its time
+QUERY_INTERVAL_SECONDS = 60.0  # seconds between two questions to the chain for its time
 
 
-class Deadline:
+class SubmissionDeadline:
     """`at` in unix seconds, None for never. `block_time` asks the chain for the time of its latest block."""
 
-    def __init__(self, at: float | None, mono: float, wall: float, block_time: Callable[[], float]) -> None:
-        self.at = at
+    def __init__(self, timestamp: float | None, mono: float, wall: float, block_time: Callable[[], float]) -> None:
+        self.timestamp = timestamp
         self._block_time = block_time
-        self._before = (mono, wall)
+        self._last_times = (mono, wall)
         self._offset: float | None = None  # of the time that is believed against the monotonic one; None: wall time
-        self._asking: Background[float] | None = None
-        self._asked = mono
+        self._query: BackgroundTask[float] | None = None
+        self._queried_at = mono
 
     def tick(self, mono: float, wall: float) -> None:
         """Look at both clocks. Call it every second or so, from one thread."""
-        earlier, self._before = self._before, (mono, wall)
-        parted = jumped(mono, wall, *earlier)
-        if parted:
+        previous, self._last_times = self._last_times, (mono, wall)
+        jump = clock_jump(mono, wall, *previous)
+        if jump:
             log.warning(
-                "This machine's clock has jumped by %.0f s, or the machine was asleep; it is %s now.", parted, iso(wall),
+                "This machine's clock has jumped by %.0f s, or the machine was asleep; it is %s now.", jump, to_iso(wall),
                 extra={"action": "clock"},
             )  # fmt: skip
             if self._offset is None:
-                self._offset = earlier[1] - earlier[0]
-            self._asked = mono - ASK_AGAIN
+                self._offset = previous[1] - previous[0]
+            self._queried_at = mono - QUERY_INTERVAL_SECONDS
         if self._offset is not None:
-            self._confirm(mono, wall)
+            self._verify_wall_clock(mono, wall)
 
-    def passed(self, mono: float, wall: float) -> bool:
+    def has_passed(self, mono: float, wall: float) -> bool:
         """Whether no cycle may start any more. Any thread."""
         offset = self._offset
-        return self.at is not None and (wall if offset is None else mono + offset) >= self.at
+        return self.timestamp is not None and (wall if offset is None else mono + offset) >= self.timestamp
 
-    def _confirm(self, mono: float, wall: float) -> None:
+    def _verify_wall_clock(self, mono: float, wall: float) -> None:
         """Ask the chain for the time, and believe the wall clock again when the two agree."""
-        if self._asking is None:
-            if mono - self._asked >= ASK_AGAIN:
-                self._asked = mono
-                self._asking = Background("asking for the time", self._block_time)
+        if self._query is None:
+            if mono - self._queried_at >= QUERY_INTERVAL_SECONDS:
+                self._queried_at = mono
+                self._query = BackgroundTask("asking for the time", self._block_time)
             return
-        if not self._asking.done:
+        if not self._query.done:
             return
-        told, self._asking = self._asking.result, None
-        if not isinstance(told, float):
-            log.debug("the chain does not tell the time: %s", told, extra={"action": "clock"})
-        elif abs(told - wall) <= CLOCK_TOLERANCE:
+        chain_time, self._query = self._query.result, None
+        if not isinstance(chain_time, float):
+            log.debug("the chain does not tell the time: %s", chain_time, extra={"action": "clock"})
+        elif abs(chain_time - wall) <= CLOCK_TOLERANCE_SECONDS:
             self._offset = None
         else:
-            self._offset = told - mono
+            self._offset = chain_time - mono
             log.warning(
                 "This machine's clock says %s, the chain %s: the deadline is kept by the chain's. Set the clock.",
-                iso(wall), iso(told), extra={"action": "clock"},
+                to_iso(wall), to_iso(chain_time), extra={"action": "clock"},
             )  # fmt: skip

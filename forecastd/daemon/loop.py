@@ -13,45 +13,55 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from forecastd.alerts import Alerts
-from forecastd.clock import Clock, iso
-from forecastd.daemon import pulses, telling
-from forecastd.daemon.background import Background
-from forecastd.daemon.beats import Beats
-from forecastd.daemon.book import Book
-from forecastd.daemon.crew import Crew, Tuning
-from forecastd.daemon.deadline import Deadline
-from forecastd.daemon.face import Body, Face
-from forecastd.daemon.guarded import Unforeseen, guarded
-from forecastd.daemon.reports import Desk
-from forecastd.daemon.signals import Signals
-from forecastd.daemon.start import ask_chain, banner, look_at_host
-from forecastd.daemon.workshop import Outfit, Problems, Workshop
+from forecastd.alerts import AlertDispatcher
+from forecastd.clock import Clock, to_iso
+from forecastd.daemon import log_lines, status_sources
+from forecastd.daemon.alert_reporter import AlertReporter
+from forecastd.daemon.deadline import SubmissionDeadline
+from forecastd.daemon.resources import ResourceManager, ResourceSet, StartupProblems
+from forecastd.daemon.startup import banner, check_chain, check_host
+from forecastd.daemon.status_publisher import StatusPublisher, StatusSources
+from forecastd.daemon.status_registry import StatusRegistry
+from forecastd.daemon.threads import PollOptions, ThreadManager
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
-from forecastd.health.server import HealthServer
 from forecastd.logs import reopen
-from forecastd.patience import again_while
-from forecastd.pulse import Mode, Pulse
+from forecastd.runtime.background import BackgroundTask
+from forecastd.runtime.liveness import LivenessMonitor
+from forecastd.runtime.retry import retry_while
+from forecastd.runtime.signals import SignalQueue
+from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 from forecastd.settings import Settings
+from forecastd.status.model import DaemonMode, DaemonStatus
+from forecastd.status.server import HealthServer
 
 log = logging.getLogger(__name__)
 
-TICK, BUSY_TICK = 2.0, 0.1  # seconds between two ticks: while all goes its way, and while it starts, reloads or ends
-SHOWN_TICK = 1.0  # seconds, while somebody watches
-CUT, GRACE, LAST_GRACE = 2.5, 5.0, 8.0  # seconds after SIGTERM, see `_finished` and `_leave`
-AFTER_A_FAULT = 10.0  # seconds between two ticks that an error ended which nobody foresaw
-RESTART = 6  # exit code that asks the service manager for a new start
-STILL = 15.0  # seconds between two ticks that are worth telling: the process was stopped, or got no processor
-_AT_START = ("log_dir", "logs_directory", "log_format", "health_port")  # settings that a reload leaves as they were
+TICK_SECONDS, BUSY_TICK_SECONDS = (
+    2.0,
+    0.1,
+)  # seconds between two ticks: while all goes its way, and while it starts, reloads or ends
+LIVE_TICK_SECONDS = 1.0  # seconds, while somebody watches
+ABORT_CALLS_SECONDS, GRACE_SECONDS, CLOSE_SECONDS = 2.5, 5.0, 8.0  # seconds after SIGTERM, see `_finished` and `_leave`
+ERROR_PAUSE_SECONDS = 10.0  # seconds between two ticks that an error ended which nobody foresaw
+RESTART_EXIT_CODE = 6  # exit code that asks the service manager for a new start
+MAX_TICK_GAP_SECONDS = (
+    15.0  # seconds between two ticks that are worth telling: the process was stopped, or got no processor
+)
+_STARTUP_SETTINGS = (
+    "log_dir",
+    "logs_directory",
+    "log_format",
+    "health_port",
+)  # settings that a reload leaves as they were
 
-Load = Callable[[], tuple[list[Settings], list[str]]]
+SettingsLoader = Callable[[], tuple[list[Settings], list[str]]]
 
 
 @dataclass
-class Ending:
+class Shutdown:
     """Why the daemon ends, and with which code. `since`: the monotonic second from which on it is to end at once."""
 
-    code: int
+    exit_code: int
     reason: str
     since: float | None = None
 
@@ -60,239 +70,259 @@ class Daemon:
     """One daemon. `run` in the main thread, once."""
 
     def __init__(
-        self, load: Load, clock: Clock, *, mode: Mode = "daemon", register: bool = False,
-        watch: Callable[[Pulse], None] | None = None, tuning: Tuning | None = None,
+        self, load: SettingsLoader, clock: Clock, *, mode: DaemonMode = "daemon", register: bool = False,
+        on_status: Callable[[DaemonStatus], None] | None = None, poll_options: PollOptions | None = None,
     ) -> None:  # fmt: skip
         """`load` gives the settings of each topic and what is wrong with them; it is called again for each reload.
 
         `watch` is called with the daemon's pulse at every tick.
         """
-        self._load, self._clock, self._watch, self._register = load, clock, watch, register
-        self._topics, self._wrong = load()
-        common = self._topics[0]
-        self._signals, self._wake = Signals(), threading.Event()
-        self._deadline = Deadline(_deadline_of(common), clock.monotonic(), clock.now(), self._block_time)
-        beats, book = Beats(clock), Book()
-        self._shop = Workshop(clock, register=register)
-        self._desk = Desk(self._alerts(common))
-        self._crew = Crew(
-            self._shop, clock, beats, book, self._desk, interval=common.submission_interval,
-            may_start=lambda: not self._over(), tuning=tuning or Tuning(),
+        self._load, self._clock, self._on_status, self._register = load, clock, on_status, register
+        self._topics, self._settings_errors = load()
+        settings = self._topics[0]
+        self._signals, self._wake = SignalQueue(), threading.Event()
+        self._deadline = SubmissionDeadline(_deadline_of(settings), clock.monotonic(), clock.now(), self._block_time)
+        liveness, registry = LivenessMonitor(clock), StatusRegistry()
+        self._resources = ResourceManager(clock, register=register)
+        self._reporter = AlertReporter(self._make_alerts(settings))
+        self._threads = ThreadManager(
+            self._resources, clock, liveness, registry, self._reporter, interval=settings.submission_interval,
+            may_start=lambda: not self._deadline_passed(), poll_options=poll_options or PollOptions(),
         )  # fmt: skip
-        self._face = Face(common, mode, clock, Body(beats, book, self._crew, self._shop, self._desk))
-        self._ticked = clock.monotonic()
-        self._ending: Ending | None = None
-        self._starting: Background[None] | None = None
-        self._reloading: Background[tuple[list[Settings], Outfit]] | None = None
-        self._reload_wanted = False
+        self._publisher = StatusPublisher(
+            settings, mode, clock, StatusSources(liveness, registry, self._threads, self._resources, self._reporter)
+        )
+        self._last_tick = clock.monotonic()
+        self._shutdown: Shutdown | None = None
+        self._startup: BackgroundTask[None] | None = None
+        self._reload_task: BackgroundTask[tuple[list[Settings], ResourceSet]] | None = None
+        self._reload_requested = False
 
     def run(self) -> int:
         """Serve until a signal, the deadline, or something that a new start has to mend; the exit code."""
-        with self._signals.caught(), ExitStack() as stack:
-            if self._over():
-                log.info("The deadline %s has passed: nothing is started.", iso(self._deadline.at or 0.0))
-                self._face.notify.ready("the deadline has passed")  # or systemd would take the end for a failed start
+        with self._signals.handled(), ExitStack() as stack:
+            if self._deadline_passed():
+                log.info("The deadline %s has passed: nothing is started.", to_iso(self._deadline.timestamp or 0.0))
+                self._publisher.notify.ready(
+                    "the deadline has passed"
+                )  # or systemd would take the end for a failed start
                 return 0
-            log.info("%s", banner(self._topics, pulses.versions(), self._clock.now()), extra={"action": "start"})
+            log.info(
+                "%s", banner(self._topics, status_sources.versions(), self._clock.now()), extra={"action": "start"}
+            )
             self._serve_health(stack)
-            self._starting = Background("the start", self._open)
-            while not self._finished():
-                for number in self._signals.wait(self._pause()):
+            self._startup = BackgroundTask("the start", self._open)
+            while not self._should_exit():
+                for number in self._signals.wait(self._tick_delay()):
                     self._on_signal(number)
-                if isinstance(guarded("the main loop", self._tick), Unforeseen):
-                    self._wake.wait(AFTER_A_FAULT)
-            return self._leave()
+                if isinstance(run_guarded("the main loop", self._tick), UnexpectedError):
+                    self._wake.wait(ERROR_PAUSE_SECONDS)
+            return self._shut_down()
 
     # The start
 
     def _open(self) -> None:
         """In a thread of its own: check and open everything, patiently where that may help."""
-        common, wrong = self._topics[0], [*self._wrong, *look_at_host(self._topics[0])]
+        settings, settings_errors = self._topics[0], [*self._settings_errors, *check_host(self._topics[0])]
 
-        def equip() -> None:
-            self._shop.equip(
-                self._topics, wrong, lambda way, gears: ask_chain(way, gears, self._clock, register=self._register)
+        def open_resources() -> None:
+            self._resources.open(
+                self._topics,
+                settings_errors,
+                lambda way, gears: check_chain(way, gears, self._clock, register=self._register),
             )
 
-        again_while(lambda: True, equip, self._wake)
-        again_while(lambda: True, lambda: self._shop.open_books(common.state), self._wake)
+        retry_while(lambda: True, open_resources, self._wake)
+        retry_while(lambda: True, lambda: self._resources.open_storage(settings.state_path), self._wake)
 
-    def _look_at_start(self) -> None:
-        if self._face.state != "starting" or self._starting is None or not self._starting.done or self._ending:
+    def _check_startup(self) -> None:
+        if self._publisher.state != "starting" or self._startup is None or not self._startup.done or self._shutdown:
             return
-        result = self._starting.result
-        if isinstance(result, Problems):
-            for number, problem in enumerate(result.all, start=1):
+        result = self._startup.result
+        if isinstance(result, StartupProblems):
+            for number, problem in enumerate(result.messages, start=1):
                 log.error("%d. %s", number, problem, extra={"action": "start"})
-            self._desk.open(lambda: self._alerts(self._topics[0]))
-            self._desk.start_trouble(str(result))
-            self._end(result.exit_code, f"a person is needed before this can run, see 1 to {len(result.all)} above")
-            self._face.write(always=True)
+            self._reporter.start(lambda: self._make_alerts(self._topics[0]))
+            self._reporter.set_startup_error(str(result))
+            self._begin_shutdown(
+                result.exit_code, f"a person is needed before this can run, see 1 to {len(result.messages)} above"
+            )
+            self._publisher.write(force=True)
         elif isinstance(result, ForecastdError):
             log.error("%s", result, extra={"action": "start"})
-            self._end(result.exit_code, "it could not start")
-        elif isinstance(result, Unforeseen):
-            self._end(RESTART, f"it could not start: {result.reason}")
+            self._begin_shutdown(result.exit_code, "it could not start")
+        elif isinstance(result, UnexpectedError):
+            self._begin_shutdown(RESTART_EXIT_CODE, f"it could not start: {result.reason}")
         else:
-            self._desk.open(lambda: self._alerts(self._topics[0]))  # not before: another daemon may be telling
-            self._desk.start_trouble("")
-            begun = guarded("the start", self._crew.begin)
-            if isinstance(begun, Unforeseen):
-                self._end(RESTART, f"it could not start: {begun.reason}")
+            self._reporter.start(
+                lambda: self._make_alerts(self._topics[0])
+            )  # not before: another daemon may be telling
+            self._reporter.set_startup_error("")
+            start_result = run_guarded("the start", self._threads.start)
+            if isinstance(start_result, UnexpectedError):
+                self._begin_shutdown(RESTART_EXIT_CODE, f"it could not start: {start_result.reason}")
                 return
-            self._face.state = "running"
-            self._face.notify.ready("running")
+            self._publisher.state = "running"
+            self._publisher.notify.ready("running")
             log.info("running", extra={"action": "ready"})
 
     # Each second
 
     def _tick(self) -> None:
         mono = self._clock.monotonic()
-        still, self._ticked = mono - self._ticked, mono
-        if still > STILL:
-            log.warning("This process stood still for %.0f s: it was stopped, or got no processor.", still,
+        gap, self._last_tick = mono - self._last_tick, mono
+        if gap > MAX_TICK_GAP_SECONDS:
+            log.warning("This process stood still for %.0f s: it was stopped, or got no processor.", gap,
                         extra={"action": "still"})  # fmt: skip
         self._deadline.tick(mono, self._clock.now())
-        self._look_at_start()
-        self._look_at_reload()
-        self._crew.tidy()
-        ledger = self._shop.ledger
-        if ledger is not None and ledger.failed and (self._ending is None or self._ending.since is None):
-            self._end(RESTART, "the disk of the ledger failed; a new start reconciles with the chain")
-        if self._ending is None and self._over():
-            log.info("The deadline %s has come: no cycle starts any more.", iso(self._deadline.at or 0.0))
-            self._ending = Ending(0, "the deadline has come")
-            self._crew.retire()
-        self._face.tick()
-        if self._watch is not None:
-            self._watch(self._face.pulse())
+        self._check_startup()
+        self._check_reload()
+        self._threads.release_replaced()
+        ledger = self._resources.ledger
+        if ledger is not None and ledger.disk_failed and (self._shutdown is None or self._shutdown.since is None):
+            self._begin_shutdown(
+                RESTART_EXIT_CODE, "the disk of the ledger failed; a new start reconciles with the chain"
+            )
+        if self._shutdown is None and self._deadline_passed():
+            log.info("The deadline %s has come: no cycle starts any more.", to_iso(self._deadline.timestamp or 0.0))
+            self._shutdown = Shutdown(0, "the deadline has come")
+            self._threads.drain()
+        self._publisher.tick()
+        if self._on_status is not None:
+            self._on_status(self._publisher.status())
 
-    def _pause(self) -> float:
+    def _tick_delay(self) -> float:
         """Seconds until the next tick."""
-        if self._face.state != "running" or self._reloading is not None:
-            return BUSY_TICK
-        return min(TICK, self._face.feed_every or TICK, TICK if self._watch is None else SHOWN_TICK)
+        if self._publisher.state != "running" or self._reload_task is not None:
+            return BUSY_TICK_SECONDS
+        return min(
+            TICK_SECONDS,
+            self._publisher.watchdog_interval or TICK_SECONDS,
+            TICK_SECONDS if self._on_status is None else LIVE_TICK_SECONDS,
+        )
 
-    def _over(self) -> bool:
-        return self._deadline.passed(self._clock.monotonic(), self._clock.now())
+    def _deadline_passed(self) -> bool:
+        return self._deadline.has_passed(self._clock.monotonic(), self._clock.now())
 
     def _block_time(self) -> float:
-        way = self._shop.outfit.way
-        if way is None:
+        connection = self._resources.current.connection
+        if connection is None:
             raise RetryLater("The way to the chain is not open yet.")
-        return way.chain.block_time()
+        return connection.endpoints.block_time()
 
     # Signals
 
     def _on_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
-            self._end(0, f"told to by {signal.Signals(number).name}")
+            self._begin_shutdown(0, f"told to by {signal.Signals(number).name}")
         elif number == signal.SIGHUP:
             reopen()
-            self._reload_wanted = True
+            self._reload_requested = True
         elif number == signal.SIGUSR1:
-            log.info("state: %s", self._face.pulse().as_text().decode(), extra={"action": "state"})
-            log.info("the stacks of all threads:\n%s", telling.stacks(), extra={"action": "stacks"})
+            log.info("state: %s", self._publisher.status().to_json().decode(), extra={"action": "state"})
+            log.info("the stacks of all threads:\n%s", log_lines.format_stacks(), extra={"action": "stacks"})
 
-    def _end(self, code: int, reason: str) -> None:
+    def _begin_shutdown(self, exit_code: int, reason: str) -> None:
         """End now: cycles finish what can be finished at once, and abandon the rest. What is signed is on record."""
-        if self._ending is not None and self._ending.since is not None:
+        if self._shutdown is not None and self._shutdown.since is not None:
             return
-        self._ending = Ending(code, reason, self._clock.monotonic())
+        self._shutdown = Shutdown(exit_code, reason, self._clock.monotonic())
         log.info("ending: %s", reason, extra={"action": "ending"})
-        self._face.state = "stopping"
-        self._face.notify.stopping(f"ending: {reason}")
+        self._publisher.state = "stopping"
+        self._publisher.notify.stopping(f"ending: {reason}")
         self._wake.set()
-        self._crew.stop()
+        self._threads.stop()
 
     # A reload
 
-    def _reload(self) -> tuple[list[Settings], Outfit]:
-        topics, wrong = self._load()
-        problems = list(wrong)
-        self._alerts(topics[0], problems)
-        return topics, self._shop.reloaded(topics, problems)
+    def _prepare_reload(self) -> tuple[list[Settings], ResourceSet]:
+        topics, settings_errors = self._load()
+        problems = list(settings_errors)
+        self._make_alerts(topics[0], problems)
+        return topics, self._resources.prepare_reload(topics, problems)
 
-    def _look_at_reload(self) -> None:
-        if self._reload_wanted and self._reloading is None and self._face.state == "running":
-            self._reload_wanted = False
-            self._face.notify.reloading(int(self._clock.monotonic() * 1e6))
+    def _check_reload(self) -> None:
+        if self._reload_requested and self._reload_task is None and self._publisher.state == "running":
+            self._reload_requested = False
+            self._publisher.notify.reloading(int(self._clock.monotonic() * 1e6))
             log.info("reloading: settings, topics and models are read again", extra={"action": "reload"})
-            self._reloading = Background("the reload", self._reload)
-        if self._reloading is None or not self._reloading.done:
+            self._reload_task = BackgroundTask("the reload", self._prepare_reload)
+        if self._reload_task is None or not self._reload_task.done:
             return
-        result, self._reloading = self._reloading.result, None
+        result, self._reload_task = self._reload_task.result, None
         if isinstance(result, tuple):
-            self._adopt(*result)
+            self._apply_reload(*result)
         else:
-            why = result.reason if isinstance(result, Unforeseen) else str(result)
-            log.error("Not reloaded, the old settings stay in force: %s", why, extra={"action": "reload"})
-        self._face.notify.ready("running")
+            reason = result.reason if isinstance(result, UnexpectedError) else str(result)
+            log.error("Not reloaded, the old settings stay in force: %s", reason, extra={"action": "reload"})
+        self._publisher.notify.ready("running")
 
-    def _adopt(self, topics: list[Settings], new: Outfit) -> None:
-        before, common = self._topics[0], topics[0]
-        self._topics, self._face.common = topics, common
-        self._deadline.at = _deadline_of(common)
-        self._crew.adopt(new, common.submission_interval)
-        if _alert_settings(before) != _alert_settings(common):
-            self._desk.open(lambda: self._alerts(common))
-        later = [name.upper() for name in _AT_START if getattr(before, name) != getattr(common, name)]
-        if later:
+    def _apply_reload(self, topics: list[Settings], resource_set: ResourceSet) -> None:
+        previous, settings = self._topics[0], topics[0]
+        self._topics, self._publisher.settings = topics, settings
+        self._deadline.timestamp = _deadline_of(settings)
+        self._threads.apply_reload(resource_set, settings.submission_interval)
+        if _alert_settings(previous) != _alert_settings(settings):
+            self._reporter.start(lambda: self._make_alerts(settings))
+        deferred = [name.upper() for name in _STARTUP_SETTINGS if getattr(previous, name) != getattr(settings, name)]
+        if deferred:
             log.warning(
-                "What is new of %s counts from the next start on.", ", ".join(later), extra={"action": "reload"}
+                "What is new of %s counts from the next start on.", ", ".join(deferred), extra={"action": "reload"}
             )
         log.info("reloaded", extra={"action": "reload"})
 
-    def _alerts(self, common: Settings, problems: list[str] | None = None) -> Alerts:
+    def _make_alerts(self, settings: Settings, problems: list[str] | None = None) -> AlertDispatcher:
         """Who is to be told of misses. What does not fit goes to `problems`, and nobody is told then."""
-        webhook, command, interval = _alert_settings(common)
+        webhook, command, interval = _alert_settings(settings)
         try:
-            return Alerts(webhook, command, interval=interval, clock=self._clock, state_dir=common.state,
-                          network=common.allora_network)  # fmt: skip
+            return AlertDispatcher(webhook, command, interval=interval, clock=self._clock, state_dir=settings.state_path,
+                          network=settings.allora_network)  # fmt: skip
         except NeedsHuman as error:
-            (self._wrong if problems is None else problems).append(str(error))
-        return Alerts(None, None, interval=interval, clock=self._clock, state_dir=common.state)
+            (self._settings_errors if problems is None else problems).append(str(error))
+        return AlertDispatcher(None, None, interval=interval, clock=self._clock, state_dir=settings.state_path)
 
     def _serve_health(self, stack: ExitStack) -> None:
         port = self._topics[0].health_port
         if port is not None:
-            server = stack.enter_context(HealthServer(port, self._face.pulse, self._clock))
-            self._face.health_port = server.port
+            server = stack.enter_context(HealthServer(port, self._publisher.status, self._clock))
+            self._publisher.health_port = server.port
 
     # The end
 
-    def _finished(self) -> bool:
+    def _should_exit(self) -> bool:
         """Whether it is time to go: told to, and nothing is under way, or it takes too long."""
-        ending = self._ending
-        if ending is None:
+        shutdown = self._shutdown
+        if shutdown is None:
             return False
-        if self._starting is None or not self._starting.done or not self._crew.working:
+        if self._startup is None or not self._startup.done or not self._threads.has_running_workers:
             return True
-        passed = 0.0 if ending.since is None else self._clock.monotonic() - ending.since
-        if passed >= CUT:
-            self._shop.cut()
-        return passed >= GRACE
+        elapsed = 0.0 if shutdown.since is None else self._clock.monotonic() - shutdown.since
+        if elapsed >= ABORT_CALLS_SECONDS:
+            self._resources.abort_calls()
+        return elapsed >= GRACE_SECONDS
 
-    def _leave(self) -> int:
-        ending = self._ending or Ending(0, "the end")
-        since = self._clock.monotonic() if ending.since is None else ending.since
-        self._face.state = "stopping"
-        self._face.notify.stopping(f"ending: {ending.reason}")
+    def _shut_down(self) -> int:
+        shutdown = self._shutdown or Shutdown(0, "the end")
+        since = self._clock.monotonic() if shutdown.since is None else shutdown.since
+        self._publisher.state = "stopping"
+        self._publisher.notify.stopping(f"ending: {shutdown.reason}")
         self._wake.set()
-        self._crew.stop()
-        log.info("%s", telling.summary(self._face.pulse(), ending.reason), extra={"action": "summary"})
-        if self._starting is not None and self._starting.done:
-            abandoned = self._crew.working
-            self._shop.close(max(0.5, since + LAST_GRACE - self._clock.monotonic()))
-            if abandoned:
+        self._threads.stop()
+        log.info(
+            "%s", log_lines.shutdown_summary(self._publisher.status(), shutdown.reason), extra={"action": "summary"}
+        )
+        if self._startup is not None and self._startup.done:
+            cycles_running = self._threads.has_running_workers
+            self._resources.close(max(0.5, since + CLOSE_SECONDS - self._clock.monotonic()))
+            if cycles_running:
                 log.warning("a cycle under way is abandoned; the next start goes on with it", extra={"action": "end"})
             else:
-                self._shop.close_books()
-        if ending.code == 0:
-            self._face.state = "ended"  # else whoever looks must not take it for an end that was wanted
-        self._face.write()
-        self._desk.close(1.0 if ending.code == 0 else 5.0)
-        return ending.code
+                self._resources.close_storage()
+        if shutdown.exit_code == 0:
+            self._publisher.state = "ended"  # else whoever looks must not take it for an end that was wanted
+        self._publisher.write()
+        self._reporter.close(1.0 if shutdown.exit_code == 0 else 5.0)
+        return shutdown.exit_code
 
 
 def _deadline_of(settings: Settings) -> float | None:
@@ -302,4 +332,8 @@ def _deadline_of(settings: Settings) -> float | None:
 
 def _alert_settings(settings: Settings) -> tuple[str | None, str | None, float]:
     webhook = settings.alert_webhook
-    return None if webhook is None else webhook.get_secret_value(), settings.alert_command, settings.alert_interval
+    return (
+        None if webhook is None else webhook.get_secret_value(),
+        settings.alert_command,
+        settings.alert_repeat_interval,
+    )

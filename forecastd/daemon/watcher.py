@@ -11,31 +11,33 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock
 
-from forecastd.chain.answers import Topic
 from forecastd.chain.client import ChainClient
+from forecastd.chain.types import Topic
 from forecastd.clock import Clock
-from forecastd.errors import ForecastdError
-from forecastd.schedule import (
-    LEAST_POLL,
-    MOST_POLL,
-    BlockTimer,
-    Look,
-    poll_seconds,
-    slot,
-    wait_for_look,
+from forecastd.daemon.schedule import (
+    MAX_POLL_SECONDS,
+    MIN_POLL_SECONDS,
+    BlockTimeEstimator,
+    PollTime,
+    interval_index,
+    poll_interval,
+    seconds_until_poll,
 )
+from forecastd.errors import ForecastdError
 
 log = logging.getLogger(__name__)
 
-FAR = 1000  # blocks from the last height that was looked up, within which an event, or a lower height, is believed
-TIMING_LOOKS = (
+MAX_HEIGHT_JUMP = (
+    1000  # blocks from the last height that was looked up, within which an event, or a lower height, is believed
+)
+TIMING_POLLS = (
     12  # made quickly at first, to learn how long a block takes; a chain that stands still is not asked for ever
 )
-FIRST_AGAIN = 5.0  # seconds after a look that failed; twice as long each time, as long as a poll at most
+FIRST_RETRY_SECONDS = 5.0  # seconds after a look that failed; twice as long each time, as long as a poll at most
 
 
 @dataclass(frozen=True)
-class Opening:
+class SubmissionWindow:
     """A submission window that is open. `last_height`: the last block that may include a payload for `nonce`."""
 
     topic_id: int
@@ -44,40 +46,48 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class View:
+class TopicView:
     """What is known of a topic. `height` was told at the monotonic second `told`; `poll` in seconds."""
 
     topic_id: int
     topic: Topic | None = None
     active: bool | None = None
     height: int | None = None
-    told: float = 0.0
-    watched_from: int | None = None
+    height_time: float = 0.0
+    watch_start_height: int | None = None
     newest_nonce: int | None = None
-    timer: BlockTimer = field(default_factory=BlockTimer)
-    poll: float = LEAST_POLL
-    trouble: str = ""
+    block_timer: BlockTimeEstimator = field(default_factory=BlockTimeEstimator)
+    poll_seconds: float = MIN_POLL_SECONDS
+    error: str = ""
 
-    def at(self, height: int, mono: float) -> View:
+    def with_height(self, height: int, mono: float) -> TopicView:
         """With a height that was told just now."""
-        known = self.height if self.height is not None else height
-        if known > height + FAR:  # an endpoint that is behind is never that far behind: what was told before was wrong
-            known = height
-        started = self.watched_from if self.watched_from is not None else height
-        timer = self.timer.heard(height, mono)
-        return replace(self, height=max(known, height), told=mono, watched_from=started, timer=timer)
+        previous_height = self.height if self.height is not None else height
+        if (
+            previous_height > height + MAX_HEIGHT_JUMP
+        ):  # an endpoint that is behind is never that far behind: what was told before was wrong
+            previous_height = height
+        watch_start_height = self.watch_start_height if self.watch_start_height is not None else height
+        block_timer = self.block_timer.update(height, mono)
+        return replace(
+            self,
+            height=max(previous_height, height),
+            height_time=mono,
+            watch_start_height=watch_start_height,
+            block_timer=block_timer,
+        )
 
 
 @dataclass
-class _Watch:
+class _WatchedTopic:
     """A topic being watched. Changed under the watcher's lock."""
 
-    view: View
-    look: Look | None = None
-    foreseen: int = 0
+    view: TopicView
+    last_poll: PollTime | None = None
+    predicted_after: int = 0
     failures: int = 0
-    looks: int = 0
-    slot_of_topic: int | None = None
+    poll_count: int = 0
+    topic_slot: int | None = None
 
 
 class Watcher:
@@ -88,142 +98,147 @@ class Watcher:
     """
 
     def __init__(
-        self, chain: Callable[[], ChainClient], clock: Clock, hand_over: Callable[[Opening], None], *, interval: float,
-        wake: Event, poll: bool = True, least: float = LEAST_POLL, most: float = MOST_POLL,
+        self, chain: Callable[[], ChainClient], clock: Clock, window_handler: Callable[[SubmissionWindow], None], *, interval: float,
+        wake: Event, poll: bool = True, min_poll_seconds: float = MIN_POLL_SECONDS, max_poll_seconds: float = MAX_POLL_SECONDS,
     ) -> None:  # fmt: skip
         self.interval = interval
-        self._chain, self._clock, self._hand_over = chain, clock, hand_over
-        self._poll, self._least, self._most = poll, least, most
+        self._chain, self._clock, self._window_handler = chain, clock, window_handler
+        self._poll_enabled, self._min_poll_seconds, self._max_poll_seconds = poll, min_poll_seconds, max_poll_seconds
         self._wake = wake
         self._lock = Lock()
-        self._watches: dict[int, _Watch] = {}
+        self._watched_topics: dict[int, _WatchedTopic] = {}
 
-    def watch(self, topics: Iterable[int]) -> None:
+    def set_topics(self, topics: Iterable[int]) -> None:
         """Watch these topics from now on, and no others."""
         with self._lock:
-            self._watches = {one: self._watches.get(one) or _Watch(View(one)) for one in dict.fromkeys(topics)}
+            self._watched_topics = {
+                topic_id: self._watched_topics.get(topic_id) or _WatchedTopic(TopicView(topic_id))
+                for topic_id in dict.fromkeys(topics)
+            }
 
-    def look_soon(self) -> None:
+    def request_poll(self) -> None:
         """Have every topic looked at in the next step."""
         with self._lock:
-            for one in self._watches.values():
-                one.look = None
-                one.failures = 0
+            for watched in self._watched_topics.values():
+                watched.last_poll = None
+                watched.failures = 0
         self._wake.set()
 
-    def views(self) -> dict[int, View]:
+    def views(self) -> dict[int, TopicView]:
         """What is known of each topic."""
         with self._lock:
-            return {topic_id: one.view for topic_id, one in self._watches.items()}
+            return {topic_id: watched.view for topic_id, watched in self._watched_topics.items()}
 
     # By looking
 
-    def step(self, beat: Callable[[], None] = lambda: None) -> float:
+    def poll_due_topics(self, beat: Callable[[], None] = lambda: None) -> float:
         """Look at every topic that is due, and give the seconds until the next look. `beat` is called between looks."""
-        waits = [self._most]
+        waits = [self._max_poll_seconds]
         for topic_id in self.views():
-            if self._wait_of(topic_id) <= 0:
-                self._look(topic_id)
+            if self._seconds_until_poll(topic_id) <= 0:
+                self._poll_topic(topic_id)
             beat()
-            waits.append(self._wait_of(topic_id))
+            waits.append(self._seconds_until_poll(topic_id))
         return min(waits)
 
-    def _wait_of(self, topic_id: int) -> float:
+    def _seconds_until_poll(self, topic_id: int) -> float:
         mono, wall = self._clock.monotonic(), self._clock.now()
         with self._lock:
-            one = self._watches.get(topic_id)
-            if one is None:
-                return self._most
-            if one.look is None:
+            watched = self._watched_topics.get(topic_id)
+            if watched is None:
+                return self._max_poll_seconds
+            if watched.last_poll is None:
                 return 0.0
-            if not self._poll and not one.failures:
-                return self._most
-            again = min(one.view.poll, FIRST_AGAIN * 2 ** min(one.failures - 1, 10))
-            poll = again if one.failures else one.view.poll
-            return wait_for_look(one.look, mono, wall, poll=poll, interval=self.interval)
+            if not self._poll_enabled and not watched.failures:
+                return self._max_poll_seconds
+            retry_seconds = min(watched.view.poll_seconds, FIRST_RETRY_SECONDS * 2 ** min(watched.failures - 1, 10))
+            poll = retry_seconds if watched.failures else watched.view.poll_seconds
+            return seconds_until_poll(watched.last_poll, mono, wall, poll_seconds=poll, interval=self.interval)
 
-    def _look(self, topic_id: int) -> None:
+    def _poll_topic(self, topic_id: int) -> None:
         """One look. What goes wrong is told when it begins and when it ends."""
-        now = slot(self._clock.now(), self.interval)
+        current_slot = interval_index(self._clock.now(), self.interval)
         with self._lock:
-            one = self._watches.get(topic_id)
-            if one is None:
+            watched = self._watched_topics.get(topic_id)
+            if watched is None:
                 return
-            known = one.view.topic if one.slot_of_topic == now else None
+            cached_topic = watched.view.topic if watched.topic_slot == current_slot else None
         try:
-            topic, active, height, nonces = self._ask(topic_id, known)
+            topic, active, height, nonces = self._query_topic(topic_id, cached_topic)
         except ForecastdError as error:
-            self._looked(topic_id, now, str(error))
+            self._record_poll(topic_id, current_slot, str(error))
             return
         mono = self._clock.monotonic()
-        openings = [] if topic is None else [
-            Opening(topic_id, nonce, topic.last_block(nonce)) for nonce in nonces if nonce <= height < topic.last_block(nonce)
+        windows = [] if topic is None else [
+            SubmissionWindow(topic_id, nonce, topic.last_block(nonce)) for nonce in nonces if nonce <= height < topic.last_block(nonce)
         ]  # fmt: skip
         with self._lock:
-            one = self._watches.get(topic_id)
-            if one is None:
+            watched = self._watched_topics.get(topic_id)
+            if watched is None:
                 return
-            view = one.view.at(height, mono)
-            newest = max((opening.nonce for opening in openings), default=view.newest_nonce)
-            timing = view.timer.seconds is None and one.looks < TIMING_LOOKS
-            poll = self._least if topic is None or timing else poll_seconds(
-                topic.worker_submission_window, view.timer.known, least=self._least, most=self._most
+            view = watched.view.with_height(height, mono)
+            newest = max((window.nonce for window in windows), default=view.newest_nonce)
+            is_timing = view.block_timer.seconds is None and watched.poll_count < TIMING_POLLS
+            poll = self._min_poll_seconds if topic is None or is_timing else poll_interval(
+                topic.worker_submission_window, view.block_timer.estimate, min_seconds=self._min_poll_seconds, max_seconds=self._max_poll_seconds
             )  # fmt: skip
-            one.looks += 1
+            watched.poll_count += 1
             active = view.active if active is None else active
-            one.view = replace(view, topic=topic, active=active, newest_nonce=newest, poll=poll)
-            one.slot_of_topic = now
-        self._looked(topic_id, now, "" if topic is not None else f"Topic {topic_id} does not exist.")
-        for opening in sorted(openings, key=lambda opening: opening.nonce):
-            self._hand_over(opening)
+            watched.view = replace(view, topic=topic, active=active, newest_nonce=newest, poll_seconds=poll)
+            watched.topic_slot = current_slot
+        self._record_poll(topic_id, current_slot, "" if topic is not None else f"Topic {topic_id} does not exist.")
+        for window in sorted(windows, key=lambda window: window.nonce):
+            self._window_handler(window)
 
-    def _ask(self, topic_id: int, known: Topic | None) -> tuple[Topic | None, bool | None, int, list[int]]:
+    def _query_topic(
+        self, topic_id: int, cached_topic: Topic | None
+    ) -> tuple[Topic | None, bool | None, int, list[int]]:
         """The topic, whether it is active, the height and the open nonces. What seldom changes is asked once a slot."""
         chain, active = self._chain(), None
-        topic = known
+        topic = cached_topic
         if topic is None:
             topic = chain.topic(topic_id)
             active = topic is not None and chain.is_topic_active(topic_id)
         height = chain.height()
         return topic, active, height, [] if topic is None else chain.open_nonces(topic_id)
 
-    def _looked(self, topic_id: int, now: int, trouble: str) -> None:
+    def _record_poll(self, topic_id: int, current_slot: int, error: str) -> None:
         with self._lock:
-            one = self._watches.get(topic_id)
-            if one is None:
+            watched = self._watched_topics.get(topic_id)
+            if watched is None:
                 return
-            before = one.view.trouble
-            one.look = Look(self._clock.monotonic(), now)
-            one.failures = one.failures + 1 if trouble else 0
-            one.view = replace(one.view, trouble=trouble)
-        if trouble and not before:
-            log.warning("Cannot look at topic %d: %s Trying again.", topic_id, trouble, extra={"action": "look"})
-        elif before and not trouble:
+            previous_error = watched.view.error
+            watched.last_poll = PollTime(self._clock.monotonic(), current_slot)
+            watched.failures = watched.failures + 1 if error else 0
+            watched.view = replace(watched.view, error=error)
+        if error and not previous_error:
+            log.warning("Cannot look at topic %d: %s Trying again.", topic_id, error, extra={"action": "look"})
+        elif previous_error and not error:
             log.info("topic %d can be looked at again", topic_id, extra={"action": "look"})
 
     # By being told
 
-    def told_block(self, height: int) -> None:
+    def on_block(self, height: int) -> None:
         """A block was made, or so it is said: where a window is foreseen by then, that is looked at, once."""
         with self._lock:
-            for one in self._watches.values():
-                topic, newest = one.view.topic, one.view.newest_nonce
-                if topic is None or newest is None or not one.view.active or height < newest + topic.epoch_length:
+            for watched in self._watched_topics.values():
+                topic, newest = watched.view.topic, watched.view.newest_nonce
+                if topic is None or newest is None or not watched.view.active or height < newest + topic.epoch_length:
                     continue
-                if one.foreseen != newest:
-                    one.foreseen, one.look = newest, None
+                if watched.predicted_after != newest:
+                    watched.predicted_after, watched.last_poll = newest, None
                     self._wake.set()
 
-    def told_opening(self, topic_id: int, nonce: int) -> None:
+    def on_window(self, topic_id: int, nonce: int) -> None:
         """A window of a topic was opened, or so it is said. One that cannot be is looked for instead of believed."""
         with self._lock:
-            one = self._watches.get(topic_id)
-            if one is None:
+            watched = self._watched_topics.get(topic_id)
+            if watched is None:
                 return
-            topic, height = one.view.topic, one.view.height
-            if topic is None or height is None or not height - FAR < nonce < height + FAR:
-                one.look = None
+            topic, height = watched.view.topic, watched.view.height
+            if topic is None or height is None or not height - MAX_HEIGHT_JUMP < nonce < height + MAX_HEIGHT_JUMP:
+                watched.last_poll = None
                 self._wake.set()
                 return
-            one.view = replace(one.view, newest_nonce=max(nonce, one.view.newest_nonce or nonce))
-        self._hand_over(Opening(topic_id, nonce, topic.last_block(nonce)))
+            watched.view = replace(watched.view, newest_nonce=max(nonce, watched.view.newest_nonce or nonce))
+        self._window_handler(SubmissionWindow(topic_id, nonce, topic.last_block(nonce)))

@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from forecastd.chain.endpoints import Endpoints
+from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.clock import Clock
-from forecastd.connect import chain_of, open_chain
 from forecastd.doctor import host, inputs, network
-from forecastd.doctor.finding import Check, Finding, Level, Running, split
+from forecastd.doctor.finding import CheckRunner, DoctorCheck, Finding, Level, split_message
 from forecastd.errors import ForecastdError, RetryLater
 from forecastd.settings import Settings
+from forecastd.submission.connect import chain_id_for, open_endpoints
 
 __all__ = ["Finding", "Level", "diagnose", "worst"]
 
@@ -27,7 +27,7 @@ CHAIN_FIX = "Look at the lines of the endpoints, and run again."
 INPUT_SECONDS, CHAIN_SECONDS, HOST_SECONDS = 40.0, 25.0, 10.0
 
 
-def worst(findings: Sequence[Finding]) -> Level:
+def worst_level(findings: Sequence[Finding]) -> Level:
     """FAIL when anything fails, else WARN when anything warns, else OK."""
     levels = {finding.level for finding in findings}
     return next((level for level in (Level.FAIL, Level.WARN) if level in levels), Level.OK)
@@ -37,103 +37,122 @@ def diagnose(
     topics: Sequence[Settings],
     clock: Clock,
     *,
-    wrong: Mapping[str, str],
-    given: Mapping[str, str],
+    invalid_settings: Mapping[str, str],
+    sources: Mapping[str, str],
     report: Callable[[Finding], None] = lambda _: None,
 ) -> list[Finding]:
     """Look at everything, for each topic's settings; they share network, endpoints and state.
 
     `wrong` and `given` as `load_fitting` and `given_names` tell. Each finding is reported as soon as those before it are.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
 
-    def tell(finding: Finding) -> None:
-        found.append(finding)
+    def emit(finding: Finding) -> None:
+        findings.append(finding)
         report(finding)
 
     common = topics[0]
     threads = ThreadPoolExecutor(max_workers=32, thread_name_prefix="doctor")
     try:
-        early = Running(_own(common, topics, clock), threads, clock)
-        for finding in host.check_settings(wrong, given):
-            tell(finding)
+        local_checks = CheckRunner(_local_checks(common, topics, clock), threads, clock)
+        for finding in host.check_settings(invalid_settings, sources):
+            emit(finding)
         wallets: list[str | None] = []
-        told: dict[str, Finding] = {}
+        wallet_findings: dict[str, Finding] = {}
         for settings in topics:
             finding, address = host.check_wallet(settings)
             wallets.append(address)
-            told.setdefault(finding.found, finding)
-        for finding in told.values():
-            tell(finding)
+            wallet_findings.setdefault(finding.message, finding)
+        for finding in wallet_findings.values():
+            emit(finding)
         with ExitStack() as stack:
-            if "ALLORA_NETWORK" in wrong:
-                tell(Finding("endpoint", Level.SKIP, "not asked: ALLORA_NETWORK does not fit"))
+            if "ALLORA_NETWORK" in invalid_settings:
+                emit(Finding("endpoint", Level.SKIP, "not asked: ALLORA_NETWORK does not fit"))
             else:
-                chain = _reach(stack, common, clock, tell)
-                for finding in _on_chain(chain, topics, wallets, clock, threads):
-                    tell(finding)
-        for finding in early.findings():
-            tell(finding)
+                chain = _connect_chain(stack, common, clock, emit)
+                for finding in _chain_findings(chain, topics, wallets, clock, threads):
+                    emit(finding)
+        for finding in local_checks.findings():
+            emit(finding)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-    return found
+    return findings
 
 
-def _own(common: Settings, topics: Sequence[Settings], clock: Clock) -> list[Check]:
+def _local_checks(common: Settings, topics: Sequence[Settings], clock: Clock) -> list[DoctorCheck]:
     """What needs no chain. Sources and models that several topics share are looked at once."""
-    sources = {(one.data_source, one.symbol, one.model): one for one in topics}.values()
-    models = {(one.model, one.features): one for one in topics}.values()
-    state, logs = common.state, common.logs
+    sources = {
+        (topic_settings.data_source, topic_settings.symbol, topic_settings.model): topic_settings
+        for topic_settings in topics
+    }.values()
+    models = {(topic_settings.model, topic_settings.features): topic_settings for topic_settings in topics}.values()
+    state, logs = common.state_path, common.log_path
     return [
-        *(Check("source", partial(inputs.check_source, one, clock), INPUT_SECONDS, SOURCE_FIX) for one in sources),
-        *(Check("model", partial(inputs.check_model, one, clock), INPUT_SECONDS, inputs.MODEL_FIX) for one in models),
-        Check("disk", partial(host.check_disk, "STATE_DIR", state, vital=True), HOST_SECONDS),
-        Check("disk", partial(host.check_disk, "LOG_DIR", logs, vital=False), HOST_SECONDS),
-        Check("ledger", partial(host.check_ledger, _ledger(common)), HOST_SECONDS),
-        Check("service", host.check_services, HOST_SECONDS),
+        *(
+            DoctorCheck("source", partial(inputs.check_source, topic_settings, clock), INPUT_SECONDS, SOURCE_FIX)
+            for topic_settings in sources
+        ),
+        *(
+            DoctorCheck("model", partial(inputs.check_model, topic_settings, clock), INPUT_SECONDS, inputs.MODEL_FIX)
+            for topic_settings in models
+        ),
+        DoctorCheck("disk", partial(host.check_disk, "STATE_DIR", state, required=True), HOST_SECONDS),
+        DoctorCheck("disk", partial(host.check_disk, "LOG_DIR", logs, required=False), HOST_SECONDS),
+        DoctorCheck("ledger", partial(host.check_ledger, _ledger_path(common)), HOST_SECONDS),
+        DoctorCheck("service", host.check_services, HOST_SECONDS),
     ]
 
 
-def _ledger(settings: Settings) -> Path:
-    return settings.state / "ledger.sqlite"
+def _ledger_path(settings: Settings) -> Path:
+    return settings.state_path / "ledger.sqlite"
 
 
-def _reach(stack: ExitStack, settings: Settings, clock: Clock, tell: Callable[[Finding], None]) -> Endpoints | None:
+def _connect_chain(
+    stack: ExitStack, settings: Settings, clock: Clock, emit: Callable[[Finding], None]
+) -> EndpointPool | None:
     """The endpoints, told one by one; None when none can be asked."""
     try:
-        chain = stack.enter_context(open_chain(settings, clock, chain_of(settings)))
+        chain = stack.enter_context(open_endpoints(settings, clock, chain_id_for(settings)))
     except RetryLater as error:
         # The embedded node belongs to one process at a time. That a worker has it is no fault.
         fix = "Run `forecastd localnet` in the foreground: a worker and the doctor both find it."
-        tell(Finding("endpoint", Level.WARN, split(str(error))[0], fix))
+        emit(Finding("endpoint", Level.WARN, split_message(str(error))[0], fix))
         return None
     except ForecastdError as error:
-        tell(Finding("endpoint", Level.FAIL, *split(str(error))))
+        emit(Finding("endpoint", Level.FAIL, *split_message(str(error))))
         return None
-    findings, usable = network.survey(chain)
+    findings, usable = network.check_endpoints(chain)
     for finding in findings:
-        tell(finding)
+        emit(finding)
     return chain if usable else None
 
 
-def _on_chain(
-    chain: Endpoints | None, topics: Sequence[Settings], wallets: Sequence[str | None], clock: Clock, threads: Executor
+def _chain_findings(
+    chain: EndpointPool | None,
+    topics: Sequence[Settings],
+    wallets: Sequence[str | None],
+    clock: Clock,
+    threads: Executor,
 ) -> list[Finding]:
     """Money, topics, the accounts and the clock, all asked at once."""
     if chain is None:
         names = ("balance", "topic", "sequence", "clock")
         return [Finding(name, Level.SKIP, "not looked at: no endpoint can be asked") for name in names]
-    common, chain_id = topics[0], chain_of(topics[0])
-    ledger = _ledger(common)
-    mine = {address: one for one, address in zip(topics, wallets, strict=True) if address is not None}
+    common, chain_id = topics[0], chain_id_for(topics[0])
+    ledger = _ledger_path(common)
+    settings_by_address = {
+        address: topic_settings for topic_settings, address in zip(topics, wallets, strict=True) if address is not None
+    }
     checks = [
-        *(Check("balance", partial(network.check_balance, chain, one, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
-          for address, one in mine.items()),
-        *(Check("topic", partial(network.check_topic, chain, one, chain_id, address), CHAIN_SECONDS, CHAIN_FIX)
-          for one, address in zip(topics, wallets, strict=True)),
-        *(Check("sequence", partial(network.check_sequence, chain, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
-          for address in mine),
-        Check("clock", partial(network.check_clock, chain, clock), CHAIN_SECONDS, CHAIN_FIX),
+        *(DoctorCheck("balance", partial(network.check_balance, chain, topic_settings, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
+          for address, topic_settings in settings_by_address.items()),
+        *(DoctorCheck("topic", partial(network.check_topic, chain, topic_settings, chain_id, address), CHAIN_SECONDS, CHAIN_FIX)
+          for topic_settings, address in zip(topics, wallets, strict=True)),
+        *(DoctorCheck("sequence", partial(network.check_sequence, chain, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
+          for address in settings_by_address),
+        DoctorCheck("clock", partial(network.check_clock, chain, clock), CHAIN_SECONDS, CHAIN_FIX),
     ]  # fmt: skip
-    lacking = [Finding(name, Level.SKIP, "not looked at: there is no wallet") for name in ("balance", "sequence")]
-    return [*Running(checks, threads, clock).findings(), *([] if mine else lacking)]
+    skipped_checks = [
+        Finding(name, Level.SKIP, "not looked at: there is no wallet") for name in ("balance", "sequence")
+    ]
+    return [*CheckRunner(checks, threads, clock).findings(), *([] if settings_by_address else skipped_checks)]

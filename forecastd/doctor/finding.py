@@ -30,12 +30,12 @@ class Finding:
 
     check: str
     level: Level
-    found: str
+    message: str
     fix: str = ""
 
 
 @dataclass(frozen=True)
-class Check:
+class DoctorCheck:
     """A check by its name, with the seconds it may take, and the fix for an error that names none itself."""
 
     name: str
@@ -44,29 +44,33 @@ class Check:
     fix: str = ""
 
 
-class Running:
+class CheckRunner:
     """Checks under way. `findings` gives theirs in the order in which they were started."""
 
-    def __init__(self, checks: Sequence[Check], threads: Executor, clock: Clock) -> None:
+    def __init__(self, checks: Sequence[DoctorCheck], threads: Executor, clock: Clock) -> None:
         self._clock = clock
         self._started = clock.monotonic()
-        self._all: list[tuple[Check, Future[list[Finding]]]] = [(one, threads.submit(one.run)) for one in checks]
+        self._futures: list[tuple[DoctorCheck, Future[list[Finding]]]] = [
+            (check, threads.submit(check.run)) for check in checks
+        ]
 
     def findings(self) -> Iterator[Finding]:
         """Each check's findings as soon as it and those before it are done, or its time is over."""
-        for check, future in self._all:
-            left = check.seconds - (self._clock.monotonic() - self._started)
+        for check, future in self._futures:
+            remaining = check.seconds - (self._clock.monotonic() - self._started)
             try:
-                yield from future.result(max(0.0, left))
+                yield from future.result(max(0.0, remaining))
             except TimeoutError:
-                told = f"no result within {check.seconds:g} s"
-                yield Finding(check.name, Level.FAIL, told, "Look for a hung disk, network or process, and run again.")
+                message = f"no result within {check.seconds:g} s"
+                yield Finding(
+                    check.name, Level.FAIL, message, "Look for a hung disk, network or process, and run again."
+                )
             except ForecastdError as error:
-                found, fix = split(str(error))
-                yield Finding(check.name, Level.FAIL, found, fix or check.fix)
+                cause, fix = split_message(str(error))
+                yield Finding(check.name, Level.FAIL, cause, fix or check.fix)
 
 
-def split(message: str) -> tuple[str, str]:
+def split_message(message: str) -> tuple[str, str]:
     """A message of two sentences as cause and fix; of one, as the cause."""
     cause, dot, fix = message.partition(". ")
     return (f"{cause}.", fix) if dot else (message, "")

@@ -14,49 +14,51 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from forecastd.chain.wallet import open_wallet
-from forecastd.doctor.finding import Finding, Level, split
+from forecastd.doctor.finding import Finding, Level, split_message
 from forecastd.errors import NeedsHuman
-from forecastd.ledger import State
-from forecastd.ledgercopy import NoLedger, read_ledger
-from forecastd.service.installed import missing, usual_places
+from forecastd.ledger.ledger import SubmissionState
+from forecastd.ledger.snapshot import LedgerNotFound, open_snapshot
+from forecastd.service.installed import known_file_paths, missing_paths
 from forecastd.settings import ENV_FILE, Settings
 
-LITTLE, TOO_LITTLE = 500_000_000, 20_000_000  # bytes free
+LOW_DISK_BYTES, CRITICAL_DISK_BYTES = 500_000_000, 20_000_000  # bytes free
 _SECRETS = ("MNEMONIC", "TIINGO_API_KEY", "FLEET_API_KEYS", "ALERT_WEBHOOK")
 _PREFIXES = ("ALLORA_", "TIINGO_", "FORECASTD_", "SUBMISSION_", "MNEMONIC", "FLEET_")
 
 
-def check_settings(wrong: Mapping[str, str], given: Mapping[str, str]) -> list[Finding]:
+def check_settings(invalid_settings: Mapping[str, str], sources: Mapping[str, str]) -> list[Finding]:
     """Values that do not fit (`wrong`: why, by name) and names that look like a setting's and are none.
 
     `given`: every name that is set, with where.
     """
-    known = {name.upper() for name in Settings.model_fields}
-    found = []
-    for name, why in wrong.items():
-        told = f"{name} from {given.get(name, 'an option')}: {why}; its default stands in below"
-        found.append(Finding("settings", Level.FAIL, told, "See .env.example for what it may be."))
-    for name, meant in misspelt(given, known).items():
-        fix = f"Rename it to {meant}." if meant else "Correct or remove it; .env.example has all names."
-        found.append(Finding("settings", Level.WARN, f"{name} in {given[name]} is no setting and is ignored", fix))
-    if any(given.get(name) == str(ENV_FILE) for name in _SECRETS) and ENV_FILE.stat().st_mode & 0o077:
+    setting_names = {name.upper() for name in Settings.model_fields}
+    findings = []
+    for name, reason in invalid_settings.items():
+        message = f"{name} from {sources.get(name, 'an option')}: {reason}; its default stands in below"
+        findings.append(Finding("settings", Level.FAIL, message, "See .env.example for what it may be."))
+    for name, suggestion in find_misspelled(sources, setting_names).items():
+        fix = f"Rename it to {suggestion}." if suggestion else "Correct or remove it; .env.example has all names."
+        findings.append(Finding("settings", Level.WARN, f"{name} in {sources[name]} is no setting and is ignored", fix))
+    if any(sources.get(name) == str(ENV_FILE) for name in _SECRETS) and ENV_FILE.stat().st_mode & 0o077:
         fix = f"Run: chmod 600 {ENV_FILE}"
-        found.append(Finding("settings", Level.WARN, f"others can read {ENV_FILE}, which holds a secret", fix))
-    used = sorted(known & set(given))
-    where = f"{ENV_FILE.resolve()} found" if ENV_FILE.is_file() else "no .env here"
-    if not wrong:
-        found.append(Finding("settings", Level.OK, f"{where}; set are {', '.join(used) or 'none, all are defaults'}"))
-    return found
+        findings.append(Finding("settings", Level.WARN, f"others can read {ENV_FILE}, which holds a secret", fix))
+    set_names = sorted(setting_names & set(sources))
+    location = f"{ENV_FILE.resolve()} found" if ENV_FILE.is_file() else "no .env here"
+    if not invalid_settings:
+        findings.append(
+            Finding("settings", Level.OK, f"{location}; set are {', '.join(set_names) or 'none, all are defaults'}")
+        )
+    return findings
 
 
-def misspelt(names: Iterable[str], known: Iterable[str]) -> dict[str, str | None]:
+def find_misspelled(names: Iterable[str], setting_names: Iterable[str]) -> dict[str, str | None]:
     """Names that look like a setting's and are none, each with the setting that is meant, where that can be told."""
-    settings, found = sorted(known), {}
+    settings, suggestions = sorted(setting_names), {}
     for name in sorted(set(names) - set(settings)):
-        meant = difflib.get_close_matches(name, settings, 1, cutoff=0.85)
-        if meant or name.startswith(_PREFIXES):
-            found[name] = meant[0] if meant else None
-    return found
+        matches = difflib.get_close_matches(name, settings, 1, cutoff=0.85)
+        if matches or name.startswith(_PREFIXES):
+            suggestions[name] = matches[0] if matches else None
+    return suggestions
 
 
 def check_wallet(settings: Settings) -> tuple[Finding, str | None]:
@@ -64,16 +66,18 @@ def check_wallet(settings: Settings) -> tuple[Finding, str | None]:
     try:
         wallet = open_wallet(settings)
     except NeedsHuman as error:
-        return Finding("wallet", Level.FAIL, *split(str(error))), None
-    checked = ", as ALLORA_WALLET_ADDR says" if settings.allora_wallet_addr else ""
-    told = f"{wallet.address}{checked}, from {_origin(settings)}"
+        return Finding("wallet", Level.FAIL, *split_message(str(error))), None
+    address_note = ", as ALLORA_WALLET_ADDR says" if settings.allora_wallet_addr else ""
+    message = f"{wallet.address}{address_note}, from {_wallet_source(settings)}"
     if settings.mnemonic is not None and settings.mnemonic_file is not None:
         fix = "Remove one of the two."
-        return Finding("wallet", Level.WARN, f"{told}; MNEMONIC_FILE is set too and is not used", fix), wallet.address
-    return Finding("wallet", Level.OK, told), wallet.address
+        return Finding(
+            "wallet", Level.WARN, f"{message}; MNEMONIC_FILE is set too and is not used", fix
+        ), wallet.address
+    return Finding("wallet", Level.OK, message), wallet.address
 
 
-def _origin(settings: Settings) -> str:
+def _wallet_source(settings: Settings) -> str:
     if settings.mnemonic is not None:
         return "MNEMONIC"
     if settings.mnemonic_file is not None:
@@ -83,62 +87,75 @@ def _origin(settings: Settings) -> str:
     return "the local network's own file"
 
 
-def check_disk(name: str, directory: Path, *, vital: bool) -> list[Finding]:
+def check_disk(name: str, directory: Path, *, required: bool) -> list[Finding]:
     """Whether a directory can be written and has room. What is not `vital` warns at most.
 
     `name`: the variable that sets the directory.
     """
-    bad = Level.FAIL if vital else Level.WARN
+    error_level = Level.FAIL if required else Level.WARN
     fix = f"Set {name} to a place that this user can write."
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    existing_parent = directory
+    while not existing_parent.exists() and existing_parent != existing_parent.parent:
+        existing_parent = existing_parent.parent
     try:
-        if os.statvfs(place).f_flag & os.ST_RDONLY:
-            return [Finding("disk", bad, f"{name} {directory}: its file system is read-only", fix)]
-        with tempfile.TemporaryFile(dir=place) as file:
+        if os.statvfs(existing_parent).f_flag & os.ST_RDONLY:
+            return [Finding("disk", error_level, f"{name} {directory}: its file system is read-only", fix)]
+        with tempfile.TemporaryFile(dir=existing_parent) as file:
             file.write(b"\0" * 4096)
             file.flush()
             os.fsync(file.fileno())
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(existing_parent).free
     except OSError as error:
-        return [Finding("disk", bad, f"{name} {directory} cannot be written: {error.strerror}", fix)]
-    told = f"{name} {directory}{'' if place == directory else ' (made when needed)'}: {free / 1e9:.1f} GB free"
-    if free >= LITTLE:
-        return [Finding("disk", Level.OK, told)]
-    return [Finding("disk", bad if free < TOO_LITTLE else Level.WARN, told, "Make room, or choose another disk.")]
+        return [Finding("disk", error_level, f"{name} {directory} cannot be written: {error.strerror}", fix)]
+    message = (
+        f"{name} {directory}{'' if existing_parent == directory else ' (made when needed)'}: {free / 1e9:.1f} GB free"
+    )
+    if free >= LOW_DISK_BYTES:
+        return [Finding("disk", Level.OK, message)]
+    return [
+        Finding(
+            "disk",
+            error_level if free < CRITICAL_DISK_BYTES else Level.WARN,
+            message,
+            "Make room, or choose another disk.",
+        )
+    ]
 
 
 def check_ledger(path: Path) -> list[Finding]:
     """Whether the ledger opens and is whole, and what is open in it. Read from a copy: a worker may hold it."""
     try:
-        with read_ledger(path) as ledger:
-            problems, entries = ledger.problems(), ledger.newest()
-    except NoLedger:
+        with open_snapshot(path) as ledger:
+            problems, entries = ledger.find_problems(), ledger.newest_entries()
+    except LedgerNotFound:
         return [Finding("ledger", Level.OK, f"none yet at {path}; the first submission begins it")]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         fix = "Stop the worker and start it again: it sets the file aside and asks the chain."
         return [Finding("ledger", Level.FAIL, f"{path} is damaged: {problems[0]}{more}", fix)]
-    still = [entry for entry in entries if entry.row.state in (State.SIGNED, State.DEAD)]
+    open_entries = [
+        entry for entry in entries if entry.row.state in (SubmissionState.SIGNED, SubmissionState.ABANDONED)
+    ]
     last = f"; the last is nonce {entries[0].nonce}, {entries[0].row.state}" if entries else ""
-    return [Finding("ledger", Level.OK, f"whole, {len(entries)} epochs, {len(still)} of them open{last}")]
+    return [Finding("ledger", Level.OK, f"whole, {len(entries)} epochs, {len(open_entries)} of them open{last}")]
 
 
 def check_services(files: Sequence[Path] | None = None) -> list[Finding]:
     """Whether what an installed service file names is there. `files`: all places where one may be, unless given."""
-    installed = [path for path in (usual_places() if files is None else files) if path.is_file()]
+    installed = [path for path in (known_file_paths() if files is None else files) if path.is_file()]
     if not installed:
         return [Finding("service", Level.SKIP, "no service file is installed")]
-    return [_service(path) for path in installed]
+    return [_check_service_file(path) for path in installed]
 
 
-def _service(path: Path) -> Finding:
+def _check_service_file(path: Path) -> Finding:
     try:
-        absent = missing(path)
+        paths = missing_paths(path)
     except NeedsHuman as error:
-        return Finding("service", Level.FAIL, f"{path} cannot be read: {split(str(error))[0]}", "Install it again.")
-    if absent:
+        return Finding(
+            "service", Level.FAIL, f"{path} cannot be read: {split_message(str(error))[0]}", "Install it again."
+        )
+    if paths:
         fix = "Correct the paths in it, then reload the service manager; or run: forecastd service install"
-        return Finding("service", Level.FAIL, f"{path} names what is not there: {', '.join(absent)}", fix)
+        return Finding("service", Level.FAIL, f"{path} names what is not there: {', '.join(paths)}", fix)
     return Finding("service", Level.OK, f"{path}: the programs and directories it names are there")

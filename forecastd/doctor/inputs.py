@@ -4,55 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from forecastd.candles import STALE_STEPS, check
-from forecastd.clock import Clock, iso
-from forecastd.doctor.finding import Finding, Level, split
+from forecastd.clock import Clock, to_iso
+from forecastd.doctor.finding import Finding, Level, split_message
 from forecastd.errors import ForecastdError, NeedsHuman, SkipEpoch
-from forecastd.features import load_features, parse_features
-from forecastd.forecaster import Forecaster, needed_candles
-from forecastd.guards import DAY, MAX_MODEL_AGE_DAYS
+from forecastd.inference.bundle_store import FallbackBundles, open_bundle_store
+from forecastd.inference.forecaster import Forecaster, required_candles
+from forecastd.inference.stages import describe_candles, describe_model
+from forecastd.market.candles import MAX_STALE_STEPS, check_candles
+from forecastd.market.features import load_features, parse_features
+from forecastd.market.guards import DAY, MAX_MODEL_AGE_DAYS
+from forecastd.market.inspect import DEFAULT_HOURS
+from forecastd.market.sources import open_source
 from forecastd.settings import Settings
-from forecastd.shelf import Reserve, open_shelf
-from forecastd.sources import open_source
-from forecastd.stages import describe_candles, describe_model
-from forecastd.supervise.policy import policy_of
-from forecastd.survey import HOURS
-from models.bundle import read_manifest
+from forecastd.supervise.policy import policy_from_settings
 from models.errors import ModelError
-from models.manifest import Manifest
+from models.market.bundle import read_market_manifest
+from models.market.manifest import MarketManifest
 
 MODEL_FIX = "Correct MODEL and FEATURES, or try `forecastd model check`."
-OLD = 0.9  # of the greatest age of a model, from which on it is told
+AGE_WARNING_FRACTION = 0.9  # of the greatest age of a model, from which on it is told
 
 
 def check_source(settings: Settings, clock: Clock) -> list[Finding]:
     """Fetch what a forecast needs from the source itself, past the rolling window, and check it."""
     source, now = open_source(settings.data_source, settings), clock.now()
     if source.synthetic and settings.allora_network != "local":
-        told = f"{source.name} is made up and serves the local network only"
-        return [Finding("source", Level.FAIL, told, "Set DATA_SOURCE to tiingo, exchange:NAME or file:PATH.")]
-    step, needed = _wanted(settings) or (source.step, HOURS)
+        message = f"{source.name} is made up and serves the local network only"
+        return [Finding("source", Level.FAIL, message, "Set DATA_SOURCE to tiingo, exchange:NAME or file:PATH.")]
+    step, min_length = _model_requirements(settings) or (source.step, DEFAULT_HOURS)
     if step != source.step:
-        told = f"{source.name} gives candles of {source.step} s, the model wants {step} s"
-        return [Finding("source", Level.FAIL, told, "Choose another source, or train a model on this one.")]
+        message = f"{source.name} gives candles of {source.step} s, the model wants {step} s"
+        return [Finding("source", Level.FAIL, message, "Choose another source, or train a model on this one.")]
     try:
         # As the rolling window does: more than needed, for the newest may be late.
-        fetched = source.fetch(int(now) - (needed + STALE_STEPS) * step, int(now), now)
-        candles, repairs = check(fetched, now=now, needed=needed, max_age=STALE_STEPS * step)
+        fetched = source.fetch(int(now) - (min_length + MAX_STALE_STEPS) * step, int(now), now)
+        candles, repairs = check_candles(fetched, now=now, min_length=min_length, max_age=MAX_STALE_STEPS * step)
     except SkipEpoch as error:
         fix = "`forecastd data inspect` shows more; data usually mends itself by the next epoch."
         return [Finding("source", Level.FAIL, f"{error.check}: {error}", fix)]
     return [Finding("source", Level.OK, "; ".join((describe_candles(candles, source.name, now), *repairs)))]
 
 
-def _wanted(settings: Settings) -> tuple[int, int] | None:
+def _model_requirements(settings: Settings) -> tuple[int, int] | None:
     """Step and number of candles that the model wants; None where there is no sound model, which is told elsewhere."""
     try:
-        manifest = read_manifest(settings.model_path)
+        manifest = read_market_manifest(settings.model_path)
         parse_features((*manifest.past, *manifest.known), "The bundle")
     except (ModelError, ForecastdError):
         return None
-    return manifest.step, needed_candles(manifest)
+    return manifest.step, required_candles(manifest)
 
 
 def check_model(settings: Settings, clock: Clock) -> list[Finding]:
@@ -61,48 +61,50 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
     It is the configured bundle that is judged. That an earlier one is kept to stand in for a bad one is a line more.
     """
     features, path = load_features(settings.features_path), settings.model_path
-    reserve = Reserve(open_shelf(settings, clock), settings.topic_id)
+    fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic_id)
     try:
-        manifest = read_manifest(path)
+        manifest = read_market_manifest(path)
     except ModelError as error:
-        return _no_good(*split(str(error)), reserve)
-    held = reserve.shelf.quarantined().get(manifest.sha256)
-    if held is not None:
-        told = f"{held.name} ({held.sha256[:12]}) is in quarantine since {held.since}: {held.reason}"
-        fix = f"Choose or train another, or try it again: forecastd model quarantine --release {held.sha256[:12]}"
-        return _no_good(told, fix, reserve, {manifest.sha256})
-    with Forecaster(path, features, policy=policy_of(settings, standbys=0), clock=clock) as forecaster:
+        return _model_failure(*split_message(str(error)), fallbacks)
+    entry = fallbacks.store.list_quarantined().get(manifest.sha256)
+    if entry is not None:
+        message = f"{entry.name} ({entry.sha256[:12]}) is in quarantine since {entry.since}: {entry.reason}"
+        fix = f"Choose or train another, or try it again: forecastd model quarantine --release {entry.sha256[:12]}"
+        return _model_failure(message, fix, fallbacks, {manifest.sha256})
+    with Forecaster(path, features, policy=policy_from_settings(settings, standbys=0), clock=clock) as forecaster:
         try:
             forecaster.check()
         except NeedsHuman as error:  # what lies there is damaged; a copy of it may not be
-            return _no_good(*split(str(error)), reserve)
+            return _model_failure(*split_message(str(error)), fallbacks)
         except SkipEpoch as error:
-            return _no_good(*split(str(error)), reserve, {manifest.sha256})
-        told = f"{describe_model(forecaster)}; {len(forecaster.features.names)} features"
-    return [_of_age(manifest, told, settings, clock)]
+            return _model_failure(*split_message(str(error)), fallbacks, {manifest.sha256})
+        message = f"{describe_model(forecaster)}; {len(forecaster.features.names)} features"
+    return [_model_age_finding(manifest, message, settings, clock)]
 
 
-def _no_good(cause: str, fix: str, reserve: Reserve, besides: Collection[str] = ()) -> list[Finding]:
+def _model_failure(cause: str, fix: str, fallbacks: FallbackBundles, excluded: Collection[str] = ()) -> list[Finding]:
     """The bundle is not run; what is kept to run in its place, other than those of these sha256."""
-    found = [Finding("model", Level.FAIL, cause, fix or MODEL_FIX)]
-    for _, other in reserve.best(set(besides))[:1]:
-        told = f"the last good model of topic {reserve.topic}, {other.name} ({other.sha256[:12]}), stands in for it"
-        found.append(Finding("model", Level.WARN, told, "Mend the configured model all the same."))
-    return found
+    findings = [Finding("model", Level.FAIL, cause, fix or MODEL_FIX)]
+    for _, bundle in fallbacks.candidates(set(excluded))[:1]:
+        message = (
+            f"the last good model of topic {fallbacks.topic}, {bundle.name} ({bundle.sha256[:12]}), stands in for it"
+        )
+        findings.append(Finding("model", Level.WARN, message, "Mend the configured model all the same."))
+    return findings
 
 
-def _of_age(manifest: Manifest, told: str, settings: Settings, clock: Clock) -> Finding:
+def _model_age_finding(manifest: MarketManifest, message: str, settings: Settings, clock: Clock) -> Finding:
     """The finding on a good bundle, `told`: where it may serve, and how old what it learnt is."""
     training = manifest.training
     if training.synthetic:
         if settings.allora_network != "local":
             fix = "Train one on real candles with `forecastd train --source ...`."
-            return Finding("model", Level.FAIL, f"{told}; trained on made-up candles", fix)
-        return Finding("model", Level.OK, f"{told}; trained on made-up candles, for the local network")
-    days = (clock.now() - training.learnt_until) / DAY
-    told = f"{told}; trained to {iso(training.learnt_until)}, {days:.0f} days ago"
-    if days <= OLD * MAX_MODEL_AGE_DAYS:
-        return Finding("model", Level.OK, told)
-    late = days > MAX_MODEL_AGE_DAYS
+            return Finding("model", Level.FAIL, f"{message}; trained on made-up candles", fix)
+        return Finding("model", Level.OK, f"{message}; trained on made-up candles, for the local network")
+    days = (clock.now() - training.trained_until) / DAY
+    message = f"{message}; trained to {to_iso(training.trained_until)}, {days:.0f} days ago"
+    if days <= AGE_WARNING_FRACTION * MAX_MODEL_AGE_DAYS:
+        return Finding("model", Level.OK, message)
+    is_expired = days > MAX_MODEL_AGE_DAYS
     fix = f"Train it again with `forecastd train`; from {MAX_MODEL_AGE_DAYS:.0f} days on it is refused."
-    return Finding("model", Level.FAIL if late else Level.WARN, told, fix)
+    return Finding("model", Level.FAIL if is_expired else Level.WARN, message, fix)

@@ -17,17 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field
 CONTRACT_VERSION = 1
 NDJSON = "application/x-ndjson"
 STATUSES = ("ok", "degraded", "down", "maintenance")
-SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-PROFILE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+SERVER_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+PROFILE_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 DEFAULT_PROFILE = "generic"
 DEFAULT_STATUS = "ok"
-MOST_REASONS = 100  # refusals that are told one by one in an answer; the others are counted
+MAX_REASONS = 100  # refusals that are told one by one in an answer; the others are counted
 
 Transform = Literal["none", "log1p"]
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricDefinition:
     """One metric: its unit, the bounds of what a machine can have, and how a model scales it."""
 
     name: str
@@ -35,32 +35,36 @@ class Metric:
     low: float
     high: float
     transform: Transform
-    text: str
+    description: str
 
 
-METRICS: tuple[Metric, ...] = (
-    Metric("cpu_percent", "%", 0.0, 100.0, "none", "processor time in use, of all cores"),
-    Metric("cpu_iowait_percent", "%", 0.0, 100.0, "none", "processor time spent waiting for disks"),
-    Metric("load_per_core", "1", 0.0, 10_000.0, "log1p", "runnable processes per core, averaged over a minute"),
-    Metric("memory_percent", "%", 1.0, 100.0, "none", "memory in use; a running machine always uses some"),
-    Metric("swap_percent", "%", 0.0, 100.0, "none", "swap space in use"),
-    Metric("disk_percent", "%", 0.0, 100.0, "none", "the fullest file system"),
-    Metric("disk_busy_percent", "%", 0.0, 100.0, "none", "time the busiest disk was working"),
-    Metric("disk_latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "mean time of a disk request"),
-    Metric("network_in_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "received, all interfaces, in 10^6 bytes"),
-    Metric("network_out_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "sent, all interfaces, in 10^6 bytes"),
-    Metric("network_errors_per_s", "1/s", 0.0, 1e9, "log1p", "errors and drops, all interfaces"),
-    Metric("latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "time to answer a request, the service's own measure"),
-    Metric("requests_per_s", "1/s", 0.0, 1e9, "log1p", "requests answered"),
-    Metric("error_percent", "%", 0.0, 100.0, "none", "requests that failed"),
+METRICS: tuple[MetricDefinition, ...] = (
+    MetricDefinition("cpu_percent", "%", 0.0, 100.0, "none", "processor time in use, of all cores"),
+    MetricDefinition("cpu_iowait_percent", "%", 0.0, 100.0, "none", "processor time spent waiting for disks"),
+    MetricDefinition(
+        "load_per_core", "1", 0.0, 10_000.0, "log1p", "runnable processes per core, averaged over a minute"
+    ),
+    MetricDefinition("memory_percent", "%", 1.0, 100.0, "none", "memory in use; a running machine always uses some"),
+    MetricDefinition("swap_percent", "%", 0.0, 100.0, "none", "swap space in use"),
+    MetricDefinition("disk_percent", "%", 0.0, 100.0, "none", "the fullest file system"),
+    MetricDefinition("disk_busy_percent", "%", 0.0, 100.0, "none", "time the busiest disk was working"),
+    MetricDefinition("disk_latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "mean time of a disk request"),
+    MetricDefinition("network_in_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "received, all interfaces, in 10^6 bytes"),
+    MetricDefinition("network_out_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "sent, all interfaces, in 10^6 bytes"),
+    MetricDefinition("network_errors_per_s", "1/s", 0.0, 1e9, "log1p", "errors and drops, all interfaces"),
+    MetricDefinition(
+        "latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "time to answer a request, the service's own measure"
+    ),
+    MetricDefinition("requests_per_s", "1/s", 0.0, 1e9, "log1p", "requests answered"),
+    MetricDefinition("error_percent", "%", 0.0, 100.0, "none", "requests that failed"),
 )
-NAMES = tuple(metric.name for metric in METRICS)
-INDEX = MappingProxyType({name: place for place, name in enumerate(NAMES)})
-M = len(METRICS)
-PERCENTS = tuple(place for place, metric in enumerate(METRICS) if metric.unit == "%")
+METRIC_NAMES = tuple(metric.name for metric in METRICS)
+METRIC_INDEX = MappingProxyType({name: place for place, name in enumerate(METRIC_NAMES)})
+METRIC_COUNT = len(METRICS)
+PERCENT_COLUMNS = tuple(place for place, metric in enumerate(METRICS) if metric.unit == "%")
 
 # How a feed's `units` may spell a unit: unit of the contract -> spelling -> factor into it.
-UNITS = MappingProxyType({
+UNIT_FACTORS = MappingProxyType({
     "%": {"%": 1.0, "percent": 1.0, "pct": 1.0, "ratio": 100.0, "fraction": 100.0, "permille": 0.1},
     "ms": {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3, "ns": 1e-6, "min": 6e4,
            "milliseconds": 1.0, "seconds": 1e3, "microseconds": 1e-3, "nanoseconds": 1e-6},
@@ -77,23 +81,23 @@ class FeedError(ValueError):
     """The body is no feed of this contract; the message says what is wrong and what is right. HTTP 400."""
 
 
-def factor(metric: str, unit: str) -> float:
+def unit_factor(metric: str, unit: str) -> float:
     """What a value of `metric` in `unit` is multiplied with to be in the contract's unit.
 
     Raises:
         FeedError: no such metric, or a unit that does not fit it.
     """
-    if metric not in INDEX:
+    if metric not in METRIC_INDEX:
         raise FeedError(
-            f"units names {clip(metric)}, which is no metric of this contract; its metrics are {', '.join(NAMES)}"
+            f"units names {format_value(metric)}, which is no metric of this contract; its metrics are {', '.join(METRIC_NAMES)}"
         )
-    spellings = UNITS[METRICS[INDEX[metric]].unit]
+    spellings = UNIT_FACTORS[METRICS[METRIC_INDEX[metric]].unit]
     if unit not in spellings:
-        raise FeedError(f"units says {metric} is in {clip(unit)}; it may be in {', '.join(spellings)}")
+        raise FeedError(f"units says {metric} is in {format_value(unit)}; it may be in {', '.join(spellings)}")
     return spellings[unit]
 
 
-def clip(value: object) -> str:
+def format_value(value: object) -> str:
     """A sender's value as it may stand in a message: short, printable, in quotes where it is a text."""
     if isinstance(value, dict | list | tuple | set):
         return "an object" if isinstance(value, dict) else "a list"
@@ -108,9 +112,9 @@ class FeedRecord(BaseModel):
 
     model_config = ConfigDict(title="FeedRecord", strict=True, extra="ignore")
 
-    server: Annotated[str, Field(pattern=f"^{SERVER.pattern}$", examples=["web-01"])]
+    server: Annotated[str, Field(pattern=f"^{SERVER_PATTERN.pattern}$", examples=["web-01"])]
     time: Annotated[float | str, Field(description="Unix seconds, or ISO 8601; one without an offset is UTC.")]
-    profile: Annotated[str, Field(pattern=f"^{PROFILE.pattern}$")] | None = DEFAULT_PROFILE
+    profile: Annotated[str, Field(pattern=f"^{PROFILE_PATTERN.pattern}$")] | None = DEFAULT_PROFILE
     status: Literal["ok", "degraded", "down", "maintenance"] | None = "ok"
     metrics: dict[str, float | None] | None = Field(default=None, examples=[{"cpu_percent": 12.5}])
 
@@ -125,7 +129,7 @@ class Feed(BaseModel):
     records: list[FeedRecord]
 
 
-class Envelope(BaseModel):
+class FeedEnvelope(BaseModel):
     """A feed whose records are not looked at yet: a bad record must not cost the others."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -135,7 +139,7 @@ class Envelope(BaseModel):
     records: list[Any]
 
 
-class FeedReason(BaseModel):
+class FeedRejection(BaseModel):
     """Why one row was refused. `row` counts from 0, in NDJSON it is the line, from 0 too."""
 
     row: int
@@ -144,12 +148,12 @@ class FeedReason(BaseModel):
     code: str
 
 
-class FeedAnswer(BaseModel):
+class FeedResponse(BaseModel):
     """What became of a feed. At most 100 reasons are told; `counts` has all of them by code, and what was noticed else."""
 
     version: Literal[1] = 1
     accepted: int
     refused: int
     duplicates: int
-    reasons: list[FeedReason]
+    reasons: list[FeedRejection]
     counts: dict[str, int]

@@ -13,23 +13,23 @@ import threading
 from collections.abc import Callable
 
 from forecastd.clock import Clock, seconds_until
-from forecastd.daemon.guarded import Unforeseen, guarded
+from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 
 log = logging.getLogger(__name__)
 
-GRACE = 0.1  # of a step
-LONGEST_WAIT = 1.0  # seconds; a clock may be set meanwhile
-AFTER_A_FAULT = 1.0  # seconds
+CLOSE_DELAY_STEPS = 0.1  # of a step
+MAX_WAIT_SECONDS = 1.0  # seconds; a clock may be set meanwhile
+ERROR_PAUSE_SECONDS = 1.0  # seconds
 
 
-def closed_tick(now: float, step: int) -> int:
+def newest_closed_tick(now: float, step: int) -> int:
     """The newest tick that is closed at `now`."""
-    return math.floor(now / step - GRACE) - 1
+    return math.floor(now / step - CLOSE_DELAY_STEPS) - 1
 
 
 def closing_time(tick: int, step: int) -> float:
     """When this tick is closed, in unix seconds."""
-    return (tick + 1 + GRACE) * step
+    return (tick + 1 + CLOSE_DELAY_STEPS) * step
 
 
 class Ticker:
@@ -38,10 +38,12 @@ class Ticker:
     `beat` is the monotonic second at which it last looked at the clock.
     """
 
-    def __init__(self, clock: Clock, step: int, close: Callable[[int], None], set_back: Callable[[int], None]) -> None:
-        self.beat = clock.monotonic()
-        self._clock, self._step, self._close, self._set_back = clock, step, close, set_back
-        self._last = closed_tick(clock.now(), step)
+    def __init__(
+        self, clock: Clock, step: int, on_close: Callable[[int], None], on_clock_set_back: Callable[[int], None]
+    ) -> None:
+        self.last_heartbeat = clock.monotonic()
+        self._clock, self._step, self._on_close, self._on_clock_set_back = clock, step, on_close, on_clock_set_back
+        self._last_closed = newest_closed_tick(clock.now(), step)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
 
@@ -54,31 +56,31 @@ class Ticker:
         """Begin. The ticks that are closed already are not told."""
         self._thread.start()
 
-    def tell_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Have it end after the tick that is being closed. Returns at once."""
         self._stop.set()
 
-    def join(self, seconds: float) -> bool:
+    def join(self, timeout: float) -> bool:
         """Wait for its end, so long at most; whether it has come."""
         if self._thread.ident is not None:
-            self._thread.join(seconds)
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
-            self.beat = self._clock.monotonic()
-            wait = seconds_until(self._clock, closing_time(self._last + 1, self._step))
-            if self._stop.wait(min(max(wait, 0.0), LONGEST_WAIT)):
+            self.last_heartbeat = self._clock.monotonic()
+            wait = seconds_until(self._clock, closing_time(self._last_closed + 1, self._step))
+            if self._stop.wait(min(max(wait, 0.0), MAX_WAIT_SECONDS)):
                 return
-            if isinstance(guarded("the fleet's ticker", self._look), Unforeseen):
-                self._stop.wait(AFTER_A_FAULT)
+            if isinstance(run_guarded("the fleet's ticker", self._check_clock), UnexpectedError):
+                self._stop.wait(ERROR_PAUSE_SECONDS)
 
-    def _look(self) -> None:
-        newest, last = closed_tick(self._clock.now(), self._step), self._last
+    def _check_clock(self) -> None:
+        newest, last = newest_closed_tick(self._clock.now(), self._step), self._last_closed
         if newest > last:
-            self._last = newest
-            self._close(newest)
+            self._last_closed = newest
+            self._on_close(newest)
         elif newest < last - 1:
-            self._last = newest
+            self._last_closed = newest
             log.warning("The clock was set back by %d s.", (last - newest) * self._step, extra={"action": "clock"})
-            self._set_back(newest)
+            self._on_clock_set_back(newest)

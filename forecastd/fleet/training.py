@@ -11,20 +11,20 @@ from pathlib import Path
 
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
-from forecastd.fleet import past
-from forecastd.fleet.table import from_table
+from forecastd.fleet.history import training_data
+from forecastd.fleet.history.csv_history import data_from_csv
 from forecastd.settings import Settings
-from forecastd.trainrun import Listener, Run, bundle_name, carry_out, kept_rows
+from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
 from models.fleet.config import FleetTrainingConfig
-from models.fleet.data import FleetData
+from models.fleet.dataset import FleetData
 from models.fleet.manifest import FleetManifest
-from models.training import check_config
+from models.training.run import check_config
 
 DEFAULT_NAME = "trained"
 
 
 @dataclass(frozen=True)
-class FleetRequest:
+class FleetTrainingRequest:
     """What a user asks a fleet's training for: one of a history of so many hours, `simulate`, or a table at `data`.
 
     `until` in unix seconds, now when not given; `servers`: at most so many. `out`: below the directory of the fleet's models
@@ -44,7 +44,7 @@ class FleetRequest:
 
 
 @dataclass(frozen=True)
-class FleetTrained:
+class FleetTrainingResult:
     """A written bundle. A fleet that runs finds it below `models`, by its name."""
 
     path: Path
@@ -52,7 +52,9 @@ class FleetTrained:
     models: Path
 
 
-def train_fleet(settings: Settings, request: FleetRequest, clock: Clock, listener: Listener) -> FleetTrained:
+def train_fleet(
+    settings: Settings, request: FleetTrainingRequest, clock: Clock, listener: TrainingListener
+) -> FleetTrainingResult:
     """Train what `request` asks for, or go on where it was interrupted.
 
     Raises:
@@ -61,43 +63,47 @@ def train_fleet(settings: Settings, request: FleetRequest, clock: Clock, listene
     """
     now = clock.now()
     check_config(request.config)
-    if sum(one is not None for one in (request.history, request.simulate, request.data)) > 1:
+    if sum(source is not None for source in (request.history, request.simulate, request.data)) > 1:
         raise NeedsHuman("--history, --simulate and --data are three sources of a history. Give one of them.")
-    out = request.out or settings.fleet_models / DEFAULT_NAME
+    out = request.out or settings.fleet_models_path / DEFAULT_NAME
     # A simulated server's name says nothing: a model must not take a real one of that name for it.
     config = replace(request.config, name=bundle_name(out), own_scales=request.simulate is None)
-    run = Run(config, out, force=request.force, finish=request.finish, faults=request.faults)
+    run = TrainingRun(config, out, force=request.force, finish=request.finish, faults=request.faults)
 
     def rows() -> FleetData:
-        key = _key(settings, request)
-        kept = kept_rows(run, key)
-        if isinstance(kept, FleetData):
-            listener.tell(f"going on with the interrupted training: {past.described(kept)}")
-            return kept
-        data = replace(_gather(settings, request, now), request=key)
-        listener.tell(past.described(data))
+        key = _source_key(settings, request)
+        interrupted = saved_rows(run, key)
+        if isinstance(interrupted, FleetData):
+            listener.on_message(f"going on with the interrupted training: {training_data.describe_data(interrupted)}")
+            return interrupted
+        data = replace(_collect_history(settings, request, now), request=key)
+        listener.on_message(training_data.describe_data(data))
         return data
 
-    manifest = carry_out(settings, run, rows, clock, listener)
+    manifest = run_training(settings, run, rows, clock, listener)
     if not isinstance(manifest, FleetManifest):
         raise TypeError(f"This is no fleet's manifest: {type(manifest).__name__}")
-    return FleetTrained(out, manifest, settings.fleet_models)
+    return FleetTrainingResult(out, manifest, settings.fleet_models_path)
 
 
-def _gather(settings: Settings, request: FleetRequest, now: float) -> FleetData:
+def _collect_history(settings: Settings, request: FleetTrainingRequest, now: float) -> FleetData:
     """The history asked for. Raises NeedsHuman."""
     until = now if request.until is None else request.until
     if request.simulate is not None:
-        return past.simulated(request.simulate, until=until, step=settings.fleet_step, seed=request.config.seed)
+        return training_data.simulate_data(
+            request.simulate, until=until, step=settings.fleet_step, seed=request.config.seed
+        )
     if request.data is not None:
-        return from_table(request.data, most=request.servers)
+        return data_from_csv(request.data, max_series=request.servers)
     hours = settings.fleet_history_hours if request.history is None else request.history
-    place = settings.fleet_state / past.STORE
-    return past.from_store(place, hours=hours, now=until, step=settings.fleet_step, most=request.servers)
+    path = settings.fleet_state_path / training_data.STORE_NAME
+    return training_data.data_from_store(
+        path, hours=hours, now=until, step=settings.fleet_step, max_servers=request.servers
+    )
 
 
-def _key(settings: Settings, request: FleetRequest) -> str:
+def _source_key(settings: Settings, request: FleetTrainingRequest) -> str:
     source = request.simulate or (
-        str(request.data.absolute()) if request.data else str(settings.fleet_state.absolute())
+        str(request.data.absolute()) if request.data else str(settings.fleet_state_path.absolute())
     )
     return json.dumps([source, request.history, request.until, request.servers, settings.fleet_step])

@@ -10,31 +10,31 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from forecastd.chain.answers import Answer
 from forecastd.chain.keys import is_address
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.sdk import EmissionsVersion
+from forecastd.chain.types import BroadcastResult
 from forecastd.clock import Clock
 from forecastd.errors import RetryLater
-from forecastd.localnet.activeset import settle
-from forecastd.localnet.faults import Fault
-from forecastd.localnet.payload import Refusal
-from forecastd.localnet.rules import Payer, check_ante, deliver, gas_of, next_gas_price, run_messages
-from forecastd.localnet.state import Account, Effect, Fees, State, TxRecord
-from forecastd.localnet.store import Store
+from forecastd.localnet.active_set import settle_scores
+from forecastd.localnet.chain_faults import ChainFaults, foreign_transaction
+from forecastd.localnet.faults import NodeFault
+from forecastd.localnet.payload import TxRefusal
+from forecastd.localnet.rules import Payer, check_ante, deliver, next_gas_price, run_messages, total_gas
+from forecastd.localnet.state import ChainState, Effect, Fees, LocalAccount, TxRecord
+from forecastd.localnet.store import ChainStore
 from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
-from forecastd.localnet.trouble import Trouble, outsider
-from forecastd.localnet.txs import Tx, Unreadable, read_tx
+from forecastd.localnet.transactions import Tx, UnreadableTx, read_tx
 
 FAUCET_UALLO = 10**24  # a million ALLO: enough for years, even at mainnet's prices
-MEMPOOL = 5_000  # transactions
-MOST_BLOCKS = 100  # made one by one after a pause; what is missing beyond them is skipped over
+MEMPOOL_SIZE = 5_000  # transactions
+MAX_CATCH_UP_BLOCKS = 100  # made one by one after a pause; what is missing beyond them is skipped over
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rules:
+class ChainConfig:
     """How a local chain is run. `topics` of None keeps those it has; `block_time` in seconds, None makes blocks by hand."""
 
     chain_id: str = LOCAL_CHAIN_ID
@@ -43,82 +43,84 @@ class Rules:
     block_time: float | None = 5.0
     faucet: bool = True
     fees: Fees = field(default_factory=Fees)
-    mempool: int = MEMPOOL
+    mempool_size: int = MEMPOOL_SIZE
 
 
 @dataclass(frozen=True)
-class Block:
+class ChainBlock:
     """A block with the records of what it included; `opened` and `closed` are (topic, nonce)."""
 
     height: int
     time: float
     records: tuple[TxRecord, ...]
-    opened: tuple[tuple[TopicSpec, int], ...]
-    closed: tuple[tuple[TopicSpec, int], ...]
+    opened_windows: tuple[tuple[TopicSpec, int], ...]
+    closed_windows: tuple[tuple[TopicSpec, int], ...]
 
 
 class LocalChain:
     """One chain. `listeners` are called with every block that was not skipped over while the node was down."""
 
-    def __init__(self, rules: Rules, store: Store, clock: Clock) -> None:
-        self.rules = rules
-        self.listeners: list[Callable[[Block], None]] = []
-        self.trouble = Trouble()
+    def __init__(self, config: ChainConfig, store: ChainStore, clock: Clock) -> None:
+        self.config = config
+        self.listeners: list[Callable[[ChainBlock], None]] = []
+        self.faults = ChainFaults()
         self._store = store
         self._clock = clock
         self._mempool: dict[str, Tx] = {}
-        self._included: set[str] = set()  # hashes of good transactions of this run, as CometBFT's cache keeps them
-        self.state = store.load() or _begin(rules, clock.now())
+        self._included_hashes: set[str] = (
+            set()
+        )  # hashes of good transactions of this run, as CometBFT's cache keeps them
+        self.state = store.load() or _new_state(config, clock.now())
         self._configure()
         self.catch_up()
 
     @property
-    def waiting(self) -> int:
+    def pending_count(self) -> int:
         """Transactions in the mempool."""
         return len(self._mempool)
 
     # Time
 
-    def due_in(self) -> float | None:
+    def seconds_to_next_block(self) -> float | None:
         """Seconds until the next block by the clock; None when blocks are made by hand."""
-        if self.rules.block_time is None:
+        if self.config.block_time is None:
             return None
-        return max(0.0, self.state.time + self.rules.block_time - self._clock.now())
+        return max(0.0, self.state.time + self.config.block_time - self._clock.now())
 
     def tick(self) -> None:
         """Make the blocks that are due by the clock."""
-        block_time = self.rules.block_time
+        block_time = self.config.block_time
         if block_time is None:
             return
         behind = self._clock.now() - self.state.time
         if behind < -block_time:  # the clock was set back: go on from here instead of waiting for it
             self.state.time = self._clock.now()
             return
-        for _ in range(min(int(behind / block_time), MOST_BLOCKS)):
-            self._make_block(self.state.time + block_time)
+        for _ in range(min(int(behind / block_time), MAX_CATCH_UP_BLOCKS)):
+            self._make_blocks(self.state.time + block_time)
         self.catch_up()
 
     def catch_up(self) -> None:
         """Skip over the empty blocks of a time without a node. Costs the same for a minute and a year."""
-        block_time, now = self.rules.block_time, self._clock.now()
+        block_time, now = self.config.block_time, self._clock.now()
         if block_time is None:
             return
         blocks = int((now - self.state.time) / block_time)
         if blocks > 0:
             self.state.height += blocks
             self.state.time += blocks * block_time
-            self.state.gas_price = self.rules.fees.min_gas_price
+            self.state.gas_price = self.config.fees.min_gas_price
             self._save()
 
-    def seal(self) -> Block:
+    def seal(self) -> ChainBlock:
         """Make a block now of what waits."""
-        return self._make_block(max(self.state.time, self._clock.now()))
+        return self._make_blocks(max(self.state.time, self._clock.now()))
 
     def advance(self, blocks: int) -> None:
         """Make blocks by hand; the first takes what waits. Time moves with them where the chain has a block time."""
-        step = self.rules.block_time or 0.0
+        step = self.config.block_time or 0.0
         for _ in range(blocks):
-            self._make_block(self.state.time + step)
+            self._make_blocks(self.state.time + step)
 
     def now(self) -> float:
         """The time by the clock, not by the last block."""
@@ -126,23 +128,23 @@ class LocalChain:
 
     # Faults
 
-    def inject(self, *faults: Fault) -> None:
+    def inject(self, *faults: NodeFault) -> None:
         """Have these faults of the chain from now on, in place of those before; none ends them.
 
         Raises:
             ValueError: one of them is an endpoint's.
         """
-        wrong = [str(fault) for fault in faults if fault.kind.of_endpoint]
-        if wrong:
-            raise ValueError(f"faults of an endpoint, not of the chain: {', '.join(wrong)}")
-        self.trouble.set_faults(faults)
+        misplaced = [str(fault) for fault in faults if fault.kind.is_endpoint_fault]
+        if misplaced:
+            raise ValueError(f"faults of an endpoint, not of the chain: {', '.join(misplaced)}")
+        self.faults.set_faults(faults)
 
-    def outsider(self, address: str) -> None:
+    def add_foreign_transaction(self, address: str) -> None:
         """Use a sequence of an account, as somebody else with the same key does. It shows in the next block."""
         account = self.account(address)
         if account is None:
             raise ValueError(f"{address} is no account")
-        effect = outsider(account, self.state.height, self.state.time)
+        effect = foreign_transaction(account, self.state.height, self.state.time)
         self.state.apply(effect)
         self._save((effect,))
 
@@ -152,30 +154,30 @@ class LocalChain:
         self.state.apply(effect)
         self._save((effect,))
 
-    def forget_mempool(self) -> None:
+    def clear_mempool(self) -> None:
         """Lose what waits and what the cache knows, as a node that restarts does."""
         self._mempool.clear()
-        self._included.clear()
-        self.trouble.forget_mempool()
+        self._included_hashes.clear()
+        self.faults.clear_mempool()
 
     # Transactions
 
-    def broadcast(self, raw: bytes) -> Answer:
+    def broadcast(self, raw: bytes) -> BroadcastResult:
         """Check a transaction and put it into the mempool, or say why not."""
         try:
             tx = read_tx(raw)
-        except Unreadable as error:
-            return Answer("sdk", 2, f"{error}: tx parse error", "")
-        refusal = self._known(tx) or self._check(tx)
+        except UnreadableTx as error:
+            return BroadcastResult("sdk", 2, f"{error}: tx parse error", "")
+        refusal = self._check_duplicate(tx) or self._check(tx)
         if refusal is not None:
             log.info("refused %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
-            return Answer(refusal.codespace, refusal.code, refusal.log, tx.hash)
+            return BroadcastResult(refusal.codespace, refusal.code, refusal.log, tx.hash)
         self._mempool[tx.hash] = tx
         if tx.is_payload:
-            self.trouble.taken(tx, self.state.topic(tx.messages[0].topic_id), self.state.height + 1)
-        return Answer("", 0, "", tx.hash)
+            self.faults.on_payload_accepted(tx, self.state.topic(tx.messages[0].topic_id), self.state.height + 1)
+        return BroadcastResult("", 0, "", tx.hash)
 
-    def simulate(self, raw: bytes, state: State | None = None) -> int | Refusal:
+    def simulate(self, raw: bytes, state: ChainState | None = None) -> int | TxRefusal:
         """The gas a transaction would use in the next block, or why it would be refused. Signatures do not count.
 
         `state`: the chain as an endpoint knows it, None as it is.
@@ -183,129 +185,129 @@ class LocalChain:
         state = state or self.state
         try:
             tx = read_tx(raw)
-        except Unreadable as error:
-            return Refusal("sdk", 2, f"{error}: tx parse error")
+        except UnreadableTx as error:
+            return TxRefusal("sdk", 2, f"{error}: tx parse error")
         account = state.accounts.get(tx.sender) or self.account(tx.sender)
         if account is None:
-            return Refusal("sdk", 9, f"account {tx.sender} does not exist: unknown address")
+            return TxRefusal("sdk", 9, f"account {tx.sender} does not exist: unknown address")
         result = run_messages(state, tx, account, state.height + 1)
-        return result if isinstance(result, Refusal) else gas_of(tx)
+        return result if isinstance(result, TxRefusal) else total_gas(tx)
 
-    def account(self, address: str) -> Account | None:
+    def account(self, address: str) -> LocalAccount | None:
         """An account. With the faucet on, a well-formed address is given its funds when it is first seen."""
-        found = self.state.accounts.get(address)
-        if found is None and self.rules.faucet and is_address(address):
+        account = self.state.accounts.get(address)
+        if account is None and self.config.faucet and is_address(address):
             self.fund(address, FAUCET_UALLO)
-            found = self.state.accounts[address]
-        return found
+            account = self.state.accounts[address]
+        return account
 
     def fund(self, address: str, uallo: int) -> None:
         """Give an account some uallo, made for it."""
-        found = self.state.accounts.get(address)
-        if found is None:
-            found = Account(address, number=len(self.state.accounts), sequence=0, balance=0)
-        effect = Effect(accounts=(replace(found, balance=found.balance + uallo),), minted=uallo)
+        account = self.state.accounts.get(address)
+        if account is None:
+            account = LocalAccount(address, number=len(self.state.accounts), sequence=0, balance=0)
+        effect = Effect(accounts=(replace(account, balance=account.balance + uallo),), minted=uallo)
         self.state.apply(effect)
         self._save((effect,))
 
-    def configure(self, rules: Rules) -> None:
+    def configure(self, config: ChainConfig) -> None:
         """Run the chain by other rules from the next block on: another emissions version, other fees or topics."""
-        self.rules = rules
+        self.config = config
         self._configure()
 
     def _configure(self) -> None:
-        state, rules = self.state, self.rules
-        state.version, state.fees = rules.version, rules.fees
-        state.gas_price = max(state.gas_price, rules.fees.min_gas_price)
-        if rules.topics is not None:
-            known = {topic.id: topic for topic in state.topics}
-            state.topics = tuple(self._begun(topic, known.get(topic.id)) for topic in rules.topics)
+        state, config = self.state, self.config
+        state.version, state.fees = config.version, config.fees
+        state.gas_price = max(state.gas_price, config.fees.min_gas_price)
+        if config.topics is not None:
+            existing = {topic.id: topic for topic in state.topics}
+            state.topics = tuple(self._with_epochs(topic, existing.get(topic.id)) for topic in config.topics)
         self._save()
 
-    def _begun(self, topic: TopicSpec, known: TopicSpec | None) -> TopicSpec:
+    def _with_epochs(self, topic: TopicSpec, existing: TopicSpec | None) -> TopicSpec:
         """A topic as given, with the epochs it has on this chain already, or new ones."""
-        if known is not None and known.epoch_length == topic.epoch_length:
-            return replace(topic, first_nonce=known.first_nonce)
-        return topic.begun(self.state.height)
+        if existing is not None and existing.epoch_length == topic.epoch_length:
+            return replace(topic, first_nonce=existing.first_nonce)
+        return topic.starting_at(self.state.height)
 
-    def _known(self, tx: Tx) -> Refusal | None:
+    def _check_duplicate(self, tx: Tx) -> TxRefusal | None:
         if tx.hash in self._mempool:
-            return Refusal("sdk", 19, "tx already in mempool")
-        if tx.hash in self._included:
-            return Refusal("sdk", 19, "tx already exists in cache: tx already in mempool")
+            return TxRefusal("sdk", 19, "tx already in mempool")
+        if tx.hash in self._included_hashes:
+            return TxRefusal("sdk", 19, "tx already exists in cache: tx already in mempool")
         return None
 
-    def _check(self, tx: Tx) -> Refusal | None:
-        if len(self._mempool) >= self.rules.mempool:
-            return Refusal(
-                "sdk", 20, f"number of txs {len(self._mempool)} (max: {self.rules.mempool}): mempool is full"
+    def _check(self, tx: Tx) -> TxRefusal | None:
+        if len(self._mempool) >= self.config.mempool_size:
+            return TxRefusal(
+                "sdk", 20, f"number of txs {len(self._mempool)} (max: {self.config.mempool_size}): mempool is full"
             )
         account = self.account(tx.sender)
-        payer = self._payer(account) if account is not None else None
+        payer = self._mempool_payer(account) if account is not None else None
         if tx.is_payload:
-            self.state.gas_price = self.trouble.price_for(self.state, self.state.height + 1)
+            self.state.gas_price = self.faults.arrival_gas_price(self.state, self.state.height + 1)
         return check_ante(self.state, tx, self.state.height + 1, payer)
 
-    def _payer(self, account: Account) -> Payer:
+    def _mempool_payer(self, account: LocalAccount) -> Payer:
         """The account as the mempool sees it: what waits has used up sequences and fees."""
-        waiting = [tx for tx in self._mempool.values() if tx.sender == account.address]
-        promised = sum(tx.fee or 0 for tx in waiting)
-        return Payer(replace(account, balance=account.balance - promised), len(waiting))
+        pending = [tx for tx in self._mempool.values() if tx.sender == account.address]
+        reserved = sum(tx.fee or 0 for tx in pending)
+        return Payer(replace(account, balance=account.balance - reserved), len(pending))
 
-    def _make_block(self, time: float) -> Block:
-        jump = self.trouble.take_jump()
+    def _make_blocks(self, time: float) -> ChainBlock:
+        jump = self.faults.take_jump()
         while self.state.height + 1 < jump:
             self._next_block(time)
         return self._next_block(time)
 
-    def _next_block(self, time: float) -> Block:
+    def _next_block(self, time: float) -> ChainBlock:
         state = self.state
         height = state.height + 1
-        effects = self._run(height, time)
+        effects = self._execute(height, time)
         records = tuple(effect.record for effect in effects if effect.record is not None)
         state.height, state.time = height, time
         used = sum(record.gas_used for record in records)
         state.gas_price = next_gas_price(state.gas_price, used, state.fees.min_gas_price)
-        block = Block(height, time, records, self._starts(height, 0), self._starts(height, 1))
-        for topic, nonce in block.closed:
-            effects.append(settle(state, topic, nonce))
+        block = ChainBlock(height, time, records, self._nonces_of_age(height, 0), self._nonces_of_age(height, 1))
+        for topic, nonce in block.closed_windows:
+            effects.append(settle_scores(state, topic, nonce))
             state.apply(effects[-1])
-        effects += self.trouble.rivals(state, block.opened, height)
+        effects += self.faults.competing_inferences(state, block.opened_windows, height)
         self._save(effects)
-        self._included.update(record.tx_hash for record in records if record.code == 0)
+        self._included_hashes.update(record.tx_hash for record in records if record.code == 0)
         for listener in self.listeners:
             listener(block)
         return block
 
-    def _run(self, height: int, time: float) -> list[Effect]:
+    def _execute(self, height: int, time: float) -> list[Effect]:
         """What the transactions of the next block change; it is applied, and not yet on disk."""
         state, effects = self.state, list[Effect]()
-        version = self.trouble.version_at(height)
+        version = self.faults.version_at(height)
         if version is not None and version != state.version:
-            self.rules = replace(self.rules, version=version)
+            self.config = replace(self.config, version=version)
             state.version = version
-        ready, dropped = self.trouble.choose(list(self._mempool.values()), height)
+        ready, dropped = self.faults.select_transactions(list(self._mempool.values()), height)
         for tx in (*dropped, *ready):
             del self._mempool[tx.hash]
         for tx in ready:
-            outrunner = self.trouble.outrunner(tx, state.accounts.get(tx.sender), height, time)
-            if outrunner is not None:
-                state.apply(outrunner)
-                effects.append(outrunner)
+            foreign = self.faults.overtaking_transaction(tx, state.accounts.get(tx.sender), height, time)
+            if foreign is not None:
+                state.apply(foreign)
+                effects.append(foreign)
             account = state.accounts.get(tx.sender)
             refusal = check_ante(state, tx, height, Payer(account) if account else None)
             if refusal is not None:  # it was good when it came, and is not any more: dropped, as a recheck does
                 log.info("dropped %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
                 continue
-            factor = self.trouble.gas_factor(height) if tx.is_payload else 1.0
+            factor = self.faults.gas_factor(height) if tx.is_payload else 1.0
             effects.append(deliver(state, tx, height, time, gas_factor=factor))
             state.apply(effects[-1])
         return effects
 
-    def _starts(self, height: int, windows: int) -> tuple[tuple[TopicSpec, int], ...]:
+    def _nonces_of_age(self, height: int, window_count: int) -> tuple[tuple[TopicSpec, int], ...]:
         """The nonces that are so many submission windows old at this height."""
-        at = ((topic, height - windows * topic.worker_submission_window) for topic in self.state.topics)
-        return tuple((topic, nonce) for topic, nonce in at if topic.is_nonce(nonce))
+        starts = ((topic, height - window_count * topic.worker_submission_window) for topic in self.state.topics)
+        return tuple((topic, nonce) for topic, nonce in starts if topic.is_nonce(nonce))
 
     def _save(self, effects: Sequence[Effect] = ()) -> None:
         """Put what changed on disk. When that fails it has not happened: memory goes back to what the disk has."""
@@ -316,9 +318,9 @@ class LocalChain:
             raise
 
 
-def _begin(rules: Rules, now: float) -> State:
+def _new_state(config: ChainConfig, now: float) -> ChainState:
     """A new chain. It begins at the height it would have had it always run, so no nonce of a chain that was deleted comes
     again, and epochs of an hour begin on the hour."""
-    height = max(1, int(now / rules.block_time)) if rules.block_time is not None else 1
-    topics = tuple(topic.begun(height) for topic in rules.topics or DEFAULT_TOPICS)
-    return State(rules.chain_id, height=height, time=now, topics=topics)
+    height = max(1, int(now / config.block_time)) if config.block_time is not None else 1
+    topics = tuple(topic.starting_at(height) for topic in config.topics or DEFAULT_TOPICS)
+    return ChainState(config.chain_id, height=height, time=now, topics=topics)

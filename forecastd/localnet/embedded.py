@@ -16,51 +16,51 @@ from typing import TypeVar
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.sdk import EmissionsVersion
 from forecastd.clock import Clock
-from forecastd.localnet.chain import LocalChain, Rules
-from forecastd.localnet.faults import Fault
-from forecastd.localnet.record import Record, take
-from forecastd.localnet.running import find_node, find_running
+from forecastd.localnet.chain import ChainConfig, LocalChain
+from forecastd.localnet.faults import NodeFault
+from forecastd.localnet.record import ChainRecord, take_record
 from forecastd.localnet.server import LOOPBACK, LocalNode, listen
 from forecastd.localnet.state import Fees
-from forecastd.localnet.store import Store, chain_path
+from forecastd.localnet.store import ChainStore, chain_path
 from forecastd.localnet.topics import TopicSpec
 
-__all__ = ["Embedded", "find_node", "find_running", "open_embedded"]
-
-STOP_SECONDS = 5.0
+STOP_TIMEOUT_SECONDS = 5.0
 T = TypeVar("T")
 
 
-class Embedded:
+class EmbeddedNode:
     """A running node. `endpoint` is where it listens, `websocket` where it tells of blocks, None when it does not."""
 
     def __init__(self, chain: LocalChain, *, seal_at_once: bool, events: bool = False) -> None:
         self._chain = chain
         self._node = LocalNode(chain, listen(0), seal_at_once=seal_at_once)
-        self.endpoint = self._node.main.url
+        self.endpoint = self._node.main_listener.url
         self.websocket: str | None = None
         self._serve_websocket: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
         if events:
-            self._websocket_of(chain)
+            self._add_websocket(chain)
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="localnet", daemon=True)
         self._thread.start()
 
-    def _websocket_of(self, chain: LocalChain) -> None:
-        from forecastd.localnet.websocket import PATH, Hub  # and with it the library: only who listens pays for it
+    def _add_websocket(self, chain: LocalChain) -> None:
+        from forecastd.localnet.websocket import (  # and with it the library: only who listens pays for it
+            WEBSOCKET_PATH,
+            EventHub,
+        )
 
-        hub, sock = Hub(lambda: self._node.is_down, chain_id=chain.state.chain_id), listen(0)
-        self.websocket = f"ws://{LOOPBACK}:{sock.getsockname()[1]}{PATH}"
-        self._node.on_down = hub.cut
+        hub, sock = EventHub(lambda: self._node.is_down, chain_id=chain.state.chain_id), listen(0)
+        self.websocket = f"ws://{LOOPBACK}:{sock.getsockname()[1]}{WEBSOCKET_PATH}"
+        self._node.on_down = hub.drop_connections
         chain.listeners.append(lambda block: hub.publish(block, chain.state.version))
         self._serve_websocket = lambda: hub.serve(sock)
 
-    def call(self, use: Callable[[LocalChain], T]) -> T:
+    def call(self, function: Callable[[LocalChain], T]) -> T:
         """Run `use` with the chain, in the node's thread, and give what it gives."""
 
         async def run() -> T:
-            return use(self._chain)
+            return function(self._chain)
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
@@ -73,15 +73,15 @@ class Embedded:
 
         return self.call(step)
 
-    def add_endpoint(self, faults: Iterable[Fault] = (), *, rest: bool = False) -> str:
+    def add_endpoint(self, faults: Iterable[NodeFault] = (), *, rest: bool = False) -> str:
         """Open one more endpoint of the same chain, gRPC or REST, on a free port and with its own faults; its URL.
 
         Raises:
             ValueError: one of the faults is the chain's: `inject` it.
         """
-        return self.call(lambda _: self._node.open(faults, rest=rest).url)
+        return self.call(lambda _: self._node.open_endpoint(faults, rest=rest).url)
 
-    def set_faults(self, faults: Iterable[Fault] = (), endpoint: str | None = None) -> None:
+    def set_faults(self, faults: Iterable[NodeFault] = (), endpoint: str | None = None) -> None:
         """Give an endpoint other faults than before, with counts that begin anew; None is the main one, no faults heal it.
 
         Raises:
@@ -90,7 +90,7 @@ class Embedded:
         """
         self.call(lambda _: self._node.set_faults(endpoint or self.endpoint, faults))
 
-    def inject(self, *faults: Fault) -> None:
+    def inject(self, *faults: NodeFault) -> None:
         """Give the chain itself these faults in place of those before; none ends them. ValueError: one is an endpoint's."""
         self.call(lambda chain: chain.inject(*faults))
 
@@ -98,14 +98,14 @@ class Embedded:
         """Have the node go down with its mempool lost, and come back on the same ports."""
         self.call(lambda _: self._node.restart(seconds))
 
-    def record(self) -> Record:
+    def record(self) -> ChainRecord:
         """What the chain itself says happened."""
-        return self.call(lambda chain: take(chain.state))
+        return self.call(lambda chain: take_record(chain.state))
 
     def stop(self) -> None:
         """Stop serving. The chain's last block is on disk."""
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(STOP_TIMEOUT_SECONDS)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -132,7 +132,7 @@ def open_embedded(
     faucet: bool = True,
     fees: Fees | None = None,
     events: bool = False,
-) -> Iterator[Embedded]:
+) -> Iterator[EmbeddedNode]:
     """A node on the state under `state_dir`, for as long as the block runs. With `events` it has a websocket, too.
 
     `topics` of None keeps the chain's own (topic 67 on a new one); `block_time` of None makes blocks by hand or on a
@@ -142,12 +142,12 @@ def open_embedded(
         RetryLater: another node runs on this state.
         NeedsHuman: the state cannot be written or read.
     """
-    rules = Rules(
+    rules = ChainConfig(
         chain_id=chain_id, version=version, topics=topics, block_time=block_time, faucet=faucet, fees=fees or Fees()
     )
-    store = Store(chain_path(state_dir, chain_id))
+    store = ChainStore(chain_path(state_dir, chain_id))
     try:
-        node = Embedded(LocalChain(rules, store, clock), seal_at_once=seal_at_once, events=events)
+        node = EmbeddedNode(LocalChain(rules, store, clock), seal_at_once=seal_at_once, events=events)
         try:
             yield node
         finally:

@@ -5,35 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from forecastd.chain.codec import LABEL
+from forecastd.chain.codec import VALUE_LABEL
 from forecastd.chain.sdk import canonical_decimal, emissions, messages
-from forecastd.localnet.activeset import SCORE_ALPHA, lowest
-from forecastd.localnet.service import Declined, Seen
-from forecastd.localnet.state import Stored
+from forecastd.localnet.active_set import SCORE_ALPHA, lowest_scored
+from forecastd.localnet.service import ChainView, RpcStatusError
+from forecastd.localnet.state import StoredInference
 from forecastd.localnet.topics import TopicSpec
 
-Query = Callable[[Seen, Any, Any], Any]
+Query = Callable[[ChainView, Any, Any], Any]
 """The chain, the request, and the module of the version's messages; gives the answer."""
 
 
-def answer(chain: Seen, version: str, method: str, request: bytes) -> Any:
+def answer_query(chain: ChainView, version: str, method: str, request: bytes) -> Any:
     """Answer one query.
 
     Raises:
         Declined: the chain speaks another version, there is no such method, or the query has no answer.
     """
     if version != chain.state.version:
-        raise Declined("UNIMPLEMENTED", f"unknown service emissions.{version}.QueryService")
+        raise RpcStatusError("UNIMPLEMENTED", f"unknown service emissions.{version}.QueryService")
     query = QUERIES.get(method)
     em = emissions(chain.state.version)
-    asked = getattr(em, f"{method}Request", None)
-    if query is None or asked is None:
-        raise Declined("UNIMPLEMENTED", f"unknown method {method} for service emissions.{version}.QueryService")
-    return query(chain, asked.parse(request), em)
+    request_class = getattr(em, f"{method}Request", None)
+    if query is None or request_class is None:
+        raise RpcStatusError("UNIMPLEMENTED", f"unknown method {method} for service emissions.{version}.QueryService")
+    return query(chain, request_class.parse(request), em)
 
 
-def _params(chain: Seen, asked: Any, em: Any) -> Any:
-    del asked
+def _params(chain: ChainView, request: Any, em: Any) -> Any:
+    del request
     fees = chain.state.fees
     params = emissions("v9").Params(
         registration_fee=str(fees.registration),
@@ -43,115 +43,119 @@ def _params(chain: Seen, asked: Any, em: Any) -> Any:
     return em.GetParamsResponse(params=params)
 
 
-def _next_topic_id(chain: Seen, asked: Any, em: Any) -> Any:
-    del asked
+def _next_topic_id(chain: ChainView, request: Any, em: Any) -> Any:
+    del request
     return em.GetNextTopicIdResponse(next_topic_id=1 + max((topic.id for topic in chain.state.topics), default=0))
 
 
-def _topic(chain: Seen, asked: Any, em: Any) -> Any:
-    found = _known(chain, asked.topic_id)
+def _topic(chain: ChainView, request: Any, em: Any) -> Any:
+    spec = _find_topic(chain, request.topic_id)
     topic = em.Topic(
-        id=found.id,
+        id=spec.id,
         creator="",
-        metadata=found.metadata,
+        metadata=spec.metadata,
         loss_method="mse",
-        epoch_last_ended=found.newest_nonce(chain.state.height) or 0,
-        epoch_length=found.epoch_length,
-        ground_truth_lag=found.ground_truth_lag,
-        worker_submission_window=found.worker_submission_window,
+        epoch_last_ended=spec.newest_nonce(chain.state.height) or 0,
+        epoch_length=spec.epoch_length,
+        ground_truth_lag=spec.ground_truth_lag,
+        worker_submission_window=spec.worker_submission_window,
         allow_negative=True,
         merit_sortition_alpha=str(SCORE_ALPHA),
     )
     return em.GetTopicResponse(topic=topic, weight="1", effective_revenue="0", topic_stake="0")
 
 
-def _topic_exists(chain: Seen, asked: Any, em: Any) -> Any:
-    return em.TopicExistsResponse(exists=chain.state.topic(asked.topic_id) is not None)
+def _topic_exists(chain: ChainView, request: Any, em: Any) -> Any:
+    return em.TopicExistsResponse(exists=chain.state.topic(request.topic_id) is not None)
 
 
-def _is_topic_active(chain: Seen, asked: Any, em: Any) -> Any:
-    return em.IsTopicActiveResponse(is_active=_known(chain, asked.topic_id).active)
+def _is_topic_active(chain: ChainView, request: Any, em: Any) -> Any:
+    return em.IsTopicActiveResponse(is_active=_find_topic(chain, request.topic_id).active)
 
 
-def _is_registered(chain: Seen, asked: Any, em: Any) -> Any:
-    topic = _known(chain, asked.topic_id)
-    return em.IsWorkerRegisteredInTopicIdResponse(is_registered=(topic.id, asked.address) in chain.state.workers)
+def _is_registered(chain: ChainView, request: Any, em: Any) -> Any:
+    topic = _find_topic(chain, request.topic_id)
+    return em.IsWorkerRegisteredInTopicIdResponse(is_registered=(topic.id, request.address) in chain.state.workers)
 
 
-def _can_submit(chain: Seen, asked: Any, em: Any) -> Any:
-    topic = _known(chain, asked.topic_id)
-    return em.CanSubmitWorkerPayloadResponse(can_submit_worker_payload=topic.permits(asked.address))
+def _can_submit(chain: ChainView, request: Any, em: Any) -> Any:
+    topic = _find_topic(chain, request.topic_id)
+    return em.CanSubmitWorkerPayloadResponse(can_submit_worker_payload=topic.permits(request.address))
 
 
-def _nonces(chain: Seen, topic_id: int) -> Any:
+def _open_nonces(chain: ChainView, topic_id: int) -> Any:
     v3 = messages("emissions.v3")
-    found = _known(chain, topic_id).open_nonces(chain.state.height)
-    return v3.Nonces(nonces=[v3.Nonce(block_height=nonce) for nonce in found])
+    nonces = _find_topic(chain, topic_id).open_nonces(chain.state.height)
+    return v3.Nonces(nonces=[v3.Nonce(block_height=nonce) for nonce in nonces])
 
 
-def _unfulfilled(chain: Seen, asked: Any, em: Any) -> Any:
-    return em.GetUnfulfilledWorkerNoncesResponse(nonces=_nonces(chain, asked.topic_id))
+def _unfulfilled_nonces(chain: ChainView, request: Any, em: Any) -> Any:
+    return em.GetUnfulfilledWorkerNoncesResponse(nonces=_open_nonces(chain, request.topic_id))
 
 
-def _open_windows(chain: Seen, asked: Any, em: Any) -> Any:
-    return em.GetOpenWorkerSubmissionWindowsResponse(nonces=_nonces(chain, asked.topic_id))
+def _open_windows(chain: ChainView, request: Any, em: Any) -> Any:
+    return em.GetOpenWorkerSubmissionWindowsResponse(nonces=_open_nonces(chain, request.topic_id))
 
 
-def _is_unfulfilled(chain: Seen, asked: Any, em: Any) -> Any:
-    is_open = asked.block_height in _known(chain, asked.topic_id).open_nonces(chain.state.height)
+def _is_unfulfilled(chain: ChainView, request: Any, em: Any) -> Any:
+    is_open = request.block_height in _find_topic(chain, request.topic_id).open_nonces(chain.state.height)
     return em.IsWorkerNonceUnfulfilledResponse(is_worker_nonce_unfulfilled=is_open)
 
 
-def _latest_input(chain: Seen, asked: Any, em: Any) -> Any:
-    found = _latest(chain, asked)
-    value = em.InputLabeledValue(label=LABEL, value=found.value)
+def _latest_input(chain: ChainView, request: Any, em: Any) -> Any:
+    inference = _find_latest(chain, request)
+    value = em.InputLabeledValue(label=VALUE_LABEL, value=inference.value)
     return em.GetWorkerLatestInputInferenceByTopicIdResponse(
-        latest_input_inference=em.InputInference(value="0", values=[value], **_common(found))
+        latest_input_inference=em.InputInference(value="0", values=[value], **_common_fields(inference))
     )
 
 
-def _latest_plain(chain: Seen, asked: Any, em: Any) -> Any:
-    found = _latest(chain, asked)
+def _latest_plain(chain: ChainView, request: Any, em: Any) -> Any:
+    inference = _find_latest(chain, request)
     return em.GetWorkerLatestInferenceByTopicIdResponse(
-        latest_inference=messages("emissions.v3").Inference(value=found.value, **_common(found))
+        latest_inference=messages("emissions.v3").Inference(value=inference.value, **_common_fields(inference))
     )
 
 
-def _at_block(chain: Seen, asked: Any, em: Any) -> Any:
+def _inferences_at_block(chain: ChainView, request: Any, em: Any) -> Any:
     """What counts for a nonce. As on the real chain that is settled when its window closes, and empty until then."""
-    topic, stored = _known(chain, asked.topic_id), list[Stored]()
-    if chain.state.height >= asked.block_height + topic.worker_submission_window:
-        stored = list(chain.state.inferences.get((topic.id, asked.block_height), {}).values())
+    topic, inferences = _find_topic(chain, request.topic_id), list[StoredInference]()
+    if chain.state.height >= request.block_height + topic.worker_submission_window:
+        inferences = list(chain.state.inferences.get((topic.id, request.block_height), {}).values())
     if chain.state.version == "v10":
-        found = em.Inferences(inferences=[em.Inference(values=[one.value], **_common(one)) for one in stored])
+        message = em.Inferences(
+            inferences=[em.Inference(values=[inference.value], **_common_fields(inference)) for inference in inferences]
+        )
     else:
         v3 = messages("emissions.v3")
-        found = v3.Inferences(inferences=[v3.Inference(value=one.value, **_common(one)) for one in stored])
-    return em.GetInferencesAtBlockResponse(inferences=found)
+        message = v3.Inferences(
+            inferences=[v3.Inference(value=inference.value, **_common_fields(inference)) for inference in inferences]
+        )
+    return em.GetInferencesAtBlockResponse(inferences=message)
 
 
-def _network(chain: Seen, asked: Any, em: Any) -> Any:
+def _network_inferences(chain: ChainView, request: Any, em: Any) -> Any:
     """The last closed nonce with inferences; combined is their mean, for nobody is scored here."""
-    topic = _known(chain, asked.topic_id)
-    closed = [
+    topic = _find_topic(chain, request.topic_id)
+    closed_nonces = [
         nonce
         for (topic_id, nonce), active in chain.state.inferences.items()
         if active and topic_id == topic.id and nonce + topic.worker_submission_window <= chain.state.height
     ]
-    if not closed:
-        raise Declined("NOT_FOUND", f"no inferences found for topic {topic.id}")
-    nonce = max(closed)
-    by_worker = {worker: one.value for worker, one in chain.state.inferences[topic.id, nonce].items()}
+    if not closed_nonces:
+        raise RpcStatusError("NOT_FOUND", f"no inferences found for topic {topic.id}")
+    nonce = max(closed_nonces)
+    by_worker = {worker: inference.value for worker, inference in chain.state.inferences[topic.id, nonce].items()}
     mean = repr(sum(map(float, by_worker.values())) / len(by_worker))
-    make = _network_v10 if chain.state.version == "v10" else _network_v9
+    make = _network_inferences_v10 if chain.state.version == "v10" else _network_inferences_v9
     return em.GetLatestNetworkInferencesResponse(
         network_inferences=make(em, topic.id, nonce, mean, by_worker), inference_block_height=nonce
     )
 
 
-def _network_v10(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[str, str]) -> Any:
+def _network_inferences_v10(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[str, str]) -> Any:
     def labelled(value: str) -> Any:
-        return [em.LabeledValue(label_id=0, label_name=LABEL, value=value)]
+        return [em.LabeledValue(label_id=0, label_name=VALUE_LABEL, value=value)]
 
     return em.NetworkInferenceBundle(
         topic_id=topic_id,
@@ -164,26 +168,26 @@ def _network_v10(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[
     )
 
 
-def _network_v9(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[str, str]) -> Any:
+def _network_inferences_v9(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[str, str]) -> Any:
     del em, nonce
     v3 = messages("emissions.v3")
     values = [v3.WorkerAttributedValue(worker=worker, value=value) for worker, value in by_worker.items()]
     return v3.ValueBundle(topic_id=topic_id, combined_value=mean, naive_value=mean, inferer_values=values)
 
 
-def _score(chain: Seen, asked: Any, em: Any) -> Any:
-    topic = _known(chain, asked.topic_id)
-    return em.GetInfererScoreEmaResponse(score=_scored(chain, topic, asked.inferer))
+def _score(chain: ChainView, request: Any, em: Any) -> Any:
+    topic = _find_topic(chain, request.topic_id)
+    return em.GetInfererScoreEmaResponse(score=_score_message(chain, topic, request.inferer))
 
 
-def _lowest_score(chain: Seen, asked: Any, em: Any) -> Any:
+def _lowest_score(chain: ChainView, request: Any, em: Any) -> Any:
     """The lowest score of the newest active set."""
-    topic = _known(chain, asked.topic_id)
-    worker = lowest(chain.state, topic.id, topic.newest_nonce(chain.state.height) or 0)
-    return em.GetCurrentLowestInfererScoreResponse(score=_scored(chain, topic, worker or ""))
+    topic = _find_topic(chain, request.topic_id)
+    worker = lowest_scored(chain.state, topic.id, topic.newest_nonce(chain.state.height) or 0)
+    return em.GetCurrentLowestInfererScoreResponse(score=_score_message(chain, topic, worker or ""))
 
 
-def _scored(chain: Seen, topic: TopicSpec, worker: str) -> Any:
+def _score_message(chain: ChainView, topic: TopicSpec, worker: str) -> Any:
     score = canonical_decimal(chain.state.score(topic.id, worker))
     return messages("emissions.v3").Score(
         topic_id=topic.id, block_height=chain.state.height, address=worker, score=score
@@ -198,34 +202,36 @@ QUERIES: dict[str, Query] = {
     "IsTopicActive": _is_topic_active,
     "IsWorkerRegisteredInTopicId": _is_registered,
     "CanSubmitWorkerPayload": _can_submit,
-    "GetUnfulfilledWorkerNonces": _unfulfilled,
+    "GetUnfulfilledWorkerNonces": _unfulfilled_nonces,
     "GetOpenWorkerSubmissionWindows": _open_windows,
     "IsWorkerNonceUnfulfilled": _is_unfulfilled,
     "GetWorkerLatestInputInferenceByTopicId": _latest_input,
     "GetWorkerLatestInferenceByTopicId": _latest_plain,
-    "GetInferencesAtBlock": _at_block,
-    "GetLatestNetworkInferences": _network,
+    "GetInferencesAtBlock": _inferences_at_block,
+    "GetLatestNetworkInferences": _network_inferences,
     "GetInfererScoreEma": _score,
     "GetCurrentLowestInfererScore": _lowest_score,
 }
 
 
-def _known(chain: Seen, topic_id: int) -> TopicSpec:
-    found = chain.state.topic(topic_id)
-    if found is None:
-        raise Declined("NOT_FOUND", f"topic {topic_id} not found")
-    return found
+def _find_topic(chain: ChainView, topic_id: int) -> TopicSpec:
+    topic = chain.state.topic(topic_id)
+    if topic is None:
+        raise RpcStatusError("NOT_FOUND", f"topic {topic_id} not found")
+    return topic
 
 
-def _latest(chain: Seen, asked: Any) -> Stored:
-    found = chain.state.latest.get((asked.topic_id, asked.worker_address))
-    if found is None:
-        raise Declined("NOT_FOUND", f"inference of {asked.worker_address[:64]} for topic {asked.topic_id} not found")
-    return found
+def _find_latest(chain: ChainView, request: Any) -> StoredInference:
+    inference = chain.state.latest_inferences.get((request.topic_id, request.worker_address))
+    if inference is None:
+        raise RpcStatusError(
+            "NOT_FOUND", f"inference of {request.worker_address[:64]} for topic {request.topic_id} not found"
+        )
+    return inference
 
 
-def _common(one: Stored) -> dict[str, Any]:
+def _common_fields(inference: StoredInference) -> dict[str, Any]:
     return {
-        "topic_id": one.topic_id, "block_height": one.nonce, "inferer": one.worker,
-        "extra_data": one.extra_data, "proof": one.proof,
+        "topic_id": inference.topic_id, "block_height": inference.nonce, "inferer": inference.worker,
+        "extra_data": inference.extra_data, "proof": inference.proof,
     }  # fmt: skip

@@ -16,21 +16,21 @@ from pathlib import Path
 
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.localnet.chain import Block, LocalChain, Rules
-from forecastd.localnet.faults import Fault, parse_faults
-from forecastd.localnet.running import announced
+from forecastd.localnet.chain import ChainBlock, ChainConfig, LocalChain
+from forecastd.localnet.discovery import publish_endpoint
+from forecastd.localnet.faults import NodeFault, parse_faults
 from forecastd.localnet.server import LOOPBACK, LocalNode, listen
-from forecastd.localnet.state import State
-from forecastd.localnet.store import Store, chain_path
-from forecastd.localnet.websocket import PATH, Hub
+from forecastd.localnet.state import ChainState
+from forecastd.localnet.store import ChainStore, chain_path
+from forecastd.localnet.websocket import WEBSOCKET_PATH, EventHub
 
 
 @dataclass(frozen=True)
 class EndpointSpec:
     """One more endpoint: over gRPC or REST, with faults."""
 
-    rest: bool
-    faults: tuple[Fault, ...]
+    is_rest: bool
+    faults: tuple[NodeFault, ...]
 
     @classmethod
     def parse(cls, text: str) -> EndpointSpec:
@@ -39,44 +39,44 @@ class EndpointSpec:
         Raises:
             NeedsHuman: not of this form, or one of the faults is the chain's.
         """
-        prefix, found, rest = text.partition("rest:")
-        over_rest = bool(found) and not prefix.strip()
-        told = rest if over_rest else text
-        faults = () if told.strip() in ("", "ok") else parse_faults(told)
-        wrong = [fault.name for fault in faults if not fault.kind.of_endpoint]
-        if wrong:
-            raise NeedsHuman(f"{wrong[0]} is a fault of the chain, not of one endpoint. Give it with --fault.")
-        return cls(over_rest, faults)
+        prefix, separator, remainder = text.partition("rest:")
+        is_rest = bool(separator) and not prefix.strip()
+        fault_text = remainder if is_rest else text
+        faults = () if fault_text.strip() in ("", "ok") else parse_faults(fault_text)
+        chain_faults = [fault.name for fault in faults if not fault.kind.is_endpoint_fault]
+        if chain_faults:
+            raise NeedsHuman(f"{chain_faults[0]} is a fault of the chain, not of one endpoint. Give it with --fault.")
+        return cls(is_rest, faults)
 
     def __str__(self) -> str:
         return ", ".join(str(fault) for fault in self.faults) or "ok"
 
 
 @dataclass(frozen=True)
-class Started:
+class NodeStartup:
     """What a node that began to serve tells."""
 
-    state: State
+    state: ChainState
     endpoint: str
     websocket: str
     rest: str | None
     faults: tuple[str, ...]
-    others: tuple[tuple[str, str], ...]  # (URL, faults) of each further endpoint
+    extra_endpoints: tuple[tuple[str, str], ...]  # (URL, faults) of each further endpoint
 
 
 def run_node(
     state_dir: Path,
     clock: Clock,
-    rules: Rules,
+    rules: ChainConfig,
     *,
     port: int,
     ws_port: int,
     rest_port: int | None = None,
     seal_at_once: bool,
-    faults: Sequence[Fault] = (),
+    faults: Sequence[NodeFault] = (),
     endpoints: Sequence[EndpointSpec] = (),
-    started: Callable[[Started], None],
-    block_made: Callable[[Block], None],
+    on_started: Callable[[NodeStartup], None],
+    on_block: Callable[[ChainBlock], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM. Port 0 takes a free one; without a REST port there is no REST.
 
@@ -88,51 +88,55 @@ def run_node(
         NeedsHuman: a port is taken, another node runs on the state, or the state cannot be used.
     """
     with ExitStack() as stack:
-        store = _own(chain_path(state_dir, rules.chain_id))
+        store = _open_store(chain_path(state_dir, rules.chain_id))
         stack.callback(store.close)
-        sock = _bound(port, "--port")
+        sock = _listen_on(port, "--port")
         stack.callback(sock.close)
-        ws_sock = _bound(ws_port, "--ws-port")
+        ws_sock = _listen_on(ws_port, "--ws-port")
         stack.callback(ws_sock.close)
         chain = LocalChain(rules, store, clock)
-        chain.inject(*(fault for fault in faults if not fault.kind.of_endpoint))
-        own = [fault for fault in faults if fault.kind.of_endpoint]
-        node = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=own)
-        hub = Hub(lambda: node.is_down, chain_id=rules.chain_id)
-        node.on_down = hub.cut
-        rest = node.add(_bound(rest_port, "--rest-port"), rest=True).url if rest_port is not None else None
-        others = tuple((node.add(listen(0), one.faults, rest=one.rest).url, str(one)) for one in endpoints)
-        websocket = f"ws://{LOOPBACK}:{ws_sock.getsockname()[1]}{PATH}"
-        told = Started(chain.state, node.main.url, websocket, rest, tuple(map(str, faults)), others)
-        stack.enter_context(announced(state_dir, told.endpoint, rules.chain_id, websocket))
+        chain.inject(*(fault for fault in faults if not fault.kind.is_endpoint_fault))
+        endpoint_faults = [fault for fault in faults if fault.kind.is_endpoint_fault]
+        node = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=endpoint_faults)
+        hub = EventHub(lambda: node.is_down, chain_id=rules.chain_id)
+        node.on_down = hub.drop_connections
+        rest = node.add_endpoint(_listen_on(rest_port, "--rest-port"), rest=True).url if rest_port is not None else None
+        extra_endpoints = tuple(
+            (node.add_endpoint(listen(0), spec.faults, rest=spec.is_rest).url, str(spec)) for spec in endpoints
+        )
+        websocket = f"ws://{LOOPBACK}:{ws_sock.getsockname()[1]}{WEBSOCKET_PATH}"
+        startup = NodeStartup(
+            chain.state, node.main_listener.url, websocket, rest, tuple(map(str, faults)), extra_endpoints
+        )
+        stack.enter_context(publish_endpoint(state_dir, startup.endpoint, rules.chain_id, websocket))
 
-        def made(block: Block) -> None:
+        def on_new_block(block: ChainBlock) -> None:
             hub.publish(block, chain.state.version)
-            block_made(block)
+            on_block(block)
 
-        chain.listeners.append(made)
+        chain.listeners.append(on_new_block)
 
         async def main() -> None:
             stop, loop = asyncio.Event(), asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stop.set)
+            for signal_number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(signal_number, stop.set)
             async with AsyncExitStack() as serving:
                 await serving.enter_async_context(node.serve())
                 await serving.enter_async_context(hub.serve(ws_sock))
-                started(told)
+                on_started(startup)
                 await stop.wait()
 
         asyncio.run(main())
 
 
-def _own(path: Path) -> Store:
+def _open_store(path: Path) -> ChainStore:
     try:
-        return Store(path, wait=0.0)
+        return ChainStore(path, timeout_seconds=0.0)
     except RetryLater as error:  # whoever starts a second node in the foreground has to stop one of them
         raise NeedsHuman(str(error)) from error
 
 
-def _bound(port: int, option: str) -> socket.socket:
+def _listen_on(port: int, option: str) -> socket.socket:
     try:
         return listen(port)
     except OSError as error:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from forecastd.chain.codec import LABEL
-from forecastd.chain.keys import address_of, verify
+from forecastd.chain.codec import VALUE_LABEL
+from forecastd.chain.keys import address_from_public_key, verify_signature
 from forecastd.chain.sdk import canonical_decimal
-from forecastd.localnet.txs import Message
+from forecastd.localnet.transactions import TxMessage
 
 
 @dataclass(frozen=True)
-class Refusal:
+class TxRefusal:
     """Why a transaction is refused, as the chain says it."""
 
     codespace: str
@@ -24,10 +24,10 @@ class Refusal:
     log: str
 
 
-INVALID_TOPIC = Refusal("emissions", 6, "invalid topic ID")
+INVALID_TOPIC = TxRefusal("emissions", 6, "invalid topic ID")
 
 
-def check_bundle(message: Message) -> Refusal | None:
+def check_bundle(message: TxMessage) -> TxRefusal | None:
     """The first fault of a payload that can be found without the chain's state, or None."""
     bundle = message.content.worker_data_bundle
     if bundle is None or bundle.nonce is None or bundle.inference_forecasts_bundle is None:
@@ -41,15 +41,19 @@ def check_bundle(message: Message) -> Refusal | None:
     inner = bundle.inference_forecasts_bundle
     if inner.inference is None:
         return _invalid("inference cannot be nil: this node takes no forecasts of other workers' inferences")
-    wrong = _check_identity(bundle, address_of(public_key)) or _check_values(inner.inference, message.version)
-    if wrong is not None:
-        return wrong
-    if not verify(public_key, _rewritten(inner, message.version), bundle.inferences_forecasts_bundle_signature):
+    refusal = _check_identity(bundle, address_from_public_key(public_key)) or _check_values(
+        inner.inference, message.version
+    )
+    if refusal is not None:
+        return refusal
+    if not verify_signature(
+        public_key, _canonical_bytes(inner, message.version), bundle.inferences_forecasts_bundle_signature
+    ):
         return _unauthorized("signature verification failed")
     return None
 
 
-def _check_identity(bundle: Any, owner: str) -> Refusal | None:
+def _check_identity(bundle: Any, owner: str) -> TxRefusal | None:
     """Whether key, worker, topic and nonce are the same everywhere in the payload."""
     inference = bundle.inference_forecasts_bundle.inference
     if inference.inferer != owner:
@@ -57,25 +61,25 @@ def _check_identity(bundle: Any, owner: str) -> Refusal | None:
     if bundle.worker != inference.inferer:
         return _unauthorized(f"Inference.Inferer {inference.inferer} does not match worker address {bundle.worker}")
     if inference.topic_id != bundle.topic_id:
-        return Refusal("emissions", 6, "inferer not using the same topic as bundle: invalid topic ID")
+        return TxRefusal("emissions", 6, "inferer not using the same topic as bundle: invalid topic ID")
     if inference.block_height != bundle.nonce.block_height:
         return _invalid("inference and bundle have different nonces")
     return None
 
 
-def value_of(message: Message) -> str:
+def payload_value(message: TxMessage) -> str:
     """The forecast of a payload that `check_bundle` found right, in the chain's own writing."""
     inference = message.content.worker_data_bundle.inference_forecasts_bundle.inference
     return canonical_decimal(str(inference.values[0].value if message.version == "v10" else inference.value))
 
 
-def _check_values(inference: Any, version: str) -> Refusal | None:
+def _check_values(inference: Any, version: str) -> TxRefusal | None:
     texts = [inference.value]
     if version == "v10":
         if len(inference.values) != 1:
             return _invalid(f"a topic with a single output takes exactly one value, got {len(inference.values)}")
-        if inference.values[0].label != LABEL:
-            return _invalid(f"the label of a single output is {LABEL}, got {inference.values[0].label[:32]!r}")
+        if inference.values[0].label != VALUE_LABEL:
+            return _invalid(f"the label of a single output is {VALUE_LABEL}, got {inference.values[0].label[:32]!r}")
         texts.append(inference.values[0].value)
     for text in texts:
         try:
@@ -85,19 +89,19 @@ def _check_values(inference: Any, version: str) -> Refusal | None:
     return None
 
 
-def _rewritten(inner: Any, version: str) -> bytes:
+def _canonical_bytes(inner: Any, version: str) -> bytes:
     """The bundle's bytes with its decimals written as the chain writes them."""
-    again = type(inner).parse(bytes(inner))
-    again.inference.value = canonical_decimal(again.inference.value)
+    canonical = type(inner).parse(bytes(inner))
+    canonical.inference.value = canonical_decimal(canonical.inference.value)
     if version == "v10":
-        for one in again.inference.values:
-            one.value = canonical_decimal(one.value)
-    return bytes(again)
+        for labeled in canonical.inference.values:
+            labeled.value = canonical_decimal(labeled.value)
+    return bytes(canonical)
 
 
-def _invalid(why: str) -> Refusal:
-    return Refusal("sdk", 18, f"Error validating worker data bundle: {why}: invalid request")
+def _invalid(reason: str) -> TxRefusal:
+    return TxRefusal("sdk", 18, f"Error validating worker data bundle: {reason}: invalid request")
 
 
-def _unauthorized(why: str) -> Refusal:
-    return Refusal("sdk", 4, f"Error validating worker data bundle: {why}: unauthorized")
+def _unauthorized(reason: str) -> TxRefusal:
+    return TxRefusal("sdk", 4, f"Error validating worker data bundle: {reason}: unauthorized")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from forecastd.localnet.state import Account, State, TxRecord
+from forecastd.localnet.state import ChainState, LocalAccount, TxRecord
 
 
-class Standing(StrEnum):
+class InferenceStatus(StrEnum):
     """What a worker's forecast came to for a nonce, by the chain."""
 
     ADMITTED = "admitted"  # in the active set
@@ -18,17 +18,17 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True)
-class Window:
+class WindowRecord:
     """A submission window. A payload is taken in blocks `nonce` < height <= `last`; `closed` by now."""
 
     topic_id: int
     nonce: int
-    last: int
-    closed: bool
+    last_block: int
+    is_closed: bool
 
 
 @dataclass(frozen=True)
-class Record:
+class ChainRecord:
     """A chain as it is at `height`. Take it with `Embedded.record()`."""
 
     chain_id: str
@@ -38,60 +38,66 @@ class Record:
     active: dict[tuple[int, int], dict[str, str]]  # by (topic, nonce): worker -> value
     evicted: dict[tuple[int, int], dict[str, str]]
     scores: dict[tuple[int, str], float]
-    accounts: dict[str, Account]
-    topics: dict[int, tuple[Window, ...]]  # by topic, oldest first
+    accounts: dict[str, LocalAccount]
+    windows_by_topic: dict[int, tuple[WindowRecord, ...]]  # by topic, oldest first
 
     def inclusions(self, topic_id: int, nonce: int, wallet: str) -> tuple[TxRecord, ...]:
         """Every payload of a wallet for a nonce that a block included, failed ones too."""
         return tuple(
-            one
-            for one in self.transactions
-            if (one.kind, one.topic_id, one.nonce, one.sender) == ("payload", topic_id, nonce, wallet)
+            record
+            for record in self.transactions
+            if (record.kind, record.topic_id, record.nonce, record.sender) == ("payload", topic_id, nonce, wallet)
         )
 
-    def standing(self, topic_id: int, nonce: int, wallet: str) -> Standing:
+    def inference_status(self, topic_id: int, nonce: int, wallet: str) -> InferenceStatus:
         """What the wallet's forecast for a nonce came to."""
         if wallet in self.active.get((topic_id, nonce), {}):
-            return Standing.ADMITTED
+            return InferenceStatus.ADMITTED
         if wallet in self.evicted.get((topic_id, nonce), {}):
-            return Standing.EVICTED
-        good = any(one.code == 0 for one in self.inclusions(topic_id, nonce, wallet))
-        return Standing.PASSIVE if good else Standing.NONE
+            return InferenceStatus.EVICTED
+        good = any(record.code == 0 for record in self.inclusions(topic_id, nonce, wallet))
+        return InferenceStatus.PASSIVE if good else InferenceStatus.NONE
 
-    def windows(self, topic_id: int, since: int = 0) -> tuple[Window, ...]:
+    def windows(self, topic_id: int, since: int = 0) -> tuple[WindowRecord, ...]:
         """The windows of a topic that opened at or after height `since`, oldest first."""
-        return tuple(window for window in self.topics.get(topic_id, ()) if window.nonce >= since)
+        return tuple(window for window in self.windows_by_topic.get(topic_id, ()) if window.nonce >= since)
 
-    def paid(self, wallet: str) -> int:
+    def fees_paid(self, wallet: str) -> int:
         """The uallo of fees a wallet's transactions cost."""
-        return sum(one.fee for one in self.transactions if one.sender == wallet)
+        return sum(record.fee for record in self.transactions if record.sender == wallet)
 
 
-MOST_WINDOWS = 10_000  # of a topic: months on a chain that caught up
+MAX_WINDOWS = 10_000  # of a topic: months on a chain that caught up
 
 
-def take(state: State) -> Record:
+def take_record(state: ChainState) -> ChainRecord:
     """The record of a chain now."""
-    return Record(
+    return ChainRecord(
         chain_id=state.chain_id,
         version=state.version,
         height=state.height,
         transactions=tuple(state.txs.values()),
-        active={key: {one.worker: one.value for one in found.values()} for key, found in state.inferences.items()},
-        evicted={key: {one.worker: one.value for one in found.values()} for key, found in state.evicted.items()},
+        active={
+            key: {inference.worker: inference.value for inference in by_worker.values()}
+            for key, by_worker in state.inferences.items()
+        },
+        evicted={
+            key: {inference.worker: inference.value for inference in by_worker.values()}
+            for key, by_worker in state.evicted_inferences.items()
+        },
         scores=dict(state.scores),
         accounts=dict(state.accounts),
-        topics={topic.id: _windows(state, topic.id) for topic in state.topics},
+        windows_by_topic={topic.id: _windows(state, topic.id) for topic in state.topics},
     )
 
 
-def _windows(state: State, topic_id: int) -> tuple[Window, ...]:
+def _windows(state: ChainState, topic_id: int) -> tuple[WindowRecord, ...]:
     topic = state.topic(topic_id)
     newest = topic.newest_nonce(state.height) if topic is not None else None
     if topic is None or newest is None:
         return ()
-    oldest = max(topic.first_nonce, newest - (MOST_WINDOWS - 1) * topic.epoch_length)
+    oldest = max(topic.first_nonce, newest - (MAX_WINDOWS - 1) * topic.epoch_length)
     return tuple(
-        Window(topic_id, nonce, topic.last_block(nonce), nonce + topic.worker_submission_window <= state.height)
+        WindowRecord(topic_id, nonce, topic.last_block(nonce), nonce + topic.worker_submission_window <= state.height)
         for nonce in range(oldest, newest + 1, topic.epoch_length)
     )

@@ -8,31 +8,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from forecastd.chain.keys import address_of, is_address, verify
+from forecastd.chain.keys import address_from_public_key, is_address, verify_signature
 from forecastd.chain.sdk import messages
-from forecastd.localnet.activeset import admit
-from forecastd.localnet.payload import INVALID_TOPIC, Refusal, check_bundle, value_of
-from forecastd.localnet.state import PRICE_UNIT, Account, Effect, State, Stored, TxRecord
+from forecastd.localnet.active_set import admit
+from forecastd.localnet.payload import INVALID_TOPIC, TxRefusal, check_bundle, payload_value
+from forecastd.localnet.state import PRICE_UNIT, ChainState, Effect, LocalAccount, StoredInference, TxRecord
 from forecastd.localnet.topics import TopicSpec
-from forecastd.localnet.txs import Message, Tx
+from forecastd.localnet.transactions import Tx, TxMessage
 
-MOST_MEMO = 256
-_TX_BASE, _TX_BYTE, _SIGNATURE = 20_000, 10, 1_000  # gas
-_MESSAGE = {"payload": 60_000, "register": 45_000, "other": 0}
-BLOCK_TARGET = 2_000_000  # gas in a block above which the price rises
+MAX_MEMO_LENGTH = 256
+_BASE_GAS, _GAS_PER_BYTE, _SIGNATURE_GAS = 20_000, 10, 1_000  # gas
+_MESSAGE_GAS = {"payload": 60_000, "register": 45_000, "other": 0}
+BLOCK_GAS_TARGET = 2_000_000  # gas in a block above which the price rises
 
 
 def ante_gas(tx: Tx) -> int:
     """Gas a transaction uses before its messages run."""
-    return _TX_BASE + _TX_BYTE * len(tx.raw) + _SIGNATURE
+    return _BASE_GAS + _GAS_PER_BYTE * len(tx.raw) + _SIGNATURE_GAS
 
 
-def gas_of(tx: Tx) -> int:
+def total_gas(tx: Tx) -> int:
     """Gas a transaction uses in all when it runs to its end."""
-    return ante_gas(tx) + sum(_MESSAGE[message.kind] for message in tx.messages)
+    return ante_gas(tx) + sum(_MESSAGE_GAS[message.kind] for message in tx.messages)
 
 
-def lowest_fee(gas: int, gas_price: int) -> int:
+def min_fee(gas: int, gas_price: int) -> int:
     """The least uallo the chain takes for a gas limit, rounded up. `gas_price` has 18 decimals."""
     return -(-gas * gas_price // PRICE_UNIT)
 
@@ -40,18 +40,18 @@ def lowest_fee(gas: int, gas_price: int) -> int:
 def next_gas_price(gas_price: int, gas_used: int, floor: int) -> int:
     """The fee market: an eighth up after a block above target, else an eighth down, never below the floor."""
     step = gas_price // 8
-    return gas_price + step if gas_used > BLOCK_TARGET else max(floor, gas_price - step)
+    return gas_price + step if gas_used > BLOCK_GAS_TARGET else max(floor, gas_price - step)
 
 
 @dataclass(frozen=True)
 class Payer:
     """The account that signs, and how many of its transactions wait in the mempool before this one."""
 
-    account: Account
-    waiting: int = 0
+    account: LocalAccount
+    pending_count: int = 0
 
 
-def check_ante(state: State, tx: Tx, height: int, payer: Payer | None) -> Refusal | None:
+def check_ante(state: ChainState, tx: Tx, height: int, payer: Payer | None) -> TxRefusal | None:
     """The first thing for which a block of `height` would not take the transaction at all, or None."""
     return (
         _check_form(state, tx)
@@ -61,45 +61,47 @@ def check_ante(state: State, tx: Tx, height: int, payer: Payer | None) -> Refusa
     )
 
 
-def _check_form(state: State, tx: Tx) -> Refusal | None:
+def _check_form(state: ChainState, tx: Tx) -> TxRefusal | None:
     if not tx.messages:
-        return Refusal("sdk", 18, "must contain at least one message: invalid request")
+        return TxRefusal("sdk", 18, "must contain at least one message: invalid request")
     for message in tx.messages:
         if message.kind == "other" or message.version != state.version:
-            return Refusal("sdk", 2, f"unable to resolve type URL {message.type_url}: tx parse error")
+            return TxRefusal("sdk", 2, f"unable to resolve type URL {message.type_url}: tx parse error")
         if message.sender != tx.sender:
-            return Refusal(
+            return TxRefusal(
                 "sdk", 14, "this node takes transactions of one signer: maximum number of signatures exceeded"
             )
-    if tx.signatures == 0:
-        return Refusal("sdk", 15, "no signatures supplied")
+    if tx.signature_count == 0:
+        return TxRefusal("sdk", 15, "no signatures supplied")
     if not is_address(tx.sender):
-        return Refusal("sdk", 7, "invalid sender: invalid address")
+        return TxRefusal("sdk", 7, "invalid sender: invalid address")
     return None
 
 
-def _check_limits(state: State, tx: Tx, height: int) -> Refusal | None:
+def _check_limits(state: ChainState, tx: Tx, height: int) -> TxRefusal | None:
     if tx.timeout_height and height > tx.timeout_height:
-        return Refusal("sdk", 30, f"block height: {height}, timeout height: {tx.timeout_height}: tx timeout height")
-    if len(tx.memo) > MOST_MEMO:
-        return Refusal(
-            "sdk", 12, f"maximum number of characters is {MOST_MEMO} but received {len(tx.memo)}: memo too large"
+        return TxRefusal("sdk", 30, f"block height: {height}, timeout height: {tx.timeout_height}: tx timeout height")
+    if len(tx.memo) > MAX_MEMO_LENGTH:
+        return TxRefusal(
+            "sdk", 12, f"maximum number of characters is {MAX_MEMO_LENGTH} but received {len(tx.memo)}: memo too large"
         )
     if tx.gas < ante_gas(tx):
-        return Refusal("sdk", 11, _out_of_gas("txSize", tx.gas, ante_gas(tx)))
+        return TxRefusal("sdk", 11, _out_of_gas("txSize", tx.gas, ante_gas(tx)))
     if tx.fee is None:
-        return Refusal("sdk", 10, "fees must be in uallo: invalid coins")
-    required = lowest_fee(tx.gas, state.gas_price)
+        return TxRefusal("sdk", 10, "fees must be in uallo: invalid coins")
+    required = min_fee(tx.gas, state.gas_price)
     if tx.fee < required:
-        return Refusal("sdk", 13, f"insufficient fees; got: {tx.fee}uallo required: {required}uallo: insufficient fee")
+        return TxRefusal(
+            "sdk", 13, f"insufficient fees; got: {tx.fee}uallo required: {required}uallo: insufficient fee"
+        )
     return None
 
 
-def _check_payer(tx: Tx, payer: Payer | None) -> Refusal | None:
+def _check_payer(tx: Tx, payer: Payer | None) -> TxRefusal | None:
     if payer is None:
-        return Refusal("sdk", 9, f"fee payer address: {tx.sender} does not exist: unknown address")
+        return TxRefusal("sdk", 9, f"fee payer address: {tx.sender} does not exist: unknown address")
     if tx.fee is not None and payer.account.balance < tx.fee:
-        return Refusal(
+        return TxRefusal(
             "sdk",
             5,
             f"spendable balance {payer.account.balance}uallo is smaller than {tx.fee}uallo: insufficient funds",
@@ -107,12 +109,12 @@ def _check_payer(tx: Tx, payer: Payer | None) -> Refusal | None:
     return None
 
 
-def _check_signature(state: State, tx: Tx, payer: Payer | None) -> Refusal | None:
-    if payer is None or address_of(tx.public_key) != payer.account.address:
-        return Refusal("sdk", 8, "pubKey does not match signer address: invalid pubkey")
-    expected = payer.account.sequence + payer.waiting
+def _check_signature(state: ChainState, tx: Tx, payer: Payer | None) -> TxRefusal | None:
+    if payer is None or address_from_public_key(tx.public_key) != payer.account.address:
+        return TxRefusal("sdk", 8, "pubKey does not match signer address: invalid pubkey")
+    expected = payer.account.sequence + payer.pending_count
     if tx.sequence != expected:
-        return Refusal(
+        return TxRefusal(
             "sdk", 32, f"account sequence mismatch, expected {expected}, got {tx.sequence}: incorrect account sequence"
         )
     document = messages("cosmos.tx.v1beta1").SignDoc(
@@ -121,8 +123,8 @@ def _check_signature(state: State, tx: Tx, payer: Payer | None) -> Refusal | Non
         chain_id=state.chain_id,
         account_number=payer.account.number,
     )
-    if not verify(tx.public_key, bytes(document), tx.signature):
-        return Refusal(
+    if not verify_signature(tx.public_key, bytes(document), tx.signature):
+        return TxRefusal(
             "sdk",
             4,
             f"signature verification failed; please verify account number ({payer.account.number}), "
@@ -131,21 +133,21 @@ def _check_signature(state: State, tx: Tx, payer: Payer | None) -> Refusal | Non
     return None
 
 
-def deliver(state: State, tx: Tx, height: int, time: float, *, gas_factor: float = 1.0) -> Effect:
+def deliver(state: ChainState, tx: Tx, height: int, time: float, *, gas_factor: float = 1.0) -> Effect:
     """What a block of `height` makes of a transaction that `check_ante` let through.
 
     `gas_factor`: by how much more gas it needs than a simulation said.
     """
     account = state.accounts[tx.sender]
     fee = tx.fee or 0
-    paid = replace(account, sequence=account.sequence + 1, balance=account.balance - fee, public_key=tx.public_key)
-    gas_used, refusal = int(gas_of(tx) * gas_factor), None
-    outcome = Effect(accounts=(paid,), burnt=fee)
+    charged = replace(account, sequence=account.sequence + 1, balance=account.balance - fee, public_key=tx.public_key)
+    gas_used, refusal = int(total_gas(tx) * gas_factor), None
+    outcome = Effect(accounts=(charged,), burnt=fee)
     if gas_used > tx.gas:
-        refusal = Refusal("sdk", 11, _out_of_gas("WriteFlat", tx.gas, gas_used))
+        refusal = TxRefusal("sdk", 11, _out_of_gas("WriteFlat", tx.gas, gas_used))
     else:
-        result = run_messages(state, tx, paid, height)
-        if isinstance(result, Refusal):
+        result = run_messages(state, tx, charged, height)
+        if isinstance(result, TxRefusal):
             refusal = result
         else:
             outcome = replace(result, burnt=result.burnt + fee)
@@ -159,78 +161,80 @@ def deliver(state: State, tx: Tx, height: int, time: float, *, gas_factor: float
     return replace(outcome, record=record)
 
 
-def run_messages(state: State, tx: Tx, payer: Account, height: int) -> Effect | Refusal:
+def run_messages(state: ChainState, tx: Tx, payer: LocalAccount, height: int) -> Effect | TxRefusal:
     """Run a transaction's messages. More than one is refused: no worker sends more, and half a transaction is none."""
     if len(tx.messages) != 1:
-        return Refusal("sdk", 37, "this node runs one message a transaction: not supported")
+        return TxRefusal("sdk", 37, "this node runs one message a transaction: not supported")
     message = tx.messages[0]
     run = _register if message.kind == "register" else _insert_payload
     result = run(state, message, payer, height)
-    if isinstance(result, Refusal):
+    if isinstance(result, TxRefusal):
         return replace(result, log=f"failed to execute message; message index: 0: {result.log}")
     return result
 
 
-def _register(state: State, message: Message, payer: Account, height: int) -> Effect | Refusal:
+def _register(state: ChainState, message: TxMessage, payer: LocalAccount, height: int) -> Effect | TxRefusal:
     del height
     if state.topic(message.topic_id) is None:
         return INVALID_TOPIC
     if message.content.is_reputer:
-        return Refusal("sdk", 37, "this node has no reputers: not supported")
-    charged = _charge(payer, state.fees.registration)
-    if isinstance(charged, Refusal):
-        return charged
-    return Effect(accounts=(charged,), worker=(message.topic_id, message.sender), burnt=state.fees.registration)
+        return TxRefusal("sdk", 37, "this node has no reputers: not supported")
+    payer_after = _charge(payer, state.fees.registration)
+    if isinstance(payer_after, TxRefusal):
+        return payer_after
+    return Effect(accounts=(payer_after,), worker=(message.topic_id, message.sender), burnt=state.fees.registration)
 
 
-def _insert_payload(state: State, message: Message, payer: Account, height: int) -> Effect | Refusal:
+def _insert_payload(state: ChainState, message: TxMessage, payer: LocalAccount, height: int) -> Effect | TxRefusal:
     bundle = message.content.worker_data_bundle
     worker, topic_id, nonce = (bundle.worker if bundle else ""), message.topic_id, message.nonce
     topic = state.topic(topic_id)
-    wrong = (
+    refusal = (
         _check_permitted(topic, worker)
         or check_bundle(message)
         or _check_open(topic, topic_id, nonce, height)
         or _check_registered(state, topic_id, worker)
     )
-    if wrong is not None:
-        return wrong
-    charged = _charge(payer, state.fees.data_sending)
-    if isinstance(charged, Refusal):
-        return charged
-    if any(worker in stored.get((topic_id, nonce), {}) for stored in (state.inferences, state.evicted)):
-        return Refusal("undefined", 1, "Error planning inference admission: inference already submitted")
-    if any(one.code == 0 for one in state.inclusions(topic_id, nonce, worker)):  # taken, passive, not stored
-        return Refusal("emissions", 78, "cannot update EMA score twice within the same window")
+    if refusal is not None:
+        return refusal
+    payer_after = _charge(payer, state.fees.data_sending)
+    if isinstance(payer_after, TxRefusal):
+        return payer_after
+    if any(worker in stored.get((topic_id, nonce), {}) for stored in (state.inferences, state.evicted_inferences)):
+        return TxRefusal("undefined", 1, "Error planning inference admission: inference already submitted")
+    if any(record.code == 0 for record in state.inclusions(topic_id, nonce, worker)):  # taken, passive, not stored
+        return TxRefusal("emissions", 78, "cannot update EMA score twice within the same window")
     inference = bundle.inference_forecasts_bundle.inference
-    stored = Stored(topic_id, nonce, worker, value_of(message), height, inference.extra_data, inference.proof)
-    taken = admit(state, topic, stored) if topic is not None else Effect()
-    return replace(taken, accounts=(charged,), burnt=state.fees.data_sending)
+    stored = StoredInference(
+        topic_id, nonce, worker, payload_value(message), height, inference.extra_data, inference.proof
+    )
+    effect = admit(state, topic, stored) if topic is not None else Effect()
+    return replace(effect, accounts=(payer_after,), burnt=state.fees.data_sending)
 
 
-def _check_permitted(topic: TopicSpec | None, worker: str) -> Refusal | None:
+def _check_permitted(topic: TopicSpec | None, worker: str) -> TxRefusal | None:
     if not is_address(worker):
-        return Refusal("sdk", 7, "Error validating worker address: invalid address")
+        return TxRefusal("sdk", 7, "Error validating worker address: invalid address")
     if topic is not None and not topic.permits(worker):
-        return Refusal("undefined", 1, "Worker is not permitted to submit payload")
+        return TxRefusal("undefined", 1, "Worker is not permitted to submit payload")
     return None
 
 
-def _check_registered(state: State, topic_id: int, worker: str) -> Refusal | None:
+def _check_registered(state: ChainState, topic_id: int, worker: str) -> TxRefusal | None:
     if (topic_id, worker) in state.workers:
         return None
-    return Refusal("emissions", 13, "worker is not registered in this topic: address not registered")
+    return TxRefusal("emissions", 13, "worker is not registered in this topic: address not registered")
 
 
-def _check_open(topic: TopicSpec | None, topic_id: int, nonce: int, height: int) -> Refusal | None:
+def _check_open(topic: TopicSpec | None, topic_id: int, nonce: int, height: int) -> TxRefusal | None:
     """Whether block `height` may include a payload for the nonce."""
     if topic is None:
         return INVALID_TOPIC
     # A nonce is opened, and closed, at the end of a block: what counts is the state before this one.
     if not (topic.is_nonce(nonce) and nonce < height <= nonce + topic.worker_submission_window):
-        return Refusal("emissions", 75, "unfulfilled nonce not found")
-    if not topic.takes(nonce, height):
-        return Refusal(
+        return TxRefusal("emissions", 75, "unfulfilled nonce not found")
+    if not topic.accepts(nonce, height):
+        return TxRefusal(
             "emissions",
             67,
             f"Worker window not open for topic: {topic_id}, current block {height}, start window: {nonce}, "
@@ -239,11 +243,11 @@ def _check_open(topic: TopicSpec | None, topic_id: int, nonce: int, height: int)
     return None
 
 
-def _charge(payer: Account, fee: int) -> Account | Refusal:
+def _charge(payer: LocalAccount, fee: int) -> LocalAccount | TxRefusal:
     if payer.balance < fee:
-        return Refusal("sdk", 5, "sender has insufficient balance to cover fees: insufficient funds")
+        return TxRefusal("sdk", 5, "sender has insufficient balance to cover fees: insufficient funds")
     return replace(payer, balance=payer.balance - fee)
 
 
-def _out_of_gas(where: str, wanted: int, used: int) -> str:
-    return f"out of gas in location: {where}; gasWanted: {wanted}, gasUsed: {used}: out of gas"
+def _out_of_gas(where: str, gas_wanted: int, gas_used: int) -> str:
+    return f"out of gas in location: {where}; gasWanted: {gas_wanted}, gasUsed: {gas_used}: out of gas"

@@ -16,7 +16,7 @@ PRICE_UNIT = 10**18  # a gas price is an integer with 18 decimals, as the chain'
 
 
 @dataclass(frozen=True)
-class Account:
+class LocalAccount:
     """An account; `public_key` is empty until its first transaction."""
 
     address: str
@@ -27,7 +27,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredInference:
     """An inference the chain took in; an evicted one counts no more."""
 
     topic_id: int
@@ -64,11 +64,11 @@ class TxRecord:
 class Effect:
     """What one transaction, one gift of the faucet or one closed window changes. A score is (topic, worker, score)."""
 
-    accounts: tuple[Account, ...] = ()
+    accounts: tuple[LocalAccount, ...] = ()
     record: TxRecord | None = None
     worker: tuple[int, str] | None = None
-    inference: Stored | None = None
-    evicted: Stored | None = None
+    inference: StoredInference | None = None
+    evicted: StoredInference | None = None
     scores: tuple[tuple[int, str, float], ...] = ()
     burnt: int = 0
     minted: int = 0
@@ -84,7 +84,7 @@ class Fees:
 
 
 @dataclass
-class State:
+class ChainState:
     """The whole chain after its latest block. `inferences` are those that count: the active sets, by (topic, nonce)."""
 
     chain_id: str
@@ -94,11 +94,11 @@ class State:
     gas_price: int = PRICE_UNIT
     fees: Fees = field(default_factory=Fees)
     topics: tuple[TopicSpec, ...] = DEFAULT_TOPICS
-    accounts: dict[str, Account] = field(default_factory=dict)
+    accounts: dict[str, LocalAccount] = field(default_factory=dict)
     workers: set[tuple[int, str]] = field(default_factory=set)
-    inferences: dict[tuple[int, int], dict[str, Stored]] = field(default_factory=dict)
-    latest: dict[tuple[int, str], Stored] = field(default_factory=dict)
-    evicted: dict[tuple[int, int], dict[str, Stored]] = field(default_factory=dict)
+    inferences: dict[tuple[int, int], dict[str, StoredInference]] = field(default_factory=dict)
+    latest_inferences: dict[tuple[int, str], StoredInference] = field(default_factory=dict)
+    evicted_inferences: dict[tuple[int, int], dict[str, StoredInference]] = field(default_factory=dict)
     scores: dict[tuple[int, str], float] = field(default_factory=dict)
     txs: dict[str, TxRecord] = field(default_factory=dict)
     payloads: dict[tuple[int, int], list[TxRecord]] = field(default_factory=dict)
@@ -117,34 +117,36 @@ class State:
         for account in effect.accounts:
             self.accounts[account.address] = account
         if effect.record is not None:
-            self.note(effect.record)
+            self.add_transaction(effect.record)
         if effect.worker is not None:
             self.workers.add(effect.worker)
         if effect.evicted is not None:
-            self.keep(replace(effect.evicted, evicted=True))
+            self.put_inference(replace(effect.evicted, evicted=True))
         if effect.inference is not None:
-            self.keep(effect.inference)
+            self.put_inference(effect.inference)
         for topic_id, worker, score in effect.scores:
             self.scores[topic_id, worker] = score
         self.burnt += effect.burnt
         self.minted += effect.minted
 
-    def note(self, record: TxRecord) -> None:
+    def add_transaction(self, record: TxRecord) -> None:
         """Take a transaction in, in the chain's order."""
         self.txs[record.tx_hash] = record
         if record.kind == "payload":
             self.payloads.setdefault((record.topic_id, record.nonce), []).append(record)
 
-    def keep(self, one: Stored) -> None:
+    def put_inference(self, inference: StoredInference) -> None:
         """Take an inference in, or out of the active set when it is evicted."""
-        if one.evicted:
-            self.inferences.get((one.topic_id, one.nonce), {}).pop(one.worker, None)
-        (self.evicted if one.evicted else self.inferences).setdefault((one.topic_id, one.nonce), {})[one.worker] = one
-        known = self.latest.get((one.topic_id, one.worker))
-        if known is None or known.nonce <= one.nonce:
-            self.latest[one.topic_id, one.worker] = one
+        if inference.evicted:
+            self.inferences.get((inference.topic_id, inference.nonce), {}).pop(inference.worker, None)
+        (self.evicted_inferences if inference.evicted else self.inferences).setdefault(
+            (inference.topic_id, inference.nonce), {}
+        )[inference.worker] = inference
+        latest = self.latest_inferences.get((inference.topic_id, inference.worker))
+        if latest is None or latest.nonce <= inference.nonce:
+            self.latest_inferences[inference.topic_id, inference.worker] = inference
 
     def inclusions(self, topic_id: int, nonce: int, sender: str | None = None) -> list[TxRecord]:
         """Every payload transaction that a block included for a nonce, failed ones too, in the chain's order."""
-        found = self.payloads.get((topic_id, nonce), [])
-        return [one for one in found if sender is None or one.sender == sender]
+        records = self.payloads.get((topic_id, nonce), [])
+        return [record for record in records if sender is None or record.sender == sender]

@@ -14,12 +14,12 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.localnet.state import Account, Effect, Fees, State, Stored, TxRecord
+from forecastd.localnet.state import ChainState, Effect, Fees, LocalAccount, StoredInference, TxRecord
 from forecastd.localnet.topics import topics_from_json, topics_to_json
 
 SCHEMA_VERSION = 2
-_FEE = 8  # the column of txs that is text here and an integer in TxRecord
-_SCHEMA = """
+_FEE_COLUMN = 8  # the column of txs that is text here and an integer in TxRecord
+_SCHEMA_V1 = """
 CREATE TABLE chain (id INTEGER PRIMARY KEY CHECK (id = 1), chain_id TEXT NOT NULL, version TEXT NOT NULL,
   height INTEGER NOT NULL, time REAL NOT NULL, gas_price TEXT NOT NULL, fees TEXT NOT NULL, topics TEXT NOT NULL,
   burnt TEXT NOT NULL, minted TEXT NOT NULL) STRICT;
@@ -36,17 +36,17 @@ CREATE TABLE txs (tx_hash TEXT PRIMARY KEY, height INTEGER NOT NULL, time REAL N
 
 
 # What a chain of version 1 lacks; a new one gets it the same way.
-_ACTIVE_SETS = """
+_SCHEMA_V2 = """
 ALTER TABLE inferences ADD COLUMN evicted INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE scores (topic_id INTEGER, worker TEXT, score REAL NOT NULL, PRIMARY KEY (topic_id, worker))
   STRICT, WITHOUT ROWID;
 """
 
 
-class Store:
+class ChainStore:
     """A chain's file. Amounts are stored as text: uallo outgrow SQLite's integers."""
 
-    def __init__(self, path: Path, *, wait: float = 5.0) -> None:
+    def __init__(self, path: Path, *, timeout_seconds: float = 5.0) -> None:
         """Open or create it, waiting up to `wait` seconds for another node to let go of it.
 
         Raises:
@@ -57,7 +57,7 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Opened in one thread, used in the node's own, never in two at once.
-            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
             except BaseException:
@@ -68,37 +68,37 @@ class Store:
                 f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
             ) from error
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._translate_error(error) from error
 
-    def load(self) -> State | None:
+    def load(self) -> ChainState | None:
         """The whole chain, or None when it has no first block yet."""
         try:
             rows = self._db.execute("SELECT * FROM chain").fetchall()
             if not rows:
                 return None
             _, chain_id, version, height, time, price, fees, topics, burnt, minted = rows[0]
-            state = State(
+            state = ChainState(
                 chain_id=chain_id, version=version, height=height, time=time, gas_price=int(price),
                 fees=Fees(**json.loads(fees)), topics=topics_from_json(topics), burnt=int(burnt), minted=int(minted),
             )  # fmt: skip
             for address, number, sequence, balance, key in self._db.execute("SELECT * FROM accounts"):
-                state.accounts[address] = Account(address, number, sequence, int(balance), key)
+                state.accounts[address] = LocalAccount(address, number, sequence, int(balance), key)
             state.workers.update(self._db.execute("SELECT topic_id, address FROM workers"))
             for row in self._db.execute("SELECT * FROM inferences ORDER BY nonce"):
                 values = list(row)
                 values[-1] = bool(values[-1])
-                state.keep(Stored(*values))
+                state.put_inference(StoredInference(*values))
             for topic_id, worker, score in self._db.execute("SELECT * FROM scores"):
                 state.scores[topic_id, worker] = score
             for row in self._db.execute("SELECT * FROM txs ORDER BY height"):
                 values = list(row)
-                values[_FEE] = int(values[_FEE])
-                state.note(TxRecord(*values))
+                values[_FEE_COLUMN] = int(values[_FEE_COLUMN])
+                state.add_transaction(TxRecord(*values))
         except sqlite3.Error as error:
-            raise self._told(error) from error
+            raise self._translate_error(error) from error
         return state
 
-    def save(self, state: State, effects: Iterable[Effect] = ()) -> None:
+    def save(self, state: ChainState, effects: Iterable[Effect] = ()) -> None:
         """Commit a block: the chain's head and everything its effects changed, or nothing of it."""
         db = self._db
         try:
@@ -116,7 +116,7 @@ class Store:
         except sqlite3.Error as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
-            raise self._told(error) from error
+            raise self._translate_error(error) from error
 
     def close(self) -> None:
         """Let go of the file."""
@@ -124,22 +124,22 @@ class Store:
 
     def _write(self, effect: Effect) -> None:
         db = self._db
-        for one in effect.accounts:
-            values = (one.address, one.number, one.sequence, str(one.balance), one.public_key)
+        for account in effect.accounts:
+            values = (account.address, account.number, account.sequence, str(account.balance), account.public_key)
             db.execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?)", values)
         if effect.worker is not None:
             db.execute("INSERT OR IGNORE INTO workers VALUES (?, ?)", effect.worker)
         if effect.evicted is not None:
-            out = effect.evicted
-            where = (out.topic_id, out.nonce, out.worker)
-            db.execute("UPDATE inferences SET evicted = 1 WHERE topic_id = ? AND nonce = ? AND worker = ?", where)
+            evicted = effect.evicted
+            key = (evicted.topic_id, evicted.nonce, evicted.worker)
+            db.execute("UPDATE inferences SET evicted = 1 WHERE topic_id = ? AND nonce = ? AND worker = ?", key)
         if effect.inference is not None:
             db.execute("INSERT INTO inferences VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(effect.inference))
         db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", effect.scores)
         if effect.record is not None:
             row = list(astuple(effect.record))
-            row[_FEE] = str(row[_FEE])
-            db.execute(f"INSERT INTO txs VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608  # only marks
+            row[_FEE_COLUMN] = str(row[_FEE_COLUMN])
+            db.execute(f"INSERT INTO txs VALUES ({', '.join('?' * len(row))})", row)  # only marks  # noqa: S608  # only marks
 
     def _prepare(self) -> None:
         db = self._db
@@ -153,13 +153,13 @@ class Store:
                 f"The local chain {self.path} is of version {version}, this forecastd knows {SCHEMA_VERSION}. "
                 "Delete it (it is only a local chain) with `forecastd localnet --reset`."
             )
-        for script in (_SCHEMA, _ACTIVE_SETS)[version:]:
+        for script in (_SCHEMA_V1, _SCHEMA_V2)[version:]:
             for statement in script.split(";")[:-1]:
                 db.execute(statement)
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         db.execute("COMMIT")
 
-    def _told(self, error: sqlite3.Error) -> NeedsHuman | RetryLater:
+    def _translate_error(self, error: sqlite3.Error) -> NeedsHuman | RetryLater:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return RetryLater(f"Another local node runs on {self.path}. Stop it first, or choose another STATE_DIR.")
@@ -189,7 +189,7 @@ def delete_chain(state_dir: Path, chain_id: str) -> bool:
     if not path.exists():
         return False
     with suppress(NeedsHuman):  # damaged or of another version: that is what it is deleted for
-        Store(path, wait=0.0).close()
+        ChainStore(path, timeout_seconds=0.0).close()
     for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
         name.unlink(missing_ok=True)
     return True

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-MOST_NONCES = 100  # as many as the chain keeps
+MAX_OPEN_NONCES = 100  # as many as the chain keeps
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class TopicSpec:
     active_set: int = 32
 
     def __post_init__(self) -> None:
-        least = min(self.id, self.epoch_length, self.worker_submission_window, self.first_nonce, self.active_set)
-        if least < 1:
+        smallest = min(self.id, self.epoch_length, self.worker_submission_window, self.first_nonce, self.active_set)
+        if smallest < 1:
             raise ValueError("a topic's id, epoch length, submission window and active set are 1 or more")
 
-    def begun(self, height: int) -> TopicSpec:
+    def starting_at(self, height: int) -> TopicSpec:
         """The topic with its first epoch at `height` or, where that leaves a window open, at the last multiple of its
         length."""
         start = max(1, height - height % self.epoch_length)
-        return replace(self, first_nonce=start if self.takes(start, height + 1) else height)
+        return replace(self, first_nonce=start if self.accepts(start, height + 1) else height)
 
     def newest_nonce(self, height: int) -> int | None:
         """The last epoch start at or before `height`, open or not."""
@@ -54,13 +54,13 @@ class TopicSpec:
         if newest is None:
             return []
         oldest = max(self.first_nonce, height - self.worker_submission_window + 1)
-        return list(range(newest, oldest - 1, -self.epoch_length))[:MOST_NONCES]
+        return list(range(newest, oldest - 1, -self.epoch_length))[:MAX_OPEN_NONCES]
 
     def is_nonce(self, nonce: int) -> bool:
         """Whether an epoch starts at this height."""
         return self.active and nonce >= self.first_nonce and (nonce - self.first_nonce) % self.epoch_length == 0
 
-    def takes(self, nonce: int, height: int) -> bool:
+    def accepts(self, nonce: int, height: int) -> bool:
         """Whether block `height` may include a payload for `nonce`."""
         return nonce <= height < nonce + self.worker_submission_window
 

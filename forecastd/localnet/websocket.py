@@ -22,109 +22,121 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from forecastd.chain.networks import LOCAL_CHAIN_ID
-from forecastd.clock import iso
-from forecastd.localnet.chain import Block
+from forecastd.clock import to_iso
+from forecastd.localnet.chain import ChainBlock
 
-PATH = "/websocket"
-BACKLOG = 256  # messages a slow listener may be behind before it is cut off
+WEBSOCKET_PATH = "/websocket"
+MAX_QUEUED_MESSAGES = 256  # messages a slow listener may be behind before it is cut off
 _CONDITION = re.compile(r"([\w.]+)\s*=\s*'([^']*)'")
 _EXISTS = re.compile(r"([\w.]+)\s+EXISTS")
 _METHOD_NOT_FOUND, _INVALID_REQUEST, _PARSE_ERROR = -32601, -32600, -32700
 
 log = logging.getLogger(__name__)
-_library = logging.getLogger("websockets.localnet")  # with the library's own, which are kept quiet
-Event = dict[str, Any]
+_websockets_log = logging.getLogger("websockets.localnet")  # with the library's own, which are kept quiet
+ChainEvent = dict[str, Any]
 
 
-def block_events(block: Block, version: str) -> list[Event]:
+def block_events(block: ChainBlock, version: str) -> list[ChainEvent]:
     """A block's events as the chain emits them: attribute values are JSON, so a number is a string in quotes."""
-    opened = [
-        _event(
+    opened_events = [
+        _make_event(
             f"emissions.{version}.EventWorkerSubmissionWindowOpened",
             topic_id=topic.id,
             nonce_block_height=nonce,
             window_end_block=nonce + topic.worker_submission_window,
         )
-        for topic, nonce in block.opened
+        for topic, nonce in block.opened_windows
     ]
-    closed = [
-        _event(f"emissions.{version}.EventWorkerSubmissionWindowClosed", topic_id=topic.id, nonce_block_height=nonce)
-        for topic, nonce in block.closed
+    closed_events = [
+        _make_event(
+            f"emissions.{version}.EventWorkerSubmissionWindowClosed", topic_id=topic.id, nonce_block_height=nonce
+        )
+        for topic, nonce in block.closed_windows
     ]
-    return closed + opened
+    return closed_events + opened_events
 
 
-def matches(query: str, events: list[Event]) -> bool:
+def matches_query(query: str, events: list[ChainEvent]) -> bool:
     """Whether a subscription's query asks for the events of such a block: every condition is met by some attribute."""
     conditions = _CONDITION.findall(query)
     if ("tm.event", "NewBlockEvents") not in conditions:
         return False
-    have = {(f"{event['type']}.{one['key']}", one["value"]) for event in events for one in event["attributes"]}
-    there = {name for name, _ in have}
-    return all(name in there for name in _EXISTS.findall(query)) and all(
-        condition in have for condition in conditions if condition[0] != "tm.event"
+    attributes = {
+        (f"{event['type']}.{attribute['key']}", attribute["value"])
+        for event in events
+        for attribute in event["attributes"]
+    }
+    names = {name for name, _ in attributes}
+    return all(name in names for name in _EXISTS.findall(query)) and all(
+        condition in attributes for condition in conditions if condition[0] != "tm.event"
     )
 
 
-class Hub:
+class EventHub:
     """The listeners. `publish` is called with every block, in the loop that serves them.
 
     `is_down` says whether the node is between its end and its start; nobody is let in then.
     """
 
     def __init__(self, is_down: Callable[[], bool] = lambda: False, *, chain_id: str = LOCAL_CHAIN_ID) -> None:
-        self._listeners: dict[ServerConnection, _Listener] = {}
+        self._subscribers: dict[ServerConnection, _Subscriber] = {}
         self._is_down = is_down
         self._chain_id = chain_id
         self._height = 0
 
-    def cut(self) -> None:
+    def drop_connections(self) -> None:
         """End every connection as a crash does."""
-        for connection in list(self._listeners):
+        for connection in list(self._subscribers):
             connection.transport.abort()
 
-    def publish(self, block: Block, version: str) -> None:
+    def publish(self, block: ChainBlock, version: str) -> None:
         """Push a block's header and events to whoever subscribed to them."""
         self._height = block.height
         events = block_events(block, version)
-        for connection, listener in list(self._listeners.items()):
-            for name, query in listener.queries.items():
+        for connection, subscriber in list(self._subscribers.items()):
+            for request_id, query in subscriber.queries.items():
                 if ("tm.event", "NewBlockHeader") in _CONDITION.findall(query):
-                    message = _header(name, query, block, self._chain_id)
-                elif events and matches(query, events):
-                    message = _pushed(name, query, block, events)
+                    message = _header_message(request_id, query, block, self._chain_id)
+                elif events and matches_query(query, events):
+                    message = _events_message(request_id, query, block, events)
                 else:
                     continue
-                if not listener.push(message):
+                if not subscriber.enqueue(message):
                     log.info("a websocket listener is too slow, cutting it off")
-                    del self._listeners[connection]
+                    del self._subscribers[connection]
                     break
 
     @asynccontextmanager
     async def serve(self, sock: socket.socket) -> AsyncIterator[None]:
         """Serve on a socket that listens, until the block ends."""
-        async with serve(self._talk, sock=sock, process_request=self._admit, logger=_library, max_size=2**20):
+        async with serve(
+            self._serve_connection,
+            sock=sock,
+            process_request=self._check_request,
+            logger=_websockets_log,
+            max_size=2**20,
+        ):
             yield
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _check_request(self, connection: ServerConnection, request: Request) -> Response | None:
         if self._is_down():
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "The node is starting\n")
-        if request.path == PATH:
+        if request.path == WEBSOCKET_PATH:
             return None
-        return connection.respond(HTTPStatus.NOT_FOUND, f"The websocket is at {PATH}\n")
+        return connection.respond(HTTPStatus.NOT_FOUND, f"The websocket is at {WEBSOCKET_PATH}\n")
 
-    async def _talk(self, connection: ServerConnection) -> None:
-        listener = self._listeners[connection] = _Listener(self._status)
-        sender = asyncio.create_task(listener.send_to(connection))
+    async def _serve_connection(self, connection: ServerConnection) -> None:
+        subscriber = self._subscribers[connection] = _Subscriber(self._status)
+        sender = asyncio.create_task(subscriber.send_queued(connection))
         try:
             async for message in connection:
-                reply = listener.answer(message)
-                if not listener.push(reply):
+                reply = subscriber.answer(message)
+                if not subscriber.enqueue(reply):
                     break
         except ConnectionClosed:
             pass
         finally:
-            self._listeners.pop(connection, None)
+            self._subscribers.pop(connection, None)
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
 
@@ -136,25 +148,25 @@ class Hub:
         }
 
 
-class _Listener:
+class _Subscriber:
     """One connection's subscriptions, by id, and what is still to be sent to it."""
 
     def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
         self.queries: dict[object, str] = {}
         self._status = status
-        self._outbox: asyncio.Queue[str | None] = asyncio.Queue(BACKLOG)
+        self._queue: asyncio.Queue[str | None] = asyncio.Queue(MAX_QUEUED_MESSAGES)
 
-    def push(self, message: str) -> bool:
+    def enqueue(self, message: str) -> bool:
         """Queue a message; False when the listener is too far behind, and is to be cut off."""
-        if self._outbox.full():
-            self._outbox.get_nowait()
-            self._outbox.put_nowait(None)
+        if self._queue.full():
+            self._queue.get_nowait()
+            self._queue.put_nowait(None)
             return False
-        self._outbox.put_nowait(message)
+        self._queue.put_nowait(message)
         return True
 
-    async def send_to(self, connection: ServerConnection) -> None:
-        while (message := await self._outbox.get()) is not None:
+    async def send_queued(self, connection: ServerConnection) -> None:
+        while (message := await self._queue.get()) is not None:
             await connection.send(message)
         await connection.close()
 
@@ -163,45 +175,49 @@ class _Listener:
         try:
             request = json.loads(message)
         except ValueError:
-            return _error(None, _PARSE_ERROR, "not JSON")
+            return _error_message(None, _PARSE_ERROR, "not JSON")
         if not isinstance(request, dict) or not isinstance(request.get("method"), str):
-            return _error(None, _INVALID_REQUEST, "not a JSON-RPC request")
-        name, parameters = request.get("id"), request.get("params")
-        if not isinstance(name, str | int):
-            return _error(None, _INVALID_REQUEST, "a request needs an id")
+            return _error_message(None, _INVALID_REQUEST, "not a JSON-RPC request")
+        request_id, parameters = request.get("id"), request.get("params")
+        if not isinstance(request_id, str | int):
+            return _error_message(None, _INVALID_REQUEST, "a request needs an id")
         query = parameters.get("query") if isinstance(parameters, dict) else None
         if request["method"] == "subscribe" and isinstance(query, str):
-            self.queries[name] = query
+            self.queries[request_id] = query
         elif request["method"] == "unsubscribe":
-            self.queries = {one: text for one, text in self.queries.items() if one != name and text != query}
+            self.queries = {
+                subscription_id: text
+                for subscription_id, text in self.queries.items()
+                if subscription_id != request_id and text != query
+            }
         elif request["method"] == "unsubscribe_all":
             self.queries.clear()
         elif request["method"] == "subscribe":
-            return _error(name, _INVALID_REQUEST, "a subscription needs params.query")
+            return _error_message(request_id, _INVALID_REQUEST, "a subscription needs params.query")
         elif request["method"] != "status":
-            return _error(name, _METHOD_NOT_FOUND, "Method not found")
+            return _error_message(request_id, _METHOD_NOT_FOUND, "Method not found")
         result = self._status() if request["method"] == "status" else {}
-        return json.dumps({"jsonrpc": "2.0", "id": name, "result": result})
+        return json.dumps({"jsonrpc": "2.0", "id": request_id, "result": result})
 
 
-def _pushed(name: object, query: str, block: Block, events: list[Event]) -> str:
+def _events_message(request_id: object, query: str, block: ChainBlock, events: list[ChainEvent]) -> str:
     value = {"height": str(block.height), "events": events, "num_txs": str(len(block.records))}
     data = {"type": "tendermint/event/NewBlockEvents", "value": value}
-    return json.dumps({"jsonrpc": "2.0", "id": name, "result": {"query": query, "data": data, "events": {}}})
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "result": {"query": query, "data": data, "events": {}}})
 
 
-def _header(name: object, query: str, block: Block, chain_id: str) -> str:
-    value = {"header": {"chain_id": chain_id, "height": str(block.height), "time": iso(block.time)}}
+def _header_message(request_id: object, query: str, block: ChainBlock, chain_id: str) -> str:
+    value = {"header": {"chain_id": chain_id, "height": str(block.height), "time": to_iso(block.time)}}
     data = {"type": "tendermint/event/NewBlockHeader", "value": value}
-    return json.dumps({"jsonrpc": "2.0", "id": name, "result": {"query": query, "data": data, "events": {}}})
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "result": {"query": query, "data": data, "events": {}}})
 
 
-def _event(kind: str, **attributes: int) -> Event:
+def _make_event(kind: str, **attributes: int) -> ChainEvent:
     return {
         "type": kind,
         "attributes": [{"key": key, "value": f'"{value}"', "index": True} for key, value in attributes.items()],
     }
 
 
-def _error(name: object, code: int, message: str) -> str:
-    return json.dumps({"jsonrpc": "2.0", "id": name, "error": {"code": code, "message": message}})
+def _error_message(request_id: object, code: int, message: str) -> str:
+    return json.dumps({"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": message}})

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TextIO
 
 from forecastd.clock import Clock, SystemClock
-from forecastd.logs.console import ConsoleStream, fill_standard_descriptors
+from forecastd.logs.console import ConsoleStream, open_standard_descriptors
 from forecastd.logs.file import RotatingFile
-from forecastd.logs.formats import Json, Lines, Text
-from forecastd.logs.handler import Handler
+from forecastd.logs.formats import JsonFormatter, LineFormatter, TextFormatter
+from forecastd.logs.handler import SinkHandler
 from forecastd.logs.hooks import install_hooks
 from forecastd.logs.redaction import Redactor
 
 __all__ = ["FILE_NAME", "configure", "configure_console", "hide", "install_hooks", "redacted", "reopen"]
 
 FILE_NAME = "submission.log"
-FILE_BYTES = 50_000_000
-FILE_COUNT = 5
-_CHATTY = ("urllib3", "hpack", "asyncio", "grpc", "ccxt", "websockets", "h2")
+MAX_FILE_BYTES = 50_000_000
+BACKUP_COUNT = 5
+_NOISY_LIBRARIES = ("urllib3", "hpack", "asyncio", "grpc", "ccxt", "websockets", "h2")
 
 log = logging.getLogger(__name__)
 _redactor = Redactor()
@@ -39,13 +39,13 @@ def configure(
     verbose: bool,
     secrets: Iterable[str] = (),
     json: bool = False,
-    console: int = logging.WARNING,
-    times: bool = False,
+    console_level: int = logging.WARNING,
+    timestamps: bool = False,
     stream: TextIO | None = None,
-    max_bytes: int = FILE_BYTES,
-    backups: int = FILE_COUNT,
+    max_bytes: int = MAX_FILE_BYTES,
+    backup_count: int = BACKUP_COUNT,
     clock: Clock | None = None,
-    name: str = FILE_NAME,
+    file_name: str = FILE_NAME,
 ) -> None:
     """Log to the console from the level `console` on, and everything to the file `name` in `directory`, rotating.
 
@@ -54,10 +54,14 @@ def configure(
     what was set up before. Never raises over a directory that cannot be written: that is told, and tried again later.
     """
     hide(*secrets)
-    _replace_handlers(_console(console, verbose=verbose, times=times, json=json, stream=stream))
-    file = RotatingFile(directory / name, max_bytes=max_bytes, backups=backups, clock=clock or SystemClock())
-    form: Lines = Json(_redactor, tracebacks=True) if json else Text(_redactor, tracebacks=True, places=True)
-    logging.getLogger().addHandler(Handler(file, form, logging.DEBUG))
+    _replace_handlers(_console_handler(console_level, verbose=verbose, timestamps=timestamps, json=json, stream=stream))
+    file = RotatingFile(
+        directory / file_name, max_bytes=max_bytes, backup_count=backup_count, clock=clock or SystemClock()
+    )
+    formatter: LineFormatter = (
+        JsonFormatter(_redactor, tracebacks=True) if json else TextFormatter(_redactor, tracebacks=True, locations=True)
+    )
+    logging.getLogger().addHandler(SinkHandler(file, formatter, logging.DEBUG))
     log.debug("Logging to %s.", file.path)
 
 
@@ -65,7 +69,7 @@ def configure_console(*, verbose: bool, warnings: bool = True, secrets: Iterable
     """Log WARNING to stderr (only ERROR without `warnings`), or DEBUG and tracebacks when `verbose`; no file."""
     hide(*secrets)
     level = logging.WARNING if warnings else logging.ERROR
-    _replace_handlers(_console(level, verbose=verbose, times=False, json=json, stream=None))
+    _replace_handlers(_console_handler(level, verbose=verbose, timestamps=False, json=json, stream=None))
 
 
 def hide(*secrets: str) -> None:
@@ -81,24 +85,28 @@ def redacted(text: str) -> str:
 def reopen() -> None:
     """Open the log file anew with the next line, as SIGHUP asks for. Not to be called inside a signal handler."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, Handler) and isinstance(handler.stream, RotatingFile):
+        if isinstance(handler, SinkHandler) and isinstance(handler.stream, RotatingFile):
             with handler.lock or contextlib.nullcontext():
                 handler.stream.reopen()
 
 
-def _console(level: int, *, verbose: bool, times: bool, json: bool, stream: TextIO | None) -> Handler:
-    fill_standard_descriptors()
-    form: Lines = Json(_redactor, tracebacks=verbose) if json else Text(_redactor, tracebacks=verbose, times=times)
-    return Handler(ConsoleStream(stream or sys.stderr), form, logging.DEBUG if verbose else level)
+def _console_handler(level: int, *, verbose: bool, timestamps: bool, json: bool, stream: TextIO | None) -> SinkHandler:
+    open_standard_descriptors()
+    formatter: LineFormatter = (
+        JsonFormatter(_redactor, tracebacks=verbose)
+        if json
+        else TextFormatter(_redactor, tracebacks=verbose, timestamps=timestamps)
+    )
+    return SinkHandler(ConsoleStream(stream or sys.stderr), formatter, logging.DEBUG if verbose else level)
 
 
-def _replace_handlers(console: Handler) -> None:
+def _replace_handlers(console: SinkHandler) -> None:
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
     for handler in list(root.handlers):
         root.removeHandler(handler)
-        if isinstance(handler, Handler):
+        if isinstance(handler, SinkHandler):
             handler.close()
     root.addHandler(console)
-    for chatty in _CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in _NOISY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -15,13 +15,15 @@ import stat
 from collections import deque
 from typing import TextIO
 
-from forecastd.clock import Deadline
+from forecastd.clock import TimeBudget
 from forecastd.logs.handler import Notice
 
-PATIENCE = 0.2  # seconds for a reader that is slow; none any more once it was too slow, until it reads again
-LAST_PATIENCE = 1.0  # seconds when the program ends
-_MOST_BYTES = 1 << 22  # kept for a reader that is slow
-_PIECE = 4096  # what a pipe takes whole or not at all
+WRITE_TIMEOUT_SECONDS = (
+    0.2  # seconds for a reader that is slow; none any more once it was too slow, until it reads again
+)
+CLOSE_TIMEOUT_SECONDS = 1.0  # seconds when the program ends
+_MAX_BUFFER_BYTES = 1 << 22  # kept for a reader that is slow
+_CHUNK_BYTES = 4096  # what a pipe takes whole or not at all
 
 
 class ConsoleStream:
@@ -31,24 +33,24 @@ class ConsoleStream:
         self.notices: deque[Notice] = deque()
         self._stream = stream
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._descriptor, self._is_socket = _descriptor_of(stream)
-        self._unwritten = bytearray()
-        self._stuck = False
+        self._descriptor, self._is_socket = _duplicate_descriptor(stream)
+        self._pending = bytearray()
+        self._blocked = False
         self._broken = False
-        self._inside_line = False
-        self._left_out = 0
+        self._mid_line = False
+        self._dropped_lines = 0
 
     def write(self, text: str) -> None:
         """Write one record, or as much as goes; the rest goes before the next one."""
         try:
             if self._descriptor is not None:
-                self._add(text.encode(self._encoding, "backslashreplace"))
-                self._push(0.0 if self._stuck else PATIENCE)
+                self._buffer(text.encode(self._encoding, "backslashreplace"))
+                self._flush_buffer(0.0 if self._blocked else WRITE_TIMEOUT_SECONDS)
             elif self._stream is not None:
                 self._stream.write(text)
                 self._stream.flush()
         except (OSError, ValueError) as error:
-            self._failed(error)
+            self._handle_error(error)
         else:
             self._broken = False
 
@@ -56,66 +58,66 @@ class ConsoleStream:
         """Give what is unwritten a last chance, and let go of the descriptor. Nothing can be written after that."""
         descriptor = self._descriptor
         with contextlib.suppress(OSError):
-            self._push(LAST_PATIENCE)
+            self._flush_buffer(CLOSE_TIMEOUT_SECONDS)
         self._descriptor = self._stream = None
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
-    def _add(self, line: bytes) -> None:
-        if len(self._unwritten) + len(line) > _MOST_BYTES:
-            self._left_out += 1
+    def _buffer(self, line: bytes) -> None:
+        if len(self._pending) + len(line) > _MAX_BUFFER_BYTES:
+            self._dropped_lines += 1
         else:
-            self._unwritten += line
+            self._pending += line
 
-    def _push(self, patience: float) -> None:
+    def _flush_buffer(self, timeout: float) -> None:
         """Write what is unwritten, waiting at most `patience` seconds in all."""
-        deadline = Deadline(patience)
-        while self._unwritten:
+        deadline = TimeBudget(timeout)
+        while self._pending:
             try:
-                written = self._send(bytes(self._unwritten[:_PIECE]))
+                written = self._send(bytes(self._pending[:_CHUNK_BYTES]))
             except BlockingIOError:
-                self._stuck = True
-                if not self._writable(deadline):
+                self._blocked = True
+                if not self._wait_writable(deadline):
                     return
                 continue
-            self._inside_line = self._unwritten[written - 1] != ord("\n")
-            del self._unwritten[:written]
-        self._stuck = False
-        if self._left_out:
-            told = "%d lines are missing on the console: nobody read them in time."
-            self.notices.append((told, (self._left_out,)))
-            self._left_out = 0
+            self._mid_line = self._pending[written - 1] != ord("\n")
+            del self._pending[:written]
+        self._blocked = False
+        if self._dropped_lines:
+            message = "%d lines are missing on the console: nobody read them in time."
+            self.notices.append((message, (self._dropped_lines,)))
+            self._dropped_lines = 0
 
-    def _writable(self, deadline: Deadline) -> bool:
+    def _wait_writable(self, deadline: TimeBudget) -> bool:
         """Wait until something can be written; False when the time is over."""
         try:
-            left = deadline.left() or 0.0
+            seconds_left = deadline.remaining() or 0.0
         except TimeoutError:
             return False
         poll = select.poll()
         poll.register(self._descriptor or 0, select.POLLOUT)
-        return bool(poll.poll(left * 1000))
+        return bool(poll.poll(seconds_left * 1000))
 
-    def _send(self, piece: bytes) -> int:
+    def _send(self, chunk: bytes) -> int:
         if self._descriptor is None:
-            return len(piece)
+            return len(chunk)
         if not self._is_socket:
-            return os.write(self._descriptor, piece)
+            return os.write(self._descriptor, chunk)
         import socket
 
         with socket.socket(fileno=os.dup(self._descriptor)) as channel:
-            return channel.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return channel.send(chunk, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
-    def _failed(self, error: OSError | ValueError) -> None:
-        self._unwritten[:] = b"\n" if self._inside_line else b""
+    def _handle_error(self, error: OSError | ValueError) -> None:
+        self._pending[:] = b"\n" if self._mid_line else b""
         if not self._broken:
             self._broken = True
-            why = error.strerror if isinstance(error, OSError) else error
-            self.notices.append(("Cannot write to the console (%s); going on without it.", (why,)))
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.notices.append(("Cannot write to the console (%s); going on without it.", (reason,)))
 
 
-def _descriptor_of(stream: TextIO | None) -> tuple[int | None, bool]:
+def _duplicate_descriptor(stream: TextIO | None) -> tuple[int | None, bool]:
     """A descriptor of our own for the stream's file, and whether it is a socket; None where the stream has no file."""
     try:
         if stream is None:
@@ -132,7 +134,7 @@ def _descriptor_of(stream: TextIO | None) -> tuple[int | None, bool]:
     return os.dup(original), stat.S_ISSOCK(mode)
 
 
-def fill_standard_descriptors() -> None:
+def open_standard_descriptors() -> None:
     """Open /dev/null for each of the first three descriptors that is closed, lest a file of ours become standard error."""
     for number in range(3):
         try:

@@ -28,8 +28,8 @@ from forecastd.logs.handler import Notice
 RETRY_SECONDS = 30.0
 _MODE = 0o640
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-_ATTEMPTS = 100  # how often the file may be replaced under one line
-_Identity = tuple[int, int]
+_MAX_ATTEMPTS = 100  # how often the file may be replaced under one line
+_FileIdentity = tuple[int, int]
 
 
 class RotatingFile:
@@ -38,37 +38,39 @@ class RotatingFile:
     When a line cannot be written it is left out, a notice says why, and the next `retry` seconds' lines are left out too.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int, backups: int, clock: Clock, retry: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self, path: Path, *, max_bytes: int, backup_count: int, clock: Clock, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
         """`backups`: how many older files are kept, at least 1."""
         self.notices: deque[Notice] = deque()
         self.path = path
-        self._max_bytes, self._backups = max_bytes, backups
-        self._clock, self._retry = clock, retry
+        self._max_bytes, self._backup_count = max_bytes, backup_count
+        self._clock, self._retry_seconds = clock, retry_seconds
         self._descriptor: int | None = None
-        self._identity: _Identity = (-1, -1)
-        self._silent_until = self._whole_until = float("-inf")
-        self._lost = 0
-        self._grows = False
+        self._identity: _FileIdentity = (-1, -1)
+        self._next_write = self._next_rollover = float("-inf")
+        self._dropped_lines = 0
+        self._rollover_failed = False
 
     def write(self, text: str) -> None:
         """Append one record; it is counted as lost when that fails."""
-        if self._clock.monotonic() < self._silent_until:
-            self._lost += 1
+        if self._clock.monotonic() < self._next_write:
+            self._dropped_lines += 1
             return
         try:
             self._append(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
-            self._give_up(error)
+            self._handle_error(error)
             return
-        if self._lost:
-            told = "Writing the log %s again; the %d lines before this one are missing in it."
-            self.notices.append((told, (self.path, self._lost)))
-            self._lost = 0
+        if self._dropped_lines:
+            message = "Writing the log %s again; the %d lines before this one are missing in it."
+            self.notices.append((message, (self.path, self._dropped_lines)))
+            self._dropped_lines = 0
 
     def reopen(self) -> None:
         """Close the file and open it again with the next line, at once, even when it could not be written before."""
         self.close()
-        self._silent_until = self._whole_until = float("-inf")
+        self._next_write = self._next_rollover = float("-inf")
 
     def close(self) -> None:
         """Close the file; a later line opens it again."""
@@ -76,20 +78,20 @@ class RotatingFile:
         if descriptor is not None and _identity(descriptor) == self._identity:
             os.close(descriptor)  # not when it was closed by another, and its number is now somebody else's
 
-    def _give_up(self, error: OSError) -> None:
+    def _handle_error(self, error: OSError) -> None:
         self.close()
-        if not self._lost:
-            told = "Cannot write the log %s (%s); going on without it, and trying again every %g s."
-            self.notices.append((told, (self.path, error.strerror or error, self._retry)))
-        self._lost += 1
-        self._silent_until = self._clock.monotonic() + self._retry
+        if not self._dropped_lines:
+            message = "Cannot write the log %s (%s); going on without it, and trying again every %g s."
+            self.notices.append((message, (self.path, error.strerror or error, self._retry_seconds)))
+        self._dropped_lines += 1
+        self._next_write = self._clock.monotonic() + self._retry_seconds
 
     def _append(self, line: bytes) -> None:
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             descriptor = self._descriptor if self._descriptor is not None else self._open()
             with _lock(descriptor, fcntl.LOCK_SH):
-                if self._is_current(descriptor) and not self._rolled_over(descriptor, len(line)):
-                    _write_whole(descriptor, line)
+                if self._is_current(descriptor) and not self._roll_over(descriptor, len(line)):
+                    _write_line(descriptor, line)
                     return
             self.close()
         raise OSError(errno.EAGAIN, "it is replaced again and again")
@@ -98,7 +100,7 @@ class RotatingFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, _FLAGS, _MODE)
         try:
-            _make_ready(descriptor)
+            _prepare(descriptor)
         except OSError:
             os.close(descriptor)
             raise
@@ -110,16 +112,16 @@ class RotatingFile:
         if _identity(descriptor) != self._identity:
             return False
         try:
-            there = self.path.stat()
+            current = self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
             return True  # the directory cannot be looked into; the file that is open is as good as ever
-        return (there.st_dev, there.st_ino) == self._identity
+        return (current.st_dev, current.st_ino) == self._identity
 
-    def _rolled_over(self, descriptor: int, more: int) -> bool:
+    def _roll_over(self, descriptor: int, size: int) -> bool:
         """Roll the file over when `more` bytes are too many for it. True: it is another file now, look again."""
-        if not self._is_full(descriptor, more) or self._clock.monotonic() < self._whole_until:
+        if not self._is_full(descriptor, size) or self._clock.monotonic() < self._next_rollover:
             return False
         with _lock(descriptor, fcntl.LOCK_EX) as locked:
             if not locked:
@@ -127,40 +129,40 @@ class RotatingFile:
             if not self._is_current(descriptor):
                 return True
             try:
-                _shift(Path(os.path.realpath(self.path)), self._backups)
+                _rotate(Path(os.path.realpath(self.path)), self._backup_count)
             except OSError as error:
-                self._whole_until = self._clock.monotonic() + self._retry
-                if not self._grows:
-                    told = "Cannot roll the log %s over (%s); it grows past %g MB."
-                    self.notices.append((told, (self.path, error.strerror, self._max_bytes / 1e6)))
-                self._grows = True
+                self._next_rollover = self._clock.monotonic() + self._retry_seconds
+                if not self._rollover_failed:
+                    message = "Cannot roll the log %s over (%s); it grows past %g MB."
+                    self.notices.append((message, (self.path, error.strerror, self._max_bytes / 1e6)))
+                self._rollover_failed = True
                 return False
-        self._grows = False
+        self._rollover_failed = False
         return True
 
-    def _is_full(self, descriptor: int, more: int) -> bool:
+    def _is_full(self, descriptor: int, size: int) -> bool:
         info = os.fstat(descriptor)
-        return stat.S_ISREG(info.st_mode) and info.st_size > 0 and info.st_size + more > self._max_bytes
+        return stat.S_ISREG(info.st_mode) and info.st_size > 0 and info.st_size + size > self._max_bytes
 
 
 @contextlib.contextmanager
-def _lock(descriptor: int, how: int) -> Iterator[bool]:
+def _lock(descriptor: int, operation: int) -> Iterator[bool]:
     """Hold a lock on the open file, if it can be had at once; says whether. It ends an outer lock on the same file."""
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-        held = True
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        locked = True
     except BlockingIOError:
-        held = False
+        locked = False
     except OSError:
-        held = True  # a file system without locks: one process alone is well without, and there should be one
+        locked = True  # a file system without locks: one process alone is well without, and there should be one
     try:
-        yield held
+        yield locked
     finally:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-def _identity(descriptor: int) -> _Identity:
+def _identity(descriptor: int) -> _FileIdentity:
     try:
         info = os.fstat(descriptor)
     except OSError:
@@ -168,18 +170,18 @@ def _identity(descriptor: int) -> _Identity:
     return info.st_dev, info.st_ino
 
 
-def _write_whole(descriptor: int, line: bytes) -> None:
+def _write_line(descriptor: int, line: bytes) -> None:
     """Write the line whole or, raising OSError, leave nothing of it behind."""
     written = os.write(descriptor, line)
     try:
         while written < len(line):
             written += os.write(descriptor, line[written:])
     except OSError:
-        _cut_off(descriptor, written)
+        _truncate_tail(descriptor, written)
         raise
 
 
-def _cut_off(descriptor: int, count: int) -> None:
+def _truncate_tail(descriptor: int, count: int) -> None:
     """Take back the last `count` bytes, unless another process has written after them; `_end_last_line` helps then."""
     with contextlib.suppress(OSError), _lock(descriptor, fcntl.LOCK_EX) as locked:
         end = os.lseek(descriptor, 0, os.SEEK_CUR)
@@ -187,7 +189,7 @@ def _cut_off(descriptor: int, count: int) -> None:
             os.ftruncate(descriptor, end - count)
 
 
-def _make_ready(descriptor: int) -> None:
+def _prepare(descriptor: int) -> None:
     """Refuse what is neither a file nor a device such as /dev/null: a named pipe would fill up."""
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -204,9 +206,9 @@ def _end_last_line(descriptor: int) -> None:
             os.write(descriptor, b"\n")
 
 
-def _shift(path: Path, backups: int) -> None:
+def _rotate(path: Path, backup_count: int) -> None:
     """Rename `path` to `path.1`, and what is there out of its way. A gap, left by a crash in here, is filled first."""
-    names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, backups + 1))]
-    free = next((place for place, name in enumerate(names) if place and not name.exists()), backups)
-    for place in range(free, 0, -1):
-        names[place - 1].replace(names[place])
+    names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, backup_count + 1))]
+    free_index = next((index for index, name in enumerate(names) if index and not name.exists()), backup_count)
+    for index in range(free_index, 0, -1):
+        names[index - 1].replace(names[index])

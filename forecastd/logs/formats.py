@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from forecastd.logs.redaction import Redactor
 
-MOST_CHARACTERS = 200_000  # of a message or a traceback; more is cut out of its middle
+MAX_CHARACTERS = 200_000  # of a message or a traceback; more is cut out of its middle
 _INDENT = "  "
 # Control characters but newline and tab; line and paragraph separators; marks that turn text around; lone surrogates.
 _UNSAFE = re.compile(
@@ -21,7 +21,7 @@ _UNSAFE = re.compile(
 )
 
 
-class Lines(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """What both formats share. Without `tracebacks` an exception is told in one line."""
 
     def __init__(self, redactor: Redactor, *, tracebacks: bool) -> None:
@@ -35,8 +35,8 @@ class Lines(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         if error is None or self._tracebacks:
             return message
-        told = self._clean(f"{type(error).__name__}: {error}".removesuffix(": "))
-        return f"{message} ({told.partition(chr(10))[0]})"
+        summary = self._clean(f"{type(error).__name__}: {error}".removesuffix(": "))
+        return f"{message} ({summary.partition(chr(10))[0]})"
 
     def traceback(self, record: logging.LogRecord) -> str:
         """The traceback with everything that led to it, and the stack where one was asked for; empty without."""
@@ -48,41 +48,43 @@ class Lines(logging.Formatter):
         return self._clean("\n".join(part for part in parts if part))
 
     def _clean(self, text: str) -> str:
-        length, half = len(text), MOST_CHARACTERS // 2
-        if length > 2 * MOST_CHARACTERS:
-            text = text[:MOST_CHARACTERS] + text[-MOST_CHARACTERS:]  # the joint is in what is cut out below
+        length, half = len(text), MAX_CHARACTERS // 2
+        if length > 2 * MAX_CHARACTERS:
+            text = text[:MAX_CHARACTERS] + text[-MAX_CHARACTERS:]  # the joint is in what is cut out below
         text = self._redactor.redact(text).replace("\r\n", "\n").rstrip()
-        if len(text) > MOST_CHARACTERS:
+        if len(text) > MAX_CHARACTERS:
             text = f"{text[:half]}\n[{length - 2 * half} characters left out]\n{text[-half:]}"
-        return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
+        return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-class Text(Lines):
+class TextFormatter(LineFormatter):
     """Lines for people. `places`: with process, function and line number, for the file. `times`: with the time."""
 
-    def __init__(self, redactor: Redactor, *, tracebacks: bool, times: bool = True, places: bool = False) -> None:
+    def __init__(
+        self, redactor: Redactor, *, tracebacks: bool, timestamps: bool = True, locations: bool = False
+    ) -> None:
         super().__init__(redactor, tracebacks=tracebacks)
-        self._times, self._places = times, places
+        self._timestamps, self._locations = timestamps, locations
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, its first line not indented and all others indented."""
         head = f"{record.levelname}: "
-        if self._places:
-            place = f"{record.process} {record.name}:{record.funcName}:{record.lineno}"
-            head = f"{stamp(record)} {record.levelname:<8} {self._clean(place)} "
-        elif self._times:
-            head = f"{stamp(record)} {record.levelname:<8} "
+        if self._locations:
+            location = f"{record.process} {record.name}:{record.funcName}:{record.lineno}"
+            head = f"{format_timestamp(record)} {record.levelname:<8} {self._clean(location)} "
+        elif self._timestamps:
+            head = f"{format_timestamp(record)} {record.levelname:<8} "
         text = "\n".join(part for part in (self.message(record), self.traceback(record)) if part)
         return head.replace("\n", " ") + text.replace("\n", f"\n{_INDENT}")
 
 
-class Json(Lines):
+class JsonFormatter(LineFormatter):
     """One JSON object a line, in ASCII: time, level, logger, function, line, process, message; traceback where one is."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
-        told: dict[str, object] = {
-            "time": stamp(record),
+        fields: dict[str, object] = {
+            "time": format_timestamp(record),
             "level": record.levelname,
             "logger": self._clean(record.name),
             "function": self._clean(record.funcName or ""),
@@ -91,9 +93,9 @@ class Json(Lines):
             "message": self.message(record),
         }
         traceback = self.traceback(record)
-        return json.dumps(told | {"traceback": traceback} if traceback else told)
+        return json.dumps(fields | {"traceback": traceback} if traceback else fields)
 
 
-def stamp(record: logging.LogRecord) -> str:
+def format_timestamp(record: logging.LogRecord) -> str:
     """When the record was made, as `2019-10-17T09:00:00.123Z`."""
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

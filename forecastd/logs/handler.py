@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 Notice = tuple[str, tuple[object, ...]]
 
 
-class Sink(Protocol):
+class LogSink(Protocol):
     """Where lines go."""
 
     notices: deque[Notice]
@@ -29,22 +29,22 @@ class Sink(Protocol):
         """Let go of what is open."""
 
 
-class Handler(logging.StreamHandler[Sink]):
+class SinkHandler(logging.StreamHandler[LogSink]):
     """Formats records for a sink."""
 
-    def __init__(self, sink: Sink, formatter: logging.Formatter, level: int) -> None:
+    def __init__(self, sink: LogSink, formatter: logging.Formatter, level: int) -> None:
         super().__init__(sink)
         self.setLevel(level)
         self.setFormatter(formatter)
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Write the record, then log what the sink has to tell."""
-        taken = super().handle(record)
+        handled = super().handle(record)
         while self.stream.notices:
             with contextlib.suppress(IndexError):  # another thread told it
                 message, arguments = self.stream.notices.popleft()
                 log.warning(message, *arguments)
-        return taken
+        return handled
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record; one whose arguments are nested too deeply to be shown is told, and does not raise."""
@@ -55,12 +55,17 @@ class Handler(logging.StreamHandler[Sink]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
         """A record that cannot be formatted: say which, without its arguments, instead of printing to stderr."""
-        kind = sys.exc_info()[0]
-        arguments = (kind.__name__ if kind else "no exception", str(record.msg) if isinstance(record.msg, str) else "")
+        error_type = sys.exc_info()[0]
+        arguments = (
+            error_type.__name__ if error_type else "no exception",
+            str(record.msg) if isinstance(record.msg, str) else "",
+        )
         message = "This line cannot be formatted (%s): %r"
-        place = (record.pathname, record.lineno)
-        stand_in = logging.LogRecord(record.name, record.levelno, *place, message, arguments, None, record.funcName)
-        self.stream.write(self.format(stand_in) + self.terminator)
+        location = (record.pathname, record.lineno)
+        replacement = logging.LogRecord(
+            record.name, record.levelno, *location, message, arguments, None, record.funcName
+        )
+        self.stream.write(self.format(replacement) + self.terminator)
 
     def close(self) -> None:
         """Close the sink too."""

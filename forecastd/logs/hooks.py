@@ -12,32 +12,34 @@ log = logging.getLogger(__name__)
 
 def install_hooks() -> None:
     """Log uncaught exceptions of the main thread, of other threads and of finalizers at CRITICAL; nothing prints them."""
-    sys.excepthook = _uncaught
-    threading.excepthook = _uncaught_in_thread
-    sys.unraisablehook = _unraisable
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
+def _log_uncaught(error_type: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(error_type, KeyboardInterrupt):
         log.warning("Interrupted.")
     else:
-        log.critical("Unforeseen error; the program ends.", exc_info=(kind, error, trace))
+        log.critical("Unforeseen error; the program ends.", exc_info=(error_type, error, traceback))
 
 
-def _uncaught_in_thread(told: threading.ExceptHookArgs) -> None:
-    if told.exc_value is None or issubclass(told.exc_type, SystemExit):
+def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is None or issubclass(arguments.exc_type, SystemExit):
         return
-    name = told.thread.name if told.thread else "that has ended"
+    name = arguments.thread.name if arguments.thread else "that has ended"
     log.critical(
-        "Unforeseen error in the thread %s.", name, exc_info=(told.exc_type, told.exc_value, told.exc_traceback)
+        "Unforeseen error in the thread %s.",
+        name,
+        exc_info=(arguments.exc_type, arguments.exc_value, arguments.exc_traceback),
     )
 
 
-def _unraisable(told: sys.UnraisableHookArgs) -> None:
-    name = getattr(told.object, "__qualname__", type(told.object).__qualname__)
-    where = f"{told.err_msg or 'Exception ignored in'} {name}"
-    if told.exc_value is None:
-        log.critical("Unforeseen error that could not be raised: %s (%s).", where, told.exc_type.__name__)
+def _log_unraisable(arguments: sys.UnraisableHookArgs) -> None:
+    name = getattr(arguments.object, "__qualname__", type(arguments.object).__qualname__)
+    location = f"{arguments.err_msg or 'Exception ignored in'} {name}"
+    if arguments.exc_value is None:
+        log.critical("Unforeseen error that could not be raised: %s (%s).", location, arguments.exc_type.__name__)
     else:
-        trace = (told.exc_type, told.exc_value, told.exc_traceback)
-        log.critical("Unforeseen error that could not be raised: %s.", where, exc_info=trace)
+        traceback = (arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+        log.critical("Unforeseen error that could not be raised: %s.", location, exc_info=traceback)

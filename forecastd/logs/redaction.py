@@ -19,28 +19,30 @@ from dataclasses import dataclass
 from forecastd.logs.spellings import Spelling, spellings
 
 HIDDEN = "*****"
-_BLOCK = 8
-_SHORT = 4  # shorter secrets are taken out only where they stand alone
+_BLOCK_SIZE = 8
+_MIN_EMBEDDED_SIZE = 4  # shorter secrets are taken out only where they stand alone
 _PHRASE_WORDS = 12
 
 _INVISIBLE = r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 _BACKSLASHES = r"\\+[nrt]?"
-_UNSEEN = re.compile(_INVISIBLE)
-_ESCAPES = re.compile(_BACKSLASHES)
-_GAPS = re.compile(f"{_INVISIBLE}+")
-_GAPS_AND_ESCAPES = re.compile(f"(?:{_INVISIBLE}|{_BACKSLASHES})+")
-_LETTER = re.compile(r"[^\W\d_]")
-_ESCAPED = re.compile(r"\\+[nrtbfv]|\\+x[0-9a-f]{2}|\\+u[0-9a-f]{4}|%(?:25)?[0-9a-f]{2}|&#?\w{2,6};", re.IGNORECASE)
+_INVISIBLE_PATTERN = re.compile(_INVISIBLE)
+_BACKSLASH_PATTERN = re.compile(_BACKSLASHES)
+_GAP_PATTERN = re.compile(f"{_INVISIBLE}+")
+_GAP_AND_ESCAPE_PATTERN = re.compile(f"(?:{_INVISIBLE}|{_BACKSLASHES})+")
+_LETTER_PATTERN = re.compile(r"[^\W\d_]")
+_ESCAPE_PATTERN = re.compile(
+    r"\\+[nrtbfv]|\\+x[0-9a-f]{2}|\\+u[0-9a-f]{4}|%(?:25)?[0-9a-f]{2}|&#?\w{2,6};", re.IGNORECASE
+)
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Form:
+class _NormalizedSecret:
     """One spelling of a secret as `_flat` makes it, and the shortest run of it that counts."""
 
-    flat: str
-    shortest: int
+    text: str
+    min_length: int
 
 
 class Redactor:
@@ -48,9 +50,9 @@ class Redactor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._forms: set[_Form] = set()
-        self._blocks: dict[str, tuple[tuple[_Form, int], ...]] = {}
-        self._small: tuple[_Form, ...] = ()
+        self._secrets: set[_NormalizedSecret] = set()
+        self._blocks: dict[str, tuple[tuple[_NormalizedSecret, int], ...]] = {}
+        self._short_secrets: tuple[_NormalizedSecret, ...] = ()
         self._phrases: dict[tuple[str, ...], re.Pattern[str]] = {}
 
     def hide(self, secrets: Iterable[str]) -> None:
@@ -58,13 +60,13 @@ class Redactor:
         with self._lock:
             for secret in secrets:
                 for spelling in spellings(secret.strip()):
-                    for form in _forms(spelling):
-                        self._add(form)
+                    for normalized in _normalized_spellings(spelling):
+                        self._add_secret(normalized)
                 self._add_phrase(tuple(secret.lower().split()))
 
     def redact(self, text: str) -> str:
         """`text` with asterisks in the place of every secret."""
-        spans = sorted(itertools.chain(self._runs(text), self._word_pairs(text)))
+        spans = sorted(itertools.chain(self._matching_spans(text), self._phrase_spans(text)))
         pieces: list[str] = []
         end = 0
         for start, stop in spans:
@@ -73,17 +75,17 @@ class Redactor:
             end = max(end, stop)
         return "".join([*pieces, text[end:]]) if pieces else text
 
-    def _add(self, form: _Form) -> None:
-        if form in self._forms or not form.flat:
+    def _add_secret(self, secret: _NormalizedSecret) -> None:
+        if secret in self._secrets or not secret.text:
             return
-        self._forms.add(form)
-        if form.shortest < 2 * _BLOCK:
-            self._small += (form,)
+        self._secrets.add(secret)
+        if secret.min_length < 2 * _BLOCK_SIZE:
+            self._short_secrets += (secret,)
             return
         blocks = dict(self._blocks)
-        for at in range(len(form.flat) - _BLOCK + 1):
-            block = form.flat[at : at + _BLOCK]
-            blocks[block] = (*blocks.get(block, ()), (form, at))
+        for offset in range(len(secret.text) - _BLOCK_SIZE + 1):
+            block = secret.text[offset : offset + _BLOCK_SIZE]
+            blocks[block] = (*blocks.get(block, ()), (secret, offset))
         self._blocks = blocks  # in one piece: another thread may be looking
 
     def _add_phrase(self, words: tuple[str, ...]) -> None:
@@ -91,82 +93,88 @@ class Redactor:
             any_word = re.compile("|".join(sorted(set(words), key=len, reverse=True)))
             self._phrases = {**self._phrases, words: any_word}
 
-    def _runs(self, text: str) -> Iterator[Span]:
+    def _matching_spans(self, text: str) -> Iterator[Span]:
         for escapes in (False, True) if "\\" in text else (False,):
-            flat = _flat(text, escapes=escapes)
-            found = {*self._long_runs(flat), *self._small_ones(flat)}
-            where = _places(text, escapes=escapes) if found else []
-            for first, last, form in found:
-                span = where[first], where[last] + 1
-                if len(form.flat) >= _SHORT or _stands_alone(text, span):
+            normalized = _normalize(text, escapes=escapes)
+            matches = {*self._block_matches(normalized), *self._short_matches(normalized)}
+            positions = _source_positions(text, escapes=escapes) if matches else []
+            for first, last, secret in matches:
+                span = positions[first], positions[last] + 1
+                if len(secret.text) >= _MIN_EMBEDDED_SIZE or _stands_alone(text, span):
                     yield span
 
-    def _long_runs(self, flat: str) -> Iterator[tuple[int, int, _Form]]:
-        blocks, starts = self._blocks, range(0, len(flat) - _BLOCK + 1, _BLOCK)
-        if blocks.keys().isdisjoint([flat[start : start + _BLOCK] for start in starts]):
+    def _block_matches(self, normalized: str) -> Iterator[tuple[int, int, _NormalizedSecret]]:
+        blocks, starts = self._blocks, range(0, len(normalized) - _BLOCK_SIZE + 1, _BLOCK_SIZE)
+        if blocks.keys().isdisjoint([normalized[start : start + _BLOCK_SIZE] for start in starts]):
             return
-        known: dict[tuple[_Form, int], int] = {}
+        matched_until: dict[tuple[_NormalizedSecret, int], int] = {}
         for start in starts:
-            for form, at in blocks.get(flat[start : start + _BLOCK], ()):
-                if start < known.get((form, at - start), 0):
+            for secret, offset in blocks.get(normalized[start : start + _BLOCK_SIZE], ()):
+                if start < matched_until.get((secret, offset - start), 0):
                     continue
-                run = _extended(flat, start, form, at)
-                known[form, at - start] = run[1]
-                if run[1] - run[0] + 1 >= form.shortest:
-                    yield *run, form
+                run = _extend_match(normalized, start, secret, offset)
+                matched_until[secret, offset - start] = run[1]
+                if run[1] - run[0] + 1 >= secret.min_length:
+                    yield *run, secret
 
-    def _small_ones(self, flat: str) -> Iterator[tuple[int, int, _Form]]:
-        for form in self._small:
-            start = flat.find(form.flat)
+    def _short_matches(self, normalized: str) -> Iterator[tuple[int, int, _NormalizedSecret]]:
+        for secret in self._short_secrets:
+            start = normalized.find(secret.text)
             while start != -1:
-                yield start, start + len(form.flat) - 1, form
-                start = flat.find(form.flat, start + 1)
+                yield start, start + len(secret.text) - 1, secret
+                start = normalized.find(secret.text, start + 1)
 
-    def _word_pairs(self, text: str) -> Iterator[Span]:
-        low = _lower(text) if self._phrases else ""
+    def _phrase_spans(self, text: str) -> Iterator[Span]:
+        lowered = _lower(text) if self._phrases else ""
         for words, any_word in self._phrases.items():
-            if sum(word in low for word in set(words)) < min(2, len(set(words))):
+            if sum(word in lowered for word in set(words)) < min(2, len(set(words))):
                 continue
             pairs = set(itertools.pairwise(words))
-            for view in {low, _ESCAPED.sub(lambda escape: " " * len(escape[0]), low)}:
-                found = [word for word in any_word.finditer(view) if _is_whole(view, word)]
-                for one, other in itertools.pairwise(found):
-                    if (one[0], other[0]) in pairs and not _LETTER.search(view, one.end(), other.start()):
-                        yield one.start(), other.end()
+            for variant in {lowered, _ESCAPE_PATTERN.sub(lambda escape: " " * len(escape[0]), lowered)}:
+                matches = [word for word in any_word.finditer(variant) if _is_whole_word(variant, word)]
+                for first, second in itertools.pairwise(matches):
+                    if (first[0], second[0]) in pairs and not _LETTER_PATTERN.search(
+                        variant, first.end(), second.start()
+                    ):
+                        yield first.start(), second.end()
 
 
-def _forms(spelling: Spelling) -> Iterator[_Form]:
+def _normalized_spellings(spelling: Spelling) -> Iterator[_NormalizedSecret]:
     for escapes in (False, True):
-        flat = _flat(spelling.text, escapes=escapes)
-        yield _Form(flat, min(len(flat), spelling.shortest or len(flat)))
+        normalized = _normalize(spelling.text, escapes=escapes)
+        yield _NormalizedSecret(normalized, min(len(normalized), spelling.min_length or len(normalized)))
 
 
-def _flat(text: str, *, escapes: bool) -> str:
+def _normalize(text: str, *, escapes: bool) -> str:
     """Lower case and nothing invisible; with `escapes` no backslashes either, nor the line breaks and tabs they stand for."""
-    flat = "".join((_ESCAPES.sub("", text) if escapes else text).split())
-    return _lower(flat if flat.isprintable() else _UNSEEN.sub("", flat))
+    normalized = "".join((_BACKSLASH_PATTERN.sub("", text) if escapes else text).split())
+    return _lower(normalized if normalized.isprintable() else _INVISIBLE_PATTERN.sub("", normalized))
 
 
-def _places(text: str, *, escapes: bool) -> list[int]:
+def _source_positions(text: str, *, escapes: bool) -> list[int]:
     """Where each character of `_flat` stands in `text`."""
-    where: list[int] = []
-    last = 0
-    for gap in (_GAPS_AND_ESCAPES if escapes else _GAPS).finditer(text):
-        where += range(last, gap.start())
-        last = gap.end()
-    where += range(last, len(text))
-    return where
+    positions: list[int] = []
+    start = 0
+    for gap in (_GAP_AND_ESCAPE_PATTERN if escapes else _GAP_PATTERN).finditer(text):
+        positions += range(start, gap.start())
+        start = gap.end()
+    positions += range(start, len(text))
+    return positions
 
 
-def _extended(flat: str, start: int, form: _Form, at: int) -> Span:
+def _extend_match(normalized: str, start: int, secret: _NormalizedSecret, offset: int) -> Span:
     """The first and the last character of the run around the block at `start`, which is the form's block at `at`."""
-    first, last = start, start + _BLOCK - 1
-    while first > 0 and at - (start - first) > 0 and flat[first - 1] == form.flat[at - (start - first) - 1]:
+    first, last = start, start + _BLOCK_SIZE - 1
+    while (
+        first > 0
+        and offset - (start - first) > 0
+        and normalized[first - 1] == secret.text[offset - (start - first) - 1]
+    ):
         first -= 1
     while (
-        last + 1 < len(flat)
-        and at + last + 1 - start < len(form.flat)
-        and flat[last + 1] == form.flat[at + last + 1 - start]
+        last + 1 < len(normalized)
+        and offset + last + 1 - start < len(secret.text)
+        and normalized[last + 1] == secret.text[offset + last + 1 - start]
     ):
         last += 1
     return first, last
@@ -177,13 +185,13 @@ def _stands_alone(text: str, span: Span) -> bool:
     return not (before.isalnum() or after.isalnum())
 
 
-def _is_whole(text: str, word: re.Match[str]) -> bool:
-    return not (text[word.start() - 1 : word.start()].isalpha() or text[word.end() : word.end() + 1].isalpha())
+def _is_whole_word(text: str, match: re.Match[str]) -> bool:
+    return not (text[match.start() - 1 : match.start()].isalpha() or text[match.end() : match.end() + 1].isalpha())
 
 
 def _lower(text: str) -> str:
     """Lower case, of the same length."""
-    low = text.lower()
-    if len(low) == len(text):
-        return low
-    return "".join(lower if len(lower := one.lower()) == 1 else one for one in text)
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(lower if len(lower := character.lower()) == 1 else character for character in text)

@@ -8,30 +8,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_RUN = 16  # the shortest part of a secret that is one too
-_CORE = 8  # shorter parts of an address, and shorter codes, would be found by chance
+_MIN_RUN = 16  # the shortest part of a secret that is one too
+_MIN_PART = 8  # shorter parts of an address, and shorter codes, would be found by chance
 
 
 class Spelling(NamedTuple):
     """A text to look for, and the shortest part of it that counts; None: only the whole."""
 
     text: str
-    shortest: int | None
+    min_length: int | None
 
 
 def spellings(secret: str) -> Iterator[Spelling]:
     """Every spelling of the secret, and of the parts of it that are secret by themselves."""
     if not secret:
         return
-    parts = [part for part in _parts(secret) if len(part) >= _CORE]
-    for text in _spelled(secret):
-        yield Spelling(text, None if parts else _RUN)
+    parts = [part for part in _secret_parts(secret) if len(part) >= _MIN_PART]
+    for text in _encodings(secret):
+        yield Spelling(text, None if parts else _MIN_RUN)
     for part in parts:
-        for text in _spelled(part):
-            yield Spelling(text, _RUN)
+        for text in _encodings(part):
+            yield Spelling(text, _MIN_RUN)
 
 
-def _parts(secret: str) -> Iterator[str]:
+def _secret_parts(secret: str) -> Iterator[str]:
     """What is secret in an address; nothing where the secret is none."""
     from urllib.parse import parse_qsl, urlsplit
 
@@ -47,7 +47,7 @@ def _parts(secret: str) -> Iterator[str]:
     yield from (value for _, value in parse_qsl(url.query))
 
 
-def _spelled(secret: str) -> Iterator[str]:
+def _encodings(secret: str) -> Iterator[str]:
     import base64
     import html
     import json
@@ -58,10 +58,10 @@ def _spelled(secret: str) -> Iterator[str]:
     yield from (quote(data), quote(data, safe=""), quote_plus(data))
     yield from (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1])
     yield from (repr(secret)[1:-1], repr(data)[2:-1], html.escape(secret))
-    if len(data) * 2 >= _CORE:
+    if len(data) * 2 >= _MIN_PART:
         yield data.hex()
     for shift in range(3):
         # The characters at either end depend on what stands beside the secret.
-        coded = base64.b64encode(b"\0" * shift + data)[(0, 2, 3)[shift] : (shift + len(data)) * 8 // 6].decode()
-        if len(coded) >= _CORE:
-            yield from (coded, coded.replace("+", "-").replace("/", "_"))
+        encoded = base64.b64encode(b"\0" * shift + data)[(0, 2, 3)[shift] : (shift + len(data)) * 8 // 6].decode()
+        if len(encoded) >= _MIN_PART:
+            yield from (encoded, encoded.replace("+", "-").replace("/", "_"))

@@ -10,26 +10,26 @@ from pathlib import Path
 
 from forecastd.errors import NeedsHuman
 
-USUAL = "forecastd"
+DEFAULT_ACCOUNT = "forecastd"
 
 
 @dataclass(frozen=True)
-class Account:
+class UnixAccount:
     """Somebody on this machine."""
 
     name: str
     uid: int
     groups: frozenset[int]
 
-    def may_enter(self, directory: Path) -> bool:
+    def can_enter(self, directory: Path) -> bool:
         """Whether its mode lets this account through."""
-        return self._may(directory, 0o1)
+        return self._has_permission(directory, 0o1)
 
-    def may_read(self, file: Path) -> bool:
+    def can_read(self, file: Path) -> bool:
         """Whether its mode lets this account read it."""
-        return self._may(file, 0o4)
+        return self._has_permission(file, 0o4)
 
-    def _may(self, path: Path, bit: int) -> bool:
+    def _has_permission(self, path: Path, bit: int) -> bool:
         try:
             info = path.stat()
         except OSError:
@@ -40,16 +40,16 @@ class Account:
         return bool(mode & (bit << 3 if info.st_gid in self.groups else bit))
 
 
-def myself() -> Account:
+def current_account() -> UnixAccount:
     """Who runs this process; where nobody gave the number a name, the number serves."""
-    number = os.getuid()
+    uid = os.getuid()
     try:
-        return _account(pwd.getpwuid(number))
+        return _from_entry(pwd.getpwuid(uid))
     except KeyError:
-        return Account(str(number), number, frozenset(os.getgroups()))
+        return UnixAccount(str(uid), uid, frozenset(os.getgroups()))
 
 
-def find(name: str) -> Account:
+def find_account(name: str) -> UnixAccount:
     """The account of this name.
 
     Raises:
@@ -64,17 +64,17 @@ def find(name: str) -> Account:
         ) from None
     if entry.pw_uid == 0:
         raise NeedsHuman("A worker needs nothing that only root may do. Name another account with --run-as.")
-    return _account(entry)
+    return _from_entry(entry)
 
 
-def usual(directory: Path) -> Account:
+def default_account(directory: Path) -> UnixAccount:
     """The owner of the working directory; where that is root, the account `forecastd`. Raises as `find` does."""
     try:
         owner = pwd.getpwuid(directory.stat().st_uid)
     except (OSError, KeyError):
-        return find(USUAL)
-    return _account(owner) if owner.pw_uid else find(USUAL)
+        return find_account(DEFAULT_ACCOUNT)
+    return _from_entry(owner) if owner.pw_uid else find_account(DEFAULT_ACCOUNT)
 
 
-def _account(entry: pwd.struct_passwd) -> Account:
-    return Account(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
+def _from_entry(entry: pwd.struct_passwd) -> UnixAccount:
+    return UnixAccount(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))

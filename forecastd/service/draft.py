@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forecastd.service import accounts, systemd
-from forecastd.service.accounts import Account
-from forecastd.service.installed import rendered
-from forecastd.service.launch import DAEMON, FLEET, Launch, Manager, Service, hindrances, plan
+from forecastd.service.accounts import UnixAccount
+from forecastd.service.installed import render_file
+from forecastd.service.launch import (
+    DAEMON_SERVICE,
+    FLEET_SERVICE,
+    LaunchSpec,
+    ServiceKind,
+    ServiceManager,
+    find_problems,
+    plan_launch,
+)
 from forecastd.settings import ENV_FILE, Settings
 
-_THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
-_BY_MANAGER = {
+_LOOPBACK_HOSTS = {"127.0.0.1", "::1", "localhost"}
+_MANAGER_VARIABLES = {
     "STATE_DIRECTORY",
     "LOGS_DIRECTORY",
     "CREDENTIALS_DIRECTORY",
@@ -23,7 +31,7 @@ _BY_MANAGER = {
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
 }
-_NAMESPACES = {  # what each kernel switch holds when nobody but root may make a user namespace that is good for anything
+_NAMESPACE_SWITCHES = {  # what each kernel switch holds when nobody but root may make a user namespace that is good for anything
     Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"): "1",
     Path("/proc/sys/kernel/unprivileged_userns_clone"): "0",
     Path("/proc/sys/user/max_user_namespaces"): "0",
@@ -31,82 +39,88 @@ _NAMESPACES = {  # what each kernel switch holds when nobody but root may make a
 
 
 @dataclass(frozen=True)
-class Wish:
+class ServiceRequest:
     """What a person asks for; None leaves it to what is usual here.
 
     `own`: a unit for one's own manager. `directory`: where `.env` is.
     """
 
-    manager: Manager
-    own: bool
+    manager: ServiceManager
+    per_user: bool
     directory: Path
     python: Path
     run_as: str | None
     credential: Path | None
-    service: Service = DAEMON
+    service: ServiceKind = DAEMON_SERVICE
 
 
 @dataclass(frozen=True)
-class Draft:
+class ServiceDraft:
     """A file that is not written yet. `minds`: what would keep the service from working. `steps`: commands to type next."""
 
     text: str
-    minds: list[str]
+    warnings: list[str]
     steps: list[str]
 
 
-def draft(wish: Wish, settings: Settings, given: Mapping[str, str]) -> Draft:
+def draft_service(request: ServiceRequest, settings: Settings, sources: Mapping[str, str]) -> ServiceDraft:
     """The file for this wish. `given`: where each variable that is set comes from.
 
     Raises:
         NeedsHuman: there is no such account, or a path cannot be expressed.
     """
-    account = _account(wish)
-    launch = plan(
+    account = _choose_account(request)
+    launch = plan_launch(
         settings,
-        wish.manager,
+        request.manager,
         account,
-        own=wish.own,
-        directory=wish.directory,
-        python=wish.python,
-        in_file={name for name, where in given.items() if where == str(ENV_FILE)},
-        credential=wish.credential,
-        service=wish.service,
+        per_user=request.per_user,
+        directory=request.directory,
+        python=request.python,
+        env_file_names={name for name, source in sources.items() if source == str(ENV_FILE)},
+        credential=request.credential,
+        service=request.service,
     )
-    secret = _keys if wish.service is FLEET else _wallet
-    minds = [*hindrances(launch, wish.manager, account), *_unseen(given, launch), *secret(wish, settings, launch)]
-    if wish.own and any(_content(switch) == value for switch, value in _NAMESPACES.items()):
-        minds.append(
+    secret_warnings = _api_key_warnings if request.service is FLEET_SERVICE else _wallet_warnings
+    warnings = [
+        *find_problems(launch, request.manager, account),
+        *_shell_only_warnings(sources, launch),
+        *secret_warnings(request, settings, launch),
+    ]
+    if request.per_user and any(_read_switch(switch) == value for switch, value in _NAMESPACE_SWITCHES.items()):
+        warnings.append(
             "This kernel keeps user namespaces from everybody but root, so the unit will end with 226/NAMESPACE. "
             f"Install it for the system: as root, with --run-as {launch.user}."
         )
-    if wish.service is FLEET and wish.manager == "systemd" and settings.fleet_engine == "library":
-        minds.append(
+    if request.service is FLEET_SERVICE and request.manager == "systemd" and settings.fleet_engine == "library":
+        warnings.append(
             "The unit allows no memory that is both writable and executable, which FLEET_ENGINE=library needs. Choose "
             "another engine, or type: systemctl edit forecastd-fleet, and write: [Service] MemoryDenyWriteExecute=no"
         )
-    return Draft(rendered(wish.manager, launch), minds, _steps(wish, launch))
+    return ServiceDraft(render_file(request.manager, launch), warnings, _next_steps(request, launch))
 
 
-def steps_after_removal(manager: Manager, *, own: bool) -> list[str]:
+def steps_after_removal(manager: ServiceManager, *, per_user: bool) -> list[str]:
     """What to type once the file is gone."""
-    return [f"{_systemctl(own=own)} daemon-reload"] if manager == "systemd" else ["supervisorctl update"]
+    return (
+        [f"{_systemctl_command(per_user=per_user)} daemon-reload"] if manager == "systemd" else ["supervisorctl update"]
+    )
 
 
-def _account(wish: Wish) -> Account | None:
+def _choose_account(request: ServiceRequest) -> UnixAccount | None:
     """Whose service it is. None: supervisord runs it as itself, which is this person."""
-    if wish.run_as is not None:
-        return accounts.find(wish.run_as)
-    me = accounts.myself()
-    if me.uid == 0:
-        return accounts.usual(wish.directory)
-    return me if wish.manager == "systemd" else None
+    if request.run_as is not None:
+        return accounts.find_account(request.run_as)
+    account = accounts.current_account()
+    if account.uid == 0:
+        return accounts.default_account(request.directory)
+    return account if request.manager == "systemd" else None
 
 
-def _unseen(given: Mapping[str, str], launch: Launch) -> list[str]:
-    told = {"STATE_DIR", "LOG_DIR"} | _BY_MANAGER
-    known = {name.upper() for name in Settings.model_fields} - told
-    names = sorted(name for name, where in given.items() if name in known and where != str(ENV_FILE))
+def _shell_only_warnings(sources: Mapping[str, str], launch: LaunchSpec) -> list[str]:
+    passed_on = {"STATE_DIR", "LOG_DIR"} | _MANAGER_VARIABLES
+    setting_names = {name.upper() for name in Settings.model_fields} - passed_on
+    names = sorted(name for name, source in sources.items() if name in setting_names and source != str(ENV_FILE))
     if not names:
         return []
     return [
@@ -114,50 +128,52 @@ def _unseen(given: Mapping[str, str], launch: Launch) -> list[str]:
     ]
 
 
-def _wallet(wish: Wish, settings: Settings, launch: Launch) -> list[str]:
+def _wallet_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
     if settings.allora_network == "local" or settings.mnemonic or settings.mnemonic_file or launch.credential:
         return []
-    return _secret("No wallet is set", wish)
+    return _missing_secret_warnings("No wallet is set", request)
 
 
-def _keys(wish: Wish, settings: Settings, launch: Launch) -> list[str]:
+def _api_key_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
     if (
-        settings.fleet_host in _THIS_MACHINE
+        settings.fleet_host in _LOOPBACK_HOSTS
         or settings.fleet_api_keys
         or settings.fleet_api_keys_file
         or launch.credential
     ):
         return []
-    return _secret(f"FLEET_HOST is {settings.fleet_host}, and no API key is set, without which it does not start", wish)
+    return _missing_secret_warnings(
+        f"FLEET_HOST is {settings.fleet_host}, and no API key is set, without which it does not start", request
+    )
 
 
-def _secret(told: str, wish: Wish) -> list[str]:
+def _missing_secret_warnings(problem: str, request: ServiceRequest) -> list[str]:
     """That a secret is missing, and where it may be put; nothing where systemd has it already."""
-    service, told = wish.service, f"{told}: set {wish.service.setting} in .env"
-    if wish.manager == "supervisord" or wish.own:
-        return [f"{told}."]
-    if os.path.exists(service.stored):  # noqa: PTH110  # never raises
+    service, problem = request.service, f"{problem}: set {request.service.setting} in .env"
+    if request.manager == "supervisord" or request.per_user:
+        return [f"{problem}."]
+    if os.path.exists(service.credential_path):  # never raises  # noqa: PTH110  # never raises
         return []
-    return [f"{told}, or put {service.secret} into {service.stored} (owner root, mode 0600)."]
+    return [f"{problem}, or put {service.secret_description} into {service.credential_path} (owner root, mode 0600)."]
 
 
-def _steps(wish: Wish, launch: Launch) -> list[str]:
-    wanted = systemd.writable(launch) if wish.manager == "systemd" else launch.writes
-    absent = [path for path in wanted if not os.path.isdir(path)]  # noqa: PTH112  # never raises
-    owner = "" if wish.own or launch.user is None else f" -o {launch.user}"
-    steps = [f"install -d{owner} -m 700 {shlex.quote(str(path))}" for path in absent]
-    if wish.manager == "supervisord":
+def _next_steps(request: ServiceRequest, launch: LaunchSpec) -> list[str]:
+    directories = systemd.writable_directories(launch) if request.manager == "systemd" else launch.writable_paths
+    missing = [path for path in directories if not os.path.isdir(path)]  # never raises  # noqa: PTH112  # never raises
+    owner = "" if request.per_user or launch.user is None else f" -o {launch.user}"
+    steps = [f"install -d{owner} -m 700 {shlex.quote(str(path))}" for path in missing]
+    if request.manager == "supervisord":
         return [*steps, "supervisorctl reread", "supervisorctl update"]
-    call = _systemctl(own=wish.own)
-    steps += [f"{call} daemon-reload", f"{call} enable --now {launch.service.name}"]
-    return [*steps, "loginctl enable-linger"] if wish.own else steps
+    systemctl = _systemctl_command(per_user=request.per_user)
+    steps += [f"{systemctl} daemon-reload", f"{systemctl} enable --now {launch.service.name}"]
+    return [*steps, "loginctl enable-linger"] if request.per_user else steps
 
 
-def _systemctl(*, own: bool) -> str:
-    return "systemctl --user" if own else "systemctl"
+def _systemctl_command(*, per_user: bool) -> str:
+    return "systemctl --user" if per_user else "systemctl"
 
 
-def _content(path: Path) -> str:
+def _read_switch(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
     except OSError:

@@ -12,34 +12,34 @@ import re
 import shlex
 from itertools import pairwise
 
-from forecastd.service.launch import Launch, Named, literal
+from forecastd.service.launch import FileReferences, LaunchSpec, unescape_percent
 
-_THROUGH = ["/bin/sh", "-c", 'cd "$0" && exec "$@"']
-_CUT = re.compile(r"(?<=\s)(?=[;#])")
+_SHELL_WRAPPER = ["/bin/sh", "-c", 'cd "$0" && exec "$@"']
+_COMMENT_START = re.compile(r"(?<=\s)(?=[;#])")
 _HERE = "%(here)s"
 
 
-def render(template: str, launch: Launch) -> str:
+def render(template: str, launch: LaunchSpec) -> str:
     """The program for this launch: the shipped one with its paths and user exchanged."""
     directory = str(launch.directory)
-    plain = not _CUT.search(directory) and _HERE not in directory
-    command = launch.command if plain else [*_THROUGH, directory, *launch.command]
-    exchanged = {
+    is_plain = not _COMMENT_START.search(directory) and _HERE not in directory
+    command = launch.command if is_plain else [*_SHELL_WRAPPER, directory, *launch.command]
+    replacements = {
         "command": [f"command={command_line(command)}"],
-        "directory": [f"directory={_directory(directory)}"] if plain else [],
+        "directory": [f"directory={_directory(directory)}"] if is_plain else [],
         "user": [] if launch.user is None else [f"user={launch.user}"],
     }
     lines: list[str] = []
     for line in template.partition("\n\n")[2].splitlines():
         if not line.startswith(";"):
-            lines += exchanged.get(line.partition("=")[0], [line])
+            lines += replacements.get(line.partition("=")[0], [line])
     return "\n".join(lines) + "\n"
 
 
 def command_line(words: list[str]) -> str:
     """The words of a command: quoted as for a shell, `%` doubled, two quotes in what an earlier reading would take."""
     text = shlex.join(words).replace("%", "%%")
-    return _CUT.sub("''", text).replace(_HERE, "%(''here)s")
+    return _COMMENT_START.sub("''", text).replace(_HERE, "%(''here)s")
 
 
 def _directory(path: str) -> str:
@@ -47,7 +47,7 @@ def _directory(path: str) -> str:
     return path.replace("%", "%%") + ("/" if path[-1:].isspace() else "")
 
 
-def named(text: str) -> Named:
+def parse_references(text: str) -> FileReferences:
     """What a file names.
 
     Raises:
@@ -58,15 +58,20 @@ def named(text: str) -> Named:
         parser.read_string(text)
     except configparser.Error as error:
         raise ValueError(str(error)) from error
-    found = Named([], [], [])
+    references = FileReferences([], [], [])
     for section in parser.sections():
-        words = shlex.split(literal(parser.get(section, "command", fallback="")))
-        found.programs.extend(words[:1])
-        found.directories.append(literal(parser.get(section, "directory", fallback="")))
-        found.kept.extend(after for word, after in pairwise(words) if word in {"--state-dir", "--log-dir"})
-        if words[:3] == _THROUGH:
-            found.directories.extend(words[3:4])
-            found.programs.extend(words[4:5])
-    return Named(
-        *([path for path in paths if path.startswith("/")] for paths in (found.programs, found.directories, found.kept))
+        words = shlex.split(unescape_percent(parser.get(section, "command", fallback="")))
+        references.programs.extend(words[:1])
+        references.directories.append(unescape_percent(parser.get(section, "directory", fallback="")))
+        references.data_directories.extend(
+            value for word, value in pairwise(words) if word in {"--state-dir", "--log-dir"}
+        )
+        if words[:3] == _SHELL_WRAPPER:
+            references.directories.extend(words[3:4])
+            references.programs.extend(words[4:5])
+    return FileReferences(
+        *(
+            [path for path in paths if path.startswith("/")]
+            for paths in (references.programs, references.directories, references.data_directories)
+        )
     )

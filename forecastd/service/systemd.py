@@ -12,18 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman
-from forecastd.service.launch import LOGS, STATE, Launch, Named, literal
+from forecastd.service.launch import SYSTEM_LOG_DIR, SYSTEM_STATE_DIR, FileReferences, LaunchSpec, unescape_percent
 
 _PLAIN = re.compile(r"[\w@+=:,./-]+", re.ASCII)
 _ESCAPES = {
     "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " ", "\\": "\\", '"': '"', "'": "'",
 }  # fmt: skip
-_BLANKS = " \t"
+_WHITESPACE = " \t"
 _QUOTES = frozenset("\\\"'")
-_THROUGH = ["/bin/sh", "-c", 'exec "$0" "$@"']  # systemd refuses a program that has a quote or a backslash in its name
+_SHELL_WRAPPER = [
+    "/bin/sh",
+    "-c",
+    'exec "$0" "$@"',
+]  # systemd refuses a program that has a quote or a backslash in its name
 
 
-def render(template: str, launch: Launch) -> str:
+def render(template: str, launch: LaunchSpec) -> str:
     """The unit for this launch: the shipped one with its paths, user and directories exchanged.
 
     A unit of a user's own manager is confined as any other, in a user namespace; it knows no network-online.target.
@@ -33,12 +37,12 @@ def render(template: str, launch: Launch) -> str:
     """
     lines: list[str] = []
     for line in template.partition("\n\n")[2].splitlines():
-        exchanged = [] if line.startswith("#") else _exchanged(line.partition("=")[0], launch)
-        lines += [line] if exchanged is None else exchanged
+        replacement = [] if line.startswith("#") else _replacement_lines(line.partition("=")[0], launch)
+        lines += [line] if replacement is None else replacement
     return "\n".join(lines) + "\n"
 
 
-def _exchanged(key: str, launch: Launch) -> list[str] | None:  # noqa: PLR0911  # a table, a line each
+def _replacement_lines(key: str, launch: LaunchSpec) -> list[str] | None:  # a table, a line each  # noqa: PLR0911  # a table, a line each
     """The lines in the place of the template's line with this key; None: it stays."""
     match key:
         case "ExecStart":
@@ -46,50 +50,53 @@ def _exchanged(key: str, launch: Launch) -> list[str] | None:  # noqa: PLR0911  
         case "WorkingDirectory":
             return [f"WorkingDirectory={raw_path(launch.directory)}"]
         case "User":  # a manager without privileges may not even change to its own user
-            return [] if launch.own or launch.user is None else [f"User={launch.user}"]
+            return [] if launch.per_user or launch.user is None else [f"User={launch.user}"]
         case "LoadCredential" if launch.credential is not None:
             return [f"LoadCredential={launch.service.credential}:{raw_path(launch.credential, is_file=True)}"]
-        case "StateDirectory" | "StateDirectoryMode" if not _managed(launch, launch.state, STATE):
+        case "StateDirectory" | "StateDirectoryMode" if not _is_managed(launch, launch.state, SYSTEM_STATE_DIR):
             return []
-        case "LogsDirectory" | "LogsDirectoryMode" if not _managed(launch, launch.logs, LOGS):
+        case "LogsDirectory" | "LogsDirectoryMode" if not _is_managed(launch, launch.logs, SYSTEM_LOG_DIR):
             return []
-        case "ProtectHome" if launch.at_home:
+        case "ProtectHome" if launch.uses_home:
             return ["ProtectHome=read-only"]
         case "ProtectSystem":
-            return ["ProtectSystem=strict", *(f"ReadWritePaths={quoted(str(path))}" for path in writable(launch))]
-        case "Wants" | "After" | "LoadCredential" if launch.own:
+            return [
+                "ProtectSystem=strict",
+                *(f"ReadWritePaths={quote_word(str(path))}" for path in writable_directories(launch)),
+            ]
+        case "Wants" | "After" | "LoadCredential" if launch.per_user:
             return []
-        case "WantedBy" if launch.own:
+        case "WantedBy" if launch.per_user:
             return ["WantedBy=default.target"]
         case _:
             return None
 
 
-def writable(launch: Launch) -> list[Path]:
+def writable_directories(launch: LaunchSpec) -> list[Path]:
     """The directories that have to be there before the unit starts: systemd makes its own, not these."""
-    chosen = ((launch.state, STATE), (launch.logs, LOGS))
-    return [path for path, by_default in chosen if path is not None and not _managed(launch, path, by_default)]
+    candidates = ((launch.state, SYSTEM_STATE_DIR), (launch.logs, SYSTEM_LOG_DIR))
+    return [path for path, default in candidates if path is not None and not _is_managed(launch, path, default)]
 
 
-def _managed(launch: Launch, chosen: Path | None, by_default: Path) -> bool:
+def _is_managed(launch: LaunchSpec, path: Path | None, default: Path) -> bool:
     """Whether systemd makes this directory. In a user's own manager it would be another one with each of its versions."""
-    return not launch.own and chosen in {None, by_default}
+    return not launch.per_user and path in {None, default}
 
 
 def command_line(words: list[str]) -> str:
     """The words of a command as ExecStart= takes them. A `:` in front keeps `$` what it is."""
     if _QUOTES & set(words[0]):
-        words = [*_THROUGH, *words]
+        words = [*_SHELL_WRAPPER, *words]
     prefix = ":" if any("$" in word for word in words) else ""
-    return prefix + " ".join(map(quoted, words))
+    return prefix + " ".join(map(quote_word, words))
 
 
-def quoted(word: str) -> str:
+def quote_word(word: str) -> str:
     """A word of a command line or of a list of paths."""
     if _PLAIN.fullmatch(word):
         return word
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"'
+    text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"'
 
 
 def raw_path(path: Path, *, is_file: bool = False) -> str:
@@ -99,14 +106,14 @@ def raw_path(path: Path, *, is_file: bool = False) -> str:
         NeedsHuman: a file's path ends like that. A directory's is given a slash.
     """
     text = str(path).replace("%", "%%")
-    if not text.endswith(("\\", *_BLANKS)):
+    if not text.endswith(("\\", *_WHITESPACE)):
         return text
     if is_file:
         raise NeedsHuman(f"No unit can express {str(path)!a}: it ends with a blank or a backslash. Rename it.")
     return f"{text}/"
 
 
-def named(text: str) -> Named:
+def parse_references(text: str) -> FileReferences:
     """What a unit names.
 
     Raises:
@@ -114,20 +121,22 @@ def named(text: str) -> Named:
     """
     programs: list[str] = []
     directories: list[str] = []
-    kept: list[str] = []
+    data_directories: list[str] = []
     for key, value in assignments(text):
         match key:
             case "ExecStart" if value:
                 words = split_words(value.lstrip("-@:+!|"))
-                programs += map(literal, words[:1] + (words[3:4] if words[:3] == _THROUGH else []))
+                programs += map(unescape_percent, words[:1] + (words[3:4] if words[:3] == _SHELL_WRAPPER else []))
             case "WorkingDirectory":
-                directories.append(literal(value.lstrip("-")))
+                directories.append(unescape_percent(value.lstrip("-")))
             case "ReadWritePaths" if value:
-                kept += [literal(word) for word in split_words(value)]
+                data_directories += [unescape_percent(word) for word in split_words(value)]
             case "StateDirectory" | "LogsDirectory":
-                kept.append(f"{'/var/lib' if key == 'StateDirectory' else '/var/log'}/{value}")
-    full = [[path for path in found if path.startswith("/")] for found in (programs, directories, kept)]
-    return Named(*full)
+                data_directories.append(f"{'/var/lib' if key == 'StateDirectory' else '/var/log'}/{value}")
+    absolute_paths = [
+        [path for path in group if path.startswith("/")] for group in (programs, directories, data_directories)
+    ]
+    return FileReferences(*absolute_paths)
 
 
 def assignments(text: str) -> Iterator[tuple[str, str]]:
@@ -136,21 +145,21 @@ def assignments(text: str) -> Iterator[tuple[str, str]]:
     Raises:
         ValueError: a line is neither a section, a comment nor an assignment, or stands before any section.
     """
-    section, begun = False, ""
-    for line in (one.lstrip(_BLANKS) for one in text.split("\n")):
-        if line.startswith(("#", ";")) or not (begun or line):
+    section, continuation = False, ""
+    for line in (raw_line.lstrip(_WHITESPACE) for raw_line in text.split("\n")):
+        if line.startswith(("#", ";")) or not (continuation or line):
             continue
         if line.endswith("\\"):
-            begun += line[:-1] + " "
+            continuation += line[:-1] + " "
             continue
-        whole, begun = (begun + line).rstrip(_BLANKS), ""
-        if whole.startswith("[") and whole.endswith("]"):
+        statement, continuation = (continuation + line).rstrip(_WHITESPACE), ""
+        if statement.startswith("[") and statement.endswith("]"):
             section = True
             continue
-        key, equals, value = whole.partition("=")
+        key, equals, value = statement.partition("=")
         if not equals or not section:
-            raise ValueError(f"{whole!r} is not expected here")
-        yield key.rstrip(_BLANKS), value.strip(_BLANKS)
+            raise ValueError(f"{statement!r} is not expected here")
+        yield key.rstrip(_WHITESPACE), value.strip(_WHITESPACE)
 
 
 def split_words(value: str) -> list[str]:
@@ -161,18 +170,18 @@ def split_words(value: str) -> list[str]:
     """
     words: list[str] = []
     word: str | None = None
-    quote, at = "", 0
-    while at < len(value):
-        character = value[at]
-        at += 1
+    quote, position = "", 0
+    while position < len(value):
+        character = value[position]
+        position += 1
         if character == "\\":
-            plain, at = _escape(value, at)
-            word = (word or "") + plain
+            text, position = _parse_escape(value, position)
+            word = (word or "") + text
         elif quote:
             quote, word = ("", word) if character == quote else (quote, (word or "") + character)
         elif character in "\"'":
             quote, word = character, word or ""
-        elif character in _BLANKS:
+        elif character in _WHITESPACE:
             words += [] if word is None else [word]
             word = None
         else:
@@ -183,14 +192,14 @@ def split_words(value: str) -> list[str]:
     return words
 
 
-def _escape(value: str, at: int) -> tuple[str, int]:
+def _parse_escape(value: str, position: int) -> tuple[str, int]:
     """The character that the escape at `at` (behind its backslash) stands for, and where it ends."""
-    kind = value[at : at + 1]
+    kind = value[position : position + 1]
     digits = {"x": 2, "u": 4, "U": 8}.get(kind)
     if digits is not None:
-        return chr(int(value[at + 1 : at + 1 + digits], 16)), at + 1 + digits
+        return chr(int(value[position + 1 : position + 1 + digits], 16)), position + 1 + digits
     if kind.isdigit():
-        return chr(int(value[at : at + 3], 8)), at + 3
+        return chr(int(value[position : position + 3], 8)), position + 3
     if kind not in _ESCAPES:
         raise ValueError(f"\\{kind} is no escape")
-    return _ESCAPES[kind], at + 1
+    return _ESCAPES[kind], position + 1

@@ -26,11 +26,11 @@ class Phase(StrEnum):
     STOPPING = "stopping"
 
 
-_ORDER = {phase: place for place, phase in enumerate(Phase)}
+_PHASE_ORDER = {phase: place for place, phase in enumerate(Phase)}
 
 
 @dataclass(frozen=True)
-class Limits:
+class PhaseLimits:
     """How many seconds each phase may go without progress; `silence`: how long without any sign of life.
 
     While it starts, a child cannot give one yet: the limit of that phase is the only one.
@@ -45,17 +45,17 @@ class Limits:
     stopping: float = 5.0
     silence: float = 20.0
 
-    def of(self, phase: Phase) -> float:
+    def for_phase(self, phase: Phase) -> float:
         """The phase's limit in seconds; infinite for waiting."""
         return math.inf if phase is Phase.IDLE else float(getattr(self, phase.value))
 
-    def silence_in(self, phase: Phase) -> float:
+    def silence_for(self, phase: Phase) -> float:
         """The limit of silence in a phase, in seconds."""
         return math.inf if phase is Phase.STARTING else self.silence
 
 
 @dataclass(frozen=True)
-class Watched:
+class ProcessState:
     """What is known of one child. Frozen: every message gives a new one.
 
     `heard`: when its last message came. `progressed`: when it last got on. `done` of `total`: the most that this phase of
@@ -65,8 +65,8 @@ class Watched:
     launch: str
     phase: Phase
     job: str | None
-    heard: float
-    progressed: float
+    last_heartbeat: float
+    last_progress: float
     done: float = 0.0
     total: float = 0.0
 
@@ -77,93 +77,97 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ProcessVerdict:
     """`slow` past half of a limit, `hung` past all of it; `reason` says which limit."""
 
     state: Literal["ok", "slow", "hung"]
     reason: str = ""
 
 
-OK = Verdict("ok")
+OK = ProcessVerdict("ok")
 
 
-def launched(now: float, launch: str) -> Watched:
+def start(now: float, launch: str) -> ProcessState:
     """A child that was started just now."""
-    return Watched(launch, Phase.STARTING, None, now, now)
+    return ProcessState(launch, Phase.STARTING, None, now, now)
 
 
-def dispatched(child: Watched, now: float, job: str, phase: Phase) -> Watched:
+def assign_job(state: ProcessState, now: float, job: str, phase: Phase) -> ProcessState:
     """A job was given to the child: its clocks start anew, however long it was idle or unheard before."""
-    return replace(child, phase=phase, job=job, heard=now, progressed=now, done=0.0, total=0.0)
+    return replace(state, phase=phase, job=job, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
-def finished(child: Watched, now: float) -> Watched:
+def finish_job(state: ProcessState, now: float) -> ProcessState:
     """The child became ready, or ended its job: it waits for a turn."""
-    return replace(child, phase=Phase.IDLE, job=None, heard=now, progressed=now, done=0.0, total=0.0)
+    return replace(state, phase=Phase.IDLE, job=None, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
-def stopping(child: Watched, now: float) -> Watched:
+def begin_stop(state: ProcessState, now: float) -> ProcessState:
     """The child was told to stop."""
-    return replace(child, phase=Phase.STOPPING, heard=now, progressed=now, done=0.0, total=0.0)
+    return replace(state, phase=Phase.STOPPING, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
-def alive(child: Watched, now: float, launch: str) -> Watched:
+def record_heartbeat(state: ProcessState, now: float, launch: str) -> ProcessState:
     """A sign of life came. One of another launch touches nothing."""
-    return replace(child, heard=now) if launch == child.launch else child
+    return replace(state, last_heartbeat=now) if launch == state.launch else state
 
 
-def progressed(
-    child: Watched, now: float, *, launch: str, job: str | None, phase: Phase, done: float, total: float
-) -> Watched:
+def record_progress(
+    state: ProcessState, now: float, *, launch: str, job: str | None, phase: Phase, done: float, total: float
+) -> ProcessState:
     """A report of progress came.
 
     One of another launch touches nothing; one of another job, of an earlier phase or without a new maximum is a sign of
     life and no more. A child that was told to stop, or waits, has no work to get on with.
     """
-    if launch != child.launch:
-        return child
-    heard = replace(child, heard=now)
-    if job != child.job or child.phase in {Phase.STOPPING, Phase.IDLE} or phase in {Phase.STOPPING, Phase.IDLE}:
-        return heard
-    if _ORDER[phase] > _ORDER[child.phase]:
-        return replace(heard, phase=phase, progressed=now, done=_counted(done), total=_counted(total))
-    if phase is child.phase and _counted(done) > child.done:
-        return replace(heard, progressed=now, done=_counted(done), total=_counted(total))
-    return heard
+    if launch != state.launch:
+        return state
+    updated = replace(state, last_heartbeat=now)
+    if job != state.job or state.phase in {Phase.STOPPING, Phase.IDLE} or phase in {Phase.STOPPING, Phase.IDLE}:
+        return updated
+    if _PHASE_ORDER[phase] > _PHASE_ORDER[state.phase]:
+        return replace(
+            updated, phase=phase, last_progress=now, done=_finite_or_zero(done), total=_finite_or_zero(total)
+        )
+    if phase is state.phase and _finite_or_zero(done) > state.done:
+        return replace(updated, last_progress=now, done=_finite_or_zero(done), total=_finite_or_zero(total))
+    return updated
 
 
-def woken(child: Watched, now: float) -> Watched:
+def reset_timers(state: ProcessState, now: float) -> ProcessState:
     """Nobody watched for a while (the machine slept, the parent was stopped): the clocks start anew."""
-    return replace(child, heard=max(child.heard, now), progressed=max(child.progressed, now))
+    return replace(state, last_heartbeat=max(state.last_heartbeat, now), last_progress=max(state.last_progress, now))
 
 
-def verdict(now: float, child: Watched, limits: Limits) -> Verdict:
+def assess(now: float, state: ProcessState, limits: PhaseLimits) -> ProcessVerdict:
     """How the child is at `now`."""
-    limit, silence = limits.of(child.phase), limits.silence_in(child.phase)
-    idle, silent = now - child.progressed, now - child.heard
-    if silent > silence:
-        return Verdict("hung", f"silent for {silent:.1f} s, {silence:g} s are allowed")
-    if idle > limit:
-        return Verdict("hung", f"no progress for {idle:.1f} s, {child.phase} may take {limit:g} s")
-    if idle > limit / 2:
-        return Verdict("slow", f"no progress for {idle:.1f} s of the {limit:g} s that {child.phase} may take")
-    if silent > silence / 2:
-        return Verdict("slow", f"silent for {silent:.1f} s of the {silence:g} s allowed")
+    limit, silence = limits.for_phase(state.phase), limits.silence_for(state.phase)
+    since_progress, since_heartbeat = now - state.last_progress, now - state.last_heartbeat
+    if since_heartbeat > silence:
+        return ProcessVerdict("hung", f"silent for {since_heartbeat:.1f} s, {silence:g} s are allowed")
+    if since_progress > limit:
+        return ProcessVerdict("hung", f"no progress for {since_progress:.1f} s, {state.phase} may take {limit:g} s")
+    if since_progress > limit / 2:
+        return ProcessVerdict(
+            "slow", f"no progress for {since_progress:.1f} s of the {limit:g} s that {state.phase} may take"
+        )
+    if since_heartbeat > silence / 2:
+        return ProcessVerdict("slow", f"silent for {since_heartbeat:.1f} s of the {silence:g} s allowed")
     return OK
 
 
-def due(now: float, child: Watched, limits: Limits) -> float:
+def next_change(now: float, state: ProcessState, limits: PhaseLimits) -> float:
     """Until when the verdict of `now` holds for sure if nothing more is heard of the child; infinite for ever."""
-    limit, silence = limits.of(child.phase), limits.silence_in(child.phase)
+    limit, silence = limits.for_phase(state.phase), limits.silence_for(state.phase)
     changes = (
-        child.progressed + limit / 2,
-        child.progressed + limit,
-        child.heard + silence / 2,
-        child.heard + silence,
+        state.last_progress + limit / 2,
+        state.last_progress + limit,
+        state.last_heartbeat + silence / 2,
+        state.last_heartbeat + silence,
     )
-    return min((at for at in changes if at >= now), default=math.inf)
+    return min((time for time in changes if time >= now), default=math.inf)
 
 
-def _counted(number: float) -> float:
+def _finite_or_zero(number: float) -> float:
     """What a child reports is not to be trusted: what is no number counts as nothing."""
     return number if math.isfinite(number) and number > 0 else 0.0

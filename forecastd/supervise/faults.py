@@ -17,15 +17,15 @@ from threading import Event
 
 import numpy as np
 
+from forecastd.supervise.child_channel import ChildChannel
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.messages import Message, encode
-from forecastd.supervise.voice import Voice
+from forecastd.supervise.protocol import ChildMessage, encode
 
-_LEAK = 16 << 20
-_LINE = "a model that prints\n" * 51 + "\n"  # of about 1 KiB
+_LEAK_BYTES = 16 << 20
+_PRINTED_LINE = "a model that prints\n" * 51 + "\n"  # of about 1 KiB
 
 # What each kind does; `VALUE` is what its value means, where it takes one.
-KINDS: Mapping[str, str] = {
+FAULT_KINDS: Mapping[str, str] = {
     "hang": "stop getting on, alive as ever",
     "silent": "stop in native code that holds the interpreter: not even a sign of life",
     "oscillate": "go one percent on and back again, for ever",
@@ -44,13 +44,13 @@ KINDS: Mapping[str, str] = {
     "nan": "answer with NaN after VALUE good answers (0 by default)",
     "ignore-term": "do not end on SIGTERM",
 }
-_PLACED = {"hang", "silent", "oscillate", "stale", "crash", "exit", "torn", "leak", "garbage", "raise"}
-_VALUED = {"exit": 3.0, "slow": 1.0, "print": 64.0, "nan": 0.0}
-_PHASES = tuple(phase.value for phase in Phase if phase not in {Phase.STARTING, Phase.IDLE, Phase.TRAINING})
+_KINDS_WITH_PLACE = {"hang", "silent", "oscillate", "stale", "crash", "exit", "torn", "leak", "garbage", "raise"}
+_DEFAULT_VALUES = {"exit": 3.0, "slow": 1.0, "print": 64.0, "nan": 0.0}
+_PHASE_NAMES = tuple(phase.value for phase in Phase if phase not in {Phase.STARTING, Phase.IDLE, Phase.TRAINING})
 
 
 @dataclass(frozen=True)
-class Fault:
+class ChildFault:
     """One fault: what, with which value, from which percentage of which phase on. `phase` None: everywhere."""
 
     kind: str
@@ -59,50 +59,52 @@ class Fault:
     percent: float
 
 
-def parse_faults(text: str) -> tuple[Fault, ...]:
+def parse_faults(text: str) -> tuple[ChildFault, ...]:
     """The faults of a list with commas between.
 
     Raises:
         ValueError: naming what is wrong and what there is.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(_parse_fault(part.strip()) for part in text.split(",") if part.strip())
 
 
-def _parse(text: str) -> Fault:
+def _parse_fault(text: str) -> ChildFault:
     head, _, place = text.partition("@")
     kind, _, value = head.partition(":")
-    if kind not in KINDS:
-        raise ValueError(f"there is no fault {kind!r}; there are {', '.join(KINDS)}")
-    if value and kind not in _VALUED:
+    if kind not in FAULT_KINDS:
+        raise ValueError(f"there is no fault {kind!r}; there are {', '.join(FAULT_KINDS)}")
+    if value and kind not in _DEFAULT_VALUES:
         raise ValueError(f"{kind} takes no value, so not {value!r}")
-    if place and kind not in _PLACED and kind != "slow":
+    if place and kind not in _KINDS_WITH_PLACE and kind != "slow":
         raise ValueError(f"{kind} takes no place, so not {place!r}")
     phase: Phase | None = Phase.PREDICTING
     percent = 50.0
-    if place in _PHASES:
+    if place in _PHASE_NAMES:
         phase, percent = Phase(place), 0.0
     elif place:
-        percent = _number(place, f"a percentage or one of {', '.join(_PHASES)}", 100)
+        percent = _parse_number(place, f"a percentage or one of {', '.join(_PHASE_NAMES)}", 100)
     elif kind == "slow":
         phase = None
-    return Fault(kind, _number(value, "a number", 1e6) if value else _VALUED.get(kind, 0.0), phase, percent)
+    return ChildFault(
+        kind, _parse_number(value, "a number", 1e6) if value else _DEFAULT_VALUES.get(kind, 0.0), phase, percent
+    )
 
 
-def _number(text: str, wanted: str, most: float) -> float:
+def _parse_number(text: str, expected: str, maximum: float) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number <= most:
-        raise ValueError(f"{text!r} must be {wanted}, from 0 to {most:g}")
+    if not 0 <= number <= maximum:
+        raise ValueError(f"{text!r} must be {expected}, from 0 to {maximum:g}")
     return number
 
 
-class Saboteur:
+class FaultInjector:
     """Does to this child what its faults say. Without faults it does nothing."""
 
-    def __init__(self, faults: Sequence[Fault], voice: Voice) -> None:
-        self._faults, self._voice, self._answers = faults, voice, 0
+    def __init__(self, faults: Sequence[ChildFault], channel: ChildChannel) -> None:
+        self._faults, self._channel, self._result_count = faults, channel, 0
         self._never = Event()
         for fault in faults:
             if fault.kind == "ignore-term":
@@ -110,68 +112,70 @@ class Saboteur:
             elif fault.kind == "fork":
                 self._fork()
             elif fault.kind == "print":
-                print(_LINE * int(fault.value), flush=True)  # noqa: T201 - this is what the fault is
+                print(_PRINTED_LINE * int(fault.value), flush=True)  # noqa: T201 - this is what the fault is
 
-    def reach(self, job: str | None, phase: Phase, done: float, total: float) -> None:
+    def on_progress(self, job: str | None, phase: Phase, done: float, total: float) -> None:
         """The work is about to report this progress: what is due by then happens now."""
-        places = {None, Phase.PREDICTING if phase is Phase.TRAINING else phase}
+        phases = {None, Phase.PREDICTING if phase is Phase.TRAINING else phase}
         for fault in self._faults:
-            if fault.phase not in places:
+            if fault.phase not in phases:
                 continue
             if fault.kind == "slow":
                 if done > 0:  # a phase that begins has no step behind it
                     self._never.wait(fault.value)
-            elif fault.kind in _PLACED and 100 * done >= fault.percent * total:
-                self._voice.report(job, phase, total * fault.percent / 100, total)
-                self._act(fault, job, phase, total)
+            elif fault.kind in _KINDS_WITH_PLACE and 100 * done >= fault.percent * total:
+                self._channel.report_progress(job, phase, total * fault.percent / 100, total)
+                self._trigger(fault, job, phase, total)
 
-    def hear(self) -> None:
+    def on_read(self) -> None:
         """The child is about to read its pipe."""
         if any(fault.kind == "deaf" for fault in self._faults):
             self._never.wait()
 
-    def answer(self, message: Message) -> Message:
+    def on_result(self, message: ChildMessage) -> ChildMessage:
         """What becomes of a good answer."""
-        self._answers += 1
+        self._result_count += 1
         for fault in self._faults:
             quantiles = message.arrays["quantiles"]
             if fault.kind == "shape":
                 message.arrays["quantiles"] = quantiles[:-1]
-            elif fault.kind == "nan" and self._answers > fault.value:
+            elif fault.kind == "nan" and self._result_count > fault.value:
                 message.arrays["quantiles"] = np.full_like(quantiles, np.nan)
         return message
 
-    def _act(self, fault: Fault, job: str | None, phase: Phase, total: float) -> None:
-        at = total * fault.percent / 100
-        deeds: Mapping[str, Callable[[], object]] = {
+    def _trigger(self, fault: ChildFault, job: str | None, phase: Phase, total: float) -> None:
+        position = total * fault.percent / 100
+        actions: Mapping[str, Callable[[], object]] = {
             "hang": self._never.wait,
-            "silent": _hold_the_interpreter,
-            "oscillate": lambda: self._again(lambda up: self._voice.report(job, phase, at + up * total / 100, total)),
-            "stale": lambda: self._again(lambda _: self._voice.report_stale(job, phase)),
+            "silent": _hold_gil,
+            "oscillate": lambda: self._repeat(
+                lambda step: self._channel.report_progress(job, phase, position + step * total / 100, total)
+            ),
+            "stale": lambda: self._repeat(lambda _: self._channel.report_stale_progress(job, phase)),
             "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
             "exit": lambda: os._exit(int(fault.value)),
-            "torn": self._tear,
-            "leak": self._leak,
-            "garbage": lambda: self._voice.say_raw(b"this is no message, and never was one\n" * 3),
-            "raise": _raise,
+            "torn": self._send_partial_message,
+            "leak": self._leak_memory,
+            "garbage": lambda: self._channel.send_raw(b"this is no message, and never was one\n" * 3),
+            "raise": _raise_import_error,
         }
-        deeds[fault.kind]()
+        actions[fault.kind]()
 
-    def _again(self, report: Callable[[int], None]) -> None:
-        up = 1
+    def _repeat(self, report: Callable[[int], None]) -> None:
+        step = 1
         while not self._never.wait(0.05):
-            report(up)
-            up = 1 - up
+            report(step)
+            step = 1 - step
 
-    def _tear(self) -> None:
-        frame = encode(Message("result", self._voice.launch, {"job": "torn"}, {"quantiles": np.zeros((64, 7))}))
-        self._voice.say_raw(frame[: len(frame) // 2])
+    def _send_partial_message(self) -> None:
+        frame = encode(ChildMessage("result", self._channel.launch, {"job": "torn"}, {"quantiles": np.zeros((64, 7))}))
+        self._channel.send_raw(frame[: len(frame) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def _leak(self) -> None:
-        kept = []
+    def _leak_memory(self) -> None:
+        blocks = []
         while True:
-            kept.append(bytearray(_LEAK))  # zeroed, so the pages are really there
+            blocks.append(bytearray(_LEAK_BYTES))  # zeroed, so the pages are really there
 
     def _fork(self) -> None:
         if os.fork() == 0:
@@ -179,12 +183,12 @@ class Saboteur:
                 signal.pause()
 
 
-def _hold_the_interpreter() -> None:
+def _hold_gil() -> None:
     """`pause()` called without giving up the interpreter's lock, as a native extension with a bug would."""
     libc = ctypes.PyDLL(None)
     while True:
         libc.pause()
 
 
-def _raise() -> None:
+def _raise_import_error() -> None:
     raise ImportError("No module named 'a_library_that_is_not_there'")

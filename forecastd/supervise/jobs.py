@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from forecastd.supervise.messages import GarbledMessage, Message, printable
+from forecastd.supervise.protocol import ChildMessage, InvalidMessage, printable
 from models.base import Forecast, ModelInput
 
 
-class BadAnswer(Exception):
+class InvalidResult(Exception):
     """A child's answer is not what the job asked for."""
 
 
@@ -33,7 +33,7 @@ class Job:
     name: str
     deadline: float
     attempts: int
-    read: Callable[[Message], Any]
+    read: Callable[[ChildMessage], Any]
     fields: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -47,7 +47,7 @@ def predict_job(
         name=name,
         deadline=deadline,
         attempts=attempts,
-        read=lambda answer: _forecast(answer, inputs, rows, levels),
+        read=lambda message: _read_forecast(message, inputs, rows, levels),
         fields={"end": inputs.end, "step": inputs.step},
         arrays={"target": inputs.target, "past": inputs.past, "known": inputs.known},
     )
@@ -55,18 +55,18 @@ def predict_job(
 
 def check_job(deadline: float, attempts: int) -> Job:
     """Have a child prove its model once more, by its canary; gives the bundle's sha256."""
-    return Job("check", "model check", deadline, attempts, lambda answer: printable(answer.text("bundle_sha256")))
+    return Job("check", "model check", deadline, attempts, lambda message: printable(message.text("bundle_sha256")))
 
 
-def model_input(message: Message) -> ModelInput:
+def read_model_input(message: ChildMessage) -> ModelInput:
     """The input of a `predict` message."""
     fields, arrays = message.fields, message.arrays
     return ModelInput(fields["end"], fields["step"], arrays["target"], arrays["past"], arrays["known"])
 
 
-def forecast_message(forecast: Forecast, launch: str, job: str) -> Message:
+def forecast_message(forecast: Forecast, launch: str, job: str) -> ChildMessage:
     """The answer that bears a forecast."""
-    told = {
+    fields = {
         "job": job,
         "end": forecast.end,
         "step": forecast.step,
@@ -75,32 +75,32 @@ def forecast_message(forecast: Forecast, launch: str, job: str) -> Message:
         "input_sha256": forecast.input_sha256,
         "bundle_sha256": forecast.bundle_sha256,
     }
-    return Message("result", launch, told, {"quantiles": forecast.quantiles})
+    return ChildMessage("result", launch, fields, {"quantiles": forecast.quantiles})
 
 
-def _forecast(answer: Message, inputs: ModelInput, rows: int, levels: tuple[float, ...]) -> Forecast:
+def _read_forecast(message: ChildMessage, inputs: ModelInput, rows: int, levels: tuple[float, ...]) -> Forecast:
     """The forecast in an answer, held against what was asked."""
     try:
         forecast = Forecast(
-            end=int(answer.number("end")),
-            step=int(answer.number("step")),
-            levels=tuple(float(level) for level in answer.fields["levels"]),
-            quantiles=answer.arrays["quantiles"],
-            value=answer.number("value"),
-            input_sha256=answer.text("input_sha256"),
-            bundle_sha256=answer.text("bundle_sha256"),
+            end=int(message.number("end")),
+            step=int(message.number("step")),
+            levels=tuple(float(level) for level in message.fields["levels"]),
+            quantiles=message.arrays["quantiles"],
+            value=message.number("value"),
+            input_sha256=message.text("input_sha256"),
+            bundle_sha256=message.text("bundle_sha256"),
         )
-    except (KeyError, TypeError, ValueError, OverflowError, GarbledMessage) as error:
-        raise BadAnswer(f"its answer lacks or garbles {error}") from error
-    wanted = rows, len(levels)
+    except (KeyError, TypeError, ValueError, OverflowError, InvalidMessage) as error:
+        raise InvalidResult(f"its answer lacks or garbles {error}") from error
+    shape = rows, len(levels)
     if forecast.quantiles.dtype.kind != "f":
-        raise BadAnswer("its quantiles are whole numbers")
-    if forecast.quantiles.shape != wanted:
-        raise BadAnswer(f"its quantiles have shape {forecast.quantiles.shape}, not {wanted}")
+        raise InvalidResult("its quantiles are whole numbers")
+    if forecast.quantiles.shape != shape:
+        raise InvalidResult(f"its quantiles have shape {forecast.quantiles.shape}, not {shape}")
     if forecast.levels != levels:
-        raise BadAnswer("its quantiles are at other levels than the model's")
+        raise InvalidResult("its quantiles are at other levels than the model's")
     if not np.isfinite(forecast.quantiles).all():
-        raise BadAnswer("its forecast holds a number that is not finite")
+        raise InvalidResult("its forecast holds a number that is not finite")
     if (forecast.end, forecast.step, forecast.input_sha256) != (inputs.end, inputs.step, inputs.sha256()):
-        raise BadAnswer("its answer is to another question")
+        raise InvalidResult("its answer is to another question")
     return forecast

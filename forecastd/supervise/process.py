@@ -23,18 +23,18 @@ from numpy.typing import NDArray
 
 import forecastd
 from forecastd.supervise import detector
-from forecastd.supervise.detector import Watched
-from forecastd.supervise.messages import Decoder, Message, buffers, printable
+from forecastd.supervise.detector import ProcessState
+from forecastd.supervise.protocol import ChildMessage, MessageDecoder, frame_buffers, printable
 
-_CHUNK = 1 << 18
-_CHUNKS = 16
-_BUFFER = 4 << 20  # bytes that may lie in the channel: a forecast of hundreds of servers goes at once
-_TAIL = 1 << 16  # bytes of what the child wrote that are kept: enough for the stacks of many threads
-_LINES = 100
-_DUMPED_SECONDS = 0.1  # a dump of stacks is whole that long after its first line
+_CHUNK_BYTES = 1 << 18
+_MAX_CHUNKS = 16
+_SOCKET_BUFFER_BYTES = 4 << 20  # bytes that may lie in the channel: a forecast of hundreds of servers goes at once
+_TAIL_BYTES = 1 << 16  # bytes of what the child wrote that are kept: enough for the stacks of many threads
+_MAX_LINES = 100
+_DUMP_SECONDS = 0.1  # a dump of stacks is whole that long after its first line
 
 
-How = Literal["ask", "dump", "now"]
+StopMode = Literal["ask", "dump", "now"]
 
 
 class ChildFailed(Exception):
@@ -62,50 +62,54 @@ def child_environment(threads: int = 1) -> dict[str, str]:
     }
 
 
-def lines(written: bytes) -> list[str]:
+def output_lines(output: bytes) -> list[str]:
     """What a child wrote at once, for a log: no empty line, and so few that who writes without end takes nobody's time."""
-    told = [line[:1000] for line in written.decode("utf-8", "replace").split("\n") if line.strip()]
-    more = len(told) - _LINES
-    return [*told[:_LINES], f"({more} lines more)"] if more > 0 else told
+    lines = [line[:1000] for line in output.decode("utf-8", "replace").split("\n") if line.strip()]
+    omitted = len(lines) - _MAX_LINES
+    return [*lines[:_MAX_LINES], f"({omitted} lines more)"] if omitted > 0 else lines
 
 
 class ChildProcess:
     """A running child with its channel. Everything here returns at once."""
 
-    def __init__(self, now: float, *, memory: int, threads: int = 1, more: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, now: float, *, memory: int, threads: int = 1, extra_environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start it. `memory`: bytes of address space it may use, 0 for no limit. `more`: for its environment.
 
         Raises:
             OSError: the machine cannot start another process.
         """
-        self.watched: Watched = detector.launched(now, uuid.uuid4().hex)
-        self.hung_up = self.mute = False  # the channel, the output was closed from its side
-        self._decoder = Decoder()
+        self.state: ProcessState = detector.start(now, uuid.uuid4().hex)
+        self.channel_closed = self.output_closed = False  # the channel, the output was closed from its side
+        self._decoder = MessageDecoder()
         self._unsent: deque[memoryview] = deque()
-        self._written: deque[bytes] = deque()
-        self._kept = 0
-        self._deeds: list[tuple[float, signal.Signals | None]] = []
-        environment = child_environment(threads) | dict(more or {})
+        self._output: deque[bytes] = deque()
+        self._output_size = 0
+        self._shutdown_steps: list[tuple[float, signal.Signals | None]] = []
+        environment = child_environment(threads) | dict(extra_environment or {})
         reader, writer = os.pipe()
         try:
-            self.channel, theirs = socket.socketpair()
+            self.channel, child_end = socket.socketpair()
         except OSError:
             os.close(reader)
             os.close(writer)
             raise
-        for end in (self.channel, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)  # or as much as the machine allows
-        self.errors = reader
-        arguments = [str(theirs.fileno()), self.launch, str(os.getpid()), str(memory)]
+        for end in (self.channel, child_end):
+            end.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES
+            )  # or as much as the machine allows
+        self.output_fd = reader
+        arguments = [str(child_end.fileno()), self.launch, str(os.getpid()), str(memory)]
         try:
-            with theirs:
+            with child_end:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "forecastd.supervise.child", *arguments],
+                    [sys.executable, "-P", "-m", "forecastd.inference.child", *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=writer,
                     stderr=writer,
                     env=environment,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(child_end.fileno(),),
                     cwd="/",
                     start_new_session=True,
                 )
@@ -117,11 +121,11 @@ class ChildProcess:
             os.close(writer)
         self.channel.setblocking(False)
         os.set_blocking(reader, False)
-        self.death = _watch(self._process.pid)
+        self.exit_fd = _open_pidfd(self._process.pid)
 
     @property
     def launch(self) -> str:
-        return self.watched.launch
+        return self.state.launch
 
     @property
     def pid(self) -> int:
@@ -130,21 +134,21 @@ class ChildProcess:
     @property
     def sources(self) -> list[Any]:
         """What becomes readable when there is something to hear of the child: channel, output, end."""
-        return [self.channel, self.errors, *([] if self.death is None else [self.death])]
+        return [self.channel, self.output_fd, *([] if self.exit_fd is None else [self.exit_fd])]
 
     @property
-    def wants_to_write(self) -> bool:
+    def has_unsent(self) -> bool:
         """Whether something is still to be sent."""
         return bool(self._unsent)
 
-    def tell(
+    def send(
         self, kind: str, fields: dict[str, object] | None = None, arrays: dict[str, NDArray[Any]] | None = None
     ) -> None:
         """Send a message as soon as the child takes it; a child that never reads costs nothing but its own deadline."""
-        self._unsent += buffers(Message(kind, self.launch, fields or {}, arrays or {}))
-        self.write()
+        self._unsent += frame_buffers(ChildMessage(kind, self.launch, fields or {}, arrays or {}))
+        self.flush()
 
-    def write(self) -> None:
+    def flush(self) -> None:
         """Send what the child takes now."""
         try:
             while self._unsent:
@@ -158,88 +162,88 @@ class ChildProcess:
             self._unsent.clear()  # it is gone: `ended` tells
 
     @property
-    def garbled(self) -> str:
+    def protocol_error(self) -> str:
         """What came that was no message; empty as long as all were."""
-        return self._decoder.garbled
+        return self._decoder.error
 
-    def read(self) -> list[Message]:
+    def read_messages(self) -> list[ChildMessage]:
         """The messages that came. Bounded, so that a child that never stops talking cannot keep the parent busy."""
-        found: list[Message] = []
-        for _ in range(_CHUNKS):
+        messages: list[ChildMessage] = []
+        for _ in range(_MAX_CHUNKS):
             try:
-                data = self.channel.recv(_CHUNK)
+                data = self.channel.recv(_CHUNK_BYTES)
             except BlockingIOError:
                 break
             except OSError:
                 data = b""
             if not data:
-                self.hung_up = True
+                self.channel_closed = True
                 break
-            found += self._decoder.feed(data)
-            if len(data) < _CHUNK:
+            messages += self._decoder.feed(data)
+            if len(data) < _CHUNK_BYTES:
                 break
-        return found
+        return messages
 
-    def read_errors(self) -> bytes:
+    def read_output(self) -> bytes:
         """What the child wrote to stdout and stderr since the last call; the last of it is kept for `tail`."""
         try:
-            data = os.read(self.errors, _CHUNK)
+            data = os.read(self.output_fd, _CHUNK_BYTES)
         except OSError:
             return b""
         if not data:
-            self.mute = True
+            self.output_closed = True
             return b""
-        self._written.append(data)
-        self._kept += len(data)
-        while self._written and self._kept - len(self._written[0]) > _TAIL:
-            self._kept -= len(self._written.popleft())
+        self._output.append(data)
+        self._output_size += len(data)
+        while self._output and self._output_size - len(self._output[0]) > _TAIL_BYTES:
+            self._output_size -= len(self._output.popleft())
         return data
 
     def _drain(self) -> None:
-        for _ in range(_CHUNKS):
-            if not self.read_errors():
+        for _ in range(_MAX_CHUNKS):
+            if not self.read_output():
                 return
 
     @property
-    def tail(self) -> str:
+    def output_tail(self) -> str:
         """The last of what the child wrote."""
-        return b"".join(self._written).decode("utf-8", "replace").strip()
+        return b"".join(self._output).decode("utf-8", "replace").strip()
 
-    def stop(self, now: float, seconds: float, how: How) -> None:
+    def stop(self, now: float, seconds: float, mode: StopMode) -> None:
         """Begin to end the child within `seconds`: let it go by itself first, dump its stacks first, or at once."""
-        self.watched = detector.stopping(self.watched, now)
+        self.state = detector.begin_stop(self.state, now)
         kill = now + 0.8 * seconds
-        if how == "ask":
-            self.tell("stop")
-            self._deeds = [(now + 0.4 * seconds, signal.SIGTERM), (kill, signal.SIGKILL)]
-        elif how == "dump":
+        if mode == "ask":
+            self.send("stop")
+            self._shutdown_steps = [(now + 0.4 * seconds, signal.SIGTERM), (kill, signal.SIGKILL)]
+        elif mode == "dump":
             self._drain()
-            self._written.clear()
-            self._kept = 0
+            self._output.clear()
+            self._output_size = 0
             self.signal(signal.SIGUSR1)
             term = now + 0.4 * seconds
-            self._deeds = [(term, None), (term, signal.SIGTERM), (min(term + 1.0, kill), signal.SIGKILL)]
+            self._shutdown_steps = [(term, None), (term, signal.SIGTERM), (min(term + 1.0, kill), signal.SIGKILL)]
         else:
-            self._deeds = [(now, signal.SIGTERM), (min(now + 1.0, kill), signal.SIGKILL)]
+            self._shutdown_steps = [(now, signal.SIGTERM), (min(now + 1.0, kill), signal.SIGKILL)]
 
-    def next_deed(self) -> float:
+    def next_shutdown_time(self) -> float:
         """When `go_on` has something to do next; infinite when it has not."""
-        return self._deeds[0][0] if self._deeds else float("inf")
+        return self._shutdown_steps[0][0] if self._shutdown_steps else float("inf")
 
-    def go_on(self, now: float) -> str:
+    def advance_shutdown(self, now: float) -> str:
         """Do what is due of ending the child. Gives the stacks that it dumped, once; else an empty text."""
-        told = ""
-        if self._deeds and self._deeds[0][1] is None and self._written:
-            early = max(0.0, self._deeds[0][0] - now - _DUMPED_SECONDS)
-            self._deeds = [(at - early, deed) for at, deed in self._deeds]
-        while self._deeds and self._deeds[0][0] <= now:
-            deed = self._deeds.pop(0)[1]
-            if deed is None:
+        stacks = ""
+        if self._shutdown_steps and self._shutdown_steps[0][1] is None and self._output:
+            lead = max(0.0, self._shutdown_steps[0][0] - now - _DUMP_SECONDS)
+            self._shutdown_steps = [(time - lead, signal_number) for time, signal_number in self._shutdown_steps]
+        while self._shutdown_steps and self._shutdown_steps[0][0] <= now:
+            signal_number = self._shutdown_steps.pop(0)[1]
+            if signal_number is None:
                 self._drain()
-                told = self.tail
+                stacks = self.output_tail
             else:
-                self.signal(deed, group=True)
-        return told
+                self.signal(signal_number, group=True)
+        return stacks
 
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
         """Signal the child, or it and all that it started. Not reaped yet, so its pid cannot be another's."""
@@ -247,29 +251,29 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 (os.killpg if group else os.kill)(self.pid, number)
 
-    def ended(self) -> bool:
+    def has_exited(self) -> bool:
         """Whether the process is gone; reaps it, and ends what it has left behind."""
         if self._process.returncode is None:
             try:
-                gone = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+                exited = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
             except ChildProcessError:
-                gone = True
-            if not gone:
+                exited = True
+            if not exited:
                 return False
             self.signal(signal.SIGKILL, group=True)
             self._process.poll()
         return True
 
-    def fate(self) -> str:
+    def exit_description(self) -> str:
         """How the process ended; for an end of its own, with the last line it wrote."""
         status = self._process.returncode
         self._drain()
         if status is None:
             return "still running"
         if status < 0:
-            known = -status in {number.value for number in signal.Signals}
-            return f"killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
-        lines = self.tail.splitlines()
+            is_known = -status in {number.value for number in signal.Signals}
+            return f"killed by {signal.Signals(-status).name if is_known else f'signal {-status}'}"
+        lines = self.output_tail.splitlines()
         return f"exit status {status}{': ' + printable(lines[-1][:300]) if lines else ''}"
 
     def kill(self) -> None:
@@ -280,12 +284,12 @@ class ChildProcess:
     def close(self) -> None:
         """Give the descriptors back."""
         self.channel.close()
-        os.close(self.errors)
-        if self.death is not None:
-            os.close(self.death)
+        os.close(self.output_fd)
+        if self.exit_fd is not None:
+            os.close(self.exit_fd)
 
 
-def _watch(pid: int) -> int | None:
+def _open_pidfd(pid: int) -> int | None:
     """A descriptor that becomes readable when the process ends; None where the kernel has none."""
     try:
         return os.pidfd_open(pid)

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from forecastd.supervise.board import Task
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.policy import BackOff
+from forecastd.supervise.policy import SlotBackoff
 from forecastd.supervise.process import ChildProcess
+from forecastd.supervise.queue import WorkItem
 
-BEFORE_READY = {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP}
+STARTUP_PHASES = {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP}
 
 
 @dataclass(eq=False)
-class Slot:
+class WorkerSlot:
     """A place for one child, and what it is at. `bundle` is the child's, once it is ready; `false_starts`: how many in a
     row did not come as far as their model."""
 
     child: ChildProcess | None = None
-    task: Task | None = None
-    bundle: str = ""
-    warned: tuple[Phase, float] | None = None
-    hung_up: float | None = None
-    false_starts: int = 0
-    back_off: BackOff = field(default_factory=BackOff)
+    item: WorkItem | None = None
+    bundle_sha256: str = ""
+    last_warning: tuple[Phase, float] | None = None
+    channel_closed_at: float | None = None
+    failed_starts: int = 0
+    backoff: SlotBackoff = field(default_factory=SlotBackoff)
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether its child waits for a job, and could hear of one."""
-        return self.child is not None and self.child.watched.phase is Phase.IDLE and self.hung_up is None
+        return self.child is not None and self.child.state.phase is Phase.IDLE and self.channel_closed_at is None
 
     @property
-    def job(self) -> str:
-        task = self.task  # another thread may ask while the pool's takes the task away
-        return task.job.name if task else ""
+    def job_name(self) -> str:
+        item = self.item  # another thread may ask while the pool's takes the task away
+        return item.job.name if item else ""
 
     @property
-    def proven(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether its child has its model ready, and works or waits."""
-        return self.child is not None and self.child.watched.phase not in BEFORE_READY
+        return self.child is not None and self.child.state.phase not in STARTUP_PHASES

@@ -18,18 +18,18 @@ from models.fleet.manifest import Anchor
 
 SMOOTHINGS = (0.5, 0.25, 0.1, 0.05)  # weights of the newest value in the level
 DAMPINGS = (0.0, 0.5, 0.75, 0.9, 0.95, 0.975)
-LAST = Anchor(1.0, 0.0)  # the last value at every step
-CHOICES = (LAST, *(Anchor(*pair) for pair in product(SMOOTHINGS, DAMPINGS)))
+LAST_VALUE = Anchor(1.0, 0.0)  # the last value at every step
+CANDIDATES = (LAST_VALUE, *(Anchor(*pair) for pair in product(SMOOTHINGS, DAMPINGS)))
 
 
-def anchored(values: Floats, anchors: tuple[Anchor, ...], horizon: int) -> Floats:
+def anchor_forecast(values: Floats, anchors: tuple[Anchor, ...], horizon: int) -> Floats:
     """The anchors `[S, M, H]` of windows `[S, L, M]`, the newest value last."""
-    alpha, damping = (np.array([getattr(one, name) for one in anchors]) for name in ("smoothing", "damping"))
+    alpha, damping = (np.array([getattr(anchor, name) for anchor in anchors]) for name in ("smoothing", "damping"))
     weights = (1 - alpha) ** np.arange(values.shape[1])[::-1, None]
     weights = (weights / weights.sum(axis=0)).astype(np.float32)
-    left = (damping[:, None] ** np.arange(1, horizon + 1)).astype(np.float32)
+    remainder = (damping[:, None] ** np.arange(1, horizon + 1)).astype(np.float32)
     level = np.einsum("slm,lm->sm", values, weights)[:, :, None]
-    return np.asarray(level + left * (values[:, -1, :, None] - level))
+    return np.asarray(level + remainder * (values[:, -1, :, None] - level))
 
 
 def fit_anchors(windows: Floats, outcomes: Floats) -> tuple[Anchor, ...]:
@@ -38,10 +38,10 @@ def fit_anchors(windows: Floats, outcomes: Floats) -> tuple[Anchor, ...]:
     Nearest in the mean of the absolute errors over what was observed; the last value where nothing was.
     """
     metrics, horizon = outcomes.shape[1:]
-    errors = np.empty((len(CHOICES), metrics))
-    for row, choice in enumerate(CHOICES):
-        off = np.abs(outcomes - anchored(windows, (choice,) * metrics, horizon))
-        there = np.isfinite(off)
-        total = np.where(there, off, 0).sum(axis=(0, 2), dtype=np.float64)
-        errors[row] = total / np.maximum(there.sum(axis=(0, 2)), 1)
-    return tuple(CHOICES[row] for row in errors.argmin(axis=0).tolist())
+    errors = np.empty((len(CANDIDATES), metrics))
+    for row, candidate in enumerate(CANDIDATES):
+        errors_by_step = np.abs(outcomes - anchor_forecast(windows, (candidate,) * metrics, horizon))
+        observed = np.isfinite(errors_by_step)
+        total = np.where(observed, errors_by_step, 0).sum(axis=(0, 2), dtype=np.float64)
+        errors[row] = total / np.maximum(observed.sum(axis=(0, 2)), 1)
+    return tuple(CANDIDATES[row] for row in errors.argmin(axis=0).tolist())

@@ -16,8 +16,8 @@ from models.fleet.manifest import FleetManifest
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Progress = Callable[[int, int], None]  # steps done, steps in all
-Done = Callable[[Indices, Floats], None]  # some servers' rows, and their quantiles `[n, M, Q, H]`
+ProgressCallback = Callable[[int, int], None]  # steps done, steps in all
+ResultCallback = Callable[[Indices, Floats], None]  # some servers' rows, and their quantiles `[n, M, Q, H]`
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class FleetEngine(Protocol):
     name: str
     manifest: FleetManifest
 
-    def forecast(self, inputs: FleetInput, progress: Progress = ..., done: Done = ...) -> Floats:
+    def forecast(self, inputs: FleetInput, progress: ProgressCallback = ..., on_result: ResultCallback = ...) -> Floats:
         """Quantiles float32 `[S, M, Q, H]` in the metrics' units, not decreasing along Q, within the metrics' bounds.
 
         Column `h` speaks of the tick `inputs.tick + 1 + h`. `progress` hears of every part of the work that is done, and

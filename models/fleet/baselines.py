@@ -12,14 +12,14 @@ import numpy as np
 
 from models.fleet.base import Floats, Indices
 
-DAY = 86_400
-DAYS = 3  # of training before the season of a day can be learnt: two whole days and their errors
-SEASONS = (300, 600, 900, 1_800, 3_600)  # seconds: shorter ones, of which the best on the training part is taken
-_AT_ONCE = 256
+DAY_SECONDS = 86_400
+MIN_DAYS = 3  # of training before the season of a day can be learnt: two whole days and their errors
+SEASON_SECONDS = (300, 600, 900, 1_800, 3_600)  # seconds: shorter ones, of which the best on the training part is taken
+_CHUNK_WINDOWS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Baseline:
+class SeasonalBaseline:
     """The value `season` ticks before each step, the nearest whole season before the origin; 0: the last value.
 
     errors: `[M, Q, H]`, the quantiles of what was added to it in the training part
@@ -30,27 +30,29 @@ class Baseline:
 
     def forecast(self, values: Floats, servers: Indices, origins: Indices) -> Floats:
         """Quantiles `[N, M, Q, H]` for windows of scaled values `[S, T, M]`, with what is missing carried on."""
-        told = _told(values, servers, origins, self.season, self.errors.shape[2])
-        return np.asarray(told[:, :, None] + self.errors, dtype=np.float32)
+        base = _repeat(values, servers, origins, self.season, self.errors.shape[2])
+        return np.asarray(base[:, :, None] + self.errors, dtype=np.float32)
 
 
-def persistence(values: Floats, windows: tuple[Indices, Indices], horizon: int, levels: tuple[float, ...]) -> Baseline:
+def fit_persistence(
+    values: Floats, windows: tuple[Indices, Indices], horizon: int, levels: tuple[float, ...]
+) -> SeasonalBaseline:
     """The last value, with the quantiles of its errors on these windows of the training part."""
-    return _fitted(values, windows, 0, horizon, levels)
+    return _fit(values, windows, 0, horizon, levels)
 
 
-def seasonal(
+def fit_seasonal(
     values: Floats, windows: tuple[Indices, Indices], horizon: int, levels: tuple[float, ...], *, step: int, ticks: int
-) -> Baseline:
+) -> SeasonalBaseline:
     """The seasonal naive forecast: by the day, where the training part (`ticks`) has enough of them, else the shorter season
     that is best on these windows.
     """
-    day = DAY // step
-    if ticks >= DAYS * day and DAY % step == 0:
-        return _fitted(values, windows, day, horizon, levels)
-    seasons = [seconds // step for seconds in SEASONS if seconds % step == 0 and 4 * seconds // step <= ticks]
-    found = [_fitted(values, windows, season, horizon, levels) for season in seasons or [horizon]]
-    return min(found, key=lambda one: float((one.errors[:, -1] - one.errors[:, 0]).mean()))
+    day = DAY_SECONDS // step
+    if ticks >= MIN_DAYS * day and DAY_SECONDS % step == 0:
+        return _fit(values, windows, day, horizon, levels)
+    seasons = [seconds // step for seconds in SEASON_SECONDS if seconds % step == 0 and 4 * seconds // step <= ticks]
+    baselines = [_fit(values, windows, season, horizon, levels) for season in seasons or [horizon]]
+    return min(baselines, key=lambda baseline: float((baseline.errors[:, -1] - baseline.errors[:, 0]).mean()))
 
 
 def outcome(values: Floats, servers: Indices, origins: Indices, horizon: int) -> Floats:
@@ -59,22 +61,22 @@ def outcome(values: Floats, servers: Indices, origins: Indices, horizon: int) ->
     return np.asarray(values[servers[:, None], rows].swapaxes(1, 2))
 
 
-def _fitted(
+def _fit(
     values: Floats, windows: tuple[Indices, Indices], season: int, horizon: int, levels: tuple[float, ...]
-) -> Baseline:
+) -> SeasonalBaseline:
     servers, origins = windows
-    there = origins - season * -(-horizon // max(season, 1)) >= -1 if season else origins >= 0
-    if not there.any():
-        there = np.ones(len(origins), dtype=bool)
-    servers, origins = servers[there], origins[there]
+    usable = origins - season * -(-horizon // max(season, 1)) >= -1 if season else origins >= 0
+    if not usable.any():
+        usable = np.ones(len(origins), dtype=bool)
+    servers, origins = servers[usable], origins[usable]
     errors = np.concatenate([
-        outcome(values, servers[part], origins[part], horizon) - _told(values, servers[part], origins[part], season, horizon)
-        for part in np.array_split(np.arange(len(servers)), -(-len(servers) // _AT_ONCE))
+        outcome(values, servers[part], origins[part], horizon) - _repeat(values, servers[part], origins[part], season, horizon)
+        for part in np.array_split(np.arange(len(servers)), -(-len(servers) // _CHUNK_WINDOWS))
     ])  # fmt: skip
-    return Baseline(season, np.nanquantile(errors, levels, axis=0).transpose(1, 0, 2).astype(np.float32))
+    return SeasonalBaseline(season, np.nanquantile(errors, levels, axis=0).transpose(1, 0, 2).astype(np.float32))
 
 
-def _told(values: Floats, servers: Indices, origins: Indices, season: int, horizon: int) -> Floats:
+def _repeat(values: Floats, servers: Indices, origins: Indices, season: int, horizon: int) -> Floats:
     """What is repeated, `[N, M, H]`; the last value where the past does not reach back to a season."""
     last = values[servers, origins][:, :, None]
     if not season:
@@ -82,5 +84,5 @@ def _told(values: Floats, servers: Indices, origins: Indices, season: int, horiz
     ahead = np.arange(1, horizon + 1)
     rows = origins[:, None] + ahead - season * -(-ahead // season)
     repeated = values[servers[:, None], np.maximum(rows, 0)].swapaxes(1, 2)
-    known = (rows >= 0)[:, None] & np.isfinite(repeated)
-    return np.where(known, repeated, last)
+    available = (rows >= 0)[:, None] & np.isfinite(repeated)
+    return np.where(available, repeated, last)

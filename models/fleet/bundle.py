@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundlefiles import fail, read_arrays, read_description, unknown_files, write_arrays
+from models.bundle.files import fail, load_manifest, read_arrays, unknown_files, write_arrays
 from models.fleet.base import FleetInput
 from models.fleet.manifest import FleetManifest, parse, to_json
-from models.shapes import expected_shapes
+from models.tft.parameters import parameter_shapes
 
-CENTER, SCALE = "groups.center", "groups.scale"
+CENTER_KEY, SCALE_KEY = "groups.center", "groups.scale"
 CANARY_SERVERS = 2  # how many servers a canary has
 
 
@@ -55,7 +55,7 @@ def read_fleet_manifest(path: Path) -> FleetManifest:
     Raises:
         BundleError: missing, a pickle instead of a bundle, of another kind, or a manifest that is not as it must be.
     """
-    return read_description(path, parse)
+    return load_manifest(path, parse)
 
 
 def load_fleet_bundle(path: Path) -> FleetBundle:
@@ -66,9 +66,9 @@ def load_fleet_bundle(path: Path) -> FleetBundle:
     """
     manifest = read_fleet_manifest(path)
     table = len(manifest.groups), len(manifest.metrics)
-    shapes = {**expected_shapes(manifest.network), CENTER: table, SCALE: table}
+    shapes = {**parameter_shapes(manifest.network), CENTER_KEY: table, SCALE_KEY: table}
     weights, canary = read_arrays(path, manifest.files, shapes, _canary_shapes(manifest))
-    center, scale = weights.pop(CENTER), weights.pop(SCALE)
+    center, scale = weights.pop(CENTER_KEY), weights.pop(SCALE_KEY)
     if not (scale > 0).all():
         fail("weights", f"A group in {path} has a scale that is not above 0. Train the model again.")
     profiles, groups = canary["profiles"].astype(np.int64), canary["groups"].astype(np.int64)
@@ -108,7 +108,7 @@ def write_fleet_bundle(path: Path, bundle: FleetBundle, *, replace_old: bool = F
     }
     return write_arrays(
         path,
-        {**bundle.weights, CENTER: bundle.center, SCALE: bundle.scale},
+        {**bundle.weights, CENTER_KEY: bundle.center, SCALE_KEY: bundle.scale},
         arrays,
         lambda files: to_json(replace(bundle.manifest, files=files)),
         parse,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from models.config import TrainingConfig
+from models.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)

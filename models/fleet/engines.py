@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.fleet.base import FleetEngine, Floats, Progress
-from models.fleet.batched import silent
+from models.bundle.canary import check_canary
+from models.fleet.base import FleetEngine, Floats, ProgressCallback
+from models.fleet.batched_engine import ignore_progress
 from models.fleet.bundle import FleetBundle, canary_input
-from models.proof import prove
 
 ENGINES = ("auto", "library", "fused", "stream", "onnx")
 TOLERANCE = 1e-3  # of the quantile range: how far an engine may be from the network it was made of
@@ -28,25 +28,27 @@ def load_fleet_engine(bundle: FleetBundle, name: str = "auto", threads: int = 1)
         ValueError: there is no such engine.
     """
     if name == "library":
-        from models.fleet.reference import Library
+        from models.fleet.library_engine import LibraryEngine
 
-        return Library(bundle, threads)
+        return LibraryEngine(bundle, threads)
     if name == "fused":
-        from models.fleet.folded import Fused
+        from models.fleet.folded_engines import FusedEngine
 
-        return Fused(bundle)
+        return FusedEngine(bundle)
     if name == "onnx":
-        from models.fleet.folded import Onnx
+        from models.fleet.folded_engines import OnnxEngine
 
-        return Onnx(bundle, threads)
+        return OnnxEngine(bundle, threads)
     if name in {"stream", "auto"}:
-        from models.fleet.stream import Stream
+        from models.fleet.stream_engine import StreamEngine
 
-        return Stream(bundle, threads)
+        return StreamEngine(bundle, threads)
     raise ValueError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
 
 
-def verify_fleet_canary(bundle: FleetBundle, engine: FleetEngine, progress: Progress = silent) -> float:
+def verify_fleet_canary(
+    bundle: FleetBundle, engine: FleetEngine, progress: ProgressCallback = ignore_progress
+) -> float:
     """Run the bundle's canary; gives its largest difference from what the trained network gave, of the quantile range.
 
     Raises:
@@ -56,11 +58,11 @@ def verify_fleet_canary(bundle: FleetBundle, engine: FleetEngine, progress: Prog
     def difference() -> float:
         return range_difference(engine.forecast(canary_input(bundle), progress), bundle.canary.quantiles)
 
-    return prove(bundle.path, difference, TOLERANCE)
+    return check_canary(bundle.path, difference, TOLERANCE)
 
 
-def range_difference(got: Floats, wanted: Floats) -> float:
+def range_difference(actual: Floats, expected: Floats) -> float:
     """The largest difference between quantiles `[S, M, Q, H]`, relative to their series' widest quantile range."""
-    width = (wanted[:, :, -1] - wanted[:, :, 0]).max(axis=-1)
-    difference = np.abs(got.astype(np.float64) - wanted).max(axis=(2, 3))
+    width = (expected[:, :, -1] - expected[:, :, 0]).max(axis=-1)
+    difference = np.abs(actual.astype(np.float64) - expected).max(axis=(2, 3))
     return float((difference / np.where(width > 0, width, 1.0)).max(initial=0.0))

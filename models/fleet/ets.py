@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.fleet.base import Floats
 
 
-def auto_ets(past: Floats, horizon: int, levels: tuple[float, ...]) -> Floats:
+def forecast_auto_ets(past: Floats, horizon: int, levels: tuple[float, ...]) -> Floats:
     """Quantiles `[M, Q, H]` for one window `[L, M]` of transformed metrics.
 
     Hyndman and Khandakar 2008, https://doi.org/10.18637/jss.v027.i03, as statsforecast has it.
@@ -23,19 +23,19 @@ def auto_ets(past: Floats, horizon: int, levels: tuple[float, ...]) -> Floats:
     from statsforecast.models import AutoETS
 
     intervals: list[Any] = sorted({round(100 * abs(1 - 2 * level), 6) for level in levels} - {0.0})
-    found = np.empty((past.shape[1], len(levels), horizon), dtype=np.float32)
+    quantiles = np.empty((past.shape[1], len(levels), horizon), dtype=np.float32)
     for metric in range(past.shape[1]):
         series = past[:, metric].astype(np.float64)
         if np.ptp(series) == 0:
-            found[metric] = series[-1]
+            quantiles[metric] = series[-1]
             continue
-        told = AutoETS(season_length=1).forecast(y=series, h=horizon, level=intervals)
-        for place, level in enumerate(levels):
-            found[metric, place] = _finite(told[_name(level)], series[-1])
-    return found
+        columns = AutoETS(season_length=1).forecast(y=series, h=horizon, level=intervals)
+        for index, level in enumerate(levels):
+            quantiles[metric, index] = _fill_missing(columns[_column_name(level)], series[-1])
+    return quantiles
 
 
-def _name(level: float) -> str:
+def _column_name(level: float) -> str:
     """The column of statsforecast's answer that holds this quantile."""
     interval = round(100 * abs(1 - 2 * level), 6)
     if not interval:
@@ -43,5 +43,5 @@ def _name(level: float) -> str:
     return f"{'lo' if level < 0.5 else 'hi'}-{interval}"
 
 
-def _finite(told: NDArray[np.float64], last: float) -> NDArray[np.float64]:
-    return np.where(np.isfinite(told), told, last)
+def _fill_missing(values: NDArray[np.float64], last: float) -> NDArray[np.float64]:
+    return np.where(np.isfinite(values), values, last)

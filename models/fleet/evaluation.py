@@ -1,78 +1,184 @@
-"""How good a fleet's forecasts were, once the truth is known: pinball loss and coverage, per metric and in the mean.
+"""A fleet's model beside the baselines, on windows that nothing was learnt from, all scored in the same way.
 
-Everything is in the groups' scales, as the network sees it, so that metrics of all units can be added up; what was not
-observed counts for nothing.
+The model is asked as it will be: all servers at one origin, by the engine that serves. A baseline is fitted on the training
+part alone, and sees of a window what came before its origin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.fleet.base import Floats
+from models.fleet import ets
+from models.fleet.base import FleetEngine, FleetInput, Floats, Indices
+from models.fleet.baselines import SeasonalBaseline, fit_persistence, fit_seasonal, outcome
+from models.fleet.dataset import FleetData, FleetPart
+from models.fleet.metrics import Scores, score
+from models.fleet.scales import GroupScales, transform
 
-Reals = NDArray[np.float64]
-Scores = Mapping[str, object]
+BASELINE_WINDOWS = 4096  # windows of the training part that a baseline's errors are taken from
+ShareCallback = Callable[[float], None]  # the share that is done
 
 
-def pinball(quantiles: Floats, actual: Floats, levels: tuple[float, ...]) -> Floats:
-    """Mean over the levels of the pinball loss: `[N, M, H]` of quantiles `[N, M, Q, H]` against outcomes `[N, M, H]`.
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """What forecasts are compared on: the data, with gaps filled, in the groups' scales.
 
-    `max(q * e, (q - 1) * e)`; Koenker and Bassett 1978. NaN where the outcome is.
+    filled: `[S, T, M]`, in the metrics' units, missing values carried on; scaled: the same in the scales; actual: the
+    scaled outcomes, NaN where nothing was observed; rows: each server's row of `groups`
     """
-    loss = np.zeros_like(actual)
-    for place, level in enumerate(levels):
-        error = actual - quantiles[:, :, place]
-        loss += np.maximum(level * error, (level - 1) * error)
-    return np.asarray(loss / len(levels), dtype=np.float32)
+
+    data: FleetData
+    filled: Floats
+    groups: GroupScales
+    group_rows: Indices
+    scaled: Floats
+    actual: Floats
+
+    @classmethod
+    def build(cls, data: FleetData, filled: Floats, groups: GroupScales, rows: Indices) -> EvaluationData:
+        """In the scales of these rows of the groups."""
+        center, scale = groups.center[rows][:, None], groups.scale[rows][:, None]
+        scaled = (transform(filled, data) - center) / scale
+        actual = np.where(np.isfinite(data.values), scaled, np.nan)
+        return cls(data, filled, groups, rows, scaled, actual)
+
+    def scale_quantiles(self, quantiles: Floats, servers: Indices) -> Floats:
+        """Transformed quantiles `[N, M, Q, H]` of these servers, in the scales."""
+        rows = self.group_rows[servers]
+        scaled = quantiles - self.groups.center[rows][:, :, None, None]
+        scaled /= self.groups.scale[rows][:, :, None, None]
+        return np.asarray(scaled, dtype=np.float32)
 
 
-def covered(quantiles: Floats, actual: Floats, levels: tuple[float, ...]) -> dict[str, Floats]:
-    """For each central interval that the levels hold (0.1 and 0.9: "0.8"), 1 where the outcome is inside, 0 where not."""
-    found = {}
-    for low, level in enumerate(levels):
-        high = next((at for at, other in enumerate(levels) if abs(level + other - 1) < 1e-9), None)
-        if level < 0.5 and high is not None:
-            inside = (quantiles[:, :, low] <= actual) & (actual <= quantiles[:, :, high])
-            found[f"{1 - 2 * level:.4g}"] = np.where(np.isfinite(actual), inside, np.nan).astype(np.float32)
-    return found
+@dataclass(frozen=True, eq=False)
+class FleetBaselines:
+    """The baselines, fitted on a training part."""
+
+    persistence: SeasonalBaseline
+    seasonal: SeasonalBaseline
+
+    @classmethod
+    def fit(
+        cls, evaluation: EvaluationData, part: FleetPart, horizon: int, levels: tuple[float, ...]
+    ) -> FleetBaselines:
+        """Fitted on windows spread over `part`."""
+        ticks, step = evaluation.data.ticks, evaluation.data.step
+        windows = part.spread_windows(BASELINE_WINDOWS, 1, ticks)
+        return cls(
+            fit_persistence(evaluation.actual, windows, horizon, levels),
+            fit_seasonal(evaluation.actual, windows, horizon, levels, step=step, ticks=part.stop - part.start),
+        )
 
 
-def score(quantiles: Floats, actual: Floats, levels: tuple[float, ...], names: tuple[str, ...]) -> Scores:
-    """All scores of one forecaster.
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How much is compared: `length` of the encoders; windows for the quick ones, and those of them for AutoETS too."""
 
-    pinball: mean over the metrics, of which each counts the same; pinball_first, pinball_last: of those steps only;
-    coverage: the share of outcomes inside each central interval; by_metric: pinball and coverage of each
+    length: int
+    horizon: int
+    levels: tuple[float, ...]
+    windows: int
+    ets_windows: int
+    seed: int
+
+
+def compare(
+    engine: FleetEngine,
+    evaluation: EvaluationData,
+    baselines: FleetBaselines,
+    part: FleetPart,
+    options: EvaluationOptions,
+    *,
+    report: ShareCallback,
+) -> Scores:
+    """The scores of the model and the quick baselines on windows of a part, and of all of them on some of these (`sample`).
+
+    Of the sample `windows` is 0 and AutoETS not there when `size.compared` is 0.
     """
-    losses, inside = pinball(quantiles, actual, levels), covered(quantiles, actual, levels)
-    return {
-        "pinball": _mean(by_metric(losses)),
-        "pinball_first": _mean(by_metric(losses[..., :1])),
-        "pinball_last": _mean(by_metric(losses[..., -1:])),
-        "coverage": {interval: _mean(by_metric(hits)) for interval, hits in inside.items()},
-        "by_metric": {
-            name: {
-                "pinball": _number(by_metric(losses)[at]),
-                "coverage": {interval: _number(by_metric(hits)[at]) for interval, hits in inside.items()},
-            }
-            for at, name in enumerate(names)
-        },
+    data = evaluation.data
+    servers, origins = part.spread_windows(options.windows, options.length, data.ticks)
+    model_quantiles = forecast_windows(
+        engine, evaluation, servers, origins, options.length, report=lambda done: report(0.5 * done)
+    )
+    quantiles = {
+        "model": evaluation.scale_quantiles(_transform_quantiles(model_quantiles, data), servers),
+        "persistence": baselines.persistence.forecast(evaluation.scaled, servers, origins),
+        "seasonal": baselines.seasonal.forecast(evaluation.scaled, servers, origins),
     }
+    actual = outcome(evaluation.actual, servers, origins, options.horizon)
+    scores = _score_all(quantiles, actual, options, evaluation)
+    result: dict[str, object] = {
+        "windows": len(servers),
+        "horizons": max(1, (part.stop - part.start - options.length) // options.horizon),
+        "season_seconds": baselines.seasonal.season * data.step,
+        **scores,
+    }
+    if options.ets_windows:
+        sample = np.random.default_rng(options.seed).permutation(len(servers))[: options.ets_windows]
+        sample_quantiles = {name: array[sample] for name, array in quantiles.items()}
+        sample_quantiles["ets"] = _forecast_ets(
+            evaluation, servers[sample], origins[sample], options, lambda done: report(0.5 + 0.5 * done)
+        )
+        result["sample"] = {"windows": len(sample), **_score_all(sample_quantiles, actual[sample], options, evaluation)}
+    report(1.0)
+    return result
 
 
-def by_metric(values: Floats) -> Reals:
-    """The mean `[M]` of `[N, M, H]` over what is there; NaN where nothing is."""
-    there = np.isfinite(values)
-    total = np.where(there, values, 0).sum(axis=(0, 2), dtype=np.float64)
-    return np.asarray(total / np.where(there.any(axis=(0, 2)), there.sum(axis=(0, 2)), np.nan))
+def forecast_windows(
+    engine: FleetEngine,
+    evaluation: EvaluationData,
+    servers: Indices,
+    origins: Indices,
+    length: int,
+    *,
+    report: ShareCallback = lambda _: None,
+) -> Floats:
+    """The model's quantiles `[N, M, Q, H]`, in the metrics' units, for windows sorted by origin with encoders of `length`."""
+    data, manifest = evaluation.data, engine.manifest
+    levels, horizon = len(manifest.levels), manifest.horizon
+    quantiles = np.empty((len(servers), len(data.metrics), levels, horizon), dtype=np.float32)
+    for origin in np.unique(origins):
+        rows = np.flatnonzero(origins == origin)
+        values = np.zeros((len(rows), manifest.encoder_length, len(data.metrics)), dtype=np.float32)
+        values[:, -length:] = evaluation.filled[servers[rows], origin - length + 1 : origin + 1]
+        inputs = FleetInput(
+            tick=data.first + int(origin),
+            step=data.step,
+            servers=tuple(data.servers[server] for server in servers[rows]),
+            profiles=tuple(data.profiles[server] for server in servers[rows]),
+            values=values,
+            lengths=np.full(len(rows), length, dtype=np.int64),
+        )
+        quantiles[rows] = engine.forecast(inputs)
+        report((rows[-1] + 1) / len(servers))
+    return quantiles
 
 
-def _mean(values: Reals) -> float | None:
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if len(there) else None
+def _forecast_ets(
+    evaluation: EvaluationData, servers: Indices, origins: Indices, options: EvaluationOptions, report: ShareCallback
+) -> Floats:
+    data, forecasts = evaluation.data, []
+    for done, (server, origin) in enumerate(zip(servers, origins, strict=True), 1):
+        past = transform(evaluation.filled[server, origin - options.length + 1 : origin + 1], data)
+        forecasts.append(ets.forecast_auto_ets(past, options.horizon, options.levels))
+        report(done / len(servers))
+    quantiles = np.stack(forecasts)
+    low, high = (transform(np.array([getattr(metric, end) for metric in data.metrics], dtype=np.float32), data)
+                 for end in ("low", "high"))  # fmt: skip
+    np.clip(quantiles, low[:, None, None], high[:, None, None], out=quantiles)
+    return evaluation.scale_quantiles(quantiles, servers)
 
 
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _transform_quantiles(quantiles: Floats, data: FleetData) -> Floats:
+    """Quantiles `[N, M, Q, H]` in units, transformed."""
+    return transform(np.moveaxis(quantiles, 1, -1), data).transpose(0, 3, 1, 2)
+
+
+def _score_all(
+    quantiles: dict[str, Floats], actual: Floats, options: EvaluationOptions, evaluation: EvaluationData
+) -> dict[str, Scores]:
+    names = tuple(metric.name for metric in evaluation.data.metrics)
+    return {name: score(array, actual, options.levels, names) for name, array in quantiles.items()}

@@ -12,28 +12,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.manifest import KIND_OF_A_FLEET, LARGEST_STEP, MOST, RELATIVE_TIME, Network, read_sizes
-from models.records import FileRecord, Training, files_json, read_files, read_levels, read_training, training_json
-from models.strict import Fields, name_of, read_object, refuse
+from models.bundle.fields import StrictFields, check_name, parse_object, refuse
+from models.bundle.records import (
+    FileRecord,
+    TrainingRecord,
+    files_json,
+    read_files,
+    read_levels,
+    read_training,
+    training_json,
+)
+from models.market.manifest import FLEET_KIND, MAX_SIZES, MAX_STEP_SECONDS, RELATIVE_TIME, TftConfig, read_network_sizes
 
 SCHEMA = 1
-KIND = KIND_OF_A_FLEET
+KIND = FLEET_KIND
 NORMALIZER = "group"  # pytorch_forecasting's GroupNormalizer: center and scale of a group, fixed by the training
-CALENDAR = {
+CYCLE_SECONDS = {
     "hour": 3600,
     "day": 86_400,
     "week": 604_800,
 }  # seconds; each cycle is known as `<name>_sin` and `<name>_cos`
-OTHER = "other"  # the profile of servers whose own was not among those of the training; always the first
-DEFAULT = "default"  # the group of servers of such a profile
-MOST_METRICS, MOST_PROFILES, MOST_GROUPS = 256, 1000, 20_000
+OTHER_PROFILE = "other"  # the profile of servers whose own was not among those of the training; always the first
+DEFAULT_GROUP = "default"  # the group of servers of such a profile
+MAX_METRICS, MAX_PROFILES, MAX_GROUPS = 256, 1000, 20_000
 
 Transform = Literal["none", "log1p"]
 _GROUP = re.compile(r"default|(?:server|profile):[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
 @dataclass(frozen=True)
-class Metric:
+class ModelMetric:
     """What is forecast: a name, its unit, its bounds, and whether the network sees its logarithm, `log(1 + x)`."""
 
     name: str
@@ -64,7 +72,7 @@ class FleetManifest:
     """
 
     name: str
-    metrics: tuple[Metric, ...]
+    metrics: tuple[ModelMetric, ...]
     cycles: tuple[str, ...]
     profiles: tuple[str, ...]
     groups: tuple[str, ...]
@@ -73,8 +81,8 @@ class FleetManifest:
     encoder_minimum: int
     horizon: int
     levels: tuple[float, ...]
-    network: Network
-    training: Training
+    network: TftConfig
+    training: TrainingRecord
     versions: Mapping[str, str]
     scores: Mapping[str, object]
     files: Mapping[str, FileRecord]
@@ -139,7 +147,7 @@ def parse(content: bytes, sha256: str) -> FleetManifest:
     Raises:
         BundleError: (check "schema") not JSON, of another kind, or a field that is not as it must be; the message names it.
     """
-    root = read_object(content)
+    root = parse_object(content)
     if (schema := root.take("schema", int)) != SCHEMA:
         refuse(f"has schema {schema}; this version reads schema {SCHEMA}", "Use the version that wrote it.")
     if (kind := root.take("kind", str)) != KIND:
@@ -147,89 +155,89 @@ def parse(content: bytes, sha256: str) -> FleetManifest:
     if root.take("normalizer", str) != NORMALIZER:
         refuse(f"has another normalizer than {NORMALIZER}")
     metrics, cycles, profiles = _metrics(root), root.names("cycles"), root.names("profiles")
-    if not set(cycles) <= CALENDAR.keys() or len(set(cycles)) != len(cycles):
+    if not set(cycles) <= CYCLE_SECONDS.keys() or len(set(cycles)) != len(cycles):
         refuse("has cycles that are not of the calendar")
-    if len(set(profiles)) != len(profiles) or profiles[:1] != (OTHER,) or len(profiles) > MOST_PROFILES:
-        refuse(f"must have distinct profiles, {OTHER} first")
-    encoder_length = root.integer("encoder_length", 2, MOST["encoder_length"])
+    if len(set(profiles)) != len(profiles) or profiles[:1] != (OTHER_PROFILE,) or len(profiles) > MAX_PROFILES:
+        refuse(f"must have distinct profiles, {OTHER_PROFILE} first")
+    encoder_length = root.integer("encoder_length", 2, MAX_SIZES["encoder_length"])
     levels = read_levels(root)
     manifest = FleetManifest(
-        name=name_of(root.take("name", str), "name"),
+        name=check_name(root.take("name", str), "name"),
         metrics=metrics,
         cycles=cycles,
         profiles=profiles,
         groups=_groups(root),
-        step=root.integer("step", 1, LARGEST_STEP),
+        step=root.integer("step", 1, MAX_STEP_SECONDS),
         encoder_length=encoder_length,
         encoder_minimum=root.integer("encoder_minimum", 2, encoder_length),
-        horizon=root.integer("horizon", 1, MOST["horizon"]),
+        horizon=root.integer("horizon", 1, MAX_SIZES["horizon"]),
         levels=levels,
         network=_network(root.child("network")),
         training=read_training(root.child("training")),
         versions=root.child("versions").strings(),
-        scores=root.free("scores"),
+        scores=root.mapping("scores"),
         files=read_files(root.child("files")),
         anchors=_anchors(root, len(metrics)),
         sha256=sha256,
     )
-    root.end()
+    root.expect_empty()
     _check_network(manifest)
     return manifest
 
 
-def _metrics(root: Fields) -> tuple[Metric, ...]:
-    found = []
+def _metrics(root: StrictFields) -> tuple[ModelMetric, ...]:
+    metrics = []
     for index, item in enumerate(root.take("metrics", list)):
-        fields = Fields(item, f"metrics.{index}")
-        metric = Metric(
-            name=name_of(fields.take("name", str), f"metrics.{index}.name"),
+        fields = StrictFields(item, f"metrics.{index}")
+        metric = ModelMetric(
+            name=check_name(fields.take("name", str), f"metrics.{index}.name"),
             unit=fields.take("unit", str),
             low=fields.number("low"),
             high=fields.number("high"),
-            transform="log1p" if (told := fields.take("transform", str)) == "log1p" else "none",
+            transform="log1p" if (transform := fields.take("transform", str)) == "log1p" else "none",
         )
-        fields.end()
-        if told not in {"none", "log1p"} or metric.low >= metric.high or (told == "log1p" and metric.low < 0):
+        fields.expect_empty()
+        if transform not in {"none", "log1p"} or metric.low >= metric.high or (transform == "log1p" and metric.low < 0):
             refuse(f"has a metric without sense at metrics.{index}")
-        found.append(metric)
-    names = {metric.name for metric in found}
-    if not 0 < len(names) == len(found) <= MOST_METRICS or names & {*known_reals(tuple(CALENDAR)), RELATIVE_TIME}:
+        metrics.append(metric)
+    names = {metric.name for metric in metrics}
+    if not 0 < len(names) == len(metrics) <= MAX_METRICS or names & {*known_reals(tuple(CYCLE_SECONDS)), RELATIVE_TIME}:
         refuse("must have metrics, each once, and none like a variable of the calendar")
-    return tuple(found)
+    return tuple(metrics)
 
 
-def _anchors(root: Fields, metrics: int) -> tuple[Anchor, ...]:
-    found = []
+def _anchors(root: StrictFields, metrics: int) -> tuple[Anchor, ...]:
+    anchors = []
     for index, item in enumerate(root.take("anchors", list)):
-        fields = Fields(item, f"anchors.{index}")
+        fields = StrictFields(item, f"anchors.{index}")
         anchor = Anchor(fields.number("smoothing"), fields.number("damping"))
-        fields.end()
+        fields.expect_empty()
         if not (0 < anchor.smoothing <= 1 and 0 <= anchor.damping <= 1):
             refuse(f"has an anchor without sense at anchors.{index}")
-        found.append(anchor)
-    if len(found) not in {0, metrics}:
+        anchors.append(anchor)
+    if len(anchors) not in {0, metrics}:
         refuse("must have an anchor for each metric, or none")
-    return tuple(found)
+    return tuple(anchors)
 
 
-def _groups(root: Fields) -> tuple[str, ...]:
+def _groups(root: StrictFields) -> tuple[str, ...]:
     groups = root.take("groups", list)
     if not all(isinstance(group, str) and _GROUP.fullmatch(group) for group in groups):
         refuse("must have groups named server:NAME, profile:NAME or default")
-    if len(set(groups)) != len(groups) or DEFAULT not in groups or len(groups) > MOST_GROUPS:
+    if len(set(groups)) != len(groups) or DEFAULT_GROUP not in groups or len(groups) > MAX_GROUPS:
         refuse("must have distinct groups, default among them")
     return tuple(groups)
 
 
-def _network(network: Fields) -> Network:
-    found = replace(
-        read_sizes(network),
-        targets=network.integer("targets", 1, MOST_METRICS),
-        profiles=network.integer("profiles", 1, MOST_PROFILES),
-        embedding_size=network.integer("embedding_size", 1, MOST["hidden_size"]),
+def _network(network: StrictFields) -> TftConfig:
+    sizes = replace(
+        read_network_sizes(network),
+        targets=network.integer("targets", 1, MAX_METRICS),
+        profiles=network.integer("profiles", 1, MAX_PROFILES),
+        embedding_size=network.integer("embedding_size", 1, MAX_SIZES["hidden_size"]),
     )
-    network.end()
-    return found
+    network.expect_empty()
+    return sizes
 
 
 def _check_network(manifest: FleetManifest) -> None:

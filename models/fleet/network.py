@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from models.fleet.base import Floats, Indices
-from models.library import quiet_library
-from models.manifest import RELATIVE_TIME, Network
-from models.tft import PROFILE
+from models.market.manifest import RELATIVE_TIME, TftConfig
+from models.tft.forward import PROFILE
+from models.tft.torch_model import quiet_library
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what third parties deprecate inside each other while they are imported
@@ -19,13 +19,13 @@ with warnings.catch_warnings():
     from pytorch_forecasting.metrics import MultiLoss, QuantileLoss
 
 
-def all_reals(network: Network) -> list[str]:
+def all_reals(network: TftConfig) -> list[str]:
     """The variables in the order of the library's data set: what is known, the relative time last, then the metrics."""
     known = [name for name in network.decoder_reals if name != RELATIVE_TIME]
     return [*known, RELATIVE_TIME, *network.encoder_reals[len(known) :]]
 
 
-def build(network: Network, levels: tuple[float, ...], encoder_length: int, dropout: float = 0.0) -> Any:
+def build_network(network: TftConfig, levels: tuple[float, ...], encoder_length: int, dropout: float = 0.0) -> Any:
     """A `TemporalFusionTransformer` of these sizes, freshly initialised from torch's global generator."""
     losses = [QuantileLoss(list(levels)) for _ in range(network.targets)]
     single = network.targets == 1
@@ -50,25 +50,25 @@ def build(network: Network, levels: tuple[float, ...], encoder_length: int, drop
         )
 
 
-def with_weights(network: Network, levels: tuple[float, ...], encoder_length: int, weights: Any) -> Any:
+def build_with_weights(network: TftConfig, levels: tuple[float, ...], encoder_length: int, weights: Any) -> Any:
     """The library's network with the parameters of a bundle, ready to be run."""
-    model = build(network, levels, encoder_length).eval()
+    model = build_network(network, levels, encoder_length).eval()
     state = model.state_dict()
     model.load_state_dict({**state, **{name: torch.as_tensor(value.copy()) for name, value in weights.items()}})
     return model
 
 
-def inputs(
-    network: Network, past: Floats, future: Floats, which: Indices
+def make_inputs(
+    network: TftConfig, past: Floats, future: Floats, profile_index: Indices
 ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
     """The library's `x` of scaled variables `[B, L, encoder]` and `[B, H, decoder]` and profiles `[B]`."""
     batch, length, horizon = len(past), past.shape[1], future.shape[1]
-    reals, known = all_reals(network), len(network.decoder_reals)
+    reals, known_count = all_reals(network), len(network.decoder_reals)
     cont = torch.zeros(batch, length + horizon, len(reals))
     encoder = [reals.index(name) for name in network.encoder_reals]
     cont[:, :length, encoder] = torch.as_tensor(past)
-    cont[:, length:, :known] = torch.as_tensor(future)
-    cat = torch.as_tensor(which)[:, None, None].expand(-1, length + horizon, -1)
+    cont[:, length:, :known_count] = torch.as_tensor(future)
+    cat = torch.as_tensor(profile_index)[:, None, None].expand(-1, length + horizon, -1)
     scale = torch.tensor([[0.0, 1.0]]).repeat(batch, 1)
     return {
         "encoder_cont": cont[:, :length],
@@ -81,7 +81,7 @@ def inputs(
     }
 
 
-def forward(model: Any, network: Network, past: Floats, future: Floats, which: Indices) -> torch.Tensor:
+def forward(model: Any, network: TftConfig, past: Floats, future: Floats, profile_index: Indices) -> torch.Tensor:
     """The network's outputs `[B, H, M, Q]` in units of the normalised metrics."""
-    outputs = model(inputs(network, past, future, which))["prediction"]
+    outputs = model(make_inputs(network, past, future, profile_index))["prediction"]
     return outputs[:, :, None] if network.targets == 1 else torch.stack(list(outputs), dim=2)

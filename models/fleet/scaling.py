@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from models.errors import BundleError, DataError
-from models.fleet.anchors import anchored
+from models.fleet.anchors import anchor_forecast
 from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.bundle import FleetBundle
-from models.fleet.manifest import CALENDAR, DEFAULT
+from models.fleet.manifest import CYCLE_SECONDS, DEFAULT_GROUP
 
-_NETWORK = """This model's network gave a number that is not finite. Check its input, or use another model."""
+_NOT_FINITE = """This model's network gave a number that is not finite. Check its input, or use another model."""
 
 
 class FleetScaling:
@@ -36,9 +36,9 @@ class FleetScaling:
 
     def groups(self, inputs: FleetInput) -> Indices:
         """Which row of the scales each server has: its own, else its profile's, else the default."""
-        last = self._groups[DEFAULT]
+        default_row = self._groups[DEFAULT_GROUP]
         rows = [
-            self._groups.get(f"server:{server}", self._groups.get(f"profile:{profile}", last))
+            self._groups.get(f"server:{server}", self._groups.get(f"profile:{profile}", default_row))
             for server, profile in zip(inputs.servers, inputs.profiles, strict=True)
         ]
         return np.array(rows, dtype=np.int64)
@@ -66,11 +66,11 @@ class FleetScaling:
         """
         outputs *= self._scale[groups][:, :, None, None]
         if self._manifest.anchors:
-            outputs += anchored(self._transformed(values), self._manifest.anchors, outputs.shape[-1])[:, :, None]
+            outputs += anchor_forecast(self._transformed(values), self._manifest.anchors, outputs.shape[-1])[:, :, None]
         else:
             outputs += self._center[groups][:, :, None, None]
         if not np.isfinite(outputs).all():
-            raise BundleError(_NETWORK, check="finite")
+            raise BundleError(_NOT_FINITE, check="finite")
         sort_quantiles(outputs)
         for metric in np.flatnonzero(self._logarithmic):
             with np.errstate(over="ignore"):  # beyond every bound, and cut to it
@@ -83,25 +83,27 @@ class FleetScaling:
         """Refuse an input that is not of this bundle. Raises DataError."""
         manifest = self._manifest
         count = len(inputs.servers)
-        wanted = count, manifest.encoder_length, len(manifest.metrics)
+        expected_shape = count, manifest.encoder_length, len(manifest.metrics)
         if inputs.step != manifest.step:
             raise DataError(
                 f"The windows have a step of {inputs.step} s; the model was trained on {manifest.step} s. "
                 "Run it on that grid, or train a model on this one."
             )
-        if inputs.values.shape != wanted or len(inputs.profiles) != count or inputs.lengths.shape != (count,):
-            raise DataError(f"The windows must have shape {wanted}, not {inputs.values.shape}.")
+        if inputs.values.shape != expected_shape or len(inputs.profiles) != count or inputs.lengths.shape != (count,):
+            raise DataError(f"The windows must have shape {expected_shape}, not {inputs.values.shape}.")
         if len(set(inputs.servers)) != count:
             raise DataError("A server appears twice among the windows.")
-        if count and not (manifest.encoder_minimum <= inputs.lengths.min() <= inputs.lengths.max() <= wanted[1]):
-            raise DataError(f"A window must hold {manifest.encoder_minimum} to {wanted[1]} steps.")
+        if count and not (
+            manifest.encoder_minimum <= inputs.lengths.min() <= inputs.lengths.max() <= expected_shape[1]
+        ):
+            raise DataError(f"A window must hold {manifest.encoder_minimum} to {expected_shape[1]} steps.")
 
 
 def calendar(cycles: tuple[str, ...], step: int, ticks: Indices) -> Floats:
     """Sine and cosine `[..., 2 * cycles]` of where in each cycle the ticks are; UTC."""
     seconds = ticks * step
     waves = [
-        wave(2 * np.pi * ((seconds % CALENDAR[cycle]) / CALENDAR[cycle]))
+        wave(2 * np.pi * ((seconds % CYCLE_SECONDS[cycle]) / CYCLE_SECONDS[cycle]))
         for cycle in cycles
         for wave in (np.sin, np.cos)
     ]
@@ -118,14 +120,14 @@ def sort_quantiles(outputs: Floats) -> None:
     is many times faster than sorting millions of tiny lists.
     """
     levels = outputs.shape[2]
-    for turn in range(levels):
+    for step in range(levels):
         exchanged = False
-        for at in range(turn % 2, levels - 1, 2):
-            lower, upper = outputs[:, :, at], outputs[:, :, at + 1]
+        for level in range(step % 2, levels - 1, 2):
+            lower, upper = outputs[:, :, level], outputs[:, :, level + 1]
             if (lower > upper).any():
                 exchanged = True
                 low = np.minimum(lower, upper)
                 np.maximum(lower, upper, out=upper)
                 lower[...] = low
-        if not exchanged and turn:
+        if not exchanged and step:
             break

@@ -20,7 +20,7 @@ import pytest
 
 
 @dataclass(frozen=True)
-class Finished:
+class CommandResult:
     """A command that has ended."""
 
     code: int
@@ -28,14 +28,14 @@ class Finished:
     err: str
 
     @property
-    def told(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """The one JSON object on stdout; fails when there is anything else."""
-        found: dict[str, Any] = json.loads(self.out)
-        return found
+        document: dict[str, Any] = json.loads(self.out)
+        return document
 
 
 class Command(Protocol):
-    def __call__(self, *arguments: str, timeout: float = 120, **environment: str) -> Finished: ...
+    def __call__(self, *arguments: str, timeout: float = 120, **environment: str) -> CommandResult: ...
 
 
 @pytest.fixture
@@ -56,18 +56,18 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def command(root: Path, tmp_path: Path, environment: dict[str, str]) -> Command:
     """Run `submit_prediction.py` with arguments, in a directory of the test's own."""
 
-    def run(*arguments: str, timeout: float = 120, **more: str) -> Finished:
-        done = subprocess.run(
+    def run(*arguments: str, timeout: float = 120, **environment_overrides: str) -> CommandResult:
+        completed = subprocess.run(
             [sys.executable, str(root / "submit_prediction.py"), *arguments],
             cwd=tmp_path,
-            env={**environment, **more},
+            env={**environment, **environment_overrides},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
         )
-        return Finished(done.returncode, done.stdout, done.stderr)
+        return CommandResult(completed.returncode, completed.stdout, completed.stderr)
 
     return run
 
@@ -79,12 +79,12 @@ def one_epoch(environment: dict[str, str]) -> None:
     The default one ends on the hour of the wall clock, and takes nothing any more in its last seconds.
     """
     from forecastd.clock import SystemClock
-    from forecastd.localnet.chain import LocalChain, Rules
-    from forecastd.localnet.store import Store, chain_path
+    from forecastd.localnet.chain import ChainConfig, LocalChain
+    from forecastd.localnet.store import ChainStore, chain_path
     from forecastd.localnet.topics import TopicSpec
 
-    rules = Rules(topics=(TopicSpec(67, epoch_length=10**9, worker_submission_window=17_280),))  # a day of blocks
-    store = Store(chain_path(Path(environment["STATE_DIR"]), rules.chain_id))
+    rules = ChainConfig(topics=(TopicSpec(67, epoch_length=10**9, worker_submission_window=17_280),))  # a day of blocks
+    store = ChainStore(chain_path(Path(environment["STATE_DIR"]), rules.chain_id))
     LocalChain(rules, store, SystemClock())
     store.close()
 
@@ -92,20 +92,20 @@ def one_epoch(environment: dict[str, str]) -> None:
 @pytest.fixture
 def time_left_in_the_hour() -> None:
     """For the embedded chain as it is by default: its epoch is not about to end."""
-    never = threading.Event()
-    while (left := 3600 - time.time() % 3600) < 100:
-        never.wait(left)
+    pause_event = threading.Event()
+    while (remaining := 3600 - time.time() % 3600) < 100:
+        pause_event.wait(remaining)
 
 
 @pytest.fixture
-def once(command: Command, one_epoch: None) -> Callable[..., Finished]:
+def once(command: Command, one_epoch: None) -> Callable[..., CommandResult]:
     """`--once --json` with more arguments, on a chain of one epoch; the answer is always exactly one JSON object."""
 
-    def run(*arguments: str, **more: str) -> Finished:
-        done = command("--once", "--json", *arguments, timeout=120, **more)
-        assert "Traceback" not in done.err
-        assert done.told["exit_code"] == done.code
-        return done
+    def run(*arguments: str, **environment_overrides: str) -> CommandResult:
+        completed = command("--once", "--json", *arguments, timeout=120, **environment_overrides)
+        assert "Traceback" not in completed.err
+        assert completed.document["exit_code"] == completed.code
+        return completed
 
     return run
 
@@ -132,7 +132,7 @@ class Supervisord:
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self._config)],
             cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        self.until(lambda: "supervisord started" in self.log)  # said when its socket listens
+        self.wait_until(lambda: "supervisord started" in self.log)  # said when its socket listens
 
     def add(
         self, directory: Path, *options: str, python: Path | None = None, fleet: bool = False, **seconds: int
@@ -142,66 +142,66 @@ class Supervisord:
         `seconds`: instead of those in the file that ships; a program counts as started after 1 unless `startsecs` is given.
         """
         from forecastd.service import supervisord
-        from forecastd.service.launch import DAEMON, FLEET, PROGRAM, Launch
+        from forecastd.service.launch import DAEMON_SERVICE, ENTRY_POINT, FLEET_SERVICE, LaunchSpec
 
-        launch = Launch(
-            python=python or Path(sys.executable), program=PROGRAM, directory=directory, options=options,
-            user=None, own=False, state=None, logs=None, credential=None, service=FLEET if fleet else DAEMON,
+        launch = LaunchSpec(
+            python=python or Path(sys.executable), program=ENTRY_POINT, directory=directory, options=options,
+            user=None, per_user=False, state=None, logs=None, credential=None, service=FLEET_SERVICE if fleet else DAEMON_SERVICE,
         )  # fmt: skip
-        text = supervisord.render(launch.service.template("supervisord").read_text(encoding="utf-8"), launch)
+        text = supervisord.render(launch.service.template_path("supervisord").read_text(encoding="utf-8"), launch)
         self.NAME = launch.service.name
         for name, value in ({"startsecs": 1} | seconds).items():
-            text, found = re.subn(rf"^{name}=\d+$", f"{name}={value}", text, flags=re.MULTILINE)
-            assert found == 1, name
+            text, count = re.subn(rf"^{name}=\d+$", f"{name}={value}", text, flags=re.MULTILINE)
+            assert count == 1, name
         (self.programs / f"{self.NAME}.conf").write_text(text)
         assert self.NAME in self.ctl("reread").out
         assert "added process group" in self.ctl("update").out
 
-    def ctl(self, *arguments: str) -> Finished:
+    def ctl(self, *arguments: str) -> CommandResult:
         """`supervisorctl` with these arguments, to its end."""
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._config), *arguments],
             cwd=self.home, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
             check=False,
         )  # fmt: skip
-        return Finished(done.returncode, done.stdout, done.stderr)
+        return CommandResult(completed.returncode, completed.stdout, completed.stderr)
 
     @property
     def state(self) -> str:
         """Such as RUNNING, STOPPED, EXITED, BACKOFF."""
-        return str(self._told()["statename"])
+        return str(self._process_info()["statename"])
 
     @property
     def pid(self) -> int:
         """The program's process, 0 when none runs."""
-        return int(self._told()["pid"])
+        return int(self._process_info()["pid"])
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """What the program has written."""
-        path = Path(self._told()["stdout_logfile"])
+        path = Path(self._process_info()["stdout_logfile"])
         return path.read_text(encoding="utf-8")
 
-    def _told(self) -> dict[str, Any]:
+    def _process_info(self) -> dict[str, Any]:
         """What supervisord knows of the program, over the same socket as `supervisorctl` but in milliseconds."""
         from xmlrpc.client import ServerProxy
 
         from supervisor.xmlrpc import SupervisorTransport
 
         with closing(SupervisorTransport(None, None, serverurl=f"unix://{self.home}/socket")) as transport:
-            found: dict[str, Any] = ServerProxy("http://127.0.0.1", transport=transport).supervisor.getProcessInfo(
+            document: dict[str, Any] = ServerProxy("http://127.0.0.1", transport=transport).supervisor.getProcessInfo(
                 self.NAME
             )  # type: ignore[assignment]
-        return found
+        return document
 
-    def until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         """Wait until something is so; fails with supervisord's own log when it is not in time."""
-        never = threading.Event()
+        pause_event = threading.Event()
         for _ in range(int(seconds / 0.1)):
             if condition():
                 return
             assert self._process.poll() is None, self.log
-            never.wait(0.1)
+            pause_event.wait(0.1)
         pytest.fail(f"not within {seconds:g} s:\n{self.log}")
 
     @property
@@ -219,9 +219,9 @@ class Supervisord:
 @pytest.fixture
 def supervisord(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Supervisord]:
     """A real supervisord without programs. Its own directory has a short path: a socket's name has room for 107 bytes."""
-    running = Supervisord(tmp_path_factory.mktemp("sv"), environment)
-    yield running
-    running.close()
+    supervisor = Supervisord(tmp_path_factory.mktemp("sv"), environment)
+    yield supervisor
+    supervisor.close()
 
 
 class SystemdBox(Protocol):
@@ -245,14 +245,14 @@ def systemd_box(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Systemd
         share.chmod(0o755)
         base = Path(sys.executable).resolve().parent.parent
         script = root / "tests" / "acceptance" / "test_service_box.sh"
-        done = subprocess.run(
+        completed = subprocess.run(
             ["/bin/bash", str(script), str(share), str(root), sys.prefix, str(base)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280, check=False,
         )  # fmt: skip
-        said = share / "said"
-        return (said.read_text(encoding="utf-8") if said.is_file() else "") + done.stdout
+        output_file = share / "said"
+        return (output_file.read_text(encoding="utf-8") if output_file.is_file() else "") + completed.stdout
 
-    told = run("#!/bin/sh\necho the box is up\n")
-    if "the box is up\n" not in told:
-        pytest.skip(f"no systemd can be booted here: {told}")
+    output = run("#!/bin/sh\necho the box is up\n")
+    if "the box is up\n" not in output:
+        pytest.skip(f"no systemd can be booted here: {output}")
     return run

@@ -30,25 +30,25 @@ def test_help_imports_nothing_heavy(root: Path) -> None:
         "main(['--help'])\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"
 
 
-def test_help_names_the_variable_of_every_setting_and_every_exit_code(command: Any) -> None:
-    done = command("--help")
-    assert done.code == 0
+def test_help_lists_every_variable_and_exit_code(command: Any) -> None:
+    result = command("--help")
+    assert result.code == 0
     for variable in ("TOPIC_ID", "ALLORA_NETWORK", "DATA_SOURCE", "MODEL", "FEATURES", "STATE_DIR", "LOG_DIR"):
-        assert f"[{variable}" in done.out, variable
+        assert f"[{variable}" in result.out, variable
     for code in range(7):
-        assert f"  {code}  " in done.out
-    assert max(map(len, done.out.splitlines())) <= 80
+        assert f"  {code}  " in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ["completion", "data", "doctor", "ledger", "localnet", "model", "train"])
-def test_every_command_explains_itself(command: Any, name: str) -> None:
-    done = command(name, "--help")
-    assert done.code == 0, done.err
-    assert "Usage: forecastd" in done.out
+def test_every_command_has_help(command: Any, name: str) -> None:
+    result = command(name, "--help")
+    assert result.code == 0, result.err
+    assert "Usage: forecastd" in result.out
 
 
 @pytest.mark.parametrize(
@@ -65,26 +65,26 @@ def test_every_command_explains_itself(command: Any, name: str) -> None:
         ("--once", "train"),
     ],
 )
-def test_wrong_usage_ends_with_two_and_says_what_is_wrong(command: Any, arguments: tuple[str, ...]) -> None:
-    done = command(*arguments)
-    assert done.code == 2
-    assert "Error: " in done.err
-    assert "Traceback" not in done.err
-    assert done.out == ""
+def test_wrong_usage_exits_2_with_reason(command: Any, arguments: tuple[str, ...]) -> None:
+    result = command(*arguments)
+    assert result.code == 2
+    assert "Error: " in result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_for_the_shell(command: Any, shell: str) -> None:
-    done = command("completion", shell)
-    assert done.code == 0
-    assert "_FORECASTD_COMPLETE" in done.out
+    result = command("completion", shell)
+    assert result.code == 0
+    assert "_FORECASTD_COMPLETE" in result.out
 
 
-def test_the_version_is_told(command: Any) -> None:
+def test_version_is_printed(command: Any) -> None:
     assert command("--version").out.startswith("forecastd 0.")
 
 
-UNFORESEEN = """
+UNEXPECTED_ERROR = """
 import sys
 from cli import main
 def explode(*_: object, **__: object) -> None:
@@ -94,8 +94,10 @@ sys.argv = ["forecastd", *sys.argv[1:]]
 """
 
 
-def test_an_unforeseen_error_is_one_line_and_ends_with_one(root: Path) -> None:
-    code = UNFORESEEN + "main.run()"
-    done = subprocess.run([sys.executable, "-c", code, "--once"], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "Unforeseen error: RuntimeError: boom. Run again with -v for the traceback.\n"
+def test_unexpected_error_is_one_line_and_exits_1(root: Path) -> None:
+    code = UNEXPECTED_ERROR + "main.run()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--once"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == "Unforeseen error: RuntimeError: boom. Run again with -v for the traceback.\n"

@@ -37,16 +37,16 @@ FORECAST: dict[str, Any] = {
 }
 
 
-class Finished(Protocol):
+class CommandResult(Protocol):
     code: int
     out: str
     err: str
 
     @property
-    def told(self) -> dict[str, Any]: ...
+    def document(self) -> dict[str, Any]: ...
 
 
-Command = Callable[..., Finished]
+Command = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -57,37 +57,37 @@ def fleet(httpserver: HTTPServer) -> HTTPServer:
     return httpserver
 
 
-def at(server: HTTPServer) -> list[str]:
+def url_option(server: HTTPServer) -> list[str]:
     return ["--url", server.url_for("")]
 
 
-def test_status_tells_how_it_stands(command: Command, fleet: HTTPServer) -> None:
-    done = command("fleet", "status", *at(fleet))
+def test_status_prints_screen(command: Command, fleet: HTTPServer) -> None:
+    done = command("fleet", "status", *url_option(fleet))
     assert (done.code, done.err) == (0, "")
     assert "health     good" in done.out.splitlines()
     assert "worst       91 db-01 memory 91 % now" in done.out.splitlines()
     assert max(map(len, done.out.splitlines())) <= 80
 
 
-def test_status_as_json_is_what_the_service_said(command: Command, fleet: HTTPServer) -> None:
-    done = command("fleet", "status", "--json", *at(fleet))
+def test_status_json_is_service_response(command: Command, fleet: HTTPServer) -> None:
+    done = command("fleet", "status", "--json", *url_option(fleet))
     assert (done.code, done.err) == (0, "")
-    assert done.told == {"status": STATUS, "risk": RISK, "alerts": ALERTS, "exit_code": 0}
+    assert done.document == {"status": STATUS, "risk": RISK, "alerts": ALERTS, "exit_code": 0}
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
-def test_one_that_is_not_well_ends_with_6(command: Command, httpserver: HTTPServer, option: tuple[str, ...]) -> None:
+def test_status_unhealthy_exits_with_6(command: Command, httpserver: HTTPServer, option: tuple[str, ...]) -> None:
     ill = {**STATUS, "health": {"ok": False, "reasons": ["the ticker stands still"]}}
     httpserver.expect_request("/status").respond_with_json(ill)
     httpserver.expect_request("/risk").respond_with_json(RISK)
     httpserver.expect_request("/alerts").respond_with_json(ALERTS)
-    done = command("fleet", "status", *at(httpserver), *option)
+    done = command("fleet", "status", *url_option(httpserver), *option)
     assert done.code == 6
     assert "the ticker stands still" in done.out
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
+def unused_url() -> Iterator[str]:
     """An address of this machine where nobody listens, and nobody else will begin to."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -95,23 +95,23 @@ def nobody() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["status", "top"])
-def test_where_none_runs(command: Command, nobody: str, name: str) -> None:
-    done = command("fleet", name, "--url", nobody)
+def test_no_fleet_exits_with_3(command: Command, unused_url: str, name: str) -> None:
+    done = command("fleet", name, "--url", unused_url)
     assert (done.code, done.out) == (3, "")
     assert "No fleet is running at 127.0.0.1" in done.err
     assert "forecastd fleet serve" in done.err
     assert len(done.err.splitlines()) == 1
     if name == "status":
-        assert command("fleet", name, "--json", "--url", nobody).told["exit_code"] == 3
+        assert command("fleet", name, "--json", "--url", unused_url).document["exit_code"] == 3
 
 
-def test_where_it_is_looked_for_is_what_the_settings_say(command: Command, fleet: HTTPServer) -> None:
+def test_status_default_url_follows_settings(command: Command, fleet: HTTPServer) -> None:
     assert command("fleet", "status", FLEET_PORT=str(fleet.port), FLEET_HOST="::").code == 0
     assert command("fleet", "status", FLEET_PORT=str(fleet.port), TOPIC_ID="none").code == 0
 
 
 @pytest.fixture
-def locked(httpserver: HTTPServer) -> HTTPServer:
+def protected_fleet(httpserver: HTTPServer) -> HTTPServer:
     """A fleet that asks for the key."""
 
     def answer(request: Request) -> Response:
@@ -126,20 +126,20 @@ def locked(httpserver: HTTPServer) -> HTTPServer:
 
 
 @pytest.mark.parametrize("name", ["status", "top"])
-def test_a_refused_key_ends_with_5_and_is_not_shown(command: Command, locked: HTTPServer, name: str) -> None:
-    done = command("fleet", name, *at(locked), "--api-key", "a-wrong-key-of-somebody")
+def test_refused_key_exits_with_5_and_is_not_shown(command: Command, protected_fleet: HTTPServer, name: str) -> None:
+    done = command("fleet", name, *url_option(protected_fleet), "--api-key", "a-wrong-key-of-somebody")
     assert (done.code, done.out) == (5, "")
     assert "The API key is not known here." in done.err
     assert "wrong-key" not in done.err
 
 
-def test_a_key_that_is_good_opens(command: Command, locked: HTTPServer) -> None:
-    assert command("fleet", "status", *at(locked), "--api-key", KEY).code == 0
-    assert command("fleet", "top", "--once", *at(locked), FLEET_API_KEYS=KEY).code == 0
+def test_valid_key_is_accepted(command: Command, protected_fleet: HTTPServer) -> None:
+    assert command("fleet", "status", *url_option(protected_fleet), "--api-key", KEY).code == 0
+    assert command("fleet", "top", "--once", *url_option(protected_fleet), FLEET_API_KEYS=KEY).code == 0
 
 
-def test_top_once_prints_one_picture(command: Command, fleet: HTTPServer) -> None:
-    done = command("fleet", "top", "--once", *at(fleet), PYTHONUTF8="1")
+def test_top_once_prints_one_screen(command: Command, fleet: HTTPServer) -> None:
+    done = command("fleet", "top", "--once", *url_option(fleet), PYTHONUTF8="1")
     assert (done.code, done.err) == (0, "")
     assert "\x1b" not in done.out
     assert "91→98" in done.out
@@ -147,14 +147,14 @@ def test_top_once_prints_one_picture(command: Command, fleet: HTTPServer) -> Non
     assert max(map(len, done.out.splitlines())) <= 80
     (asked,) = (request for request, _ in fleet.log if request.path == "/forecast")
     assert asked.args["servers"] == "db-01"
-    assert "91>98" in command("fleet", "top", "--once", *at(fleet), LC_ALL="C", PYTHONIOENCODING="ascii").out
+    assert "91>98" in command("fleet", "top", "--once", *url_option(fleet), LC_ALL="C", PYTHONIOENCODING="ascii").out
 
 
-def test_top_goes_without_a_forecast_while_there_is_none(command: Command, httpserver: HTTPServer) -> None:
+def test_top_without_forecast_is_shown(command: Command, httpserver: HTTPServer) -> None:
     for path, told in {"/status": STATUS, "/risk": RISK, "/alerts": ALERTS}.items():
         httpserver.expect_request(path).respond_with_json(told)
     httpserver.expect_request("/forecast").respond_with_json({"error": "There is no forecast yet."}, 503)
-    done = command("fleet", "top", "--once", *at(httpserver))
+    done = command("fleet", "top", "--once", *url_option(httpserver))
     assert (done.code, done.err) == (0, "")
     assert "db-01" in done.out
 
@@ -164,15 +164,21 @@ def live(
     root: Path, environment: dict[str, str], fleet: HTTPServer, **streams: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`fleet top` in a process of its own."""
-    program = [sys.executable, str(root / "submit_prediction.py"), "fleet", "top", "--interval", "0.5", *at(fleet)]
+    program = [
+        sys.executable,
+        str(root / "submit_prediction.py"),
+        "fleet",
+        "top",
+        "--interval",
+        "0.5",
+        *url_option(fleet),
+    ]
     with subprocess.Popen(program, cwd=root.parent, env=environment, stderr=subprocess.PIPE, **streams) as process:
         yield process
         process.kill()
 
 
-def test_top_without_a_terminal_prints_one_picture_after_the_other(
-    root: Path, environment: dict[str, str], fleet: HTTPServer
-) -> None:
+def test_top_without_terminal_prints_screens(root: Path, environment: dict[str, str], fleet: HTTPServer) -> None:
     with live(root, environment, fleet, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         seen = 0
@@ -185,16 +191,14 @@ def test_top_without_a_terminal_prints_one_picture_after_the_other(
         assert (process.returncode, err.strip()) == (130, b"Interrupted.")
 
 
-def test_top_on_a_terminal_tells_what_goes_wrong_and_goes_on_until_ctrl_c(
-    root: Path, environment: dict[str, str], fleet: HTTPServer
-) -> None:
+def test_top_on_terminal_shows_errors_until_ctrl_c(root: Path, environment: dict[str, str], fleet: HTTPServer) -> None:
     with ExitStack() as stack:
         ours, theirs = pty.openpty()
         stack.callback(os.close, ours)
         terminal = environment | {"TERM": "xterm", "LINES": "24"}
         process = stack.enter_context(live(root, terminal, fleet, stdin=theirs, stdout=theirs, start_new_session=True))
         os.close(theirs)
-        screen = Screen(ours)
+        screen = TerminalReader(ours)
         screen.until(b"db-01")
         fleet.expect_oneshot_request("/status").respond_with_data("", 503)
         screen.until(b"What follows is old")
@@ -206,7 +210,7 @@ def test_top_on_a_terminal_tells_what_goes_wrong_and_goes_on_until_ctrl_c(
         assert b"\x1b[?25h" in screen.seen  # the cursor is back
 
 
-class Screen:
+class TerminalReader:
     """The other side of a terminal."""
 
     def __init__(self, descriptor: int) -> None:
@@ -242,7 +246,7 @@ def test_help_imports_nothing_heavy(root: Path, environment: dict[str, str]) -> 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_looking_imports_nothing_heavy(root: Path, environment: dict[str, str], fleet: HTTPServer) -> None:
+def test_status_and_top_import_nothing_heavy(root: Path, environment: dict[str, str], fleet: HTTPServer) -> None:
     program = (
         f"import sys; from cli.main import main; code = main(['fleet', 'top', '--once', '--url', {fleet.url_for('')!r}])\n"
         "heavy = {'torch', 'pandas', 'fastapi', 'grpc', 'onnxruntime', 'allora_sdk'} & set(sys.modules)\n"

@@ -23,50 +23,50 @@ import psutil
 import pytest
 
 from forecastd.fleet.contract import METRICS
+from models.bundle.records import Interval, TrainingRecord
 from models.fleet.bundle import FleetBundle, FleetCanary, canary_input, write_fleet_bundle
-from models.fleet.folded import Fused
-from models.fleet.manifest import FleetManifest, Metric, fleet_reals
-from models.manifest import Network
-from models.records import Interval, Training
-from models.shapes import expected_shapes
+from models.fleet.folded_engines import FusedEngine
+from models.fleet.manifest import FleetManifest, ModelMetric, fleet_reals
+from models.market.manifest import TftConfig
+from models.tft.parameters import parameter_shapes
 
 WAIT = 120.0
 KEY = "a-key-of-good-length"
 
 
-class Running:
+class ServeProcess:
     """A `fleet serve` that was started, and what it says."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.said = ""
+        self.output = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said += line
+            self.output += line
 
     @property
     def url(self) -> str:
         """Where it serves, as it says itself."""
-        found = self.until(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.said))
-        return str(found.group())
+        match = self.wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.output))
+        return str(match.group())
 
-    def until(self, condition: Callable[[], Any]) -> Any:
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
         """What the condition gives as soon as that is true."""
         end = time.monotonic() + WAIT
         while time.monotonic() < end:
-            if found := condition():
-                return found
+            if result := condition():
+                return result
             if self.process.poll() is not None:
                 self._reader.join(WAIT)
-                if found := condition():
-                    return found
+                if result := condition():
+                    return result
                 break
             threading.Event().wait(0.02)
-        raise AssertionError(f"what was waited for did not come; it said:\n{self.said}")
+        raise AssertionError(f"what was waited for did not come; it said:\n{self.output}")
 
     def get(self, path: str, status: int = 200) -> Any:
         """What it answers, once it answers with this status."""
@@ -79,9 +79,9 @@ class Running:
                     return None
                 return answer if answer.status_code == status else None
 
-            return self.until(answered).json()
+            return self.wait_for(answered).json()
 
-    def end(self, number: signal.Signals) -> int:
+    def stop(self, number: signal.Signals) -> int:
         """Send a signal and wait for the end; the exit code."""
         self.process.send_signal(number)
         code = self.process.wait(WAIT)
@@ -89,8 +89,8 @@ class Running:
         return code
 
 
-class Start(Protocol):
-    def __call__(self, *arguments: str, **environment: str) -> Running: ...
+class StartServe(Protocol):
+    def __call__(self, *arguments: str, **environment: str) -> ServeProcess: ...
 
 
 @pytest.fixture
@@ -100,10 +100,12 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def make_bundle(path: Path, *, step: int = 5, name: str = "untrained") -> Path:
-    chance = np.random.default_rng(0)
-    metrics = tuple(Metric(one.name, one.unit, one.low, one.high, one.transform) for one in METRICS)
-    encoder, decoder = fleet_reals(tuple(one.name for one in metrics), ("day",))
-    network = Network(
+    generator = np.random.default_rng(0)
+    metrics = tuple(
+        ModelMetric(metric.name, metric.unit, metric.low, metric.high, metric.transform) for metric in METRICS
+    )
+    encoder, decoder = fleet_reals(tuple(metric.name for metric in metrics), ("day",))
+    network = TftConfig(
         hidden_size=8, hidden_continuous_size=4, attention_heads=2, lstm_layers=1, encoder_reals=encoder,
         decoder_reals=decoder, outputs=3, targets=len(metrics), profiles=2, embedding_size=2,
     )  # fmt: skip
@@ -111,92 +113,93 @@ def make_bundle(path: Path, *, step: int = 5, name: str = "untrained") -> Path:
     manifest = FleetManifest(
         name=name, metrics=metrics, cycles=("day",), profiles=("other", "web"), groups=("default", "profile:web"),
         step=step, encoder_length=32, encoder_minimum=8, horizon=12, levels=(0.1, 0.5, 0.9), network=network,
-        training=Training(0, 1000, 100, "0" * 64, "test", True, 1000, parts, {}), versions={}, scores={}, files={},
+        training=TrainingRecord(0, 1000, 100, "0" * 64, "test", True, 1000, parts, {}), versions={}, scores={}, files={},
     )  # fmt: skip
     weights = {
-        part: (0.2 * chance.normal(size=shape)).astype(np.float32) for part, shape in expected_shapes(network).items()
+        part: (0.2 * generator.normal(size=shape)).astype(np.float32)
+        for part, shape in parameter_shapes(network).items()
     }
-    center = np.array([[5.0 if one.transform == "none" else 1.0 for one in metrics]] * 2, np.float32)
-    values = np.clip(chance.normal(40, 10, (2, 32, len(metrics))), 2, 90).astype(np.float32)
+    center = np.array([[5.0 if metric.transform == "none" else 1.0 for metric in metrics]] * 2, np.float32)
+    values = np.clip(generator.normal(40, 10, (2, 32, len(metrics))), 2, 90).astype(np.float32)
     canary = FleetCanary(
         1000, values, np.array([0, 1]), np.array([0, 1]), np.zeros((2, len(metrics), 3, 12), np.float32)
     )
-    made = FleetBundle(path, manifest, weights, center, np.ones_like(center), canary)
-    canary = replace(canary, quantiles=Fused(made).forecast(canary_input(made)))
-    write_fleet_bundle(path, replace(made, canary=canary))
+    bundle = FleetBundle(path, manifest, weights, center, np.ones_like(center), canary)
+    canary = replace(canary, quantiles=FusedEngine(bundle).forecast(canary_input(bundle)))
+    write_fleet_bundle(path, replace(bundle, canary=canary))
     return path
 
 
 @pytest.fixture
-def start(root: Path, tmp_path: Path, environment: dict[str, str], bundle: Path) -> Iterator[Start]:
+def start(root: Path, tmp_path: Path, environment: dict[str, str], bundle: Path) -> Iterator[StartServe]:
     """Start `fleet serve` on a free port, with the untrained bundle and a state of its own."""
-    running: list[Running] = []
+    running: list[ServeProcess] = []
 
-    def run(*arguments: str, **more: str) -> Running:
+    def run(*arguments: str, **more: str) -> ServeProcess:
         command = [sys.executable, str(root / "submit_prediction.py"), "fleet", "serve", *arguments]
         process = subprocess.Popen(
             command, cwd=tmp_path, env={**environment, "FLEET_PORT": "0", "FLEET_MODEL": str(bundle), **more},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        running.append(Running(process))
+        running.append(ServeProcess(process))
         return running[-1]
 
     yield run
-    for one in running:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait(WAIT)
-        assert one.process.stderr is not None
-        one.process.stderr.close()
+    for running_process in running:
+        if running_process.process.poll() is None:
+            running_process.process.kill()
+            running_process.process.wait(WAIT)
+        assert running_process.process.stderr is not None
+        running_process.process.stderr.close()
 
 
-def children(pid: int) -> list[int]:
+def child_pids(pid: int) -> list[int]:
     """The processes that this one has started."""
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(one) for one in listed.split()]
+    return [int(process) for process in listed.split()]
 
 
-def judged(status: Any) -> Any:
+def evaluated(status: Any) -> Any:
     """A status once its servers were judged, which comes a moment after their first forecast."""
     return status if status["servers"]["ready"] else None
 
 
-def test_a_demo_forecasts_at_once_and_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
+def test_serve_demo_forecasts_and_leaves_no_files(start: StartServe, tmp_path: Path) -> None:
     running = start("--demo", "--servers", "5")
-    told = running.get("/forecast")
-    assert told["count"] == 5
-    assert {one["model"] for one in told["forecasts"]} == {"tft"}
-    status = running.until(lambda: judged(running.get("/status")))
+    forecast = running.get("/forecast")
+    assert forecast["count"] == 5
+    assert {pid["model"] for pid in forecast["forecasts"]} == {"tft"}
+    status = running.wait_for(lambda: evaluated(running.get("/status")))
     assert status["synthetic"] is True
     assert status["servers"] == {"total": 5, "ready": 5, "warming": 0, "silent": 0}
     assert running.get("/healthz")["ok"] is True
     assert running.get("/servers")["count"] == 5
-    assert "made up" in running.said
+    assert "made up" in running.output
     running.process.send_signal(signal.SIGUSR1)
-    running.until(lambda: "the stacks of all threads" in running.said)
+    running.wait_for(lambda: "the stacks of all threads" in running.output)
     started = psutil.Process(running.process.pid).children(recursive=True)
-    assert running.end(signal.SIGTERM) == 0
-    assert "Traceback" not in running.said
+    assert running.stop(signal.SIGTERM) == 0
+    assert "Traceback" not in running.output
     assert "serves a fleet" in (tmp_path / "logs" / "fleet.log").read_text()
     assert not (tmp_path / "state" / "fleet").exists()
     assert psutil.wait_procs(started, timeout=WAIT)[1] == []
 
 
-def test_ctrl_c_ends_it_with_130_also_while_the_model_hangs(start: Start) -> None:
+def test_serve_ctrl_c_exits_130_with_hung_model(start: StartServe) -> None:
     running = start("--demo")
     running.get("/forecast")
-    for child in children(running.process.pid):
+    for child in child_pids(running.process.pid):
         os.kill(child, signal.SIGSTOP)
-    assert running.end(signal.SIGINT) == 130
+    assert running.stop(signal.SIGINT) == 130
 
 
-def test_it_can_be_ended_before_it_has_begun(start: Start) -> None:
+def test_serve_can_be_stopped_during_start(start: StartServe) -> None:
     running = start("--demo")
-    running.until(lambda: "serves a fleet" in running.said)
-    assert running.end(signal.SIGTERM) == 0
+    running.wait_for(lambda: "serves a fleet" in running.output)
+    assert running.stop(signal.SIGTERM) == 0
 
 
-def test_what_was_sent_is_there_after_a_kill_in_a_rehearsal_that_goes_on(start: Start, tmp_path: Path) -> None:
+def test_serve_rehearsal_keeps_rows_after_kill(start: StartServe, tmp_path: Path) -> None:
     rehearsal = ("--speed", "20", "--since", datetime.now(UTC).isoformat())
     running = start(*rehearsal)
     with httpx.Client(base_url=running.url, trust_env=False, timeout=WAIT) as client:
@@ -208,7 +211,7 @@ def test_what_was_sent_is_there_after_a_kill_in_a_rehearsal_that_goes_on(start: 
             assert client.post("/feed", json={"version": 1, "records": [record]}).status_code == 200
             return bool(client.get("/servers?state=ready").json()["count"])
 
-        running.until(is_ready)
+        running.wait_for(is_ready)
         before = client.get("/status").json()
     running.process.kill()
     running.process.wait(WAIT)
@@ -217,13 +220,13 @@ def test_what_was_sent_is_there_after_a_kill_in_a_rehearsal_that_goes_on(start: 
     assert after["now"] > before["now"]
     assert after["window"]["ticks"] >= before["window"]["ticks"]
     assert after["window"]["damaged"] == 0
-    assert "the window: " in again.said
-    assert again.end(signal.SIGTERM) == 0
+    assert "the window: " in again.output
+    assert again.stop(signal.SIGTERM) == 0
     assert (tmp_path / "state" / "rehearsal" / "fleet" / "window.sqlite").exists()
     assert not (tmp_path / "state" / "fleet").exists()
 
 
-def test_another_model_is_loaded_by_name_while_it_runs(start: Start, tmp_path: Path) -> None:
+def test_serve_reloads_model_by_name(start: StartServe, tmp_path: Path) -> None:
     make_bundle(tmp_path / "models" / "second", name="second")
     make_bundle(tmp_path / "models" / "slow", step=10, name="slow")
     torn = make_bundle(tmp_path / "models" / "torn", name="torn")
@@ -240,73 +243,71 @@ def test_another_model_is_loaded_by_name_while_it_runs(start: Start, tmp_path: P
         answer = client.post("/admin/reload-model", json={"name": "second"})
         assert answer.status_code == 200, answer.text
         assert answer.json()["old"]["name"] == "untrained"
-        running.until(lambda: client.get("/forecast/web-01").json()["bundle"] == "second")
-    assert running.end(signal.SIGTERM) == 0
+        running.wait_for(lambda: client.get("/forecast/web-01").json()["bundle"] == "second")
+    assert running.stop(signal.SIGTERM) == 0
 
 
-def test_beyond_this_machine_it_starts_with_keys_only_and_asks_for_them(start: Start, tmp_path: Path) -> None:
+def test_serve_public_address_requires_keys(start: StartServe, tmp_path: Path) -> None:
     refused = start("--host", "0.0.0.0")  # noqa: S104
     assert refused.process.wait(WAIT) == 5
-    refused.until(lambda: "FLEET_API_KEYS_FILE" in refused.said)
+    refused.wait_for(lambda: "FLEET_API_KEYS_FILE" in refused.output)
     keys = tmp_path / "keys"
     keys.write_text(KEY)
     keys.chmod(0o644)
     readable = start("--host", "0.0.0.0", FLEET_API_KEYS_FILE=str(keys))  # noqa: S104
     assert readable.process.wait(WAIT) == 5
-    readable.until(lambda: "chmod 600" in readable.said)
+    readable.wait_for(lambda: "chmod 600" in readable.output)
     keys.chmod(0o600)
     running = start("--demo", FLEET_API_KEYS_FILE=str(keys), LOG_FORMAT="json")
     running.get("/healthz")
     assert set(running.get("/forecast", 401)) == {"error", "fix"}
     answer = httpx.get(f"{running.url}/status", headers={"X-API-Key": KEY}, trust_env=False, timeout=WAIT)
     assert answer.status_code == 200
-    assert running.end(signal.SIGTERM) == 0
-    assert KEY not in running.said
-    assert all(json.loads(line) for line in running.said.splitlines())
+    assert running.stop(signal.SIGTERM) == 0
+    assert KEY not in running.output
+    assert all(json.loads(line) for line in running.output.splitlines())
 
 
-def test_a_port_that_is_taken_is_told(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        running = start("--demo", "--port", str(taken.getsockname()[1]))
+def test_serve_port_in_use_is_reported(start: StartServe) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bound_socket:
+        running = start("--demo", "--port", str(bound_socket.getsockname()[1]))
         assert running.process.wait(WAIT) == 5
-        running.until(lambda: "Choose another --port" in running.said)
+        running.wait_for(lambda: "Choose another --port" in running.output)
 
 
-def test_a_second_fleet_on_the_same_state_is_told(start: Start) -> None:
+def test_serve_locked_state_is_reported(start: StartServe) -> None:
     first = start()
     first.get("/status")
     second = start()
     assert second.process.wait(WAIT) == 5
-    second.until(lambda: "Another forecastd fleet" in second.said)
-    assert first.end(signal.SIGTERM) == 0
+    second.wait_for(lambda: "Another forecastd fleet" in second.output)
+    assert first.stop(signal.SIGTERM) == 0
 
 
-def test_a_model_of_another_step_is_told(start: Start) -> None:
+def test_serve_model_of_other_step_is_reported(start: StartServe) -> None:
     running = start("--demo", "--step", "7")
     assert running.process.wait(WAIT) == 5
-    running.until(lambda: "7 s" in running.said)
-    assert "Traceback" not in running.said
+    running.wait_for(lambda: "7 s" in running.output)
+    assert "Traceback" not in running.output
 
 
-def test_a_state_that_cannot_be_written_is_told(start: Start, tmp_path: Path) -> None:
+def test_serve_unwritable_state_is_reported(start: StartServe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     running = start(STATE_DIR=str(tmp_path / "file"), LOG_DIR=str(tmp_path / "logs"))
     assert running.process.wait(WAIT) == 5
-    running.until(lambda: "STATE_DIR" in running.said)
+    running.wait_for(lambda: "STATE_DIR" in running.output)
 
 
-def test_a_service_manager_hears_that_it_is_ready_lives_and_ends(
-    start: Start, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_serve_notifies_service_manager(start: StartServe, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("sd") / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
         manager.settimeout(WAIT)
         running = start("--demo", NOTIFY_SOCKET=str(path), WATCHDOG_USEC="1000000")
-        heard = ""
-        while "WATCHDOG=1" not in heard:
-            heard += manager.recv(4096).decode() + "\n"
-        assert "READY=1" in heard
-        assert running.end(signal.SIGTERM) == 0
-        while "STOPPING=1" not in heard:
-            heard += manager.recv(4096).decode() + "\n"
+        messages = ""
+        while "WATCHDOG=1" not in messages:
+            messages += manager.recv(4096).decode() + "\n"
+        assert "READY=1" in messages
+        assert running.stop(signal.SIGTERM) == 0
+        while "STOPPING=1" not in messages:
+            messages += manager.recv(4096).decode() + "\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from forecastd.service import systemd
-from forecastd.service.launch import FLEET, Launch
+from forecastd.service.launch import FLEET_SERVICE, LaunchSpec
 
-NAME = FLEET.name
+NAME = FLEET_SERVICE.name
 PYTHON = "/opt/venv/bin/python"
 PROGRAM = "/opt/forecastd/submit_prediction.py"
 
@@ -103,15 +103,15 @@ print(json.dumps(facts))
 SHORT = "[Service]\nRestartSec=100ms\nWatchdogSec=6\nProtectHome=read-only\n"  # homes: the interpreter may be in one
 
 
-def test_the_fleet_runs_in_its_sandbox_and_is_warm_after_every_restart(systemd_box: Any) -> None:
-    wanted = Launch(
+def test_fleet_unit_runs_sandboxed_and_restarts_warm(systemd_box: Any) -> None:
+    expected = LaunchSpec(
         python=Path(PYTHON), program=Path(PROGRAM), directory=Path("/opt/forecastd"), options=(), user="forecastd",
-        own=False, state=None, logs=None, credential=None, service=FLEET,
+        per_user=False, state=None, logs=None, credential=None, service=FLEET_SERVICE,
     )  # fmt: skip
-    unit = systemd.render(FLEET.template("systemd").read_text(encoding="utf-8"), wanted)
-    said = systemd_box(JOB, unit=unit, short=SHORT)
-    lines = [line for line in said.split("\n") if line.startswith("{")]
-    assert lines, said
+    unit = systemd.render(FLEET_SERVICE.template_path("systemd").read_text(encoding="utf-8"), expected)
+    output = systemd_box(JOB, unit=unit, short=SHORT)
+    lines = [line for line in output.split("\n") if line.startswith("{")]
+    assert lines, output
     facts = json.loads(lines[-1])
     assert facts["started"] == "active"
     assert facts["ready"] == 20

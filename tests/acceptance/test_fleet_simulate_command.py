@@ -18,7 +18,7 @@ import requests
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
+def unused_url() -> Iterator[str]:
     """An address of this machine where nobody listens, and nobody else will begin to."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -35,19 +35,19 @@ def fleet(root: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[s
             cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
         )  # fmt: skip
         try:
-            yield waited(lambda: re.search(r"http://[\d.]+:\d+(?= )", (tmp_path / "said").read_text()), running)[0]
+            yield wait_for(lambda: re.search(r"http://[\d.]+:\d+(?= )", (tmp_path / "said").read_text()), running)[0]
         finally:
             running.terminate()
             assert running.wait(60) == 0, (tmp_path / "said").read_text()
 
 
-def waited(found: Callable[[], Any], running: subprocess.Popen[Any]) -> Any:
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[Any]) -> Any:
     never = threading.Event()
     for _ in range(1_200):
-        result = found()
+        result = condition()
         if result:
             return result
-        assert running.poll() is None, "it has ended"
+        assert process.poll() is None, "it has ended"
         never.wait(0.1)
     return pytest.fail("not within two minutes")
 
@@ -63,23 +63,25 @@ def waited(found: Callable[[], Any], running: subprocess.Popen[Any]) -> Any:
         (("--format", "xml"), 2, "xml"),
     ],
 )
-def test_what_cannot_be_sent_is_told_in_a_line(command: Any, arguments: tuple[str, ...], code: int, told: str) -> None:
+def test_simulate_invalid_input_prints_one_line(
+    command: Any, arguments: tuple[str, ...], code: int, message: str
+) -> None:
     done = command("fleet", "simulate", *arguments)
     assert (done.code, done.out) == (code, "")
-    assert told in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
 
 
-def test_where_nobody_listens_it_gives_up_with_a_code_of_its_own(command: Any, nobody: str) -> None:
-    done = command("fleet", "simulate", "--url", nobody, "--patience", "0.2")
+def test_simulate_no_listener_exits_with_6(command: Any, unused_url: str) -> None:
+    done = command("fleet", "simulate", "--url", unused_url, "--patience", "0.2")
     assert done.code == 6
     assert "nobody listens" in done.err
     assert "Given up after 0.2 s" in done.err
-    told = command("fleet", "simulate", "--url", nobody, "--patience", "0.2", "--json")
+    told = command("fleet", "simulate", "--url", unused_url, "--patience", "0.2", "--json")
     assert (told.code, told.told["exit_code"]) == (6, 6)
 
 
-def test_a_fleet_is_filled_fed_and_judges_bad_rows_as_foreseen(command: Any, fleet: str) -> None:
+def test_simulate_bad_rows_are_refused_as_expected(command: Any, fleet: str) -> None:
     # Half of what the window holds: the rest of it is the half minute that a busy machine has before rows are too old.
     done = command("fleet", "simulate", "--url", fleet, "--backfill", "14", "--duration", "0", "--bad", "0.1", "--json")
     assert done.code == 0, done.err
@@ -95,15 +97,13 @@ def test_a_fleet_is_filled_fed_and_judges_bad_rows_as_foreseen(command: Any, fle
     assert "runs at speed 30" in refused.err
 
 
-def test_ctrl_c_ends_it_with_what_came_of_it(
-    root: Path, environment: dict[str, str], tmp_path: Path, fleet: str
-) -> None:
+def test_simulate_ctrl_c_prints_result(root: Path, environment: dict[str, str], tmp_path: Path, fleet: str) -> None:
     words = ["fleet", "simulate", "--url", fleet, "--scenario", "cascade", "--join-leave", "5", "--json"]
     running = subprocess.Popen(
         [sys.executable, str(root / "submit_prediction.py"), *words],
         cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    waited(lambda: rows_taken(fleet), running)
+    wait_for(lambda: rows_taken(fleet), running)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err

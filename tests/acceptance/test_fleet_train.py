@@ -24,14 +24,14 @@ def command(root: Path, tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_an_interrupted_training_is_finished_with_what_it_reached(command: list[str], tmp_path: Path) -> None:
+def test_train_interrupted_then_finish_writes_bundle(command: list[str], tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = ""
-        while told.count("validation loss") < 2:  # at the second one the first epoch is on disk
+        output = ""
+        while output.count("validation loss") < 2:  # at the second one the first epoch is on disk
             line = process.stdout.readline()
             assert line, "the training ended by itself"
-            told += line
+            output += line
         (child,) = psutil.Process(process.pid).children()
         assert not any("torch" in entry.path for entry in psutil.Process(process.pid).memory_maps())
         process.send_signal(signal.SIGINT)
@@ -40,7 +40,9 @@ def test_an_interrupted_training_is_finished_with_what_it_reached(command: list[
     assert errors == "Interrupted. Best checkpoint kept; run the same command again to go on.\n"
     psutil.wait_procs([child], timeout=60)
     assert not child.is_running()
-    done = subprocess.run([*command, "--finish", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["kind"] == "temporal-fusion-transformer-fleet"
-    assert done.stderr == ""
+    finished = subprocess.run(
+        [*command, "--finish", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(finished.stdout)["kind"] == "temporal-fusion-transformer-fleet"
+    assert finished.stderr == ""
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bundle"]

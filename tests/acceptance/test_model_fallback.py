@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from forecastd.clock import SystemClock
-from forecastd.shelf import INDEX, Shelf
+from forecastd.inference.bundle_store import INDEX_NAME, BundleStore
 from models.base import ModelInput
-from models.bundle import Canary, load_bundle, read_manifest, write_bundle
-from models.engines import load_engine
+from models.market.bundle import MarketCanary, load_market_bundle, read_market_manifest, write_market_bundle
+from models.market.engine import load_market_engine
 
 Once = Callable[..., Any]
 FIRST, SECOND = "2026-03-01T12:30:00Z", "2026-03-02T12:30:00Z"
@@ -27,7 +27,7 @@ PHRASE = (
 )
 
 # The command with faults in the first launches of each model's children.
-INJECTED = """
+FAULTY_COMMAND = """
 import functools, sys
 from forecastd import forecaster
 from forecastd.supervise.policy import Setup
@@ -48,7 +48,7 @@ def faulty(tmp_path: Path, environment: dict[str, str]) -> Callable[..., dict[st
     """`--once --json` of a model whose children have faults; what it told."""
 
     def run(faults: str, launches: int, *arguments: str, **more: str) -> dict[str, Any]:
-        command = [sys.executable, "-c", INJECTED, faults, str(launches), "--once", "--json", *arguments]
+        command = [sys.executable, "-c", FAULTY_COMMAND, faults, str(launches), "--once", "--json", *arguments]
         done = subprocess.run(
             command,
             cwd=tmp_path,
@@ -60,21 +60,19 @@ def faulty(tmp_path: Path, environment: dict[str, str]) -> Callable[..., dict[st
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
-        told: dict[str, Any] = json.loads(done.stdout)
-        assert told["exit_code"] == done.returncode
-        return told
+        report: dict[str, Any] = json.loads(done.stdout)
+        assert report["exit_code"] == done.returncode
+        return report
 
     return run
 
 
-def log(tmp_path: Path) -> str:
+def read_log(tmp_path: Path) -> str:
     return (tmp_path / "logs" / "submission.log").read_text()
 
 
 @pytest.mark.parametrize("damage", ["cut off", "gone"])
-def test_a_model_that_was_good_once_serves_the_epoch_after_it_was_spoilt(
-    once: Once, mine: Path, tmp_path: Path, damage: str
-) -> None:
+def test_damaged_model_is_replaced_by_its_last_good_copy(once: Once, mine: Path, tmp_path: Path, damage: str) -> None:
     model = ("--model", str(mine))
     good = once(*model, "--as-of", FIRST)
     assert good.code == 0
@@ -90,12 +88,12 @@ def test_a_model_that_was_good_once_serves_the_epoch_after_it_was_spoilt(
     assert done.told["bundle"] == good.told["bundle"]
     (warning,) = done.told["warnings"]
     assert "stands in" in warning
-    assert warning in log(tmp_path)
-    elsewhere = once(*model, "--as-of", SECOND, "--topic-id", "69")
-    assert elsewhere.code == 5, "another topic has none of its own"
+    assert warning in read_log(tmp_path)
+    other_topic = once(*model, "--as-of", SECOND, "--topic-id", "69")
+    assert other_topic.code == 5, "another topic has none of its own"
 
 
-def test_made_up_data_stands_in_on_no_real_network(once: Once, mine: Path) -> None:
+def test_fallback_trained_on_synthetic_data_is_refused_on_testnet(once: Once, mine: Path) -> None:
     assert once("--model", str(mine), "--as-of", FIRST).code == 0
     (mine / "manifest.json").write_text("{")
     done = once("--model", str(mine), "--network", "testnet", "--source", "exchange:kraken", MNEMONIC=PHRASE)
@@ -104,16 +102,16 @@ def test_made_up_data_stands_in_on_no_real_network(once: Once, mine: Path) -> No
 
 
 @pytest.mark.parametrize("blocked", ["a file", "garbage"])
-def test_a_shelf_that_is_of_no_use_costs_no_epoch(once: Once, tmp_path: Path, blocked: str) -> None:
+def test_unusable_bundle_store_does_not_prevent_submission(once: Once, tmp_path: Path, blocked: str) -> None:
     place = tmp_path / "state" / "bundles"
     place.parent.mkdir(exist_ok=True)
     if blocked == "a file":
         place.write_text("")
     else:
         place.mkdir()
-        (place / INDEX).write_bytes(b"\xff" * 100)
+        (place / INDEX_NAME).write_bytes(b"\xff" * 100)
     assert once("--as-of", FIRST).code == 0
-    assert "bundles" in log(tmp_path)
+    assert "bundles" in read_log(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -125,30 +123,30 @@ def test_a_shelf_that_is_of_no_use_costs_no_epoch(once: Once, tmp_path: Path, bl
         ("silent@50", "no progress"),
     ],
 )
-def test_a_child_that_misbehaves_costs_no_epoch(
-    faulty: Callable[..., dict[str, Any]], tmp_path: Path, faults: str, words: str
+def test_misbehaving_child_does_not_prevent_submission(
+    faulty: Callable[..., dict[str, Any]], tmp_path: Path, faults: str, message: str
 ) -> None:
-    told = faulty(faults, 1, "--as-of", FIRST)
-    assert told["outcome"] == "submitted", told
-    assert words in log(tmp_path)
+    report = faulty(faults, 1, "--as-of", FIRST)
+    assert report["outcome"] == "submitted", report
+    assert message in read_log(tmp_path)
 
 
-def test_a_model_that_always_misbehaves_is_skipped_with_the_reason_and_then_stood_in_for(
+def test_always_failing_model_skips_epoch_then_runs_again(
     faulty: Callable[..., dict[str, Any]], once: Once, mine: Path, tmp_path: Path
 ) -> None:
-    told = faulty("raise@loading", 100, "--as-of", FIRST, "--model", str(mine))
-    assert (told["outcome"], told["exit_code"], told["check"]) == ("skipped", 4, "model_process")
-    assert "a_library_that_is_not_there" in told["reason"]
-    assert told["tx_hash"] is None
-    index = json.loads((tmp_path / "state" / "bundles" / INDEX).read_text())
-    assert list(index["quarantined"]) == [read_manifest(mine).sha256]
+    report = faulty("raise@loading", 100, "--as-of", FIRST, "--model", str(mine))
+    assert (report["outcome"], report["exit_code"], report["check"]) == ("skipped", 4, "model_process")
+    assert "a_library_that_is_not_there" in report["reason"]
+    assert report["tx_hash"] is None
+    index = json.loads((tmp_path / "state" / "bundles" / INDEX_NAME).read_text())
+    assert list(index["quarantined"]) == [read_market_manifest(mine).sha256]
     assert once("--as-of", FIRST, "--model", str(mine)).code == 0, "an unsure model is better than none"
 
 
-def test_a_model_that_fails_in_the_middle_of_the_epoch_is_stood_in_for_by_one_that_needs_more_candles(
+def test_fallback_with_longer_encoder_serves_the_same_epoch(
     faulty: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
-    demo = load_bundle(root / "models" / "demo")
+    demo = load_market_bundle(root / "models" / "demo")
     old, more = demo.canary.inputs, 48
     inputs = ModelInput(
         old.end,
@@ -158,10 +156,10 @@ def test_a_model_that_fails_in_the_middle_of_the_epoch_is_stood_in_for_by_one_th
         np.concatenate([old.known[:more], old.known]),
     )
     manifest = replace(demo.manifest, name="longer", encoder_length=demo.manifest.encoder_length + more)
-    quantiles = load_engine(replace(demo, manifest=manifest)).predict(inputs).quantiles
-    written = write_bundle(tmp_path / "longer", manifest, demo.weights, Canary(inputs, quantiles))
-    Shelf(tmp_path / "state" / "bundles", SystemClock()).keep(67, tmp_path / "longer", written)
-    told = faulty("exit:9@50", 3, "--as-of", FIRST)
-    assert told["outcome"] == "submitted", told
-    assert told["bundle"] == written.sha256
-    assert "longer" in told["warnings"][0]
+    quantiles = load_market_engine(replace(demo, manifest=manifest)).predict(inputs).quantiles
+    written = write_market_bundle(tmp_path / "longer", manifest, demo.weights, MarketCanary(inputs, quantiles))
+    BundleStore(tmp_path / "state" / "bundles", SystemClock()).add(67, tmp_path / "longer", written)
+    report = faulty("exit:9@50", 3, "--as-of", FIRST)
+    assert report["outcome"] == "submitted", report
+    assert report["bundle"] == written.sha256
+    assert "longer" in report["warnings"][0]

@@ -23,19 +23,17 @@ def node(root: Path, tmp_path: Path, environment: dict[str, str]) -> Iterator[st
         [sys.executable, str(root / "submit_prediction.py"), *arguments],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    told = tmp_path / "state" / "localnet" / "endpoint.json"
+    document = tmp_path / "state" / "localnet" / "endpoint.json"
     assert process.stdout is not None
     for _ in process.stdout:
-        if told.exists():
+        if document.exists():
             break
-    yield str(json.loads(told.read_text())["endpoint"])
+    yield str(json.loads(document.read_text())["endpoint"])
     process.terminate()
     process.communicate(timeout=120)
 
 
-def test_two_topics_of_one_wallet_and_a_third_with_another_get_a_submission_each(
-    command: Any, node: str, tmp_path: Path
-) -> None:
+def test_three_topics_with_two_wallets_are_each_submitted(command: Any, node: str, tmp_path: Path) -> None:
     (tmp_path / "second.phrase").write_text(PHRASE)
     (tmp_path / "second.phrase").chmod(0o600)
     (tmp_path / "topics.toml").write_text(
@@ -45,24 +43,24 @@ def test_two_topics_of_one_wallet_and_a_third_with_another_get_a_submission_each
     arguments = ("--once", "--json", "--topics", "topics.toml")
     first = command(*arguments, RPC_ENDPOINTS=node)
     assert first.code == 0, first.out + first.err
-    told = first.told["topics"]
-    assert [one["outcome"] for one in told] == ["submitted"] * 3
-    assert [one["topic_id"] for one in told] == [67, 69, 67]
-    assert told[0]["wallet"] == told[1]["wallet"] != told[2]["wallet"]
-    assert len({one["tx_hash"] for one in told}) == 3
+    document = first.told["topics"]
+    assert [topic["outcome"] for topic in document] == ["submitted"] * 3
+    assert [topic["topic_id"] for topic in document] == [67, 69, 67]
+    assert document[0]["wallet"] == document[1]["wallet"] != document[2]["wallet"]
+    assert len({topic["tx_hash"] for topic in document}) == 3
     second = command(*arguments, RPC_ENDPOINTS=node)
-    assert [one["outcome"] for one in second.told["topics"]] == ["already_submitted"] * 3
-    assert [one["tx_hash"] for one in second.told["topics"]] == [one["tx_hash"] for one in told]
+    assert [topic["outcome"] for topic in second.told["topics"]] == ["already_submitted"] * 3
+    assert [topic["tx_hash"] for topic in second.told["topics"]] == [topic["tx_hash"] for topic in document]
 
 
-def test_a_running_local_node_is_found_without_being_named(command: Any, node: str) -> None:
-    done = command("--once", "--json", "--topic-id", "69")
-    assert done.told["outcome"] == "submitted", done.told["reason"]
-    assert done.told["chain_id"] == "localnet"
+def test_running_local_node_is_discovered(command: Any, node: str) -> None:
+    result = command("--once", "--json", "--topic-id", "69")
+    assert result.told["outcome"] == "submitted", result.told["reason"]
+    assert result.told["chain_id"] == "localnet"
 
 
-def test_the_gravest_outcome_is_the_exit_code(command: Any, node: str, tmp_path: Path) -> None:
+def test_worst_outcome_is_the_exit_code(command: Any, node: str, tmp_path: Path) -> None:
     (tmp_path / "topics.toml").write_text("[[topic]]\nid = 67\n[[topic]]\nid = 4242\n")
-    done = command("--once", "--json", "--topics", "topics.toml", RPC_ENDPOINTS=node)
-    assert done.code == done.told["exit_code"] == 5
-    assert [one["outcome"] for one in done.told["topics"]] == ["submitted", "failed"]
+    result = command("--once", "--json", "--topics", "topics.toml", RPC_ENDPOINTS=node)
+    assert result.code == result.told["exit_code"] == 5
+    assert [topic["outcome"] for topic in result.told["topics"]] == ["submitted", "failed"]

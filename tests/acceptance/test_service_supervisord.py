@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-STAND_IN = f"""#!{sys.executable} -I
+FAKE_WORKER = f"""#!{sys.executable} -I
 import os, signal, sys, threading
 ended = threading.Event()
 codes = [0]
@@ -30,9 +30,9 @@ sys.exit(codes[-1])
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path) -> Path:
+def fake_worker(tmp_path: Path) -> Path:
     """Runs until a signal: SIGTERM and SIGUSR2 are clean ends, SIGUSR1 ends with code 6."""
-    return executable(tmp_path / "stand in ;%(here)s", STAND_IN)
+    return executable(tmp_path / "stand in ;%(here)s", FAKE_WORKER)
 
 
 def executable(path: Path, text: str) -> Path:
@@ -41,10 +41,10 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
-def test_supervisorctl_starts_stops_restarts_and_tails_it(
-    supervisord: Any, stand_in: Path, root: Path, tmp_path: Path
+def test_supervisord_starts_stops_restarts_and_tails(
+    supervisord: Any, fake_worker: Path, root: Path, tmp_path: Path
 ) -> None:
-    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=stand_in)
+    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=fake_worker)
     supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
     first = supervisord.pid
     words = [str(root / "submit_prediction.py"), "--daemon", "--state-dir", "/a b;c"]
@@ -66,10 +66,10 @@ def test_supervisorctl_starts_stops_restarts_and_tails_it(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP, signal.SIGUSR1])
-def test_whatever_is_no_clean_end_is_followed_by_another_start(
-    supervisord: Any, stand_in: Path, tmp_path: Path, how: signal.Signals
+def test_supervisord_restarts_after_unclean_exit(
+    supervisord: Any, fake_worker: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    supervisord.add(tmp_path, python=stand_in)
+    supervisord.add(tmp_path, python=fake_worker)
     supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
     first = supervisord.pid
     os.kill(first, how)
@@ -77,8 +77,8 @@ def test_whatever_is_no_clean_end_is_followed_by_another_start(
     assert supervisord.pid not in {first, 0}
 
 
-def test_a_clean_end_stays_ended(supervisord: Any, stand_in: Path, tmp_path: Path) -> None:
-    supervisord.add(tmp_path, python=stand_in)
+def test_supervisord_does_not_restart_after_clean_exit(supervisord: Any, fake_worker: Path, tmp_path: Path) -> None:
+    supervisord.add(tmp_path, python=fake_worker)
     supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
     os.kill(supervisord.pid, signal.SIGUSR2)
     supervisord.until(lambda: supervisord.state == "EXITED")
@@ -86,8 +86,10 @@ def test_a_clean_end_stays_ended(supervisord: Any, stand_in: Path, tmp_path: Pat
     assert supervisord.said.count("up ") == 1
 
 
-def test_a_fleet_has_no_end_of_its_own(supervisord: Any, stand_in: Path, root: Path, tmp_path: Path) -> None:
-    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=stand_in, fleet=True)
+def test_supervisord_restarts_fleet_after_any_exit(
+    supervisord: Any, fake_worker: Path, root: Path, tmp_path: Path
+) -> None:
+    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=fake_worker, fleet=True)
     supervisord.until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.said)
     first = supervisord.pid
     words = [str(root / "submit_prediction.py"), "fleet", "serve", "--state-dir", "/a b;c"]
@@ -99,23 +101,25 @@ def test_a_fleet_has_no_end_of_its_own(supervisord: Any, stand_in: Path, root: P
     assert supervisord.state == "STOPPED"
 
 
-def test_what_cannot_start_is_tried_again_with_pauses(supervisord: Any, tmp_path: Path) -> None:
-    broken = executable(
+def test_supervisord_failing_start_is_retried_with_backoff(supervisord: Any, tmp_path: Path) -> None:
+    failing_program = executable(
         tmp_path / "broken", f"#!{sys.executable} -I\nprint('no wallet', flush=True)\nraise SystemExit(5)\n"
     )
-    supervisord.add(tmp_path, python=broken, startsecs=60)  # however long it takes to end: it never counts as started
+    supervisord.add(
+        tmp_path, python=failing_program, startsecs=60
+    )  # however long it takes to end: it never counts as started
     supervisord.until(lambda: supervisord.said.count("no wallet") >= 3)
     assert supervisord.log.count("entered FATAL") == 0
     assert "stopped" in supervisord.ctl("stop", supervisord.NAME).out
 
 
-def test_one_that_does_not_end_is_killed_with_all_it_started(supervisord: Any, tmp_path: Path) -> None:
-    deaf = executable(
+def test_supervisord_kills_unresponsive_process_group(supervisord: Any, tmp_path: Path) -> None:
+    unresponsive = executable(
         tmp_path / "deaf",
         f"#!{sys.executable} -I\nimport signal, subprocess\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen(['sleep', '1000'])\nprint('child', child.pid, flush=True)\nchild.wait()\n",
     )
-    supervisord.add(tmp_path, python=deaf, stopwaitsecs=1)
+    supervisord.add(tmp_path, python=unresponsive, stopwaitsecs=1)
     supervisord.until(lambda: supervisord.state == "RUNNING" and "child" in supervisord.said)
     child = int(supervisord.said.split()[-1])
     assert is_running(child)

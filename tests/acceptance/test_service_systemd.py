@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from forecastd.service import systemd
-from forecastd.service.launch import DAEMON, Launch
+from forecastd.service.launch import DAEMON_SERVICE, LaunchSpec
 
 NAME = "allora-submission"
 PYTHON = "/opt/venv/bin/python"
 
 # Notifies through forecastd.notify; ends with the code in STATE/code on SIGUSR1, of SIGHUP when that says "hup".
-STAND_IN = f"""#!{PYTHON} -I
+FAKE_WORKER = f"""#!{PYTHON} -I
 import ctypes, json, mmap, os, pathlib, resource, signal, socket, subprocess, sys, threading, time
 sys.path.insert(0, "/opt/forecastd")
 from forecastd.notify import Notifier
@@ -169,7 +169,7 @@ print(json.dumps(facts))
 """
 )
 
-OWN = (
+USER_MANAGER = (
     DRIVE
     + f"""
 home = pathlib.Path("/home/worker")
@@ -221,25 +221,25 @@ print(json.dumps(facts))
 SHORT = "[Service]\nWatchdogSec=6\nRestartSec=100ms\nProtectHome=read-only\n"  # homes: the interpreter may be in one
 
 
-def launch(**more: Any) -> Launch:
+def launch(**more: Any) -> LaunchSpec:
     parts: dict[str, Any] = {
         "python": Path(PYTHON), "program": Path("/run/box/daemon"), "directory": Path("/opt/forecastd"), "options": (),
         "user": "forecastd", "own": False, "state": None, "logs": None, "credential": None,
     }  # fmt: skip
-    return Launch(**(parts | more))
+    return LaunchSpec(**(parts | more))
 
 
-def unit(wanted: Launch) -> str:
-    return systemd.render(DAEMON.template("systemd").read_text(encoding="utf-8"), wanted)
+def unit(wanted: LaunchSpec) -> str:
+    return systemd.render(DAEMON_SERVICE.template_path("systemd").read_text(encoding="utf-8"), wanted)
 
 
-def facts(said: str) -> dict[str, Any]:
+def facts(output: str) -> dict[str, Any]:
     """The last line of a job; the whole of what it said when it did not get there."""
     try:
-        found: dict[str, Any] = json.loads(said.splitlines()[-1])
+        result: dict[str, Any] = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
-        pytest.fail(said)
-    return found
+        pytest.fail(output)
+    return result
 
 
 CONFINED = {
@@ -257,10 +257,10 @@ CONFINED = {
 READ_ONLY = dict.fromkeys(("/etc", "/usr", "/opt/forecastd"), "Read-only file system")
 
 
-def test_systemd_starts_reloads_watches_and_ends_it(systemd_box: Any) -> None:
-    said = facts(systemd_box(SYSTEM, unit=unit(launch()), short=SHORT, daemon=STAND_IN))
-    assert said["started"] == ["active", "serves topic 67"]
-    assert said["inside"] == CONFINED | {
+def test_systemd_starts_reloads_watches_and_stops(systemd_box: Any) -> None:
+    output = facts(systemd_box(SYSTEM, unit=unit(launch()), short=SHORT, daemon=FAKE_WORKER))
+    assert output["started"] == ["active", "serves topic 67"]
+    assert output["inside"] == CONFINED | {
         "who": [64000, 64000],
         "where": "/opt/forecastd",
         "directories": ["/var/lib/forecastd", "/var/log/forecastd"],
@@ -268,12 +268,12 @@ def test_systemd_starts_reloads_watches_and_ends_it(systemd_box: Any) -> None:
         "write": READ_ONLY | {"/var/lib/forecastd": "done"},
         "credential": "the phrase",
     }
-    assert said["reloaded in place"]
-    assert said["ended"] == {"2": ["failed", "exit-code"], "0": ["inactive", "success"]}
-    assert said["stopped"] == ["inactive", "success"]
+    assert output["reloaded in place"]
+    assert output["ended"] == {"2": ["failed", "exit-code"], "0": ["inactive", "success"]}
+    assert output["stopped"] == ["inactive", "success"]
 
 
-def test_a_persons_own_systemd_confines_it_as_well(systemd_box: Any) -> None:
+def test_systemd_user_manager_confines_the_service(systemd_box: Any) -> None:
     home = Path("/home/worker")
     wanted = launch(
         own=True,
@@ -284,10 +284,10 @@ def test_a_persons_own_systemd_confines_it_as_well(systemd_box: Any) -> None:
     )
     text = unit(wanted).replace("--daemon --state-dir", "--daemon")  # the stand-in takes the directory alone
     text = text.replace("RestartSec=15", "RestartSec=100ms")
-    said = facts(systemd_box(OWN, unit=text, daemon=STAND_IN))
-    assert said["started"] == ["active", "serves topic 67"]
-    assert said["inside"] == CONFINED | {
-        "other processes": said["inside"]["other processes"],  # only root can close /proc
+    output = facts(systemd_box(USER_MANAGER, unit=text, daemon=FAKE_WORKER))
+    assert output["started"] == ["active", "serves topic 67"]
+    assert output["inside"] == CONFINED | {
+        "other processes": output["inside"]["other processes"],  # only root can close /proc
         "who": [64000, 64000],
         "where": "/home/worker/here",
         "directories": [None, None],
@@ -295,7 +295,7 @@ def test_a_persons_own_systemd_confines_it_as_well(systemd_box: Any) -> None:
         "write": READ_ONLY | {"/home/worker/state": "done"},
         "credential": None,
     }
-    assert said["stopped"] == ["inactive", "success"]
+    assert output["stopped"] == ["inactive", "success"]
 
 
 PATHS = [
@@ -304,7 +304,7 @@ PATHS = [
 ]  # fmt: skip
 
 
-def test_systemd_reads_back_every_path_as_it_is(systemd_box: Any) -> None:
+def test_systemd_reads_every_path_unchanged(systemd_box: Any) -> None:
     wanted = {
         f"u{number}.service": launch(
             program=Path(path),
@@ -315,12 +315,12 @@ def test_systemd_reads_back_every_path_as_it_is(systemd_box: Any) -> None:
         )
         for number, path in enumerate(PATHS)
     }
-    said = facts(systemd_box(READ, **{name: unit(one) for name, one in wanted.items()}))
-    for name, one in wanted.items():
-        read = said[name]
-        assert f"argv[]={' '.join(one.command)} ; ignore_errors" in read["ExecStart"]
-        assert (read["LoadState"], read["WorkingDirectory"]) == ("loaded", str(one.directory))
-        assert unquoted(read["ReadWritePaths"]) == str(one.state)
+    output = facts(systemd_box(READ, **{name: unit(launch_spec) for name, launch_spec in wanted.items()}))
+    for name, launch_spec in wanted.items():
+        actual_paths = output[name]
+        assert f"argv[]={' '.join(launch_spec.command)} ; ignore_errors" in actual_paths["ExecStart"]
+        assert (actual_paths["LoadState"], actual_paths["WorkingDirectory"]) == ("loaded", str(launch_spec.directory))
+        assert unquoted(actual_paths["ReadWritePaths"]) == str(launch_spec.state)
 
 
 def unquoted(word: str) -> str:

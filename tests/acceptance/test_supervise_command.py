@@ -17,17 +17,19 @@ from typing import Any
 import psutil
 import pytest
 
-QUICK = ("--timeout", "predicting=2")
+SHORT_TIMEOUT = ("--timeout", "predicting=2")
 
 
-def left(pids: Iterable[int]) -> list[int]:
+def remaining_processes(pids: Iterable[int]) -> list[int]:
     """What goes on running of these processes and of all that they have started: each leads a session of its own."""
-    sessions, found = set(pids), []
+    sessions, processes = set(pids), []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError):
             if os.getsid(process.pid) in sessions:
-                found.append(process)
-    return [process.pid for process in psutil.wait_procs(found, timeout=60)[1]]  # the kernel takes a moment to end one
+                processes.append(process)
+    return [
+        process.pid for process in psutil.wait_procs(processes, timeout=60)[1]
+    ]  # the kernel takes a moment to end one
 
 
 @pytest.fixture
@@ -40,43 +42,43 @@ def supervise(command: Any) -> Callable[..., Any]:
         assert done.told["exit_code"] == done.code
         if "pids" in done.told:
             assert done.told["pids"]
-            assert left(done.told["pids"]) == []
+            assert remaining_processes(done.told["pids"]) == []
         return done
 
     return run
 
 
-def kinds(told: dict[str, Any]) -> list[str]:
-    return [event["kind"] for event in told["events"]]
+def event_kinds(report: dict[str, Any]) -> list[str]:
+    return [event["kind"] for event in report["events"]]
 
 
-def test_a_healthy_model_gives_every_job_its_result(supervise: Callable[..., Any]) -> None:
+def test_healthy_model_completes_every_job(supervise: Callable[..., Any]) -> None:
     done = supervise("--jobs", "3")
     assert done.code == 0, done.err
-    told = done.told
-    assert told["outcome"] == "served"
-    assert [job["name"] for job in told["jobs"]] == ["forecast 1", "forecast 2", "forecast 3"]
-    assert {job["outcome"] for job in told["jobs"]} == {"result"}
-    assert len({job["value"] for job in told["jobs"]}) == 1, "the same input gives the same forecast"
-    assert {job["pid"] for job in told["jobs"]} <= set(told["pids"])
-    assert told["bundle"]["name"] == "demo"
-    assert told["input"] == "the bundle's canary"
-    assert not {"hung", "died", "bad", "late"} & set(kinds(told))
-    assert kinds(told).count("ready") == 2, "the worker and its standby"
-    assert kinds(told).index("dispatched") > kinds(told).index("ready")
-    assert set(told["slowest"]) >= {"starting", "loading", "warming_up", "predicting"}
+    report = done.told
+    assert report["outcome"] == "served"
+    assert [job["name"] for job in report["jobs"]] == ["forecast 1", "forecast 2", "forecast 3"]
+    assert {job["outcome"] for job in report["jobs"]} == {"result"}
+    assert len({job["value"] for job in report["jobs"]}) == 1, "the same input gives the same forecast"
+    assert {job["pid"] for job in report["jobs"]} <= set(report["pids"])
+    assert report["bundle"]["name"] == "demo"
+    assert report["input"] == "the bundle's canary"
+    assert not {"hung", "died", "bad", "late"} & set(event_kinds(report))
+    assert event_kinds(report).count("ready") == 2, "the worker and its standby"
+    assert event_kinds(report).index("dispatched") > event_kinds(report).index("ready")
+    assert set(report["slowest"]) >= {"starting", "loading", "warming_up", "predicting"}
 
 
 @pytest.mark.parametrize(
     ("fault", "kind", "words", "more"),
     [
-        ("hang@0", "hung", "no progress", QUICK),
-        ("hang@99", "hung", "no progress", QUICK),
+        ("hang@0", "hung", "no progress", SHORT_TIMEOUT),
+        ("hang@99", "hung", "no progress", SHORT_TIMEOUT),
         ("hang@post_processing", "hung", "post_processing may take", ("--timeout", "post_processing=2")),
-        ("hang,ignore-term", "hung", "no progress", (*QUICK, "--timeout", "stopping=2")),
-        ("oscillate", "hung", "no progress", QUICK),
-        ("stale", "hung", "no progress", QUICK),
-        ("deaf", "hung", "no progress", QUICK),
+        ("hang,ignore-term", "hung", "no progress", (*SHORT_TIMEOUT, "--timeout", "stopping=2")),
+        ("oscillate", "hung", "no progress", SHORT_TIMEOUT),
+        ("stale", "hung", "no progress", SHORT_TIMEOUT),
+        ("deaf", "hung", "no progress", SHORT_TIMEOUT),
         ("silent", "hung", "silent for", ("--timeout", "silence=4")),
         ("crash", "died", "SIGSEGV", ()),
         ("exit:7", "died", "exit status 7", ()),
@@ -89,57 +91,59 @@ def test_a_healthy_model_gives_every_job_its_result(supervise: Callable[..., Any
         ("leak", "bad", "memory", ()),
     ],
 )
-def test_a_job_gets_its_result_from_another_process(
-    supervise: Callable[..., Any], fault: str, kind: str, words: str, more: tuple[str, ...]
+def test_faulty_process_has_its_job_completed_by_another(
+    supervise: Callable[..., Any], fault: str, kind: str, message: str, more: tuple[str, ...]
 ) -> None:
     done = supervise("--fault", fault, "--jobs", "2", "--memory", "512", *more)
     assert done.code == 0, done.err
-    told = done.told
-    assert [job["outcome"] for job in told["jobs"]] == ["result", "result"]
-    lost = [event for event in told["events"] if event["kind"] == kind]
-    assert lost, kinds(told)
-    assert words in lost[0]["text"]
-    assert lost[0]["pid"] not in {job["pid"] for job in told["jobs"][1:]}
-    assert told["counts"]["replacements"] >= 1
-    assert ("handed_over" in kinds(told)) is (lost[0]["job"] != ""), "a process that had no job had none to hand over"
+    report = done.told
+    assert [job["outcome"] for job in report["jobs"]] == ["result", "result"]
+    lost = [event for event in report["events"] if event["kind"] == kind]
+    assert lost, event_kinds(report)
+    assert message in lost[0]["text"]
+    assert lost[0]["pid"] not in {job["pid"] for job in report["jobs"][1:]}
+    assert report["counts"]["replacements"] >= 1
+    assert ("handed_over" in event_kinds(report)) is (lost[0]["job"] != ""), (
+        "a process that had no job had none to hand over"
+    )
 
 
 @pytest.mark.parametrize("fault", ["fork", "print:256", "slow:0.05", "ignore-term"])
-def test_what_is_odd_but_does_its_work_is_left_alone(supervise: Callable[..., Any], fault: str) -> None:
+def test_harmless_fault_does_not_replace_process(supervise: Callable[..., Any], fault: str) -> None:
     done = supervise("--fault", fault, "--timeout", "stopping=2")
     assert done.code == 0, done.err
-    assert not {"hung", "died", "bad", "late"} & set(kinds(done.told))
+    assert not {"hung", "died", "bad", "late"} & set(event_kinds(done.told))
 
 
-def test_without_a_standby_the_job_waits_for_the_next_process(supervise: Callable[..., Any]) -> None:
+def test_job_without_standby_waits_for_new_process(supervise: Callable[..., Any]) -> None:
     done = supervise("--fault", "crash", "--standbys", "0")
     assert done.code == 0, done.err
     assert done.told["counts"]["hand_overs"] == 0
     assert done.told["counts"]["launches"] >= 2
 
 
-def test_a_bundle_that_costs_every_process_is_given_up_and_nothing_of_it_is_written(
+def test_always_crashing_bundle_fails_and_is_not_quarantined_on_disk(
     supervise: Callable[..., Any], command: Any
 ) -> None:
     done = supervise("--fault", "crash", "--faulty", "0", "--jobs", "2")
     assert done.code == 4
-    told = done.told
-    assert told["outcome"] == "skipped"
-    assert {job["outcome"] for job in told["jobs"]} == {"failed"}
-    assert all("SIGSEGV" in job["reason"] and "in quarantine" in job["reason"] for job in told["jobs"])
-    assert "quarantined" in kinds(told)
+    report = done.told
+    assert report["outcome"] == "skipped"
+    assert {job["outcome"] for job in report["jobs"]} == {"failed"}
+    assert all("SIGSEGV" in job["reason"] and "in quarantine" in job["reason"] for job in report["jobs"])
+    assert "quarantined" in event_kinds(report)
     assert "in quarantine" in done.err
     assert command("model", "quarantine", "--json").told == {"quarantined": []}
 
 
-def test_a_job_past_its_deadline_is_given_up_and_says_where_it_was(supervise: Callable[..., Any]) -> None:
+def test_job_past_deadline_fails_with_its_progress(supervise: Callable[..., Any]) -> None:
     done = supervise("--fault", "slow:60@predicting", "--faulty", "0", "--deadline", "5")
     assert done.code == 4
     assert "deadline has passed" in done.told["reason"]
-    assert "late" in kinds(done.told)
+    assert "late" in event_kinds(done.told)
 
 
-def test_it_predicts_from_candles_when_a_source_is_given(supervise: Callable[..., Any]) -> None:
+def test_source_option_predicts_from_candles(supervise: Callable[..., Any]) -> None:
     done = supervise("--source", "sample", "--as-of", "2025-01-01T00:00:00Z")
     assert done.code == 0, done.err
     assert "2025-01-01T00:00:00Z" in done.told["input"]
@@ -161,14 +165,14 @@ def test_it_predicts_from_candles_when_a_source_is_given(supervise: Callable[...
         (("--as-of", "2025-01-01"), "--source"),
     ],
 )
-def test_wrong_usage_ends_with_two_and_says_what_there_is(command: Any, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_usage_exits_2_and_lists_choices(command: Any, arguments: tuple[str, ...], message: str) -> None:
     done = command("supervise", *arguments)
     assert done.code == 2
-    assert words in " ".join(done.err.split())
+    assert message in " ".join(done.err.split())
     assert done.out == ""
 
 
-def test_a_bundle_that_is_no_good_ends_with_five(supervise: Callable[..., Any], root: Path, tmp_path: Path) -> None:
+def test_invalid_bundle_exits_5(supervise: Callable[..., Any], root: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "mine"
     shutil.copytree(root / "models" / "demo", bundle)
     weights = bundle / "weights.safetensors"
@@ -192,7 +196,7 @@ def test_help_fits_eighty_columns_and_imports_nothing_heavy(command: Any, root: 
     assert imported.stderr.strip() == "[]"
 
 
-def test_the_faults_are_listed_in_eighty_columns(command: Any) -> None:
+def test_fault_list_fits_eighty_columns(command: Any) -> None:
     done = command("supervise", "--faults")
     assert done.code == 0
     for kind in ("hang", "silent", "oscillate", "crash", "leak", "garbage", "ignore-term", "KIND[:VALUE][@PLACE]"):
@@ -200,28 +204,26 @@ def test_the_faults_are_listed_in_eighty_columns(command: Any) -> None:
     assert max(map(len, done.out.splitlines())) <= 80
 
 
-def test_in_a_pipe_every_event_is_a_line_and_the_hang_is_told_in_one_piece(command: Any) -> None:
+def test_piped_output_has_one_line_per_event(command: Any) -> None:
     done = command(
         "supervise", "--fault", "hang@43", "--timeout", "predicting=5"
     )  # in which a good one gets on for sure
     assert done.code == 0, done.out + done.err
     assert done.err == ""
     (hang,) = [line for line in done.out.splitlines() if " hung: " in line]
-    for words in ("Phase predicting", "job forecast 1", "at 43 %", "last sign of life", "last progress", "handed to"):
-        assert words in hang
+    for message in ("Phase predicting", "job forecast 1", "at 43 %", "last sign of life", "last progress", "handed to"):
+        assert message in hang
     times = [float(line.split()[0]) for line in done.out.splitlines() if re.match(r" *\d+\.\d{3}  ", line)]
     assert len(times) > 8
     assert "served" in done.out
     assert "\x1b" not in done.out
 
 
-def test_a_terminal_shows_the_processes_while_they_work(
-    root: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_terminal_output_shows_running_processes(root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     screen, terminal = pty.openpty()
     try:
         with subprocess.Popen(
-            [sys.executable, str(root / "submit_prediction.py"), "supervise", "--fault", "hang@43", *QUICK],
+            [sys.executable, str(root / "submit_prediction.py"), "supervise", "--fault", "hang@43", *SHORT_TIMEOUT],
             cwd=tmp_path, env={**environment, "TERM": "xterm"}, stdin=terminal, stdout=terminal, stderr=terminal,
         ) as process:  # fmt: skip
             os.close(terminal)
@@ -232,25 +234,25 @@ def test_a_terminal_shows_the_processes_while_they_work(
             assert process.wait(timeout=60) == 0
     finally:
         os.close(screen)
-    for words in (b"sign of life", b"43 %", b" hung: ", b"served"):
-        assert words in seen
+    for message in (b"sign of life", b"43 %", b" hung: ", b"served"):
+        assert message in seen
 
 
-def test_ctrl_c_ends_with_130_and_leaves_no_process(root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_ctrl_c_exits_130_and_leaves_no_process(root: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     with subprocess.Popen(
         [sys.executable, str(root / "submit_prediction.py"), "supervise", "--fault", "hang,ignore-term,fork"],
         cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        told = ""
-        while "works on forecast 1" not in told:
+        output = ""
+        while "works on forecast 1" not in output:
             line = process.stdout.readline()
-            assert line, told
-            told += line
+            assert line, output
+            output += line
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, told + rest + errors
+    assert process.returncode == 130, output + rest + errors
     assert errors.strip() == "Interrupted."
-    pids = [int(pid) for pid in re.findall(r"process (\d+) started", told + rest)]
+    pids = [int(pid) for pid in re.findall(r"process (\d+) started", output + rest)]
     assert len(pids) == 2
-    assert left(pids) == []
+    assert remaining_processes(pids) == []

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 
-def impatient(process: subprocess.Popen[str]) -> str:
+def interrupt_until_exit(process: subprocess.Popen[str]) -> str:
     """Ctrl-C again and again until the process has ended; gives its errors."""
     while True:
         try:
@@ -38,27 +38,27 @@ def command(root: Path, tmp_path: Path) -> list[str]:
 
 
 @contextmanager
-def started(command: list[str], cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def start_training(command: list[str], cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command, and what it told until its first epoch was on disk."""
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = ""
-        while told.count("validation loss") < 2:  # at the second one the first epoch is on disk
+        output = ""
+        while output.count("validation loss") < 2:  # at the second one the first epoch is on disk
             line = process.stdout.readline()
             assert line, "the training ended by itself"
-            told += line
-        yield process, told
+            output += line
+        yield process, output
 
 
-def test_an_interrupted_training_says_how_to_go_on_and_does(command: list[str], tmp_path: Path) -> None:
+def test_interrupted_training_resumes_with_same_command(command: list[str], tmp_path: Path) -> None:
     for goes_on in (False, True):
-        with started(command, tmp_path) as (process, told):
+        with start_training(command, tmp_path) as (process, output):
             process.send_signal(signal.SIGINT)
-            errors = impatient(process) if goes_on else process.communicate(timeout=60)[1]
+            errors = interrupt_until_exit(process) if goes_on else process.communicate(timeout=60)[1]
         assert process.returncode == 130
         assert errors == "Interrupted. Best checkpoint kept; run the same command again to go on.\n"
-        assert ("going on with the interrupted training" in told) == goes_on
-        assert "epoch 1:" in told or goes_on
+        assert ("going on with the interrupted training" in output) == goes_on
+        assert "epoch 1:" in output or goes_on
         assert not (tmp_path / "bundle").exists()
     done = subprocess.run([*command, "--finish", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["kind"] == "temporal-fusion-transformer"
@@ -67,10 +67,10 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(command: list[str], 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_process_is_left_and_the_checkpoint_is_good_however_it_is_ended(
+def test_terminated_training_leaves_no_process_and_a_valid_checkpoint(
     number: signal.Signals, command: list[str], tmp_path: Path
 ) -> None:
-    with started(command, tmp_path) as (process, _):
+    with start_training(command, tmp_path) as (process, _):
         (child,) = psutil.Process(process.pid).children()
         assert not any("torch" in entry.path for entry in psutil.Process(process.pid).memory_maps())
         assert any("torch" in entry.path for entry in child.memory_maps())

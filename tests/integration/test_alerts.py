@@ -19,17 +19,17 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from forecastd.alerts import Alerts
-from forecastd.alerts.alerts import MOST_WAITING
-from forecastd.alerts.sinks import Command, Webhook
+from forecastd.alerts import AlertDispatcher
+from forecastd.alerts.channels import CommandChannel, WebhookChannel
+from forecastd.alerts.dispatcher import MAX_QUEUED_MESSAGES
 from forecastd.errors import NeedsHuman, RetryLater
 
 SECRET = "/services/T0123456/B0123456/abcdefghijklmnop"
-PATIENCE = 90.0  # seconds that a busy machine may take
+TIMEOUT_SECONDS = 90.0  # seconds that a busy machine may take
 Wait = Callable[[Callable[[], bool]], None]
 
 
-class SetClock:
+class ManualAlertClock:
     """A clock that stands where it is put."""
 
     def __init__(self) -> None:
@@ -43,20 +43,20 @@ class SetClock:
 
 
 @pytest.fixture
-def clock() -> SetClock:
-    return SetClock()
+def clock() -> ManualAlertClock:
+    return ManualAlertClock()
 
 
 @pytest.fixture
-def until() -> Wait:
+def wait_until() -> Wait:
     """Wait for a condition, for as long as a busy machine may need."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        never = threading.Event()
-        for _ in range(int(PATIENCE / 0.02)):
+        event = threading.Event()
+        for _ in range(int(TIMEOUT_SECONDS / 0.02)):
             if condition():
                 return
-            never.wait(0.02)
+            event.wait(0.02)
         pytest.fail("it did not come about")
 
     return wait
@@ -76,23 +76,23 @@ def received(httpserver: HTTPServer) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def alerts(httpserver: HTTPServer, tmp_path: Path, clock: SetClock) -> Callable[..., Alerts]:
-    def make(webhook: str | None = httpserver.url_for(SECRET), command: str | None = None) -> Alerts:
-        return Alerts(
+def make_alerts(httpserver: HTTPServer, tmp_path: Path, clock: ManualAlertClock) -> Callable[..., AlertDispatcher]:
+    def make(webhook: str | None = httpserver.url_for(SECRET), command: str | None = None) -> AlertDispatcher:
+        return AlertDispatcher(
             webhook, command, interval=3600.0, clock=clock, state_dir=tmp_path, network="testnet", pauses=(0.01, 0.01)
         )
 
     return make
 
 
-def test_a_missed_epoch_is_told_and_its_end_too(
-    alerts: Callable[..., Alerts], received: list[dict[str, Any]], clock: SetClock
+def test_missed_epoch_fires_and_resolves(
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualAlertClock
 ) -> None:
-    with alerts() as ours:
-        ours.served(67, 720, wallet="allo1abc")
-        ours.missed(67, 1440, "no node answered.", wallet="allo1abc")
-        ours.served(67, 2160, wallet="allo1abc")
-        ours.close(PATIENCE)
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_served(67, 720, wallet="allo1abc")
+        dispatcher.epoch_missed(67, 1440, "no node answered.", wallet="allo1abc")
+        dispatcher.epoch_served(67, 2160, wallet="allo1abc")
+        dispatcher.close(TIMEOUT_SECONDS)
     alarm, recovery = received
     assert alarm == {
         "version": 1,
@@ -114,75 +114,81 @@ def test_a_missed_epoch_is_told_and_its_end_too(
     assert recovery["text"] == "Topic 67 is served again: epoch 2160 was submitted."
 
 
-def test_a_restart_does_not_tell_it_again_and_a_later_one_ends_it(
-    alerts: Callable[..., Alerts], received: list[dict[str, Any]], tmp_path: Path, clock: SetClock
+def test_restart_does_not_repeat_an_alert_and_can_resolve_it(
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], tmp_path: Path, clock: ManualAlertClock
 ) -> None:
     for _ in range(3):
-        with alerts() as ours:
-            ours.missed(67, 1440, "the process was down")
-            ours.close(PATIENCE)
+        with make_alerts() as dispatcher:
+            dispatcher.epoch_missed(67, 1440, "the process was down")
+            dispatcher.close(TIMEOUT_SECONDS)
         clock.time += 7200
     assert len(received) == 1
     assert stat.S_IMODE((tmp_path / "alerts.json").stat().st_mode) == 0o600
-    with alerts() as ours:
-        ours.served(67, 2160)
-        ours.close(PATIENCE)
-    assert [one["event"] for one in received] == ["alarm", "recovery"]
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_served(67, 2160)
+        dispatcher.close(TIMEOUT_SECONDS)
+    assert [message["event"] for message in received] == ["alarm", "recovery"]
 
 
-def test_what_was_held_back_is_told_when_the_interval_is_over(
-    alerts: Callable[..., Alerts], received: list[dict[str, Any]], clock: SetClock
+def test_suppressed_alerts_are_sent_after_the_interval(
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualAlertClock
 ) -> None:
-    with alerts() as ours:
-        ours.raise_alarm("needs_human", "topic 67", "The model is too old.")
-        ours.raise_alarm("needs_human", "topic 67", "The model is too old.")
-        ours.raise_alarm("needs_human", "topic 67", "The model is too old.")
-        ours.close(PATIENCE)
+    with make_alerts() as dispatcher:
+        dispatcher.fire("needs_human", "topic 67", "The model is too old.")
+        dispatcher.fire("needs_human", "topic 67", "The model is too old.")
+        dispatcher.fire("needs_human", "topic 67", "The model is too old.")
+        dispatcher.close(TIMEOUT_SECONDS)
     clock.time += 3600
-    with alerts() as ours:
-        ours.close(PATIENCE)
-    assert [one["held_back"] for one in received] == [0, 1]
+    with make_alerts() as dispatcher:
+        dispatcher.close(TIMEOUT_SECONDS)
+    assert [message["held_back"] for message in received] == [0, 1]
     assert received[1]["text"] == "The model is too old. (1 alarm was held back since the last message.)"
 
 
-def test_a_webhook_that_hangs_delays_nobody_and_loses_nothing(
-    httpserver: HTTPServer, tmp_path: Path, clock: SetClock, until: Wait
+def test_hanging_webhook_delays_no_caller_and_loses_no_message(
+    httpserver: HTTPServer, tmp_path: Path, clock: ManualAlertClock, wait_until: Wait
 ) -> None:
-    release, asked, bodies = threading.Event(), threading.Event(), list[dict[str, Any]]()
+    release, requests_received, bodies = threading.Event(), threading.Event(), list[dict[str, Any]]()
 
     def hang(request: Request) -> Response:
         bodies.append(json.loads(request.get_data()))
-        asked.set()
-        release.wait(PATIENCE)
+        requests_received.set()
+        release.wait(TIMEOUT_SECONDS)
         return Response(status=200)
 
     httpserver.expect_request(SECRET).respond_with_handler(hang)
-    with Alerts(httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=tmp_path) as ours:
-        ours.missed(1, 720, "first")
-        assert asked.wait(PATIENCE)
-        for topic in range(2, MOST_WAITING + 50):  # more than may wait: none of these calls may block
-            ours.missed(topic, 720, "another")
+    with AlertDispatcher(
+        httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=tmp_path
+    ) as dispatcher:
+        dispatcher.epoch_missed(1, 720, "first")
+        assert requests_received.wait(TIMEOUT_SECONDS)
+        for topic in range(2, MAX_QUEUED_MESSAGES + 50):  # more than may wait: none of these calls may block
+            dispatcher.epoch_missed(topic, 720, "another")
         release.set()
-        until(lambda: len(bodies) == MOST_WAITING)
-        ours.close(PATIENCE)
+        wait_until(lambda: len(bodies) == MAX_QUEUED_MESSAGES)
+        dispatcher.close(TIMEOUT_SECONDS)
     clock.time += 300
-    with Alerts(httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=tmp_path) as ours:
-        ours.close(PATIENCE)
-    assert {body["topic_id"] for body in bodies} == set(range(1, MOST_WAITING + 50))
+    with AlertDispatcher(
+        httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=tmp_path
+    ) as dispatcher:
+        dispatcher.close(TIMEOUT_SECONDS)
+    assert {body["topic_id"] for body in bodies} == set(range(1, MAX_QUEUED_MESSAGES + 50))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_passing_failure_is_tried_again(alerts: Callable[..., Alerts], httpserver: HTTPServer, status: int) -> None:
+def test_temporary_failure_is_retried(
+    make_alerts: Callable[..., AlertDispatcher], httpserver: HTTPServer, status: int
+) -> None:
     answers = iter([status, status, 204])
     httpserver.expect_request(SECRET).respond_with_handler(lambda _: Response(status=next(answers)))
-    with alerts() as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     assert len(httpserver.log) == 3
 
 
-def test_what_cannot_be_delivered_is_told_by_the_next_daemon(
-    alerts: Callable[..., Alerts], httpserver: HTTPServer, clock: SetClock
+def test_undelivered_message_is_sent_by_the_next_daemon(
+    make_alerts: Callable[..., AlertDispatcher], httpserver: HTTPServer, clock: ManualAlertClock
 ) -> None:
     status, bodies = [404], list[dict[str, Any]]()
 
@@ -191,24 +197,24 @@ def test_what_cannot_be_delivered_is_told_by_the_next_daemon(
         return Response(status=status[0])
 
     httpserver.expect_request(SECRET).respond_with_handler(answer)
-    with alerts() as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     status[0], clock.time = 200, clock.time + 300
-    with alerts() as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     assert [(body["event"], body["nonce"]) for body in bodies] == [("alarm", 720)] * 2
     assert "404" not in bodies[1]["text"]
 
 
-def test_a_redirect_is_not_followed(alerts: Callable[..., Alerts], httpserver: HTTPServer) -> None:
+def test_redirect_is_not_followed(make_alerts: Callable[..., AlertDispatcher], httpserver: HTTPServer) -> None:
     httpserver.expect_request(SECRET).respond_with_data(
         "", status=307, headers={"Location": httpserver.url_for("/elsewhere")}
     )
-    with alerts() as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     assert [request.path for request, _ in httpserver.log] == [SECRET]
 
 
@@ -230,10 +236,10 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
         closed.set()
         with socket.create_connection(listener.getsockname()) as last:
             last.sendall(b"end")
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT_SECONDS)
 
 
-def test_a_webhook_that_drips_is_left_alone_at_its_limit() -> None:
+def test_slow_webhook_response_is_abandoned_at_the_timeout() -> None:
     released = threading.Event()
 
     def drip(connection: socket.socket) -> None:
@@ -247,11 +253,11 @@ def test_a_webhook_that_drips_is_left_alone_at_its_limit() -> None:
 
     with raw_server(drip) as url:
         with pytest.raises(RetryLater, match="did not answer in full within"):
-            Webhook(url, seconds=0.3).send(b"{}")
+            WebhookChannel(url, timeout=0.3).send(b"{}")
         released.set()
 
 
-def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
+def test_endless_webhook_response_is_read_up_to_the_limit() -> None:
     def pour(connection: socket.socket) -> None:
         try:
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
@@ -261,11 +267,11 @@ def test_of_an_endless_answer_only_the_beginning_is_read() -> None:
             return
 
     with raw_server(pour) as url:
-        Webhook(url, seconds=PATIENCE).send(b"{}")
+        WebhookChannel(url, timeout=TIMEOUT_SECONDS).send(b"{}")
 
 
-def test_the_address_is_in_no_log_whatever_fails(
-    alerts: Callable[..., Alerts], httpserver: HTTPServer, caplog: pytest.LogCaptureFixture
+def test_webhook_url_never_reaches_the_log(
+    make_alerts: Callable[..., AlertDispatcher], httpserver: HTTPServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def spoil(connection: socket.socket) -> None:
         connection.sendall(
@@ -274,21 +280,21 @@ def test_the_address_is_in_no_log_whatever_fails(
 
     caplog.set_level(logging.DEBUG)
     httpserver.expect_request(SECRET).respond_with_data("", status=500)
-    with raw_server(spoil) as url, alerts(webhook=url) as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
-    with alerts(webhook="http://127.0.0.1:1" + SECRET) as ours:
-        ours.missed(68, 720, "no data")
-        ours.close(PATIENCE)
-    with alerts() as ours:
-        ours.missed(69, 720, "no data")
-        ours.close(PATIENCE)
+    with raw_server(spoil) as url, make_alerts(webhook=url) as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
+    with make_alerts(webhook="http://127.0.0.1:1" + SECRET) as dispatcher:
+        dispatcher.epoch_missed(68, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_missed(69, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     assert "was not delivered" in caplog.text
-    told = [record for record in caplog.records if not record.name.startswith("werkzeug")]
-    assert not [record for record in told if "abcdefghijklmnop" in record.getMessage()]
+    reason = [record for record in caplog.records if not record.name.startswith("werkzeug")]
+    assert not [record for record in reason if "abcdefghijklmnop" in record.getMessage()]
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether there is a process of that number that has not ended."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -297,7 +303,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.fixture
-def script(tmp_path: Path) -> Callable[[str], str]:
+def make_script(tmp_path: Path) -> Callable[[str], str]:
     """A command that runs this Python, with the test's directory as its first argument."""
 
     def make(text: str) -> str:
@@ -308,28 +314,31 @@ def script(tmp_path: Path) -> Callable[[str], str]:
     return make
 
 
-def test_a_command_gets_the_message_and_nothing_of_the_environment(
-    alerts: Callable[..., Alerts], script: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_command_gets_the_message_and_a_clean_environment(
+    make_alerts: Callable[..., AlertDispatcher],
+    make_script: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MNEMONIC", "never to be seen")
-    line = script(
+    command = make_script(
         "import json, os, pathlib, sys\n"
         "told = dict(os.environ), sys.argv[2:], json.load(sys.stdin)\n"
         "pathlib.Path(sys.argv[1], 'got.json').write_text(json.dumps(told))\n"
     )
-    with alerts(webhook=None, command=line) as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+    with make_alerts(webhook=None, command=command) as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     environment, arguments, message = json.loads((tmp_path / "got.json").read_text())
     assert set(environment) <= {"PATH", "LANG", "HOME", "USER", "LOGNAME", "LC_CTYPE"}
     assert arguments == ["two words"]
     assert (message["event"], message["nonce"]) == ("alarm", 720)
 
 
-def test_a_command_that_hangs_is_ended_with_everything_it_started(
-    script: Callable[[str], str], tmp_path: Path, until: Wait
+def test_hanging_command_is_killed_with_its_children(
+    make_script: Callable[[str], str], tmp_path: Path, wait_until: Wait
 ) -> None:
-    line = script(
+    command = make_script(
         "import os, pathlib, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen(['/bin/sleep', '600'])\n"
@@ -339,52 +348,54 @@ def test_a_command_that_hangs_is_ended_with_everything_it_started(
         "time.sleep(600)\n"
     )
     pids = tmp_path / "pids"
-    for seconds in (1.0, 5.0, PATIENCE):  # as long as it takes to start on a busy machine
+    for seconds in (1.0, 5.0, TIMEOUT_SECONDS):  # as long as it takes to start on a busy machine
         with pytest.raises(RetryLater, match="was ended after"):
-            Command(line, seconds=seconds).send(b"{}")
+            CommandChannel(command, timeout=seconds).send(b"{}")
         if pids.exists():
             break
-    until(lambda: not any(runs(int(pid)) for pid in pids.read_text().split()))
+    wait_until(lambda: not any(is_running(int(pid)) for pid in pids.read_text().split()))
 
 
-def test_closing_ends_a_command_that_hangs(
-    alerts: Callable[..., Alerts], script: Callable[[str], str], tmp_path: Path, until: Wait
+def test_close_kills_a_hanging_command(
+    make_alerts: Callable[..., AlertDispatcher], make_script: Callable[[str], str], tmp_path: Path, wait_until: Wait
 ) -> None:
-    line = script(
+    command = make_script(
         "import os, pathlib, sys, time\n"
         "draft = pathlib.Path(sys.argv[1], 'draft')\n"
         "draft.write_text(str(os.getpid()))\n"
         "draft.rename(pathlib.Path(sys.argv[1], 'pid'))\n"
         "time.sleep(600)\n"
     )
-    with alerts(webhook=None, command=line) as ours:
-        ours.missed(67, 720, "no data")
-        until((tmp_path / "pid").exists)
-        ours.close(0.05)
+    with make_alerts(webhook=None, command=command) as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        wait_until((tmp_path / "pid").exists)
+        dispatcher.close(0.05)
     pid = int((tmp_path / "pid").read_text())
-    until(lambda: not runs(pid))
-    kept = json.loads((tmp_path / "alerts.json").read_text())["conditions"]
-    assert [(one["told"], one["untold"], one["nonces"]) for one in kept] == [(False, 1, [720])]
+    wait_until(lambda: not is_running(pid))
+    saved_conditions = json.loads((tmp_path / "alerts.json").read_text())["conditions"]
+    assert [(message["told"], message["untold"], message["nonces"]) for message in saved_conditions] == [
+        (False, 1, [720])
+    ]
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [("/no/such/program", "cannot be run: No such file"), ("false", "failed with exit code 1"), ("/", "cannot be run")],
 )
-def test_a_command_that_does_not_work_is_told(line: str, told: str) -> None:
-    with pytest.raises((NeedsHuman, RetryLater), match=told):
-        Command(line).send(b"{}" * 100_000)
+def test_failing_command_is_reported(command: str, reason: str) -> None:
+    with pytest.raises((NeedsHuman, RetryLater), match=reason):
+        CommandChannel(command).send(b"{}" * 100_000)
 
 
-def test_one_way_that_works_is_enough(
-    alerts: Callable[..., Alerts], received: list[dict[str, Any]], clock: SetClock
+def test_one_working_channel_is_enough(
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualAlertClock
 ) -> None:
-    with alerts(command="false") as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+    with make_alerts(command="false") as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     clock.time += 7200
-    with alerts(command="false") as ours:
-        ours.close(PATIENCE)
+    with make_alerts(command="false") as dispatcher:
+        dispatcher.close(TIMEOUT_SECONDS)
     assert len(received) == 1
 
 
@@ -393,52 +404,54 @@ def test_one_way_that_works_is_enough(
     [("hooks.example", None), ("ftp://hooks.example/x", None), ("https://[", None), ("https://h:99999/", None),
      (None, "echo 'open"), (None, " ")],
 )  # fmt: skip
-def test_settings_that_cannot_work_are_refused_without_showing_the_address(
-    alerts: Callable[..., Alerts], webhook: str | None, command: str | None
+def test_invalid_settings_are_rejected_without_showing_the_url(
+    make_alerts: Callable[..., AlertDispatcher], webhook: str | None, command: str | None
 ) -> None:
     with pytest.raises(NeedsHuman, match=r"ALERT_(WEBHOOK|COMMAND)") as caught:
-        alerts(webhook=webhook, command=command)
+        make_alerts(webhook=webhook, command=command)
     assert "example" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 9, "conditions": []}', "[" * 100_000])
-def test_a_damaged_record_is_written_anew(
-    alerts: Callable[..., Alerts], received: list[dict[str, Any]], tmp_path: Path, text: str
+def test_corrupt_alerts_file_is_replaced(
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "alerts.json").write_text(text)
-    with alerts() as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+    with make_alerts() as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     assert len(received) == 1
     assert json.loads((tmp_path / "alerts.json").read_text())["version"] == 1
 
 
-def test_a_record_that_cannot_be_written_costs_nothing_but_a_line(
-    httpserver: HTTPServer, received: list[dict[str, Any]], clock: SetClock, caplog: pytest.LogCaptureFixture
+def test_unwritable_alerts_file_only_logs_a_warning(
+    httpserver: HTTPServer, received: list[dict[str, Any]], clock: ManualAlertClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Alerts(
+    with AlertDispatcher(
         httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=Path(os.devnull) / "state"
-    ) as ours:
-        ours.missed(67, 720, "no data")
-        ours.missed(68, 720, "no data")
-        ours.close(PATIENCE)
+    ) as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.epoch_missed(68, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     assert len(received) == 2
     assert caplog.text.count("A restart would tell alarms again") == 1
 
 
-def test_without_a_receiver_the_log_tells(alerts: Callable[..., Alerts], caplog: pytest.LogCaptureFixture) -> None:
-    with alerts(webhook=None) as ours:
-        ours.missed(67, 720, "no data")
-        ours.close(PATIENCE)
+def test_alerts_without_channels_go_to_the_log(
+    make_alerts: Callable[..., AlertDispatcher], caplog: pytest.LogCaptureFixture
+) -> None:
+    with make_alerts(webhook=None) as dispatcher:
+        dispatcher.epoch_missed(67, 720, "no data")
+        dispatcher.close(TIMEOUT_SECONDS)
     assert "alarm: Topic 67 missed epoch 720: no data" in caplog.text
 
 
-def test_a_text_of_any_kind_is_told_and_remembered(
-    alerts: Callable[..., Alerts], received: list[dict[str, Any]], tmp_path: Path
+def test_any_text_is_sent_and_stored(
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        with alerts() as ours:
-            ours.missed(67, 720, "cannot read \udcff.csv: " + "x" * 100_000)
-            ours.close(PATIENCE)
-    assert [len(one["text"]) <= 2000 for one in received] == [True]
+        with make_alerts() as dispatcher:
+            dispatcher.epoch_missed(67, 720, "cannot read \udcff.csv: " + "x" * 100_000)
+            dispatcher.close(TIMEOUT_SECONDS)
+    assert [len(message["text"]) <= 2000 for message in received] == [True]
     assert "cannot read ?.csv" in received[0]["text"]

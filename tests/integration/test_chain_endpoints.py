@@ -14,22 +14,22 @@ from pathlib import Path
 import pytest
 
 from forecastd.chain.codec import build_tx, payload_message, tx_hash
-from forecastd.chain.endpoints import Endpoints
-from forecastd.chain.health import FRESH, LONGEST_REST, Standing
+from forecastd.chain.endpoint_health import HEIGHT_MAX_AGE_SECONDS, MAX_REST_SECONDS, EndpointState
+from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.node import Node
 from forecastd.chain.wallet import Wallet, open_wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.localnet.chain import LocalChain
-from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.settings import Settings
 
 CHAIN = "localnet"
-SOFT = 0.3  # seconds; a hung endpoint costs this much, and the tests wait for it
-PATIENT = 60.0  # where nobody hangs: a sound node on a machine that is busy is no slow one
+HEDGE_SECONDS = 0.3  # seconds; a hung endpoint costs this much, and the tests wait for it
+LONG_SECONDS = 60.0  # where nobody hangs: a sound node on a machine that is busy is no slow one
 
 
-class HandClock:
+class SteppedClock:
     """Time that moves when it is told to."""
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class HandClock:
     def monotonic(self) -> float:
         return self.time
 
-    def step(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.time += seconds
 
 
-class Door:
+class Proxy:
     """A port in front of a node, or of nothing. `mode`: pass, shut (refused), silent, reset, page, garbage.
 
     It keeps the port while it refuses, so that nobody else gets it meanwhile.
@@ -53,13 +53,13 @@ class Door:
 
     def __init__(self, target: int | None = None, mode: str = "pass") -> None:
         self.mode = mode
-        self.calls = 0
+        self.connection_count = 0
         self.delay = 0.0
         self._target = target
-        self._open: list[socket.socket] = []
-        self._end = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self._server = _bound(0)
+        self._server = _bind(0)
         self.port: int = self._server.getsockname()[1]
         if mode != "shut":
             self._listen()
@@ -68,29 +68,29 @@ class Door:
     def endpoint(self) -> str:
         return f"grpc+http://127.0.0.1:{self.port}"
 
-    def shut(self) -> None:
+    def refuse(self) -> None:
         """Refuse connections, and cut those there are."""
         self.mode = "shut"
         self._stop_listening()
-        self._server = _bound(self.port)
-        self.cut()
+        self._server = _bind(self.port)
+        self.drop_connections()
 
     def open(self, mode: str = "pass") -> None:
         """Listen again on the same port."""
         self.mode = mode
         self._listen()
 
-    def cut(self) -> None:
+    def drop_connections(self) -> None:
         """End the connections there are."""
-        for sock in self._open[:]:
-            _hang_up(sock)
-        self._open.clear()
+        for sock in self._sockets[:]:
+            _close_socket(sock)
+        self._sockets.clear()
 
     def close(self) -> None:
-        self._end.set()
+        self._closed.set()
         self.mode = "shut"
         self._stop_listening()
-        self.cut()
+        self.drop_connections()
 
     def _listen(self) -> None:
         self._server.listen()
@@ -98,7 +98,7 @@ class Door:
         self._thread.start()
 
     def _stop_listening(self) -> None:
-        _hang_up(self._server)
+        _close_socket(self._server)
         if self._thread is not None:
             self._thread.join()  # now nobody else is let in
 
@@ -108,37 +108,37 @@ class Door:
                 caller, _ = server.accept()
             except OSError:
                 return
-            self.calls += 1
-            self._open.append(caller)
+            self.connection_count += 1
+            self._sockets.append(caller)
             if self.mode == "pass" and self._target is not None:
-                threading.Thread(target=self._join, args=(caller, self._target), daemon=True).start()
+                threading.Thread(target=self._relay, args=(caller, self._target), daemon=True).start()
             elif self.mode == "reset":
-                _hang_up(caller)
+                _close_socket(caller)
             elif self.mode in ("page", "garbage"):
                 page = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"
                 with suppress(OSError):
                     caller.sendall(page if self.mode == "page" else b"\xff" * 500)
 
-    def _join(self, caller: socket.socket, target: int) -> None:
-        if self._end.wait(self.delay):
+    def _relay(self, caller: socket.socket, target: int) -> None:
+        if self._closed.wait(self.delay):
             return
         with suppress(OSError):
             node = socket.create_connection(("127.0.0.1", target))
-            self._open.append(node)
+            self._sockets.append(node)
             threading.Thread(target=self._copy, args=(node, caller), daemon=True).start()
             self._copy(caller, node)
 
-    def _copy(self, giver: socket.socket, taker: socket.socket) -> None:
+    def _copy(self, source: socket.socket, destination: socket.socket) -> None:
         with suppress(OSError):
-            while data := giver.recv(65_536):
+            while data := source.recv(65_536):
                 if self.mode == "silent":  # from now on nothing goes through
-                    self._end.wait()
-                taker.sendall(data)
-        _hang_up(giver)
-        _hang_up(taker)
+                    self._closed.wait()
+                destination.sendall(data)
+        _close_socket(source)
+        _close_socket(destination)
 
 
-def _bound(port: int) -> socket.socket:
+def _bind(port: int) -> socket.socket:
     """A socket that has the port, a free one for 0, and does not listen: who connects is refused."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -146,7 +146,7 @@ def _bound(port: int) -> socket.socket:
     return sock
 
 
-def _hang_up(sock: socket.socket) -> None:
+def _close_socket(sock: socket.socket) -> None:
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()
@@ -154,20 +154,20 @@ def _hang_up(sock: socket.socket) -> None:
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
+    with ExitStack() as exit_stack:
+        yield exit_stack
 
 
 @pytest.fixture
-def clock() -> HandClock:
-    return HandClock()
+def clock() -> SteppedClock:
+    return SteppedClock()
 
 
 @pytest.fixture
-def start(stack: ExitStack, clock: HandClock, tmp_path: Path) -> Callable[..., Embedded]:
+def start_node(stack: ExitStack, clock: SteppedClock, tmp_path: Path) -> Callable[..., EmbeddedNode]:
     """Starts a local node whose blocks are made by hand, `height` of them at first."""
 
-    def begin(name: str = "a", height: int = 1, chain_id: str = CHAIN, version: str = "v10") -> Embedded:
+    def begin(name: str = "a", height: int = 1, chain_id: str = CHAIN, version: str = "v10") -> EmbeddedNode:
         node = stack.enter_context(
             open_embedded(
                 tmp_path / name, clock, chain_id=chain_id, version=version,  # type: ignore[arg-type]  # v9 or v10
@@ -181,23 +181,25 @@ def start(stack: ExitStack, clock: HandClock, tmp_path: Path) -> Callable[..., E
 
 
 @pytest.fixture
-def door(stack: ExitStack) -> Callable[..., Door]:
+def open_proxy(stack: ExitStack) -> Callable[..., Proxy]:
     """Opens a port in front of a node, or of nothing."""
 
-    def begin(node: Embedded | None = None, mode: str = "pass") -> Door:
-        made = Door(int(node.endpoint.rpartition(":")[2]) if node is not None else None, mode)
-        stack.callback(made.close)
-        return made
+    def begin(node: EmbeddedNode | None = None, mode: str = "pass") -> Proxy:
+        proxy = Proxy(int(node.endpoint.rpartition(":")[2]) if node is not None else None, mode)
+        stack.callback(proxy.close)
+        return proxy
 
     return begin
 
 
 @pytest.fixture
-def pool(stack: ExitStack, clock: HandClock) -> Callable[..., Endpoints]:
+def open_pool(stack: ExitStack, clock: SteppedClock) -> Callable[..., EndpointPool]:
     """A pool over endpoints, on the chain of the local nodes."""
 
-    def begin(*endpoints: str, soft: float = PATIENT, total: float = 2 * PATIENT) -> Endpoints:
-        return stack.enter_context(Endpoints(endpoints, chain_id=CHAIN, clock=clock, soft=soft, total=total))
+    def begin(*endpoints: str, soft: float = LONG_SECONDS, total: float = 2 * LONG_SECONDS) -> EndpointPool:
+        return stack.enter_context(
+            EndpointPool(endpoints, chain_id=CHAIN, clock=clock, hedge_seconds=soft, timeout_seconds=total)
+        )
 
     return begin
 
@@ -207,11 +209,11 @@ def wallet(tmp_path: Path) -> Wallet:
     return open_wallet(Settings(state_dir=tmp_path / "wallet", _env_file=None))  # type: ignore[call-arg]
 
 
-def _states(endpoints: Endpoints) -> list[Standing]:
-    return [one.state for one in endpoints.report()]
+def _states(endpoints: EndpointPool) -> list[EndpointState]:
+    return [report.state for report in endpoints.report()]
 
 
-def _payload(node: Embedded, wallet: Wallet, memo_gas: int = 400_000) -> bytes:
+def _payload(node: EmbeddedNode, wallet: Wallet, memo_gas: int = 400_000) -> bytes:
     """A signed transaction that the node takes."""
     account = node.call(lambda chain: chain.account(wallet.address))
     assert account is not None
@@ -224,12 +226,16 @@ def _payload(node: Embedded, wallet: Wallet, memo_gas: int = 400_000) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["shut", "silent", "reset", "page", "garbage"])
-def test_one_healthy_endpoint_among_three_is_enough(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints], wallet: Wallet, mode: str
+def test_pool_one_healthy_endpoint_is_enough(
+    start_node: Callable[..., EmbeddedNode],
+    open_proxy: Callable[..., Proxy],
+    open_pool: Callable[..., EndpointPool],
+    wallet: Wallet,
+    mode: str,
 ) -> None:
-    node = start()
-    bad = [door(mode=mode).endpoint for _ in range(2)]
-    endpoints = pool(*bad, node.endpoint, soft=SOFT if mode == "silent" else PATIENT)
+    node = start_node()
+    bad = [open_proxy(mode=mode).endpoint for _ in range(2)]
+    endpoints = open_pool(*bad, node.endpoint, soft=HEDGE_SECONDS if mode == "silent" else LONG_SECONDS)
     raw = _payload(node, wallet)
     assert endpoints.height() == 1
     assert endpoints.chain_id() == CHAIN
@@ -239,87 +245,90 @@ def test_one_healthy_endpoint_among_three_is_enough(
     assert endpoints.find_tx(tx_hash(raw)) is None
     assert endpoints.look_up(tx_hash(raw)).absent_heights == (1,)
     node.call(LocalChain.seal)
-    found = endpoints.look_up(tx_hash(raw)).found
-    assert found is not None
-    assert found.height == 2
-    assert endpoints.find_tx(tx_hash(raw)) == found
-    assert _states(endpoints)[2] is Standing.OK
-    assert Standing.OK not in _states(endpoints)[:2]
+    result = endpoints.look_up(tx_hash(raw)).result
+    assert result is not None
+    assert result.height == 2
+    assert endpoints.find_tx(tx_hash(raw)) == result
+    assert _states(endpoints)[2] is EndpointState.OK
+    assert EndpointState.OK not in _states(endpoints)[:2]
 
 
-def test_an_endpoint_that_hangs_costs_the_soft_deadline_and_is_not_asked_again(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints]
+def test_pool_hanging_endpoint_costs_one_hedge_delay(
+    start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    hung = door(mode="silent")
-    node = start()
+    hung = open_proxy(mode="silent")
+    node = start_node()
     with Node(node.endpoint) as first:
         assert first.height() == 1  # and with it, all is loaded that the first answer takes
     # Who waited for the rest of it would wait an hour.
-    endpoints = pool(hung.endpoint, node.endpoint, soft=2.0, total=3600.0)
+    endpoints = open_pool(hung.endpoint, node.endpoint, soft=2.0, total=3600.0)
     assert [endpoints.height() for _ in range(5)] == [1] * 5
     report = endpoints.report()[0]
-    assert (report.state, report.streak) == (Standing.QUARANTINED, 1)
+    assert (report.state, report.streak) == (EndpointState.QUARANTINED, 1)
     assert "no answer within" in report.error
-    assert hung.calls == 1
+    assert hung.connection_count == 1
 
 
-def test_an_endpoint_that_falls_silent_in_the_middle_of_a_call_is_replaced(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints]
+def test_pool_endpoint_silent_during_a_call_is_replaced(
+    start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    node = start()
-    first = door(node)
-    endpoints = pool(first.endpoint, node.endpoint, soft=SOFT, total=3600.0)
+    node = start_node()
+    first = open_proxy(node)
+    endpoints = open_pool(first.endpoint, node.endpoint, soft=HEDGE_SECONDS, total=3600.0)
     assert endpoints.is_topic_active(67)
     first.mode = "silent"
     assert endpoints.is_topic_active(67)
-    assert _states(endpoints) == [Standing.QUARANTINED, Standing.OK]
+    assert _states(endpoints) == [EndpointState.QUARANTINED, EndpointState.OK]
 
 
-def test_an_endpoint_that_dies_is_replaced_and_comes_back_when_it_answers_again(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints], clock: HandClock
+def test_pool_failed_endpoint_is_replaced_and_restored(
+    start_node: Callable[..., EmbeddedNode],
+    open_proxy: Callable[..., Proxy],
+    open_pool: Callable[..., EndpointPool],
+    clock: SteppedClock,
 ) -> None:
-    node = start()
-    first = door(node)
-    endpoints = pool(first.endpoint, node.endpoint)
+    node = start_node()
+    first = open_proxy(node)
+    endpoints = open_pool(first.endpoint, node.endpoint)
     assert endpoints.open_nonces(67) == [1]
-    first.shut()
+    first.refuse()
     assert endpoints.open_nonces(67) == [1]
-    assert _states(endpoints) == [Standing.QUARANTINED, Standing.OK]
+    assert _states(endpoints) == [EndpointState.QUARANTINED, EndpointState.OK]
     first.open()
     assert endpoints.open_nonces(67) == [1]
-    assert _states(endpoints)[0] is Standing.QUARANTINED  # its rest is not over
+    assert _states(endpoints)[0] is EndpointState.QUARANTINED  # its rest is not over
     for _ in range(100):  # grpcio needs a moment to connect again; the clock decides when it is asked
-        clock.step(LONGEST_REST)
+        clock.advance(MAX_REST_SECONDS)
         endpoints.open_nonces(67)
-        endpoints.survey()
-        if _states(endpoints)[0] is Standing.OK:
+        endpoints.inspect()
+        if _states(endpoints)[0] is EndpointState.OK:
             break
-    assert _states(endpoints) == [Standing.OK, Standing.OK]
+    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]
 
 
-def test_when_all_are_down_the_error_says_why_for_each_and_recovery_is_immediate(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints]
+def test_pool_all_down_error_names_each_cause(
+    start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    node = start()
-    doors = [door(node) for _ in range(3)]
-    endpoints = pool(*(one.endpoint for one in doors))
+    node = start_node()
+    proxies = [open_proxy(node) for _ in range(3)]
+    endpoints = open_pool(*(proxy.endpoint for proxy in proxies))
     assert endpoints.height() == 1
-    for one in doors:
-        one.shut()
+    for proxy in proxies:
+        proxy.refuse()
     for _ in range(3):  # whatever the quarantine: somebody is always asked
         with pytest.raises(RetryLater, match="No endpoint gave a usable answer") as caught:
             endpoints.height()
-        for one in doors:
-            assert f"127.0.0.1:{one.port}: " in str(caught.value)
+        for proxy in proxies:
+            assert f"127.0.0.1:{proxy.port}: " in str(caught.value)
     assert len(str(caught.value)) < 1000
     lookup = endpoints.look_up("AB" * 32)
-    assert (lookup.found, lookup.absent_heights) == (None, ())
+    assert (lookup.result, lookup.absent_heights) == (None, ())
     with pytest.raises(RetryLater):
         endpoints.find_tx("AB" * 32)
     with pytest.raises(RetryLater):
         endpoints.broadcast(b"bytes")
-    assert [one.answer for one in endpoints.broadcast_all(b"bytes")] == [None] * 3
-    doors[1].open()
+    assert [proxy.result for proxy in endpoints.broadcast_all(b"bytes")] == [None] * 3
+    proxies[1].open()
     height = None
     for _ in range(600):
         with suppress(RetryLater):  # grpcio's own pause before it connects again
@@ -329,174 +338,195 @@ def test_when_all_are_down_the_error_says_why_for_each_and_recovery_is_immediate
     assert height == 1
 
 
-def test_an_endpoint_on_another_chain_is_set_aside_and_never_sent_anything(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints], wallet: Wallet
+def test_pool_wrong_chain_endpoint_gets_no_transaction(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool], wallet: Wallet
 ) -> None:
-    other, node = start("other", chain_id="localnet-2"), start()
-    endpoints = pool(other.endpoint, node.endpoint)
+    foreign_node, node = start_node("other", chain_id="localnet-2"), start_node()
+    endpoints = open_pool(foreign_node.endpoint, node.endpoint)
     raw = _payload(node, wallet)
     assert endpoints.height() == 1
     report = endpoints.report()[0]
-    assert (report.state, report.chain_id) == (Standing.WRONG_CHAIN, "localnet-2")
+    assert (report.state, report.chain_id) == (EndpointState.WRONG_CHAIN, "localnet-2")
     assert endpoints.size == 1
-    assert [one.endpoint for one in endpoints.broadcast_all(raw)] == [str(Node(node.endpoint).endpoint)]
-    assert endpoints.look_up(tx_hash(raw)).asked == 1
-    assert other.call(lambda chain: chain.waiting) == 0
+    assert [broadcast.endpoint for broadcast in endpoints.broadcast_all(raw)] == [str(Node(node.endpoint).endpoint)]
+    assert endpoints.look_up(tx_hash(raw)).reply_count == 1
+    assert foreign_node.call(lambda chain: chain.pending_count) == 0
 
 
-def test_when_all_are_on_another_chain_a_person_is_needed(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints]
+def test_pool_all_on_wrong_chain_needs_human(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    endpoints = pool(start("b", chain_id="localnet-2").endpoint, start("c", chain_id="localnet-3").endpoint)
+    endpoints = open_pool(
+        start_node("b", chain_id="localnet-2").endpoint, start_node("c", chain_id="localnet-3").endpoint
+    )
     for _ in range(2):
         with pytest.raises(NeedsHuman, match=r"is on chain localnet-\d"):
             endpoints.height()
 
 
-def test_an_endpoint_that_is_far_behind_is_not_read_from(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints]
+def test_pool_lagging_endpoint_is_not_read(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    endpoints = pool(start("old", height=1000).endpoint, start("new", height=1500).endpoint)
+    endpoints = open_pool(start_node("old", height=1000).endpoint, start_node("new", height=1500).endpoint)
     assert endpoints.height() == 1500
     assert endpoints.open_nonces(67) == [1441]
-    assert _states(endpoints) == [Standing.BEHIND, Standing.OK]
+    assert _states(endpoints) == [EndpointState.BEHIND, EndpointState.OK]
     assert endpoints.report()[0].lag == 500
     # Its word counts for what it is in a look-up: absent, as of its own height.
     assert sorted(endpoints.look_up("AB" * 32).absent_heights) == [1000, 1500]
     assert sorted(endpoints.heights().values()) == [1000, 1500]
 
 
-def test_a_few_blocks_of_lag_are_nothing(start: Callable[..., Embedded], pool: Callable[..., Endpoints]) -> None:
-    endpoints = pool(start("old", height=995).endpoint, start("new", height=1000).endpoint)
-    assert endpoints.height() == 995
-    assert _states(endpoints) == [Standing.OK, Standing.OK]
-
-
-def test_an_endpoint_whose_height_freezes_is_left_once_it_lags(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints], clock: HandClock
+def test_pool_small_lag_is_tolerated(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    frozen, node = start("frozen", height=100), start("node", height=100)
-    endpoints = pool(frozen.endpoint, node.endpoint)
+    endpoints = open_pool(start_node("old", height=995).endpoint, start_node("new", height=1000).endpoint)
+    assert endpoints.height() == 995
+    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]
+
+
+def test_pool_frozen_endpoint_is_dropped_once_it_lags(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool], clock: SteppedClock
+) -> None:
+    frozen, node = start_node("frozen", height=100), start_node("node", height=100)
+    endpoints = open_pool(frozen.endpoint, node.endpoint)
     assert endpoints.height() == 100
     node.call(lambda chain: chain.advance(50))
-    clock.step(FRESH + 1)
+    clock.advance(HEIGHT_MAX_AGE_SECONDS + 1)
     assert endpoints.height() == 150
-    assert _states(endpoints) == [Standing.BEHIND, Standing.OK]
+    assert _states(endpoints) == [EndpointState.BEHIND, EndpointState.OK]
     frozen.call(lambda chain: chain.advance(48))
-    clock.step(FRESH + 1)
+    clock.advance(HEIGHT_MAX_AGE_SECONDS + 1)
     assert endpoints.height() == 148
-    assert _states(endpoints) == [Standing.OK, Standing.OK]
+    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]
 
 
-def test_the_only_one_left_is_read_from_in_the_end_even_if_another_was_once_far_ahead(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints], clock: HandClock
+def test_pool_last_endpoint_is_read_after_the_leader_expires(
+    start_node: Callable[..., EmbeddedNode],
+    open_proxy: Callable[..., Proxy],
+    open_pool: Callable[..., EndpointPool],
+    clock: SteppedClock,
 ) -> None:
-    ahead = door(start("ahead", height=5000))
-    endpoints = pool(ahead.endpoint, start("left", height=1000).endpoint)
+    ahead = open_proxy(start_node("ahead", height=5000))
+    endpoints = open_pool(ahead.endpoint, start_node("left", height=1000).endpoint)
     assert endpoints.height() == 5000
-    ahead.shut()
+    ahead.refuse()
     with pytest.raises(RetryLater, match="4000 blocks behind"):
         endpoints.height()
-    clock.step(700)
+    clock.advance(700)
     assert endpoints.height() == 1000
 
 
 @pytest.fixture
-def all_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def wait_for_all_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sends waits for the answer of everybody, however busy the machine is."""
-    monkeypatch.setattr("forecastd.chain.endpoints.GRACE", PATIENT)
+    monkeypatch.setattr("forecastd.chain.endpoint_pool.GRACE_SECONDS", LONG_SECONDS)
 
 
-def test_the_same_bytes_go_to_every_endpoint_and_one_that_takes_them_is_enough(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints], wallet: Wallet, all_in: None
+def test_broadcast_sends_to_all_and_one_acceptance_is_enough(
+    start_node: Callable[..., EmbeddedNode],
+    open_pool: Callable[..., EndpointPool],
+    wallet: Wallet,
+    wait_for_all_replies: None,
 ) -> None:
-    first, second = start("a"), start("b")
-    endpoints = pool(first.endpoint, second.endpoint)
+    first, second = start_node("a"), start_node("b")
+    endpoints = open_pool(first.endpoint, second.endpoint)
     raw = _payload(first, wallet)
-    sent = endpoints.broadcast_all(raw)
-    assert [one.taken for one in sent] == [True, True]
-    assert [node.call(lambda chain: chain.waiting) for node in (first, second)] == [1, 1]
-    again = endpoints.broadcast_all(raw)
-    assert [(one.answer.codespace, one.answer.code) for one in again if one.answer] == [("sdk", 19)] * 2
-    assert [one.taken for one in again] == [True, True]
+    reports = endpoints.broadcast_all(raw)
+    assert [report.accepted for report in reports] == [True, True]
+    assert [node.call(lambda chain: chain.pending_count) for node in (first, second)] == [1, 1]
+    second_reports = endpoints.broadcast_all(raw)
+    assert [(report.result.codespace, report.result.code) for report in second_reports if report.result] == [
+        ("sdk", 19)
+    ] * 2
+    assert [report.accepted for report in second_reports] == [True, True]
 
 
-def test_one_that_takes_the_bytes_outweighs_one_that_refuses_them(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints], wallet: Wallet, all_in: None
+def test_broadcast_acceptance_outweighs_refusal(
+    start_node: Callable[..., EmbeddedNode],
+    open_pool: Callable[..., EndpointPool],
+    wallet: Wallet,
+    wait_for_all_replies: None,
 ) -> None:
-    full, node = start("full"), start("node")
-    full.call(lambda chain: chain.configure(replace(chain.rules, mempool=0)))
-    endpoints = pool(full.endpoint, node.endpoint)
+    full, node = start_node("full"), start_node("node")
+    full.call(lambda chain: chain.configure(replace(chain.config, mempool_size=0)))
+    endpoints = open_pool(full.endpoint, node.endpoint)
     raw = _payload(node, wallet)
     assert endpoints.broadcast(raw).code == 0
-    sent = endpoints.broadcast_all(raw)
-    assert [(one.answer.codespace, one.answer.code) for one in sent if one.answer] == [("sdk", 20), ("sdk", 19)]
+    reports = endpoints.broadcast_all(raw)
+    assert [(report.result.codespace, report.result.code) for report in reports if report.result] == [
+        ("sdk", 20),
+        ("sdk", 19),
+    ]
     assert endpoints.broadcast(raw).code == 19
 
 
-def test_sending_does_not_wait_for_an_endpoint_that_hangs(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints], wallet: Wallet
+def test_broadcast_does_not_wait_for_a_hanging_endpoint(
+    start_node: Callable[..., EmbeddedNode],
+    open_proxy: Callable[..., Proxy],
+    open_pool: Callable[..., EndpointPool],
+    wallet: Wallet,
 ) -> None:
-    node = start()
-    endpoints = pool(door(mode="silent").endpoint, node.endpoint, total=3600.0)
-    sent = endpoints.broadcast_all(_payload(node, wallet))
-    assert [one.taken for one in sent] == [False, True]
-    assert sent[0].error == "no answer yet"
+    node = start_node()
+    endpoints = open_pool(open_proxy(mode="silent").endpoint, node.endpoint, total=3600.0)
+    reports = endpoints.broadcast_all(_payload(node, wallet))
+    assert [report.accepted for report in reports] == [False, True]
+    assert reports[0].error == "no answer yet"
 
 
-def test_an_upgrade_of_the_chain_is_followed_on_every_endpoint(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints], clock: HandClock
+def test_pool_follows_a_chain_upgrade_on_every_endpoint(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool], clock: SteppedClock
 ) -> None:
-    nodes = [start(name, version="v9") for name in ("a", "b")]
-    endpoints = pool(*(node.endpoint for node in nodes))
+    nodes = [start_node(name, version="v9") for name in ("a", "b")]
+    endpoints = open_pool(*(node.endpoint for node in nodes))
     assert endpoints.version() == "v9"
     assert endpoints.topic(67) is not None
     for node in nodes:
-        node.call(lambda chain: chain.configure(replace(chain.rules, version="v10")))
+        node.call(lambda chain: chain.configure(replace(chain.config, version="v10")))
     assert endpoints.version() == "v10"
     assert endpoints.open_nonces(67) == [1]
     assert endpoints.latest_inference(67, "allo1nobody") is None
-    clock.step(FRESH + 1)
+    clock.advance(HEIGHT_MAX_AGE_SECONDS + 1)
     assert endpoints.is_topic_active(67)
-    assert _states(endpoints) == [Standing.OK, Standing.OK]
+    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]
 
 
-def test_a_refusal_of_one_query_does_not_set_an_endpoint_aside(
-    start: Callable[..., Embedded], pool: Callable[..., Endpoints]
+def test_pool_refused_query_keeps_the_endpoint(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    endpoints = pool(start("a").endpoint, start("b").endpoint)
+    endpoints = open_pool(start_node("a").endpoint, start_node("b").endpoint)
     with pytest.raises(RetryLater, match="topic 99 not found"):
         endpoints.is_topic_active(99)
-    assert _states(endpoints) == [Standing.OK, Standing.OK]
+    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]
 
 
-def test_a_slow_connection_is_a_connection(
-    start: Callable[..., Embedded], door: Callable[..., Door], stack: ExitStack
+def test_pool_slow_connection_is_used(
+    start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], stack: ExitStack
 ) -> None:
-    far = door(start())
+    far = open_proxy(start_node())
     far.delay = 0.7  # as a TLS handshake around the world takes
-    node = stack.enter_context(Node(far.endpoint, chain_id=CHAIN, deadline=PATIENT))
+    node = stack.enter_context(Node(far.endpoint, chain_id=CHAIN, deadline=LONG_SECONDS))
     assert node.height() == 1
 
 
-def test_many_threads_share_a_pool_and_what_they_learn(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints]
+def test_pool_shared_by_many_threads_works(
+    start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    node = start()
-    endpoints = pool(door(mode="shut").endpoint, node.endpoint)
-    found: list[int] = []
-    threads = [threading.Thread(target=lambda: found.append(endpoints.height())) for _ in range(8)]
+    node = start_node()
+    endpoints = open_pool(open_proxy(mode="shut").endpoint, node.endpoint)
+    heights: list[int] = []
+    threads = [threading.Thread(target=lambda: heights.append(endpoints.height())) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [1] * 8
+    assert heights == [1] * 8
 
 
-def test_closing_ends_the_threads_and_every_call(
-    start: Callable[..., Embedded], door: Callable[..., Door], pool: Callable[..., Endpoints]
+def test_pool_close_ends_threads_and_calls(
+    start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    endpoints = pool(door(mode="silent").endpoint, start().endpoint, soft=0.05)
+    endpoints = open_pool(open_proxy(mode="silent").endpoint, start_node().endpoint, soft=0.05)
     assert endpoints.height() == 1
     endpoints.close()
     for _ in range(1200):
@@ -509,43 +539,49 @@ def test_closing_ends_the_threads_and_every_call(
         endpoints.height()
 
 
-class StoppedClock(SystemClock):
+class FrozenMonotonicClock(SystemClock):
     """To which everybody answers equally fast, however busy the machine is."""
 
     def monotonic(self) -> float:
         return 1000.0
 
 
-def test_the_order_of_the_user_decides_between_equals(
-    start: Callable[..., Embedded], door: Callable[..., Door], stack: ExitStack
+def test_pool_equal_endpoints_keep_the_users_order(
+    start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], stack: ExitStack
 ) -> None:
-    node = start()
-    first, second = door(node), door(node)
+    node = start_node()
+    first, second = open_proxy(node), open_proxy(node)
     endpoints = stack.enter_context(
-        Endpoints(
-            [first.endpoint, second.endpoint], chain_id=CHAIN, clock=StoppedClock(), soft=PATIENT, total=2 * PATIENT
+        EndpointPool(
+            [first.endpoint, second.endpoint],
+            chain_id=CHAIN,
+            clock=FrozenMonotonicClock(),
+            hedge_seconds=LONG_SECONDS,
+            timeout_seconds=2 * LONG_SECONDS,
         )
     )
     assert list(endpoints.heights().values()) == [1, 1]  # both have answered, nothing is under way
-    second.shut()
+    second.refuse()
     assert [endpoints.is_topic_active(67) for _ in range(5)] == [True] * 5
-    assert _states(endpoints) == [Standing.OK, Standing.OK]  # nobody noticed: the second was not needed
+    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]  # nobody noticed: the second was not needed
 
 
-def test_rubbish_in_the_list_is_named_by_its_position() -> None:
+def test_pool_invalid_endpoint_is_named_by_position() -> None:
     with pytest.raises(NeedsHuman, match=r"Item 2 of RPC_ENDPOINTS"):
-        Endpoints(["127.0.0.1:9090", "what is this"], chain_id=CHAIN, clock=SystemClock())
+        EndpointPool(["127.0.0.1:9090", "what is this"], chain_id=CHAIN, clock=SystemClock())
 
 
-def test_endpoints_that_are_given_twice_are_one(start: Callable[..., Embedded], pool: Callable[..., Endpoints]) -> None:
-    node = start()
-    endpoints = pool(node.endpoint, node.endpoint, node.endpoint.removeprefix("grpc+http://"))
+def test_pool_duplicate_endpoints_are_merged(
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool]
+) -> None:
+    node = start_node()
+    endpoints = open_pool(node.endpoint, node.endpoint, node.endpoint.removeprefix("grpc+http://"))
     assert len(endpoints.report()) == 1
-    assert len(endpoints.told) == 2
+    assert len(endpoints.warnings) == 2
     assert endpoints.height() == 1
 
 
-def test_message_classes_can_be_asked_for_by_many_threads_at_once(root: Path) -> None:
+def test_messages_loaded_by_many_threads_at_once_work(root: Path) -> None:
     program = """
 import sys, threading
 sys.setswitchinterval(1e-6)
@@ -566,7 +602,7 @@ threads = [threading.Thread(target=use, args=(number,)) for number in range(16)]
 [thread.join() for thread in threads]
 print(wrong)
 """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root, timeout=120
     )
-    assert done.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"

@@ -15,25 +15,25 @@ import pytest
 
 from forecastd.chain.client import ChainClient
 from forecastd.chain.codec import build_tx, payload_message, register_message, tx_hash
-from forecastd.chain.endpoints import Endpoints
-from forecastd.chain.health import Standing
+from forecastd.chain.endpoint_health import EndpointState
+from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.node import Node, WrongChain
 from forecastd.chain.wallet import Wallet, open_wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError, RetryLater
 from forecastd.localnet.chain import LocalChain
-from forecastd.localnet.embedded import Embedded, open_embedded
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.settings import Settings
 
 CHAIN = "localnet"
-ROOM = 2**20  # bytes a scripted server sends at once
+CHUNK_BYTES = 2**20  # bytes a scripted server sends at once
 
 
-class Script:
+class ScriptedServer:
     """A server that answers every connection in its own way: `play` gets the socket and an event that ends it all."""
 
-    def __init__(self, play: Callable[[socket.socket, threading.Event], None]) -> None:
-        self._play = play
+    def __init__(self, behaviour: Callable[[socket.socket, threading.Event], None]) -> None:
+        self._behaviour = behaviour
         self._end = threading.Event()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}/some/path"
@@ -62,7 +62,7 @@ class Script:
     def _serve(self, caller: socket.socket) -> None:
         with caller, suppress(OSError):
             self.requests.append(caller.recv(65_536))
-            self._play(caller, self._end)
+            self._behaviour(caller, self._end)
 
 
 def _http(status: int, body: bytes, more: str = "") -> Callable[[socket.socket, threading.Event], None]:
@@ -90,7 +90,7 @@ def _dripping_head(caller: socket.socket, end: threading.Event) -> None:
 def _endless(caller: socket.socket, end: threading.Event) -> None:
     caller.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{")
     while not end.is_set():
-        caller.sendall(b" " * ROOM)
+        caller.sendall(b" " * CHUNK_BYTES)
 
 
 def _cut(caller: socket.socket, end: threading.Event) -> None:
@@ -103,7 +103,7 @@ def _not_http(caller: socket.socket, end: threading.Event) -> None:
     caller.sendall(b"\xff\x00\xff" * 100)
 
 
-USELESS: dict[str, tuple[Callable[[socket.socket, threading.Event], None], str]] = {
+UNUSABLE_SERVERS: dict[str, tuple[Callable[[socket.socket, threading.Event], None], str]] = {
     "silence": (_silent, "not answered in full within"),
     "a body that drips": (_dripping_body, "not answered in full within"),
     "a head that drips": (_dripping_head, "not answered in full within"),
@@ -126,15 +126,15 @@ USELESS: dict[str, tuple[Callable[[socket.socket, threading.Event], None], str]]
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    with ExitStack() as opened:
-        yield opened
+    with ExitStack() as exit_stack:
+        yield exit_stack
 
 
 @pytest.fixture
-def start(stack: ExitStack, tmp_path: Path) -> Callable[..., Embedded]:
+def start_node(stack: ExitStack, tmp_path: Path) -> Callable[..., EmbeddedNode]:
     """Starts a local node whose blocks are made by hand."""
 
-    def begin(name: str = "a", **rules: Any) -> Embedded:
+    def begin(name: str = "a", **rules: Any) -> EmbeddedNode:
         return stack.enter_context(
             open_embedded(tmp_path / name, SystemClock(), block_time=None, seal_at_once=False, **rules)
         )
@@ -143,13 +143,13 @@ def start(stack: ExitStack, tmp_path: Path) -> Callable[..., Embedded]:
 
 
 @pytest.fixture
-def script(stack: ExitStack) -> Callable[[Callable[[socket.socket, threading.Event], None]], Script]:
+def scripted_server(stack: ExitStack) -> Callable[[Callable[[socket.socket, threading.Event], None]], ScriptedServer]:
     """Starts a server that plays something."""
 
-    def begin(play: Callable[[socket.socket, threading.Event], None]) -> Script:
-        made = Script(play)
-        stack.callback(made.close)
-        return made
+    def begin(behaviour: Callable[[socket.socket, threading.Event], None]) -> ScriptedServer:
+        server = ScriptedServer(behaviour)
+        stack.callback(server.close)
+        return server
 
     return begin
 
@@ -159,7 +159,7 @@ def wallet(tmp_path: Path) -> Wallet:
     return open_wallet(Settings(state_dir=tmp_path / "wallet", _env_file=None))  # type: ignore[call-arg]
 
 
-def _send(node: Embedded, client: ChainClient, wallet: Wallet, message: tuple[str, bytes], **more: Any) -> str:
+def _send(node: EmbeddedNode, client: ChainClient, wallet: Wallet, message: tuple[str, bytes], **more: Any) -> str:
     """Sign, simulate and send a message, and make a block; its hash."""
     account = client.account(wallet.address)
     assert account is not None
@@ -174,7 +174,7 @@ def _send(node: Embedded, client: ChainClient, wallet: Wallet, message: tuple[st
     return tx_hash(raw)
 
 
-def _told(client: ChainClient, wallet: Wallet, sent: list[str]) -> list[object]:
+def _all_answers(client: ChainClient, wallet: Wallet, hashes: list[str]) -> list[object]:
     """Everything a client says of a chain; a refusal counts as what it says."""
     asks: list[Callable[[], object]] = [
         client.chain_id, client.height, client.version, client.params, client.gas_price,
@@ -185,46 +185,46 @@ def _told(client: ChainClient, wallet: Wallet, sent: list[str]) -> list[object]:
         lambda: client.latest_inference(67, "allo1nobody"), lambda: client.inferences_at(67, 1),
         lambda: client.network_inferences(67), lambda: client.account(wallet.address), lambda: client.account("allo1x"),
         lambda: client.balance(wallet.address), lambda: client.balance("allo1x"),
-        *(lambda name=name: client.find_tx(name) for name in (*sent, "AB" * 32)),
+        *(lambda name=name: client.find_tx(name) for name in (*hashes, "AB" * 32)),
         lambda: client.simulate(b"rubbish"), lambda: client.broadcast(b"rubbish"),
     ]  # fmt: skip
     return [ask() for ask in asks]
 
 
 @pytest.mark.parametrize("version", ["v9", "v10"])
-def test_a_node_says_the_same_over_rest_as_over_grpc(
-    start: Callable[..., Embedded], stack: ExitStack, wallet: Wallet, version: Any
+def test_rest_answers_equal_grpc_answers(
+    start_node: Callable[..., EmbeddedNode], stack: ExitStack, wallet: Wallet, version: Any
 ) -> None:
-    node = start(version=version)
+    node = start_node(version=version)
     grpc = stack.enter_context(Node(node.endpoint, chain_id=CHAIN))
     rest = stack.enter_context(Node(node.add_endpoint(rest=True), chain_id=CHAIN))
-    sent = [_send(node, rest, wallet, register_message(wallet, version=version, topic_id=67))]
+    hashes = [_send(node, rest, wallet, register_message(wallet, version=version, topic_id=67))]
     message = payload_message(wallet, version=version, topic_id=67, nonce=1, value="0.0123")
-    sent.append(_send(node, rest, wallet, message))
-    told = _told(rest, wallet, sent)
-    assert told == _told(grpc, wallet, sent)
+    hashes.append(_send(node, rest, wallet, message))
+    answers = _all_answers(rest, wallet, hashes)
+    assert answers == _all_answers(grpc, wallet, hashes)
     latest = rest.latest_inference(67, wallet.address)
     assert latest is not None
     assert latest.value == "0.0123"
-    found = rest.find_tx(sent[1])
-    assert found is not None
-    assert (found.code, found.height) == (0, rest.height())
+    result = rest.find_tx(hashes[1])
+    assert result is not None
+    assert (result.code, result.height) == (0, rest.height())
     node.call(lambda chain: chain.advance(720))
-    assert [one.value for one in rest.inferences_at(67, 1)] == ["0.0123"]
+    assert [inference.value for inference in rest.inferences_at(67, 1)] == ["0.0123"]
     assert rest.inferences_at(67, 1) == grpc.inferences_at(67, 1)
     assert rest.network_inferences(67) == grpc.network_inferences(67)
     assert rest.network_inferences(67) is not None
 
 
-@pytest.mark.parametrize("case", USELESS)
-def test_whatever_is_no_answer_is_an_error_that_may_pass(
-    script: Callable[..., Script], stack: ExitStack, case: str
+@pytest.mark.parametrize("case", UNUSABLE_SERVERS)
+def test_rest_unusable_response_raises_retry_later(
+    scripted_server: Callable[..., ScriptedServer], stack: ExitStack, case: str
 ) -> None:
-    play, said = USELESS[case]
-    server = script(play)
+    behaviour, text = UNUSABLE_SERVERS[case]
+    server = scripted_server(behaviour)
     patient = case not in ("silence", "a body that drips", "a head that drips")
     node = stack.enter_context(Node(server.endpoint, chain_id=CHAIN, deadline=60.0 if patient else 0.3))
-    with pytest.raises(RetryLater, match=said) as caught:
+    with pytest.raises(RetryLater, match=text) as caught:
         node.chain_id()
     while not server.requests:  # its caller may have been too impatient to see it arrive
         threading.Event().wait(0.01)
@@ -232,59 +232,65 @@ def test_whatever_is_no_answer_is_an_error_that_may_pass(
     assert server.requests[0].startswith(b"GET /some/path/cosmos/base/tendermint/v1beta1/node_info HTTP/1.1\r\n")
 
 
-@pytest.mark.parametrize("case", USELESS)
-def test_two_useless_endpoints_do_not_keep_the_third_from_its_work(
-    start: Callable[..., Embedded], script: Callable[..., Script], stack: ExitStack, wallet: Wallet, case: str
+@pytest.mark.parametrize("case", UNUSABLE_SERVERS)
+def test_pool_with_two_unusable_endpoints_uses_the_third(
+    start_node: Callable[..., EmbeddedNode],
+    scripted_server: Callable[..., ScriptedServer],
+    stack: ExitStack,
+    wallet: Wallet,
+    case: str,
 ) -> None:
-    play, _ = USELESS[case]
-    node = start()
-    listed = [script(play).endpoint, script(play).endpoint, node.add_endpoint(rest=True)]
+    behaviour, _ = UNUSABLE_SERVERS[case]
+    node = start_node()
+    listed = [scripted_server(behaviour).endpoint, scripted_server(behaviour).endpoint, node.add_endpoint(rest=True)]
     endpoints = stack.enter_context(
-        Endpoints(
+        EndpointPool(
             listed,
             chain_id=CHAIN,
             clock=SystemClock(),
-            soft=0.3 if "drip" in case or case == "silence" else 30.0,
-            total=60.0,
+            hedge_seconds=0.3 if "drip" in case or case == "silence" else 30.0,
+            timeout_seconds=60.0,
         )
     )
     name = _send(node, endpoints, wallet, register_message(wallet, version="v10", topic_id=67))
-    found = endpoints.look_up(name).found
-    assert found is not None
-    assert found.code == 0
-    assert [one.state is Standing.OK for one in endpoints.report()] == [False, False, True]
+    result = endpoints.look_up(name).result
+    assert result is not None
+    assert result.code == 0
+    assert [report.state is EndpointState.OK for report in endpoints.report()] == [False, False, True]
 
 
-def test_grpc_and_rest_may_be_mixed(start: Callable[..., Embedded], stack: ExitStack, wallet: Wallet) -> None:
-    node = start()
+def test_pool_mixes_grpc_and_rest(start_node: Callable[..., EmbeddedNode], stack: ExitStack, wallet: Wallet) -> None:
+    node = start_node()
     rest = node.add_endpoint(rest=True)
     endpoints = stack.enter_context(
-        Endpoints([rest, node.endpoint], chain_id=CHAIN, clock=SystemClock(), soft=30.0, total=60.0)
+        EndpointPool(
+            [rest, node.endpoint], chain_id=CHAIN, clock=SystemClock(), hedge_seconds=30.0, timeout_seconds=60.0
+        )
     )
     name = _send(node, endpoints, wallet, register_message(wallet, version="v10", topic_id=67))
-    assert endpoints.look_up(name).found == endpoints.find_tx(name)
+    assert endpoints.look_up(name).result == endpoints.find_tx(name)
     assert endpoints.look_up("AB" * 32).absent_heights == (endpoints.height(), endpoints.height())
-    assert {one.state for one in endpoints.report()} == {Standing.OK}
+    assert {report.state for report in endpoints.report()} == {EndpointState.OK}
 
 
-def test_an_upgrade_is_followed_over_rest(start: Callable[..., Embedded], stack: ExitStack) -> None:
-    node = start(version="v9")
+def test_rest_follows_a_chain_upgrade(start_node: Callable[..., EmbeddedNode], stack: ExitStack) -> None:
+    node = start_node(version="v9")
     rest = stack.enter_context(Node(node.add_endpoint(rest=True), chain_id=CHAIN))
     assert rest.version() == "v9"
-    node.call(lambda chain: chain.configure(replace(chain.rules, version="v10")))
+    node.call(lambda chain: chain.configure(replace(chain.config, version="v10")))
     assert rest.topic(67) is not None
     assert rest.version() == "v10"
 
 
-def test_another_chain_is_noticed_over_rest(start: Callable[..., Embedded], stack: ExitStack) -> None:
-    node = start(chain_id="localnet-2")
+def test_rest_wrong_chain_is_detected(start_node: Callable[..., EmbeddedNode], stack: ExitStack) -> None:
+    node = start_node(chain_id="localnet-2")
     rest = stack.enter_context(Node(node.add_endpoint(rest=True), chain_id=CHAIN))
     with pytest.raises(WrongChain, match="localnet-2"):
         rest.height()
 
 
-def test_what_a_real_gateway_adds_to_its_answers_is_not_in_the_way(
-    script: Callable[..., Script], stack: ExitStack
+def test_rest_extra_gateway_fields_are_ignored(
+    scripted_server: Callable[..., ScriptedServer], stack: ExitStack
 ) -> None:
     header = {
         "version": {"block": "11", "app": "0"}, "chain_id": CHAIN, "height": "5123456",
@@ -296,12 +302,12 @@ def test_what_a_real_gateway_adds_to_its_answers_is_not_in_the_way(
     }
     block = {"header": header, "last_commit": commit, "evidence": {"evidence": []}, "unheard_of": [{}]}
     body = json.dumps({"block_id": {"hash": "aGFzaA=="}, "block": block, "sdk_block": block}).encode()
-    node = stack.enter_context(Node(script(_http(200, body)).endpoint))
+    node = stack.enter_context(Node(scripted_server(_http(200, body)).endpoint))
     assert node.height() == 5_123_456
 
 
-def test_closing_ends_a_call_that_hangs(script: Callable[..., Script]) -> None:
-    server = script(_silent)
+def test_rest_close_ends_a_hanging_call(scripted_server: Callable[..., ScriptedServer]) -> None:
+    server = scripted_server(_silent)
     node = Node(server.endpoint, chain_id=CHAIN, deadline=3600.0)
     raised: list[ForecastdError] = []
 

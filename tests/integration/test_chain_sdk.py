@@ -12,14 +12,14 @@ import pytest
 from forecastd.chain.sdk import canonical_decimal, emissions, messages
 
 
-def run(root: Path, code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run_python(root: Path, code: str) -> str:
+    completed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
-def test_the_messages_come_without_the_sdks_clients(root: Path) -> None:
-    told = run(
+def test_messages_import_no_sdk_clients(root: Path) -> None:
+    output = run_python(
         root,
         """if True:
         import sys
@@ -32,11 +32,11 @@ def test_the_messages_come_without_the_sdks_clients(root: Path) -> None:
         print("allora_sdk.rpc_client.protos.emissions.v10" in sys.modules)
         """,
     )
-    assert told.split("\n")[:2] == ["[]", "False"]
+    assert output.split("\n")[:2] == ["[]", "False"]
 
 
-def test_the_sdk_works_whole_after_the_seam_was_used(root: Path) -> None:
-    told = run(
+def test_sdk_works_fully_after_messages_were_loaded(root: Path) -> None:
+    output = run_python(
         root,
         """if True:
         from forecastd.chain.sdk import emissions
@@ -48,11 +48,11 @@ def test_the_sdk_works_whole_after_the_seam_was_used(root: Path) -> None:
         print(EventRegistry().get_event_class("emissions.v10.EventWorkerSubmissionWindowOpened").__name__)
         """,
     )
-    assert told.splitlines() == ["AlloraWorker AlloraRPCClient True", "EventWorkerSubmissionWindowOpened"]
+    assert output.splitlines() == ["AlloraWorker AlloraRPCClient True", "EventWorkerSubmissionWindowOpened"]
 
 
-def test_the_seam_uses_the_sdk_that_is_there_already(root: Path) -> None:
-    told = run(
+def test_messages_use_an_already_imported_sdk(root: Path) -> None:
+    output = run_python(
         root,
         """if True:
         import allora_sdk
@@ -61,10 +61,10 @@ def test_the_seam_uses_the_sdk_that_is_there_already(root: Path) -> None:
         print(emissions("v10").Topic is Topic)
         """,
     )
-    assert told.strip() == "True"
+    assert output.strip() == "True"
 
 
-def test_every_class_of_a_module_that_runs_lazily_is_there_and_equal_to_the_sdks(root: Path) -> None:
+def test_lazy_module_has_every_class_of_the_sdk(root: Path) -> None:
     code = """if True:
         import sys
         {first}
@@ -75,25 +75,25 @@ def test_every_class_of_a_module_that_runs_lazily_is_there_and_equal_to_the_sdks
             shown = [(f.name, f.type, sorted(map(str, f.metadata))) for f in fields.values()] if fields else []
             print(name, kind.__module__, kind.__mro__[1].__name__, shown)
         """
-    lazily = run(root, code.format(first="from forecastd.chain.sdk import emissions; emissions('v10')"))
-    eagerly = run(root, code.format(first="import allora_sdk"))
+    lazily = run_python(root, code.format(first="from forecastd.chain.sdk import emissions; emissions('v10')"))
+    eagerly = run_python(root, code.format(first="import allora_sdk"))
     assert lazily == eagerly
     assert len(lazily.splitlines()) > 400
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+def test_lazy_module_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="Nothing"):
         _ = emissions("v9").Nothing
     with pytest.raises(ImportError):
         messages("no.such.package")
 
 
-def test_a_class_is_the_same_whoever_asks_and_whenever() -> None:
+def test_lazy_module_returns_one_class_object() -> None:
     first = emissions("v10").GetTopicResponse
     assert first is importlib.import_module("allora_sdk.rpc_client.protos.emissions.v10").GetTopicResponse
     assert first.parse(bytes(first(topic=emissions("v10").Topic(id=3)))).topic.id == 3
 
 
 @pytest.mark.parametrize(("value", "text"), [("1e-07", "1E-7"), ("0.50", "0.50"), (2.0, "2.0")])
-def test_a_decimal_is_written_as_the_chain_writes_it(value: float | str, text: str) -> None:
+def test_canonical_decimal_equals_the_chains_form(value: float | str, text: str) -> None:
     assert canonical_decimal(value) == text

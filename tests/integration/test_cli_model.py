@@ -12,7 +12,7 @@ import pytest
 
 from cli.main import main
 from cli.manifest import score_rows
-from cli.screen import console
+from cli.rows import console
 
 AS_OF = ("--source", "sample", "--as-of", "2025-01-01T00:00:00Z")
 
@@ -29,29 +29,29 @@ def state(tmp_path: Path) -> tuple[str, str]:
     return "--state-dir", str(tmp_path / "state")
 
 
-def test_a_good_bundle_is_called_good_with_its_limits(
+def test_check_good_bundle_passes_with_notes(
     bundle: Path, state: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (bundle / "notes.txt").write_text("mine")
     assert main([*state, "model", "check", str(bundle), *AS_OF]) == 0
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for words in (
         "hashes, weights and canary are right",
         "testnet and mainnet refuse it",
         "never read: notes.txt",
         "good",
     ):
-        assert words in told
+        assert words in output
 
 
-def test_json_tells_the_same(bundle: Path, state: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_json_reports_the_same(bundle: Path, state: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*state, "model", "check", str(bundle), *AS_OF, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["ok"], told["synthetic"]) == (True, True)
-    assert [stage["name"] for stage in told["stages"]] == ["model", "data", "forecast", "guards"]
+    document = json.loads(capsys.readouterr().out)
+    assert (document["ok"], document["synthetic"]) == (True, True)
+    assert [stage["name"] for stage in document["stages"]] == ["model", "data", "forecast", "guards"]
 
 
-def cut(name: str) -> Callable[[Path], object]:
+def truncate(name: str) -> Callable[[Path], object]:
     return lambda bundle: (bundle / name).write_bytes((bundle / name).read_bytes()[:-1])
 
 
@@ -60,45 +60,43 @@ def cut(name: str) -> Callable[[Path], object]:
     [
         (shutil.rmtree, "missing"),
         (lambda bundle: (bundle / "manifest.json").rename(bundle / "model.ckpt"), "pickle"),
-        (cut("weights.safetensors"), "hash"),
+        (truncate("weights.safetensors"), "hash"),
         (lambda bundle: (bundle / "manifest.json").write_text("{"), "schema"),
     ],
 )
-def test_a_bad_bundle_fails_by_the_name_of_a_check(
+def test_check_bad_bundle_names_the_failed_check(
     damage: Callable[[Path], object], check: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(bundle)
     for flags in ([], ["--json"]):
         assert main(["--state-dir", str(tmp_path), "model", "check", str(bundle), *AS_OF, *flags]) == 5
-        told = capsys.readouterr()
-        said = json.dumps(json.loads(told.out)) if flags else " ".join(told.err.split())
-        assert f"(check: {check})" in said
-        assert re.search(r"restore|train one|train the model", said, re.IGNORECASE)
+        captured = capsys.readouterr()
+        check_name = json.dumps(json.loads(captured.out)) if flags else " ".join(captured.err.split())
+        assert f"(check: {check})" in check_name
+        assert re.search(r"restore|train one|train the model", check_name, re.IGNORECASE)
 
 
-def test_showing_a_bad_bundle_prints_one_json_object_or_nothing_else(
-    bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_bad_bundle_prints_one_json_object(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (bundle / "manifest.json").write_text("{")
     assert main(["model", "show", str(bundle), "--json"]) == 5
     assert "(check: schema)" in json.dumps(json.loads(capsys.readouterr().out))
 
 
-def test_a_bundle_is_described_in_80_columns(
+def test_show_bundle_fits_80_columns(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["model", "show", str(bundle)]) == 0
-    told = capsys.readouterr().out
-    assert max(len(line) for line in told.splitlines()) <= 80
-    assert "…" not in told
-    assert "2016-07-06T00:00:00Z to 2023-06-23T02:00:00Z" in " ".join(told.split())
+    output = capsys.readouterr().out
+    assert max(len(line) for line in output.splitlines()) <= 80
+    assert "…" not in output
+    assert "2016-07-06T00:00:00Z to 2023-06-23T02:00:00Z" in " ".join(output.split())
     # Of the last step, in both commands: 74 % of the outcomes at the horizon, 76 % of those at all steps.
-    assert re.search(r"this model .* 74% +56%", told)
-    assert {"validation", "test"} <= set(told.split())
+    assert re.search(r"this model .* 74% +56%", output)
+    assert {"validation", "test"} <= set(output.split())
 
 
-def test_a_manifest_with_other_scores_is_described_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_manifest_with_other_scores_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     for scores in (5, {}, {"model": {"coverage_last": 3, "pinball": "low"}}, {"other": {"mae": None}}):
         for line in score_rows("test", scores):
             console().print(line)

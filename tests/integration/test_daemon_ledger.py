@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.ledger import OVERTAKEN, Ledger, State, Submission
+from forecastd.ledger.ledger import SEQUENCE_USED_REASON, Ledger, Submission, SubmissionState
 
 WALLET = "allo1w"
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    made = Ledger(tmp_path / "ledger.sqlite")
-    yield made
-    made.close()
+    opened_ledger = Ledger(tmp_path / "ledger.sqlite")
+    yield opened_ledger
+    opened_ledger.close()
 
 
 def submission(topic_id: int, nonce: int, sequence: int) -> Submission:
@@ -27,17 +27,17 @@ def submission(topic_id: int, nonce: int, sequence: int) -> Submission:
     return Submission("localnet", topic_id, nonce, WALLET, "0.1", sequence, raw, raw.hex(), nonce + 9, 1, 1)
 
 
-def test_threads_commit_and_record_side_by_side(ledger: Ledger) -> None:
+def test_threads_commit_and_record_concurrently(ledger: Ledger) -> None:
     wrong: list[BaseException] = []
 
     def work(topic_id: int) -> None:
         try:
             for nonce in range(1, 16):
-                one = submission(topic_id, nonce, 100 * topic_id + nonce)
-                row = ledger.commit(one, float(nonce))
-                ledger.record(one.key, replace(row, state=State.INCLUDED, height=nonce), float(nonce))
+                reservation = submission(topic_id, nonce, 100 * topic_id + nonce)
+                row = ledger.commit(reservation, float(nonce))
+                ledger.record(reservation.key, replace(row, state=SubmissionState.INCLUDED, height=nonce), float(nonce))
                 ledger.entries("localnet", WALLET)
-                ledger.free_sequence(one.key, 0)
+                ledger.next_free_sequence(reservation.key, 0)
         except BaseException as error:  # noqa: BLE001 - for the main thread
             wrong.append(error)
 
@@ -47,12 +47,14 @@ def test_threads_commit_and_record_side_by_side(ledger: Ledger) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert [ledger.counts("localnet", WALLET, topic_id) for topic_id in range(1, 7)] == [{State.INCLUDED: 15}] * 6
-    assert ledger.check() == "ok"
+    assert [ledger.count_by_state("localnet", WALLET, topic_id) for topic_id in range(1, 7)] == [
+        {SubmissionState.INCLUDED: 15}
+    ] * 6
+    assert ledger.integrity_check() == "ok"
 
 
-def test_of_threads_with_the_same_epoch_one_signs(ledger: Ledger) -> None:
-    refused: list[NeedsHuman] = []
+def test_only_one_thread_signs_an_epoch(ledger: Ledger) -> None:
+    rejections: list[NeedsHuman] = []
     gate = threading.Barrier(8)
 
     def work(sequence: int) -> None:
@@ -60,44 +62,48 @@ def test_of_threads_with_the_same_epoch_one_signs(ledger: Ledger) -> None:
         try:
             ledger.commit(submission(67, 1, sequence), 1.0)
         except NeedsHuman as error:
-            refused.append(error)
+            rejections.append(error)
 
     threads = [threading.Thread(target=work, args=(sequence,)) for sequence in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(refused) == 7
+    assert len(rejections) == 7
     assert len(ledger.attempts(("localnet", 67, 1, WALLET))) == 1
 
 
-def test_a_sequence_that_is_to_be_signed_again_elsewhere_is_not_free(ledger: Ledger) -> None:
-    one = submission(67, 1, 5)
-    ledger.record(one.key, replace(ledger.commit(one, 1.0), state=State.DEAD, refused=True), 1.0)
+def test_sequence_reserved_for_another_epoch_is_not_free(ledger: Ledger) -> None:
+    reservation = submission(67, 1, 5)
+    ledger.record(
+        reservation.key,
+        replace(ledger.commit(reservation, 1.0), state=SubmissionState.ABANDONED, fee_refused=True),
+        1.0,
+    )
     other = ("localnet", 69, 1, WALLET)
-    assert ledger.free_sequence(other, 5) == 5
-    assert ledger.free_sequence(other, 5, elsewhere=frozenset({67})) == 6
-    assert ledger.free_sequence(one.key, 5, elsewhere=frozenset({69})) == 5
+    assert ledger.next_free_sequence(other, 5) == 5
+    assert ledger.next_free_sequence(other, 5, excluded_topics=frozenset({67})) == 6
+    assert ledger.next_free_sequence(reservation.key, 5, excluded_topics=frozenset({69})) == 5
 
 
-def overtaken(ledger: Ledger, one: Submission) -> None:
-    row = ledger.commit(one, 1.0)
-    ledger.record(one.key, replace(row, state=State.MISSED, reason=OVERTAKEN), 1.0)
+def overtaken(ledger: Ledger, reservation: Submission) -> None:
+    row = ledger.commit(reservation, 1.0)
+    ledger.record(reservation.key, replace(row, state=SubmissionState.MISSED, reason=SEQUENCE_USED_REASON), 1.0)
 
 
-def test_a_sequence_that_somebody_else_used_is_told(ledger: Ledger) -> None:
-    ledger.know_from("localnet", WALLET, 3)
+def test_sequence_used_by_another_signer_is_reported(ledger: Ledger) -> None:
+    ledger.set_known_from("localnet", WALLET, 3)
     overtaken(ledger, submission(67, 1, 5))
-    assert ledger.unexplained("localnet", WALLET, 6) == [3, 4, 5]
+    assert ledger.unexplained_sequences("localnet", WALLET, 6) == [3, 4, 5]
 
 
 @pytest.mark.parametrize("by", ["a registration", "another topic"])
-def test_a_sequence_that_another_transaction_of_ours_used_is_no_stranger(ledger: Ledger, by: str) -> None:
-    ledger.know_from("localnet", WALLET, 4)
-    ledger.note_use("localnet", WALLET, 4, "AA", "register for topic 67")
+def test_sequence_used_by_own_transaction_is_not_reported(ledger: Ledger, by: str) -> None:
+    ledger.set_known_from("localnet", WALLET, 4)
+    ledger.record_sequence_use("localnet", WALLET, 4, "AA", "register for topic 67")
     overtaken(ledger, submission(67, 1, 5))
     if by == "another topic":
         ledger.commit(submission(69, 1, 5), 1.0)
     else:
-        ledger.note_use("localnet", WALLET, 5, "BB", "register for topic 69")
-    assert ledger.unexplained("localnet", WALLET, 6) == []
+        ledger.record_sequence_use("localnet", WALLET, 5, "BB", "register for topic 69")
+    assert ledger.unexplained_sequences("localnet", WALLET, 6) == []

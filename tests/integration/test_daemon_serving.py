@@ -15,200 +15,209 @@ from typing import Any
 
 import pytest
 
-from benchmarks.campaign.worker import CheapForecaster, new_phrase
+from benchmarks.campaign.worker import InstantForecaster, new_mnemonic
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
-from forecastd.daemon import loop, topicworker, workshop
-from forecastd.daemon.crew import Tuning
+from forecastd.daemon import loop, resources, topic_worker
 from forecastd.daemon.loop import Daemon
-from forecastd.failpoints import install
-from forecastd.ledger import Ledger, State, Submission
-from forecastd.localnet.embedded import Embedded, open_embedded
-from forecastd.localnet.faults import Fault
+from forecastd.daemon.threads import PollOptions
+from forecastd.ledger.ledger import Ledger, Submission, SubmissionState
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
+from forecastd.localnet.faults import NodeFault
 from forecastd.localnet.state import Effect
 from forecastd.localnet.topics import TopicSpec
-from forecastd.outbox import LONG_PAST
-from forecastd.pulse import Pulse
+from forecastd.market.sources.fake_tiingo import FakeTiingo
+from forecastd.runtime.failpoints import install_hook
 from forecastd.settings import Settings
-from forecastd.sources.faketiingo import FakeTiingo
-from forecastd.supervise.report import Counts
+from forecastd.status.model import DaemonStatus
+from forecastd.submission.state_machine import LONG_PAST_BLOCKS
+from forecastd.supervise.events import SupervisionCounts
 
-EPOCH, WINDOW = 20, 18
-LONG = 60.0  # seconds that anything here may take on a machine that is busy
+EPOCH_BLOCKS, WINDOW_BLOCKS = 20, 18
+TIMEOUT_SECONDS = 60.0  # seconds that anything here may take on a machine that is busy
 
 
-class Model(CheapForecaster):
+class NamedInstantForecaster(InstantForecaster):
     """A model that costs nothing, with what the daemon shows of one."""
 
     def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         super().__init__(before)
         self._pool = None
-        self.counts = Counts()
+        self.counts = SupervisionCounts()
 
 
 @dataclass
-class Rig:
+class DaemonHarness:
     """A daemon, its node, and what a test does while it runs."""
 
-    node: Embedded
-    place: Path
+    node: EmbeddedNode
+    directory: Path
     phrase: str
     models: dict[int, Callable[[], None]] = field(default_factory=dict)
-    pulses: list[Pulse] = field(default_factory=list)
+    statuses: list[DaemonStatus] = field(default_factory=list)
     after_tick: Callable[[], None] = lambda: None  # in the daemon's own thread
 
     @property
     def wallet(self) -> str:
         return Wallet.from_mnemonic(self.phrase).address
 
-    def settings(self, topic_id: int = 67, **more: Any) -> Settings:
-        common: dict[str, Any] = {
+    def settings(self, topic_id: int = 67, **overrides: Any) -> Settings:
+        defaults: dict[str, Any] = {
             "topic_id": topic_id,
             "mnemonic": self.phrase,
-            "state_dir": self.place / "state",
-            "log_dir": self.place / "logs",
+            "state_dir": self.directory / "state",
+            "log_dir": self.directory / "logs",
             "rpc_endpoints": (self.node.endpoint,),
             "event_endpoints": (self.node.websocket,),
         }
-        return Settings(**{**common, **more})
+        return Settings(**{**defaults, **overrides})
 
-    def served(self, topic_id: int, nonce: int) -> bool:
-        return any(one.code == 0 for one in self.node.record().inclusions(topic_id, nonce, self.wallet))
+    def is_served(self, topic_id: int, nonce: int) -> bool:
+        return any(inclusion.code == 0 for inclusion in self.node.record().inclusions(topic_id, nonce, self.wallet))
 
-    def confirmed(self, topic_id: int, nonce: int) -> bool:
+    def is_confirmed(self, topic_id: int, nonce: int) -> bool:
         """Whether the daemon knows that the chain has it."""
-        topics = self.pulses[-1].topics if self.pulses else ()
-        return any(one.topic_id == topic_id and (one.confirmed_nonce or 0) >= nonce for one in topics)
+        topics = self.statuses[-1].topics if self.statuses else ()
+        return any(topic.topic_id == topic_id and (topic.confirmed_nonce or 0) >= nonce for topic in topics)
 
     def run(
         self,
         topics: list[Settings],
-        story: Callable[[], None],
-        tuning: Tuning | None = None,
+        scenario: Callable[[], None],
+        poll_options: PollOptions | None = None,
         clock: SystemClock | None = None,
     ) -> int:
         """Run a daemon until the story is told; its exit code."""
-        told = threading.Event()
-        failed: list[BaseException] = []
+        scenario_done = threading.Event()
+        errors: list[BaseException] = []
 
         def tell() -> None:
             try:
-                story()
+                scenario()
             except BaseException as error:  # noqa: BLE001 - for the main thread
-                failed.append(error)
-            told.set()
+                errors.append(error)
+            scenario_done.set()
 
         thread = threading.Thread(target=tell)
-        ended = [False]
+        stop_sent = [False]
 
-        def watch(pulse: Pulse) -> None:
-            self.pulses.append(pulse)
+        def watch(status: DaemonStatus) -> None:
+            self.statuses.append(status)
             self.after_tick()
             if not thread.ident:
                 thread.start()
-            if told.is_set() and not ended[0]:
-                ended[0] = True
+            if scenario_done.is_set() and not stop_sent[0]:
+                stop_sent[0] = True
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        code = Daemon(lambda: (topics, []), clock or SystemClock(), watch=watch, tuning=tuning).run()
-        thread.join(LONG)
-        for error in failed:
+        exit_code = Daemon(
+            lambda: (topics, []), clock or SystemClock(), on_status=watch, poll_options=poll_options
+        ).run()
+        thread.join(TIMEOUT_SECONDS)
+        for error in errors:
             raise error
-        return code
+        return exit_code
 
-    def wait(self, true: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so."""
         pause = threading.Event()
-        for _ in range(int(LONG / 0.02)):
-            if true():
+        for _ in range(int(TIMEOUT_SECONDS / 0.02)):
+            if condition():
                 return
             pause.wait(0.02)
         raise AssertionError("it did not come to be so")
 
-    def epochs(self, topics: list[int], number: int) -> list[int]:
+    def run_epochs(self, topics: list[int], count: int) -> list[int]:
         """Let so many epochs pass, each of which is closed when all topics have been served; their nonces."""
         nonces = []
-        for _ in range(number):
+        for _ in range(count):
             height = self.node.advance(0)
-            nonce = 1 + -(-(height - 1) // EPOCH) * EPOCH
+            nonce = 1 + -(-(height - 1) // EPOCH_BLOCKS) * EPOCH_BLOCKS
             self.node.advance(nonce - height)
             nonces.append(nonce)
             for _ in range(3):
                 self.node.advance()
-            self.wait(lambda at=nonce: self._stir(topics, at))  # type: ignore[misc]
+            self.wait_until(lambda current_nonce=nonce: self._advance_block(topics, current_nonce))  # type: ignore[misc]
         return nonces
 
-    def _stir(self, topics: list[int], nonce: int) -> bool:
+    def _advance_block(self, topics: list[int], nonce: int) -> bool:
         """Make a block while there is room for one; whether all topics are served."""
-        if self.node.advance(0) < nonce + WINDOW - 4:
+        if self.node.advance(0) < nonce + WINDOW_BLOCKS - 4:
             self.node.advance()
-        return all(self.confirmed(topic, nonce) for topic in topics)
+        return all(self.is_confirmed(topic, nonce) for topic in topics)
 
 
 @contextmanager
-def rig_on(place: Path, *, seal_at_once: bool = True) -> Iterator[Rig]:
-    topics = tuple(TopicSpec(number, epoch_length=EPOCH, worker_submission_window=WINDOW) for number in (67, 69, 71))
+def open_harness(directory: Path, *, seal_at_once: bool = True) -> Iterator[DaemonHarness]:
+    topics = tuple(
+        TopicSpec(number, epoch_length=EPOCH_BLOCKS, worker_submission_window=WINDOW_BLOCKS) for number in (67, 69, 71)
+    )
     with open_embedded(
-        place / "node", SystemClock(), block_time=None, topics=topics, events=True, seal_at_once=seal_at_once
+        directory / "node", SystemClock(), block_time=None, topics=topics, events=True, seal_at_once=seal_at_once
     ) as node:
-        yield Rig(node, place, new_phrase())
+        yield DaemonHarness(node, directory, new_mnemonic())
 
 
 @pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaemonHarness]:
     """One whose loop ticks quickly and whose models cost nothing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "TICK", 0.05)
-    monkeypatch.setattr(topicworker, "FAILED_AGAIN", 0.1)
-    with rig_on(tmp_path) as made:
+    monkeypatch.setattr(loop, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(topic_worker, "FAILURE_RETRY_SECONDS", 0.1)
+    with open_harness(tmp_path) as harness:
         nothing: Callable[[], None] = lambda: None  # noqa: E731 - a model that raises nothing
 
-        def model(settings: Settings, *_: Any, **__: Any) -> Model:
-            return Model(made.models.get(settings.topic_id, nothing))
+        def model(settings: Settings, *_: Any, **__: Any) -> NamedInstantForecaster:
+            return NamedInstantForecaster(harness.models.get(settings.topic_id, nothing))
 
-        monkeypatch.setattr(workshop, "open_forecaster", model)
-        yield made
+        monkeypatch.setattr(resources, "open_forecaster", model)
+        yield harness
 
 
-def states(place: Path, topic_id: int = 67) -> dict[int, str]:
-    with sqlite3.connect(place / "state" / "ledger.sqlite") as database:
+def states(directory: Path, topic_id: int = 67) -> dict[int, str]:
+    with sqlite3.connect(directory / "state" / "ledger.sqlite") as database:
         rows = database.execute("SELECT nonce, state FROM epochs WHERE topic_id = ?", (topic_id,)).fetchall()
     return dict(rows)
 
 
-POLL, EVENTS = Tuning(events=False, least_poll=0.05, most_poll=0.05), Tuning(poll=False)
+POLL_ONLY, EVENTS_ONLY = (
+    PollOptions(events=False, min_poll_seconds=0.05, max_poll_seconds=0.05),
+    PollOptions(poll=False),
+)
 
 
-@pytest.mark.parametrize("tuning", [POLL, EVENTS, Tuning()], ids=["polling alone", "events alone", "both"])
-def test_every_window_is_served_once(rig: Rig, tuning: Tuning) -> None:
+@pytest.mark.parametrize(
+    "tuning", [POLL_ONLY, EVENTS_ONLY, PollOptions()], ids=["polling alone", "events alone", "both"]
+)
+def test_every_window_is_served_once(harness: DaemonHarness, poll_options: PollOptions) -> None:
     nonces: list[int] = []
 
-    def story() -> None:
-        rig.wait(lambda: rig.confirmed(67, 1))
-        nonces.extend([1, *rig.epochs([67], 4)])
+    def scenario() -> None:
+        harness.wait_until(lambda: harness.is_confirmed(67, 1))
+        nonces.extend([1, *harness.run_epochs([67], 4)])
 
-    assert rig.run([rig.settings()], story, tuning) == 0
-    record = rig.node.record()
-    assert [len(record.inclusions(67, nonce, rig.wallet)) for nonce in nonces] == [1] * 5
-    last = rig.pulses[-1].topics[0]
+    assert harness.run([harness.settings()], scenario, poll_options) == 0
+    record = harness.node.record()
+    assert [len(record.inclusions(67, nonce, harness.wallet)) for nonce in nonces] == [1] * 5
+    last = harness.statuses[-1].topics[0]
     assert (last.submitted, last.missed, last.confirmed_nonce) == (5, 0, nonces[-1])
 
 
-def test_a_window_that_is_served_is_looked_at_and_left_alone(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_served_window_is_polled_but_not_served_again(harness: DaemonHarness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
-    def story() -> None:
-        rig.wait(lambda: rig.confirmed(67, 1))
-        last = len(rig.pulses)
-        rig.wait(lambda: len(rig.pulses) > last + 20)  # a second, in which there are some twenty looks
-        rig.epochs([67], 1)
+    def scenario() -> None:
+        harness.wait_until(lambda: harness.is_confirmed(67, 1))
+        last = len(harness.statuses)
+        harness.wait_until(lambda: len(harness.statuses) > last + 20)  # a second, in which there are some twenty looks
+        harness.run_epochs([67], 1)
 
-    assert rig.run([rig.settings()], story, POLL) == 0
+    assert harness.run([harness.settings()], scenario, POLL_ONLY) == 0
     assert sum("outcome:" in record.getMessage() for record in caplog.records) <= 3
 
 
-def test_topics_of_one_wallet_never_take_the_same_sequence(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_topics_of_one_wallet_never_share_a_sequence(
+    harness: DaemonHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     topics = [67, 69, 71]
@@ -216,47 +225,47 @@ def test_topics_of_one_wallet_never_take_the_same_sequence(
     together = threading.Barrier(len(topics))
 
     def meet() -> None:
-        together.wait(LONG)
+        together.wait(TIMEOUT_SECONDS)
 
-    rig.models = dict.fromkeys(topics, meet)
+    harness.models = dict.fromkeys(topics, meet)
     nonces: list[int] = []
 
-    def story() -> None:
-        rig.wait(lambda: all(rig.confirmed(topic, 1) for topic in topics))
-        nonces.extend([1, *rig.epochs(topics, 6)])
+    def scenario() -> None:
+        harness.wait_until(lambda: all(harness.is_confirmed(topic, 1) for topic in topics))
+        nonces.extend([1, *harness.run_epochs(topics, 6)])
 
-    assert rig.run([rig.settings(topic) for topic in topics], story) == 0
-    record = rig.node.record()
+    assert harness.run([harness.settings(topic) for topic in topics], scenario) == 0
+    record = harness.node.record()
     for topic in topics:
-        assert [len(record.inclusions(topic, nonce, rig.wallet)) for nonce in nonces] == [1] * 7
-    ledger = Ledger(rig.place / "state" / "ledger.sqlite")
-    entries = ledger.entries("localnet", rig.wallet)
-    sequences = [one.sequence for entry in entries for one in ledger.attempts(entry.key)]
+        assert [len(record.inclusions(topic, nonce, harness.wallet)) for nonce in nonces] == [1] * 7
+    ledger = Ledger(harness.directory / "state" / "ledger.sqlite")
+    entries = ledger.entries("localnet", harness.wallet)
+    sequences = [row.sequence for entry in entries for row in ledger.attempts(entry.key)]
     ledger.close()
     assert len(sequences) == len(set(sequences)) == 21
     assert "sdk 32" not in caplog.text
 
 
-def test_a_topic_whose_source_hangs_costs_the_others_nothing(rig: Rig) -> None:
-    from forecastd.sources.faketiingo import Fault as Trouble
-    from forecastd.sources.sample import SampleSource
+def test_hanging_source_does_not_delay_other_topics(harness: DaemonHarness) -> None:
+    from forecastd.market.sources.fake_tiingo import TiingoFault as Trouble
+    from forecastd.market.sources.sample import SampleSource
 
     source = SampleSource("btcusd")
     with FakeTiingo(source, SystemClock(), faults=[Trouble.parse("hang")]) as tiingo:
-        hanging = rig.settings(69, data_source="tiingo", tiingo_api_key="k3y", tiingo_url=tiingo.url)
+        hanging = harness.settings(69, data_source="tiingo", tiingo_api_key="k3y", tiingo_url=tiingo.url)
 
-        def story() -> None:
-            rig.wait(lambda: rig.confirmed(67, 1))
-            rig.epochs([67], 3)
+        def scenario() -> None:
+            harness.wait_until(lambda: harness.is_confirmed(67, 1))
+            harness.run_epochs([67], 3)
 
-        assert rig.run([rig.settings(67), hanging], story) == 0
-    seen = {topic.topic_id: topic for topic in rig.pulses[-1].topics}
-    assert seen[67].submitted == 4
-    assert seen[69].submitted == 0
+        assert harness.run([harness.settings(67), hanging], scenario) == 0
+    statuses = {topic.topic_id: topic for topic in harness.statuses[-1].topics}
+    assert statuses[67].submitted == 4
+    assert statuses[69].submitted == 0
 
 
-def test_an_error_that_nobody_foresaw_ends_one_cycle_and_the_epoch_is_served_all_the_same(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+def test_unexpected_error_fails_one_cycle_and_the_epoch_is_still_served(
+    harness: DaemonHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     left = [3]
@@ -266,14 +275,14 @@ def test_an_error_that_nobody_foresaw_ends_one_cycle_and_the_epoch_is_served_all
         if left[0] >= 0:
             raise ZeroDivisionError("what nobody foresaw")
 
-    rig.models = {67: raises}
-    assert rig.run([rig.settings()], lambda: rig.wait(lambda: rig.confirmed(67, 1))) == 0
+    harness.models = {67: raises}
+    assert harness.run([harness.settings()], lambda: harness.wait_until(lambda: harness.is_confirmed(67, 1))) == 0
     errors = [record for record in caplog.records if "what nobody foresaw" in record.getMessage()]
     assert all(record.exc_info is None for record in errors if record.levelno > logging.DEBUG), "a line, no traceback"
     assert any(record.exc_info and record.levelno == logging.DEBUG for record in caplog.records)
 
 
-def test_an_epoch_that_cannot_be_served_is_recorded_as_missed_with_its_reason_and_the_next_is_served(rig: Rig) -> None:
+def test_unserved_epoch_is_recorded_as_missed_and_the_next_is_served(harness: DaemonHarness) -> None:
     broken = threading.Event()
     broken.set()
 
@@ -281,93 +290,100 @@ def test_an_epoch_that_cannot_be_served_is_recorded_as_missed_with_its_reason_an
         if broken.is_set():
             raise ZeroDivisionError("a model that is broken")
 
-    rig.models = {67: raises}
+    harness.models = {67: raises}
 
-    def story() -> None:
-        rig.wait(lambda: bool(rig.pulses[-1].topics) and rig.pulses[-1].topics[0].cycles > 1)
-        rig.node.advance(WINDOW)
-        rig.wait(lambda: rig.pulses[-1].topics[0].missed == 1)
+    def scenario() -> None:
+        harness.wait_until(lambda: bool(harness.statuses[-1].topics) and harness.statuses[-1].topics[0].cycles > 1)
+        harness.node.advance(WINDOW_BLOCKS)
+        harness.wait_until(lambda: harness.statuses[-1].topics[0].missed == 1)
         broken.clear()
-        rig.epochs([67], 1)
+        harness.run_epochs([67], 1)
 
-    assert rig.run([rig.settings()], story, Tuning(least_poll=0.05, most_poll=0.05)) == 0
-    found = states(rig.place)
-    assert found[1] == "missed"
-    assert found[1 + EPOCH] in ("included", "admitted")
-    with sqlite3.connect(rig.place / "state" / "ledger.sqlite") as database:
+    assert harness.run([harness.settings()], scenario, PollOptions(min_poll_seconds=0.05, max_poll_seconds=0.05)) == 0
+    rows = states(harness.directory)
+    assert rows[1] == "missed"
+    assert rows[1 + EPOCH_BLOCKS] in ("included", "admitted")
+    with sqlite3.connect(harness.directory / "state" / "ledger.sqlite") as database:
         reason = database.execute("SELECT reason FROM epochs WHERE nonce = 1").fetchone()[0]
     assert "a model that is broken" in reason
 
 
-def test_all_endpoints_down_while_a_window_is_open_costs_nothing_but_time(rig: Rig) -> None:
-    fetched = threading.Event()
+def test_endpoint_outage_during_a_window_only_delays_the_submission(harness: DaemonHarness) -> None:
+    fetches = threading.Event()
 
     def down() -> None:
-        if not fetched.is_set():
-            rig.node.set_faults([Fault.parse("refuse")])
-            fetched.set()
+        if not fetches.is_set():
+            harness.node.set_faults([NodeFault.parse("refuse")])
+            fetches.set()
 
-    rig.models = {67: down}
+    harness.models = {67: down}
 
-    def story() -> None:
-        rig.wait(fetched.is_set)
-        rig.wait(lambda: any(one.state != "ok" for one in rig.pulses[-1].endpoints))
-        rig.node.set_faults([])
-        rig.wait(lambda: rig.confirmed(67, 1))
+    def scenario() -> None:
+        harness.wait_until(fetches.is_set)
+        harness.wait_until(lambda: any(row.state != "ok" for row in harness.statuses[-1].endpoints))
+        harness.node.set_faults([])
+        harness.wait_until(lambda: harness.is_confirmed(67, 1))
 
-    assert rig.run([rig.settings()], story) == 0
-    assert rig.pulses[-1].topics[0].missed == 0
-
-
-def test_an_endpoint_that_stays_away_keeps_no_epoch_from_being_served_after_one_whose_bytes_were_lost(rig: Rig) -> None:
-    silent = rig.node.add_endpoint([Fault.parse("refuse")])
-    rig.node.inject(Fault.parse("drop-from-mempool"))
-
-    def story() -> None:
-        rig.wait(lambda: rig.pulses[-1].topics != () and rig.pulses[-1].topics[0].phase == "submit")
-        rig.node.advance(WINDOW)
-        rig.node.inject()
-        rig.node.advance(LONG_PAST)
-        rig.wait(lambda: rig.pulses[-1].topics[0].missed == 1)
-        rig.epochs([67], 1)
-
-    settings = rig.settings(rpc_endpoints=(rig.node.endpoint, silent))
-    assert rig.run([settings], story, Tuning(least_poll=0.05, most_poll=0.05)) == 0
-    assert states(rig.place)[1] == "missed"
+    assert harness.run([harness.settings()], scenario) == 0
+    assert harness.statuses[-1].topics[0].missed == 0
 
 
-def test_the_daemon_starts_when_the_network_is_down_and_serves_when_it_is_back(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+def test_dead_endpoint_after_lost_bytes_does_not_block_later_epochs(harness: DaemonHarness) -> None:
+    silent = harness.node.add_endpoint([NodeFault.parse("refuse")])
+    harness.node.inject(NodeFault.parse("drop-from-mempool"))
+
+    def scenario() -> None:
+        harness.wait_until(
+            lambda: harness.statuses[-1].topics != () and harness.statuses[-1].topics[0].phase == "submit"
+        )
+        harness.node.advance(WINDOW_BLOCKS)
+        harness.node.inject()
+        harness.node.advance(LONG_PAST_BLOCKS)
+        harness.wait_until(lambda: harness.statuses[-1].topics[0].missed == 1)
+        harness.run_epochs([67], 1)
+
+    settings = harness.settings(rpc_endpoints=(harness.node.endpoint, silent))
+    assert harness.run([settings], scenario, PollOptions(min_poll_seconds=0.05, max_poll_seconds=0.05)) == 0
+    assert states(harness.directory)[1] == "missed"
+
+
+def test_daemon_starts_offline_and_serves_when_the_network_returns(
+    harness: DaemonHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    rig.node.set_faults([Fault.parse("refuse")])
+    harness.node.set_faults([NodeFault.parse("refuse")])
 
-    def story() -> None:
-        rig.wait(lambda: rig.pulses[-1].state == "running")
-        rig.node.set_faults([])
-        rig.wait(lambda: rig.confirmed(67, 1))
+    def scenario() -> None:
+        harness.wait_until(lambda: harness.statuses[-1].state == "running")
+        harness.node.set_faults([])
+        harness.wait_until(lambda: harness.is_confirmed(67, 1))
 
-    assert rig.run([rig.settings(event_endpoints=())], story, Tuning(least_poll=0.05, most_poll=0.05)) == 0
+    assert (
+        harness.run(
+            [harness.settings(event_endpoints=())], scenario, PollOptions(min_poll_seconds=0.05, max_poll_seconds=0.05)
+        )
+        == 0
+    )
     assert "No endpoint can be asked now; the daemon starts all the same" in caplog.text
 
 
-def test_a_disk_that_fails_ends_the_daemon_for_a_new_start(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ledger_disk_failure_exits_for_a_restart(harness: DaemonHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = Ledger._commit
 
     def fails(self: Ledger, submission: Submission, now: float) -> Any:
-        if not self.failed:
-            self.failed = True
+        if not self.disk_failed:
+            self.disk_failed = True
             self._db.close()
             raise sqlite3.OperationalError("disk I/O error")
         return commit(self, submission, now)
 
     monkeypatch.setattr(Ledger, "_commit", fails)
-    assert Daemon(lambda: ([rig.settings()], []), SystemClock()).run() == 6
-    assert not rig.served(67, 1)
+    assert Daemon(lambda: ([harness.settings()], []), SystemClock()).run() == 6
+    assert not harness.is_served(67, 1)
     monkeypatch.undo()
 
 
-class Ahead(SystemClock):
+class ClockAhead(SystemClock):
     """A clock that can be put forward."""
 
     seconds = 0.0
@@ -379,156 +395,161 @@ class Ahead(SystemClock):
         return super().monotonic() + self.seconds
 
 
-def test_nothing_is_started_after_the_deadline_and_what_is_in_flight_finishes(rig: Rig) -> None:
+def test_deadline_stops_new_cycles_and_finishes_the_current_one(harness: DaemonHarness) -> None:
     from datetime import UTC, datetime, timedelta
 
     under_way, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
         under_way.set()
-        assert go_on.wait(LONG)
+        assert go_on.wait(TIMEOUT_SECONDS)
 
-    rig.models = {67: slow}
-    clock, deadline = Ahead(), datetime.now(UTC) + timedelta(seconds=600)
-    told: list[str] = []
+    harness.models = {67: slow}
+    clock, deadline = ClockAhead(), datetime.now(UTC) + timedelta(seconds=600)
+    messages: list[str] = []
 
-    def story() -> None:
-        rig.wait(lambda: clock.seconds > 0)
+    def scenario() -> None:
+        harness.wait_until(lambda: clock.seconds > 0)
         looked(3)
-        rig.node.advance(EPOCH)
+        harness.node.advance(EPOCH_BLOCKS)
         looked(3)
-        told.append(rig.pulses[-1].state)
+        messages.append(harness.statuses[-1].state)
         go_on.set()
         threading.Event().wait(0.5)
 
     def looked(times: int) -> None:
-        last = len(rig.pulses)
-        rig.wait(lambda: len(rig.pulses) > last + times)
+        last = len(harness.statuses)
+        harness.wait_until(lambda: len(harness.statuses) > last + times)
 
     def jump() -> None:  # between two ticks, so that none sees one of its two times before it and one after it
         if under_way.is_set():
             clock.seconds = 601.0
 
-    rig.after_tick = jump
+    harness.after_tick = jump
     # The window of the first epoch is still open: what is in flight may finish.
-    rig.node.call(lambda chain: None)
-    code = rig.run([rig.settings(submission_deadline=deadline)], story, clock=clock)
+    harness.node.call(lambda chain: None)
+    code = harness.run([harness.settings(submission_deadline=deadline)], scenario, clock=clock)
     assert code == 0
-    assert told == ["running"]
-    record = rig.node.record()
-    assert not record.inclusions(67, 1 + EPOCH, rig.wallet)
+    assert messages == ["running"]
+    record = harness.node.record()
+    assert not record.inclusions(67, 1 + EPOCH_BLOCKS, harness.wallet)
 
 
-def test_a_reload_takes_a_new_topic_up_and_lets_go_of_another(rig: Rig) -> None:
-    topics = [rig.settings(67), rig.settings(69)]
+def test_reload_adds_and_removes_topics(harness: DaemonHarness) -> None:
+    topics = [harness.settings(67), harness.settings(69)]
 
-    def story() -> None:
-        rig.wait(lambda: rig.confirmed(67, 1) and rig.served(69, 1))
-        topics[:] = [rig.settings(69), rig.settings(71)]
+    def scenario() -> None:
+        harness.wait_until(lambda: harness.is_confirmed(67, 1) and harness.is_served(69, 1))
+        topics[:] = [harness.settings(69), harness.settings(71)]
         os.kill(os.getpid(), signal.SIGHUP)
-        rig.wait(lambda: rig.confirmed(71, 1))
-        rig.epochs([69, 71], 1)
+        harness.wait_until(lambda: harness.is_confirmed(71, 1))
+        harness.run_epochs([69, 71], 1)
 
-    assert rig.run(topics, story) == 0
-    assert not rig.served(67, 1 + EPOCH)
-    assert [topic.topic_id for topic in rig.pulses[-1].topics] == [69, 71]
+    assert harness.run(topics, scenario) == 0
+    assert not harness.is_served(67, 1 + EPOCH_BLOCKS)
+    assert [topic.topic_id for topic in harness.statuses[-1].topics] == [69, 71]
 
 
-def test_fifty_reloads_of_what_does_not_fit_leave_the_old_settings_in_force(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fifty_invalid_reloads_keep_the_old_settings(harness: DaemonHarness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    topics = [rig.settings(67)]
+    topics = [harness.settings(67)]
 
-    def story() -> None:
-        rig.wait(lambda: rig.confirmed(67, 1))
-        topics[:] = [rig.settings(67, data_source="moon", allora_network="testnet")]
+    def scenario() -> None:
+        harness.wait_until(lambda: harness.is_confirmed(67, 1))
+        topics[:] = [harness.settings(67, data_source="moon", allora_network="testnet")]
         for _ in range(50):
             os.kill(os.getpid(), signal.SIGHUP)
-        rig.wait(lambda: "Not reloaded" in caplog.text)
-        rig.epochs([67], 2)
+        harness.wait_until(lambda: "Not reloaded" in caplog.text)
+        harness.run_epochs([67], 2)
 
-    assert rig.run(topics, story) == 0
-    assert rig.pulses[-1].topics[0].submitted == 3
-    told = next(record.getMessage() for record in caplog.records if "Not reloaded" in record.getMessage())
-    assert "moon" in told
-    assert "restart" in told
+    assert harness.run(topics, scenario) == 0
+    assert harness.statuses[-1].topics[0].submitted == 3
+    messages = next(record.getMessage() for record in caplog.records if "Not reloaded" in record.getMessage())
+    assert "moon" in messages
+    assert "restart" in messages
 
 
-def test_what_was_opened_while_the_daemon_was_down_is_missed_and_told(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+def test_window_opened_during_downtime_is_recorded_as_missed(
+    harness: DaemonHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert rig.run([rig.settings()], lambda: rig.wait(lambda: rig.confirmed(67, 1))) == 0
-    rig.node.advance(3 * EPOCH)
-    assert rig.run([rig.settings()], lambda: rig.wait(lambda: rig.confirmed(67, 1 + 3 * EPOCH))) == 0
-    assert [state for _, state in sorted(states(rig.place).items())][1:3] == ["missed", "missed"]
-    assert rig.pulses[-1].topics[0].missed == 2
+    assert harness.run([harness.settings()], lambda: harness.wait_until(lambda: harness.is_confirmed(67, 1))) == 0
+    harness.node.advance(3 * EPOCH_BLOCKS)
+    assert (
+        harness.run(
+            [harness.settings()], lambda: harness.wait_until(lambda: harness.is_confirmed(67, 1 + 3 * EPOCH_BLOCKS))
+        )
+        == 0
+    )
+    assert [state for _, state in sorted(states(harness.directory).items())][1:3] == ["missed", "missed"]
+    assert harness.statuses[-1].topics[0].missed == 2
     assert caplog.text.count("missed: topic 67") == 2
 
 
-def test_a_cycle_that_is_abandoned_is_gone_on_with_after_the_next_start(tmp_path: Path, rig: Rig) -> None:
+def test_abandoned_cycle_resumes_after_restart(tmp_path: Path, harness: DaemonHarness) -> None:
     del tmp_path
-    rig.node.call(lambda chain: chain.fund(rig.wallet, 10**24))
-    rig.node.call(lambda chain: chain.state.apply(Effect(worker=(67, rig.wallet))))
+    harness.node.call(lambda chain: chain.fund(harness.wallet, 10**24))
+    harness.node.call(lambda chain: chain.state.apply(Effect(worker=(67, harness.wallet))))
     reached = threading.Event()
-    install(lambda name: reached.set() if name == "after commit" else None)
+    install_hook(lambda name: reached.set() if name == "after commit" else None)
     try:
-        rig.node.set_faults([Fault.parse("drop")])
-        assert rig.run([rig.settings()], lambda: rig.wait(reached.is_set)) == 0
+        harness.node.set_faults([NodeFault.parse("drop")])
+        assert harness.run([harness.settings()], lambda: harness.wait_until(reached.is_set)) == 0
     finally:
-        install(None)
-    assert states(rig.place)[1] == State.SIGNED
-    rig.node.set_faults([])
-    assert rig.run([rig.settings()], lambda: rig.wait(lambda: rig.confirmed(67, 1))) == 0
-    assert len(rig.node.record().inclusions(67, 1, rig.wallet)) == 1
+        install_hook(None)
+    assert states(harness.directory)[1] == SubmissionState.SIGNED
+    harness.node.set_faults([])
+    assert harness.run([harness.settings()], lambda: harness.wait_until(lambda: harness.is_confirmed(67, 1))) == 0
+    assert len(harness.node.record().inclusions(67, 1, harness.wallet)) == 1
 
 
-def test_a_wallet_that_runs_dry_is_told_of_while_it_still_lasts(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    rig.node.call(lambda chain: chain.fund(rig.wallet, 20_000_000))
-    rig.node.call(lambda chain: chain.state.apply(Effect(worker=(67, rig.wallet))))
+def test_low_balance_is_reported_before_it_runs_out(harness: DaemonHarness, caplog: pytest.LogCaptureFixture) -> None:
+    harness.node.call(lambda chain: chain.fund(harness.wallet, 20_000_000))
+    harness.node.call(lambda chain: chain.state.apply(Effect(worker=(67, harness.wallet))))
 
-    def story() -> None:
-        rig.wait(lambda: any(topic.runway_epochs is not None for topic in rig.pulses[-1].topics))
-        rig.wait(lambda: rig.served(67, 1))
+    def scenario() -> None:
+        harness.wait_until(lambda: any(topic.runway_epochs is not None for topic in harness.statuses[-1].topics))
+        harness.wait_until(lambda: harness.is_served(67, 1))
 
-    assert rig.run([rig.settings()], story) == 0
-    runway = rig.pulses[-1].topics[0].runway_epochs
+    assert harness.run([harness.settings()], scenario) == 0
+    runway = harness.statuses[-1].topics[0].runway_epochs
     assert runway is not None
     assert 0 < runway < 100
     assert f"enough for {runway} epochs. Send it some." in caplog.text
-    assert rig.served(67, 1)
+    assert harness.is_served(67, 1)
 
 
-def test_a_worker_that_makes_no_progress_keeps_the_watchdog_from_being_fed(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_stalled_worker_stops_the_watchdog_pings(
+    harness: DaemonHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(topicworker, "IN_WORK", 0.5)
-    stuck, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(topic_worker, "STAGE_STALL_SECONDS", 0.5)
+    is_stalled, go_on = threading.Event(), threading.Event()
 
     def hangs() -> None:
-        stuck.set()
-        assert go_on.wait(LONG)
+        is_stalled.set()
+        assert go_on.wait(TIMEOUT_SECONDS)
 
-    rig.models = {67: hangs}
+    harness.models = {67: hangs}
     fed: list[float | None] = []
 
     def fed_at() -> float | None:
-        watchdog = rig.pulses[-1].watchdog
-        return None if watchdog is None else watchdog.fed_at
+        watchdog = harness.statuses[-1].watchdog
+        return None if watchdog is None else watchdog.last_ping_at
 
-    def story() -> None:
-        rig.wait(stuck.is_set)
-        rig.wait(lambda: rig.pulses[-1].watchdog is not None and rig.pulses[-1].watchdog.would_fire)
+    def scenario() -> None:
+        harness.wait_until(is_stalled.is_set)
+        harness.wait_until(
+            lambda: harness.statuses[-1].watchdog is not None and harness.statuses[-1].watchdog.would_fire
+        )
         fed.append(fed_at())
-        last = len(rig.pulses)
-        rig.wait(lambda: len(rig.pulses) > last + 3)
+        last = len(harness.statuses)
+        harness.wait_until(lambda: len(harness.statuses) > last + 3)
         fed.append(fed_at())
         go_on.set()
-        rig.wait(lambda: rig.confirmed(67, 1))
+        harness.wait_until(lambda: harness.is_confirmed(67, 1))
 
-    assert rig.run([rig.settings(watchdog_usec=200_000)], story) == 0
+    assert harness.run([harness.settings(watchdog_usec=200_000)], scenario) == 0
     assert fed[0] is not None
     assert fed[0] == fed[1]
     assert "has made no progress" in caplog.text
@@ -536,68 +557,76 @@ def test_a_worker_that_makes_no_progress_keeps_the_watchdog_from_being_fed(
     assert "every loop makes progress again" in caplog.text
 
 
-def test_a_model_that_was_replaced_on_disk_is_taken_up_by_a_reload(rig: Rig, tmp_path: Path) -> None:
-    made: list[Model] = []
+def test_reload_loads_a_replaced_model(harness: DaemonHarness, tmp_path: Path) -> None:
+    forecasters: list[NamedInstantForecaster] = []
 
-    class Counted(Model):
+    class Counted(NamedInstantForecaster):
         def __init__(self) -> None:
             super().__init__()
-            made.append(self)
+            forecasters.append(self)
 
-    topics = [rig.settings()]
+    topics = [harness.settings()]
     bundle = tmp_path / "bundle"
 
-    def story() -> None:
-        rig.wait(lambda: rig.confirmed(67, 1))
+    def scenario() -> None:
+        harness.wait_until(lambda: harness.is_confirmed(67, 1))
         os.kill(os.getpid(), signal.SIGHUP)
-        rig.wait(lambda: reloads() == 1)
-        assert len(made) == 1, "nothing has changed, so the model goes on"
-        topics[:] = [rig.settings(model=bundle)]
+        harness.wait_until(lambda: reloads() == 1)
+        assert len(forecasters) == 1, "nothing has changed, so the model goes on"
+        topics[:] = [harness.settings(model=bundle)]
         os.kill(os.getpid(), signal.SIGHUP)
-        rig.wait(lambda: reloads() == 2)
-        assert len(made) == 2
-        rig.epochs([67], 1)
+        harness.wait_until(lambda: reloads() == 2)
+        assert len(forecasters) == 2
+        harness.run_epochs([67], 1)
 
     import shutil
 
-    from forecastd.settings import EMBEDDED_MODEL
+    from forecastd.settings import DEMO_MODEL
 
-    shutil.copytree(EMBEDDED_MODEL, bundle)
+    shutil.copytree(DEMO_MODEL, bundle)
     counter = logging.Handler()
-    told: list[str] = []
-    counter.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    messages: list[str] = []
+    counter.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
 
     def reloads() -> int:
-        return told.count("reloaded")
+        return messages.count("reloaded")
 
     logger = logging.getLogger("forecastd.daemon.loop")
     logger.addHandler(counter)
     logger.setLevel(logging.INFO)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(workshop, "open_forecaster", lambda *_, **__: Counted())
-            assert rig.run(topics, story) == 0
+            patch.setattr(resources, "open_forecaster", lambda *_, **__: Counted())
+            assert harness.run(topics, scenario) == 0
     finally:
         logger.removeHandler(counter)
         logger.setLevel(logging.NOTSET)
-    assert rig.confirmed(67, 1 + EPOCH)
+    assert harness.is_confirmed(67, 1 + EPOCH_BLOCKS)
 
 
-def test_everything_is_let_go_of_at_the_end(rig: Rig) -> None:
+def test_daemon_releases_all_resources_on_exit(harness: DaemonHarness) -> None:
     before, files = set(threading.enumerate()), len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
-        assert rig.run([rig.settings(67), rig.settings(69)], lambda: rig.wait(lambda: rig.confirmed(69, 1))) == 0
-    rig.wait(lambda: not (set(threading.enumerate()) - before))
-    rig.wait(lambda: len(list(Path("/proc/self/fd").iterdir())) <= files + 2)  # the libraries' own threads close some
+        assert (
+            harness.run(
+                [harness.settings(67), harness.settings(69)],
+                lambda: harness.wait_until(lambda: harness.is_confirmed(69, 1)),
+            )
+            == 0
+        )
+    harness.wait_until(lambda: not (set(threading.enumerate()) - before))
+    harness.wait_until(
+        lambda: len(list(Path("/proc/self/fd").iterdir())) <= files + 2
+    )  # the libraries' own threads close some
 
 
-def test_two_wallets_on_one_topic_are_served_side_by_side(rig: Rig) -> None:
-    other = new_phrase()
+def test_two_wallets_on_one_topic_are_both_served(harness: DaemonHarness) -> None:
+    other = new_mnemonic()
     second = Wallet.from_mnemonic(other).address
 
-    def story() -> None:
-        rig.wait(lambda: len([one for one in rig.pulses[-1].topics if one.confirmed_nonce == 1]) == 2)
+    def scenario() -> None:
+        harness.wait_until(lambda: len([row for row in harness.statuses[-1].topics if row.confirmed_nonce == 1]) == 2)
 
-    assert rig.run([rig.settings(), rig.settings(mnemonic=other)], story) == 0
-    record = rig.node.record()
-    assert [len(record.inclusions(67, 1, wallet)) for wallet in (rig.wallet, second)] == [1, 1]
+    assert harness.run([harness.settings(), harness.settings(mnemonic=other)], scenario) == 0
+    record = harness.node.record()
+    assert [len(record.inclusions(67, 1, wallet)) for wallet in (harness.wallet, second)] == [1, 1]

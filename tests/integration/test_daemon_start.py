@@ -12,11 +12,11 @@ import pytest
 
 from forecastd.chain.wallet import open_wallet
 from forecastd.clock import SystemClock
-from forecastd.connect import chain_of
-from forecastd.daemon import workshop
+from forecastd.daemon import resources
 from forecastd.daemon.loop import Daemon
-from forecastd.lease import Lease
+from forecastd.runtime.wallet_lock import WalletLock
 from forecastd.settings import Settings
+from forecastd.submission.connect import chain_id_for
 
 
 @pytest.fixture
@@ -29,37 +29,37 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(state_dir=tmp_path / "state", log_dir=tmp_path / "logs", alert_command=str(script))
 
 
-def run(settings: Settings, *wrong: str) -> int:
-    return Daemon(lambda: ([settings], list(wrong)), SystemClock()).run()
+def run(settings: Settings, *settings_errors: str) -> int:
+    return Daemon(lambda: ([settings], list(settings_errors)), SystemClock()).run()
 
 
-def told(place: Path) -> list[dict[str, Any]]:
-    path = place / "told"
+def read_alerts(directory: Path) -> list[dict[str, Any]]:
+    path = directory / "told"
     return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
 
 
-def test_a_person_is_told_once_that_the_daemon_cannot_start(settings: Settings, tmp_path: Path) -> None:
+def test_startup_failure_is_alerted_once(settings: Settings, tmp_path: Path) -> None:
     for _ in range(2):
         assert run(settings, "THIS is wrong.") == 5
-    assert [(one["event"], one["kind"]) for one in told(tmp_path)] == [("alarm", "needs_human")]
-    assert "cannot start: THIS is wrong." in told(tmp_path)[0]["text"]
+    assert [(alert["event"], alert["kind"]) for alert in read_alerts(tmp_path)] == [("alarm", "needs_human")]
+    assert "cannot start: THIS is wrong." in read_alerts(tmp_path)[0]["text"]
 
 
-def test_a_second_daemon_leaves_the_files_of_the_first_alone(
+def test_second_daemon_keeps_the_files_of_the_first(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(workshop, "Lease", partial(Lease, wait=0.1))
-    settings.state.mkdir(parents=True)
-    files = [settings.state / name for name in ("daemon.json", "alerts.json")]
+    monkeypatch.setattr(resources, "WalletLock", partial(WalletLock, timeout_seconds=0.1))
+    settings.state_path.mkdir(parents=True)
+    files = [settings.state_path / name for name in ("daemon.json", "alerts.json")]
     for file in files:
         file.write_text('{"of": "the first"}')
-    with Lease(chain_of(settings), open_wallet(settings).address, SystemClock()):
+    with WalletLock(chain_id_for(settings), open_wallet(settings).address, SystemClock()):
         assert run(settings) == 6
     assert [file.read_text() for file in files] == ['{"of": "the first"}'] * 2
     assert "Another forecastd on this host works with" in caplog.text
 
 
-def test_a_name_that_looks_like_a_setting_and_is_none_is_told(
+def test_unknown_setting_name_is_reported(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

@@ -15,17 +15,17 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from forecastd.chain import events
-from forecastd.chain.events import Listener
+from forecastd.chain.events import EventListener
 from forecastd.clock import SystemClock
 from forecastd.localnet.embedded import open_embedded
 from forecastd.localnet.topics import TopicSpec
 
 TOPIC = TopicSpec(67, epoch_length=20, worker_submission_window=10)
-LONG = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 @dataclass
-class Heard:
+class ReceivedEvents:
     """What a listener told."""
 
     blocks: list[int] = field(default_factory=list)
@@ -34,19 +34,21 @@ class Heard:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "FIRST_REST", 0.02)
-    monkeypatch.setattr(events, "LONGEST_REST", 0.05)
-    monkeypatch.setattr(events, "LISTEN", 0.05)
-    monkeypatch.setattr(events, "WRONG_CHAIN_REST", 0.05)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MIN_RECONNECT_SECONDS", 0.02)
+    monkeypatch.setattr(events, "MAX_RECONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(events, "RECEIVE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(events, "WRONG_CHAIN_RECONNECT_SECONDS", 0.05)
 
 
 @contextmanager
-def listening(url: str, heard: Heard, *, chain_id: str = "localnet", silence: float = LONG) -> Iterator[Listener]:
-    listener = Listener(
-        url, [67], chain_id=chain_id, clock=SystemClock(), on_block=heard.blocks.append,
-        on_opening=lambda topic, nonce: heard.openings.append((topic, nonce)),
-        on_connected=lambda: heard.connected.append(True), silence=silence,
+def running_listener(
+    url: str, received: ReceivedEvents, *, chain_id: str = "localnet", silence: float = TIMEOUT_SECONDS
+) -> Iterator[EventListener]:
+    listener = EventListener(
+        url, [67], chain_id=chain_id, clock=SystemClock(), on_block=received.blocks.append,
+        on_opening=lambda topic, nonce: received.openings.append((topic, nonce)),
+        on_connected=lambda: received.connected.append(True), silence=silence,
     )  # fmt: skip
     wake = threading.Event()
     thread = threading.Thread(target=listener.run, args=(wake,))
@@ -56,26 +58,26 @@ def listening(url: str, heard: Heard, *, chain_id: str = "localnet", silence: fl
     finally:
         listener.stop()
         wake.set()
-        thread.join(LONG)
+        thread.join(TIMEOUT_SECONDS)
         assert not thread.is_alive()
 
 
-def wait(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     pause = threading.Event()
-    for _ in range(int(LONG / 0.01)):
-        if true():
+    for _ in range(int(TIMEOUT_SECONDS / 0.01)):
+        if condition():
             return
         pause.wait(0.01)
     raise AssertionError("it did not come to be so")
 
 
 @contextmanager
-def server(talk: Callable[[ServerConnection], None]) -> Iterator[str]:
+def websocket_server(behaviour: Callable[[ServerConnection], None]) -> Iterator[str]:
     """A websocket that talks as it is told to; its URL."""
 
     def handle(connection: ServerConnection) -> None:
         with suppress(ConnectionClosed):
-            talk(connection)
+            behaviour(connection)
 
     with serve(handle, "127.0.0.1", 0, compression=None) as running:
         thread = threading.Thread(target=running.serve_forever)
@@ -86,90 +88,90 @@ def server(talk: Callable[[ServerConnection], None]) -> Iterator[str]:
         thread.join()
 
 
-def acknowledge(connection: ServerConnection) -> list[Any]:
+def acknowledge_requests(connection: ServerConnection) -> list[Any]:
     """Take what is asked for and say yes to the subscriptions; the requests."""
-    asked = []
+    requests = []
     for _ in range(4):
         request = json.loads(connection.recv())
-        asked.append(request)
+        requests.append(request)
         if request["method"] == "subscribe":
             connection.send(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {}}))
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("version", ["v9", "v10"])
-def test_blocks_and_openings_of_a_local_node_are_heard(tmp_path: Path, version: Any) -> None:
-    heard = Heard()
+def test_listener_receives_blocks_and_opened_windows(tmp_path: Path, version: Any) -> None:
+    received = ReceivedEvents()
     with open_embedded(tmp_path, SystemClock(), topics=(TOPIC,), version=version, block_time=None, events=True) as node:
         assert node.websocket is not None
-        with listening(node.websocket, heard) as listener:
-            wait(lambda: heard.connected != [])
+        with running_listener(node.websocket, received) as listener:
+            wait_until(lambda: received.connected != [])
             assert listener.report().connected
             node.advance(45)
-            wait(lambda: 46 in heard.blocks)  # its height comes with the status, the headers and the events
-            assert heard.openings == [(67, 21), (67, 41)]
-            assert heard.blocks == sorted(heard.blocks)
-            assert set(range(2, 47)) <= set(heard.blocks)
+            wait_until(lambda: 46 in received.blocks)  # its height comes with the status, the headers and the events
+            assert received.openings == [(67, 21), (67, 41)]
+            assert received.blocks == sorted(received.blocks)
+            assert set(range(2, 47)) <= set(received.blocks)
 
 
-def test_it_comes_back_after_the_node_went_down_and_says_so(tmp_path: Path) -> None:
-    heard = Heard()
+def test_listener_reconnects_after_a_node_restart(tmp_path: Path) -> None:
+    received = ReceivedEvents()
     with open_embedded(tmp_path, SystemClock(), topics=(TOPIC,), block_time=None, events=True) as node:
         assert node.websocket is not None
-        with listening(node.websocket, heard) as listener:
-            wait(lambda: len(heard.connected) == 1)
+        with running_listener(node.websocket, received) as listener:
+            wait_until(lambda: len(received.connected) == 1)
             node.restart(3600)
-            wait(lambda: not listener.report().connected)
+            wait_until(lambda: not listener.report().connected)
             node.restart(0.01)  # it is down, and now comes back soon
-            wait(lambda: len(heard.connected) == 2)
+            wait_until(lambda: len(received.connected) == 2)
             node.advance(30)
-            wait(lambda: (67, 21) in heard.openings)
+            wait_until(lambda: (67, 21) in received.openings)
 
 
-def test_other_topics_are_subscribed_to_when_they_are_wanted(tmp_path: Path) -> None:
-    heard, other = Heard(), TopicSpec(69, epoch_length=30, worker_submission_window=10)
-    with open_embedded(tmp_path, SystemClock(), topics=(TOPIC, other), block_time=None, events=True) as node:
+def test_listener_new_topics_are_subscribed(tmp_path: Path) -> None:
+    received, other_topic = ReceivedEvents(), TopicSpec(69, epoch_length=30, worker_submission_window=10)
+    with open_embedded(tmp_path, SystemClock(), topics=(TOPIC, other_topic), block_time=None, events=True) as node:
         assert node.websocket is not None
-        with listening(node.websocket, heard) as listener:
-            wait(lambda: len(heard.connected) == 1)
+        with running_listener(node.websocket, received) as listener:
+            wait_until(lambda: len(received.connected) == 1)
             listener.listen_for([69])
-            wait(lambda: len(heard.connected) == 2)
+            wait_until(lambda: len(received.connected) == 2)
             node.advance(35)
-            wait(lambda: (69, 31) in heard.openings)
-            assert (67, 21) not in heard.openings
+            wait_until(lambda: (69, 31) in received.openings)
+            assert (67, 21) not in received.openings
 
 
-def test_a_node_of_another_chain_is_told_by_name_and_never_believed(tmp_path: Path) -> None:
-    heard = Heard()
+def test_listener_wrong_chain_is_reported_and_ignored(tmp_path: Path) -> None:
+    received = ReceivedEvents()
     with open_embedded(tmp_path, SystemClock(), topics=(TOPIC,), block_time=None, events=True) as node:
         assert node.websocket is not None
-        with listening(node.websocket, heard, chain_id="allora-testnet-1") as listener:
-            wait(lambda: "localnet" in listener.report().error)
+        with running_listener(node.websocket, received, chain_id="allora-testnet-1") as listener:
+            wait_until(lambda: "localnet" in listener.report().error)
             node.advance(30)
-            assert heard == Heard()
+            assert received == ReceivedEvents()
 
 
-def test_a_connection_on_which_nothing_is_told_is_made_anew() -> None:
-    heard, connections = Heard(), list[int]()
+def test_listener_silent_connection_is_replaced() -> None:
+    received, connections = ReceivedEvents(), list[int]()
 
     def silent(connection: ServerConnection) -> None:
         connections.append(1)
-        acknowledge(connection)
+        acknowledge_requests(connection)
         for _ in connection:
             pass
 
     # It acknowledged a subscription to blocks and sends none: as silent as a dead one.
-    with server(silent) as url, listening(url, heard, silence=0.2) as listener:
-        wait(lambda: len(connections) > 2)
-        wait(lambda: "nothing was told" in listener.report().error or listener.report().connected)
+    with websocket_server(silent) as url, running_listener(url, received, silence=0.2) as listener:
+        wait_until(lambda: len(connections) > 2)
+        wait_until(lambda: "nothing was told" in listener.report().error or listener.report().connected)
 
 
-def hang_up(connection: ServerConnection) -> None:
+def disconnect(connection: ServerConnection) -> None:
     connection.close()
 
 
-def rubbish(connection: ServerConnection) -> None:
-    acknowledge(connection)
+def send_garbage(connection: ServerConnection) -> None:
+    acknowledge_requests(connection)
     for text in (
         "",
         "null",
@@ -185,43 +187,45 @@ def rubbish(connection: ServerConnection) -> None:
     connection.close()
 
 
-def huge(connection: ServerConnection) -> None:
-    acknowledge(connection)
-    connection.send("x" * (events.MOST_BYTES + 1))
+def send_oversized(connection: ServerConnection) -> None:
+    acknowledge_requests(connection)
+    connection.send("x" * (events.MAX_MESSAGE_BYTES + 1))
 
 
-def declines(connection: ServerConnection) -> None:
+def decline_subscriptions(connection: ServerConnection) -> None:
     for request in connection:
         name = json.loads(request)["id"]
         connection.send(json.dumps({"jsonrpc": "2.0", "id": name, "error": {"code": -32603, "message": "no"}}))
 
 
-@pytest.mark.parametrize("talk", [hang_up, rubbish, huge, declines], ids=lambda one: str(one.__name__))
-def test_a_server_that_misbehaves_is_tried_again_and_one_that_has_come_to_reason_is_heard(
-    talk: Callable[[ServerConnection], None],
+@pytest.mark.parametrize(
+    "talk", [disconnect, send_garbage, send_oversized, decline_subscriptions], ids=lambda one: str(one.__name__)
+)
+def test_listener_misbehaving_server_is_retried_until_it_works(
+    behaviour: Callable[[ServerConnection], None],
 ) -> None:
-    heard, connections = Heard(), list[int]()
-    opening = {"type": events.OPENED[0], "attributes": [
+    received, connections = ReceivedEvents(), list[int]()
+    opening = {"type": events.WINDOW_OPENED_EVENTS[0], "attributes": [
         {"key": "topic_id", "value": '"67"'}, {"key": "nonce_block_height", "value": '"21"'}]}  # fmt: skip
-    told = {"id": "opened-0", "result": {"data": {"value": {"height": "21", "events": [opening]}}}}
+    window_event = {"id": "opened-0", "result": {"data": {"value": {"height": "21", "events": [opening]}}}}
 
     def badly_at_first(connection: ServerConnection) -> None:
         connections.append(1)
         if len(connections) < 3:
-            talk(connection)
+            behaviour(connection)
             return
-        acknowledge(connection)
-        connection.send(json.dumps(told))
+        acknowledge_requests(connection)
+        connection.send(json.dumps(window_event))
         for _ in connection:
             pass
 
-    with server(badly_at_first) as url, listening(url, heard) as listener:
-        wait(lambda: heard.openings == [(67, 21)])
-        assert listener.report().last_at is not None
+    with websocket_server(badly_at_first) as url, running_listener(url, received) as listener:
+        wait_until(lambda: received.openings == [(67, 21)])
+        assert listener.report().last_message_at is not None
 
 
-def test_an_address_where_nobody_is_costs_nothing_but_tries() -> None:
-    heard = Heard()
-    with listening("ws://127.0.0.1:9/websocket", heard) as listener:
-        wait(lambda: listener.report().error != "")
+def test_listener_unreachable_address_is_retried() -> None:
+    received = ReceivedEvents()
+    with running_listener("ws://127.0.0.1:9/websocket", received) as listener:
+        wait_until(lambda: listener.report().error != "")
         assert not listener.report().connected

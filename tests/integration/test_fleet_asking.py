@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pytest_httpserver import HTTPServer
 
-from cli.fleet.asking import FleetService, NotRunning, Refused, service_of
-from cli.fleet.told import Status, ask
+from cli.fleet.client import FleetAccessDenied, FleetClient, FleetNotRunning, make_client
+from cli.fleet.schemas import StatusView, fetch
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.settings import Settings
 
@@ -35,65 +35,65 @@ KEY = "0123456789abcdef-first"
     ((200, b"\xff"), NeedsHuman, "is no fleet"),
     ((404, '{"detail": "Not Found"}'), NeedsHuman, "/status answered with 404"),
     ((302, ""), NeedsHuman, "/status answered with 302"),
-    ((401, '{"error": "No API key was given.", "fix": "Send one."}'), Refused, "(401). No API key was given. Send one."),
-    ((403, ""), Refused, "Pass a key that it knows with --api-key"),
+    ((401, '{"error": "No API key was given.", "fix": "Send one."}'), FleetAccessDenied, "(401). No API key was given. Send one."),
+    ((403, ""), FleetAccessDenied, "Pass a key that it knows with --api-key"),
     ((429, '{"error": "Too many.", "fix": "Wait."}'), RetryLater, "cannot answer now (429). Too many. Wait."),
     ((503, ""), RetryLater, "cannot answer now (503)."),
 ])  # fmt: skip
-def test_an_answer_that_is_none_is_told_as_what_it_is(
-    httpserver: HTTPServer, answer: tuple[int, str | bytes], kind: type[ForecastdError], told: str
+def test_invalid_response_names_problem(
+    httpserver: HTTPServer, answer: tuple[int, str | bytes], kind: type[ForecastdError], message: str
 ) -> None:
     httpserver.expect_request("/status").respond_with_data(answer[1], answer[0])
     with pytest.raises(kind) as caught:
-        ask(FleetService(httpserver.url_for("")), Status, "/status")
-    assert told in str(caught.value)
+        fetch(FleetClient(httpserver.url_for("")), StatusView, "/status")
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-def test_a_service_that_tells_more_than_is_known_is_understood(httpserver: HTTPServer) -> None:
+def test_unknown_fields_are_ignored(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/status").respond_with_json(STATUS)
-    assert ask(FleetService(httpserver.url_for("/")), Status, "/status").step_seconds == 5
+    assert fetch(FleetClient(httpserver.url_for("/")), StatusView, "/status").step_seconds == 5
 
 
 @pytest.fixture
-def silent() -> Iterator[str]:
+def silent_server() -> Iterator[str]:
     """Takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_one_that_does_not_answer_is_another_matter_than_none(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.fleet.asking.SECONDS", 0.2)
+def test_silent_server_differs_from_no_server(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.fleet.client.REQUEST_SECONDS", 0.2)
     with pytest.raises(RetryLater, match="did not answer in full"):
-        FleetService(silent).get("/status")
+        FleetClient(silent_server).get("/status")
 
 
-def test_nobody_is_there() -> None:
+def test_no_listener_is_not_running() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(NotRunning, match="No fleet is running at") as caught:
-            FleetService(url).get("/status")
+        with pytest.raises(FleetNotRunning, match="No fleet is running at") as caught:
+            FleetClient(url).get("/status")
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://", "http://x:99999999", "http://[::1"])
-def test_an_address_that_is_none(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(NeedsHuman, match="is no address of a fleet"):
-        FleetService(url)
+        FleetClient(url)
 
 
 @pytest.mark.parametrize(("host", "name"), [
     ("127.0.0.1", "127.0.0.1:8231"), ("0.0.0.0", "127.0.0.1:8231"), ("::", "127.0.0.1:8231"),  # noqa: S104
     ("::1", "[::1]:8231"), ("[::1]", "[::1]:8231"), ("fleet.example.org", "fleet.example.org:8231"),
 ])  # fmt: skip
-def test_it_is_looked_for_where_the_settings_would_start_it(host: str, name: str) -> None:
+def test_default_url_follows_settings(host: str, name: str) -> None:
     settings = Settings(fleet_host=host, fleet_port=8231)
-    assert service_of(settings, None, None).name == name
-    assert service_of(settings, "https://user:secret@other/", None).name == "other"
+    assert make_client(settings, None, None).name == name
+    assert make_client(settings, "https://user:secret@other/", None).name == "other"
 
 
-def test_the_key_is_the_options_else_the_first_of_the_settings(httpserver: HTTPServer, tmp_path: Path) -> None:
+def test_api_key_is_option_or_first_of_settings(httpserver: HTTPServer, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# the dashboard's\n\n{KEY}\nanother-key-of-them\n")
     httpserver.expect_request("/status", headers={"X-API-Key": KEY}).respond_with_json(STATUS)
@@ -103,4 +103,4 @@ def test_the_key_is_the_options_else_the_first_of_the_settings(httpserver: HTTPS
         ({"fleet_api_keys": "other-key-of-somebody"}, KEY),
     ]  # fmt: skip
     for given, key in cases:
-        assert service_of(Settings(**given), url, key).get("/status") == STATUS
+        assert make_client(Settings(**given), url, key).get("/status") == STATUS

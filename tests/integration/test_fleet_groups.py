@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.fleet.data import FleetData
-from models.fleet.groups import LEAST_LOG, LEAST_OF_ALL, LEAST_SHARE, Groups, fit_groups
-from models.fleet.manifest import DEFAULT, Metric
+from models.fleet.dataset import FleetData
+from models.fleet.manifest import DEFAULT_GROUP, ModelMetric
+from models.fleet.scales import MIN_GLOBAL_SHARE, MIN_LOG, MIN_SHARE, GroupScales, fit_groups
 
 EPS = float(np.finfo(np.float16).eps)  # pytorch_forecasting adds it to every scale
 STOP = 300
@@ -27,7 +27,7 @@ def data() -> FleetData:
     return FleetData(
         servers=names,
         profiles=("web", "db", "web", "a", "a", "web", "db", "solo", "db"),
-        metrics=(Metric("plain", "%", 0, 110, "none"), Metric("tail", "ms", 0, 1e6, "log1p")),
+        metrics=(ModelMetric("plain", "%", 0, 110, "none"), ModelMetric("tail", "ms", 0, 1e6, "log1p")),
         first=0,
         step=5,
         values=values,
@@ -39,41 +39,41 @@ def data() -> FleetData:
 
 
 @pytest.fixture(scope="module")
-def groups(data: FleetData) -> Groups:
+def groups(data: FleetData) -> GroupScales:
     return fit_groups(data, STOP, 100)
 
 
-def own(data: FleetData, servers: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def expected_scale(data: FleetData, servers: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of these servers' own training data, by numpy alone."""
-    seen = data.values[servers, :STOP].astype(float)
-    seen[..., 1] = np.log1p(seen[..., 1])
-    flat = seen.reshape(-1, 2)
+    observed = data.values[servers, :STOP].astype(float)
+    observed[..., 1] = np.log1p(observed[..., 1])
+    flat = observed.reshape(-1, 2)
     count = np.isfinite(flat).sum(axis=0)
     return np.nanmean(flat, axis=0), np.nanstd(flat, axis=0) * np.sqrt(count / (count - 1)) + EPS
 
 
-def test_every_server_has_the_center_and_scale_of_its_own_data(data: FleetData, groups: Groups) -> None:
+def test_fit_groups_server_scale_is_from_its_own_data(data: FleetData, groups: GroupScales) -> None:
     for row, name in enumerate(data.servers):
-        center, scale = own(data, [row])
-        at = groups.row(f"server:{name}")
-        assert groups.center[at] == pytest.approx(center, rel=1e-4)
-        assert groups.scale[at] == pytest.approx(scale, rel=1e-3)
+        center, scale = expected_scale(data, [row])
+        index = groups.row(f"server:{name}")
+        assert groups.center[index] == pytest.approx(center, rel=1e-4)
+        assert groups.scale[index] == pytest.approx(scale, rel=1e-3)
 
 
-def test_every_profile_and_the_rest_have_those_of_all_their_servers(data: FleetData, groups: Groups) -> None:
+def test_fit_groups_profile_and_default_scales_pool_their_servers(data: FleetData, groups: GroupScales) -> None:
     for profile in set(data.profiles):
-        members = [row for row, one in enumerate(data.profiles) if one == profile]
-        center, scale = own(data, members)
-        at = groups.row(f"profile:{profile}")
-        assert groups.center[at] == pytest.approx(center, rel=1e-4)
-        assert groups.scale[at] == pytest.approx(scale, rel=1e-3)
-    center, scale = own(data, list(range(9)))
-    assert groups.names[-1] == DEFAULT
+        members = [row for row, other in enumerate(data.profiles) if other == profile]
+        center, scale = expected_scale(data, members)
+        index = groups.row(f"profile:{profile}")
+        assert groups.center[index] == pytest.approx(center, rel=1e-4)
+        assert groups.scale[index] == pytest.approx(scale, rel=1e-3)
+    center, scale = expected_scale(data, list(range(9)))
+    assert groups.names[-1] == DEFAULT_GROUP
     assert groups.center[-1] == pytest.approx(center, rel=1e-4)
     assert groups.scale[-1] == pytest.approx(scale, rel=1e-3)
 
 
-def test_the_order_of_the_servers_changes_nothing(data: FleetData, groups: Groups) -> None:
+def test_fit_groups_reordered_servers_gives_same_scales(data: FleetData, groups: GroupScales) -> None:
     order = np.random.default_rng(1).permutation(9)
     shuffled = replace(
         data,
@@ -88,7 +88,7 @@ def test_the_order_of_the_servers_changes_nothing(data: FleetData, groups: Group
         assert again.scale[again.row(name)] == pytest.approx(groups.scale[groups.row(name)], rel=1e-5)
 
 
-def test_a_server_with_too_little_data_has_no_scale_of_its_own(data: FleetData) -> None:
+def test_fit_groups_short_history_gives_no_own_scale(data: FleetData) -> None:
     values = data.values.copy()
     values[4, 90:STOP] = np.nan
     few = fit_groups(replace(data, values=values), STOP, 100)
@@ -97,11 +97,11 @@ def test_a_server_with_too_little_data_has_no_scale_of_its_own(data: FleetData) 
     assert not [name for name in fit_groups(data, STOP, STOP + 1).names if name.startswith("server:")]
 
 
-def test_what_stood_still_has_a_scale_all_the_same(data: FleetData) -> None:
+def test_fit_groups_constant_metric_has_minimum_scale(data: FleetData) -> None:
     values = data.values.copy()
     values[5] = 3.0
     still = fit_groups(replace(data, values=values), STOP, 100)
     scale = still.scale[still.row("server:web-1")]
-    assert scale == pytest.approx(np.maximum([LEAST_SHARE * 110, LEAST_LOG], LEAST_OF_ALL * still.scale[-1]))
+    assert scale == pytest.approx(np.maximum([MIN_SHARE * 110, MIN_LOG], MIN_GLOBAL_SHARE * still.scale[-1]))
     nothing_moves = fit_groups(replace(data, values=np.full_like(values, 3.0)), STOP, 100)
-    assert (nothing_moves.scale >= np.array([LEAST_SHARE * 110, LEAST_LOG], np.float32)).all()
+    assert (nothing_moves.scale >= np.array([MIN_SHARE * 110, MIN_LOG], np.float32)).all()

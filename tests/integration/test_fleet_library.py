@@ -14,36 +14,36 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.fleet.library import Library, by_server, frame
-from benchmarks.fleet.request import answer
-from benchmarks.fleet.scene import STEP, Servers, Size
+from benchmarks.fleet.library import BaselineLibrary, frame, quantiles_by_server
+from benchmarks.fleet.request import answer_request
+from benchmarks.fleet.scene import STEP, ModelSize, SimulatedServers
 from models.fleet.base import FleetInput
 from models.fleet.bundle import FleetBundle
 from models.fleet.engines import TOLERANCE, load_fleet_engine, range_difference
 
-SIZE = Size(hidden=8, continuous=4, heads=2, layers=1, encoder=24, minimum=6, horizon=8)
+SIZE = ModelSize(hidden=8, continuous=4, heads=2, layers=1, encoder=24, minimum=6, horizon=8)
 COUNT = 10
-SEEN = 3 * TOLERANCE  # a difference that nobody could take for rounding
+SIGNIFICANT = 3 * TOLERANCE  # a difference that nobody could take for rounding
 
 
 @pytest.fixture(scope="module")
-def servers() -> Servers:
-    return Servers(COUNT, seed=5)
+def servers() -> SimulatedServers:
+    return SimulatedServers(COUNT, seed=5)
 
 
 @pytest.fixture(scope="module")
-def library(servers: Servers) -> Library:
-    return Library(SIZE, servers.names)
+def library(servers: SimulatedServers) -> BaselineLibrary:
+    return BaselineLibrary(SIZE, servers.names)
 
 
 @pytest.fixture(scope="module")
-def bundle(library: Library) -> FleetBundle:
+def bundle(library: BaselineLibrary) -> FleetBundle:
     return library.bundle()
 
 
 def forecast(
     bundle: FleetBundle,
-    servers: Servers,
+    servers: SimulatedServers,
     values: NDArray[np.float32],
     *,
     engine: str = "stream",
@@ -64,32 +64,32 @@ def forecast(
     )
 
 
-def predicted(library: Library, servers: Servers, rows: Any) -> NDArray[np.float32]:
+def predict(library: BaselineLibrary, servers: SimulatedServers, rows: Any) -> NDArray[np.float32]:
     """The library's, in the same order."""
-    return by_server(SIZE, *library.predict(rows), servers.names)
+    return quantiles_by_server(SIZE, *library.predict(rows), servers.names)
 
 
 @pytest.fixture(scope="module")
-def rows(servers: Servers) -> Any:
-    return frame(SIZE, servers.names, servers.profiles, servers.past(SIZE.encoder), servers.tick)
+def rows(servers: SimulatedServers) -> Any:
+    return frame(SIZE, servers.names, servers.profiles, servers.history(SIZE.encoder), servers.tick)
 
 
 @pytest.fixture(scope="module")
-def wanted(library: Library, servers: Servers, rows: Any) -> NDArray[np.float32]:
-    return predicted(library, servers, rows)
+def expected(library: BaselineLibrary, servers: SimulatedServers, rows: Any) -> NDArray[np.float32]:
+    return predict(library, servers, rows)
 
 
 @pytest.mark.parametrize("engine", ["fused", "onnx", "stream", "library"])
-def test_every_server_is_forecast_as_the_library_predicts_it(
-    library: Library, bundle: FleetBundle, servers: Servers, wanted: NDArray[np.float32], engine: str
+def test_forecast_full_window_equals_library(
+    library: BaselineLibrary, bundle: FleetBundle, servers: SimulatedServers, expected: NDArray[np.float32], engine: str
 ) -> None:
     block = servers.block(SIZE.encoder)
     assert block.servers == servers.names
-    assert range_difference(forecast(bundle, servers, block.values, engine=engine), wanted) < TOLERANCE
+    assert range_difference(forecast(bundle, servers, block.values, engine=engine), expected) < TOLERANCE
 
 
-def test_the_comparison_sees_a_tick_too_early_another_server_and_another_metric(
-    bundle: FleetBundle, servers: Servers, wanted: NDArray[np.float32]
+def test_comparison_detects_wrong_tick_server_and_metric(
+    bundle: FleetBundle, servers: SimulatedServers, expected: NDArray[np.float32]
 ) -> None:
     block = servers.block(SIZE.encoder)
     early = forecast(
@@ -97,40 +97,42 @@ def test_the_comparison_sees_a_tick_too_early_another_server_and_another_metric(
     )
     other = forecast(bundle, servers, np.roll(block.values, 1, axis=0))
     right = forecast(bundle, servers, block.values)
-    assert range_difference(early, wanted) > SEEN
-    assert range_difference(other, wanted) > SEEN
-    assert range_difference(np.roll(right, 1, axis=1), wanted) > SEEN
+    assert range_difference(early, expected) > SIGNIFICANT
+    assert range_difference(other, expected) > SIGNIFICANT
+    assert range_difference(np.roll(right, 1, axis=1), expected) > SIGNIFICANT
 
 
-def test_the_first_step_is_the_tick_after_the_last_observed_one(library: Library, servers: Servers, rows: Any) -> None:
+def test_library_first_step_is_tick_after_last_observed(
+    library: BaselineLibrary, servers: SimulatedServers, rows: Any
+) -> None:
     _, index = library.predict(rows)
     assert (index["tick"] == servers.tick + 1).all()
     _, past = library.predict(rows[rows["tick"] <= servers.tick])
     assert (past["tick"] == servers.tick + 1 - SIZE.horizon).all(), "without rows of the time to come it tells the past"
 
 
-def test_each_server_has_the_scale_of_its_own_profile(
-    library: Library, bundle: FleetBundle, servers: Servers, rows: Any
+def test_library_scales_each_server_by_its_profile(
+    library: BaselineLibrary, bundle: FleetBundle, servers: SimulatedServers, rows: Any
 ) -> None:
     groups = bundle.manifest.groups
     table = np.stack([bundle.center, bundle.scale], axis=-1)
-    found = scales(library.data_set(rows))
-    assert found.keys() == set(servers.names)
+    server_scales = scales(library.data_set(rows))
+    assert server_scales.keys() == set(servers.names)
     for server, profile in zip(servers.names, servers.profiles, strict=True):
         row = groups.index(f"profile:{profile}")
-        assert np.allclose(found[server], table[row], rtol=1e-5), server
-        assert not any(np.allclose(found[server], other, rtol=1e-3) for other in np.delete(table, row, axis=0))
+        assert np.allclose(server_scales[server], table[row], rtol=1e-5), server
+        assert not any(np.allclose(server_scales[server], other, rtol=1e-3) for other in np.delete(table, row, axis=0))
 
 
-def test_two_encoders_of_one_group_give_a_server_the_scale_of_another(
-    library: Library, servers: Servers, rows: Any
-) -> None:
+def test_library_second_encoder_mixes_up_scales(library: BaselineLibrary, servers: SimulatedServers, rows: Any) -> None:
     """Why the codes are told to be alike: the library's own second encoder is one off where the first has `add_nan`."""
     from pytorch_forecasting import TimeSeriesDataSet
 
-    told = library.template.get_parameters()
-    codes = {name: code for name, code in told["categorical_encoders"].items() if not name.startswith("__group_id__")}
-    wrong = scales(TimeSeriesDataSet.from_parameters({**told, "categorical_encoders": codes}, rows, predict=True))
+    parameters = library.template.get_parameters()
+    codes = {
+        name: code for name, code in parameters["categorical_encoders"].items() if not name.startswith("__group_id__")
+    }
+    wrong = scales(TimeSeriesDataSet.from_parameters({**parameters, "categorical_encoders": codes}, rows, predict=True))
     right = scales(library.data_set(rows))
     assert not any(np.allclose(wrong[server], right[server], rtol=1e-3) for server in servers.names)
 
@@ -139,22 +141,22 @@ def scales(data_set: Any) -> dict[str, NDArray[np.float64]]:
     """Center and scale `[M, 2]` that the library undoes each server's outputs with."""
     batch, _ = next(iter(data_set.to_dataloader(train=False, batch_size=COUNT)))
     names = data_set.x_to_index(batch)["server"]
-    found = np.stack([one.numpy() for one in batch["target_scale"]], axis=1)
-    return dict(zip(names, found, strict=True))
+    result = np.stack([scale.numpy() for scale in batch["target_scale"]], axis=1)
+    return dict(zip(names, result, strict=True))
 
 
-def test_a_profile_that_was_not_there_in_training_is_scaled_alike_on_both_sides(
-    library: Library, bundle: FleetBundle, servers: Servers
+def test_forecast_unknown_profile_equals_library(
+    library: BaselineLibrary, bundle: FleetBundle, servers: SimulatedServers
 ) -> None:
     others = servers.profiles[1:]
     # By its own name the library predicts it and then cannot tell whose row it was; "nan" is its word for what it never saw.
-    rows = frame(SIZE, servers.names, ("nan", *others), servers.past(SIZE.encoder), servers.tick)
+    rows = frame(SIZE, servers.names, ("nan", *others), servers.history(SIZE.encoder), servers.tick)
     ours = forecast(bundle, servers, servers.block(SIZE.encoder).values, profiles=("never-seen", *others))
-    assert range_difference(ours, predicted(library, servers, rows)) < TOLERANCE
+    assert range_difference(ours, predict(library, servers, rows)) < TOLERANCE
 
 
-def test_a_server_with_a_short_past_is_forecast_as_the_library_predicts_it(
-    library: Library, bundle: FleetBundle, servers: Servers, rows: Any
+def test_forecast_short_window_equals_library(
+    library: BaselineLibrary, bundle: FleetBundle, servers: SimulatedServers, rows: Any
 ) -> None:
     lengths = np.full(COUNT, SIZE.encoder)
     lengths[:3] = SIZE.minimum, SIZE.minimum + 1, SIZE.encoder - 1
@@ -164,19 +166,26 @@ def test_a_server_with_a_short_past_is_forecast_as_the_library_predicts_it(
     for row, length in enumerate(lengths.tolist()):
         values[row, : SIZE.encoder - length] = 0.0
     ours = forecast(bundle, servers, values, lengths=lengths)
-    assert range_difference(ours, predicted(library, servers, short)) < TOLERANCE
+    assert range_difference(ours, predict(library, servers, short)) < TOLERANCE
 
 
-def test_a_request_the_known_way_predicts_the_same_and_leaves_nothing_behind(
-    library: Library, servers: Servers, wanted: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_usual_request_equals_library_and_leaves_no_files(
+    library: BaselineLibrary,
+    servers: SimulatedServers,
+    expected: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = answer(library, servers.records(SIZE))
-    assert range_difference(by_server(SIZE, asked.outputs, asked.index, servers.names), wanted) < TOLERANCE
+    response = answer_request(library, servers.records(SIZE))
+    assert (
+        range_difference(quantiles_by_server(SIZE, response.outputs, response.index, servers.names), expected)
+        < TOLERANCE
+    )
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bundle_of_the_library_proves_itself(library: Library, tmp_path: Path) -> None:
+def test_bundle_of_library_passes_canary(library: BaselineLibrary, tmp_path: Path) -> None:
     from models.fleet.bundle import load_fleet_bundle
     from models.fleet.engines import verify_fleet_canary
 

@@ -12,7 +12,7 @@ KEY = "a-key-of-good-length"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A directory and a state of the test's own; the environment can be added to."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STATE_DIR", str(tmp_path / "state"))
@@ -40,15 +40,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ("more", 2, "more"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(
-    options: str, code: int, told: str, here: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_serve_invalid_options_give_one_line(
+    options: str, code: int, message: str, clean_environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if "192.0.2.1" in options:
-        here.setenv("FLEET_API_KEYS", KEY)
+        clean_environment.setenv("FLEET_API_KEYS", KEY)
     assert main(["fleet", "serve", *options.split()]) == code
-    said = capfd.readouterr().err
-    assert told in said
-    assert "Traceback" not in said
+    stderr = capfd.readouterr().err
+    assert message in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_what_cannot_be_is_said_in_a_line(
         ("FLEET_ENGINE", "x", "FLEET_ENGINE"),
     ],
 )
-def test_a_setting_that_does_not_fit_is_named(
-    variable: str, value: str, told: str, here: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_serve_invalid_setting_is_named(
+    variable: str, value: str, message: str, clean_environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    here.setenv(variable, value)
+    clean_environment.setenv(variable, value)
     assert main(["fleet", "serve"]) == 5
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err

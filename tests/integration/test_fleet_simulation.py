@@ -11,25 +11,25 @@ from typing import Any
 
 import pytest
 
-from forecastd.clock import SystemClock, iso
+from forecastd.clock import SystemClock, to_iso
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.contract import FeedError
-from forecastd.fleet.grid import FleetWindow
-from forecastd.fleet.intake import parse_feed
-from forecastd.fleet.simulator.client import FleetClient
-from forecastd.fleet.simulator.simulation import Plan, Simulation
-from forecastd.fleet.simulator.tally import Tally
+from forecastd.fleet.ingest.feed import parse_feed
+from forecastd.fleet.simulator.client import FeedClient
+from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan
+from forecastd.fleet.simulator.tally import SimulationTally
+from forecastd.fleet.window.window import FleetWindow
 
 STEP = 5
 
 
-class Service(ThreadingHTTPServer):
+class FakeFleetServer(ThreadingHTTPServer):
     """A fleet's GET /status and POST /feed, without the rest. `faults` are taken one a feed, from the left."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), FakeFleetHandler)
         self.clock = SystemClock()
         self.window = FleetWindow(STEP, 400, 1_000)
         self.now = 1_795_000_000.0 + 2.5
@@ -48,12 +48,12 @@ class Service(ThreadingHTTPServer):
     def time(self) -> float:
         return self.now + (self.clock.monotonic() - self.began) * self.speed
 
-    def told(self) -> dict[str, Any]:
+    def status_document(self) -> dict[str, Any]:
         now = self.time()
         newest = int(now // STEP) - 1
         return self.status or {
-            "now": iso(now), "step_seconds": STEP, "speed": self.speed,
-            "tick": {"newest": newest, "time": iso(newest * STEP), "age_seconds": round(now - (newest + 1) * STEP, 3)},
+            "now": to_iso(now), "step_seconds": STEP, "speed": self.speed,
+            "tick": {"newest": newest, "time": to_iso(newest * STEP), "age_seconds": round(now - (newest + 1) * STEP, 3)},
         }  # fmt: skip
 
     def take(self, text: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
@@ -64,19 +64,19 @@ class Service(ThreadingHTTPServer):
         except FeedError as error:
             return 400, {"error": str(error), "fix": ""}
         self.window.advance(int(self.time() // STEP) - 1)
-        answer = self.window.take(parsed, now=self.time(), max_skew=self.skew)
+        answer = self.window.ingest(parsed, now=self.time(), max_skew=self.skew)
         self.bodies.append((content_type, text))
         if len(self.bodies) >= self.wanted:
             self.enough.set()
         return 200, answer.model_dump()
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Service
+class FakeFleetHandler(BaseHTTPRequestHandler):
+    server: FakeFleetServer
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.answer(*self.checked(200, self.server.told()))
+        self.answer(*self.checked(200, self.server.status_document()))
 
     def do_POST(self) -> None:
         text = self.rfile.read(int(self.headers["Content-Length"]))
@@ -90,13 +90,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.answer(*self.checked(*self.server.take(text, self.headers["Content-Type"])))
 
-    def checked(self, code: int, told: Any) -> tuple[int, Any]:
+    def checked(self, code: int, document: Any) -> tuple[int, Any]:
         if self.server.key and self.headers.get("X-API-Key") != self.server.key:
             return 401, {"error": "The API key is not known here.", "fix": "Send one."}
-        return code, told
+        return code, document
 
-    def answer(self, code: int, told: Any) -> None:
-        text = json.dumps(told).encode()
+    def answer(self, code: int, document: Any) -> None:
+        text = json.dumps(document).encode()
         self.send_response(code)
         if code == 429:
             self.send_header("Retry-After", "0")
@@ -109,8 +109,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    with Service() as server:
+def service() -> Iterator[FakeFleetServer]:
+    with FakeFleetServer() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
@@ -119,14 +119,14 @@ def service() -> Iterator[Service]:
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
+def unused_url() -> Iterator[str]:
     """An address that is taken, and at which nobody listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-def until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     never = threading.Event()
     for _ in range(1_200):
         if condition():
@@ -135,20 +135,20 @@ def until(condition: Callable[[], bool]) -> None:
     pytest.fail("not within a minute")
 
 
-class Run:
+class SimulationRun:
     """A simulation, its sentences, and what came of it."""
 
     def __init__(self, url: str, key: str | None = None, **plan: Any) -> None:
         self.told: list[str] = []
         self.stop = threading.Event()
-        self.client = FleetClient(url, key)
+        self.client = FeedClient(url, key)
         self.moves: list[float] = []
         self.simulation = Simulation(
-            Plan(**({"servers": 7, "duration": 0.0, "backfill": 5.0} | plan)), self.client, SystemClock(), self.stop,
-            tell=self.told.append, moved=lambda _, until: self.moves.append(until),
+            SimulationPlan(**({"servers": 7, "duration": 0.0, "backfill": 5.0} | plan)), self.client, SystemClock(), self.stop,
+            report=self.told.append, on_progress=lambda _, until: self.moves.append(until),
         )  # fmt: skip
 
-    def __call__(self) -> Tally:
+    def __call__(self) -> SimulationTally:
         try:
             return self.simulation.run()
         finally:
@@ -156,10 +156,10 @@ class Run:
 
 
 @pytest.mark.parametrize("kind", ["json", "ndjson"])
-def test_the_past_is_sent_whole_and_stands_where_it_belongs(service: Service, kind: str) -> None:
-    run = Run(service.url, kind=kind)
+def test_backfill_sends_every_past_tick(service: FakeFleetServer, kind: str) -> None:
+    run = SimulationRun(service.url, kind=kind)
     tally = run()
-    assert (tally.ticks, tally.rows, tally.taken, tally.as_expected) == (60, 420, 420, True)
+    assert (tally.ticks, tally.rows, tally.accepted, tally.as_expected) == (60, 420, 420, True)
     assert {content_type for content_type, _ in service.bodies} == {
         "application/json" if kind == "json" else "application/x-ndjson"
     }
@@ -171,99 +171,101 @@ def test_the_past_is_sent_whole_and_stands_where_it_belongs(service: Service, ki
     assert abs(block.values[order] - made).max() <= 1e-4
 
 
-def test_the_present_is_sent_tick_by_tick_at_the_services_speed(service: Service) -> None:
+def test_live_ticks_follow_service_speed(service: FakeFleetServer) -> None:
     service.wanted = 12
-    run = Run(service.url, backfill=0.0, duration=None, join_leave=60.0)
+    run = SimulationRun(service.url, backfill=0.0, duration=None, join_leave=60.0)
     thread = threading.Thread(target=run)
     thread.start()
     assert service.enough.wait(60)
     tally = run.simulation.tally
-    until(lambda: tally.left + tally.joined > 0)
+    wait_until(lambda: tally.left + tally.joined > 0)
     run.stop.set()
     thread.join()
-    assert tally.as_expected, tally.surprises
+    assert tally.as_expected, tally.mismatches
     assert tally.ticks >= 12
     sent = [record["time"] for _, text in service.bodies for record in json.loads(text)["records"]]
     assert sent == sorted(sent)
     assert set(sent) <= {run.simulation._fleet.start * STEP + STEP * tick for tick in range(tally.ticks)}
 
 
-def test_bad_rows_are_refused_and_the_tally_agrees_even_when_answers_are_lost(service: Service) -> None:
+def test_tally_matches_refusals_with_lost_responses(service: FakeFleetServer) -> None:
     service.faults = ["429", "503", "drop", "500"]
-    run = Run(service.url, bad=0.3, servers=40)
+    run = SimulationRun(service.url, bad=0.3, servers=40)
     tally = run()
-    assert tally.as_expected, tally.surprises
-    assert tally.tries == 4
+    assert tally.as_expected, tally.mismatches
+    assert tally.retries == 4
     assert sum(tally.refused.values()) > 100
-    assert tally.refused == {code: count for code, count in tally.due.items() if code not in {"taken", "duplicate"}}
+    assert tally.refused == {
+        code: count for code, count in tally.expected.items() if code not in {"taken", "duplicate"}
+    }
     assert [told for told in run.told if "503" in told]
     assert [told for told in run.told if "answers again" in told]
     assert len(service.window.servers()) == 40
 
 
-def test_what_is_too_large_is_cut_in_two(service: Service) -> None:
+def test_too_large_body_is_split(service: FakeFleetServer) -> None:
     service.most = 20_000
-    tally = Run(service.url)()
-    assert (tally.taken, tally.as_expected) == (420, True)
+    tally = SimulationRun(service.url)()
+    assert (tally.accepted, tally.as_expected) == (420, True)
     assert all(len(text) <= 20_000 for _, text in service.bodies)
     assert len(service.bodies) > 1
 
 
-def test_a_service_that_takes_not_even_a_row_is_told(service: Service) -> None:
+def test_service_refusing_one_row_stops_simulation(service: FakeFleetServer) -> None:
     service.most = 100
     with pytest.raises(NeedsHuman, match="not even one row"):
-        Run(service.url)()
+        SimulationRun(service.url)()
 
 
-def test_rows_that_are_older_than_the_window_are_told_apart(service: Service) -> None:
-    tally = Run(service.url, servers=2, backfill=60.0)()  # 720 ticks, of which the window keeps 400
-    assert tally.as_expected, tally.surprises
+def test_rows_before_window_are_counted_apart(service: FakeFleetServer) -> None:
+    tally = SimulationRun(service.url, servers=2, backfill=60.0)()  # 720 ticks, of which the window keeps 400
+    assert tally.as_expected, tally.mismatches
     assert tally.before_window > 0
-    assert tally.before_window + tally.taken == tally.rows
+    assert tally.before_window + tally.accepted == tally.rows
 
 
-def test_a_fleet_that_has_no_room_is_a_surprise(service: Service) -> None:
+def test_full_fleet_is_a_mismatch(service: FakeFleetServer) -> None:
     service.window = FleetWindow(STEP, 400, 3)
-    tally = Run(service.url)()
+    tally = SimulationRun(service.url)()
     assert not tally.as_expected
-    assert any("FLEET_MAX_SERVERS" in told for told in tally.surprises)
+    assert any("FLEET_MAX_SERVERS" in told for told in tally.mismatches)
 
 
-def test_a_key_is_sent_and_a_missing_one_is_told(service: Service) -> None:
+def test_api_key_is_sent_and_missing_key_is_refused(service: FakeFleetServer) -> None:
     service.key = "a-key-of-this-test-only"
-    assert Run(service.url, service.key)().as_expected
+    assert SimulationRun(service.url, service.key)().as_expected
     with pytest.raises(NeedsHuman, match="401"):
-        Run(service.url)()
+        SimulationRun(service.url)()
 
 
-def test_rows_may_not_run_away_from_the_services_clock(service: Service) -> None:
-    assert Run(service.url, speed=50.0)().as_expected
+def test_other_speed_than_service_is_refused(service: FakeFleetServer) -> None:
+    assert SimulationRun(service.url, speed=50.0)().as_expected
     with pytest.raises(NeedsHuman, match="runs at speed 50"):
-        Run(service.url, speed=1.0)()
+        SimulationRun(service.url, speed=1.0)()
 
 
 @pytest.mark.parametrize("status", [{"version": "7"}, {"now": "noon", "step_seconds": 5, "tick": {"newest": 1}}])
-def test_what_is_no_fleet_is_not_fed(service: Service, status: dict[str, Any]) -> None:
+def test_unknown_service_gets_no_rows(service: FakeFleetServer, status: dict[str, Any]) -> None:
     service.status = status
     with pytest.raises(NeedsHuman, match="not as a fleet does"):
-        Run(service.url)()
+        SimulationRun(service.url)()
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:8080", "http://"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_simulation_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(NeedsHuman, match="no address of a fleet"):
-        FleetClient(url)
+        FeedClient(url)
 
 
-def test_where_nobody_listens_it_is_given_up_in_the_end(nobody: str) -> None:
-    run = Run(nobody, patience=0.3)
+def test_no_listener_gives_up_after_patience(unused_url: str) -> None:
+    run = SimulationRun(unused_url, patience=0.3)
     with pytest.raises(RetryLater, match=r"nobody listens.*Given up"):
         run()
     assert len(run.told) == 1  # the same trouble is told once
 
 
-def test_a_stop_ends_even_the_waiting_for_a_service(nobody: str) -> None:
-    run = Run(nobody)
+def test_stop_ends_wait_for_service(unused_url: str) -> None:
+    run = SimulationRun(unused_url)
     thread = threading.Thread(target=run)
     thread.start()
     run.stop.set()
@@ -272,17 +274,17 @@ def test_a_stop_ends_even_the_waiting_for_a_service(nobody: str) -> None:
     assert run.simulation.tally.rows == 0
 
 
-def test_a_clock_that_is_set_back_is_followed(service: Service) -> None:
+def test_service_clock_set_back_is_followed(service: FakeFleetServer) -> None:
     service.wanted, service.skew = 4, 3_600.0
-    run = Run(service.url, backfill=0.0, duration=None)
+    run = SimulationRun(service.url, backfill=0.0, duration=None)
     thread = threading.Thread(target=run)
     thread.start()
     assert service.enough.wait(60)
     service.began += 300 / service.speed * STEP  # 300 ticks back, half a minute of ours
     service.faults = ["503"]
-    until(lambda: any("set back" in told for told in run.told))
+    wait_until(lambda: any("set back" in told for told in run.told))
     before = len(service.bodies)
-    until(lambda: len(service.bodies) >= before + 4)
+    wait_until(lambda: len(service.bodies) >= before + 4)
     run.stop.set()
     thread.join()
-    assert run.simulation.tally.as_expected, run.simulation.tally.surprises
+    assert run.simulation.tally.as_expected, run.simulation.tally.mismatches

@@ -17,75 +17,83 @@ from hypothesis import strategies as st
 
 from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.fleet.contract import NAMES, M
-from forecastd.fleet.grid import FleetWindow
-from forecastd.fleet.hold import Hold
-from forecastd.fleet.intake import Rows
-from forecastd.fleet.store import MOST_WAITING, TickStore
+from forecastd.fleet.contract import METRIC_COUNT, METRIC_NAMES
+from forecastd.fleet.ingest.feed import FleetRows
+from forecastd.fleet.window.store import MAX_PENDING_BATCHES, TickStore
+from forecastd.fleet.window.window import FleetWindow
+from forecastd.runtime.file_lock import FileLock
 
 STEP = 5
 START = 340_000_002  # a tick, of steps of 15 s too
-KEEP = 50
+RETAINED_TICKS = 50
 Cells = dict[tuple[str, int], tuple[float, ...]]
 
 
-def moment(tick: int) -> float:
+def time_of(tick: int) -> float:
     return float((START + tick) * STEP)
 
 
-def truth(server: int, tick: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def expected_values(server: int, tick: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """What server `server` reports in a tick; some metrics never."""
-    values = (np.arange(M) * 7 + server * 13 + tick * 0.25).astype(np.float32)
-    values[server % M] = np.nan
+    values = (np.arange(METRIC_COUNT) * 7 + server * 13 + tick * 0.25).astype(np.float32)
+    values[server % METRIC_COUNT] = np.nan
     return values
 
 
-def rows(tick: int, servers: range | list[int] = range(3), *, profile: str = "web", step: int = STEP) -> Rows:
-    names, values = [f"s{one}" for one in servers], np.array([truth(one, tick) for one in servers])
-    times = [moment(tick) + 0.5 * (one % 9) for one in servers]
-    return Rows.of(names, times, values, step=step, profiles=[profile] * len(names), statuses=["degraded"] * len(names))
+def rows(tick: int, servers: range | list[int] = range(3), *, profile: str = "web", step: int = STEP) -> FleetRows:
+    names, values = (
+        [f"s{server}" for server in servers],
+        np.array([expected_values(server, tick) for server in servers]),
+    )
+    times = [time_of(tick) + 0.5 * (server % 9) for server in servers]
+    return FleetRows.from_values(
+        names, times, values, step=step, profiles=[profile] * len(names), statuses=["degraded"] * len(names)
+    )
 
 
-def fresh(keep: int = KEEP, step: int = STEP, most: int = 100) -> FleetWindow:
-    return FleetWindow(step, keep, most)
+def empty_window(retained_ticks: int = RETAINED_TICKS, step: int = STEP, max_servers: int = 100) -> FleetWindow:
+    return FleetWindow(step, retained_ticks, max_servers)
 
 
-def cells(window: FleetWindow, tick: int, length: int = KEEP) -> Cells:
+def cells(window: FleetWindow, tick: int, length: int = RETAINED_TICKS) -> Cells:
     """What is in the window up to a tick, empty rows left out."""
     block = window.block(START + tick, length)
     return {
-        (server, tick - length + 1 + at): tuple(row.tolist())
+        (server, tick - length + 1 + offset): tuple(row.tolist())
         for server, values in zip(block.servers, block.values, strict=True)
-        for at, row in enumerate(values)
+        for offset, row in enumerate(values)
         if not np.isnan(row).all()
     }
 
 
-def same(one: Cells, other: Cells) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key], equal_nan=True) for key in one)
+def equal_cells(left: Cells, right: Cells) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key], equal_nan=True) for key in left)
 
 
 def expected(ticks: range, servers: range = range(3)) -> Cells:
-    return {(f"s{server}", tick): tuple(truth(server, tick).tolist()) for tick in ticks for server in servers}
+    return {(f"s{server}", tick): tuple(expected_values(server, tick).tolist()) for tick in ticks for server in servers}
 
 
 def fill(path: Path, ticks: range = range(20), servers: range = range(3)) -> None:
     """A file with these ticks, as from a fleet that ran for that long."""
-    every = [rows(tick, servers) for tick in ticks]
-    names = [name for one in every for name in one.servers]
-    values, times = np.concatenate([one.values for one in every]), np.concatenate([one.times for one in every])
+    batches = [rows(tick, servers) for tick in ticks]
+    names = [name for batch in batches for name in batch.servers]
+    values, times = (
+        np.concatenate([batch.values for batch in batches]),
+        np.concatenate([batch.times for batch in batches]),
+    )
     profiles, statuses = ["web"] * len(names), ["degraded"] * len(names)
     with TickStore(path, step=STEP, hours=1000) as store:
-        together = Rows.of(names, times, values, step=STEP, profiles=profiles, statuses=statuses)
-        assert store.append(together, moment(ticks[0]))
+        together = FleetRows.from_values(names, times, values, step=STEP, profiles=profiles, statuses=statuses)
+        assert store.append(together, time_of(ticks[0]))
 
 
-def load(path: Path, tick: int = 20, keep: int = KEEP) -> Cells:
+def load(path: Path, tick: int = 20, retained_ticks: int = RETAINED_TICKS) -> Cells:
     """What a fresh process finds at the begin of a tick."""
-    window = fresh(keep)
+    window = empty_window(retained_ticks)
     with TickStore(path, step=STEP) as store:
-        store.load(window, moment(tick))
-    return cells(window, tick - 1, keep)
+        store.load(window, time_of(tick))
+    return cells(window, tick - 1, retained_ticks)
 
 
 @pytest.fixture
@@ -93,22 +101,22 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "fleet" / "window.sqlite"
 
 
-def test_a_restart_finds_the_window_as_it_was(path: Path) -> None:
-    window = fresh()
+def test_store_load_restores_window(path: Path) -> None:
+    window = empty_window()
     window.advance(START - 1)
     with TickStore(path, step=STEP) as store:
         for tick in range(20):
             window.put(rows(tick))
             window.advance(START + tick)
-            assert store.append(window.unsaved(), moment(tick + 1))
-    after = fresh()
+            assert store.append(window.unsaved(), time_of(tick + 1))
+    after = empty_window()
     with TickStore(path, step=STEP) as store:
-        report = store.load(after, moment(20) + 2)
-    assert (report.ticks, report.rows, report.servers, report.damaged) == (20, 60, 3, 0)
-    assert report.newest == moment(19)
+        report = store.load(after, time_of(20) + 2)
+    assert (report.ticks, report.rows, report.servers, report.damaged_ticks) == (20, 60, 3, 0)
+    assert report.newest == time_of(19)
     assert report.age_seconds == STEP + 2
     assert after.newest == window.newest == START + 19
-    assert same(cells(after, 19), cells(window, 19))
+    assert equal_cells(cells(after, 19), cells(window, 19))
     assert len(after.unsaved()) == 0
     for server in window.servers():
         assert after.profile(server) == "web"
@@ -118,59 +126,59 @@ def test_a_restart_finds_the_window_as_it_was(path: Path) -> None:
     assert (again.accepted, again.duplicates) == (0, 3), "what was sent before the restart is known"
 
 
-def test_late_rows_are_one_more_part_and_nothing_is_rewritten(path: Path) -> None:
+def test_store_late_rows_add_a_part(path: Path) -> None:
     fill(path)
     db = sqlite3.connect(path)
     before = db.execute("SELECT * FROM tick ORDER BY id").fetchall()
     with TickStore(path, step=STEP) as store:
-        store.append(rows(7, [5]), moment(20))
-        store.append(rows(7, [6]), moment(20))
+        store.append(rows(7, [5]), time_of(20))
+        store.append(rows(7, [6]), time_of(20))
     after = db.execute("SELECT * FROM tick ORDER BY id").fetchall()
     db.close()
     assert len(after) == len(before) + 2
     assert set(before) < set(after)
-    found = load(path)
-    assert {server for server, tick in found if tick == 7} == {"s0", "s1", "s2", "s5", "s6"}
+    history = load(path)
+    assert {server for server, tick in history if tick == 7} == {"s0", "s1", "s2", "s5", "s6"}
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), data=st.data())
-def test_whatever_happens_a_restart_finds_what_was_saved(
+def test_store_load_restores_any_saved_window(
     tmp_path_factory: pytest.TempPathFactory, seed: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
     path = tmp_path_factory.mktemp("any") / "window.sqlite"
-    window, now = fresh(keep=8, most=4), 0
+    window, now = empty_window(retained_ticks=8, max_servers=4), 0
     window.advance(START - 1)
     store = TickStore(path, step=STEP)
     for _ in range(data.draw(st.integers(1, 12))):
         for _ in range(int(rng.integers(0, 4))):
             ticks = START + now + rng.integers(-8, 2, 5)
-            values = np.where(rng.random((5, M)) < 0.3, np.nan, rng.uniform(1, 90, (5, M)))
-            names = [f"s{one}" for one in rng.integers(0, 6, 5)]
-            window.put(Rows.of(names, ticks * STEP + rng.integers(0, 50, 5) / 10, values, step=STEP))
+            values = np.where(rng.random((5, METRIC_COUNT)) < 0.3, np.nan, rng.uniform(1, 90, (5, METRIC_COUNT)))
+            names = [f"s{name}" for name in rng.integers(0, 6, 5)]
+            window.put(FleetRows.from_values(names, ticks * STEP + rng.integers(0, 50, 5) / 10, values, step=STEP))
         if rng.random() < 0.8:
             window.advance(START + now)
-            store.append(window.unsaved(), moment(now))
+            store.append(window.unsaved(), time_of(now))
         if rng.random() < 0.3:
             window.advance(START + now)
-            store.append(window.unsaved(), moment(now))
+            store.append(window.unsaved(), time_of(now))
             store.close()
-            store, after = TickStore(path, step=STEP), fresh(keep=8, most=4)
-            store.load(after, moment(now + 1))
-            assert same(cells(after, now, 8), cells(window, now, 8))
+            store, after = TickStore(path, step=STEP), empty_window(retained_ticks=8, max_servers=4)
+            store.load(after, time_of(now + 1))
+            assert equal_cells(cells(after, now, 8), cells(window, now, 8))
             window = after
         now += int(rng.integers(0, 3))
     store.close()
 
 
-def test_only_the_windows_own_ticks_are_read(path: Path) -> None:
+def test_store_load_reads_only_window_ticks(path: Path) -> None:
     fill(path, range(100))
-    window = fresh(keep=10)
+    window = empty_window(retained_ticks=10)
     with TickStore(path, step=STEP) as store:
-        report = store.load(window, moment(100))
+        report = store.load(window, time_of(100))
     assert (report.ticks, report.rows) == (10, 30)
-    assert same(cells(window, 99, 10), expected(range(90, 100)))
+    assert equal_cells(cells(window, 99, 10), expected(range(90, 100)))
 
 
 @pytest.mark.parametrize(
@@ -178,126 +186,131 @@ def test_only_the_windows_own_ticks_are_read(path: Path) -> None:
     [(1, None, True), (29, None, True), (31, "31 min old; it is used as far as it is in the last 60 min", True),
      (61, "61 min old; it is too old to be used", False)],
 )  # fmt: skip
-def test_the_age_of_a_window_is_told(
-    path: Path, minutes: int, told: str | None, rows_left: bool, caplog: pytest.LogCaptureFixture
+def test_store_load_reports_window_age(
+    path: Path, minutes: int, messages: str | None, rows_left: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(path)
-    window = fresh(keep=720)
+    window = empty_window(retained_ticks=720)
     with TickStore(path, step=STEP) as store, caplog.at_level(logging.WARNING):
-        report = store.load(window, moment(19) + 60 * minutes)
+        report = store.load(window, time_of(19) + 60 * minutes)
     assert report.age_seconds == 60 * minutes
     assert bool(report.rows) == rows_left
-    assert (told or "min old") in caplog.text or told is None
-    assert bool(caplog.text) == (told is not None)
+    assert (messages or "min old") in caplog.text or messages is None
+    assert bool(caplog.text) == (messages is not None)
 
 
-def test_an_empty_store_is_no_fault(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    window = fresh()
+def test_store_load_of_empty_file_succeeds(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    window = empty_window()
     with TickStore(path, step=STEP) as store, caplog.at_level(logging.WARNING):
-        report = store.load(window, moment(3))
+        report = store.load(window, time_of(3))
         assert list(store.history(0, 2**40)) == []
         state = store.state()
     assert (report.rows, report.newest, report.age_seconds) == (0, None, None)
-    assert (state.ticks, state.oldest, state.newest, state.problem) == (0, None, None, None)
+    assert (state.ticks, state.oldest, state.newest, state.last_error) == (0, None, None, None)
     assert window.newest == START + 2
     assert not caplog.text
 
 
-def test_a_store_of_another_step_or_with_other_metrics_is_of_use(path: Path) -> None:
+def test_store_with_other_step_or_metrics_is_usable(path: Path) -> None:
     fill(path, range(12))
-    window = fresh(step=15, keep=4)
+    window = empty_window(step=15, retained_ticks=4)
     with TickStore(path, step=15) as store:
-        report = store.load(window, moment(12))
-        assert report.damaged == 0
-        store.append(rows(12, [9], step=15), moment(13))
+        report = store.load(window, time_of(12))
+        assert report.damaged_ticks == 0
+        store.append(rows(12, [9], step=15), time_of(13))
     block = window.block(window.newest, 4)
-    assert block.tick == moment(12) // 15 - 1
+    assert block.tick == time_of(12) // 15 - 1
     for server, values in zip(block.servers, block.values, strict=True):
-        for at in range(4):  # of three old ticks the last is the newest row of the new tick
-            assert np.array_equal(values[at], truth(int(server[1]), 3 * at + 2), equal_nan=True)
+        for row in range(4):  # of three old ticks the last is the newest row of the new tick
+            assert np.array_equal(values[row], expected_values(int(server[1]), 3 * row + 2), equal_nan=True)
     few = ("memory_percent", "of_another_time", "cpu_percent")
     with TickStore(path, few, step=STEP) as store:
-        chunks = list(store.history(moment(0), moment(1)))
+        chunks = list(store.history(time_of(0), time_of(1)))
     assert chunks[0].metrics == few
     assert np.isnan(chunks[0].values[:, 1]).all()
-    assert np.array_equal(chunks[0].values[:, 2], [np.nan, truth(1, 0)[0], truth(2, 0)[0]], equal_nan=True)
+    assert np.array_equal(
+        chunks[0].values[:, 2], [np.nan, expected_values(1, 0)[0], expected_values(2, 0)[0]], equal_nan=True
+    )
 
 
-def everything(store: TickStore, **more: list[str]) -> Cells:
-    found: Cells = {}
-    for chunk in store.history(0, 2**40, **more):
+def read_history(store: TickStore, **filters: list[str]) -> Cells:
+    history: Cells = {}
+    for chunk in store.history(0, 2**40, **filters):
         assert chunk.times.tolist() == sorted(chunk.times.tolist(), key=lambda time: time // STEP)
         ticks = (chunk.times // STEP).astype(int) - START
         for server, tick, values in zip(chunk.servers, ticks.tolist(), chunk.values, strict=True):
-            assert (server, tick) not in found
-            found[server, tick] = tuple(values.tolist())
-    return found
+            assert (server, tick) not in history
+            history[server, tick] = tuple(values.tolist())
+    return history
 
 
-def test_the_history_comes_in_chunks_and_as_asked_for(path: Path) -> None:
+def test_store_history_filters_rows(path: Path) -> None:
     fill(path, range(150))
     fill(path, range(100_000, 100_010))
     with TickStore(path, step=STEP, hours=10_000) as store:
         assert len(list(store.history(0, 2**40))) > 2
-        assert same(everything(store), expected(range(150)) | expected(range(100_000, 100_010)))
-        assert set(everything(store, servers=["s1"])) == {
+        assert equal_cells(read_history(store), expected(range(150)) | expected(range(100_000, 100_010)))
+        assert set(read_history(store, servers=["s1"])) == {
             ("s1", tick) for tick in [*range(150), *range(100_000, 100_010)]
         }
-        (only,) = store.history(moment(3) + 0.5, moment(5) + 0.5, metrics=["latency_ms", "cpu_percent"])
+        (only,) = store.history(time_of(3) + 0.5, time_of(5) + 0.5, metrics=["latency_ms", "cpu_percent"])
         assert only.metrics == ("latency_ms", "cpu_percent")
         assert list(zip(only.servers, only.times.tolist(), strict=True)) == [
-            ("s1", moment(3) + 0.5), ("s2", moment(3) + 1), ("s0", moment(4)), ("s1", moment(4) + 0.5),
-            ("s2", moment(4) + 1), ("s0", moment(5)),
+            ("s1", time_of(3) + 0.5), ("s2", time_of(3) + 1), ("s0", time_of(4)), ("s1", time_of(4) + 0.5),
+            ("s2", time_of(4) + 1), ("s0", time_of(5)),
         ]  # fmt: skip
-        assert only.values[0].tolist() == [truth(1, 3)[NAMES.index("latency_ms")], truth(1, 3)[0]]
+        assert only.values[0].tolist() == [
+            expected_values(1, 3)[METRIC_NAMES.index("latency_ms")],
+            expected_values(1, 3)[0],
+        ]
         assert only.profiles[0] == "web"
         assert only.statuses[0] == "degraded"
         with pytest.raises(ValueError, match="no metric else"):
             list(store.history(0, 2**40, metrics=["else"]))
 
 
-def test_in_the_history_the_last_part_of_a_tick_counts(path: Path) -> None:
+def test_store_history_uses_last_part_of_tick(path: Path) -> None:
     fill(path, range(3))
     with TickStore(path, step=STEP) as store:
         corrected = rows(1, [1])
         values = corrected.values.copy()
         values[0, 1] = 99.0
-        store.append(Rows(**{**vars(corrected), "values": values, "profiles": ("db",)}), moment(3))
-        found = everything(store)
-    assert len(found) == 9
-    assert found["s1", 1] == tuple(values[0].tolist())
-    assert same({key: value for key, value in found.items() if key != ("s1", 1)},
+        store.append(FleetRows(**{**vars(corrected), "values": values, "profiles": ("db",)}), time_of(3))
+        history = read_history(store)
+    assert len(history) == 9
+    assert history["s1", 1] == tuple(values[0].tolist())
+    assert equal_cells({key: value for key, value in history.items() if key != ("s1", 1)},
                 {key: value for key, value in expected(range(3)).items() if key != ("s1", 1)})  # fmt: skip
 
 
-def test_what_is_too_old_goes_a_little_at_a_time(path: Path) -> None:
+def test_store_trims_old_ticks_gradually(path: Path) -> None:
     with TickStore(path, step=STEP, hours=0.5) as store:
         for tick in range(400):
-            store.append(rows(tick), moment(0))
+            store.append(rows(tick), time_of(0))
         assert store.state().ticks == 400
         counts = []
         for tick in range(400, 410):
-            store.append(rows(tick), moment(tick))
+            store.append(rows(tick), time_of(tick))
             counts.append(store.state().ticks)
     # at tick 409 half an hour are 360 ticks
     assert counts[0] == 401 - 40
     assert counts[-1] == 361
     with TickStore(path, step=STEP, hours=0.001) as store:
-        store.append(rows(410), moment(410))
+        store.append(rows(410), time_of(410))
         assert store.state().ticks == 362 - 64
         for tick in range(411, 420):
-            store.append(rows(tick), moment(tick))
+            store.append(rows(tick), time_of(tick))
         assert store.state().ticks <= 2
 
 
-def test_what_is_too_much_goes_and_the_file_stays_small(path: Path) -> None:
+def test_store_trims_to_size_limit(path: Path) -> None:
     servers = range(300)
     with TickStore(path, step=STEP, megabytes=1.0) as store:
         for tick in range(300):  # about 6 MB
-            store.append(rows(tick, servers), moment(tick))
+            store.append(rows(tick, servers), time_of(tick))
         state = store.state()
         assert 0.7 < state.megabytes <= 1.1
-        assert state.newest == moment(299)
+        assert state.newest == time_of(299)
         assert state.ticks > 20
     assert path.stat().st_size < 1_500_000
     db = sqlite3.connect(path)
@@ -306,34 +319,34 @@ def test_what_is_too_much_goes_and_the_file_stays_small(path: Path) -> None:
     db.close()
 
 
-def test_names_are_forgotten_with_their_ticks(path: Path) -> None:
+def test_store_deletes_unused_server_names(path: Path) -> None:
     day = 86_400 // STEP
     with TickStore(path, step=STEP, hours=24) as store:
         for number in range(6):
-            store.append(rows(number * day, [number, 99]), moment(number * day))
+            store.append(rows(number * day, [number, 99]), time_of(number * day))
     db = sqlite3.connect(path)
     for table in ("server", "server_again"):
         assert {row[0] for row in db.execute(f"SELECT name FROM {table}")} == {"s2", "s3", "s4", "s5", "s99"}  # noqa: S608
     db.close()
 
 
-def test_a_count_of_ticks_is_true_however_it_is_known(path: Path) -> None:
+def test_store_tick_count_is_correct(path: Path) -> None:
     with TickStore(path, step=STEP, hours=0.05) as store:
         for tick in range(60):
-            store.append(rows(tick), moment(tick))
+            store.append(rows(tick), time_of(tick))
         counted = store.state().ticks
     with TickStore(path, step=STEP, read_only=True) as reader:
         assert reader.state().ticks == counted == 37
 
 
-def closed(path: Path) -> None:
+def checkpoint(path: Path) -> None:
     """Everything into the one file that the test damages."""
     db = sqlite3.connect(path)
     db.execute("PRAGMA journal_mode = DELETE")
     db.close()
 
 
-def zero(data: bytearray, *pages: int) -> None:
+def zero_page(data: bytearray, *pages: int) -> None:
     for page in pages:
         data[page * 4096 : (page + 1) * 4096] = bytes(4096)
 
@@ -343,60 +356,60 @@ DAMAGE: dict[str, tuple[Callable[[bytearray], object], int]] = {  # how, and how
     "text": (lambda data: data.__setitem__(slice(None), b"no database\n" * 100), 200),
     "half": (lambda data: data.__delitem__(slice(len(data) // 2, None)), 200),
     "head lost": (lambda data: data.__setitem__(slice(0, 100), bytes(100)), 200),
-    "a page zeroed": (lambda data: zero(data, 20), 10),
-    "three pages zeroed": (lambda data: zero(data, 15, 30, 45), 30),
+    "a page zeroed": (lambda data: zero_page(data, 20), 10),
+    "three pages zeroed": (lambda data: zero_page(data, 15, 30, 45), 30),
     "empty": (lambda data: data.__delitem__(slice(None)), 200),
     "another kind": (lambda data: data.__setitem__(slice(68, 72), b"abcd"), 0),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_file_is_set_aside_and_what_can_be_read_is_saved(
-    path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_store_damaged_file_is_salvaged(path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     fill(path, range(200), range(8))
-    closed(path)
+    checkpoint(path)
     content = bytearray(path.read_bytes())
     spoil, lost = DAMAGE[kind]
     spoil(content)
     path.write_bytes(content)
-    whole = expected(range(200), range(8))
+    original = expected(range(200), range(8))
     with caplog.at_level(logging.WARNING):
-        found = load(path, 200, 200)
-    assert all(np.array_equal(found[key], whole[key], equal_nan=True) for key in found), "never a wrong number"
-    ticks = {tick for _, tick in found}
-    assert len(found) == 8 * len(ticks), "a tick comes back whole or not at all"
+        recovered = load(path, 200, 200)
+    assert all(np.array_equal(recovered[key], original[key], equal_nan=True) for key in recovered), (
+        "never a wrong number"
+    )
+    ticks = {tick for _, tick in recovered}
+    assert len(recovered) == 8 * len(ticks), "a tick comes back whole or not at all"
     assert len(ticks) >= 200 - lost
     if kind != "empty":  # SQLite takes an empty file for a new database
         assert "set aside" in caplog.text or "damaged" in caplog.text
     fill(path, range(200, 203), range(8))
-    assert same(load(path, 203, 203), found | expected(range(200, 203), range(8)))
+    assert equal_cells(load(path, 203, 203), recovered | expected(range(200, 203), range(8)))
     assert len(list(path.parent.glob("*.damaged-*"))) <= 1
 
 
-def test_bits_flipped_anywhere_cost_some_ticks_and_never_change_a_number(path: Path) -> None:
+def test_store_flipped_bits_never_change_a_value(path: Path) -> None:
     fill(path, range(120), range(5))
-    closed(path)
-    whole, rng = path.read_bytes(), random.Random(11)
-    good = expected(range(120), range(5))
+    checkpoint(path)
+    original, rng = path.read_bytes(), random.Random(11)
+    intact = expected(range(120), range(5))
     lost = []
     for _ in range(40):
         for part in path.parent.iterdir():
             part.unlink()
-        content = bytearray(whole)
+        content = bytearray(original)
         for _ in range(rng.choice([1, 1, 1, 5])):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         for _ in range(2):  # as it is, and after it was mended
-            found = load(path, 120, 120)
-            assert all(np.array_equal(found[key], good[key], equal_nan=True) for key in found)
-        lost.append(120 - len({tick for _, tick in found}))
+            recovered = load(path, 120, 120)
+            assert all(np.array_equal(recovered[key], intact[key], equal_nan=True) for key in recovered)
+        lost.append(120 - len({tick for _, tick in recovered}))
     assert sorted(lost)[len(lost) // 2] <= 1, "a flipped bit costs its tick"
 
 
-def test_a_flipped_bit_costs_its_tick_only(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_store_flipped_bit_loses_one_tick(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(path, range(30))
-    closed(path)
+    checkpoint(path)
     db = sqlite3.connect(path)
     data = db.execute("SELECT data FROM tick ORDER BY id LIMIT 1 OFFSET 7").fetchone()[0]
     db.close()
@@ -404,61 +417,63 @@ def test_a_flipped_bit_costs_its_tick_only(path: Path, caplog: pytest.LogCapture
     content[content.index(data) + 40] ^= 4
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        found = load(path, 30)
-    assert {tick for _, tick in found} == set(range(30)) - {7}
+        recovered = load(path, 30)
+    assert {tick for _, tick in recovered} == set(range(30)) - {7}
     assert "1 damaged ticks" in caplog.text
 
 
-def test_a_lost_name_is_found_in_its_second_place(path: Path) -> None:
+def test_store_lost_name_is_read_from_second_table(path: Path) -> None:
     fill(path)
     for table in ("server", "server_again"):
         db = sqlite3.connect(path)
         db.execute(f"UPDATE {table} SET name = 's1' WHERE name = 's2'")  # noqa: S608
         db.commit()
         db.close()
-        found = load(path)
-        assert same({key: value for key, value in found.items() if key[0] != "s2"},
+        recovered = load(path)
+        assert equal_cells({key: value for key, value in recovered.items() if key[0] != "s2"},
                     {key: value for key, value in expected(range(20)).items() if key[0] != "s2"})  # fmt: skip
-        assert (("s2", 3) in found) == (table == "server"), "a server whose name is lost has no ticks, not another's"
+        assert (("s2", 3) in recovered) == (table == "server"), (
+            "a server whose name is lost has no ticks, not another's"
+        )
 
 
-def test_a_reader_goes_around_the_damage_and_mends_nothing(path: Path) -> None:
+def test_store_reader_skips_damage_without_repair(path: Path) -> None:
     fill(path, range(200), range(8))
-    closed(path)
+    checkpoint(path)
     content = bytearray(path.read_bytes())
     content[20 * 4096 : 21 * 4096] = bytes(4096)
     path.write_bytes(content)
     with TickStore(path, step=STEP, read_only=True) as reader:
-        found = everything(reader)
-    good = expected(range(200), range(8))
-    assert all(np.array_equal(found[key], good[key], equal_nan=True) for key in found)
-    assert len({tick for _, tick in found}) >= 190
+        readable = read_history(reader)
+    intact = expected(range(200), range(8))
+    assert all(np.array_equal(readable[key], intact[key], equal_nan=True) for key in readable)
+    assert len({tick for _, tick in readable}) >= 190
     assert path.read_bytes() == content
     assert sorted(part.name for part in path.parent.iterdir() if "damaged" in part.name) == []
 
 
-def test_what_is_committed_is_forced_onto_the_disk_once_a_minute(path: Path, tmp_path: Path) -> None:
+def test_store_syncs_once_a_minute(path: Path, tmp_path: Path) -> None:
     with TickStore(path, step=STEP) as store:
         for tick in range(20):
-            store.append(rows(tick), moment(tick))
+            store.append(rows(tick), time_of(tick))
             copy = tmp_path / f"copy-{tick}" / path.name
             copy.parent.mkdir()
             copy.write_bytes(path.read_bytes())  # without the log beside it, as if that had not reached the disk
     on_disk = []
     for tick in range(20):
         with TickStore(tmp_path / f"copy-{tick}" / path.name, step=STEP, read_only=True) as reader:
-            on_disk.append(len({one for _, one in everything(reader)}))
+            on_disk.append(len({one for _, one in read_history(reader)}))
     assert on_disk == [1] * 12 + [13] * 8
 
 
-def test_a_reader_makes_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_store_reader_creates_no_file(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with TickStore(path, step=STEP, read_only=True) as reader, caplog.at_level(logging.WARNING):
-        assert reader.state().problem is not None
+        assert reader.state().last_error is not None
         assert list(reader.history(0, 2**40)) == []
     assert not path.parent.exists()
 
 
-def test_others_read_while_it_is_written(path: Path) -> None:
+def test_store_is_readable_during_writes(path: Path) -> None:
     fill(path, range(50))
     code = (
         "import sys; from pathlib import Path; from forecastd.fleet.store import TickStore\n"
@@ -473,7 +488,7 @@ def test_others_read_while_it_is_written(path: Path) -> None:
     assert child.stdout is not None
     with TickStore(path, step=STEP) as store:
         for tick in range(50, 56):
-            store.append(rows(tick), moment(tick))
+            store.append(rows(tick), time_of(tick))
             child.stdin.write("\n")
             child.stdin.flush()
             assert child.stdout.readline().split() == [str(3 * (tick + 1)), str(tick + 1)]
@@ -482,9 +497,9 @@ def test_others_read_while_it_is_written(path: Path) -> None:
     child.stdout.close()
 
 
-def test_a_full_disk_is_told_once_and_caught_up_with(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_store_full_disk_is_logged_once_and_recovered(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with TickStore(path, step=STEP) as store, caplog.at_level(logging.INFO):
-        store.append(rows(0), moment(0))
+        store.append(rows(0), time_of(0))
         real, full = store._file._connect, True
 
         def connect() -> sqlite3.Connection:
@@ -495,65 +510,65 @@ def test_a_full_disk_is_told_once_and_caught_up_with(path: Path, caplog: pytest.
 
         store._file._connect = connect  # type: ignore[method-assign]
         store._file.close()
-        done = [store.append(rows(tick, range(200)), moment(tick)) for tick in range(1, 40)]
-        assert not any(done[-30:])
-        assert "full" in (store.problem or "")
-        assert "full" in (store.state().problem or "")
+        is_stored = [store.append(rows(tick, range(200)), time_of(tick)) for tick in range(1, 40)]
+        assert not any(is_stored[-30:])
+        assert "full" in (store.last_error or "")
+        assert "full" in (store.state().last_error or "")
         full = False
         store._file.close()
         for tick in range(40, 45):
-            assert store.append(rows(tick, range(200)), moment(tick))
-        assert store.problem is None
-        assert {tick for _, tick in everything(store)} == set(range(45))
-    told = [record.getMessage() for record in caplog.records]
-    assert [("cannot be written now" in line, "is written again" in line) for line in told] == [
+            assert store.append(rows(tick, range(200)), time_of(tick))
+        assert store.last_error is None
+        assert {tick for _, tick in read_history(store)} == set(range(45))
+    messages = [record.getMessage() for record in caplog.records]
+    assert [("cannot be written now" in line, "is written again" in line) for line in messages] == [
         (True, False),
         (False, True),
     ]
 
 
-def test_what_waits_for_room_is_bounded(path: Path) -> None:
+def test_store_pending_batches_are_bounded(path: Path) -> None:
     path.parent.mkdir()
     path.mkdir()  # no file can be made there
     with TickStore(path, step=STEP) as store:
-        for tick in range(MOST_WAITING + 10):
-            assert not store.append(rows(tick, [1]), moment(tick))
-        assert store.given_up == 10
+        for tick in range(MAX_PENDING_BATCHES + 10):
+            assert not store.append(rows(tick, [1]), time_of(tick))
+        assert store.dropped_batches == 10
         path.rmdir()
-        for tick in range(MOST_WAITING + 10, MOST_WAITING + 100):
-            assert store.append(rows(tick, [1]), moment(tick))
-        assert {tick for _, tick in everything(store)} == set(range(10, MOST_WAITING + 100))
+        for tick in range(MAX_PENDING_BATCHES + 10, MAX_PENDING_BATCHES + 100):
+            assert store.append(rows(tick, [1]), time_of(tick))
+        assert {tick for _, tick in read_history(store)} == set(range(10, MAX_PENDING_BATCHES + 100))
 
 
-def test_a_file_that_another_process_holds_is_waited_for_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_busy_file_keeps_rows_pending(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path, range(3))
-    monkeypatch.setattr("forecastd.fleet.store.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("forecastd.fleet.window.store.BUSY_TIMEOUT_SECONDS", 0.05)
     with TickStore(path, step=STEP) as store:
         other = sqlite3.connect(path)
         other.execute("BEGIN EXCLUSIVE")
-        assert not store.append(rows(3), moment(3))
-        assert not store.append(rows(4), moment(4))
+        assert not store.append(rows(3), time_of(3))
+        assert not store.append(rows(4), time_of(4))
         other.close()
-        assert store.append(rows(5), moment(5))
-    assert same(load(path, 6), expected(range(6)))
+        assert store.append(rows(5), time_of(5))
+    assert equal_cells(load(path, 6), expected(range(6)))
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_file_that_vanishes_is_begun_again(path: Path, replaced: bool) -> None:
+def test_store_deleted_file_is_recreated(path: Path, replaced: bool) -> None:
     with TickStore(path, step=STEP) as store:
-        store.append(rows(0), moment(0))
+        store.append(rows(0), time_of(0))
         if replaced:
             path.replace(path.with_name("elsewhere"))
             fill(path, range(7, 8))
         else:
             for part in path.parent.iterdir():
                 part.unlink()
-        store.append(rows(1), moment(1))
-        store.append(rows(2), moment(2))
+        store.append(rows(1), time_of(1))
+        store.append(rows(2), time_of(2))
     assert {tick for _, tick in load(path, 9)} == ({1, 2, 7} if replaced else {1, 2})
 
 
-def test_one_process_holds_a_fleets_state_at_a_time(path: Path) -> None:
+def test_file_lock_admits_one_process(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from forecastd.clock import SystemClock\n"
         "from forecastd.fleet.hold import Hold\n"
@@ -565,13 +580,13 @@ def test_one_process_holds_a_fleets_state_at_a_time(path: Path) -> None:
     assert other.stdin is not None
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(RetryLater, match="stop the other first"), Hold(path, SystemClock(), wait=0.2):
+    with pytest.raises(RetryLater, match="stop the other first"), FileLock(path, SystemClock(), timeout=0.2):
         pass
-    waiting: list[float] = []
+    waiter: list[float] = []
 
     def wait_for_it() -> None:
-        with Hold(path, SystemClock(), wait=60):
-            waiting.append(1)
+        with FileLock(path, SystemClock(), timeout=60):
+            waiter.append(1)
 
     thread = threading.Thread(target=wait_for_it)
     thread.start()
@@ -580,22 +595,22 @@ def test_one_process_holds_a_fleets_state_at_a_time(path: Path) -> None:
     other.wait(60)
     other.stdin.close()
     other.stdout.close()
-    assert waiting == [1], "the hold is gone with its process"
+    assert waiter == [1], "the hold is gone with its process"
 
 
-def test_a_hold_that_cannot_be_made_is_for_a_person(tmp_path: Path) -> None:
+def test_file_lock_that_cannot_be_created_needs_human(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NeedsHuman, match="cannot be made"):
-        Hold(tmp_path / "file" / "serve.lock", SystemClock())
+        FileLock(tmp_path / "file" / "serve.lock", SystemClock())
 
 
 @pytest.fixture
-def appender(path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
+def start_appender(path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
     """Starts a process that appends ticks from a number on, as fast as it can, and prints each that is done."""
-    here = Path(__file__)
+    directory = Path(__file__)
     code = (
         "import importlib.util, sys; from pathlib import Path\n"
-        f"spec = importlib.util.spec_from_file_location('store_test', {str(here)!r})\n"
+        f"spec = importlib.util.spec_from_file_location('store_test', {str(directory)!r})\n"
         "test = importlib.util.module_from_spec(spec); spec.loader.exec_module(test)\n"
         "store = test.TickStore(Path(sys.argv[1]), step=5, hours=1000)\n"
         "for tick in range(int(sys.argv[2]), 10**6):\n"
@@ -616,21 +631,23 @@ def appender(path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
         child.stdout.close()
 
 
-def test_a_kill_loses_at_most_the_tick_in_flight(path: Path, appender: Callable[[int], subprocess.Popen[str]]) -> None:
+def test_store_kill_loses_at_most_current_tick(
+    path: Path, start_appender: Callable[[int], subprocess.Popen[str]]
+) -> None:
     rng, first = random.Random(5), 0
     for _ in range(5):
-        child = appender(first)
+        child = start_appender(first)
         assert child.stdout is not None
-        told = [int(child.stdout.readline()) for _ in range(rng.randrange(2, 60))]
+        messages = [int(child.stdout.readline()) for _ in range(rng.randrange(2, 60))]
         child.send_signal(signal.SIGKILL)
-        told += [int(line) for line in child.stdout.read().splitlines()]
+        messages += [int(line) for line in child.stdout.read().splitlines()]
         child.wait(60)
         with TickStore(path, step=STEP, hours=1000, read_only=True) as reader:
-            found = everything(reader)
-        ticks = {tick for _, tick in found}
-        assert ticks in (set(range(told[-1] + 1)), set(range(told[-1] + 2))), (
+            history = read_history(reader)
+        ticks = {tick for _, tick in history}
+        assert ticks in (set(range(messages[-1] + 1)), set(range(messages[-1] + 2))), (
             "at most the one that was being written more"
         )
-        assert same(found, expected(range(max(ticks) + 1), range(40)))
+        assert equal_cells(history, expected(range(max(ticks) + 1), range(40)))
         first = max(ticks) + 1
     assert not list(path.parent.glob("*.damaged-*"))

@@ -6,19 +6,21 @@ from pathlib import Path
 
 from pytest_httpserver import HTTPServer
 
-from forecastd.alerts import Alerts
+from forecastd.alerts import AlertDispatcher
 from forecastd.clock import SystemClock
-from forecastd.fleet.alert import Alert
-from forecastd.fleet.telling import Telling
+from forecastd.fleet.conditions.alert import FleetAlert
+from forecastd.fleet.conditions.notifier import AlertNotifier
 
 
-def test_a_server_in_trouble_and_out_of_it_reach_the_webhook(httpserver: HTTPServer, tmp_path: Path) -> None:
+def test_server_alarm_and_recovery_reach_webhook(httpserver: HTTPServer, tmp_path: Path) -> None:
     httpserver.expect_request("/hook", method="POST").respond_with_data("")
-    found = Alert("db-01", "database", "disk_percent", "critical", 5.0, 5.0, 97.0, 80.0, 92.0)
+    found = FleetAlert("db-01", "database", "disk_percent", "critical", 5.0, 5.0, 97.0, 80.0, 92.0)
     url = httpserver.url_for("/hook")
     for known, now in (((), (found,)), ((found,), ())):  # a restart in between
-        with Alerts(url, None, interval=3600, clock=SystemClock(), state_dir=tmp_path, network="fleet") as alerts:
-            Telling(alerts, known).tell(now)
+        with AlertDispatcher(
+            url, None, interval=3600, clock=SystemClock(), state_dir=tmp_path, network="fleet"
+        ) as alerts:
+            AlertNotifier(alerts, known).update(now)
             alerts.close(60)
     told = [request.get_json() for request, _ in httpserver.log]
     assert [(one["event"], one["kind"], one["key"], one["network"]) for one in told] == [

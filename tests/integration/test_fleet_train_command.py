@@ -10,25 +10,25 @@ import numpy as np
 import pytest
 
 from cli.main import main
-from forecastd.fleet.contract import INDEX, NAMES
-from forecastd.fleet.intake import Rows
+from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES
+from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Simulator
-from forecastd.fleet.store import TickStore
-from models import workdir
+from forecastd.fleet.window.store import TickStore
 from models.fleet.bundle import load_fleet_bundle
 from models.fleet.engines import load_fleet_engine, verify_fleet_canary
+from models.training import state
 
-TINY = (
+TINY_OPTIONS = (
     "--encoder-length", "16", "--encoder-minimum", "8", "--horizon", "8", "--hidden-size", "4", "--hidden-continuous-size",
     "2", "--epochs", "1", "--batches-per-epoch", "2", "--batch-size", "4", "--scored-windows", "8", "--compared-windows", "2",
     "--accelerator", "cpu",
 )  # fmt: skip
 UNTIL = "2026-01-01T00:00:00Z"
 END = 1_767_225_600
-SIMULATED = ("fleet", "train", "--simulate", "5x1:varied", "--until", UNTIL, *TINY)
+SIMULATED = ("fleet", "train", "--simulate", "5x1:varied", "--until", UNTIL, *TINY_OPTIONS)
 
 
-def kept(state: Path, *, without: tuple[str, ...] = ()) -> None:
+def store_history(state: Path, *, without: tuple[str, ...] = ()) -> None:
     """The history of a fleet of four servers over 40 minutes, as the service keeps it."""
     fleet = Simulator(4, 4, "varied", 5)
     first = END // 5 - 480
@@ -37,31 +37,31 @@ def kept(state: Path, *, without: tuple[str, ...] = ()) -> None:
         for tick in range(first, first + 480):
             rows = fleet.rows(tick)
             values = rows.values.copy()
-            values[:, [INDEX[name] for name in without]] = np.nan
-            rows = Rows.of(rows.servers, rows.times, values, step=5, profiles=rows.profiles)
+            values[:, [METRIC_INDEX[name] for name in without]] = np.nan
+            rows = FleetRows.from_values(rows.servers, rows.times, values, step=5, profiles=rows.profiles)
             store.append(rows, END)
 
 
-def test_simulated_servers_give_a_bundle_that_is_described_and_checked(
+def test_train_on_simulation_writes_checked_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     state, out = ("--state-dir", str(tmp_path / "state")), tmp_path / "state" / "fleet" / "models" / "mine"
     assert main([*SIMULATED, *state, "--out", str(out)]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("5 servers, seed 0, made up", "last value", "seasonal naive", "AutoETS", "cpu_percent", "80%"):
-        assert words in told
-    assert 'POST /admin/reload-model {"name": "mine"}' in " ".join(told.split())
-    assert max(len(line) for line in told.splitlines()) <= 80
+        assert words in output
+    assert 'POST /admin/reload-model {"name": "mine"}' in " ".join(output.split())
+    assert max(len(line) for line in output.splitlines()) <= 80
     bundle = load_fleet_bundle(out)
-    assert (bundle.manifest.name, bundle.manifest.names) == ("mine", NAMES)
+    assert (bundle.manifest.name, bundle.manifest.names) == ("mine", METRIC_NAMES)
     assert bundle.manifest.training.end == END
     assert not any(group.startswith("server:") for group in bundle.manifest.groups)  # made-up names say nothing
     assert main([*state, "model", "show", str(out)]) == 0
-    shown = capsys.readouterr().out
-    assert max(len(line) for line in shown.splitlines()) <= 80
-    assert "8 steps of 5 s" in shown
-    assert "last value" in shown
+    description = capsys.readouterr().out
+    assert max(len(line) for line in description.splitlines()) <= 80
+    assert "8 steps of 5 s" in description
+    assert "last value" in description
     assert main([*state, "model", "show", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "temporal-fusion-transformer-fleet"
     assert main([*state, "model", "check", str(out)]) == 0
@@ -73,37 +73,51 @@ def test_simulated_servers_give_a_bundle_that_is_described_and_checked(
     assert "(check: hash)" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_worker_says_what_a_fleets_bundle_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_market_command_describes_fleet_bundle(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = root / "models" / "fleet-demo"
     assert main(["--state-dir", str(tmp_path), "--once", "--model", str(bundle)]) == 5
-    told = " ".join(capsys.readouterr().out.split())
-    assert "a model of a fleet of servers" in told
-    assert "forecastd fleet serve" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "a model of a fleet of servers" in output
+    assert "forecastd fleet serve" in output
 
 
-def test_the_fleets_own_history_is_trained_on_and_what_nobody_reports_is_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kept(tmp_path, without=("swap_percent", "error_percent"))
+def test_train_on_history_drops_unreported_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store_history(tmp_path, without=("swap_percent", "error_percent"))
     assert (
-        main(["fleet", "train", "--state-dir", str(tmp_path), "--until", UNTIL, "--history", "1", *TINY, "--json"]) == 0
+        main(
+            [
+                "fleet",
+                "train",
+                "--state-dir",
+                str(tmp_path),
+                "--until",
+                UNTIL,
+                "--history",
+                "1",
+                *TINY_OPTIONS,
+                "--json",
+            ]
+        )
+        == 0
     )
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     out = tmp_path / "fleet" / "models" / "trained"
     bundle = load_fleet_bundle(out)
-    assert bundle.manifest.names == tuple(name for name in NAMES if name not in {"swap_percent", "error_percent"})
-    assert (told["name"], told["training"]["synthetic"]) == ("trained", False)
-    assert told["training"]["rows"] == 4 * 480
+    assert bundle.manifest.names == tuple(
+        name for name in METRIC_NAMES if name not in {"swap_percent", "error_percent"}
+    )
+    assert (output["name"], output["training"]["synthetic"]) == ("trained", False)
+    assert output["training"]["rows"] == 4 * 480
     assert set(bundle.manifest.groups) >= {"server:web-01", "profile:web", "default"}
     assert verify_fleet_canary(bundle, load_fleet_engine(bundle)) < 1e-3
 
 
-def test_a_table_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_on_table_writes_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     rows = [f"{name},{END - 300 * k},{50 + rng.normal():.3f}" for name in ("a", "b") for k in range(400)]
     table = tmp_path / "table.csv"
     table.write_text("\n".join(["series,timestamp,value", *rows]))
-    assert main(["fleet", "train", "--data", str(table), "--out", str(tmp_path / "b"), *TINY]) == 0
+    assert main(["fleet", "train", "--data", str(table), "--out", str(tmp_path / "b"), *TINY_OPTIONS]) == 0
     manifest = load_fleet_bundle(tmp_path / "b").manifest
     assert (manifest.step, manifest.names, manifest.training.rows) == (300, ("value",), 800)
     assert "table.csv, 2 of 2 series" in capsys.readouterr().out
@@ -129,27 +143,38 @@ def test_a_table_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--simulate", "5x1", "--finish"], 5, "without --finish"),
     ],
 )
-def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
-    arguments: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_train_refusal_has_exit_code_and_reason(
+    arguments: list[str], code: int, output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    given = ["fleet", "train", *TINY, "--state-dir", str(state), *arguments, "--out", str(tmp_path / "b")]
-    assert main(given) == code
-    assert told in " ".join(capsys.readouterr().err.split())
+    options = ["fleet", "train", *TINY_OPTIONS, "--state-dir", str(state), *arguments, "--out", str(tmp_path / "b")]
+    assert main(options) == code
+    assert output in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == [state]
     assert list(state.iterdir()) == []
 
 
-def test_a_training_goes_on_with_the_history_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept(tmp_path)
-    command = ["fleet", "train", "--state-dir", str(tmp_path), "--until", UNTIL, "--history", "1", *TINY, "--out"]
+def test_train_resume_uses_saved_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store_history(tmp_path)
+    command = [
+        "fleet",
+        "train",
+        "--state-dir",
+        str(tmp_path),
+        "--until",
+        UNTIL,
+        "--history",
+        "1",
+        *TINY_OPTIONS,
+        "--out",
+    ]
     out = tmp_path / "b"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JOB_ATTEMPTS", "1")
         assert main([*command, str(out), "--fault", "exit:7@4"]) == 5
     assert "same command goes on" in " ".join(capsys.readouterr().err.split())
-    assert workdir.find(out) is not None
+    assert state.load(out) is not None
     shutil.rmtree(tmp_path / "fleet")
     assert main([*command, str(out)]) == 0
     assert "going on with the interrupted training" in " ".join(capsys.readouterr().out.split())

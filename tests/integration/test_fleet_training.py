@@ -15,22 +15,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecastd.fleet.past import simulated
-from models import workdir
+from forecastd.fleet.history.training_data import simulate_data
 from models.errors import BundleError, DataError, TrainingInterrupted
 from models.fleet import network as library
-from models.fleet.anchors import anchored
+from models.fleet.anchors import anchor_forecast
 from models.fleet.base import FleetInput
+from models.fleet.batches import BatchSpec, FleetBatchSampler, FleetQuantileModule, FleetWindowDataset, GroupIndex
 from models.fleet.bundle import load_fleet_bundle
 from models.fleet.config import FleetTrainingConfig
-from models.fleet.data import Cut, FleetData, carried, split
+from models.fleet.dataset import FleetData, SplitOptions, carry_forward, split
 from models.fleet.engines import load_fleet_engine, verify_fleet_canary
-from models.fleet.fit import Draw, Draws, FleetFit, Which, Windows
-from models.fleet.groups import Groups
 from models.fleet.manifest import FleetManifest
+from models.fleet.scales import GroupScales
 from models.fleet.scaling import FleetScaling
-from models.progress import Progress
-from models.training import train as train_any
+from models.training import state
+from models.training.progress import TrainingProgress
+from models.training.run import train as train_any
 
 UNTIL = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 CONFIG = FleetTrainingConfig(
@@ -43,19 +43,23 @@ CONFIG = FleetTrainingConfig(
 @pytest.fixture(scope="module")
 def data() -> FleetData:
     """Six servers for an hour and a half, one of which falls silent for a while."""
-    made = simulated("6x1.5:varied", until=UNTIL, step=5, seed=3)
-    values = made.values.copy()
+    simulated_data = simulate_data("6x1.5:varied", until=UNTIL, step=5, seed=3)
+    values = simulated_data.values.copy()
     values[2, 300:340] = np.nan
     values[4, 100:103, 5] = np.nan
-    return replace(made, values=values)
+    return replace(simulated_data, values=values)
 
 
-def silent(_: Progress) -> None:
+def ignore_progress(_: TrainingProgress) -> None:
     pass
 
 
 def train(
-    data: FleetData, config: FleetTrainingConfig, out: Path, progress: Callable[[Progress], None] = silent, **how: Any
+    data: FleetData,
+    config: FleetTrainingConfig,
+    out: Path,
+    progress: Callable[[TrainingProgress], None] = ignore_progress,
+    **how: Any,
 ) -> FleetManifest:
     """As `models.training.train`, of a fleet."""
     manifest = train_any(data, config, out, progress, **{"created": UNTIL, **how})
@@ -64,16 +68,18 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def trained(data: FleetData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FleetManifest, list[Progress]]:
+def trained(
+    data: FleetData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, FleetManifest, list[TrainingProgress]]:
     """A bundle trained in one go, its manifest, and what was reported on the way."""
-    out, seen = tmp_path_factory.mktemp("trained") / "bundle", list[Progress]()
-    return out, train(data, CONFIG, out, seen.append), seen
+    out, reports = tmp_path_factory.mktemp("trained") / "bundle", list[TrainingProgress]()
+    return out, train(data, CONFIG, out, reports.append), reports
 
 
-Trained = tuple[Path, FleetManifest, list[Progress]]
+TrainingOutput = tuple[Path, FleetManifest, list[TrainingProgress]]
 
 
-def test_a_trained_bundle_is_whole_and_every_engine_reproduces_it(trained: Trained) -> None:
+def test_trained_bundle_passes_canary_on_every_engine(trained: TrainingOutput) -> None:
     out, manifest, _ = trained
     bundle = load_fleet_bundle(out)
     assert bundle.manifest == manifest
@@ -86,11 +92,11 @@ def test_a_trained_bundle_is_whole_and_every_engine_reproduces_it(trained: Train
     assert manifest.profiles == ("other", "web", "database", "cache", "worker", "batch")
 
 
-def test_of_a_day_that_was_not_seen_twice_the_network_is_told_nothing(trained: Trained) -> None:
+def test_calendar_cycle_seen_once_is_not_used(trained: TrainingOutput) -> None:
     assert trained[1].cycles == ()
 
 
-def test_scores_stand_beside_the_baselines_on_the_same_windows(trained: Trained) -> None:
+def test_scores_include_baselines_on_same_windows(trained: TrainingOutput) -> None:
     for part in ("validation", "test"):
         scores = trained[1].scores[part]
         assert isinstance(scores, dict)
@@ -101,26 +107,26 @@ def test_scores_stand_beside_the_baselines_on_the_same_windows(trained: Trained)
             assert set(scores[name]["by_metric"]) == set(trained[1].names)
     test = trained[1].scores["test"]
     assert isinstance(test, dict)
-    assert {name: one for name, one in test["sample"].items() if not isinstance(one, dict)} == {"windows": 4}
+    assert {name: value for name, value in test["sample"].items() if not isinstance(value, dict)} == {"windows": 4}
     assert set(test["sample"]) == {"windows", "model", "persistence", "seasonal", "ets"}
 
 
-def test_progress_counts_all_work_and_never_goes_back(trained: Trained) -> None:
-    seen = trained[2]
-    done = [one.done for one in seen]
-    assert done == sorted(done)
-    assert {one.total for one in seen} == {done[-1]}
-    assert list(dict.fromkeys(one.stage for one in seen)) == ["start", "fit", "score", "write"]
-    assert [(p.epoch, p.batch) for p in seen if p.loss is not None] == [(e, b) for e in (1, 2, 3) for b in (1, 2, 3)]
+def test_training_progress_never_decreases(trained: TrainingOutput) -> None:
+    reports = trained[2]
+    completed = [report.done for report in reports]
+    assert completed == sorted(completed)
+    assert {report.total for report in reports} == {completed[-1]}
+    assert list(dict.fromkeys(report.stage for report in reports)) == ["start", "fit", "score", "write"]
+    assert [(p.epoch, p.batch) for p in reports if p.loss is not None] == [(e, b) for e in (1, 2, 3) for b in (1, 2, 3)]
 
 
-def test_what_is_trained_is_what_is_served(data: FleetData, trained: Trained) -> None:
+def test_training_batch_equals_serving_engine(data: FleetData, trained: TrainingOutput) -> None:
     """A batch of the training through the network, and the same windows through the engine that serves."""
     bundle = load_fleet_bundle(trained[0])
-    manifest, filled = bundle.manifest, carried(data.values, data.max_gap)
-    groups = Groups(manifest.groups, bundle.center, bundle.scale)
-    which = Which.of(data, groups, manifest.profiles)
-    windows = Windows(
+    manifest, filled = bundle.manifest, carry_forward(data.values, data.max_gap)
+    groups = GroupScales(manifest.groups, bundle.center, bundle.scale)
+    windows_index = GroupIndex.build(data, groups, manifest.profiles)
+    windows = FleetWindowDataset(
         data,
         filled,
         groups,
@@ -129,112 +135,114 @@ def test_what_is_trained_is_what_is_served(data: FleetData, trained: Trained) ->
         anchors=manifest.anchors,
         config=CONFIG,
     )
-    network = library.with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
+    network = library.build_with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
     servers, origin = np.array([0, 3, 5]), 700
     for length in (24, 15, 8):
-        batch = windows[Draw(length, servers, np.full(3, origin), which.own[servers], which.profiles[servers])]
+        batch = windows[
+            BatchSpec(
+                length, servers, np.full(3, origin), windows_index.server_rows[servers], windows_index.profiles[servers]
+            )
+        ]
         with torch.no_grad():
             outputs = torch.stack(network(batch["x"])["prediction"], dim=2).permute(0, 2, 3, 1).numpy().copy()
         values = np.zeros((3, 24, len(manifest.metrics)), np.float32)
         values[:, -length:] = filled[servers, origin - length + 1 : origin + 1]
-        wanted = FleetScaling(bundle).restore(outputs, values[:, -length:], which.own[servers])
+        expected = FleetScaling(bundle).restore(outputs, values[:, -length:], windows_index.server_rows[servers])
         inputs = FleetInput(
-            data.first + origin, data.step, tuple(data.servers[one] for one in servers),
-            tuple(data.profiles[one] for one in servers), values, np.full(3, length),
+            data.first + origin, data.step, tuple(data.servers[window] for window in servers),
+            tuple(data.profiles[window] for window in servers), values, np.full(3, length),
         )  # fmt: skip
-        assert load_fleet_engine(bundle).forecast(inputs) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
-        counted = anchored(values[:, -length:], manifest.anchors, 12)[:, 0]
-        scaled = (data.values[servers, origin + 1 : origin + 13, 0] - counted) / (
-            groups.scale[which.own[servers], 0][:, None]
+        assert load_fleet_engine(bundle).forecast(inputs) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        window_count = anchor_forecast(values[:, -length:], manifest.anchors, 12)[:, 0]
+        scaled = (data.values[servers, origin + 1 : origin + 13, 0] - window_count) / (
+            groups.scale[windows_index.server_rows[servers], 0][:, None]
         )
         assert batch["target"][..., 0].numpy() == pytest.approx(scaled, abs=1e-4)
 
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 1000), epoch=st.integers(0, 5))
-def test_draws_are_the_same_for_the_same_epoch_and_hold_what_they_promise(
-    data: FleetData, seed: int, epoch: int
-) -> None:
-    filled = carried(data.values, data.max_gap)
-    part = split(data, filled, Cut(8, 24, 12, 0.2, 0.2)).train
+def test_batch_sampling_is_repeatable_per_epoch(data: FleetData, seed: int, epoch: int) -> None:
+    filled = carry_forward(data.values, data.max_gap)
+    part = split(data, filled, SplitOptions(8, 24, 12, 0.2, 0.2)).train
     profiles = ("other", *dict.fromkeys(data.profiles))
-    names = (*(f"server:{one}" for one in data.servers[1:]), *(f"profile:{one}" for one in profiles[1:]), "default")
-    which = Which.of(data, Groups(names, np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)), profiles)
+    names = (*(f"server:{draw}" for draw in data.servers[1:]), *(f"profile:{draw}" for draw in profiles[1:]), "default")
+    server_index = GroupIndex.build(
+        data, GroupScales(names, np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)), profiles
+    )
     config = replace(CONFIG, seed=seed, short=0.5, batches_per_epoch=4)
-    found = []
+    drawn = []
     for _ in range(2):
-        draws = Draws(part, which, data.ticks, config)
+        draws = FleetBatchSampler(part, server_index, data.ticks, config)
         draws.set_epoch(epoch)
-        found.append(list(draws))
-    assert len(found[0]) == len(draws) == 4
-    for one, again in zip(*found, strict=True):
-        assert one.length == again.length
-        assert all(np.array_equal(a, b) for a, b in zip(one[1:], again[1:], strict=True))
-        assert 8 <= one.length <= 24
-        for server, origin, row, profile in zip(*one[1:], strict=True):
-            assert np.isfinite(filled[server, origin - one.length + 1 : origin + 1]).all()
+        drawn.append(list(draws))
+    assert len(drawn[0]) == len(draws) == 4
+    for draw, again in zip(*drawn, strict=True):
+        assert draw.length == again.length
+        assert all(np.array_equal(a, b) for a, b in zip(draw[1:], again[1:], strict=True))
+        assert 8 <= draw.length <= 24
+        for server, origin, row, profile in zip(*draw[1:], strict=True):
+            assert np.isfinite(filled[server, origin - draw.length + 1 : origin + 1]).all()
             name, of = names[row], data.profiles[server]
             assert name in {f"server:{data.servers[server]}", f"profile:{of}", "default"}
             assert profiles[profile] == ("other" if name == "default" else of)
 
 
-def test_the_loss_is_the_pinball_loss_of_what_was_observed(data: FleetData, trained: Trained) -> None:
+def test_training_loss_is_pinball_loss(data: FleetData, trained: TrainingOutput) -> None:
     bundle = load_fleet_bundle(trained[0])
     manifest = bundle.manifest
-    network = library.with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
+    network = library.build_with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
     weights = np.linspace(0.5, 1.5, len(manifest.metrics), dtype=np.float32)
-    module = FleetFit(network, CONFIG, weights, 10).eval()
+    module = FleetQuantileModule(network, CONFIG, weights, 10).eval()
     rng = np.random.default_rng(0)
     past = rng.normal(size=(3, 24, len(manifest.network.encoder_reals))).astype(np.float32)
     future = rng.normal(size=(3, 12, len(manifest.network.decoder_reals))).astype(np.float32)
-    x = library.inputs(manifest.network, past, future, np.array([1, 2, 0]))
+    x = library.make_inputs(manifest.network, past, future, np.array([1, 2, 0]))
     target = rng.normal(size=(3, 12, len(manifest.metrics))).astype(np.float32)
     target[0, 3:7, 2] = np.nan
     with torch.no_grad():
-        told = float(module.loss({"x": x, "target": torch.from_numpy(target)}))
+        reported_loss = float(module.loss({"x": x, "target": torch.from_numpy(target)}))
         outputs = torch.stack(network(x)["prediction"], dim=2).numpy()
     level = np.array(manifest.levels)
     error = target[..., None] - outputs
     losses = np.maximum(level * error, (level - 1) * error).mean(axis=-1) * weights
-    assert told == pytest.approx(np.nansum(losses) / np.isfinite(target).sum(), rel=1e-4)
+    assert reported_loss == pytest.approx(np.nansum(losses) / np.isfinite(target).sum(), rel=1e-4)
 
 
-def interrupt_at(epoch: int, batch: int) -> Callable[[Progress], None]:
-    def progress(reached: Progress) -> None:
+def interrupt_at(epoch: int, batch: int) -> Callable[[TrainingProgress], None]:
+    def progress(reached: TrainingProgress) -> None:
         if (reached.epoch, reached.batch) == (epoch, batch) and reached.loss is not None:
             os.kill(os.getpid(), signal.SIGINT)
 
     return progress
 
 
-def test_an_interrupted_training_goes_on_to_the_very_same_weights(
-    data: FleetData, trained: Trained, tmp_path: Path
-) -> None:
+def test_resumed_training_reaches_same_weights(data: FleetData, trained: TrainingOutput, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     with pytest.raises(TrainingInterrupted, match="Best checkpoint kept"):
         train(data, CONFIG, out, interrupt_at(2, 2))
-    kept = workdir.find(out)
-    assert kept is not None
-    assert isinstance(kept.data, FleetData)
-    assert np.array_equal(kept.data.values, data.values, equal_nan=True)
-    seen: list[Progress] = []
-    manifest = train(data, CONFIG, out, seen.append)
-    assert {p.epoch for p in seen if p.loss is not None} == {2, 3}
+    saved_epochs = state.load(out)
+    assert saved_epochs is not None
+    assert isinstance(saved_epochs.data, FleetData)
+    assert np.array_equal(saved_epochs.data.values, data.values, equal_nan=True)
+    reports: list[TrainingProgress] = []
+    manifest = train(data, CONFIG, out, reports.append)
+    assert {p.epoch for p in reports if p.loss is not None} == {2, 3}
     assert manifest.files == trained[1].files
-    assert not workdir.place(out).exists()
+    assert not state.state_directory(out).exists()
 
 
-def test_finish_writes_what_was_reached(data: FleetData, tmp_path: Path) -> None:
+def test_training_finish_writes_best_so_far(data: FleetData, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     with pytest.raises(TrainingInterrupted):
         train(data, CONFIG, out, interrupt_at(3, 1))
-    seen: list[Progress] = []
-    train(data, CONFIG, out, seen.append, finish=True)
-    assert not [p for p in seen if p.stage == "fit"]
+    reports: list[TrainingProgress] = []
+    train(data, CONFIG, out, reports.append, finish=True)
+    assert not [p for p in reports if p.stage == "fit"]
     assert load_fleet_bundle(out).manifest.name == "tiny"
 
 
-def test_without_scales_of_their_own_servers_go_by_their_profile(data: FleetData, tmp_path: Path) -> None:
+def test_training_without_own_scales_uses_profile_scales(data: FleetData, tmp_path: Path) -> None:
     manifest = train(data, replace(CONFIG, own_scales=False, epochs=1), tmp_path / "bundle")
     assert manifest.groups == (
         "profile:web",
@@ -246,9 +254,9 @@ def test_without_scales_of_their_own_servers_go_by_their_profile(data: FleetData
     )
 
 
-def test_one_server_with_one_metric_can_be_trained_on(data: FleetData, tmp_path: Path) -> None:
+def test_training_single_server_and_metric_works(data: FleetData, tmp_path: Path) -> None:
     """On a grid that shows the days, and no hours; of weeks there is one and a half."""
-    one = replace(
+    single = replace(
         data,
         step=1200,
         first=int(UNTIL // 1200),
@@ -257,24 +265,22 @@ def test_one_server_with_one_metric_can_be_trained_on(data: FleetData, tmp_path:
         metrics=data.metrics[:1],
         values=data.values[:1, :, :1],
     )
-    manifest = train(one, replace(CONFIG, epochs=1), tmp_path / "bundle")
+    manifest = train(single, replace(CONFIG, epochs=1), tmp_path / "bundle")
     bundle = load_fleet_bundle(tmp_path / "bundle")
     assert verify_fleet_canary(bundle, load_fleet_engine(bundle)) < 1e-3
     assert manifest.network.targets == 1
     assert manifest.cycles == ("day",)
 
 
-def test_an_engine_that_differs_from_the_network_is_never_written(
-    data: FleetData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from models.fleet import reference
+def test_training_refuses_engine_that_differs(data: FleetData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models.fleet import library_engine
 
-    forecast = reference.Library.forecast
+    forecast = library_engine.LibraryEngine.forecast
 
-    def wrong(self, *given: Any) -> Any:  # type: ignore[no-untyped-def]
-        return forecast(self, *given) + 1
+    def wrong(self, *arguments: Any) -> Any:  # type: ignore[no-untyped-def]
+        return forecast(self, *arguments) + 1
 
-    monkeypatch.setattr(reference.Library, "forecast", wrong)
+    monkeypatch.setattr(library_engine.LibraryEngine, "forecast", wrong)
     with pytest.raises(BundleError, match="no bundle was written") as refused:
         train(data, replace(CONFIG, epochs=1), tmp_path / "bundle")
     assert refused.value.check == "canary"
@@ -292,9 +298,9 @@ def test_an_engine_that_differs_from_the_network_is_never_written(
         ({"encoder_length": 400}, "it takes at least"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_before_anything_is_written(
-    change: dict[str, Any], told: str, data: FleetData, tmp_path: Path
+def test_training_invalid_options_write_nothing(
+    change: dict[str, Any], message: str, data: FleetData, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         train(data, replace(CONFIG, **change), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

@@ -15,12 +15,12 @@ import pytest
 
 from forecastd.chain.codec import tx_hash
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.ledger import Ledger, State, Submission
-from forecastd.ledgercopy import NoLedger, read_ledger
-from forecastd.ledgerfile import VERSION
+from forecastd.ledger.file import SCHEMA_VERSION
+from forecastd.ledger.ledger import Ledger, Submission, SubmissionState
+from forecastd.ledger.snapshot import LedgerNotFound, open_snapshot
 
 BYTES = b"\x00signed bytes"
-SENT = Submission("localnet", 67, 720, "allo1x", "0.0123", 4, BYTES, tx_hash(BYTES), 1439, 200_000, 10**22)
+SUBMISSION = Submission("localnet", 67, 720, "allo1x", "0.0123", 4, BYTES, tx_hash(BYTES), 1439, 200_000, 10**22)
 
 OWNER = """
 import sys
@@ -74,87 +74,87 @@ def path(tmp_path: Path) -> Path:
     """A ledger with one epoch, held by nobody."""
     path = tmp_path / "state" / "ledger.sqlite"
     ledger = Ledger(path)
-    ledger.know_from(SENT.chain_id, SENT.wallet, 4)
-    ledger.commit(SENT, 12.5)
+    ledger.set_known_from(SUBMISSION.chain_id, SUBMISSION.wallet, 4)
+    ledger.commit(SUBMISSION, 12.5)
     ledger.close()
     return path
 
 
-def test_a_transaction_under_way_is_not_seen_and_the_owner_keeps_its_lock(tmp_path: Path) -> None:
+def test_open_transaction_is_invisible_and_keeps_its_lock(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with owner(path, IN_A_TRANSACTION) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         assert b"half done" in path.read_bytes(), "the premise: unfinished pages are in the file"
         for _ in range(3):
-            with read_ledger(path) as ledger:
-                assert ledger.problems() == []
-                assert [entry.value for entry in ledger.newest()] == ["0.0123"] * 30
+            with open_snapshot(path) as ledger:
+                assert ledger.find_problems() == []
+                assert [entry.value for entry in ledger.newest_entries()] == ["0.0123"] * 30
         with pytest.raises(RetryLater, match="holds the ledger"):
-            Ledger(path, wait=0)
+            Ledger(path, timeout_seconds=0)
         child.stdin.write("\n")
         child.stdin.flush()
         assert child.stdout.readline() == "ok 30\n"
 
 
-def test_every_reading_beside_a_busy_worker_is_a_state_that_was_committed(tmp_path: Path) -> None:
-    path, seen = tmp_path / "ledger.sqlite", [0]
+def test_snapshot_beside_busy_worker_is_a_committed_state(tmp_path: Path) -> None:
+    path, sizes = tmp_path / "ledger.sqlite", [0]
     with owner(path, COMMITTING):
         for _ in range(40):
-            with read_ledger(path, wait=60) as ledger:
-                assert ledger.problems() == []
-                entries = ledger.newest()
+            with open_snapshot(path, timeout_seconds=60) as ledger:
+                assert ledger.find_problems() == []
+                entries = ledger.newest_entries()
                 assert sorted(entry.nonce for entry in entries) == [720 * number for number in range(len(entries))]
                 assert all(len(ledger.attempts(entry.key)) == 1 for entry in entries)
-                seen.append(len(entries))
-    assert seen == sorted(seen)
+                sizes.append(len(entries))
+    assert sizes == sorted(sizes)
 
 
-def test_the_copy_has_everything_and_what_is_written_into_it_is_lost(path: Path) -> None:
+def test_snapshot_is_complete_and_its_writes_are_discarded(path: Path) -> None:
     before = path.read_bytes()
-    with read_ledger(path) as ledger:
+    with open_snapshot(path) as ledger:
         assert ledger.accounts() == [("localnet", "allo1x")]
-        (entry,) = ledger.newest()
-        assert (entry.key, entry.value, entry.first_at) == (SENT.key, SENT.value, 12.5)
-        assert ledger.attempts(SENT.key) == [SENT]
-        assert ledger.signed_at(SENT.key) == [12.5]
-        ledger.know_from("localnet", "allo1x", 99)
-        place = [Path(values[2]) for values in ledger._run("PRAGMA database_list", ())]
+        (entry,) = ledger.newest_entries()
+        assert (entry.key, entry.value, entry.first_at) == (SUBMISSION.key, SUBMISSION.value, 12.5)
+        assert ledger.attempts(SUBMISSION.key) == [SUBMISSION]
+        assert ledger.attempt_times(SUBMISSION.key) == [12.5]
+        ledger.set_known_from("localnet", "allo1x", 99)
+        index = [Path(values[2]) for values in ledger._query("PRAGMA database_list", ())]
     assert path.read_bytes() == before
-    assert not any(file.exists() for file in place)
-    with read_ledger(path) as ledger:
+    assert not any(file.exists() for file in index)
+    with open_snapshot(path) as ledger:
         assert ledger.known_from("localnet", "allo1x") == 4
 
 
-def test_the_newest_come_first_whatever_the_chain(path: Path) -> None:
+def test_newest_entries_are_first_across_chains(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.commit(replace(SENT, chain_id="localnet-2019", nonce=1), 20.0)
-    ledger.adopt(("localnet", 67, 1440, "allo1x"), State.MISSED, 20.0, reason="asleep")
+    ledger.commit(replace(SUBMISSION, chain_id="localnet-2019", nonce=1), 20.0)
+    ledger.record_unsigned(("localnet", 67, 1440, "allo1x"), SubmissionState.MISSED, 20.0, reason="asleep")
     ledger.close()
-    with read_ledger(path) as copy:
-        assert [entry.nonce for entry in copy.newest()] == [1440, 1, 720]
+    with open_snapshot(path) as copy:
+        assert [entry.nonce for entry in copy.newest_entries()] == [1440, 1, 720]
 
 
-def test_what_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_missing_ledger_is_not_created(tmp_path: Path) -> None:
     for path in (tmp_path / "absent" / "ledger.sqlite", tmp_path / "empty.sqlite"):
         if path.name.startswith("empty"):
             path.touch()
-        with pytest.raises(NoLedger, match="nothing was signed"), read_ledger(path):
+        with pytest.raises(LedgerNotFound, match="nothing was signed"), open_snapshot(path):
             pass
     assert [file.name for file in tmp_path.iterdir()] == ["empty.sqlite"]
 
 
-def test_a_newer_ledger_or_something_else_is_refused_and_stays_as_it_is(path: Path, tmp_path: Path) -> None:
+def test_foreign_or_newer_file_is_refused_and_unchanged(path: Path, tmp_path: Path) -> None:
     newer, other, garbage = tmp_path / "newer", tmp_path / "other", tmp_path / "garbage"
     shutil.copy(path, newer)
-    for file, statement in ((newer, f"PRAGMA user_version={VERSION + 1}"), (other, "CREATE TABLE notes (text)")):
+    for file, statement in ((newer, f"PRAGMA user_version={SCHEMA_VERSION + 1}"), (other, "CREATE TABLE notes (text)")):
         database = sqlite3.connect(file)
         database.execute(statement)
         database.close()
     garbage.write_bytes(b"\x01\x02" * 5000)
     for file, words in ((newer, "newer forecastd"), (other, "not a ledger"), (garbage, "cannot be used")):
         before = file.read_bytes()
-        with pytest.raises(NeedsHuman, match=words), read_ledger(file):
+        with pytest.raises(NeedsHuman, match=words), open_snapshot(file):
             pass
         assert file.read_bytes() == before
     assert not list(tmp_path.glob("*damaged*")), "only the owner sets a ledger aside"
@@ -164,24 +164,24 @@ def test_a_newer_ledger_or_something_else_is_refused_and_stays_as_it_is(path: Pa
     ("statement", "words"),
     [
         ("UPDATE epochs SET value = '0.0124'", "row of topic 67 nonce 720"),
-        ("UPDATE attempts SET tx_bytes = x'00'", f"transaction {SENT.tx_hash}"),
+        ("UPDATE attempts SET tx_bytes = x'00'", f"transaction {SUBMISSION.tx_hash}"),
     ],
 )
-def test_a_row_that_is_not_what_was_written_is_named(path: Path, statement: str, words: str) -> None:
+def test_changed_row_is_reported(path: Path, statement: str, words: str) -> None:
     database = sqlite3.connect(path)
     database.execute(statement)
     database.commit()
     database.close()
-    with read_ledger(path) as ledger:
-        (problem,) = ledger.problems()
+    with open_snapshot(path) as ledger:
+        (problem,) = ledger.find_problems()
     assert words in problem
 
 
-def test_a_state_that_there_is_none_of_is_told_and_no_traceback(path: Path) -> None:
+def test_unknown_state_is_a_plain_error(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA ignore_check_constraints=ON")
     database.execute("UPDATE epochs SET state = 'lost'")
     database.commit()
     database.close()
-    with read_ledger(path) as ledger, pytest.raises(NeedsHuman, match="damaged"):
-        ledger.newest()
+    with open_snapshot(path) as ledger, pytest.raises(NeedsHuman, match="damaged"):
+        ledger.newest_entries()

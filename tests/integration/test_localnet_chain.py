@@ -12,24 +12,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forecastd.chain.codec import build_tx, payload_message, register_message, simulated_tx
+from forecastd.chain.codec import build_tx, payload_message, register_message, unsigned_tx
 from forecastd.chain.sdk import EmissionsVersion, emissions
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.localnet.chain import MOST_BLOCKS, LocalChain, Rules
-from forecastd.localnet.payload import Refusal
-from forecastd.localnet.rules import BLOCK_TARGET, lowest_fee, next_gas_price
+from forecastd.localnet.chain import MAX_CATCH_UP_BLOCKS, ChainConfig, LocalChain
+from forecastd.localnet.payload import TxRefusal
+from forecastd.localnet.rules import BLOCK_GAS_TARGET, min_fee, next_gas_price
 from forecastd.localnet.state import PRICE_UNIT, Fees
-from forecastd.localnet.store import Store, chain_path, delete_chain
+from forecastd.localnet.store import ChainStore, chain_path, delete_chain
 from forecastd.localnet.topics import TopicSpec
 
 WALLET, OTHER = Wallet(b"\1" * 32), Wallet(b"\2" * 32)
 TOPIC = TopicSpec(67, epoch_length=10, worker_submission_window=4)
 GAS, FEE = 200_000, 1_000_000
-BEGIN = 200_000  # the height at which a chain of 5 s blocks begins at the clock's time
+FIRST_HEIGHT = 200_000  # the height at which a chain of 5 s blocks begins at the clock's time
 
 
-class Clock:
+class SettableClock:
     """A clock set by hand."""
 
     def __init__(self, now: float = 1_000_000.0) -> None:
@@ -48,14 +48,14 @@ Open = Callable[..., LocalChain]
 @pytest.fixture
 def open_chain(tmp_path: Path) -> Iterator[Open]:
     """Open the chain on one state, as often as wanted; opening it again closes it first."""
-    stores: list[Store] = []
+    stores: list[ChainStore] = []
 
-    def opened(clock: Clock | None = None, **rules: Any) -> LocalChain:
+    def opened(clock: SettableClock | None = None, **rules: Any) -> LocalChain:
         for store in stores:
             store.close()
-        stores.append(Store(tmp_path / "chain.sqlite", wait=0.0))
-        given_rules = {"block_time": None, "topics": (TOPIC,), **rules}
-        return LocalChain(Rules(**given_rules), stores[-1], clock or Clock())
+        stores.append(ChainStore(tmp_path / "chain.sqlite", timeout_seconds=0.0))
+        options = {"block_time": None, "topics": (TOPIC,), **rules}
+        return LocalChain(ChainConfig(**options), stores[-1], clock or SettableClock())
 
     yield opened
     for store in stores:
@@ -72,7 +72,7 @@ def tx(
 ) -> bytes:
     """A transaction that is right in all that `more` does not change."""
     account = chain.account(wallet.address)
-    asked = {
+    fields = {
         "chain_id": chain.state.chain_id,
         "account_number": account.number if account else 0,
         "sequence": (account.sequence if account else 0) + waiting,
@@ -80,7 +80,7 @@ def tx(
         "fee_uallo": FEE,
         "timeout_height": 0,
     }
-    return build_tx(wallet, message, **{**asked, **more})
+    return build_tx(wallet, message, **{**fields, **more})
 
 
 def register(chain: LocalChain, wallet: Wallet = WALLET, topic_id: int = 67, **more: Any) -> bytes:
@@ -98,16 +98,16 @@ def include(chain: LocalChain, raw: bytes) -> tuple[str, int, str]:
     """Send a transaction that the check must take, make a block, and tell what the block made of it."""
     answer = chain.broadcast(raw)
     assert answer.code == 0, answer
-    record = next(one for one in chain.seal().records if one.tx_hash == answer.tx_hash)
+    record = next(tx_record for tx_record in chain.seal().records if tx_record.tx_hash == answer.tx_hash)
     return record.codespace, record.code, record.log
 
 
-def check(chain: LocalChain, raw: bytes) -> tuple[str, int]:
+def broadcast_code(chain: LocalChain, raw: bytes) -> tuple[str, int]:
     answer = chain.broadcast(raw)
     return answer.codespace, answer.code
 
 
-def ready(open_chain: Open, **rules: Any) -> LocalChain:
+def registered_chain(open_chain: Open, **rules: Any) -> LocalChain:
     """A chain with the worker registered and nonce 1 open for its last two blocks."""
     chain = open_chain(**rules)
     assert include(chain, register(chain)) == ("", 0, "")
@@ -115,32 +115,32 @@ def ready(open_chain: Open, **rules: Any) -> LocalChain:
     return chain
 
 
-def wealth(chain: LocalChain) -> int:
+def total_uallo(chain: LocalChain) -> int:
     return sum(account.balance for account in chain.state.accounts.values()) + chain.state.burnt
 
 
 @pytest.mark.parametrize("version", ["v9", "v10"])
-def test_a_registered_workers_payload_is_taken_once(open_chain: Open, version: EmissionsVersion) -> None:
-    chain = ready(open_chain, version=version)
+def test_chain_accepts_a_registered_workers_payload_once(open_chain: Open, version: EmissionsVersion) -> None:
+    chain = registered_chain(open_chain, version=version)
     assert include(chain, payload(chain)) == ("", 0, "")
-    assert chain.state.latest[67, WALLET.address].value == "0.5"
+    assert chain.state.latest_inferences[67, WALLET.address].value == "0.5"
     codespace, code, log = include(chain, payload(chain, value="0.6"))
     assert (codespace, code) == ("undefined", 1)
     assert "inference already submitted" in log
-    assert chain.state.latest[67, WALLET.address].value == "0.5"
-    assert [one.code for one in chain.state.inclusions(67, 1, WALLET.address)] == [0, 1]
+    assert chain.state.latest_inferences[67, WALLET.address].value == "0.5"
+    assert [tx_record.code for tx_record in chain.state.inclusions(67, 1, WALLET.address)] == [0, 1]
     assert chain.state.burnt == 3 * FEE + chain.state.fees.registration + chain.state.fees.data_sending
     assert chain.state.accounts[WALLET.address].sequence == 3
 
 
-def test_what_a_block_would_not_take_is_refused_at_the_door_in_the_chains_order(open_chain: Open) -> None:
-    chain = ready(open_chain)
+def test_broadcast_invalid_tx_is_refused_in_chain_order(open_chain: Open) -> None:
+    chain = registered_chain(open_chain)
     good = payload_message(WALLET, version="v10", topic_id=67, nonce=1, value="0.5")
     cases: list[tuple[bytes, tuple[str, int]]] = [
         (b"\xff\xff", ("sdk", 2)),
         (tx(chain, ("/cosmos.bank.v1beta1.MsgSend", b"")), ("sdk", 2)),
         (tx(chain, payload_message(WALLET, version="v9", topic_id=67, nonce=1, value="0.5")), ("sdk", 2)),
-        (simulated_tx(WALLET, good, sequence=1), ("sdk", 11)),
+        (unsigned_tx(WALLET, good, sequence=1), ("sdk", 11)),
         (tx(chain, good, timeout_height=2), ("sdk", 30)),
         (tx(chain, good, gas=10), ("sdk", 11)),
         (tx(chain, good, fee_uallo=GAS - 1), ("sdk", 13)),
@@ -152,17 +152,17 @@ def test_what_a_block_would_not_take_is_refused_at_the_door_in_the_chains_order(
         (tx(chain, good, account_number=5), ("sdk", 4)),
     ]
     before = dict(chain.state.accounts)
-    assert [check(chain, raw) for raw, _ in cases] == [expected for _, expected in cases]
+    assert [broadcast_code(chain, raw) for raw, _ in cases] == [expected for _, expected in cases]
     assert {address: chain.state.accounts[address] for address in before} == before
-    assert chain.waiting == 0
+    assert chain.pending_count == 0
 
 
-def test_a_sequence_mismatch_says_what_was_expected(open_chain: Open) -> None:
-    chain = ready(open_chain)
+def test_broadcast_sequence_mismatch_names_the_expected_one(open_chain: Open) -> None:
+    chain = registered_chain(open_chain)
     assert "account sequence mismatch, expected 1, got 4" in chain.broadcast(payload(chain, sequence=4)).log
 
 
-def forged(chain: LocalChain, change: Callable[[Any], None], *, resign: bool = True) -> bytes:
+def forge_payload(chain: LocalChain, change: Callable[[Any], None], *, resign: bool = True) -> bytes:
     """A payload with something changed in it; the outer signature is right, the inner too unless not `resign`ed."""
     url, content = payload_message(WALLET, version=chain.state.version, topic_id=67, nonce=1, value="0.5")
     request = emissions(chain.state.version).InsertWorkerPayloadRequest.parse(content)
@@ -177,7 +177,7 @@ def inference(request: Any) -> Any:
     return request.worker_data_bundle.inference_forecasts_bundle.inference
 
 
-def put(path: str, value: Any) -> Callable[[Any], None]:
+def set_field(path: str, value: Any) -> Callable[[Any], None]:
     """Set a field of the request, of its bundle, or of the inference within."""
 
     def change(request: Any) -> None:
@@ -189,51 +189,53 @@ def put(path: str, value: Any) -> Callable[[Any], None]:
 
 
 FORGERIES: list[tuple[str, Callable[[Any], None], bool, tuple[str, int]]] = [
-    ("no bundle", put("worker_data_bundle", None), True, ("sdk", 7)),
-    ("no nonce", put("bundle.nonce", None), True, ("sdk", 18)),
-    ("no inner bundle", put("bundle.inference_forecasts_bundle", None), True, ("sdk", 18)),
-    ("a key that is none", put("bundle.pubkey", "zz"), True, ("sdk", 18)),
-    ("another's key", put("bundle.pubkey", OTHER.public_key.hex()), True, ("sdk", 4)),
-    ("another worker", put("bundle.worker", OTHER.address), True, ("sdk", 4)),
-    ("a worker that is no address", put("bundle.worker", "allo1x"), True, ("sdk", 7)),
-    ("another inferer", put("inference.inferer", OTHER.address), True, ("sdk", 4)),
-    ("another topic inside", put("inference.topic_id", 68), True, ("emissions", 6)),
-    ("another nonce inside", put("inference.block_height", 2), True, ("sdk", 18)),
+    ("no bundle", set_field("worker_data_bundle", None), True, ("sdk", 7)),
+    ("no nonce", set_field("bundle.nonce", None), True, ("sdk", 18)),
+    ("no inner bundle", set_field("bundle.inference_forecasts_bundle", None), True, ("sdk", 18)),
+    ("a key that is none", set_field("bundle.pubkey", "zz"), True, ("sdk", 18)),
+    ("another's key", set_field("bundle.pubkey", OTHER.public_key.hex()), True, ("sdk", 4)),
+    ("another worker", set_field("bundle.worker", OTHER.address), True, ("sdk", 4)),
+    ("a worker that is no address", set_field("bundle.worker", "allo1x"), True, ("sdk", 7)),
+    ("another inferer", set_field("inference.inferer", OTHER.address), True, ("sdk", 4)),
+    ("another topic inside", set_field("inference.topic_id", 68), True, ("emissions", 6)),
+    ("another nonce inside", set_field("inference.block_height", 2), True, ("sdk", 18)),
     ("a changed value", lambda request: setattr(inference(request).values[0], "value", "0.6"), False, ("sdk", 4)),
-    ("no signature", put("bundle.inferences_forecasts_bundle_signature", b""), False, ("sdk", 4)),
-    ("a decimal not written as the chain writes it", put("inference.value", "1e-07"), True, ("sdk", 4)),
-    ("not a number", put("inference.value", "NaN"), True, ("sdk", 18)),
-    ("no value", put("inference.values", []), True, ("sdk", 18)),
+    ("no signature", set_field("bundle.inferences_forecasts_bundle_signature", b""), False, ("sdk", 4)),
+    ("a decimal not written as the chain writes it", set_field("inference.value", "1e-07"), True, ("sdk", 4)),
+    ("not a number", set_field("inference.value", "NaN"), True, ("sdk", 18)),
+    ("no value", set_field("inference.values", []), True, ("sdk", 18)),
     ("another label", lambda request: setattr(inference(request).values[0], "label", "z"), True, ("sdk", 18)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("change", "resign", "expected"), [one[1:] for one in FORGERIES], ids=[one[0] for one in FORGERIES]
+    ("change", "resign", "expected"),
+    [tx_record[1:] for tx_record in FORGERIES],
+    ids=[tx_record[0] for tx_record in FORGERIES],
 )
-def test_a_payload_that_is_not_what_it_claims_is_refused_and_still_pays(
+def test_payload_forged_is_refused_and_pays_its_fee(
     open_chain: Open, change: Callable[[Any], None], resign: bool, expected: tuple[str, int]
 ) -> None:
-    chain = ready(open_chain)
+    chain = registered_chain(open_chain)
     account = chain.state.accounts[WALLET.address]
-    raw = forged(chain, change, resign=resign)
+    raw = forge_payload(chain, change, resign=resign)
     simulated = chain.simulate(raw)
     assert include(chain, raw)[:2] == expected
-    assert isinstance(simulated, Refusal)
+    assert isinstance(simulated, TxRefusal)
     assert (simulated.codespace, simulated.code) == expected
-    paid = chain.state.accounts[WALLET.address]
-    assert (paid.balance, paid.sequence) == (account.balance - FEE, account.sequence + 1)
+    fee = chain.state.accounts[WALLET.address]
+    assert (fee.balance, fee.sequence) == (account.balance - FEE, account.sequence + 1)
     assert not chain.state.inferences
 
 
-def test_a_payload_of_v9_is_known_by_its_plain_value(open_chain: Open) -> None:
-    chain = ready(open_chain, version="v9")
-    assert include(chain, forged(chain, put("inference.value", "1e-07")))[:2] == ("sdk", 4)
-    assert include(chain, forged(chain, put("inference.value", "1E-7")))[:2] == ("", 0)
-    assert chain.state.latest[67, WALLET.address].value == "1E-7"
+def test_payload_v9_carries_a_plain_value(open_chain: Open) -> None:
+    chain = registered_chain(open_chain, version="v9")
+    assert include(chain, forge_payload(chain, set_field("inference.value", "1e-07")))[:2] == ("sdk", 4)
+    assert include(chain, forge_payload(chain, set_field("inference.value", "1E-7")))[:2] == ("", 0)
+    assert chain.state.latest_inferences[67, WALLET.address].value == "1E-7"
 
 
-def test_the_window_is_kept_to_the_block(open_chain: Open) -> None:
+def test_window_bounds_are_exact_to_the_block(open_chain: Open) -> None:
     """Nonce 1 with a window of 4: blocks 2, 3 and 4 take it, 5 says too late, later ones know no such nonce."""
     chain = open_chain(topics=(TOPIC, TopicSpec(42)))
     for wallet in (WALLET, OTHER):
@@ -244,13 +246,13 @@ def test_the_window_is_kept_to_the_block(open_chain: Open) -> None:
         chain.account(fresh.address)
         chain.state.workers.add((67, fresh.address))
         outcomes.append((height, include(chain, payload(chain, wallet=fresh))[:2]))
-    good, late, gone = ("", 0), ("emissions", 67), ("emissions", 75)
-    assert outcomes == [(2, good), (3, good), (4, good), (5, late), (6, gone), (7, gone)]
+    good, expired, gone = ("", 0), ("emissions", 67), ("emissions", 75)
+    assert outcomes == [(2, good), (3, good), (4, good), (5, expired), (6, gone), (7, gone)]
     assert include(chain, payload(chain, nonce=2))[:2] == gone
     assert include(chain, payload(chain, nonce=11))[:2] == gone
 
 
-def test_topics_registration_and_permission_are_asked_in_order(open_chain: Open) -> None:
+def test_payload_checks_topic_registration_and_permission_in_order(open_chain: Open) -> None:
     listed = replace(TOPIC, id=5, workers=(OTHER.address,))
     chain = open_chain(topics=(TOPIC, listed))
     assert include(chain, payload(chain, topic_id=99))[:2] == ("emissions", 6)
@@ -262,8 +264,8 @@ def test_topics_registration_and_permission_are_asked_in_order(open_chain: Open)
     assert include(chain, payload(chain))[:2] == ("emissions", 13)
 
 
-def test_out_of_gas_on_the_way_pays_and_uses_up_the_sequence(open_chain: Open) -> None:
-    chain = ready(open_chain)
+def test_payload_out_of_gas_pays_and_uses_the_sequence(open_chain: Open) -> None:
+    chain = registered_chain(open_chain)
     needed = chain.simulate(payload(chain))
     assert isinstance(needed, int)
     assert include(chain, payload(chain, gas=needed - 2_000))[:2] == ("sdk", 11)
@@ -272,43 +274,43 @@ def test_out_of_gas_on_the_way_pays_and_uses_up_the_sequence(open_chain: Open) -
     assert include(chain, payload(chain, gas=needed + 2_000))[:2] == ("", 0)
 
 
-def test_the_mempool_knows_its_own_and_what_was_included(open_chain: Open) -> None:
-    chain = ready(open_chain, mempool=2)
+def test_mempool_refuses_pending_and_included_transactions(open_chain: Open) -> None:
+    chain = registered_chain(open_chain, mempool=2)
     first = payload(chain)
-    assert [check(chain, raw) for raw in (first, first)] == [("", 0), ("sdk", 19)]
-    assert check(chain, payload(chain, value="0.7", sequence=1)) == ("sdk", 32)
-    assert check(chain, payload(chain, value="0.7", waiting=1)) == ("", 0)
-    assert check(chain, payload(chain, value="0.8", waiting=2)) == ("sdk", 20)
-    assert [one.code for one in chain.seal().records] == [0, 1]
-    assert check(chain, first) == ("sdk", 19)
-    again = open_chain()
-    assert check(again, first) == ("sdk", 32)  # a node that restarted has forgotten what it included
+    assert [broadcast_code(chain, raw) for raw in (first, first)] == [("", 0), ("sdk", 19)]
+    assert broadcast_code(chain, payload(chain, value="0.7", sequence=1)) == ("sdk", 32)
+    assert broadcast_code(chain, payload(chain, value="0.7", waiting=1)) == ("", 0)
+    assert broadcast_code(chain, payload(chain, value="0.8", waiting=2)) == ("sdk", 20)
+    assert [tx_record.code for tx_record in chain.seal().records] == [0, 1]
+    assert broadcast_code(chain, first) == ("sdk", 19)
+    second_answer = open_chain()
+    assert broadcast_code(second_answer, first) == ("sdk", 32)  # a node that restarted has forgotten what it included
 
 
-def test_what_waits_too_long_is_dropped_and_changes_nothing(open_chain: Open) -> None:
-    chain = ready(open_chain)
-    late = payload(chain, timeout_height=3)
+def test_mempool_expired_tx_is_dropped_without_effect(open_chain: Open) -> None:
+    chain = registered_chain(open_chain)
+    expired = payload(chain, timeout_height=3)
     early = payload(chain, timeout_height=4)
-    assert check(chain, late) == ("", 0)
+    assert broadcast_code(chain, expired) == ("", 0)
     before = chain.state.accounts[WALLET.address]
     chain.state.height = 3  # a block that did not take it
     assert chain.seal().records == ()
     assert chain.state.accounts[WALLET.address] == before
-    assert check(chain, early) == ("sdk", 30)
+    assert broadcast_code(chain, early) == ("sdk", 30)
 
 
-def test_without_a_faucet_nobody_has_anything(open_chain: Open) -> None:
+def test_chain_without_faucet_has_no_accounts(open_chain: Open) -> None:
     chain = open_chain(faucet=False)
     assert chain.account(WALLET.address) is None
-    assert check(chain, register(chain)) == ("sdk", 9)
-    assert isinstance(chain.simulate(register(chain)), Refusal)
+    assert broadcast_code(chain, register(chain)) == ("sdk", 9)
+    assert isinstance(chain.simulate(register(chain)), TxRefusal)
     chain.fund(WALLET.address, FEE + 1)
     assert include(chain, register(chain))[:2] == ("sdk", 5)
-    assert wealth(chain) == chain.state.minted == FEE + 1
+    assert total_uallo(chain) == chain.state.minted == FEE + 1
 
 
-def test_everything_survives_a_restart(open_chain: Open) -> None:
-    chain = ready(open_chain)
+def test_chain_restart_keeps_all_state(open_chain: Open) -> None:
+    chain = registered_chain(open_chain)
     include(chain, payload(chain))
     include(chain, payload(chain, value="0.6"))
     before = chain.state
@@ -316,73 +318,73 @@ def test_everything_survives_a_restart(open_chain: Open) -> None:
     assert after == before
 
 
-def test_a_block_that_cannot_be_written_has_not_happened(open_chain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    chain = ready(open_chain)
+def test_block_write_failure_rolls_back(open_chain: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = registered_chain(open_chain)
     before = deepcopy(chain.state)
-    assert check(chain, payload(chain)) == ("", 0)
+    assert broadcast_code(chain, payload(chain)) == ("", 0)
 
     def full(*_: object) -> None:
         raise RetryLater("The disk is full.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "save", full)
+        patch.setattr(ChainStore, "save", full)
         with pytest.raises(RetryLater):
             chain.seal()
     assert chain.state == before
     assert include(chain, payload(chain)) == ("", 0, "")
 
 
-def test_heights_follow_the_clock_also_while_nothing_runs(open_chain: Open) -> None:
-    clock = Clock()
+def test_height_follows_the_clock_across_downtime(open_chain: Open) -> None:
+    clock = SettableClock()
     chain = open_chain(clock, block_time=5.0)
     heights = []
     for seconds in (4.9, 0.2, 5.0, 20.0):
         clock.time += seconds
         chain.tick()
         heights.append(chain.state.height)
-    assert heights == [BEGIN, BEGIN + 1, BEGIN + 2, BEGIN + 6]
+    assert heights == [FIRST_HEIGHT, FIRST_HEIGHT + 1, FIRST_HEIGHT + 2, FIRST_HEIGHT + 6]
     clock.time += 3600 * 24 * 90
     chain = open_chain(clock, block_time=5.0)
-    assert chain.state.height == BEGIN + 6 + 720 * 24 * 90
-    assert chain.due_in() == pytest.approx(4.9)
+    assert chain.state.height == FIRST_HEIGHT + 6 + 720 * 24 * 90
+    assert chain.seconds_to_next_block() == pytest.approx(4.9)
 
 
-def test_after_a_long_sleep_the_blocks_that_are_missing_are_skipped_over(open_chain: Open) -> None:
-    clock = Clock()
+def test_tick_after_a_long_pause_skips_missing_blocks(open_chain: Open) -> None:
+    clock = SettableClock()
     chain = open_chain(clock, block_time=5.0)
-    made: list[int] = []
-    chain.listeners.append(lambda block: made.append(block.height))
-    assert check(chain, register(chain)) == ("", 0)
+    blocks: list[int] = []
+    chain.listeners.append(lambda block: blocks.append(block.height))
+    assert broadcast_code(chain, register(chain)) == ("", 0)
     clock.time += 5.0 * 10_000
     chain.tick()
-    assert chain.state.height == BEGIN + 10_000
-    assert made == list(range(BEGIN + 1, BEGIN + 1 + MOST_BLOCKS))
+    assert chain.state.height == FIRST_HEIGHT + 10_000
+    assert blocks == list(range(FIRST_HEIGHT + 1, FIRST_HEIGHT + 1 + MAX_CATCH_UP_BLOCKS))
     assert (67, WALLET.address) in chain.state.workers
 
 
-def test_a_clock_that_is_set_back_does_not_stop_the_chain(open_chain: Open) -> None:
-    clock = Clock()
+def test_tick_after_clock_set_back_continues(open_chain: Open) -> None:
+    clock = SettableClock()
     chain = open_chain(clock, block_time=5.0)
     clock.time -= 86_400
     chain.tick()
     clock.time += 5.0
     chain.tick()
-    assert chain.state.height == BEGIN + 1
+    assert chain.state.height == FIRST_HEIGHT + 1
 
 
-def test_a_clock_that_stands_still_does_not_keep_transactions_waiting(open_chain: Open) -> None:
+def test_seal_with_a_stopped_clock_includes_transactions(open_chain: Open) -> None:
     chain = open_chain(block_time=5.0)
     assert include(chain, register(chain)) == ("", 0, "")
-    assert include(chain, payload(chain, nonce=BEGIN)) == ("", 0, "")
-    assert chain.state.time == Clock().now()
+    assert include(chain, payload(chain, nonce=FIRST_HEIGHT)) == ("", 0, "")
+    assert chain.state.time == SettableClock().now()
 
 
-def test_a_chain_that_was_deleted_never_issues_its_nonces_again(tmp_path: Path) -> None:
+def test_deleted_chain_never_reissues_nonces(tmp_path: Path) -> None:
     """A ledger that outlives the chain would take them for served."""
-    clock, nonces = Clock(), []
+    clock, nonces = SettableClock(), []
     for _ in range(3):
-        store = Store(tmp_path / "localnet" / "localnet.sqlite")
-        chain = LocalChain(Rules(), store, clock)
+        store = ChainStore(tmp_path / "localnet" / "localnet.sqlite")
+        chain = LocalChain(ChainConfig(), store, clock)
         nonces.append(chain.state.topics[0].open_nonces(chain.state.height)[0])
         store.close()
         assert delete_chain(tmp_path, "localnet")
@@ -390,46 +392,51 @@ def test_a_chain_that_was_deleted_never_issues_its_nonces_again(tmp_path: Path) 
     assert nonces == [199_440, 200_160, 200_880]  # multiples of 720: on the hour
 
 
-def test_blocks_tell_which_windows_open_and_close(open_chain: Open) -> None:
+def test_block_lists_opened_and_closed_windows(open_chain: Open) -> None:
     chain = open_chain()
-    told: list[tuple[int, list[int], list[int]]] = []
+    blocks: list[tuple[int, list[int], list[int]]] = []
     chain.listeners.append(
-        lambda block: told.append(
-            (block.height, [nonce for _, nonce in block.opened], [nonce for _, nonce in block.closed])
+        lambda block: blocks.append(
+            (block.height, [nonce for _, nonce in block.opened_windows], [nonce for _, nonce in block.closed_windows])
         )
     )
     chain.advance(20)
-    assert [one for one in told if one[1] or one[2]] == [(5, [], [1]), (11, [11], []), (15, [], [11]), (21, [21], [])]
+    assert [tx_record for tx_record in blocks if tx_record[1] or tx_record[2]] == [
+        (5, [], [1]),
+        (11, [11], []),
+        (15, [], [11]),
+        (21, [21], []),
+    ]
 
 
-def test_another_version_is_spoken_from_the_next_transaction_on(open_chain: Open) -> None:
-    chain = ready(open_chain, version="v9")
-    chain.configure(replace(chain.rules, version="v10"))
+def test_configure_new_version_applies_to_the_next_tx(open_chain: Open) -> None:
+    chain = registered_chain(open_chain, version="v9")
+    chain.configure(replace(chain.config, version="v10"))
     old = payload_message(WALLET, version="v9", topic_id=67, nonce=1, value="0.5")
-    assert check(chain, tx(chain, old)) == ("sdk", 2)
+    assert broadcast_code(chain, tx(chain, old)) == ("sdk", 2)
     assert include(chain, payload(chain)) == ("", 0, "")
 
 
-def test_a_topic_that_is_new_to_a_running_chain_opens_at_once(open_chain: Open) -> None:
+def test_configure_new_topic_opens_at_once(open_chain: Open) -> None:
     chain = open_chain()
     chain.advance(7)
     chain = open_chain(topics=(TOPIC, replace(TOPIC, id=8)))
-    found = chain.state.topic(8)
-    assert found is not None
-    assert found.open_nonces(chain.state.height) == [8]
+    topic_spec = chain.state.topic(8)
+    assert topic_spec is not None
+    assert topic_spec.open_nonces(chain.state.height) == [8]
     assert chain.state.topic(67) == TOPIC
     assert [topic.id for topic in open_chain(topics=None).state.topics] == [67, 8]
 
 
-@given(st.lists(st.integers(0, 3 * BLOCK_TARGET), max_size=60))
-def test_the_gas_price_rises_with_full_blocks_and_never_sinks_below_its_floor(used: list[int]) -> None:
+@given(st.lists(st.integers(0, 3 * BLOCK_GAS_TARGET), max_size=60))
+def test_gas_price_rises_with_full_blocks_and_keeps_its_floor(used: list[int]) -> None:
     price = PRICE_UNIT
     for gas in used:
         after = next_gas_price(price, gas, PRICE_UNIT)
         assert after >= PRICE_UNIT
-        assert (after > price) is (gas > BLOCK_TARGET)
+        assert (after > price) is (gas > BLOCK_GAS_TARGET)
         price = after
-    assert lowest_fee(1, price) * PRICE_UNIT >= price
+    assert min_fee(1, price) * PRICE_UNIT >= price
 
 
 ACTIONS = st.one_of(
@@ -443,18 +450,18 @@ ACTIONS = st.one_of(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ACTIONS, max_size=30))
-def test_whatever_is_sent_nothing_is_lost_or_counted_twice(
+def test_chain_any_transactions_conserve_total_uallo(
     tmp_path_factory: pytest.TempPathFactory, actions: list[tuple[str, int, int]]
 ) -> None:
     path = tmp_path_factory.mktemp("chain") / "chain.sqlite"
     wallets = [Wallet(bytes([number]) * 32) for number in (1, 2, 3)]
-    rules = Rules(block_time=None, topics=(TOPIC,), fees=Fees(registration=7, data_sending=3))
-    store = Store(path)
-    chain = LocalChain(rules, store, Clock())
+    rules = ChainConfig(block_time=None, topics=(TOPIC,), fees=Fees(registration=7, data_sending=3))
+    store = ChainStore(path)
+    chain = LocalChain(rules, store, SettableClock())
     for kind, number, off in actions:
         wallet = wallets[number % 3]
         newest = TOPIC.newest_nonce(chain.state.height) or 1
-        waiting = sum(one.sender == wallet.address for one in chain._mempool.values()) + off
+        waiting = sum(tx_record.sender == wallet.address for tx_record in chain._mempool.values()) + off
         if kind == "register":
             chain.broadcast(register(chain, wallet, waiting=max(waiting, 0)))
         elif kind == "payload":
@@ -465,45 +472,49 @@ def test_whatever_is_sent_nothing_is_lost_or_counted_twice(
             chain.advance(number)
         else:
             store.close()
-            store = Store(path)
-            chain = LocalChain(rules, store, Clock())
-        assert wealth(chain) == chain.state.minted
+            store = ChainStore(path)
+            chain = LocalChain(rules, store, SettableClock())
+        assert total_uallo(chain) == chain.state.minted
     chain.advance(1)
     store.close()
     records = list(chain.state.txs.values())
     for account in chain.state.accounts.values():
-        assert account.sequence == sum(one.sender == account.address for one in records)
+        assert account.sequence == sum(tx_record.sender == account.address for tx_record in records)
         assert account.balance >= 0
-    good = [(one.topic_id, one.nonce, one.sender) for one in records if one.kind == "payload" and one.code == 0]
+    good = [
+        (tx_record.topic_id, tx_record.nonce, tx_record.sender)
+        for tx_record in records
+        if tx_record.kind == "payload" and tx_record.code == 0
+    ]
     assert len(good) == len(set(good))
     assert {(topic, nonce, who) for (topic, nonce), by in chain.state.inferences.items() for who in by} == set(good)
 
 
-def test_a_second_node_on_the_same_state_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path / "chain.sqlite")
+def test_store_open_in_another_node_is_refused(tmp_path: Path) -> None:
+    store = ChainStore(tmp_path / "chain.sqlite")
     with pytest.raises(RetryLater, match="Another local node"):
-        Store(tmp_path / "chain.sqlite", wait=0.0)
+        ChainStore(tmp_path / "chain.sqlite", timeout_seconds=0.0)
     store.close()
-    Store(tmp_path / "chain.sqlite", wait=0.0).close()
+    ChainStore(tmp_path / "chain.sqlite", timeout_seconds=0.0).close()
 
 
-def test_a_damaged_state_is_told_and_can_be_deleted(tmp_path: Path) -> None:
+def test_store_damaged_file_is_reported_and_deletable(tmp_path: Path) -> None:
     path = chain_path(tmp_path, "localnet")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"this is no database, whatever its name says" * 100)
     with pytest.raises(NeedsHuman, match="--reset"):
-        Store(path)
+        ChainStore(path)
     assert delete_chain(tmp_path, "localnet")
     assert not delete_chain(tmp_path, "localnet")
-    Store(path).close()
+    ChainStore(path).close()
 
 
-def test_a_chain_id_is_no_way_out_of_the_state_directory(tmp_path: Path) -> None:
+def test_chain_path_rejects_path_traversal(tmp_path: Path) -> None:
     for name in ("", "../x", "a/b", "a.b", "a\0b"):
         with pytest.raises(ValueError, match="chain id"):
             chain_path(tmp_path, name)
 
 
-def test_a_message_of_another_signer_is_not_taken(open_chain: Open) -> None:
-    chain = ready(open_chain)
-    assert check(chain, tx(chain, register_message(OTHER, version="v10", topic_id=67))) == ("sdk", 8)
+def test_broadcast_foreign_signer_is_refused(open_chain: Open) -> None:
+    chain = registered_chain(open_chain)
+    assert broadcast_code(chain, tx(chain, register_message(OTHER, version="v10", topic_id=67))) == ("sdk", 8)

@@ -18,56 +18,56 @@ from websockets.sync.client import connect
 
 from forecastd.chain.codec import build_tx, payload_message, tx_hash
 from forecastd.chain.node import Node
-from forecastd.chain.submit import Spending, register
+from forecastd.chain.submit import FeePolicy, register
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import RetryLater
+from forecastd.localnet.discovery import endpoint_file, find_endpoint
 from forecastd.localnet.faults import FAULTS
-from forecastd.localnet.running import endpoint_file, find_running
 
 WALLET = Wallet(b"\3" * 32)
 
 
 @dataclass
-class Running:
+class NodeProcess:
     """A node's process, and what it told until it served."""
 
     process: subprocess.Popen[str]
-    told: str
+    startup_text: str
 
     @property
     def endpoint(self) -> str:
-        found = re.search(r"grpc\+http://\S+", self.told)
-        assert found is not None
-        return found[0]
+        match = re.search(r"grpc\+http://\S+", self.startup_text)
+        assert match is not None
+        return match[0]
 
-    def end(self, number: int) -> tuple[int, str]:
+    def stop(self, number: int) -> tuple[int, str]:
         """Signal it, and give its exit code and what else it told."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=60)
         return self.process.returncode, rest
 
 
-Start = Callable[..., Running]
+Start = Callable[..., NodeProcess]
 
 
 @pytest.fixture
-def start(root: Path, tmp_path: Path) -> Iterator[Start]:
+def start_node(root: Path, tmp_path: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
-    def started(*options: str) -> Running:
+    def started(*options: str) -> NodeProcess:
         line = [sys.executable, "submit_prediction.py", "localnet", "--state-dir", str(tmp_path), "--port", "0"]
         process = subprocess.Popen(
             [*line, "--ws-port", "0", *options], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         processes.append(process)
         assert process.stdout is not None
-        told = ""
+        output = ""
         for text in process.stdout:
-            told += text
+            output += text
             if "Ctrl-C" in text:
                 break
-        return Running(process, told)
+        return NodeProcess(process, output)
 
     yield started
     for process in processes:
@@ -75,46 +75,46 @@ def start(root: Path, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def test_rest_is_served_beside_grpc_when_it_is_asked_for(start: Start) -> None:
-    running = start("--rest-port", "0")
-    found = re.search(r"rest\+http://\S+", running.told)
-    assert found is not None
-    with Node(found[0], chain_id="localnet") as rest, Node(running.endpoint, chain_id="localnet") as grpc:
+def test_localnet_rest_port_serves_rest_beside_grpc(start_node: Start) -> None:
+    running = start_node("--rest-port", "0")
+    match = re.search(r"rest\+http://\S+", running.startup_text)
+    assert match is not None
+    with Node(match[0], chain_id="localnet") as rest, Node(running.endpoint, chain_id="localnet") as grpc:
         assert rest.topic(67) == grpc.topic(67)
-    assert running.end(signal.SIGINT)[0] == 0
+    assert running.stop(signal.SIGINT)[0] == 0
 
 
-def enlist(node: Node) -> None:
+def register_wallet(node: Node) -> None:
     register(
-        node, WALLET, 67, Spending(1, "eco", None), chain_id="localnet", clock=SystemClock(), wake=threading.Event()
+        node, WALLET, 67, FeePolicy(1, "eco", None), chain_id="localnet", clock=SystemClock(), wake=threading.Event()
     )
 
 
-def test_it_serves_until_ctrl_c_and_a_line_tells_each_transaction(start: Start, tmp_path: Path) -> None:
-    running = start("--seal-at-once", "--topic", "67:50:40", "--topic", "3:9")
+def test_localnet_serves_until_ctrl_c_and_prints_each_transaction(start_node: Start, tmp_path: Path) -> None:
+    running = start_node("--seal-at-once", "--topic", "67:50:40", "--topic", "3:9")
     for part in (
         "chain      localnet, height ",
         "emissions  v10",
         "topic      67: epoch 50 blocks, window 40",
         "3: epoch 9",
     ):
-        assert part in running.told
-    assert max(map(len, running.told.splitlines())) <= 80
-    assert find_running(tmp_path) == running.endpoint
+        assert part in running.startup_text
+    assert max(map(len, running.startup_text.splitlines())) <= 80
+    assert find_endpoint(tmp_path) == running.endpoint
     with Node(running.endpoint, chain_id="localnet") as node:
-        enlist(node)
-    code, rest = running.end(signal.SIGINT)
+        register_wallet(node)
+    code, rest = running.stop(signal.SIGINT)
     assert code == 0
     assert re.search(rf"  {WALLET.address[:9]}\.\.{WALLET.address[-4:]}  register topic 67  ok\nstopped\n$", rest)
     assert not endpoint_file(tmp_path).exists()
 
 
-def test_endpoints_with_faults_stand_beside_one_that_is_well(start: Start) -> None:
-    running = start(
+def test_localnet_extra_endpoints_have_their_own_faults(start_node: Start) -> None:
+    running = start_node(
         "--endpoint", "unavailable@first=1,slow=0.01", "--endpoint", "rest:ok", "--fault", "rate-limit@every=2"
     )
-    assert "fault      rate-limit@every=2" in running.told
-    urls = re.findall(r"endpoint   (\S+) \((.*)\)", running.told)
+    assert "fault      rate-limit@every=2" in running.startup_text
+    urls = re.findall(r"endpoint   (\S+) \((.*)\)", running.startup_text)
     assert [faults for _, faults in urls] == ["unavailable@first=1, slow=0.01", "ok"]
     with Node(urls[0][0]) as faulty, Node(urls[1][0]) as rest, Node(running.endpoint) as main:
         with pytest.raises(RetryLater, match="unavailable"):
@@ -126,29 +126,29 @@ def test_endpoints_with_faults_stand_beside_one_that_is_well(start: Start) -> No
             main.height()
 
 
-def test_a_restart_cuts_the_websocket_too_and_both_come_back(start: Start) -> None:
-    running = start("--seal-at-once", "--fault", "restart=0.5@first=1")
-    found = re.search(r"ws://\S+", running.told)
-    assert found is not None
+def test_localnet_restart_drops_and_restores_the_websocket(start_node: Start) -> None:
+    running = start_node("--seal-at-once", "--fault", "restart=0.5@first=1")
+    match = re.search(r"ws://\S+", running.startup_text)
+    assert match is not None
     with Node(running.endpoint) as node:
-        enlist(node)
+        register_wallet(node)
         nonce = node.open_nonces(67)[0]
         message = payload_message(WALLET, version="v10", topic_id=67, nonce=nonce, value="0.5")
         raw = build_tx(WALLET, message, chain_id="localnet", account_number=0, sequence=1, gas=200_000, fee_uallo=10**6)
-        with connect(found[0], open_timeout=60) as listener:
+        with connect(match[0], open_timeout=60) as listener:
             assert node.broadcast(raw).code == 0
             with pytest.raises(ConnectionClosed):
                 listener.recv(timeout=60)
     waiting = threading.Event()
-    while find_answer(running.endpoint) is None:
+    while height_or_none(running.endpoint) is None:
         waiting.wait(0.05)
-    with connect(found[0], open_timeout=60) as listener, Node(running.endpoint) as node:
+    with connect(match[0], open_timeout=60) as listener, Node(running.endpoint) as node:
         assert listener.protocol.state.name == "OPEN"
         assert node.find_tx(tx_hash(raw)) is None
         assert node.broadcast(raw).code == 0
 
 
-def find_answer(endpoint: str) -> int | None:
+def height_or_none(endpoint: str) -> int | None:
     try:
         with Node(endpoint) as node:
             return node.height()
@@ -156,45 +156,45 @@ def find_answer(endpoint: str) -> int | None:
         return None
 
 
-def test_the_faults_are_listed_and_fit_80_columns(start: Start) -> None:
-    listing = start("--faults")
+def test_localnet_fault_list_fits_80_columns(start_node: Start) -> None:
+    listing = start_node("--faults")
     assert listing.process.wait(60) == 0
-    assert all(name in listing.told for name in FAULTS)
-    assert max(map(len, listing.told.splitlines())) <= 80
+    assert all(name in listing.startup_text for name in FAULTS)
+    assert max(map(len, listing.startup_text.splitlines())) <= 80
 
 
-def test_a_kill_loses_nothing_that_was_in_a_block(start: Start, tmp_path: Path) -> None:
-    running = start("--seal-at-once", "--emissions", "v9")
+def test_localnet_kill_keeps_every_block(start_node: Start, tmp_path: Path) -> None:
+    running = start_node("--seal-at-once", "--emissions", "v9")
     with Node(running.endpoint) as node:
-        enlist(node)
+        register_wallet(node)
         assert node.version() == "v9"
         before = (node.height(), node.balance(WALLET.address), node.account(WALLET.address))
-    assert running.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert running.stop(signal.SIGKILL)[0] == -signal.SIGKILL
     assert endpoint_file(tmp_path).exists()
-    assert find_running(tmp_path) is None
-    again = start("--emissions", "v9")
-    with Node(again.endpoint) as node:
+    assert find_endpoint(tmp_path) is None
+    second = start_node("--emissions", "v9")
+    with Node(second.endpoint) as node:
         assert node.height() >= before[0]
         assert (node.balance(WALLET.address), node.account(WALLET.address)) == before[1:]
         assert node.is_registered(67, WALLET.address)
-    assert again.end(signal.SIGTERM)[0] == 0
-    fresh = start("--reset")
-    assert "The old chain is deleted." in fresh.told
+    assert second.stop(signal.SIGTERM)[0] == 0
+    fresh = start_node("--reset")
+    assert "The old chain is deleted." in fresh.startup_text
     with Node(fresh.endpoint) as node:
         assert not node.is_registered(67, WALLET.address)
 
 
-def test_a_second_node_on_the_state_or_the_port_is_refused_with_code_5(start: Start, tmp_path: Path) -> None:
-    running = start()
-    second = start()
-    assert (second.process.wait(60), "Another local node runs on" in second.told) == (5, True)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
+def test_localnet_second_node_exits_with_code_5(start_node: Start, tmp_path: Path) -> None:
+    running = start_node()
+    second = start_node()
+    assert (second.process.wait(60), "Another local node runs on" in second.startup_text) == (5, True)
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = str(occupied.getsockname()[1])
         for option in ("--port", "--ws-port"):
-            third = start("--state-dir", str(tmp_path / "other"), option, port)
+            third = start_node("--state-dir", str(tmp_path / "other"), option, port)
             assert third.process.wait(60) == 5
-            assert f"Port {port} cannot be used" in third.told
-            assert option in third.told
+            assert f"Port {port} cannot be used" in third.startup_text
+            assert option in third.startup_text
     assert running.process.poll() is None
 
 
@@ -209,8 +209,8 @@ def test_a_second_node_on_the_state_or_the_port_is_refused_with_code_5(start: St
         ("--endpoint", "late=2"),
     ],
 )
-def test_a_wrong_option_is_a_usage_error(start: Start, options: tuple[str, ...]) -> None:
-    refused = start(*options)
+def test_localnet_invalid_option_is_a_usage_error(start_node: Start, options: tuple[str, ...]) -> None:
+    refused = start_node(*options)
     assert refused.process.wait(60) == 2
-    assert options[0] in refused.told
-    assert "Traceback" not in refused.told
+    assert options[0] in refused.startup_text
+    assert "Traceback" not in refused.startup_text

@@ -13,50 +13,52 @@ from typing import Any
 
 import pytest
 
-from forecastd.chain.answers import Inference, NetworkInferences, Params, Topic
 from forecastd.chain.codec import payload_message, sign_submission, tx_hash
 from forecastd.chain.node import Node
 from forecastd.chain.sdk import EmissionsVersion, messages
-from forecastd.chain.submit import Spending, price, register, wait_for_hash
+from forecastd.chain.submit import FeePolicy, price_transaction, register, wait_for_transaction
+from forecastd.chain.types import ChainParams, Inference, NetworkInferences, Topic
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import ReplayClock, SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.ledger import Submission
-from forecastd.localnet.embedded import Embedded, open_embedded
-from forecastd.localnet.faults import Fault
-from forecastd.localnet.running import announced, endpoint_file, find_running
+from forecastd.ledger.ledger import Submission
+from forecastd.localnet.discovery import endpoint_file, find_endpoint, publish_endpoint
+from forecastd.localnet.embedded import EmbeddedNode, open_embedded
+from forecastd.localnet.faults import NodeFault
 from forecastd.localnet.state import Fees
 from forecastd.localnet.topics import TopicSpec
 
 WALLET = Wallet(b"\3" * 32)
 TOPIC = TopicSpec(67, epoch_length=20, worker_submission_window=10)
-SPENDING = Spending(1, "standard", None)
+SPENDING = FeePolicy(1, "standard", None)
 VERSIONS = pytest.mark.parametrize("version", ["v9", "v10"])
-Open = Callable[..., AbstractContextManager[tuple[Embedded, Node]]]
+Open = Callable[..., AbstractContextManager[tuple[EmbeddedNode, Node]]]
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Open:
+def open_node(tmp_path: Path) -> Open:
     """A local node whose blocks come with transactions only, and a client of it."""
 
     @contextmanager
-    def open_both(**more: Any) -> Iterator[tuple[Embedded, Node]]:
-        asked = {"topics": (TOPIC,), "block_time": None, **more}
-        with open_embedded(tmp_path, SystemClock(), **asked) as embedded, Node(embedded.endpoint) as node:
+    def open_both(**more: Any) -> Iterator[tuple[EmbeddedNode, Node]]:
+        options = {"topics": (TOPIC,), "block_time": None, **more}
+        with open_embedded(tmp_path, SystemClock(), **options) as embedded, Node(embedded.endpoint) as node:
             yield embedded, node
 
     return open_both
 
 
-def registered(node: Node, topic_id: int = 67, wallet: Wallet = WALLET) -> int:
+def register_wallet(node: Node, topic_id: int = 67, wallet: Wallet = WALLET) -> int:
     return register(node, wallet, topic_id, SPENDING, chain_id="localnet", clock=SystemClock(), wake=threading.Event())
 
 
-def signed(node: Node, *, value: float = 0.0123, nonce: int | None = None, wallet: Wallet = WALLET) -> Submission:
+def sign_forecast(
+    node: Node, *, value: float = 0.0123, nonce: int | None = None, wallet: Wallet = WALLET
+) -> Submission:
     version = node.version()
     nonce = node.open_nonces(67)[0] if nonce is None else nonce
     message = payload_message(wallet, version=version, topic_id=67, nonce=nonce, value=str(value))
-    cost = price(node, wallet, message, SPENDING)
+    cost = price_transaction(node, wallet, message, SPENDING)
     return sign_submission(
         wallet, version=version, chain_id=node.chain_id(), topic_id=67, nonce=nonce, value=value, synthetic=True,
         account_number=cost.account_number, sequence=cost.sequence, gas=cost.gas, fee_uallo=cost.fee_uallo,
@@ -64,35 +66,33 @@ def signed(node: Node, *, value: float = 0.0123, nonce: int | None = None, walle
     )  # fmt: skip
 
 
-def wait(node: Node, submission: Submission, seconds: float = 30.0) -> Any:
-    return wait_for_hash(
+def wait_for_tx(node: Node, submission: Submission, seconds: float = 30.0) -> Any:
+    return wait_for_transaction(
         node, submission.tx_hash, timeout_height=submission.timeout_height, clock=SystemClock(), wake=threading.Event(),
-        seconds=seconds,
+        timeout_seconds=seconds,
     )  # fmt: skip
 
 
 @VERSIONS
-def test_a_worker_registers_submits_and_finds_its_forecast_on_the_chain(
-    opened: Open, version: EmissionsVersion
-) -> None:
-    with opened(version=version, fees=Fees(registration=500, data_sending=7)) as (embedded, node):
+def test_worker_registers_submits_and_reads_its_forecast_back(open_node: Open, version: EmissionsVersion) -> None:
+    with open_node(version=version, fees=Fees(registration=500, data_sending=7)) as (embedded, node):
         assert (node.chain_id(), node.version(), node.height()) == ("localnet", version, 1)
         assert node.topic(67) == Topic(67, TOPIC.metadata, 20, 10, TOPIC.ground_truth_lag, 1)
         assert node.is_topic_active(67)
         assert not node.is_registered(67, WALLET.address)
         assert node.latest_inference(67, WALLET.address) is None
-        assert node.params() == Params(registration_fee=500, data_sending_fee=7)
+        assert node.params() == ChainParams(registration_fee=500, data_sending_fee=7)
         assert node.gas_price() == Decimal(1)
         before = node.balance(WALLET.address)
-        paid = registered(node)
+        fee = register_wallet(node)
         assert node.is_registered(67, WALLET.address)
         assert node.can_submit(67, WALLET.address)
-        assert before - node.balance(WALLET.address) == paid
+        assert before - node.balance(WALLET.address) == fee
 
-        submission = signed(node)
+        submission = sign_forecast(node)
         answer = node.broadcast(submission.tx_bytes)
         assert (answer.code, answer.tx_hash) == (0, submission.tx_hash)
-        result = wait(node, submission)
+        result = wait_for_tx(node, submission)
         assert (result.code, result.tx_hash) == (0, submission.tx_hash)
         assert result.gas_used <= submission.gas
         mine = Inference(WALLET.address, 67, 1, "0.0123")
@@ -113,59 +113,59 @@ def test_a_worker_registers_submits_and_finds_its_forecast_on_the_chain(
         assert node.is_nonce_unfulfilled(67, 21)
 
 
-def test_a_registration_that_was_taken_and_lost_is_sent_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forecastd.chain.submit.SEND_AGAIN_SECONDS", 0.2)
-    with opened() as (embedded, node):
-        embedded.set_faults([Fault.parse("drop@first=1")])
-        registered(node)
+def test_register_lost_from_the_mempool_is_sent_again(open_node: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forecastd.chain.submit.RESEND_SECONDS", 0.2)
+    with open_node() as (embedded, node):
+        embedded.set_faults([NodeFault.parse("drop@first=1")])
+        register_wallet(node)
         assert node.is_registered(67, WALLET.address)
 
 
-def test_the_same_bytes_again_are_known_and_not_paid_twice(opened: Open) -> None:
-    with opened() as (embedded, node):
-        registered(node)
-        submission = signed(node)
+def test_broadcast_same_bytes_again_is_not_paid_twice(open_node: Open) -> None:
+    with open_node() as (embedded, node):
+        register_wallet(node)
+        submission = sign_forecast(node)
         assert node.broadcast(submission.tx_bytes).code == 0
-        wait(node, submission)
+        wait_for_tx(node, submission)
         balance = node.balance(WALLET.address)
-        again = node.broadcast(submission.tx_bytes)
-        assert (again.codespace, again.code) == ("sdk", 19)
+        second_answer = node.broadcast(submission.tx_bytes)
+        assert (second_answer.codespace, second_answer.code) == ("sdk", 19)
         assert node.balance(WALLET.address) == balance
         assert len(embedded.call(lambda chain: chain.state.inclusions(67, 1))) == 1
 
 
-def test_a_served_nonce_is_not_paid_for_again(opened: Open) -> None:
-    with opened() as (_, node):
-        registered(node)
-        submission = signed(node)
+def test_price_of_a_served_nonce_is_refused(open_node: Open) -> None:
+    with open_node() as (_, node):
+        register_wallet(node)
+        submission = sign_forecast(node)
         node.broadcast(submission.tx_bytes)
-        wait(node, submission)
+        wait_for_tx(node, submission)
         with pytest.raises(RetryLater, match="Nothing was signed or paid"):
-            signed(node, value=0.5)
+            sign_forecast(node, value=0.5)
 
 
-def test_what_only_a_person_can_change_is_told_before_anything_is_signed(opened: Open) -> None:
+def test_price_permanent_refusal_needs_human_before_signing(open_node: Open) -> None:
     poor = Wallet(b"\4" * 32)
-    with opened(faucet=False) as (embedded, node):
+    with open_node(faucet=False) as (embedded, node):
         with pytest.raises(NeedsHuman, match="does not exist yet"):
-            signed(node, wallet=poor)
+            sign_forecast(node, wallet=poor)
         embedded.call(lambda chain: chain.fund(poor.address, 10))
         with pytest.raises(NeedsHuman, match="not registered"):
-            signed(node, wallet=poor)
+            sign_forecast(node, wallet=poor)
         with pytest.raises(NeedsHuman, match="does not cover the fee"):
-            registered(node, wallet=poor)
+            register_wallet(node, wallet=poor)
         embedded.call(lambda chain: chain.fund(poor.address, 10**12))
-        embedded.call(lambda chain: chain.configure(replace(chain.rules, topics=(replace(TOPIC, workers=()),))))
-        registered(node, wallet=poor)
+        embedded.call(lambda chain: chain.configure(replace(chain.config, topics=(replace(TOPIC, workers=()),))))
+        register_wallet(node, wallet=poor)
         assert not node.can_submit(67, poor.address)
         with pytest.raises(NeedsHuman, match="on the list"):
-            signed(node, wallet=poor)
+            sign_forecast(node, wallet=poor)
         with pytest.raises(NeedsHuman, match="no such topic"):
-            registered(node, topic_id=99, wallet=poor)
+            register_wallet(node, topic_id=99, wallet=poor)
 
 
-def test_things_that_are_not_there_are_none(opened: Open) -> None:
-    with opened(faucet=False) as (_, node):
+def test_node_missing_items_are_none(open_node: Open) -> None:
+    with open_node(faucet=False) as (_, node):
         assert node.topic(99) is None
         assert node.account(WALLET.address) is None
         assert node.balance(WALLET.address) == 0
@@ -175,45 +175,45 @@ def test_things_that_are_not_there_are_none(opened: Open) -> None:
             node.open_nonces(99)
 
 
-def test_a_client_follows_the_chain_through_an_upgrade(opened: Open) -> None:
-    with opened(version="v9") as (embedded, node):
-        registered(node)
+def test_node_follows_a_chain_upgrade(open_node: Open) -> None:
+    with open_node(version="v9") as (embedded, node):
+        register_wallet(node)
         assert node.version() == "v9"
-        embedded.call(lambda chain: chain.configure(replace(chain.rules, version="v10")))
+        embedded.call(lambda chain: chain.configure(replace(chain.config, version="v10")))
         assert node.open_nonces(67) == [1]
         assert node.version() == "v10"
-        submission = signed(node)
+        submission = sign_forecast(node)
         assert node.broadcast(submission.tx_bytes).code == 0
-        assert wait(node, submission).code == 0
-        embedded.call(lambda chain: chain.configure(replace(chain.rules, version="v9")))
+        assert wait_for_tx(node, submission).code == 0
+        embedded.call(lambda chain: chain.configure(replace(chain.config, version="v9")))
         assert node.latest_inference(67, WALLET.address) == Inference(WALLET.address, 67, 1, "0.0123")
 
 
-def test_a_node_of_another_chain_is_told_nothing(opened: Open) -> None:
-    with opened() as (embedded, _), Node(embedded.endpoint, chain_id="allora-testnet-1") as node:
+def test_node_on_another_chain_gets_no_request(open_node: Open) -> None:
+    with open_node() as (embedded, _), Node(embedded.endpoint, chain_id="allora-testnet-1") as node:
         for call in (node.chain_id, node.height, node.version, lambda: node.broadcast(b"x"), lambda: node.topic(67)):
             with pytest.raises(NeedsHuman, match=r"on chain localnet, not on allora-testnet-1"):
                 call()
 
 
-def test_the_waiting_ends_when_the_window_has_passed_or_a_stop_is_asked(opened: Open) -> None:
-    with opened(seal_at_once=False) as (embedded, node):
+def test_wait_ends_after_the_window_or_on_stop(open_node: Open) -> None:
+    with open_node(seal_at_once=False) as (embedded, node):
         embedded.call(lambda chain: chain.state.workers.add((67, WALLET.address)))
-        submission = signed(node)
+        submission = sign_forecast(node)
         node.broadcast(submission.tx_bytes)
         stop = threading.Event()
         stop.set()
         last = submission.timeout_height
-        found = wait_for_hash(
-            node, submission.tx_hash, timeout_height=last, clock=SystemClock(), wake=stop, seconds=600.0
+        result = wait_for_transaction(
+            node, submission.tx_hash, timeout_height=last, clock=SystemClock(), wake=stop, timeout_seconds=600.0
         )
-        assert found is None
+        assert result is None
         embedded.call(lambda chain: setattr(chain.state, "height", submission.timeout_height))
         embedded.call(lambda chain: chain.advance(1))
-        assert wait(node, submission, seconds=600.0) is None
+        assert wait_for_tx(node, submission, seconds=600.0) is None
 
 
-def test_a_replay_is_a_chain_of_its_own_that_goes_on_while_its_clock_stands(tmp_path: Path) -> None:
+def test_replay_chain_advances_with_a_stopped_clock(tmp_path: Path) -> None:
     clock, name = ReplayClock(1_571_302_800.0), "localnet-20191017T090000Z"
     for _ in range(2):
         with open_embedded(tmp_path, clock, chain_id=name) as embedded, Node(embedded.endpoint, chain_id=name) as node:
@@ -224,8 +224,8 @@ def test_a_replay_is_a_chain_of_its_own_that_goes_on_while_its_clock_stands(tmp_
     assert (tmp_path / "localnet" / f"{name}.sqlite").is_file()
 
 
-def test_two_threads_may_use_one_client(opened: Open) -> None:
-    with opened() as (_, node):
+def test_node_shared_by_two_threads_works(open_node: Open) -> None:
+    with open_node() as (_, node):
         heights: list[int] = []
         threads = [threading.Thread(target=lambda: heights.extend(node.height() for _ in range(20))) for _ in range(4)]
         for thread in threads:
@@ -236,7 +236,7 @@ def test_two_threads_may_use_one_client(opened: Open) -> None:
 
 
 @contextmanager
-def answering(reply: bytes | None) -> Iterator[str]:
+def raw_server(reply: bytes | None) -> Iterator[str]:
     """An endpoint that is no node: it sends `reply` to whoever connects, or nothing at all and stays on the line."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         connections: list[socket.socket] = []
@@ -268,14 +268,14 @@ HTML = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 
 
 
 @pytest.mark.parametrize("reply", [None, HTML, b"", b"\0" * 100_000], ids=["hangs", "html", "hangs up", "garbage"])
-def test_what_is_no_node_costs_a_deadline_and_is_named(reply: bytes | None) -> None:
-    with answering(reply) as endpoint, Node(endpoint, deadline=0.3) as node:
+def test_node_unusable_server_raises_within_the_deadline(reply: bytes | None) -> None:
+    with raw_server(reply) as endpoint, Node(endpoint, deadline=0.3) as node:
         for call in (node.height, node.version):
             with pytest.raises(RetryLater, match=endpoint):
                 call()
 
 
-def test_nobody_there_is_named_with_the_call() -> None:
+def test_node_unreachable_error_names_the_call() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # kept, and not listened on: nobody else gets the port meanwhile
         endpoint = f"127.0.0.1:{nobody.getsockname()[1]}"
@@ -283,9 +283,9 @@ def test_nobody_there_is_named_with_the_call() -> None:
             node.height()
 
 
-def test_a_node_that_heals_is_used_again_by_the_same_client(tmp_path: Path) -> None:
+def test_node_recovered_is_used_by_the_same_client(tmp_path: Path) -> None:
     with open_embedded(tmp_path, SystemClock()) as embedded, Node(embedded.endpoint) as node:
-        embedded.set_faults([Fault("refuse")])
+        embedded.set_faults([NodeFault("refuse")])
         with pytest.raises(RetryLater):
             node.height()
         embedded.set_faults()
@@ -293,13 +293,13 @@ def test_a_node_that_heals_is_used_again_by_the_same_client(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("junk", [b"", b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", b"{}"])
-def test_a_method_that_is_sent_rubbish_says_so_and_the_node_lives(opened: Open, junk: bytes) -> None:
+def test_node_unreadable_request_is_refused_and_serving_continues(open_node: Open, junk: bytes) -> None:
     import grpc  # type: ignore[import-untyped]  # no stubs
 
     from forecastd.localnet.emissions import QUERIES
     from forecastd.localnet.service import METHODS
 
-    with opened() as (embedded, node):
+    with open_node() as (embedded, node):
         paths = [*METHODS, *(f"/emissions.v10.QueryService/{name}" for name in QUERIES)]
         with grpc.insecure_channel(embedded.endpoint.rpartition("/")[2]) as channel:
             codes = {channel.unary_unary(path).future(junk, timeout=60).code().name for path in paths}
@@ -308,47 +308,47 @@ def test_a_method_that_is_sent_rubbish_says_so_and_the_node_lives(opened: Open, 
 
 
 @VERSIONS
-def test_the_other_version_is_an_unknown_service(opened: Open, version: EmissionsVersion) -> None:
+def test_node_other_emissions_version_is_unimplemented(open_node: Open, version: EmissionsVersion) -> None:
     import grpc
 
-    other = "v9" if version == "v10" else "v10"
-    with opened(version=version) as (embedded, _):
+    other_version = "v9" if version == "v10" else "v10"
+    with open_node(version=version) as (embedded, _):
         address = embedded.endpoint.rpartition("/")[2]
         with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(f"/emissions.{other}.QueryService/GetTopic")(b"", timeout=60)
+            channel.unary_unary(f"/emissions.{other_version}.QueryService/GetTopic")(b"", timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert caught.value.details() == f"unknown service emissions.{other}.QueryService"
+        assert caught.value.details() == f"unknown service emissions.{other_version}.QueryService"
 
 
-def test_an_account_can_be_asked_for_in_both_ways(opened: Open) -> None:
+def test_node_both_account_queries_agree(open_node: Open) -> None:
     import grpc
 
     auth = messages("cosmos.auth.v1beta1")
-    with opened() as (embedded, node):
-        registered(node)
+    with open_node() as (embedded, node):
+        register_wallet(node)
         with grpc.insecure_channel(embedded.endpoint.rpartition("/")[2]) as channel:
             request = bytes(auth.QueryAccountRequest(address=WALLET.address))
             raw = channel.unary_unary("/cosmos.auth.v1beta1.Query/Account")(request, timeout=60)
-        found = auth.BaseAccount.parse(auth.QueryAccountResponse.parse(raw).account.value)
-        assert (found.address, found.sequence) == (WALLET.address, 1)
-        assert found.pub_key.value[2:] == WALLET.public_key
+        account = auth.BaseAccount.parse(auth.QueryAccountResponse.parse(raw).account.value)
+        assert (account.address, account.sequence) == (WALLET.address, 1)
+        assert account.pub_key.value[2:] == WALLET.public_key
 
 
-def test_a_running_node_is_found_by_its_file_and_a_stale_or_strange_file_is_not_believed(tmp_path: Path) -> None:
-    assert find_running(tmp_path) is None
+def test_find_endpoint_ignores_stale_and_invalid_files(tmp_path: Path) -> None:
+    assert find_endpoint(tmp_path) is None
     with open_embedded(tmp_path, SystemClock()) as embedded:
-        with announced(tmp_path, embedded.endpoint, "localnet"):
-            assert find_running(tmp_path) == embedded.endpoint
-            assert find_running(tmp_path, chain_id="localnet-x") is None
-            told = endpoint_file(tmp_path).read_text()
+        with publish_endpoint(tmp_path, embedded.endpoint, "localnet"):
+            assert find_endpoint(tmp_path) == embedded.endpoint
+            assert find_endpoint(tmp_path, chain_id="localnet-x") is None
+            document = endpoint_file(tmp_path).read_text()
         assert not endpoint_file(tmp_path).exists()
-        embedded.set_faults([Fault("refuse")])  # nobody answers there, and nobody else can get the port
-        for text in (told, "", "[]", "{}", '{"endpoint": 5, "chain_id": "localnet"}', "\0"):
+        embedded.set_faults([NodeFault("refuse")])  # nobody answers there, and nobody else can get the port
+        for text in (document, "", "[]", "{}", '{"endpoint": 5, "chain_id": "localnet"}', "\0"):
             endpoint_file(tmp_path).write_text(text)
-            assert find_running(tmp_path) is None
+            assert find_endpoint(tmp_path) is None
 
 
-def test_the_listening_socket_says_that_it_is_tcp() -> None:
+def test_listen_socket_protocol_is_tcp() -> None:
     """Else asyncio leaves Nagle's algorithm on, and every call waits 40 ms for an acknowledgement."""
     from forecastd.localnet.server import listen
 

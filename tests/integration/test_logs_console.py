@@ -18,11 +18,11 @@ import pytest
 from forecastd.logs.console import ConsoleStream
 
 LINE = "x" * 99 + "\n"
-Open = Callable[[TextIO | None], ConsoleStream]
+OpenConsole = Callable[[TextIO | None], ConsoleStream]
 
 
 @pytest.fixture
-def console() -> Iterator[Open]:
+def console() -> Iterator[OpenConsole]:
     opened: list[tuple[ConsoleStream, TextIO | None]] = []
 
     def make(stream: TextIO | None) -> ConsoleStream:
@@ -30,8 +30,8 @@ def console() -> Iterator[Open]:
         return opened[-1][0]
 
     yield make
-    for one, stream in opened:
-        one.close()
+    for console_stream, stream in opened:
+        console_stream.close()
         if stream is not None:
             stream.close()
 
@@ -55,103 +55,105 @@ def terminal() -> Iterator[tuple[int, TextIO]]:
 @pytest.fixture
 def connection() -> Iterator[tuple[int, TextIO]]:
     """As the journal gives it to a service."""
-    ours, theirs = socket.socketpair()
-    with os.fdopen(theirs.detach(), "w") as stream, ours:
-        yield ours.fileno(), stream
+    reader, writer = socket.socketpair()
+    with os.fdopen(writer.detach(), "w") as stream, reader:
+        yield reader.fileno(), stream
 
 
 def notices(console: ConsoleStream) -> list[str]:
-    told = [message % arguments for message, arguments in console.notices]
+    messages = [message % arguments for message, arguments in console.notices]
     console.notices.clear()
-    return told
+    return messages
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal", "connection"])
-def test_a_console_that_nobody_reads_stops_nobody_and_the_lines_it_has_are_whole(
-    console: Open, request: pytest.FixtureRequest, kind: str
+def test_unread_console_never_blocks_and_keeps_lines_whole(
+    console: OpenConsole, request: pytest.FixtureRequest, kind: str
 ) -> None:
     reader, stream = request.getfixturevalue(kind)
-    one = console(stream)
+    console_stream = console(stream)
     for number in range(50_000):
-        one.write(f"{number:06} {LINE}")
-    assert notices(one) == []
-    got = bytearray()
+        console_stream.write(f"{number:06} {LINE}")
+    assert notices(console_stream) == []
+    output = bytearray()
     arrived = threading.Event()
 
     def read() -> None:
-        while not (b"the end" in got[-12:] and got.endswith(b"\n")):
-            got.extend(os.read(reader, 1 << 16))
+        while not (b"the end" in output[-12:] and output.endswith(b"\n")):
+            output.extend(os.read(reader, 1 << 16))
             arrived.set()
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    left_out: list[str] = []
-    while not left_out:
+    dropped: list[str] = []
+    while not dropped:
         arrived.clear()
-        one.write("")
-        left_out += notices(one)
+        console_stream.write("")
+        dropped += notices(console_stream)
         arrived.wait(0.01)
-    one.write("the end\n")
-    one.close()
+    console_stream.write("the end\n")
+    console_stream.close()
     thread.join()
-    *lines, last = got.decode().replace("\r\n", "\n").splitlines(keepends=True)
+    *lines, last = output.decode().replace("\r\n", "\n").splitlines(keepends=True)
     assert last == "the end\n"
     assert lines == [f"{number:06} {LINE}" for number in range(len(lines))]
-    assert left_out == [f"{50_000 - len(lines)} lines are missing on the console: nobody read them in time."]
+    assert dropped == [f"{50_000 - len(lines)} lines are missing on the console: nobody read them in time."]
 
 
-def test_the_shell_s_own_pipe_stays_a_blocking_one(console: Open, pipe: tuple[int, TextIO]) -> None:
+def test_shared_pipe_stays_blocking(console: OpenConsole, pipe: tuple[int, TextIO]) -> None:
     _, stream = pipe
     console(stream).write(LINE)
     assert os.get_blocking(stream.fileno())
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal", "connection"])
-def test_a_console_whose_reader_is_gone_is_told_once(console: Open, request: pytest.FixtureRequest, kind: str) -> None:
+def test_closed_console_reader_is_reported_once(
+    console: OpenConsole, request: pytest.FixtureRequest, kind: str
+) -> None:
     reader, stream = request.getfixturevalue(kind)
-    one = console(stream)
-    one.write(LINE)
+    console_stream = console(stream)
+    console_stream.write(LINE)
     spare = os.open(os.devnull, os.O_RDONLY)
     os.dup2(spare, reader)  # closes it, and leaves the number to the fixture
     os.close(spare)
     for _ in range(1000):
-        one.write(LINE)
-    (told,) = notices(one)
-    assert told.startswith("Cannot write to the console (")
+        console_stream.write(LINE)
+    (messages,) = notices(console_stream)
+    assert messages.startswith("Cannot write to the console (")
 
 
-def test_a_console_file_keeps_what_others_write_to_it_and_survives_a_full_disk(console: Open, tmp_path: Path) -> None:
+def test_console_file_keeps_other_output_and_survives_a_full_disk(console: OpenConsole, tmp_path: Path) -> None:
     with (tmp_path / "nohup.out").open("w") as stream:
-        one = console(stream)
+        console_stream = console(stream)
         os.write(stream.fileno(), b"ours\n")
-        one.write("log\n")
+        console_stream.write("log\n")
         os.write(stream.fileno(), b"ours\n")
         assert (tmp_path / "nohup.out").read_text() == "ours\nlog\nours\n"
     full = console(Path("/dev/full").open("w"))  # noqa: SIM115 - closed by the fixture
     for _ in range(100):
         full.write(LINE)
-    (told,) = notices(full)
-    assert "No space left" in told
+    (messages,) = notices(full)
+    assert "No space left" in messages
 
 
-def test_a_console_without_a_file_is_written_to_as_it_is(console: Open) -> None:
+def test_console_without_descriptor_is_written_directly(console: OpenConsole) -> None:
     stream = io.StringIO()
-    one = console(stream)
-    one.write("a\n")
+    console_stream = console(stream)
+    console_stream.write("a\n")
     assert stream.getvalue() == "a\n"
     stream.close()
-    one.write("b\n")
-    one.write("c\n")
-    assert len(notices(one)) == 1
+    console_stream.write("b\n")
+    console_stream.write("c\n")
+    assert len(notices(console_stream)) == 1
 
 
-def test_no_console_at_all_is_fine(console: Open) -> None:
-    one = console(None)
-    one.write("a\n")
-    assert notices(one) == []
+def test_missing_console_is_accepted(console: OpenConsole) -> None:
+    console_stream = console(None)
+    console_stream.write("a\n")
+    assert notices(console_stream) == []
 
 
-def test_a_character_that_the_console_lacks_is_written_as_an_escape(console: Open, tmp_path: Path) -> None:
+def test_unencodable_character_is_escaped(console: OpenConsole, tmp_path: Path) -> None:
     stream = (tmp_path / "out").open("w", encoding="ascii")
     console(stream).write("7 °C 📈\n")
     assert (tmp_path / "out").read_text() == "7 \\xb0C \\U0001f4c8\n"
@@ -170,7 +172,7 @@ for limit in (1010, 2000):
 """
 
 
-def test_a_line_that_a_full_disk_cut_is_ended_before_the_next(tmp_path: Path) -> None:
+def test_line_cut_by_a_full_disk_is_terminated(tmp_path: Path) -> None:
     with (tmp_path / "nohup.out").open("a") as stream:
         subprocess.run([sys.executable, "-c", LIMITED], stderr=stream, check=True, timeout=120)
     whole = [LINE.rstrip()] * 10
@@ -194,7 +196,7 @@ assert os.fstat(ledger).st_size == 0 and ledger > 2
 
 
 @pytest.mark.parametrize("read", [True, False])
-def test_a_process_whose_reader_ends_logs_to_its_file_and_ends_well(tmp_path: Path, *, read: bool) -> None:
+def test_process_with_closed_reader_logs_to_file_and_exits_cleanly(tmp_path: Path, *, read: bool) -> None:
     arguments = [sys.executable, "-c", CHILD, str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(arguments, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe) as process:
@@ -212,7 +214,7 @@ def test_a_process_whose_reader_ends_logs_to_its_file_and_ends_well(tmp_path: Pa
 
 
 @pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "2>/dev/full"])
-def test_a_process_without_a_console_logs_to_its_file_and_ends_well(tmp_path: Path, streams: str) -> None:
+def test_process_without_console_logs_to_file_and_exits_cleanly(tmp_path: Path, streams: str) -> None:
     script = f'echo | "$0" -c "$1" "$2" {streams}'
     arguments = ["/bin/sh", "-c", script, sys.executable, CHILD, str(tmp_path)]
     assert subprocess.run(arguments, check=False, timeout=120, stdout=subprocess.DEVNULL).returncode == 0
@@ -221,7 +223,7 @@ def test_a_process_without_a_console_logs_to_its_file_and_ends_well(tmp_path: Pa
     assert log.count("Cannot write to the console") == (1 if "full" in streams else 0)
 
 
-def test_a_process_whose_standard_streams_are_all_closed_opens_no_file_in_their_place(tmp_path: Path) -> None:
+def test_process_with_closed_standard_streams_keeps_descriptors_reserved(tmp_path: Path) -> None:
     script = '"$0" -c "$1" "$2" <&- >&- 2>&-'
     child = CHILD.replace("sys.stdin.readline()", "")
     subprocess.run(["/bin/sh", "-c", script, sys.executable, child, str(tmp_path)], check=True, timeout=120)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from forecastd.logs.file import RETRY_SECONDS, RotatingFile
 
 
-class Clock:
+class ManualLogClock:
     """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
@@ -35,8 +35,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualLogClock:
+    return ManualLogClock()
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_file(path: Path, clock: Clock) -> Iterator[Callable[..., RotatingFile]]:
+def open_file(path: Path, clock: ManualLogClock) -> Iterator[Callable[..., RotatingFile]]:
     opened = []
 
     def make(where: Path = path, max_bytes: int = 1_000_000, backups: int = 5) -> RotatingFile:
-        opened.append(RotatingFile(where, max_bytes=max_bytes, backups=backups, clock=clock))
+        opened.append(RotatingFile(where, max_bytes=max_bytes, backup_count=backups, clock=clock))
         return opened[-1]
 
     yield make
@@ -63,36 +63,34 @@ def file(open_file: Callable[..., RotatingFile]) -> RotatingFile:
 
 
 def notices(file: RotatingFile) -> list[str]:
-    told = [message % arguments for message, arguments in file.notices]
+    messages = [message % arguments for message, arguments in file.notices]
     file.notices.clear()
-    return told
+    return messages
 
 
-def wait_a_while(clock: Clock) -> None:
+def advance_past_retry(clock: ManualLogClock) -> None:
     clock.seconds += RETRY_SECONDS + 1
 
 
-def test_the_directory_is_made_and_lines_are_appended(file: RotatingFile, path: Path) -> None:
+def test_directory_is_created_and_lines_are_appended(file: RotatingFile, path: Path) -> None:
     file.write("one\n")
     file.write("two, žluťoučký \ud800\n")
     assert path.read_text() == "one\ntwo, žluťoučký \\ud800\n"
     assert path.stat().st_mode & 0o007 == 0
 
 
-def test_a_full_file_is_renamed_and_the_oldest_goes(open_file: Callable[..., RotatingFile], path: Path) -> None:
+def test_full_file_is_rotated_and_the_oldest_deleted(open_file: Callable[..., RotatingFile], path: Path) -> None:
     file = open_file(max_bytes=10, backups=2)
     for number in range(8):
         file.write(f"{number:04}\n")
-    assert {one.name: one.read_text() for one in path.parent.iterdir()} == {
+    assert {log_file.name: log_file.read_text() for log_file in path.parent.iterdir()} == {
         "submission.log": "0006\n0007\n",
         "submission.log.1": "0004\n0005\n",
         "submission.log.2": "0002\n0003\n",
     }
 
 
-def test_a_line_larger_than_the_file_may_be_is_written_whole(
-    open_file: Callable[..., RotatingFile], path: Path
-) -> None:
+def test_line_larger_than_the_limit_is_written_whole(open_file: Callable[..., RotatingFile], path: Path) -> None:
     file = open_file(max_bytes=10)
     for letter in "abc":
         file.write(letter * 50 + "\n")
@@ -100,9 +98,7 @@ def test_a_line_larger_than_the_file_may_be_is_written_whole(
     assert path.with_name("submission.log.2").read_text() == "a" * 50 + "\n"
 
 
-def test_a_gap_that_a_crash_left_among_the_old_files_costs_none_of_them(
-    open_file: Callable[..., RotatingFile], path: Path
-) -> None:
+def test_gap_between_backups_loses_no_file(open_file: Callable[..., RotatingFile], path: Path) -> None:
     path.parent.mkdir()
     for name, text in (("", "newest\n"), (".1", "new\n"), (".3", "old\n"), (".4", "older\n")):
         path.with_name(f"submission.log{name}").write_text(text)
@@ -112,7 +108,7 @@ def test_a_gap_that_a_crash_left_among_the_old_files_costs_none_of_them(
     ]  # fmt: skip
 
 
-def test_a_link_stays_where_it_is_and_what_it_leads_to_is_rolled_over(
+def test_symbolic_link_stays_and_its_target_is_rotated(
     open_file: Callable[..., RotatingFile], path: Path, tmp_path: Path
 ) -> None:
     path.parent.mkdir()
@@ -125,30 +121,28 @@ def test_a_link_stays_where_it_is_and_what_it_leads_to_is_rolled_over(
     assert (tmp_path / "elsewhere.log.1").read_text() == "one\n"
 
 
-def test_a_file_that_cannot_be_rolled_over_grows_and_that_is_told_once(
-    open_file: Callable[..., RotatingFile], path: Path, clock: Clock
+def test_failed_rollover_is_reported_once_and_the_file_grows(
+    open_file: Callable[..., RotatingFile], path: Path, clock: ManualLogClock
 ) -> None:
     file = open_file(max_bytes=10, backups=1)
     (path.parent / "submission.log.1").mkdir(parents=True)
     lines = [f"{number:06}\n" for number in range(20)]
     for line in lines[:10]:
         file.write(line)
-    wait_a_while(clock)
+    advance_past_retry(clock)
     for line in lines[10:]:
         file.write(line)
     assert path.read_text() == "".join(lines)
-    (told,) = notices(file)
-    assert "Cannot roll" in told
+    (messages,) = notices(file)
+    assert "Cannot roll" in messages
     (path.parent / "submission.log.1").rmdir()
-    wait_a_while(clock)
+    advance_past_retry(clock)
     file.write("new\n")
     assert path.read_text() == "new\n"
 
 
 @pytest.mark.parametrize("created", [True, False])
-def test_after_logrotate_renamed_the_file_lines_go_into_the_new_one(
-    file: RotatingFile, path: Path, *, created: bool
-) -> None:
+def test_logrotate_rename_continues_in_the_new_file(file: RotatingFile, path: Path, *, created: bool) -> None:
     file.write("one\n")
     path.rename(path.with_name("rotated"))
     if created:
@@ -158,7 +152,7 @@ def test_after_logrotate_renamed_the_file_lines_go_into_the_new_one(
     assert path.read_text() == "two\n"
 
 
-def test_after_logrotate_copied_and_emptied_the_file_lines_go_to_its_beginning(file: RotatingFile, path: Path) -> None:
+def test_logrotate_copytruncate_continues_at_the_beginning(file: RotatingFile, path: Path) -> None:
     file.write("one\n")
     shutil.copy(path, path.with_name("rotated"))
     os.truncate(path, 0)
@@ -167,7 +161,7 @@ def test_after_logrotate_copied_and_emptied_the_file_lines_go_to_its_beginning(f
 
 
 @pytest.mark.parametrize("way", ["create", "nocreate", "copytruncate"])
-def test_the_real_logrotate_loses_no_line(file: RotatingFile, path: Path, tmp_path: Path, way: str) -> None:
+def test_real_logrotate_loses_no_line(file: RotatingFile, path: Path, tmp_path: Path, way: str) -> None:
     program = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if program is None:
         pytest.skip("logrotate is not installed")
@@ -178,11 +172,11 @@ def test_the_real_logrotate_loses_no_line(file: RotatingFile, path: Path, tmp_pa
         file.write(f"{number}\n")
         subprocess.run([program, "--force", "--state", str(tmp_path / "state"), str(plan)], check=True)
     file.write("last\n")
-    texts = [one.read_text() for one in path.parent.iterdir()]
+    texts = [log_file.read_text() for log_file in path.parent.iterdir()]
     assert sorted("".join(texts).split()) == sorted([*map(str, range(10)), "last"])
 
 
-def test_a_directory_that_is_removed_is_made_again(file: RotatingFile, path: Path) -> None:
+def test_removed_directory_is_created_again(file: RotatingFile, path: Path) -> None:
     file.write("one\n")
     shutil.rmtree(path.parent)
     file.write("two\n")
@@ -190,30 +184,30 @@ def test_a_directory_that_is_removed_is_made_again(file: RotatingFile, path: Pat
     assert notices(file) == []
 
 
-def test_what_cannot_be_written_is_told_once_counted_and_taken_up_again(
-    file: RotatingFile, path: Path, clock: Clock
+def test_write_failure_is_reported_once_counted_and_retried(
+    file: RotatingFile, path: Path, clock: ManualLogClock
 ) -> None:
     file.write("one\n")
     shutil.rmtree(path.parent)
     path.parent.write_text("a file where the directory was")
     for _ in range(5):
         file.write("lost\n")
-    wait_a_while(clock)
+    advance_past_retry(clock)
     file.write("lost\n")
-    (told,) = notices(file)
-    assert told.startswith(f"Cannot write the log {path} (")
+    (messages,) = notices(file)
+    assert messages.startswith(f"Cannot write the log {path} (")
     path.parent.unlink()
     file.write("lost too: it is not tried yet\n")
-    wait_a_while(clock)
+    advance_past_retry(clock)
     file.write("two\n")
     assert path.read_text() == "two\n"
-    (told,) = notices(file)
-    assert "7 lines" in told
+    (messages,) = notices(file)
+    assert "7 lines" in messages
     file.write("three\n")
     assert notices(file) == []
 
 
-def test_a_reopened_file_is_tried_at_once(file: RotatingFile, path: Path) -> None:
+def test_reopen_retries_immediately(file: RotatingFile, path: Path) -> None:
     path.parent.write_text("a file where the directory should be")
     file.write("lost\n")
     path.parent.unlink()
@@ -223,8 +217,8 @@ def test_a_reopened_file_is_tried_at_once(file: RotatingFile, path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "full device", "loop"])
-def test_something_else_in_the_place_of_the_file_is_told_and_never_waited_for(
-    file: RotatingFile, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: str
+def test_non_file_at_the_path_is_reported_without_blocking(
+    file: RotatingFile, path: Path, clock: ManualLogClock, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     path.parent.mkdir()
     monkeypatch.chdir(path.parent)
@@ -241,12 +235,12 @@ def test_something_else_in_the_place_of_the_file_is_told_and_never_waited_for(
     file.write("lost\n")
     assert len(notices(file)) == 1
     shutil.rmtree(path.parent)
-    wait_a_while(clock)
+    advance_past_retry(clock)
     file.write("one\n")
     assert path.read_text() == "one\n"
 
 
-def test_a_terminal_in_the_place_of_the_file_is_not_waited_for_when_it_is_full(file: RotatingFile, path: Path) -> None:
+def test_full_terminal_at_the_path_does_not_block(file: RotatingFile, path: Path) -> None:
     master, slave = pty.openpty()
     path.parent.mkdir()
     path.symlink_to(os.ttyname(slave))
@@ -260,7 +254,7 @@ def test_a_terminal_in_the_place_of_the_file_is_not_waited_for_when_it_is_full(f
     os.close(slave)
 
 
-def test_a_log_to_nowhere_is_fine(file: RotatingFile, path: Path) -> None:
+def test_log_to_dev_null_is_accepted(file: RotatingFile, path: Path) -> None:
     path.parent.mkdir()
     path.symlink_to(os.devnull)
     for _ in range(3):
@@ -269,28 +263,26 @@ def test_a_log_to_nowhere_is_fine(file: RotatingFile, path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_half_a_line_that_a_crash_left_is_not_continued(file: RotatingFile, path: Path) -> None:
+def test_partial_last_line_is_terminated(file: RotatingFile, path: Path) -> None:
     path.parent.mkdir()
     path.write_text("whole\nhal")
     file.write("one\n")
     assert path.read_text() == "whole\nhal\none\n"
 
 
-def test_a_descriptor_that_somebody_closed_and_got_again_is_not_written_to(
-    file: RotatingFile, path: Path, tmp_path: Path
-) -> None:
+def test_reused_descriptor_is_not_written_to(file: RotatingFile, path: Path, tmp_path: Path) -> None:
     file.write("one\n")
-    ours = next(int(link.name) for link in Path("/proc/self/fd").iterdir() if leads_to(link, path))
+    descriptor = next(int(link.name) for link in Path("/proc/self/fd").iterdir() if is_link_to(link, path))
     other = os.open(tmp_path / "ledger", os.O_RDWR | os.O_CREAT)
-    os.dup2(other, ours)  # closes it, and gets its number, whatever other threads open and close
+    os.dup2(other, descriptor)  # closes it, and gets its number, whatever other threads open and close
     os.close(other)
     file.write("two\n")
     assert path.read_text() == "one\ntwo\n"
     assert (tmp_path / "ledger").read_text() == ""
-    os.close(ours)  # raises when the log has closed what is not its own
+    os.close(descriptor)  # raises when the log has closed what is not its own
 
 
-def leads_to(link: Path, path: Path) -> bool:
+def is_link_to(link: Path, path: Path) -> bool:
     try:
         return link.readlink() == path
     except FileNotFoundError:
@@ -314,7 +306,7 @@ file.write("end\\n")
 """
 
 
-def test_a_disk_that_takes_half_a_line_is_left_with_whole_ones(path: Path) -> None:
+def test_partial_write_is_removed(path: Path) -> None:
     subprocess.run([sys.executable, "-c", LIMITED, str(path)], check=True)
     *lines, last = path.read_text().splitlines()
     assert last == "end"
@@ -337,8 +329,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run([unmount, "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_costs_lines_until_there_is_room_again(
-    open_file: Callable[..., RotatingFile], small_disk: Path, clock: Clock
+def test_full_disk_drops_lines_until_space_is_free(
+    open_file: Callable[..., RotatingFile], small_disk: Path, clock: ManualLogClock
 ) -> None:
     path = small_disk / "submission.log"
     file = open_file(path)
@@ -352,18 +344,18 @@ def test_a_full_disk_costs_lines_until_there_is_room_again(
     assert 0 < len(written) < 500
     assert len(notices(file)) == 1
     (small_disk / "filler").unlink()
-    wait_a_while(clock)
+    advance_past_retry(clock)
     file.write("room\n")
     assert path.read_text() == "".join([*written, "room\n"])
-    (told,) = notices(file)
-    assert f"the {1000 - len(written)} lines" in told
+    (messages,) = notices(file)
+    assert f"the {1000 - len(written)} lines" in messages
 
 
-def test_threads_share_a_file(path: Path, clock: Clock) -> None:
-    from forecastd.logs.handler import Handler
+def test_threads_share_one_file(path: Path, clock: ManualLogClock) -> None:
+    from forecastd.logs.handler import SinkHandler
 
-    file = RotatingFile(path, max_bytes=3000, backups=500, clock=clock)
-    handler = Handler(file, logging.Formatter("%(message)s"), logging.DEBUG)
+    file = RotatingFile(path, max_bytes=3000, backup_count=500, clock=clock)
+    handler = SinkHandler(file, logging.Formatter("%(message)s"), logging.DEBUG)
 
     def work(name: int) -> None:
         for number in range(300):
@@ -375,7 +367,7 @@ def test_threads_share_a_file(path: Path, clock: Clock) -> None:
     for thread in threads:
         thread.join()
     handler.close()
-    lines = [line for one in path.parent.iterdir() for line in one.read_text().splitlines()]
+    lines = [line for log_file in path.parent.iterdir() for line in log_file.read_text().splitlines()]
     assert sorted(lines) == sorted(f"{name} {number}" for name in range(6) for number in range(300))
 
 
@@ -389,19 +381,19 @@ STEPS = st.lists(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_whatever_happens_to_the_file_every_line_is_whole_and_in_order(
+def test_any_file_events_keep_lines_whole_and_ordered(
     steps: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = tmp_path_factory.mktemp("any")
-    path, clock, counter = directory / "logs" / "submission.log", Clock(), itertools.count(1)
-    files = [RotatingFile(path, max_bytes=120, backups=50, clock=clock) for _ in range(2)]
-    kept = itertools.count()
+    path, clock, counter = directory / "logs" / "submission.log", ManualLogClock(), itertools.count(1)
+    files = [RotatingFile(path, max_bytes=120, backup_count=50, clock=clock) for _ in range(2)]
+    lines_written = itertools.count()
     for step in steps:
         if "write" in step:
             which = files[step == "other writes"]
             which.write(f"{next(counter):06}{'y' * 200 if step == 'write long' else ''}\n")
         elif step == "rename" and path.is_file():
-            path.rename(directory / f"rotated.{next(kept)}")
+            path.rename(directory / f"rotated.{next(lines_written)}")
         elif step == "remove" and path.is_file():
             path.unlink()
         elif step == "truncate" and path.is_file():
@@ -409,15 +401,15 @@ def test_whatever_happens_to_the_file_every_line_is_whole_and_in_order(
         elif step == "reopen":
             files[0].reopen()
         elif step == "block" and path.parent.is_dir():
-            path.parent.rename(directory / f"moved.{next(kept)}")
+            path.parent.rename(directory / f"moved.{next(lines_written)}")
             path.parent.touch()
         elif step == "free" and path.parent.is_file():
             path.parent.unlink()
         elif step == "wait":
-            wait_a_while(clock)
+            advance_past_retry(clock)
     for file in files:
         file.close()
-    for one in directory.rglob("*.*"):
-        if one.is_file():
-            numbers = [int(line.rstrip("y")) for line in one.read_text().splitlines()]
+    for log_file in directory.rglob("*.*"):
+        if log_file.is_file():
+            numbers = [int(line.rstrip("y")) for line in log_file.read_text().splitlines()]
             assert numbers == sorted(set(numbers))

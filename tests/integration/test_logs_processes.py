@@ -30,18 +30,18 @@ for number in range(count):
 print("done", flush=True)
 sys.stdin.readline()
 """
-Start = Callable[..., "subprocess.Popen[str]"]
+StartWriter = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start_writer(tmp_path: Path) -> Iterator[StartWriter]:
     started: list[subprocess.Popen[str]] = []
 
     def make(name: str, count: int, size: int, form: str = "text") -> subprocess.Popen[str]:
         arguments = [sys.executable, "-c", WRITER, name, str(tmp_path), str(count), str(size), form]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
-        expect(started[-1], "ready")
+        wait_for_word(started[-1], "ready")
         return started[-1]
 
     yield make
@@ -50,76 +50,76 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def expect(process: subprocess.Popen[str], word: str) -> None:
+def wait_for_word(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().strip() == word
 
 
-def go(process: subprocess.Popen[str]) -> None:
+def release(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
-def ended(process: subprocess.Popen[str]) -> None:
+def wait_for_exit(process: subprocess.Popen[str]) -> None:
     """It wrote nothing to the console and ended well."""
-    expect(process, "done")
+    wait_for_word(process, "done")
     assert process.communicate("\n", timeout=120) == ("", "")
     assert process.returncode == 0
 
 
 def files(directory: Path) -> list[Path]:
     """Oldest first."""
-    found = [one for one in directory.iterdir() if one.name.startswith("submission.log")]
-    return sorted(found, key=lambda one: -int(one.suffix[1:] if one.suffix != ".log" else 0))
+    paths = [path for path in directory.iterdir() if path.name.startswith("submission.log")]
+    return sorted(paths, key=lambda path: -int(path.suffix[1:] if path.suffix != ".log" else 0))
 
 
-def numbers(directory: Path) -> dict[str, list[int]]:
+def line_numbers(directory: Path) -> dict[str, list[int]]:
     """What each writer wrote, in the order of the files. A line that is not whole fails here."""
-    told = defaultdict(list)
-    for one in files(directory):
-        for line in one.read_text().splitlines():
+    message = defaultdict(list)
+    for path in files(directory):
+        for line in path.read_text().splitlines():
             if " writer:" in line:
-                _, name, number, *more = line[line.index("line ") :].split()
-                assert more == (["x" * (int(number) % 7 * 40)] if int(number) % 7 else [])
-                told[name].append(int(number))
+                _, name, number, *next_number = line[line.index("line ") :].split()
+                assert next_number == (["x" * (int(number) % 7 * 40)] if int(number) % 7 else [])
+                message[name].append(int(number))
             else:
                 assert "Logging to" in line, line
-    return told
+    return message
 
 
-def test_two_processes_share_a_file_through_many_roll_overs(start: Start, tmp_path: Path) -> None:
+def test_two_processes_share_a_file_through_rollovers(start_writer: StartWriter, tmp_path: Path) -> None:
     size, count = 20_000, 2500
-    both = [start(name, count, size) for name in ("a", "b")]
+    both = [start_writer(name, count, size) for name in ("a", "b")]
     for process in both:
-        go(process)
+        release(process)
     for process in both:
-        ended(process)
-    assert numbers(tmp_path) == {"a": list(range(count)), "b": list(range(count))}
+        wait_for_exit(process)
+    assert line_numbers(tmp_path) == {"a": list(range(count)), "b": list(range(count))}
     *old, _ = files(tmp_path)
     assert len(old) > 10
     # A file that was renamed twice would be followed by one that was renamed before it was full.
-    longest = max(len(line) for one in old for line in one.read_bytes().splitlines(keepends=True))
-    assert all(one.stat().st_size > size - longest for one in old)
-    assert [one.suffix for one in old] == [f".{number}" for number in range(len(old), 0, -1)]
+    longest = max(len(line) for first_process in old for line in first_process.read_bytes().splitlines(keepends=True))
+    assert all(first_process.stat().st_size > size - longest for first_process in old)
+    assert [first_process.suffix for first_process in old] == [f".{number}" for number in range(len(old), 0, -1)]
 
 
-def test_in_json_every_line_of_two_processes_parses(start: Start, tmp_path: Path) -> None:
-    both = [start(name, 1000, 20_000, "json") for name in ("a", "b")]
+def test_json_lines_of_two_processes_parse(start_writer: StartWriter, tmp_path: Path) -> None:
+    both = [start_writer(name, 1000, 20_000, "json") for name in ("a", "b")]
     for process in both:
-        go(process)
+        release(process)
     for process in both:
-        ended(process)
-    told = [json.loads(line) for one in files(tmp_path) for line in one.read_text().splitlines()]
-    assert sum(one["logger"] == "writer" for one in told) == 2000
-    assert len({one["process"] for one in told}) == 2
+        wait_for_exit(process)
+    fields = [json.loads(line) for first_process in files(tmp_path) for line in first_process.read_text().splitlines()]
+    assert sum(first_process["logger"] == "writer" for first_process in fields) == 2000
+    assert len({first_process["process"] for first_process in fields}) == 2
 
 
-def test_renaming_the_file_again_and_again_under_two_processes_costs_no_line(start: Start, tmp_path: Path) -> None:
+def test_repeated_renames_under_two_processes_lose_no_line(start_writer: StartWriter, tmp_path: Path) -> None:
     count, log = 2500, tmp_path / "submission.log"
-    both = [start(name, count, 10**9) for name in ("a", "b")]
+    both = [start_writer(name, count, 10**9) for name in ("a", "b")]
     for process in both:
-        go(process)
+        release(process)
     renamed = 0
     outputs = [process.stdout for process in both if process.stdout is not None]
     while len(select.select(outputs, [], [], 0.002)[0]) < 2 or not renamed:
@@ -129,34 +129,34 @@ def test_renaming_the_file_again_and_again_under_two_processes_costs_no_line(sta
         if renamed % 5 == 0:
             log.touch()
     for process in both:
-        ended(process)
-    assert numbers(tmp_path) == {"a": [*range(count)], "b": [*range(count)]}
+        wait_for_exit(process)
+    assert line_numbers(tmp_path) == {"a": [*range(count)], "b": [*range(count)]}
 
 
 @pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
-def test_a_process_that_stopped_with_the_lock_in_its_hands_stops_no_other(
-    start: Start, tmp_path: Path, kind: int
+def test_stopped_lock_holder_does_not_block_another_process(
+    start_writer: StartWriter, tmp_path: Path, kind: int
 ) -> None:
-    process = start("a", 300, 5000)
+    process = start_writer("a", 300, 5000)
     with (tmp_path / "submission.log").open() as stopped:
         fcntl.flock(stopped, kind)
-        go(process)
-        ended(process)
-    assert numbers(tmp_path) == {"a": [*range(300)]}
+        release(process)
+        wait_for_exit(process)
+    assert line_numbers(tmp_path) == {"a": [*range(300)]}
     assert len(files(tmp_path)) == 1  # it could not be rolled over, and grew
 
 
-def test_a_process_that_is_killed_while_it_writes_costs_the_other_nothing(start: Start, tmp_path: Path) -> None:
-    killed, other = start("a", 20_000, 20_000), start("b", 2000, 20_000)
-    go(killed)
-    go(other)
-    expect(other, "done")
+def test_killed_writer_does_not_affect_another_process(start_writer: StartWriter, tmp_path: Path) -> None:
+    killed, other = start_writer("a", 20_000, 20_000), start_writer("b", 2000, 20_000)
+    release(killed)
+    release(other)
+    wait_for_word(other, "done")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    late = start("late", 500, 20_000)
-    go(late)
-    ended(late)
-    told = numbers(tmp_path)
-    assert told["b"] == [*range(2000)]
-    assert told["late"] == [*range(500)]
-    assert told["a"] == [*range(len(told["a"]))]
+    late = start_writer("late", 500, 20_000)
+    release(late)
+    wait_for_exit(late)
+    message = line_numbers(tmp_path)
+    assert message["b"] == [*range(2000)]
+    assert message["late"] == [*range(500)]
+    assert message["a"] == [*range(len(message["a"]))]

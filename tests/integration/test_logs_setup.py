@@ -21,7 +21,7 @@ log = logging.getLogger("forecastd.test")
 """
 
 
-class Ran(NamedTuple):
+class RunResult(NamedTuple):
     code: int
     console: list[str]
     file: str
@@ -32,15 +32,15 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "logs"
 
 
-def run(directory: Path, program: str) -> Ran:
+def run_program(directory: Path, program: str) -> RunResult:
     arguments = [sys.executable, "-c", SETUP + program, str(directory)]
-    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=120)
-    assert done.stdout == ""
+    completed = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=120)
+    assert completed.stdout == ""
     log = directory / "submission.log"
-    return Ran(done.returncode, done.stderr.splitlines(), log.read_text() if log.is_file() else "")
+    return RunResult(completed.returncode, completed.stderr.splitlines(), log.read_text() if log.is_file() else "")
 
 
-SAID = """
+MESSAGES = """
 logging.getLogger("urllib3").debug("chatter")
 log.debug("a"); log.info("b"); log.warning("c")
 try:
@@ -50,58 +50,61 @@ except ValueError:
 """
 
 
-def test_the_console_is_brief_and_the_file_tells_everything(directory: Path) -> None:
-    ran = run(directory, "configure(directory, verbose=False)" + SAID)
-    assert ran.console == ["WARNING: c", "ERROR: No number. (ValueError: invalid literal for int() with base 10: 'x')"]
-    heads = [line.split()[1] for line in ran.file.splitlines() if not line.startswith(" ")]
+def test_console_is_brief_and_file_is_complete(directory: Path) -> None:
+    result = run_program(directory, "configure(directory, verbose=False)" + MESSAGES)
+    assert result.console == [
+        "WARNING: c",
+        "ERROR: No number. (ValueError: invalid literal for int() with base 10: 'x')",
+    ]
+    heads = [line.split()[1] for line in result.file.splitlines() if not line.startswith(" ")]
     assert heads == ["DEBUG", "DEBUG", "INFO", "WARNING", "ERROR"]
-    assert "  Traceback (most recent call last):\n" in ran.file
-    assert "forecastd.test:<module>:" in ran.file
-    assert "chatter" not in ran.file
+    assert "  Traceback (most recent call last):\n" in result.file
+    assert "forecastd.test:<module>:" in result.file
+    assert "chatter" not in result.file
 
 
-def test_a_daemon_s_console_tells_info_with_the_time(directory: Path) -> None:
-    ran = run(directory, "configure(directory, verbose=False, console=logging.INFO, times=True)" + SAID)
-    assert [line.split()[1:] for line in ran.console[:2]] == [["INFO", "b"], ["WARNING", "c"]]
-    assert all(line[:2] == "20" and line[23] == "Z" for line in ran.console)
+def test_daemon_console_shows_info_with_timestamps(directory: Path) -> None:
+    result = run_program(directory, "configure(directory, verbose=False, console=logging.INFO, times=True)" + MESSAGES)
+    assert [line.split()[1:] for line in result.console[:2]] == [["INFO", "b"], ["WARNING", "c"]]
+    assert all(line[:2] == "20" and line[23] == "Z" for line in result.console)
 
 
-def test_verbose_tells_everything_on_the_console_too(directory: Path) -> None:
-    ran = run(directory, "configure(directory, verbose=True)" + SAID)
-    assert ran.console[1:5] == ["DEBUG: a", "INFO: b", "WARNING: c", "ERROR: No number."]
-    assert ran.console[5] == "  Traceback (most recent call last):"
+def test_verbose_console_shows_everything(directory: Path) -> None:
+    result = run_program(directory, "configure(directory, verbose=True)" + MESSAGES)
+    assert result.console[1:5] == ["DEBUG: a", "INFO: b", "WARNING: c", "ERROR: No number."]
+    assert result.console[5] == "  Traceback (most recent call last):"
 
 
-def test_in_json_every_line_of_file_and_console_parses(directory: Path) -> None:
-    ran = run(directory, "configure(directory, verbose=False, json=True)" + SAID)
-    assert [json.loads(line)["message"].split(".")[0] for line in ran.console] == ["c", "No number"]
-    told = [json.loads(line) for line in ran.file.splitlines()]
-    assert [one["level"] for one in told] == ["DEBUG", "DEBUG", "INFO", "WARNING", "ERROR"]
-    assert "Traceback" in told[-1]["traceback"]
+def test_json_lines_of_file_and_console_parse(directory: Path) -> None:
+    result = run_program(directory, "configure(directory, verbose=False, json=True)" + MESSAGES)
+    assert [json.loads(line)["message"].split(".")[0] for line in result.console] == ["c", "No number"]
+    fields = [json.loads(line) for line in result.file.splitlines()]
+    assert [line_text["level"] for line_text in fields] == ["DEBUG", "DEBUG", "INFO", "WARNING", "ERROR"]
+    assert "Traceback" in fields[-1]["traceback"]
 
 
-def test_a_directory_that_cannot_be_written_is_told_once_and_the_program_goes_on(directory: Path) -> None:
+def test_unwritable_directory_is_reported_once_and_the_program_continues(directory: Path) -> None:
     directory.write_text("a file where the directory should be")
-    ran = run(directory, "configure(directory, verbose=False)" + SAID)
-    assert ran.code == 0
-    assert ran.console[0].startswith(f"WARNING: Cannot write the log {directory / 'submission.log'} (")
-    assert [line.split()[0] for line in ran.console[1:]] == ["WARNING:", "ERROR:"]
+    result = run_program(directory, "configure(directory, verbose=False)" + MESSAGES)
+    assert result.code == 0
+    assert result.console[0].startswith(f"WARNING: Cannot write the log {directory / 'submission.log'} (")
+    assert [line.split()[0] for line in result.console[1:]] == ["WARNING:", "ERROR:"]
 
 
-def test_what_is_told_of_the_file_is_in_the_file_when_it_is_back(directory: Path) -> None:
+def test_file_notices_are_written_when_the_file_returns(directory: Path) -> None:
     program = """
 configure(directory, verbose=False)
 directory.rename(directory.with_name("away")); directory.write_text("in the way")
 log.info("lost"); directory.unlink()
 reopen(); log.info("back")
 """
-    ran = run(directory, program)
-    first, second, *more = ran.file.splitlines()
+    result = run_program(directory, program)
+    first, second, *more = result.file.splitlines()
     assert first.endswith(" back")
     assert "Writing the log" in second
     assert "the 2 lines before this one" in second  # the one, and that it was lost
     assert more == []
-    assert len(ran.console) == 2
+    assert len(result.console) == 2
 
 
 UNCAUGHT = """
@@ -123,33 +126,31 @@ raise ExceptionGroup("at the end", [RuntimeError("half " + KEY[:20]), ValueError
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_what_nobody_caught_is_logged_with_its_traceback_and_without_the_secret(
-    directory: Path, *, verbose: bool
-) -> None:
-    ran = run(directory, f"configure(directory, verbose={verbose}, secrets=[KEY])" + UNCAUGHT)
-    assert ran.code == 1
-    everything = "\n".join(ran.console) + ran.file
+def test_uncaught_exception_is_logged_with_traceback_and_redacted(directory: Path, *, verbose: bool) -> None:
+    result = run_program(directory, f"configure(directory, verbose={verbose}, secrets=[KEY])" + UNCAUGHT)
+    assert result.code == 1
+    everything = "\n".join(result.console) + result.file
     assert KEY[:16] not in everything
-    critical = [line for line in ran.console if line.startswith("CRITICAL: ")]
+    critical = [line for line in result.console if line.startswith("CRITICAL: ")]
     assert len(critical) == 3
     assert "poller" in critical[0]
-    assert "Bad.__del__" in ran.file
-    assert (len(ran.console) > 3) == verbose
+    assert "Bad.__del__" in result.file
+    assert (len(result.console) > 3) == verbose
     for words in (
         "KeyError: '*****'",
         "OSError: in a thread, *****",
         "ValueError: in a finalizer, *****",
         "RuntimeError: half *****",
     ):
-        assert words in ran.file
+        assert words in result.file
 
 
-def test_an_interrupt_is_no_unforeseen_error(directory: Path) -> None:
-    ran = run(directory, "configure(directory, verbose=False); install_hooks(); raise KeyboardInterrupt")
-    assert ran.console == ["WARNING: Interrupted."]
+def test_interrupt_is_not_an_unexpected_error(directory: Path) -> None:
+    result = run_program(directory, "configure(directory, verbose=False); install_hooks(); raise KeyboardInterrupt")
+    assert result.console == ["WARNING: Interrupted."]
 
 
-def test_a_line_that_cannot_be_formatted_is_told_without_its_arguments_and_raises_nothing(directory: Path) -> None:
+def test_unformattable_record_is_logged_without_arguments(directory: Path) -> None:
     program = """
 class Bad:
     def __str__(self):
@@ -168,19 +169,19 @@ except ValueError as error:
     error.__cause__ = error
     log.exception("Strange.")
 """
-    ran = run(directory, program)
-    assert ran.code == 0
-    assert ran.console[:4] == [
+    result = run_program(directory, program)
+    assert result.code == 0
+    assert result.console[:4] == [
         "WARNING: This line cannot be formatted (TypeError): '%d of them'",
         "WARNING: This line cannot be formatted (ZeroDivisionError): 'it is %s'",
         "WARNING: This line cannot be formatted (ZeroDivisionError): ''",
         "WARNING: This line cannot be formatted (RecursionError): 'deep: %s'",
     ]
-    assert KEY not in ran.file
-    assert "Strange." in ran.file
+    assert KEY not in result.file
+    assert "Strange." in result.file
 
 
-def test_what_is_hidden_later_is_hidden_and_stays_so_when_logging_is_set_up_again(directory: Path) -> None:
+def test_secrets_stay_hidden_after_reconfiguration(directory: Path) -> None:
     program = """
 configure_console(verbose=False, secrets=[None or ""])
 hide(KEY)
@@ -189,12 +190,12 @@ configure(directory, verbose=False)
 log.warning("it was %s, %s", KEY, "another-secret-of-19")
 assert redacted("x" + KEY) == "x*****"
 """
-    ran = run(directory, program)
-    assert ran.console == ["WARNING: it was *****, *****"]
-    assert ran.file.count("it was *****, *****") == 1
+    result = run_program(directory, program)
+    assert result.console == ["WARNING: it was *****, *****"]
+    assert result.file.count("it was *****, *****") == 1
 
 
-def test_many_set_ups_leave_nothing_open(directory: Path) -> None:
+def test_repeated_configuration_leaks_no_descriptor(directory: Path) -> None:
     program = """
 for _ in range(3):
     configure(directory, verbose=False)
@@ -203,13 +204,13 @@ for _ in range(20):
     configure(directory, verbose=False)
 assert len(os.listdir("/proc/self/fd")) == before
 """
-    assert run(directory, program).code == 0
+    assert run_program(directory, program).code == 0
 
 
-def test_logging_imports_nothing_heavy(directory: Path) -> None:
+def test_logging_imports_no_heavy_library(directory: Path) -> None:
     program = """
 heavy = {"pydantic", "requests", "numpy", "click", "rich", "asyncio", "urllib.request", "ssl"} & set(sys.modules)
 assert not heavy, heavy
 """
-    ran = run(directory, program)
-    assert ran.code == 0, ran.console
+    result = run_program(directory, program)
+    assert result.code == 0, result.console

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from forecastd.notify import Notifier
+from forecastd.runtime.sd_notify import SystemdNotifier
 
 LIMIT = 30.0  # seconds until a test gives up; nothing waits that long
 BUFFER = 4096  # systemd's NOTIFY_BUFFER_MAX
 
 
-class Manager:
+class FakeServiceManager:
     """The manager's end."""
 
     def __init__(self, address: str) -> None:
@@ -25,7 +25,7 @@ class Manager:
         self._socket.settimeout(LIMIT)
         self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
 
-    def heard(self) -> list[str]:
+    def received(self) -> list[str]:
         """The lines of the next message."""
         return self._socket.recv(BUFFER + 1).decode("utf-8").split("\n")
 
@@ -45,25 +45,25 @@ class Manager:
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeServiceManager]:
     address = f"{tmp_path}/notify" if request.param == "path" else f"@forecastd-test-{secrets.token_hex(8)}"
-    listening = Manager(address)
+    listening = FakeServiceManager(address)
     yield listening
     listening.close()
 
 
-def test_each_message_is_what_sd_notify_defines(manager: Manager) -> None:
-    notifier = Notifier(manager.address)
+def test_sd_notify_messages_follow_the_protocol(manager: FakeServiceManager) -> None:
+    notifier = SystemdNotifier(manager.address)
     notifier.ready("serves topic 67")
-    assert manager.heard() == ["READY=1", "STATUS=serves topic 67"]
+    assert manager.received() == ["READY=1", "STATUS=serves topic 67"]
     notifier.status("epoch 720 submitted")
-    assert manager.heard() == ["STATUS=epoch 720 submitted"]
+    assert manager.received() == ["STATUS=epoch 720 submitted"]
     notifier.watchdog()
-    assert manager.heard() == ["WATCHDOG=1"]
+    assert manager.received() == ["WATCHDOG=1"]
     notifier.reloading(123_456_789)
-    assert manager.heard() == ["RELOADING=1", "MONOTONIC_USEC=123456789"]
+    assert manager.received() == ["RELOADING=1", "MONOTONIC_USEC=123456789"]
     notifier.stopping("stopped by SIGTERM")
-    assert manager.heard() == ["STOPPING=1", "STATUS=stopped by SIGTERM"]
+    assert manager.received() == ["STOPPING=1", "STATUS=stopped by SIGTERM"]
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,20 @@ def test_each_message_is_what_sd_notify_defines(manager: Manager) -> None:
         ("x" * 5000, "x" * 500),
     ],
 )
-def test_a_status_is_one_line_that_a_manager_takes(manager: Manager, text: str, told: str) -> None:
-    Notifier(manager.address).status(text)
-    assert manager.heard() == [f"STATUS={told}"]
+def test_sd_notify_status_is_a_single_line(manager: FakeServiceManager, text: str, told: str) -> None:
+    SystemdNotifier(manager.address).status(text)
+    assert manager.received() == [f"STATUS={told}"]
 
 
-def test_the_longest_message_fits_the_managers_buffer(manager: Manager) -> None:
-    notifier = Notifier(f"{manager.address}-not-there-yet")
-    for tell in (notifier.ready, notifier.stopping):
-        tell("𝄞" * 5000)
+def test_sd_notify_longest_message_fits_the_buffer(manager: FakeServiceManager) -> None:
+    notifier = SystemdNotifier(f"{manager.address}-not-there-yet")
+    for send in (notifier.ready, notifier.stopping):
+        send("𝄞" * 5000)
     notifier.reloading(2**63)
     notifier.watchdog()
-    later = Manager(f"{manager.address}-not-there-yet")
+    later = FakeServiceManager(f"{manager.address}-not-there-yet")
     notifier.status("𝄞" * 5000)
-    lines = later.heard()
+    lines = later.received()
     later.close()
     assert {line.partition("=")[0] for line in lines} == {
         "READY",
@@ -103,8 +103,8 @@ def test_the_longest_message_fits_the_managers_buffer(manager: Manager) -> None:
     assert len("\n".join(lines).encode()) <= BUFFER
 
 
-def test_what_a_full_queue_refuses_comes_with_the_next_message_and_nobody_waits(manager: Manager) -> None:
-    notifier = Notifier(manager.address)
+def test_sd_notify_full_queue_sends_pending_with_the_next(manager: FakeServiceManager) -> None:
+    notifier = SystemdNotifier(manager.address)
     pings = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text(encoding="ascii")) + 2
     for _ in range(pings):
         notifier.watchdog()  # would hang here if it waited
@@ -112,44 +112,44 @@ def test_what_a_full_queue_refuses_comes_with_the_next_message_and_nobody_waits(
     while not manager.empty():
         pass
     notifier.status("later")
-    assert manager.heard() == ["WATCHDOG=1", "READY=1", "STATUS=later"]
+    assert manager.received() == ["WATCHDOG=1", "READY=1", "STATUS=later"]
     notifier.watchdog()
-    assert manager.heard() == ["WATCHDOG=1"]
+    assert manager.received() == ["WATCHDOG=1"]
 
 
-def test_of_ready_and_reloading_the_later_one_stands_last(tmp_path: Path) -> None:
-    notifier = Notifier(f"{tmp_path}/notify")
+def test_sd_notify_last_of_ready_and_reloading_wins(tmp_path: Path) -> None:
+    notifier = SystemdNotifier(f"{tmp_path}/notify")
     notifier.ready("first")
     notifier.reloading(5)
     notifier.ready("second")
-    manager = Manager(f"{tmp_path}/notify")
+    manager = FakeServiceManager(f"{tmp_path}/notify")
     notifier.watchdog()
-    assert manager.heard() == ["RELOADING=1", "MONOTONIC_USEC=5", "READY=1", "STATUS=second", "WATCHDOG=1"]
+    assert manager.received() == ["RELOADING=1", "MONOTONIC_USEC=5", "READY=1", "STATUS=second", "WATCHDOG=1"]
     manager.close()
 
 
-def test_a_manager_that_comes_back_is_told_again(tmp_path: Path) -> None:
-    first = Manager(f"{tmp_path}/notify")
-    notifier = Notifier(first.address)
+def test_sd_notify_restarted_manager_gets_pending_messages(tmp_path: Path) -> None:
+    first = FakeServiceManager(f"{tmp_path}/notify")
+    notifier = SystemdNotifier(first.address)
     notifier.ready("up")
-    first.heard()
+    first.received()
     first.close()
     notifier.watchdog()
     Path(first.address).unlink()
-    second = Manager(first.address)
+    second = FakeServiceManager(first.address)
     notifier.watchdog()
-    assert second.heard() == ["WATCHDOG=1"]
+    assert second.received() == ["WATCHDOG=1"]
     second.close()
 
 
-def test_no_descriptor_is_kept_and_threads_may_share_one(manager: Manager) -> None:
+def test_sd_notify_is_thread_safe_and_keeps_no_descriptor(manager: FakeServiceManager) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    notifier = Notifier(manager.address)
+    notifier = SystemdNotifier(manager.address)
     threads = [threading.Thread(target=notifier.watchdog) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(LIMIT)
     for _ in threads:
-        assert manager.heard() == ["WATCHDOG=1"]
+        assert manager.received() == ["WATCHDOG=1"]
     assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -73,20 +73,20 @@ asyncio.run(main())
 """
 
 
-def sdk(code: str, *arguments: str) -> Any:
+def run_sdk(code: str, *arguments: str) -> Any:
     """Run a program of the SDK's user in a process of its own, and read the JSON of its last line."""
     line = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    completed = subprocess.run(line, capture_output=True, text=True, check=False, timeout=240)
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
-def test_the_sdks_client_queries_registers_and_submits(tmp_path: Path) -> None:
+def test_sdk_client_queries_registers_and_submits(tmp_path: Path) -> None:
     with open_embedded(tmp_path, SystemClock(), block_time=None) as node:
-        told = sdk(CLIENT, node.endpoint.rpartition(":")[2])
+        answers = run_sdk(CLIENT, node.endpoint.rpartition(":")[2])
         record = node.call(lambda chain: chain.state.inclusions(67, 1))
-    assert "inference already submitted" in told.pop("again")
-    assert told == {
+    assert "inference already submitted" in answers.pop("again")
+    assert answers == {
         "chain": "localnet",
         "topic": 720,
         "price": str(10**18),
@@ -96,10 +96,10 @@ def test_the_sdks_client_queries_registers_and_submits(tmp_path: Path) -> None:
         "submit": [0, 3],
         "latest": [1, "1E-7"],
     }
-    assert [(one.code, one.height) for one in record] == [(0, 3), (1, 4)]
+    assert [(tx_record.code, tx_record.height) for tx_record in record] == [(0, 3), (1, 4)]
 
 
-def test_the_sdks_worker_registers_and_serves_two_windows_the_second_by_its_event(tmp_path: Path) -> None:
+def test_sdk_worker_serves_two_windows_the_second_by_event(tmp_path: Path) -> None:
     # A window stays open for many epochs, so that a worker that is slow misses none.
     topic = TopicSpec(42, epoch_length=12, worker_submission_window=1200)
     with open_embedded(tmp_path, SystemClock(), topics=(topic,), block_time=None, events=True) as node:
@@ -110,13 +110,13 @@ def test_the_sdks_worker_registers_and_serves_two_windows_the_second_by_its_even
             """Begin epoch after epoch once the first is served: the worker does not hear of those before it listens."""
             while not ended.wait(3.0):
                 record = node.record()
-                if any(one.kind == "payload" and one.code == 0 for one in record.transactions):
+                if any(tx_record.kind == "payload" and tx_record.code == 0 for tx_record in record.transactions):
                     node.advance(12 - (record.height - 1) % 12)
 
         thread = threading.Thread(target=open_windows)
         thread.start()
         try:
-            results = sdk(WORKER, node.endpoint.rpartition(":")[2], node.websocket)
+            results = run_sdk(WORKER, node.endpoint.rpartition(":")[2], node.websocket)
         finally:
             ended.set()
             thread.join()

@@ -14,49 +14,51 @@ from pathlib import Path
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.pulse import Pulse, TopicPulse
-from forecastd.pulsefile import NAME, PulseFile, Seen, birth_of, read_pulse
-from forecastd.wholefile import write_whole
+from forecastd.runtime.files import write_atomic
+from forecastd.status.file import STATUS_FILE_NAME, StatusFile, StoredStatus, process_identity, read_status
+from forecastd.status.model import DaemonStatus, TopicStatus
 
 NOW = 1_790_000_000.0
-PULSE = Pulse(os.getpid(), NOW, NOW, 0.0, "daemon", "running", "local", topics=(TopicPulse(67, "allo1abc"),))
+STATUS = DaemonStatus(os.getpid(), NOW, NOW, 0.0, "daemon", "running", "local", topics=(TopicStatus(67, "allo1abc"),))
 
 
 @pytest.fixture
-def other() -> Iterator[subprocess.Popen[bytes]]:
+def other_process() -> Iterator[subprocess.Popen[bytes]]:
     """A process that waits until it is let go."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
 
 
-def put(directory: Path, pulse: Pulse) -> None:
-    (directory / NAME).write_bytes(pulse.as_text())
+def write_file(directory: Path, pulse: DaemonStatus) -> None:
+    (directory / STATUS_FILE_NAME).write_bytes(pulse.to_json())
 
 
-def test_what_this_process_wrote_is_read_as_alive_and_private(tmp_path: Path) -> None:
-    PulseFile(tmp_path / "state").write(PULSE)
-    assert read_pulse(tmp_path / "state") == Seen(replace(PULSE, birth=birth_of(os.getpid())), alive=True)
-    assert stat.S_IMODE((tmp_path / "state" / NAME).stat().st_mode) == 0o600
-    assert [path.name for path in (tmp_path / "state").iterdir()] == [NAME]
+def test_own_status_file_is_read_as_alive_and_is_private(tmp_path: Path) -> None:
+    StatusFile(tmp_path / "state").write(STATUS)
+    assert read_status(tmp_path / "state") == StoredStatus(
+        replace(STATUS, process_identity=process_identity(os.getpid())), alive=True
+    )
+    assert stat.S_IMODE((tmp_path / "state" / STATUS_FILE_NAME).stat().st_mode) == 0o600
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [STATUS_FILE_NAME]
 
 
-def test_where_no_daemon_ever_ran_there_is_nothing(tmp_path: Path) -> None:
-    assert read_pulse(tmp_path) is None
-    assert read_pulse(tmp_path / "none") is None
+def test_missing_status_file_returns_none(tmp_path: Path) -> None:
+    assert read_status(tmp_path) is None
+    assert read_status(tmp_path / "none") is None
 
 
-def test_a_process_that_was_killed_is_gone_before_and_after_it_is_waited_for(
-    tmp_path: Path, other: subprocess.Popen[bytes]
+def test_killed_process_is_not_alive_before_and_after_reaping(
+    tmp_path: Path, other_process: subprocess.Popen[bytes]
 ) -> None:
-    put(tmp_path, replace(PULSE, pid=other.pid, birth=birth_of(other.pid)))
-    seen = [read_pulse(tmp_path)]
-    other.kill()
-    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie
-    seen.append(read_pulse(tmp_path))
-    other.wait()
-    seen.append(read_pulse(tmp_path))
-    assert [one and one.alive for one in seen] == [True, False, False]
+    write_file(tmp_path, replace(STATUS, pid=other_process.pid, process_identity=process_identity(other_process.pid)))
+    stored = [read_status(tmp_path)]
+    other_process.kill()
+    os.waitid(os.P_PID, other_process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie
+    stored.append(read_status(tmp_path))
+    other_process.wait()
+    stored.append(read_status(tmp_path))
+    assert [process and process.alive for process in stored] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -68,25 +70,25 @@ def test_a_process_that_was_killed_is_gone_before_and_after_it_is_waited_for(
         (lambda _: None, False),
     ],
 )
-def test_a_number_that_was_given_again_does_not_lie(
+def test_reused_process_id_is_not_alive(
     tmp_path: Path, change: Callable[[str], str | None], alive: bool | None
 ) -> None:
-    put(tmp_path, replace(PULSE, birth=change(birth_of(os.getpid()) or "")))
-    seen = read_pulse(tmp_path)
-    assert seen is not None
-    assert seen.alive is alive
+    write_file(tmp_path, replace(STATUS, process_identity=change(process_identity(os.getpid()) or "")))
+    stored = read_status(tmp_path)
+    assert stored is not None
+    assert stored.alive is alive
 
 
-def test_a_daemon_that_ended_is_not_alive_even_while_its_process_is(tmp_path: Path) -> None:
-    PulseFile(tmp_path).write(replace(PULSE, state="ended"))
-    seen = read_pulse(tmp_path)
-    assert seen is not None
-    assert seen.alive is False
+def test_ended_daemon_is_not_alive_while_its_process_runs(tmp_path: Path) -> None:
+    StatusFile(tmp_path).write(replace(STATUS, state="ended"))
+    stored = read_status(tmp_path)
+    assert stored is not None
+    assert stored.alive is False
 
 
-def test_the_processes_of_this_machine_have_births_and_others_have_none() -> None:
-    assert birth_of(1) != birth_of(os.getpid())
-    assert birth_of(2**22 + 1) is None
+def test_process_identity_exists_for_running_processes_only() -> None:
+    assert process_identity(1) != process_identity(os.getpid())
+    assert process_identity(2**22 + 1) is None
 
 
 @pytest.mark.parametrize(
@@ -97,24 +99,24 @@ def test_the_processes_of_this_machine_have_births_and_others_have_none() -> Non
         ("[" * 100_000, "makes no sense"),
         ('{"hello": "there"}', "makes no sense"),
         (json.dumps({"version": 99, "pid": 1}), "another release: its file has version 99"),
-        (json.dumps(PULSE.as_json() | {"version": 2}), "another release: its file has version 2"),
+        (json.dumps(STATUS.to_dict() | {"version": 2}), "another release: its file has version 2"),
         ("\udc80", "is not text in UTF-8"),
     ],
 )
-def test_a_file_that_is_none_of_ours_is_told_with_its_fix(tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / NAME).write_text(text, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(NeedsHuman, match=told) as caught:
-        read_pulse(tmp_path)
-    assert str(tmp_path / NAME) in str(caught.value)
+def test_foreign_file_is_rejected_with_a_fix(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / STATUS_FILE_NAME).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(NeedsHuman, match=message) as caught:
+        read_status(tmp_path)
+    assert str(tmp_path / STATUS_FILE_NAME) in str(caught.value)
 
 
-def test_a_named_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / NAME)
+def test_named_pipe_at_the_path_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / STATUS_FILE_NAME)
     with pytest.raises(NeedsHuman, match="no regular file"):
-        read_pulse(tmp_path)
+        read_status(tmp_path)
 
 
-def test_a_full_disk_is_told_once_and_again_only_when_it_was_over(
+def test_full_disk_is_reported_once_per_outage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -123,16 +125,20 @@ def test_a_full_disk_is_told_once_and_again_only_when_it_was_over(
     def failing(path: Path, content: bytes) -> None:
         if full:
             raise NeedsHuman(f"{path} cannot be written: No space left on device.")
-        write_whole(path, content)
+        write_atomic(path, content)
 
-    monkeypatch.setattr("forecastd.pulsefile.write_whole", failing)
-    file = PulseFile(tmp_path)
+    monkeypatch.setattr("forecastd.status.file.write_whole", failing)
+    file = StatusFile(tmp_path)
     for full in (True, True, True, False, False, True, True):  # noqa: B007 - `failing` reads it
-        file.write(PULSE)
-    told = [record.message for record in caplog.records]
-    assert [("No space" in one, "up to date" in one) for one in told] == [(True, False), (False, True), (True, False)]
+        file.write(STATUS)
+    message = [record.message for record in caplog.records]
+    assert [("No space" in process, "up to date" in process) for process in message] == [
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
 
 
-def test_a_directory_that_cannot_be_made_does_not_fail_the_daemon(caplog: pytest.LogCaptureFixture) -> None:
-    PulseFile(Path(os.devnull) / "state").write(PULSE)
+def test_uncreatable_directory_does_not_fail_the_daemon(caplog: pytest.LogCaptureFixture) -> None:
+    StatusFile(Path(os.devnull) / "state").write(STATUS)
     assert "cannot be written" in caplog.text

@@ -11,14 +11,14 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from forecastd.candles import COLUMNS, HOUR
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.sources.exchange import ExchangeSource
-from forecastd.sources.sample import SampleSource
+from forecastd.market.candles import COLUMNS, HOUR
+from forecastd.market.sources.exchange import ExchangeSource
+from forecastd.market.sources.sample import SampleSource
 
 NOW = 1_700_000_000 // HOUR * HOUR + 90
 MARKET = SampleSource("btcusd")
-MOST = 300  # candles this Coinbase gives at once, as the real one
+MAX_PAGE_SIZE = 300  # candles this Coinbase gives at once, as the real one
 
 
 def product(base: str, quote: str) -> dict[str, Any]:
@@ -48,10 +48,18 @@ def coinbase(httpserver: HTTPServer, client: Any) -> Callable[..., ExchangeSourc
 
         start, end = from_iso(request.args["start"]), from_iso(request.args["end"])
         assert request.args["granularity"] == "3600"
-        if (end - start) / HOUR > MOST:
+        if (end - start) / HOUR > MAX_PAGE_SIZE:
             return Response(json.dumps({"message": "granularity too small for the requested time range"}), status=400)
-        shown = MARKET.fetch(int(start), int(end) + 1, NOW + HOUR)
-        rows = zip(shown.time, shown.low, shown.high, shown.open, shown.close, shown.volume, strict=True)
+        visible_rows = MARKET.fetch(int(start), int(end) + 1, NOW + HOUR)
+        rows = zip(
+            visible_rows.time,
+            visible_rows.low,
+            visible_rows.high,
+            visible_rows.open,
+            visible_rows.close,
+            visible_rows.volume,
+            strict=True,
+        )
         return Response(json.dumps([list(map(float, row)) for row in rows][::-1]), content_type="application/json")
 
     def make(*products: str, market: str | None = None, symbol: str = "btcusd") -> ExchangeSource:
@@ -66,7 +74,7 @@ def coinbase(httpserver: HTTPServer, client: Any) -> Callable[..., ExchangeSourc
 
 
 @pytest.mark.parametrize("hours", [1, 300, 301, 1_000])
-def test_candles_come_page_by_page_complete_and_sorted(coinbase: Callable[..., ExchangeSource], hours: int) -> None:
+def test_exchange_pages_are_joined_complete_and_sorted(coinbase: Callable[..., ExchangeSource], hours: int) -> None:
     start = NOW - 90 - hours * HOUR
     candles = coinbase().fetch(start, NOW + 10 * HOUR, NOW)
     served = MARKET.fetch(start, NOW, NOW)
@@ -76,9 +84,7 @@ def test_candles_come_page_by_page_complete_and_sorted(coinbase: Callable[..., E
     assert candles.provenance.source == "exchange:coinbaseexchange"
 
 
-def test_history_before_the_listing_is_empty_not_an_end(
-    coinbase: Callable[..., ExchangeSource], monkeypatch: Any
-) -> None:
+def test_exchange_history_before_listing_is_empty(coinbase: Callable[..., ExchangeSource], monkeypatch: Any) -> None:
     listed = NOW - 90 - 20 * HOUR
     whole = MARKET.fetch
     monkeypatch.setattr(MARKET, "fetch", lambda start, end, now: whole(start, end, now).between(listed, end))
@@ -87,7 +93,7 @@ def test_history_before_the_listing_is_empty_not_an_end(
     assert len(candles) == 20
 
 
-def test_a_stablecoin_stands_in_for_the_dollar_and_that_is_told(
+def test_exchange_without_dollar_market_uses_stablecoin_and_warns(
     coinbase: Callable[..., ExchangeSource], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -95,14 +101,14 @@ def test_a_stablecoin_stands_in_for_the_dollar_and_that_is_told(
     assert "its BTC/USDT is used" in caplog.text
 
 
-def test_an_unknown_market_is_told_what_is_close(coinbase: Callable[..., ExchangeSource]) -> None:
+def test_exchange_unknown_market_suggests_close_names(coinbase: Callable[..., ExchangeSource]) -> None:
     with pytest.raises(NeedsHuman, match=r"no market 'BTC/USX'.*BTC/USD"):
         coinbase(market="BTC/USX").fetch(NOW - 5 * HOUR, NOW, NOW)
     with pytest.raises(NeedsHuman, match="no market 'dogeusd'"):
         coinbase(symbol="dogeusd").fetch(NOW - 5 * HOUR, NOW, NOW)
 
 
-def test_an_unknown_exchange_is_told_what_is_close() -> None:
+def test_exchange_unknown_name_suggests_close_names() -> None:
     with pytest.raises(NeedsHuman, match=r"no exchange 'krakken'.*kraken"):
         ExchangeSource("krakken", None, "btcusd").fetch(NOW - 5 * HOUR, NOW, NOW)
 
@@ -117,7 +123,7 @@ def test_an_unknown_exchange_is_told_what_is_close() -> None:
         (200, "[["),
     ],
 )
-def test_a_fault_of_the_exchange_is_passing(httpserver: HTTPServer, client: Any, status: int, body: str) -> None:
+def test_exchange_server_error_is_retryable(httpserver: HTTPServer, client: Any, status: int, body: str) -> None:
     httpserver.expect_request("/currencies").respond_with_json([])
     httpserver.expect_request("/products").respond_with_json([product("BTC", "USD")])
     httpserver.expect_request("/products/BTC-USD/candles").respond_with_data(
@@ -127,17 +133,17 @@ def test_a_fault_of_the_exchange_is_passing(httpserver: HTTPServer, client: Any,
         ExchangeSource("coinbaseexchange", None, "btcusd", client).fetch(NOW - 5 * HOUR, NOW, NOW)
 
 
-def test_no_network_is_a_passing_fault(client: Any) -> None:
+def test_exchange_unreachable_is_retryable(client: Any) -> None:
     client.urls["api"] = {"public": "http://127.0.0.1:9", "private": "http://127.0.0.1:9"}
     with pytest.raises(RetryLater, match="gave no candles"):
         ExchangeSource("coinbaseexchange", None, "btcusd", client).fetch(NOW - 5 * HOUR, NOW, NOW)
 
 
-def test_a_proxys_password_is_not_shown(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchange_proxy_password_is_redacted(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ccxt.NetworkError("cannot connect to https://user:p4ss@proxy.example:3128/")
 
     monkeypatch.setattr(client, "load_markets", fail)
-    with pytest.raises(RetryLater, match=r"//proxy\.example") as caught:
+    with pytest.raises(RetryLater, match=r"//proxy\.example") as error:
         ExchangeSource("coinbaseexchange", None, "btcusd", client).fetch(NOW - 5 * HOUR, NOW, NOW)
-    assert "p4ss" not in str(caught.value)
+    assert "p4ss" not in str(error.value)

@@ -16,22 +16,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forecastd.candles import COLUMNS, HOUR, Candles
-from forecastd.clock import from_iso, iso
+from forecastd.clock import from_iso, to_iso
 from forecastd.errors import NeedsHuman, SkipEpoch
-from forecastd.sources import export
-from forecastd.sources.csvfile import read_csv
-from forecastd.sources.file import FileSource
-from forecastd.sources.sample import SampleSource
-from forecastd.sources.table import Table
+from forecastd.market.candles import COLUMNS, HOUR, Candles
+from forecastd.market.sources import export
+from forecastd.market.sources.csv_file import read_csv
+from forecastd.market.sources.file import FileSource
+from forecastd.market.sources.sample import SampleSource
+from forecastd.market.sources.table import CandleTable
 
 NOW = 1.7e9
-NINE = int(from_iso("2019-10-17T09:00:00Z"))
-ROWS = [(NINE - 2 * HOUR, 1, 4, 0.5, 2, 10), (NINE - HOUR, 2, 4, 0.5, 3, 11), (NINE, 3, 4, 0.5, 3.5, 12)]
+START = int(from_iso("2019-10-17T09:00:00Z"))
+ROWS = [(START - 2 * HOUR, 1, 4, 0.5, 2, 10), (START - HOUR, 2, 4, 0.5, 3, 11), (START, 3, 4, 0.5, 3.5, 12)]
 HEADER = "time,open,high,low,close,volume"
 
 
-def lines(time: Callable[[int], object] = iso, rows: list[tuple[float, ...]] | None = None) -> list[str]:
+def lines(time: Callable[[int], object] = to_iso, rows: list[tuple[float, ...]] | None = None) -> list[str]:
     return [",".join(map(str, (time(int(row[0])), *row[1:]))) for row in (ROWS if rows is None else rows)]
 
 
@@ -45,10 +45,10 @@ def read(tmp_path: Path) -> Callable[..., Candles]:
     return read
 
 
-def test_a_real_download_is_read_as_it_is(real_candles: Path) -> None:
+def test_file_real_download_is_read_unchanged(real_candles: Path) -> None:
     candles = FileSource(real_candles, "btcusd").fetch(0, 2**33, NOW)
     assert len(candles) == 20_111
-    assert (iso(candles.time[0]), iso(candles.time[-1])) == ("2017-07-01T11:00:00Z", "2019-10-17T09:00:00Z")
+    assert (to_iso(candles.time[0]), to_iso(candles.time[-1])) == ("2017-07-01T11:00:00Z", "2019-10-17T09:00:00Z")
     assert (np.diff(candles.time) == HOUR).all()
     assert [column[-1] for column in candles.columns] == [8051, 8056.83, 8021.23, 8035.88, 61.25]
     assert not candles.provenance.synthetic
@@ -85,13 +85,13 @@ def test_a_real_download_is_read_as_it_is(real_candles: Path) -> None:
         "quoted",
     ],
 )
-def test_downloads_of_many_shapes_are_the_same_candles(read: Callable[..., Candles], content: str) -> None:
+def test_file_layouts_give_the_same_candles(read: Callable[..., Candles], content: str) -> None:
     candles = read(content)
     assert candles.time.tolist() == [row[0] for row in ROWS]
     np.testing.assert_array_equal(np.column_stack(candles.columns), [row[1:] for row in ROWS])
 
 
-def test_what_was_mended_is_told(read: Callable[..., Candles]) -> None:
+def test_file_repairs_are_reported(read: Callable[..., Candles]) -> None:
     candles = read(
         "\n".join([HEADER.removesuffix(",volume"), *[line.rpartition(",")[0] for line in reversed(lines())]])
     )
@@ -101,11 +101,11 @@ def test_what_was_mended_is_told(read: Callable[..., Candles]) -> None:
     )
 
 
-def test_gzip_is_told_by_its_content(read: Callable[..., Candles]) -> None:
+def test_file_gzip_is_detected_by_content(read: Callable[..., Candles]) -> None:
     assert len(read(gzip.compress("\n".join([HEADER, *lines()]).encode()), "candles.csv")) == 3
 
 
-def test_the_pair_asked_for_is_taken_of_many_and_told(read: Callable[..., Candles]) -> None:
+def test_file_several_symbols_selects_pair_and_reports(read: Callable[..., Candles]) -> None:
     both = [f"{line},{name}" for line in lines() for name in ("ETH/USD", "BTC/USD")]
     candles = read("\n".join([f"{HEADER},symbol", *both]))
     assert len(candles) == 3
@@ -118,7 +118,7 @@ BAD: list[tuple[str, str | bytes, type[Exception], str]] = [
     ("empty", "", SkipEpoch, "is empty"),
     ("blank", "\n\n\n", SkipEpoch, "is empty"),
     ("only a header", HEADER + "\n", SkipEpoch, "is empty"),
-    ("text for a number", "\n".join([HEADER, *lines(), f"{iso(NINE + HOUR)},1,2,1,soon,3"]), SkipEpoch,
+    ("text for a number", "\n".join([HEADER, *lines(), f"{to_iso(START + HOUR)},1,2,1,soon,3"]), SkipEpoch,
      "line 5, column 'close': 'soon' is not a number"),
     ("text for a time", "\n".join([HEADER, *lines(), "soon,1,2,1,2,3"]), SkipEpoch, "line 5, column 'time': 'soon'"),
     ("cut off", "\n".join([HEADER, *lines(), "2019-10-17T10:00:00Z,1,2"]), SkipEpoch, "line 5 has 3 fields"),
@@ -126,9 +126,9 @@ BAD: list[tuple[str, str | bytes, type[Exception], str]] = [
     ("NUL bytes", "\n".join([HEADER, *lines()]).encode() + b"\n\0\0\0", SkipEpoch, "line 5 holds binary"),
     ("no newline at all", b"x" * 100_000, SkipEpoch, "this is no CSV"),
     ("no candles", "name,age\nann,31\n", NeedsHuman, "begins with 'name,age'"),
-    ("minutes", "\n".join([HEADER, *lines(rows=[(NINE + 60 * at, 1, 1, 1, 1, 1) for at in range(9)])]), NeedsHuman,
+    ("minutes", "\n".join([HEADER, *lines(rows=[(START + 60 * at, 1, 1, 1, 1, 1) for at in range(9)])]), NeedsHuman,
      "every 60 s"),
-    ("days", "\n".join([HEADER, *lines(rows=[(NINE + 86400 * at, 1, 1, 1, 1, 1) for at in range(9)])]), NeedsHuman,
+    ("days", "\n".join([HEADER, *lines(rows=[(START + 86400 * at, 1, 1, 1, 1, 1) for at in range(9)])]), NeedsHuman,
      "every 86400 s"),
     ("another pair", "\n".join([f"{HEADER},symbol", *[f"{line},ETHUSD" for line in lines()]]), NeedsHuman, "not btcusd"),
     ("day or month", "\n".join([HEADER, "01/02/2019 09:00,1,1,1,1,1"]), NeedsHuman, "mistaken"),
@@ -143,7 +143,7 @@ BAD: list[tuple[str, str | bytes, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("content", "error", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_a_bad_file_is_refused_with_its_fault(
+def test_file_invalid_content_is_refused_with_reason(
     read: Callable[..., Candles], content: str | bytes, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
@@ -168,7 +168,7 @@ PRICES = {  # spellings of 10500, 10900, 10100.25, 10700 and 5 in a file, and wh
 
 @pytest.mark.parametrize(("line", "says"), PRICES.items())
 @pytest.mark.parametrize("header", [True, False])
-def test_a_comma_in_a_number_has_one_meaning_in_a_file_or_is_refused(
+def test_file_ambiguous_comma_is_refused(
     read: Callable[..., Candles], line: str, says: str | None, header: bool
 ) -> None:
     mark = next(mark for mark in ";\t," if mark in line)
@@ -181,32 +181,32 @@ def test_a_comma_in_a_number_has_one_meaning_in_a_file_or_is_refused(
         read(content)
 
 
-def test_a_comma_beside_a_semicolon_is_never_dropped(read: Callable[..., Candles]) -> None:
+def test_file_decimal_comma_with_semicolon_is_kept(read: Callable[..., Candles]) -> None:
     for header in ("time;open;high;low;close;volume\n", ""):
         candles = read(header + "1571302800;10,500;10,900;10,100;10,700;5\n1571306400;10,5;10,9;10,1;10,7;5,25\n")
         assert candles.open.tolist() == [10.5, 10.5]
         assert candles.volume.tolist() == [5, 5.25]
 
 
-def test_more_fields_than_columns_are_refused(read: Callable[..., Candles]) -> None:
+def test_file_row_with_extra_fields_is_refused(read: Callable[..., Candles]) -> None:
     with pytest.raises(SkipEpoch, match=r"line 2 has 10 fields where 6 are expected.*in quotes"):
         read(f"{HEADER}\n1571302800,10,500,10,900,10,100,10,700,5")
     assert len(read("\n".join([HEADER, *[line + "," for line in lines()]]))) == 3
 
 
-def test_a_file_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_unchanged_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, reads = tmp_path / "candles.csv", list[Path]()
     path.write_text("\n".join([HEADER, *lines()]))
 
-    def counted(path: Path, symbol: str, step: int) -> Table:
+    def count_call(path: Path, symbol: str, step: int) -> CandleTable:
         reads.append(path)
         return read_csv(path, symbol, step)
 
-    monkeypatch.setattr("forecastd.sources.file.read_csv", counted)
+    monkeypatch.setattr("forecastd.market.sources.file.read_csv", count_call)
     for source in (FileSource(path, "btcusd"), FileSource(path, "btcusd")):
         assert not source.synthetic
         assert len(source.fetch(0, 2**33, NOW)) == 3
-        assert len(source.fetch(NINE, 2**33, NOW)) == 1
+        assert len(source.fetch(START, 2**33, NOW)) == 1
     assert len(reads) == 1
     path.write_text("\n".join([HEADER, *lines()[:2]]))
     assert len(source.fetch(0, 2**33, NOW)) == 2
@@ -214,14 +214,14 @@ def test_a_file_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("becomes", ["deleted", "made up"])
-def test_what_becomes_of_a_file_after_it_was_read_changes_nothing(tmp_path: Path, becomes: str) -> None:
+def test_file_changed_after_read_keeps_provenance(tmp_path: Path, becomes: str) -> None:
     path = tmp_path / "candles.csv"
     path.write_text("\n".join([HEADER, *lines()]))
     source = FileSource(path, "btcusd")
     candles = source.fetch(0, 2**33, NOW)
     path.unlink()
     if becomes == "made up":
-        export.write(SampleSource("btcusd").fetch(NINE, NINE + HOUR, NOW), path)
+        export.export_candles(SampleSource("btcusd").fetch(START, START + HOUR, NOW), path)
     assert not source.synthetic
     assert not candles.provenance.synthetic
     if becomes == "made up":
@@ -233,14 +233,14 @@ def test_what_becomes_of_a_file_after_it_was_read_changes_nothing(tmp_path: Path
 
 
 @pytest.mark.parametrize("time", [float("nan"), float("inf"), -1e300])
-def test_a_count_in_parquet_that_is_no_time_is_refused(tmp_path: Path, time: float) -> None:
+def test_parquet_invalid_time_number_is_refused(tmp_path: Path, time: float) -> None:
     columns = {name: [1.0, 1.0] for name in COLUMNS}
-    pq.write_table(pa.table({"time": [float(NINE), time], **columns}), tmp_path / "candles.parquet")
+    pq.write_table(pa.table({"time": [float(START), time], **columns}), tmp_path / "candles.parquet")
     with pytest.raises(SkipEpoch, match=r"row 2, column 'time'.*is not a time.*seconds since 1970"):
         FileSource(tmp_path / "candles.parquet", "btcusd").fetch(0, 2**33, NOW)
 
 
-def test_nothing_of_a_pickle_is_run(read: Callable[..., Candles], tmp_path: Path) -> None:
+def test_file_pickle_is_refused_unopened(read: Callable[..., Candles], tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, ...]:
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -251,7 +251,7 @@ def test_nothing_of_a_pickle_is_run(read: Callable[..., Candles], tmp_path: Path
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_file_missing_or_special_is_refused(tmp_path: Path) -> None:
     for path, says in (
         (tmp_path, "is a directory"),
         (tmp_path / "none.csv", "no file"),
@@ -261,7 +261,7 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
             FileSource(path, "btcusd").fetch(0, 2**33, NOW)
 
 
-def test_a_file_of_two_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+def test_file_too_large_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.csv"
     with path.open("wb") as stream:
         stream.truncate(2 * 2**30)
@@ -269,7 +269,7 @@ def test_a_file_of_two_gigabytes_is_refused_unread(tmp_path: Path) -> None:
         FileSource(path, "btcusd").fetch(0, 2**33, NOW)
 
 
-def test_a_small_archive_of_gigabytes_costs_no_memory(tmp_path: Path) -> None:
+def test_gzip_bomb_is_refused_within_memory_limit(tmp_path: Path) -> None:
     """A header, then line after line of another pair: 1 MB on disk, more than the limit unpacked."""
     path = tmp_path / "bomb.csv.gz"
     block = b"2019-10-17 09:00,ETHUSD,1,1,1,1,1\n" * 30_000
@@ -295,9 +295,9 @@ def test_a_small_archive_of_gigabytes_costs_no_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 @pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
-def test_parquet_of_any_time_type(tmp_path: Path, unit: str, zone: str | None) -> None:
+def test_parquet_time_types_give_the_same_candles(tmp_path: Path, unit: str, zone: str | None) -> None:
     time = pa.array([row[0] for row in ROWS], pa.timestamp("s", tz=zone)).cast(pa.timestamp(unit, tz=zone))
-    columns = {name: pa.array([float(row[at]) for row in ROWS]) for at, name in enumerate(COLUMNS, start=1)}
+    columns = {name: pa.array([float(row[times]) for row in ROWS]) for times, name in enumerate(COLUMNS, start=1)}
     pq.write_table(pa.table({**columns, "__index_level_0__": time}), tmp_path / "candles.parquet")
     candles = FileSource(tmp_path / "candles.parquet", "btcusd").fetch(0, 2**33, NOW)
     assert candles.time.tolist() == [row[0] for row in ROWS]
@@ -315,11 +315,11 @@ def test_parquet_of_any_time_type(tmp_path: Path, unit: str, zone: str | None) -
         ({"time": None}, NeedsHuman, "no columns for time"),
     ],
 )
-def test_bad_parquet_is_refused_with_its_fault(
+def test_parquet_invalid_content_is_refused_with_reason(
     tmp_path: Path, change: dict[str, list[object] | None], error: type[Exception], says: str
 ) -> None:
     columns: dict[str, object] = {"time": [row[0] for row in ROWS]}
-    columns.update({name: [float(row[at]) for row in ROWS] for at, name in enumerate(COLUMNS, start=1)})
+    columns.update({name: [float(row[time]) for row in ROWS] for time, name in enumerate(COLUMNS, start=1)})
     columns.update(change)
     table = pa.table({name: column for name, column in columns.items() if column is not None})
     pq.write_table(table, tmp_path / "candles.parquet")
@@ -327,11 +327,9 @@ def test_bad_parquet_is_refused_with_its_fault(
         FileSource(tmp_path / "candles.parquet", "btcusd").fetch(0, 2**33, NOW)
 
 
-def test_the_pair_asked_for_is_taken_from_parquet_too_and_too_many_rows_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_selects_pair_and_refuses_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns: dict[str, object] = {
-        name: [float(row[at]) for row in ROWS] * 2 for at, name in enumerate(COLUMNS, start=1)
+        name: [float(row[time]) for row in ROWS] * 2 for time, name in enumerate(COLUMNS, start=1)
     }
     symbols = pa.array(["ETH-USD"] * 3 + ["BTC-USD"] * 3).dictionary_encode()
     pq.write_table(
@@ -341,13 +339,13 @@ def test_the_pair_asked_for_is_taken_from_parquet_too_and_too_many_rows_are_refu
     candles = source.fetch(0, 2**33, NOW)
     assert candles.repairs == ("took 3 rows of BTC-USD; the file holds 2 symbols",)
     assert candles.time.tolist() == [row[0] for row in ROWS]
-    monkeypatch.setattr("forecastd.sources.parquetfile.MOST_ROWS_OF_ALL", 5)
+    monkeypatch.setattr("forecastd.market.sources.parquet_file.MAX_FILE_ROWS", 5)
     with pytest.raises(NeedsHuman, match="holds 6 rows"):
         FileSource(tmp_path / "two.parquet", "ethusd").fetch(0, 2**33, NOW)
 
 
-def test_a_parquet_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    whole = export.to_parquet(SampleSource("btcusd").fetch(NINE, NINE + 50 * HOUR, NOW))
+def test_parquet_truncated_is_refused(tmp_path: Path) -> None:
+    whole = export.to_parquet(SampleSource("btcusd").fetch(START, START + 50 * HOUR, NOW))
     path = tmp_path / "candles.parquet"
     for size in range(5, len(whole), 97):
         path.write_bytes(whole[:size])
@@ -357,30 +355,30 @@ def test_a_parquet_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
-def test_no_bytes_whatsoever_end_in_anything_but_a_clear_error(read: Callable[..., Candles], content: bytes) -> None:
+def test_file_random_bytes_raise_a_clear_error(read: Callable[..., Candles], content: bytes) -> None:
     with pytest.raises((SkipEpoch, NeedsHuman)):
         read(content)
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
-def test_exported_candles_read_back_exactly_and_stay_made_up(tmp_path: Path, name: str) -> None:
-    candles = SampleSource("btcusd").fetch(NINE, NINE + 500 * HOUR, NOW)
-    export.write(candles, tmp_path / name)
+def test_export_round_trip_is_exact_and_keeps_synthetic(tmp_path: Path, name: str) -> None:
+    candles = SampleSource("btcusd").fetch(START, START + 500 * HOUR, NOW)
+    export.export_candles(candles, tmp_path / name)
     source = FileSource(tmp_path / name, "btcusd")
-    back = source.fetch(0, 2**33, NOW)
+    restored = source.fetch(0, 2**33, NOW)
     for column in ("time", *COLUMNS):
-        np.testing.assert_array_equal(getattr(back, column), getattr(candles, column))
-    assert back.provenance.synthetic
+        np.testing.assert_array_equal(getattr(restored, column), getattr(candles, column))
+    assert restored.provenance.synthetic
     assert source.synthetic
     with pytest.raises(NeedsHuman, match="--force"):
-        export.write(candles, tmp_path / name)
+        export.export_candles(candles, tmp_path / name)
 
 
-def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    candles = SampleSource("btcusd").fetch(NINE, NINE + HOUR, NOW)
+def test_export_failure_leaves_no_file(tmp_path: Path) -> None:
+    candles = SampleSource("btcusd").fetch(START, START + HOUR, NOW)
     with pytest.raises(NeedsHuman, match="format"):
-        export.write(candles, tmp_path / "out.xlsx")
+        export.export_candles(candles, tmp_path / "out.xlsx")
     (tmp_path / "file").touch()
     with pytest.raises(NeedsHuman, match="cannot be written"):
-        export.write(candles, tmp_path / "file" / "out.csv")
+        export.export_candles(candles, tmp_path / "file" / "out.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

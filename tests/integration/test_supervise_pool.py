@@ -28,48 +28,50 @@ import pytest
 
 from forecastd.clock import SystemClock
 from forecastd.supervise import policy as rules
-from forecastd.supervise.detector import Limits
+from forecastd.supervise.detector import PhaseLimits
+from forecastd.supervise.events import ProcessEvent
 from forecastd.supervise.jobs import Job, check_job, predict_job
-from forecastd.supervise.policy import Policy, Setup
-from forecastd.supervise.pool import Pool
+from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed, ModelFailed
-from forecastd.supervise.report import Event
-from models.bundle import Bundle, copy_bundle, load_bundle
+from models.market.bundle import MarketBundle, copy_market_bundle, load_market_bundle
 
-LONG = 120.0
+WAIT_SECONDS = 120.0
 CLOCK = SystemClock()
 
 
-class Record:
+class EventLog:
     """What a pool told."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
-        self._news = Condition()
+        self.events: list[ProcessEvent] = []
+        self._condition = Condition()
 
-    def __call__(self, event: Event) -> None:
-        with self._news:
+    def __call__(self, event: ProcessEvent) -> None:
+        with self._condition:
             self.events.append(event)
-            self._news.notify_all()
+            self._condition.notify_all()
 
-    def of(self, kind: str) -> list[Event]:
-        with self._news:
+    def by_kind(self, kind: str) -> list[ProcessEvent]:
+        with self._condition:
             return [event for event in self.events if event.kind == kind]
 
-    def wait(self, kind: str, number: int = 1) -> list[Event]:
-        with self._news:
-            assert self._news.wait_for(lambda: sum(one.kind == kind for one in self.events) >= number, LONG), kind
-        return self.of(kind)
+    def wait(self, kind: str, number: int = 1) -> list[ProcessEvent]:
+        with self._condition:
+            assert self._condition.wait_for(
+                lambda: sum(event.kind == kind for event in self.events) >= number, WAIT_SECONDS
+            ), kind
+        return self.by_kind(kind)
 
 
-def wait_until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG
-    while not true():
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while not condition():
         assert time.monotonic() < end
         threading.Event().wait(0.02)
 
 
-def runs(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Whether a process has not ended."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -88,16 +90,16 @@ def demo(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(demo: Path) -> Bundle:
-    return load_bundle(demo)
+def bundle(demo: Path) -> MarketBundle:
+    return load_market_bundle(demo)
 
 
 @pytest.fixture
-def ask(bundle: Bundle) -> Callable[..., Job]:
+def ask(bundle: MarketBundle) -> Callable[..., Job]:
     """A job: the forecast of the bundle's canary."""
     manifest = bundle.manifest
 
-    def one(name: str = "forecast", seconds: float = LONG, attempts: int = 3) -> Job:
+    def event(name: str = "forecast", seconds: float = WAIT_SECONDS, attempts: int = 3) -> Job:
         return predict_job(
             bundle.canary.inputs,
             name=name,
@@ -107,12 +109,12 @@ def ask(bundle: Bundle) -> Callable[..., Job]:
             levels=manifest.levels,
         )
 
-    return one
+    return event
 
 
 @pytest.fixture
-def record() -> Record:
-    return Record()
+def record() -> EventLog:
+    return EventLog()
 
 
 @pytest.fixture(autouse=True)
@@ -124,17 +126,19 @@ def nothing_is_left() -> Iterator[None]:
 
     before = held()
     yield
-    assert [one for one in psutil.Process().children(recursive=True) if runs(one)] == []
+    assert [event for event in psutil.Process().children(recursive=True) if is_running(event)] == []
     wait_until(lambda: held()[:2] <= before[:2])
     wait_until(lambda: held()[2] <= before[2])  # others on this machine use it as well, for a moment
 
 
-def setup(path: Path, faults: str = "", faulty: int = 1) -> Setup:
-    return Setup(path, "demo", faults, faulty)
+def make_setup(path: Path, faults: str = "", faulty: int = 1) -> ChildSetup:
+    return ChildSetup(path, "demo", faults, faulty)
 
 
-def lenient(**changes: Any) -> Policy:
-    return replace(Policy(Limits(stopping=3), attempts=3, standbys=0, strikes=10**6), **changes)
+def make_policy(**changes: Any) -> SupervisionPolicy:
+    return replace(
+        SupervisionPolicy(PhaseLimits(stopping=3), attempts=3, standbys=0, quarantine_after=10**6), **changes
+    )
 
 
 # ---- many faults ------------------------------------------------------------------------------------------------------
@@ -145,49 +149,49 @@ FAULTS = (
 )  # fmt: skip
 
 
-class RandomFaults(Setup):
+class RandomFaults(ChildSetup):
     """Each launch has another fault, or none."""
 
     def __getattribute__(self, name: str) -> Any:
-        return CHANCE.choice((*FAULTS, *[""] * 6)) if name == "faults" else super().__getattribute__(name)
+        return RANDOM.choice((*FAULTS, *[""] * 6)) if name == "faults" else super().__getattribute__(name)
 
 
-CHANCE = random.Random(7)
+RANDOM = random.Random(7)
 
 
-def test_after_many_faults_each_job_has_ended_once_and_nothing_is_left(
-    demo: Path, ask: Callable[..., Job], record: Record, monkeypatch: pytest.MonkeyPatch
+def test_random_faults_end_each_job_once_and_leave_nothing(
+    demo: Path, ask: Callable[..., Job], record: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "BACK_OFF_AFTER", 10**6)
-    policy = lenient(limits=Limits(predicting=1.0, stopping=3), standbys=1)
+    monkeypatch.setattr(rules, "BACKOFF_AFTER_REPLACEMENTS", 10**6)
+    policy = make_policy(limits=PhaseLimits(predicting=1.0, stopping=3), standbys=1)
     ended: list[Future[Any]] = []
     futures: list[Future[Any]] = []
-    with Pool(RandomFaults(demo, "demo", faulty=10**6), policy, CLOCK, size=2, observe=record) as pool:
+    with ProcessPool(RandomFaults(demo, "demo", faulty_launches=10**6), policy, CLOCK, size=2, observer=record) as pool:
         while pool.counts.launches < 50:
             futures += [pool.submit(ask(f"forecast {len(futures)}")) for _ in range(4)]
             for future in futures[-4:]:
                 future.add_done_callback(ended.append)
-            assert not wait_futures(futures, LONG).not_done
+            assert not wait_futures(futures, WAIT_SECONDS).not_done
             for child in pool.children():  # else the healthy ones are soon all that is left
                 with suppress(ProcessLookupError):
-                    os.kill(int(str(child["pid"])), CHANCE.choice([signal.SIGKILL, signal.SIGTERM, 0]))
+                    os.kill(int(str(child["pid"])), RANDOM.choice([signal.SIGKILL, signal.SIGTERM, 0]))
         assert len(ended) == len(futures) == sum(pool.counts.jobs.values())
         for future in futures:
             assert future.exception() is None or isinstance(future.exception(), ChildFailed | ModelFailed)
         assert any(future.exception() is None for future in futures)
-    assert len(record.of("gone")) == len(record.of("launched")) == pool.counts.launches
+    assert len(record.by_kind("gone")) == len(record.by_kind("launched")) == pool.counts.launches
 
 
 # ---- what users do ----------------------------------------------------------------------------------------------------
 
 
-def test_many_threads_may_use_one_pool_and_close_it_twice_and_ask_after_it(demo: Path, ask: Callable[..., Job]) -> None:
-    got: list[float] = []
-    pool = Pool(setup(demo), lenient(), CLOCK, size=2)
+def test_pool_is_thread_safe_and_can_be_closed_twice(demo: Path, ask: Callable[..., Job]) -> None:
+    values: list[float] = []
+    pool = ProcessPool(make_setup(demo), make_policy(), CLOCK, size=2)
 
     def work() -> None:
         for _ in range(5):
-            got.append(pool.run(ask()).value)
+            values.append(pool.run(ask()).value)
             pool.children()
             pool.counts.as_json()
 
@@ -195,40 +199,38 @@ def test_many_threads_may_use_one_pool_and_close_it_twice_and_ask_after_it(demo:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(LONG)
-    assert len(got) == 40
-    assert len(set(got)) == 1
+        thread.join(WAIT_SECONDS)
+    assert len(values) == 40
+    assert len(set(values)) == 1
     pool.close()
     pool.close()
     assert pool.children() == []
     late = pool.submit(ask())
-    assert isinstance(late.exception(LONG), ChildFailed)
+    assert isinstance(late.exception(WAIT_SECONDS), ChildFailed)
     with pytest.raises(ChildFailed):
         pool.run(ask())
     with pytest.raises(ChildFailed):
-        pool.ready(LONG)
+        pool.wait_ready(WAIT_SECONDS)
     pool.interrupt()
     assert pool.counts.jobs == {"result": 40, "failed": 2}
 
 
-def test_a_close_in_the_middle_of_a_load_or_of_a_job_ends_both(
-    demo: Path, ask: Callable[..., Job], record: Record
-) -> None:
-    loading = Pool(setup(demo, "hang@loading"), lenient(), CLOCK)
+def test_close_during_load_or_job_fails_pending_jobs(demo: Path, ask: Callable[..., Job], record: EventLog) -> None:
+    loading = ProcessPool(make_setup(demo, "hang@loading"), make_policy(), CLOCK)
     waiting = loading.submit(ask())
     loading.close()
-    assert isinstance(waiting.exception(LONG), ChildFailed)
-    working = Pool(setup(demo, "hang@50"), lenient(), CLOCK, observe=record)
+    assert isinstance(waiting.exception(WAIT_SECONDS), ChildFailed)
+    working = ProcessPool(make_setup(demo, "hang@50"), make_policy(), CLOCK, observer=record)
     under_way, queued = working.submit(ask()), working.submit(ask())
     record.wait("dispatched")
     working.close()
     for future in (under_way, queued):
-        assert isinstance(future.exception(LONG), ChildFailed)
+        assert isinstance(future.exception(WAIT_SECONDS), ChildFailed)
     assert working.counts.jobs == {"failed": 2}
 
 
-def test_closing_from_many_threads_while_others_submit_ends_every_job(demo: Path, ask: Callable[..., Job]) -> None:
-    pool = Pool(setup(demo), lenient(), CLOCK)
+def test_concurrent_close_and_submit_end_every_job(demo: Path, ask: Callable[..., Job]) -> None:
+    pool = ProcessPool(make_setup(demo), make_policy(), CLOCK)
     futures: list[Future[Any]] = []
     submitters = [
         threading.Thread(target=lambda: futures.extend(pool.submit(ask()) for _ in range(20))) for _ in range(4)
@@ -237,26 +239,29 @@ def test_closing_from_many_threads_while_others_submit_ends_every_job(demo: Path
     for thread in (*submitters, *closers):
         thread.start()
     for thread in (*submitters, *closers):
-        thread.join(LONG)
+        thread.join(WAIT_SECONDS)
     assert len(futures) == 80
-    assert not wait_futures(futures, LONG).not_done
+    assert not wait_futures(futures, WAIT_SECONDS).not_done
 
 
-def test_one_who_gives_up_is_answered_and_the_child_that_was_at_it_is_replaced(
-    demo: Path, ask: Callable[..., Job], record: Record
+def test_cancelled_caller_is_released_and_busy_child_replaced(
+    demo: Path, ask: Callable[..., Job], record: EventLog
 ) -> None:
-    with Pool(setup(demo, "hang@50"), lenient(), CLOCK, observe=record) as pool:
-        pool.ready(LONG)
+    with ProcessPool(make_setup(demo, "hang@50"), make_policy(), CLOCK, observer=record) as pool:
+        pool.wait_ready(WAIT_SECONDS)
         with pytest.raises(ChildFailed, match="deadline"):
-            pool.run(ask(), over=lambda: True)
+            pool.run(ask(), should_stop=lambda: True)
         assert pool.run(ask()).value
-    with Pool(setup(demo, "hang@loading"), lenient(), CLOCK) as pool, pytest.raises(ChildFailed, match="in time"):
-        pool.ready(0.1)
+    with (
+        ProcessPool(make_setup(demo, "hang@loading"), make_policy(), CLOCK) as pool,
+        pytest.raises(ChildFailed, match="in time"),
+    ):
+        pool.wait_ready(0.1)
 
 
-def test_a_cancelled_job_is_never_run(demo: Path, ask: Callable[..., Job], record: Record) -> None:
-    with Pool(setup(demo), lenient(), CLOCK, observe=record) as pool:
-        pool.ready(LONG)
+def test_cancelled_job_is_never_run(demo: Path, ask: Callable[..., Job], record: EventLog) -> None:
+    with ProcessPool(make_setup(demo), make_policy(), CLOCK, observer=record) as pool:
+        pool.wait_ready(WAIT_SECONDS)
         (child,) = record.wait("ready")
         os.kill(child.pid, signal.SIGSTOP)  # so that the next one waits, however long this process may not run
         busy = pool.submit(ask("busy"))
@@ -264,12 +269,12 @@ def test_a_cancelled_job_is_never_run(demo: Path, ask: Callable[..., Job], recor
         first = pool.submit(ask("first"))
         assert first.cancel()
         os.kill(child.pid, signal.SIGCONT)
-        assert busy.result(LONG).value
+        assert busy.result(WAIT_SECONDS).value
         assert pool.run(ask("second")).value
-    assert [event.job for event in record.of("dispatched")] == ["busy", "second"]
+    assert [event.job for event in record.by_kind("dispatched")] == ["busy", "second"]
 
 
-def test_a_fork_of_the_parent_disturbs_nobody_and_has_no_pool(demo: Path, ask: Callable[..., Job]) -> None:
+def test_forked_parent_cannot_use_the_pool(demo: Path, ask: Callable[..., Job]) -> None:
     """In a process of its own, for this one has threads of many kinds."""
     code = f"""
 import os, sys, warnings
@@ -297,51 +302,53 @@ with Pool(Setup(Path({str(demo)!r}), "demo"), Policy(), clock) as pool:
     assert pool.children()[0]["pid"] == before
 print("well")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LONG, check=False)
-    assert done.stdout == "well\n", done.stderr
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
+    )
+    assert completed.stdout == "well\n", completed.stderr
 
 
 # ---- what the machine does --------------------------------------------------------------------------------------------
 
 
-def test_a_machine_that_starts_no_process_is_named_tried_again_and_leaks_nothing(
+def test_failed_process_start_is_reported_and_retried(
     demo: Path, ask: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, tried = subprocess.Popen, []
+    start, attempts = subprocess.Popen, []
 
     def fail(*arguments: Any, **more: Any) -> Any:
-        tried.append(1)
-        if len(tried) <= 4:
+        attempts.append(1)
+        if len(attempts) <= 4:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return start(*arguments, **more)
 
     monkeypatch.setattr(subprocess, "Popen", fail)
-    with Pool(setup(demo), lenient(), CLOCK) as pool:
+    with ProcessPool(make_setup(demo), make_policy(), CLOCK) as pool:
         with pytest.raises(ChildFailed, match="could not be started: Resource temporarily unavailable"):
             pool.run(ask())
         assert pool.run(ask()).value
 
 
 @pytest.mark.parametrize("what", ["pipe", "socketpair"])
-def test_a_process_out_of_descriptors_names_it_and_leaks_none(
+def test_descriptor_exhaustion_is_reported_without_leak(
     demo: Path, ask: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    pool = Pool(setup(demo, "exit", 1), lenient(), CLOCK)
+    pool = ProcessPool(make_setup(demo, "exit", 1), make_policy(), CLOCK)
     with pool:
-        pool.ready(LONG)
+        pool.wait_ready(WAIT_SECONDS)
         before = descriptors()
-        with monkeypatch.context() as patch:
-            place: Any = os if what == "pipe" else socket
+        with monkeypatch.context() as context:
+            module: Any = os if what == "pipe" else socket
             error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            patch.setattr(place, what, lambda *_: (_ for _ in ()).throw(error))
+            context.setattr(module, what, lambda *_: (_ for _ in ()).throw(error))
             with pytest.raises(ChildFailed, match="Too many open files"):
                 pool.run(ask())
             assert descriptors() < before, "the lost child's are given back, and no new ones are kept"
         assert pool.run(ask()).value
 
 
-def test_a_job_is_not_given_up_because_a_standby_cannot_be_started_while_another_child_works(
-    demo: Path, ask: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, record: Record
+def test_failed_standby_start_does_not_fail_running_jobs(
+    demo: Path, ask: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, record: EventLog
 ) -> None:
     start = subprocess.Popen
     started: list[int] = []
@@ -353,75 +360,75 @@ def test_a_job_is_not_given_up_because_a_standby_cannot_be_started_while_another
         return start(*arguments, **more)
 
     monkeypatch.setattr(subprocess, "Popen", only_one)
-    monkeypatch.setattr("forecastd.supervise.keeper.LOOK_SECONDS", 0.1)
-    with Pool(setup(demo, "slow:0.15@predicting"), lenient(standbys=1), CLOCK, observe=record) as pool:
-        pool.ready(LONG)
+    monkeypatch.setattr("forecastd.supervise.monitor.MAX_POLL_SECONDS", 0.1)
+    with ProcessPool(make_setup(demo, "slow:0.15@predicting"), make_policy(standbys=1), CLOCK, observer=record) as pool:
+        pool.wait_ready(WAIT_SECONDS)
         futures = [pool.submit(ask()) for _ in range(3)]
-        assert all(future.result(LONG).value for future in futures)
+        assert all(future.result(WAIT_SECONDS).value for future in futures)
 
 
-def test_a_bundle_that_is_damaged_while_a_child_works_does_not_cost_the_jobs_that_it_can_do(
-    demo: Path, bundle: Bundle, tmp_path: Path, ask: Callable[..., Job], record: Record
+def test_bundle_damaged_at_runtime_still_serves_from_live_child(
+    demo: Path, bundle: MarketBundle, tmp_path: Path, ask: Callable[..., Job], record: EventLog
 ) -> None:
     path = tmp_path / "bundle"
-    copy_bundle(demo, path, bundle.sha256)
-    with Pool(setup(path), lenient(standbys=1), CLOCK, observe=record) as pool:
-        pool.ready(LONG)
-        one, two = record.wait("ready", 2)
+    copy_market_bundle(demo, path, bundle.sha256)
+    with ProcessPool(make_setup(path), make_policy(standbys=1), CLOCK, observer=record) as pool:
+        pool.wait_ready(WAIT_SECONDS)
+        first, second = record.wait("ready", 2)
         weights = path / "weights.safetensors"
-        whole = weights.read_bytes()
-        weights.write_bytes(whole[:1000])
-        os.kill(two.pid, signal.SIGKILL)
+        weights_bytes = weights.read_bytes()
+        weights.write_bytes(weights_bytes[:1000])
+        os.kill(second.pid, signal.SIGKILL)
         record.wait("died")
         futures = [pool.submit(ask()) for _ in range(5)]
-        assert all(future.result(LONG).value for future in futures)
+        assert all(future.result(WAIT_SECONDS).value for future in futures)
         record.wait("refused")
         assert pool.run(ask()).value
-        os.kill(one.pid, signal.SIGKILL)  # now there is nobody left who knows the model
+        os.kill(first.pid, signal.SIGKILL)  # now there is nobody left who knows the model
         record.wait("died", 2)
         with pytest.raises(ModelFailed, match="cut off") as caught:
             pool.run(ask())
         assert (caught.value.kind, caught.value.check) == ("bundle", "hash")
-        weights.write_bytes(whole)
+        weights.write_bytes(weights_bytes)
         assert pool.run(ask()).value, "and is mended when somebody asks again"
 
 
-def test_a_job_whose_child_dies_is_told_soon_that_the_bundle_is_gone(
-    demo: Path, bundle: Bundle, tmp_path: Path, ask: Callable[..., Job], record: Record
+def test_job_of_dead_child_fails_when_bundle_is_missing(
+    demo: Path, bundle: MarketBundle, tmp_path: Path, ask: Callable[..., Job], record: EventLog
 ) -> None:
     path = tmp_path / "bundle"
-    copy_bundle(demo, path, bundle.sha256)
-    with Pool(setup(path, "hang@50"), lenient(standbys=1), CLOCK, observe=record) as pool:
-        pool.ready(LONG)
-        one, two = record.wait("ready", 2)
-        future = pool.submit(ask(seconds=10 * LONG))
+    copy_market_bundle(demo, path, bundle.sha256)
+    with ProcessPool(make_setup(path, "hang@50"), make_policy(standbys=1), CLOCK, observer=record) as pool:
+        pool.wait_ready(WAIT_SECONDS)
+        first, second = record.wait("ready", 2)
+        future = pool.submit(ask(seconds=10 * WAIT_SECONDS))
         (busy,) = record.wait("dispatched")
         (path / "manifest.json").unlink()
-        os.kill(({one.pid, two.pid} - {busy.pid}).pop(), signal.SIGKILL)
+        os.kill(({first.pid, second.pid} - {busy.pid}).pop(), signal.SIGKILL)
         record.wait("refused")
         os.kill(busy.pid, signal.SIGKILL)
-        assert isinstance(future.exception(LONG), ModelFailed)
+        assert isinstance(future.exception(WAIT_SECONDS), ModelFailed)
 
 
 # ---- who watches ------------------------------------------------------------------------------------------------------
 
 
-def test_an_observer_that_raises_or_never_returns_harms_no_job(
+def test_broken_observer_does_not_affect_jobs(
     demo: Path, ask: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    go = threading.Event()
+    release = threading.Event()
 
-    def fail(_: Event) -> None:
+    def fail(_: ProcessEvent) -> None:
         raise ZeroDivisionError
 
-    def stick(_: Event) -> None:
-        go.wait(LONG)
+    def stick(_: ProcessEvent) -> None:
+        release.wait(WAIT_SECONDS)
 
     for observe in (fail, stick):
-        with Pool(setup(demo, "exit"), lenient(), CLOCK, observe=observe) as pool:
+        with ProcessPool(make_setup(demo, "exit"), make_policy(), CLOCK, observer=observe) as pool:
             assert pool.run(ask()).value
-    go.set()
+    release.set()
 
 
 # ---- hostile children -------------------------------------------------------------------------------------------------
@@ -453,7 +460,7 @@ def child_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return put
 
 
-def thread_seconds(pool: Pool) -> float:
+def thread_cpu_seconds(pool: ProcessPool) -> float:
     return time.clock_gettime(time.pthread_getcpuclockid(pool._thread.ident or 0))
 
 
@@ -466,38 +473,38 @@ def thread_seconds(pool: Pool) -> float:
         ("channel.shutdown(socket.SHUT_RD); channel.sendall(say('ready')); for_ever()", False),
     ],
 )
-def test_a_child_that_closes_its_ends_does_not_keep_the_parent_busy(
-    demo: Path, record: Record, child_is: Callable[[str], None], code: str, stops: bool
+def test_closed_channel_does_not_busy_loop_parent(
+    demo: Path, record: EventLog, child_is: Callable[[str], None], code: str, stops: bool
 ) -> None:
     child_is(code)
-    with Pool(setup(demo), lenient(), CLOCK, observe=record) as pool:
+    with ProcessPool(make_setup(demo), make_policy(), CLOCK, observer=record) as pool:
         record.wait("ready")
-        before = thread_seconds(pool)
+        before = thread_cpu_seconds(pool)
         threading.Event().wait(1.5)
-        assert thread_seconds(pool) - before < 0.7, "it would be all of the time if it looped"
+        assert thread_cpu_seconds(pool) - before < 0.7, "it would be all of the time if it looped"
         if stops:
             assert "closed its channel" in record.wait("died")[0].text
 
 
-def test_a_job_is_not_given_to_a_child_that_has_hung_up(
-    demo: Path, ask: Callable[..., Job], record: Record, child_is: Callable[[str], None]
+def test_job_is_not_dispatched_to_child_with_closed_channel(
+    demo: Path, ask: Callable[..., Job], record: EventLog, child_is: Callable[[str], None]
 ) -> None:
     child_is("channel.sendall(say('ready')); channel.close(); threading.Event().wait()")
-    with Pool(setup(demo), lenient(strikes=10**6, attempts=1), CLOCK, observe=record) as pool:
+    with ProcessPool(make_setup(demo), make_policy(strikes=10**6, attempts=1), CLOCK, observer=record) as pool:
         record.wait("ready")
-        wait_until(lambda: pool._keeper.slots[0].hung_up)
+        wait_until(lambda: pool._monitor.slots[0].channel_closed_at)
         with pytest.raises(ChildFailed, match="deadline"):
             pool.run(ask(seconds=3.0))
         record.wait("died")
         assert pool._thread.is_alive()
 
 
-def test_a_child_that_talks_while_it_is_ended_does_not_keep_the_parent_busy(
-    demo: Path, record: Record, child_is: Callable[[str], None]
+def test_output_during_shutdown_does_not_busy_loop_parent(
+    demo: Path, record: EventLog, child_is: Callable[[str], None]
 ) -> None:
     code = "import signal; signal.signal(signal.SIGTERM, lambda *_: os.write(2, b'no\\n'))\nchannel.sendall(say('ready'))\n"
     child_is(code + "os.write(2, b'x' * 5000); threading.Event().wait()")
-    pool = Pool(setup(demo), lenient(limits=Limits(stopping=4)), CLOCK, observe=record)
+    pool = ProcessPool(make_setup(demo), make_policy(limits=PhaseLimits(stopping=4)), CLOCK, observer=record)
     record.wait("ready")
     clock = time.pthread_getcpuclockid(pool._thread.ident or 0)
     spent: list[float] = []
@@ -511,8 +518,8 @@ def test_a_child_that_talks_while_it_is_ended_does_not_keep_the_parent_busy(
     closer = threading.Thread(target=pool.close)
     closer.start()
     meter.start()
-    meter.join(LONG)
-    closer.join(LONG)
+    meter.join(WAIT_SECONDS)
+    closer.join(WAIT_SECONDS)
     assert spent[0] < 0.7
 
 
@@ -527,17 +534,17 @@ def test_a_child_that_talks_while_it_is_ended_does_not_keep_the_parent_busy(
     ],
     ids=["alive", "progress", "stderr", "lines"],
 )
-def test_a_child_that_floods_takes_neither_memory_nor_the_parents_ear(
-    demo: Path, ask: Callable[..., Job], record: Record, child_is: Callable[[str], None], code: str
+def test_flooding_child_uses_bounded_memory_and_time(
+    demo: Path, ask: Callable[..., Job], record: EventLog, child_is: Callable[[str], None], code: str
 ) -> None:
     child_is(code)
     before = psutil.Process().memory_info().rss
-    with Pool(setup(demo), lenient(), CLOCK) as pool:
-        pool.ready(LONG)
+    with ProcessPool(make_setup(demo), make_policy(), CLOCK) as pool:
+        pool.wait_ready(WAIT_SECONDS)
         with pytest.raises(ChildFailed, match="deadline"):
             pool.run(ask(seconds=3.0))
         assert psutil.Process().memory_info().rss - before < 200 << 20
-    assert pool.counts.late == 1
+    assert pool.counts.deadlines_exceeded == 1
 
 
 @pytest.mark.parametrize(
@@ -551,39 +558,39 @@ def test_a_child_that_floods_takes_neither_memory_nor_the_parents_ear(
         ("sys.exit('\\x1b[31m' + 'no' * 5000)", "exit status 1"),
     ],
 )
-def test_nonsense_before_a_child_is_ready_is_named_and_ends_in_a_quarantine(
-    demo: Path, record: Record, child_is: Callable[[str], None], code: str, why: str
+def test_invalid_messages_before_ready_end_in_quarantine(
+    demo: Path, record: EventLog, child_is: Callable[[str], None], code: str, why: str
 ) -> None:
     child_is(f"channel.sendall(say('progress', job=None, phase='loading', done=1, total=3))\n{code}")
-    policy = lenient(strikes=2)
-    with Pool(setup(demo), policy, CLOCK, observe=record) as pool, pytest.raises(ChildFailed) as caught:
-        pool.ready(LONG)
+    policy = make_policy(strikes=2)
+    with ProcessPool(make_setup(demo), policy, CLOCK, observer=record) as pool, pytest.raises(ChildFailed) as caught:
+        pool.wait_ready(WAIT_SECONDS)
     assert why in str(caught.value) or any(why in event.text for event in record.events)
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("code", ["sys.exit(3)", "os._exit(0)", "os.abort()"])
-def test_a_child_that_never_comes_as_far_as_its_model_is_named(
+def test_child_that_dies_while_starting_is_reported(
     demo: Path, child_is: Callable[[str], None], code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     child_is(code)
     with (
-        Pool(setup(demo), lenient(attempts=2), CLOCK) as pool,
+        ProcessPool(make_setup(demo), make_policy(attempts=2), CLOCK) as pool,
         pytest.raises(ChildFailed, match="died in phase starting"),
     ):
-        pool.ready(LONG)
+        pool.wait_ready(WAIT_SECONDS)
     assert pool.counts.quarantines == 0, "the model had no part in it"
 
 
-def test_a_check_is_a_job_as_any_other(demo: Path, bundle: Bundle) -> None:
-    with Pool(setup(demo, "exit@predicting"), lenient(), CLOCK) as pool:
-        assert pool.run(check_job(CLOCK.monotonic() + LONG, 3)) == bundle.sha256
+def test_check_job_returns_bundle_hash(demo: Path, bundle: MarketBundle) -> None:
+    with ProcessPool(make_setup(demo, "exit@predicting"), make_policy(), CLOCK) as pool:
+        assert pool.run(check_job(CLOCK.monotonic() + WAIT_SECONDS, 3)) == bundle.sha256
         assert pool.counts.crashes == 1
 
 
-def test_what_a_model_prints_is_in_the_log_for_who_looks(
+def test_model_output_is_logged_at_debug_level(
     demo: Path, ask: Callable[..., Job], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG), Pool(setup(demo, "print:64"), lenient(), CLOCK) as pool:
+    with caplog.at_level(logging.DEBUG), ProcessPool(make_setup(demo, "print:64"), make_policy(), CLOCK) as pool:
         assert pool.run(ask()).value
     assert "a model that prints" in caplog.text

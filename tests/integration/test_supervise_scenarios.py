@@ -18,52 +18,54 @@ import numpy as np
 import psutil
 import pytest
 
-from forecastd.supervise.detector import Limits, Phase
+from forecastd.supervise.detector import Phase, PhaseLimits
+from forecastd.supervise.events import ProcessEvent
 from forecastd.supervise.jobs import Job, check_job, predict_job
-from forecastd.supervise.policy import Policy, Setup
-from forecastd.supervise.pool import Pool
+from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed
-from forecastd.supervise.report import Event
 from models.base import Forecast
-from models.bundle import Bundle, load_bundle
+from models.market.bundle import MarketBundle, load_market_bundle
 
-LONG = 120.0  # longer than anything here takes on the slowest machine
+WAIT_SECONDS = 120.0  # longer than anything here takes on the slowest machine
 
 
-class OnlyMonotonic:
+class MonotonicOnlyClock:
     """A clock without wall time, so that reading it fails the test; its monotonic time can jump."""
 
-    ahead = 0.0
+    offset = 0.0
 
     def now(self) -> float:
         raise AssertionError("supervision read the wall clock")
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
+        return time.monotonic() + self.offset
 
 
-class Record:
+class EventLog:
     """What a pool told."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
-        self._news = Condition()
+        self.events: list[ProcessEvent] = []
+        self._condition = Condition()
 
-    def __call__(self, event: Event) -> None:
-        with self._news:
+    def __call__(self, event: ProcessEvent) -> None:
+        with self._condition:
             self.events.append(event)
-            self._news.notify_all()
+            self._condition.notify_all()
 
-    def of(self, kind: str) -> list[Event]:
-        with self._news:
+    def by_kind(self, kind: str) -> list[ProcessEvent]:
+        with self._condition:
             return [event for event in self.events if event.kind == kind]
 
-    def wait(self, kind: str, number: int = 1) -> list[Event]:
-        with self._news:
-            assert self._news.wait_for(lambda: len(self.of_held(kind)) >= number, LONG), self.of_held(kind)
-        return self.of(kind)
+    def wait(self, kind: str, number: int = 1) -> list[ProcessEvent]:
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self._by_kind_locked(kind)) >= number, WAIT_SECONDS), (
+                self._by_kind_locked(kind)
+            )
+        return self.by_kind(kind)
 
-    def of_held(self, kind: str) -> list[Event]:
+    def _by_kind_locked(self, kind: str) -> list[ProcessEvent]:
         return [event for event in self.events if event.kind == kind]
 
 
@@ -73,21 +75,21 @@ def demo(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(demo: Path) -> Bundle:
-    return load_bundle(demo)
+def bundle(demo: Path) -> MarketBundle:
+    return load_market_bundle(demo)
 
 
 @pytest.fixture
-def clock() -> OnlyMonotonic:
-    return OnlyMonotonic()
+def clock() -> MonotonicOnlyClock:
+    return MonotonicOnlyClock()
 
 
 @pytest.fixture
-def record() -> Record:
-    return Record()
+def record() -> EventLog:
+    return EventLog()
 
 
-class Open(Protocol):
+class OpenPool(Protocol):
     def __call__(
         self,
         faults: str = "",
@@ -97,15 +99,15 @@ class Open(Protocol):
         standbys: int = 1,
         attempts: int = 3,
         memory: int = 4 << 30,
-        mine: Record | None = None,
+        event_log: EventLog | None = None,
         **limits: float,
-    ) -> Pool: ...
+    ) -> ProcessPool: ...
 
 
 @pytest.fixture
-def open_pool(demo: Path, clock: OnlyMonotonic, record: Record) -> Iterator[Open]:
+def open_pool(demo: Path, clock: MonotonicOnlyClock, record: EventLog) -> Iterator[OpenPool]:
     """Pools of the demo bundle; after the test they are closed, and none of their processes is left."""
-    pools: list[Pool] = []
+    pools: list[ProcessPool] = []
 
     def open_one(
         faults: str = "",
@@ -115,30 +117,36 @@ def open_pool(demo: Path, clock: OnlyMonotonic, record: Record) -> Iterator[Open
         standbys: int = 1,
         attempts: int = 3,
         memory: int = 4 << 30,
-        mine: Record | None = None,
+        event_log: EventLog | None = None,
         **limits: float,
-    ) -> Pool:
-        every = Limits(**{"stopping": 10.0, "silence": 30.0, **limits})
-        setup = Setup(demo, "demo", faults, faulty)
+    ) -> ProcessPool:
+        every = PhaseLimits(**{"stopping": 10.0, "silence": 30.0, **limits})
+        setup = ChildSetup(demo, "demo", faults, faulty)
         pools.append(
-            Pool(setup, Policy(every, attempts, standbys, memory, strikes=9), clock, size=size, observe=mine or record)
+            ProcessPool(
+                setup,
+                SupervisionPolicy(every, attempts, standbys, memory, quarantine_after=9),
+                clock,
+                size=size,
+                observer=event_log or record,
+            )
         )
         return pools[-1]
 
     yield open_one
     for pool in pools:
         pool.close()
-    for pid in {event.pid for event in record.of("launched")}:
+    for pid in {event.pid for event in record.by_kind("launched")}:
         assert not psutil.pid_exists(pid)
-    assert len(record.of("gone")) == len(record.of("launched"))
+    assert len(record.by_kind("gone")) == len(record.by_kind("launched"))
 
 
 @pytest.fixture
-def ask(bundle: Bundle, clock: OnlyMonotonic) -> Callable[..., Job]:
+def ask(bundle: MarketBundle, clock: MonotonicOnlyClock) -> Callable[..., Job]:
     """A job: the forecast of the bundle's canary."""
     manifest = bundle.manifest
 
-    def one(name: str = "forecast", seconds: float = LONG) -> Job:
+    def event(name: str = "forecast", seconds: float = WAIT_SECONDS) -> Job:
         return predict_job(
             bundle.canary.inputs,
             name=name,
@@ -148,10 +156,10 @@ def ask(bundle: Bundle, clock: OnlyMonotonic) -> Callable[..., Job]:
             levels=manifest.levels,
         )
 
-    return one
+    return event
 
 
-def runs(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Whether it is still there and has not ended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -159,69 +167,73 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def all_ready(pool: Pool, record: Record, number: int = 2) -> None:
-    pool.ready(LONG)
+def wait_all_ready(pool: ProcessPool, record: EventLog, number: int = 2) -> None:
+    pool.wait_ready(WAIT_SECONDS)
     record.wait("ready", number)
 
 
-def test_a_child_loads_proves_and_predicts_what_the_canary_says(
-    open_pool: Open, ask: Callable[..., Job], bundle: Bundle, record: Record, clock: OnlyMonotonic
+def test_child_loads_checks_and_predicts_canary(
+    open_pool: OpenPool, ask: Callable[..., Job], bundle: MarketBundle, record: EventLog, clock: MonotonicOnlyClock
 ) -> None:
     pool = open_pool(standbys=0)
-    assert pool.ready(LONG) == bundle.sha256
-    assert pool.run(check_job(clock.monotonic() + LONG, 3)) == bundle.sha256
+    assert pool.wait_ready(WAIT_SECONDS) == bundle.sha256
+    assert pool.run(check_job(clock.monotonic() + WAIT_SECONDS, 3)) == bundle.sha256
     forecast: Forecast = pool.run(ask())
     np.testing.assert_allclose(forecast.quantiles, bundle.canary.quantiles, atol=1e-4)
     assert forecast.bundle_sha256 == bundle.sha256
     (child,) = pool.children()
     assert child["phase"] == "idle"
-    steps = [event.watched.done for event in record.of("progress") if event.watched.phase is Phase.PREDICTING]
+    steps = [event.state.done for event in record.by_kind("progress") if event.state.phase is Phase.PREDICTING]
     assert len(set(steps)) >= 7, "progress comes from the work itself"
 
 
-def test_a_stall_that_still_beats_is_hung_and_its_job_is_finished_by_the_standby(
-    open_pool: Open,
+def test_stalled_child_with_heartbeat_hangs_and_standby_finishes_job(
+    open_pool: OpenPool,
     ask: Callable[..., Job],
-    bundle: Bundle,
+    bundle: MarketBundle,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """At 0, 1, 25, 50, 75 and 99 %, each in a pool of its own, all at once."""
     stalls = [
-        (percent, open_pool(f"hang@{percent}", mine=record, predicting=5), record)
-        for percent, record in ((percent, Record()) for percent in (0, 1, 25, 50, 75, 99))
+        (percent, open_pool(f"hang@{percent}", event_log=record, predicting=5), record)
+        for percent, record in ((percent, EventLog()) for percent in (0, 1, 25, 50, 75, 99))
     ]
     for _, pool, record in stalls:
-        all_ready(pool, record)
+        wait_all_ready(pool, record)
     with caplog.at_level(logging.WARNING):
         futures = [pool.submit(ask("forecast 7")) for _, pool, _ in stalls]
         for (percent, pool, record), future in zip(stalls, futures, strict=True):
-            check_stall(percent, pool, record, future.result(LONG), bundle=bundle, lines=caplog)
+            check_stall(percent, pool, record, future.result(WAIT_SECONDS), bundle=bundle, lines=caplog)
 
 
 def check_stall(
-    percent: int, pool: Pool, record: Record, forecast: Forecast, *, bundle: Bundle, lines: pytest.LogCaptureFixture
+    percent: int,
+    pool: ProcessPool,
+    record: EventLog,
+    forecast: Forecast,
+    *,
+    bundle: MarketBundle,
+    lines: pytest.LogCaptureFixture,
 ) -> None:
     np.testing.assert_allclose(forecast.quantiles, bundle.canary.quantiles, atol=1e-4)
     (hung,) = record.wait("hung")
     (finished,) = record.wait("finished")
-    assert hung.watched.percent == pytest.approx(percent)
+    assert hung.state.percent == pytest.approx(percent)
     assert "no progress" in hung.text
     assert finished.pid != hung.pid
     assert pool.counts.hangs == {("predicting", bundle.sha256[:12]): 1}
-    assert (pool.counts.hand_overs, pool.counts.replacements) == (1, 1)
+    assert (pool.counts.failovers, pool.counts.replacements) == (1, 1)
     (stacks,) = record.wait("stacks")
     assert "faults.py" in stacks.text, "it shows where the child stood"
-    line = next(one for one in lines.messages if f"{hung.pid} hung:" in one)
+    line = next(event for event in lines.messages if f"{hung.pid} hung:" in event)
     for part in (f"process {hung.pid} ", "Phase predicting", "job forecast 7", f"at {percent} %", "last sign of life",
                  "last progress", f"handed to process {finished.pid}", "Another one is started"):  # fmt: skip
         assert part in line
 
 
-def test_silence_in_the_middle_is_hung_though_the_phase_has_time_left(
-    open_pool: Open, ask: Callable[..., Job], record: Record
-) -> None:
+def test_silent_child_hangs_before_phase_limit(open_pool: OpenPool, ask: Callable[..., Job], record: EventLog) -> None:
     pool = open_pool("silent@50", silence=8)
-    all_ready(pool, record)
+    wait_all_ready(pool, record)
     assert pool.run(ask()).value
     (hung,) = record.wait("hung")
     assert "silent" in hung.text
@@ -229,34 +241,32 @@ def test_silence_in_the_middle_is_hung_though_the_phase_has_time_left(
     assert "_hold_the_interpreter" in stacks.text, "dumped though nothing of its Python ran any more"
 
 
-def test_silence_before_the_first_step_is_hung(open_pool: Open, ask: Callable[..., Job], record: Record) -> None:
+def test_silent_child_hangs_while_loading(open_pool: OpenPool, ask: Callable[..., Job], record: EventLog) -> None:
     pool = open_pool("silent@loading", standbys=0, silence=8)
     assert pool.run(ask()).value
     hung = record.wait("hung")[0]
-    assert hung.watched.phase is Phase.LOADING
+    assert hung.state.phase is Phase.LOADING
 
 
 @pytest.mark.parametrize("fault", ["oscillate@50", "stale@50"])
-def test_what_looks_like_progress_and_is_none_is_hung(
-    open_pool: Open, ask: Callable[..., Job], record: Record, fault: str
+def test_false_progress_is_detected_as_hang(
+    open_pool: OpenPool, ask: Callable[..., Job], record: EventLog, fault: str
 ) -> None:
     pool = open_pool(fault, predicting=5)
-    all_ready(pool, record)
+    wait_all_ready(pool, record)
     assert pool.run(ask()).value
     (hung,) = record.wait("hung")
-    assert hung.watched.percent == pytest.approx(50, abs=1)
+    assert hung.state.percent == pytest.approx(50, abs=1)
     assert (pool.counts.stale_messages > 0) == fault.startswith("stale")
 
 
-def test_idleness_costs_nobody_anything_and_the_job_after_it_is_fine(
-    open_pool: Open, ask: Callable[..., Job], record: Record
-) -> None:
+def test_idle_child_is_not_replaced(open_pool: OpenPool, ask: Callable[..., Job], record: EventLog) -> None:
     pool = open_pool(standbys=0, predicting=6, loading=60)  # half of it is slow, and told
-    pool.ready(LONG)
+    pool.wait_ready(WAIT_SECONDS)
     (before,) = pool.children()
     Flag().wait(7.5)  # more than what a forecast may stand still
     assert pool.run(ask()).value
-    assert record.of("hung") == record.of("slow") == []
+    assert record.by_kind("hung") == record.by_kind("slow") == []
     assert [event.pid for event in record.wait("finished")] == [before["pid"]]
 
 
@@ -264,42 +274,44 @@ def test_idleness_costs_nobody_anything_and_the_job_after_it_is_fine(
     ("slow:1.6@predicting", {"predicting": 3.0}),
     ("slow:4@post_processing", {"post_processing": 7.5, "predicting": 3.0}),
 ])  # fmt: skip
-def test_slow_steps_below_the_limit_are_fine_and_told(
-    open_pool: Open, ask: Callable[..., Job], record: Record, fault: str, limits: dict[str, Any]
+def test_slow_steps_below_limit_only_warn(
+    open_pool: OpenPool, ask: Callable[..., Job], record: EventLog, fault: str, limits: dict[str, Any]
 ) -> None:
     pool = open_pool(fault, standbys=0, **limits)
     assert pool.run(ask()).value
-    assert record.of("hung") == []
-    assert record.of("slow")
-    assert pool.counts.slow_but_fine == 1
-    assert len({event.pid for event in record.of("dispatched")}) == 1
+    assert record.by_kind("hung") == []
+    assert record.by_kind("slow")
+    assert pool.counts.recovered_stalls == 1
+    assert len({event.pid for event in record.by_kind("dispatched")}) == 1
 
 
-def test_the_machine_sleeps_and_nobody_is_hung_for_it_but_a_true_hang_is_found_after_it(
-    open_pool: Open, ask: Callable[..., Job], record: Record, clock: OnlyMonotonic, caplog: pytest.LogCaptureFixture
+def test_clock_jump_resets_timers_and_later_hang_is_detected(
+    open_pool: OpenPool,
+    ask: Callable[..., Job],
+    record: EventLog,
+    clock: MonotonicOnlyClock,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pool = open_pool("slow:0.3@predicting,hang@75", predicting=5, silence=10)
-    all_ready(pool, record)
+    wait_all_ready(pool, record)
     job = pool.submit(ask(seconds=3 * 3600))
     record.wait("dispatched")
-    clock.ahead = 7200.0
-    assert job.result(LONG).value
+    clock.offset = 7200.0
+    assert job.result(WAIT_SECONDS).value
     (hung,) = record.wait("hung")
-    assert hung.watched.percent == pytest.approx(75), "not before, when the clock had jumped"
+    assert hung.state.percent == pytest.approx(75), "not before, when the clock had jumped"
     assert "their clocks start anew" in caplog.text
 
 
-def test_only_the_job_of_the_child_that_hangs_is_moved(
-    open_pool: Open, ask: Callable[..., Job], record: Record
-) -> None:
+def test_hang_fails_over_only_its_own_job(open_pool: OpenPool, ask: Callable[..., Job], record: EventLog) -> None:
     pool = open_pool("hang@50", size=2, standbys=0, predicting=5)
-    all_ready(pool, record, 2)
+    wait_all_ready(pool, record, 2)
     futures = [pool.submit(ask(f"forecast {number}")) for number in range(30)]
-    assert all(future.result(LONG).value for future in futures)
+    assert all(future.result(WAIT_SECONDS).value for future in futures)
     (hung,) = record.wait("hung")
     finished = record.wait("finished", 30)
     others = {event.pid for event in finished if event.job != hung.job}
-    dispatched = [event.job for event in record.of("dispatched")]
+    dispatched = [event.job for event in record.by_kind("dispatched")]
     assert sorted(dispatched) == sorted([event.job for event in finished] + [hung.job])
     healthy = others - {hung.pid}
     assert healthy & {child["pid"] for child in pool.children()}, "the other child lives on to the end"
@@ -309,31 +321,29 @@ def test_only_the_job_of_the_child_that_hangs_is_moved(
     ("fault", "fate"),
     [("torn", "SIGKILL"), ("crash", "SIGSEGV"), ("exit:7", "exit status 7"), ("garbage", "no message")],
 )
-def test_a_child_that_ends_in_the_middle_of_things_takes_nobody_along(
-    open_pool: Open, ask: Callable[..., Job], record: Record, fault: str, fate: str
+def test_dying_child_does_not_affect_other_children(
+    open_pool: OpenPool, ask: Callable[..., Job], record: EventLog, fault: str, fate: str
 ) -> None:
     pool = open_pool(fault, size=2, standbys=0)
-    all_ready(pool, record, 2)
+    wait_all_ready(pool, record, 2)
     futures = [pool.submit(ask(f"forecast {number}")) for number in range(6)]
-    assert all(future.result(LONG).value for future in futures)
+    assert all(future.result(WAIT_SECONDS).value for future in futures)
     (died,) = record.wait("died")
     assert fate in died.text
     assert pool.counts.crashes == 1
-    assert {event.pid for event in record.of("finished")} - {died.pid}
+    assert {event.pid for event in record.by_kind("finished")} - {died.pid}
 
 
 @pytest.mark.parametrize(("faults", "fate"), [("hang@stopping", "SIGTERM"), ("hang@stopping,ignore-term", "SIGKILL")])
-def test_one_that_hangs_while_it_stops_is_ended(open_pool: Open, record: Record, faults: str, fate: str) -> None:
+def test_child_hanging_while_stopping_is_killed(open_pool: OpenPool, record: EventLog, faults: str, fate: str) -> None:
     pool = open_pool(faults, standbys=0, stopping=3)
-    pool.ready(LONG)
+    pool.wait_ready(WAIT_SECONDS)
     pool.close()
     (gone,) = record.wait("gone")
     assert gone.text == f"killed by {fate}"
 
 
-def test_one_that_hangs_and_ignores_the_request_to_end_is_killed(
-    open_pool: Open, ask: Callable[..., Job], record: Record
-) -> None:
+def test_hung_child_ignoring_sigterm_is_killed(open_pool: OpenPool, ask: Callable[..., Job], record: EventLog) -> None:
     pool = open_pool("hang@50,ignore-term", standbys=0, predicting=5)
     assert pool.run(ask()).value
     (hung,) = record.wait("hung")
@@ -341,27 +351,27 @@ def test_one_that_hangs_and_ignores_the_request_to_end_is_killed(
     assert [event.text for event in gone if event.pid == hung.pid] == ["killed by SIGKILL"]
 
 
-def test_what_a_model_forks_is_gone_with_it(open_pool: Open, record: Record) -> None:
+def test_forked_grandchildren_are_killed_with_child(open_pool: OpenPool, record: EventLog) -> None:
     pool = open_pool("fork", standbys=0)
-    pool.ready(LONG)
-    (child,) = record.of("launched")
+    pool.wait_ready(WAIT_SECONDS)
+    (child,) = record.by_kind("launched")
     offspring = psutil.Process(child.pid).children(recursive=True)
     assert offspring
     pool.close()
-    psutil.wait_procs(offspring, timeout=LONG)
-    assert not any(map(runs, offspring))
+    psutil.wait_procs(offspring, timeout=WAIT_SECONDS)
+    assert not any(map(is_running, offspring))
 
 
-def test_an_answer_after_the_deadline_is_not_waited_for_and_the_next_job_is_served(
-    open_pool: Open, ask: Callable[..., Job], record: Record
+def test_job_past_deadline_fails_and_next_job_succeeds(
+    open_pool: OpenPool, ask: Callable[..., Job], record: EventLog
 ) -> None:
     pool = open_pool("slow:2@predicting", standbys=0)
-    pool.ready(LONG)
+    pool.wait_ready(WAIT_SECONDS)
     with pytest.raises(ChildFailed, match="deadline has passed"):
         pool.run(ask(seconds=3.0))
     assert pool.run(ask()).value
-    assert pool.counts.late == 1
-    assert record.of("hung") == []
+    assert pool.counts.deadlines_exceeded == 1
+    assert record.by_kind("hung") == []
 
 
 PARENT = """
@@ -407,39 +417,41 @@ def start_parent(demo: Path, what: str) -> subprocess.Popen[str]:
     )
 
 
-def test_children_and_theirs_are_gone_when_the_parent_is_killed_and_a_new_one_can_start(
-    demo: Path, open_pool: Open, ask: Callable[..., Job]
+def test_killed_parent_leaves_no_children_and_can_restart(
+    demo: Path, open_pool: OpenPool, ask: Callable[..., Job]
 ) -> None:
     with start_parent(demo, "killed") as parent:
         assert parent.stdout is not None
         family = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         parent.kill()
     assert len(family) == 4
-    psutil.wait_procs(family, timeout=LONG)
-    assert not any(map(runs, family))
+    psutil.wait_procs(family, timeout=WAIT_SECONDS)
+    assert not any(map(is_running, family))
     assert open_pool().run(ask()).value
 
 
-def test_a_parent_that_was_stopped_for_a_while_blames_nobody_and_still_finds_a_true_hang(demo: Path) -> None:
+def test_suspended_parent_resets_timers_and_detects_later_hang(demo: Path) -> None:
     with start_parent(demo, "stopped") as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "started\n"
         os.kill(parent.pid, signal.SIGSTOP)
         Flag().wait(8.5)  # more than twice what a forecast may stand still
         os.kill(parent.pid, signal.SIGCONT)
-        told = [parent.stdout.readline(), parent.stdout.readline()]
-        assert told == ["0\n", "1\n"]
-        assert parent.wait(LONG) == 0
+        lines = [parent.stdout.readline(), parent.stdout.readline()]
+        assert lines == ["0\n", "1\n"]
+        assert parent.wait(WAIT_SECONDS) == 0
 
 
-def test_no_secret_of_the_parents_reaches_a_child(
-    open_pool: Open, record: Record, monkeypatch: pytest.MonkeyPatch
+def test_child_environment_contains_no_secret(
+    open_pool: OpenPool, record: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MNEMONIC", "legal winner thank year")
     monkeypatch.setenv("TIINGO_API_KEY", "k3y")
-    open_pool(standbys=0).ready(LONG)
-    (child,) = record.of("launched")
-    found: Any = Path(f"/proc/{child.pid}/environ").read_bytes() + Path(f"/proc/{child.pid}/cmdline").read_bytes()
-    assert b"PYTHONPATH" in found
+    open_pool(standbys=0).wait_ready(WAIT_SECONDS)
+    (child,) = record.by_kind("launched")
+    process_files: Any = (
+        Path(f"/proc/{child.pid}/environ").read_bytes() + Path(f"/proc/{child.pid}/cmdline").read_bytes()
+    )
+    assert b"PYTHONPATH" in process_files
     for secret in (b"legal", b"k3y"):
-        assert secret not in found
+        assert secret not in process_files

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from cli.main import main
-from forecastd import features
-from forecastd.features import FeatureList, load_features, past_matrix
-from forecastd.sources.sample import SampleSource
-from forecastd.training import training_data
-from models import workdir
-from models.bundle import load_bundle
-from models.engines import load_engine, verify_canary
+from forecastd.market import features
+from forecastd.market.features import FeatureList, load_features, past_matrix
+from forecastd.market.sources.sample import SampleSource
+from forecastd.training.market import make_training_data
+from models.market.bundle import load_market_bundle
+from models.market.engine import load_market_engine, verify_market_canary
+from models.training import state
 
 TINY = (
     "--encoder-length", "12", "--horizon", "6", "--hidden-size", "4", "--epochs", "1", "--batches-per-epoch", "2",
@@ -28,7 +28,7 @@ TINY = (
 SAMPLE = ("train", "--source", "sample", "--hours", "500", "--until", "2025-01-01T00:00:00Z", *TINY)
 
 
-def test_a_bundle_is_trained_on_the_sample_and_described(
+def test_train_on_sample_writes_and_describes_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -38,17 +38,17 @@ def test_a_bundle_is_trained_on_the_sample_and_described(
     assert "500 rows" in told
     assert "zero return" in told
     assert "forecastd --once --model models/mine" in told
-    bundle = load_bundle(out)
-    assert verify_canary(bundle, load_engine(bundle)) < 1e-5
-    manifest, listed = bundle.manifest, load_features(root / "features.json")
-    assert (manifest.past, manifest.known) == (listed.past, listed.known)
+    bundle = load_market_bundle(out)
+    assert verify_market_canary(bundle, load_market_engine(bundle)) < 1e-5
+    manifest, feature_list = bundle.manifest, load_features(root / "features.json")
+    assert (manifest.past, manifest.known) == (feature_list.past, feature_list.known)
     assert (manifest.name, manifest.step, manifest.training.rows) == ("mine", 3600, 500)
     assert (manifest.training.source, manifest.training.synthetic) == ("sample", True)
     assert manifest.training.end == 1_735_689_600
     assert max(len(line) for line in told.splitlines()) <= 80
 
 
-def test_json_gives_the_manifest_and_nothing_else_and_the_bundle_goes_below_the_state_directory(
+def test_json_prints_manifest_and_default_output_is_in_state_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--state-dir", str(tmp_path), *SAMPLE, "--json", "--fault", "crash@4"]) == 0
@@ -60,11 +60,11 @@ def test_json_gives_the_manifest_and_nothing_else_and_the_bundle_goes_below_the_
     )
 
 
-def test_a_file_that_ends_long_ago_is_trained_on_where_it_ends(real_candles: Path, tmp_path: Path) -> None:
+def test_old_file_is_trained_up_to_its_end(real_candles: Path, tmp_path: Path) -> None:
     until = "2019-10-01T00:00:00Z"
     arguments = ["train", "--source", f"file:{real_candles}", "--until", until, "--hours", "600", *TINY]
     assert main([*arguments, "--out", str(tmp_path / "b"), "--json"]) == 0
-    training = load_bundle(tmp_path / "b").manifest.training
+    training = load_market_bundle(tmp_path / "b").manifest.training
     assert training.end == 1_569_888_000
     assert training.rows == 600
     assert not training.synthetic
@@ -86,7 +86,7 @@ def test_a_file_that_ends_long_ago_is_trained_on_where_it_ends(real_candles: Pat
         (["--fault", "headache"], 2, "no fault 'headache'"),
     ],
 )
-def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
+def test_impossible_training_exits_with_code_and_reason(
     arguments: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*SAMPLE, *arguments, "--out", str(tmp_path / "b")]) == code
@@ -105,7 +105,7 @@ def test_what_cannot_be_trained_ends_with_a_code_and_a_reason(
         ("--hidden-size", "5000"),
     ],
 )
-def test_an_option_without_sense_is_told_before_anything_is_fetched(
+def test_invalid_option_is_reported_before_fetching(
     option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = f"file:{tmp_path / 'missing.csv'}"
@@ -114,11 +114,11 @@ def test_an_option_without_sense_is_told_before_anything_is_fetched(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_feature_that_looks_into_the_future_stops_the_training(
+def test_feature_with_lookahead_stops_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peek = features.PastFeature(lambda grid: np.append(grid.close[1:], np.nan), 1)
-    monkeypatch.setitem(features.PAST, "peek", peek)
+    monkeypatch.setitem(features.PAST_FEATURES, "peek", peek)
     (tmp_path / "list.json").write_text('["ret_1h", "peek", "hour_sin"]')
     out = tmp_path / "below" / "b"
     assert main([*SAMPLE, "--features", str(tmp_path / "list.json"), "--out", str(out)]) == 5
@@ -126,19 +126,15 @@ def test_a_feature_that_looks_into_the_future_stops_the_training(
     assert [entry.name for entry in tmp_path.iterdir()] == ["list.json"]
 
 
-def test_a_training_beside_another_is_told_before_anything_is_fetched(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_concurrent_training_is_reported_before_fetching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b"
-    with workdir.hold(out):
+    with state.lock_output(out):
         assert main([*SAMPLE, "--source", f"file:{tmp_path / 'missing.csv'}", "--out", str(out), "--force"]) == 5
         assert "Another training is at work" in capsys.readouterr().err.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_in_the_way_is_told_before_anything_is_fetched(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_output_is_reported_before_fetching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "bundle").mkdir()
     for out, flags, told in (("bundle", [], "--force"), ("file", [], "--force"), ("file", ["--force"], "is a file"),
@@ -149,30 +145,30 @@ def test_an_output_that_is_in_the_way_is_told_before_anything_is_fetched(
 
 
 @contextmanager
-def full_disk(room: int) -> Iterator[None]:
+def full_disk(limit: int) -> Iterator[None]:
     """No file may be longer than this, for this process and those it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b"
-    for room in (10_000, 100_000):  # too little for the rows; enough for them, and too little for a checkpoint
-        with full_disk(room):
+    for limit in (10_000, 100_000):  # too little for the rows; enough for them, and too little for a checkpoint
+        with full_disk(limit):
             assert main([*SAMPLE, "--out", str(out)]) == 5
         told = capsys.readouterr().err.replace("\n", " ")
         assert f"Cannot write {out}: " in told
         assert "Make room" in told
-    assert workdir.find(out) is not None  # the rows are kept for the next attempt
+    assert state.load(out) is not None  # the rows are kept for the next attempt
     assert main([*SAMPLE, "--out", str(out)]) == 0
     assert "going on with the interrupted training" in capsys.readouterr().out
 
 
-def test_when_no_process_can_train_a_person_is_told(
+def test_training_without_surviving_process_needs_human(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JOB_ATTEMPTS", "1")
@@ -183,14 +179,14 @@ def test_when_no_process_can_train_a_person_is_told(
     assert "same command goes on" in told
 
 
-def test_rows_are_made_of_candles_without_a_look_across_gaps() -> None:
+def test_training_rows_do_not_cross_gaps() -> None:
     candles = SampleSource("btcusd").fetch(1_700_000_000, 1_700_000_000 + 300 * 3600, 1.8e9)
     keep = np.ones(len(candles), dtype=bool)
     keep[100:110] = False
-    listed = FeatureList(("ret_24h", "hour_sin"))
-    data = training_data(candles.take(keep), listed)
+    feature_list = FeatureList(("ret_24h", "hour_sin"))
+    data = make_training_data(candles.take(keep), feature_list)
     assert len(data) == 290
     assert np.array_equal(data.target, np.log(candles.close[keep]))
     assert np.isnan(data.past[114:124]).all()  # 24 h before them there was no candle
-    assert np.array_equal(data.past[124:], past_matrix(listed.past, candles)[134:])
-    assert training_data(candles, listed).data_sha256 != data.data_sha256
+    assert np.array_equal(data.past[124:], past_matrix(feature_list.past, candles)[134:])
+    assert make_training_data(candles, feature_list).data_sha256 != data.data_sha256

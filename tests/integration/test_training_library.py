@@ -11,21 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import usual
-from models.engines import target_scale
-from models.fit import EpochSampler, Windows
-from models.library import LastValueNormalizer, build, forward
-from models.manifest import Network, Scaler, network_reals
-from models.shapes import expected_shapes
-from models.tft import Tft
-from models.windows import TrainingData
+from models.market.dataset import MarketData
+from models.market.engine import target_scale
+from models.market.manifest import Scaler, TftConfig, network_reals
+from models.tft.forward import Tft
+from models.tft.parameters import parameter_shapes
+from models.tft.torch_model import LastValueNormalizer, build_network, forward
+from models.training.lightning import EpochSampler, MarketWindowDataset
 
 LEVELS = (0.1, 0.5, 0.9)
 
 
-def compare(network: Network, length: int, horizon: int, seed: int, spread: float = 1.0) -> float:
+def max_difference(network: TftConfig, length: int, horizon: int, seed: int, spread: float = 1.0) -> float:
     """The largest difference between our forward pass and the library's, relative to the width of the quantiles."""
     torch.manual_seed(seed)
-    model = build(network, LEVELS, length, horizon, dropout=0.3)
+    model = build_network(network, LEVELS, length, horizon, dropout=0.3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -33,32 +33,32 @@ def compare(network: Network, length: int, horizon: int, seed: int, spread: floa
     past = (spread * rng.normal(size=(3, length, len(network.encoder_reals)))).astype(np.float32)
     future = (spread * rng.normal(size=(3, horizon, len(network.decoder_reals)))).astype(np.float32)
     state = model.state_dict()
-    weights = {name: state[name].numpy() for name in expected_shapes(network)}
-    assert {name: value.shape for name, value in weights.items()} == expected_shapes(network)
-    wanted = forward(model, past, future)
-    got = Tft(network, weights, horizon)(past, future)
-    return float(np.abs(got - wanted).max() / np.ptp(wanted, axis=-1).max())
+    weights = {name: state[name].numpy() for name in parameter_shapes(network)}
+    assert {name: value.shape for name, value in weights.items()} == parameter_shapes(network)
+    expected = forward(model, past, future)
+    actual = Tft(network, weights, horizon)(past, future)
+    return float(np.abs(actual - expected).max() / np.ptp(expected, axis=-1).max())
 
 
-def a_network(past: int, known: int, *, hidden: int, small: int, heads: int, layers: int) -> Network:
+def make_network(past: int, known: int, *, hidden: int, small: int, heads: int, layers: int) -> TftConfig:
     encoder, decoder = network_reals(tuple(f"p{i}" for i in range(past)), tuple(f"k{i}" for i in range(known)))
-    return Network(hidden, small, heads, layers, encoder, decoder, len(LEVELS))
+    return TftConfig(hidden, small, heads, layers, encoder, decoder, len(LEVELS))
 
 
 @pytest.mark.parametrize(
     ("network", "length", "horizon"),
     [
-        (a_network(9, 4, hidden=16, small=8, heads=4, layers=1), 336, 168),
-        (a_network(9, 4, hidden=16, small=8, heads=4, layers=2), 48, 24),
-        (a_network(0, 0, hidden=8, small=8, heads=1, layers=1), 12, 6),
-        (a_network(2, 1, hidden=7, small=1, heads=3, layers=3), 5, 9),
-        (a_network(3, 2, hidden=4, small=9, heads=2, layers=1), 20, 20),
-        (a_network(14, 4, hidden=32, small=16, heads=4, layers=2), 24, 1),
-        (a_network(20, 0, hidden=3, small=2, heads=3, layers=1), 2, 2),
+        (make_network(9, 4, hidden=16, small=8, heads=4, layers=1), 336, 168),
+        (make_network(9, 4, hidden=16, small=8, heads=4, layers=2), 48, 24),
+        (make_network(0, 0, hidden=8, small=8, heads=1, layers=1), 12, 6),
+        (make_network(2, 1, hidden=7, small=1, heads=3, layers=3), 5, 9),
+        (make_network(3, 2, hidden=4, small=9, heads=2, layers=1), 20, 20),
+        (make_network(14, 4, hidden=32, small=16, heads=4, layers=2), 24, 1),
+        (make_network(20, 0, hidden=3, small=2, heads=3, layers=1), 2, 2),
     ],
 )
-def test_the_engine_equals_the_library(network: Network, length: int, horizon: int) -> None:
-    assert compare(network, length, horizon, seed=1) < 2e-5
+def test_engine_equals_library(network: TftConfig, length: int, horizon: int) -> None:
+    assert max_difference(network, length, horizon, seed=1) < 2e-5
 
 
 @settings(max_examples=15, deadline=None)
@@ -76,17 +76,17 @@ def test_the_engine_equals_the_library(network: Network, length: int, horizon: i
     window=st.tuples(st.integers(2, 12), st.integers(1, 8)),
     spread=st.sampled_from([0.01, 1.0, 30.0]),
 )
-def test_the_engine_equals_the_library_whatever_the_sizes(
+def test_engine_equals_library_for_random_sizes(
     past: int, known: int, sizes: dict[str, int], window: tuple[int, int], spread: float
 ) -> None:
-    assert compare(a_network(past, known, **sizes), *window, seed=sum(window), spread=spread) < 1e-4
+    assert max_difference(make_network(past, known, **sizes), *window, seed=sum(window), spread=spread) < 1e-4
 
 
 @pytest.fixture(scope="module")
-def data() -> TrainingData:
+def data() -> MarketData:
     rng = np.random.default_rng(3)
     count = 60
-    return TrainingData(
+    return MarketData(
         time=1_600_000_000 + 3600 * np.arange(count, dtype=np.int64),
         target=10 + rng.normal(0, 0.01, count).cumsum(),
         past=rng.normal(2, 3, size=(count, 2)),
@@ -104,15 +104,15 @@ SCALERS = {"p0": Scaler(2.0, 3.0), "p1": Scaler(1.0, 2.0), "k0": Scaler(-0.5, 0.
 
 
 @pytest.fixture(scope="module")
-def batches(data: TrainingData) -> tuple[Any, Any]:
+def batches(data: MarketData) -> tuple[Any, Any]:
     """The same windows from our loader and from the library's."""
     origins = list(range(11, 55))
     theirs = usual.dataset(data, SCALERS, 12, 5).to_dataloader(train=False, batch_size=len(origins), num_workers=0)
-    return Windows(data, SCALERS, 12, 5)[origins], next(iter(theirs))
+    return MarketWindowDataset(data, SCALERS, 12, 5)[origins], next(iter(theirs))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_batches_equal_those_of_the_library(batches: tuple[Any, Any]) -> None:
+def test_batches_equal_library_batches(batches: tuple[Any, Any]) -> None:
     (x, (y, weight)), (theirs, (their_y, their_weight)) = batches
     assert x.keys() == theirs.keys()
     center = theirs["target_scale"][:, :1]
@@ -132,14 +132,14 @@ def test_batches_equal_those_of_the_library(batches: tuple[Any, Any]) -> None:
     assert their_weight is None
 
 
-def test_the_normaliser_is_the_engines(data: TrainingData) -> None:
+def test_normalizer_equals_engine_target_scale(data: MarketData) -> None:
     normalizer = LastValueNormalizer(7).fit(torch.as_tensor(data.target))
     center, scale = normalizer.get_parameters().tolist()
     assert center == data.target[-1]
     assert scale == pytest.approx(float(target_scale(data.target, 7)))
 
 
-def test_an_epoch_is_the_same_for_the_same_seed_and_another_the_next_time() -> None:
+def test_epoch_sampler_is_reproducible_per_seed_and_epoch() -> None:
     origins = np.arange(100, dtype=np.int64)
 
     def drawn(seed: int, epoch: int) -> list[list[int]]:

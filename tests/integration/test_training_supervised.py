@@ -13,21 +13,21 @@ import psutil
 import pytest
 
 from forecastd.clock import SystemClock
+from forecastd.inference.training_job import error_from_child, train_job
 from forecastd.settings import numeric_environment
-from forecastd.supervise.detector import Limits
-from forecastd.supervise.policy import Policy, Setup
-from forecastd.supervise.pool import Pool
+from forecastd.supervise.detector import PhaseLimits
+from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed, ModelFailed
-from forecastd.supervise.trainer import Trainer
-from forecastd.supervise.trainjob import failure, train_job
-from models import workdir
-from models.bundle import read_manifest
-from models.config import TrainingConfig
+from forecastd.training.trainer import TrainingSupervisor
 from models.errors import BundleError, TrainingInterrupted
-from models.manifest import Manifest
-from models.progress import Progress
-from models.training import begin, train
-from models.windows import TrainingData
+from models.market.bundle import read_market_manifest
+from models.market.dataset import MarketData
+from models.market.manifest import MarketManifest
+from models.training import state
+from models.training.config import TrainingConfig
+from models.training.progress import TrainingProgress
+from models.training.run import prepare_training, train
 
 # Five steps before the fit, three epochs of 2 + 2 batches, seven steps of scoring, one of writing: 4 % each.
 CONFIG = TrainingConfig(
@@ -35,15 +35,15 @@ CONFIG = TrainingConfig(
     epochs=3, patience=3, batch_size=16, batches_per_epoch=2, scored_windows=20, accelerator="cpu",
 )  # fmt: skip
 CREATED = 1_700_000_000.0
-AT_THE_FIRST_STEP, AT_THE_SECOND_STEP, IN_THE_SECOND_EPOCH, AT_THE_END = "4", "8", "48", "100"
-GENEROUS = Limits(starting=120, training=240, silence=120, stopping=20)
+FIRST_STEP, SECOND_STEP, SECOND_EPOCH, LAST_STEP = "4", "8", "48", "100"
+LONG_LIMITS = PhaseLimits(starting=120, training=240, silence=120, stopping=20)
 
 
 @pytest.fixture(scope="module")
-def data() -> TrainingData:
+def data() -> MarketData:
     rng = np.random.default_rng(0)
     count = 400
-    return TrainingData(
+    return MarketData(
         time=1_600_000_000 // 3600 * 3600 + 3600 * np.arange(count, dtype=np.int64),
         target=10 + rng.normal(0, 0.01, count).cumsum(),
         past=rng.normal(5, 2, size=(count, 1)),
@@ -57,17 +57,17 @@ def data() -> TrainingData:
     )
 
 
-class Told:
+class TrainingLog:
     """What a training told, and whom it had at work."""
 
     def __init__(self) -> None:
-        self.progress: list[Progress] = []
-        self.remarks: list[str] = []
-        self.at: Callable[[Progress], None] = lambda _: None
+        self.progress: list[TrainingProgress] = []
+        self.replacements: list[str] = []
+        self.hook: Callable[[TrainingProgress], None] = lambda _: None
 
-    def hear(self, reached: Progress) -> None:
+    def on_progress(self, reached: TrainingProgress) -> None:
         self.progress.append(reached)
-        self.at(reached)
+        self.hook(reached)
 
     def batches(self) -> list[tuple[int, int]]:
         return [(p.epoch, p.batch) for p in self.progress if p.loss is not None]
@@ -77,23 +77,30 @@ Supervised = Callable[..., str]
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def told() -> TrainingLog:
+    return TrainingLog()
 
 
 @pytest.fixture
-def supervised(data: TrainingData, told: Told) -> Iterator[Supervised]:
+def supervised(data: MarketData, told: TrainingLog) -> Iterator[Supervised]:
     """Trains in a child, as the command does; afterwards none is left."""
 
-    def run(out: Path, faults: str = "", *, limits: Limits = GENEROUS, faulty: int = 1, attempts: int = 3,
+    def run(out: Path, faults: str = "", *, limits: PhaseLimits = LONG_LIMITS, faulty: int = 1, attempts: int = 3,
             at_once: bool = False, config: TrainingConfig = CONFIG) -> str:  # fmt: skip
-        setup = Setup(name="tiny", faults=faults, faulty=faulty, threads=0, environment=numeric_environment())
-        policy = Policy(limits, attempts, standbys=0, memory=0, strikes=attempts + 1)
-        trainer = Trainer(
-            setup, policy, SystemClock(), progress=told.hear, remark=told.remarks.append, at_once=lambda: at_once
+        setup = ChildSetup(
+            name="tiny", faults=faults, faulty_launches=faulty, threads=0, environment=numeric_environment()
         )
-        with workdir.hold(out):
-            begin(data, config, out, force=False, finish=False)
+        policy = SupervisionPolicy(limits, attempts, standbys=0, memory=0, quarantine_after=attempts + 1)
+        trainer = TrainingSupervisor(
+            setup,
+            policy,
+            SystemClock(),
+            on_progress=told.on_progress,
+            on_replacement=told.replacements.append,
+            stop_now=lambda: at_once,
+        )
+        with state.lock_output(out):
+            prepare_training(data, config, out, force=False, finish=False)
             return trainer.run(train_job(out, created=CREATED, force=False, finish=False, attempts=attempts))
 
     yield run
@@ -101,29 +108,29 @@ def supervised(data: TrainingData, told: Told) -> Iterator[Supervised]:
 
 
 @pytest.fixture(scope="module")
-def here(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def here(data: MarketData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle that a training in this process gives."""
     out = tmp_path_factory.mktemp("here") / "bundle"
     train(data, CONFIG, out, lambda _: None, created=CREATED)
     return out
 
 
-def same(out: Path, here: Path, sha256: str) -> Manifest:
+def assert_same_bundle(out: Path, here: Path, sha256: str) -> MarketManifest:
     """The bundle is the other one to the byte, and nothing lies beside it."""
     for name in ("weights.safetensors", "canary.safetensors"):
         assert (out / name).read_bytes() == (here / name).read_bytes()
-    manifest = read_manifest(out)
-    assert manifest.sha256 == sha256 == read_manifest(here).sha256
+    manifest = read_market_manifest(out)
+    assert manifest.sha256 == sha256 == read_market_manifest(here).sha256
     assert [entry.name for entry in out.parent.iterdir()] == [out.name]
     return manifest
 
 
-def test_a_child_gives_the_very_bundle_that_this_process_gives_and_once_when_it_dies_right_after(
-    supervised: Supervised, told: Told, here: Path, tmp_path: Path
+def test_supervised_training_gives_identical_bundle_after_crash(
+    supervised: Supervised, told: TrainingLog, here: Path, tmp_path: Path
 ) -> None:
-    sha256 = supervised(tmp_path / "bundle", f"crash@{AT_THE_END}")
-    same(tmp_path / "bundle", here, sha256)
-    (remark,) = told.remarks
+    sha256 = supervised(tmp_path / "bundle", f"crash@{LAST_STEP}")
+    assert_same_bundle(tmp_path / "bundle", here, sha256)
+    (remark,) = told.replacements
     assert "died in phase training" in remark
     assert "goes on from the last checkpoint" in remark
     assert told.batches() == [(epoch, batch) for epoch in (1, 2, 3) for batch in (1, 2)]
@@ -133,132 +140,134 @@ def test_a_child_gives_the_very_bundle_that_this_process_gives_and_once_when_it_
     assert {p.total for p in told.progress} == {25}
 
 
-def test_a_child_that_hangs_is_replaced_and_the_next_one_goes_on(
-    supervised: Supervised, told: Told, here: Path, tmp_path: Path
+def test_hung_training_child_is_replaced_and_resumes(
+    supervised: Supervised, told: TrainingLog, here: Path, tmp_path: Path
 ) -> None:
-    limits = Limits(starting=120, training=20, silence=120, stopping=20)
-    sha256 = supervised(tmp_path / "bundle", f"hang@{IN_THE_SECOND_EPOCH}", limits=limits, attempts=10)
-    same(tmp_path / "bundle", here, sha256)
-    assert any("hung (no progress for" in remark for remark in told.remarks)
+    limits = PhaseLimits(starting=120, training=20, silence=120, stopping=20)
+    sha256 = supervised(tmp_path / "bundle", f"hang@{SECOND_EPOCH}", limits=limits, attempts=10)
+    assert_same_bundle(tmp_path / "bundle", here, sha256)
+    assert any("hung (no progress for" in remark for remark in told.replacements)
     assert [told.batches().count((epoch, 1)) for epoch in (1, 2, 3)] == [1, 2, 1]
 
 
-def test_when_every_child_dies_it_is_told_and_what_was_reached_is_kept(
-    supervised: Supervised, told: Told, tmp_path: Path
+def test_training_fails_when_every_child_dies_and_keeps_state(
+    supervised: Supervised, told: TrainingLog, tmp_path: Path
 ) -> None:
     with pytest.raises(ChildFailed, match=r"training of bundle: .* died in phase training, exit status 7"):
-        supervised(tmp_path / "bundle", f"exit:7@{AT_THE_FIRST_STEP}", attempts=2, faulty=2)
-    assert len(told.remarks) == 1
-    assert workdir.find(tmp_path / "bundle") is not None
+        supervised(tmp_path / "bundle", f"exit:7@{FIRST_STEP}", attempts=2, faulty=2)
+    assert len(told.replacements) == 1
+    assert state.load(tmp_path / "bundle") is not None
 
 
-def interrupt(_: Progress) -> None:
+def interrupt(_: TrainingProgress) -> None:
     raise KeyboardInterrupt
 
 
-def interrupt_the_second_epoch(reached: Progress) -> None:
+def interrupt_second_epoch(reached: TrainingProgress) -> None:
     if reached.epoch == 2:
         raise KeyboardInterrupt
 
 
-def test_an_interrupt_ends_the_child_and_keeps_its_work(supervised: Supervised, told: Told, tmp_path: Path) -> None:
+def test_interrupt_stops_child_and_keeps_checkpoint(supervised: Supervised, told: TrainingLog, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    told.at = interrupt_the_second_epoch
+    told.hook = interrupt_second_epoch
     with pytest.raises(ModelFailed) as failed:
-        supervised(out, f"hang@{IN_THE_SECOND_EPOCH}")
-    interrupted = failure(failed.value, out)
+        supervised(out, f"hang@{SECOND_EPOCH}")
+    interrupted = error_from_child(failed.value, out)
     assert isinstance(interrupted, TrainingInterrupted)
-    assert interrupted.kept
+    assert interrupted.has_checkpoint
     assert "Best checkpoint kept" in str(interrupted)
-    assert told.remarks == []
+    assert told.replacements == []
 
 
-def test_a_child_that_takes_no_interrupt_is_ended_at_once_when_asked(
-    supervised: Supervised, told: Told, tmp_path: Path
+def test_child_ignoring_interrupt_is_killed_on_stop_now(
+    supervised: Supervised, told: TrainingLog, tmp_path: Path
 ) -> None:
-    told.at = interrupt
-    limits = Limits(starting=120, training=240, silence=240, stopping=240)
+    told.hook = interrupt
+    limits = PhaseLimits(starting=120, training=240, silence=240, stopping=240)
     with pytest.raises(KeyboardInterrupt):
-        supervised(tmp_path / "bundle", f"silent@{AT_THE_SECOND_STEP}", limits=limits, at_once=True)
-    assert workdir.find(tmp_path / "bundle") is not None
+        supervised(tmp_path / "bundle", f"silent@{SECOND_STEP}", limits=limits, at_once=True)
+    assert state.load(tmp_path / "bundle") is not None
 
 
-def test_an_interrupt_before_a_child_is_there_begins_nothing(
-    supervised: Supervised, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupt_before_launch_starts_nothing(
+    supervised: Supervised, told: TrainingLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Impatient(SimpleQueue[object]):
         def get(self, *_: object, **__: object) -> object:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("forecastd.supervise.trainer.SimpleQueue", Impatient)
+    monkeypatch.setattr("forecastd.training.trainer.SimpleQueue", Impatient)
     with pytest.raises(KeyboardInterrupt):
         supervised(tmp_path / "bundle")
     assert told.progress == []
 
 
-def test_who_takes_over_waits_until_the_other_is_gone(data: TrainingData, tmp_path: Path) -> None:
+def test_second_trainer_waits_for_first_to_release_rows(data: MarketData, tmp_path: Path) -> None:
     out, entered = tmp_path / "bundle", Event()
 
     def take_over() -> None:
-        with workdir.alone(out) as begun:
+        with state.lock_rows(out) as begun:
             assert begun
             entered.set()
 
-    with workdir.hold(out):
-        begin(data, CONFIG, out, force=False, finish=False)
+    with state.lock_output(out):
+        prepare_training(data, CONFIG, out, force=False, finish=False)
         second = Thread(target=take_over)
-        with workdir.alone(out):
+        with state.lock_rows(out):
             second.start()
             assert not entered.wait(0.3)
         assert entered.wait(60)
         second.join()
-        workdir.begin(out, data, CONFIG, anew=True).remove()
-        with workdir.alone(out) as begun:
+        state.open_or_create(out, data, CONFIG, discard=True).remove()
+        with state.lock_rows(out) as begun:
             assert not begun
 
 
-def test_one_that_does_not_go_is_told(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workdir, "_LOOKS", 2)
+def test_row_lock_timeout_is_reported(data: MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_LOCK_ATTEMPTS", 2)
     out = tmp_path / "bundle"
-    with workdir.hold(out):
-        begin(data, CONFIG, out, force=False, finish=False)
-        with workdir.alone(out), pytest.raises(BundleError, match="does not end"), workdir.alone(out):
+    with state.lock_output(out):
+        prepare_training(data, CONFIG, out, force=False, finish=False)
+        with state.lock_rows(out), pytest.raises(BundleError, match="does not end"), state.lock_rows(out):
             pass
 
 
-def test_the_users_choice_of_devices_and_threads_reaches_the_child(
-    supervised: Supervised, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_child_environment_has_device_and_thread_settings(
+    supervised: Supervised, told: TrainingLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TIINGO_API_KEY", "a-secret-key")
     seen: dict[str, str] = {}
 
-    def look(_: Progress) -> None:
+    def look(_: TrainingProgress) -> None:
         (child,) = psutil.Process().children()
         seen.update(child.environ())
         raise KeyboardInterrupt
 
-    told.at = look
+    told.hook = look
     with pytest.raises(ModelFailed):
-        supervised(tmp_path / "bundle", f"hang@{AT_THE_SECOND_STEP}")
+        supervised(tmp_path / "bundle", f"hang@{SECOND_STEP}")
     assert seen["CUDA_VISIBLE_DEVICES"] == "7"
     assert seen["OMP_NUM_THREADS"] == "1"
     assert "OPENBLAS_NUM_THREADS" not in seen
     assert "a-secret-key" not in seen.values()
 
 
-def test_an_interrupt_that_comes_when_the_work_is_done_takes_nothing_away(
-    supervised: Supervised, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupt_after_completion_still_returns_bundle(
+    supervised: Supervised, data: MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Pressed(Pool):
+    class Pressed(ProcessPool):
         def close(self) -> None:
             super().close()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("forecastd.supervise.trainer.Pool", Pressed)
+    monkeypatch.setattr("forecastd.training.trainer.Pool", Pressed)
     out = tmp_path / "bundle"
     train(data, replace(CONFIG, epochs=1), out, lambda _: None, created=CREATED)
-    with workdir.hold(out):
-        begin(data, replace(CONFIG, epochs=1), out, force=False, finish=False)  # as if its child had died right after
-    assert supervised(out, config=replace(CONFIG, epochs=1)) == read_manifest(out).sha256
+    with state.lock_output(out):
+        prepare_training(
+            data, replace(CONFIG, epochs=1), out, force=False, finish=False
+        )  # as if its child had died right after
+    assert supervised(out, config=replace(CONFIG, epochs=1)) == read_market_manifest(out).sha256

@@ -15,36 +15,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forecastd.candles import COLUMNS, HOUR, STALE_STEPS, Candles, check
-from forecastd.clock import ReplayClock, iso
+from forecastd.clock import ReplayClock, to_iso
 from forecastd.errors import RetryLater
-from forecastd.sources.faketiingo import FakeTiingo
-from forecastd.sources.sample import SampleSource
-from forecastd.sources.tiingo import TiingoSource
-from forecastd.survey import Span, gather
-from forecastd.window import RollingWindow, refresh
+from forecastd.market.candles import COLUMNS, HOUR, MAX_STALE_STEPS, Candles, check_candles
+from forecastd.market.inspect import TimeRange, load_candles
+from forecastd.market.sources.fake_tiingo import FakeTiingo
+from forecastd.market.sources.sample import SampleSource
+from forecastd.market.sources.tiingo import TiingoSource
+from forecastd.market.window import RollingWindow, refresh
 
 NOW = 1_700_000_000 // HOUR * HOUR
-TRUTH = SampleSource("btcusd")
+SAMPLE = SampleSource("btcusd")
 
 
-class Remote:
+class RemoteSource:
     """A source that counts what it is asked for, lacks some hours, and can be down or wrong."""
 
     name, symbol, step, synthetic, local = "remote:btcusd", "btcusd", HOUR, False, False
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, int]] = []
-        self.lacks: set[int] = set()
+        self.requests: list[tuple[int, int]] = []
+        self.missing_times: set[int] = set()
         self.down = False
         self.factor: dict[int, float] = {}
 
     def fetch(self, start: int, end: int, now: float) -> Candles:
-        self.asked.append(((start - NOW) // HOUR, (end - NOW) // HOUR))
+        self.requests.append(((start - NOW) // HOUR, (end - NOW) // HOUR))
         if self.down:
             raise RetryLater
-        candles = TRUTH.fetch(start, end, now)
-        candles = candles.take(~np.isin(candles.time, list(self.lacks)))
+        candles = SAMPLE.fetch(start, end, now)
+        candles = candles.take(~np.isin(candles.time, list(self.missing_times)))
         scale = np.array([self.factor.get(time, 1.0) for time in candles.time.tolist()])
         origin = replace(candles.provenance, source=self.name, synthetic=False)
         prices = {name: getattr(candles, name) * scale for name in COLUMNS[:4]}
@@ -57,34 +57,34 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def remote() -> Remote:
-    return Remote()
+def remote() -> RemoteSource:
+    return RemoteSource()
 
 
-def ask(path: Path, remote: Remote, hours: float = 0, length: int = 408) -> Candles:
+def refresh_in_new_process(path: Path, remote: RemoteSource, hours: float = 0, length: int = 408) -> Candles:
     """What a fresh process would get, `hours` after NOW."""
     with RollingWindow.open(path) as window:
         return refresh(window, remote, now=NOW + hours * HOUR, length=length)
 
 
-def same(one: Candles, other: Candles) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("time", *COLUMNS))
+def is_same(left: Candles, right: Candles) -> bool:
+    return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in ("time", *COLUMNS))
 
 
-def test_a_restart_asks_only_for_what_is_missing(path: Path, remote: Remote) -> None:
-    first = ask(path, remote)
-    again = ask(path, remote, 0.9)
-    later = ask(path, remote, 3)
-    assert remote.asked == [(-408, 0), (-1, 3)], "nothing while nothing is missing, then the last and the new ones"
-    assert same(first, again)
-    assert first.provenance == again.provenance
-    assert same(later, TRUTH.fetch(NOW - 405 * HOUR, NOW + 3 * HOUR, NOW + 3 * HOUR))
+def test_window_restart_fetches_only_missing_candles(path: Path, remote: RemoteSource) -> None:
+    first = refresh_in_new_process(path, remote)
+    second = refresh_in_new_process(path, remote, 0.9)
+    later = refresh_in_new_process(path, remote, 3)
+    assert remote.requests == [(-408, 0), (-1, 3)], "nothing while nothing is missing, then the last and the new ones"
+    assert is_same(first, second)
+    assert first.provenance == second.provenance
+    assert is_same(later, SAMPLE.fetch(NOW - 405 * HOUR, NOW + 3 * HOUR, NOW + 3 * HOUR))
     assert later.provenance.sha256 != first.provenance.sha256
     assert later.provenance.fetched_at == NOW + 3 * HOUR
 
 
 @pytest.mark.parametrize("length", [408, 5_000])
-def test_a_second_run_costs_at_most_two_percent_of_the_bytes(path: Path, length: int) -> None:
+def test_window_second_run_downloads_under_two_percent(path: Path, length: int) -> None:
     class Moving(ReplayClock):
         hour = 0.0
 
@@ -92,149 +92,145 @@ def test_a_second_run_costs_at_most_two_percent_of_the_bytes(path: Path, length:
             return NOW + self.hour * HOUR
 
     clock = Moving(0)
-    with FakeTiingo(TRUTH, clock, key="k") as server:
+    with FakeTiingo(SAMPLE, clock, key="k") as server:
         sent = []
         for clock.hour in (0, 0.5, 1, 3):
             before = server.bytes_sent
             source = TiingoSource("btcusd", "k", server.url)
             with RollingWindow.open(path) as window:
                 candles = refresh(window, source, now=clock.now(), length=length)
-            check(candles, now=clock.now(), needed=length, max_age=HOUR)
+            check_candles(candles, now=clock.now(), min_length=length, max_age=HOUR)
             sent.append(server.bytes_sent - before)
     assert sent[1] == 0
     assert max(sent[2:]) <= 0.02 * sent[0]
 
 
-def test_a_hole_is_healed_when_the_source_has_it_and_not_asked_for_all_the_time_when_it_has_not(
-    path: Path, remote: Remote
-) -> None:
-    hole = NOW - 100 * HOUR
-    remote.lacks = {hole}
-    assert len(ask(path, remote)) == 407
-    remote.asked.clear()
+def test_window_gap_is_filled_later_at_growing_intervals(path: Path, remote: RemoteSource) -> None:
+    gap = NOW - 100 * HOUR
+    remote.missing_times = {gap}
+    assert len(refresh_in_new_process(path, remote)) == 407
+    remote.requests.clear()
     for hours in (0.2, 1, 2, 3):
-        ask(path, remote, hours)
-    assert remote.asked == [(-1, 1), (0, 2), (1, 3)], "only the new ones"
-    remote.lacks.clear()
-    remote.asked.clear()
-    assert len(ask(path, remote, 100)) == 408
-    assert (-101, -99) in remote.asked, "asked again when it is twice as old"
+        refresh_in_new_process(path, remote, hours)
+    assert remote.requests == [(-1, 1), (0, 2), (1, 3)], "only the new ones"
+    remote.missing_times.clear()
+    remote.requests.clear()
+    assert len(refresh_in_new_process(path, remote, 100)) == 408
+    assert (-101, -99) in remote.requests, "asked again when it is twice as old"
 
 
-def test_a_newest_candle_that_is_late_is_asked_for_soon_again(path: Path, remote: Remote) -> None:
-    remote.lacks = {NOW}
+def test_window_late_newest_candle_is_requested_again_soon(path: Path, remote: RemoteSource) -> None:
+    remote.missing_times = {NOW}
     for seconds in (5, 10, 29, 31, 50, 61, 63):
-        ask(path, remote, 1 + seconds / HOUR)
-    assert len(remote.asked) == 3, "at 5 s, after 30 s, and when that age has doubled"
+        refresh_in_new_process(path, remote, 1 + seconds / HOUR)
+    assert len(remote.requests) == 3, "at 5 s, after 30 s, and when that age has doubled"
 
 
-def test_a_candle_that_the_source_corrects_is_corrected(path: Path, remote: Remote) -> None:
+def test_window_corrected_candle_is_replaced(path: Path, remote: RemoteSource) -> None:
     remote.factor = {NOW - HOUR: 1.001}
-    ask(path, remote)
+    refresh_in_new_process(path, remote)
     remote.factor.clear()
-    assert same(ask(path, remote, 1), TRUTH.fetch(NOW - 407 * HOUR, NOW + HOUR, NOW + HOUR))
+    assert is_same(refresh_in_new_process(path, remote, 1), SAMPLE.fetch(NOW - 407 * HOUR, NOW + HOUR, NOW + HOUR))
 
 
-def test_a_wrong_candle_does_not_stay_when_the_source_has_mended_it(path: Path, remote: Remote) -> None:
+def test_window_implausible_candle_is_fetched_again(path: Path, remote: RemoteSource) -> None:
     remote.factor = {NOW - 50 * HOUR: 100.0}
-    ask(path, remote)
+    refresh_in_new_process(path, remote)
     remote.factor.clear()
-    candles = ask(path, remote, 1)
-    check(candles, now=NOW + HOUR, needed=408, max_age=HOUR)
+    candles = refresh_in_new_process(path, remote, 1)
+    check_candles(candles, now=NOW + HOUR, min_length=408, max_age=HOUR)
 
 
-def test_a_source_that_is_down_is_told_unless_only_an_old_hole_is_open(path: Path, remote: Remote) -> None:
-    remote.lacks = {NOW - 3 * HOUR}
-    ask(path, remote)
+def test_window_source_down_raises_unless_only_an_old_gap(path: Path, remote: RemoteSource) -> None:
+    remote.missing_times = {NOW - 3 * HOUR}
+    refresh_in_new_process(path, remote)
     remote.down = True
-    assert len(ask(path, remote, 0.99)) == 407
+    assert len(refresh_in_new_process(path, remote, 0.99)) == 407
     with pytest.raises(RetryLater):
-        ask(path, remote, 1)
+        refresh_in_new_process(path, remote, 1)
 
 
 @pytest.mark.parametrize("late", [1, 2, 3])
-def test_an_outage_costs_no_epoch_while_what_is_kept_is_young(
-    path: Path, remote: Remote, late: int, caplog: pytest.LogCaptureFixture
+def test_window_outage_uses_fresh_cached_candles(
+    path: Path, remote: RemoteSource, late: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ask(path, remote, length=420)
+    refresh_in_new_process(path, remote, length=420)
     remote.down = True
     with caplog.at_level(logging.WARNING):
-        candles = ask(path, remote, late)
+        candles = refresh_in_new_process(path, remote, late)
     now = NOW + late * HOUR
-    candles, repairs = check(candles, now=now, needed=408, max_age=STALE_STEPS * HOUR)
-    assert same(candles, TRUTH.fetch(NOW - 408 * HOUR, NOW, NOW))
-    assert repairs == (f"went on with kept candles up to {iso(NOW)}, because the source gave no newer ones",)
+    candles, repairs = check_candles(candles, now=now, min_length=408, max_age=MAX_STALE_STEPS * HOUR)
+    assert is_same(candles, SAMPLE.fetch(NOW - 408 * HOUR, NOW, NOW))
+    assert repairs == (f"went on with kept candles up to {to_iso(NOW)}, because the source gave no newer ones",)
     assert "Newer candles could not be fetched" in caplog.text
 
 
 @pytest.mark.parametrize(("hours", "length"), [(4, 408), (1, 421)], ids=["too old", "too few"])
-def test_an_outage_is_told_when_what_is_kept_would_not_pass(
-    path: Path, remote: Remote, hours: int, length: int
-) -> None:
-    ask(path, remote, length=420)
+def test_window_outage_with_unusable_cache_raises(path: Path, remote: RemoteSource, hours: int, length: int) -> None:
+    refresh_in_new_process(path, remote, length=420)
     remote.down = True
     with pytest.raises(RetryLater):
-        ask(path, remote, hours, length=length)
+        refresh_in_new_process(path, remote, hours, length=length)
 
 
-def test_a_newest_candle_that_is_late_leaves_as_many_as_are_needed(path: Path, remote: Remote) -> None:
-    ask(path, remote)
-    remote.lacks = {NOW}
-    assert same(ask(path, remote, 1.001), TRUTH.fetch(NOW - 408 * HOUR, NOW, NOW))
+def test_window_late_newest_candle_keeps_length(path: Path, remote: RemoteSource) -> None:
+    refresh_in_new_process(path, remote)
+    remote.missing_times = {NOW}
+    assert is_same(refresh_in_new_process(path, remote, 1.001), SAMPLE.fetch(NOW - 408 * HOUR, NOW, NOW))
 
 
 @pytest.mark.parametrize("minutes", [0, 1, 30, 59])
 @pytest.mark.parametrize("hours", [1, 24])
-def test_as_many_candles_come_as_were_asked_for_at_any_minute(
-    path: Path, remote: Remote, minutes: int, hours: int
+def test_window_refresh_returns_length_at_any_minute(
+    path: Path, remote: RemoteSource, minutes: int, hours: int
 ) -> None:
     now = NOW + 60 * minutes
     with RollingWindow.open(path) as window:
-        for source in (remote, TRUTH):
-            assert len(gather(source, window, Span(hours=hours), now=now)) == hours
-            assert len(gather(source, window, Span(hours=hours, end=now - HOUR), now=now)) == hours
-            assert len(gather(source, window, Span(start=now - 90 * HOUR, hours=hours), now=now)) == hours
+        for source in (remote, SAMPLE):
+            assert len(load_candles(source, window, TimeRange(hours=hours), now=now)) == hours
+            assert len(load_candles(source, window, TimeRange(hours=hours, end=now - HOUR), now=now)) == hours
+            assert len(load_candles(source, window, TimeRange(start=now - 90 * HOUR, hours=hours), now=now)) == hours
 
 
-def test_many_holes_are_asked_for_at_once(path: Path, remote: Remote) -> None:
-    remote.lacks = {NOW - at * HOUR for at in range(4, 80, 4)}
-    ask(path, remote)
-    remote.asked.clear()
-    remote.lacks.clear()
-    assert len(ask(path, remote, 80)) == 408
-    assert len(remote.asked) == 1
+def test_window_many_gaps_are_fetched_as_one_range(path: Path, remote: RemoteSource) -> None:
+    remote.missing_times = {NOW - at * HOUR for at in range(4, 80, 4)}
+    refresh_in_new_process(path, remote)
+    remote.requests.clear()
+    remote.missing_times.clear()
+    assert len(refresh_in_new_process(path, remote, 80)) == 408
+    assert len(remote.requests) == 1
 
 
-def test_a_longer_look_back_fetches_the_older_part(path: Path, remote: Remote) -> None:
-    ask(path, remote, length=100)
-    ask(path, remote, length=300)
-    assert remote.asked == [(-100, 0), (-300, -100)]
+def test_window_longer_length_fetches_the_older_part(path: Path, remote: RemoteSource) -> None:
+    refresh_in_new_process(path, remote, length=100)
+    refresh_in_new_process(path, remote, length=300)
+    assert remote.requests == [(-100, 0), (-300, -100)]
 
 
-def test_a_local_source_is_read_directly(path: Path) -> None:
+def test_window_local_source_is_not_cached(path: Path) -> None:
     with RollingWindow.open(path) as window:
-        candles = refresh(window, TRUTH, now=NOW, length=24)
+        candles = refresh(window, SAMPLE, now=NOW, length=24)
         assert len(candles) == 24
         assert window.load("sample", "btcusd", HOUR, 0, 2**40) is None
 
 
-def test_series_do_not_mix(path: Path, remote: Remote) -> None:
+def test_window_series_do_not_mix(path: Path, remote: RemoteSource) -> None:
     real = remote.fetch(NOW - 10 * HOUR, NOW, NOW)
     with RollingWindow.open(path) as window:
         window.append(real)
-        window.append(TRUTH.fetch(NOW - 20 * HOUR, NOW, NOW))
-        kept = window.load("remote:btcusd", "btcusd", HOUR, 0, 2**40)
-        assert kept is not None
-        assert same(kept, real)
-        assert kept.provenance == real.provenance
+        window.append(SAMPLE.fetch(NOW - 20 * HOUR, NOW, NOW))
+        stored = window.load("remote:btcusd", "btcusd", HOUR, 0, 2**40)
+        assert stored is not None
+        assert is_same(stored, real)
+        assert stored.provenance == real.provenance
         for key in (("remote:btcusd", "ethusd", HOUR), ("remote:btcusd", "btcusd", 60), ("tiingo", "btcusd", HOUR)):
             assert window.load(*key, 0, 2**40) is None
-        made_up = window.load("sample", "btcusd", HOUR, 0, 2**40)
-        assert made_up is not None
-        assert made_up.provenance.synthetic
+        synthetic = window.load("sample", "btcusd", HOUR, 0, 2**40)
+        assert synthetic is not None
+        assert synthetic.provenance.synthetic
 
 
-def test_made_up_candles_under_a_real_name_hide_all_of_it(path: Path, remote: Remote) -> None:
+def test_window_mixed_synthetic_and_real_rows_are_unused(path: Path, remote: RemoteSource) -> None:
     real = remote.fetch(NOW - 10 * HOUR, NOW, NOW)
     with RollingWindow.open(path) as window:
         window.append(real)
@@ -243,27 +239,27 @@ def test_made_up_candles_under_a_real_name_hide_all_of_it(path: Path, remote: Re
         assert window.load(remote.name, "btcusd", HOUR, 0, 2**40) is None
 
 
-def test_a_series_is_bounded(path: Path) -> None:
-    with RollingWindow.open(path, keep=50) as window:
+def test_window_series_is_bounded(path: Path) -> None:
+    with RollingWindow.open(path, max_rows=50) as window:
         for hour in range(0, 200, 10):
-            window.append(TRUTH.fetch(NOW + hour * HOUR, NOW + (hour + 10) * HOUR, NOW + 300 * HOUR))
-        kept = window.load("sample", "btcusd", HOUR, 0, 2**40)
-    assert kept is not None
-    assert kept.time.tolist() == [NOW + hour * HOUR for hour in range(150, 200)]
+            window.append(SAMPLE.fetch(NOW + hour * HOUR, NOW + (hour + 10) * HOUR, NOW + 300 * HOUR))
+        stored = window.load("sample", "btcusd", HOUR, 0, 2**40)
+    assert stored is not None
+    assert stored.time.tolist() == [NOW + hour * HOUR for hour in range(150, 200)]
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT count(*) FROM origin").fetchone()[0] == 5
     db.close()
 
 
-def fill(path: Path, remote: Remote, rows: int = 2_000) -> None:
-    ask(path, remote, length=rows)
+def fill(path: Path, remote: RemoteSource, rows: int = 2_000) -> None:
+    refresh_in_new_process(path, remote, length=rows)
     db = sqlite3.connect(path)
     db.execute("PRAGMA journal_mode = DELETE")  # everything into the one file that the test damages
     db.close()
-    remote.asked.clear()
+    remote.requests.clear()
 
 
-def spoil(path: Path, damage: Callable[[bytearray], object]) -> None:
+def damage_file(path: Path, damage: Callable[[bytearray], object]) -> None:
     content = bytearray(path.read_bytes())
     damage(content)
     path.write_bytes(content)
@@ -281,52 +277,56 @@ DAMAGE: dict[str, Callable[[bytearray], object]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_file_is_set_aside_and_told_and_nothing_is_lost(
-    path: Path, remote: Remote, kind: str, caplog: pytest.LogCaptureFixture
+def test_window_damaged_file_is_moved_aside_and_logged(
+    path: Path, remote: RemoteSource, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(path, remote)
-    spoil(path, DAMAGE[kind])
+    damage_file(path, DAMAGE[kind])
     with caplog.at_level(logging.WARNING):
-        assert same(ask(path, remote, length=2_000), TRUTH.fetch(NOW - 2_000 * HOUR, NOW, NOW))
-    aside = path.with_name("window.sqlite.damaged-1")
+        assert is_same(refresh_in_new_process(path, remote, length=2_000), SAMPLE.fetch(NOW - 2_000 * HOUR, NOW, NOW))
+    moved_files = path.with_name("window.sqlite.damaged-1")
     if kind != "empty":  # SQLite takes an empty file for a new database
-        assert aside.exists()
+        assert moved_files.exists()
         assert "set aside" in caplog.text
-    remote.asked.clear()
-    ask(path, remote, length=2_000)
-    assert remote.asked == [], "the new one is whole"
+    remote.requests.clear()
+    refresh_in_new_process(path, remote, length=2_000)
+    assert remote.requests == [], "the new one is whole"
 
 
-def test_a_flipped_bit_costs_its_row_only(path: Path, remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
+def test_window_flipped_bit_loses_only_its_row(
+    path: Path, remote: RemoteSource, caplog: pytest.LogCaptureFixture
+) -> None:
     fill(path, remote)
     db = sqlite3.connect(path)
     data = db.execute("SELECT data FROM tick WHERE time = ?", (NOW - 7 * HOUR,)).fetchone()[0]
     db.close()
-    spoil(path, lambda content: content.__setitem__(content.index(data) + 20, content[content.index(data) + 20] ^ 4))
+    damage_file(
+        path, lambda content: content.__setitem__(content.index(data) + 20, content[content.index(data) + 20] ^ 4)
+    )
     with caplog.at_level(logging.WARNING):
-        assert same(ask(path, remote, length=2_000), TRUTH.fetch(NOW - 2_000 * HOUR, NOW, NOW))
-    assert remote.asked == [(-8, -6)]
+        assert is_same(refresh_in_new_process(path, remote, length=2_000), SAMPLE.fetch(NOW - 2_000 * HOUR, NOW, NOW))
+    assert remote.requests == [(-8, -6)]
     assert "1 damaged rows" in caplog.text
 
 
-def test_bits_flipped_anywhere_never_change_what_is_handed_out(path: Path, remote: Remote) -> None:
+def test_window_random_bit_flips_never_change_candles(path: Path, remote: RemoteSource) -> None:
     fill(path, remote, rows=400)
-    whole = path.read_bytes()
+    all_candles = path.read_bytes()
     rng = random.Random(7)
-    truth = TRUTH.fetch(NOW - 400 * HOUR, NOW, NOW)
+    expected = SAMPLE.fetch(NOW - 400 * HOUR, NOW, NOW)
     for _ in range(120):
         for part in path.parent.iterdir():
             part.unlink()
-        content = bytearray(whole)
+        content = bytearray(all_candles)
         for _ in range(rng.choice([1, 20])):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
-        assert same(ask(path, remote, length=400), truth)
+        assert is_same(refresh_in_new_process(path, remote, length=400), expected)
 
 
-def test_no_more_than_five_damaged_files_are_kept(path: Path, remote: Remote) -> None:
+def test_window_at_most_five_damaged_files_are_kept(path: Path, remote: RemoteSource) -> None:
     for _ in range(8):
-        ask(path, remote, length=10)
+        refresh_in_new_process(path, remote, length=10)
         for part in path.parent.glob("window.sqlite*"):
             if "damaged" not in part.name:
                 part.unlink()
@@ -334,50 +334,50 @@ def test_no_more_than_five_damaged_files_are_kept(path: Path, remote: Remote) ->
     assert len(list(path.parent.glob("*.damaged-*"))) <= 5
 
 
-def test_a_window_that_cannot_be_written_loses_nothing(
-    tmp_path: Path, remote: Remote, caplog: pytest.LogCaptureFixture
+def test_window_read_only_file_still_returns_candles(
+    tmp_path: Path, remote: RemoteSource, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "window.sqlite", tmp_path):
         with caplog.at_level(logging.WARNING):
-            assert len(ask(path, remote)) == 408
+            assert len(refresh_in_new_process(path, remote)) == 408
         assert "Going on without" in caplog.text
         caplog.clear()
 
 
-def test_a_file_that_vanishes_while_it_is_open_is_begun_again(path: Path, remote: Remote) -> None:
+def test_window_deleted_while_open_is_recreated(path: Path, remote: RemoteSource) -> None:
     with RollingWindow.open(path) as window:
         refresh(window, remote, now=NOW, length=24)
         for part in path.parent.iterdir():
             part.unlink()
         refresh(window, remote, now=NOW, length=24)
-    remote.asked.clear()
-    ask(path, remote, length=24)
-    assert remote.asked == [], "what was fetched again is in the new file"
+    remote.requests.clear()
+    refresh_in_new_process(path, remote, length=24)
+    assert remote.requests == [], "what was fetched again is in the new file"
 
 
-def test_a_full_disk_loses_nothing(path: Path, remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
-    ask(path, remote, length=24)
+def test_window_full_disk_still_returns_candles(
+    path: Path, remote: RemoteSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    refresh_in_new_process(path, remote, length=24)
     with RollingWindow.open(path) as window, caplog.at_level(logging.WARNING):
         assert window._file.db is not None
         window._file.db.execute("PRAGMA max_page_count = 1")  # SQLite's own way to a full disk: it raises SQLITE_FULL
         assert len(refresh(window, remote, now=NOW, length=5_000)) == 5_000
     assert "full" in caplog.text
-    assert len(ask(path, remote, length=24)) == 24
+    assert len(refresh_in_new_process(path, remote, length=24)) == 24
 
 
-def test_a_file_held_by_another_process_is_gone_without(
-    path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ask(path, remote, length=24)
-    monkeypatch.setattr("forecastd.window.BUSY_SECONDS", 0.05)
-    other = sqlite3.connect(path)
-    other.execute("BEGIN EXCLUSIVE")
-    assert len(ask(path, remote, 5, length=24)) == 24
-    other.close()
+def test_window_locked_file_is_bypassed(path: Path, remote: RemoteSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh_in_new_process(path, remote, length=24)
+    monkeypatch.setattr("forecastd.market.window.BUSY_SECONDS", 0.05)
+    right = sqlite3.connect(path)
+    right.execute("BEGIN EXCLUSIVE")
+    assert len(refresh_in_new_process(path, remote, 5, length=24)) == 24
+    right.close()
 
 
-def test_a_kill_at_any_moment_loses_at_most_the_append_in_flight(path: Path) -> None:
+def test_window_kill_loses_at_most_one_append(path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from forecastd.window import *; "
         "from forecastd.sources.sample import SampleSource\n"
@@ -385,35 +385,35 @@ def test_a_kill_at_any_moment_loses_at_most_the_append_in_flight(path: Path) -> 
         "for hour in range(10**6):\n"
         "    w.append(s.fetch(now + hour * 3600, now + (hour + 1) * 3600, 4e9)); print(hour, flush=True)\n"
     )
-    kept_before = 0
+    stored_before = 0
     for _ in range(5):
         path.parent.mkdir(exist_ok=True)
         child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
-        told = [int(child.stdout.readline()) for _ in range(random.Random(kept_before).randrange(3, 40))]
+        output = [int(child.stdout.readline()) for _ in range(random.Random(stored_before).randrange(3, 40))]
         child.send_signal(signal.SIGKILL)
-        told += [int(line) for line in child.stdout.read().splitlines() if line]
+        output += [int(line) for line in child.stdout.read().splitlines() if line]
         child.wait()
         child.stdout.close()
         with RollingWindow.open(path) as window:
-            kept = window.load("sample", "btcusd", HOUR, 0, 2**40)
-        assert kept is not None
-        assert len(kept) >= max(kept_before, told[-1] + 1)
-        assert same(kept, TRUTH.fetch(NOW, NOW + len(kept) * HOUR, 4e9))
-        kept_before = len(kept)
+            stored = window.load("sample", "btcusd", HOUR, 0, 2**40)
+        assert stored is not None
+        assert len(stored) >= max(stored_before, output[-1] + 1)
+        assert is_same(stored, SAMPLE.fetch(NOW, NOW + len(stored) * HOUR, 4e9))
+        stored_before = len(stored)
     assert not list(path.parent.glob("*.damaged-*"))
 
 
 def work(path: str, seed: int) -> None:
-    remote = Remote()
+    remote = RemoteSource()
     for hours in range(30):
         with RollingWindow.open(Path(path)) as window:
             candles = refresh(window, remote, now=NOW + hours * HOUR, length=50 + seed)
             assert len(candles) == 50 + seed
-    os._exit(0 if len(remote.asked) < 60 else 3)
+    os._exit(0 if len(remote.requests) < 60 else 3)
 
 
-def test_processes_share_a_window_without_breaking_it(path: Path) -> None:
+def test_window_shared_by_processes_stays_intact(path: Path) -> None:
     context = multiprocessing.get_context("fork")
     children = [context.Process(target=work, args=(str(path), seed)) for seed in range(3)]
     for child in children:
@@ -423,6 +423,6 @@ def test_processes_share_a_window_without_breaking_it(path: Path) -> None:
     assert [child.exitcode for child in children] == [0, 0, 0]
     assert not list(path.parent.glob("*.damaged-*"))
     with RollingWindow.open(path) as window:
-        kept = window.load(Remote.name, "btcusd", HOUR, NOW - 50 * HOUR, NOW + 29 * HOUR)
-    assert kept is not None
-    assert same(kept, TRUTH.fetch(NOW - 50 * HOUR, NOW + 29 * HOUR, 4e9))
+        stored = window.load(RemoteSource.name, "btcusd", HOUR, NOW - 50 * HOUR, NOW + 29 * HOUR)
+    assert stored is not None
+    assert is_same(stored, SAMPLE.fetch(NOW - 50 * HOUR, NOW + 29 * HOUR, 4e9))

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from forecastd.clock import ReplayClock, SystemClock, iso
-from forecastd.ledger import Ledger, State
+from forecastd.clock import ReplayClock, SystemClock, to_iso
+from forecastd.inference.stages import StageResult
+from forecastd.ledger.ledger import Ledger, SubmissionState
 from forecastd.localnet.embedded import open_embedded
-from forecastd.localnet.faults import Fault
+from forecastd.localnet.faults import NodeFault
+from forecastd.market.sources import open_source
+from forecastd.market.sources.fake_tiingo import FakeTiingo
 from forecastd.settings import Settings, load_settings
-from forecastd.sources import open_source
-from forecastd.sources.faketiingo import FakeTiingo
-from forecastd.stages import Stage
-from forecastd.worker import run_once
+from forecastd.submission.worker import run_once
 
 PHRASE = "legal winner thank year wave sausage worth useful legal winner thank yellow"  # BIP-39's own example
 TESTNET = "allora-testnet-1"
@@ -36,7 +36,7 @@ class MidHour(SystemClock):
 
 
 @pytest.fixture
-def real_bundle(root: Path, tmp_path: Path) -> Path:
+def trained_bundle(root: Path, tmp_path: Path) -> Path:
     """The demo bundle, saying that it was trained on real candles."""
     path = tmp_path / "bundle"
     path.mkdir()
@@ -55,19 +55,19 @@ def testnet(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, real_bundle: Path, testnet: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(tmp_path: Path, trained_bundle: Path, testnet: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.chdir(tmp_path)
     return load_settings(
-        allora_network="testnet", rpc_endpoints=(testnet,), mnemonic=PHRASE, model=real_bundle, state_dir=tmp_path / "s",
+        allora_network="testnet", rpc_endpoints=(testnet,), mnemonic=PHRASE, model=trained_bundle, state_dir=tmp_path / "s",
         log_dir=tmp_path / "l", data_source="tiingo", tiingo_api_key="k",
     )  # fmt: skip
 
 
-def test_made_up_candles_that_come_through_a_real_source_are_not_signed(settings: Settings) -> None:
+def test_synthetic_candles_from_real_source_are_not_signed(settings: Settings) -> None:
     clock = SystemClock()
     with FakeTiingo(open_source("sample", settings), clock) as server:
-        one = settings.model_copy(update={"tiingo_url": server.url})
-        (outcome,) = run_once([one], clock, register=True)
+        settings_of_topic = settings.model_copy(update={"tiingo_url": server.url})
+        (outcome,) = run_once([settings_of_topic], clock, register=True)
     assert outcome.exit_code == 5
     assert outcome.synthetic is True
     assert "synthetic" in outcome.reason
@@ -75,35 +75,35 @@ def test_made_up_candles_that_come_through_a_real_source_are_not_signed(settings
 
 
 @pytest.mark.parametrize("off", [-86_400.0, 86_400.0])
-def test_a_clock_a_day_off_is_told_and_the_chains_time_is_used(settings: Settings, tmp_path: Path, off: float) -> None:
-    stages: list[Stage] = []
+def test_wrong_clock_uses_chain_time_with_warning(settings: Settings, tmp_path: Path, off: float) -> None:
+    stages: list[StageResult] = []
     right = MidHour()
     wrong = ReplayClock(right.now() + off)
     with (
         FakeTiingo(open_source("sample", settings), right) as server,
         open_embedded(tmp_path / "right", right, chain_id=TESTNET) as node,
     ):
-        one = settings.model_copy(update={"tiingo_url": server.url, "rpc_endpoints": (node.endpoint,)})
-        run_once([one], wrong, register=True, report=stages.append)
+        settings_of_topic = settings.model_copy(update={"tiingo_url": server.url, "rpc_endpoints": (node.endpoint,)})
+        run_once([settings_of_topic], wrong, register=True, on_stage_end=stages.append)
     (data,) = (stage.text for stage in stages if stage.name == "data")
     assert "the chain's time is used" in data
-    assert f"candles to {iso(right.now() // 3600 * 3600)}" in data
+    assert f"candles to {to_iso(right.now() // 3600 * 3600)}" in data
 
 
-def test_a_model_of_another_horizon_is_refused(settings: Settings) -> None:
+def test_model_with_other_horizon_is_refused(settings: Settings) -> None:
     (outcome,) = run_once([settings.model_copy(update={"horizon_hours": 24.0})], SystemClock(), register=True)
     assert outcome.exit_code == 5
     assert "asks for 24 h ahead" in outcome.reason
 
 
-def test_an_unregistered_worker_is_told_the_fee_before_anything_is_paid(settings: Settings) -> None:
+def test_unregistered_worker_is_refused_with_the_fee(settings: Settings) -> None:
     (outcome,) = run_once([settings], SystemClock())
     assert outcome.exit_code == 5
     assert "--register" in outcome.reason
     assert "uallo" in outcome.reason
 
 
-def test_a_maximum_fee_bounds_the_registration_too(settings: Settings, tmp_path: Path) -> None:
+def test_maximum_fee_limits_the_registration(settings: Settings, tmp_path: Path) -> None:
     local = load_settings(state_dir=tmp_path / "local", log_dir=tmp_path / "l", max_fee_uallo=463_000)
     clock = MidHour()
     (outcome,) = run_once([local], clock)
@@ -113,57 +113,57 @@ def test_a_maximum_fee_bounds_the_registration_too(settings: Settings, tmp_path:
     assert outcome.outcome == "submitted"
 
 
-def test_a_lost_ledger_is_rebuilt_from_what_the_chain_counts(tmp_path: Path, root: Path) -> None:
+def test_lost_ledger_is_recovered_from_chain(tmp_path: Path, root: Path) -> None:
     settings = load_settings(
         state_dir=tmp_path / "s", log_dir=tmp_path / "l", mnemonic=PHRASE, model=root / "models" / "demo"
     )
     with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
-        one = settings.model_copy(update={"rpc_endpoints": (node.endpoint,)})
+        settings_of_topic = settings.model_copy(update={"rpc_endpoints": (node.endpoint,)})
         nonces = []
         for _ in range(3):
-            (outcome,) = run_once([one], SystemClock())
+            (outcome,) = run_once([settings_of_topic], SystemClock())
             assert outcome.outcome == "submitted", outcome.reason
             nonces.append(outcome.nonce)
             assert outcome.nonce is not None
             node.advance(outcome.nonce + 720 - node.advance(0))
         for part in (tmp_path / "s").glob("ledger.sqlite*"):
             part.unlink()
-        (outcome,) = run_once([one], SystemClock())
+        (outcome,) = run_once([settings_of_topic], SystemClock())
         assert outcome.outcome == "submitted", outcome.reason
     with closing(Ledger(tmp_path / "s" / "ledger.sqlite")) as ledger:
         entries = ledger.entries("localnet", str(outcome.wallet))
     assert [entry.nonce for entry in entries] == [*nonces, outcome.nonce]
-    assert [entry.row.state for entry in entries] == [State.ADMITTED] * 3 + [State.INCLUDED]
+    assert [entry.row.state for entry in entries] == [SubmissionState.ADMITTED] * 3 + [SubmissionState.INCLUDED]
 
 
-def test_a_cycle_that_persists_waits_for_the_first_endpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_retrying_cycle_waits_for_the_first_endpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody listens at the endpoint when the cycle begins; a node does a moment later, and the epoch is served."""
     caplog.set_level(logging.INFO)
     with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
-        node.set_faults([Fault("refuse")])
+        node.set_faults([NodeFault("refuse")])
         settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l", rpc_endpoints=(node.endpoint,))
 
-        ended = threading.Event()
+        outcomes = threading.Event()
 
-        def come_up() -> None:
-            while "Trying again" not in caplog.text and not ended.is_set():
-                ended.wait(0.05)
+        def start_node() -> None:
+            while "Trying again" not in caplog.text and not outcomes.is_set():
+                outcomes.wait(0.05)
             node.set_faults()
 
-        thread = threading.Thread(target=come_up)
+        thread = threading.Thread(target=start_node)
         thread.start()
         try:
-            (outcome,) = run_once([settings], SystemClock(), persist=True)
+            (outcome,) = run_once([settings], SystemClock(), retry_until_closed=True)
         finally:
-            ended.set()
+            outcomes.set()
             thread.join()
     assert outcome.outcome == "submitted", outcome.reason
 
 
-def test_a_lost_answer_costs_neither_the_registration_nor_the_submission(tmp_path: Path) -> None:
+def test_lost_answer_keeps_registration_and_submission(tmp_path: Path) -> None:
     settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l")
     with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
-        endpoint = node.add_endpoint([Fault("lose-answer")])
+        endpoint = node.add_endpoint([NodeFault("lose-answer")])
         (outcome,) = run_once([settings.model_copy(update={"rpc_endpoints": (endpoint,)})], SystemClock())
         assert outcome.outcome == "submitted", outcome.reason
         assert len(node.record().inclusions(67, outcome.nonce or 0, outcome.wallet or "")) == 1

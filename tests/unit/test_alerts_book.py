@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.alerts.book import MOST_CONDITIONS, MOST_NONCES, Book, Message
+from forecastd.alerts.rules import MAX_CONDITIONS, MAX_NONCES, AlertMessage, AlertState
 
 HOUR = 3600.0
 MISSED = ("missed_epoch", "topic 67")
 
 
-def seen(messages: list[Message]) -> list[tuple[str, float, int]]:
-    return [(message.event, message.at, message.held_back) for message in messages]
+def events_of(messages: list[AlertMessage]) -> list[tuple[str, float, int]]:
+    return [(message.event, message.sent_at, message.suppressed) for message in messages]
 
 
 # Each step: at which second, what happens (miss or serve a nonce, a person is needed or not, time goes by).
@@ -58,26 +58,26 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("steps", "expected"), TABLE.values(), ids=TABLE.keys())
-def test_what_is_told_and_when(steps: list[tuple[float, str, int]], expected: list[tuple[str, float, int]]) -> None:
-    book, told = Book(HOUR), []
-    for at, step, nonce in steps:
-        book, messages = play(book, step, nonce, at)
-        told += messages
-    assert seen(told) == expected
+def test_message_sequence(steps: list[tuple[float, str, int]], expected: list[tuple[str, float, int]]) -> None:
+    alert_state, sent = AlertState(HOUR), []
+    for expected_time, step, nonce in steps:
+        alert_state, messages = run_steps(alert_state, step, nonce, expected_time)
+        sent += messages
+    assert events_of(sent) == expected
 
 
-def play(book: Book, step: str, nonce: int, now: float) -> tuple[Book, list[Message]]:
+def run_steps(alert_state: AlertState, step: str, nonce: int, now: float) -> tuple[AlertState, list[AlertMessage]]:
     if step == "tick":
-        return book.due(now)
+        return alert_state.take_due_messages(now)
     if step == "miss":
-        book, message = book.alarm(MISSED, f"missed {nonce}", now, nonce=nonce)
+        alert_state, message = alert_state.fire(MISSED, f"missed {nonce}", now, nonce=nonce)
     elif step == "serve":
-        book, message = book.recovery(MISSED, f"served {nonce}", now, nonce=nonce)
+        alert_state, message = alert_state.resolve(MISSED, f"served {nonce}", now, nonce=nonce)
     elif step == "raise":
-        book, message = book.alarm(("needs_human", "topic 67"), "a person", now)
+        alert_state, message = alert_state.fire(("needs_human", "topic 67"), "a person", now)
     else:
-        book, message = book.recovery(("needs_human", "topic 67"), "no person", now)
-    return book, [message] if message else []
+        alert_state, message = alert_state.resolve(("needs_human", "topic 67"), "no person", now)
+    return alert_state, [message] if message else []
 
 
 steps = st.lists(
@@ -91,83 +91,83 @@ steps = st.lists(
 
 
 @given(steps)
-def test_no_alarm_is_lost_and_none_comes_too_early_and_at_rest_the_person_knows(
+def test_no_alert_is_lost_or_early_and_the_final_state_is_sent(
     steps: list[tuple[float, str, bool]],
 ) -> None:
-    book, now, raised = Book(HOUR), 0.0, 0
+    alert_state, now, raised = AlertState(HOUR), 0.0, 0
     state = {"missed_epoch": False, "needs_human": False}
-    told: list[Message] = []  # what reached the person
+    notified: list[AlertMessage] = []  # what reached the person
     for nonce, (pause, step, reached) in enumerate(steps):
         now += pause
         raised += step in {"miss", "raise"}
         state |= {"miss": {"missed_epoch": True}, "serve": {"missed_epoch": False}, "raise": {"needs_human": True},
                   "lower": {"needs_human": False}}.get(step, {})  # fmt: skip
-        book, messages = play(book, step, nonce, now)
+        alert_state, messages = run_steps(alert_state, step, nonce, now)
         for message in messages:
             if reached:
-                told.append(message)
+                notified.append(message)
             else:
-                book = book.undelivered(message, now)
+                alert_state = alert_state.mark_undelivered(message, now)
     for _ in range(10):  # then everything gets through
-        wait = book.wait(now)
+        wait = alert_state.seconds_until_due(now)
         if wait is None:
             break
         now += max(wait, 0.01)  # as the thread does
-        book, messages = book.due(now)
-        told += messages
-    assert book.wait(now) is None
-    assert sum(message.alarms for message in told) == raised
+        alert_state, messages = alert_state.take_due_messages(now)
+        notified += messages
+    assert alert_state.seconds_until_due(now) is None
+    assert sum(message.alert_count for message in notified) == raised
     for kind in state:
-        mine = [message for message in told if message.kind == kind]
+        mine = [message for message in notified if message.kind == kind]
         assert (mine[-1].event == "alarm" if mine else False) == state[kind]
-        alarms = [message.at for message in mine if message.event == "alarm"]
+        alarms = [message.sent_at for message in mine if message.event == "alarm"]
         assert all(later - earlier >= 300 - 1e-6 for earlier, later in pairwise(alarms))
 
 
 @given(steps)
-def test_where_everything_gets_through_two_alarms_are_an_interval_apart(steps: list[tuple[float, str, bool]]) -> None:
-    book, now, told = Book(HOUR), 0.0, list[Message]()
+def test_delivered_alerts_are_an_interval_apart(steps: list[tuple[float, str, bool]]) -> None:
+    alert_state, now, notified = AlertState(HOUR), 0.0, list[AlertMessage]()
     for nonce, (pause, step, _) in enumerate(steps):
         now += pause
-        book, messages = play(book, step, nonce, now)
-        told += messages
+        alert_state, messages = run_steps(alert_state, step, nonce, now)
+        notified += messages
     for kind in ("missed_epoch", "needs_human"):
-        mine = [message for message in told if message.kind == kind]
-        alarms = [message.at for message in mine if message.event == "alarm"]
+        mine = [message for message in notified if message.kind == kind]
+        alarms = [message.sent_at for message in mine if message.event == "alarm"]
         assert all(later - earlier >= HOUR - 1e-6 for earlier, later in pairwise(alarms))
         ends = [message for message in mine if message.event == "recovery"]
-        told_of = [message for message in mine if message.event == "alarm" or message.held_back]
+        told_of = [message for message in mine if message.event == "alarm" or message.suppressed]
         assert len(ends) <= len(told_of)
 
 
 @given(steps)
-def test_a_crash_before_delivery_leaves_everything_to_be_told(steps: list[tuple[float, str, bool]]) -> None:
-    book, now, waiting, raised = Book(HOUR), 0.0, list[Message](), 0
+def test_crash_before_delivery_leaves_every_message_pending(steps: list[tuple[float, str, bool]]) -> None:
+    alert_state, now, waiting, raised = AlertState(HOUR), 0.0, list[AlertMessage](), 0
     for nonce, (pause, step, _) in enumerate(steps):
         now += pause
         raised += step in {"miss", "raise"}
-        book, messages = play(book, step, nonce, now)
+        alert_state, messages = run_steps(alert_state, step, nonce, now)
         waiting += messages
-    after, told = book.unsaid(waiting).due(now)
+    after, notified = alert_state.without_messages(waiting).take_due_messages(now)
     if raised:
-        assert after.wait(now) is None
-    assert sum(message.alarms for message in told) == raised
+        assert after.seconds_until_due(now) is None
+    assert sum(message.alert_count for message in notified) == raised
 
 
-def test_a_message_stands_for_an_earlier_one_that_was_lost() -> None:
-    book, first = Book(HOUR).alarm(MISSED, "missed 1", 0.0, nonce=1)
-    book, _ = book.alarm(MISSED, "missed 2", 10.0, nonce=2)
-    _, end = book.recovery(MISSED, "served 3", 20.0, nonce=3)
+def test_message_absorbs_an_undelivered_one() -> None:
+    alert_state, first = AlertState(HOUR).fire(MISSED, "missed 1", 0.0, nonce=1)
+    alert_state, _ = alert_state.fire(MISSED, "missed 2", 10.0, nonce=2)
+    _, end = alert_state.resolve(MISSED, "served 3", 20.0, nonce=3)
     assert first is not None
     assert end is not None
-    assert (end.held_back, end.instead_of(first).held_back) == (1, 2)
+    assert (end.suppressed, end.absorb(first).suppressed) == (1, 2)
 
 
-def test_conditions_and_remembered_epochs_are_bounded() -> None:
-    book = Book(HOUR)
-    for number in range(MOST_CONDITIONS + 50):
-        book, _ = book.alarm(("needs_human", f"topic {number}"), "a person", float(number))
-    assert len(book.conditions) == MOST_CONDITIONS
-    for nonce in range(MOST_NONCES + 50):
-        book, _ = book.alarm(MISSED, "missed", float(nonce), nonce=nonce)
-    assert len(book.conditions[MISSED].nonces) == MOST_NONCES
+def test_conditions_and_nonces_are_bounded() -> None:
+    alert_state = AlertState(HOUR)
+    for number in range(MAX_CONDITIONS + 50):
+        alert_state, _ = alert_state.fire(("needs_human", f"topic {number}"), "a person", float(number))
+    assert len(alert_state.conditions) == MAX_CONDITIONS
+    for nonce in range(MAX_NONCES + 50):
+        alert_state, _ = alert_state.fire(MISSED, "missed", float(nonce), nonce=nonce)
+    assert len(alert_state.conditions[MISSED].nonces) == MAX_NONCES

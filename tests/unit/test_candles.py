@@ -8,44 +8,55 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecastd.candles import COLUMNS, HOUR, Candles, Provenance, check, examine, join, join_provenance, mend, suspect
 from forecastd.errors import SkipEpoch
+from forecastd.market.candles import (
+    COLUMNS,
+    HOUR,
+    Candles,
+    Provenance,
+    check_candles,
+    find_implausible,
+    merge,
+    merge_provenance,
+    repair,
+    run_checks,
+)
 
 START = 1_570_000_000 // HOUR * HOUR
 ORIGIN = Provenance("test", 1.6e9, "ab", synthetic=False)
 Change = Callable[[Candles], Candles]
 
 
-def walk(n: int, seed: int = 0) -> Candles:
+def random_walk(n: int, seed: int = 0) -> Candles:
     """A plain random walk of `n` hours, prices about 8,000."""
     rng = np.random.default_rng(seed)
     level = 8_000 * np.exp(np.cumsum(rng.normal(0, 0.005, n + 1)))
-    opened, close = level[:-1], level[1:]
-    high, low = np.maximum(opened, close) * 1.001, np.minimum(opened, close) * 0.999
+    open_, close = level[:-1], level[1:]
+    high, low = np.maximum(open_, close) * 1.001, np.minimum(open_, close) * 0.999
     time = START + HOUR * np.arange(n, dtype=np.int64)
-    return Candles("btcusd", HOUR, time, opened, high, low, close, rng.uniform(1, 9, n), ORIGIN)
+    return Candles("btcusd", HOUR, time, open_, high, low, close, rng.uniform(1, 9, n), ORIGIN)
 
 
-def scaled(at: slice, factor: float) -> Change:
+def scale_prices(index: slice, factor: float) -> Change:
     def change(candles: Candles) -> Candles:
         parts = {name: getattr(candles, name).copy() for name in COLUMNS[:4]}
         for part in parts.values():
-            part[at] *= factor
+            part[index] *= factor
         return replace(candles, **parts)
 
     return change
 
 
-def put(name: str, at: int, value: float) -> Change:
+def set_value(name: str, index: int, value: float) -> Change:
     def change(candles: Candles) -> Candles:
         column = getattr(candles, name).copy()
-        column[at] = value
+        column[index] = value
         return replace(candles, **{name: column})
 
     return change
 
 
-def frozen(first: int, last: int, *, prices: bool = True) -> Change:
+def freeze_prices(first: int, last: int, *, prices: bool = True) -> Change:
     def change(candles: Candles) -> Candles:
         names = ("open", "high", "low", "close") if prices else ("close",)
         parts = {name: getattr(candles, name).copy() for name in names}
@@ -59,9 +70,9 @@ def frozen(first: int, last: int, *, prices: bool = True) -> Change:
     return change
 
 
-def judged(candles: Candles, *, now: float | None = None, needed: int = 100) -> str:
+def find_failed_check(candles: Candles, *, now: float | None = None, needed: int = 100) -> str:
     try:
-        check(candles, now=START + 120 * HOUR if now is None else now, needed=needed, max_age=2 * HOUR)
+        check_candles(candles, now=START + 120 * HOUR if now is None else now, min_length=needed, max_age=2 * HOUR)
     except SkipEpoch as error:
         return error.check
     return "ok"
@@ -77,99 +88,99 @@ CASES: list[tuple[str, Change, str]] = [
     ("two hours old", lambda c: c.take(slice(0, 118)), "ok"),
     ("milliseconds", lambda c: replace(c, time=c.time * 1000), "unit"),
     ("a time of 1970", lambda c: replace(c, time=c.time - START), "unit"),
-    ("cents from an hour on", scaled(slice(60, None), 100.0), "unit"),
-    ("a tenth from an hour on", scaled(slice(60, None), 0.1), "unit"),
+    ("cents from an hour on", scale_prices(slice(60, None), 100.0), "unit"),
+    ("a tenth from an hour on", scale_prices(slice(60, None), 0.1), "unit"),
     ("half an hour off", lambda c: replace(c, time=c.time - HOUR // 2), "grid"),
-    ("hundredfold for one hour", scaled(slice(60, 61), 100.0), "spike"),
-    ("hundredth for three hours", scaled(slice(60, 63), 0.01), "spike"),
-    ("doubled for one hour", scaled(slice(60, 61), 2.0), "spike"),
-    ("doubled in the last hour", scaled(slice(119, None), 2.0), "spike"),
-    ("doubled for good", scaled(slice(60, None), 2.0), "ok"),
-    ("a crash of 30 % for good", scaled(slice(60, None), 0.7), "ok"),
-    ("a crash of 30 % in the last hour", scaled(slice(119, None), 0.7), "ok"),
-    ("a crash of 30 % and back", scaled(slice(60, 62), 0.7), "ok"),
-    ("a spike before the candles needed", scaled(slice(5, 6), 100.0), "ok"),
-    ("a wick of a hundred", put("high", 60, 800_000.0), "spike"),
-    ("a wick down to a cent", put("low", 60, 0.01), "spike"),
-    ("an opening of a hundredfold", lambda c: put("high", 60, 8e5)(put("open", 60, 8e5)(c)), "spike"),
-    ("the price stands still", frozen(60, 66), "flat"),
-    ("five hours without trade", frozen(60, 65), "ok"),
-    ("one closing price for a day", frozen(60, 84, prices=False), "flat"),
-    ("NaN", put("close", 60, np.nan), "nonfinite"),
-    ("infinite volume", put("volume", 60, np.inf), "nonfinite"),
-    ("NaN before the candles needed", put("close", 5, np.nan), "ok"),
-    ("a price of zero", put("low", 60, 0.0), "inconsistent"),
-    ("a negative volume", put("volume", 60, -1.0), "inconsistent"),
-    ("high below low", put("high", 60, 100.0), "inconsistent"),
-    ("the close above the high", put("close", 60, 9_999.0), "inconsistent"),
+    ("hundredfold for one hour", scale_prices(slice(60, 61), 100.0), "spike"),
+    ("hundredth for three hours", scale_prices(slice(60, 63), 0.01), "spike"),
+    ("doubled for one hour", scale_prices(slice(60, 61), 2.0), "spike"),
+    ("doubled in the last hour", scale_prices(slice(119, None), 2.0), "spike"),
+    ("doubled for good", scale_prices(slice(60, None), 2.0), "ok"),
+    ("a crash of 30 % for good", scale_prices(slice(60, None), 0.7), "ok"),
+    ("a crash of 30 % in the last hour", scale_prices(slice(119, None), 0.7), "ok"),
+    ("a crash of 30 % and back", scale_prices(slice(60, 62), 0.7), "ok"),
+    ("a spike before the candles needed", scale_prices(slice(5, 6), 100.0), "ok"),
+    ("a wick of a hundred", set_value("high", 60, 800_000.0), "spike"),
+    ("a wick down to a cent", set_value("low", 60, 0.01), "spike"),
+    ("an opening of a hundredfold", lambda c: set_value("high", 60, 8e5)(set_value("open", 60, 8e5)(c)), "spike"),
+    ("the price stands still", freeze_prices(60, 66), "flat"),
+    ("five hours without trade", freeze_prices(60, 65), "ok"),
+    ("one closing price for a day", freeze_prices(60, 84, prices=False), "flat"),
+    ("NaN", set_value("close", 60, np.nan), "nonfinite"),
+    ("infinite volume", set_value("volume", 60, np.inf), "nonfinite"),
+    ("NaN before the candles needed", set_value("close", 5, np.nan), "ok"),
+    ("a price of zero", set_value("low", 60, 0.0), "inconsistent"),
+    ("a negative volume", set_value("volume", 60, -1.0), "inconsistent"),
+    ("high below low", set_value("high", 60, 100.0), "inconsistent"),
+    ("the close above the high", set_value("close", 60, 9_999.0), "inconsistent"),
 ]
 
 
 @pytest.mark.parametrize(("change", "verdict"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_what_is_wrong_is_refused_by_name(change: Change, verdict: str) -> None:
-    assert judged(change(walk(120))) == verdict
+def test_check_invalid_candles_are_refused_by_name(change: Change, verdict: str) -> None:
+    assert find_failed_check(change(random_walk(120))) == verdict
 
 
-def test_a_candle_of_the_future_is_refused_and_an_open_one_dropped() -> None:
-    candles = walk(120)
-    assert judged(candles, now=candles.end - HOUR - 1) == "future"
-    whole, repairs = check(candles, now=candles.end - 1, needed=100, max_age=HOUR)
+def test_check_future_candle_is_refused_and_open_dropped() -> None:
+    candles = random_walk(120)
+    assert find_failed_check(candles, now=candles.end - HOUR - 1) == "future"
+    whole, repairs = check_candles(candles, now=candles.end - 1, min_length=100, max_age=HOUR)
     assert len(whole) == 119
     assert "not complete" in repairs[0]
 
 
-def test_examine_names_each_check_and_agrees_with_check() -> None:
-    candles = scaled(slice(60, 61), 100.0)(walk(120).take(np.arange(120) != 80))
-    reasons = examine(candles, now=candles.end, needed=100, max_age=HOUR)
+def test_run_checks_agrees_with_check_candles() -> None:
+    candles = scale_prices(slice(60, 61), 100.0)(random_walk(120).take(np.arange(120) != 80))
+    reasons = run_checks(candles, now=candles.end, min_length=100, max_age=HOUR)
     assert {name for name, reason in reasons.items() if reason} == {"gap", "spike"}
 
 
 @given(order=st.permutations(range(40)), twice=st.lists(st.integers(0, 39), max_size=10))
-def test_any_order_and_any_identical_duplicates_are_mended_exactly(order: list[int], twice: list[int]) -> None:
-    candles = put("volume", 7, np.nan)(walk(40))
-    mixed = candles.take(np.array(order + twice))
-    mended = mend(mixed)
+def test_repair_sorts_and_drops_identical_duplicates(order: list[int], repeated: list[int]) -> None:
+    candles = set_value("volume", 7, np.nan)(random_walk(40))
+    mixed = candles.take(np.array(order + repeated))
+    repaired = repair(mixed)
     for name in ("time", *COLUMNS):
-        np.testing.assert_array_equal(getattr(mended, name), getattr(candles, name))
-    assert bool(mended.repairs) == (order != sorted(order) or bool(twice))
+        np.testing.assert_array_equal(getattr(repaired, name), getattr(candles, name))
+    assert bool(repaired.repairs) == (order != sorted(order) or bool(repeated))
 
 
 @given(at=st.integers(0, 39), name=st.sampled_from(COLUMNS))
-def test_two_candles_that_differ_for_one_hour_are_refused(at: int, name: str) -> None:
-    candles = walk(40)
-    rows = np.append(np.arange(40), at)
-    doubled = candles.take(rows)
-    other = getattr(doubled, name).copy()
+def test_repair_conflicting_duplicates_are_refused(index: int, name: str) -> None:
+    candles = random_walk(40)
+    rows = np.append(np.arange(40), index)
+    repeated = candles.take(rows)
+    other = getattr(repeated, name).copy()
     other[-1] += 0.01
-    with pytest.raises(SkipEpoch) as caught:
-        mend(replace(doubled, **{name: other}))
-    assert caught.value.check == "duplicate"
+    with pytest.raises(SkipEpoch) as error:
+        repair(replace(repeated, **{name: other}))
+    assert error.value.check == "duplicate"
 
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), sigma=st.floats(0.0005, 0.02))
-def test_an_ordinary_market_is_never_refused(seed: int, sigma: float) -> None:
+def test_check_random_walk_passes(seed: int, sigma: float) -> None:
     rng = np.random.default_rng(seed)
     close = 100 * np.exp(np.cumsum(rng.standard_t(4, 300) * sigma))
     time = START + HOUR * np.arange(300, dtype=np.int64)
-    opened = np.append(100.0, close[:-1])
-    high, low = np.maximum(opened, close), np.minimum(opened, close)
-    candles = Candles("x", HOUR, time, opened, high, low, close, np.ones(300), ORIGIN)
+    open_ = np.append(100.0, close[:-1])
+    high, low = np.maximum(open_, close), np.minimum(open_, close)
+    candles = Candles("x", HOUR, time, open_, high, low, close, np.ones(300), ORIGIN)
     if np.abs(np.diff(np.log(close))).max() < 0.5:
-        check(candles, now=candles.end, needed=300, max_age=0)
+        check_candles(candles, now=candles.end, min_length=300, max_age=0)
 
 
-def test_real_candles_pass_at_every_hour_but_where_the_feed_stood_still(real_candles: object) -> None:
+def test_check_real_candles_pass_except_frozen_feed(real_candles: object) -> None:
     from pathlib import Path
 
-    from forecastd.sources.file import FileSource
+    from forecastd.market.sources.file import FileSource
 
     assert isinstance(real_candles, Path)
     whole = FileSource(real_candles, "btcusd").fetch(0, 2**33, 1.7e9)
     refused: dict[str, set[str]] = {}
     for end in range(408, len(whole) + 1, 97):
         recent = whole.take(slice(end - 408, end))
-        for name, reason in examine(recent, now=recent.end, needed=408, max_age=0).items():
+        for name, reason in run_checks(recent, now=recent.end, min_length=408, max_age=0).items():
             if reason:
                 refused.setdefault(name, set()).add(reason)
     assert set(refused) == {"flat"}
@@ -177,33 +188,33 @@ def test_real_candles_pass_at_every_hour_but_where_the_feed_stood_still(real_can
     assert all("6556.25" in reason for reason in refused["flat"])
 
 
-def test_joined_candles_are_sorted_and_keep_every_hash() -> None:
-    candles = walk(40)
+def test_merge_sorts_and_combines_hashes() -> None:
+    candles = random_walk(40)
     first = replace(candles.take(slice(0, 25)), provenance=replace(ORIGIN, sha256="a", fetched_at=5.0))
     second = replace(candles.take(slice(20, 40)), provenance=replace(ORIGIN, sha256="b", fetched_at=9.0))
-    both = join([second, first])
+    both = merge([second, first])
     np.testing.assert_array_equal(both.time, candles.time)
     assert both.provenance.fetched_at == 9.0
     assert both.provenance.sha256 not in {"a", "b"}
-    assert join([first, first]).provenance == first.provenance
+    assert merge([first, first]).provenance == first.provenance
 
 
-def test_made_up_and_real_candles_never_join() -> None:
+def test_merge_synthetic_and_real_is_refused() -> None:
     with pytest.raises(ValueError, match="different sources"):
-        join_provenance([ORIGIN, replace(ORIGIN, synthetic=True)])
+        merge_provenance([ORIGIN, replace(ORIGIN, synthetic=True)])
 
 
-def test_values_that_cannot_be_right_are_suspect_wherever_they_stand() -> None:
-    assert suspect(walk(40)) is None
-    assert suspect(scaled(slice(20, 21), 100.0)(walk(40))) is not None
-    assert suspect(walk(40).take(slice(0, 0))) is None
+def test_find_implausible_detects_bad_value_anywhere() -> None:
+    assert find_implausible(random_walk(40)) is None
+    assert find_implausible(scale_prices(slice(20, 21), 100.0)(random_walk(40))) is not None
+    assert find_implausible(random_walk(40).take(slice(0, 0))) is None
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(10**3, "milliseconds"), (10**6, "microseconds"), (10**9, "nanoseconds")])
-def test_another_unit_of_time_is_named_where_it_fits(factor: int, unit: str) -> None:
-    candles = walk(30)
+def test_check_time_unit_is_named(factor: int, unit: str) -> None:
+    candles = random_walk(30)
     with pytest.raises(SkipEpoch, match=f"is it in {unit}"):
-        check(replace(candles, time=candles.time * factor), now=candles.end, needed=30, max_age=HOUR)
+        check_candles(replace(candles, time=candles.time * factor), now=candles.end, min_length=30, max_age=HOUR)
 
 
 @pytest.mark.parametrize(
@@ -216,9 +227,9 @@ def test_another_unit_of_time_is_named_where_it_fits(factor: int, unit: str) -> 
         (-(10**12), "opens at -1000000000000 s since 1970"),
     ],
 )
-def test_a_date_far_away_is_not_taken_for_milliseconds(time: int, says: str) -> None:
-    candles = walk(1)
-    with pytest.raises(SkipEpoch, match=says) as caught:
-        check(replace(candles, time=np.array([time])), now=START, needed=1, max_age=HOUR)
-    assert caught.value.check == "unit"
-    assert "milliseconds" not in str(caught.value)
+def test_check_distant_date_is_not_milliseconds(time: int, says: str) -> None:
+    candles = random_walk(1)
+    with pytest.raises(SkipEpoch, match=says) as error:
+        check_candles(replace(candles, time=np.array([time])), now=START, min_length=1, max_age=HOUR)
+    assert error.value.check == "unit"
+    assert "milliseconds" not in str(error.value)

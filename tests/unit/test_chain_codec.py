@@ -12,26 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.chain.codec import build_tx, canonical_value, register_message, sign_submission, tx_hash
-from forecastd.chain.keys import verify
+from forecastd.chain.keys import verify_signature
 from forecastd.chain.sdk import EmissionsVersion, emissions, messages
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman
-from forecastd.ledger import Submission
+from forecastd.ledger.ledger import Submission
 
 WALLET = Wallet(b"\5" * 32)
 VERSIONS = pytest.mark.parametrize("version", ["v9", "v10"])
 
 
-def signed(**more: Any) -> Submission:
-    asked = {
+def sign_forecast(**more: Any) -> Submission:
+    fields = {
         "version": "v10", "chain_id": "allora-testnet-1", "topic_id": 67, "nonce": 1000, "value": 0.0123,
         "synthetic": False, "account_number": 7, "sequence": 3, "gas": 250_000, "fee_uallo": 5_000,
         "timeout_height": 1719,
     }  # fmt: skip
-    return sign_submission(WALLET, **{**asked, **more})
+    return sign_submission(WALLET, **{**fields, **more})
 
 
-def opened(submission: Submission) -> tuple[Any, Any, Any]:
+def parse_tx(submission: Submission) -> tuple[Any, Any, Any]:
     """The raw transaction, its body, its auth info."""
     tx = messages("cosmos.tx.v1beta1")
     raw = tx.TxRaw.parse(submission.tx_bytes)
@@ -39,8 +39,8 @@ def opened(submission: Submission) -> tuple[Any, Any, Any]:
 
 
 @VERSIONS
-def test_the_payload_has_the_shape_of_its_version(version: EmissionsVersion) -> None:
-    _, body, _ = opened(signed(version=version, value=1e-7))
+def test_payload_fields_follow_the_version(version: EmissionsVersion) -> None:
+    _, body, _ = parse_tx(sign_forecast(version=version, value=1e-7))
     assert [message.type_url for message in body.messages] == [f"/emissions.{version}.InsertWorkerPayloadRequest"]
     request = emissions(version).InsertWorkerPayloadRequest.parse(body.messages[0].value)
     bundle = request.worker_data_bundle
@@ -50,27 +50,30 @@ def test_the_payload_has_the_shape_of_its_version(version: EmissionsVersion) -> 
     assert (bundle.nonce.block_height, inference.block_height) == (1000, 1000)
     assert bundle.pubkey == WALLET.public_key.hex()
     if version == "v10":
-        assert (inference.value, [(one.label, one.value) for one in inference.values]) == ("0", [("y", "1E-7")])
+        assert (
+            inference.value,
+            [(labeled_value.label, labeled_value.value) for labeled_value in inference.values],
+        ) == ("0", [("y", "1E-7")])
     else:
         assert inference.value == "1E-7"
 
 
 @VERSIONS
-def test_both_signatures_hold_over_what_the_chain_verifies(version: EmissionsVersion) -> None:
-    submission = signed(version=version)
-    raw, body, _ = opened(submission)
+def test_signatures_verify_over_the_chains_bytes(version: EmissionsVersion) -> None:
+    submission = sign_forecast(version=version)
+    raw, body, _ = parse_tx(submission)
     bundle = emissions(version).InsertWorkerPayloadRequest.parse(body.messages[0].value).worker_data_bundle
     inner, signature = bytes(bundle.inference_forecasts_bundle), bundle.inferences_forecasts_bundle_signature
-    assert verify(WALLET.public_key, inner, signature)
+    assert verify_signature(WALLET.public_key, inner, signature)
     document = messages("cosmos.tx.v1beta1").SignDoc(
         body_bytes=raw.body_bytes, auth_info_bytes=raw.auth_info_bytes, chain_id="allora-testnet-1", account_number=7
     )
-    assert verify(WALLET.public_key, bytes(document), raw.signatures[0])
+    assert verify_signature(WALLET.public_key, bytes(document), raw.signatures[0])
 
 
-def test_the_transaction_carries_sequence_fee_gas_and_timeout() -> None:
-    submission = signed()
-    _, body, auth = opened(submission)
+def test_tx_carries_sequence_fee_gas_and_timeout() -> None:
+    submission = sign_forecast()
+    _, body, auth = parse_tx(submission)
     assert body.timeout_height == submission.timeout_height == 1719
     assert [signer.sequence for signer in auth.signer_infos] == [submission.sequence] == [3]
     assert (auth.fee.gas_limit, [(coin.denom, coin.amount) for coin in auth.fee.amount]) == (
@@ -80,7 +83,7 @@ def test_the_transaction_carries_sequence_fee_gas_and_timeout() -> None:
     assert submission.tx_hash == tx_hash(submission.tx_bytes) == hashlib.sha256(submission.tx_bytes).hexdigest().upper()
 
 
-def test_the_bytes_are_those_cosmpy_would_send() -> None:
+def test_tx_bytes_equal_cosmpys() -> None:
     from cosmpy.aerial.coins import Coin
     from cosmpy.aerial.tx import SigningCfg, Transaction, TxFee
     from cosmpy.crypto.keypairs import PrivateKey
@@ -101,29 +104,29 @@ def test_the_bytes_are_those_cosmpy_would_send() -> None:
 
 
 @pytest.mark.parametrize("chain_id", ["allora-testnet-1", "allora-mainnet-1", "localnetwork", ""])
-def test_synthetic_data_is_never_signed_for_a_real_chain(chain_id: str) -> None:
+def test_sign_submission_synthetic_on_real_chain_is_refused(chain_id: str) -> None:
     with pytest.raises(NeedsHuman, match="synthetic"):
-        signed(chain_id=chain_id, synthetic=True)
+        sign_forecast(chain_id=chain_id, synthetic=True)
 
 
 @pytest.mark.parametrize("chain_id", ["localnet", "localnet-20191017T090000Z"])
-def test_synthetic_data_may_be_signed_for_a_local_chain(chain_id: str) -> None:
-    assert signed(chain_id=chain_id, synthetic=True).chain_id == chain_id
+def test_sign_submission_synthetic_on_local_chain_is_signed(chain_id: str) -> None:
+    assert sign_forecast(chain_id=chain_id, synthetic=True).chain_id == chain_id
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "NaN", "Infinity", "price", ""])
-def test_what_is_no_finite_number_is_never_signed(value: float | str) -> None:
+def test_sign_submission_non_finite_value_is_refused(value: float | str) -> None:
     with pytest.raises(ValueError, match=r"decimal|float|NaN|Infinity"):
-        signed(value=value)
+        sign_forecast(value=value)
 
 
-def test_a_timeout_before_the_nonce_is_a_mistake() -> None:
+def test_sign_submission_timeout_before_nonce_is_refused() -> None:
     with pytest.raises(ValueError, match="before the nonce"):
-        signed(timeout_height=999)
+        sign_forecast(timeout_height=999)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_decimal_is_canonical_and_keeps_its_value(value: float) -> None:
+def test_canonical_value_keeps_the_value(value: float) -> None:
     text = canonical_value(value)
     assert float(text) == value
     assert canonical_value(text) == text
@@ -140,17 +143,17 @@ def test_a_decimal_is_canonical_and_keeps_its_value(value: float) -> None:
         (np.float32(0.25), "0.25"),
     ],
 )
-def test_numbers_are_written_as_the_chain_writes_them(value: float, text: str) -> None:
+def test_canonical_value_equals_the_chains_form(value: float, text: str) -> None:
     assert canonical_value(value) == text
 
 
-def test_signing_twice_gives_the_same_bytes() -> None:
-    assert signed() == signed()
-    assert signed(sequence=4).tx_hash != signed().tx_hash
+def test_sign_submission_is_deterministic() -> None:
+    assert sign_forecast() == sign_forecast()
+    assert sign_forecast(sequence=4).tx_hash != sign_forecast().tx_hash
 
 
 @VERSIONS
-def test_a_registration_is_the_wallets_own(version: EmissionsVersion) -> None:
+def test_register_message_owner_is_the_wallet(version: EmissionsVersion) -> None:
     url, content = register_message(WALLET, version=version, topic_id=42)
     request = emissions(version).RegisterRequest.parse(content)
     assert url == f"/emissions.{version}.RegisterRequest"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forecastd.chain.codes import CODES, TEXTS, UNKNOWN, Action, classify, classify_text
+from forecastd.chain.codes import CODES, TEXT_PATTERNS, UNKNOWN, Action, classify, classify_text
 
 CASES = [
     ("", 0, "", Action.ACCEPTED),
@@ -36,33 +36,31 @@ CASES = [
 
 
 @pytest.mark.parametrize(("codespace", "code", "text", "action"), CASES)
-def test_an_answer_is_known_by_codespace_and_code_together(
-    codespace: str, code: int, text: str, action: Action
-) -> None:
+def test_classify_uses_codespace_and_code(codespace: str, code: int, text: str, action: Action) -> None:
     assert classify(codespace, code, text).action is action
 
 
-def test_the_same_number_in_two_codespaces_means_two_things() -> None:
+def test_classify_same_code_differs_by_codespace() -> None:
     assert classify("sdk", 13).action is Action.RESIGN
     assert classify("emissions", 13).action is Action.NEEDS_HUMAN
 
 
-def test_a_text_never_overrules_a_code_that_is_known() -> None:
+def test_classify_text_never_overrides_a_known_code() -> None:
     for (codespace, code), meaning in CODES.items():
         assert classify(codespace, code, "inference already submitted; out of gas") is meaning
 
 
-def test_what_is_not_known_is_verified_and_never_signed_again() -> None:
+def test_classify_unknown_answer_is_verified() -> None:
     assert classify("wasm", 5, "execute contract failed") is UNKNOWN
     assert UNKNOWN.action is Action.VERIFY
 
 
-@pytest.mark.parametrize(("text", "meaning"), TEXTS)
-def test_a_text_is_found_in_any_letter_case_and_surroundings(text: str, meaning: object) -> None:
+@pytest.mark.parametrize(("text", "meaning"), TEXT_PATTERNS)
+def test_classify_text_ignores_case_and_surroundings(text: str, meaning: object) -> None:
     assert classify_text(f"failed to execute message; message index: 0: {text.upper()}: [cosmos]") == meaning
 
 
-def test_every_meaning_tells_a_person_something() -> None:
-    for meaning in (*CODES.values(), *(meaning for _, meaning in TEXTS), UNKNOWN):
-        assert meaning.meaning
+def test_classifications_have_description_and_advice() -> None:
+    for meaning in (*CODES.values(), *(meaning for _, meaning in TEXT_PATTERNS), UNKNOWN):
+        assert meaning.description
         assert meaning.advice.endswith(".")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.chain.fees import DEFAULT_GAS, quote
+from forecastd.chain.fees import DEFAULT_GAS, quote_fee
 from forecastd.errors import NeedsHuman
 from forecastd.settings import FeeTier
 
@@ -27,11 +27,11 @@ TIERS = st.sampled_from(["eco", "standard", "priority"])
         (1, Decimal("0.1"), 0, "eco", (2, 1)),
     ],
 )
-def test_gas_has_a_margin_and_the_price_is_the_markets_or_the_floor(
+def test_quote_fee_applies_margin_market_price_and_floor(
     simulated: int | None, market: Decimal | None, floor: int, tier: FeeTier, expected: tuple[int, int]
 ) -> None:
-    found = quote(simulated, market, floor=floor, tier=tier)
-    assert (found.gas, found.fee_uallo) == expected
+    fee_quote = quote_fee(simulated, market, floor=floor, tier=tier)
+    assert (fee_quote.gas, fee_quote.fee_uallo) == expected
 
 
 @given(
@@ -40,16 +40,14 @@ def test_gas_has_a_margin_and_the_price_is_the_markets_or_the_floor(
     st.integers(0, 10**9),
     TIERS,
 )
-def test_a_fee_covers_its_gas_at_the_floor_and_at_the_market(
-    simulated: int, market: Decimal, floor: int, tier: FeeTier
-) -> None:
-    found = quote(simulated, market, floor=floor, tier=tier)
-    assert found.gas >= simulated
-    assert found.fee_uallo >= found.gas * floor
-    assert found.fee_uallo >= found.gas * market
+def test_quote_fee_covers_gas_at_floor_and_market(simulated: int, market: Decimal, floor: int, tier: FeeTier) -> None:
+    fee_quote = quote_fee(simulated, market, floor=floor, tier=tier)
+    assert fee_quote.gas >= simulated
+    assert fee_quote.fee_uallo >= fee_quote.gas * floor
+    assert fee_quote.fee_uallo >= fee_quote.gas * market
 
 
-def test_a_fee_above_the_users_maximum_is_refused_with_both_figures() -> None:
+def test_quote_fee_above_the_maximum_shows_both_amounts() -> None:
     with pytest.raises(NeedsHuman, match=r"3600000 uallo.*3599999 uallo"):
-        quote(100_000, Decimal(10), floor=10, tier="eco", most=3_599_999)
-    assert quote(100_000, Decimal(10), floor=10, tier="eco", most=3_600_000).fee_uallo == 3_600_000
+        quote_fee(100_000, Decimal(10), floor=10, tier="eco", max_fee=3_599_999)
+    assert quote_fee(100_000, Decimal(10), floor=10, tier="eco", max_fee=3_600_000).fee_uallo == 3_600_000

@@ -8,104 +8,112 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.chain.health import (
-    FRESH,
-    LONGEST_REST,
+from forecastd.chain.endpoint_health import (
+    HEIGHT_MAX_AGE_SECONDS,
     MAX_LAG,
-    PROBE_LOST,
-    WRONG_CHAIN_REST,
-    Health,
-    Standing,
+    MAX_REST_SECONDS,
+    PROBE_TIMEOUT_SECONDS,
+    WRONG_CHAIN_REST_SECONDS,
+    EndpointHealth,
+    EndpointState,
 )
 
-NEW = Health()
-GOOD = NEW.ok(0.02).at(1000, 10.0, 10.0)
-DOWN = GOOD.failed("refused", 20.0)
-PROBED = DOWN.probe(21.0)
-ELSEWHERE = GOOD.on_chain("other-1", 20.0)
+UNTRIED = EndpointHealth()
+HEALTHY = UNTRIED.record_success(0.02).record_height(1000, 10.0, 10.0)
+FAILED = HEALTHY.record_failure("refused", 20.0)
+PROBING = FAILED.start_probe(21.0)
+WRONG_CHAIN = HEALTHY.record_wrong_chain("other-1", 20.0)
 
 
 @pytest.mark.parametrize(
     ("health", "now", "standing", "closed", "wants_probe"),
     [
-        (NEW, 0.0, Standing.UNTRIED, True, True),
-        (GOOD, 10.0, Standing.OK, True, False),
-        (GOOD, 10.0 + FRESH, Standing.OK, True, False),
-        (GOOD, 10.1 + FRESH, Standing.OK, True, True),
-        (NEW.ok(0.02), 0.0, Standing.OK, True, True),
-        (DOWN, 20.9, Standing.QUARANTINED, False, False),
-        (DOWN, 21.0, Standing.QUARANTINED, False, True),
-        (PROBED, 21.0, Standing.PROBING, False, False),
-        (PROBED, 21.0 + PROBE_LOST, Standing.PROBING, False, True),
-        (PROBED.ok(0.02), 22.0, Standing.OK, True, False),
-        (PROBED.failed("refused", 22.0), 23.9, Standing.QUARANTINED, False, False),
-        (PROBED.failed("refused", 22.0), 24.0, Standing.QUARANTINED, False, True),
-        (ELSEWHERE, 20.0, Standing.WRONG_CHAIN, False, False),
-        (ELSEWHERE, 20.0 + WRONG_CHAIN_REST, Standing.WRONG_CHAIN, False, True),
-        (ELSEWHERE.probe(320.0).failed("refused", 321.0), 400.0, Standing.WRONG_CHAIN, False, False),
-        (ELSEWHERE.probe(320.0).ok(0.02), 321.0, Standing.OK, True, True),
+        (UNTRIED, 0.0, EndpointState.UNTRIED, True, True),
+        (HEALTHY, 10.0, EndpointState.OK, True, False),
+        (HEALTHY, 10.0 + HEIGHT_MAX_AGE_SECONDS, EndpointState.OK, True, False),
+        (HEALTHY, 10.1 + HEIGHT_MAX_AGE_SECONDS, EndpointState.OK, True, True),
+        (UNTRIED.record_success(0.02), 0.0, EndpointState.OK, True, True),
+        (FAILED, 20.9, EndpointState.QUARANTINED, False, False),
+        (FAILED, 21.0, EndpointState.QUARANTINED, False, True),
+        (PROBING, 21.0, EndpointState.PROBING, False, False),
+        (PROBING, 21.0 + PROBE_TIMEOUT_SECONDS, EndpointState.PROBING, False, True),
+        (PROBING.record_success(0.02), 22.0, EndpointState.OK, True, False),
+        (PROBING.record_failure("refused", 22.0), 23.9, EndpointState.QUARANTINED, False, False),
+        (PROBING.record_failure("refused", 22.0), 24.0, EndpointState.QUARANTINED, False, True),
+        (WRONG_CHAIN, 20.0, EndpointState.WRONG_CHAIN, False, False),
+        (WRONG_CHAIN, 20.0 + WRONG_CHAIN_REST_SECONDS, EndpointState.WRONG_CHAIN, False, True),
+        (
+            WRONG_CHAIN.start_probe(320.0).record_failure("refused", 321.0),
+            400.0,
+            EndpointState.WRONG_CHAIN,
+            False,
+            False,
+        ),
+        (WRONG_CHAIN.start_probe(320.0).record_success(0.02), 321.0, EndpointState.OK, True, True),
     ],
 )
-def test_where_an_endpoint_stands(
-    health: Health, now: float, standing: Standing, closed: bool, wants_probe: bool
+def test_health_state_availability_and_probe(
+    health: EndpointHealth, now: float, state: EndpointState, is_available: bool, needs_probe: bool
 ) -> None:
-    assert health.standing([health]) is standing
-    assert health.closed is closed
-    assert health.wants_probe(now) is wants_probe
+    assert health.state([health]) is state
+    assert health.is_available is is_available
+    assert health.needs_probe(now) is needs_probe
 
 
-def test_each_failed_probe_doubles_the_rest_up_to_a_limit() -> None:
-    health, now, rests = NEW, 0.0, []
+def test_health_failed_probes_double_the_rest_up_to_a_limit() -> None:
+    health, now, rests = UNTRIED, 0.0, []
     for _ in range(8):
-        health = health.probe(now).failed("refused", now)
-        assert health.rests_until is not None
-        rests.append(health.rests_until - now)
-        now = health.rests_until
-    assert rests == [1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_REST, LONGEST_REST, LONGEST_REST]
+        health = health.start_probe(now).record_failure("refused", now)
+        assert health.rest_until is not None
+        rests.append(health.rest_until - now)
+        now = health.rest_until
+    assert rests == [1.0, 2.0, 4.0, 8.0, 16.0, MAX_REST_SECONDS, MAX_REST_SECONDS, MAX_REST_SECONDS]
     assert health.streak == 8
 
 
-def test_many_calls_that_fail_together_count_as_one_failure() -> None:
-    health = GOOD
+def test_health_simultaneous_failures_count_once() -> None:
+    health = HEALTHY
     for _ in range(20):
-        health = health.failed("refused", 20.0)
-    assert health.rests_until == DOWN.rests_until
+        health = health.record_failure("refused", 20.0)
+    assert health.rest_until == FAILED.rest_until
     assert health.streak == 20
 
 
-def test_an_answer_ends_whatever_stood_against_an_endpoint_but_the_error_of_the_day_stays_visible_until_then() -> None:
-    assert DOWN.error == "refused"
-    assert "other-1" in ELSEWHERE.error
-    for health in (DOWN, PROBED, ELSEWHERE):
-        back = health.ok(0.02)
-        assert (back.closed, back.streak, back.error, back.wrong_chain) == (True, 0, "", None)
+def test_health_success_clears_the_failure() -> None:
+    assert FAILED.error == "refused"
+    assert "other-1" in WRONG_CHAIN.error
+    for health in (FAILED, PROBING, WRONG_CHAIN):
+        back = health.record_success(0.02)
+        assert (back.is_available, back.streak, back.error, back.wrong_chain) == (True, 0, "", None)
 
 
 @pytest.mark.parametrize(
     ("mine", "other", "behind"),
     [
-        (GOOD, GOOD.at(1000 + MAX_LAG, 10.0, 10.0), False),
-        (GOOD, GOOD.at(1001 + MAX_LAG, 10.0, 10.0), True),
-        (GOOD, GOOD.at(500, 10.0, 10.0), False),
-        (GOOD, GOOD.at(1500, 10.0, 12.0), True),
+        (HEALTHY, HEALTHY.record_height(1000 + MAX_LAG, 10.0, 10.0), False),
+        (HEALTHY, HEALTHY.record_height(1001 + MAX_LAG, 10.0, 10.0), True),
+        (HEALTHY, HEALTHY.record_height(500, 10.0, 10.0), False),
+        (HEALTHY, HEALTHY.record_height(1500, 10.0, 12.0), True),
         # Read much later than mine: no wonder that it is higher.
-        (GOOD, GOOD.at(1500, 25.0, 25.0), False),
-        (GOOD.at(1000, 30.0, 30.0), GOOD.at(1500, 25.0, 25.0), True),
+        (HEALTHY, HEALTHY.record_height(1500, 25.0, 25.0), False),
+        (HEALTHY.record_height(1000, 30.0, 30.0), HEALTHY.record_height(1500, 25.0, 25.0), True),
         # Not heard from for longer than anybody is measured against it.
-        (GOOD.at(1000, 700.0, 700.0), GOOD.at(1500, 25.0, 25.0), False),
-        (GOOD, GOOD.at(1500, 10.0, 10.0).on_chain("other-1", 11.0), False),
-        (GOOD, replace(GOOD, height=1500).on_chain("other-1", 11.0).ok(0.1), False),
-        (NEW, GOOD, False),
-        (GOOD, NEW, False),
+        (HEALTHY.record_height(1000, 700.0, 700.0), HEALTHY.record_height(1500, 25.0, 25.0), False),
+        (HEALTHY, HEALTHY.record_height(1500, 10.0, 10.0).record_wrong_chain("other-1", 11.0), False),
+        (HEALTHY, replace(HEALTHY, height=1500).record_wrong_chain("other-1", 11.0).record_success(0.1), False),
+        (UNTRIED, HEALTHY, False),
+        (HEALTHY, UNTRIED, False),
     ],
 )
-def test_behind_is_who_lags_what_was_known_when_it_was_asked(mine: Health, other: Health, behind: bool) -> None:
-    assert mine.behind([mine, other]) is behind
-    assert (mine.ok(0.1).standing([mine, other]) is Standing.BEHIND) is behind
+def test_health_lag_is_measured_against_known_heights(
+    mine: EndpointHealth, other: EndpointHealth, behind: bool
+) -> None:
+    assert mine.is_behind([mine, other]) is behind
+    assert (mine.record_success(0.1).state([mine, other]) is EndpointState.BEHIND) is behind
 
 
-def test_small_differences_of_latency_do_not_reorder_endpoints() -> None:
-    ranks = [NEW.ok(latency).rank for latency in (0.0, 0.01, 0.049, 0.06, 0.12, 0.5, 3.0)]
+def test_health_small_latency_differences_keep_the_order() -> None:
+    ranks = [UNTRIED.record_success(latency).rank for latency in (0.0, 0.01, 0.049, 0.06, 0.12, 0.5, 3.0)]
     assert ranks[:3] == [0, 0, 0]
     assert ranks == sorted(ranks)
     assert ranks[3] < ranks[4] < ranks[5] < ranks[6]
@@ -116,55 +124,57 @@ EVENTS = st.lists(
 )
 
 
-def _lived(events: list[tuple[str, float]]) -> tuple[Health, float]:
+def _after_events(events: list[tuple[str, float]]) -> tuple[EndpointHealth, float]:
     """An endpoint after a history, and the time of its end."""
-    health, now = NEW, 0.0
+    health, now = UNTRIED, 0.0
     for kind, wait in events:
         now += wait
         match kind:
             case "ok":
-                health = health.ok(0.02)
+                health = health.record_success(0.02)
             case "failed":
-                health = health.failed("refused", now)
+                health = health.record_failure("refused", now)
             case "wrong":
-                health = health.on_chain("other-1", now)
+                health = health.record_wrong_chain("other-1", now)
             case "probe":
-                health = health.probe(now) if health.wants_probe(now) else health
+                health = health.start_probe(now) if health.needs_probe(now) else health
             case "height":
-                health = health.at(int(now), now, now)
+                health = health.record_height(int(now), now, now)
     return health, now
 
 
 @given(EVENTS)
-def test_whatever_happened_an_endpoint_is_asked_again_within_a_bounded_time(events: list[tuple[str, float]]) -> None:
-    health, now = _lived(events)
-    assert health.closed or health.wants_probe(now + max(LONGEST_REST, PROBE_LOST, WRONG_CHAIN_REST))
+def test_health_any_history_is_probed_within_a_bound(events: list[tuple[str, float]]) -> None:
+    health, now = _after_events(events)
+    assert health.is_available or health.needs_probe(
+        now + max(MAX_REST_SECONDS, PROBE_TIMEOUT_SECONDS, WRONG_CHAIN_REST_SECONDS)
+    )
     if health.wrong_chain is None:
-        assert health.closed or health.wants_probe(now + max(LONGEST_REST, PROBE_LOST))
+        assert health.is_available or health.needs_probe(now + max(MAX_REST_SECONDS, PROBE_TIMEOUT_SECONDS))
 
 
 @given(EVENTS)
-def test_one_good_answer_to_a_probe_brings_any_endpoint_back(events: list[tuple[str, float]]) -> None:
-    health, now = _lived(events)
-    back = health.probe(now).ok(0.02).at(5, now, now)
-    assert back.closed
-    assert back.standing([back]) is Standing.OK
-    assert not back.wants_probe(now)
+def test_health_one_good_probe_restores_any_endpoint(events: list[tuple[str, float]]) -> None:
+    health, now = _after_events(events)
+    back = health.start_probe(now).record_success(0.02).record_height(5, now, now)
+    assert back.is_available
+    assert back.state([back]) is EndpointState.OK
+    assert not back.needs_probe(now)
 
 
 @given(EVENTS, EVENTS)
-def test_a_failure_or_a_wrong_chain_is_never_taken_for_health(
+def test_health_failure_or_wrong_chain_is_never_healthy(
     events: list[tuple[str, float]], more: list[tuple[str, float]]
 ) -> None:
-    health, now = _lived(events)
-    assert not health.failed("refused", now).closed
-    assert not health.on_chain("other-1", now).closed
-    other, _ = _lived(more)
-    assert other.failed("refused", now).standing([health]) is not Standing.OK
+    health, now = _after_events(events)
+    assert not health.record_failure("refused", now).is_available
+    assert not health.record_wrong_chain("other-1", now).is_available
+    other, _ = _after_events(more)
+    assert other.record_failure("refused", now).state([health]) is not EndpointState.OK
 
 
 @given(EVENTS)
-def test_probes_do_not_overlap(events: list[tuple[str, float]]) -> None:
-    health, now = _lived(events)
-    probed = health.probe(now)
-    assert health.closed or not probed.wants_probe(now + PROBE_LOST / 2)
+def test_health_probes_do_not_overlap(events: list[tuple[str, float]]) -> None:
+    health, now = _after_events(events)
+    probed = health.start_probe(now)
+    assert health.is_available or not probed.needs_probe(now + PROBE_TIMEOUT_SECONDS / 2)

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.chain.endpoint import parse_endpoint
-from forecastd.chain.paths import ROUTES, kept
-from forecastd.chain.rest import Unusable, read_answer
-from forecastd.chain.wire import Refused
+from forecastd.chain.grpc_transport import RpcError
+from forecastd.chain.rest_routes import ROUTES, select_fields
+from forecastd.chain.rest_transport import UnusableResponse, read_response
 
 
 def _error(code: int, message: str = "no") -> bytes:
@@ -36,9 +36,9 @@ def _error(code: int, message: str = "no") -> bytes:
         (500, _error(-3), "UNKNOWN"),
     ],
 )
-def test_a_node_that_says_no_is_heard(status: int, body: bytes, refusal: str) -> None:
-    with pytest.raises(Refused) as caught:
-        read_answer(status, body)
+def test_read_response_error_raises_rpc_error(status: int, body: bytes, refusal: str) -> None:
+    with pytest.raises(RpcError) as caught:
+        read_response(status, body)
     assert caught.value.status == refusal
 
 
@@ -64,26 +64,26 @@ def test_a_node_that_says_no_is_heard(status: int, body: bytes, refusal: str) ->
         (500, b'{"code": "5", "message": "x"}', "HTTP 500"),
     ],
 )
-def test_what_is_no_answer_of_a_node_is_unusable(status: int, body: bytes, said: str) -> None:
-    with pytest.raises(Unusable, match=re.escape(said)):
-        read_answer(status, body)
+def test_read_response_other_body_is_unusable(status: int, body: bytes, message: str) -> None:
+    with pytest.raises(UnusableResponse, match=re.escape(message)):
+        read_response(status, body)
 
 
 @given(st.integers(100, 599), st.binary(max_size=200))
-def test_any_bytes_are_an_answer_a_refusal_or_unusable(status: int, body: bytes) -> None:
-    with suppress(Refused, Unusable):
-        assert isinstance(read_answer(status, body), dict)
+def test_read_response_any_bytes_never_crash(status: int, body: bytes) -> None:
+    with suppress(RpcError, UnusableResponse):
+        assert isinstance(read_response(status, body), dict)
 
 
-def test_only_what_is_read_of_an_answer_is_kept() -> None:
+def test_select_fields_keeps_only_read_fields() -> None:
     tree: dict[str, Any] = {"tx_response": {"height": {}, "code": {}}}
     answer = {"tx_response": {"height": "7", "tx": {"@type": "/x"}}, "tx": {"@type": "/y"}}
-    assert kept(answer, tree) == {"tx_response": {"height": "7"}}
-    assert kept({"tx_response": None}, tree) == {"tx_response": None}
-    assert kept(answer, {}) is answer
+    assert select_fields(answer, tree) == {"tx_response": {"height": "7"}}
+    assert select_fields({"tx_response": None}, tree) == {"tx_response": None}
+    assert select_fields(answer, {}) is answer
 
 
-def test_the_paths_are_those_that_the_official_sdk_asks() -> None:
+def test_routes_equal_the_official_sdks() -> None:
     spec = importlib.util.find_spec("allora_sdk")
     assert spec is not None
     assert spec.origin is not None
@@ -97,13 +97,17 @@ def test_the_paths_are_those_that_the_official_sdk_asks() -> None:
     assert {route.path.partition("?")[0] for route in ROUTES.values()} <= theirs
 
 
-def test_no_two_methods_share_a_path() -> None:
-    seen = [(route.verb, route.path) for route in ROUTES.values()]
-    assert len(seen) == len(set(seen))
+def test_routes_are_unique() -> None:
+    paths = [(route.verb, route.path) for route in ROUTES.values()]
+    assert len(paths) == len(set(paths))
     for route in ROUTES.values():
         filled = re.sub(r"\{\w+\}", "7", route.path.partition("?")[0])
-        assert [other.path for other in ROUTES.values() if other.verb == route.verb and other.pattern.fullmatch(filled)]
+        assert [
+            candidate.path
+            for candidate in ROUTES.values()
+            if candidate.verb == route.verb and candidate.pattern.fullmatch(filled)
+        ]
 
 
-def test_a_rest_endpoint_with_a_path_is_asked_below_it() -> None:
+def test_rest_endpoint_path_prefixes_requests() -> None:
     assert parse_endpoint("https://node.example/allora/lcd").url == "https://node.example:443/allora/lcd"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mnemonic import Mnemonic
 
-from forecastd.chain.keys import address_of, is_address, verify
+from forecastd.chain.keys import address_from_public_key, is_address, verify_signature
 from forecastd.chain.wallet import Wallet, open_wallet
 from forecastd.errors import NeedsHuman
 from forecastd.settings import Settings, load_settings
@@ -22,24 +22,24 @@ PHRASE = ENGLISH.to_mnemonic(bytes(range(32)))
 WORDS = PHRASE.split()
 
 
-def configured(tmp_path: Path, **more: Any) -> Settings:
+def load_configured_settings(tmp_path: Path, **more: Any) -> Settings:
     return load_settings(**{"state_dir": tmp_path / "state", **more})
 
 
-def private_file(path: Path, text: str = PHRASE, mode: int = 0o600) -> Path:
+def write_private_file(path: Path, text: str = PHRASE, mode: int = 0o600) -> Path:
     path.write_text(text)
     path.chmod(mode)
     return path
 
 
-def leaks(text: str) -> list[str]:
+def leaked_words(text: str) -> list[str]:
     """Words of the phrase that a text holds."""
     return [word for word in set(WORDS) if word in text.lower().split()]
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from([16, 20, 24, 28, 32]).flatmap(lambda size: st.binary(min_size=size, max_size=size)), st.binary())
-def test_a_wallet_is_the_one_cosmpy_derives(entropy: bytes, message: bytes) -> None:
+def test_wallet_equals_cosmpys(entropy: bytes, message: bytes) -> None:
     from cosmpy.aerial.wallet import LocalWallet
 
     phrase = ENGLISH.to_mnemonic(entropy)
@@ -50,48 +50,48 @@ def test_a_wallet_is_the_one_cosmpy_derives(entropy: bytes, message: bytes) -> N
 
 
 @given(st.binary(min_size=1), st.integers(0, 63), st.integers(1, 255))
-def test_a_signature_holds_for_its_message_and_key_only(message: bytes, place: int, change: int) -> None:
-    wallet, other = Wallet(b"\1" * 32), Wallet(b"\2" * 32)
+def test_signature_verifies_only_its_message_and_key(message: bytes, place: int, change: int) -> None:
+    wallet, other_wallet = Wallet(b"\1" * 32), Wallet(b"\2" * 32)
     signature = wallet.sign(message)
-    assert verify(wallet.public_key, message, signature)
-    assert not verify(other.public_key, message, signature)
-    assert not verify(wallet.public_key, message + b"x", signature)
-    broken = bytearray(signature)
-    broken[place] ^= change
-    assert not verify(wallet.public_key, message, bytes(broken))
+    assert verify_signature(wallet.public_key, message, signature)
+    assert not verify_signature(other_wallet.public_key, message, signature)
+    assert not verify_signature(wallet.public_key, message + b"x", signature)
+    altered = bytearray(signature)
+    altered[place] ^= change
+    assert not verify_signature(wallet.public_key, message, bytes(altered))
 
 
-def test_a_signature_with_a_high_s_is_not_taken() -> None:
+def test_verify_high_s_signature_is_refused() -> None:
     order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
     wallet = Wallet(b"\1" * 32)
     signature = wallet.sign(b"x")
     s = int.from_bytes(signature[32:], "big")
     assert s <= order // 2
-    assert not verify(wallet.public_key, b"x", signature[:32] + (order - s).to_bytes(32, "big"))
+    assert not verify_signature(wallet.public_key, b"x", signature[:32] + (order - s).to_bytes(32, "big"))
 
 
 @pytest.mark.parametrize("bad", [b"", b"\0" * 33, b"\2" + b"\xff" * 32])
-def test_a_bad_key_or_a_short_signature_is_a_no(bad: bytes) -> None:
+def test_verify_bad_key_or_short_signature_is_false(bad: bytes) -> None:
     wallet = Wallet(b"\1" * 32)
-    assert not verify(bad, b"x", wallet.sign(b"x"))
-    assert not verify(wallet.public_key, b"x", bad)
+    assert not verify_signature(bad, b"x", wallet.sign(b"x"))
+    assert not verify_signature(wallet.public_key, b"x", bad)
 
 
-def test_an_address_is_known_by_prefix_checksum_and_length() -> None:
-    address = address_of(Wallet(b"\1" * 32).public_key)
+def test_is_address_checks_prefix_checksum_and_length() -> None:
+    address = address_from_public_key(Wallet(b"\1" * 32).public_key)
     assert is_address(address)
-    for wrong in ("", "allo1", address[:-1], address[:-1] + ("q" if address[-1] != "q" else "p"), address.upper(),
+    for malformed in ("", "allo1", address[:-1], address[:-1] + ("q" if address[-1] != "q" else "p"), address.upper(),
                   "cosmos1" + address[5:], address + "q"):  # fmt: skip
-        assert not is_address(wrong)
+        assert not is_address(malformed)
 
 
 @given(st.integers(0, len(WORDS) - 1), st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12))
-def test_a_typing_error_is_placed_and_no_word_is_told(place: int, typed: str) -> None:
+def test_mnemonic_typo_is_located_without_showing_words(place: int, typed: str) -> None:
     words = list(WORDS)
     words[place] = typed + "qqq"  # no BIP-39 word ends so
     with pytest.raises(NeedsHuman, match=rf"word {place + 1} is not in the BIP-39 English list") as caught:
-        Wallet.from_mnemonic(" ".join(words), where="MNEMONIC")
-    assert not leaks(str(caught.value))
+        Wallet.from_mnemonic(" ".join(words), origin="MNEMONIC")
+    assert not leaked_words(str(caught.value))
     assert typed + "qqq" not in str(caught.value)
 
 
@@ -104,50 +104,50 @@ def test_a_typing_error_is_placed_and_no_word_is_told(place: int, typed: str) ->
         (" ".join(["zzz", *WORDS[1:22], "zzz", "zzz"]), "words 1, 23, 24 are not in"),
     ],
 )
-def test_a_wrong_phrase_is_told_by_its_kind(phrase: str, told: str) -> None:
-    with pytest.raises(NeedsHuman, match=told) as caught:
+def test_mnemonic_invalid_phrase_names_the_cause(phrase: str, message: str) -> None:
+    with pytest.raises(NeedsHuman, match=message) as caught:
         Wallet.from_mnemonic(phrase)
-    assert not leaks(str(caught.value))
+    assert not leaked_words(str(caught.value))
 
 
 @pytest.mark.parametrize("written", [f"  {PHRASE}\n", PHRASE.upper(), f'"{PHRASE}"', PHRASE.replace(" ", "\n")])
-def test_a_phrase_may_be_written_loosely(written: str) -> None:
-    assert Wallet.from_mnemonic(written).address == Wallet.from_mnemonic(PHRASE).address
+def test_mnemonic_loose_formatting_is_accepted(text: str) -> None:
+    assert Wallet.from_mnemonic(text).address == Wallet.from_mnemonic(PHRASE).address
 
 
-def test_a_wallet_shows_its_address_and_nothing_else() -> None:
+def test_wallet_repr_shows_only_the_address() -> None:
     wallet = Wallet.from_mnemonic(PHRASE)
     key = wallet._key.secret
     for text in (repr(wallet), str(wallet), f"{wallet!r}"):
         assert wallet.address in text
         assert key.hex() not in text
-        assert not leaks(text)
+        assert not leaked_words(text)
     with pytest.raises(TypeError):
         pickle.dumps(wallet)
 
 
-def test_the_phrase_is_taken_from_the_environment_first(tmp_path: Path) -> None:
-    other = private_file(tmp_path / "other", ENGLISH.to_mnemonic(b"\7" * 32))
-    found = open_wallet(configured(tmp_path, mnemonic=PHRASE, mnemonic_file=other))
-    assert found.address == Wallet.from_mnemonic(PHRASE).address
+def test_open_wallet_prefers_the_environment(tmp_path: Path) -> None:
+    other_file = write_private_file(tmp_path / "other", ENGLISH.to_mnemonic(b"\7" * 32))
+    wallet = open_wallet(load_configured_settings(tmp_path, mnemonic=PHRASE, mnemonic_file=other_file))
+    assert wallet.address == Wallet.from_mnemonic(PHRASE).address
 
 
 @pytest.mark.parametrize("network", ["local", "testnet", "mainnet"])
-def test_a_private_file_is_read(tmp_path: Path, network: str) -> None:
-    file = private_file(tmp_path / "phrase", PHRASE + "\n")
-    found = open_wallet(configured(tmp_path, mnemonic_file=file, allora_network=network))
-    assert found.address == Wallet.from_mnemonic(PHRASE).address
+def test_open_wallet_reads_a_private_file(tmp_path: Path, network: str) -> None:
+    file = write_private_file(tmp_path / "phrase", PHRASE + "\n")
+    wallet = open_wallet(load_configured_settings(tmp_path, mnemonic_file=file, allora_network=network))
+    assert wallet.address == Wallet.from_mnemonic(PHRASE).address
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o700, 0o666])
-def test_a_file_that_others_may_read_is_refused_with_the_fix(tmp_path: Path, mode: int) -> None:
-    file = private_file(tmp_path / "phrase", mode=mode)
+def test_open_wallet_readable_by_others_is_refused_with_fix(tmp_path: Path, mode: int) -> None:
+    file = write_private_file(tmp_path / "phrase", mode=mode)
     with pytest.raises(NeedsHuman, match="chmod 600"):
-        open_wallet(configured(tmp_path, mnemonic_file=file))
+        open_wallet(load_configured_settings(tmp_path, mnemonic_file=file))
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "pipe", "binary", "huge"])
-def test_a_strange_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+def test_open_wallet_unusable_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "phrase"
     if kind == "directory":
         file.mkdir()
@@ -157,41 +157,41 @@ def test_a_strange_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
         file.write_bytes(b"\xff\xfe" * 50)
         file.chmod(0o600)
     elif kind == "huge":
-        private_file(file, "abandon " * 1000)
+        write_private_file(file, "abandon " * 1000)
     with pytest.raises(NeedsHuman, match=str(file)):
-        open_wallet(configured(tmp_path, mnemonic_file=file))
+        open_wallet(load_configured_settings(tmp_path, mnemonic_file=file))
 
 
-def test_a_systemd_credential_is_read(tmp_path: Path) -> None:
-    private_file(tmp_path / "mnemonic", mode=0o440)  # as systemd mounts it
-    found = open_wallet(configured(tmp_path, credentials_directory=tmp_path, allora_network="mainnet"))
-    assert found.address == Wallet.from_mnemonic(PHRASE).address
+def test_open_wallet_reads_a_systemd_credential(tmp_path: Path) -> None:
+    write_private_file(tmp_path / "mnemonic", mode=0o440)  # as systemd mounts it
+    wallet = open_wallet(load_configured_settings(tmp_path, credentials_directory=tmp_path, allora_network="mainnet"))
+    assert wallet.address == Wallet.from_mnemonic(PHRASE).address
 
 
-def test_no_wallet_on_a_real_network_says_what_to_set(tmp_path: Path) -> None:
+def test_open_wallet_missing_names_the_settings(tmp_path: Path) -> None:
     with pytest.raises(NeedsHuman, match="MNEMONIC_FILE"):
-        open_wallet(configured(tmp_path, allora_network="testnet"))
+        open_wallet(load_configured_settings(tmp_path, allora_network="testnet"))
     assert not (tmp_path / "state").exists()
 
 
-def test_an_address_that_is_not_the_keys_is_refused_with_both(tmp_path: Path) -> None:
-    other = Wallet(b"\1" * 32).address
+def test_open_wallet_address_mismatch_shows_both(tmp_path: Path) -> None:
+    other_address = Wallet(b"\1" * 32).address
     with pytest.raises(NeedsHuman) as caught:
-        open_wallet(configured(tmp_path, mnemonic=PHRASE, allora_wallet_addr=other))
-    assert other in str(caught.value)
+        open_wallet(load_configured_settings(tmp_path, mnemonic=PHRASE, allora_wallet_addr=other_address))
+    assert other_address in str(caught.value)
     assert Wallet.from_mnemonic(PHRASE).address in str(caught.value)
     mine = Wallet.from_mnemonic(PHRASE).address
-    assert open_wallet(configured(tmp_path, mnemonic=PHRASE, allora_wallet_addr=mine)).address == mine
+    assert open_wallet(load_configured_settings(tmp_path, mnemonic=PHRASE, allora_wallet_addr=mine)).address == mine
 
 
-def test_the_local_wallet_is_made_once_privately_and_kept(tmp_path: Path) -> None:
-    first, second = open_wallet(configured(tmp_path)), open_wallet(configured(tmp_path))
+def test_open_wallet_local_wallet_is_created_once(tmp_path: Path) -> None:
+    first, second = open_wallet(load_configured_settings(tmp_path)), open_wallet(load_configured_settings(tmp_path))
     assert first.address == second.address
     folder = tmp_path / "state" / "localnet"
     assert [(path.name, path.stat().st_mode & 0o777) for path in folder.iterdir()] == [("wallet", 0o600)]
 
 
-def test_a_state_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_open_wallet_unwritable_state_needs_human(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file where a directory should be")
     with pytest.raises(NeedsHuman, match="STATE_DIR"):
-        open_wallet(configured(tmp_path))
+        open_wallet(load_configured_settings(tmp_path))

@@ -7,44 +7,51 @@ from threading import Event
 
 import pytest
 
-from forecastd.daemon import telling
-from forecastd.daemon.beats import BeatingEvent, Beats
-from forecastd.daemon.guarded import Unforeseen, guarded
-from forecastd.pulse import Count, EndpointPulse, Pulse, Submitted, TopicPulse, WindowPulse
+from forecastd.daemon import log_lines
+from forecastd.runtime.liveness import HeartbeatEvent, LivenessMonitor
+from forecastd.runtime.unexpected import UnexpectedError, run_guarded
+from forecastd.status.model import (
+    DaemonStatus,
+    EndpointStatus,
+    OutcomeCount,
+    SubmissionRecord,
+    TopicStatus,
+    WindowStatus,
+)
 
 NOW = 1_772_366_400.0  # 2026-03-01T12:00:00Z
 
 
 @dataclass
-class Hands:
+class ManualLivenessClock:
     """A clock whose hands are moved."""
 
-    at: float = 0.0
+    time: float = 0.0
 
     def now(self) -> float:
-        return self.at
+        return self.time
 
     def monotonic(self) -> float:
-        return self.at
+        return self.time
 
 
-def topic(**more: object) -> TopicPulse:
-    outcomes = (Count("submitted", None, 20), Count("failed", None, 2))
-    last = Submitted(720, NOW - 60, "AA", 731, 0.1)
+def make_topic(**more: object) -> TopicStatus:
+    outcomes = (OutcomeCount("submitted", None, 20), OutcomeCount("failed", None, 2))
+    last = SubmissionRecord(720, NOW - 60, "AA", 731, 0.1)
     fields = {"cycles": 22, "submitted": 20, "missed": 1, "outcomes": outcomes, "last_submitted": last, **more}
-    return TopicPulse(67, **fields)  # type: ignore[arg-type]
+    return TopicStatus(67, **fields)  # type: ignore[arg-type]
 
 
-def pulse(*topics: TopicPulse, **more: object) -> Pulse:
-    return Pulse(
+def make_status(*topics: TopicStatus, **more: object) -> DaemonStatus:
+    return DaemonStatus(
         1, NOW - 90_061, NOW, 90_061.0, "daemon", "running", "local", topics=topics, memory_bytes=80_000_000,
         children_memory_bytes=70_000_000, open_files=30,
-        endpoints=(EndpointPulse("a:1", "ok"), EndpointPulse("b:1", "quarantined")), **more,  # type: ignore[arg-type]
+        endpoints=(EndpointStatus("a:1", "ok"), EndpointStatus("b:1", "quarantined")), **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-OPEN = WindowPulse(True, 720, 720, 1439, 600, 3000.0)
-NEXT = WindowPulse(False, None, 1440, 2159, 100, 500.0)
+OPEN_WINDOW = WindowStatus(True, 720, 720, 1439, 600, 3000.0)
+NEXT_WINDOW = WindowStatus(False, None, 1440, 2159, 100, 500.0)
 
 
 @pytest.mark.parametrize(
@@ -59,94 +66,97 @@ NEXT = WindowPulse(False, None, 1440, 2159, 100, 500.0)
         (4e7, "462 d 23 h"),
     ],
 )
-def test_a_length_of_time_is_told_in_two_units(seconds: float, told: str) -> None:
-    assert telling.span(seconds) == told
+def test_duration_uses_two_units(seconds: float, text: str) -> None:
+    assert log_lines.format_duration(seconds) == text
 
 
-def test_the_heartbeat_tells_everything_in_one_line() -> None:
-    line = telling.heartbeat(pulse(topic(window=OPEN, confirmed_nonce=720)))
+def test_heartbeat_line_has_every_value() -> None:
+    line = log_lines.heartbeat_line(make_status(make_topic(window=OPEN_WINDOW, confirmed_nonce=720)))
     assert "\n" not in line
-    found = [
+    heartbeat_text = [
         "alive since 2026-02-28T10:58:59Z (1 d 1 h)", "22 cycles", "topic 67 nonce 720", "1 missed", "1 of 2 endpoints ok",
         "window 720 open for 600 blocks more, served", "memory 80 MB and 70 MB in models' processes, 30 files",
     ]  # fmt: skip
-    for words in found:
+    for words in heartbeat_text:
         assert words in line, line
 
 
 @pytest.mark.parametrize(
     ("seen", "told"),
     [
-        (topic(window=OPEN, phase="sign"), "window 720 open for 600 blocks more, sign"),
-        (topic(window=OPEN, confirmed_nonce=720), "window 720 open for 600 blocks more, served"),
-        (topic(window=NEXT), "next window at height 1440, in about 8 min 20 s"),
-        (topic(active=False), "inactive"),
-        (topic(), "no window known"),
+        (make_topic(window=OPEN_WINDOW, phase="sign"), "window 720 open for 600 blocks more, sign"),
+        (make_topic(window=OPEN_WINDOW, confirmed_nonce=720), "window 720 open for 600 blocks more, served"),
+        (make_topic(window=NEXT_WINDOW), "next window at height 1440, in about 8 min 20 s"),
+        (make_topic(active=False), "inactive"),
+        (make_topic(), "no window known"),
     ],
 )
-def test_a_window_is_told_in_a_few_words(seen: TopicPulse, told: str) -> None:
-    assert telling.window(seen) == told
+def test_window_text(window: TopicStatus, text: str) -> None:
+    assert log_lines.format_window(window) == text
 
 
-def test_the_last_of_all_submissions_is_the_last() -> None:
-    later = topic(last_submitted=Submitted(1440, NOW, "BB", 1450, 0.1))
-    assert telling.last_submission((topic(), later)) == "last submission topic 67 nonce 1440 at 2026-03-01T12:00:00Z"
-    assert telling.last_submission((topic(last_submitted=None),)) == "nothing submitted yet"
+def test_last_submission_is_the_latest_of_all_topics() -> None:
+    later = make_topic(last_submitted=SubmissionRecord(1440, NOW, "BB", 1450, 0.1))
+    assert (
+        log_lines.format_last_submission((make_topic(), later))
+        == "last submission topic 67 nonce 1440 at 2026-03-01T12:00:00Z"
+    )
+    assert log_lines.format_last_submission((make_topic(last_submitted=None),)) == "nothing submitted yet"
 
 
-def test_the_last_words_count_what_was_done() -> None:
-    told = telling.summary(pulse(topic(), topic()), "told to by SIGTERM")
-    assert told == "ended: told to by SIGTERM. Up 1 d 1 h, 44 cycles: 4 failed, 40 submitted; 2 epochs missed"
+def test_shutdown_summary_has_the_counts() -> None:
+    text = log_lines.shutdown_summary(make_status(make_topic(), make_topic()), "told to by SIGTERM")
+    assert text == "ended: told to by SIGTERM. Up 1 d 1 h, 44 cycles: 4 failed, 40 submitted; 2 epochs missed"
 
 
-def test_a_status_shows_what_needs_a_person() -> None:
-    assert telling.status(pulse(topic(), trouble="Send some ALLO.")).endswith("Send some ALLO.")
+def test_status_line_shows_attention() -> None:
+    assert log_lines.status_line(make_status(make_topic(), trouble="Send some ALLO.")).endswith("Send some ALLO.")
 
 
-def test_the_stacks_name_this_thread_and_this_place() -> None:
-    assert "MainThread" in telling.stacks()
-    assert "test_the_stacks_name" in telling.stacks()
+def test_stacks_name_the_thread_and_the_function() -> None:
+    assert "MainThread" in log_lines.format_stacks()
+    assert "test_the_stacks_name" in log_lines.format_stacks()
 
 
-def test_a_loop_is_late_when_its_sign_is_overdue_and_not_before() -> None:
-    hands = Hands()
-    beats = Beats(hands)
-    beats.beat("watcher", 90.0)
-    hands.at = 90.0
-    assert beats.late() == []
-    hands.at = 90.1
-    assert [(one.name, one.bound) for one in beats.late()] == [("watcher", 90.0)]
-    beats.beat("watcher", 90.0)
-    assert beats.late() == []
-    hands.at = 1e9
-    beats.end("watcher")
-    assert beats.late() == []
+def test_loop_is_stalled_after_its_limit() -> None:
+    clock = ManualLivenessClock()
+    liveness = LivenessMonitor(clock)
+    liveness.beat("watcher", 90.0)
+    clock.time = 90.0
+    assert liveness.stalled_loops() == []
+    clock.time = 90.1
+    assert [(loop.name, loop.max_silence) for loop in liveness.stalled_loops()] == [("watcher", 90.0)]
+    liveness.beat("watcher", 90.0)
+    assert liveness.stalled_loops() == []
+    clock.time = 1e9
+    liveness.remove("watcher")
+    assert liveness.stalled_loops() == []
 
 
-def test_a_wait_of_a_known_length_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    hands = Hands()
-    beats = Beats(hands)
-    seen: list[list[str]] = []
+def test_bounded_wait_is_not_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualLivenessClock()
+    liveness = LivenessMonitor(clock)
+    stalled_loops: list[list[str]] = []
 
     def sleeps(_: Event, timeout: float) -> bool:
-        hands.at += timeout
-        seen.append([one.name for one in beats.late()])
-        hands.at += 61
-        seen.append([one.name for one in beats.late()])
+        clock.time += timeout
+        stalled_loops.append([loop.name for loop in liveness.stalled_loops()])
+        clock.time += 61
+        stalled_loops.append([loop.name for loop in liveness.stalled_loops()])
         return False
 
     monkeypatch.setattr(Event, "wait", sleeps)
-    BeatingEvent(beats, "worker", 60.0).wait(600.0)
-    assert seen == [[], ["worker"]], "late when the wait is over and nothing comes"
-    assert beats.late() == []
+    HeartbeatEvent(liveness, "worker", 60.0).wait(600.0)
+    assert stalled_loops == [[], ["worker"]], "late when the wait is over and nothing comes"
+    assert liveness.stalled_loops() == []
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_and_the_traceback_is_for_the_file(
+def test_unexpected_error_logs_one_line_and_the_traceback_at_debug(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("DEBUG")
-    result = guarded("the work", lambda: 1 // 0)
-    assert isinstance(result, Unforeseen)
+    result = run_guarded("the work", lambda: 1 // 0)
+    assert isinstance(result, UnexpectedError)
     assert result.reason.startswith("ZeroDivisionError")
     line, trace = caplog.records
     assert (line.levelname, line.exc_info) == ("ERROR", None)
@@ -154,9 +164,9 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_the_traceback_is_for_the_f
     assert trace.exc_info is not None
 
 
-def test_an_end_that_is_wanted_is_not_caught() -> None:
+def test_system_exit_is_not_caught() -> None:
     def leaves() -> None:
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        guarded("the work", leaves)
+        run_guarded("the work", leaves)

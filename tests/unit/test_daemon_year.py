@@ -10,43 +10,43 @@ from typing import Any, cast
 
 import pytest
 
-from forecastd.chain.answers import Topic
 from forecastd.chain.client import ChainClient
-from forecastd.clock import from_iso, iso
-from forecastd.daemon.deadline import Deadline
-from forecastd.daemon.watcher import Opening, View, Watcher
+from forecastd.chain.types import Topic
+from forecastd.clock import from_iso, to_iso
+from forecastd.daemon.deadline import SubmissionDeadline
+from forecastd.daemon.schedule import latest_due_heartbeat
+from forecastd.daemon.watcher import SubmissionWindow, TopicView, Watcher
 from forecastd.errors import RetryLater
-from forecastd.schedule import beats_due
 
-BLOCK, EPOCH, WINDOW = 5.0, 720, 240
-TOPIC = Topic(67, "", EPOCH, WINDOW, EPOCH, 0)
+BLOCK_SECONDS, EPOCH_BLOCKS, WINDOW_BLOCKS = 5.0, 720, 240
+TOPIC = Topic(67, "", EPOCH_BLOCKS, WINDOW_BLOCKS, EPOCH_BLOCKS, 0)
 
 
 @dataclass
-class World:
+class SimulatedChain:
     """True time, in which blocks are made, and this machine's two clocks."""
 
-    true: float
-    mono: float = 1000.0
+    true_time: float
+    monotonic_time: float = 1000.0
     offset: float = 0.0
     down: bool = False
 
     def now(self) -> float:
-        return self.true + self.offset
+        return self.true_time + self.offset
 
     def monotonic(self) -> float:
-        return self.mono
+        return self.monotonic_time
 
     def advance(self, seconds: float) -> None:
-        self.true += seconds
-        self.mono += seconds
+        self.true_time += seconds
+        self.monotonic_time += seconds
 
     # The chain
 
     def height(self) -> int:
         if self.down:
             raise RetryLater("no endpoint")
-        return int(self.true / BLOCK)
+        return int(self.true_time / BLOCK_SECONDS)
 
     def topic(self, _: int) -> Topic:
         self.height()
@@ -56,19 +56,19 @@ class World:
         return True
 
     def open_nonces(self, _: int) -> list[int]:
-        newest = self.height() // EPOCH * EPOCH
-        return [newest] if self.height() < newest + WINDOW else []
+        newest = self.height() // EPOCH_BLOCKS * EPOCH_BLOCKS
+        return [newest] if self.height() < newest + WINDOW_BLOCKS else []
 
 
 @dataclass
-class Seen:
+class WindowRecorder:
     """When each window was handed over first, in true seconds."""
 
-    world: World
-    at: dict[int, float] = field(default_factory=dict)
+    world: SimulatedChain
+    opened_at: dict[int, float] = field(default_factory=dict)
 
-    def __call__(self, opening: Opening) -> None:
-        self.at.setdefault(opening.nonce, self.world.true)
+    def __call__(self, opening: SubmissionWindow) -> None:
+        self.opened_at.setdefault(opening.nonce, self.world.true_time)
 
 
 @pytest.fixture
@@ -81,38 +81,41 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def watching(world: World, **more: Any) -> tuple[Watcher, Seen]:
-    seen = Seen(world)
-    chain = cast(ChainClient, world)
-    watcher = Watcher(lambda: chain, world, seen, interval=3600, wake=Event(), **more)
-    watcher.watch([67])
-    return watcher, seen
+def make_watcher(chain: SimulatedChain, **options: Any) -> tuple[Watcher, WindowRecorder]:
+    recorder = WindowRecorder(chain)
+    client = cast(ChainClient, chain)
+    watcher = Watcher(lambda: client, chain, recorder, interval=3600, wake=Event(), **options)
+    watcher.set_topics([67])
+    return watcher, recorder
 
 
-def windows(start: float, end: float) -> dict[int, float]:
+def window_times(start: float, end: float) -> dict[int, float]:
     """The windows that open in a span of true time, and when."""
-    first = -int(-start // (BLOCK * EPOCH))
-    return {number * EPOCH: number * EPOCH * BLOCK for number in range(first, int(end // (BLOCK * EPOCH)))}
+    first = -int(-start // (BLOCK_SECONDS * EPOCH_BLOCKS))
+    return {
+        number * EPOCH_BLOCKS: number * EPOCH_BLOCKS * BLOCK_SECONDS
+        for number in range(first, int(end // (BLOCK_SECONDS * EPOCH_BLOCKS)))
+    }
 
 
 @pytest.mark.usefixtures("berlin")
 @pytest.mark.parametrize("start", ["2028-01-01T00:00:00Z", "2037-06-01T00:00:00Z"])
-def test_a_year_of_windows_is_seen_in_time_and_a_heartbeat_comes_every_hour(start: str) -> None:
-    world = World(from_iso(start))
-    began, year = world.true, 366 * 86_400
-    watcher, seen = watching(world, least=600.0, most=600.0)
+def test_a_year_of_windows_is_seen_with_hourly_heartbeats(start: str) -> None:
+    chain = SimulatedChain(from_iso(start))
+    started_at, year = chain.true_time, 366 * 86_400
+    watcher, recorder = make_watcher(chain, least=600.0, most=600.0)
     beats, looks = 0, 0
-    while world.true < began + year:
-        wait = watcher.step()
+    while chain.true_time < started_at + year:
+        wait = watcher.poll_due_topics()
         looks += 1
         assert 0 < wait <= 600
-        if world.now() % 3600 + wait > 3600:
-            assert world.now() % 3600 + wait == pytest.approx(3600), "a look comes on the hour"
-        world.advance(wait)
-        beats = beats_due(1000.0, beats, world.mono, 3600.0)
-    expected = windows(began, began + year)
-    assert set(seen.at) == set(expected)
-    assert max(seen.at[nonce] - opened for nonce, opened in expected.items()) <= 600
+        if chain.now() % 3600 + wait > 3600:
+            assert chain.now() % 3600 + wait == pytest.approx(3600), "a look comes on the hour"
+        chain.advance(wait)
+        beats = latest_due_heartbeat(1000.0, beats, chain.monotonic_time, 3600.0)
+    expected = window_times(started_at, started_at + year)
+    assert set(recorder.opened_at) == set(expected)
+    assert max(recorder.opened_at[nonce] - opened for nonce, opened in expected.items()) <= 600
     assert beats == 366 * 24
     assert looks < 366 * 24 * 7
 
@@ -121,192 +124,192 @@ JUMPS = [86_400.0, -86_400.0, 366 * 86_400.0, -20 * 366 * 86_400.0, 3599.0, -1.0
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-def test_a_jump_of_the_wall_clock_costs_no_window(jump: float) -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    began = world.true
-    watcher, seen = watching(world)
-    while world.true < began + 2 * 86_400:
-        world.advance(max(watcher.step(), 1e-3))
-        if world.offset == 0.0 and world.true > began + 40_000:
-            world.offset = jump
-        elif world.true > began + 90_000:
-            world.offset = 0.0
-    for nonce, opened in windows(began, began + 2 * 86_400).items():
-        assert seen.at[nonce] - opened <= 120.001
+def test_wall_clock_jump_misses_no_window(jump: float) -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    started_at = chain.true_time
+    watcher, recorder = make_watcher(chain)
+    while chain.true_time < started_at + 2 * 86_400:
+        chain.advance(max(watcher.poll_due_topics(), 1e-3))
+        if chain.offset == 0.0 and chain.true_time > started_at + 40_000:
+            chain.offset = jump
+        elif chain.true_time > started_at + 90_000:
+            chain.offset = 0.0
+    for nonce, opened in window_times(started_at, started_at + 2 * 86_400).items():
+        assert recorder.opened_at[nonce] - opened <= 120.001
 
 
-def test_a_machine_that_was_asleep_looks_a_poll_after_it_woke_at_the_latest() -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    began, slept = world.true, list[tuple[float, float]]()
-    watcher, seen = watching(world)
-    while world.true < began + 3 * 86_400:
-        wait = watcher.step()
-        if len(slept) < 5 and world.true > began + 30_000 * (len(slept) + 1):
-            slept.append((world.true, world.true + 7_100 + 900 * len(slept)))
-            world.true = slept[-1][1]  # in the middle of a wait, and the monotonic clock stands still meanwhile
-        world.advance(max(wait, 1e-3))
-    for nonce, opened in windows(began, began + 3 * 86_400).items():
+def test_machine_after_sleep_polls_within_one_interval() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    started_at, slept = chain.true_time, list[tuple[float, float]]()
+    watcher, recorder = make_watcher(chain)
+    while chain.true_time < started_at + 3 * 86_400:
+        wait = watcher.poll_due_topics()
+        if len(slept) < 5 and chain.true_time > started_at + 30_000 * (len(slept) + 1):
+            slept.append((chain.true_time, chain.true_time + 7_100 + 900 * len(slept)))
+            chain.true_time = slept[-1][1]  # in the middle of a wait, and the monotonic clock stands still meanwhile
+        chain.advance(max(wait, 1e-3))
+    for nonce, opened in window_times(started_at, started_at + 3 * 86_400).items():
         nap = next((nap for nap in slept if nap[0] - 120 <= opened < nap[1]), None)
         if nap is None:
-            assert seen.at[nonce] - opened <= 120.001
-        elif nap[1] + 120 < opened + WINDOW * BLOCK:
-            assert seen.at[nonce] <= nap[1] + 120.001, "the window was still open when the machine woke"
+            assert recorder.opened_at[nonce] - opened <= 120.001
+        elif nap[1] + 120 < opened + WINDOW_BLOCKS * BLOCK_SECONDS:
+            assert recorder.opened_at[nonce] <= nap[1] + 120.001, "the window was still open when the machine woke"
 
 
-def test_a_network_that_is_down_is_asked_again_soon_and_a_window_is_seen_on_recovery() -> None:
-    world = World(from_iso("2026-03-01T00:10:00Z"), down=True)
-    watcher, seen = watching(world)
+def test_network_outage_is_retried_and_a_window_is_seen_afterwards() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:10:00Z"), down=True)
+    watcher, recorder = make_watcher(chain)
     waits = []
     for _ in range(8):
-        waits.append(watcher.step())
-        world.advance(waits[-1])
+        waits.append(watcher.poll_due_topics())
+        chain.advance(waits[-1])
     assert waits[0] == pytest.approx(5.0), "not a whole poll after the first failure"
-    assert watcher.views()[67].trouble
-    world.down = False
-    watcher.step()
-    assert list(seen.at) == [int(world.true / BLOCK) // EPOCH * EPOCH]
-    assert not watcher.views()[67].trouble
+    assert watcher.views()[67].error
+    chain.down = False
+    watcher.poll_due_topics()
+    assert list(recorder.opened_at) == [int(chain.true_time / BLOCK_SECONDS) // EPOCH_BLOCKS * EPOCH_BLOCKS]
+    assert not watcher.views()[67].error
 
 
-def test_without_polling_a_window_is_handed_over_as_it_is_told_of() -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    watcher, seen = watching(world, poll=False)
-    watcher.step()
-    seen.at.clear()
-    nonce = int(world.true / BLOCK) + EPOCH
-    world.advance(EPOCH * BLOCK)
-    watcher.told_opening(67, nonce)
-    watcher.told_opening(68, nonce)
-    assert list(seen.at) == [nonce]
+def test_window_event_without_polling_is_dispatched() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    watcher, recorder = make_watcher(chain, poll=False)
+    watcher.poll_due_topics()
+    recorder.opened_at.clear()
+    nonce = int(chain.true_time / BLOCK_SECONDS) + EPOCH_BLOCKS
+    chain.advance(EPOCH_BLOCKS * BLOCK_SECONDS)
+    watcher.on_window(67, nonce)
+    watcher.on_window(68, nonce)
+    assert list(recorder.opened_at) == [nonce]
 
 
 @pytest.mark.parametrize("nonce", [0, 10**18, 5])
-def test_an_opening_that_cannot_be_is_looked_for_and_not_believed(nonce: int) -> None:
-    world = World(from_iso("2026-03-01T00:50:00Z"))
-    watcher, seen = watching(world, poll=False)
-    watcher.step()
-    watcher.told_opening(67, nonce)
-    assert seen.at == {}
-    world.advance(600)
-    watcher.step()
-    assert nonce not in seen.at
-    assert len(seen.at) == 1, "but it looked"
+def test_implausible_window_event_triggers_a_poll(nonce: int) -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:50:00Z"))
+    watcher, recorder = make_watcher(chain, poll=False)
+    watcher.poll_due_topics()
+    watcher.on_window(67, nonce)
+    assert recorder.opened_at == {}
+    chain.advance(600)
+    watcher.poll_due_topics()
+    assert nonce not in recorder.opened_at
+    assert len(recorder.opened_at) == 1, "but it looked"
 
 
-def test_a_block_at_which_a_window_is_foreseen_makes_one_look() -> None:
-    world = World(from_iso("2026-03-01T00:00:01Z"))
-    watcher, seen = watching(world, poll=False)
-    watcher.step()
-    first = next(iter(seen.at))
-    world.advance(EPOCH * BLOCK)
-    for height in (first + EPOCH - 1, first + EPOCH, first + EPOCH + 1, 10**15):
-        watcher.told_block(height)
-    watcher.step()
-    assert sorted(seen.at) == [first, first + EPOCH]
+def test_expected_window_block_triggers_one_poll() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:01Z"))
+    watcher, recorder = make_watcher(chain, poll=False)
+    watcher.poll_due_topics()
+    first = next(iter(recorder.opened_at))
+    chain.advance(EPOCH_BLOCKS * BLOCK_SECONDS)
+    for height in (first + EPOCH_BLOCKS - 1, first + EPOCH_BLOCKS, first + EPOCH_BLOCKS + 1, 10**15):
+        watcher.on_block(height)
+    watcher.poll_due_topics()
+    assert sorted(recorder.opened_at) == [first, first + EPOCH_BLOCKS]
 
 
-def test_the_first_looks_come_quickly_until_it_is_known_how_long_a_block_takes() -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    watcher, _ = watching(world)
+def test_first_polls_are_frequent_until_block_time_is_measured() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    watcher, _ = make_watcher(chain)
     waits = []
     for _ in range(6):
-        waits.append(watcher.step())
-        world.advance(waits[-1])
+        waits.append(watcher.poll_due_topics())
+        chain.advance(waits[-1])
     assert waits[0] == pytest.approx(5.0)
     assert waits[-1] == pytest.approx(120.0)
-    assert watcher.views()[67].timer.known == pytest.approx(BLOCK)
+    assert watcher.views()[67].block_timer.estimate == pytest.approx(BLOCK_SECONDS)
 
 
-def test_a_chain_that_stands_still_is_not_asked_in_haste_for_ever() -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    watcher, _ = watching(world)
+def test_halted_chain_is_not_polled_fast_forever() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    watcher, _ = make_watcher(chain)
     waits = []
     for _ in range(20):
-        waits.append(watcher.step())
-        world.mono += waits[-1]
+        waits.append(watcher.poll_due_topics())
+        chain.monotonic_time += waits[-1]
     assert waits[-1] == pytest.approx(120.0)
 
 
-def test_a_height_that_was_told_wrong_is_not_believed_for_ever() -> None:
-    right = View(67).at(1000, 1.0)
-    assert right.at(990, 2.0).height == 1000, "an endpoint that is behind takes nothing back"
-    assert right.at(10**9, 2.0).at(1001, 3.0).height == 1001
+def test_wrong_height_is_corrected() -> None:
+    right = TopicView(67).with_height(1000, 1.0)
+    assert right.with_height(990, 2.0).height == 1000, "an endpoint that is behind takes nothing back"
+    assert right.with_height(10**9, 2.0).with_height(1001, 3.0).height == 1001
 
 
-def test_a_topic_that_is_not_watched_any_more_is_forgotten() -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    watcher, seen = watching(world)
-    watcher.watch([70])
-    watcher.told_opening(67, 10)
+def test_removed_topic_is_forgotten() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    watcher, recorder = make_watcher(chain)
+    watcher.set_topics([70])
+    watcher.on_window(67, 10)
     assert set(watcher.views()) == {70}
-    assert seen.at == {}
+    assert recorder.opened_at == {}
 
 
 # The deadline
 
 
 @dataclass
-class Told:
+class ChainClock:
     """The chain's time, and whether it can be asked."""
 
-    world: World
+    world: SimulatedChain
     down: bool = False
 
     def __call__(self) -> float:
         if self.down:
             raise RetryLater("no endpoint")
-        return self.world.true
+        return self.world.true_time
 
 
-def ticking(world: World, at: float | None, told: Told) -> Iterator[bool]:
+def make_deadline(chain: SimulatedChain, at: float | None, chain_clock: ChainClock) -> Iterator[bool]:
     """Whether the deadline has passed, each second; waits for the question to the chain, which has a thread of its own."""
-    deadline = Deadline(at, world.mono, world.now(), told)
+    deadline = SubmissionDeadline(at, chain.monotonic_time, chain.now(), chain_clock)
     while True:
-        world.advance(1.0)
-        deadline.tick(world.mono, world.now())
-        while deadline._asking is not None:
-            deadline.tick(world.mono, world.now())
-        yield deadline.passed(world.mono, world.now())
+        chain.advance(1.0)
+        deadline.tick(chain.monotonic_time, chain.now())
+        while deadline._query is not None:
+            deadline.tick(chain.monotonic_time, chain.now())
+        yield deadline.has_passed(chain.monotonic_time, chain.now())
 
 
-def test_the_deadline_is_exact_to_the_tick() -> None:
-    world = World(from_iso("2038-01-19T03:14:00Z"))
-    ticks = ticking(world, from_iso("2038-01-19T03:14:08Z"), Told(world))
-    passed = {iso(world.now()): next(ticks) for _ in range(20)}
+def test_deadline_passes_at_the_exact_tick() -> None:
+    chain = SimulatedChain(from_iso("2038-01-19T03:14:00Z"))
+    ticks = make_deadline(chain, from_iso("2038-01-19T03:14:08Z"), ChainClock(chain))
+    passed = {to_iso(chain.now()): next(ticks) for _ in range(20)}
     assert [at for at, over in passed.items() if not over][-1] == "2038-01-19T03:14:06Z"
 
 
-def test_without_a_deadline_nothing_passes() -> None:
-    world = World(1e12)
-    assert not any(next(ticking(world, None, Told(world))) for _ in range(5))
+def test_missing_deadline_never_passes() -> None:
+    chain = SimulatedChain(1e12)
+    assert not any(next(make_deadline(chain, None, ChainClock(chain))) for _ in range(5))
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_a_clock_that_jumps_past_the_deadline_does_not_end_the_daemon(down: bool) -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    told = Told(world, down)
-    ticks = ticking(world, world.true + 3600, told)
+def test_clock_jump_past_the_deadline_does_not_pass_it(down: bool) -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    chain_clock = ChainClock(chain, down)
+    ticks = make_deadline(chain, chain.true_time + 3600, chain_clock)
     next(ticks)
-    world.offset = 10 * 366 * 86_400.0
+    chain.offset = 10 * 366 * 86_400.0
     assert not any(next(ticks) for _ in range(200))
-    told.down = False
-    while world.true < from_iso("2026-03-01T00:59:50Z"):
+    chain_clock.down = False
+    while chain.true_time < from_iso("2026-03-01T00:59:50Z"):
         assert not next(ticks)
     assert any(next(ticks) for _ in range(30)), "it passes in its own time all the same"
 
 
-def test_a_clock_that_is_set_back_does_not_move_the_deadline() -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    ticks = ticking(world, world.true + 600, Told(world))
+def test_clock_set_back_does_not_move_the_deadline() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    ticks = make_deadline(chain, chain.true_time + 600, ChainClock(chain))
     next(ticks)
-    world.offset = -5 * 86_400.0
+    chain.offset = -5 * 86_400.0
     passed = [next(ticks) for _ in range(640)]
     assert passed.index(True) == pytest.approx(598, abs=3)
 
 
-def test_a_machine_that_slept_past_the_deadline_believes_its_clock_when_the_chain_confirms_it() -> None:
-    world = World(from_iso("2026-03-01T00:00:00Z"))
-    ticks = ticking(world, world.true + 600, Told(world))
+def test_deadline_after_sleep_passes_when_the_chain_confirms_the_time() -> None:
+    chain = SimulatedChain(from_iso("2026-03-01T00:00:00Z"))
+    ticks = make_deadline(chain, chain.true_time + 600, ChainClock(chain))
     next(ticks)
-    world.true += 7200
+    chain.true_time += 7200
     assert any(next(ticks) for _ in range(5))

@@ -9,13 +9,13 @@ from threading import Event
 
 import pytest
 
-from forecastd.chain.endpoints import EndpointReport
-from forecastd.chain.health import Standing
+from forecastd.chain.endpoint_health import EndpointState
+from forecastd.chain.endpoint_pool import EndpointReport
 from forecastd.clock import SystemClock
-from forecastd.doctor import Finding, Level, worst
-from forecastd.doctor.finding import Check, Running, split
-from forecastd.doctor.host import check_services, check_settings, misspelt
-from forecastd.doctor.network import judge_balance, judge_clock, judge_endpoints
+from forecastd.doctor import Finding, Level, worst_level
+from forecastd.doctor.finding import CheckRunner, DoctorCheck, split_message
+from forecastd.doctor.host import check_services, check_settings, find_misspelled
+from forecastd.doctor.network import evaluate_balance, evaluate_clock, evaluate_endpoints
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.settings import Settings
 
@@ -36,10 +36,10 @@ NOON = 1_700_000_000.0
         (3 * 86_400, Level.FAIL, "3.0 days"),
     ],
 )
-def test_the_clock_is_judged_by_the_latest_block(ahead: float, level: Level, words: str) -> None:
-    finding = judge_clock(NOON + ahead, NOON)
+def test_clock_offset_sets_the_level(ahead: float, level: Level, words: str) -> None:
+    finding = evaluate_clock(NOON + ahead, NOON)
     assert finding.level is level
-    assert words in finding.found
+    assert words in finding.message
     assert bool(finding.fix) is (level is not Level.OK)
     assert ("stands still" in finding.fix) is (ahead > 30), "only a clock ahead looks like a chain that stands still"
 
@@ -56,32 +56,32 @@ def test_the_clock_is_judged_by_the_latest_block(ahead: float, level: Level, wor
         (0, 0, Level.OK, "costs nothing"),
     ],
 )
-def test_the_runway_is_told_in_epochs(balance: int, each: int, level: Level, words: str) -> None:
-    finding = judge_balance("allo1x", balance, each, "the last fee")
+def test_balance_runway_is_reported_in_epochs(balance: int, each: int, level: Level, words: str) -> None:
+    finding = evaluate_balance("allo1x", balance, each, "the last fee")
     assert finding.level is level
-    assert words in finding.found
+    assert words in finding.message
 
 
-def report(state: Standing, *, error: str = "") -> EndpointReport:
+def report(state: EndpointState, *, error: str = "") -> EndpointReport:
     return EndpointReport("a:1", state, "localnet", 7, 12, 0.02, 0, error)
 
 
 @pytest.mark.parametrize(
     ("states", "levels"),
     [
-        ((Standing.OK,), (Level.OK,)),
-        ((Standing.QUARANTINED,), (Level.FAIL,)),
-        ((Standing.WRONG_CHAIN, Standing.UNTRIED), (Level.FAIL, Level.FAIL)),
-        ((Standing.OK, Standing.QUARANTINED), (Level.OK, Level.WARN)),
-        ((Standing.BEHIND, Standing.WRONG_CHAIN), (Level.WARN, Level.WARN)),
+        ((EndpointState.OK,), (Level.OK,)),
+        ((EndpointState.QUARANTINED,), (Level.FAIL,)),
+        ((EndpointState.WRONG_CHAIN, EndpointState.UNTRIED), (Level.FAIL, Level.FAIL)),
+        ((EndpointState.OK, EndpointState.QUARANTINED), (Level.OK, Level.WARN)),
+        ((EndpointState.BEHIND, EndpointState.WRONG_CHAIN), (Level.WARN, Level.WARN)),
     ],
 )
-def test_a_bad_endpoint_fails_only_when_there_is_no_usable_one(
-    states: tuple[Standing, ...], levels: tuple[Level, ...]
+def test_endpoint_bad_fails_only_without_a_usable_one(
+    states: tuple[EndpointState, ...], levels: tuple[Level, ...]
 ) -> None:
-    found = judge_endpoints([report(state, error="refused") for state in states])
-    assert tuple(finding.level for finding in found) == levels
-    assert all(finding.fix for finding in found if finding.level is not Level.OK)
+    findings = evaluate_endpoints([report(state, error="refused") for state in states])
+    assert tuple(finding.level for finding in findings) == levels
+    assert all(finding.fix for finding in findings if finding.level is not Level.OK)
 
 
 @pytest.mark.parametrize(
@@ -91,38 +91,34 @@ def test_a_bad_endpoint_fails_only_when_there_is_no_usable_one(
         ("MNEMONICS", "MNEMONIC"), ("DATASOURCE", "DATA_SOURCE"), ("ALLORA_CHAIN", None), ("FORECASTD_HOME", None),
     ],
 )  # fmt: skip
-def test_a_misspelt_setting_is_noticed_with_the_one_that_is_meant(name: str, meant: str | None) -> None:
-    assert misspelt([name], NAMES) == {name: meant}
+def test_settings_check_misspelled_name_suggests_setting(name: str, meant: str | None) -> None:
+    assert find_misspelled([name], NAMES) == {name: meant}
 
 
 @pytest.mark.parametrize(
     "name", ["HOME", "PATH", "LANG", "LC_ALL", "TERM", "XDG_STATE_HOME", "LOGNAME", "MAIL", *sorted(NAMES)]
 )
-def test_a_variable_of_something_else_or_a_true_setting_is_none(name: str) -> None:
-    assert misspelt([name], NAMES) == {}
+def test_settings_check_ignores_unrelated_variables(name: str) -> None:
+    assert find_misspelled([name], NAMES) == {}
 
 
-def test_a_value_that_does_not_fit_is_named_with_where_it_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_check_invalid_value_names_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = check_settings({"TOPIC_ID": "not a number"}, {"TOPIC_ID": "the environment", "TOPICID": ".env"})
-    assert [finding.level for finding in found] == [Level.FAIL, Level.WARN]
-    assert "TOPIC_ID from the environment: not a number" in found[0].found
-    assert "TOPICID in .env" in found[1].found
+    findings = check_settings({"TOPIC_ID": "not a number"}, {"TOPIC_ID": "the environment", "TOPICID": ".env"})
+    assert [finding.level for finding in findings] == [Level.FAIL, Level.WARN]
+    assert "TOPIC_ID from the environment: not a number" in findings[0].message
+    assert "TOPICID in .env" in findings[1].message
 
 
-def test_an_env_file_with_a_secret_that_others_can_read_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_check_readable_secret_file_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / ".env"
     file.write_text("MNEMONIC=abandon ability\n")
     for mode, levels in ((0o644, [Level.WARN, Level.OK]), (0o600, [Level.OK])):
         file.chmod(mode)
-        found = check_settings({}, {"MNEMONIC": ".env"})
-        assert [finding.level for finding in found] == levels
-        assert not any("abandon" in finding.found + finding.fix for finding in found)
+        findings = check_settings({}, {"MNEMONIC": ".env"})
+        assert [finding.level for finding in findings] == levels
+        assert not any("abandon" in finding.message + finding.fix for finding in findings)
 
 
 @pytest.fixture
@@ -131,7 +127,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_checks_go_on_beside_one_that_fails_and_one_that_hangs(threads: ThreadPoolExecutor) -> None:
+def test_check_runner_continues_after_failure_and_hang(threads: ThreadPoolExecutor) -> None:
     never = Event()
 
     def hang() -> list[Finding]:
@@ -147,23 +143,28 @@ def test_checks_go_on_beside_one_that_fails_and_one_that_hangs(threads: ThreadPo
     def good() -> list[Finding]:
         return [Finding("good", Level.OK, "fine"), Finding("good", Level.WARN, "nearly")]
 
-    checks = [Check("hangs", hang, 0.0), Check("fails", fail), Check("skips", skip), Check("good", good)]
+    checks = [
+        DoctorCheck("hangs", hang, 0.0),
+        DoctorCheck("fails", fail),
+        DoctorCheck("skips", skip),
+        DoctorCheck("good", good),
+    ]
     try:
-        found = list(Running(checks, threads, SystemClock()).findings())
+        findings = list(CheckRunner(checks, threads, SystemClock()).findings())
     finally:
         never.set()
-    assert [(finding.check, finding.level) for finding in found] == [
+    assert [(finding.check, finding.level) for finding in findings] == [
         ("hangs", Level.FAIL), ("fails", Level.FAIL), ("skips", Level.FAIL), ("good", Level.OK), ("good", Level.WARN),
     ]  # fmt: skip
-    assert (found[1].found, found[1].fix) == ("The disk is gone.", "Put it back.")
+    assert (findings[1].message, findings[1].fix) == ("The disk is gone.", "Put it back.")
 
 
-def test_a_defect_in_a_check_is_not_hidden(threads: ThreadPoolExecutor) -> None:
+def test_check_runner_raises_unexpected_error(threads: ThreadPoolExecutor) -> None:
     def broken() -> list[Finding]:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(Running([Check("broken", broken)], threads, SystemClock()).findings())
+        list(CheckRunner([DoctorCheck("broken", broken)], threads, SystemClock()).findings())
 
 
 @pytest.mark.parametrize(
@@ -171,16 +172,16 @@ def test_a_defect_in_a_check_is_not_hidden(threads: ThreadPoolExecutor) -> None:
     [((), Level.OK), ((Level.OK, Level.SKIP), Level.OK), ((Level.WARN, Level.OK), Level.WARN),
      ((Level.WARN, Level.FAIL), Level.FAIL)],
 )  # fmt: skip
-def test_the_gravest_finding_decides(levels: tuple[Level, ...], expected: Level) -> None:
-    assert worst([Finding("x", level, "") for level in levels]) is expected
+def test_worst_level_is_the_most_severe(levels: tuple[Level, ...], expected: Level) -> None:
+    assert worst_level([Finding("x", level, "") for level in levels]) is expected
 
 
 @pytest.mark.parametrize(
     ("message", "parts"),
     [("One sentence.", ("One sentence.", "")), ("It is so. Do that. Or this.", ("It is so.", "Do that. Or this."))],
 )
-def test_a_message_is_cause_and_fix(message: str, parts: tuple[str, str]) -> None:
-    assert split(message) == parts
+def test_split_message_gives_cause_and_fix(message: str, parts: tuple[str, str]) -> None:
+    assert split_message(message) == parts
 
 
 UNIT = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=-{program} --daemon\nWorkingDirectory={directory}\n"
@@ -193,17 +194,17 @@ PROGRAM = "[program:forecastd]\ncommand={program} --continuous ; why\ndirectory=
     [("/bin/sh", "/", Level.OK), ("/nowhere/python", "/", Level.FAIL), ("/bin/sh", "/nowhere", Level.FAIL),
      ("sh", "%h", Level.OK)],
 )  # fmt: skip
-def test_a_service_file_is_read_for_what_it_names(
+def test_service_check_reports_missing_paths(
     tmp_path: Path, text: str, program: str, directory: str, level: Level
 ) -> None:
     file = tmp_path / "a.service"
     file.write_text(text.format(program=program, directory=directory))
     (finding,) = check_services([file, tmp_path / "absent"])
     assert finding.level is level
-    assert level is Level.OK or "/nowhere" in finding.found
+    assert level is Level.OK or "/nowhere" in finding.message
 
 
-def test_no_service_file_is_nothing_to_look_at_and_a_broken_one_is_told(tmp_path: Path) -> None:
+def test_service_check_without_file_skips_and_broken_fails(tmp_path: Path) -> None:
     assert check_services([tmp_path / "absent"])[0].level is Level.SKIP
     file = tmp_path / "a.service"
     file.write_text("ExecStart before any section\n")

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import load_bundle
-from models.engines import Engine
 from models.errors import BundleError
+from models.market.bundle import load_market_bundle
+from models.market.engine import MarketEngine
 
 
-def test_numbers_that_overflow_inside_the_network_are_told_as_the_models_fault(root: Path) -> None:
-    bundle = load_bundle(root / "models" / "demo")
+def test_market_engine_overflow_raises_bundle_error(root: Path) -> None:
+    bundle = load_market_bundle(root / "models" / "demo")
     wild = {name: np.full_like(weight, 1e30) for name, weight in bundle.weights.items()}
-    with pytest.raises(BundleError) as caught:
-        Engine(replace(bundle, weights=wild)).predict(bundle.canary.inputs)
-    assert caught.value.check == "finite"
+    with pytest.raises(BundleError) as error_info:
+        MarketEngine(replace(bundle, weights=wild)).predict(bundle.canary.inputs)
+    assert error_info.value.check == "finite"

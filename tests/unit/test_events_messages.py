@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.chain.events import MOST_SUBSCRIPTIONS, Opened, Told, check_websocket, queries, read_message, shown
+from forecastd.chain.events import (
+    MAX_SUBSCRIPTIONS,
+    EventMessage,
+    WindowOpened,
+    check_websocket,
+    display_name,
+    read_message,
+    subscription_queries,
+)
 from forecastd.errors import NeedsHuman
-from forecastd.localnet.chain import Block
+from forecastd.localnet.chain import ChainBlock
 from forecastd.localnet.topics import TopicSpec
-from forecastd.localnet.websocket import block_events, matches
+from forecastd.localnet.websocket import block_events, matches_query
 
 NAMES = ["id", "error", "result", "data", "value", "header", "height", "chain_id", "events", "type", "attributes", "key",
          "node_info", "network", "sync_info", "latest_block_height"]  # fmt: skip
@@ -34,13 +42,14 @@ def message(kind: str, attributes: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("version", ["v9", "v10"])
 @pytest.mark.parametrize("spelt", ['"67"', "67", 67])
-def test_an_opening_is_read_in_every_spelling_of_its_numbers(version: str, spelt: object) -> None:
-    told = read_message(
+def test_read_message_accepts_every_number_format(version: str, number_text: object) -> None:
+    event_message = read_message(
         message(
-            f"emissions.{version}.EventWorkerSubmissionWindowOpened", {"topic_id": spelt, "nonce_block_height": spelt}
+            f"emissions.{version}.EventWorkerSubmissionWindowOpened",
+            {"topic_id": number_text, "nonce_block_height": number_text},
         )
     )
-    assert told == Told("opened-0", 21, None, (Opened(67, 67),))
+    assert event_message == EventMessage("opened-0", 21, None, (WindowOpened(67, 67),))
 
 
 @pytest.mark.parametrize(
@@ -49,64 +58,64 @@ def test_an_opening_is_read_in_every_spelling_of_its_numbers(version: str, spelt
      {"topic_id": "67", "nonce_block_height": "9" * 5000}, {"topic_id": "67", "nonce_block_height": None},
      {"topic_id": "67", "nonce_block_height": 1.5}, {"topic_id": True, "nonce_block_height": 5}],
 )  # fmt: skip
-def test_an_opening_that_makes_no_sense_is_none(attributes: dict[str, Any]) -> None:
-    assert read_message(message("emissions.v10.EventWorkerSubmissionWindowOpened", attributes)).opened == ()
+def test_read_message_invalid_window_is_ignored(attributes: dict[str, Any]) -> None:
+    assert read_message(message("emissions.v10.EventWorkerSubmissionWindowOpened", attributes)).opened_windows == ()
 
 
-def test_another_event_is_no_opening() -> None:
+def test_read_message_other_event_is_ignored() -> None:
     attributes = {"topic_id": "67", "nonce_block_height": "21"}
-    assert read_message(message("emissions.v10.EventWorkerSubmissionWindowClosed", attributes)).opened == ()
+    assert read_message(message("emissions.v10.EventWorkerSubmissionWindowClosed", attributes)).opened_windows == ()
 
 
-def test_the_chain_id_is_read_from_the_status_and_from_each_header() -> None:
+def test_read_message_chain_id_from_status_and_header() -> None:
     status = {"id": "status", "result": {"node_info": {"network": "a-1"}, "sync_info": {"latest_block_height": "9"}}}
     header = {"id": "headers", "result": {"data": {"value": {"header": {"chain_id": "a-1", "height": "10"}}}}}
-    assert read_message(json.dumps(status)) == Told("status", 9, "a-1")
-    assert read_message(json.dumps(header)) == Told("headers", 10, "a-1")
+    assert read_message(json.dumps(status)) == EventMessage("status", 9, "a-1")
+    assert read_message(json.dumps(header)) == EventMessage("headers", 10, "a-1")
 
 
 @given(st.text() | st.binary())
-def test_rubbish_tells_nothing_and_raises_nothing(text: str | bytes) -> None:
-    assert read_message(text) == Told()
+def test_read_message_garbage_is_empty(text: str | bytes) -> None:
+    assert read_message(text) == EventMessage()
 
 
 @given(JSON)
-def test_rubbish_under_the_right_names_raises_nothing(document: Any) -> None:
-    told = read_message(json.dumps(document))
-    assert told.opened == ()
-    assert told.height is None or told.height >= 0
+def test_read_message_garbage_under_known_keys_never_raises(document: Any) -> None:
+    event_message = read_message(json.dumps(document))
+    assert event_message.opened_windows == ()
+    assert event_message.height is None or event_message.height >= 0
 
 
-def test_what_is_nested_too_deeply_tells_nothing() -> None:
-    assert read_message("[" * 1_000_000) == Told()
+def test_read_message_deep_nesting_is_empty() -> None:
+    assert read_message("[" * 1_000_000) == EventMessage()
 
 
 @pytest.mark.parametrize("topics", [[], [67], [67, 69], [67, 69, 71], list(range(1, 200))])
-def test_a_client_never_asks_for_more_subscriptions_than_a_node_gives(topics: list[int]) -> None:
-    assert len(queries(topics)) <= MOST_SUBSCRIPTIONS
+def test_queries_stay_within_the_subscription_limit(topics: list[int]) -> None:
+    assert len(subscription_queries(topics)) <= MAX_SUBSCRIPTIONS
 
 
 @pytest.mark.parametrize("version", ["v9", "v10"])
 @pytest.mark.parametrize("topics", [[67], [67, 69], [67, 69, 71]])
-def test_the_queries_ask_for_the_openings_of_their_topics(version: str, topics: list[int]) -> None:
+def test_queries_match_the_windows_of_their_topics(version: str, topics: list[int]) -> None:
     for number in topics:
         spec = TopicSpec(number, epoch_length=20, worker_submission_window=10)
-        events = block_events(Block(21, 0.0, (), opened=((spec, 21),), closed=()), version)
-        assert any(matches(query, events) for query in queries(topics).values())
-        closing = block_events(Block(31, 0.0, (), opened=(), closed=((spec, 21),)), version)
-        assert not any(matches(query, closing) for query in queries(topics).values())
+        events = block_events(ChainBlock(21, 0.0, (), opened_windows=((spec, 21),), closed_windows=()), version)
+        assert any(matches_query(query, events) for query in subscription_queries(topics).values())
+        closing = block_events(ChainBlock(31, 0.0, (), opened_windows=(), closed_windows=((spec, 21),)), version)
+        assert not any(matches_query(query, closing) for query in subscription_queries(topics).values())
 
 
 @pytest.mark.parametrize("url", ["wss://a.example/websocket", "ws://127.0.0.1:26657/websocket?key=s3cret", " ws://a "])
-def test_a_websocket_is_called_by_its_host_and_never_by_its_path(url: str) -> None:
+def test_display_name_hides_the_path(url: str) -> None:
     assert check_websocket(url, 1) == url.strip()
-    assert "s3cret" not in shown(url)
+    assert "s3cret" not in display_name(url)
 
 
 @pytest.mark.parametrize(
     "url", ["", "a.example", "https://a.example", "ws://", "ws://u:s3cret@a", "ws://a:x", "ws://a#b"]
 )
-def test_what_is_no_websocket_is_refused_by_its_position(url: str) -> None:
+def test_check_websocket_invalid_url_is_named_by_position(url: str) -> None:
     with pytest.raises(NeedsHuman, match="Item 2 of EVENT_ENDPOINTS") as caught:
         check_websocket(url, 2)
     assert "s3cret" not in str(caught.value)

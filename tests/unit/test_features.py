@@ -11,23 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forecastd import features
-from forecastd.candles import HOUR, Candles, Provenance
 from forecastd.errors import NeedsHuman, SkipEpoch
-from forecastd.features import FeatureList, load_features, model_input, past_matrix, warm_up
+from forecastd.market import features
+from forecastd.market.candles import HOUR, Candles, Provenance
+from forecastd.market.features import FeatureList, build_model_input, load_features, past_matrix, warm_up_candles
 
-EVERY_PAST = tuple(features.PAST)
-WHOLE = Provenance("test", 0.0, "", synthetic=True)
+EVERY_PAST = tuple(features.PAST_FEATURES)
+ALL_CANDLES = Provenance("test", 0.0, "", synthetic=True)
 
 
 def make_candles(count: int, seed: int = 0, step: int = HOUR, start: int = 1_500_000_000 // HOUR * HOUR) -> Candles:
     random = np.random.default_rng(seed)
     close = 1000 * np.exp(np.cumsum(random.normal(0, 0.01, count)))
-    opening = np.concatenate([[1000.0], close[:-1]])
-    high = np.maximum(opening, close) * (1 + random.uniform(0, 0.01, count))
-    low = np.minimum(opening, close) * (1 - random.uniform(0, 0.01, count))
+    open_ = np.concatenate([[1000.0], close[:-1]])
+    high = np.maximum(open_, close) * (1 + random.uniform(0, 0.01, count))
+    low = np.minimum(open_, close) * (1 - random.uniform(0, 0.01, count))
     time = start + step * np.arange(count, dtype=np.int64)
-    return Candles("btcusd", step, time, opening, high, low, close, random.uniform(1, 9, count), WHOLE)
+    return Candles("btcusd", step, time, open_, high, low, close, random.uniform(1, 9, count), ALL_CANDLES)
 
 
 def pick(candles: Candles, rows: slice | np.ndarray) -> Candles:
@@ -37,7 +37,7 @@ def pick(candles: Candles, rows: slice | np.ndarray) -> Candles:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1000), cut=st.integers(1, 199), factor=st.floats(0.1, 10))
-def test_no_feature_changes_when_later_candles_change(seed: int, cut: int, factor: float) -> None:
+def test_features_ignore_later_candles(seed: int, cut: int, factor: float) -> None:
     candles = make_candles(200, seed)
     changed = {name: getattr(candles, name).copy() for name in ("open", "high", "low", "close", "volume")}
     for column in changed.values():
@@ -48,23 +48,23 @@ def test_no_feature_changes_when_later_candles_change(seed: int, cut: int, facto
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), dropped=st.integers(1, 100))
-def test_a_value_does_not_depend_on_how_much_history_was_loaded(seed: int, dropped: int) -> None:
+def test_features_are_independent_of_history_length(seed: int, dropped: int) -> None:
     candles = make_candles(200, seed)
     whole, tail = past_matrix(EVERY_PAST, candles), past_matrix(EVERY_PAST, pick(candles, slice(dropped, None)))
-    ready = slice(warm_up(EVERY_PAST), None)
+    ready = slice(warm_up_candles(EVERY_PAST), None)
     np.testing.assert_allclose(tail[ready], whole[dropped:][ready], rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("step", [HOUR, HOUR // 2, 300])
-def test_every_feature_is_finite_after_the_warm_up_and_not_before(step: int) -> None:
+def test_features_are_finite_only_after_warm_up(step: int) -> None:
     names = EVERY_PAST
-    rows = warm_up(names, step)
+    rows = warm_up_candles(names, step)
     matrix = past_matrix(names, make_candles(rows + 5, step=step))
     assert np.isfinite(matrix[rows:]).all()
     assert not np.isfinite(matrix[0]).any()
 
 
-def test_a_gap_is_not_spliced_but_makes_the_windows_over_it_unknown() -> None:
+def test_features_over_a_gap_are_nan() -> None:
     candles = make_candles(200)
     keep = np.arange(200) != 120
     matrix = past_matrix(("ret_1h", "ma_24h", "vol_24h"), pick(candles, keep))
@@ -75,7 +75,7 @@ def test_a_gap_is_not_spliced_but_makes_the_windows_over_it_unknown() -> None:
     assert np.isfinite(after[23, 1])
 
 
-def test_features_have_their_documented_values() -> None:
+def test_features_have_documented_values() -> None:
     candles = make_candles(100)
     close, high, low = candles.close, candles.high, candles.low
     row = dict(zip(EVERY_PAST, past_matrix(EVERY_PAST, candles)[-1], strict=True))
@@ -107,17 +107,17 @@ def test_known_features_follow_the_calendar() -> None:
     np.testing.assert_allclose(matrix[3], matrix[0], atol=1e-12)
 
 
-def test_flat_prices_give_neutral_values_not_nan() -> None:
+def test_features_of_flat_prices_are_neutral() -> None:
     candles = make_candles(100)
     flat = np.full(100, 500.0)
     row = past_matrix(EVERY_PAST, replace(candles, open=flat, high=flat, low=flat, close=flat))[-1]
     assert np.isfinite(row).all()
 
 
-def test_the_model_input_ends_where_the_candles_end_and_the_calendar_goes_on() -> None:
-    listed = FeatureList(("ret_1h", "hour_sin", "vol_24h"))
+def test_model_input_ends_with_candles_and_extends_calendar() -> None:
+    names = FeatureList(("ret_1h", "hour_sin", "vol_24h"))
     candles = make_candles(80)
-    given_input = model_input(listed, candles, encoder_length=48, horizon=12)
+    given_input = build_model_input(names, candles, encoder_length=48, horizon=12)
     assert given_input.end == candles.end
     assert given_input.target.shape == (48,)
     assert given_input.past.shape == (48, 2)
@@ -125,10 +125,10 @@ def test_the_model_input_ends_where_the_candles_end_and_the_calendar_goes_on() -
     np.testing.assert_allclose(given_input.known[47, 0], np.sin(2 * np.pi * (candles.time[-1] % 86400) / 86400))
 
 
-def test_too_few_candles_are_refused_by_name() -> None:
-    with pytest.raises(SkipEpoch) as caught:
-        model_input(FeatureList(("ret_24h",)), make_candles(50), encoder_length=48, horizon=12)
-    assert caught.value.check == "short"
+def test_model_input_too_few_candles_is_refused() -> None:
+    with pytest.raises(SkipEpoch) as error:
+        build_model_input(FeatureList(("ret_24h",)), make_candles(50), encoder_length=48, horizon=12)
+    assert error.value.check == "short"
 
 
 @pytest.mark.parametrize(
@@ -143,35 +143,33 @@ def test_too_few_candles_are_refused_by_name() -> None:
         (None, ["Cannot read"]),
     ],
 )
-def test_a_bad_feature_list_is_refused_with_cause_and_fix(
-    tmp_path: Path, content: str | None, words: list[str]
-) -> None:
+def test_feature_list_invalid_is_refused_with_fix(tmp_path: Path, content: str | None, words: list[str]) -> None:
     path = tmp_path / "features.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(NeedsHuman) as caught:
+    with pytest.raises(NeedsHuman) as error:
         load_features(path)
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(error.value)
 
 
-def test_the_projects_own_list_is_known_and_ordered(root: Path) -> None:
-    listed = load_features(root / "features.json")
-    assert list(listed.names) == json.loads((root / "features.json").read_text())
-    assert set(listed.past) | set(listed.known) == set(listed.names)
+def test_feature_list_of_project_is_valid_and_ordered(root: Path) -> None:
+    names = load_features(root / "features.json")
+    assert list(names.names) == json.loads((root / "features.json").read_text())
+    assert set(names.past) | set(names.known) == set(names.names)
 
 
-def test_a_feature_that_looks_into_the_future_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def peek(grid: features.Grid) -> np.ndarray:
+def test_check_causal_detects_look_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peek(grid: features.CandleGrid) -> np.ndarray:
         return np.append(grid.close[1:], np.nan)
 
-    monkeypatch.setitem(features.PAST, "peek", features.PastFeature(peek, 1))
+    monkeypatch.setitem(features.PAST_FEATURES, "peek", features.PastFeature(peek, 1))
     with pytest.raises(NeedsHuman, match="peek looks into the future"):
         features.check_causal(FeatureList(("ret_1h", "peek")), make_candles(60))
     features.check_causal(FeatureList(EVERY_PAST), make_candles(200))
 
 
 @pytest.mark.parametrize("step", [7200, 7 * 60])
-def test_a_step_that_does_not_divide_the_hour_is_refused(step: int) -> None:
+def test_features_step_not_dividing_hour_is_refused(step: int) -> None:
     with pytest.raises(NeedsHuman, match="divide the hour"):
         past_matrix(("ret_1h",), make_candles(10, step=step))

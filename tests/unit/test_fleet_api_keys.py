@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.api.address import is_loopback
 from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
+from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.logs import redacted
 from forecastd.settings import Settings
 
@@ -19,33 +19,33 @@ ONE, TWO = "one-key-of-good-length", "two-key-of-good-length"
 key = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=16, max_size=40)
 
 
-def settings(**given_: Any) -> Settings:
-    return Settings(**given_)
+def settings(**values: Any) -> Settings:
+    return Settings(**values)
 
 
 @given(keys=st.lists(key, min_size=1, max_size=5, unique=True), other=key | st.text(max_size=40))
-def test_a_key_is_known_by_its_number_and_no_other_is(keys: list[str], other: str) -> None:
-    found = ApiKeys(keys)
-    assert [found.match(one) for one in keys] == list(range(len(keys)))
-    assert found.match(other) == (keys.index(other) if other in keys else None)
+def test_api_key_matches_its_number_only(keys: list[str], other: str) -> None:
+    api_keys = ApiKeys(keys)
+    assert [api_keys.match(stored) for stored in keys] == list(range(len(keys)))
+    assert api_keys.match(other) == (keys.index(other) if other in keys else None)
     assert ApiKeys().match(other) is None
-    assert all(one not in repr(vars(found)) for one in keys)
+    assert all(stored not in repr(vars(api_keys)) for stored in keys)
 
 
-def test_keys_come_from_the_variable_the_file_and_the_credential_together(tmp_path: Path) -> None:
+def test_keys_from_variable_file_and_credential_are_merged(tmp_path: Path) -> None:
     file, credential = tmp_path / "keys", tmp_path / "fleet-api-keys"
     file.write_text(f"# two lines of keys\n{TWO}\n\n")
     file.chmod(0o600)
     credential.write_text("the-key-of-the-credential\n")
-    found = load_keys(settings(fleet_api_keys=f" {ONE} ,", fleet_api_keys_file=file, credentials_directory=tmp_path))
-    assert [found.match(one) for one in (ONE, TWO, "the-key-of-the-credential")] == [0, 1, 2]
-    assert len(found) == 3
+    loaded = load_keys(settings(fleet_api_keys=f" {ONE} ,", fleet_api_keys_file=file, credentials_directory=tmp_path))
+    assert [loaded.match(path) for path in (ONE, TWO, "the-key-of-the-credential")] == [0, 1, 2]
+    assert len(loaded) == 3
     assert not load_keys(settings())
     assert ONE not in redacted(f"a line with {ONE}")
 
 
 @pytest.mark.parametrize("bad", ["short", "a blank in the middle of it", "x" * 257, "ключ-достаточной-длины"])
-def test_what_is_no_key_is_refused_by_its_number_and_not_shown(bad: str, tmp_path: Path) -> None:
+def test_invalid_key_is_refused_by_number_and_not_shown(bad: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"{ONE}\n{bad}\n")
     file.chmod(0o600)
@@ -57,7 +57,7 @@ def test_what_is_no_key_is_refused_by_its_number_and_not_shown(bad: str, tmp_pat
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o700])
-def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+def test_key_file_readable_by_others_is_refused(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "keys"
     file.write_text(ONE)
     file.chmod(mode)
@@ -65,7 +65,7 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> No
         load_keys(settings(fleet_api_keys_file=file))
 
 
-def test_a_file_without_a_key_and_one_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_key_file_empty_or_missing_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.write_text("# nothing\n")
     empty.chmod(0o600)
@@ -80,7 +80,7 @@ def test_a_file_without_a_key_and_one_that_is_not_there_are_refused(tmp_path: Pa
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True), ("0.0.0.0", False),  # noqa: S104
      ("::", False), ("10.0.0.1", False), ("example.org", False), ("localhost.example.org", False), ("", False)],
 )  # fmt: skip
-def test_beyond_this_machine_a_key_is_required(host: str, loopback: bool) -> None:
+def test_non_loopback_host_requires_key(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
     require_keys(ApiKeys([ONE]), host)
     if loopback:

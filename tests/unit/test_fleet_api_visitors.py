@@ -9,29 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.fleet.api.rate import RateLimit
-from forecastd.fleet.api.refusals import quoted
-from forecastd.fleet.api.remarks import EVERY, Remarks
-from forecastd.fleet.api.visitors import (
-    BUCKETS,
-    bucket,
+from forecastd.fleet.api.errors import quote
+from forecastd.fleet.api.rate_limit import RateLimit
+from forecastd.fleet.api.request_headers import (
+    CLIENT_BUCKETS,
+    client_bucket,
     declared_length,
-    given_key,
     header,
-    is_foreign,
+    is_cross_site,
     is_local_name,
+    request_key,
 )
+from forecastd.fleet.api.throttled_log import INTERVAL_SECONDS, RefusalLog
 
 names = st.sampled_from([b"host", b"origin", b"x-api-key", b"authorization", b"content-length", b"content-encoding"])
 headers = st.lists(st.tuples(names, st.binary(max_size=40)), max_size=6)
 
 
 @given(found=headers)
-def test_any_headers_can_be_looked_at(found: list[tuple[bytes, bytes]]) -> None:
-    given_key(found)
-    is_local_name(header(found, b"host"))
-    is_foreign(header(found, b"origin"), header(found, b"host"), ())
-    length = declared_length(found)
+def test_arbitrary_headers_are_parsed(request_headers: list[tuple[bytes, bytes]]) -> None:
+    request_key(request_headers)
+    is_local_name(header(request_headers, b"host"))
+    is_cross_site(header(request_headers, b"origin"), header(request_headers, b"host"), ())
+    length = declared_length(request_headers)
     assert length is None or length >= 0
 
 
@@ -41,8 +41,8 @@ def test_any_headers_can_be_looked_at(found: list[tuple[bytes, bytes]]) -> None:
      ([(b"authorization", b"Basic k")], None), ([(b"authorization", b"k")], None), ([], None),
      ([(b"x-api-key", b"a"), (b"x-api-key", b"b")], None), ([(b"x-api-key", b"a"), (b"authorization", b"Bearer b")], "a")],
 )  # fmt: skip
-def test_where_a_key_is_looked_for(found: list[tuple[bytes, bytes]], key: str | None) -> None:
-    assert given_key(found) == key
+def test_request_key_is_read_from_headers(request_headers: list[tuple[bytes, bytes]], key: str | None) -> None:
+    assert request_key(request_headers) == key
 
 
 @pytest.mark.parametrize(
@@ -51,36 +51,34 @@ def test_where_a_key_is_looked_for(found: list[tuple[bytes, bytes]], key: str | 
      ("http://b", "a", True), ("null", "a", True), ("http://a", None, True), ("http://[", "a", True),
      ("https://ok", "a", False)],
 )  # fmt: skip
-def test_whether_a_request_comes_from_another_site(origin: str | None, host: str | None, foreign: bool) -> None:
-    assert is_foreign(origin, host, ("https://ok",)) is foreign
+def test_cross_site_request_is_detected(origin: str | None, host: str | None, foreign: bool) -> None:
+    assert is_cross_site(origin, host, ("https://ok",)) is foreign
 
 
 @given(address=st.ip_addresses(), salt=st.integers(0, 2**64))
-def test_an_address_has_one_of_a_fixed_number_of_counters(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address, salt: int
-) -> None:
-    name = bucket(str(address), salt)
-    assert int(name.removeprefix("address-")) < BUCKETS
+def test_client_bucket_count_is_bounded(address: ipaddress.IPv4Address | ipaddress.IPv6Address, salt: int) -> None:
+    name = client_bucket(str(address), salt)
+    assert int(name.removeprefix("address-")) < CLIENT_BUCKETS
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
         neighbour = ipaddress.IPv6Address(int(address) ^ 1)
         if neighbour.ipv4_mapped is None:
-            assert bucket(str(neighbour), salt) == name
+            assert client_bucket(str(neighbour), salt) == name
     elif isinstance(address, ipaddress.IPv4Address):
-        assert bucket(f"::ffff:{address}", salt) == name
+        assert client_bucket(f"::ffff:{address}", salt) == name
 
 
-def test_a_rate_counts_each_client_by_itself_and_0_counts_nobody() -> None:
+def test_rate_limit_counts_per_client_and_zero_disables() -> None:
     limit = RateLimit(5)
-    waits = [limit.wait("one") for _ in range(7)]
+    waits = [limit.retry_after("one") for _ in range(7)]
     assert waits[:4] == [0, 0, 0, 0]
     assert waits[-1] >= 1
-    assert limit.wait("two") == 0
-    assert limit.client(3, "127.0.0.1") == "key-3"
+    assert limit.retry_after("two") == 0
+    assert limit.client_key(3, "127.0.0.1") == "key-3"
     free = RateLimit(0)
-    assert not any(free.wait("one") for _ in range(100))
+    assert not any(free.retry_after("one") for _ in range(100))
 
 
-class Hand:
+class FixedClock:
     def __init__(self) -> None:
         self.mono = 0.0
 
@@ -91,21 +89,21 @@ class Hand:
         return self.mono
 
 
-def test_refusals_of_a_kind_are_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_refusals_log_one_line_per_kind_and_minute(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    clock = Hand()
-    remarks = Remarks(clock)
+    clock = FixedClock()
+    remarks = RefusalLog(clock)
     for _ in range(1000):
-        remarks.refused("401", "A request from 10.0.0.9 was refused.")
-    remarks.refused("429", "Another kind.")
+        remarks.record("401", "A request from 10.0.0.9 was refused.")
+    remarks.record("429", "Another kind.")
     assert len(caplog.records) == 2
-    clock.mono = EVERY
-    remarks.refused("401", "A request from 10.0.0.9 was refused.")
+    clock.mono = INTERVAL_SECONDS
+    remarks.record("401", "A request from 10.0.0.9 was refused.")
     assert "999 more" in caplog.records[-1].getMessage()
 
 
 @given(text=st.text(max_size=300))
-def test_a_clients_words_are_quoted_short_and_printable(text: str) -> None:
-    told = quoted(text)
-    assert len(told) <= 90
-    assert told.isprintable()
+def test_quote_is_short_and_printable(text: str) -> None:
+    result = quote(text)
+    assert len(result) <= 90
+    assert result.isprintable()

@@ -9,62 +9,71 @@ from typing import Any
 import pytest
 
 from forecastd.fleet.contract import NDJSON
-from forecastd.fleet.grid import FleetWindow
-from forecastd.fleet.intake import parse_feed
+from forecastd.fleet.ingest.feed import parse_feed
 from forecastd.fleet.simulator import Simulator
-from forecastd.fleet.simulator.badrows import KINDS, bad_records
-from forecastd.fleet.simulator.feeds import DUPLICATE, TAKEN, body, dues, plain_records, records
+from forecastd.fleet.simulator.bad_records import BAD_ROW_KINDS, bad_records
+from forecastd.fleet.simulator.feeds import (
+    ACCEPTED,
+    DUPLICATE,
+    count_expected,
+    encode_body,
+    encode_records,
+    to_plain_records,
+)
 from forecastd.fleet.simulator.noise import keys
-from forecastd.fleet.simulator.presence import Presence
-from forecastd.fleet.simulator.tally import Tally
+from forecastd.fleet.simulator.presence import PresenceModel
+from forecastd.fleet.simulator.tally import SimulationTally
+from forecastd.fleet.window.window import FleetWindow
 
 NOW = 359_000_000  # a tick of 5 s
 
 
-def judged(found: Any, kind: Any) -> dict[str, Any]:
-    text, content_type = body(found, kind)
+def parse_records(encoded: Any, kind: Any) -> dict[str, Any]:
+    text, content_type = encode_body(encoded, kind)
     window = FleetWindow(5, 400, 100)
     window.advance(NOW - 1)
-    answer = window.take(parse_feed(text, content_type, step=5), now=NOW * 5 + 1.0, max_skew=30.0)
+    answer = window.ingest(parse_feed(text, content_type, step=5), now=NOW * 5 + 1.0, max_skew=30.0)
     return answer.model_dump()
 
 
 @pytest.mark.parametrize("kind", ["json", "ndjson"])
-@pytest.mark.parametrize("name", KINDS)
-def test_a_bad_row_is_refused_as_foreseen_and_costs_no_other(name: str, kind: Any) -> None:
+@pytest.mark.parametrize("name", BAD_ROW_KINDS)
+def test_bad_row_is_refused_with_its_code_alone(name: str, kind: Any) -> None:
     rows = Simulator(0, 20).rows(NOW)
-    found = records(rows)
-    chosen = [record for place, kind_of, record in many(plain_records(rows), kind) if kind_of == name][:5]
-    if KINDS[name][0] == "not_json" and kind == "json":
-        assert not chosen  # half a record would cost the whole body
+    found = encode_records(rows)
+    picked = [record for index, kind_of, record in make_bad_records(to_plain_records(rows), kind) if kind_of == name][
+        :5
+    ]
+    if BAD_ROW_KINDS[name][0] == "not_json" and kind == "json":
+        assert not picked  # half a record would cost the whole body
         return
-    assert chosen
-    answer = judged([*found, *chosen], kind)
-    tally = Tally()
-    tally.note(dues([*found, *chosen]), answer, sent_again=False, past=False)
-    assert tally.as_expected, tally.surprises
+    assert picked
+    answer = parse_records([*found, *picked], kind)
+    tally = SimulationTally()
+    tally.record(count_expected([*found, *picked]), answer, resent=False, is_past=False)
+    assert tally.as_expected, tally.mismatches
     assert answer["accepted"] == 20
-    code = KINDS[name][0]
-    assert (answer["duplicates"] if code == DUPLICATE else answer["counts"][code]) == len(chosen)
+    code = BAD_ROW_KINDS[name][0]
+    assert (answer["duplicates"] if code == DUPLICATE else answer["counts"][code]) == len(picked)
 
 
-def many(plain: Any, kind: Any) -> list[Any]:
+def make_bad_records(plain: Any, kind: Any) -> list[Any]:
     return [one for seed in range(60) for one in bad_records(plain, 0.5, kind, seed)]
 
 
-def test_about_the_share_that_is_asked_for_is_made_and_the_same_for_the_same_seed() -> None:
-    plain = plain_records(Simulator(0, 500).rows(NOW))
-    made = bad_records(plain, 0.2, "json", 7)
-    assert 60 <= len(made) <= 140
-    assert made == bad_records(plain, 0.2, "json", 7)
-    assert made != bad_records(plain, 0.2, "json", 8)
+def test_bad_rows_match_share_and_repeat_with_seed() -> None:
+    plain = to_plain_records(Simulator(0, 500).rows(NOW))
+    bad_rows = bad_records(plain, 0.2, "json", 7)
+    assert 60 <= len(bad_rows) <= 140
+    assert bad_rows == bad_records(plain, 0.2, "json", 7)
+    assert bad_rows != bad_records(plain, 0.2, "json", 8)
     assert bad_records(plain, 0.0, "json", 7) == []
 
 
-def test_what_is_written_is_what_the_fleet_reads() -> None:
+def test_encoded_records_parse_to_same_rows() -> None:
     rows = Simulator(3, 30, "critical", start=NOW).rows(NOW)
     for kind in ("json", "ndjson"):
-        text, content_type = body(records(rows), kind)
+        text, content_type = encode_body(encode_records(rows), kind)
         assert (content_type == NDJSON) == (kind == "ndjson")
         read = parse_feed(text, content_type, step=5)
         assert (read.rows.servers, read.rows.profiles, read.rows.statuses) == (
@@ -77,8 +86,8 @@ def test_what_is_written_is_what_the_fleet_reads() -> None:
         assert read.refusals.total == 0
 
 
-def an_answer(**more: Any) -> dict[str, Any]:
-    return {"version": 1, "accepted": 10, "refused": 0, "duplicates": 0, "reasons": [], "counts": {}} | more
+def make_response(**fields: Any) -> dict[str, Any]:
+    return {"version": 1, "accepted": 10, "refused": 0, "duplicates": 0, "reasons": [], "counts": {}} | fields
 
 
 def refusal(code: str) -> dict[str, Any]:
@@ -88,64 +97,66 @@ def refusal(code: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("due", "answer", "again", "past", "told"),
     [
-        ({TAKEN: 10}, an_answer(), False, False, None),
-        ({TAKEN: 10}, an_answer(accepted=0, duplicates=10), False, False, None),  # it was fed the same before
-        ({TAKEN: 8, "nan": 2}, an_answer(accepted=8, refused=2, counts={"nan": 2}), False, False, None),
-        ({TAKEN: 10}, an_answer(counts={"superseded": 3, "unknown_metric": 1}), False, False, None),  # notes, no refusals
-        ({TAKEN: 8, DUPLICATE: 2}, an_answer(accepted=8, duplicates=2), False, False, None),
-        ({TAKEN: 10}, an_answer(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, True, None),
-        ({TAKEN: 6, DUPLICATE: 2, "nan": 2},
-         an_answer(accepted=3, duplicates=1, refused=6, counts={"old": 5, "nan": 1},
+        ({ACCEPTED: 10}, make_response(), False, False, None),
+        ({ACCEPTED: 10}, make_response(accepted=0, duplicates=10), False, False, None),  # it was fed the same before
+        ({ACCEPTED: 8, "nan": 2}, make_response(accepted=8, refused=2, counts={"nan": 2}), False, False, None),
+        ({ACCEPTED: 10}, make_response(counts={"superseded": 3, "unknown_metric": 1}), False, False, None),  # notes, no refusals
+        ({ACCEPTED: 8, DUPLICATE: 2}, make_response(accepted=8, duplicates=2), False, False, None),
+        ({ACCEPTED: 10}, make_response(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, True, None),
+        ({ACCEPTED: 6, DUPLICATE: 2, "nan": 2},
+         make_response(accepted=3, duplicates=1, refused=6, counts={"old": 5, "nan": 1},
                    reasons=[refusal("old"), refusal("nan")]), False, True, None),
         # and what is not as it should be
-        ({TAKEN: 6, DUPLICATE: 4}, an_answer(accepted=8, refused=2, counts={"old": 2}, reasons=[refusal("old")]), False,
+        ({ACCEPTED: 6, DUPLICATE: 4}, make_response(accepted=8, refused=2, counts={"old": 2}, reasons=[refusal("old")]), False,
          True, "4 rows were sent twice, 0 were seen to be"),
-        ({TAKEN: 8, "nan": 2}, an_answer(accepted=9, refused=1, counts={"old": 1}, reasons=[refusal("old")]), False, True,
+        ({ACCEPTED: 8, "nan": 2}, make_response(accepted=9, refused=1, counts={"old": 1}, reasons=[refusal("old")]), False, True,
          "2 rows were to be refused as nan, 0 were"),
-        ({TAKEN: 10}, an_answer(accepted=9), False, False, "10 rows were good, 9 were taken"),
-        ({TAKEN: 10}, an_answer(accepted=9, refused=1, counts={"servers": 1}, reasons=[refusal("servers")]), False, False,
+        ({ACCEPTED: 10}, make_response(accepted=9), False, False, "10 rows were good, 9 were taken"),
+        ({ACCEPTED: 10}, make_response(accepted=9, refused=1, counts={"servers": 1}, reasons=[refusal("servers")]), False, False,
          "because of servers"),
-        ({TAKEN: 10}, an_answer(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, False,
+        ({ACCEPTED: 10}, make_response(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, False,
          "0 rows were to be refused as old, 6 were"),
-        ({TAKEN: 8, "nan": 2}, an_answer(), False, False, "2 rows were to be refused as nan, 0 were"),
-        ({TAKEN: 8, DUPLICATE: 2}, an_answer(), False, False, "2 rows were sent twice, 0 were seen to be"),
-        ({TAKEN: 8, DUPLICATE: 2}, an_answer(), True, False, None),
-        ({TAKEN: 12}, an_answer(), False, False, "12 rows were sent, the answer speaks of 10"),
+        ({ACCEPTED: 8, "nan": 2}, make_response(), False, False, "2 rows were to be refused as nan, 0 were"),
+        ({ACCEPTED: 8, DUPLICATE: 2}, make_response(), False, False, "2 rows were sent twice, 0 were seen to be"),
+        ({ACCEPTED: 8, DUPLICATE: 2}, make_response(), True, False, None),
+        ({ACCEPTED: 12}, make_response(), False, False, "12 rows were sent, the answer speaks of 10"),
     ],
 )  # fmt: skip
-def test_an_answer_is_held_against_what_was_sent(
-    due: dict[str, int], answer: dict[str, Any], again: bool, past: bool, told: str | None
+def test_tally_compares_response_with_expected(
+    expected: dict[str, int], answer: dict[str, Any], resent: bool, past: bool, mismatches: str | None
 ) -> None:
-    tally = Tally()
-    tally.note(Counter(due), answer, sent_again=again, past=past)
-    assert tally.as_expected is (told is None), tally.surprises
-    if told is not None:
-        assert told in tally.surprises
-    assert tally.as_json()["rows"] == sum(due.values())
+    tally = SimulationTally()
+    tally.record(Counter(expected), answer, resent=resent, is_past=past)
+    assert tally.as_expected is (mismatches is None), tally.mismatches
+    if mismatches is not None:
+        assert mismatches in tally.mismatches
+    assert tally.as_json()["rows"] == sum(expected.values())
 
 
-@pytest.mark.parametrize("answer", [{}, {"accepted": "many"}, an_answer(reasons=7), an_answer(counts={"nan": "x"})])
-def test_what_is_no_answer_is_not_counted(answer: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "answer", [{}, {"accepted": "many"}, make_response(reasons=7), make_response(counts={"nan": "x"})]
+)
+def test_tally_invalid_response_is_not_counted(answer: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        Tally().note(Counter({TAKEN: 10}), answer, sent_again=False, past=False)
+        SimulationTally().record(Counter({ACCEPTED: 10}), answer, resent=False, is_past=False)
 
 
-def test_surprises_are_told_once_and_not_without_end() -> None:
-    tally = Tally()
+def test_mismatches_are_listed_once_and_bounded() -> None:
+    tally = SimulationTally()
     for count in range(200):
-        tally.note(Counter({TAKEN: 10}), an_answer(accepted=count % 9), sent_again=False, past=False)
-        tally.note(Counter({TAKEN: 1000 + count}), an_answer(), sent_again=False, past=False)
-    assert tally.surprised == 400
-    assert len(tally.surprises) == len(set(tally.surprises)) <= 20
+        tally.record(Counter({ACCEPTED: 10}), make_response(accepted=count % 9), resent=False, is_past=False)
+        tally.record(Counter({ACCEPTED: 1000 + count}), make_response(), resent=False, is_past=False)
+    assert tally.mismatched_feeds == 400
+    assert len(tally.mismatches) == len(set(tally.mismatches)) <= 20
 
 
-def test_servers_leave_for_minutes_and_come_back_at_about_the_rate() -> None:
-    presence = Presence(keys(0, 100), 2.0, 5)
-    there = [presence.there(NOW + at) for at in range(7_200)]  # ten hours
+def test_presence_absences_match_rate() -> None:
+    presence = PresenceModel(keys(0, 100), 2.0, 5)
+    there = [presence.present(NOW + at) for at in range(7_200)]  # ten hours
     left = sum(int((before & ~after).sum()) for before, after in pairwise(there))
     assert 0.8 * 1_200 < left < 1.2 * 1_200
-    assert all(one.any() for one in there)
-    away = sum(int((~one).sum()) for one in there) / left  # ticks a time
+    assert all(row.any() for row in there)
+    away = sum(int((~row).sum()) for row in there) / left  # ticks a time
     assert 12 <= away <= 120
-    assert Presence(keys(0, 100), 0.0, 5).there(NOW).all()
-    assert (presence.there(NOW + 77) == there[77]).all()  # without state
+    assert PresenceModel(keys(0, 100), 0.0, 5).present(NOW).all()
+    assert (presence.present(NOW + 77) == there[77]).all()  # without state

@@ -10,39 +10,41 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from forecastd.fleet.contract import (
-    INDEX,
+    METRIC_COUNT,
+    METRIC_INDEX,
+    METRIC_NAMES,
     METRICS,
-    NAMES,
-    PERCENTS,
-    UNITS,
+    PERCENT_COLUMNS,
+    UNIT_FACTORS,
     Feed,
-    FeedAnswer,
     FeedError,
     FeedRecord,
-    M,
-    clip,
-    factor,
+    FeedResponse,
+    format_value,
+    unit_factor,
 )
-from forecastd.fleet.record import BadRecord, judge
+from forecastd.fleet.ingest.record import InvalidRecord, parse_record
 
 
-def test_the_order_of_the_metrics_is_the_contract() -> None:
-    assert NAMES == (
+def test_contract_metric_order_is_fixed() -> None:
+    assert METRIC_NAMES == (
         "cpu_percent", "cpu_iowait_percent", "load_per_core", "memory_percent", "swap_percent", "disk_percent",
         "disk_busy_percent", "disk_latency_ms", "network_in_mb_s", "network_out_mb_s", "network_errors_per_s",
         "latency_ms", "requests_per_s", "error_percent",
     )  # fmt: skip
-    assert len(METRICS) == M == 14
-    assert [INDEX[name] for name in NAMES] == list(range(M))
-    assert [NAMES[place] for place in PERCENTS] == [name for name in NAMES if name.endswith("_percent")]
+    assert len(METRICS) == METRIC_COUNT == 14
+    assert [METRIC_INDEX[name] for name in METRIC_NAMES] == list(range(METRIC_COUNT))
+    assert [METRIC_NAMES[index] for index in PERCENT_COLUMNS] == [
+        name for name in METRIC_NAMES if name.endswith("_percent")
+    ]
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
-def test_a_metric_has_bounds_and_a_unit_that_can_be_spelt(metric: Any) -> None:
+@pytest.mark.parametrize("metric", METRICS, ids=METRIC_NAMES)
+def test_contract_metric_has_bounds_and_unit(metric: Any) -> None:
     assert metric.low == (1.0 if metric.name == "memory_percent" else 0.0)
     assert metric.low < metric.high
     assert (metric.unit == "%") == (metric.high == 100.0) == (metric.transform == "none")
-    assert UNITS[metric.unit][metric.unit] == 1.0
+    assert UNIT_FACTORS[metric.unit][metric.unit] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -59,8 +61,8 @@ def test_a_metric_has_bounds_and_a_unit_that_can_be_spelt(metric: Any) -> None:
         ("requests_per_s", "1/min", 1 / 60),
     ],
 )
-def test_a_unit_is_converted_into_the_contracts(metric: str, unit: str, expected: float) -> None:
-    assert factor(metric, unit) == pytest.approx(expected)
+def test_unit_factor_converts_to_contract_unit(metric: str, unit: str, expected: float) -> None:
+    assert unit_factor(metric, unit) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -72,20 +74,20 @@ def test_a_unit_is_converted_into_the_contracts(metric: str, unit: str, expected
         ("x" * 10**6, "ratio", "no metric of this contract"),
     ],
 )
-def test_a_unit_that_does_not_fit_is_refused_with_those_that_do(metric: str, unit: str, told: str) -> None:
-    with pytest.raises(FeedError, match=told) as found:
-        factor(metric, unit)
-    assert len(str(found.value)) < 500
+def test_unit_factor_unknown_unit_is_refused(metric: str, unit: str, message: str) -> None:
+    with pytest.raises(FeedError, match=message) as error:
+        unit_factor(metric, unit)
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
     "value", ["x" * 10**6, 10**4000, -(10**400), [1] * 10**6, {"a": 1}, "\x00\n\u202e", True, None, 1e400]
 )
-def test_what_a_sender_wrote_is_told_short_and_printable(value: object) -> None:
-    told = clip(value)
-    assert len(told) <= 64
-    assert told.isascii()
-    assert told.isprintable()
+def test_format_value_is_short_and_printable(value: object) -> None:
+    text = format_value(value)
+    assert len(text) <= 64
+    assert text.isascii()
+    assert text.isprintable()
 
 
 SCALARS = st.one_of(
@@ -104,38 +106,39 @@ RECORDS = st.fixed_dictionaries(
         "time": st.sampled_from([1.7e9, 1_700_000_000, "2024-05-01T00:00:00Z"]) | VALUES,
         "profile": st.sampled_from(["web", "no way"]) | VALUES,
         "status": st.sampled_from(["ok", "down", "no way"]) | VALUES,
-        "metrics": st.dictionaries(st.sampled_from([*NAMES, "else"]), st.floats(0, 100) | VALUES, max_size=3) | VALUES,
+        "metrics": st.dictionaries(st.sampled_from([*METRIC_NAMES, "else"]), st.floats(0, 100) | VALUES, max_size=3)
+        | VALUES,
         "more": VALUES,
     },
 )
 
 
 @given(RECORDS)
-def test_the_quick_check_takes_only_what_the_documented_model_takes(record: dict[str, Any]) -> None:
+def test_parse_record_accepts_only_valid_schema(record: dict[str, Any]) -> None:
     try:
-        judge(record, Counter())
-    except BadRecord:
+        parse_record(record, Counter())
+    except InvalidRecord:
         return
-    known = {name: value for name, value in (record.get("metrics") or {}).items() if name in INDEX}
-    FeedRecord.model_validate({**record, **({"metrics": known} if record.get("metrics") else {})})
+    is_known = {name: value for name, value in (record.get("metrics") or {}).items() if name in METRIC_INDEX}
+    FeedRecord.model_validate({**record, **({"metrics": is_known} if record.get("metrics") else {})})
 
 
 @given(RECORDS)
-def test_what_the_documented_model_takes_is_refused_only_for_what_no_schema_can_say(record: dict[str, Any]) -> None:
+def test_parse_record_refuses_schema_valid_record_only_by_value(record: dict[str, Any]) -> None:
     try:
         FeedRecord.model_validate(record)
     except ValidationError:
         return
     code = None
     try:
-        judge(record, Counter())
-    except BadRecord as bad:
+        parse_record(record, Counter())
+    except InvalidRecord as bad:
         code = bad.code
     assert code in {None, "time", "no_metrics", "range"}
 
 
-def test_the_shape_of_a_feed_can_be_documented() -> None:
+def test_feed_has_json_schema() -> None:
     schema = json.dumps(Feed.model_json_schema())
     assert all(word in schema for word in ("records", "units", "server", "cpu_percent"))
-    answer = FeedAnswer(accepted=1, refused=0, duplicates=0, reasons=[], counts={})
-    assert list(answer.model_dump()) == ["version", "accepted", "refused", "duplicates", "reasons", "counts"]
+    response = FeedResponse(accepted=1, refused=0, duplicates=0, reasons=[], counts={})
+    assert list(response.model_dump()) == ["version", "accepted", "refused", "duplicates", "reasons", "counts"]

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.fleet.contract import INDEX, MOST_REASONS, NAMES, FeedError, M
-from forecastd.fleet.intake import JUDGED, Parsed, Refusals, Rows, admit, check, parse_feed
+from forecastd.fleet.contract import MAX_REASONS, METRIC_COUNT, METRIC_INDEX, METRIC_NAMES, FeedError
+from forecastd.fleet.ingest.feed import (
+    JUMP_CHECK_TICKS,
+    FleetRows,
+    ParsedFeed,
+    RowRefusals,
+    check_records,
+    filter_by_time,
+    parse_feed,
+)
 
 NOW = 1_700_000_000.0
 STEP = 5
@@ -27,25 +35,27 @@ def with_metrics(**metrics: Any) -> dict[str, Any]:
     return record(metrics={"cpu_percent": 12.5, **metrics})
 
 
-def parsed(*records: Any, **more: Any) -> Parsed:
-    body = json.dumps({"version": 1, "records": records, **more}).encode()
+def parse(*records: Any, **options: Any) -> ParsedFeed:
+    body = json.dumps({"version": 1, "records": records, **options}).encode()
     return parse_feed(body, "application/json", step=STEP)
 
 
-def admitted(rows: Rows, *, now: float = NOW, keep: int = 720, **more: Any) -> tuple[Rows, Refusals]:
-    refusals = Refusals()
-    return admit(rows, refusals, now=now, step=STEP, keep=keep, max_skew=30.0, **more), refusals
+def filter_rows(rows: FleetRows, *, now: float = NOW, keep: int = 720, **options: Any) -> tuple[FleetRows, RowRefusals]:
+    refusals = RowRefusals()
+    return filter_by_time(rows, refusals, now=now, step=STEP, retained_ticks=keep, max_skew=30.0, **options), refusals
 
 
-def value(rows: Rows, metric: str, row: int = 0) -> float:
-    return float(rows.values[row, INDEX[metric]])
+def value(rows: FleetRows, metric: str, row: int = 0) -> float:
+    return float(rows.values[row, METRIC_INDEX[metric]])
 
 
-def test_a_good_record_becomes_a_row_with_nan_for_what_it_does_not_have() -> None:
-    every = dict.fromkeys(NAMES, 2.0)
-    found = parsed(GOOD, record(server="db:1", profile="db", status="down", time="2023-11-14T22:13:20Z", metrics=every))
-    rows = found.rows
-    assert found.refusals.total == 0
+def test_parse_feed_missing_metric_becomes_nan() -> None:
+    all_metrics = dict.fromkeys(METRIC_NAMES, 2.0)
+    feed = parse(
+        GOOD, record(server="db:1", profile="db", status="down", time="2023-11-14T22:13:20Z", metrics=all_metrics)
+    )
+    rows = feed.rows
+    assert feed.refusals.total == 0
     assert rows.servers == ("web-01", "db:1")
     assert rows.profiles == ("generic", "db")
     assert rows.statuses == ("ok", "down")
@@ -105,36 +115,36 @@ BAD: dict[str, tuple[Any, str, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_row_is_refused_with_cause_and_fix_and_costs_no_other(kind: str) -> None:
-    bad, code, words = BAD[kind]
-    found = parsed(GOOD, bad, record(server="web-02"))
-    assert found.rows.servers == ("web-01", "web-02")
-    assert found.rows.places.tolist() == [0, 2]
-    (refusal,) = found.refusals.first
+def test_parse_feed_bad_record_is_refused_alone(kind: str) -> None:
+    bad_record, code, words = BAD[kind]
+    feed = parse(GOOD, bad_record, record(server="web-02"))
+    assert feed.rows.servers == ("web-01", "web-02")
+    assert feed.rows.positions.tolist() == [0, 2]
+    (refusal,) = feed.refusals.first
     assert (refusal.row, refusal.code) == (1, code)
-    assert dict(found.refusals.counts) == {code: 1}
+    assert dict(feed.refusals.counts) == {code: 1}
     assert len(refusal.reason) < 400
     assert re.search(words, refusal.reason), refusal.reason
     assert refusal.server is None or len(refusal.server) <= 128
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BAD if kind not in {"a time without end", "1e400"}])
-def test_a_bad_line_is_refused_as_a_bad_record_is(kind: str) -> None:
-    lines = [json.dumps(one) for one in (GOOD, BAD[kind][0], record(server="web-02"))]
-    found = parse_feed("\n".join(lines).encode(), NDJSON, step=STEP)
-    assert found.rows.servers == ("web-01", "web-02")
-    assert [(one.row, one.code) for one in found.refusals.first] == [(1, BAD[kind][1])]
+def test_parse_feed_ndjson_refuses_like_json(kind: str) -> None:
+    lines = [json.dumps(refusal) for refusal in (GOOD, BAD[kind][0], record(server="web-02"))]
+    feed = parse_feed("\n".join(lines).encode(), NDJSON, step=STEP)
+    assert feed.rows.servers == ("web-01", "web-02")
+    assert [(refusal.row, refusal.code) for refusal in feed.refusals.first] == [(1, BAD[kind][1])]
 
 
 @pytest.mark.parametrize(
     "line", [b"{", b"\xff\xfe", b'{"server": "a" "time": 1}', b"[" * 10_000, b'"\\ud800"', b"1" * 5_000]
 )
-def test_a_line_that_is_not_json_costs_that_line(line: bytes) -> None:
-    good = json.dumps(GOOD).encode()
-    found = parse_feed(b"\xef\xbb\xbf" + good + b"\r\n\r\n" + line + b"\n" + good + b"\n", NDJSON, step=STEP)
-    assert len(found.rows) == 2
-    assert found.rows.places.tolist() == [0, 3]
-    assert [(one.row, one.code) for one in found.refusals.first] == [(2, "not_json")]
+def test_parse_feed_ndjson_invalid_line_is_refused_alone(line: bytes) -> None:
+    valid_line = json.dumps(GOOD).encode()
+    feed = parse_feed(b"\xef\xbb\xbf" + valid_line + b"\r\n\r\n" + line + b"\n" + valid_line + b"\n", NDJSON, step=STEP)
+    assert len(feed.rows) == 2
+    assert feed.rows.positions.tolist() == [0, 3]
+    assert [(refusal.row, refusal.code) for refusal in feed.refusals.first] == [(2, "not_json")]
 
 
 @pytest.mark.parametrize(
@@ -163,43 +173,43 @@ def test_a_line_that_is_not_json_costs_that_line(line: bytes) -> None:
         (b'{"version": 1, "records": [], "units": {"cpu": "ratio"}}', "its metrics are"),
     ],
 )
-def test_what_is_no_feed_is_told_as_a_whole(body: bytes, words: str) -> None:
-    with pytest.raises(FeedError, match=words) as found:
+def test_parse_feed_invalid_body_raises(body: bytes, words: str) -> None:
+    with pytest.raises(FeedError, match=words) as feed:
         parse_feed(body, None, step=STEP)
-    assert len(str(found.value)) < 600
+    assert len(str(feed.value)) < 600
 
 
-def test_an_empty_feed_is_a_feed() -> None:
-    for found in (parsed(), parse_feed(b"", NDJSON, step=STEP), parse_feed(b"\n\n", NDJSON, step=STEP)):
-        assert len(found.rows) == found.refusals.total == 0
-        assert found.rows.values.shape == (0, M)
+def test_parse_feed_without_records_is_valid() -> None:
+    for feed in (parse(), parse_feed(b"", NDJSON, step=STEP), parse_feed(b"\n\n", NDJSON, step=STEP)):
+        assert len(feed.rows) == feed.refusals.total == 0
+        assert feed.rows.values.shape == (0, METRIC_COUNT)
 
 
-def test_of_a_key_that_is_there_twice_the_last_counts() -> None:
+def test_parse_feed_duplicate_key_uses_last() -> None:
     body = b'{"version":1,"records":[{"server":"a","time":1,"metrics":{"cpu_percent":1,"cpu_percent":2}}]}'
     assert value(parse_feed(body, None, step=STEP).rows, "cpu_percent") == 2.0
 
 
-def test_a_metric_of_another_name_is_counted_and_the_row_taken() -> None:
-    found = parsed(
+def test_parse_feed_unknown_metric_is_counted() -> None:
+    feed = parse(
         with_metrics(gpu_percent=3), with_metrics(gpu_percent="x", **{"y" * 10**5: 1}), with_metrics(swap_percent=None)
     )
-    assert len(found.rows) == 3
-    assert found.unknown["gpu_percent"] == 2
-    assert found.notes() == {"unknown_metric": 3}
-    assert max(map(len, found.unknown)) == 64
+    assert len(feed.rows) == 3
+    assert feed.unknown_metrics["gpu_percent"] == 2
+    assert feed.notices() == {"unknown_metric": 3}
+    assert max(map(len, feed.unknown_metrics)) == 64
 
 
-def test_metrics_of_a_million_names_are_not_all_remembered() -> None:
-    found = check([with_metrics(**{f"m{i}": 1.0 for i in range(1_000)}) for _ in range(3)], step=STEP)
-    assert len(found.rows) == 3
-    assert len(found.unknown) <= MOST_REASONS
+def test_parse_feed_unknown_metric_names_are_bounded() -> None:
+    feed = check_records([with_metrics(**{f"m{i}": 1.0 for i in range(1_000)}) for _ in range(3)], step=STEP)
+    assert len(feed.rows) == 3
+    assert len(feed.unknown_metrics) <= MAX_REASONS
 
 
-def test_a_server_that_is_down_needs_no_metrics() -> None:
-    found = parsed(record(status="down", metrics={}), record(status="maintenance", metrics=None))
-    assert np.isnan(found.rows.values).all()
-    assert found.rows.statuses == ("down", "maintenance")
+def test_parse_feed_down_server_needs_no_metrics() -> None:
+    feed = parse(record(status="down", metrics={}), record(status="maintenance", metrics=None))
+    assert np.isnan(feed.rows.values).all()
+    assert feed.rows.statuses == ("down", "maintenance")
 
 
 @pytest.mark.parametrize(
@@ -214,13 +224,13 @@ def test_a_server_that_is_down_needs_no_metrics() -> None:
         (-5.5, -5.5),
     ],
 )
-def test_a_time_may_be_written_in_several_ways(written: object, seconds: float) -> None:
-    rows = parsed(record(time=written)).rows
+def test_parse_feed_accepts_time_formats(written: object, seconds: float) -> None:
+    rows = parse(record(time=written)).rows
     assert rows.times.tolist() == [seconds]
     assert rows.ticks.tolist() == [math.floor(seconds / STEP)]
 
 
-def test_a_unit_holds_for_the_whole_feed() -> None:
+def test_parse_feed_units_apply_to_all_records() -> None:
     metrics = {
         "cpu_percent": 0.5,
         "memory_percent": 0.63,
@@ -229,30 +239,30 @@ def test_a_unit_holds_for_the_whole_feed() -> None:
         "swap_percent": 3.0,
     }
     units = {"cpu_percent": "ratio", "memory_percent": "fraction", "latency_ms": "s", "network_in_mb_s": "B/s"}
-    rows = parsed(record(metrics=metrics), units=units).rows
-    found = {name: value(rows, name) for name in metrics}
-    assert found == pytest.approx(
+    rows = parse(record(metrics=metrics), units=units).rows
+    feed = {name: value(rows, name) for name in metrics}
+    assert feed == pytest.approx(
         {"cpu_percent": 50, "memory_percent": 63, "latency_ms": 200, "network_in_mb_s": 2.5, "swap_percent": 3}
     )
-    assert parsed(record(metrics={"cpu_percent": 1.5}), units=units).refusals.counts == {"unit": 1}
-    assert parsed(record(metrics={"latency_ms": 1e308}), units=units).refusals.counts == {"nan": 1}
+    assert parse(record(metrics={"cpu_percent": 1.5}), units=units).refusals.counts == {"unit": 1}
+    assert parse(record(metrics={"latency_ms": 1e308}), units=units).refusals.counts == {"nan": 1}
 
 
-def test_what_a_senders_arithmetic_is_off_by_is_no_reason() -> None:
-    rows = parsed(with_metrics(cpu_percent=100.00000000000001, swap_percent=-1e-12, memory_percent=0.9999999999)).rows
+def test_parse_feed_tolerates_rounding() -> None:
+    rows = parse(with_metrics(cpu_percent=100.00000000000001, swap_percent=-1e-12, memory_percent=0.9999999999)).rows
     assert value(rows, "cpu_percent") == 100.0
     assert value(rows, "swap_percent") == 0.0
     assert value(rows, "memory_percent") == 1.0
 
 
-def test_a_hundred_reasons_are_told_and_all_are_counted() -> None:
-    found = parsed(*[{"server": "!"}] * 5_000, GOOD, *[record(time=0)] * 5_000)
-    rows, refusals = admitted(found.rows)
-    assert len(found.refusals.first) == MOST_REASONS
-    assert found.refusals.counts == {"server": 5_000}
+def test_parse_feed_reasons_are_bounded_and_counted() -> None:
+    feed = parse(*[{"server": "!"}] * 5_000, GOOD, *[record(time=0)] * 5_000)
+    rows, refusals = filter_rows(feed.rows)
+    assert len(feed.refusals.first) == MAX_REASONS
+    assert feed.refusals.counts == {"server": 5_000}
     assert len(rows) == 1
     assert refusals.counts == {"old": 5_000}
-    assert len(refusals.first) == MOST_REASONS
+    assert len(refusals.first) == MAX_REASONS
 
 
 @pytest.mark.parametrize(
@@ -269,8 +279,8 @@ def test_a_hundred_reasons_are_told_and_all_are_counted() -> None:
         (-9e10, "old"),
     ],
 )
-def test_a_row_is_admitted_by_its_time(seconds: float, code: str | None) -> None:
-    rows, refusals = admitted(parsed(record(time=NOW + seconds)).rows)
+def test_filter_by_time_accepts_window(seconds: float, code: str | None) -> None:
+    rows, refusals = filter_rows(parse(record(time=NOW + seconds)).rows)
     assert len(rows) == (code is None)
     assert dict(refusals.counts) == ({} if code is None else {code: 1})
     if code == "future":
@@ -279,7 +289,7 @@ def test_a_row_is_admitted_by_its_time(seconds: float, code: str | None) -> None
         assert "which begins at 2023-11-14T21:13:20Z" in refusals.first[0].reason
 
 
-BEFORE = {"cpu_percent": 40.0, "disk_percent": 70.0, "swap_percent": 3.0, "latency_ms": 100.0}
+PREVIOUS = {"cpu_percent": 40.0, "disk_percent": 70.0, "swap_percent": 3.0, "latency_ms": 100.0}
 
 
 @pytest.mark.parametrize(
@@ -296,15 +306,16 @@ BEFORE = {"cpu_percent": 40.0, "disk_percent": 70.0, "swap_percent": 3.0, "laten
     ],
 )
 @pytest.mark.parametrize("upwards", [False, True])
-def test_percents_that_all_jump_a_hundredfold_are_another_unit(
-    metrics: dict[str, float], refused: bool, upwards: bool
-) -> None:
-    one, other = check([record(metrics=BEFORE)], step=STEP).rows, check([record(metrics=metrics)], step=STEP).rows
-    new, old = (one, other) if upwards else (other, one)
-    rows, refusals = admitted(new, previous=old.values, previous_ticks=old.ticks)
+def test_filter_by_time_refuses_unit_jump(metrics: dict[str, float], refused: bool, upwards: bool) -> None:
+    single, other = (
+        check_records([record(metrics=PREVIOUS)], step=STEP).rows,
+        check_records([record(metrics=metrics)], step=STEP).rows,
+    )
+    new, old = (single, other) if upwards else (other, single)
+    rows, refusals = filter_rows(new, previous=old.values, previous_ticks=old.ticks)
     assert len(rows) == (not refused)
     assert dict(refusals.counts) == ({"unit": 1} if refused else {})
-    rows, _ = admitted(new, previous=old.values, previous_ticks=old.ticks - JUDGED - 1)
+    rows, _ = filter_rows(new, previous=old.values, previous_ticks=old.ticks - JUMP_CHECK_TICKS - 1)
     assert len(rows) == 1, "what a server said long ago does not speak against it for ever"
 
 
@@ -317,24 +328,24 @@ ANYTHING = st.recursive(
 
 
 @given(st.lists(ANYTHING, max_size=6))
-def test_whatever_is_sent_is_taken_or_refused_row_by_row(records: list[Any]) -> None:
-    found = check([*records, GOOD], step=STEP)
-    assert len(found.rows) + found.refusals.total == len(records) + 1
-    assert found.rows.servers[-1] == "web-01"
-    assert sorted([*found.rows.places.tolist(), *(one.row for one in found.refusals.first)]) == list(
+def test_parse_feed_any_records_are_accepted_or_refused(records: list[Any]) -> None:
+    feed = check_records([*records, GOOD], step=STEP)
+    assert len(feed.rows) + feed.refusals.total == len(records) + 1
+    assert feed.rows.servers[-1] == "web-01"
+    assert sorted([*feed.rows.positions.tolist(), *(refusal.row for refusal in feed.refusals.first)]) == list(
         range(len(records) + 1)
     )
     with np.errstate(all="raise"):
-        admitted(found.rows)
-    json.dumps([vars(one) for one in found.refusals.first]).encode()
+        filter_rows(feed.rows)
+    json.dumps([vars(refusal) for refusal in feed.refusals.first]).encode()
 
 
 @given(st.binary(max_size=60), st.sampled_from([None, "application/json", NDJSON]))
-def test_whatever_bytes_come_the_answer_is_clear(body: bytes, content_type: str | None) -> None:
-    told, rows = "", 0
+def test_parse_feed_any_bytes_give_clear_result(body: bytes, content_type: str | None) -> None:
+    message, rows = "", 0
     try:
         rows = len(parse_feed(body, content_type, step=STEP).rows)
     except FeedError as error:
-        told = str(error)
+        message = str(error)
     assert rows == 0
-    assert told.isprintable()
+    assert message.isprintable()

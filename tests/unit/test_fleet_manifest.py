@@ -20,60 +20,60 @@ def content(root: Path) -> bytes:
     return (root / "models" / "fleet-demo" / "manifest.json").read_bytes()
 
 
-def test_a_manifest_reads_back_as_it_was_written(content: bytes) -> None:
+def test_manifest_round_trip_is_equal(content: bytes) -> None:
     manifest = parse(content, "f" * 64)
     assert parse(to_json(manifest), "f" * 64) == manifest
     assert json.loads(to_json(manifest)) == json.loads(content)
 
 
-def test_a_model_without_anchors_is_one_too(content: bytes) -> None:
+def test_manifest_without_anchors_is_accepted(content: bytes) -> None:
     assert parse(json.dumps(json.loads(content) | {"anchors": []}).encode(), "").anchors == ()
 
 
-def put(**fields: object) -> Callable[[Document], None]:
+def set_fields(**fields: object) -> Callable[[Document], None]:
     return lambda document: document.update(fields)
 
 
-def metric(**fields: object) -> Callable[[Document], None]:
+def set_metric(**fields: object) -> Callable[[Document], None]:
     return lambda document: document["metrics"][0].update(fields)
 
 
-def anchor(**fields: object) -> Callable[[Document], None]:
+def set_anchor(**fields: object) -> Callable[[Document], None]:
     return lambda document: document["anchors"][0].update(fields)
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (put(schema=2), "has schema 2; this version reads schema 1"),
-        (put(kind="temporal-fusion-transformer"), "is of kind"),
-        (put(normalizer="encoder"), "another normalizer"),
-        (put(anchors=[{"smoothing": 1.0, "damping": 0.0}]), "an anchor for each metric, or none"),
-        (anchor(smoothing=0.0), "an anchor without sense at anchors.0"),
-        (anchor(smoothing=1.1), "an anchor without sense at anchors.0"),
-        (anchor(damping=-0.1), "an anchor without sense at anchors.0"),
-        (anchor(damping="0.5"), "anchors.0.damping"),
-        (anchor(more=1), "anchors.0"),
+        (set_fields(schema=2), "has schema 2; this version reads schema 1"),
+        (set_fields(kind="temporal-fusion-transformer"), "is of kind"),
+        (set_fields(normalizer="encoder"), "another normalizer"),
+        (set_fields(anchors=[{"smoothing": 1.0, "damping": 0.0}]), "an anchor for each metric, or none"),
+        (set_anchor(smoothing=0.0), "an anchor without sense at anchors.0"),
+        (set_anchor(smoothing=1.1), "an anchor without sense at anchors.0"),
+        (set_anchor(damping=-0.1), "an anchor without sense at anchors.0"),
+        (set_anchor(damping="0.5"), "anchors.0.damping"),
+        (set_anchor(more=1), "anchors.0"),
         (lambda document: document.pop("anchors"), "anchors"),
-        (put(cycles=["day", "moon"]), "not of the calendar"),
-        (put(cycles=["day", "day"]), "not of the calendar"),
-        (put(profiles=["web"]), "distinct profiles, other first"),
-        (put(profiles=["other", "web", "web"]), "distinct profiles, other first"),
-        (put(groups=["default", "web"]), "groups named server:NAME, profile:NAME or default"),
-        (put(groups=["profile:web"]), "distinct groups, default among them"),
-        (put(metrics=[]), "must have metrics, each once"),
-        (metric(name="day_sin"), "none like a variable of the calendar"),
-        (metric(low=100.0, high=0.0), "a metric without sense at metrics.0"),
-        (metric(transform="sqrt"), "a metric without sense at metrics.0"),
-        (metric(low=-5.0, transform="log1p"), "a metric without sense at metrics.0"),
-        (metric(name="another"), "variables, targets or profiles differ"),
-        (put(encoder_minimum=10**6), "encoder_minimum"),
-        (put(horizon=0), "horizon"),
-        (put(more=1), "more"),
+        (set_fields(cycles=["day", "moon"]), "not of the calendar"),
+        (set_fields(cycles=["day", "day"]), "not of the calendar"),
+        (set_fields(profiles=["web"]), "distinct profiles, other first"),
+        (set_fields(profiles=["other", "web", "web"]), "distinct profiles, other first"),
+        (set_fields(groups=["default", "web"]), "groups named server:NAME, profile:NAME or default"),
+        (set_fields(groups=["profile:web"]), "distinct groups, default among them"),
+        (set_fields(metrics=[]), "must have metrics, each once"),
+        (set_metric(name="day_sin"), "none like a variable of the calendar"),
+        (set_metric(low=100.0, high=0.0), "a metric without sense at metrics.0"),
+        (set_metric(transform="sqrt"), "a metric without sense at metrics.0"),
+        (set_metric(low=-5.0, transform="log1p"), "a metric without sense at metrics.0"),
+        (set_metric(name="another"), "variables, targets or profiles differ"),
+        (set_fields(encoder_minimum=10**6), "encoder_minimum"),
+        (set_fields(horizon=0), "horizon"),
+        (set_fields(more=1), "more"),
         (lambda document: document["network"].update(attention_heads=64), "more attention heads"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_named(content: bytes, change: Callable[[Document], object], told: str) -> None:
+def test_manifest_invalid_field_is_named(content: bytes, change: Callable[[Document], object], told: str) -> None:
     document = json.loads(content)
     change(document)
     with pytest.raises(BundleError, match=told) as refused:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.fleet.contract import INDEX, METRICS, NAMES
-from forecastd.fleet.metricspage import Page, PageError, measured, read_page
+from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, METRICS
+from forecastd.fleet.ingest.exposition_parser import MetricsPage, MetricsPageError, contract_metrics, parse_page
 
 GIB = 2**30
 
@@ -20,7 +20,7 @@ def node_page(seconds: float = 0.0, **changed: float) -> str:
 
     CPU: 40 % busy, 10 % waiting. Disk sda: 60 % busy, 100 requests a second of 5 ms. eth0: 12 MB/s in, 3 out, 2 errors.
     """
-    at = {"idle": 0.5, "iowait": 0.1, "user": 0.25, "system": 0.1, "steal": 0.05}
+    seconds_running = {"idle": 0.5, "iowait": 0.1, "user": 0.25, "system": 0.1, "steal": 0.05}
     lines = [
         "# HELP node_cpu_seconds_total Seconds the CPUs spent in each mode.",
         "# TYPE node_cpu_seconds_total counter",
@@ -28,7 +28,7 @@ def node_page(seconds: float = 0.0, **changed: float) -> str:
     lines += [
         f'node_cpu_seconds_total{{cpu="{cpu}",mode="{mode}"}} {1_000 + share * seconds!r}'
         for cpu in "01"
-        for mode, share in at.items()
+        for mode, share in seconds_running.items()
     ]
     numbers: dict[str, float] = {
         "node_load1": 3.0,
@@ -72,73 +72,73 @@ RATES = {
 
 
 @pytest.mark.parametrize("elapsed", [1.0, 5.0, 60.0])
-def test_what_is_counted_takes_two_pages_and_what_is_measured_one(elapsed: float) -> None:
-    first, second = read_page(node_page()), read_page(node_page(elapsed))
-    assert measured(first, None, 0.0) == pytest.approx(GAUGES)
-    assert measured(second, first, elapsed) == pytest.approx(GAUGES | RATES)
+def test_counters_need_two_pages(elapsed: float) -> None:
+    first, second = parse_page(node_page()), parse_page(node_page(elapsed))
+    assert contract_metrics(first, None, 0.0) == pytest.approx(GAUGES)
+    assert contract_metrics(second, first, elapsed) == pytest.approx(GAUGES | RATES)
 
 
-def test_what_was_reset_says_nothing_and_the_rest_goes_on() -> None:
+def test_reset_counter_gives_no_rate() -> None:
     later = node_page(5.0, **{'node_network_receive_bytes_total{device="eth0"}': 100.0})
-    found = measured(read_page(later), read_page(node_page()), 5.0)
-    assert found == pytest.approx(
+    metrics = contract_metrics(parse_page(later), parse_page(node_page()), 5.0)
+    assert metrics == pytest.approx(
         {name: value for name, value in (GAUGES | RATES).items() if name != "network_in_mb_s"}
     )
-    rebooted = measured(read_page(node_page(0.0)), read_page(node_page(1_000.0)), 5.0)
+    rebooted = contract_metrics(parse_page(node_page(0.0)), parse_page(node_page(1_000.0)), 5.0)
     assert rebooted == pytest.approx(GAUGES)
 
 
-def test_a_device_that_came_meanwhile_costs_nothing() -> None:
+def test_new_device_is_ignored_once() -> None:
     later = node_page(5.0, **{'node_network_receive_bytes_total{device="eth1"}': 77e9})
-    assert measured(read_page(later), read_page(node_page()), 5.0)["network_in_mb_s"] == pytest.approx(12.0)
+    assert contract_metrics(parse_page(later), parse_page(node_page()), 5.0)["network_in_mb_s"] == pytest.approx(12.0)
 
 
-def test_machines_without_swap_or_with_an_idle_disk_are_at_zero() -> None:
+def test_no_swap_and_idle_disk_are_zero() -> None:
     calm = {"node_memory_SwapTotal_bytes": 0.0, "node_memory_SwapFree_bytes": 0.0}
-    first = read_page(node_page(0.0, **calm))
-    found = measured(first, first, 5.0)
-    assert found["swap_percent"] == 0.0
-    assert (found["disk_busy_percent"], found["disk_latency_ms"]) == (0.0, 0.0)
-    assert "cpu_percent" not in found  # time stood still
+    first = parse_page(node_page(0.0, **calm))
+    metrics = contract_metrics(first, first, 5.0)
+    assert metrics["swap_percent"] == 0.0
+    assert (metrics["disk_busy_percent"], metrics["disk_latency_ms"]) == (0.0, 0.0)
+    assert "cpu_percent" not in metrics  # time stood still
 
 
-def test_an_old_kernel_has_no_available_memory() -> None:
+def test_memory_without_available_uses_free() -> None:
     text = "\n".join(line for line in node_page().splitlines() if "MemAvailable" not in line)
     text += f"\nnode_memory_MemFree_bytes {GIB}\nnode_memory_Buffers_bytes {GIB}\nnode_memory_Cached_bytes {6 * GIB}\n"
-    assert measured(read_page(text), None, 0.0)["memory_percent"] == pytest.approx(50.0)
+    assert contract_metrics(parse_page(text), None, 0.0)["memory_percent"] == pytest.approx(50.0)
 
 
-def http_page(good: float, bad: float, spent: float, label: str = "code") -> str:
+def http_page(succeeded: float, failed: float, duration: float, label: str = "code") -> str:
     return (
-        f'http_requests_total{{{label}="200",method="get"}} {good!r}\n'
-        f'http_requests_total{{{label}="503",method="get"}} {bad!r}\n'
-        f"http_request_duration_seconds_sum {spent!r}\nhttp_request_duration_seconds_count {good + bad!r}\n"
+        f'http_requests_total{{{label}="200",method="get"}} {succeeded!r}\n'
+        f'http_requests_total{{{label}="503",method="get"}} {failed!r}\n'
+        f"http_request_duration_seconds_sum {duration!r}\nhttp_request_duration_seconds_count {succeeded + failed!r}\n"
     )
 
 
 @pytest.mark.parametrize("label", ["code", "status"])
-def test_an_http_service_tells_its_rate_errors_and_latency(label: str) -> None:
-    first, second = read_page(http_page(100, 5, 3.0, label)), read_page(http_page(190, 15, 8.0, label))
-    assert measured(first, None, 0.0) == {}
+def test_http_metrics_give_rate_errors_latency(label: str) -> None:
+    first, second = parse_page(http_page(100, 5, 3.0, label)), parse_page(http_page(190, 15, 8.0, label))
+    assert contract_metrics(first, None, 0.0) == {}
     expected = {"requests_per_s": 20.0, "error_percent": 10.0, "latency_ms": 50.0}
-    assert measured(second, first, 5.0) == pytest.approx(expected)
-    assert measured(first, first, 5.0) == pytest.approx(dict.fromkeys(expected, 0.0))
+    assert contract_metrics(second, first, 5.0) == pytest.approx(expected)
+    assert contract_metrics(first, first, 5.0) == pytest.approx(dict.fromkeys(expected, 0.0))
 
 
 @pytest.mark.parametrize("prefix", ["", "forecastd_"])
-def test_a_page_with_the_contracts_own_names_is_taken_as_it_is(prefix: str) -> None:
-    page = read_page("".join(f"{prefix}{name} {place + 1}.5\n" for place, name in enumerate(NAMES)))
-    assert measured(page, None, 0.0) == {name: place + 1.5 for place, name in enumerate(NAMES)}
+def test_contract_names_are_used_directly(prefix: str) -> None:
+    page = parse_page("".join(f"{prefix}{name} {index + 1}.5\n" for index, name in enumerate(METRIC_NAMES)))
+    assert contract_metrics(page, None, 0.0) == {name: index + 1.5 for index, name in enumerate(METRIC_NAMES)}
 
 
-def test_our_names_go_before_what_is_worked_out_and_the_worst_of_several_counts() -> None:
+def test_contract_names_override_derived_metrics() -> None:
     text = node_page(5.0) + 'cpu_percent{core="0"} 12\ncpu_percent{core="1"} 77\nforecastd_latency_ms 9\nlatency_ms 1\n'
-    found = measured(read_page(text), read_page(node_page()), 5.0)
-    assert (found["cpu_percent"], found["latency_ms"]) == (77.0, 9.0)
+    metrics = contract_metrics(parse_page(text), parse_page(node_page()), 5.0)
+    assert (metrics["cpu_percent"], metrics["latency_ms"]) == (77.0, 9.0)
 
 
-def test_nan_is_no_value() -> None:
-    assert measured(read_page("cpu_percent NaN\nmemory_percent 3\n"), None, 0.0) == {"memory_percent": 3.0}
+def test_page_nan_is_ignored() -> None:
+    assert contract_metrics(parse_page("cpu_percent NaN\nmemory_percent 3\n"), None, 0.0) == {"memory_percent": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -152,39 +152,39 @@ def test_nan_is_no_value() -> None:
         ('node_cpu_seconds_total{cpu="0",mode="idle" 1\n', "text format"),
     ],
 )
-def test_a_page_that_is_of_no_use_says_why(text: str, told: str) -> None:
-    with pytest.raises(PageError, match=told):
-        read_page(text)
+def test_useless_page_raises_with_reason(text: str, message: str) -> None:
+    with pytest.raises(MetricsPageError, match=message):
+        parse_page(text)
 
 
 @given(
     st.text(),
     st.lists(st.sampled_from(["node_load1", "cpu_percent", "node_disk_", "{", '"', "=", " ", "\n", "1e999", "#"])),
 )
-def test_no_page_brings_anything_but_a_page_error(text: str, pieces: list[str]) -> None:
-    for page in (text, "".join(pieces)):
+def test_any_page_raises_only_page_error(text: str, parts: list[str]) -> None:
+    for page in (text, "".join(parts)):
         try:
-            found = read_page(page)
-        except PageError:
+            metrics = parse_page(page)
+        except MetricsPageError:
             continue
-        assert set(measured(found, found, 5.0)) <= set(NAMES)
+        assert set(contract_metrics(metrics, metrics, 5.0)) <= set(METRIC_NAMES)
 
 
 @given(
     st.lists(st.floats(0, 1e12), min_size=5, max_size=5), st.lists(st.floats(0, 1e12), min_size=5, max_size=5),
     st.floats(0.01, 100),
 )  # fmt: skip
-def test_whatever_was_counted_a_percentage_is_one(before: list[float], after: list[float], elapsed: float) -> None:
+def test_percentages_stay_in_range(before: list[float], after: list[float], elapsed: float) -> None:
     modes = ("idle", "iowait", "user", "system", "steal")
 
-    def page(values: list[float]) -> Page:
+    def page(values: list[float]) -> MetricsPage:
         lines = [
             f'node_cpu_seconds_total{{mode="{mode}"}} {value!r}' for mode, value in zip(modes, values, strict=True)
         ]
-        return read_page("\n".join([*lines, f'node_disk_io_time_seconds_total{{device="sda"}} {values[0]!r}', ""]))
+        return parse_page("\n".join([*lines, f'node_disk_io_time_seconds_total{{device="sda"}} {values[0]!r}', ""]))
 
-    found: dict[str, Any] = measured(page(after), page(before), elapsed)
-    for name, value in found.items():
-        metric = METRICS[INDEX[name]]
+    metrics: dict[str, Any] = contract_metrics(page(after), page(before), elapsed)
+    for name, value in metrics.items():
+        metric = METRICS[METRIC_INDEX[name]]
         assert math.isfinite(value)
         assert metric.low <= value <= metric.high

@@ -7,13 +7,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from forecastd.fleet.contract import NAMES, M
-from forecastd.fleet.readiness import CHUNK, MAX_GAP, METRIC_MISSING, READY, SILENT, TOO_SHORT, WORDS, prepare
+from forecastd.fleet.contract import METRIC_COUNT, METRIC_NAMES
+from forecastd.fleet.window.readiness import (
+    CHUNK_SERVERS,
+    MAX_GAP,
+    METRIC_MISSING,
+    READY,
+    SILENT,
+    STATE_NAMES,
+    TOO_SHORT,
+    prepare_input,
+)
 
 Values = NDArray[np.float32]
 
 
-def run_of(series: list[float]) -> tuple[int, list[float]]:
+def expected_run(series: list[float]) -> tuple[int, list[float]]:
     """The obvious way for one metric: walk on, carry on, begin again after a long gap."""
     run: list[float] = []
     gap = 0
@@ -27,24 +36,24 @@ def run_of(series: list[float]) -> tuple[int, list[float]]:
 
 
 def check(values: Values, minimum: int) -> None:
-    found = prepare(values, minimum)
+    prepared = prepare_input(values, minimum)
     servers, length, metrics = values.shape
-    assert found.filled.dtype == np.float32
-    assert found.filled.shape == values.shape
+    assert prepared.filled.dtype == np.float32
+    assert prepared.filled.shape == values.shape
     for server in range(servers):
-        runs = [run_of(values[server, :, metric].tolist()) for metric in range(metrics)]
+        runs = [expected_run(values[server, :, metric].tolist()) for metric in range(metrics)]
         run = min(count for count, _ in runs)
         missing = [count == 0 for count, _ in runs]
         ready = 0 < run >= minimum
-        assert found.lengths[server] == (run if ready else 0)
-        assert found.missing[server].tolist() == missing
-        assert found.needs[server] == (0 if ready else max(minimum - run, 1))
+        assert prepared.lengths[server] == (run if ready else 0)
+        assert prepared.missing_metrics[server].tolist() == missing
+        assert prepared.missing_ticks[server] == (0 if ready else max(minimum - run, 1))
         expected = READY if ready else SILENT if all(missing) else METRIC_MISSING if any(missing) else TOO_SHORT
-        assert found.codes[server] == expected
-        assert not found.filled[server, : length - run].any()
+        assert prepared.codes[server] == expected
+        assert not prepared.filled[server, : length - run].any()
         for metric in range(metrics):
-            kept = runs[metric][1][len(runs[metric][1]) - run :]
-            assert found.filled[server, length - run :, metric].tolist() == kept
+            usable = runs[metric][1][len(runs[metric][1]) - run :]
+            assert prepared.filled[server, length - run :, metric].tolist() == usable
 
 
 @st.composite
@@ -57,32 +66,32 @@ def blocks(draw: st.DrawFn) -> Values:
     values[rng.random(values.shape) < share] = np.nan  # single values
     values[rng.random(values.shape[:2]) < share / 2] = np.nan  # whole rows
     for server in range(servers):  # a stretch of about the longest gap
-        at, long = draw(st.integers(0, 30)), draw(st.integers(MAX_GAP - 1, MAX_GAP + 2))
-        values[server, at : at + long, draw(st.integers(0, metrics - 1))] = np.nan
+        index, long = draw(st.integers(0, 30)), draw(st.integers(MAX_GAP - 1, MAX_GAP + 2))
+        values[server, index : index + long, draw(st.integers(0, metrics - 1))] = np.nan
     return values
 
 
 @given(blocks(), st.integers(0, 30))
-def test_it_does_what_the_obvious_way_does(values: Values, minimum: int) -> None:
+def test_prepare_equals_reference(values: Values, minimum: int) -> None:
     check(values, minimum)
 
 
 @given(arrays(np.bool_, (2, 25, 2)), st.integers(1, 20))
-def test_it_does_so_for_every_pattern_of_gaps(there: NDArray[np.bool_], minimum: int) -> None:
+def test_prepare_equals_reference_for_every_gap_pattern(present: NDArray[np.bool_], minimum: int) -> None:
     numbers = np.arange(1, 101, dtype=np.float32).reshape(2, 25, 2)
-    check(np.where(there, numbers, np.float32("nan")), minimum)
+    check(np.where(present, numbers, np.float32("nan")), minimum)
 
 
-def test_it_does_so_for_more_servers_than_are_looked_at_together() -> None:
+def test_prepare_equals_reference_across_chunks() -> None:
     rng = np.random.default_rng(3)
-    values = rng.uniform(1, 99, (3 * CHUNK + 5, 40, 3)).astype(np.float32)
+    values = rng.uniform(1, 99, (3 * CHUNK_SERVERS + 5, 40, 3)).astype(np.float32)
     values[rng.random(values.shape[:2]) < 0.15] = np.nan
     values[::7, 10:22, 1] = np.nan
     check(values, 12)
 
 
 def full(length: int = 30) -> Values:
-    return np.full((1, length, M), 5.0, np.float32)
+    return np.full((1, length, METRIC_COUNT), 5.0, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -99,62 +108,60 @@ def full(length: int = 30) -> Values:
         (slice(0, 30), 0, 12, "silent"),
     ],
 )
-def test_readiness_is_a_run_without_a_long_gap_up_to_now(
-    empty: slice | None, length: int, needs: int, word: str
-) -> None:
+def test_prepare_needs_recent_run_without_long_gap(empty: slice | None, length: int, needs: int, word: str) -> None:
     values = full()
     if empty is not None:
         values[0, empty] = np.nan
-    found = prepare(values, 12)
-    assert found.lengths.tolist() == [length]
-    assert found.needs.tolist() == [needs]
-    assert WORDS[found.codes[0]] == word
-    assert {"ready": "ready", "too_short": "still missing", "silent": "nothing came"}[word] in found.reason(0)
+    prepared = prepare_input(values, 12)
+    assert prepared.lengths.tolist() == [length]
+    assert prepared.missing_ticks.tolist() == [needs]
+    assert STATE_NAMES[prepared.codes[0]] == word
+    assert {"ready": "ready", "too_short": "still missing", "silent": "nothing came"}[word] in prepared.reason(0)
 
 
-def test_a_metric_that_never_comes_is_named() -> None:
+def test_prepare_names_missing_metric() -> None:
     values = full()
     values[0, :, [3, 11]] = np.nan
-    found = prepare(values, 12)
-    assert found.codes.tolist() == [METRIC_MISSING]
-    assert found.needs.tolist() == [12]
-    assert found.reason(0) == f"never or no longer reported: {NAMES[3]}, {NAMES[11]}"
+    prepared = prepare_input(values, 12)
+    assert prepared.codes.tolist() == [METRIC_MISSING]
+    assert prepared.missing_ticks.tolist() == [12]
+    assert prepared.reason(0) == f"never or no longer reported: {METRIC_NAMES[3]}, {METRIC_NAMES[11]}"
 
 
-def test_a_server_counts_down_when_its_data_stops_and_up_again_when_it_comes() -> None:
+def test_prepare_counts_missing_ticks_after_silence() -> None:
     values = full(60)
     values[0, 30 : 30 + MAX_GAP + 5] = np.nan
-    at = [int(prepare(values[:, end - 20 : end], 12).needs[0]) for end in range(25, 61)]
+    index = [int(prepare_input(values[:, end - 20 : end], 12).missing_ticks[0]) for end in range(25, 61)]
     silent_from = 30 + MAX_GAP + 1 - 25  # the first end whose gap is too long
-    assert at[:silent_from] == [0] * silent_from
-    back = silent_from + 5  # five more ticks of silence
-    assert at[silent_from:back] == [12] * 5
-    assert at[back : back + 12] == list(range(11, -1, -1))
-    assert set(at[back + 12 :]) == {0}
+    assert index[:silent_from] == [0] * silent_from
+    returned = silent_from + 5  # five more ticks of silence
+    assert index[silent_from:returned] == [12] * 5
+    assert index[returned : returned + 12] == list(range(11, -1, -1))
+    assert set(index[returned + 12 :]) == {0}
 
 
-def test_what_was_given_is_left_as_it_was() -> None:
+def test_prepare_does_not_change_input() -> None:
     values = full()
     values[0, 5] = np.nan
     before = values.copy()
-    prepare(values, 12)
+    prepare_input(values, 12)
     assert np.array_equal(values, before, equal_nan=True)
 
 
-def test_a_fleet_without_servers_is_no_fault() -> None:
-    found = prepare(np.empty((0, 30, M), np.float32), 12)
-    assert found.filled.shape == (0, 30, M)
-    assert len(found.lengths) == len(found.needs) == len(found.codes) == 0
+def test_prepare_without_servers_is_empty() -> None:
+    prepared = prepare_input(np.empty((0, 30, METRIC_COUNT), np.float32), 12)
+    assert prepared.filled.shape == (0, 30, METRIC_COUNT)
+    assert len(prepared.lengths) == len(prepared.missing_ticks) == len(prepared.codes) == 0
 
 
-def test_how_the_values_lie_in_memory_is_of_no_matter() -> None:
+def test_prepare_accepts_any_memory_order() -> None:
     rng = np.random.default_rng(2)
-    values = rng.uniform(1, 50, (7, 30, M)).astype(np.float32)
+    values = rng.uniform(1, 50, (7, 30, METRIC_COUNT)).astype(np.float32)
     values[:, -2:] = np.nan  # what nobody has sent yet
     values[3, 10:14] = np.nan
-    chosen = values[:, -20:, list(range(M))]  # as the service chooses a model's columns
+    chosen = values[:, -20:, list(range(METRIC_COUNT))]  # as the service chooses a model's columns
     assert not chosen.flags["C_CONTIGUOUS"]
-    found, wanted = prepare(chosen, 8), prepare(np.ascontiguousarray(chosen), 8)
-    assert not np.isnan(found.filled).any()
-    np.testing.assert_array_equal(found.filled, wanted.filled)
-    np.testing.assert_array_equal(found.lengths, wanted.lengths)
+    prepared, expected = prepare_input(chosen, 8), prepare_input(np.ascontiguousarray(chosen), 8)
+    assert not np.isnan(prepared.filled).any()
+    np.testing.assert_array_equal(prepared.filled, expected.filled)
+    np.testing.assert_array_equal(prepared.lengths, expected.lengths)

@@ -12,12 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.fleet.contract import INDEX, METRICS, NAMES, STATUSES, M
-from forecastd.fleet.observed import CARRIED, LOST, SILENT, Observed, observe
-from forecastd.fleet.risk import LEVELS as RISK_LEVELS
-from forecastd.fleet.risk import STARTS, Assessment, Risk, assess, summary
-from forecastd.fleet.thresholds import Thresholds, load_thresholds
-from forecastd.fleet.words import amount, minutes, number
+from forecastd.fleet.contract import METRIC_COUNT, METRIC_INDEX, METRIC_NAMES, METRICS, STATUSES
+from forecastd.fleet.formatting import format_minutes, format_number, format_value
+from forecastd.fleet.risk.assessment import (
+    LEVEL_MIN_SCORES,
+    RISK_LEVELS,
+    RiskAssessment,
+    ServerRisk,
+    assess_risk,
+    summarize,
+)
+from forecastd.fleet.risk.current_values import (
+    MAX_CARRY_TICKS,
+    SILENT_CRITICAL_TICKS,
+    SILENT_WARNING_TICKS,
+    CurrentValues,
+    current_values,
+)
+from forecastd.fleet.risk.thresholds import Thresholds, load_thresholds
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 H, TICK = 12, 1000
@@ -28,7 +40,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Forecast:
+class QuantileForecast:
     tick: int
     step: int
     servers: tuple[str, ...]
@@ -36,32 +48,34 @@ class Forecast:
     quantiles: np.ndarray[Any, np.dtype[np.float32]]
 
 
-def observed(current: Array, profile: str = "web", status: str = "ok", silent: int = 0) -> Observed:
+def observed(current: Array, profile: str = "web", status: str = "ok", silent: int = 0) -> CurrentValues:
     """[S, M] now."""
     count = len(current)
     names = tuple(f"server-{row}" for row in range(count))
     zeros = np.zeros(current.shape, dtype=np.int64)
-    return Observed(
+    return CurrentValues(
         TICK, 5, names, (profile,) * count, (status,) * count, np.asarray(current, dtype=np.float64), zeros,
         np.full(count, silent),
     )  # fmt: skip
 
 
-def forecast(middle: Array, spread: float = 0.05) -> Forecast:
+def forecast(middle: Array, spread: float = 0.05) -> QuantileForecast:
     """[S, M] or [S, H, M] is the median; the others are a share of it away."""
     if middle.ndim == 2:
         middle = np.repeat(middle[:, None], H, axis=1)
     factors = 1 + spread * np.linspace(-1, 1, len(LEVELS))
     names = tuple(f"server-{row}" for row in range(len(middle)))
-    return Forecast(TICK, 5, names, LEVELS, (middle[..., None] * factors).astype(np.float32))
+    return QuantileForecast(TICK, 5, names, LEVELS, (middle[..., None] * factors).astype(np.float32))
 
 
-def judged(now: Array, ahead: Array | None = None, limits: Thresholds = LIMITS, **more: Any) -> Assessment:
-    return assess(observed(now, **more), None if ahead is None else forecast(ahead), limits)
+def assess_values(
+    now: Array, future: Array | None = None, limits: Thresholds = LIMITS, **options: Any
+) -> RiskAssessment:
+    return assess_risk(observed(now, **options), None if future is None else forecast(future), limits)
 
 
-def scores(found: Assessment) -> Array:
-    return np.array([risk.score for risk in found.risks])
+def scores(assessment: RiskAssessment) -> Array:
+    return np.array([risk.score for risk in assessment.risks])
 
 
 def quiet(profile: str, count: int = 1, share: float = 0.3) -> Array:
@@ -69,139 +83,151 @@ def quiet(profile: str, count: int = 1, share: float = 0.3) -> Array:
     return np.repeat(LIMITS.arrays([profile])[0] * share, count, axis=0)
 
 
-def walk(metric: int, profile: str) -> Array:
+def value_steps(metric: int, profile: str) -> Array:
     """A metric's whole range: evenly, and by steps of a few per cent from near nought."""
-    limits = LIMITS.of(profile, NAMES[metric])
+    limits = LIMITS.get(profile, METRIC_NAMES[metric])
     low, high = METRICS[metric].low, METRICS[metric].high
     parts = [np.linspace(low, high, 80), np.geomspace(limits.warning * 1e-4, high, 80)]
     around = [limit * np.linspace(0.9, 1.1, 11) for limit in (limits.warning, limits.critical)]
-    found: Array = np.unique(np.concatenate([*parts, *around]).astype(np.float32)).astype(np.float64)
-    return found[(found >= low) & (found <= high)]
+    rows: Array = np.unique(np.concatenate([*parts, *around]).astype(np.float32)).astype(np.float64)
+    return rows[(rows >= low) & (rows <= high)]
 
 
 @pytest.mark.parametrize("others", [0.0, 1.2], ids="others at {} of their warnings".format)
-@pytest.mark.parametrize("metric", range(M), ids=NAMES)
-def test_the_score_rises_with_every_metric_of_every_profile_over_its_whole_range(metric: int, others: float) -> None:
+@pytest.mark.parametrize("metric", range(METRIC_COUNT), ids=METRIC_NAMES)
+def test_score_rises_with_every_metric_over_its_range(metric: int, others: float) -> None:
     for profile in PROFILES:
-        steps = walk(metric, profile)
+        steps = value_steps(metric, profile)
         still = np.clip(quiet(profile, len(steps), others), LOW, HIGH)
         moving = still.copy()
         moving[:, metric] = steps
         for now, ahead in ((moving, still), (still, moving), (moving, moving), (moving, None)):
-            found = scores(judged(now, ahead, profile=profile))
+            found = scores(assess_values(now, ahead, profile=profile))
             assert (np.diff(found) > 0).all(), (profile, others)
             assert 0 <= found[0] < found[-1] <= 100
 
 
-values = st.lists(st.floats(0, 1, width=32), min_size=M, max_size=M)
+values = st.lists(st.floats(0, 1, width=32), min_size=METRIC_COUNT, max_size=METRIC_COUNT)
 
 
-def test_a_critical_threshold_at_the_very_top_leaves_the_score_rising(tmp_path: Path) -> None:
-    own = tmp_path / "own.toml"
-    own.write_text("[default]\ncpu_percent = { warning = 50, critical = 100 }")
-    limits, values = load_thresholds(own), np.linspace(0, 100, 201)
+def test_score_rises_with_critical_threshold_at_maximum(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("[default]\ncpu_percent = { warning = 50, critical = 100 }")
+    limits, values = load_thresholds(path), np.linspace(0, 100, 201)
     now = quiet("generic", len(values))
     now[:, 0] = values
-    found = judged(now, profile="generic", limits=limits)
+    found = assess_values(now, profile="generic", limits=limits)
     assert (np.diff(scores(found)) > 0).all()
     assert found.risks[-1].level == "critical"
 
 
-steps = st.tuples(st.integers(0, M - 1), st.floats(0, 1), st.floats(1e-4, 1), st.sampled_from(["now", "ahead", "both"]))
-states = st.tuples(st.sampled_from(PROFILES), st.sampled_from(STATUSES), st.sampled_from([0, SILENT, LOST]))
+steps = st.tuples(
+    st.integers(0, METRIC_COUNT - 1), st.floats(0, 1), st.floats(1e-4, 1), st.sampled_from(["now", "ahead", "both"])
+)
+states = st.tuples(
+    st.sampled_from(PROFILES),
+    st.sampled_from(STATUSES),
+    st.sampled_from([0, SILENT_WARNING_TICKS, SILENT_CRITICAL_TICKS]),
+)
 
 
 @given(values, values, steps, states)
-def test_whatever_else_is_so_more_of_a_metric_is_more_risk(
+def test_score_rises_with_any_metric_in_any_state(
     now: list[float], ahead: list[float], step: tuple[int, float, float, str], state: tuple[str, str, int]
 ) -> None:
-    (metric, at, more, which), (profile, status, silent) = step, state
+    (metric, start, more, which), (profile, status, silent) = step, state
     critical = LIMITS.arrays([profile])[1]
     current, coming = (np.clip(np.array([share]) * critical * 1.5, LOW, HIGH) for share in (now, ahead))
     low, high = LOW[metric], min(HIGH[metric], 3 * critical[0, metric])
-    less = low + at * (high - low) * (1 - more)
+    less = low + start * (high - low) * (1 - more)
     pair = [less, less + more * (high - low)]
     both = {"now": np.repeat(current, 2, axis=0), "ahead": np.repeat(coming, 2, axis=0)}
     for name in ("now", "ahead"):
         if which in {name, "both"}:
             both[name][:, metric] = pair
-    found = scores(judged(both["now"], both["ahead"], profile=profile, status=status, silent=silent))
+    found = scores(assess_values(both["now"], both["ahead"], profile=profile, status=status, silent=silent))
     assert found[0] < found[1]
 
 
-def one(found: Assessment) -> Risk:
-    return found.risks[0]
+def single_risk(assessment: RiskAssessment) -> ServerRisk:
+    return assessment.risks[0]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("metric", range(M), ids=NAMES)
-def test_a_single_metric_at_a_threshold_is_enough_for_its_level(metric: int, profile: str) -> None:
-    limits = LIMITS.of(profile, NAMES[metric])
+@pytest.mark.parametrize("metric", range(METRIC_COUNT), ids=METRIC_NAMES)
+def test_single_metric_at_threshold_sets_level(metric: int, profile: str) -> None:
+    limits = LIMITS.get(profile, METRIC_NAMES[metric])
     low = LOW[None, :].copy()
     for limit, now, likely in ((limits.critical, "critical", "warning"), (limits.warning, "warning", "watch")):
         # The forecast is float32, which may lie just below the limit; so its value is a little above.
         high = low.copy()
         high[0, metric] = min(limit * (1 + 1e-6), HIGH[metric])
-        assert one(judged(high, profile=profile)).level == now
-        assert RISK_LEVELS.index(one(judged(low, high, profile=profile)).level) >= RISK_LEVELS.index(likely)
+        assert single_risk(assess_values(high, profile=profile)).level == now
+        assert RISK_LEVELS.index(single_risk(assess_values(low, high, profile=profile)).level) >= RISK_LEVELS.index(
+            likely
+        )
     possible = forecast(low)
     possible.quantiles[..., metric, 5:] = limits.critical
-    found = one(assess(observed(low, profile), possible, LIMITS))
+    found = single_risk(assess_risk(observed(low, profile), possible, LIMITS))
     assert found.level == "watch"
     assert (found.minutes_ahead, found.quantile_ahead) == (5 / 60, 0.9)
 
 
-def test_an_ordinary_load_is_ok_and_needs_no_words() -> None:
-    found = one(judged(quiet("web", share=0.6), quiet("web", share=0.6)))
+def test_ordinary_load_is_ok_without_reasons() -> None:
+    found = single_risk(assess_values(quiet("web", share=0.6), quiet("web", share=0.6)))
     assert (found.level, found.reasons, found.minutes_ahead) == ("ok", (), None)
     assert found.incident_probability == pytest.approx(0, abs=0.01)
 
 
-def test_levels_are_those_of_the_score() -> None:
-    steps = walk(INDEX["cpu_percent"], "web")
+def test_level_follows_score() -> None:
+    steps = value_steps(METRIC_INDEX["cpu_percent"], "web")
     now = quiet("web", len(steps))
-    now[:, INDEX["cpu_percent"]] = steps
-    for risk in judged(now).risks:
-        expected = max((name for name in STARTS if risk.score >= STARTS[name]), key=STARTS.__getitem__, default="ok")
+    now[:, METRIC_INDEX["cpu_percent"]] = steps
+    for risk in assess_values(now).risks:
+        expected = max(
+            (name for name in LEVEL_MIN_SCORES if risk.score >= LEVEL_MIN_SCORES[name]),
+            key=LEVEL_MIN_SCORES.__getitem__,
+            default="ok",
+        )
         assert risk.level == expected
 
 
 @pytest.mark.parametrize(("status", "silent", "level", "reason"), [
     ("down", 0, "critical", "says that it is down"),
     ("degraded", 0, "warning", "says that it is degraded"),
-    ("ok", SILENT, "warning", "no data for 1 min (12 ticks)"),
-    ("ok", LOST, "critical", "no data for 5 min (60 ticks)"),
-    ("ok", SILENT - 1, "ok", None),
-    ("maintenance", LOST, "ok", "in maintenance: not judged, no alerts"),
+    ("ok", SILENT_WARNING_TICKS, "warning", "no data for 1 min (12 ticks)"),
+    ("ok", SILENT_CRITICAL_TICKS, "critical", "no data for 5 min (60 ticks)"),
+    ("ok", SILENT_WARNING_TICKS - 1, "ok", None),
+    ("maintenance", SILENT_CRITICAL_TICKS, "ok", "in maintenance: not judged, no alerts"),
 ])  # fmt: skip
-def test_what_a_server_says_or_does_not_say_counts(status: str, silent: int, level: str, reason: str | None) -> None:
-    found = one(judged(quiet("web"), quiet("web"), status=status, silent=silent))
+def test_status_and_silence_raise_level(status: str, silent: int, level: str, reason: str | None) -> None:
+    found = single_risk(assess_values(quiet("web"), quiet("web"), status=status, silent=silent))
     assert found.level == level
     assert found.reasons == (() if reason is None else (reason,))
     assert (found.incident_probability == 1.0) == (status == "down")
 
 
-def test_what_is_not_known_does_not_count() -> None:
-    nothing = np.full((1, M), np.nan)
-    found = one(judged(nothing))
+def test_unknown_metric_does_not_count() -> None:
+    nothing = np.full((1, METRIC_COUNT), np.nan)
+    found = single_risk(assess_values(nothing))
     assert (found.score, found.level, found.reasons, found.incident_probability) == (0.0, "ok", (), None)
     busy = quiet("web", share=0.9)
     partly = busy.copy()
     partly[0, 3:] = np.nan
-    assert 0 < one(judged(partly)).score < one(judged(busy)).score
-    assert one(judged(nothing, busy)).score > STARTS["watch"]
+    assert 0 < single_risk(assess_values(partly)).score < single_risk(assess_values(busy)).score
+    assert single_risk(assess_values(nothing, busy)).score > LEVEL_MIN_SCORES["watch"]
     no_forecast = forecast(busy)
     no_forecast.quantiles[:] = np.nan
-    assert one(assess(observed(busy), no_forecast, LIMITS)) == one(judged(busy))
+    assert single_risk(assess_risk(observed(busy), no_forecast, LIMITS)) == single_risk(assess_values(busy))
 
 
-def coming(now: float, at_end: float, metric: str) -> tuple[Array, Array]:
+def rising_values(now: float, at_end: float, metric: str) -> tuple[Array, Array]:
     """A metric that goes from one value to another over the horizon, all else quiet."""
-    place = INDEX[metric]
+    column = METRIC_INDEX[metric]
     current = quiet("generic")
-    current[0, place] = now
+    current[0, column] = now
     ahead = np.repeat(current[:, None], H, axis=1)
-    ahead[0, :, place] = np.linspace(now, at_end, H + 1)[1:]
+    ahead[0, :, column] = np.linspace(now, at_end, H + 1)[1:]
     return current, ahead
 
 
@@ -216,75 +242,75 @@ def coming(now: float, at_end: float, metric: str) -> tuple[Array, Array]:
     ("load_per_core", 1.25, 1.25, "load per core 1.25 now, warning from 1.5 (p90 1.29)"),
     ("load_per_core", np.nan, 1.25, "load per core no value now, warning from 1.5 (p90 1.29)"),
 ])  # fmt: skip
-def test_the_reasons_in_words(metric: str, now: float, end: float, reason: str) -> None:
-    current, ahead = coming(now, end, metric)
+def test_reasons_describe_metric(metric: str, now: float, end: float, reason: str) -> None:
+    current, ahead = rising_values(now, end, metric)
     if np.isnan(now):
-        ahead = coming(end, end, metric)[1]
-    assert one(judged(current, ahead, profile="generic")).reasons == (reason,)
+        ahead = rising_values(end, end, metric)[1]
+    assert single_risk(assess_values(current, ahead, profile="generic")).reasons == (reason,)
 
 
-def test_at_most_three_metrics_are_named_the_gravest_first() -> None:
+def test_reasons_name_three_worst_metrics() -> None:
     now = quiet("generic")
     for name, value in {"cpu_percent": 96, "memory_percent": 99, "swap_percent": 30, "disk_percent": 80}.items():
-        now[0, INDEX[name]] = value
-    told = one(judged(now, profile="generic")).reasons
-    assert [reason.split()[0] for reason in told] == ["memory", "CPU", "swap"]
+        now[0, METRIC_INDEX[name]] = value
+    reasons = single_risk(assess_values(now, profile="generic")).reasons
+    assert [reason.split()[0] for reason in reasons] == ["memory", "CPU", "swap"]
 
 
-def test_minutes_ahead_are_those_of_the_first_metric_that_gets_there_and_shrink_as_time_goes_by() -> None:
-    current, ahead = coming(60, 99, "memory_percent")
-    ahead[0, 8:, INDEX["cpu_percent"]] = 96
-    found = assess(observed(current, "generic"), forecast(ahead), LIMITS)
-    assert (one(found).minutes_ahead, one(found).quantile_ahead) == (9 * 5 / 60, 0.5)
-    assert found.to_critical[0, INDEX["memory_percent"]] == 11
-    later = assess(replace(observed(current, "generic"), tick=TICK + 6), forecast(ahead), LIMITS)
-    assert one(later).minutes_ahead == 3 * 5 / 60
-    over = assess(replace(observed(current, "generic"), tick=TICK + H), forecast(ahead), LIMITS)
-    assert (one(over).minutes_ahead, one(over).incident_probability) == (None, None)
-    now = one(judged(coming(96, 96, "memory_percent")[0], ahead, profile="generic"))
+def test_minutes_ahead_follow_first_metric_and_shrink() -> None:
+    current, ahead = rising_values(60, 99, "memory_percent")
+    ahead[0, 8:, METRIC_INDEX["cpu_percent"]] = 96
+    found = assess_risk(observed(current, "generic"), forecast(ahead), LIMITS)
+    assert (single_risk(found).minutes_ahead, single_risk(found).quantile_ahead) == (9 * 5 / 60, 0.5)
+    assert found.to_critical[0, METRIC_INDEX["memory_percent"]] == 11
+    later = assess_risk(replace(observed(current, "generic"), tick=TICK + 6), forecast(ahead), LIMITS)
+    assert single_risk(later).minutes_ahead == 3 * 5 / 60
+    over = assess_risk(replace(observed(current, "generic"), tick=TICK + H), forecast(ahead), LIMITS)
+    assert (single_risk(over).minutes_ahead, single_risk(over).incident_probability) == (None, None)
+    now = single_risk(assess_values(rising_values(96, 96, "memory_percent")[0], ahead, profile="generic"))
     assert (now.minutes_ahead, now.quantile_ahead, now.incident_probability) == (0.0, None, 1.0)
 
 
-def test_the_probability_of_an_incident_takes_metrics_as_independent() -> None:
+def test_incident_probability_multiplies_metrics() -> None:
     ahead = forecast(quiet("generic"))
     limits = LIMITS.arrays(["generic"])[1][0]
     for metric, place in ((0, 5), (3, 3)):  # critical at the p90 of one, at the p50 of another
         ahead.quantiles[0, :, metric] = limits[metric] + np.arange(len(LEVELS)) - place
-    found = one(assess(observed(quiet("generic"), "generic"), ahead, LIMITS))
+    found = single_risk(assess_risk(observed(quiet("generic"), "generic"), ahead, LIMITS))
     assert found.incident_probability == pytest.approx(1 - 0.9 * 0.5, abs=1e-4)
 
 
-def test_the_forecast_is_matched_by_name_whatever_the_order() -> None:
+def test_forecast_is_matched_by_server_name() -> None:
     now = np.concatenate([quiet("web", share=share) for share in (0.2, 0.7, 1.1)])
     seen, ahead = observed(now), forecast(np.concatenate([quiet("web", share=share) for share in (1.3, 0.1, 0.9)]))
     order = [2, 0, 1]
     shuffled = replace(ahead, servers=tuple(ahead.servers[i] for i in order), quantiles=ahead.quantiles[order])
-    assert assess(seen, shuffled, LIMITS).risks == assess(seen, ahead, LIMITS).risks
+    assert assess_risk(seen, shuffled, LIMITS).risks == assess_risk(seen, ahead, LIMITS).risks
 
 
-def test_the_fleet_in_figures() -> None:
+def test_risk_summary_counts_fleet() -> None:
     now = np.concatenate([quiet("web", 2, 0.2), quiet("web", share=0.9), quiet("web", share=20)])
-    found = judged(np.clip(now, LOW, HIGH), quiet("web", 4))
+    found = assess_values(np.clip(now, LOW, HIGH), quiet("web", 4))
     told = found.summary
     assert told.counts == {"ok": 2, "watch": 1, "warning": 0, "critical": 1}
     assert (told.servers, told.maintenance, told.silent) == (4, 0, 0)
     assert told.mean_score == pytest.approx(np.mean(scores(found)))
     assert told.worst == {"server": "server-3", "score": found.risks[3].score, "level": "critical"}
     assert told.incident_probability == 1.0
-    assert told.incidents_expected == pytest.approx(1.0, abs=0.01)
+    assert told.expected_incidents == pytest.approx(1.0, abs=0.01)
     assert [risk.server for risk in found.worst_first][:2] == ["server-3", "server-2"]
     assert [one["server"] for one in found.as_json(top=2)["servers"]] == ["server-3", "server-2"]
     assert found.as_json()["time"] == "1970-01-01T01:23:20Z"
-    assert summary(()).as_json() == {
+    assert summarize(()).as_json() == {
         "servers": 0, "counts": dict.fromkeys(RISK_LEVELS, 0), "maintenance": 0, "silent": 0, "mean_score": None,
         "worst": None, "incident_probability": None, "incidents_expected": None,
     }  # fmt: skip
 
 
-def test_servers_in_maintenance_come_last_and_count_apart() -> None:
-    risks = judged(quiet("web", 2, 0.9)).risks
+def test_maintenance_servers_come_last_and_count_apart() -> None:
+    risks = assess_values(quiet("web", 2, 0.9)).risks
     away = replace(risks[1], status="maintenance", score=99.0, level="ok", incident_probability=1.0)
-    found = replace(judged(quiet("web", 2)), risks=(away, risks[0]))
+    found = replace(assess_values(quiet("web", 2)), risks=(away, risks[0]))
     assert [risk.status for risk in found.worst_first] == ["ok", "maintenance"]
     told = found.summary
     assert (told.servers, told.maintenance, sum(told.counts.values())) == (2, 1, 1)
@@ -294,29 +320,29 @@ def test_servers_in_maintenance_come_last_and_count_apart() -> None:
 
 def block(*columns: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """[S, L, M] where the first metric has these values and the others none."""
-    found = np.full((len(columns), len(columns[0]), M), np.nan, dtype=np.float32)
+    found = np.full((len(columns), len(columns[0]), METRIC_COUNT), np.nan, dtype=np.float32)
     found[:, :, 0] = columns
     return found
 
 
-def test_a_value_stands_in_for_a_missing_one_for_a_few_ticks_with_its_age() -> None:
+def test_missing_value_is_carried_for_few_ticks() -> None:
     gone = [np.nan]
     columns = [[1.0] * (6 - age) + gone * age for age in range(6)] + [gone * 6]
     names = [str(row) for row in range(len(columns))]
-    found = observe(50, block(*columns), step=5, servers=names, profiles=names, statuses=names)
-    assert found.current[:, 0].tolist()[: CARRIED + 1] == [1.0] * (CARRIED + 1)
-    assert np.isnan(found.current[CARRIED + 1 :, 0]).all()
-    assert found.age[: CARRIED + 1, 0].tolist() == list(range(CARRIED + 1))
-    assert found.silent.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert np.isnan(found.current[:, 1:]).all()
+    found = current_values(50, block(*columns), step=5, servers=names, profiles=names, statuses=names)
+    assert found.values[:, 0].tolist()[: MAX_CARRY_TICKS + 1] == [1.0] * (MAX_CARRY_TICKS + 1)
+    assert np.isnan(found.values[MAX_CARRY_TICKS + 1 :, 0]).all()
+    assert found.age_ticks[: MAX_CARRY_TICKS + 1, 0].tolist() == list(range(MAX_CARRY_TICKS + 1))
+    assert found.silent_ticks.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert np.isnan(found.values[:, 1:]).all()
 
 
 @pytest.mark.parametrize(("servers", "length"), [(0, 5), (0, 0), (3, 0)])
-def test_a_fleet_of_nobody_and_a_past_of_nothing_are_no_trouble(servers: int, length: int) -> None:
+def test_observe_accepts_empty_fleet_and_history(servers: int, length: int) -> None:
     names = [str(row) for row in range(servers)]
-    values_ = np.zeros((servers, length, M), dtype=np.float32)
-    seen = observe(50, values_, step=5, servers=names, profiles=names, statuses=["ok"] * servers)
-    found = assess(seen, forecast(np.zeros((servers, M))), LIMITS)
+    values_ = np.zeros((servers, length, METRIC_COUNT), dtype=np.float32)
+    seen = current_values(50, values_, step=5, servers=names, profiles=names, statuses=["ok"] * servers)
+    found = assess_risk(seen, forecast(np.zeros((servers, METRIC_COUNT))), LIMITS)
     assert len(found.risks) == servers
     assert all(risk.level == "ok" for risk in found.risks)
 
@@ -325,14 +351,14 @@ def test_a_fleet_of_nobody_and_a_past_of_nothing_are_no_trouble(servers: int, le
     (0, "0"), (0.004, "0"), (0.042, "0.04"), (1.5, "1.5"), (9.996, "10"), (12.34, "12.3"), (99.96, "100"),
     (123.4, "123"), (12345.6, "12,346"), (1e9, "1,000,000,000"), (-3.2, "-3.2"), (100.0, "100"),
 ])  # fmt: skip
-def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert number(value) == text
+def test_format_number_has_three_digits(value: float, text: str) -> None:
+    assert format_number(value) == text
 
 
-def test_amounts_and_spans() -> None:
-    assert [amount(name, 12.5) for name in ("cpu_percent", "load_per_core", "requests_per_s", "network_in_mb_s")] == [
+def test_format_value_and_minutes() -> None:
+    assert [format_value(name, 12.5) for name in ("cpu_percent", "load_per_core", "requests_per_s", "network_in_mb_s")] == [
         "12.5 %", "12.5", "12.5/s", "12.5 MB/s",
     ]  # fmt: skip
-    assert [minutes(value) for value in (0.0, 5 / 60, 59.7 / 60, 1, 2.55, 9.99, 12.4)] == [
+    assert [format_minutes(value) for value in (0.0, 5 / 60, 59.7 / 60, 1, 2.55, 9.99, 12.4)] == [
         "0 s", "5 s", "1 min", "1 min", "2.5 min", "10 min", "12 min",
     ]  # fmt: skip

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from cli.fleet.screen import percent, status_screen
-from cli.fleet.told import Alerts, Forecasts, Risks, Status
-from cli.fleet.top_screen import Frame, TopScreen, bars, short, shown_servers
+from cli.fleet.schemas import AlertsView, ForecastsView, RisksView, StatusView
+from cli.fleet.status_screen import format_probability, status_screen
+from cli.fleet.top_screen import TopData, TopScreen, format_bars, format_short, server_capacity
 
 STATUS: dict[str, Any] = {
     "version": "0.1.0", "started_at": "2026-09-19T02:13:20Z", "now": "2026-09-21T14:13:20Z", "uptime_seconds": 216_000.0,
@@ -51,30 +51,30 @@ FORECASTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def printed(picture: RenderableType, width: int = 80) -> str:
+def render(screen: RenderableType, width: int = 80) -> str:
     console = Console(width=width, file=io.TextIOWrapper(io.BytesIO(), "utf-8"), highlight=False)
     with console.capture() as capture:
-        console.print(picture)
+        console.print(screen)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def status(changes: dict[str, Any] | None = None, risks: Any = RISKS, alerts: Any = ALERTS) -> str:
-    told = Status.model_validate({**STATUS, **(changes or {})})
-    return printed(
-        status_screen("127.0.0.1:8080", told, Risks.model_validate(risks), Alerts.model_validate(alerts)), 80
+    told = StatusView.model_validate({**STATUS, **(changes or {})})
+    return render(
+        status_screen("127.0.0.1:8080", told, RisksView.model_validate(risks), AlertsView.model_validate(alerts)), 80
     )
 
 
-def frame(**changes: Any) -> Frame:
-    forecasts = {one.server: one for one in Forecasts.model_validate(FORECASTS).forecasts}
+def frame(**changes: Any) -> TopData:
+    forecasts = {one.server: one for one in ForecastsView.model_validate(FORECASTS).forecasts}
     told = {"status": STATUS, "risks": RISKS, "alerts": ALERTS, **changes}
-    return Frame(
-        "127.0.0.1:8080", Status.model_validate(told["status"]), Risks.model_validate(told["risks"]),
-        Alerts.model_validate(told["alerts"]), forecasts, told.get("trouble"),
+    return TopData(
+        "127.0.0.1:8080", StatusView.model_validate(told["status"]), RisksView.model_validate(told["risks"]),
+        AlertsView.model_validate(told["alerts"]), forecasts, told.get("trouble"),
     )  # fmt: skip
 
 
-def test_a_fleet_that_is_well_itself() -> None:
+def test_status_screen_healthy_fleet() -> None:
     assert (
         status()
         == """\
@@ -121,26 +121,26 @@ processes  2 idle"""
          "processes  none; 1 crashed, 2 replaced, 3 jobs moved"),
     ],
 )  # fmt: skip
-def test_what_is_told_of_each_situation(changes: dict[str, Any], line: str) -> None:
+def test_status_screen_shows_each_situation(changes: dict[str, Any], line: str) -> None:
     assert line in status(changes).splitlines()
 
 
-def test_one_that_has_just_begun_knows_nothing_and_is_shown() -> None:
+def test_status_screen_new_fleet_is_shown() -> None:
     least = {"version": "9", "now": "2026-09-21T14:13:20Z", "step_seconds": 5, "tick": {}, "servers": {}}
-    told = Status.model_validate(least)
-    text = printed(status_screen("x", told, Risks(servers=()), Alerts(open=())))
+    told = StatusView.model_validate(least)
+    text = render(status_screen("x", told, RisksView(servers=()), AlertsView(open=())))
     assert "risk       0 critical" in text
     assert "alerts     none open" in text
     assert "worst" not in text
 
 
-def test_more_alerts_than_are_shown_are_counted() -> None:
+def test_status_screen_counts_hidden_alerts() -> None:
     assert "           and 2 more; --json lists them all" in status(alerts={"open": ALERTS["open"] * 7}).splitlines()
 
 
-def test_the_servers_at_most_risk() -> None:
+def test_top_screen_lists_servers_by_risk() -> None:
     assert (
-        printed(TopScreen(frame()))
+        render(TopScreen(frame()))
         == """\
 127.0.0.1:8080  20 servers: 18 ready, 2 warming up; forecast 2 s old
 1 critical, 1 warning, 1 watch, 17 ok; an incident within 8 min: 93 %
@@ -159,22 +159,22 @@ critical   db-01: memory at 96 %, critical from 95 %             for 12 min 15 s
 @pytest.mark.parametrize(("minutes", "quantile", "told"), [
     (0.0, None, "now"), (0.25, 0.5, "15s"), (0.25, 0.9, "15s?"), (1.0, 0.5, "1m"), (7.96, 0.9, "8m?"), (123.4, 0.5, "123m"),
 ])  # fmt: skip
-def test_when_a_server_becomes_critical(minutes: float, quantile: float | None, told: str) -> None:
+def test_top_screen_time_to_critical(minutes: float, quantile: float | None, text: str) -> None:
     risk = {"server": "a", "score": 50, "level": "watch", "minutes_ahead": minutes, "quantile_ahead": quantile}
-    line = printed(TopScreen(frame(risks={"servers": [risk]}))).splitlines()[4]
-    assert line.split() == ["a", "50", "watch", told]
+    line = render(TopScreen(frame(risks={"servers": [risk]}))).splitlines()[4]
+    assert line.split() == ["a", "50", "watch", text]
 
 
-def test_a_wider_terminal_shows_more_metrics_and_none_is_wider_than_the_terminal() -> None:
-    heads = {width: printed(TopScreen(frame()), width).splitlines()[3] for width in (80, 100, 140)}
+def test_top_screen_fits_terminal_width() -> None:
+    heads = {width: render(TopScreen(frame()), width).splitlines()[3] for width in (80, 100, 140)}
     assert "errors %" not in heads[80]
     assert "errors %" in heads[100]
     assert "disk busy %" in heads[140]
     for width in heads:
-        assert max(map(len, printed(TopScreen(frame()), width).splitlines())) <= width
+        assert max(map(len, render(TopScreen(frame()), width).splitlines())) <= width
 
 
-def test_a_terminal_without_unicode_gets_no_bars() -> None:
+def test_top_screen_ascii_terminal_has_no_bars() -> None:
     console = Console(width=80, file=io.TextIOWrapper(io.BytesIO(), "ascii"), highlight=False)
     with console.capture() as capture:
         console.print(TopScreen(frame()))
@@ -183,28 +183,28 @@ def test_a_terminal_without_unicode_gets_no_bars() -> None:
     assert "memory %" in capture.get()
 
 
-def test_what_is_wrong_stands_above_the_last_picture() -> None:
-    lines = printed(TopScreen(frame(trouble="Nobody listens."))).splitlines()
+def test_top_screen_error_is_above_old_data() -> None:
+    lines = render(TopScreen(frame(trouble="Nobody listens."))).splitlines()
     assert lines[0] == "           Nobody listens. What follows is old."
     ill = {**STATUS, "health": {"ok": False, "reasons": ["the ticker stands still"]}}
-    assert printed(TopScreen(frame(status=ill))).splitlines()[1] == "the ticker stands still"
+    assert render(TopScreen(frame(status=ill))).splitlines()[1] == "the ticker stands still"
 
 
-def test_maintenance_is_named() -> None:
+def test_top_screen_names_maintenance() -> None:
     risk = {"server": "a", "score": 90, "level": "ok", "status": "maintenance"}
-    assert "a                90 maintain" in printed(TopScreen(frame(risks={"servers": [risk]})))
+    assert "a                90 maintain" in render(TopScreen(frame(risks={"servers": [risk]})))
 
 
 @pytest.mark.parametrize("height", [20, 24, 50])
-def test_the_picture_is_no_higher_than_the_terminal(height: int) -> None:
-    many = {**RISKS, "summary": {"servers": 500}, "servers": [RISKS["servers"][0]] * shown_servers(height)}
+def test_top_screen_fits_terminal_height(height: int) -> None:
+    many = {**RISKS, "summary": {"servers": 500}, "servers": [RISKS["servers"][0]] * server_capacity(height)}
     long = {"open": [{**ALERTS["open"][0], "message": "very long " * 20}] * 50}
     for trouble in (None, "x" * 100):
         picture = TopScreen(frame(risks=many, alerts=long, trouble=trouble), height)
-        assert len(printed(picture).splitlines()) < height
+        assert len(render(picture).splitlines()) < height
 
 
-def test_what_others_wrote_is_no_command_to_the_terminal_and_nothing_is_wider_than_80_columns() -> None:
+def test_screens_escape_text_and_fit_80_columns() -> None:
     nasty = "\x1b[2J\x1b]0;title\x07\r\n[bold]" + "x" * 200
     changes = {
         "version": nasty, "health": {"ok": False, "reasons": [nasty], "warnings": [nasty]},
@@ -216,7 +216,7 @@ def test_what_others_wrote_is_no_command_to_the_terminal_and_nothing_is_wider_th
     alerts = {"open": [{"severity": nasty, "message": nasty, "opened_at": nasty}]}
     for text in (
         status(changes, risks, alerts),
-        printed(TopScreen(frame(status={**STATUS, **changes}, risks=risks, alerts=alerts, trouble=nasty))),
+        render(TopScreen(frame(status={**STATUS, **changes}, risks=risks, alerts=alerts, trouble=nasty))),
     ):
         assert not re.search(r"[^\n -~…]", text)
         assert "[bold]" in text
@@ -227,20 +227,20 @@ def test_what_others_wrote_is_no_command_to_the_terminal_and_nothing_is_wider_th
     ((), 100, ""), ((50.0,), 100, "▅▅▅▅▅▅"), ((0.0,) * 6, 100, "▁▁▁▁▁▁"), ((100.0, 200.0), 100, "██████"),
     ((0.0, 20.0, 40.0, 60.0, 80.0, 100.0), 100, "▁▂▄▅▇█"), (tuple(float(one) for one in range(97)), 96, "▂▃▄▆▇█"),
 ])  # fmt: skip
-def test_a_path_as_bars(path: tuple[float, ...], top: float, text: str) -> None:
-    assert bars(path, top) == text
+def test_format_bars(path: tuple[float, ...], top: float, text: str) -> None:
+    assert format_bars(path, top) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [
     (0, "0"), (0.04, "0.0"), (7.34, "7.3"), (9.96, "10"), (62.4, "62"), (812.0, "812"), (999.6, "1k0"), (1234, "1k2"),
     (12_345, "12k"), (123_456, "123k"), (2_500_000, "2M5"), (1e9, "1G0"),
 ])  # fmt: skip
-def test_values_are_short(value: float, text: str) -> None:
-    assert short(value) == text
+def test_format_short(value: float, text: str) -> None:
+    assert format_short(value) == text
 
 
 @pytest.mark.parametrize(("share", "text"), [
     (0, "0 %"), (0.001, "under 1 %"), (0.5, "50 %"), (0.999, "over 99 %"), (1, "100 %"),
 ])  # fmt: skip
-def test_a_probability_is_never_sure_where_it_is_not(share: float, text: str) -> None:
-    assert percent(share) == text
+def test_format_probability_never_rounds_to_certain(share: float, text: str) -> None:
+    assert format_probability(share) == text

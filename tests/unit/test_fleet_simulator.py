@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.contract import INDEX, METRICS, PROFILE, SERVER, STATUSES, M
+from forecastd.fleet.contract import METRIC_COUNT, METRIC_INDEX, METRICS, PROFILE_PATTERN, SERVER_PATTERN, STATUSES
 from forecastd.fleet.simulator import SCENARIOS, Simulator
 
 MONDAY = 1_763_942_400 // 5  # 2025-11-24T00:00:00Z
@@ -19,7 +19,7 @@ LOWS = np.array([metric.low for metric in METRICS])
 
 
 def column(block: Any, name: str) -> Any:
-    return block[:, :, INDEX[name]]
+    return block[:, :, METRIC_INDEX[name]]
 
 
 @settings(max_examples=25)
@@ -27,7 +27,7 @@ def column(block: Any, name: str) -> Any:
     seed=st.integers(0, 2**64 - 1), servers=st.integers(1, 30), scenario=st.sampled_from(SCENARIOS),
     step=st.sampled_from([1, 5, 60]), first=st.integers(0, 10**9),
 )  # fmt: skip
-def test_a_tick_is_the_same_asked_alone_in_a_block_or_by_another_process(
+def test_tick_is_same_alone_in_block_and_other_process(
     seed: int, servers: int, scenario: Any, step: int, first: int
 ) -> None:
     start, at = first + 20, first % 40
@@ -45,39 +45,37 @@ def test_a_tick_is_the_same_asked_alone_in_a_block_or_by_another_process(
     scenario=st.sampled_from(SCENARIOS),
     first=st.integers(0, 10**9),
 )
-def test_every_value_is_a_number_within_the_contracts_bounds(
-    seed: int, servers: int, scenario: Any, first: int
-) -> None:
+def test_values_are_within_contract_bounds(seed: int, servers: int, scenario: Any, first: int) -> None:
     simulator = Simulator(seed, servers, scenario, start=first)
     block = simulator.block(first, 50)
-    assert block.shape == (servers, 50, M)
+    assert block.shape == (servers, 50, METRIC_COUNT)
     assert block.dtype == np.float32
     assert np.all((block >= LOWS) & (block <= HIGHS))  # false for NaN too
     assert len(set(simulator.names)) == servers
-    assert all(SERVER.fullmatch(name) for name in simulator.names)
+    assert all(SERVER_PATTERN.fullmatch(name) for name in simulator.names)
     rows = simulator.rows(first)
-    assert all(PROFILE.fullmatch(name) for name in rows.profiles)
+    assert all(PROFILE_PATTERN.fullmatch(name) for name in rows.profiles)
     assert set(rows.statuses) <= set(STATUSES)
 
 
-def test_a_server_is_the_same_however_many_others_there_are() -> None:
+def test_server_is_independent_of_fleet_size() -> None:
     few, many = Simulator(7, 3), Simulator(7, 40)
     assert many.names[:3] == few.names
     np.testing.assert_array_equal(many.block(MONDAY, 30)[:3], few.block(MONDAY, 30))
 
 
-def test_another_seed_is_another_fleet() -> None:
+def test_seed_changes_fleet() -> None:
     first, second = (Simulator(seed, 5).block(MONDAY, 200) for seed in (1, 2))
     assert np.median(np.abs(first - second) / (np.abs(first) + 1e-6)) > 0.02
 
 
-def test_a_long_block_is_the_parts_it_is_made_of() -> None:
+def test_long_block_equals_its_parts() -> None:
     simulator = Simulator(3, 50, "varied")
     whole = simulator.block(MONDAY, 9_000)  # more than is worked on at a time
     np.testing.assert_allclose(whole[:, 5_000:5_100], simulator.block(MONDAY + 5_000, 100), rtol=1e-5, atol=1e-6)
 
 
-def test_the_shares_of_the_profiles_are_kept() -> None:
+def test_profile_shares_are_respected() -> None:
     assert Simulator(0, 20).profiles.count("web") == 8
     chosen = Simulator(0, 9, profiles={"cache": 2, "batch": 1}).profiles
     assert (chosen.count("cache"), chosen.count("batch")) == (6, 3)
@@ -94,8 +92,8 @@ def test_the_shares_of_the_profiles_are_kept() -> None:
         ({"profiles": {"web": -1, "cache": 2}}, "shares"),
     ],
 )
-def test_what_cannot_be_simulated_is_refused(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(NeedsHuman, match=told):
+def test_invalid_simulation_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(NeedsHuman, match=message):
         Simulator(**({"seed": 0, "servers": 3} | arguments))
 
 
@@ -106,7 +104,7 @@ def week() -> Any:
     return simulator, simulator.block(MONDAY * 5 // 60, 7 * 1_440)
 
 
-def test_load_follows_the_day_and_the_week(week: Any) -> None:
+def test_load_follows_day_and_week(week: Any) -> None:
     simulator, block = week
     web = [i for i, profile in enumerate(simulator.profiles) if profile == "web"]
     rate = column(block, "requests_per_s")[web].reshape(len(web), 7, 24, 60).mean(axis=3)
@@ -116,25 +114,25 @@ def test_load_follows_the_day_and_the_week(week: Any) -> None:
     assert np.mean(rate[:, 5:]) < 0.95 * np.mean(rate[:, :5])
 
 
-def test_more_requests_mean_more_cpu_network_and_latency(week: Any) -> None:
+def test_requests_raise_cpu_network_and_latency(week: Any) -> None:
     simulator, block = week
     for server in range(len(simulator.names)):
         if simulator.profiles[server] == "batch":  # whose jobs run by the clock
             continue
-        rate = block[server, :, INDEX["requests_per_s"]]
+        rate = block[server, :, METRIC_INDEX["requests_per_s"]]
         for name in ("cpu_percent", "load_per_core", "network_in_mb_s", "latency_ms"):
-            assert np.corrcoef(rate, block[server, :, INDEX[name]])[0, 1] > 0.5, (simulator.names[server], name)
+            assert np.corrcoef(rate, block[server, :, METRIC_INDEX[name]])[0, 1] > 0.5, (simulator.names[server], name)
 
 
-def test_latency_rises_faster_the_fuller_a_server_is(week: Any) -> None:
+def test_latency_grows_faster_under_load(week: Any) -> None:
     _, block = week
-    cpu, latency = block[0, :, INDEX["cpu_percent"]], block[0, :, INDEX["latency_ms"]]
+    cpu, latency = block[0, :, METRIC_INDEX["cpu_percent"]], block[0, :, METRIC_INDEX["latency_ms"]]
     low, middle, high = (latency[np.abs(cpu - np.quantile(cpu, q)) < 2].mean() for q in (0.1, 0.5, 0.9))
     width = np.quantile(cpu, [0.1, 0.5, 0.9])
     assert (high - middle) / (width[2] - width[1]) > (middle - low) / (width[1] - width[0])
 
 
-def test_jobs_run_at_their_minutes() -> None:
+def test_jobs_run_on_schedule() -> None:
     simulator = Simulator(0, 20)
     batch = [i for i, profile in enumerate(simulator.profiles) if profile == "batch"]
     cpu = column(simulator.block(MONDAY + 10 * 720, 4 * 720), "cpu_percent")[batch].reshape(len(batch), 4 * 4, 180)
@@ -142,23 +140,23 @@ def test_jobs_run_at_their_minutes() -> None:
     assert inside > outside + 15
 
 
-def test_the_next_minutes_can_be_foreseen_better_than_by_the_last_value() -> None:
+def test_next_minutes_are_more_predictable_than_last_value() -> None:
     """Each server sways and collects its garbage in minutes: one period ago says more than just now."""
     simulator = Simulator(0, 20)
     block = simulator.block(MONDAY, 4_000).astype(np.float64)
     gains = []
-    for server, period in enumerate(np.rint(simulator._traits.gc[:, 0] / simulator.step).astype(int)):
-        memory = block[server, :, INDEX["memory_percent"]]
+    for server, period in enumerate(np.rint(simulator._traits.gc_period[:, 0] / simulator.step).astype(int)):
+        memory = block[server, :, METRIC_INDEX["memory_percent"]]
         ahead = period // 2
         late = np.abs(memory[period:] - memory[:-period]).mean()
         gains.append(late / np.abs(memory[ahead:] - memory[:-ahead]).mean())
     assert np.mean(gains) < 0.8
 
 
-def test_noise_is_wider_where_there_is_more_load(week: Any) -> None:
+def test_noise_grows_with_load(week: Any) -> None:
     simulator, block = week
     web = simulator.profiles.index("web")
-    rate, latency = block[web, :, INDEX["requests_per_s"]], block[web, :, INDEX["latency_ms"]]
+    rate, latency = block[web, :, METRIC_INDEX["requests_per_s"]], block[web, :, METRIC_INDEX["latency_ms"]]
     jumps, busy = np.abs(np.diff(latency)), rate[1:] > np.median(rate)
     assert jumps[busy].mean() > 1.3 * jumps[~busy].mean()
 
@@ -175,13 +173,13 @@ def over(block: Any) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_healthy_fleet_is_left_in_peace(seed: int) -> None:
+def test_healthy_scenario_crosses_no_threshold(seed: int) -> None:
     block = Simulator(seed, 20).block(MONDAY, 17_280)
     assert (block > OVER).any(axis=2).mean() < 0.01
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_degrading_servers_are_on_their_way_at_the_start_and_cross_within_the_hour(seed: int) -> None:
+def test_degrading_scenario_crosses_within_an_hour(seed: int) -> None:
     start = MONDAY + 7_000
     simulator, healthy = Simulator(seed, 20, "degrading", start=start), Simulator(seed, 20)
     np.testing.assert_array_equal(simulator.block(start - 300, 200), healthy.block(start - 300, 200))
@@ -195,7 +193,7 @@ def test_degrading_servers_are_on_their_way_at_the_start_and_cross_within_the_ho
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_critical_fleet_is_in_trouble_at_once(seed: int) -> None:
+def test_critical_scenario_crosses_at_start(seed: int) -> None:
     for servers in (5, 20, 60):
         simulator = Simulator(seed, servers, "critical", start=MONDAY)
         assert over(simulator.block(MONDAY, 20)).sum() >= min(4, servers)
@@ -203,7 +201,7 @@ def test_a_critical_fleet_is_in_trouble_at_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_in_a_cascade_the_database_is_first_and_what_depends_on_it_follows(seed: int) -> None:
+def test_cascade_scenario_starts_at_database(seed: int) -> None:
     sick, well = Simulator(seed, 20, "cascade", start=MONDAY).block(MONDAY, 720), Simulator(seed, 20).block(MONDAY, 720)
     names = Simulator(seed, 20).profiles
     changed = np.abs(sick - well).max(axis=2) > 1e-6
@@ -227,7 +225,7 @@ def test_in_a_cascade_the_database_is_first_and_what_depends_on_it_follows(seed:
     assert not set(busier) & {first, *followers}
 
 
-def test_the_varied_scenario_has_everything_somewhere() -> None:
+def test_varied_scenario_has_every_fault() -> None:
     block = Simulator(0, 40, "varied").block(MONDAY, 17_280)
     for name, level in WARNING.items():
         share = (column(block, name) > level).mean()
@@ -235,6 +233,6 @@ def test_the_varied_scenario_has_everything_somewhere() -> None:
     assert 0.005 < (block > OVER).any(axis=2).mean() < 0.5
 
 
-def test_a_lonely_server_can_have_any_scenario() -> None:
+def test_single_server_supports_every_scenario() -> None:
     for scenario in SCENARIOS:
         assert np.isfinite(Simulator(0, 1, scenario, start=MONDAY).block(MONDAY, 10)).all()

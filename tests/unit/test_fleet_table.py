@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.past import CONTRACT
-from forecastd.fleet.table import from_table
+from forecastd.fleet.history.csv_history import data_from_csv
+from forecastd.fleet.history.training_data import CONTRACT_METRICS
 
 START = 1_700_000_100
 
@@ -20,26 +20,26 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_a_wide_table_has_a_column_a_metric(tmp_path: Path) -> None:
+def test_csv_wide_table_has_column_per_metric(tmp_path: Path) -> None:
     rows = ["series,timestamp,profile,cpu_percent,latency_ms"]
     rows += [f"web-1,{START + 60 * k},web,{k},{2 * k}" for k in range(5)]
     rows += [f"db 2,{START + 60 * k},,{10 * k}," for k in (0, 2)]
-    data = from_table(write(tmp_path, "\n".join(rows)), most=10)
+    data = data_from_csv(write(tmp_path, "\n".join(rows)), max_series=10)
     assert (data.servers, data.profiles) == (("db-2", "web-1"), ("generic", "web"))
-    assert data.metrics == tuple(one for one in CONTRACT if one.name in {"cpu_percent", "latency_ms"})
+    assert data.metrics == tuple(metric for metric in CONTRACT_METRICS if metric.name in {"cpu_percent", "latency_ms"})
     assert (data.step, data.first, data.ticks) == (60, START // 60, 5)
     assert np.array_equal(data.values[1, :, 0], np.arange(5, dtype=np.float32))
     assert np.array_equal(data.values[0, :, 0], np.array([0, np.nan, 20, np.nan, np.nan], np.float32), equal_nan=True)
     assert np.isnan(data.values[0, :, 1]).all()
 
 
-def test_a_long_table_has_a_row_a_value_and_gives_the_same(tmp_path: Path) -> None:
+def test_csv_long_table_equals_wide_table(tmp_path: Path) -> None:
     wide = ["series,timestamp,cpu_percent,swap_percent"] + [f"a,{START + 5 * k},{k},{k + 1}" for k in range(4)]
     long = ["series,timestamp,metric,value"]
     for k in range(4):
         long += [f"a,{START + 5 * k},swap_percent,{k + 1}", f"a,{START + 5 * k},cpu_percent,{k}"]
-    first = from_table(write(tmp_path, "\n".join(wide)), most=10)
-    second = from_table(write(tmp_path, "\n".join(long)), most=10)
+    first = data_from_csv(write(tmp_path, "\n".join(wide)), max_series=10)
+    second = data_from_csv(write(tmp_path, "\n".join(long)), max_series=10)
     assert np.array_equal(first.values, second.values)
     assert (first.metrics, first.data_sha256) == (second.metrics, second.data_sha256)
 
@@ -54,14 +54,14 @@ def test_a_long_table_has_a_row_a_value_and_gives_the_same(tmp_path: Path) -> No
         (("2023-11-15T00:15:00+02:00", "2023-11-15T00:20:00+02:00"), 1_700_000_100),
     ],
 )
-def test_times_are_seconds_milliseconds_or_iso(times: tuple[str, str], first: int, tmp_path: Path) -> None:
-    data = from_table(write(tmp_path, f"series,timestamp,value\na,{times[0]},1\na,{times[1]},2\n"), most=1)
+def test_csv_accepts_time_formats(times: tuple[str, str], first: int, tmp_path: Path) -> None:
+    data = data_from_csv(write(tmp_path, f"series,timestamp,value\na,{times[0]},1\na,{times[1]},2\n"), max_series=1)
     assert (data.step, data.first * data.step) == (300, first)
 
 
-def test_a_metric_that_is_not_known_is_taken_as_it_comes(tmp_path: Path) -> None:
+def test_csv_unknown_metric_gets_bounds_from_data(tmp_path: Path) -> None:
     rows = [f"a,{START + 5 * k},{k % 7},{-k},{1000 if k == 50 else 1}" for k in range(100)]
-    data = from_table(write(tmp_path, "\n".join(["series,timestamp,even,below,spiky", *rows])), most=1)
+    data = data_from_csv(write(tmp_path, "\n".join(["series,timestamp,even,below,spiky", *rows])), max_series=1)
     even, below, spiky = data.metrics
     assert (even.low, even.transform) == (0.0, "none")
     assert even.high > 6
@@ -69,19 +69,22 @@ def test_a_metric_that_is_not_known_is_taken_as_it_comes(tmp_path: Path) -> None
     assert (spiky.low, spiky.transform) == (0.0, "log1p")
 
 
-def test_series_of_different_times_are_laid_over_each_other_by_whole_days(tmp_path: Path) -> None:
+def test_csv_distant_series_are_aligned_by_days(tmp_path: Path) -> None:
     rows = [
         f"{name},{START + 3600 * k + days * 86_400},{k % 24}" for name, days in (("a", 0), ("b", 30)) for k in range(72)
     ]
-    data = from_table(write(tmp_path, "\n".join(["series,timestamp,value", *rows])), most=2)
+    data = data_from_csv(write(tmp_path, "\n".join(["series,timestamp,value", *rows])), max_series=2)
     assert data.ticks == 72
     assert np.array_equal(data.values[0], data.values[1])
     assert "by whole days" in data.source
 
 
-def test_those_with_the_most_rows_are_taken(tmp_path: Path) -> None:
+def test_csv_keeps_series_with_most_rows(tmp_path: Path) -> None:
     rows = [f"s{name},{START + 5 * k},1" for name in range(4) for k in range(10 + name)]
-    assert from_table(write(tmp_path, "\n".join(["series,timestamp,value", *rows])), most=2).servers == ("s2", "s3")
+    assert data_from_csv(write(tmp_path, "\n".join(["series,timestamp,value", *rows])), max_series=2).servers == (
+        "s2",
+        "s3",
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,11 +103,11 @@ def test_those_with_the_most_rows_are_taken(tmp_path: Path) -> None:
         ("series,timestamp,value\na,1700000000,\na,1700000005,\n", "no number in it"),
     ],
 )
-def test_what_is_no_table_of_metrics_is_told(text: str, told: str, tmp_path: Path) -> None:
-    with pytest.raises(NeedsHuman, match=told):
-        from_table(write(tmp_path, text), most=5)
+def test_csv_invalid_table_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(NeedsHuman, match=message):
+        data_from_csv(write(tmp_path, text), max_series=5)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_csv_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NeedsHuman, match="No such file"):
-        from_table(tmp_path / "none.csv", most=5)
+        data_from_csv(tmp_path / "none.csv", max_series=5)

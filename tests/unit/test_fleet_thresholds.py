@@ -8,61 +8,63 @@ from pathlib import Path
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.contract import INDEX, METRICS, NAMES
-from forecastd.fleet.thresholds import Limits, load_thresholds
+from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, METRICS
+from forecastd.fleet.risk.thresholds import MetricThresholds, load_thresholds
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def thresholds_file(tmp_path: Path) -> Path:
     return tmp_path / "limits.toml"
 
 
-def test_every_metric_of_every_embedded_profile_has_limits_within_its_bounds() -> None:
+def test_builtin_thresholds_are_within_bounds() -> None:
     found = load_thresholds()
     assert {"web", "database", "cache", "worker", "batch"} <= set(found.profiles)
     for profile in (*found.profiles, "generic"):
         for metric in METRICS:
-            limits = found.of(profile, metric.name)
+            limits = found.get(profile, metric.name)
             assert metric.low < limits.warning < limits.critical <= metric.high, (profile, metric.name)
 
 
-def test_the_simulated_profiles_are_those_that_have_limits() -> None:
+def test_simulated_profiles_have_thresholds() -> None:
     simulator = pytest.importorskip("forecastd.fleet.simulator.profiles")
     assert set(simulator.BY_NAME) <= set(load_thresholds().profiles)
 
 
-def test_what_the_user_says_goes_first_and_the_profile_before_the_default(own: Path) -> None:
-    own.write_text(
+def test_user_file_and_profile_take_precedence(thresholds_file: Path) -> None:
+    thresholds_file.write_text(
         "[default]\ncpu_percent = { warning = 10, critical = 20 }\nlatency_ms = { warning = 1, critical = 2.5 }\n"
         "[profile.web]\ncpu_percent = { warning = 30, critical = 40 }\n"
         "[profile.'odd-1']\nswap_percent = {warning=1, critical=2}\n"
     )
-    found, embedded = load_thresholds(own), load_thresholds()
-    assert found.of("web", "cpu_percent") == Limits(30, 40)  # the user's profile
-    assert found.of("database", "cpu_percent") == Limits(10, 20)  # the user's default before the embedded profile
-    assert found.of("web", "latency_ms") == Limits(1, 2.5)
-    assert found.of("odd-1", "swap_percent") == Limits(1, 2)
-    assert found.of("web", "error_percent") == embedded.of("web", "error_percent")  # the embedded profile
-    assert found.of("nobody", "disk_percent") == embedded.of("", "disk_percent")  # the embedded default
+    found, embedded = load_thresholds(thresholds_file), load_thresholds()
+    assert found.get("web", "cpu_percent") == MetricThresholds(30, 40)  # the user's profile
+    assert found.get("database", "cpu_percent") == MetricThresholds(
+        10, 20
+    )  # the user's default before the embedded profile
+    assert found.get("web", "latency_ms") == MetricThresholds(1, 2.5)
+    assert found.get("odd-1", "swap_percent") == MetricThresholds(1, 2)
+    assert found.get("web", "error_percent") == embedded.get("web", "error_percent")  # the embedded profile
+    assert found.get("nobody", "disk_percent") == embedded.get("", "disk_percent")  # the embedded default
 
 
-def test_the_arrays_say_the_same_as_the_table(own: Path) -> None:
-    own.write_text("[profile.web]\ncpu_percent = { warning = 30, critical = 40 }\n")
-    found, profiles = load_thresholds(own), ["web", "unheard-of", "database", "web"]
+def test_threshold_arrays_equal_table(thresholds_file: Path) -> None:
+    thresholds_file.write_text("[profile.web]\ncpu_percent = { warning = 30, critical = 40 }\n")
+    found, profiles = load_thresholds(thresholds_file), ["web", "unheard-of", "database", "web"]
     warning, critical = found.arrays(profiles)
-    assert warning.shape == critical.shape == (4, len(NAMES))
+    assert warning.shape == critical.shape == (4, len(METRIC_NAMES))
     for row, profile in enumerate(profiles):
-        assert [Limits(*pair) for pair in zip(warning[row], critical[row], strict=True)] == [
-            found.of(profile, name) for name in NAMES
+        assert [MetricThresholds(*pair) for pair in zip(warning[row], critical[row], strict=True)] == [
+            found.get(profile, name) for name in METRIC_NAMES
         ]
-    assert found.arrays([])[0].shape == (0, len(NAMES))
+    assert found.arrays([])[0].shape == (0, len(METRIC_NAMES))
     assert found.as_json()["web"]["cpu_percent"] == {"warning": 30.0, "critical": 40.0}
-    assert found.as_json()["default"]["memory_percent"] == vars(found.of("", "memory_percent"))
+    assert found.as_json()["default"]["memory_percent"] == vars(found.get("", "memory_percent"))
 
 
-def test_an_empty_file_changes_nothing(own: Path) -> None:
-    own.write_text("")
-    assert load_thresholds(own).as_json() == load_thresholds().as_json()
+def test_empty_thresholds_file_changes_nothing(thresholds_file: Path) -> None:
+    thresholds_file.write_text("")
+    assert load_thresholds(thresholds_file).as_json() == load_thresholds().as_json()
 
 
 BAD = {
@@ -94,30 +96,30 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "cause", "place"), BAD.values(), ids=BAD.keys())
-def test_what_does_not_fit_is_told_with_file_place_and_cause(own: Path, text: str, cause: str, place: str) -> None:
-    own.write_text(text)
+def test_invalid_thresholds_name_file_line_and_cause(thresholds_file: Path, text: str, cause: str, place: str) -> None:
+    thresholds_file.write_text(text)
     with pytest.raises(NeedsHuman) as caught:
-        load_thresholds(own)
+        load_thresholds(thresholds_file)
     message = str(caught.value)
-    assert str(own) in message
+    assert str(thresholds_file) in message
     assert cause in message
     assert place in message
     assert len(message) < 600
 
 
 @pytest.mark.parametrize("kind", ["missing", "a directory", "a pipe", "binary"])
-def test_a_file_that_cannot_be_read_is_told(own: Path, kind: str) -> None:
+def test_unreadable_thresholds_file_is_refused(thresholds_file: Path, kind: str) -> None:
     if kind == "a directory":
-        own.mkdir()
+        thresholds_file.mkdir()
     elif kind == "a pipe":
-        os.mkfifo(own)
+        os.mkfifo(thresholds_file)
     elif kind == "binary":
-        own.write_bytes(b"\xff\xfe\x00")
+        thresholds_file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(NeedsHuman, match="FLEET_THRESHOLDS") as caught:
-        load_thresholds(own)
-    assert str(own) in str(caught.value)
+        load_thresholds(thresholds_file)
+    assert str(thresholds_file) in str(caught.value)
 
 
-def test_critical_at_the_very_top_is_allowed(own: Path) -> None:
-    own.write_text("[default]\ncpu_percent = { warning = 99, critical = 100 }")
-    assert load_thresholds(own).arrays(["x"])[1][0, INDEX["cpu_percent"]] == 100
+def test_critical_threshold_at_maximum_is_allowed(thresholds_file: Path) -> None:
+    thresholds_file.write_text("[default]\ncpu_percent = { warning = 99, critical = 100 }")
+    assert load_thresholds(thresholds_file).arrays(["x"])[1][0, METRIC_INDEX["cpu_percent"]] == 100

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.fleet.readiness import MAX_GAP, prepare
+from forecastd.fleet.window.readiness import MAX_GAP, prepare_input
 from models.errors import DataError
-from models.fleet.data import MOST_MISSING, Cut, FleetData, carried, split
-from models.fleet.manifest import Metric
+from models.fleet.dataset import MAX_MISSING, FleetData, SplitOptions, carry_forward, split
+from models.fleet.manifest import ModelMetric
 
-METRICS = tuple(Metric(name, "%", 0.0, 100.0, "none") for name in ("a", "b"))
-CUT = Cut(least=4, most=8, horizon=4, validation=0.2, test=0.2)
+METRICS = tuple(ModelMetric(name, "%", 0.0, 100.0, "none") for name in ("a", "b"))
+CUT = SplitOptions(min_length=4, max_length=8, horizon=4, validation=0.2, test=0.2)
 
 
 def history(values: np.ndarray, max_gap: int = MAX_GAP) -> FleetData:
@@ -35,7 +35,7 @@ def history(values: np.ndarray, max_gap: int = MAX_GAP) -> FleetData:
     )
 
 
-def gappy(seed: int, ticks: int = 160, share: float = 0.3) -> np.ndarray:
+def data_with_gaps(seed: int, ticks: int = 160, share: float = 0.3) -> np.ndarray:
     """Values of three servers with gaps of all lengths."""
     rng = np.random.default_rng(seed)
     values = rng.uniform(1, 99, (3, ticks, 2)).astype(np.float32)
@@ -47,9 +47,9 @@ def gappy(seed: int, ticks: int = 160, share: float = 0.3) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 10_000), share=st.floats(0, 0.4))
-def test_every_window_lies_inside_its_part_and_has_no_hole_in_its_encoder(seed: int, share: float) -> None:
-    data = history(gappy(seed, share=share))
-    filled = carried(data.values, data.max_gap)
+def test_windows_stay_in_part_without_encoder_gaps(seed: int, share: float) -> None:
+    data = history(data_with_gaps(seed, share=share))
+    filled = carry_forward(data.values, data.max_gap)
     try:
         parts = split(data, filled, CUT)
     except DataError:
@@ -60,20 +60,20 @@ def test_every_window_lies_inside_its_part_and_has_no_hole_in_its_encoder(seed: 
     for part in ordered:
         servers, origins = np.divmod(part.windows, data.ticks)
         for server, origin, run in zip(servers, origins, part.runs, strict=True):
-            assert CUT.least <= run <= CUT.most
+            assert CUT.min_length <= run <= CUT.max_length
             assert origin - run + 1 >= part.start
             assert origin + CUT.horizon < part.stop
             assert np.isfinite(filled[server, origin - run + 1 : origin + 1]).all()
-            seen = np.isfinite(data.values[server, origin - run + 1 : origin + 1])
-            assert seen.mean() >= 1 - MOST_MISSING - 1e-9
+            drawn = np.isfinite(data.values[server, origin - run + 1 : origin + 1])
+            assert drawn.mean() >= 1 - MAX_MISSING - 1e-9
 
 
 @given(seed=st.integers(0, 10_000), origin=st.integers(40, 159))
-def test_a_window_is_filled_and_as_long_as_the_service_would_make_it(seed: int, origin: int) -> None:
-    values = gappy(seed)
+def test_window_filling_equals_service(seed: int, origin: int) -> None:
+    values = data_with_gaps(seed)
     block = values[:, : origin + 1]
-    served = prepare(block, 1)
-    filled = carried(values, MAX_GAP)
+    served = prepare_input(block, 1)
+    filled = carry_forward(values, MAX_GAP)
     usable = np.asarray(np.isfinite(filled[:, : origin + 1]).all(axis=2))
     for server in range(3):
         broken = np.flatnonzero(~usable[server])
@@ -83,26 +83,26 @@ def test_a_window_is_filled_and_as_long_as_the_service_would_make_it(seed: int, 
             assert np.array_equal(served.filled[server, -run:], filled[server, origin - run + 1 : origin + 1])
 
 
-def test_a_whole_history_gives_every_window() -> None:
+def test_windows_of_complete_history_are_all_used() -> None:
     data = history(np.random.default_rng(0).uniform(1, 99, (2, 108, 2)))
-    parts = split(data, carried(data.values, MAX_GAP), CUT)
+    parts = split(data, carry_forward(data.values, MAX_GAP), CUT)
     assert [part.stop - part.start for part in (parts.train, parts.validation, parts.test)] == [60, 20, 20]
-    windows = {int(one) for one in parts.test.windows}
+    windows = {int(window) for window in parts.test.windows}
     assert windows == {server * 108 + origin for server in range(2) for origin in range(88 + 3, 108 - 4)}
     assert parts.test.runs.tolist()[:6] == [4, 5, 6, 7, 8, 8]
 
 
-def test_a_server_that_reported_too_seldom_is_not_drawn() -> None:
+def test_windows_skip_sparse_server() -> None:
     values = np.random.default_rng(0).uniform(1, 99, (2, 400, 2))
     seldom = np.ones(400, dtype=bool)
     seldom[::4] = False  # each value is carried on for three ticks: no gap is long, and three of four ticks are missing
     values[0, seldom] = np.nan
     data = history(values)
-    servers = split(data, carried(data.values, MAX_GAP), CUT).train.windows // data.ticks
+    servers = split(data, carry_forward(data.values, MAX_GAP), CUT).train.windows // data.ticks
     assert set(servers.tolist()) == {1}
 
 
-def test_too_little_history_is_told_with_what_there_is_and_what_it_takes() -> None:
+def test_split_too_short_history_is_refused() -> None:
     data = history(np.full((1, 60, 2), 5.0))
     with pytest.raises(DataError, match=r"spans 5\.0 min, and it takes at least (\d+\.\d) min") as refused:
         split(data, data.values, CUT)
@@ -114,26 +114,26 @@ def test_too_little_history_is_told_with_what_there_is_and_what_it_takes() -> No
         split(less := history(np.full((1, needed - 2, 2), 5.0)), less.values, CUT)
 
 
-def test_a_metric_that_never_comes_is_named() -> None:
+def test_split_missing_metric_is_named() -> None:
     values = np.full((2, 200, 2), 5.0)
     values[..., 1] = np.nan
     data = history(values)
     with pytest.raises(DataError, match="b came at 0%"):
-        split(data, carried(data.values, MAX_GAP), CUT)
+        split(data, carry_forward(data.values, MAX_GAP), CUT)
 
 
-def test_a_history_comes_back_from_its_description() -> None:
-    data = history(gappy(3))
-    again = FleetData.restored(data.described(), {"values": data.values})
-    assert replace(again, values=data.values).described() == data.described()
+def test_fleet_data_round_trips() -> None:
+    data = history(data_with_gaps(3))
+    again = FleetData.from_metadata(data.to_metadata(), {"values": data.values})
+    assert replace(again, values=data.values).to_metadata() == data.to_metadata()
     assert again.metrics == data.metrics
 
 
-def test_spread_windows_are_of_all_servers_at_the_same_origins() -> None:
+def test_spread_windows_cover_all_servers() -> None:
     data = history(np.random.default_rng(0).uniform(1, 99, (3, 200, 2)))
     part = split(data, data.values, CUT).train
-    servers, origins = part.spread(30, CUT.most, data.ticks)
+    servers, origins = part.spread_windows(30, CUT.max_length, data.ticks)
     assert len(servers) == 30
     assert {tuple(servers[origins == origin]) for origin in np.unique(origins)} == {(0, 1, 2)}
     assert (np.diff(origins) >= 0).all()
-    assert (origins.min(), origins.max()) == (part.start + CUT.most - 1, part.stop - CUT.horizon - 1)
+    assert (origins.min(), origins.max()) == (part.start + CUT.max_length - 1, part.stop - CUT.horizon - 1)

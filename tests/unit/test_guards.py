@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.candles import HOUR, Candles, Provenance
 from forecastd.errors import SkipEpoch
-from forecastd.guards import MIN_BOUND, check_forecast, plausible_bound
+from forecastd.market.candles import HOUR, Candles, Provenance
+from forecastd.market.guards import MIN_BOUND, check_forecast, plausible_bound
 from models.base import Forecast
 
 HORIZON, LEVELS = 6, (0.1, 0.5, 0.9)
@@ -31,7 +31,7 @@ def make_candles() -> Candles:
 CANDLES = make_candles()
 
 
-def honest() -> Forecast:
+def plausible_forecast() -> Forecast:
     spread = 0.01 * np.sqrt(np.arange(1, HORIZON + 1))[:, None]
     quantiles = spread * np.array([-1.0, 0.1, 1.2])
     return Forecast(CANDLES.end, HOUR, LEVELS, quantiles, float(quantiles[-1, 1]), "i", "b")
@@ -64,26 +64,26 @@ FAULTS: dict[str, tuple[str, Callable[[Forecast], Forecast]]] = {
 }
 
 
-def test_an_honest_forecast_passes_every_guard() -> None:
-    report = check_forecast(honest(), CANDLES, horizon=HORIZON, trained_until=float(CANDLES.end))
+def test_guards_plausible_forecast_passes() -> None:
+    report = check_forecast(plausible_forecast(), CANDLES, horizon=HORIZON, training_end=float(CANDLES.end))
     assert len(report.passed) == 8
     assert report.warnings == ()
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_each_fault_is_refused_by_its_own_name(name: str) -> None:
+def test_guards_refuse_each_fault_by_name(name: str) -> None:
     check, break_it = FAULTS[name]
-    with pytest.raises(SkipEpoch) as caught:
-        check_forecast(break_it(honest()), CANDLES, horizon=HORIZON, trained_until=float(CANDLES.end))
-    assert caught.value.check == check
+    with pytest.raises(SkipEpoch) as error:
+        check_forecast(break_it(plausible_forecast()), CANDLES, horizon=HORIZON, training_end=float(CANDLES.end))
+    assert error.value.check == check
 
 
-def test_an_old_model_is_refused_and_synthetic_data_knows_no_age() -> None:
+def test_guards_old_model_is_refused_unless_synthetic() -> None:
     old = float(CANDLES.end - 500 * 86400)
-    with pytest.raises(SkipEpoch) as caught:
-        check_forecast(honest(), CANDLES, horizon=HORIZON, trained_until=old)
-    assert caught.value.check == "model_age"
-    assert check_forecast(honest(), CANDLES, horizon=HORIZON, trained_until=None).passed
+    with pytest.raises(SkipEpoch) as error:
+        check_forecast(plausible_forecast(), CANDLES, horizon=HORIZON, training_end=old)
+    assert error.value.check == "model_age"
+    assert check_forecast(plausible_forecast(), CANDLES, horizon=HORIZON, training_end=None).passed
 
 
 @pytest.mark.parametrize(
@@ -97,28 +97,31 @@ def test_an_old_model_is_refused_and_synthetic_data_knows_no_age() -> None:
         ((0.5, 0.5, 0.5), False),
     ],
 )
-def test_distance_from_the_network_only_warns(consensus: tuple[float, ...], warned: bool) -> None:
-    forecast = last_row(low=-0.03, median=0.011, high=0.03)(honest())
-    report = check_forecast(forecast, CANDLES, horizon=HORIZON, trained_until=None, consensus=consensus)
+def test_guards_distance_from_consensus_only_warns(consensus: tuple[float, ...], warned: bool) -> None:
+    forecast = last_row(low=-0.03, median=0.011, high=0.03)(plausible_forecast())
+    report = check_forecast(forecast, CANDLES, horizon=HORIZON, training_end=None, consensus=consensus)
     assert bool(report.warnings) is warned
 
 
 @given(value=st.floats(allow_nan=True, allow_infinity=True, width=64))
-def test_whatever_passes_is_finite_and_within_the_bound(value: float) -> None:
-    forecast = last_row(low=value, median=value, high=value)(honest())
+def test_guards_passing_forecast_is_finite_and_bounded(value: float) -> None:
+    forecast = last_row(low=value, median=value, high=value)(plausible_forecast())
     try:
-        check_forecast(forecast, CANDLES, horizon=HORIZON, trained_until=None)
+        check_forecast(forecast, CANDLES, horizon=HORIZON, training_end=None)
     except SkipEpoch:
         return
     assert abs(value) <= plausible_bound(CANDLES, HORIZON)
 
 
-def test_hindsight_is_told() -> None:
+def test_guards_training_overlap_warns() -> None:
     later = float(CANDLES.end + 86400)
-    assert "no honest test" in check_forecast(honest(), CANDLES, horizon=HORIZON, trained_until=later).warnings[0]
+    assert (
+        "no honest test"
+        in check_forecast(plausible_forecast(), CANDLES, horizon=HORIZON, training_end=later).warnings[0]
+    )
 
 
-def test_the_bound_grows_with_volatility_and_horizon_and_never_vanishes() -> None:
+def test_guards_bound_grows_with_volatility_and_horizon() -> None:
     calm = replace(CANDLES, close=np.full(100, LAST_CLOSE))
     assert plausible_bound(calm, HORIZON) == MIN_BOUND
     assert plausible_bound(CANDLES, 4 * HORIZON) == pytest.approx(2 * plausible_bound(CANDLES, HORIZON))

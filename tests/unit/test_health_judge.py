@@ -8,84 +8,84 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.health import judge
-from forecastd.health.judge import blocks_overdue
-from forecastd.pulse import Pulse, TopicPulse, WatchdogPulse
+from forecastd.status import check_health
+from forecastd.status.health import blocks_overdue
+from forecastd.status.model import DaemonStatus, TopicStatus, WatchdogStatus
 
 NOW = 1_790_000_000.0
-EPOCH = 720
-TOPIC = TopicPulse(
+EPOCH_BLOCKS = 720
+TOPIC = TopicStatus(
     67,
     active=True,
-    height=10 * EPOCH + 100,
+    height=10 * EPOCH_BLOCKS + 100,
     height_age=3.0,
-    newest_nonce=10 * EPOCH,
-    confirmed_nonce=10 * EPOCH,
-    watched_from=100,
-    epoch_length=EPOCH,
+    newest_nonce=10 * EPOCH_BLOCKS,
+    confirmed_nonce=10 * EPOCH_BLOCKS,
+    watch_start_height=100,
+    epoch_length=EPOCH_BLOCKS,
     block_seconds=5.0,
 )
-PULSE = Pulse(4711, NOW - 36_000, NOW - 2, 36_000.0, "daemon", "running", "testnet", topics=(TOPIC,))
+STATUS = DaemonStatus(4711, NOW - 36_000, NOW - 2, 36_000.0, "daemon", "running", "testnet", topics=(TOPIC,))
 
 
-def told(topic: TopicPulse, **changes: float) -> Pulse:
-    return replace(PULSE, topics=(replace(topic, **changes),))  # type: ignore[arg-type]
+def make_status(topic: TopicStatus, **changes: float) -> DaemonStatus:
+    return replace(STATUS, topics=(replace(topic, **changes),))  # type: ignore[arg-type]
 
 
-CASES: dict[str, tuple[Pulse, bool | None, str | None]] = {
-    "all is well": (PULSE, True, None),
-    "nothing is known yet": (replace(PULSE, up=5.0, state="starting", topics=(TopicPulse(67),)), True, None),
-    "no topic": (replace(PULSE, topics=()), True, None),
-    "it is ending": (replace(PULSE, state="stopping"), True, "is ending"),
-    "it has ended": (replace(PULSE, state="ended"), False, "has ended, as it was told to"),
-    "it was killed": (PULSE, False, "process 4711 is gone"),
-    "in another container": (PULSE, None, None),
+CASES: dict[str, tuple[DaemonStatus, bool | None, str | None]] = {
+    "all is well": (STATUS, True, None),
+    "nothing is known yet": (replace(STATUS, uptime=5.0, state="starting", topics=(TopicStatus(67),)), True, None),
+    "no topic": (replace(STATUS, topics=()), True, None),
+    "it is ending": (replace(STATUS, state="stopping"), True, "is ending"),
+    "it has ended": (replace(STATUS, state="ended"), False, "has ended, as it was told to"),
+    "it was killed": (STATUS, False, "process 4711 is gone"),
+    "in another container": (STATUS, None, None),
     "the watchdog would fire": (
-        replace(PULSE, watchdog=WatchdogPulse(NOW - 90, 90.0, 60.0, would_fire=True)), True, "no progress for 90 s",
+        replace(STATUS, watchdog=WatchdogStatus(NOW - 90, 90.0, 60.0, would_fire=True)), True, "no progress for 90 s",
     ),
-    "the watchdog is fed": (replace(PULSE, watchdog=WatchdogPulse(NOW - 9, 9.0, 60.0)), True, None),
-    "it does not tell of itself any more": (replace(PULSE, written=NOW - 300), True, "has not told of itself for 300 s"),
-    "it tells of itself seldom, as it should": (replace(PULSE, written=NOW - 300, every=60.0), True, None),
-    "the clock was put back": (replace(PULSE, written=NOW + 90_000), True, None),
-    "one epoch was missed, the next is not due": (told(TOPIC, confirmed_nonce=9 * EPOCH), True, None),
+    "the watchdog is fed": (replace(STATUS, watchdog=WatchdogStatus(NOW - 9, 9.0, 60.0)), True, None),
+    "it does not tell of itself any more": (replace(STATUS, written_at=NOW - 300), True, "has not told of itself for 300 s"),
+    "it tells of itself seldom, as it should": (replace(STATUS, written_at=NOW - 300, write_interval=60.0), True, None),
+    "the clock was put back": (replace(STATUS, written_at=NOW + 90_000), True, None),
+    "one epoch was missed, the next is not due": (make_status(TOPIC, confirmed_nonce=9 * EPOCH_BLOCKS), True, None),
     "two epochs were missed": (
-        told(TOPIC, confirmed_nonce=8 * EPOCH), True, "nothing has been confirmed since nonce 5760 for more than 2 epochs",
+        make_status(TOPIC, confirmed_nonce=8 * EPOCH_BLOCKS), True, "nothing has been confirmed since nonce 5760 for more than 2 epochs",
     ),
     "two epochs were missed, but it has just started": (
-        told(TOPIC, confirmed_nonce=8 * EPOCH, watched_from=9 * EPOCH), True, None,
+        make_status(TOPIC, confirmed_nonce=8 * EPOCH_BLOCKS, watched_from=9 * EPOCH_BLOCKS), True, None,
     ),
     "it never submitted, and has been there for long": (
-        replace(PULSE, topics=(replace(TOPIC, confirmed_nonce=None),)), True, "nothing has been confirmed",
+        replace(STATUS, topics=(replace(TOPIC, confirmed_nonce=None),)), True, "nothing has been confirmed",
     ),
-    "no window has opened for long": (told(TOPIC, height=100 * EPOCH), True, None),
+    "no window has opened for long": (make_status(TOPIC, height=100 * EPOCH_BLOCKS), True, None),
     "a window opened after a long pause": (
-        told(TOPIC, height=100 * EPOCH + 9, newest_nonce=100 * EPOCH, oldest_unserved=100 * EPOCH), True, None,
+        make_status(TOPIC, height=100 * EPOCH_BLOCKS + 9, newest_nonce=100 * EPOCH_BLOCKS, oldest_unserved=100 * EPOCH_BLOCKS), True, None,
     ),
     "and it was not served": (
-        told(TOPIC, height=101 * EPOCH + 1, newest_nonce=101 * EPOCH, oldest_unserved=100 * EPOCH), True, "1 blocks late",
+        make_status(TOPIC, height=101 * EPOCH_BLOCKS + 1, newest_nonce=101 * EPOCH_BLOCKS, oldest_unserved=100 * EPOCH_BLOCKS), True, "1 blocks late",
     ),
-    "no node for a while": (told(TOPIC, height_age=2 * 3600.0), True, None),
-    "no node for two epochs": (told(TOPIC, height_age=2 * 3600.0 + 1), True, "no node has told the chain's height"),
+    "no node for a while": (make_status(TOPIC, height_age=2 * 3600.0), True, None),
+    "no node for two epochs": (make_status(TOPIC, height_age=2 * 3600.0 + 1), True, "no node has told the chain's height"),
     "no node since the start": (
-        replace(PULSE, up=7300.0, topics=(TopicPulse(67),)), True, "no node has told the chain's height for 7300 s",
+        replace(STATUS, uptime=7300.0, topics=(TopicStatus(67),)), True, "no node has told the chain's height for 7300 s",
     ),
     "short epochs, no node for a minute": (
-        told(TOPIC, height_age=61.0, epoch_length=6, block_seconds=5.0), True, "no node has told",
+        make_status(TOPIC, height_age=61.0, epoch_length=6, block_seconds=5.0), True, "no node has told",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("pulse", "alive", "reason"), CASES.values(), ids=CASES.keys())
-def test_health(pulse: Pulse, alive: bool | None, reason: str | None) -> None:
-    health = judge(pulse, NOW, alive=alive)
+def test_health(status: DaemonStatus, alive: bool | None, reason: str | None) -> None:
+    health = check_health(status, NOW, alive=alive)
     assert health.ok == (reason is None) == (not health.reasons)
     assert reason is None or reason in " ".join(health.reasons)
 
 
-def test_every_reason_is_told() -> None:
-    ill = replace(TOPIC, confirmed_nonce=EPOCH)
+def test_every_reason_is_reported() -> None:
+    ill = replace(TOPIC, confirmed_nonce=EPOCH_BLOCKS)
     topics = (ill, replace(ill, topic_id=69), replace(TOPIC, topic_id=70))
-    health = judge(replace(PULSE, state="stopping", written=NOW - 1000, topics=topics), NOW)
+    health = check_health(replace(STATUS, state="stopping", written_at=NOW - 1000, topics=topics), NOW)
     assert len(health.reasons) == 4
 
 
@@ -95,12 +95,12 @@ def test_every_reason_is_told() -> None:
     begun=st.integers(0, 5000),
     known=st.booleans(),
 )
-def test_it_is_unhealthy_just_while_the_last_submission_is_older_than_two_epochs(
-    served: list[bool], length: int, begun: int, known: bool
+def test_health_fails_exactly_when_the_submission_is_two_epochs_old(
+    served: list[bool], length: int, watch_start: int, confirmed_nonce: bool
 ) -> None:
     """A topic with an epoch every `length` blocks; each is served in its second block, or not at all."""
-    first = (begun // length + 1) * length
-    topic = TopicPulse(67, watched_from=begun, height=begun, epoch_length=length, newest_nonce=None)
+    first = (watch_start // length + 1) * length
+    topic = TopicStatus(67, watch_start_height=watch_start, height=watch_start, epoch_length=length, newest_nonce=None)
     last = None
     for number, good in enumerate(served):
         nonce = first + number * length
@@ -113,9 +113,11 @@ def test_it_is_unhealthy_just_while_the_last_submission_is_older_than_two_epochs
                 height=height,
                 newest_nonce=nonce,
                 confirmed_nonce=last,
-                oldest_unserved=oldest if known and oldest <= nonce else None,
+                oldest_unserved_nonce=oldest if confirmed_nonce and oldest <= nonce else None,
             )
-            due = max(begun, last if last is not None else begun) + 2 * length
-            slack = 0 if last is not None or not known else length  # before the first submission: from the first window
+            due = max(watch_start, last if last is not None else watch_start) + 2 * length
+            slack = (
+                0 if last is not None or not confirmed_nonce else length
+            )  # before the first submission: from the first window
             assert (blocks_overdue(topic) > 0) <= (height > due)
             assert (blocks_overdue(topic) > 0) >= (height > due + slack)

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.errors import NeedsHuman
-from forecastd.localnet.faults import BEHAVIOURS, FAULTS, OF_REQUEST, Fault, Level, Plan, parse_faults
+from forecastd.localnet.faults import BEHAVIOURS, FAULTS, REQUEST_LEVELS, FaultLevel, FaultPlan, NodeFault, parse_faults
 from forecastd.localnet.topics import TopicSpec
 
 
-def struck(text: str, times: int, *, height: int = 1, method: str = "GetTx") -> list[bool]:
-    plan = Plan([Fault.parse(text)])
-    return [bool(plan.strike(set(Level), height, method)) for _ in range(times)]
+def selections(text: str, times: int, *, height: int = 1, method: str = "GetTx") -> list[bool]:
+    plan = FaultPlan([NodeFault.parse(text)])
+    return [bool(plan.select(set(FaultLevel), height, method)) for _ in range(times)]
 
 
 @pytest.mark.parametrize(
@@ -34,35 +34,35 @@ def struck(text: str, times: int, *, height: int = 1, method: str = "GetTx") -> 
         ("hang@from=2", [0, 0, 0, 0, 0, 0]),
     ],
 )  # fmt: skip
-def test_a_fault_strikes_by_count_method_and_height(text: str, expected: list[int]) -> None:
-    assert struck(text, 6) == [bool(one) for one in expected]
+def test_fault_applies_by_count_method_and_height(text: str, expected: list[int]) -> None:
+    assert selections(text, 6) == [bool(value) for value in expected]
 
 
-def test_a_fault_of_chance_strikes_the_same_requests_every_time() -> None:
-    once = struck("hang@p=0.3,seed=7", 400)
-    assert once == struck("hang@p=0.3,seed=7", 400)
-    assert once != struck("hang@p=0.3,seed=8", 400)
+def test_fault_probability_is_reproducible() -> None:
+    once = selections("hang@p=0.3,seed=7", 400)
+    assert once == selections("hang@p=0.3,seed=7", 400)
+    assert once != selections("hang@p=0.3,seed=8", 400)
     assert 80 < sum(once) < 160
 
 
-def test_only_what_a_fault_could_strike_is_counted() -> None:
-    plan = Plan([Fault.parse("hang@first=1@method=BroadcastTx@from=5")])
-    asked = [(4, "BroadcastTx"), (5, "GetTx"), (5, "BroadcastTx"), (6, "BroadcastTx")]
-    assert [bool(plan.strike(OF_REQUEST, *one)) for one in asked] == [False, False, True, False]
+def test_fault_counts_only_matching_requests() -> None:
+    plan = FaultPlan([NodeFault.parse("hang@first=1@method=BroadcastTx@from=5")])
+    selected = [(4, "BroadcastTx"), (5, "GetTx"), (5, "BroadcastTx"), (6, "BroadcastTx")]
+    assert [bool(plan.select(REQUEST_LEVELS, *value)) for value in selected] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
     "text", [*BEHAVIOURS, *FAULTS, "upgrade=v9@from=100", "slow=0.5@method=GetTx+Simulate@every=2"]
 )
-def test_a_fault_is_written_as_it_is_read(text: str) -> None:
-    fault = Fault.parse(text)
-    assert Fault.parse(str(fault)) == fault
+def test_fault_text_round_trips(text: str) -> None:
+    fault = NodeFault.parse(text)
+    assert NodeFault.parse(str(fault)) == fault
     assert fault.kind.unit == "" or fault.value is not None
-    assert Fault(fault.name).value == fault.kind.value
+    assert NodeFault(fault.name).value == fault.kind.value
 
 
-def test_several_faults_are_separated_by_commas_and_a_seed_is_none_of_them() -> None:
-    assert [str(one) for one in parse_faults("hang@p=0.3,seed=7, drop,late=2")] == [
+def test_parse_faults_splits_on_commas_but_not_before_seed() -> None:
+    assert [str(value) for value in parse_faults("hang@p=0.3,seed=7, drop,late=2")] == [
         "hang@p=0.3,seed=7", "drop", "late=2"
     ]  # fmt: skip
     assert parse_faults("") == ()
@@ -91,14 +91,14 @@ def test_several_faults_are_separated_by_commas_and_a_seed_is_none_of_them() -> 
         ("hang@from=1@from=2", "@from twice"),
     ],
 )
-def test_what_is_no_fault_is_told_with_the_form_that_is(text: str, told: str) -> None:
-    with pytest.raises(NeedsHuman, match=told) as caught:
-        Fault.parse(text)
+def test_parse_invalid_fault_error_shows_the_format(text: str, message: str) -> None:
+    with pytest.raises(NeedsHuman, match=message) as caught:
+        NodeFault.parse(text)
     assert len(str(caught.value)) < 300
 
 
 @given(st.text(max_size=60))
-def test_no_text_does_worse_than_be_refused(text: str) -> None:
+def test_parse_any_text_raises_only_needs_human(text: str) -> None:
     try:
         faults = parse_faults(text)
     except NeedsHuman:
@@ -106,13 +106,15 @@ def test_no_text_does_worse_than_be_refused(text: str) -> None:
     assert parse_faults(",".join(map(str, faults))) == faults
 
 
-def test_there_are_behaviours_of_every_level_an_endpoint_has_and_no_two_alike() -> None:
+def test_behaviours_cover_every_endpoint_level_without_duplicates() -> None:
     assert len(set(BEHAVIOURS.values())) == len(BEHAVIOURS) >= 24
-    assert {fault.kind.level for fault in BEHAVIOURS.values()} == OF_REQUEST | {Level.CONNECTION}
-    assert {fault.name for fault in BEHAVIOURS.values()} == {name for name, kind in FAULTS.items() if kind.of_endpoint}
+    assert {fault.kind.level for fault in BEHAVIOURS.values()} == REQUEST_LEVELS | {FaultLevel.CONNECTION}
+    assert {fault.name for fault in BEHAVIOURS.values()} == {
+        name for name, kind in FAULTS.items() if kind.is_endpoint_fault
+    }
 
 
-def test_an_active_set_of_nobody_is_no_topic() -> None:
+def test_topic_with_empty_active_set_is_rejected() -> None:
     fields: dict[str, Any] = {"active_set": 0}
     with pytest.raises(ValueError, match="active set"):
         TopicSpec(1, **fields)

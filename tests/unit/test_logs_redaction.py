@@ -24,9 +24,9 @@ TOKEN = "Xy9Zw8Vu7Ts6Rq5Po4Nm3"
 
 
 def redactor(*secrets: str) -> Redactor:
-    made = Redactor()
-    made.hide(secrets)
-    return made
+    new_redactor = Redactor()
+    new_redactor.hide(secrets)
+    return new_redactor
 
 
 def utf8(text: str) -> bytes:
@@ -56,34 +56,36 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "basic authentication, other user": lambda text: base64.b64encode(b"user:" + utf8(text) + b":x").decode(),
     "one word a line": lambda text: "\n".join(text.split()),
     "in a list": lambda text: str(text.split()),
-    "wrapped": lambda text: "\n    ".join(text[at : at + 7] for at in range(0, len(text), 7)),
-    "wrapped, then repr": lambda text: repr("\n".join(text[at : at + 7] for at in range(0, len(text), 7))),
+    "wrapped": lambda text: "\n    ".join(text[position : position + 7] for position in range(0, len(text), 7)),
+    "wrapped, then repr": lambda text: repr(
+        "\n".join(text[position : position + 7] for position in range(0, len(text), 7))
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
 @pytest.mark.parametrize("secret", [KEY, ODD_KEY, PHRASE, WEBHOOK], ids=["key", "odd key", "phrase", "webhook"])
-def test_every_spelling_of_a_secret_is_taken_out(secret: str, name: str) -> None:
+def test_every_spelling_of_a_secret_is_redacted(secret: str, name: str) -> None:
     spelling = SPELLINGS[name](secret)
-    told = redactor(secret).redact(f"GET failed: <{spelling}> (timed out)")
-    assert HIDDEN in told
-    assert told.startswith("GET failed: <")
-    assert told.endswith("> (timed out)")
-    left = told.removeprefix("GET failed: <").removesuffix("> (timed out)").replace(HIDDEN, "")
+    redacted = redactor(secret).redact(f"GET failed: <{spelling}> (timed out)")
+    assert HIDDEN in redacted
+    assert redacted.startswith("GET failed: <")
+    assert redacted.endswith("> (timed out)")
+    left = redacted.removeprefix("GET failed: <").removesuffix("> (timed out)").replace(HIDDEN, "")
     # What may stay: a parameter's name, quotes, a user's name in base64.
     assert len(left) <= 20, left
 
 
 @given(before=st.binary(max_size=20), after=st.binary(max_size=20))
-def test_base64_is_seen_through_wherever_in_it_the_secret_begins(before: bytes, after: bytes) -> None:
+def test_base64_secret_is_redacted_at_any_offset(before: bytes, after: bytes) -> None:
     coded = base64.b64encode(before + KEY.encode() + after).decode()
-    told = redactor(KEY).redact(coded)
-    assert HIDDEN in told
-    assert len(told) - len(HIDDEN) <= (len(before) + len(after)) * 4 / 3 + 10
+    redacted = redactor(KEY).redact(coded)
+    assert HIDDEN in redacted
+    assert len(redacted) - len(HIDDEN) <= (len(before) + len(after)) * 4 / 3 + 10
 
 
 @given(start=st.integers(0, len(KEY) - 16), length=st.integers(16, len(KEY)))
-def test_of_a_key_that_was_cut_what_is_left_is_taken_out(start: int, length: int) -> None:
+def test_truncated_key_is_redacted(start: int, length: int) -> None:
     part = KEY[start : start + length]
     assert redactor(KEY).redact(f"token={part}...") == f"token={HIDDEN}..."
 
@@ -92,8 +94,8 @@ def test_of_a_key_that_was_cut_what_is_left_is_taken_out(start: int, length: int
     places=st.sets(st.integers(1, len(KEY) - 1)),
     blank=st.sampled_from([" ", "\n", "\r\n  ", "\t", "\0", "\u200b", "\x1b"]),
 )
-def test_a_key_that_is_wrapped_or_broken_up_is_taken_out(places: set[int], blank: str) -> None:
-    broken = "".join(blank + letter if at in places else letter for at, letter in enumerate(KEY))
+def test_wrapped_key_is_redacted(places: set[int], blank: str) -> None:
+    broken = "".join(blank + letter if position in places else letter for position, letter in enumerate(KEY))
     assert redactor(KEY).redact(f"a {broken} b") == f"a {HIDDEN} b"
 
 
@@ -104,18 +106,18 @@ def test_a_key_that_is_wrapped_or_broken_up_is_taken_out(places: set[int], blank
         [" ", "\n", ", ", "', '", '","', "+", "%20", "%2520", "\\n", "\\u0020", "&#32;", " 7. ", "_"]
     ),
 )
-def test_words_of_the_mnemonic_that_follow_each_other_are_taken_out(at: int, count: int, between: str) -> None:
-    words = PHRASE.split()[at : at + count]
-    told = redactor(PHRASE).redact(f"got [{between.join(words)}] instead")
-    assert told == f"got [{HIDDEN}] instead"
+def test_consecutive_mnemonic_words_are_redacted(position: int, count: int, between: str) -> None:
+    words = PHRASE.split()[position : position + count]
+    redacted = redactor(PHRASE).redact(f"got [{between.join(words)}] instead")
+    assert redacted == f"got [{HIDDEN}] instead"
 
 
-def test_one_word_of_the_mnemonic_is_an_ordinary_word() -> None:
+def test_single_mnemonic_word_is_kept() -> None:
     text = "Thank you, the winner of this year has no legal claim to the sausage: it is worth a wave."
     assert redactor(PHRASE).redact(text) == text
 
 
-def test_the_parts_of_an_address_that_are_secret_are_taken_out_without_its_host() -> None:
+def test_secret_url_parts_are_redacted_and_the_host_is_kept() -> None:
     hidden = redactor(WEBHOOK, f"https://me:{KEY}@alerts.example.org/hook?token={ODD_KEY[:1]}{TOKEN}").redact
     path = WEBHOOK.removeprefix("https://hooks.example.com")
     refused = (
@@ -128,35 +130,35 @@ def test_the_parts_of_an_address_that_are_secret_are_taken_out_without_its_host(
     assert hidden("https://hooks.example.com cannot be reached") == "https://hooks.example.com cannot be reached"
 
 
-def test_a_short_secret_is_taken_out_where_it_stands_alone() -> None:
+def test_short_secret_is_redacted_as_a_whole_word() -> None:
     assert redactor("k3y").redact("Token k3y; k3yboard") == f"Token {HIDDEN}; k3yboard"
 
 
 @pytest.mark.parametrize("secret", ["", "  ", "\n"])
-def test_an_empty_secret_hides_nothing(secret: str) -> None:
+def test_empty_secret_hides_nothing(secret: str) -> None:
     assert redactor(secret).redact("a b  c\n") == "a b  c\n"
 
 
 @given(text=st.text())
-def test_text_without_a_secret_stays_as_it_is(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redactor("q" * 40, "https://[half an address", "\ud800\udfffodd").redact(text) == text
 
 
 @given(before=st.text(), after=st.text(), secret=st.sampled_from([KEY, ODD_KEY, PHRASE, WEBHOOK]))
-def test_whatever_stands_around_a_secret_it_is_taken_out(before: str, after: str, secret: str) -> None:
-    told = redactor(KEY, ODD_KEY, PHRASE, WEBHOOK).redact(before + secret + after)
-    assert secret not in told
-    assert HIDDEN in told
+def test_secret_in_any_context_is_redacted(before: str, after: str, secret: str) -> None:
+    redacted = redactor(KEY, ODD_KEY, PHRASE, WEBHOOK).redact(before + secret + after)
+    assert secret not in redacted
+    assert HIDDEN in redacted
 
 
 @given(length=st.integers(4, 80), seed=st.integers(0, 2**32))
-def test_a_secret_of_any_length_is_taken_out(length: int, seed: int) -> None:
+def test_secret_of_any_length_is_redacted(length: int, seed: int) -> None:
     letters = random.Random(seed).choices(string.ascii_letters + string.digits, k=length)
     secret = "".join(letters)
     assert redactor(secret).redact(f"<{secret}>") == f"<{HIDDEN}>"
 
 
-def test_what_was_hidden_later_is_taken_out_too() -> None:
+def test_secret_added_later_is_redacted() -> None:
     made = redactor(KEY)
     made.hide([PHRASE])
     assert made.redact(f"{KEY}, {PHRASE}") == f"{HIDDEN}, {HIDDEN}"

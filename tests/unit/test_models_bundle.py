@@ -19,13 +19,19 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from models.base import ModelInput
-from models.bundle import Bundle, Canary, load_bundle, read_manifest, write_bundle
-from models.bundlefiles import MANIFEST
-from models.engines import Engine, load_engine, verify_canary
+from models.bundle.files import MANIFEST
+from models.bundle.records import CANARY, WEIGHTS, Interval, TrainingRecord
 from models.errors import BundleError, DataError
-from models.manifest import Manifest, Network, Scaler, network_reals
-from models.records import CANARY, WEIGHTS, Interval, Training
-from models.shapes import expected_shapes
+from models.market.bundle import (
+    MarketBundle,
+    MarketCanary,
+    load_market_bundle,
+    read_market_manifest,
+    write_market_bundle,
+)
+from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
+from models.market.manifest import MarketManifest, Scaler, TftConfig, network_reals
+from models.tft.parameters import parameter_shapes
 
 LENGTH, HORIZON, LEVELS = 24, 6, (0.1, 0.5, 0.9)
 PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
@@ -36,7 +42,7 @@ PARTS = {
 }
 
 
-def an_input(seed: int) -> ModelInput:
+def make_input(seed: int) -> ModelInput:
     rng = np.random.default_rng(seed)
     return ModelInput(
         end=1_700_000_000 // 3600 * 3600,
@@ -48,13 +54,13 @@ def an_input(seed: int) -> ModelInput:
 
 
 @pytest.fixture(scope="module")
-def made() -> Bundle:
+def bundle_in_memory() -> MarketBundle:
     """A bundle with random weights, in memory."""
     encoder, decoder = network_reals(PAST, KNOWN)
-    network = Network(8, 4, 2, 1, encoder, decoder, len(LEVELS))
+    network = TftConfig(8, 4, 2, 1, encoder, decoder, len(LEVELS))
     rng = np.random.default_rng(0)
-    weights = {k: rng.normal(0, 0.4, shape).astype(np.float32) for k, shape in expected_shapes(network).items()}
-    manifest = Manifest(
+    weights = {k: rng.normal(0, 0.4, shape).astype(np.float32) for k, shape in parameter_shapes(network).items()}
+    manifest = MarketManifest(
         name="random",
         past=PAST,
         known=KNOWN,
@@ -64,39 +70,43 @@ def made() -> Bundle:
         horizon=HORIZON,
         levels=LEVELS,
         network=network,
-        training=Training(1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 0, PARTS, {}),
+        training=TrainingRecord(1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 0, PARTS, {}),
         versions={},
         metrics={},
         files={},
     )
-    empty = Canary(an_input(1), np.zeros((HORIZON, len(LEVELS))))
-    draft = Bundle(Path("memory"), manifest, "0" * 64, weights, empty, ())
-    quantiles = Engine(draft).predict(empty.inputs).quantiles
-    return replace(draft, canary=Canary(empty.inputs, quantiles))
+    empty = MarketCanary(make_input(1), np.zeros((HORIZON, len(LEVELS))))
+    draft = MarketBundle(Path("memory"), manifest, "0" * 64, weights, empty, ())
+    quantiles = MarketEngine(draft).predict(empty.inputs).quantiles
+    return replace(draft, canary=MarketCanary(empty.inputs, quantiles))
 
 
 @pytest.fixture
-def path(made: Bundle, tmp_path: Path) -> Path:
+def path(bundle_in_memory: MarketBundle, tmp_path: Path) -> Path:
     """The same bundle on disk."""
-    write_bundle(tmp_path / "bundle", made.manifest, made.weights, made.canary)
+    write_market_bundle(
+        tmp_path / "bundle", bundle_in_memory.manifest, bundle_in_memory.weights, bundle_in_memory.canary
+    )
     return tmp_path / "bundle"
 
 
-def test_a_bundle_that_was_written_loads_and_reproduces_its_canary(path: Path, made: Bundle) -> None:
-    bundle = load_bundle(path)
+def test_bundle_reloaded_passes_canary(path: Path, bundle_in_memory: MarketBundle) -> None:
+    bundle = load_market_bundle(path)
     assert bundle.sha256 == hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    assert bundle.manifest == read_manifest(path)
+    assert bundle.manifest == read_market_manifest(path)
     assert bundle.ignored == ()
-    assert all(np.array_equal(bundle.weights[name], made.weights[name]) for name in made.weights)
-    assert verify_canary(bundle, load_engine(bundle)) == 0.0
+    assert all(
+        np.array_equal(bundle.weights[name], bundle_in_memory.weights[name]) for name in bundle_in_memory.weights
+    )
+    assert verify_market_canary(bundle, load_market_engine(bundle)) == 0.0
 
 
-def test_files_the_manifest_does_not_know_are_named_and_not_read(path: Path) -> None:
+def test_bundle_unknown_files_are_listed(path: Path) -> None:
     (path / "notes.txt").write_text("mine")
-    assert load_bundle(path).ignored == ("notes.txt",)
+    assert load_market_bundle(path).ignored == ("notes.txt",)
 
 
-def reseal(path: Path, name: str, content: bytes) -> None:
+def replace_file(path: Path, name: str, content: bytes) -> None:
     """Replace a file and make the manifest agree with it, as somebody who means harm would."""
     (path / name).write_bytes(content)
     document = json.loads((path / MANIFEST).read_text())
@@ -108,28 +118,28 @@ def with_weights(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[P
     def damage(path: Path) -> None:
         arrays = load((path / WEIGHTS).read_bytes())
         change(arrays)
-        reseal(path, WEIGHTS, save(arrays))
+        replace_file(path, WEIGHTS, save(arrays))
 
     return damage
 
 
-def not_a_number(arrays: dict[str, np.ndarray]) -> None:
+def set_nan(arrays: dict[str, np.ndarray]) -> None:
     arrays["output_layer.bias"][0] = np.nan
 
 
-def wider(arrays: dict[str, np.ndarray]) -> None:
+def widen(arrays: dict[str, np.ndarray]) -> None:
     arrays["output_layer.bias"] = np.zeros(4, np.float32)
 
 
-def doubled(arrays: dict[str, np.ndarray]) -> None:
+def to_float64(arrays: dict[str, np.ndarray]) -> None:
     arrays["output_layer.bias"] = arrays["output_layer.bias"].astype(np.float64)
 
 
-def less(arrays: dict[str, np.ndarray]) -> None:
+def remove_array(arrays: dict[str, np.ndarray]) -> None:
     del arrays["output_layer.bias"]
 
 
-def more(arrays: dict[str, np.ndarray]) -> None:
+def add_array(arrays: dict[str, np.ndarray]) -> None:
     arrays["backdoor"] = np.zeros(1, np.float32)
 
 
@@ -173,26 +183,26 @@ def make_fifo(path: Path) -> None:
         (flip_a_bit, "hash"),
         (grow, "hash"),
         (lambda path: (path / WEIGHTS).write_bytes(b""), "hash"),
-        (lambda path: reseal(path, WEIGHTS, b"x" * 40_000), "weights"),
-        (with_weights(wider), "weights"),
-        (with_weights(doubled), "weights"),
-        (with_weights(less), "weights"),
-        (with_weights(more), "weights"),
-        (with_weights(not_a_number), "finite"),
-        (lambda path: reseal(path, WEIGHTS, b"\x80\x04" + b"x" * 40_000), "pickle"),
-        (lambda path: reseal(path, WEIGHTS, b"PK\x03\x04" + b"x" * 40_000), "pickle"),
-        (lambda path: reseal(path, WEIGHTS, b"x" * (1 << 22)), "schema"),
+        (lambda path: replace_file(path, WEIGHTS, b"x" * 40_000), "weights"),
+        (with_weights(widen), "weights"),
+        (with_weights(to_float64), "weights"),
+        (with_weights(remove_array), "weights"),
+        (with_weights(add_array), "weights"),
+        (with_weights(set_nan), "finite"),
+        (lambda path: replace_file(path, WEIGHTS, b"\x80\x04" + b"x" * 40_000), "pickle"),
+        (lambda path: replace_file(path, WEIGHTS, b"PK\x03\x04" + b"x" * 40_000), "pickle"),
+        (lambda path: replace_file(path, WEIGHTS, b"x" * (1 << 22)), "schema"),
     ],
 )
-def test_damage_is_refused_by_the_check_that_found_it(path: Path, damage: Callable[[Path], None], check: str) -> None:
+def test_load_bundle_damaged_names_the_check(path: Path, damage: Callable[[Path], None], check: str) -> None:
     damage(path)
     with pytest.raises(BundleError) as refused:
-        load_bundle(path)
+        load_market_bundle(path)
     assert refused.value.check == check
-    said = str(refused.value)
-    assert said.endswith(f"(check: {check})")
-    assert str(path) in said, "the message names the bundle"
-    assert re.search(r"restore|train the model again|train one|copy|check the", said, re.IGNORECASE), said
+    message = str(refused.value)
+    assert message.endswith(f"(check: {check})")
+    assert str(path) in message, "the message names the bundle"
+    assert re.search(r"restore|train the model again|train one|copy|check the", message, re.IGNORECASE), message
     assert str(path) in str(refused.value)
 
 
@@ -205,76 +215,92 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.ckpt", "model.pkl", "model"])
-def test_a_pickle_given_as_a_model_is_refused_and_none_of_its_code_runs(tmp_path: Path, name: str) -> None:
+def test_load_bundle_pickle_is_refused_without_running_it(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    for given_path in (tmp_path / name, tmp_path) if name != "model" else (tmp_path / name,):
+    for path_to_load in (tmp_path / name, tmp_path) if name != "model" else (tmp_path / name,):
         with pytest.raises(BundleError, match="not opened") as refused:
-            load_bundle(given_path)
+            load_market_bundle(path_to_load)
         assert refused.value.check == "pickle"
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("text")])
-def test_what_is_no_bundle_at_all_is_missing(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_read_manifest_no_bundle_is_missing(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "model")
     with pytest.raises(BundleError) as refused:
-        read_manifest(tmp_path / "model")
+        read_market_manifest(tmp_path / "model")
     assert refused.value.check == "missing"
 
 
-def test_a_bundle_is_not_overwritten_unless_told_to(path: Path, made: Bundle) -> None:
+def test_write_bundle_existing_needs_replace(path: Path, bundle_in_memory: MarketBundle) -> None:
     before = (path / MANIFEST).read_bytes()
     with pytest.raises(BundleError) as refused:
-        write_bundle(path, replace(made.manifest, name="other"), made.weights, made.canary)
+        write_market_bundle(
+            path, replace(bundle_in_memory.manifest, name="other"), bundle_in_memory.weights, bundle_in_memory.canary
+        )
     assert refused.value.check == "exists"
     assert (path / MANIFEST).read_bytes() == before
-    write_bundle(path, replace(made.manifest, name="other"), made.weights, made.canary, replace_old=True)
-    assert load_bundle(path).manifest.name == "other"
+    write_market_bundle(
+        path,
+        replace(bundle_in_memory.manifest, name="other"),
+        bundle_in_memory.weights,
+        bundle_in_memory.canary,
+        replace_old=True,
+    )
+    assert load_market_bundle(path).manifest.name == "other"
     assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
 
 
-def test_a_bundle_that_cannot_be_written_leaves_the_old_one_and_no_rest(
-    path: Path, made: Bundle, monkeypatch: pytest.MonkeyPatch
+def test_write_bundle_full_disk_keeps_old_bundle(
+    path: Path, bundle_in_memory: MarketBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_bundle(path, replace(made.manifest, name="other"), made.weights, made.canary, replace_old=True)
-    assert load_bundle(path).manifest.name == "random"
+        write_market_bundle(
+            path,
+            replace(bundle_in_memory.manifest, name="other"),
+            bundle_in_memory.weights,
+            bundle_in_memory.canary,
+            replace_old=True,
+        )
+    assert load_market_bundle(path).manifest.name == "random"
     assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
 
 
-def test_a_model_that_does_not_reproduce_its_canary_is_refused(path: Path) -> None:
+def test_verify_canary_different_output_is_refused(path: Path) -> None:
     arrays = load((path / CANARY).read_bytes())
     arrays["quantiles"] = arrays["quantiles"] * 1.001
-    reseal(path, CANARY, save(arrays))
-    bundle = load_bundle(path)
+    replace_file(path, CANARY, save(arrays))
+    bundle = load_market_bundle(path)
     with pytest.raises(BundleError) as refused:
-        verify_canary(bundle, load_engine(bundle))
+        verify_market_canary(bundle, load_market_engine(bundle))
     assert refused.value.check == "canary"
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), level=st.floats(-5, 5))
-def test_a_forecast_keeps_its_order_and_never_sees_the_price_level(made: Bundle, seed: int, level: float) -> None:
-    engine, inputs = Engine(made), an_input(seed)
+def test_forecast_is_sorted_and_independent_of_price_level(
+    bundle_in_memory: MarketBundle, seed: int, level: float
+) -> None:
+    engine, inputs = MarketEngine(bundle_in_memory), make_input(seed)
     forecast = engine.predict(inputs)
     assert forecast.quantiles.shape == (HORIZON, len(LEVELS))
     assert (np.diff(forecast.quantiles, axis=1) >= 0).all()
     assert forecast.value == forecast.quantiles[-1, 1]
-    assert (forecast.input_sha256, forecast.bundle_sha256) == (inputs.sha256(), made.sha256)
+    assert (forecast.input_sha256, forecast.bundle_sha256) == (inputs.sha256(), bundle_in_memory.sha256)
     moved = engine.predict(replace(inputs, target=inputs.target + level))
     assert moved.quantiles == pytest.approx(forecast.quantiles, abs=1e-5)
 
 
-def test_a_batch_gives_what_each_series_gives_alone_and_threads_may_share_an_engine(made: Bundle) -> None:
-    engine = Engine(made)
-    inputs = [an_input(seed) for seed in range(40)]
-    alone = [engine.predict(one).quantiles for one in inputs]
+def test_engine_batch_and_threads_equal_single_predictions(bundle_in_memory: MarketBundle) -> None:
+    engine = MarketEngine(bundle_in_memory)
+    inputs = [make_input(seed) for seed in range(40)]
+    alone = [engine.predict(item).quantiles for item in inputs]
     with ThreadPoolExecutor(4) as pool:
-        shared = list(pool.map(lambda one: engine.predict(one).quantiles, inputs))
+        shared = list(pool.map(lambda item: engine.predict(item).quantiles, inputs))
     for batch, single, threaded in zip(engine.predict_batch(inputs), alone, shared, strict=True):
         assert batch.quantiles == pytest.approx(single, abs=1e-6)
         assert np.array_equal(threaded, single)
@@ -292,12 +318,14 @@ def test_a_batch_gives_what_each_series_gives_alone_and_threads_may_share_an_eng
         ({"target": np.zeros(LENGTH)}, "does not move"),
     ],
 )
-def test_an_input_that_does_not_fit_is_refused_by_name(made: Bundle, change: dict[str, object], told: str) -> None:
+def test_engine_wrong_input_is_refused(bundle_in_memory: MarketBundle, change: dict[str, object], told: str) -> None:
     with pytest.raises(DataError, match=told):
-        Engine(made).predict(replace(an_input(0), **change))  # type: ignore[arg-type]
+        MarketEngine(bundle_in_memory).predict(replace(make_input(0), **change))  # type: ignore[arg-type]
 
 
-def test_inputs_far_from_anything_trained_on_still_give_finite_numbers(made: Bundle) -> None:
-    inputs = an_input(0)
-    forecast = Engine(made).predict(replace(inputs, past=inputs.past * 1e12, known=inputs.known * -1e12))
+def test_engine_extreme_inputs_gives_finite_numbers(bundle_in_memory: MarketBundle) -> None:
+    inputs = make_input(0)
+    forecast = MarketEngine(bundle_in_memory).predict(
+        replace(inputs, past=inputs.past * 1e12, known=inputs.known * -1e12)
+    )
     assert np.isfinite(forecast.quantiles).all()

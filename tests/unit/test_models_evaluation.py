@@ -7,21 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.baselines import fit_baselines
-from models.evaluation import coverage, direction, pinball, score
+from models.market.baselines import fit_baselines
+from models.market.metrics import coverage, direction_accuracy, pinball, score
 
 LEVELS = (0.1, 0.5, 0.9)
 
 
 @pytest.mark.parametrize(("forecast", "actual", "wanted"), [(0, 1, 0.1), (1, 0, 0.9), (2, 2, 0), (-1, 3, 0.4)])
-def test_pinball_at_a_tenth_punishes_overshooting_nine_times_as_much(
-    forecast: float, actual: float, wanted: float
-) -> None:
+def test_pinball_at_a_tenth_weighs_overshooting_nine_times(forecast: float, actual: float, wanted: float) -> None:
     assert pinball(np.array([[[forecast]]]), np.array([[actual]]), (0.1,)).item() == pytest.approx(wanted)
 
 
 @given(st.integers(0, 1000))
-def test_no_constant_beats_the_empirical_quantiles_on_their_own_sample(seed: int) -> None:
+def test_pinball_empirical_quantiles_are_best_constants(seed: int) -> None:
     rng = np.random.default_rng(seed)
     sample = rng.standard_t(3, size=(200, 1))
     best = np.quantile(sample, LEVELS, axis=0).T[None]
@@ -30,25 +28,25 @@ def test_no_constant_beats_the_empirical_quantiles_on_their_own_sample(seed: int
     assert loss[0] <= loss[1] + 1e-12
 
 
-def test_coverage_counts_central_intervals_with_their_borders() -> None:
+def test_coverage_includes_interval_bounds() -> None:
     quantiles = np.broadcast_to(np.array([-1.0, 0.0, 1.0]), (4, 1, 3))
     assert coverage(quantiles, np.array([[-1.0], [1.0], [1.1], [-3.0]]), LEVELS) == {"0.8": 0.5}
     assert coverage(quantiles, np.zeros((4, 1)), (0.2, 0.5, 0.9)) == {}
 
 
-def test_direction_asks_only_those_who_spoke() -> None:
-    assert direction(np.array([1.0, -1.0, 0.0, 2.0]), np.array([1.0, 1.0, 1.0, 0.0])) == 0.5
-    assert direction(np.zeros(3), np.ones(3)) is None
+def test_direction_accuracy_ignores_zero_forecasts() -> None:
+    assert direction_accuracy(np.array([1.0, -1.0, 0.0, 2.0]), np.array([1.0, 1.0, 1.0, 0.0])) == 0.5
+    assert direction_accuracy(np.zeros(3), np.ones(3)) is None
 
 
-def test_a_perfect_forecast_scores_nothing() -> None:
+def test_score_perfect_forecast_is_zero() -> None:
     actual = np.random.default_rng(0).normal(size=(5, 3))
     scores = score(np.repeat(actual[..., None], 3, axis=2), actual, actual, LEVELS)
     assert [scores[name] for name in ("pinball", "pinball_last", "mae", "rmse")] == [0, 0, 0, 0]
     assert (scores["direction"], scores["coverage"]) == (1.0, {"0.8": 1.0})
 
 
-def test_baselines_are_the_distribution_of_the_training_returns() -> None:
+def test_baselines_equal_training_distribution() -> None:
     rng = np.random.default_rng(1)
     scales = rng.uniform(0.5, 2.0, 4000)
     returns = 0.3 + rng.normal(size=(4000, 2)) * scales[:, None]

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import DataError
-from models.windows import TrainingData, split
+from models.market.dataset import MarketData, split
 
 STEP = 3600
 
 
-def rows(count: int, gaps: dict[int, int] | None = None, holes: tuple[int, ...] = ()) -> TrainingData:
+def make_data(count: int, gaps: dict[int, int] | None = None, holes: tuple[int, ...] = ()) -> MarketData:
     """`gaps`: row -> missing steps before it; `holes`: rows whose feature is not finite."""
     rng = np.random.default_rng(count)
     steps = np.ones(count, dtype=np.int64)
@@ -23,7 +23,7 @@ def rows(count: int, gaps: dict[int, int] | None = None, holes: tuple[int, ...] 
         steps[row] += missing
     past = rng.normal(size=(count, 1))
     past[list(holes)] = np.nan
-    return TrainingData(
+    return MarketData(
         time=steps.cumsum() * STEP,
         target=rng.normal(0, 0.01, count).cumsum(),
         past=past,
@@ -45,10 +45,10 @@ def rows(count: int, gaps: dict[int, int] | None = None, holes: tuple[int, ...] 
     gaps=st.dictionaries(st.integers(1, 149), st.integers(1, 50), max_size=3),
     holes=st.lists(st.integers(0, 149), max_size=3),
 )
-def test_no_row_is_shared_and_no_window_crosses_a_gap(
+def test_split_shares_no_row_and_crosses_no_gap(
     count: int, length: int, horizon: int, gaps: dict[int, int], holes: list[int]
 ) -> None:
-    data = rows(count, gaps, tuple(holes))
+    data = make_data(count, gaps, tuple(holes))
     try:
         parts = split(data, length, horizon, 0.2, 0.2)
     except DataError:
@@ -65,51 +65,53 @@ def test_no_row_is_shared_and_no_window_crosses_a_gap(
         assert np.isfinite(data.past[window]).all()
 
 
-def test_every_whole_window_is_found() -> None:
-    parts = split(rows(100), 4, 2, 0.2, 0.2)
+def test_split_finds_every_whole_window() -> None:
+    parts = split(make_data(100), 4, 2, 0.2, 0.2)
     assert [part.stop - part.start for part in (parts.train, parts.validation, parts.test)] == [57, 19, 20]
     assert [len(part.origins) for part in (parts.train, parts.validation, parts.test)] == [52, 14, 15]
 
 
-def test_a_warm_up_at_the_start_costs_its_rows_only() -> None:
-    assert split(rows(100, holes=tuple(range(10))), 4, 2, 0.2, 0.2).train.start == 10
+def test_split_missing_rows_at_start_are_skipped() -> None:
+    assert split(make_data(100, holes=tuple(range(10))), 4, 2, 0.2, 0.2).train.start == 10
 
 
-@pytest.mark.parametrize("data", [rows(20), rows(60, holes=tuple(range(0, 60, 3))), rows(60, holes=tuple(range(60)))])
-def test_too_little_data_is_refused(data: TrainingData) -> None:
+@pytest.mark.parametrize(
+    "data", [make_data(20), make_data(60, holes=tuple(range(0, 60, 3))), make_data(60, holes=tuple(range(60)))]
+)
+def test_split_too_little_data_is_refused(data: MarketData) -> None:
     with pytest.raises(DataError, match="longer range"):
         split(data, 8, 4, 0.2, 0.2)
 
 
-def test_the_number_of_candles_that_is_asked_for_is_enough() -> None:
+def test_split_error_names_enough_candles() -> None:
     with pytest.raises(DataError) as refused:
-        split(rows(50), 8, 4, 0.15, 0.15)
+        split(make_data(50), 8, 4, 0.15, 0.15)
     needed = int(str(refused.value).split("at least ")[1].split(" ")[0])
-    assert split(rows(needed), 8, 4, 0.15, 0.15).test.origins.size
+    assert split(make_data(needed), 8, 4, 0.15, 0.15).test.origins.size
     with pytest.raises(DataError):
-        split(rows(needed - 3), 8, 4, 0.15, 0.15)
+        split(make_data(needed - 3), 8, 4, 0.15, 0.15)
 
 
-def test_a_stretch_where_the_price_stands_still_is_left_out() -> None:
-    data = rows(200)
+def test_split_constant_price_is_left_out() -> None:
+    data = make_data(200)
     data.target[20:60] = data.target[20]
     origins = split(data, 8, 4, 0.2, 0.2).train.origins
     assert 27 not in origins
     assert 26 in origins
 
 
-def test_thinning_keeps_both_ends() -> None:
-    part = split(rows(300), 4, 2, 0.2, 0.2).train
-    thinned = part.thinned(7)
+def test_thin_keeps_first_and_last_origin() -> None:
+    part = split(make_data(300), 4, 2, 0.2, 0.2).train
+    thinned = part.thin(7)
     assert len(thinned) == 7
     assert (thinned[0], thinned[-1]) == (part.origins[0], part.origins[-1])
-    assert part.thinned(10**6) is part.origins
+    assert part.thin(10**6) is part.origins
 
 
-def test_a_window_and_its_outcome_meet_at_the_origin() -> None:
-    data = rows(50)
+def test_window_and_outcomes_meet_at_origin() -> None:
+    data = make_data(50)
     window = data.window(20, 8, 4)
     assert window.end == data.time[20] + STEP
     assert window.target[-1] == data.target[20]
     assert window.known.shape == (12, 0)
-    assert data.outcome(np.array([20]), 4)[0] == pytest.approx(data.target[21:25] - data.target[20])
+    assert data.outcomes(np.array([20]), 4)[0] == pytest.approx(data.target[21:25] - data.target[20])

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from forecastd.notify import Notifier, watchdog_seconds
+from forecastd.runtime.sd_notify import SystemdNotifier, watchdog_interval
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,10 @@ from forecastd.notify import Notifier, watchdog_seconds
         (1, 7, 0.0000005),
     ],
 )
-def test_pings_come_twice_as_often_as_they_must_where_they_are_meant_for_this_process(
+def test_watchdog_interval_is_half_for_the_addressed_process(
     usec: int | None, pid: int | None, seconds: float | None
 ) -> None:
-    assert watchdog_seconds(usec, pid, 7) == seconds
+    assert watchdog_interval(usec, pid, 7) == seconds
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def test_pings_come_twice_as_often_as_they_must_where_they_are_meant_for_this_pr
     [(None, 0), ("", 0), ("/nowhere/notify", 0), ("@", 0), ("@nobody-listens-here", 0), ("/" + "x" * 300, 0),
      ("@" + "x" * 300, 0), ("vsock:2:1234", 1), ("relative/notify", 1)],
 )  # fmt: skip
-def test_without_a_manager_that_listens_nothing_happens(
+def test_sd_notify_without_listener_does_nothing(
     address: str | None, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        notifier = Notifier(address)
+        notifier = SystemdNotifier(address)
         notifier.ready("serves topic 67")
         notifier.status("waits")
         notifier.watchdog()

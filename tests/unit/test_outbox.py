@@ -13,130 +13,139 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from forecastd.chain.codes import Action
-from forecastd.ledger import SETTLED, Row, State
-from forecastd.outbox import (
-    LONG_PAST,
-    MOST_ATTEMPTS,
-    Absent,
-    Answered,
-    Counted,
-    Do,
-    Found,
+from forecastd.ledger.ledger import SETTLED_STATES, LedgerRow, SubmissionState
+from forecastd.submission.state_machine import (
+    LONG_PAST_BLOCKS,
+    MAX_ATTEMPTS,
+    Absence,
+    CountVerdict,
+    Inclusion,
+    NextStep,
     Observation,
-    Restarted,
-    Unanswered,
-    step,
-    window_over,
+    ProcessRestart,
+    SendFailure,
+    SendResponse,
+    expire_abandoned,
+    transition,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "outbox.json").read_text())
 
 
-def row_of(fields: dict[str, Any]) -> Row:
-    return Row(**{**fields, "state": State(fields["state"])})
+def row_from(fields: dict[str, Any]) -> LedgerRow:
+    return LedgerRow(**{**fields, "state": SubmissionState(fields["state"])})
 
 
-def seen_of(told: dict[str, Any]) -> Observation:
-    fields = {name: value for name, value in told.items() if name != "kind"}
+def observation_from(vector: dict[str, Any]) -> Observation:
+    fields = {name: value for name, value in vector.items() if name != "kind"}
     if "answer" in fields:
         fields["answer"] = Action(fields["answer"])
     if "verdict" in fields:
-        fields["verdict"] = State(fields["verdict"])
+        fields["verdict"] = SubmissionState(fields["verdict"])
     if "heights" in fields:
         fields["heights"] = tuple(fields["heights"])
     kinds = {
-        "restarted": Restarted, "answered": Answered, "unanswered": Unanswered, "found": Found, "absent": Absent,
-        "counted": Counted,
+        "restarted": ProcessRestart, "answered": SendResponse, "unanswered": SendFailure, "found": Inclusion, "absent": Absence,
+        "counted": CountVerdict,
     }  # fmt: skip
-    made: Observation = kinds[told["kind"]](**fields)
-    return made
+    observation: Observation = kinds[vector["kind"]](**fields)
+    return observation
 
 
-def test_the_table_is_as_large_as_promised_and_names_each_case_once() -> None:
+def test_vectors_have_unique_names() -> None:
     assert len(VECTORS) >= 40
     assert len({vector["name"] for vector in VECTORS}) == len(VECTORS)
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
-def test_each_case_comes_out_right_and_twice_changes_nothing_more(vector: dict[str, Any]) -> None:
-    before, seen = row_of(vector["row"]), seen_of(vector["seen"])
-    after, do = step(before, seen)
-    assert after == row_of({**vector["row"], **vector["then"]})
-    assert do == Do(vector["do"])
-    again, do_again = step(after, seen)
-    assert again.state == after.state
-    assert (again.attempts, again.sequence) == (after.attempts, after.sequence)
-    assert do_again == do or after.state is not before.state
+def test_transition_vector_gives_expected_row_and_is_idempotent(vector: dict[str, Any]) -> None:
+    before, observation = row_from(vector["row"]), observation_from(vector["seen"])
+    after, next_step = transition(before, observation)
+    assert after == row_from({**vector["row"], **vector["then"]})
+    assert next_step == NextStep(vector["do"])
+    second_row, second_step = transition(after, observation)
+    assert second_row.state == after.state
+    assert (second_row.attempts, second_row.sequence) == (after.attempts, after.sequence)
+    assert second_step == next_step or after.state is not before.state
 
 
 ANSWERS = st.sampled_from(list(Action))
 ROWS = st.builds(
-    Row,
-    state=st.sampled_from(list(State)),
+    LedgerRow,
+    state=st.sampled_from(list(SubmissionState)),
     sequence=st.just(7),
     timeout_height=st.just(100),
-    attempts=st.integers(1, MOST_ATTEMPTS),
+    attempts=st.integers(1, MAX_ATTEMPTS),
     refused=st.booleans(),
 )
 HEIGHTS = st.lists(st.integers(80, 120), max_size=4).map(tuple)
 OBSERVATIONS = st.one_of(
-    st.just(Restarted()),
-    st.just(Unanswered()),
-    st.builds(Answered, ANSWERS),
-    st.builds(Found, st.integers(80, 100), ANSWERS),
-    st.builds(Absent, HEIGHTS, st.integers(1, 2), st.none() | st.integers(6, 9), st.booleans()),
-    st.builds(Counted, st.sampled_from([State.ADMITTED, State.PASSIVE, State.EVICTED])),
+    st.just(ProcessRestart()),
+    st.just(SendFailure()),
+    st.builds(SendResponse, ANSWERS),
+    st.builds(Inclusion, st.integers(80, 100), ANSWERS),
+    st.builds(Absence, HEIGHTS, st.integers(1, 2), st.none() | st.integers(6, 9), st.booleans()),
+    st.builds(
+        CountVerdict, st.sampled_from([SubmissionState.ADMITTED, SubmissionState.PASSIVE, SubmissionState.EVICTED])
+    ),
 )
 
 
 @given(row=ROWS, seen=OBSERVATIONS)
-def test_every_observation_has_an_answer_in_every_state(row: Row, seen: Observation) -> None:
-    after, do = step(row, seen)
-    if row.state in SETTLED:
-        assert (after, do) == (row, Do.NOTHING)
-    if do is Do.SIGN:
-        assert after.state is State.DEAD
-        assert after.attempts < MOST_ATTEMPTS
-    if do is Do.SEND:
-        assert after.state is State.SIGNED
+def test_transition_any_state_and_observation_is_defined(row: LedgerRow, observation: Observation) -> None:
+    after, next_step = transition(row, observation)
+    if row.state in SETTLED_STATES:
+        assert (after, next_step) == (row, NextStep.DONE)
+    if next_step is NextStep.SIGN:
+        assert after.state is SubmissionState.ABANDONED
+        assert after.attempts < MAX_ATTEMPTS
+    if next_step is NextStep.SEND:
+        assert after.state is SubmissionState.SIGNED
 
 
 @given(row=ROWS, seen=OBSERVATIONS)
-def test_nothing_but_an_inclusion_or_a_proof_ends_a_signed_row(row: Row, seen: Observation) -> None:
-    after, _ = step(replace(row, state=State.SIGNED), seen)
-    if after.state is State.MISSED:
-        proof = isinstance(seen, Absent) and sum(height > 100 for height in seen.heights) >= seen.needed
-        alone = isinstance(seen, Absent) and max(seen.heights, default=0) > 100 + LONG_PAST and seen.sequence in (6, 7)
-        assert proof or alone or isinstance(seen, Found)
-    if after.state is State.INCLUDED:
-        assert isinstance(seen, Found) or (isinstance(seen, Absent) and seen.inference)
+def test_signed_row_without_inclusion_or_proof_stays_open(row: LedgerRow, observation: Observation) -> None:
+    after, _ = transition(replace(row, state=SubmissionState.SIGNED), observation)
+    if after.state is SubmissionState.MISSED:
+        proof = (
+            isinstance(observation, Absence)
+            and sum(height > 100 for height in observation.heights) >= observation.required_proofs
+        )
+        single_endpoint_proof = (
+            isinstance(observation, Absence)
+            and max(observation.heights, default=0) > 100 + LONG_PAST_BLOCKS
+            and observation.sequence in (6, 7)
+        )
+        assert proof or single_endpoint_proof or isinstance(observation, Inclusion)
+    if after.state is SubmissionState.INCLUDED:
+        assert isinstance(observation, Inclusion) or (isinstance(observation, Absence) and observation.has_inference)
 
 
 @pytest.mark.parametrize(
     ("height", "sequence", "becomes"),
     [
-        (100 + LONG_PAST, 7, State.SIGNED),  # an index may be late yet
-        (101 + LONG_PAST, 7, State.MISSED),
-        (101 + LONG_PAST, 8, State.SIGNED),  # its sequence is used: by itself perhaps
-        (101 + LONG_PAST, None, State.SIGNED),
+        (100 + LONG_PAST_BLOCKS, 7, SubmissionState.SIGNED),  # an index may be late yet
+        (101 + LONG_PAST_BLOCKS, 7, SubmissionState.MISSED),
+        (101 + LONG_PAST_BLOCKS, 8, SubmissionState.SIGNED),  # its sequence is used: by itself perhaps
+        (101 + LONG_PAST_BLOCKS, None, SubmissionState.SIGNED),
     ],
 )
-def test_one_witness_of_two_is_enough_long_after_the_window_where_the_sequence_is_unused(
-    height: int, sequence: int | None, becomes: State
+def test_absence_long_past_timeout_needs_one_endpoint_if_sequence_unused(
+    height: int, sequence: int | None, expected: SubmissionState
 ) -> None:
-    after, _ = step(Row(State.SIGNED, 7, 100), Absent((height,), 2, sequence))
-    assert after.state is becomes
+    after, _ = transition(LedgerRow(SubmissionState.SIGNED, 7, 100), Absence((height,), 2, sequence))
+    assert after.state is expected
 
 
-def test_a_dead_row_is_missed_when_its_window_is_over() -> None:
-    dead = Row(State.DEAD, 7, 100)
-    assert window_over(dead, 99) == dead
-    assert window_over(dead, 100).state is State.MISSED
-    signed = replace(dead, state=State.SIGNED)
-    assert window_over(signed, 500) == signed
+def test_abandoned_row_after_window_is_missed() -> None:
+    abandoned = LedgerRow(SubmissionState.ABANDONED, 7, 100)
+    assert expire_abandoned(abandoned, 99) == abandoned
+    assert expire_abandoned(abandoned, 100).state is SubmissionState.MISSED
+    signed = replace(abandoned, state=SubmissionState.SIGNED)
+    assert expire_abandoned(signed, 500) == signed
 
 
-class Chain(RuleBasedStateMachine):
+class SubmissionMachine(RuleBasedStateMachine):
     """A chain that includes at most one transaction a sequence, a worker that obeys the machine, and every mishap."""
 
     def __init__(self) -> None:
@@ -145,22 +154,24 @@ class Chain(RuleBasedStateMachine):
         self.mempool: dict[int, int] = {}  # sequence -> attempt that a node took
         self.blocks: dict[int, tuple[int, Action]] = {}  # attempt -> (height, what its code means)
         self.sequences = {1: 7}  # attempt -> sequence
-        self.row = Row(State.SIGNED, 7, 100)
-        self.do = Do.LOOK_UP
+        self.row = LedgerRow(SubmissionState.SIGNED, 7, 100)
+        self.next_step = NextStep.LOOK_UP
         self.window = 100
 
-    def see(self, seen: Observation) -> None:
-        self.row, self.do = step(self.row, seen)
-        self.row = window_over(self.row, self.height)
+    def observe(self, observation: Observation) -> None:
+        self.row, self.next_step = transition(self.row, observation)
+        self.row = expire_abandoned(self.row, self.height)
 
     @rule(lost=st.booleans(), answer=st.sampled_from([Action.ACCEPTED, Action.RESIGN, Action.RESEND, Action.RETRY]))
-    @precondition(lambda self: self.do is Do.SEND)
+    @precondition(lambda self: self.do is NextStep.SEND)
     def send(self, lost: bool, answer: Action) -> None:
         attempt = self.row.attempts
-        taken = answer is Action.ACCEPTED and self.sequences[attempt] >= self.sequence and self.height < self.window
-        if taken:
+        is_accepted = (
+            answer is Action.ACCEPTED and self.sequences[attempt] >= self.sequence and self.height < self.window
+        )
+        if is_accepted:
             self.mempool.setdefault(self.sequences[attempt], attempt)
-        self.see(Unanswered() if lost else Answered(answer))
+        self.observe(SendFailure() if lost else SendResponse(answer))
 
     @rule(drop=st.booleans(), out_of_gas=st.booleans())
     def block(self, drop: bool, out_of_gas: bool) -> None:
@@ -172,45 +183,45 @@ class Chain(RuleBasedStateMachine):
         self.sequence += 1
 
     @rule(index_late=st.booleans(), endpoints=st.integers(1, 3))
-    @precondition(lambda self: self.row.state not in SETTLED)
+    @precondition(lambda self: self.row.state not in SETTLED_STATES)
     def look_up(self, index_late: bool, endpoints: int) -> None:
-        found = [self.blocks[attempt] for attempt in self.sequences if attempt in self.blocks]
-        good = [entry for entry in found if entry[1] is Action.ACCEPTED]
+        blocks = [self.blocks[attempt] for attempt in self.sequences if attempt in self.blocks]
+        accepted_blocks = [entry for entry in blocks if entry[1] is Action.ACCEPTED]
         current = self.blocks.get(self.row.attempts)
-        if (current or good) and not index_late:
-            height, answer = good[0] if good else current  # type: ignore[misc]  # one of both is there
-            self.see(Found(height, answer))
+        if (current or accepted_blocks) and not index_late:
+            height, answer = accepted_blocks[0] if accepted_blocks else current  # type: ignore[misc]  # one of both is there
+            self.observe(Inclusion(height, answer))
         else:
-            inference = bool(good)
-            self.see(Absent((self.height,) * endpoints, 2, self.sequence, inference))
+            inference = bool(accepted_blocks)
+            self.observe(Absence((self.height,) * endpoints, 2, self.sequence, inference))
 
     @rule()
-    @precondition(lambda self: self.do is Do.ASK_COUNTED)
+    @precondition(lambda self: self.do is NextStep.CHECK_COUNTED)
     def ask(self) -> None:
-        self.see(Counted(State.ADMITTED))
+        self.observe(CountVerdict(SubmissionState.ADMITTED))
 
     @rule()
-    @precondition(lambda self: self.do is Do.SIGN and self.height < self.window)
+    @precondition(lambda self: self.do is NextStep.SIGN and self.height < self.window)
     def sign(self) -> None:
         attempt = self.row.attempts + 1
         self.sequences[attempt] = self.sequence
-        self.row = Row(State.SIGNED, self.sequence, self.window, attempt)
-        self.do = Do.SEND
+        self.row = LedgerRow(SubmissionState.SIGNED, self.sequence, self.window, attempt)
+        self.next_step = NextStep.SEND
 
     @rule()
     def restart(self) -> None:
         self.mempool = dict(self.mempool)
-        self.see(Restarted())
+        self.observe(ProcessRestart())
 
     @invariant()
     def at_most_one_accepted_inclusion(self) -> None:
         assert sum(answer is Action.ACCEPTED for _, answer in self.blocks.values()) <= 1
 
     @invariant()
-    def an_accepted_forecast_is_never_recorded_as_missed_by_a_late_index(self) -> None:
+    def accepted_forecast_is_never_missed(self) -> None:
         accepted = any(answer is Action.ACCEPTED for _, answer in self.blocks.values())
         if accepted:
-            assert self.row.state is not State.MISSED
+            assert self.row.state is not SubmissionState.MISSED
 
 
-TestChain = Chain.TestCase
+TestSubmissionMachine = SubmissionMachine.TestCase

@@ -14,18 +14,18 @@ SERVICES = {
     "allora-submission.service", "supervisord-allora-submission.conf",
     "forecastd-fleet.service", "supervisord-forecastd-fleet.conf",
 }  # fmt: skip
-OURS = {"cli", "forecastd", "models", "submit_prediction.py", "features.json"} | SERVICES
+PACKAGED_NAMES = {"cli", "forecastd", "models", "submit_prediction.py", "features.json"} | SERVICES
 
 
-def test_no_other_distribution_owns_files_under_our_names() -> None:
-    taken = {
+def test_installed_distributions_share_no_top_level_name() -> None:
+    conflicts = {
         f"{distribution.metadata['Name']}: {file}"
         for distribution in distributions()
         if (distribution.metadata["Name"] or "").lower() != "forecastd"
         for file in distribution.files or ()
-        if file.parts and file.parts[0] in OURS
+        if file.parts and file.parts[0] in PACKAGED_NAMES
     }
-    assert not taken
+    assert not conflicts
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +36,20 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(target.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_program_the_demo_bundle_and_the_feature_list(wheel: Path) -> None:
+def test_wheel_contains_program_demo_bundle_and_features(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for needed in (
-        "submit_prediction.py", "features.json", "cli/main.py", "forecastd/cycle.py", "forecastd/py.typed",
-        "models/tft.py", "models/demo/manifest.json", "models/demo/weights.safetensors", "models/demo/canary.safetensors",
+    for required in (
+        "submit_prediction.py", "features.json", "cli/main.py", "forecastd/submission/cycle.py", "forecastd/py.typed",
+        "models/tft/forward.py", "models/demo/manifest.json", "models/demo/weights.safetensors", "models/demo/canary.safetensors",
     ):  # fmt: skip
-        assert needed in names, needed
+        assert required in names, required
 
 
-def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
-    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == OURS
+def test_wheel_contains_nothing_else(wheel: Path) -> None:
+    top_level_names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in top_level_names if not top.endswith(".dist-info")} == PACKAGED_NAMES
 
 
-def test_the_demo_bundle_is_small(root: Path) -> None:
+def test_demo_bundle_is_small(root: Path) -> None:
     size = sum(path.stat().st_size for path in (root / "models" / "demo").iterdir())
     assert size < 300_000

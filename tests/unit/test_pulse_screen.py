@@ -9,43 +9,43 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cli.pulse_screen import clock_time, pulse_screen, since, span
-from forecastd.outcome import Outcome
-from forecastd.pulse import (
-    EndpointPulse,
-    ModelPulse,
-    Pulse,
-    StreamPulse,
-    SupervisionPulse,
-    TopicPulse,
-    WatchdogPulse,
-    WindowPulse,
+from cli.status_screen import format_ago, format_duration, format_time, status_screen
+from forecastd.ledger.outcome import Outcome
+from forecastd.status.model import (
+    DaemonStatus,
+    EndpointStatus,
+    ModelStatus,
+    StreamStatus,
+    SupervisionStatus,
+    TopicStatus,
+    WatchdogStatus,
+    WindowStatus,
 )
 
 NOW = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 DAY = 86_400.0
-TOPIC = TopicPulse(
+TOPIC = TopicStatus(
     67, "allo1w0xya4rcpmm5d9zsdmv3fa4k9v9z2wnc8pd6rh", active=True, height=5040738, height_age=2.0, epoch_length=720,
-    newest_nonce=5040720, window=WindowPulse(False, None, 5041440, 5041500, 702, 3510.0), balance_uallo=12_345 * 10**15,
+    newest_nonce=5040720, window=WindowStatus(False, None, 5041440, 5041500, 702, 3510.0), balance_uallo=12_345 * 10**15,
     runway_epochs=1234,
-).after(Outcome("submitted", nonce=5040720, height=5040723, stages={"data": 1.5, "submit": 2.5}), NOW - 67)  # fmt: skip
-PULSE = Pulse(
+).with_outcome(Outcome("submitted", nonce=5040720, height=5040723, stages={"data": 1.5, "submit": 2.5}), NOW - 67)  # fmt: skip
+STATUS = DaemonStatus(
     4711, NOW - 2.5 * DAY, NOW - 1, 2.5 * DAY, "daemon", "running", "testnet", chain_id="allora-testnet-1", topics=(TOPIC,),
-    models=(ModelPulse("tft-btc-168h", "ab12cd34ef567890", NOW - 12 * DAY, NOW - DAY, 90 * DAY),),
-    log="/var/log/forecastd/submission.log",
+    models=(ModelStatus("tft-btc-168h", "ab12cd34ef567890", NOW - 12 * DAY, NOW - DAY, 90 * DAY),),
+    log_file="/var/log/forecastd/submission.log",
 )  # fmt: skip
 
 
-def shown(pulse: Pulse, *, alive: bool | None = True) -> str:
+def render(status: DaemonStatus, *, alive: bool | None = True) -> str:
     console = Console(width=80, file=io.StringIO(), highlight=False)
-    console.print(pulse_screen(pulse, NOW, alive=alive))
+    console.print(status_screen(status, NOW, alive=alive))
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def test_a_daemon_that_is_well() -> None:
+def test_healthy_daemon_is_rendered_completely() -> None:
     assert (
-        shown(PULSE)
+        render(STATUS)
         == """\
 daemon     on allora-testnet-1 for 2 d 12 h, since 09-19 02:13Z, pid 4711
 health     good
@@ -64,49 +64,49 @@ log        /var/log/forecastd/submission.log"""
     )
 
 
-def of(**changes: object) -> Pulse:
-    return replace(PULSE, topics=(replace(TOPIC, **changes),))  # type: ignore[arg-type]
+def topic_with(**changes: object) -> DaemonStatus:
+    return replace(STATUS, topics=(replace(TOPIC, **changes),))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("pulse", "alive", "line"),
     [
-        (PULSE, False, "daemon     not running, last heard of 1 s ago on allora-testnet-1, 14:13:19Z"),
-        (PULSE, False, "health     The daemon's process 4711 is gone, and it had not been told to end."),
-        (replace(PULSE, state="ended"), False, "daemon     ended, last heard of 1 s ago on allora-testnet-1, 14:13:19Z"),
-        (replace(PULSE, mode="continuous", state="stopping"), True, "health     The daemon is ending."),
-        (replace(PULSE, deadline=NOW + 2 * DAY), True, "           until 2026-09-23T14:13:20Z (in 2 d)"),
-        (replace(PULSE, trouble="No node answers."), True, "trouble    No node answers."),
-        (replace(PULSE, watchdog=WatchdogPulse(None, 90.0, 60.0, would_fire=True)), True,
+        (STATUS, False, "daemon     not running, last heard of 1 s ago on allora-testnet-1, 14:13:19Z"),
+        (STATUS, False, "health     The daemon's process 4711 is gone, and it had not been told to end."),
+        (replace(STATUS, state="ended"), False, "daemon     ended, last heard of 1 s ago on allora-testnet-1, 14:13:19Z"),
+        (replace(STATUS, mode="continuous", state="stopping"), True, "health     The daemon is ending."),
+        (replace(STATUS, deadline=NOW + 2 * DAY), True, "           until 2026-09-23T14:13:20Z (in 2 d)"),
+        (replace(STATUS, attention="No node answers."), True, "trouble    No node answers."),
+        (replace(STATUS, watchdog=WatchdogStatus(None, 90.0, 60.0, would_fire=True)), True,
          "health     The daemon's loop has made no progress for 90 s: the watchdog would"),
-        (of(window=WindowPulse(True, 5040720, 5040720, 5040780, 42, 210.0)), True,
+        (topic_with(window=WindowStatus(True, 5040720, 5040720, 5040780, 42, 210.0)), True,
          "window     open for nonce 5040720, closes in about 3 min 30 s (42 blocks)"),
-        (of(window=WindowPulse(True, 5040720, changes_in_blocks=42)), True,
+        (topic_with(window=WindowStatus(True, 5040720, blocks_until_change=42)), True,
          "window     open for nonce 5040720, closes in 42 blocks"),
-        (of(window=None), True, "window     none is open at height 5040738"),
-        (of(active=False), True, "window     none: the topic is not active"),
-        (of(height=None), True, "window     not known: no node has answered yet"),
-        (of(phase="forecast", nonce=5040720, phase_since=NOW - 12), True,
+        (topic_with(window=None), True, "window     none is open at height 5040738"),
+        (topic_with(active=False), True, "window     none: the topic is not active"),
+        (topic_with(height=None), True, "window     not known: no node has answered yet"),
+        (topic_with(phase="forecast", nonce=5040720, phase_since=NOW - 12), True,
          "at work    forecast for nonce 5040720, 12 s so far"),
-        (of(last_submitted=None), True, "submitted  nonce 5040720, by an earlier run"),
-        (of(last_submitted=None, confirmed_nonce=None), True, "submitted  nothing yet"),
-        (of(balance_uallo=10**24, runway_epochs=10**18), True,
+        (topic_with(last_submitted=None), True, "submitted  nonce 5040720, by an earlier run"),
+        (topic_with(last_submitted=None, confirmed_nonce=None), True, "submitted  nothing yet"),
+        (topic_with(balance_uallo=10**24, runway_epochs=10**18), True,
          "balance    1,000,000.000000 ALLO, enough for more than 100,000 epochs"),
-        (of(runway_epochs=None), True, "balance    12.345000 ALLO"),
-        (replace(PULSE, endpoints=(EndpointPulse("grpc+https://one:443", "ok", latency=0.0413),)), True,
+        (topic_with(runway_epochs=None), True, "balance    12.345000 ALLO"),
+        (replace(STATUS, endpoints=(EndpointStatus("grpc+https://one:443", "ok", latency=0.0413),)), True,
          "endpoints  grpc+https://one:443  ok, 41 ms"),
-        (replace(PULSE, endpoints=(EndpointPulse("rest+https://two", "behind", lag=500, error="slow"),)), True,
+        (replace(STATUS, endpoints=(EndpointStatus("rest+https://two", "behind", lag=500, error="slow"),)), True,
          "endpoints  rest+https://two  behind, 500 blocks behind"),
-        (replace(PULSE, streams=(StreamPulse("wss://one/websocket", connected=False, error="refused"),)), True,
+        (replace(STATUS, streams=(StreamStatus("wss://one/websocket", connected=False, error="refused"),)), True,
          "events     wss://one/websocket  not connected: refused"),
-        (replace(PULSE, supervision=SupervisionPulse(replacements=3, quarantined=("old",))), True,
+        (replace(STATUS, supervision=SupervisionStatus(replacements=3, quarantined=("old",))), True,
          "processes  none; 3 replaced"),
-        (replace(PULSE, supervision=SupervisionPulse(quarantined=("old",))), True, "quarantine old"),
-        (replace(PULSE, memory_bytes=91_000_000, open_files=31), True, "memory     91 MB, 31 files open"),
+        (replace(STATUS, supervision=SupervisionStatus(quarantined=("old",))), True, "quarantine old"),
+        (replace(STATUS, memory_bytes=91_000_000, open_files=31), True, "memory     91 MB, 31 files open"),
     ],
 )  # fmt: skip
-def test_what_is_told_of_each_situation(pulse: Pulse, alive: bool | None, line: str) -> None:
-    assert line in shown(pulse, alive=alive).splitlines()
+def test_situation_is_rendered_with_its_line(status: DaemonStatus, alive: bool | None, line: str) -> None:
+    assert line in render(status, alive=alive).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -120,32 +120,32 @@ def test_what_is_told_of_each_situation(pulse: Pulse, alive: bool | None, line: 
         (Outcome("failed", reason="no node"), "14:13:20Z              failed    no node"),
     ],
 )  # fmt: skip
-def test_how_each_outcome_looks(outcome: Outcome, line: str) -> None:
-    pulse = replace(PULSE, topics=(TOPIC.after(outcome, NOW),))
-    assert line in shown(pulse).splitlines()
+def test_outcome_is_rendered_with_its_line(outcome: Outcome, line: str) -> None:
+    status = replace(STATUS, topics=(TOPIC.with_outcome(outcome, NOW),))
+    assert line in render(status).splitlines()
 
 
-def test_what_others_wrote_is_no_command_to_the_terminal_and_nothing_is_wider_than_80_columns() -> None:
-    nasty = "\x1b[2J\x1b]0;title\x07\r\n[bold]" + "x" * 200
-    topic = TOPIC.after(Outcome("failed", reason=nasty), NOW)
-    pulse = replace(
-        PULSE,
-        trouble=nasty,
+def test_foreign_text_is_escaped_and_fits_80_columns() -> None:
+    control_characters = "\x1b[2J\x1b]0;title\x07\r\n[bold]" + "x" * 200
+    topic = TOPIC.with_outcome(Outcome("failed", reason=control_characters), NOW)
+    status = replace(
+        STATUS,
+        attention=control_characters,
         topics=(topic,),
-        endpoints=(EndpointPulse(nasty, "quarantined", error=nasty),),
-        streams=(StreamPulse(nasty, connected=False, error=nasty),),
-        models=(ModelPulse(nasty, "ab12"),),
-        supervision=SupervisionPulse(quarantined=(nasty,)),
-        log=nasty,
+        endpoints=(EndpointStatus(control_characters, "quarantined", error=control_characters),),
+        streams=(StreamStatus(control_characters, connected=False, error=control_characters),),
+        models=(ModelStatus(control_characters, "ab12"),),
+        supervision=SupervisionStatus(quarantined=(control_characters,)),
+        log_file=control_characters,
     )
-    text = shown(pulse)
+    text = render(status)
     assert not re.search(r"[^\n -~]", text)
     assert "[bold]" in text
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
-def test_a_daemon_that_knows_nothing_yet_is_shown() -> None:
-    text = shown(Pulse(1, NOW, NOW, 0.0, "daemon", "starting", "local", topics=(TopicPulse(67),)))
+def test_daemon_without_data_is_rendered() -> None:
+    text = render(DaemonStatus(1, NOW, NOW, 0.0, "daemon", "starting", "local", topics=(TopicStatus(67),)))
     assert text.splitlines()[0] == "daemon     starting, on local for 0 s, since 14:13:20Z, pid 1"
     assert "no wallet yet" in text
 
@@ -155,10 +155,10 @@ def test_a_daemon_that_knows_nothing_yet_is_shown() -> None:
     [(-5, "0 s"), (0, "0 s"), (0.6, "1 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (3605, "1 h"),
      (7260, "2 h 1 min"), (86_400, "1 d"), (90_000, "1 d 1 h"), (400 * DAY, "400 d")],
 )  # fmt: skip
-def test_a_length_of_time_in_two_units(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+def test_format_duration_has_two_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
-def test_times_of_another_day_bear_their_date_and_a_clock_that_was_put_back_is_no_error() -> None:
-    assert (clock_time(NOW, NOW), clock_time(NOW - DAY, NOW)) == ("14:13:20Z", "09-20 14:13Z")
-    assert since(NOW + 90, NOW) == "in 1 min 30 s"
+def test_format_time_of_other_day_has_date_and_tolerates_clock_reset() -> None:
+    assert (format_time(NOW, NOW), format_time(NOW - DAY, NOW)) == ("14:13:20Z", "09-20 14:13Z")
+    assert format_ago(NOW + 90, NOW) == "in 1 min 30 s"

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from forecastd.quantilejson import metrics_json
+from forecastd.inference.quantile_json import metrics_json
 
 
 @dataclass(frozen=True)
-class Told:
+class MetricStub:
     name: str
     unit: str
 
 
-METRICS = (Told("cpu_percent", "%"), Told("latency", "ms"), Told("odd", 'a "µ" \\ of \n all'))
+METRICS = (MetricStub("cpu_percent", "%"), MetricStub("latency", "ms"), MetricStub("odd", 'a "µ" \\ of \n all'))
 LEVELS = (0.05, 0.5, 0.95)
 NUMBERS = st.one_of(
     st.floats(0, 1e9, width=32),
@@ -38,7 +38,7 @@ def allowed(number: float) -> float:
 
 
 @given(arrays.arrays(np.float32, (2, 3, 3, 4), elements=NUMBERS))
-def test_what_is_written_is_the_number_or_null(quantiles: np.ndarray) -> None:
+def test_quantile_json_holds_each_number_or_null(quantiles: np.ndarray) -> None:
     texts = metrics_json(quantiles, METRICS, LEVELS, LEVELS)
     for server, text in enumerate(texts):
         document = json.loads(text)
@@ -47,16 +47,16 @@ def test_what_is_written_is_the_number_or_null(quantiles: np.ndarray) -> None:
             assert document[metric.name].pop("unit") == metric.unit
             assert list(document[metric.name]) == ["0.05", "0.5", "0.95"]
             for level, key in enumerate(document[metric.name]):
-                for got, number in zip(
+                for value, number in zip(
                     document[metric.name][key], quantiles[server, row, level].astype(float).tolist(), strict=True
                 ):
                     if np.isfinite(number):
-                        assert abs(got - number) <= allowed(number)
+                        assert abs(value - number) <= allowed(number)
                     else:
-                        assert got is None
+                        assert value is None
 
 
-def test_every_number_that_a_table_has_is_written_exactly() -> None:
+def test_quantile_json_table_numbers_are_exact() -> None:
     for decimals, top in ((3, 99.999), (1, 9_999.9)):
         numbers = np.arange(1 if decimals == 3 else 1000, 100_000, dtype=np.float64) / 10**decimals
         assert numbers[-1] == pytest.approx(top)
@@ -64,11 +64,11 @@ def test_every_number_that_a_table_has_is_written_exactly() -> None:
         np.testing.assert_allclose(json.loads(text)["cpu_percent"]["0.5"], numbers, rtol=0, atol=1e-9)
 
 
-def test_levels_between_those_of_the_model_are_interpolated() -> None:
+def test_quantile_json_intermediate_levels_are_interpolated() -> None:
     quantiles = np.array([10.0, 20.0, 40.0], dtype=np.float32)[None, None, :, None]
-    found = json.loads(metrics_json(quantiles, METRICS[:1], LEVELS, (0.05, 0.275, 0.725, 0.99))[0])["cpu_percent"]
-    assert [found[key] for key in ("0.05", "0.275", "0.725", "0.99")] == [[10.0], [15.0], [30.0], [40.0]]
+    document = json.loads(metrics_json(quantiles, METRICS[:1], LEVELS, (0.05, 0.275, 0.725, 0.99))[0])["cpu_percent"]
+    assert [document[key] for key in ("0.05", "0.275", "0.725", "0.99")] == [[10.0], [15.0], [30.0], [40.0]]
 
 
-def test_no_servers_are_no_documents() -> None:
+def test_quantile_json_without_servers_is_empty() -> None:
     assert metrics_json(np.zeros((0, 3, 3, 4), np.float32), METRICS, LEVELS, LEVELS) == []

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from forecastd.clock import ReplayClock, ScaledClock, SystemClock, seconds_until
 
 
-class Hand:
+class SettableClock:
     """A clock that a test sets."""
 
     def __init__(self) -> None:
@@ -23,50 +23,48 @@ class Hand:
 
 
 @given(speed=st.floats(0.01, 1000), seconds=st.floats(0, 1e6))
-def test_wall_time_runs_at_its_speed_and_a_wait_for_it_is_that_much_shorter(speed: float, seconds: float) -> None:
-    hand = Hand()
-    clock = ScaledClock(speed, hand)
-    moment = clock.now() + speed * seconds
-    wait = seconds_until(clock, moment)
+def test_scaled_clock_wall_time_and_waits_follow_the_speed(speed: float, seconds: float) -> None:
+    system_clock = SettableClock()
+    clock = ScaledClock(speed, system_clock)
+    target = clock.now() + speed * seconds
+    wait = seconds_until(clock, target)
     assert wait == pytest.approx(seconds, rel=1e-6, abs=1e-6)
-    hand.mono += wait
-    hand.wall += wait
-    assert clock.now() == pytest.approx(moment, rel=1e-9)
-    assert clock.monotonic() == hand.mono
+    system_clock.mono += wait
+    system_clock.wall += wait
+    assert clock.now() == pytest.approx(target, rel=1e-9)
+    assert clock.monotonic() == system_clock.mono
 
 
-def test_at_speed_1_it_is_the_machines_clock_also_when_that_is_set() -> None:
-    hand = Hand()
-    clock = ScaledClock(1.0, hand)
-    hand.wall -= 3600
-    assert clock.now() == hand.wall
+def test_scaled_clock_speed_1_follows_the_system_clock() -> None:
+    system_clock = SettableClock()
+    clock = ScaledClock(1.0, system_clock)
+    system_clock.wall -= 3600
+    assert clock.now() == system_clock.wall
 
 
-def test_a_rehearsals_time_does_not_jump_with_the_machines() -> None:
-    hand = Hand()
-    clock = ScaledClock(10.0, hand)
-    hand.wall -= 3600
+def test_scaled_clock_ignores_system_clock_jumps() -> None:
+    system_clock = SettableClock()
+    clock = ScaledClock(10.0, system_clock)
+    system_clock.wall -= 3600
     assert clock.now() == 1_000_000.0
 
 
 @given(speed=st.floats(0.01, 1000), since=st.floats(0, 1e6), seconds=st.floats(0, 1e5))
-def test_a_rehearsal_that_is_started_again_goes_on_with_its_own_time(
-    speed: float, since: float, seconds: float
-) -> None:
-    hand = Hand()
-    first = ScaledClock(speed, hand, since=since)
-    hand.wall += seconds
-    hand.mono += seconds
-    again = ScaledClock(speed, hand, since=since)
-    assert again.now() == pytest.approx(first.now(), rel=1e-9, abs=1e-3)
+def test_scaled_clock_restart_continues_its_own_time(speed: float, since: float, seconds: float) -> None:
+    system_clock = SettableClock()
+    first = ScaledClock(speed, system_clock, since=since)
+    system_clock.wall += seconds
+    system_clock.mono += seconds
+    restarted = ScaledClock(speed, system_clock, since=since)
+    assert restarted.now() == pytest.approx(first.now(), rel=1e-9, abs=1e-3)
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("inf"), float("nan")])
-def test_what_is_no_speed_is_refused(speed: float) -> None:
+def test_scaled_clock_invalid_speed_is_refused(speed: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         ScaledClock(speed)
 
 
-def test_a_wait_for_a_moment_that_is_over_is_negative() -> None:
+def test_seconds_until_past_time_is_negative() -> None:
     assert seconds_until(ReplayClock(100.0), 90.0) == -10.0
     assert seconds_until(SystemClock(), 0.0) < 0

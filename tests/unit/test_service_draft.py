@@ -10,34 +10,36 @@ import pytest
 
 from forecastd.service import accounts, launch
 from forecastd.service import draft as module
-from forecastd.service.accounts import Account
-from forecastd.service.draft import Draft, Wish, draft, steps_after_removal
-from forecastd.service.installed import PROGRAMS, UNITS, place, usual_places
-from forecastd.service.launch import FLEET, SERVICES, Manager
+from forecastd.service.accounts import UnixAccount
+from forecastd.service.draft import ServiceDraft, ServiceRequest, draft_service, steps_after_removal
+from forecastd.service.installed import SUPERVISORD_DIRS, SYSTEM_UNIT_DIR, file_path, known_file_paths
+from forecastd.service.launch import FLEET_SERVICE, SERVICES, ServiceManager
 from forecastd.settings import load_settings
 
-WORKER = Account("worker", 1234, frozenset({1234}))
-ROOT = Account("root", 0, frozenset({0}))
+WORKER = UnixAccount("worker", 1234, frozenset({1234}))
+ROOT = UnixAccount("root", 0, frozenset({0}))
 
 
 @pytest.fixture(autouse=True)
-def a_machine_without_peculiarities(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(accounts, "myself", lambda: WORKER)
-    monkeypatch.setattr(accounts, "find", lambda name: Account(name, 999, frozenset({999})))
-    monkeypatch.setattr(launch, "CREDENTIALS", tmp_path)
-    monkeypatch.setattr(module, "_NAMESPACES", {})
+def default_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(accounts, "current_account", lambda: WORKER)
+    monkeypatch.setattr(accounts, "find_account", lambda name: UnixAccount(name, 999, frozenset({999})))
+    monkeypatch.setattr(launch, "CREDENTIAL_STORE", tmp_path)
+    monkeypatch.setattr(module, "_NAMESPACE_SWITCHES", {})
 
 
-def drafted(given: Mapping[str, str] | None = None, **more: Any) -> Draft:
+def make_draft(given: Mapping[str, str] | None = None, **more: Any) -> ServiceDraft:
     names = ("manager", "own", "directory", "python", "run_as", "credential", "service")
     usual: dict[str, Any] = {"manager": "systemd", "own": False, "directory": Path("/"), "python": Path("/bin/sh"),
                              "run_as": None, "credential": None}  # fmt: skip
-    wish = Wish(**(usual | {name: value for name, value in more.items() if name in names}))
-    return draft(wish, load_settings(**{name: value for name, value in more.items() if name not in names}), given or {})
+    wish = ServiceRequest(**(usual | {name: value for name, value in more.items() if name in names}))
+    return draft_service(
+        wish, load_settings(**{name: value for name, value in more.items() if name not in names}), given or {}
+    )
 
 
-def told(found: Draft, part: str) -> bool:
-    return any(part in mind for mind in found.minds)
+def require_warning(found: ServiceDraft, part: str) -> bool:
+    return any(part in mind for mind in found.warnings)
 
 
 @pytest.mark.parametrize(
@@ -53,28 +55,26 @@ def told(found: Draft, part: str) -> bool:
         ({"allora_network": "testnet", "credential": Path("/phrase")}, False, False),
     ],
 )
-def test_a_wallet_that_the_service_would_not_find_is_missed(
-    more: dict[str, Any], exists: bool, missing: bool, tmp_path: Path
-) -> None:
+def test_draft_without_wallet_warns(more: dict[str, Any], exists: bool, missing: bool, tmp_path: Path) -> None:
     if exists:
         (tmp_path / "forecastd.mnemonic").touch()
-    assert told(drafted(**more), "No wallet is set") is missing
+    assert require_warning(make_draft(**more), "No wallet is set") is missing
 
 
-def test_what_only_this_shell_knows_is_named_but_for_what_is_passed_on_or_not_a_persons_to_set() -> None:
+def test_draft_shell_only_settings_are_listed() -> None:
     given = dict.fromkeys(("MODEL", "TOPIC_ID", "STATE_DIR", "LOG_DIR", "WATCHDOG_PID", "PATH"), "the environment")
-    found = drafted(given | {"SYMBOL": ".env"})
-    assert told(found, "not for the service: MODEL, TOPIC_ID. Write it into /.env")
-    assert not told(drafted({"SYMBOL": ".env"}), "not for the service")
+    found = make_draft(given | {"SYMBOL": ".env"})
+    assert require_warning(found, "not for the service: MODEL, TOPIC_ID. Write it into /.env")
+    assert not require_warning(make_draft({"SYMBOL": ".env"}), "not for the service")
 
 
 @pytest.mark.parametrize(("holds", "own", "warned"), [("1", True, True), ("0", True, False), ("1", False, False)])
-def test_a_kernel_that_keeps_user_namespaces_to_root_is_told_of(
+def test_draft_restricted_user_namespaces_warns(
     holds: str, own: bool, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "switch").write_text(f"{holds}\n")
-    monkeypatch.setattr(module, "_NAMESPACES", {tmp_path / "absent": "1", tmp_path / "switch": "1"})
-    assert told(drafted(own=own), "226/NAMESPACE") is warned
+    monkeypatch.setattr(module, "_NAMESPACE_SWITCHES", {tmp_path / "absent": "1", tmp_path / "switch": "1"})
+    assert require_warning(make_draft(own=own), "226/NAMESPACE") is warned
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_a_kernel_that_keeps_user_namespaces_to_root_is_told_of(
          ["install -d -o worker -m 700 /no/l", "supervisorctl reread", "supervisorctl update"]),
     ],
 )  # fmt: skip
-def test_the_next_steps_make_what_is_missing_and_start_it(more: dict[str, Any], steps: list[str]) -> None:
-    assert drafted(**more).steps == steps
+def test_draft_next_steps_create_directories_and_start(more: dict[str, Any], steps: list[str]) -> None:
+    assert make_draft(**more).steps == steps
 
 
-def test_the_fleets_service_bears_its_own_name() -> None:
-    assert drafted(service=FLEET).steps[-1] == "systemctl enable --now forecastd-fleet"
-    assert "ExecStart=/bin/sh " in drafted(service=FLEET).text
-    assert " fleet serve" in drafted(service=FLEET).text
-    assert "[program:forecastd-fleet]" in drafted(service=FLEET, manager="supervisord").text
+def test_draft_fleet_service_has_its_own_name() -> None:
+    assert make_draft(service=FLEET_SERVICE).steps[-1] == "systemctl enable --now forecastd-fleet"
+    assert "ExecStart=/bin/sh " in make_draft(service=FLEET_SERVICE).text
+    assert " fleet serve" in make_draft(service=FLEET_SERVICE).text
+    assert "[program:forecastd-fleet]" in make_draft(service=FLEET_SERVICE, manager="supervisord").text
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_fleets_service_bears_its_own_name() -> None:
     [
         ({}, False, False),
         ({"fleet_host": "::1"}, False, False),
-        ({"fleet_host": "0.0.0.0"}, False, True),  # noqa: S104  # what is asked about
+        ({"fleet_host": "0.0.0.0"}, False, True),  # what is asked about  # noqa: S104  # what is asked about
         ({"fleet_host": "10.0.0.7"}, True, False),
         ({"fleet_host": "10.0.0.7", "own": True}, True, True),
         ({"fleet_host": "10.0.0.7", "manager": "supervisord"}, True, True),
@@ -117,15 +117,13 @@ def test_the_fleets_service_bears_its_own_name() -> None:
         ({"fleet_host": "10.0.0.7", "credential": Path("/keys")}, False, False),
     ],
 )
-def test_keys_that_the_fleet_would_not_start_without_are_missed(
-    more: dict[str, Any], exists: bool, missing: bool, tmp_path: Path
-) -> None:
+def test_draft_fleet_without_api_keys_warns(more: dict[str, Any], exists: bool, missing: bool, tmp_path: Path) -> None:
     if exists:
         (tmp_path / "forecastd.fleet-api-keys").touch()
-    found = drafted(service=FLEET, **more)
-    assert told(found, "no API key is set") is missing
-    assert not told(found, "No wallet")
-    assert not told(drafted(**more), "API key")
+    found = make_draft(service=FLEET_SERVICE, **more)
+    assert require_warning(found, "no API key is set") is missing
+    assert not require_warning(found, "No wallet")
+    assert not require_warning(make_draft(**more), "API key")
 
 
 @pytest.mark.parametrize(
@@ -133,14 +131,14 @@ def test_keys_that_the_fleet_would_not_start_without_are_missed(
     [({"fleet_engine": "library"}, True), ({"fleet_engine": "stream"}, False), ({}, False),
      ({"fleet_engine": "library", "manager": "supervisord"}, False)],
 )  # fmt: skip
-def test_an_engine_that_the_unit_would_not_let_run_is_told(more: dict[str, Any], warned: bool) -> None:
-    assert told(drafted(service=FLEET, **more), "MemoryDenyWriteExecute=no") is warned
+def test_draft_fleet_library_engine_warns(more: dict[str, Any], warned: bool) -> None:
+    assert require_warning(make_draft(service=FLEET_SERVICE, **more), "MemoryDenyWriteExecute=no") is warned
 
 
-def test_after_a_removal_the_manager_is_told() -> None:
-    assert steps_after_removal("systemd", own=False) == ["systemctl daemon-reload"]
-    assert steps_after_removal("systemd", own=True) == ["systemctl --user daemon-reload"]
-    assert steps_after_removal("supervisord", own=False) == ["supervisorctl update"]
+def test_removal_steps_reload_the_manager() -> None:
+    assert steps_after_removal("systemd", per_user=False) == ["systemctl daemon-reload"]
+    assert steps_after_removal("systemd", per_user=True) == ["systemctl --user daemon-reload"]
+    assert steps_after_removal("supervisord", per_user=False) == ["supervisorctl update"]
 
 
 @pytest.mark.parametrize(
@@ -148,25 +146,27 @@ def test_after_a_removal_the_manager_is_told() -> None:
     [(WORKER, "systemd", None, "worker"), (WORKER, "supervisord", None, None), (WORKER, "systemd", "other", "other"),
      (ROOT, "systemd", None, "forecastd"), (ROOT, "supervisord", None, "forecastd"), (ROOT, "supervisord", "other", "other")],
 )  # fmt: skip
-def test_the_service_is_nobodys_but_a_plain_accounts(
-    me: Account, manager: Manager, run_as: str | None, user: str | None, monkeypatch: pytest.MonkeyPatch
+def test_draft_never_runs_as_root(
+    me: UnixAccount, manager: ServiceManager, run_as: str | None, user: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "myself", lambda: me)
-    text = drafted(manager=manager, run_as=run_as, directory=Path("/")).text  # root's own directory
+    monkeypatch.setattr(accounts, "current_account", lambda: me)
+    text = make_draft(manager=manager, run_as=run_as, directory=Path("/")).text  # root's own directory
     key = "User=" if manager == "systemd" else "user="
     assert [line for line in text.splitlines() if line.startswith(key)] == ([f"{key}{user}"] if user else [])
 
 
-def test_a_file_goes_where_its_manager_looks(tmp_path: Path) -> None:
+def test_file_path_is_where_the_manager_looks(tmp_path: Path) -> None:
     found = [
-        place("systemd", own=False),
-        place("systemd", own=True),
-        place("supervisord", own=False, directory=tmp_path),
+        file_path("systemd", per_user=False),
+        file_path("systemd", per_user=True),
+        file_path("supervisord", per_user=False, directory=tmp_path),
     ]
-    assert found[0] == UNITS / "allora-submission.service"
+    assert found[0] == SYSTEM_UNIT_DIR / "allora-submission.service"
     assert found[1].parts[-3:] == ("systemd", "user", "allora-submission.service")
     assert found[2] == tmp_path / "allora-submission.conf"
-    assert place("systemd", own=False, service=FLEET) == UNITS / "forecastd-fleet.service"
-    assert {place("systemd", own=False, service=service) for service in SERVICES} < set(usual_places())
-    assert place("supervisord", own=False, directory=PROGRAMS[1]).suffix == ".ini"  # all that its [include] takes there
-    assert set(found[:2]) < set(usual_places())
+    assert file_path("systemd", per_user=False, service=FLEET_SERVICE) == SYSTEM_UNIT_DIR / "forecastd-fleet.service"
+    assert {file_path("systemd", per_user=False, service=service) for service in SERVICES} < set(known_file_paths())
+    assert (
+        file_path("supervisord", per_user=False, directory=SUPERVISORD_DIRS[1]).suffix == ".ini"
+    )  # all that its [include] takes there
+    assert set(found[:2]) < set(known_file_paths())

@@ -14,34 +14,43 @@ from hypothesis import strategies as st
 from supervisor.options import ServerOptions, UnhosedConfigParser
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.api.keys import CREDENTIAL
+from forecastd.fleet.api.keys import CREDENTIAL_NAME
 from forecastd.service import supervisord, systemd
-from forecastd.service.installed import rendered
-from forecastd.service.launch import DAEMON, FLEET, LOGS, PROGRAM, SERVICES, STATE, Launch, Manager
+from forecastd.service.installed import render_file
+from forecastd.service.launch import (
+    DAEMON_SERVICE,
+    ENTRY_POINT,
+    FLEET_SERVICE,
+    SERVICES,
+    SYSTEM_LOG_DIR,
+    SYSTEM_STATE_DIR,
+    LaunchSpec,
+    ServiceManager,
+)
 
-UNITS = {service: service.template("systemd").read_text(encoding="utf-8") for service in SERVICES}
-PROGRAM_FILES = {service: service.template("supervisord").read_text(encoding="utf-8") for service in SERVICES}
-NASTY = [
+UNITS = {service: service.template_path("systemd").read_text(encoding="utf-8") for service in SERVICES}
+PROGRAM_FILES = {service: service.template_path("supervisord").read_text(encoding="utf-8") for service in SERVICES}
+AWKWARD_PATHS = [
     "/plain", "/a b", "/ lead", "/trail ", "/trail\\", "/a ;b", "/a #b", "/a ; ; b", "/;", "/#", "/a%b", "/%h", "/%(here)s",
     "/%%(x)s", "/%(ENV_HOME)s", "/a'b", '/a"b', "/'\"'\"", "/$HOME", "/${HOME}", "/$$", "/a\\b", "/a\\x41", "/\u00a0",
     "/trail\u2028", "/中文", "/~", "/-a", "/@a", "/a=b", "/a,b:c", "/`id`", "/[x]",
 ]  # fmt: skip
 
 
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow_settings = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def paths() -> st.SearchStrategy[Path]:
     """Whatever a file system can hold and a terminal can show: no control characters, no half characters."""
     anything = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=40)
     awkward = st.text(st.sampled_from(" ;#%$\\'\"(){}hes=:/\u00a0\u2028"), min_size=1, max_size=12)
-    chosen = st.one_of(anything, awkward, st.sampled_from(NASTY))
+    chosen = st.one_of(anything, awkward, st.sampled_from(AWKWARD_PATHS))
     return chosen.map(
-        lambda text: Path("/" + os.path.abspath(f"/{text}").lstrip("/"))  # noqa: PTH100  # keeps what a link is called
+        lambda text: Path("/" + os.path.abspath(f"/{text}").lstrip("/"))  # keeps what a link is called  # noqa: PTH100  # keeps what a link is called
     )
 
 
-def launches(**more: Any) -> st.SearchStrategy[Launch]:
+def launches(**more: Any) -> st.SearchStrategy[LaunchSpec]:
     parts: dict[str, Any] = {
         "python": paths(),
         "program": paths(),
@@ -54,22 +63,22 @@ def launches(**more: Any) -> st.SearchStrategy[Launch]:
         "credential": st.none(),
         "service": st.sampled_from(SERVICES),
     }
-    return st.builds(Launch, **(parts | more))
+    return st.builds(LaunchSpec, **(parts | more))
 
 
-def launch(path: str = "/opt/forecastd", **more: Any) -> Launch:
+def launch(path: str = "/opt/forecastd", **more: Any) -> LaunchSpec:
     parts: dict[str, Any] = {
-        "python": Path(path), "program": PROGRAM, "directory": Path(path), "options": (), "user": "worker", "own": False,
+        "python": Path(path), "program": ENTRY_POINT, "directory": Path(path), "options": (), "user": "worker", "own": False,
         "state": None, "logs": None, "credential": None,
     }  # fmt: skip
-    return Launch(**(parts | more))
+    return LaunchSpec(**(parts | more))
 
 
-def unit_of(wanted: Launch) -> str:
+def render_unit(wanted: LaunchSpec) -> str:
     return systemd.render(UNITS[wanted.service], wanted)
 
 
-def program_of(wanted: Launch) -> str:
+def render_program(wanted: LaunchSpec) -> str:
     return supervisord.render(PROGRAM_FILES[wanted.service], wanted)
 
 
@@ -77,16 +86,16 @@ def values(unit: str, key: str) -> list[str]:
     return [value for name, value in systemd.assignments(unit) if name == key]
 
 
-def as_systemd_reads_it(path: str) -> Path:
+def resolve_unit_path(path: str) -> Path:
     """A value that is taken as it stands: specifiers expanded, slashes at the end dropped."""
     assert not re.search(r"%(?!%)", path.replace("%%", ""))
     return Path(path.replace("%%", "%"))
 
 
-@unhurried
+@slow_settings
 @given(launches())
-def test_any_path_survives_a_unit(wanted: Launch) -> None:
-    unit = unit_of(wanted)
+def test_unit_round_trips_any_path(wanted: LaunchSpec) -> None:
+    unit = render_unit(wanted)
     (line,) = values(unit, "ExecStart")
     words = [word.replace("%%", "%") for word in systemd.split_words(line.removeprefix(":"))]
     if re.search(r"[\\'\"]", str(wanted.python)):  # systemd takes no program with such a name
@@ -94,25 +103,27 @@ def test_any_path_survives_a_unit(wanted: Launch) -> None:
         words = words[3:]
     assert words == wanted.command
     assert line.startswith(":") or "$" not in line
-    assert as_systemd_reads_it(values(unit, "WorkingDirectory")[0]) == wanted.directory
+    assert resolve_unit_path(values(unit, "WorkingDirectory")[0]) == wanted.directory
     lists = [systemd.split_words(value) for value in values(unit, "ReadWritePaths")]
-    assert [as_systemd_reads_it(word) for (word,) in lists] == systemd.writable(wanted)
-    assert set(wanted.writes) - set(systemd.writable(wanted)) <= ({STATE, LOGS} if not wanted.own else set())
+    assert [resolve_unit_path(word) for (word,) in lists] == systemd.writable_directories(wanted)
+    assert set(wanted.writable_paths) - set(systemd.writable_directories(wanted)) <= (
+        {SYSTEM_STATE_DIR, SYSTEM_LOG_DIR} if not wanted.per_user else set()
+    )
 
 
-@unhurried
+@slow_settings
 @given(launches())
-def test_no_path_adds_a_line_to_a_unit_or_a_program(wanted: Launch) -> None:
+def test_service_files_have_no_line_injection(wanted: LaunchSpec) -> None:
     plain = launch(
         service=wanted.service,
-        own=wanted.own,
+        own=wanted.per_user,
         state=wanted.state and Path("/s"),
         logs=wanted.logs and Path("/l"),
         user=None,
     )
-    if STATE not in wanted.writes and LOGS not in wanted.writes:
-        assert keys(unit_of(wanted)) == keys(unit_of(plain))
-    extra = keys(program_of(wanted)) ^ keys(program_of(plain))
+    if SYSTEM_STATE_DIR not in wanted.writable_paths and SYSTEM_LOG_DIR not in wanted.writable_paths:
+        assert keys(render_unit(wanted)) == keys(render_unit(plain))
+    extra = keys(render_program(wanted)) ^ keys(render_program(plain))
     assert extra <= {"directory"}
 
 
@@ -120,11 +131,11 @@ def keys(text: str) -> set[str]:
     return {line.partition("=")[0] for line in text.split("\n")}
 
 
-@unhurried
+@slow_settings
 @given(launches())
 @example(launch("/%(here)s ;#", user=None))
-def test_any_path_survives_supervisors_own_parser(wanted: Launch) -> None:
-    program = supervised(program_of(wanted))
+def test_program_round_trips_any_path(wanted: LaunchSpec) -> None:
+    program = parse_program(render_program(wanted))
     words = shlex.split(program.command)  # as supervisor.process does
     if program.directory is None:
         assert words[:3] == ["/bin/sh", "-c", 'cd "$0" && exec "$@"']
@@ -135,7 +146,7 @@ def test_any_path_survives_supervisors_own_parser(wanted: Launch) -> None:
     assert words == wanted.command
 
 
-def supervised(text: str) -> Any:
+def parse_program(text: str) -> Any:
     """The program as supervisord has it after reading such a file by its [include]."""
     parser = UnhosedConfigParser()
     parser.read_string(text)
@@ -147,43 +158,43 @@ def supervised(text: str) -> Any:
     return program
 
 
-@pytest.mark.parametrize("path", NASTY)
-def test_what_is_written_is_found_again_by_the_doctor(path: str) -> None:
+@pytest.mark.parametrize("path", AWKWARD_PATHS)
+def test_service_file_references_are_parsed_back(path: str) -> None:
     wanted = launch(path, state=Path(path), options=("--state-dir", path))
-    unit = systemd.named(unit_of(wanted))
+    unit = systemd.parse_references(render_unit(wanted))
     assert path in unit.programs
     assert [Path(one) for one in unit.directories] == [Path(path)]
-    assert sorted(unit.kept) == sorted(["/var/log/forecastd", path])
-    program = supervisord.named(program_of(wanted))
+    assert sorted(unit.data_directories) == sorted(["/var/log/forecastd", path])
+    program = supervisord.parse_references(render_program(wanted))
     assert path in program.programs
     assert [Path(one) for one in program.directories] == [Path(path)]
-    assert program.kept == [path]
+    assert program.data_directories == [path]
 
 
 @pytest.mark.parametrize("path", ["/phrase ", "/phrase\\"])
-def test_a_credential_that_a_unit_cannot_name_is_refused(path: str) -> None:
+def test_unit_inexpressible_credential_is_refused(path: str) -> None:
     with pytest.raises(NeedsHuman, match="Rename it"):
-        unit_of(launch(credential=Path(path)))
+        render_unit(launch(credential=Path(path)))
 
 
-def test_a_credential_is_loaded_from_where_it_is_under_the_name_that_is_looked_for() -> None:
-    for service, name in ((DAEMON, "mnemonic"), (FLEET, "fleet-api-keys")):
-        assert values(unit_of(launch(service=service)), "LoadCredential") == [f"{name}:forecastd.{name}"]
-        found = unit_of(launch(service=service, credential=Path("/a %b")))
-        assert values(found, "LoadCredential") == [f"{name}:/a %%b"]
+def test_unit_loads_credential_under_its_name() -> None:
+    for service, name in ((DAEMON_SERVICE, "mnemonic"), (FLEET_SERVICE, "fleet-api-keys")):
+        assert values(render_unit(launch(service=service)), "LoadCredential") == [f"{name}:forecastd.{name}"]
+        references = render_unit(launch(service=service, credential=Path("/a %b")))
+        assert values(references, "LoadCredential") == [f"{name}:/a %%b"]
 
 
-def test_the_names_that_ship_are_the_ones_that_are_looked_for() -> None:
-    assert FLEET.credential == CREDENTIAL
-    assert {service.template("systemd").name for service in SERVICES} == {
+def test_shipped_files_have_the_expected_names() -> None:
+    assert FLEET_SERVICE.credential == CREDENTIAL_NAME
+    assert {service.template_path("systemd").name for service in SERVICES} == {
         "allora-submission.service",
         "forecastd-fleet.service",
     }
 
 
-def test_a_unit_of_ones_own_keeps_every_confinement_and_drops_what_its_manager_lacks() -> None:
-    own = unit_of(launch(own=True, state=Path("/s"), logs=Path("/l")))
-    system = unit_of(launch())
+def test_user_unit_keeps_confinement_and_drops_unsupported_keys() -> None:
+    user_unit = render_unit(launch(own=True, state=Path("/s"), logs=Path("/l")))
+    system = render_unit(launch())
     gone = {
         "User",
         "Wants",
@@ -194,35 +205,35 @@ def test_a_unit_of_ones_own_keeps_every_confinement_and_drops_what_its_manager_l
         "LogsDirectory",
         "LogsDirectoryMode",
     }
-    assert keys(system) - keys(own) == gone
-    assert keys(own) - keys(system) == {"ReadWritePaths"}
-    assert values(own, "WantedBy") == ["default.target"]
+    assert keys(system) - keys(user_unit) == gone
+    assert keys(user_unit) - keys(system) == {"ReadWritePaths"}
+    assert values(user_unit, "WantedBy") == ["default.target"]
 
 
 @pytest.mark.parametrize(
     ("state", "logs", "kept", "writable"),
-    [(None, None, {"StateDirectory", "LogsDirectory"}, []), (STATE, LOGS, {"StateDirectory", "LogsDirectory"}, []),
+    [(None, None, {"StateDirectory", "LogsDirectory"}, []), (SYSTEM_STATE_DIR, SYSTEM_LOG_DIR, {"StateDirectory", "LogsDirectory"}, []),
      (Path("/s"), None, {"LogsDirectory"}, ["/s"]), (None, Path("/l"), {"StateDirectory"}, ["/l"])],
 )  # fmt: skip
-def test_systemd_makes_its_own_directories_and_opens_those_that_a_user_chose(
+def test_unit_opens_chosen_directories_only(
     state: Path | None, logs: Path | None, kept: set[str], writable: list[str]
 ) -> None:
-    unit = unit_of(launch(state=state, logs=logs))
+    unit = render_unit(launch(state=state, logs=logs))
     assert {"StateDirectory", "LogsDirectory"} & keys(unit) == kept
     assert values(unit, "ReadWritePaths") == writable
 
 
 @pytest.mark.parametrize(("directory", "home"), [("/opt/f", "yes"), ("/home/a/f", "read-only")])
-def test_homes_are_closed_unless_something_needed_is_there(directory: str, home: str) -> None:
+def test_unit_protects_home_unless_needed(directory: str, home: str) -> None:
     wanted = launch(directory, program=Path("/opt/p"), python=Path("/bin/sh"))
-    assert values(unit_of(wanted), "ProtectHome") == [home]
+    assert values(render_unit(wanted), "ProtectHome") == [home]
 
 
-def test_a_file_begins_with_the_hash_of_the_rest() -> None:
-    managers: tuple[Manager, ...] = ("systemd", "supervisord")
+def test_service_file_header_holds_the_hash() -> None:
+    managers: tuple[ServiceManager, ...] = ("systemd", "supervisord")
     for manager in managers:
         for service in SERVICES:
-            first, _, rest = rendered(manager, launch(service=service)).partition("\n")
+            first, _, rest = render_file(manager, launch(service=service)).partition("\n")
             assert first.startswith("# ")
             assert rest.startswith("[")
 
@@ -237,19 +248,19 @@ def test_a_file_begins_with_the_hash_of_the_rest() -> None:
         ('""', [""]),
     ],
 )
-def test_words_are_split_as_systemd_does(value: str, words: list[str]) -> None:
+def test_unit_words_are_split_like_systemd(value: str, words: list[str]) -> None:
     assert systemd.split_words(value) == words
 
 
 @pytest.mark.parametrize("value", ["'open", '"', "", "  ", r"\q", r"\xzz", "\\"])
-def test_what_systemd_would_refuse_is_refused(value: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  # some messages are the interpreter's own
+def test_unit_invalid_value_is_refused(value: str) -> None:
+    with pytest.raises(ValueError):  # some messages are the interpreter's own  # noqa: PT011  # some messages are the interpreter's own
         systemd.split_words(value)
 
 
-def test_a_unit_is_read_with_comments_and_continued_lines() -> None:
+def test_unit_parser_handles_comments_and_continuations() -> None:
     text = "# a\n[Service]\n ; b\nExecStart=/bin/sh \\\n# c\n  -c x\nWorkingDirectory = /srv \n\nReadWritePaths=\n"
     assert list(systemd.assignments(text)) == [
         ("ExecStart", "/bin/sh  -c x"), ("WorkingDirectory", "/srv"), ("ReadWritePaths", ""),
     ]  # fmt: skip
-    assert systemd.named(text).programs == ["/bin/sh"]
+    assert systemd.parse_references(text).programs == ["/bin/sh"]

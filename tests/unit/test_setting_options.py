@@ -17,12 +17,12 @@ from forecastd.settings import Settings
 def walk(command: click.Command) -> Iterator[click.Option]:
     yield from (parameter for parameter in command.params if isinstance(parameter, click.Option))
     if isinstance(command, click.Group) and command is not root_command:
-        for below in command.commands.values():
-            yield from walk(below)
+        for prefix in command.commands.values():
+            yield from walk(prefix)
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
-def test_every_option_that_names_a_variable_takes_empty_for_not_given(name: str) -> None:
+def test_setting_option_empty_value_counts_as_unset(name: str) -> None:
     command = importlib.import_module(COMMANDS[name][0]).command if name else root_command
     with click.Context(command) as context:
         for option in walk(command):

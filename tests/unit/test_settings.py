@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.settings import EMBEDDED_MODEL, Settings, load_settings
+from forecastd.settings import DEMO_MODEL, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_options_beat_the_environment_which_beats_the_file_which_beats_defaults(
+def test_settings_precedence_is_options_environment_file_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load_settings().topic_id == 67
@@ -32,7 +32,7 @@ def test_options_beat_the_environment_which_beats_the_file_which_beats_defaults(
     ("text", "expected"),
     [("", ()), ("a:1", ("a:1",)), (" a:1 , b:2,", ("a:1", "b:2")), ('["a:1", "b:2"]', ("a:1", "b:2"))],
 )
-def test_endpoints_are_a_list_by_commas_or_json(
+def test_settings_endpoint_list_accepts_commas_or_json(
     monkeypatch: pytest.MonkeyPatch, text: str, expected: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("RPC_ENDPOINTS", text)
@@ -43,39 +43,41 @@ def test_endpoints_are_a_list_by_commas_or_json(
     ("variable", "value"),
     [("TOPIC_ID", "abc"), ("TOPIC_ID", "0"), ("ALLORA_NETWORK", "moon"), ("FEE_TIER", "x"), ("RPC_ENDPOINTS", "[1")],
 )
-def test_a_wrong_value_is_named_but_never_shown(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+def test_settings_invalid_value_is_named_but_not_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(NeedsHuman) as caught:
+    with pytest.raises(NeedsHuman) as error:
         load_settings()
-    assert variable in str(caught.value)
-    assert f"'{value}'" not in str(caught.value)
+    assert variable in str(error.value)
+    assert f"'{value}'" not in str(error.value)
 
 
-def test_secrets_do_not_print(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_secrets_do_not_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNEMONIC", "abandon ability able")
     monkeypatch.setenv("TIINGO_API_KEY", "k3y")
-    shown = repr(load_settings()) + str(load_settings())
-    assert "abandon" not in shown
-    assert "k3y" not in shown
+    text = repr(load_settings()) + str(load_settings())
+    assert "abandon" not in text
+    assert "k3y" not in text
 
 
-def test_the_embedded_model_serves_the_local_network_only() -> None:
-    assert load_settings().model_path == EMBEDDED_MODEL
+def test_settings_demo_model_is_for_local_network_only() -> None:
+    assert load_settings().model_path == DEMO_MODEL
     with pytest.raises(NeedsHuman, match="local network only"):
         _ = load_settings(allora_network="testnet").model_path
 
 
-def test_state_and_logs_follow_systemd_and_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_directories_follow_systemd_and_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
-    assert load_settings().state == tmp_path / "xdg" / "forecastd"
+    assert load_settings().state_path == tmp_path / "xdg" / "forecastd"
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/forecastd")
     monkeypatch.setenv("LOGS_DIRECTORY", "/var/log/forecastd")
-    assert load_settings().state == Path("/var/lib/forecastd")
-    assert load_settings().logs == Path("/var/log/forecastd")
-    assert load_settings(state_dir=tmp_path, log_dir=tmp_path).state == tmp_path
+    assert load_settings().state_path == Path("/var/lib/forecastd")
+    assert load_settings().log_path == Path("/var/log/forecastd")
+    assert load_settings(state_dir=tmp_path, log_dir=tmp_path).state_path == tmp_path
 
 
-def test_every_setting_is_documented_with_its_default(root: Path) -> None:
+def test_settings_are_documented_with_defaults(root: Path) -> None:
     documented = dict(re.findall(r"^([A-Z_]+)=(.*)$", (root / ".env.example").read_text(), re.MULTILINE))
     assert set(documented) == {name.upper() for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
@@ -83,9 +85,7 @@ def test_every_setting_is_documented_with_its_default(root: Path) -> None:
         assert documented[name.upper()] == ("" if default in (None, ()) else str(default)), name
 
 
-def test_an_empty_value_is_unset_for_every_setting_wherever_it_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_empty_value_is_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = load_settings()
     (tmp_path / ".env").write_text("".join(f"{name.upper()}=\n" for name in Settings.model_fields))
     assert load_settings() == plain
@@ -97,15 +97,13 @@ def test_an_empty_value_is_unset_for_every_setting_wherever_it_stands(
     assert load_settings(**dict.fromkeys(Settings.model_fields, "")) == plain
 
 
-def test_an_empty_variable_or_option_leaves_the_word_to_what_stands_below_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_empty_value_falls_back_to_lower_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("TOPIC_ID=5\n")
     monkeypatch.setenv("TOPIC_ID", "")
     assert load_settings(topic_id="").topic_id == 5
 
 
-def test_the_example_file_copied_as_it_is_changes_nothing(tmp_path: Path, root: Path) -> None:
+def test_settings_example_file_changes_nothing(tmp_path: Path, root: Path) -> None:
     (tmp_path / "mnemonic").write_text("not a secret of anybody's")
     plain = load_settings()
     (tmp_path / ".env").write_text((root / ".env.example").read_text())
@@ -113,7 +111,7 @@ def test_the_example_file_copied_as_it_is_changes_nothing(tmp_path: Path, root: 
     assert load_settings().credentials_directory is None
 
 
-def test_a_credentials_directory_is_one_that_systemd_would_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_credentials_directory_must_be_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", ".")
     with pytest.raises(NeedsHuman, match=r"CREDENTIALS_DIRECTORY.*absolute"):
         load_settings()
@@ -122,17 +120,17 @@ def test_a_credentials_directory_is_one_that_systemd_would_set(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSD", "BTC/USD", "btc-usd", " BtcUsd "])
-def test_a_pair_has_one_spelling(symbol: str) -> None:
+def test_settings_symbol_is_normalized(symbol: str) -> None:
     assert load_settings(symbol=symbol).symbol == "btcusd"
 
 
 @pytest.mark.parametrize("symbol", ["/", "btc€", "ß"])
-def test_what_is_no_pair_is_refused(symbol: str) -> None:
+def test_settings_invalid_symbol_is_refused(symbol: str) -> None:
     with pytest.raises(NeedsHuman, match=r"SYMBOL.*such as btcusd"):
         load_settings(symbol=symbol)
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000, "a\0b"])
-def test_a_strange_list_of_endpoints_is_refused(value: str) -> None:
+def test_settings_invalid_endpoint_list_is_refused(value: str) -> None:
     with pytest.raises(NeedsHuman, match="RPC_ENDPOINTS"):
         load_settings(rpc_endpoints=value)

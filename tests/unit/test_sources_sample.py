@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.candles import COLUMNS, HOUR, check
-from forecastd.sources.sample import SampleSource
+from forecastd.market.candles import COLUMNS, HOUR, check_candles
+from forecastd.market.sources.sample import SampleSource
 
 NOW = 4e9
 LAST = int(NOW) // HOUR - 2_000
@@ -14,25 +14,25 @@ LAST = int(NOW) // HOUR - 2_000
 @given(
     seed=st.integers(0, 10**9 - 1), hour=st.integers(-10_000, LAST), before=st.integers(0, 600), n=st.integers(1, 600)
 )
-def test_an_hour_is_the_same_whatever_range_is_asked_for(seed: int, hour: int, before: int, n: int) -> None:
+def test_sample_hour_is_independent_of_the_range(seed: int, hour: int, before: int, n: int) -> None:
     source = SampleSource("btcusd", seed)
-    alone = source.fetch(hour * HOUR, (hour + 1) * HOUR, NOW)
+    single = source.fetch(hour * HOUR, (hour + 1) * HOUR, NOW)
     among = source.fetch((hour - before) * HOUR, (hour + n) * HOUR, NOW)
     assert len(among) == before + n
     for name in ("time", *COLUMNS):
-        assert getattr(alone, name)[0] == getattr(among, name)[before]
+        assert getattr(single, name)[0] == getattr(among, name)[before]
 
 
-def test_the_market_is_the_one_it_always_was() -> None:
+def test_sample_candles_are_unchanged() -> None:
     """A change of the generator changes every demo and the bundle trained on it: it must not happen unseen."""
     candles = SampleSource("btcusd").fetch(1_700_000_000, 1_700_000_000 + 3 * HOUR, NOW)
     assert candles.time.tolist() == [1_700_002_800, 1_700_006_400, 1_700_010_000]
     assert candles.close.tolist() == [34630.75, 34744.06, 34892.6]
 
 
-def test_years_of_it_pass_the_checks_and_look_like_a_market() -> None:
+def test_sample_years_pass_checks_and_resemble_a_market() -> None:
     candles = SampleSource("btcusd").fetch(1_400_000_000, 1_700_000_000, NOW)
-    check(candles, now=candles.end, needed=len(candles), max_age=0)
+    check_candles(candles, now=candles.end, min_length=len(candles), max_age=0)
     moves = np.diff(np.log(candles.close))
     size = np.abs(moves)
     assert candles.provenance.synthetic
@@ -44,7 +44,7 @@ def test_years_of_it_pass_the_checks_and_look_like_a_market() -> None:
     assert (candles.open[1:] == candles.close[:-1]).all()
 
 
-def test_there_is_weak_structure_to_find() -> None:
+def test_sample_has_weak_mean_reversion() -> None:
     level = np.log(SampleSource("btcusd").fetch(1_200_000_000, 1_700_000_000, NOW).close)
     mean = np.convolve(level, np.ones(72) / 72, "valid")  # of the 72 hours up to each
     stretch, future = (level[71:] - mean)[:-168], level[71 + 168 :] - level[71:-168]
@@ -52,13 +52,13 @@ def test_there_is_weak_structure_to_find() -> None:
     assert -0.4 < correlation < -0.05
 
 
-def test_two_seeds_are_two_markets() -> None:
-    one, other = (SampleSource("btcusd", seed).fetch(0, 1_000 * HOUR, NOW) for seed in (0, 1))
-    assert abs(np.corrcoef(np.diff(np.log(one.close)), np.diff(np.log(other.close)))[0, 1]) < 0.2
-    assert (one.provenance.source, other.provenance.source) == ("sample", "sample:1")
+def test_sample_seeds_give_independent_markets() -> None:
+    first_returns, other_returns = (SampleSource("btcusd", seed).fetch(0, 1_000 * HOUR, NOW) for seed in (0, 1))
+    assert abs(np.corrcoef(np.diff(np.log(first_returns.close)), np.diff(np.log(other_returns.close)))[0, 1]) < 0.2
+    assert (first_returns.provenance.source, other_returns.provenance.source) == ("sample", "sample:1")
 
 
-def test_only_complete_candles_are_given() -> None:
+def test_sample_returns_only_complete_candles() -> None:
     source = SampleSource("btcusd")
     assert source.fetch(0, 100 * HOUR, 10 * HOUR - 0.5).end == 9 * HOUR
     assert source.fetch(0, 100 * HOUR, 10 * HOUR).end == 10 * HOUR

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from forecastd.errors import NeedsHuman
+from forecastd.market.sources import open_source
 from forecastd.settings import Settings, load_settings
-from forecastd.sources import open_source
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def no_settings_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def keyed() -> Settings:
+def settings_with_key() -> Settings:
     return load_settings(tiingo_api_key="k3y")
 
 
@@ -32,22 +32,22 @@ def keyed() -> Settings:
         ("file:C:/x.csv", "file:C:/x.csv", "btcusd"),
     ],
 )
-def test_a_spec_names_a_source(keyed: Settings, spec: str, name: str, symbol: str) -> None:
-    source = open_source(spec, keyed)
+def test_source_spec_selects_the_source(settings_with_key: Settings, spec: str, name: str, symbol: str) -> None:
+    source = open_source(spec, settings_with_key)
     assert (source.name, source.symbol, source.step) == (name, symbol, 3600)
 
 
 @pytest.mark.parametrize(
     "spec", ["", "bitcoin", "file", "file:", "exchange", "exchange:", "sample:x", "sample:-1", "tiingo:a/b"]
 )
-def test_a_bad_spec_needs_a_person(keyed: Settings, spec: str) -> None:
+def test_source_spec_invalid_needs_a_person(settings_with_key: Settings, spec: str) -> None:
     with pytest.raises(NeedsHuman):
-        open_source(spec, keyed)
+        open_source(spec, settings_with_key)
 
 
-def test_an_unknown_source_is_told_what_is_allowed(keyed: Settings) -> None:
+def test_source_spec_unknown_lists_the_allowed(settings_with_key: Settings) -> None:
     with pytest.raises(NeedsHuman, match=r"tiingo:TICKER.*exchange:NAME.*file:PATH"):
-        open_source("coinbase", keyed)
+        open_source("coinbase", settings_with_key)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_an_unknown_source_is_told_what_is_allowed(keyed: Settings) -> None:
         ({"tiingo_api_key": "k", "tiingo_url": "https://"}, "no web address"),
     ],
 )
-def test_tiingo_says_what_it_lacks(given: dict[str, str], says: str) -> None:
+def test_tiingo_missing_setting_is_named(given: dict[str, str], says: str) -> None:
     with pytest.raises(NeedsHuman, match=says):
         open_source("tiingo", load_settings(**given))
 
 
-def test_another_server_is_another_source() -> None:
-    elsewhere = load_settings(tiingo_url="http://127.0.0.1:8640")
-    assert open_source("tiingo", elsewhere).name == "tiingo:btcusd@127.0.0.1:8640"
+def test_tiingo_other_server_has_another_name() -> None:
+    source = load_settings(tiingo_url="http://127.0.0.1:8640")
+    assert open_source("tiingo", source).name == "tiingo:btcusd@127.0.0.1:8640"

@@ -13,317 +13,317 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from forecastd.supervise import detector
-from forecastd.supervise.audience import BACKLOG, Audience
-from forecastd.supervise.board import Board, Quarantined, Task, settle
+from forecastd.supervise.event_dispatcher import MAX_PENDING_EVENTS, EventDispatcher
+from forecastd.supervise.events import ProcessEvent, SupervisionCounts
 from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import BACK_OFF_FIRST, BACK_OFF_MOST, BACK_OFF_WITHIN, BackOff
+from forecastd.supervise.policy import BACKOFF_WINDOW_SECONDS, MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS, SlotBackoff
 from forecastd.supervise.process import ChildFailed, ModelFailed
-from forecastd.supervise.report import Counts, Event
+from forecastd.supervise.queue import BundleQuarantined, JobQueue, WorkItem, resolve
 
-ATTEMPTS, STRIKES = 3, 3
+ATTEMPTS, QUARANTINE_AFTER = 3, 3
 
 
-def job(kind: Any = "predict", name: str = "forecast") -> Job:
+def make_job(kind: Any = "predict", name: str = "forecast") -> Job:
     return Job(kind, name, 100.0, ATTEMPTS, lambda message: message)
 
 
-def task(name: str = "a", kind: Any = "predict", deadline: float = 100.0) -> Task:
-    return Task(name, job(kind, name), Future(), ATTEMPTS, deadline)
+def make_item(name: str = "a", kind: Any = "predict", deadline: float = 100.0) -> WorkItem:
+    return WorkItem(name, make_job(kind, name), Future(), ATTEMPTS, deadline)
 
 
-def board() -> Board:
-    return Board(Counts(), "demo", STRIKES)
+def make_queue() -> JobQueue:
+    return JobQueue(SupervisionCounts(), "demo", QUARANTINE_AFTER)
 
 
-class Jobs(RuleBasedStateMachine):
+class JobQueueMachine(RuleBasedStateMachine):
     """Every order of what may happen to jobs: each ends once, and none is lost."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts = Counts()
-        self.board = Board(self.counts, "demo", STRIKES)
+        self.counts = SupervisionCounts()
+        self.queue = JobQueue(self.counts, "demo", QUARANTINE_AFTER)
         self.now = 0.0
-        self.tasks: list[Task] = []
-        self.taken: list[Task] = []
-        self.ends: dict[str, int] = {}
+        self.items: list[WorkItem] = []
+        self.taken: list[WorkItem] = []
+        self.end_counts: dict[str, int] = {}
         self.waiting: list[Future[str]] = []
 
     @rule(kind=st.sampled_from(["predict", "check", "train"]), seconds=st.floats(-1, 20))
-    def enter(self, kind: str, seconds: float) -> None:
-        new = task(f"t{len(self.tasks)}", kind, self.now + seconds)
-        new.future.add_done_callback(lambda _: self.ends.update({new.name: self.ends.get(new.name, 0) + 1}))
-        self.tasks.append(new)
-        self.board.enter(new)
+    def submit(self, kind: str, seconds: float) -> None:
+        item = make_item(f"t{len(self.items)}", kind, self.now + seconds)
+        item.future.add_done_callback(
+            lambda _: self.end_counts.update({item.name: self.end_counts.get(item.name, 0) + 1})
+        )
+        self.items.append(item)
+        self.queue.submit(item)
 
     @rule()
     def take(self) -> None:
-        if (taken := self.board.take()) is not None:
+        if (taken := self.queue.take()) is not None:
             assert taken not in self.taken
             assert taken.future.running()
             self.taken.append(taken)
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data(), how=st.sampled_from(["back", "answer", "refuse", "fail"]))
-    def end(self, data: st.DataObject, how: str) -> None:
-        one = data.draw(st.sampled_from(self.taken))
-        self.taken.remove(one)
-        if how == "back":
-            left = one.left
-            waits = self.board.back(one, "its child died", self.now)
-            assert waits == (one in self.board.queue)
-            assert one.left == left - 1
+    def end(self, data: st.DataObject, ending: str) -> None:
+        item = data.draw(st.sampled_from(self.taken))
+        self.taken.remove(item)
+        if ending == "back":
+            left = item.attempts_left
+            waits = self.queue.requeue(item, "its child died", self.now)
+            assert waits == (item in self.queue.pending)
+            assert item.attempts_left == left - 1
             if waits:
-                assert self.board.queue[0] is one, "at the front"
-                assert self.board.may_start or self.board.closed, "somebody is started for it"
-        elif how == "answer":
-            self.board.answer(one, 1.5)
-        elif how == "refuse":
-            self.board.refuse(one, ModelFailed("no", "data", ""))
+                assert self.queue.pending[0] is item, "at the front"
+                assert self.queue.can_start or self.queue.closed, "somebody is started for it"
+        elif ending == "answer":
+            self.queue.complete(item, 1.5)
+        elif ending == "refuse":
+            self.queue.reject(item, ModelFailed("no", "data", ""))
         else:
-            self.board.fail(one, "why")
+            self.queue.fail(item, "why")
 
     @rule(seconds=st.floats(0, 10))
     def expire(self, seconds: float) -> None:
         self.now += seconds
-        self.board.expire(self.now)
-        assert all(one.deadline > self.now for one in self.board.queue)
+        self.queue.expire(self.now)
+        assert all(item.deadline > self.now for item in self.queue.pending)
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.tasks)).future.cancel()
+        data.draw(st.sampled_from(self.items)).future.cancel()
 
     @precondition(lambda self: len(self.tasks) > 4)
     @rule()
-    def strike(self) -> None:
-        self.board.strike("it crashed")
+    def record_failure(self) -> None:
+        self.queue.record_failure("it crashed")
 
     @rule()
-    def refused_bundle(self) -> None:
-        self.board.refusal = ModelFailed("cut off", "bundle", "hash")
-        self.board.release(self.board.refusal)
+    def reject_bundle(self) -> None:
+        self.queue.bundle_error = ModelFailed("cut off", "bundle", "hash")
+        self.queue.fail_all(self.queue.bundle_error)
 
     @rule()
-    def await_ready(self) -> None:
+    def add_ready_waiter(self) -> None:
         self.waiting.append(Future())
-        self.board.await_ready(self.waiting[-1])
+        self.queue.add_ready_waiter(self.waiting[-1])
 
     @rule()
-    def ready(self) -> None:
-        self.board.ready("b" * 64)
+    def notify_ready(self) -> None:
+        self.queue.notify_ready("b" * 64)
 
     @precondition(lambda self: self.taken)
     @rule()
     def close(self) -> None:
-        self.board.close()
+        self.queue.close()
 
     @invariant()
-    def each_ends_once_and_none_is_lost(self) -> None:
-        for one in self.tasks:
-            held = (one in self.taken) + (one in self.board.queue)
-            if one.future.cancelled():
+    def each_job_ends_once(self) -> None:
+        for item in self.items:
+            holders = (item in self.taken) + (item in self.queue.pending)
+            if item.future.cancelled():
                 continue
-            assert self.ends.get(one.name, 0) <= 1
-            assert held == (0 if one.future.done() else 1), one.name
-            if one.future.done() and (error := one.future.exception()) is not None:
+            assert self.end_counts.get(item.name, 0) <= 1
+            assert holders == (0 if item.future.done() else 1), item.name
+            if item.future.done() and (error := item.future.exception()) is not None:
                 assert isinstance(error, ChildFailed | ModelFailed)
                 assert str(error)
         assert sum(self.counts.jobs.values()) >= sum(
-            one.future.done() and not one.future.cancelled() for one in self.tasks
+            item.future.done() and not item.future.cancelled() for item in self.items
         )
 
     @invariant()
-    def after_its_end_nothing_waits(self) -> None:
-        if self.board.closed is not None or self.board.given_up is not None:
-            assert not self.board.may_start
+    def nothing_waits_after_close(self) -> None:
+        if self.queue.closed is not None or self.queue.quarantine_error is not None:
+            assert not self.queue.can_start
             assert all(future.done() for future in self.waiting)
-            taken_back = {one.name for one in self.board.queue}
-            assert not taken_back
+            requeued = {item.name for item in self.queue.pending}
+            assert not requeued
 
 
-test_each_job_ends_once_whatever_the_order = Jobs.TestCase
+test_job_queue_ends_each_job_once = JobQueueMachine.TestCase
 
 
-def test_three_failures_with_no_answer_between_are_a_quarantine() -> None:
-    one = board()
-    assert not one.strike("a")
-    one.answer(task(), 1)
-    assert not one.strike("b")
-    assert not one.strike("c")
+def test_three_failures_without_result_quarantine_bundle() -> None:
+    queue = make_queue()
+    assert not queue.record_failure("a")
+    queue.complete(make_item(), 1)
+    assert not queue.record_failure("b")
+    assert not queue.record_failure("c")
     waiting: Future[str] = Future()
-    one.await_ready(waiting)
-    queued = task()
-    one.enter(queued)
-    assert one.strike("d")
-    assert not one.strike("e"), "it is told once"
+    queue.add_ready_waiter(waiting)
+    queued = make_item()
+    queue.submit(queued)
+    assert queue.record_failure("d")
+    assert not queue.record_failure("e"), "it is told once"
     for future in (waiting, queued.future):
-        assert isinstance(future.exception(), Quarantined)
-    late = task()
-    one.enter(late)
-    assert isinstance(late.future.exception(), Quarantined)
+        assert isinstance(future.exception(), BundleQuarantined)
+    late = make_item()
+    queue.submit(late)
+    assert isinstance(late.future.exception(), BundleQuarantined)
 
 
-def test_a_check_that_passes_does_not_make_up_for_forecasts_that_hang() -> None:
+def test_passed_check_does_not_reset_failures() -> None:
     """A model that hangs on today's data passes its canary each time."""
-    one = board()
-    struck = []
-    for _ in range(STRIKES):
-        one.answer(task(kind="check"), "sha")
-        struck.append(one.strike("it hung"))
-    assert struck == [False, False, True]
+    queue = make_queue()
+    quarantined = []
+    for _ in range(QUARANTINE_AFTER):
+        queue.complete(make_item(kind="check"), "sha")
+        quarantined.append(queue.record_failure("it hung"))
+    assert quarantined == [False, False, True]
 
 
-def test_a_job_that_comes_back_has_a_refused_bundle_tried_again() -> None:
-    one, mine = board(), task()
-    one.enter(mine)
-    assert one.take() is mine
-    one.refusal = ModelFailed("cut off", "bundle", "hash")
-    assert not one.may_start
-    assert one.back(mine, "its child died", 0)
-    assert one.may_start
+def test_requeued_job_clears_bundle_error() -> None:
+    queue, item = make_queue(), make_item()
+    queue.submit(item)
+    assert queue.take() is item
+    queue.bundle_error = ModelFailed("cut off", "bundle", "hash")
+    assert not queue.can_start
+    assert queue.requeue(item, "its child died", 0)
+    assert queue.can_start
 
 
-def test_a_job_that_comes_back_to_a_closed_board_ends() -> None:
-    one, mine = board(), task()
-    one.enter(mine)
-    one.take()
-    one.close()
-    assert not one.back(mine, "its child died", 0)
-    assert isinstance(mine.future.exception(), ChildFailed)
+def test_requeue_on_closed_queue_fails_job() -> None:
+    queue, item = make_queue(), make_item()
+    queue.submit(item)
+    queue.take()
+    queue.close()
+    assert not queue.requeue(item, "its child died", 0)
+    assert isinstance(item.future.exception(), ChildFailed)
 
 
-def test_settling_twice_or_after_a_cancel_changes_nothing() -> None:
+def test_resolve_twice_or_after_cancel_has_no_effect() -> None:
     future: Future[int] = Future()
-    settle(future, 1)
-    settle(future, ValueError("late"))
+    resolve(future, 1)
+    resolve(future, ValueError("late"))
     assert future.result() == 1
-    gone: Future[int] = Future()
-    gone.cancel()
-    settle(gone, 1)
+    cancelled: Future[int] = Future()
+    cancelled.cancel()
+    resolve(cancelled, 1)
     with pytest.raises(CancelledError):
-        gone.result()
+        cancelled.result()
 
 
-def test_the_third_replacement_in_five_minutes_waits_and_each_after_it_twice_as_long() -> None:
-    back_off, now, waits = BackOff(), 1000.0, []
+def test_third_replacement_in_five_minutes_backs_off_exponentially() -> None:
+    backoff, now, waits = SlotBackoff(), 1000.0, []
     for _ in range(14):  # each child dies as soon as it is started
-        waits.append(back_off.replaced(now))
-        now = max(now, back_off.not_before) + 1
+        waits.append(backoff.record_replacement(now))
+        now = max(now, backoff.not_before) + 1
     assert waits[:2] == [0, 0]
-    assert waits[2:8] == [BACK_OFF_FIRST * 2**power for power in range(6)]
-    assert set(waits[9:]) == {BACK_OFF_MOST}
+    assert waits[2:8] == [MIN_BACKOFF_SECONDS * 2**power for power in range(6)]
+    assert set(waits[9:]) == {MAX_BACKOFF_SECONDS}
 
 
-def test_a_child_that_lasts_has_earlier_ones_forgotten() -> None:
-    back_off = BackOff()
-    waits = [back_off.replaced(now) for now in (0, 1, 2)]
-    assert waits == [0, 0, BACK_OFF_FIRST]
-    now = back_off.not_before + BACK_OFF_WITHIN + 1
-    assert back_off.replaced(now) == 0
-    assert back_off.replaced(now + 1) == 0
-    assert back_off.replaced(now + 2) == BACK_OFF_FIRST
+def test_long_lived_child_resets_backoff() -> None:
+    backoff = SlotBackoff()
+    waits = [backoff.record_replacement(now) for now in (0, 1, 2)]
+    assert waits == [0, 0, MIN_BACKOFF_SECONDS]
+    now = backoff.not_before + BACKOFF_WINDOW_SECONDS + 1
+    assert backoff.record_replacement(now) == 0
+    assert backoff.record_replacement(now + 1) == 0
+    assert backoff.record_replacement(now + 2) == MIN_BACKOFF_SECONDS
 
 
 @given(st.lists(st.floats(0.1, 2000), min_size=1, max_size=40))
-def test_waits_are_bounded_and_rare_replacements_never_wait(gaps: list[float]) -> None:
-    back_off, now, at = BackOff(), 0.0, []
+def test_backoff_is_bounded_and_rare_replacements_do_not_wait(gaps: list[float]) -> None:
+    backoff, now, times = SlotBackoff(), 0.0, []
     for gap in gaps:
-        now = max(now, back_off.not_before) + gap
-        wait = back_off.replaced(now)
-        assert wait == 0 or BACK_OFF_FIRST <= wait <= BACK_OFF_MOST
-        assert wait == 0 or back_off.not_before == now + wait
-        at.append(now)
-        if len(at) < 3 or gap > BACK_OFF_WITHIN:
+        now = max(now, backoff.not_before) + gap
+        wait = backoff.record_replacement(now)
+        assert wait == 0 or MIN_BACKOFF_SECONDS <= wait <= MAX_BACKOFF_SECONDS
+        assert wait == 0 or backoff.not_before == now + wait
+        times.append(now)
+        if len(times) < 3 or gap > BACKOFF_WINDOW_SECONDS:
             assert wait == 0
 
 
-def event(kind: Any = "launched", text: str = "") -> Event:
-    return Event(kind, 1, detector.launched(0, "l"), text=text)
+def make_event(kind: Any = "launched", text: str = "") -> ProcessEvent:
+    return ProcessEvent(kind, 1, detector.start(0, "l"), text=text)
 
 
-def test_an_observer_hears_everything_in_order_from_a_thread_that_is_gone_after_the_close() -> None:
-    heard: list[str] = []
+def test_observer_receives_events_in_order_until_close() -> None:
+    delivered: list[str] = []
     threads: set[threading.Thread] = set()
 
-    def observe(told: Event) -> None:
-        heard.append(told.text)
+    def observe(event: ProcessEvent) -> None:
+        delivered.append(event.text)
         threads.add(threading.current_thread())
 
-    audience = Audience(observe)
+    dispatcher = EventDispatcher(observe)
     for number in range(100):
-        audience.tell(event(text=str(number)))
-    audience.settle(60)
-    assert heard == [str(number) for number in range(100)]
-    audience.close(60)
-    audience.tell(event(text="late"))
-    assert len(heard) == 100
+        dispatcher.publish(make_event(text=str(number)))
+    dispatcher.flush(60)
+    assert delivered == [str(number) for number in range(100)]
+    dispatcher.close(60)
+    dispatcher.publish(make_event(text="late"))
+    assert len(delivered) == 100
     assert threads
     assert threading.current_thread() not in threads
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_a_stuck_observer_costs_bounded_memory_and_misses_progress_first() -> None:
-    go = threading.Event()
-    heard: list[str] = []
+def test_stuck_observer_drops_progress_events_first() -> None:
+    release = threading.Event()
+    delivered: list[str] = []
 
-    def observe(told: Event) -> None:
-        go.wait(60)
-        heard.append(told.kind)
+    def observe(event: ProcessEvent) -> None:
+        release.wait(60)
+        delivered.append(event.kind)
 
-    audience = Audience(observe)
-    for _ in range(2 * BACKLOG):
-        audience.tell(event("progress"))
-    audience.tell(event("hung"))
-    for _ in range(2 * BACKLOG):
-        audience.tell(event("launched"))
-    go.set()
-    audience.settle(60)
-    assert "hung" in heard
-    assert len(heard) <= BACKLOG + 1
-    audience.close(60)
+    dispatcher = EventDispatcher(observe)
+    for _ in range(2 * MAX_PENDING_EVENTS):
+        dispatcher.publish(make_event("progress"))
+    dispatcher.publish(make_event("hung"))
+    for _ in range(2 * MAX_PENDING_EVENTS):
+        dispatcher.publish(make_event("launched"))
+    release.set()
+    dispatcher.flush(60)
+    assert "hung" in delivered
+    assert len(delivered) <= MAX_PENDING_EVENTS + 1
+    dispatcher.close(60)
 
 
-def test_an_observer_that_raises_hears_no_more_and_holds_nobody_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_raising_observer_is_detached(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     raised: list[BaseException | None] = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: raised.append(arguments.exc_value))
-    heard: list[str] = []
+    delivered: list[str] = []
 
-    def observe(told: Event) -> None:
-        heard.append(told.text)
+    def observe(event: ProcessEvent) -> None:
+        delivered.append(event.text)
         raise ZeroDivisionError
 
-    audience = Audience(observe)
+    dispatcher = EventDispatcher(observe)
     with caplog.at_level(logging.ERROR):
-        audience.tell(event(text="first"))
-        audience.settle(60)
-        audience.tell(event(text="second"))
-        audience.settle(60)
-        audience.close(60)
-    assert heard == ["first"]
+        dispatcher.publish(make_event(text="first"))
+        dispatcher.flush(60)
+        dispatcher.publish(make_event(text="second"))
+        dispatcher.flush(60)
+        dispatcher.close(60)
+    assert delivered == ["first"]
     assert isinstance(raised[0], ZeroDivisionError)
     assert "they go on as ever" in caplog.text
 
 
-def test_an_observer_may_wait_for_itself_without_end() -> None:
+def test_flush_from_observer_thread_does_not_deadlock() -> None:
     done = threading.Event()
 
-    def observe(_: Event) -> None:
-        audience.settle(60)
+    def observe(_: ProcessEvent) -> None:
+        dispatcher.flush(60)
         done.set()
 
-    audience = Audience(observe)
-    audience.tell(event())
+    dispatcher = EventDispatcher(observe)
+    dispatcher.publish(make_event())
     assert done.wait(60)
-    audience.close(60)
+    dispatcher.close(60)
 
 
-def test_counts_are_one_json_object() -> None:
-    counts = Counts(launches=3)
+def test_counts_serialize_to_one_json_object() -> None:
+    counts = SupervisionCounts(launches=3)
     counts.hangs["predicting", "abc"] += 2
     counts.jobs["result"] += 1
-    told = counts.as_json()
-    assert told["launches"] == 3
-    assert told["hangs"] == [{"phase": "predicting", "bundle": "abc", "count": 2}]
-    assert told["jobs"] == {"result": 1}
+    document = counts.as_json()
+    assert document["launches"] == 3
+    assert document["hangs"] == [{"phase": "predicting", "bundle": "abc", "count": 2}]
+    assert document["jobs"] == {"result": 1}

@@ -13,129 +13,133 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.supervise import detector
-from forecastd.supervise.detector import Limits, Phase, Verdict, Watched, verdict
+from forecastd.supervise.detector import Phase, PhaseLimits, ProcessState, ProcessVerdict, assess
 
-LIMITS = Limits(starting=5, loading=6, warming_up=7, predicting=8, training=9, post_processing=3, stopping=2, silence=4)
-WORK = [phase for phase in Phase if phase not in {Phase.IDLE, Phase.STOPPING}]
+LIMITS = PhaseLimits(
+    starting=5, loading=6, warming_up=7, predicting=8, training=9, post_processing=3, stopping=2, silence=4
+)
+WORK_PHASES = [phase for phase in Phase if phase not in {Phase.IDLE, Phase.STOPPING}]
 
 
-def report(
-    child: Watched,
+def report_progress(
+    state: ProcessState,
     now: float,
     done: float,
     phase: Phase = Phase.PREDICTING,
     *,
     job: str | None = "j",
     launch: str = "l",
-) -> Watched:
-    return detector.progressed(child, now, launch=launch, job=job, phase=phase, done=done, total=100)
+) -> ProcessState:
+    return detector.record_progress(state, now, launch=launch, job=job, phase=phase, done=done, total=100)
 
 
-def at_work(now: float = 0.0) -> Watched:
-    return detector.dispatched(detector.launched(now, "l"), now, "j", Phase.PREDICTING)
+def working_state(now: float = 0.0) -> ProcessState:
+    return detector.assign_job(detector.start(now, "l"), now, "j", Phase.PREDICTING)
 
 
-def beat(child: Watched, begin: float, end: float, do: Callable[[Watched, float], Watched]) -> Watched:
+def repeat(
+    state: ProcessState, begin: float, end: float, step: Callable[[ProcessState, float], ProcessState]
+) -> ProcessState:
     """Every half second something is heard of the child."""
     now = begin
     while now <= end:
-        child = do(child, now)
+        state = step(state, now)
         now += 0.5
-    return child
+    return state
 
 
-def alive(child: Watched, now: float) -> Watched:
-    return detector.alive(child, now, "l")
+def heartbeat(state: ProcessState, now: float) -> ProcessState:
+    return detector.record_heartbeat(state, now, "l")
 
 
 @pytest.mark.parametrize("percent", [0, 1, 25, 50, 75, 99])
-def test_a_stall_that_still_beats_is_hung_just_past_the_limit(percent: int) -> None:
-    child = beat(report(at_work(), 1, percent), 1, 9, alive)
+def test_stalled_child_with_heartbeat_is_hung_past_limit(percent: int) -> None:
+    state = repeat(report_progress(working_state(), 1, percent), 1, 9, heartbeat)
     since = 0 if percent == 0 else 1  # a report of nothing done is no progress
-    assert verdict(since + 8, child, LIMITS).state == "slow"
-    assert verdict(since + 8.001, child, LIMITS).state == "hung"
+    assert assess(since + 8, state, LIMITS).state == "slow"
+    assert assess(since + 8.001, state, LIMITS).state == "hung"
 
 
-def test_silence_in_the_middle_is_hung_by_its_own_limit_whatever_the_phase_allows() -> None:
-    child = report(at_work(), 1, 50)
-    assert verdict(5, child, LIMITS).state == "slow"
-    found = verdict(5.001, child, LIMITS)
-    assert found.state == "hung"
-    assert "silent" in found.reason
+def test_silent_child_is_hung_past_silence_limit() -> None:
+    state = report_progress(working_state(), 1, 50)
+    assert assess(5, state, LIMITS).state == "slow"
+    result = assess(5.001, state, LIMITS)
+    assert result.state == "hung"
+    assert "silent" in result.reason
 
 
-def test_silence_before_the_first_step_is_hung() -> None:
-    assert verdict(4.001, at_work(), LIMITS).state == "hung"
+def test_silent_child_is_hung_before_first_step() -> None:
+    assert assess(4.001, working_state(), LIMITS).state == "hung"
 
 
-def test_a_child_that_starts_cannot_speak_yet_and_has_the_limit_of_that_phase_alone() -> None:
-    child = detector.launched(0, "l")
-    assert verdict(4.9, child, LIMITS).state == "slow"
-    assert verdict(5.001, child, LIMITS).state == "hung"
+def test_starting_child_has_only_the_starting_limit() -> None:
+    state = detector.start(0, "l")
+    assert assess(4.9, state, LIMITS).state == "slow"
+    assert assess(5.001, state, LIMITS).state == "hung"
 
 
-def test_going_back_and_forth_is_no_progress() -> None:
-    child = report(report(at_work(), 1, 50), 1.1, 51)
-    child = beat(child, 1.5, 9.5, lambda child, now: report(child, now, 50 + (now % 1 > 0)))
-    assert verdict(9.05, child, LIMITS).state == "slow"
-    assert verdict(9.2, child, LIMITS).state == "hung"
+def test_oscillating_progress_is_no_progress() -> None:
+    state = report_progress(report_progress(working_state(), 1, 50), 1.1, 51)
+    state = repeat(state, 1.5, 9.5, lambda state, now: report_progress(state, now, 50 + (now % 1 > 0)))
+    assert assess(9.05, state, LIMITS).state == "slow"
+    assert assess(9.2, state, LIMITS).state == "hung"
 
 
-def test_idleness_has_no_deadline_and_the_job_after_it_starts_with_fresh_clocks() -> None:
-    child = detector.finished(detector.launched(0, "l"), 1)
-    child = beat(child, 1, 1200, alive)
-    assert verdict(1200.5, child, LIMITS).state == "ok"
-    child = detector.dispatched(child, 1203, "j", Phase.PREDICTING)  # last heard of three seconds ago
-    assert verdict(1204.9, child, LIMITS).state == "ok"
-    assert child.heard == child.progressed == 1203
+def test_idle_child_has_no_limit_and_next_job_resets_timers() -> None:
+    state = detector.finish_job(detector.start(0, "l"), 1)
+    state = repeat(state, 1, 1200, heartbeat)
+    assert assess(1200.5, state, LIMITS).state == "ok"
+    state = detector.assign_job(state, 1203, "j", Phase.PREDICTING)  # last heard of three seconds ago
+    assert assess(1204.9, state, LIMITS).state == "ok"
+    assert state.last_heartbeat == state.last_progress == 1203
 
 
-def test_one_slow_step_below_the_limit_and_slow_post_processing_are_fine() -> None:
-    child = beat(report(at_work(), 1, 50), 1, 8.5, alive)
-    assert verdict(8.9, child, LIMITS).state == "slow"
-    child = report(child, 8.9, 60)
-    assert verdict(9, child, LIMITS).state == "ok"
-    child = beat(report(child, 9, 0, Phase.POST_PROCESSING), 9, 12, alive)
-    assert verdict(12, child, LIMITS).state == "slow"
-    assert verdict(12.1, child, LIMITS).state == "hung"
+def test_slow_step_below_limit_is_not_hung() -> None:
+    state = repeat(report_progress(working_state(), 1, 50), 1, 8.5, heartbeat)
+    assert assess(8.9, state, LIMITS).state == "slow"
+    state = report_progress(state, 8.9, 60)
+    assert assess(9, state, LIMITS).state == "ok"
+    state = repeat(report_progress(state, 9, 0, Phase.POST_PROCESSING), 9, 12, heartbeat)
+    assert assess(12, state, LIMITS).state == "slow"
+    assert assess(12.1, state, LIMITS).state == "hung"
 
 
-def test_the_clocks_start_anew_after_a_sleep_and_a_true_hang_is_still_found() -> None:
-    child = detector.woken(report(at_work(), 1, 50), 7200)
-    assert verdict(7200, child, LIMITS).state == "ok"
-    child = beat(child, 7200, 7208, alive)
-    assert verdict(7208.1, child, LIMITS).state == "hung"
-    assert detector.woken(child, 10) == child, "never back in time"
+def test_reset_timers_after_suspend_still_detects_hang() -> None:
+    state = detector.reset_timers(report_progress(working_state(), 1, 50), 7200)
+    assert assess(7200, state, LIMITS).state == "ok"
+    state = repeat(state, 7200, 7208, heartbeat)
+    assert assess(7208.1, state, LIMITS).state == "hung"
+    assert detector.reset_timers(state, 10) == state, "never back in time"
 
 
-def test_a_message_of_an_earlier_launch_touches_no_clock() -> None:
-    child = at_work()
-    assert report(child, 3, 99, launch="earlier") is child
-    assert detector.alive(child, 3, "earlier") is child
+def test_message_of_earlier_launch_is_ignored() -> None:
+    state = working_state()
+    assert report_progress(state, 3, 99, launch="earlier") is state
+    assert detector.record_heartbeat(state, 3, "earlier") is state
 
 
-def test_another_jobs_progress_is_a_sign_of_life_and_no_more() -> None:
-    child = report(at_work(), 3, 99, job="the job before")
-    assert (child.heard, child.progressed, child.done) == (3, 0, 0)
+def test_progress_of_another_job_counts_as_heartbeat_only() -> None:
+    state = report_progress(working_state(), 3, 99, job="the job before")
+    assert (state.last_heartbeat, state.last_progress, state.done) == (3, 0, 0)
 
 
-def test_a_child_that_was_told_to_stop_is_judged_by_the_limit_for_stopping() -> None:
-    child = detector.stopping(report(at_work(), 1, 50), 2)
-    child = beat(child, 2, 4, lambda child, now: report(child, now, 10 * now))
-    assert verdict(4.1, child, LIMITS).state == "hung"
+def test_stopping_child_has_the_stopping_limit() -> None:
+    state = detector.begin_stop(report_progress(working_state(), 1, 50), 2)
+    state = repeat(state, 2, 4, lambda state, now: report_progress(state, now, 10 * now))
+    assert assess(4.1, state, LIMITS).state == "hung"
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, -1.0, 0.0])
-def test_what_is_no_number_counts_as_nothing_done(number: float) -> None:
-    child = report(at_work(), 1, number)
-    assert (child.done, child.progressed) == (0, 0)
-    child = detector.progressed(
-        at_work(), 1, launch="l", job="j", phase=Phase.POST_PROCESSING, done=number, total=number
+def test_non_finite_progress_counts_as_zero(number: float) -> None:
+    state = report_progress(working_state(), 1, number)
+    assert (state.done, state.last_progress) == (0, 0)
+    state = detector.record_progress(
+        working_state(), 1, launch="l", job="j", phase=Phase.POST_PROCESSING, done=number, total=number
     )
-    assert (child.done, child.total, child.percent) == (0, 0, 0)
+    assert (state.done, state.total, state.percent) == (0, 0, 0)
 
 
-def test_it_reads_no_clock_of_its_own() -> None:
+def test_detector_imports_no_clock() -> None:
     tree = ast.parse(inspect.getsource(detector))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -143,7 +147,7 @@ def test_it_reads_no_clock_of_its_own() -> None:
 
 
 @dataclass(frozen=True)
-class Word:
+class Utterance:
     """Something a child may say, after so many seconds."""
 
     wait: float
@@ -152,8 +156,8 @@ class Word:
     done: float
 
 
-WORDS = st.builds(
-    Word,
+UTTERANCES = st.builds(
+    Utterance,
     wait=st.floats(0, 3.9),
     kind=st.sampled_from(["alive", "same job", "same job", "other job", "earlier launch", "woken"]),
     phase=st.sampled_from(list(Phase)),
@@ -161,54 +165,54 @@ WORDS = st.builds(
 )
 
 
-def say(child: Watched, now: float, word: Word) -> Watched:
-    if word.kind == "alive":
-        return detector.alive(child, now, "l")
-    if word.kind == "woken":
-        return detector.woken(child, now)
-    job = "another" if word.kind == "other job" else child.job
-    launch = "e" if word.kind == "earlier launch" else "l"
-    return report(child, now, word.done, word.phase, job=job, launch=launch)
+def apply_utterance(state: ProcessState, now: float, utterance: Utterance) -> ProcessState:
+    if utterance.kind == "alive":
+        return detector.record_heartbeat(state, now, "l")
+    if utterance.kind == "woken":
+        return detector.reset_timers(state, now)
+    job = "another" if utterance.kind == "other job" else state.job
+    launch = "e" if utterance.kind == "earlier launch" else "l"
+    return report_progress(state, now, utterance.done, utterance.phase, job=job, launch=launch)
 
 
-@given(st.lists(WORDS, max_size=60), st.sampled_from(WORK))
-def test_a_child_that_gets_on_in_time_is_never_hung_whatever_else_it_says(words: list[Word], phase: Phase) -> None:
+@given(st.lists(UTTERANCES, max_size=60), st.sampled_from(WORK_PHASES))
+def test_child_with_timely_progress_is_never_hung(utterances: list[Utterance], phase: Phase) -> None:
     """True progress comes at least once in each limit; lies, echoes and noise come between."""
     job = None if phase in {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP} else "j"
-    child = detector.launched(0.0, "l")
+    state = detector.start(0.0, "l")
     if job is not None or phase is not Phase.STARTING:
-        child = detector.dispatched(child, 0.0, job, phase)  # type: ignore[arg-type]
-    now, step, done = 0.0, 0.9 * min(LIMITS.of(phase), LIMITS.silence_in(phase)), 1000.0
-    for word in words:
-        if word.kind == "same job" and list(Phase).index(word.phase) > list(Phase).index(phase):
+        state = detector.assign_job(state, 0.0, job, phase)  # type: ignore[arg-type]
+    now, step, done = 0.0, 0.9 * min(LIMITS.for_phase(phase), LIMITS.silence_for(phase)), 1000.0
+    for utterance in utterances:
+        if utterance.kind == "same job" and list(Phase).index(utterance.phase) > list(Phase).index(phase):
             continue  # a later phase of its own would change the limit; that is the next test
-        later = now + min(word.wait, step)
-        assert verdict(later, child, LIMITS).state != "hung"
-        child, now = say(child, later, word), later
-        assert verdict(now, child, LIMITS).state != "hung"
+        later = now + min(utterance.wait, step)
+        assert assess(later, state, LIMITS).state != "hung"
+        state, now = apply_utterance(state, later, utterance), later
+        assert assess(now, state, LIMITS).state != "hung"
         done += 1
-        child = report(child, now, done, phase, job=job)
-        assert (child.progressed, child.done) == (now, done)
+        state = report_progress(state, now, done, phase, job=job)
+        assert (state.last_progress, state.done) == (now, done)
 
 
-@given(st.lists(WORDS, max_size=80), st.sampled_from(WORK))
-def test_progress_moves_only_forward_and_each_step_of_it_is_true(words: list[Word], phase: Phase) -> None:
+@given(st.lists(UTTERANCES, max_size=80), st.sampled_from(WORK_PHASES))
+def test_progress_only_advances_on_new_maximum_or_phase(utterances: list[Utterance], phase: Phase) -> None:
     """Whatever is said: `progressed` moves only for a new maximum or a later phase of the same job and launch, or a sleep;
     so whatever does not get on is hung by the time that the limit has passed."""
     order = list(Phase)
-    child, now = detector.dispatched(detector.launched(0.0, "l"), 0.0, "j", phase), 0.0
-    for word in words:
-        now += word.wait
-        before, child = child, say(child, now, word)
-        assert order.index(child.phase) >= order.index(before.phase)
-        moved = child.progressed != before.progressed
-        further = child.phase is before.phase and child.done > before.done
-        later = order.index(child.phase) > order.index(before.phase)
-        assert not moved or word.kind == "woken" or (word.kind == "same job" and (further or later))
-        assert child.heard in {before.heard, now}
-        assert (child.launch, child.job) == ("l", "j")
-        past = child.progressed + LIMITS.of(child.phase) + 1e-6
-        assert verdict(past, detector.alive(child, past, "l"), LIMITS).state == "hung"
+    state, now = detector.assign_job(detector.start(0.0, "l"), 0.0, "j", phase), 0.0
+    for utterance in utterances:
+        now += utterance.wait
+        before, state = state, apply_utterance(state, now, utterance)
+        assert order.index(state.phase) >= order.index(before.phase)
+        moved = state.last_progress != before.last_progress
+        further = state.phase is before.phase and state.done > before.done
+        later = order.index(state.phase) > order.index(before.phase)
+        assert not moved or utterance.kind == "woken" or (utterance.kind == "same job" and (further or later))
+        assert state.last_heartbeat in {before.last_heartbeat, now}
+        assert (state.launch, state.job) == ("l", "j")
+        past = state.last_progress + LIMITS.for_phase(state.phase) + 1e-6
+        assert assess(past, detector.record_heartbeat(state, past, "l"), LIMITS).state == "hung"
 
 
 @given(
@@ -218,33 +222,33 @@ def test_progress_moves_only_forward_and_each_step_of_it_is_true(words: list[Wor
     st.floats(0, 20),
     st.floats(0, 20),
 )
-def test_slow_from_half_a_limit_and_the_verdict_holds_until_it_is_due(
-    phase: Phase, start: float, idle: float, silent: float, look: float
+def test_verdict_holds_until_next_change(
+    phase: Phase, start: float, since_progress: float, since_heartbeat: float, delay: float
 ) -> None:
     now = start + 20
-    child = Watched("l", phase, "j", now - silent, now - idle)
-    found = verdict(now, child, LIMITS)
-    limit = LIMITS.of(phase)
-    worst = max((now - child.progressed) / limit, (now - child.heard) / LIMITS.silence_in(phase))
-    wanted = "hung" if worst > 1 else "slow" if worst > 0.5 else "ok"
-    if abs(worst - 1) > 1e-6 and abs(worst - 0.5) > 1e-6:
-        assert found.state == wanted
-    until = detector.due(now, child, LIMITS)
+    state = ProcessState("l", phase, "j", now - since_heartbeat, now - since_progress)
+    result = assess(now, state, LIMITS)
+    limit = LIMITS.for_phase(phase)
+    worst_ratio = max((now - state.last_progress) / limit, (now - state.last_heartbeat) / LIMITS.silence_for(phase))
+    expected = "hung" if worst_ratio > 1 else "slow" if worst_ratio > 0.5 else "ok"
+    if abs(worst_ratio - 1) > 1e-6 and abs(worst_ratio - 0.5) > 1e-6:
+        assert result.state == expected
+    until = detector.next_change(now, state, LIMITS)
     assert until >= now
-    later = min(now + look, until)
-    assert verdict(later - 1e-6 if later > now else now, child, LIMITS).state == found.state
-    if found.state == "hung":
+    later = min(now + delay, until)
+    assert assess(later - 1e-6 if later > now else now, state, LIMITS).state == result.state
+    if result.state == "hung":
         return
     assert until < math.inf
     steps = []
     while until < math.inf:  # from one change to the next, and there is the hang
         now = until + 1e-6
-        steps.append(verdict(now, child, LIMITS).state)
-        until = detector.due(now, child, LIMITS)
+        steps.append(assess(now, state, LIMITS).state)
+        until = detector.next_change(now, state, LIMITS)
     assert steps[-1] == "hung"
     assert steps == sorted(steps, key=["ok", "slow", "hung"].index)
 
 
-def test_every_phase_but_waiting_has_a_limit() -> None:
-    assert {phase for phase in Phase if LIMITS.of(phase) == math.inf} == {Phase.IDLE}
-    assert verdict(0, at_work(), LIMITS) == Verdict("ok")
+def test_every_phase_but_idle_has_a_limit() -> None:
+    assert {phase for phase in Phase if LIMITS.for_phase(phase) == math.inf} == {Phase.IDLE}
+    assert assess(0, working_state(), LIMITS) == ProcessVerdict("ok")

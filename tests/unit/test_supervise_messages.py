@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from forecastd.supervise.jobs import BadAnswer, forecast_message, predict_job
-from forecastd.supervise.messages import (
+from forecastd.supervise.jobs import InvalidResult, forecast_message, predict_job
+from forecastd.supervise.protocol import (
     MAX_BODY,
     MAX_HEADER,
     ChannelClosed,
-    Decoder,
-    GarbledMessage,
-    Message,
+    ChildMessage,
+    InvalidMessage,
+    MessageDecoder,
     encode,
     printable,
     receive,
@@ -38,16 +38,16 @@ ARRAYS = st.one_of(
     hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)),
     hnp.arrays(np.uint8, hnp.array_shapes(max_dims=2, max_side=5)),
 )
-PLAIN = st.recursive(
+JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
 MESSAGES = st.builds(
-    Message,
+    ChildMessage,
     kind=st.text(max_size=10),
     launch=st.text(max_size=10),
-    fields=st.dictionaries(st.text(max_size=6), PLAIN, max_size=4),
+    fields=st.dictionaries(st.text(max_size=6), JSON_VALUES, max_size=4),
     arrays=st.dictionaries(st.text(max_size=6), ARRAYS, max_size=3),
 )
 
@@ -62,48 +62,48 @@ def header(**other: Any) -> dict[str, Any]:
 
 
 @given(st.lists(MESSAGES, max_size=4), st.lists(st.integers(0, 4000), max_size=8))
-def test_messages_arrive_as_they_were_sent_in_whatever_pieces(messages: list[Message], cuts: list[int]) -> None:
+def test_decoder_restores_messages_from_any_chunks(messages: list[ChildMessage], cuts: list[int]) -> None:
     stream = b"".join(encode(message) for message in messages)
-    places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
-    decoder = Decoder()
-    got = [message for begin, end in pairwise(places) for message in decoder.feed(stream[begin:end])]
-    assert decoder.garbled == ""
-    assert len(got) == len(messages)
-    for found, wanted in zip(got, messages, strict=True):
-        assert (found.kind, found.launch, found.fields) == (wanted.kind, wanted.launch, wanted.fields)
-        assert found.arrays.keys() == wanted.arrays.keys()
-        for name, array in wanted.arrays.items():
-            np.testing.assert_array_equal(found.arrays[name], array)
-            assert (found.arrays[name].shape, found.arrays[name].dtype) == (array.shape, array.dtype)
+    positions = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    decoder = MessageDecoder()
+    decoded = [message for begin, end in pairwise(positions) for message in decoder.feed(stream[begin:end])]
+    assert decoder.error == ""
+    assert len(decoded) == len(messages)
+    for actual, expected in zip(decoded, messages, strict=True):
+        assert (actual.kind, actual.launch, actual.fields) == (expected.kind, expected.launch, expected.fields)
+        assert actual.arrays.keys() == expected.arrays.keys()
+        for name, array in expected.arrays.items():
+            np.testing.assert_array_equal(actual.arrays[name], array)
+            assert (actual.arrays[name].shape, actual.arrays[name].dtype) == (array.shape, array.dtype)
 
 
 @given(st.lists(st.binary(max_size=60), max_size=8))
-def test_noise_is_named_or_waited_for_and_raises_nothing(pieces: list[bytes]) -> None:
-    decoder = Decoder()
+def test_decoder_never_raises_on_noise(pieces: list[bytes]) -> None:
+    decoder = MessageDecoder()
     for piece in pieces:
         for message in decoder.feed(piece):
             assert isinstance(message.kind, str)
 
 
 @given(MESSAGES, st.data())
-def test_a_frame_with_changed_bytes_is_a_message_or_named_as_none(message: Message, data: st.DataObject) -> None:
+def test_decoder_handles_corrupted_frames(message: ChildMessage, data: st.DataObject) -> None:
     stream = bytearray(encode(message))
-    for place in data.draw(st.lists(st.integers(0, len(stream) - 1), min_size=1, max_size=4)):
-        stream[place] = data.draw(st.integers(0, 255))
-    decoder = Decoder()
-    for found in decoder.feed(bytes(stream)):
+    for position in data.draw(st.lists(st.integers(0, len(stream) - 1), min_size=1, max_size=4)):
+        stream[position] = data.draw(st.integers(0, 255))
+    decoder = MessageDecoder()
+    for decoded in decoder.feed(bytes(stream)):
         for name in ("done", "total", "job", "phase"):
-            for read in (found.number, found.text):
-                with suppress(GarbledMessage):
+            for read in (decoded.number, decoded.text):
+                with suppress(InvalidMessage):
                     read(name)
 
 
 @given(MESSAGES, st.data())
-def test_half_a_frame_is_waited_for(message: Message, data: st.DataObject) -> None:
+def test_decoder_waits_for_rest_of_frame(message: ChildMessage, data: st.DataObject) -> None:
     stream = encode(message)
-    decoder = Decoder()
+    decoder = MessageDecoder()
     assert decoder.feed(stream[: data.draw(st.integers(0, len(stream) - 1))]) == []
-    assert decoder.garbled == ""
+    assert decoder.error == ""
 
 
 @pytest.mark.parametrize(
@@ -144,59 +144,59 @@ def test_half_a_frame_is_waited_for(message: Message, data: st.DataObject) -> No
     ],
     ids=lambda bad: str(bad)[:40],
 )
-def test_a_header_that_is_none_is_named_and_nothing_after_it_is_a_message(bad: object) -> None:
-    decoder = Decoder()
-    assert decoder.feed(frame(bad) + encode(Message("ready", "l"))) == []
-    assert decoder.garbled
-    assert len(decoder.garbled) <= 200
-    assert decoder.feed(encode(Message("ready", "l"))) == []
+def test_invalid_header_is_reported_and_stops_decoding(bad: object) -> None:
+    decoder = MessageDecoder()
+    assert decoder.feed(frame(bad) + encode(ChildMessage("ready", "l"))) == []
+    assert decoder.error
+    assert len(decoder.error) <= 200
+    assert decoder.feed(encode(ChildMessage("ready", "l"))) == []
 
 
 @pytest.mark.parametrize("sides", [[1], [], [2]])
-def test_a_body_of_another_length_than_its_arrays_is_none(sides: list[int]) -> None:
-    decoder = Decoder()
+def test_body_length_mismatch_is_invalid(sides: list[int]) -> None:
+    decoder = MessageDecoder()
     decoder.feed(frame(header(arrays={"a": ["f", *sides]}), bytes(24)))
-    assert decoder.garbled
+    assert decoder.error
 
 
 @pytest.mark.parametrize("sizes", [(MAX_HEADER + 1, 0), (0, MAX_BODY + 1), (2**32 - 1, 2**32 - 1)])
-def test_a_frame_beyond_the_bounds_is_refused_before_it_is_read(sizes: tuple[int, int]) -> None:
-    decoder = Decoder()
+def test_oversized_frame_is_refused_before_reading(sizes: tuple[int, int]) -> None:
+    decoder = MessageDecoder()
     decoder.feed(struct.pack("<II", *sizes))
-    assert "bytes" in decoder.garbled
+    assert "bytes" in decoder.error
 
 
-def test_a_message_for_which_there_is_no_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_without_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(np, "empty", none)
-    decoder, data = Decoder(), frame(header(arrays={"a": ["f", 3]}), bytes(24))
+    decoder, data = MessageDecoder(), frame(header(arrays={"a": ["f", 3]}), bytes(24))
     assert decoder.feed(data) == []
-    assert "no memory" in decoder.garbled
+    assert "no memory" in decoder.error
 
 
-def test_garbage_without_end_takes_no_memory() -> None:
-    decoder, piece = Decoder(), b"no message at all " * 1000
+def test_endless_garbage_uses_no_memory() -> None:
+    decoder, piece = MessageDecoder(), b"no message at all " * 1000
     decoder.feed(piece)
     tracemalloc.start()
     for _ in range(500):
         decoder.feed(piece)
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 20 * len(piece)
+    assert peak < 20 * len(piece)
 
 
 @pytest.mark.parametrize("value", [None, True, "1", [], {}, 10**400, -(10**400), float("inf"), float("nan"), [[[[]]]]])
-def test_a_number_that_is_none_is_named(value: object) -> None:
-    decoder = Decoder()
+def test_invalid_number_field_is_reported(value: object) -> None:
+    decoder = MessageDecoder()
     (message,) = decoder.feed(frame(header(fields={"done": value})))
-    with pytest.raises(GarbledMessage, match="done"):
+    with pytest.raises(InvalidMessage, match="done"):
         message.number("done")
 
 
-def test_a_text_can_be_printed_whatever_was_sent() -> None:
-    (message,) = Decoder().feed(
+def test_text_is_made_printable() -> None:
+    (message,) = MessageDecoder().feed(
         frame(b'{"kind": "error", "launch": "l", "fields": {"message": "\\ud800!"}, "arrays": {}}')
     )
     assert printable(message.text("message") + "\x1b[31m\n") == "?!?[31m?"
@@ -210,12 +210,12 @@ def nested(depth: int) -> object:
     return value
 
 
-def test_a_value_nested_as_deep_as_the_parser_allows_breaks_nothing_when_it_is_read() -> None:
+def test_deeply_nested_value_is_rejected_safely() -> None:
     for depth in range(700, 1100, 7):
-        decoder = Decoder()
+        decoder = MessageDecoder()
         head = b'{"kind":"progress","launch":"l","fields":{"done":' + b"[" * depth + b"]" * depth + b'},"arrays":{}}'
         for message in decoder.feed(frame(head)):
-            with pytest.raises(GarbledMessage):
+            with pytest.raises(InvalidMessage):
                 message.number("done")
 
 
@@ -224,22 +224,22 @@ LEVELS = (0.1, 0.5, 0.9)
 FORECAST = Forecast(1000, 10, LEVELS, np.tile([-0.1, 0.0, 0.1], (2, 1)), 0.0, INPUTS.sha256(), "b" * 64)
 
 
-def read_answer(**changes: Any) -> object:
+def read_result(**changes: Any) -> object:
     message = forecast_message(FORECAST, "l", "j")
     quantiles = changes.pop("quantiles", None)
     if quantiles is not None:
         message.arrays["quantiles"] = quantiles
     for name, value in changes.items():
         message.fields[name] = value
-    (got,) = Decoder().feed(encode(message))
-    return predict_job(INPUTS, name="f", deadline=0, attempts=1, rows=2, levels=LEVELS).read(got)
+    (decoded,) = MessageDecoder().feed(encode(message))
+    return predict_job(INPUTS, name="f", deadline=0, attempts=1, rows=2, levels=LEVELS).read(decoded)
 
 
-def test_an_answer_becomes_the_forecast_again() -> None:
-    found = read_answer()
-    assert isinstance(found, Forecast)
-    np.testing.assert_array_equal(found.quantiles, FORECAST.quantiles)
-    assert (found.end, found.step, found.levels, found.value) == (1000, 10, LEVELS, 0.0)
+def test_result_is_read_back_as_forecast() -> None:
+    result = read_result()
+    assert isinstance(result, Forecast)
+    np.testing.assert_array_equal(result.quantiles, FORECAST.quantiles)
+    assert (result.end, result.step, result.levels, result.value) == (1000, 10, LEVELS, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -270,34 +270,34 @@ def test_an_answer_becomes_the_forecast_again() -> None:
     ],
     ids=lambda changes: f"{next(iter(changes))}",
 )
-def test_an_answer_that_is_not_what_was_asked_for_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(BadAnswer):
-        read_answer(**changes)
+def test_result_that_does_not_match_job_is_invalid(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidResult):
+        read_result(**changes)
 
 
 @given(noise=st.binary(min_size=8, max_size=200))
-def test_garbage_to_the_child_is_told_and_never_trusted(noise: bytes) -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        with ours:
-            ours.sendall(noise)
-        with pytest.raises((GarbledMessage, ChannelClosed)):
-            receive(theirs)
+def test_child_rejects_garbage(noise: bytes) -> None:
+    parent_end, child_end = socket.socketpair()
+    with child_end:
+        with parent_end:
+            parent_end.sendall(noise)
+        with pytest.raises((InvalidMessage, ChannelClosed)):
+            receive(child_end)
 
 
-def test_a_large_message_to_the_child_is_put_together() -> None:
-    ours, theirs = socket.socketpair()
+def test_large_message_is_received_whole() -> None:
+    parent_end, child_end = socket.socketpair()
     big = np.arange(200_000, dtype=np.float64)
-    with ours, theirs:
-        sender = threading.Thread(target=send, args=(ours, Message("result", "l", {}, {"a": big})))
+    with parent_end, child_end:
+        sender = threading.Thread(target=send, args=(parent_end, ChildMessage("result", "l", {}, {"a": big})))
         sender.start()
-        got = receive(theirs)
+        received = receive(child_end)
         sender.join()
-    np.testing.assert_array_equal(got.arrays["a"], big)
+    np.testing.assert_array_equal(received.arrays["a"], big)
 
 
-def test_writing_to_a_child_that_is_gone_is_told() -> None:
-    ours, theirs = socket.socketpair()
-    theirs.close()
-    with ours, pytest.raises(ChannelClosed):
-        send(ours, Message("stop", "l"))
+def test_send_to_closed_channel_raises() -> None:
+    parent_end, child_end = socket.socketpair()
+    child_end.close()
+    with parent_end, pytest.raises(ChannelClosed):
+        send(parent_end, ChildMessage("stop", "l"))

@@ -8,7 +8,7 @@ import pytest
 
 from forecastd.errors import NeedsHuman
 from forecastd.settings import load_settings
-from forecastd.topics import load_topics
+from forecastd.submission.topics import load_topics
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def write(file: Path, text: str) -> Path:
     return file
 
 
-def test_each_topic_is_the_common_settings_with_its_own_on_top(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topic_overrides_common_settings(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNEMONIC", "common phrase")
     monkeypatch.setenv("RPC_ENDPOINTS", "a:1,b:2")
     write(
@@ -55,17 +55,17 @@ def test_each_topic_is_the_common_settings_with_its_own_on_top(file: Path, monke
         ("[[topic]\n", "not TOML"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_with_place_and_key(file: Path, text: str, words: str) -> None:
+def test_invalid_file_is_refused_with_position_and_key(file: Path, text: str, words: str) -> None:
     with pytest.raises(NeedsHuman) as caught:
         load_topics(write(file, text), load_settings())
     assert words in str(caught.value)
 
 
-def test_a_missing_file_is_named(file: Path) -> None:
+def test_missing_file_is_named(file: Path) -> None:
     with pytest.raises(NeedsHuman, match="Cannot read"):
         load_topics(file, load_settings())
 
 
-def test_the_same_topic_may_be_served_by_two_wallets(file: Path) -> None:
+def test_same_topic_with_two_wallets_is_allowed(file: Path) -> None:
     write(file, '[[topic]]\nid = 1\nmnemonic_file = "/a"\n[[topic]]\nid = 1\nmnemonic_file = "/b"\n')
     assert len(load_topics(file, load_settings())) == 2

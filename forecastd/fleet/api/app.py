@@ -12,44 +12,53 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from forecastd import __version__
-from forecastd.fleet.api import admin, feeding, forecasts, gauges, histories, looks
-from forecastd.fleet.api.address import is_loopback
-from forecastd.fleet.api.bodies import Bodies
-from forecastd.fleet.api.gate import Gate, Rules
+from forecastd.fleet.api import (
+    admin_routes,
+    forecast_routes,
+    history_routes,
+    ingest_routes,
+    metrics_routes,
+    status_routes,
+)
+from forecastd.fleet.api.errors import RequestRefused, error_response, to_response
 from forecastd.fleet.api.keys import ApiKeys
-from forecastd.fleet.api.parts import Parts
-from forecastd.fleet.api.rate import RateLimit
-from forecastd.fleet.api.refusals import Refused, answer, refusal
-from forecastd.fleet.api.remarks import Remarks
-from forecastd.fleet.api.requests import RequestCounts
-from forecastd.fleet.api.schemas import ReloadModel
+from forecastd.fleet.api.listen_address import is_loopback
+from forecastd.fleet.api.rate_limit import RateLimit
+from forecastd.fleet.api.request_bodies import BodyReader
+from forecastd.fleet.api.request_counts import RequestMetrics
+from forecastd.fleet.api.responses import ApiContext
+from forecastd.fleet.api.schemas import ReloadRequest
+from forecastd.fleet.api.security import AccessPolicy, SecurityMiddleware
+from forecastd.fleet.api.throttled_log import RefusalLog
 from forecastd.fleet.contract import Feed
-from forecastd.fleet.service import Fleet
+from forecastd.fleet.fleet import Fleet
 
-TEXT = """Quantile forecasts, risk and alerts of a fleet of servers.
+DESCRIPTION = """Quantile forecasts, risk and alerts of a fleet of servers.
 
 Send what the servers report to `POST /feed`; after each tick `GET /forecast` has quantiles of every metric for the steps to
 come. With API keys set, send one as `X-API-Key` or as a bearer token. Every error is `{"error": ..., "fix": ...}`."""
 PREFLIGHT_SECONDS = 600
 
 
-def make_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
+def create_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
     """The API of this fleet."""
     settings, registry = fleet.settings, CollectorRegistry()
-    rules = Rules(
+    policy = AccessPolicy(
         keys, is_loopback(settings.fleet_host), RateLimit(settings.fleet_rate_limit), settings.fleet_max_body_mb << 20,
         settings.fleet_cors_origins,
     )  # fmt: skip
-    remarks, parts = Remarks(fleet.clock), Parts(fleet, Bodies(rules.most_bytes))
+    refusal_log, context = RefusalLog(fleet.clock), ApiContext(fleet, BodyReader(policy.max_body_bytes))
     app = FastAPIOffline(  # /docs brings its own scripts: the servers of a fleet may see nothing beyond it
-        title="forecastd fleet", version=__version__, description=TEXT, redoc_url=None, redirect_slashes=False
+        title="forecastd fleet", version=__version__, description=DESCRIPTION, redoc_url=None, redirect_slashes=False
     )
-    for routes in (looks, forecasts, feeding, histories, admin):
-        app.include_router(routes.router(parts))
-    app.include_router(gauges.router(parts, registry))
-    _describe(app, with_keys=bool(keys))
-    _handle_errors(app, remarks)
-    app.add_middleware(Gate, rules=rules, counts=RequestCounts(registry), remarks=remarks, clock=fleet.clock)
+    for routes in (status_routes, forecast_routes, ingest_routes, history_routes, admin_routes):
+        app.include_router(routes.router(context))
+    app.include_router(metrics_routes.router(context, registry))
+    _extend_openapi(app, with_keys=bool(keys))
+    _handle_errors(app, refusal_log)
+    app.add_middleware(
+        SecurityMiddleware, policy=policy, metrics=RequestMetrics(registry), refusal_log=refusal_log, clock=fleet.clock
+    )
     if settings.fleet_cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.fleet_cors_origins), allow_methods=["GET", "POST"],
@@ -58,26 +67,28 @@ def make_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
     return app
 
 
-def _handle_errors(app: FastAPI, remarks: Remarks) -> None:
+def _handle_errors(app: FastAPI, refusal_log: RefusalLog) -> None:
     """Every error in one shape."""
 
     async def refused(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
-        if isinstance(error, Refused) and error.status_code in {408, 413}:
-            where = request.client.host if request.client else "somewhere"
-            remarks.refused(error.kind, f"A request from {where} was refused with {error.status_code}: {error.error}")
-        return answer(error)
+        if isinstance(error, RequestRefused) and error.status_code in {408, 413}:
+            location = request.client.host if request.client else "somewhere"
+            refusal_log.record(
+                error.kind, f"A request from {location} was refused with {error.status_code}: {error.error}"
+            )
+        return to_response(error)
 
     async def invalid(_: Request, error: Exception) -> Response:
         if not isinstance(error, RequestValidationError):
             raise error
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-        return refusal(422, f"{where}: {first['msg']}.", "GET /openapi.json lists what each path takes.")
+        location = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        return error_response(422, f"{location}: {first['msg']}.", "GET /openapi.json lists what each path takes.")
 
     async def unforeseen(_: Request, __: Exception) -> Response:
-        return refusal(
+        return error_response(
             500, "Something unforeseen happened here.", "The fleet's log has it; the request was not the cause."
         )
 
@@ -86,24 +97,24 @@ def _handle_errors(app: FastAPI, remarks: Remarks) -> None:
     app.add_exception_handler(Exception, unforeseen)
 
 
-def _describe(app: FastAPI, *, with_keys: bool) -> None:
+def _extend_openapi(app: FastAPI, *, with_keys: bool) -> None:
     """Add to the description what no route's signature says: bodies that are read as streams, and the key."""
-    made = app.openapi
+    build_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema:
             return app.openapi_schema
-        document = made()
+        document = build_openapi()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Feed, ReloadModel):
+        for model in (Feed, ReloadRequest):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
         for path in document["paths"].values():
             for operation in path.values():  # the framework's own shape of a 422 is not what is answered
-                told = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
-                if "HTTPValidationError" in str(told):
-                    told["schema"] = {"$ref": "#/components/schemas/Problem"}
+                content = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
+                if "HTTPValidationError" in str(content):
+                    content["schema"] = {"$ref": "#/components/schemas/Problem"}
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         if with_keys:

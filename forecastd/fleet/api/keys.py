@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.api.address import is_loopback
+from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.logs import hide
+from forecastd.runtime.text_file import read_text_file
 from forecastd.settings import Settings
-from forecastd.textfile import read_text_file
 
-SHORTEST, LONGEST = 16, 256  # characters of a key
-CREDENTIAL = "fleet-api-keys"  # its name as a systemd credential
-MAKE_ONE = "Make one with: openssl rand -hex 32"
+MIN_KEY_LENGTH, MAX_KEY_LENGTH = 16, 256  # characters of a key
+CREDENTIAL_NAME = "fleet-api-keys"  # its name as a systemd credential
+KEY_HINT = "Make one with: openssl rand -hex 32"
 
 
 class ApiKeys:
@@ -30,13 +30,13 @@ class ApiKeys:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def match(self, given: str) -> int | None:
+    def match(self, key: str) -> int | None:
         """The number of the key that this is, None when it is none of them."""
-        digest, found = _digest(given), None
-        for number, one in enumerate(self._digests):
-            if hmac.compare_digest(one, digest):
-                found = number
-        return found
+        digest, matching = _digest(key), None
+        for number, candidate in enumerate(self._digests):
+            if hmac.compare_digest(candidate, digest):
+                matching = number
+        return matching
 
 
 def load_keys(settings: Settings) -> ApiKeys:
@@ -45,16 +45,16 @@ def load_keys(settings: Settings) -> ApiKeys:
     Raises:
         NeedsHuman: a file cannot be read or may be read by others, or a key is too short. No key is shown.
     """
-    found: list[str] = []
+    keys: list[str] = []
     if settings.fleet_api_keys is not None:
         text = settings.fleet_api_keys.get_secret_value()
-        found += _checked([part.strip() for part in text.split(",") if part.strip()], "FLEET_API_KEYS")
+        keys += _check_keys([part.strip() for part in text.split(",") if part.strip()], "FLEET_API_KEYS")
     if settings.fleet_api_keys_file is not None:
-        found += _from_file(settings.fleet_api_keys_file, private=True)
+        keys += _read_keys(settings.fleet_api_keys_file, private=True)
     directory = settings.credentials_directory
-    if directory is not None and (directory / CREDENTIAL).exists():
-        found += _from_file(directory / CREDENTIAL, private=False)  # systemd shows it to this service alone
-    return ApiKeys(found)
+    if directory is not None and (directory / CREDENTIAL_NAME).exists():
+        keys += _read_keys(directory / CREDENTIAL_NAME, private=False)  # systemd shows it to this service alone
+    return ApiKeys(keys)
 
 
 def require_keys(keys: ApiKeys, host: str) -> None:
@@ -63,11 +63,11 @@ def require_keys(keys: ApiKeys, host: str) -> None:
         return
     raise NeedsHuman(
         f"FLEET_HOST is {host}, which others can reach, and no API key is set. Put a key into a file (chmod 600) and name "
-        f"it in FLEET_API_KEYS_FILE, or set FLEET_API_KEYS, or listen on 127.0.0.1. {MAKE_ONE}"
+        f"it in FLEET_API_KEYS_FILE, or set FLEET_API_KEYS, or listen on 127.0.0.1. {KEY_HINT}"
     )
 
 
-def _from_file(path: Path, *, private: bool) -> list[str]:
+def _read_keys(path: Path, *, private: bool) -> list[str]:
     text = read_text_file(path, "The file of API keys", "One key a line, mode 0600.")
     mode = stat.S_IMODE(path.stat().st_mode)
     if private and mode & 0o177:
@@ -75,17 +75,19 @@ def _from_file(path: Path, *, private: bool) -> list[str]:
     lines = [line.strip() for line in text.splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise NeedsHuman(f"{path} holds no API key. Write one a line. {MAKE_ONE}")
-    return _checked(keys, f"The file {path}")
+        raise NeedsHuman(f"{path} holds no API key. Write one a line. {KEY_HINT}")
+    return _check_keys(keys, f"The file {path}")
 
 
-def _checked(keys: list[str], where: str) -> list[str]:
+def _check_keys(keys: list[str], source: str) -> list[str]:
     hide(*keys)
     for number, key in enumerate(keys, start=1):
-        if not (SHORTEST <= len(key) <= LONGEST and key.isascii() and key.isprintable() and " " not in key):
+        if not (
+            MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable() and " " not in key
+        ):
             raise NeedsHuman(
-                f"{where}: key {number} is no good: a key is {SHORTEST} to {LONGEST} letters, digits and signs without "
-                f"blanks. {MAKE_ONE}"
+                f"{source}: key {number} is no good: a key is {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} letters, digits and signs without "
+                f"blanks. {KEY_HINT}"
             )
     return keys
 

@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MOMENT = "2026-01-31T12:00:00Z"
+EXAMPLE_TIME = "2026-01-31T12:00:00Z"
 
 
-class Problem(BaseModel):
+class ErrorResponse(BaseModel):
     """Every error: what was wrong, and what to do about it."""
 
     error: str = Field(examples=["No server 'web-99' is known."])
     fix: str = Field(examples=["GET /servers lists those that are."])
 
 
-class Health(BaseModel):
+class HealthResponse(BaseModel):
     """Whether the fleet does what it is for. `warnings` do not make it unhealthy."""
 
     ok: bool
@@ -24,7 +24,7 @@ class Health(BaseModel):
     warnings: list[str]
 
 
-class Server(BaseModel):
+class ServerResponse(BaseModel):
     """One server. `needs`: ticks that are missing until the model can forecast it."""
 
     server: str = Field(examples=["web-01"])
@@ -32,40 +32,40 @@ class Server(BaseModel):
     status: Literal["ok", "degraded", "down", "maintenance"]
     state: Literal["ready", "warming", "silent"]
     reason: str = Field(examples=["ready"])
-    needs: int
+    missing_ticks: int
     model: Literal["tft", "heuristic"] | None = Field(description="What forecast it; null before its first forecast.")
     score: float = Field(description="Its risk, 0 to 100.")
     level: Literal["ok", "watch", "warning", "critical"]
-    last_seen: str | None = Field(examples=[MOMENT])
+    last_seen: str | None = Field(examples=[EXAMPLE_TIME])
     age_seconds: float | None
 
 
-class Servers(BaseModel):
+class ServersResponse(BaseModel):
     """The servers of the fleet, by name. `count` is before `limit` and `offset`."""
 
     tick: int
-    time: str = Field(examples=[MOMENT])
+    time: str = Field(examples=[EXAMPLE_TIME])
     count: int
     states: dict[str, int]
-    servers: list[Server]
+    servers: list[ServerResponse]
 
 
-class Times(BaseModel):
+class ForecastTimes(BaseModel):
     """The first and the last moment that a forecast speaks of."""
 
     first: str = Field(examples=["2026-01-31T12:00:05Z"])
     last: str = Field(examples=["2026-01-31T12:08:00Z"])
 
 
-class ServerForecast(BaseModel):
+class ServerForecastResponse(BaseModel):
     """The forecast of one server. Number `k` of every list speaks of the time `origin + (k + 1) * step_seconds`."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
-                    "server": "web-01", "profile": "web", "model": "tft", "bundle": "fleet-demo", "made_at": MOMENT,
-                    "age_seconds": 1.3, "origin": MOMENT, "step_seconds": 5, "horizon_steps": 3, "horizon_seconds": 15,
+                    "server": "web-01", "profile": "web", "model": "tft", "bundle": "fleet-demo", "made_at": EXAMPLE_TIME,
+                    "age_seconds": 1.3, "origin": EXAMPLE_TIME, "step_seconds": 5, "horizon_steps": 3, "horizon_seconds": 15,
                     "horizon": "15 s", "times": {"first": "2026-01-31T12:00:05Z", "last": "2026-01-31T12:00:15Z"},
                     "levels": [0.1, 0.5, 0.9],
                     "metrics": {"cpu_percent": {"unit": "%", "0.1": [31.2, 30.9, 30.7], "0.5": [34.8, 34.9, 35.1],
@@ -86,21 +86,21 @@ class ServerForecast(BaseModel):
     horizon_steps: int
     horizon_seconds: int
     horizon: str
-    times: Times
+    times: ForecastTimes
     levels: list[float]
     metrics: dict[str, dict[str, Any]] = Field(description="By metric: its unit, and a list for each level.")
 
 
-class Forecasts(BaseModel):
+class ForecastsResponse(BaseModel):
     """The newest forecast of the fleet. `count` is before `limit` and `offset`."""
 
     made_at: str | None
     age_seconds: float | None
     count: int
-    forecasts: list[ServerForecast]
+    forecasts: list[ServerForecastResponse]
 
 
-class Risk(BaseModel):
+class RiskResponse(BaseModel):
     """The risk of one server."""
 
     server: str
@@ -117,23 +117,23 @@ class Risk(BaseModel):
     current: dict[str, float] = Field(description="The metrics that are known now.")
 
 
-class Risks(BaseModel):
+class RisksResponse(BaseModel):
     """The servers at risk, the worst first, and the fleet in a few figures."""
 
     tick: int
-    time: str = Field(examples=[MOMENT])
+    time: str = Field(examples=[EXAMPLE_TIME])
     summary: dict[str, Any]
-    servers: list[Risk]
+    servers: list[RiskResponse]
 
 
-class Alerts(BaseModel):
+class AlertsResponse(BaseModel):
     """The alerts that are open, the gravest first, and the latest events, the newest first."""
 
     open: list[dict[str, Any]]
     recent: list[dict[str, Any]]
 
 
-class History(BaseModel):
+class HistoryResponse(BaseModel):
     """What was observed. `values` are in the order of `metrics`, null where nothing came."""
 
     start: str
@@ -148,7 +148,7 @@ class History(BaseModel):
     )
 
 
-class Status(BaseModel):
+class StatusResponse(BaseModel):
     """How the fleet stands."""
 
     model_config = ConfigDict(extra="allow")
@@ -160,7 +160,7 @@ class Status(BaseModel):
     step_seconds: int
     synthetic: bool = Field(description="The servers are made up.")
     speed: float = Field(description="How fast time goes; anything but 1 is a rehearsal.")
-    health: Health
+    health: HealthResponse
     model: dict[str, Any]
     tick: dict[str, Any]
     forecast: dict[str, Any]
@@ -173,7 +173,7 @@ class Status(BaseModel):
     supervision: dict[str, Any]
 
 
-class ReloadModel(BaseModel):
+class ReloadRequest(BaseModel):
     """Which bundle is to run: the name of its directory in FLEET_MODELS_DIR."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -181,15 +181,15 @@ class ReloadModel(BaseModel):
     name: str = Field(min_length=1, max_length=100, examples=["fleet-2026-01"])
 
 
-class Bundle(BaseModel):
+class ModelReference(BaseModel):
     """A model by its name and the hash of its manifest."""
 
     name: str
     sha256: str
 
 
-class Reloaded(BaseModel):
+class ReloadResponse(BaseModel):
     """One model took another's place."""
 
-    old: Bundle
-    new: Bundle
+    old: ModelReference
+    new: ModelReference

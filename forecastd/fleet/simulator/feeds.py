@@ -15,52 +15,52 @@ from typing import Literal
 import numpy as np
 import orjson
 
-from forecastd.fleet.contract import CONTRACT_VERSION, NAMES, NDJSON
-from forecastd.fleet.intake import Rows
+from forecastd.fleet.contract import CONTRACT_VERSION, METRIC_NAMES, NDJSON
+from forecastd.fleet.ingest.feed import FleetRows
 
-Format = Literal["json", "ndjson"]
-TAKEN, DUPLICATE = "taken", "duplicate"
+FeedFormat = Literal["json", "ndjson"]
+ACCEPTED, DUPLICATE = "taken", "duplicate"
 DIGITS = 4  # after the point: more than any agent measures
 
 
 @dataclass(frozen=True)
-class Record:
+class EncodedRecord:
     """One record of a feed. `due` is what should become of it: `taken`, `duplicate`, or the code that it is refused with."""
 
     body: bytes
-    due: str = TAKEN
+    expected: str = ACCEPTED
 
 
-def records(rows: Rows) -> list[Record]:
+def encode_records(rows: FleetRows) -> list[EncodedRecord]:
     """Good rows as records."""
-    return [Record(orjson.dumps(plain)) for plain in plain_records(rows)]
+    return [EncodedRecord(orjson.dumps(plain)) for plain in to_plain_records(rows)]
 
 
-def plain_records(rows: Rows) -> list[dict[str, object]]:
+def to_plain_records(rows: FleetRows) -> list[dict[str, object]]:
     """Rows as the contract's objects; a metric without a value is left out."""
     table = np.round(rows.values.astype(np.float64), DIGITS).tolist()
     return [
         {
             "server": server,
-            "time": moment,
+            "time": time,
             "profile": profile,
             "status": status,
-            "metrics": {name: value for name, value in zip(NAMES, values, strict=True) if not isnan(value)},
+            "metrics": {name: value for name, value in zip(METRIC_NAMES, values, strict=True) if not isnan(value)},
         }
-        for server, moment, profile, status, values in zip(
+        for server, time, profile, status, values in zip(
             rows.servers, rows.times.tolist(), rows.profiles, rows.statuses, table, strict=True
         )
     ]
 
 
-def body(found: Sequence[Record], kind: Format) -> tuple[bytes, str]:
+def encode_body(encoded: Sequence[EncodedRecord], kind: FeedFormat) -> tuple[bytes, str]:
     """The records as one body, and its content type."""
     if kind == "ndjson":
-        return b"\n".join(record.body for record in found) + b"\n", NDJSON
+        return b"\n".join(record.body for record in encoded) + b"\n", NDJSON
     head = b'{"version":%d,"records":[' % CONTRACT_VERSION
-    return head + b",".join(record.body for record in found) + b"]}", "application/json"
+    return head + b",".join(record.body for record in encoded) + b"]}", "application/json"
 
 
-def dues(found: Sequence[Record]) -> Counter[str]:
+def count_expected(encoded: Sequence[EncodedRecord]) -> Counter[str]:
     """How many records should come to what."""
-    return Counter(record.due for record in found)
+    return Counter(record.expected for record in encoded)

@@ -9,58 +9,63 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Keys = NDArray[np.uint64]
-Reals = NDArray[np.float64]
-Ticks = NDArray[np.int64]
+KeyArray = NDArray[np.uint64]
+FloatArray = NDArray[np.float64]
+TickArray = NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the increment and the two multipliers of SplitMix64 (Steele, Lea, Flood 2014)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_LOW = np.uint64(0xFFFF)
-_SIXTEEN, _THIRTY, _EVEN, _ODD = (np.uint64(bits) for bits in (16, 30, 27, 31))
+_MULTIPLIER_1, _MULTIPLIER_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_MASK_16 = np.uint64(0xFFFF)
+_SHIFT_16, _SHIFT_30, _SHIFT_27, _SHIFT_31 = (np.uint64(bits) for bits in (16, 30, 27, 31))
 
 
-def mixed(value: Keys) -> Keys:
+def mix(value: KeyArray) -> KeyArray:
     """SplitMix64's output function: 64 bits that look random for 64 that count."""
-    value = (value ^ (value >> _THIRTY)) * _FIRST
-    value = (value ^ (value >> _EVEN)) * _SECOND
-    return value ^ (value >> _ODD)
+    value = (value ^ (value >> _SHIFT_30)) * _MULTIPLIER_1
+    value = (value ^ (value >> _SHIFT_27)) * _MULTIPLIER_2
+    return value ^ (value >> _SHIFT_31)
 
 
-def keys(seed: int, count: int) -> Keys:
+def keys(seed: int, count: int) -> KeyArray:
     """One key a server: that of server i is the same however many there are."""
     numbers = np.arange(1, count + 1, dtype=np.uint64)
-    return mixed(mixed(numbers * _GOLDEN) ^ np.uint64(seed % 2**64))
+    return mix(mix(numbers * _GOLDEN) ^ np.uint64(seed % 2**64))
 
 
-def derived(key: Keys, *streams: int) -> Keys:
+def derive(key: KeyArray, *streams: int) -> KeyArray:
     """The keys of a series that belongs to these."""
     for stream in streams:
-        key = mixed(key + np.uint64((stream + 1) * int(_GOLDEN) % 2**64))
+        key = mix(key + np.uint64((stream + 1) * int(_GOLDEN) % 2**64))
     return key
 
 
-def at(key: Keys, ticks: Ticks) -> Keys:
+def bits_at(key: KeyArray, ticks: TickArray) -> KeyArray:
     """64 random bits for each key and tick; the two shapes are broadcast."""
-    return mixed(key + ticks.astype(np.uint64) * _GOLDEN)
+    return mix(key + ticks.astype(np.uint64) * _GOLDEN)
 
 
-def uniform(bits: Keys) -> Reals:
+def uniform(bits: KeyArray) -> FloatArray:
     """From 0 up to, not including, 1."""
     return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def normal(bits: Keys) -> Reals:
+def normal(bits: KeyArray) -> FloatArray:
     """Nearly standard normal: four uniforms of 16 bits added up, so never beyond 3.47."""
-    total = (bits & _LOW) + ((bits >> _SIXTEEN) & _LOW) + ((bits >> np.uint64(32)) & _LOW) + (bits >> np.uint64(48))
+    total = (
+        (bits & _MASK_16)
+        + ((bits >> _SHIFT_16) & _MASK_16)
+        + ((bits >> np.uint64(32)) & _MASK_16)
+        + (bits >> np.uint64(48))
+    )
     return np.asarray((total.astype(np.float64) - 131_070.0) * (np.sqrt(3.0) / 65_535.5))
 
 
-def white(key: Keys, ticks: Ticks) -> Reals:
+def white(key: KeyArray, ticks: TickArray) -> FloatArray:
     """[S, T] standard normal, each tick on its own. `key` is [S], `ticks` [T]."""
-    return normal(at(key[:, None], ticks[None, :]))
+    return normal(bits_at(key[:, None], ticks[None, :]))
 
 
-def smooth(key: Keys, ticks: Ticks, period: int) -> Reals:
+def smooth(key: KeyArray, ticks: TickArray, period: int) -> FloatArray:
     """[S, T] standard normal at each tick, drifting from one value to the next within `period` ticks.
 
     Random values on a lattice, blended by a cosine so that the variance is the same everywhere. `key` is [S], `ticks` [T].
@@ -72,7 +77,7 @@ def smooth(key: Keys, ticks: Ticks, period: int) -> Reals:
     return np.asarray(lattice[:, cell - first] * np.cos(angle) + lattice[:, cell - first + 1] * np.sin(angle))
 
 
-def wandering(key: Keys, ticks: Ticks, *periods: int) -> Reals:
+def drift(key: KeyArray, ticks: TickArray, *periods: int) -> FloatArray:
     """[S, T] nearly standard normal with the memory of several periods at once, as load has it."""
-    found = [smooth(derived(key, period), ticks, period) for period in periods]
-    return np.asarray(sum(found) / np.sqrt(len(found)))
+    components = [smooth(derive(key, period), ticks, period) for period in periods]
+    return np.asarray(sum(components) / np.sqrt(len(components)))

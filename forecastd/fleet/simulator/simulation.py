@@ -16,22 +16,29 @@ from typing import Any, TypeVar
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.simulator import noise
-from forecastd.fleet.simulator.badrows import bad_records
-from forecastd.fleet.simulator.client import FleetClient, ServiceTime, TooLarge, Wait
+from forecastd.fleet.simulator.bad_records import bad_records
+from forecastd.fleet.simulator.client import BodyTooLarge, FeedClient, FleetUnavailable, ServiceTime
 from forecastd.fleet.simulator.faults import Scenario
-from forecastd.fleet.simulator.feeds import Format, Record, body, dues, plain_records, records
+from forecastd.fleet.simulator.feeds import (
+    EncodedRecord,
+    FeedFormat,
+    count_expected,
+    encode_body,
+    encode_records,
+    to_plain_records,
+)
 from forecastd.fleet.simulator.fleet import Simulator
-from forecastd.fleet.simulator.presence import Presence
-from forecastd.fleet.simulator.tally import Tally
+from forecastd.fleet.simulator.presence import PresenceModel
+from forecastd.fleet.simulator.tally import SimulationTally
 
 T = TypeVar("T")
-MOST_RECORDS = 2_000  # of one feed: well below a megabyte
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds before another try
-ASK_AGAIN = 60.0  # seconds after which the service's clock is looked at anew
+MAX_RECORDS = 2_000  # of one feed: well below a megabyte
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 10.0  # seconds before another try
+CLOCK_SYNC_SECONDS = 60.0  # seconds after which the service's clock is looked at anew
 
 
 @dataclass(frozen=True)
-class Plan:
+class SimulationPlan:
     """What is to be simulated.
 
     `speed`: how fast the service's clock has to run, None takes it as it is. `backfill`: minutes of the past that are sent
@@ -45,7 +52,7 @@ class Plan:
     speed: float | None = None
     backfill: float = 0.0
     duration: float | None = None
-    kind: Format = "json"
+    kind: FeedFormat = "json"
     join_leave: float = 0.0
     bad: float = 0.0
     patience: float = 300.0
@@ -56,15 +63,21 @@ class Simulation:
     up to which rows were sent; `stop` ends it."""
 
     def __init__(
-        self, plan: Plan, client: FleetClient, clock: Clock, stop: Event, *, tell: Callable[[str], None],
-        moved: Callable[[Tally, float], None],
+        self, plan: SimulationPlan, client: FeedClient, clock: Clock, stop: Event, *, report: Callable[[str], None],
+        on_progress: Callable[[SimulationTally, float], None],
     ) -> None:  # fmt: skip
-        self.plan, self.tally = plan, Tally()
-        self._client, self._clock, self._stop, self._tell, self._moved = client, clock, stop, tell, moved
-        self._begun = self._answered = self._asked = clock.monotonic()
-        self._there: Any = None
+        self.plan, self.tally = plan, SimulationTally()
+        self._client, self._clock, self._stop, self._report, self._on_progress = (
+            client,
+            clock,
+            stop,
+            report,
+            on_progress,
+        )
+        self._started_at = self._last_response_at = self._last_sync_at = clock.monotonic()
+        self._present_servers: Any = None
 
-    def run(self) -> Tally:
+    def run(self) -> SimulationTally:
         """Send until the plan's end or until `stop` is set.
 
         Raises:
@@ -73,151 +86,151 @@ class Simulation:
         """
         with contextlib.suppress(_Stopped):
             self._run()
-        self.tally.seconds = self._clock.monotonic() - self._begun
+        self.tally.seconds = self._clock.monotonic() - self._started_at
         return self.tally
 
     def _run(self) -> None:
         plan = self.plan
-        self._look()
+        self._sync_clock()
         if plan.speed is not None and plan.speed != self._service.speed:
             raise NeedsHuman(
                 f"The clock of {self._client.name} runs at speed {self._service.speed:g}: rows at {plan.speed:g} would run "
                 "away from it. Start the service with the same --speed, or leave it out here to follow the service."
             )
-        start = self._present()
+        start = self._current_tick()
         self._fleet = Simulator(plan.seed, plan.servers, plan.scenario, self._service.step, start=start)
-        self._presence = Presence(noise.keys(plan.seed, plan.servers), plan.join_leave, self._service.step)
+        self._presence = PresenceModel(noise.keys(plan.seed, plan.servers), plan.join_leave, self._service.step)
         tick = start - round(plan.backfill * 60 / self._service.step)
         live = start  # the first tick of the present
         live_since: float | None = None
         while not self._stop.is_set():
             if tick >= live and live_since is None:
                 live_since = self._clock.monotonic()
-            if live_since is not None and self._over(live_since):
+            if live_since is not None and self._is_over(live_since):
                 return
-            present = self._present()
-            if tick > present + 1:
-                self._tell("The service's clock was set back; going on from its present.")
-                tick = present + 1
-            if tick > present:
+            current = self._current_tick()
+            if tick > current + 1:
+                self._report("The service's clock was set back; going on from its present.")
+                tick = current + 1
+            if tick > current:
                 self._wait(tick, live_since)
                 continue
-            past = tick < live
-            last = min(live - 1 if past else present, tick + max(1, MOST_RECORDS // plan.servers) - 1)
-            self._send(tick, last, past=past)
+            is_past = tick < live
+            last = min(live - 1 if is_past else current, tick + max(1, MAX_RECORDS // plan.servers) - 1)
+            self._send(tick, last, is_past=is_past)
             tick = last + 1
 
-    def _over(self, since: float) -> bool:
+    def _is_over(self, since: float) -> bool:
         return self.plan.duration is not None and self._clock.monotonic() - since >= self.plan.duration
 
-    def _present(self) -> int:
+    def _current_tick(self) -> int:
         """The tick that the service's clock is in."""
         return int(self._now() // self._service.step)
 
     def _now(self) -> float:
-        return self._service.now + (self._clock.monotonic() - self._asked) * self._service.speed
+        return self._service.now + (self._clock.monotonic() - self._last_sync_at) * self._service.speed
 
-    def _look(self) -> None:
-        self._service: ServiceTime = self._until_answered(self._client.time)
-        self._asked = self._clock.monotonic()
+    def _sync_clock(self) -> None:
+        self._service: ServiceTime = self._call_with_retries(self._client.get_time)
+        self._last_sync_at = self._clock.monotonic()
 
     def _wait(self, tick: int, live_since: float | None) -> None:
         """Until the tick begins, or the end comes, or it is time to look at the service's clock again."""
         now = self._clock.monotonic()
-        if now - self._asked > ASK_AGAIN:
-            self._look()
+        if now - self._last_sync_at > CLOCK_SYNC_SECONDS:
+            self._sync_clock()
             return
         seconds = (tick * self._service.step - self._now()) / self._service.speed
         if self.plan.duration is not None and live_since is not None:
             seconds = min(seconds, live_since + self.plan.duration - now)
         self._stop.wait(max(0.001, seconds))
 
-    def _send(self, first: int, last: int, *, past: bool) -> None:
-        found: list[Record] = []
+    def _send(self, first: int, last: int, *, is_past: bool) -> None:
+        encoded: list[EncodedRecord] = []
         for tick in range(first, last + 1):
-            found += self._records(tick)
-        for begin in range(0, len(found), MOST_RECORDS):
-            self._feed(found[begin : begin + MOST_RECORDS], past=past)
+            encoded += self._records(tick)
+        for begin in range(0, len(encoded), MAX_RECORDS):
+            self._send_records(encoded[begin : begin + MAX_RECORDS], is_past=is_past)
         self.tally.ticks += last - first + 1
-        behind = self._now() - (last + 1) * self._service.step
-        if not past:
-            self.tally.behind = max(self.tally.behind, behind)
-        self.tally.seconds = self._clock.monotonic() - self._begun
-        self._moved(self.tally, (last + 1) * self._service.step)
+        lag_seconds = self._now() - (last + 1) * self._service.step
+        if not is_past:
+            self.tally.max_lag_seconds = max(self.tally.max_lag_seconds, lag_seconds)
+        self.tally.seconds = self._clock.monotonic() - self._started_at
+        self._on_progress(self.tally, (last + 1) * self._service.step)
 
-    def _records(self, tick: int) -> list[Record]:
+    def _records(self, tick: int) -> list[EncodedRecord]:
         """What is sent of one tick: the servers that are there, and beside them the bad rows."""
-        there = self._presence.there(tick)
-        if self._there is not None:
-            self.tally.joined += int((there & ~self._there).sum())
-            self.tally.left += int((~there & self._there).sum())
-        self._there = there
-        rows = self._fleet.rows(tick).take(there)
-        found = records(rows)
+        present = self._presence.present(tick)
+        if self._present_servers is not None:
+            self.tally.joined += int((present & ~self._present_servers).sum())
+            self.tally.left += int((~present & self._present_servers).sum())
+        self._present_servers = present
+        rows = self._fleet.rows(tick).filter(present)
+        encoded = encode_records(rows)
         if not self.plan.bad:
-            return found
-        for place, name, record in reversed(
-            bad_records(plain_records(rows), self.plan.bad, self.plan.kind, hash((self.plan.seed, tick)))
+            return encoded
+        for index, name, record in reversed(
+            bad_records(to_plain_records(rows), self.plan.bad, self.plan.kind, hash((self.plan.seed, tick)))
         ):
-            found.insert(place + 1, record)
+            encoded.insert(index + 1, record)
             self.tally.bad[name] += 1
-        return found
+        return encoded
 
-    def _feed(self, found: list[Record], *, past: bool) -> None:
-        if not found:
+    def _send_records(self, encoded: list[EncodedRecord], *, is_past: bool) -> None:
+        if not encoded:
             return
-        text, content_type = body(found, self.plan.kind)
-        again = _Again()
+        text, content_type = encode_body(encoded, self.plan.kind)
+        retry = _RetryState()
         try:
-            answer = self._until_answered(lambda: self._client.feed(text, content_type), again)
-        except TooLarge as refused:
-            if len(found) == 1:
-                raise NeedsHuman(f"{self._client.name} takes not even one row: {refused}") from None
-            half = len(found) // 2
-            self._feed(found[:half], past=past)
-            self._feed(found[half:], past=past)
+            response = self._call_with_retries(lambda: self._client.send(text, content_type), retry)
+        except BodyTooLarge as error:
+            if len(encoded) == 1:
+                raise NeedsHuman(f"{self._client.name} takes not even one row: {error}") from None
+            half = len(encoded) // 2
+            self._send_records(encoded[:half], is_past=is_past)
+            self._send_records(encoded[half:], is_past=is_past)
             return
         try:
-            self.tally.note(dues(found), answer, sent_again=again.unsure, past=past)
+            self.tally.record(count_expected(encoded), response, resent=retry.maybe_accepted, is_past=is_past)
         except (KeyError, TypeError, ValueError):
             raise NeedsHuman(f"{self._client.name} answers a feed, but not as a fleet does.") from None
-        if again.tries:  # it was away: its clock may be another one now
-            self._look()
+        if retry.retries:  # it was away: its clock may be another one now
+            self._sync_clock()
 
-    def _until_answered(self, ask: Callable[[], T], again: _Again | None = None) -> T:
+    def _call_with_retries(self, call: Callable[[], T], retry: _RetryState | None = None) -> T:
         """What `ask` gives, tried again with growing pauses."""
-        again = again or _Again()
-        pause, told = FIRST_PAUSE, ""
+        retry = retry or _RetryState()
+        pause, last_message = MIN_PAUSE_SECONDS, ""
         while True:
             try:
-                found = ask()
-            except Wait as wait:
-                again.tries += 1
-                again.unsure |= wait.unsure
-                self.tally.tries += 1
-                failure, seconds = wait, wait.seconds
+                result = call()
+            except FleetUnavailable as error:
+                retry.retries += 1
+                retry.maybe_accepted |= error.maybe_accepted
+                self.tally.retries += 1
+                failure, seconds = error, error.retry_after_seconds
             else:
                 now = self._clock.monotonic()
-                if told:
-                    self._tell(f"{self._client.name} answers again, after {now - self._answered:.1f} s.")
-                self._answered = now
-                return found
-            if str(failure) != told:
-                told = str(failure)
-                self._tell(f"{told} Trying again.")
-            if self._clock.monotonic() - self._answered > self.plan.patience:
+                if last_message:
+                    self._report(f"{self._client.name} answers again, after {now - self._last_response_at:.1f} s.")
+                self._last_response_at = now
+                return result
+            if str(failure) != last_message:
+                last_message = str(failure)
+                self._report(f"{last_message} Trying again.")
+            if self._clock.monotonic() - self._last_response_at > self.plan.patience:
                 raise RetryLater(f"{failure} Given up after {self.plan.patience:g} s without an answer.")
             if self._stop.wait(max(seconds or 0.0, pause * random.uniform(0.7, 1.0))):  # noqa: S311 - jitter is no secret
                 raise _Stopped
-            pause = min(2 * pause, LONGEST_PAUSE)
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
 @dataclass
-class _Again:
+class _RetryState:
     """Whether something had to be asked more than once, and may have been done the first time."""
 
-    tries: int = 0
-    unsure: bool = False
+    retries: int = 0
+    maybe_accepted: bool = False
 
 
 class _Stopped(Exception):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forecastd.fleet.contract import NAMES
+from forecastd.fleet.contract import METRIC_NAMES
 
 START = 1_769_860_800.0
 PATHS = ["/status", "/servers", "/risk", "/alerts", "/healthz", "/forecast", "/forecast/a", "/history", "/metrics",
@@ -46,17 +46,19 @@ record = st.fixed_dictionaries(
         "time": st.floats(START - 1e4, START + 1e4) | st.just("2026-01-31T12:00:00Z") | anything,
         "profile": st.sampled_from(["web", "generic"]) | anything,
         "status": st.sampled_from(["ok", "down", "maintenance"]) | anything,
-        "metrics": st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), value, max_size=5) | anything,
+        "metrics": st.dictionaries(st.sampled_from(METRIC_NAMES) | st.text(max_size=5), value, max_size=5) | anything,
     },
 )
 feed = st.fixed_dictionaries(
     {"version": st.just(1) | anything, "records": st.lists(record | anything, max_size=6) | anything},
-    optional={"units": st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["ratio", "x"]), max_size=3) | anything},
+    optional={
+        "units": st.dictionaries(st.sampled_from(METRIC_NAMES), st.sampled_from(["ratio", "x"]), max_size=3) | anything
+    },
 )
 
 
 @pytest.fixture
-def fed(serve: Any) -> Iterator[Any]:
+def fed_fleet(serve: Any) -> Iterator[Any]:
     served = serve(fleet_rate_limit=0)
     served.feed(START, "a", "b")
     served.forecast_tick()
@@ -64,7 +66,7 @@ def fed(serve: Any) -> Iterator[Any]:
     assert served.client.get("/healthz").json()["warnings"] == []
 
 
-def known(answer: Any) -> None:
+def assert_known_response(answer: Any) -> None:
     assert answer.status_code in EXPECTED, (answer.status_code, answer.text)
     if answer.status_code >= 400:
         assert set(answer.json()) == {"error", "fix"}
@@ -85,19 +87,19 @@ requests = st.fixed_dictionaries(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests)
-def test_every_request_has_an_answer_that_the_api_knows(fed: Any, request: dict[str, Any]) -> None:
-    answer = fed.client.request(**request)
+def test_any_request_gets_known_status(fed_fleet: Any, request: dict[str, Any]) -> None:
+    answer = fed_fleet.client.request(**request)
     if request["method"] == "HEAD":
         assert answer.status_code in EXPECTED
     else:
-        known(answer)
+        assert_known_response(answer)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sent=feed)
-def test_every_feed_is_judged_row_by_row(fed: Any, sent: Any) -> None:
-    answer = fed.client.post("/feed", content=json.dumps(sent).encode())
-    known(answer)
+def test_any_feed_is_checked_row_by_row(fed_fleet: Any, sent: Any) -> None:
+    answer = fed_fleet.client.post("/feed", content=json.dumps(sent).encode())
+    assert_known_response(answer)
     if answer.status_code == 200:
         told = answer.json()
         assert told["accepted"] + told["refused"] + told["duplicates"] == len(sent["records"])
@@ -105,8 +107,8 @@ def test_every_feed_is_judged_row_by_row(fed: Any, sent: Any) -> None:
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sent=st.binary(max_size=300) | st.text(max_size=100).map(lambda text: f"GET /{text} HTTP/1.1\r\n\r\n".encode()))
-def test_any_bytes_on_a_connection_are_survived(fed: Any, sent: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", fed.port), timeout=60) as connection:
+def test_any_bytes_on_connection_leave_service_alive(fed_fleet: Any, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", fed_fleet.port), timeout=60) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-    assert fed.client.get("/healthz").status_code == 200
+    assert fed_fleet.client.get("/healthz").status_code == 200

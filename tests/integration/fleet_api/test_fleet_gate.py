@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from forecastd.fleet.api import bodies, listener, patience
+from forecastd.fleet.api import connection_timeouts, http_server, request_bodies
 
 START = 1_769_860_800.0
 KEY, OTHER = "a-key-of-good-length", "another-key-of-good-length"
@@ -43,7 +43,7 @@ def first_answer(port: int, *parts: bytes) -> tuple[int, dict[str, Any]]:
         return status, json.loads(stream.read(length))
 
 
-def test_with_keys_set_everything_but_health_needs_one(serve: Any) -> None:
+def test_keys_are_required_except_for_health(serve: Any) -> None:
     served = serve(keys=(OTHER, KEY))
     client = served.client
     for path in ("/status", "/forecast", "/servers", "/metrics", "/openapi.json", "/docs", "/nothing"):
@@ -62,7 +62,7 @@ def test_with_keys_set_everything_but_health_needs_one(serve: Any) -> None:
     assert client.get("/status?key=" + KEY).status_code == 401
 
 
-def test_a_key_is_never_in_the_log(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_api_key_is_never_logged(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     served = serve(keys=(KEY,))
     served.client.get("/status", headers={"X-API-Key": KEY + "x"})
@@ -70,7 +70,7 @@ def test_a_key_is_never_in_the_log(serve: Any, caplog: pytest.LogCaptureFixture)
     assert KEY not in caplog.text
 
 
-def test_without_keys_only_a_name_of_this_machine_is_answered(serve: Any) -> None:
+def test_without_keys_only_local_host_names_are_served(serve: Any) -> None:
     served = serve()
     for host in ("127.0.0.1", f"localhost:{served.port}", "[::1]:80", "LOCALHOST"):
         assert served.client.get("/status", headers={"Host": host}).status_code == 200, host
@@ -82,7 +82,7 @@ def test_without_keys_only_a_name_of_this_machine_is_answered(serve: Any) -> Non
     )
 
 
-def test_a_page_of_another_site_cannot_post(serve: Any) -> None:
+def test_cross_site_post_is_refused(serve: Any) -> None:
     served = serve(fleet_cors_origins=("https://dash.example",))
     for path in ("/feed", "/admin/reload-model"):
         for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
@@ -91,7 +91,7 @@ def test_a_page_of_another_site_cannot_post(serve: Any) -> None:
         assert served.client.post("/feed", json=OPEN, headers={"Origin": origin}).status_code == 200
 
 
-def test_other_sites_may_read_only_when_they_are_named(serve: Any) -> None:
+def test_cors_allows_only_configured_origins(serve: Any) -> None:
     asked = {"Origin": "https://dash.example"}
     assert "access-control-allow-origin" not in serve().client.get("/status", headers=asked).headers
     served = serve(keys=(KEY,), fleet_cors_origins=("https://dash.example",))
@@ -103,7 +103,7 @@ def test_other_sites_may_read_only_when_they_are_named(serve: Any) -> None:
     assert "access-control-allow-origin" not in evil.headers
 
 
-def test_too_many_requests_are_told_when_to_come_again(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_rate_limit_sends_retry_after(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     served = serve(fleet_rate_limit=10)
     answers = [served.client.get("/alerts") for _ in range(30)]
     refused = [one for one in answers if one.status_code == 429]
@@ -115,21 +115,21 @@ def test_too_many_requests_are_told_when_to_come_again(serve: Any, caplog: pytes
     assert sum("429" in record.getMessage() for record in ours) == 1
 
 
-def test_one_clients_requests_do_not_count_for_another_key(serve: Any) -> None:
+def test_rate_limit_is_per_key(serve: Any) -> None:
     served = serve(keys=(KEY, OTHER), fleet_rate_limit=10)
     while served.client.get("/alerts", headers={"X-API-Key": KEY}).status_code == 200:
         pass
     assert served.client.get("/alerts", headers={"X-API-Key": OTHER}).status_code == 200
 
 
-def test_a_body_that_is_declared_too_large_is_refused_before_it_comes(serve: Any) -> None:
+def test_declared_large_body_is_refused_early(serve: Any) -> None:
     served = serve(fleet_max_body_mb=1)
     head = f"POST /feed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 30}\r\n\r\n".encode()
     status, told = first_answer(served.port, head)
     assert (status, set(told)) == (413, {"error", "fix"})
 
 
-def test_a_body_without_a_length_is_refused_after_the_limit_and_is_never_held(serve: Any) -> None:
+def test_chunked_large_body_is_refused_at_limit(serve: Any) -> None:
     served = serve(fleet_max_body_mb=1)
 
     def endless() -> Iterator[bytes]:
@@ -142,23 +142,23 @@ def test_a_body_without_a_length_is_refused_after_the_limit_and_is_never_held(se
     assert served.client.get("/status").status_code == 200
 
 
-def test_a_refused_body_that_never_ends_is_cut_off(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "LINGER_BYTES", 1 << 20)
+def test_endless_refused_body_is_cut_off(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_timeouts, "MAX_DISCARDED_BYTES", 1 << 20)
     served = serve(fleet_max_body_mb=1)
     head = f"POST /feed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 30}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
         connection.sendall(head)
         with pytest.raises(ConnectionError):
-            _send_for_ever(connection)
+            _send_forever(connection)
 
 
-def _send_for_ever(connection: socket.socket) -> None:
+def _send_forever(connection: socket.socket) -> None:
     for _ in range(1 << 10):
         connection.sendall(b" " * (1 << 20))
 
 
-def test_all_bodies_together_are_bounded(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "AT_ONCE", 1)
+def test_total_body_memory_is_bounded(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_bodies, "MAX_CONCURRENT_BODIES", 1)
     served = serve(fleet_max_body_mb=1)
     head = f"POST /feed HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 20}\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
@@ -173,13 +173,13 @@ def test_all_bodies_together_are_bounded(serve: Any, monkeypatch: pytest.MonkeyP
     assert served.feed(START, "web-01")["accepted"] == 1
 
 
-def test_a_packed_body_is_refused(serve: Any) -> None:
+def test_encoded_body_is_refused(serve: Any) -> None:
     answer = serve().client.post("/feed", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
     assert answer.status_code == 415
 
 
-def test_a_body_that_comes_too_slowly_is_given_up(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
+def test_slow_body_times_out(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_bodies, "BODY_TIMEOUT_SECONDS", 0.2)
     served = serve()
     head = b"POST /feed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     answer = raw(served.port, head)
@@ -189,26 +189,24 @@ def test_a_body_that_comes_too_slowly_is_given_up(serve: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize("whole", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 @pytest.mark.parametrize("begun", [b"", b"GET /status HTTP/1.1\r\nHost: loc"])
-def test_a_connection_on_which_nothing_goes_on_is_closed(
-    serve: Any, monkeypatch: pytest.MonkeyPatch, whole: bytes, begun: bytes
-) -> None:
-    monkeypatch.setattr(listener, "KEEP_ALIVE_SECONDS", 1)
+def test_idle_connection_is_closed(serve: Any, monkeypatch: pytest.MonkeyPatch, whole: bytes, begun: bytes) -> None:
+    monkeypatch.setattr(http_server, "KEEP_ALIVE_SECONDS", 1)
     served = serve()
     if not whole:  # what is whole might not come within that
-        monkeypatch.setattr(patience, "HEADER_SECONDS", 0.2)
+        monkeypatch.setattr(connection_timeouts, "HEADER_TIMEOUT_SECONDS", 0.2)
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
         if whole:
             connection.sendall(whole)
             assert connection.recv(65_536).startswith(b"HTTP/1.1 ")
-            monkeypatch.setattr(patience, "HEADER_SECONDS", 0.2)
+            monkeypatch.setattr(connection_timeouts, "HEADER_TIMEOUT_SECONDS", 0.2)
         with contextlib.suppress(ConnectionError):
             connection.sendall(begun)
             while connection.recv(65_536):
                 pass
 
 
-def test_a_reader_that_does_not_read_is_let_go(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "READER_SECONDS", 0.2)
+def test_stalled_reader_is_disconnected(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_timeouts, "READER_TIMEOUT_SECONDS", 0.2)
     served = serve()
     for number in range(40):
         served.feed(START, *[f"server-{number}-{place}" for place in range(50)])
@@ -229,8 +227,8 @@ def _is_open(connection: socket.socket) -> bool:
     return True
 
 
-def test_only_so_many_connections_are_open_at_once(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "MOST_CONNECTIONS", 3)
+def test_connection_count_is_bounded(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_timeouts, "MAX_CONNECTIONS", 3)
     served = serve()
     held = [socket.create_connection(("127.0.0.1", served.port), timeout=60) for _ in range(3)]
     try:
@@ -242,15 +240,15 @@ def test_only_so_many_connections_are_open_at_once(serve: Any, monkeypatch: pyte
             one.close()
 
 
-NO_HTTP = [
+INVALID_HTTP = [
     b"hello\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
-    b"GET / HTTP/1.1\r\nA: ".ljust(listener.HEADER_BYTES + 1, b"a"),  # a byte that is left unread would reset the connection
+    b"GET / HTTP/1.1\r\nA: ".ljust(http_server.HEADER_BYTES + 1, b"a"),  # a byte that is left unread would reset the connection
 ]  # fmt: skip
 
 
-def test_what_is_no_http_is_told_so(serve: Any) -> None:
+def test_invalid_http_gets_400(serve: Any) -> None:
     served = serve()
-    for sent in NO_HTTP:
+    for sent in INVALID_HTTP:
         answer = raw(served.port, sent)
         assert answer.startswith(b"HTTP/1.1 400 "), sent[:50]
         assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error", "fix"}

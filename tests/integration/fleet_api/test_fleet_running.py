@@ -12,15 +12,15 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from forecastd.errors import SkipEpoch
-from forecastd.fleet import service
-from forecastd.fleet.contract import NAMES
-from forecastd.fleet.pulling import Puller
+from forecastd.fleet import fleet
+from forecastd.fleet.contract import METRIC_NAMES
+from forecastd.fleet.ingest.scraper import Scraper
 
 START = 1_769_860_800.0
 STEP = 5
 
 
-def test_a_slow_model_passes_ticks_over_and_holds_nothing_up(serve: Any) -> None:
+def test_slow_model_skips_ticks_and_blocks_nothing(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01", value=10.0)
     first = served.forecast_tick()
@@ -39,7 +39,7 @@ def test_a_slow_model_passes_ticks_over_and_holds_nothing_up(serve: Any) -> None
     assert served.client.get("/forecast/web-01").json()["metrics"]["cpu_percent"]["0.5"][0] == 15.0
 
 
-def test_health_is_bad_while_the_forecast_is_old_and_good_again_after_that(serve: Any) -> None:
+def test_health_fails_while_forecast_is_stale(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
@@ -62,7 +62,7 @@ def test_health_is_bad_while_the_forecast_is_old_and_good_again_after_that(serve
     assert served.client.get("/healthz").status_code == 200
 
 
-def test_an_error_that_nobody_foresaw_costs_one_tick(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_error_costs_one_tick(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     served = serve()
     served.script.error = ZeroDivisionError("what was not foreseen")
     served.feed(START, "web-01")
@@ -76,7 +76,7 @@ def test_an_error_that_nobody_foresaw_costs_one_tick(serve: Any, caplog: pytest.
     assert any("nobody foresaw" in one for one in health["warnings"])
 
 
-def test_a_restart_is_warm(serve: Any, tmp_path: Path) -> None:
+def test_restart_restores_window(serve: Any, tmp_path: Path) -> None:
     served = serve()
     for tick in range(6):
         served.feed(START + STEP * tick, "web-01", "web-02", value=10.0 + tick)
@@ -98,7 +98,7 @@ def test_a_restart_is_warm(serve: Any, tmp_path: Path) -> None:
     assert found == 50.0
 
 
-def test_an_alert_is_not_opened_a_second_time_by_a_restart(serve: Any) -> None:
+def test_restart_does_not_reopen_alert(serve: Any) -> None:
     served = serve()
     for tick in range(5):
         served.feed(START + STEP * tick, "hot", metrics={"cpu_percent": 99.5})
@@ -111,9 +111,7 @@ def test_an_alert_is_not_opened_a_second_time_by_a_restart(serve: Any) -> None:
     assert [one["id"] for one in again.client.get("/alerts").json()["open"]] == [one["id"] for one in opened]
 
 
-def test_a_clock_that_is_set_back_costs_what_is_in_the_future_then(
-    serve: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_clock_set_back_drops_future_ticks(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     served = serve()
     for tick in range(8):
         served.feed(START + STEP * tick, "web-01", value=10.0 + tick)
@@ -127,7 +125,7 @@ def test_a_clock_that_is_set_back_costs_what_is_in_the_future_then(
     assert served.client.get("/forecast/web-01").json()["metrics"]["cpu_percent"]["0.5"][0] == 70.0
 
 
-def test_servers_that_fall_silent_leave_and_those_of_before_a_long_sleep_too(serve: Any) -> None:
+def test_silent_servers_are_removed_also_after_suspend(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
@@ -148,34 +146,49 @@ def bundle(served: Any, name: str) -> str:
     return name
 
 
-def reload(served: Any, name: object) -> Any:
+def reload_model(served: Any, name: object) -> Any:
     return served.client.post("/admin/reload-model", json={"name": name})
 
 
-def test_another_model_takes_over_at_once_and_the_old_one_is_closed(serve: Any) -> None:
+def test_reload_switches_model_and_closes_old(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
-    answer = reload(served, bundle(served, "second-1.0"))
+    answer = reload_model(served, bundle(served, "second-1.0"))
     assert answer.status_code == 200
     assert (answer.json()["old"]["name"], answer.json()["new"]["name"]) == ("first", "second-1.0")
     served.until(lambda: served.client.get("/forecast/web-01").json()["bundle"] == "second-1.0")
     served.until(lambda: served.script.closed == ["first"])
     assert served.client.get("/status").json()["model"]["name"] == "second-1.0"
-    assert reload(served, "first").status_code == 200  # the one it was started with
+    assert reload_model(served, "first").status_code == 200  # the one it was started with
 
 
-NO_NAMES = ["", ".", "..", "../first", "a/b", "/etc", ".hidden", "a\x00b", "\xe9", "missing", "x" * 200, None, 7, ["a"]]
-NO_BODIES = [b"", b"{}", b"[]", b'{"name": "a", "path": "b"}', b"\xff", b"{" * 10_000]
+INVALID_NAMES = [
+    "",
+    ".",
+    "..",
+    "../first",
+    "a/b",
+    "/etc",
+    ".hidden",
+    "a\x00b",
+    "\xe9",
+    "missing",
+    "x" * 200,
+    None,
+    7,
+    ["a"],
+]
+INVALID_BODIES = [b"", b"{}", b"[]", b'{"name": "a", "path": "b"}', b"\xff", b"{" * 10_000]
 
 
-def test_what_is_no_name_of_a_model_is_refused(serve: Any) -> None:
+def test_reload_invalid_name_is_refused(serve: Any) -> None:
     served = serve()
-    for name in NO_NAMES:
-        answer = reload(served, name)
+    for name in INVALID_NAMES:
+        answer = reload_model(served, name)
         assert answer.status_code == 422, name
         assert set(answer.json()) == {"error", "fix"}
-    for body in NO_BODIES:
+    for body in INVALID_BODIES:
         answer = served.client.post("/admin/reload-model", content=body)
         assert answer.status_code == 422, body
         assert set(answer.json()) == {"error", "fix"}
@@ -183,12 +196,12 @@ def test_what_is_no_name_of_a_model_is_refused(serve: Any) -> None:
     assert served.script.opened == ["first"]
 
 
-def test_a_model_that_is_no_good_changes_nothing(serve: Any) -> None:
+def test_reload_bad_model_changes_nothing(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
     served.script.bad["broken"] = "Its canary is off. Restore it."
-    answer = reload(served, bundle(served, "broken"))
+    answer = reload_model(served, bundle(served, "broken"))
     assert answer.status_code == 422
     assert "Its canary is off" in answer.json()["error"]
     assert served.script.closed == ["broken"]
@@ -197,17 +210,17 @@ def test_a_model_that_is_no_good_changes_nothing(serve: Any) -> None:
     assert served.client.get("/forecast/web-01").json()["bundle"] == "first"
 
 
-def test_one_model_is_loaded_at_a_time_and_the_fleet_goes_on_meanwhile(serve: Any) -> None:
+def test_reload_runs_once_at_a_time(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
     served.script.loaded.clear()
     first = bundle(served, "second")
     answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append(reload(served, first)))
+    thread = threading.Thread(target=lambda: answers.append(reload_model(served, first)))
     thread.start()
     served.until(lambda: "second" in served.script.opened)
-    assert reload(served, bundle(served, "third")).status_code == 409
+    assert reload_model(served, bundle(served, "third")).status_code == 409
     served.feed(START + STEP, "web-01")
     served.forecast_tick()
     assert served.client.get("/forecast/web-01").json()["bundle"] == "first"
@@ -216,13 +229,13 @@ def test_one_model_is_loaded_at_a_time_and_the_fleet_goes_on_meanwhile(serve: An
     assert answers[0].status_code == 200
 
 
-def test_a_model_that_hangs_is_replaced_at_once_and_its_tick_is_done_by_the_new_one(serve: Any) -> None:
+def test_reload_replaces_hung_model_and_finishes_tick(serve: Any) -> None:
     served = serve()
     served.script.go.clear()
     served.feed(START, "web-01")
     tick = served.close_tick()
     served.until(lambda: served.script.begun == 1)
-    assert reload(served, bundle(served, "second")).status_code == 200
+    assert reload_model(served, bundle(served, "second")).status_code == 200
     served.until(lambda: served.script.begun == 2)
     assert served.script.closed == ["first"]
     served.script.go.set()
@@ -231,7 +244,7 @@ def test_a_model_that_hangs_is_replaced_at_once_and_its_tick_is_done_by_the_new_
     assert served.client.get("/status").json()["forecast"]["failures"] == 0
 
 
-def test_the_end_waits_for_no_model(serve: Any) -> None:
+def test_shutdown_does_not_wait_for_model(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.script.go.clear()
@@ -239,7 +252,7 @@ def test_the_end_waits_for_no_model(serve: Any) -> None:
     served.until(lambda: served.script.begun)
     served.script.loaded.clear()
     name = bundle(served, "second")
-    thread = threading.Thread(target=lambda: reload(served, name), daemon=True)
+    thread = threading.Thread(target=lambda: reload_model(served, name), daemon=True)
     thread.start()
     served.until(lambda: "second" in served.script.opened)
     served.fleet.close()
@@ -249,7 +262,7 @@ def test_the_end_waits_for_no_model(serve: Any) -> None:
     assert not thread.is_alive()
 
 
-def test_alerts_state_that_is_damaged_is_begun_anew(serve: Any, tmp_path: Path) -> None:
+def test_damaged_alert_state_starts_empty(serve: Any, tmp_path: Path) -> None:
     state = tmp_path / "state" / "fleet"
     state.mkdir(parents=True)
     (state / "alertbook.json").write_text(json.dumps({"version": 99}))
@@ -259,7 +272,7 @@ def test_alerts_state_that_is_damaged_is_begun_anew(serve: Any, tmp_path: Path) 
     assert served.client.get("/alerts").json()["open"] == []
 
 
-def test_a_model_that_was_given_up_is_tried_anew_at_growing_intervals(serve: Any) -> None:
+def test_failed_model_is_retried_with_backoff(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
@@ -281,9 +294,9 @@ def test_a_model_that_was_given_up_is_tried_anew_at_growing_intervals(serve: Any
     served.forecast_tick()
 
 
-def test_pages_are_pulled_into_the_fleet(serve: Any, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "Puller", partial(Puller, timeout=60.0))  # until the next tick there is one try
-    page = "".join(f"forecastd_{name} 12.5\n" for name in NAMES)
+def test_scraped_pages_reach_fleet(serve: Any, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "Puller", partial(Scraper, timeout=60.0))  # until the next tick there is one try
+    page = "".join(f"forecastd_{name} 12.5\n" for name in METRIC_NAMES)
     httpserver.expect_request("/metrics").respond_with_data(page, content_type="text/plain")
     served = serve(fleet_scrape=(f"db-01={httpserver.url_for('/metrics')}#database",))
     served.until(lambda: served.client.get("/status").json()["pulls"][0]["ok"])

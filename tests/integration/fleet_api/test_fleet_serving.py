@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from forecastd.fleet.contract import NAMES
+from forecastd.fleet.contract import METRIC_NAMES
 
 START = 1_769_860_800.0
 STEP = 5
 
 
-def test_rows_become_a_forecast_of_the_steps_after_the_last_tick(serve: Any) -> None:
+def test_rows_become_forecast_after_last_tick(serve: Any) -> None:
     served = serve()
     assert served.feed(START + 1, "web-01", "web-02")["accepted"] == 2
     tick = served.forecast_tick()
@@ -36,7 +36,7 @@ def test_rows_become_a_forecast_of_the_steps_after_the_last_tick(serve: Any) -> 
                                      if key != "age_seconds"}  # fmt: skip
 
 
-def test_bad_rows_cost_themselves_alone_and_are_named(serve: Any) -> None:
+def test_bad_rows_are_refused_individually(serve: Any) -> None:
     served = serve()
     records = [
         {"server": "web-01", "time": START, "metrics": {"cpu_percent": 10}},
@@ -52,7 +52,7 @@ def test_bad_rows_cost_themselves_alone_and_are_named(serve: Any) -> None:
     assert told == {"accepted": 1, "refused": 2, "duplicates": 1, "by_reason": {"server": 1, "future": 1}}
 
 
-def test_a_record_a_line_is_a_feed_too(serve: Any) -> None:
+def test_ndjson_feed_is_accepted(serve: Any) -> None:
     served = serve()
     lines = "\n".join(json.dumps({"server": f"db-{n}", "time": START, "metrics": {"cpu_percent": n}}) for n in range(3))
     answer = served.client.post(
@@ -61,7 +61,7 @@ def test_a_record_a_line_is_a_feed_too(serve: Any) -> None:
     assert (answer["accepted"], answer["refused"]) == (3, 1)
 
 
-def test_what_is_no_feed_is_a_400_with_a_fix(serve: Any) -> None:
+def test_invalid_feed_gets_400_with_fix(serve: Any) -> None:
     served = serve()
     bodies = (
         b"",
@@ -80,7 +80,7 @@ def test_what_is_no_feed_is_a_400_with_a_fix(serve: Any) -> None:
     assert served.client.post("/feed", content=b'{"version": 1, "records": []}').status_code == 200
 
 
-def test_before_the_first_forecast_a_client_is_told_to_wait(serve: Any) -> None:
+def test_forecast_before_first_gets_retry_after(serve: Any) -> None:
     served = serve(opened=False)
     assert served.client.get("/forecast").json() == {"made_at": None, "age_seconds": None, "count": 0, "forecasts": []}
     served.feed(START, "web-01")
@@ -92,7 +92,7 @@ def test_before_the_first_forecast_a_client_is_told_to_wait(serve: Any) -> None:
     assert served.client.get("/healthz").status_code == 503
 
 
-def test_what_has_not_changed_is_not_sent_again(serve: Any) -> None:
+def test_unchanged_forecast_gets_304(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
@@ -105,7 +105,7 @@ def test_what_has_not_changed_is_not_sent_again(serve: Any) -> None:
     assert served.client.get("/forecast", headers={"If-None-Match": tag}).status_code == 200
 
 
-def test_a_choice_of_servers_metrics_and_levels(serve: Any) -> None:
+def test_forecast_selects_servers_metrics_and_levels(serve: Any) -> None:
     served = serve()
     served.feed(START, "a", "b", "c")
     served.forecast_tick()
@@ -118,7 +118,7 @@ def test_a_choice_of_servers_metrics_and_levels(serve: Any) -> None:
         assert one["levels"] == [0.5, 0.7]
     page = served.client.get("/forecast", params={"limit": 2, "offset": 2}).json()
     assert (page["count"], len(page["forecasts"])) == (3, 1)
-    whole = served.client.get("/forecast/a", params={"metrics": ",".join(NAMES)}).json()
+    whole = served.client.get("/forecast/a", params={"metrics": ",".join(METRIC_NAMES)}).json()
     assert whole == served.client.get("/forecast/a").json()
 
 
@@ -133,7 +133,7 @@ ERRORS = {
 }  # fmt: skip
 
 
-def test_every_error_says_what_to_do(serve: Any) -> None:
+def test_every_error_has_fix(serve: Any) -> None:
     served = serve()
     served.feed(START, "a")
     served.forecast_tick()
@@ -145,7 +145,7 @@ def test_every_error_says_what_to_do(serve: Any) -> None:
             assert answer.headers["content-type"] == "application/json", path
 
 
-def test_servers_count_down_to_their_forecast_by_the_model(serve: Any) -> None:
+def test_servers_count_missing_ticks_down(serve: Any) -> None:
     served = serve()
     needs = []
     for tick in range(3):
@@ -162,7 +162,7 @@ def test_servers_count_down_to_their_forecast_by_the_model(serve: Any) -> None:
     assert served.client.get("/forecast/web-01").json()["model"] == "tft"
 
 
-def test_risk_is_worst_first_and_alerts_are_told(serve: Any) -> None:
+def test_risk_is_worst_first_and_alerts_are_listed(serve: Any) -> None:
     served = serve()
     for tick in range(5):
         served.feed(START + 5 * tick, "calm", metrics={"cpu_percent": 3.0})
@@ -179,7 +179,7 @@ def test_risk_is_worst_first_and_alerts_are_told(serve: Any) -> None:
     assert served.client.get("/status").json()["alerts"]["open"] == len(alerts["open"])
 
 
-def test_history_is_what_was_sent_as_json_and_as_csv(serve: Any) -> None:
+def test_history_returns_sent_rows_as_json_and_csv(serve: Any) -> None:
     served = serve()
     for tick in range(3):
         served.feed(START + 5 * tick, "a", "b", value=10.0 + tick)
@@ -207,7 +207,7 @@ def test_history_is_what_was_sent_as_json_and_as_csv(serve: Any) -> None:
     assert (short["count"], short["truncated"]) == (2, True)
 
 
-def test_metrics_are_prometheus_text_and_no_client_makes_a_series(serve: Any) -> None:
+def test_metrics_series_are_bounded(serve: Any) -> None:
     served = serve()
     served.feed(START, "web-01")
     served.forecast_tick()
@@ -242,7 +242,7 @@ def _series(client: httpx.Client) -> dict[str, float]:
     }
 
 
-def test_the_description_is_whole(serve: Any) -> None:
+def test_openapi_describes_every_route(serve: Any) -> None:
     served = serve(keys=("a-key-of-good-length",))
     document = served.client.get("/openapi.json", headers={"X-API-Key": "a-key-of-good-length"}).json()
     text = json.dumps(document)
@@ -259,7 +259,7 @@ def test_the_description_is_whole(serve: Any) -> None:
     assert served.client.get("/docs", headers={"X-API-Key": "a-key-of-good-length"}).status_code == 200
 
 
-def test_the_description_needs_nothing_of_another_machine(serve: Any) -> None:
+def test_api_docs_need_no_network(serve: Any) -> None:
     served = serve()
     page = served.client.get("/docs").text
     found = re.findall(r'(?:src|href)="([^"]*)"', page)

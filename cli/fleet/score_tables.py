@@ -1,0 +1,111 @@
+"""A fleet's model beside the baselines, for people: pinball loss and how often the outcomes were where they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cli.rows import row
+
+if TYPE_CHECKING:
+    from cli.training_screen import TrainingScreen
+    from forecastd.fleet.training import FleetTrainingResult
+
+MODEL_LABELS = {"model": "this model", "persistence": "last value", "seasonal": "seasonal naive", "ets": "AutoETS"}
+PART_NOTES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}
+
+
+def show_result(screen: TrainingScreen, trained: FleetTrainingResult) -> None:
+    """The scores of a fleet's model beside the baselines', and how to use it."""
+    from models.fleet.manifest import to_json
+
+    manifest, path = trained.manifest, trained.path
+    is_in_models = path.absolute().parent == trained.models.absolute()
+    copy = "" if is_in_models else f"copy it into {trained.models}, and "
+    next_steps = f"""forecastd model check {path}
+forecastd fleet serve --model {path}
+or, while a fleet runs: {copy}POST /admin/reload-model {{"name": "{path.name}"}}"""
+    screen.show_result(
+        to_json(manifest), score_rows("test", manifest.scores.get("test")), path, manifest.sha256, next_steps
+    )
+
+
+def score_rows(part: str, scores: object) -> Iterator[Table]:
+    """The model's scores of one part of the history beside the baselines'. Lower is better, but for the shares held.
+
+    In the scales of the training, so that all metrics count alike. What a manifest lacks is a dash.
+    """
+    if not isinstance(scores, Mapping):
+        return
+    windows, separate = scores.get("windows", "?"), scores.get("horizons", "?")
+    yield row(part, Text(f"{windows} windows, {separate} horizons that do not overlap{PART_NOTES.get(part, '')}"))
+    yield _overall_table(scores, season=scores.get("season_seconds"))
+    sample = scores.get("sample")
+    if isinstance(sample, Mapping):
+        yield row("", Text(f"on {sample.get('windows', '?')} of these windows, with AutoETS of statsforecast too:"))
+        yield _overall_table(sample, season=scores.get("season_seconds"))
+    yield from _by_metric(scores)
+
+
+def _overall_table(scores: Mapping[str, Any], *, season: object) -> Table:
+    table = _table("pinball\nall steps", "pinball\nfirst", "pinball\nlast", "96%\nholds", "80%\nholds", "50%\nholds")
+    for name, model_scores in scores.items():
+        if isinstance(model_scores, Mapping) and "pinball" in model_scores:
+            season_text = f" ({_format_period(season)})" if name == "seasonal" and isinstance(season, int) else ""
+            cells = (
+                _format_number(model_scores.get(key), ".4f") for key in ("pinball", "pinball_first", "pinball_last")
+            )
+            table.add_row(
+                MODEL_LABELS.get(name, name) + season_text, *cells, *_coverage_cells(model_scores, "0.96", "0.8", "0.5")
+            )
+    return table
+
+
+def _by_metric(scores: Mapping[str, Any]) -> Iterator[Table]:
+    """Pinball loss of each metric, and the coverage of the model."""
+    by_model = {
+        name: model_scores["by_metric"]
+        for name, model_scores in scores.items()
+        if isinstance(model_scores, Mapping) and "by_metric" in model_scores
+    }
+    if not isinstance(by_model.get("model"), Mapping):
+        return
+    baselines = [name for name in by_model if name != "model"]
+    yield row("", Text("pinball loss of each metric, in its own scale:"))
+    table = _table(
+        "this\nmodel", *(MODEL_LABELS.get(name, name).replace(" ", "\n", 1) for name in baselines), "80%\nholds"
+    )
+    for metric, metric_scores in by_model["model"].items():
+        cells = (_format_number(by_model[name].get(metric, {}).get("pinball"), ".4f") for name in baselines)
+        table.add_row(
+            metric, _format_number(metric_scores.get("pinball"), ".4f"), *cells, *_coverage_cells(metric_scores, "0.8")
+        )
+    yield table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _coverage_cells(model_scores: Mapping[str, Any], *intervals: str) -> Iterator[str]:
+    coverage = model_scores.get("coverage")
+    for interval in intervals:
+        yield _format_number(coverage.get(interval) if isinstance(coverage, Mapping) else None, ".0%")
+
+
+def _format_number(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "-"
+
+
+def _format_period(seconds: int) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

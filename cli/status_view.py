@@ -1,0 +1,119 @@
+"""One look at a daemon from outside: what it wrote of itself, whether it is well, and what the ledger has when it is gone.
+
+The one thing to know before changing it: the daemon may be in any state, so nothing here waits for it or takes a lock.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cli.rows import console, row
+from cli.status_screen import format_time, status_screen
+from forecastd.clock import SystemClock, to_iso
+from forecastd.errors import ForecastdError
+from forecastd.status import DaemonHealth, check_health
+from forecastd.status.file import StoredStatus, read_status
+
+if TYPE_CHECKING:
+    from forecastd.submission.account import LedgerEpoch
+
+EXIT_HEALTHY, EXIT_NOT_RUNNING, EXIT_UNHEALTHY = 0, 3, 6
+MAX_EPOCHS = 5  # of the ledger's, the newest
+
+
+@dataclass(frozen=True)
+class StatusView:
+    """What was found at `now` (unix seconds). `epochs` of the ledger are looked up only where no daemon runs."""
+
+    now: float
+    daemon: StoredStatus | None
+    health: DaemonHealth
+    epochs: tuple[LedgerEpoch, ...] = ()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a daemon runs, as far as can be told."""
+        return self.daemon is not None and self.daemon.alive is not False
+
+    @property
+    def exit_code(self) -> int:
+        """What `status` ends with."""
+        if not self.is_running:
+            return EXIT_NOT_RUNNING
+        return EXIT_HEALTHY if self.health.ok else EXIT_UNHEALTHY
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole as one JSON object."""
+        return {
+            "running": self.is_running,
+            "alive": None if self.daemon is None else self.daemon.alive,
+            "health": asdict(self.health),
+            "pulse": None if self.daemon is None else self.daemon.status.to_dict(),
+            "epochs": [epoch.as_row() for epoch in self.epochs],
+            "exit_code": self.exit_code,
+        }
+
+
+class StatusViewer:
+    """Looks again and again; `exit_code` is that of the last look."""
+
+    def __init__(self, state: Path) -> None:
+        self._state, self._clock = state, SystemClock()
+        self.exit_code = EXIT_HEALTHY
+
+    def print(self, *, as_json: bool) -> None:
+        """Look, and print what was found."""
+        if as_json:
+            click.echo(json.dumps(self._read().as_json()))
+        else:
+            console().print(self.render())
+
+    def render(self) -> RenderableType:
+        """Look, and show what was found."""
+        view = self._read()
+        lines: list[RenderableType] = [row("now", Text(to_iso(view.now)))]
+        if view.daemon is None:
+            lines.append(row("daemon", Text(f"none has run with the state in {self._state}")))
+        else:
+            lines.append(status_screen(view.daemon.status, view.now, alive=view.daemon.alive))
+        if not view.is_running:
+            lines += ["", *(_epoch_row(index, epoch, view.now) for index, epoch in enumerate(view.epochs))]
+            lines.append(row("next", Text("start `forecastd --daemon`, or the service that runs it")))
+        return Group(*lines)
+
+    def _read(self) -> StatusView:
+        now, daemon = self._clock.now(), read_status(self._state)
+        if daemon is None:
+            view = StatusView(now, None, DaemonHealth(False, ("No daemon has run with this STATE_DIR.",)))
+        else:
+            view = StatusView(now, daemon, check_health(daemon.status, now, alive=daemon.alive))
+        if not view.is_running:
+            view = StatusView(now, daemon, view.health, _newest_epochs(self._state))
+        self.exit_code = view.exit_code
+        return view
+
+
+def _newest_epochs(state: Path) -> tuple[LedgerEpoch, ...]:
+    """The newest epochs of the ledger; none where it cannot be read: `ledger list` tells why."""
+    from forecastd.ledger.snapshot import open_snapshot
+    from forecastd.submission.account import find_epochs
+
+    try:
+        with open_snapshot(state / "ledger.sqlite") as ledger:
+            return tuple(find_epochs(ledger, limit=MAX_EPOCHS))
+    except ForecastdError:
+        return ()
+
+
+def _epoch_row(index: int, epoch: LedgerEpoch, now: float) -> RenderableType:
+    chain_id, topic_id, nonce, _ = epoch.entry.key
+    time_text = format_time(epoch.entry.first_at, now)
+    text = f"{time_text}  {chain_id}, topic {topic_id}, nonce {nonce}: {epoch.entry.row.state}"
+    return row("" if index else "ledger", Text(text))

@@ -1,0 +1,207 @@
+"""Where a message goes: an address that takes a JSON object, or a command that gets it on its standard input.
+
+The one thing to know before changing it: both belong to somebody else and may hang, drip or never end, so each has one
+limit on its whole time. The webhook's address is a secret, for who knows it may write there: it is in no message and no log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.logs import hide
+from forecastd.runtime.http import is_loopback, run_with_timeout
+
+WEBHOOK_SECONDS = 10.0
+COMMAND_SECONDS = 30.0
+MAX_RESPONSE_BYTES = 65_536  # of a webhook's answer; nothing in it is used
+SOCKET_TIMEOUT_SECONDS = 5.0  # seconds for one socket operation
+MIN_SECRET_CHARACTERS = 16  # characters: a shorter path is a word, and would be blotted out of ordinary sentences
+COMMAND_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_WEBHOOK_THREAD = "asking the webhook"
+log = logging.getLogger(__name__)
+
+
+class AlertChannel(Protocol):
+    """Takes a message's bytes, within a limited time.
+
+    `send` raises RetryLater when another attempt may help, NeedsHuman when none will. `stop` ends what is under way.
+    """
+
+    name: str
+
+    def send(self, body: bytes) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class WebhookChannel:
+    """POSTs to an address. Redirects are not followed: they would carry the message to another host."""
+
+    name = "webhook"
+
+    def __init__(self, url: str, *, timeout: float = WEBHOOK_SECONDS) -> None:
+        """Raises NeedsHuman when `url` is no HTTP address."""
+        message = "ALERT_WEBHOOK is no address: it must be https://HOST/... or http://HOST/..."
+        try:
+            parts = urlsplit(url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+                raise NeedsHuman(message)
+        except ValueError:
+            raise NeedsHuman(message) from None
+        path = url.partition(parts.netloc)[2]
+        hide(parts.password or "", path if len(path) >= MIN_SECRET_CHARACTERS else "")
+        self._url, self._host, self._timeout = url, parts.hostname, timeout
+        for library in ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry"):
+            logging.getLogger(library).addFilter(_is_address_free)
+
+    def send(self, body: bytes) -> None:
+        receiver = "The webhook of ALERT_WEBHOOK"
+        result = run_with_timeout(self._timeout, "the webhook", lambda is_abandoned: self._post(body, is_abandoned))
+        if isinstance(result, ForecastdError):
+            raise result
+        if 200 <= result < 300:
+            return
+        if 300 <= result < 400:
+            raise NeedsHuman(
+                f"{receiver} answers with a redirect ({result}), which is not followed. Set its final address."
+            )
+        if result in {408, 425, 429} or result >= 500:
+            raise RetryLater(f"{receiver} answered with {result}.")
+        raise NeedsHuman(
+            f"{receiver} refused the message with {result}. Check the address with whoever gave it to you."
+        )
+
+    def _post(self, body: bytes, is_abandoned: Callable[[], bool]) -> int | ForecastdError:
+        import requests
+        import urllib3
+
+        try:
+            with requests.Session() as session:
+                session.trust_env = not is_loopback(self._host)
+                response = session.post(
+                    self._url,
+                    data=body,
+                    headers={"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"},
+                    auth=lambda request: request,  # or requests would add what a .netrc has for this host
+                    timeout=SOCKET_TIMEOUT_SECONDS,
+                    stream=True,
+                    allow_redirects=False,
+                )
+                with response:
+                    raw, size = cast("urllib3.response.HTTPResponse", response.raw), 0
+                    while size < MAX_RESPONSE_BYTES and not is_abandoned() and (chunk := raw.read1(4096)):
+                        size += len(chunk)
+                    return response.status_code
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # Only the kind: the text of these errors bears the address.
+            return RetryLater(f"The webhook of ALERT_WEBHOOK cannot be reached or broke off ({type(error).__name__}).")
+
+    def stop(self) -> None:
+        """Nothing to do: its thread ends with the process."""
+
+
+class CommandChannel:
+    """Runs a command without a shell, in a session of its own, with a short environment that holds no secret."""
+
+    name = "command"
+
+    def __init__(self, command: str, *, timeout: float = COMMAND_SECONDS) -> None:
+        """`line` as a shell would split it. Raises NeedsHuman when it cannot be split."""
+        try:
+            self._arguments = shlex.split(command)
+        except ValueError as error:
+            raise NeedsHuman(f"ALERT_COMMAND cannot be read: {error}. Look at its quotes.") from None
+        if not self._arguments:
+            raise NeedsHuman("ALERT_COMMAND is empty. Leave it out, or name a program.")
+        if shutil.which(self._arguments[0], path=COMMAND_PATH) is None:
+            log.warning("ALERT_COMMAND names %s, which cannot be run here: it would tell nobody.", self._arguments[0])
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def send(self, body: bytes) -> None:
+        process = self._start()
+        try:
+            process.communicate(body, self._timeout)
+        except subprocess.TimeoutExpired:
+            raise RetryLater(
+                f"The command of ALERT_COMMAND was ended after {self._timeout:g} s: it has to be done by then."
+            ) from None
+        finally:
+            self._terminate(process)
+        if process.returncode:
+            raise RetryLater(
+                f"The command of ALERT_COMMAND failed with exit code {process.returncode}. Run it by hand with a line of "
+                "JSON on its standard input; its environment has PATH, HOME, USER and LANG only."
+            )
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._stopped:
+                raise RetryLater("The daemon is ending.")
+            try:
+                self._process = subprocess.Popen(
+                    self._arguments,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=command_environment(),
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise NeedsHuman(
+                    f"The command of ALERT_COMMAND cannot be run: {reason}. Give the program's whole path."
+                ) from None
+            return self._process
+
+    def _terminate(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill all of its group, unless it has ended by itself: then what it left running is its own affair."""
+        with self._lock:
+            if process.poll() is None:
+                _kill_group(process)
+            self._process = None
+        process.wait()
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._process is not None and self._process.poll() is None:
+                _kill_group(self._process)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Its group has its own number, for it leads one; and it was not waited for, so the number is still its."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def command_environment() -> Mapping[str, str]:
+    """All that a command finds in its environment."""
+    variables = {"PATH": COMMAND_PATH, "LANG": "C.UTF-8"}
+    with contextlib.suppress(KeyError):  # a user without an entry, as systemd's DynamicUser may be in a container
+        user = pwd.getpwuid(os.getuid())
+        variables |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+    return variables
+
+
+def _is_address_free(record: logging.LogRecord) -> bool:
+    """Whether a library's log record may pass: one from a webhook's thread would bear the address."""
+    return record.threadName != _WEBHOOK_THREAD

@@ -1,0 +1,261 @@
+"""Decides at once what a person is told, and tells it in a thread of its own, so that a slow receiver delays no cycle.
+
+The one thing to know before changing it: what was told is kept in STATE_DIR/alerts.json, so that a restart does not tell it
+again. A message is saved as not yet told until it was delivered: after a crash it is rather told twice than never.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from forecastd import __version__
+from forecastd.alerts.channels import AlertChannel, CommandChannel, WebhookChannel
+from forecastd.alerts.rules import VERSION, AlertCondition, AlertMessage, AlertState
+from forecastd.clock import Clock, to_iso
+from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.logs import redacted
+from forecastd.runtime.files import write_atomic
+from forecastd.runtime.text_file import read_text_file
+
+log = logging.getLogger(__name__)
+
+ALERTS_FILE_NAME = "alerts.json"
+RETRY_PAUSES = (1.0, 5.0, 25.0)  # seconds before the second, third and fourth attempt
+MAX_QUEUED_MESSAGES = 100  # messages that wait for delivery; what comes then is held back
+MAX_TEXT_CHARACTERS = 2000  # characters of a text
+CLOSE_SECONDS = 3.0  # for what is waiting, when the daemon ends
+MAX_WAIT_SECONDS = 60.0  # seconds of sleep: the wall clock, which says what is due, may jump meanwhile
+
+
+class AlertDispatcher:
+    """Tells a person by webhook, by command, or by both; by the log alone where neither is set.
+
+    Use as a context manager. Every method returns at once and may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        webhook: str | None,
+        command: str | None,
+        *,
+        interval: float,
+        clock: Clock,
+        state_dir: Path,
+        network: str = "",
+        pauses: Sequence[float] = RETRY_PAUSES,
+    ) -> None:
+        """`interval`: seconds between two alarms of one kind and key. `pauses`: seconds before each further attempt.
+
+        Raises:
+            NeedsHuman: the webhook is no address, or the command cannot be read.
+        """
+        channels: list[AlertChannel] = [] if webhook is None else [WebhookChannel(webhook)]
+        channels += [] if command is None else [CommandChannel(command)]
+        self._channels, self._clock, self._pauses = tuple(channels), clock, tuple(pauses)
+        self._common_fields = {"network": network, "host": socket.gethostname(), "program": f"forecastd {__version__}"}
+        self._path = state_dir / ALERTS_FILE_NAME
+        self._alert_state = AlertState(interval, _load(self._path))
+        self._queue: deque[AlertMessage] = deque()
+        self._changed = self._closing = self._save_failed = False
+        self._condition = threading.Condition()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
+
+    def __enter__(self) -> AlertDispatcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def epoch_missed(self, topic_id: int, nonce: int, reason: str, *, wallet: str = "") -> None:
+        """An epoch was missed. The same one is an alarm once, however often it is told and after any restart."""
+        text = f"Topic {topic_id} missed epoch {nonce}: {reason}"
+        self._fire(_missed_condition(topic_id, wallet), text, topic_id=topic_id, nonce=nonce, wallet=wallet)
+
+    def epoch_served(self, topic_id: int, nonce: int, *, wallet: str = "") -> None:
+        """An epoch was submitted: the end of an alarm for an earlier one."""
+        text = f"Topic {topic_id} is served again: epoch {nonce} was submitted."
+        self._resolve(_missed_condition(topic_id, wallet), text, topic_id=topic_id, nonce=nonce, wallet=wallet)
+
+    def fire(self, kind: str, key: str, text: str) -> None:
+        """A condition that a person should know of is so: `kind` says what (`needs_human`), `key` of what (`topic 67`)."""
+        self._fire((kind, key), text)
+
+    def resolve(self, kind: str, key: str, text: str) -> None:
+        """It is over. Told once if it had been told; to call it when nothing was wrong costs nothing."""
+        self._resolve((kind, key), text)
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Deliver what is waiting, for at most `seconds`. The rest is told by the next daemon."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(seconds)
+        self._stop.set()
+        for channel in self._channels:
+            channel.stop()
+        self._thread.join(seconds / 10)
+        self._save()
+
+    def _fire(self, condition: tuple[str, str], text: str, **labels: Any) -> None:
+        with self._condition:
+            alert_state, message = self._alert_state.fire(condition, _sanitize(text), self._clock.now(), **labels)
+            self._enqueue(alert_state, [message] if message else [])
+
+    def _resolve(self, condition: tuple[str, str], text: str, **labels: Any) -> None:
+        with self._condition:
+            alert_state, message = self._alert_state.resolve(condition, _sanitize(text), self._clock.now(), **labels)
+            self._enqueue(alert_state, [message] if message else [])
+
+    def _enqueue(self, alert_state: AlertState, messages: Sequence[AlertMessage]) -> None:
+        """Under the lock: what there is to tell now."""
+        self._changed = self._changed or alert_state is not self._alert_state
+        self._alert_state = alert_state
+        for message in messages:
+            level = logging.WARNING if message.event == "alarm" else logging.INFO
+            log.log(level, "%s: %s", message.event, _message_text(message), extra={"action": "alert"})
+            if len(self._queue) < MAX_QUEUED_MESSAGES:
+                self._queue.append(message)
+            else:
+                self._alert_state = self._alert_state.mark_undelivered(message, self._clock.now())
+        self._condition.notify_all()
+
+    def _run(self) -> None:
+        """The thread: deliver, save, wait."""
+        while True:
+            with self._condition:
+                self._enqueue(*self._alert_state.take_due_messages(self._clock.now()))
+                message = self._queue[0] if self._queue else None
+                changed, self._changed = self._changed, False
+                if message is None and not changed:
+                    if self._closing:
+                        return
+                    wait = self._alert_state.seconds_until_due(self._clock.now())
+                    self._condition.wait(None if wait is None else min(max(wait, 0.01), MAX_WAIT_SECONDS))
+                    continue
+            if changed:
+                self._save()
+            if message is not None:
+                self._finish_delivery(message, delivered=self._deliver(message))
+                if self._stop.is_set():
+                    return
+
+    def _finish_delivery(self, message: AlertMessage, *, delivered: bool) -> None:
+        """Take a message off the queue; one that was not delivered is left to a later one, or to a later time."""
+        with self._condition:
+            self._queue.popleft()
+            self._changed = True
+            if delivered:
+                return
+            for index, queued in enumerate(self._queue):
+                if queued.condition == message.condition:
+                    self._queue[index] = queued.absorb(message)
+                    return
+            self._alert_state = self._alert_state.mark_undelivered(
+                message, None if self._stop.is_set() else self._clock.now()
+            )
+
+    def _deliver(self, message: AlertMessage) -> bool:
+        """Whether a person got it, by any way there is. Every way is tried as often as the pauses say."""
+        body = json.dumps(self.to_document(message)).encode() + b"\n"
+        remaining, delivered = list(self._channels), not self._channels
+        for pause in (0.0, *self._pauses):
+            if self._stop.wait(pause):
+                break
+            for channel in tuple(remaining):
+                try:
+                    channel.send(body)
+                except ForecastdError as error:
+                    log.warning("An alert was not delivered: %s", error, extra={"action": "alert"})
+                    if isinstance(error, RetryLater):
+                        continue
+                else:
+                    delivered = True
+                remaining.remove(channel)
+            if not remaining:
+                break
+        return delivered
+
+    def to_document(self, message: AlertMessage) -> dict[str, object]:
+        """A message as the JSON object that is sent; docs/monitoring.md has an example."""
+        return {
+            "version": VERSION,
+            "event": message.event,
+            "kind": message.kind,
+            "key": message.key,
+            "text": _message_text(message),
+            "at": to_iso(message.sent_at),
+            "since": to_iso(message.since),
+            "held_back": message.suppressed,
+            **self._common_fields,
+            **message.labels,
+        }
+
+    def _save(self) -> None:
+        """Keep what was told. That it cannot be written is told once."""
+        with self._condition:
+            alert_state = self._alert_state.without_messages(self._queue)
+        document = {
+            "version": VERSION,
+            "conditions": _adapter().dump_python(tuple(alert_state.conditions.values()), mode="json"),
+        }
+        try:
+            write_atomic(self._path, json.dumps(document).encode())
+        except NeedsHuman as error:
+            if not self._save_failed:
+                log.warning("A restart would tell alarms again: %s", error, extra={"action": "alert"})
+            self._save_failed = True
+        else:
+            self._save_failed = False
+
+
+def _sanitize(text: str) -> str:
+    """A text as any receiver can take it: without secrets, in proper characters, and not endless."""
+    return redacted(text).encode("utf-8", "replace").decode()[:MAX_TEXT_CHARACTERS]
+
+
+def _missed_condition(topic_id: int, wallet: str) -> tuple[str, str]:
+    return "missed_epoch", f"topic {topic_id}" + (f", {wallet}" if wallet else "")
+
+
+def _message_text(message: AlertMessage) -> str:
+    """The text, with how much it stands for."""
+    number = message.suppressed
+    if not number:
+        return message.text
+    alarms = "1 alarm was" if number == 1 else f"{number} alarms were"
+    return f"{message.text.rstrip('.')}. ({alarms} held back since the last message.)"
+
+
+def _load(path: Path) -> dict[tuple[str, str], AlertCondition]:
+    """What an earlier daemon told; nothing where there is no such file, or none that makes sense."""
+    try:
+        document = json.loads(read_text_file(path, "The file", "Delete it."))
+        stored_conditions = document["conditions"] if document["version"] == VERSION else None
+        conditions = _adapter().validate_json(json.dumps(stored_conditions))
+    except (NeedsHuman, ValueError, LookupError, TypeError, RecursionError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        log.warning(
+            "%s makes no sense and is written anew; an alarm may be told again.", path, extra={"action": "alert"}
+        )
+        return {}
+    return {(condition.kind, condition.key): condition for condition in conditions}
+
+
+@cache
+def _adapter() -> TypeAdapter[tuple[AlertCondition, ...]]:
+    return TypeAdapter(tuple[AlertCondition, ...])

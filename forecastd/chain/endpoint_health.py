@@ -1,0 +1,152 @@
+"""What is known of an endpoint, and whether to ask it. Pure: values and transitions, times are monotonic seconds.
+
+The one thing to know before changing it: nothing here may shut an endpoint out for good. Every rest has an end, after which
+one probe decides, and a height that everyone else is measured against is forgotten when its endpoint is not heard from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+MIN_REST_SECONDS = 1.0  # seconds after the first failure; each failed probe doubles it
+MAX_REST_SECONDS = 30.0
+WRONG_CHAIN_REST_SECONDS = 300.0
+PROBE_TIMEOUT_SECONDS = 30.0  # a probe that has not come back by then is taken as lost
+HEIGHT_MAX_AGE_SECONDS = 30.0  # seconds for which a height and a chain id count as known
+MAX_LAG = 10  # blocks
+_LEADER_MAX_AGE_SECONDS = 600.0  # seconds
+_SIMULTANEOUS_SECONDS = 2.0  # seconds between two readings that are compared as if made together: less than a block
+_LATENCY_WEIGHT = 0.3  # of the latest latency in the smoothed one
+_LATENCY_STEP_SECONDS = 0.05  # seconds of latency below which endpoints count as equally fast
+
+
+class EndpointState(StrEnum):
+    """What an endpoint is good for at present."""
+
+    UNTRIED = "untried"
+    OK = "ok"
+    PROBING = "probing"
+    QUARANTINED = "quarantined"
+    WRONG_CHAIN = "wrong chain"
+    BEHIND = "behind"
+
+
+@dataclass(frozen=True)
+class EndpointHealth:
+    """One endpoint. `latency` in seconds, smoothed; `height` was asked for at `asked` and told at `told`.
+
+    `rests_until` is set while it is not to be asked: after a failure, or while it is on another chain.
+    """
+
+    streak: int = 0
+    latency: float | None = None
+    height: int | None = None
+    height_requested_at: float = 0.0
+    height_received_at: float = 0.0
+    rest_until: float | None = None
+    rest_seconds: float = 0.0
+    is_probing: bool = False
+    wrong_chain: str | None = None
+    error: str = ""
+
+    def record_success(self, latency: float) -> EndpointHealth:
+        """It answered: whatever stood against it is over."""
+        smooth = latency if self.latency is None else self.latency + _LATENCY_WEIGHT * (latency - self.latency)
+        return replace(
+            self,
+            streak=0,
+            latency=smooth,
+            rest_until=None,
+            rest_seconds=0.0,
+            is_probing=False,
+            wrong_chain=None,
+            error="",
+        )
+
+    def record_height(self, height: int, height_requested_at: float, height_received_at: float) -> EndpointHealth:
+        """It told its height."""
+        return replace(
+            self, height=height, height_requested_at=height_requested_at, height_received_at=height_received_at
+        )
+
+    def record_failure(self, reason: str, now: float) -> EndpointHealth:
+        """It gave no usable answer: it rests, twice as long after each failed probe.
+
+        Failures that arrive while it rests (calls under way, or made because nobody better was left) do not prolong it.
+        """
+        failed = replace(self, streak=self.streak + 1, error=reason)
+        if self.wrong_chain is not None:
+            return replace(failed, rest_until=now + WRONG_CHAIN_REST_SECONDS, is_probing=False)
+        if self.is_resting(now) and not self.is_probing:
+            return failed
+        rest_seconds = min(MAX_REST_SECONDS, max(MIN_REST_SECONDS, self.rest_seconds * 2))
+        return replace(failed, rest_until=now + rest_seconds, rest_seconds=rest_seconds, is_probing=False)
+
+    def record_wrong_chain(self, chain_id: str, now: float) -> EndpointHealth:
+        """It is on another chain: it is not asked until a rare probe finds it on the right one."""
+        return replace(
+            self,
+            streak=self.streak + 1,
+            wrong_chain=chain_id,
+            error=f"on chain {chain_id}",
+            height=None,
+            rest_until=now + WRONG_CHAIN_REST_SECONDS,
+            is_probing=False,
+        )
+
+    def start_probe(self, now: float) -> EndpointHealth:
+        """One probe goes out. Until it comes back or is lost, there is no other."""
+        if self.rest_until is None:
+            return replace(self, is_probing=True)
+        return replace(self, is_probing=True, rest_until=now + PROBE_TIMEOUT_SECONDS)
+
+    def is_resting(self, now: float) -> bool:
+        """Whether its rest has not ended yet."""
+        return self.rest_until is not None and now < self.rest_until
+
+    def needs_probe(self, now: float) -> bool:
+        """Whether its rest is over, or what is known of its height has grown old."""
+        if self.rest_until is not None:
+            return now >= self.rest_until
+        return self.height is None or now - self.height_received_at > HEIGHT_MAX_AGE_SECONDS
+
+    @property
+    def is_available(self) -> bool:
+        """Whether nothing stands against asking it. (An electric circuit is closed when current flows.)"""
+        return self.rest_until is None and self.wrong_chain is None
+
+    @property
+    def rank(self) -> int:
+        """Lower is better. Doubling steps, so that a jitter of the latency does not move the reads to and fro."""
+        latency = self.latency if self.latency is not None else 0.0
+        return max(0, int(latency / _LATENCY_STEP_SECONDS)).bit_length()
+
+    def lag(self, others: Iterable[EndpointHealth]) -> int:
+        """Blocks behind the highest of `others`, as far as that was known when this one was asked for its height."""
+        if self.height is None:
+            return 0
+        heights = [
+            other.height
+            for other in others
+            if other.height is not None
+            and other.wrong_chain is None
+            and other.height_received_at <= self.height_requested_at + _SIMULTANEOUS_SECONDS
+            and other.height_received_at > self.height_requested_at - _LEADER_MAX_AGE_SECONDS
+        ]
+        return max(0, max(heights, default=self.height) - self.height)
+
+    def is_behind(self, others: Iterable[EndpointHealth], max_lag: int = MAX_LAG) -> bool:
+        """Whether it lags by more than `most` blocks."""
+        return self.lag(others) > max_lag
+
+    def state(self, others: Iterable[EndpointHealth], max_lag: int = MAX_LAG) -> EndpointState:
+        """All of it in a word."""
+        if self.wrong_chain is not None:
+            return EndpointState.WRONG_CHAIN
+        if self.rest_until is not None:
+            return EndpointState.PROBING if self.is_probing else EndpointState.QUARANTINED
+        if self.latency is None:
+            return EndpointState.UNTRIED
+        return EndpointState.BEHIND if self.is_behind(others, max_lag) else EndpointState.OK

@@ -1,0 +1,128 @@
+"""What a node tells, as plain values. Heights are blocks, fees and balances uallo, gas units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic. Worker nonce H opens at block H, an epoch's start."""
+
+    id: int
+    metadata: str
+    epoch_length: int
+    worker_submission_window: int
+    ground_truth_lag: int
+    epoch_last_ended: int
+
+    def last_block(self, nonce: int) -> int:
+        """The last block that may include a payload for `nonce`: the window is nonce <= height < nonce + window."""
+        return nonce + self.worker_submission_window - 1
+
+
+@dataclass(frozen=True)
+class AccountInfo:
+    """What a signature needs of an account. `sequence` is that of the next transaction."""
+
+    number: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class BroadcastResult:
+    """A node's answer to a broadcast: its own check, not yet a block's."""
+
+    codespace: str
+    code: int
+    log: str
+    tx_hash: str
+
+
+@dataclass(frozen=True)
+class TxResult:
+    """What a block made of a transaction."""
+
+    tx_hash: str
+    height: int
+    codespace: str
+    code: int
+    log: str
+    gas_used: int
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """Gas a transaction would use, or None and why the node would not run it."""
+
+    gas_used: int | None
+    log: str
+
+
+@dataclass(frozen=True)
+class Inference:
+    """One worker's inference as the chain keeps it; `value` is the decimal in the chain's own writing."""
+
+    worker: str
+    topic_id: int
+    nonce: int
+    value: str
+
+
+@dataclass(frozen=True)
+class NetworkInferences:
+    """What the network says for a nonce: combined, and by worker."""
+
+    nonce: int
+    combined: float | None
+    values_by_worker: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ChainParams:
+    """Fees the chain charges beside gas, in uallo."""
+
+    registration_fee: int
+    data_sending_fee: int
+
+
+def read_inference(message: Any) -> Inference:
+    """An inference of either version: v9 has one `value`, v10 has `values`, labelled or bare."""
+    return Inference(str(message.inferer), int(message.topic_id), int(message.block_height), _decimal_value(message))
+
+
+def read_network_inferences(reply: Any) -> NetworkInferences | None:
+    """GetLatestNetworkInferences' answer of either version; None when it holds nothing."""
+    bundle = reply.network_inferences
+    if bundle is None:
+        return None
+    values = {str(inference.worker): _finite_float(_decimal_value(inference)) for inference in bundle.inferer_values}
+    return NetworkInferences(
+        nonce=int(reply.inference_block_height),
+        combined=_finite_float(_first_decimal(bundle.combined_value)),
+        values_by_worker={worker: value for worker, value in values.items() if value is not None},
+    )
+
+
+def _decimal_value(message: Any) -> str:
+    values = getattr(message, "values", None)
+    return _first_decimal(values) if values else str(getattr(message, "value", ""))
+
+
+def _first_decimal(value: Any) -> str:
+    """The first decimal of a bare string, of a list of strings, or of a list of labelled values."""
+    if isinstance(value, list):
+        if not value:
+            return ""
+        value = value[0]
+    return str(getattr(value, "value", value))
+
+
+def _finite_float(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

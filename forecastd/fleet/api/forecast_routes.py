@@ -1,0 +1,165 @@
+"""`GET /forecast`: the newest forecast, of all servers or of one, whole or in part.
+
+What is asked for as it is kept is sent as it is kept. A choice of metrics or levels is made from the numbers, in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+from forecastd.clock import to_iso
+from forecastd.fleet.api.errors import RequestRefused, quote
+from forecastd.fleet.api.responses import JSON, ApiContext, chunked_response, error_responses, etag_matches
+from forecastd.fleet.api.schemas import ForecastsResponse, ServerForecastResponse
+from forecastd.fleet.contract import METRIC_INDEX, METRICS
+from forecastd.fleet.forecast.fleet_forecast import STORED_LEVELS, FleetForecast
+from forecastd.fleet.snapshot import FleetSnapshot
+
+MAX_LEVELS = 19
+Metrics = Annotated[str | None, Query(description="Only these metrics, with commas between.", examples=["cpu_percent"])]
+Levels = Annotated[str | None, Query(description="These quantiles instead, such as 0.05,0.5,0.95.")]
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The routes."""
+    routes, fleet = APIRouter(tags=["forecast"]), context.fleet
+
+    @routes.get("/forecast", response_model=ForecastsResponse, responses=error_responses(404, 422, 503))
+    async def forecast(
+        *,
+        request: Request,
+        servers: Annotated[str | None, Query(description="Only these servers, with commas between.")] = None,
+        metrics: Metrics = None,
+        levels: Levels = None,
+        limit: Annotated[int | None, Query(ge=1, le=100_000)] = None,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    ) -> Response:
+        """The newest forecast of all servers, made once a tick; `age_seconds` says how long ago."""
+        published = fleet.snapshot
+        if not published.forecast_rows and not len(fleet.window.memory):
+            return _page_response(None, [], 0, fleet.clock.now(), {})
+        latest, headers = _latest_forecast(published, fleet.step), {"ETag": _etag(published)}
+        if etag_matches(request, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        rows = list(range(len(latest.servers))) if servers is None else _parse_servers(published, servers)
+        page_rows = rows[offset : None if limit is None else offset + limit]
+        if metrics is None and levels is None:
+            encoded = [latest.encoded[row] for row in page_rows]
+        else:
+            metric_names, level_values = _parse_metrics(latest, metrics), _parse_levels(levels)
+            encoded = await context.run_in_thread(lambda: _encode(latest, page_rows, metric_names, level_values))
+        return _page_response(latest, encoded, len(rows), fleet.clock.now(), headers)
+
+    @routes.get("/forecast/{server}", response_model=ServerForecastResponse, responses=error_responses(404, 422, 503))
+    async def forecast_of(request: Request, server: str, metrics: Metrics = None, levels: Levels = None) -> Response:
+        """The newest forecast of one server: quantiles of every metric for the steps that are to come."""
+        published = fleet.snapshot
+        row = published.forecast_rows.get(server)
+        if row is None:
+            raise _missing_forecast_error(
+                server, is_known=fleet.window.memory.profile(server) is not None, step=fleet.step
+            )
+        latest, headers = _latest_forecast(published, fleet.step), {"ETag": _etag(published)}
+        if etag_matches(request, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        if metrics is None and levels is None:
+            encoded = latest.encoded[row]
+        else:
+            metric_names, level_values = _parse_metrics(latest, metrics), _parse_levels(levels)
+            encoded = (await context.run_in_thread(lambda: _encode(latest, [row], metric_names, level_values)))[0]
+        age = orjson.dumps(_age_seconds(latest, fleet.clock.now()))
+        return Response(b"".join((encoded[:-1], b',"age_seconds":', age, b"}")), 200, headers, JSON)
+
+    return routes
+
+
+def _latest_forecast(published: FleetSnapshot, step: int) -> FleetForecast:
+    if published.forecast is None:
+        raise RequestRefused(
+            503, "There is no forecast yet: the model is getting ready.", "Ask again in a few seconds; /status tells more.",
+            headers={"Retry-After": str(max(1, step))},
+        )  # fmt: skip
+    return published.forecast
+
+
+def _missing_forecast_error(server: str, *, is_known: bool, step: int) -> RequestRefused:
+    if is_known:
+        message = f"{server} has no forecast yet: its first rows have just come."
+        return RequestRefused(
+            503, message, "Ask again after the next tick.", headers={"Retry-After": str(max(1, step))}
+        )
+    return RequestRefused(404, f"No server {quote(server)} is known.", "GET /servers lists those that are.")
+
+
+def _page_response(
+    latest: FleetForecast | None, encoded: Sequence[bytes], count: int, now: float, headers: dict[str, str]
+) -> Response:
+    head = orjson.dumps({
+        "made_at": None if latest is None else to_iso(latest.made_at),
+        "age_seconds": None if latest is None else _age_seconds(latest, now),
+        "count": count,
+    })  # fmt: skip
+    chunks = [head[:-1], b',"forecasts":[']
+    for index, document in enumerate(encoded):
+        chunks += [b",", document] if index else [document]
+    return chunked_response([*chunks, b"]}"], headers)
+
+
+def _age_seconds(forecast: FleetForecast, now: float) -> float:
+    return round(max(0.0, now - forecast.made_at), 3)
+
+
+def _etag(published: FleetSnapshot) -> str:
+    """Weak: two answers with it differ in their age alone."""
+    forecast = published.forecast
+    return "" if forecast is None else f'W/"{forecast.bundle_sha256[:12]}-{forecast.tick}-{forecast.made_at:.3f}"'
+
+
+def _parse_servers(published: FleetSnapshot, servers: str) -> list[int]:
+    """The places of the servers that are asked for, in the order they are asked for."""
+    rows = []
+    for name in dict.fromkeys(_split_list(servers)):
+        row = published.forecast_rows.get(name)
+        if row is None:
+            raise RequestRefused(404, f"No forecast of {quote(name)} is known.", "GET /servers lists the servers.")
+        rows.append(row)
+    return rows
+
+
+def _parse_metrics(forecast: FleetForecast, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(_split_list(text)))
+    unknown = [name for name in names if name not in forecast.metrics]
+    if unknown or not names:
+        message = f"{quote(unknown[0])} is not forecast." if unknown else "No metric is named."
+        raise RequestRefused(422, f"metrics: {message}", f"It may be: {', '.join(forecast.metrics)}.")
+    return names
+
+
+def _parse_levels(text: str | None) -> tuple[float, ...]:
+    if text is None:
+        return STORED_LEVELS
+    try:
+        levels = tuple(sorted({float(part) for part in _split_list(text)}))
+    except ValueError:
+        levels = ()
+    if not 1 <= len(levels) <= MAX_LEVELS or not all(0 < level < 1 for level in levels):
+        message = f"levels: these are not 1 to {MAX_LEVELS} numbers between 0 and 1."
+        raise RequestRefused(422, message, "Write them as 0.1,0.5,0.9.")
+    return levels
+
+
+def _split_list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _encode(
+    forecast: FleetForecast, rows: Sequence[int], metric_names: tuple[str, ...] | None, levels: tuple[float, ...]
+) -> list[bytes]:
+    described = [METRICS[METRIC_INDEX[name]] for name in forecast.metrics]
+    return [forecast.encode(row, described, levels, metric_names) for row in rows]

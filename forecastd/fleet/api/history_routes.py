@@ -1,0 +1,155 @@
+"""`GET /history`: what was observed, from the store on disk, as JSON or CSV.
+
+The one thing to know before changing it: a store holds days of hundreds of servers. JSON is bounded in rows; CSV is
+written as it is read, a chunk of ticks at a time, and never held as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Response
+from starlette.responses import StreamingResponse
+
+from forecastd.clock import from_iso, to_iso
+from forecastd.fleet.api.errors import RequestRefused, quote
+from forecastd.fleet.api.responses import ApiContext, error_responses
+from forecastd.fleet.api.schemas import HistoryResponse
+from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, SERVER_PATTERN
+from forecastd.fleet.fleet import Fleet
+from forecastd.fleet.window.store import HistoryChunk
+
+DEFAULT_SECONDS = 3600.0
+MAX_ROWS = 20_000  # of an answer in JSON
+MAX_SERVERS = 1000
+TIME_FORMAT = "unix seconds, or ISO 8601; one without an offset is UTC"
+
+
+@dataclass(frozen=True)
+class _HistoryQuery:
+    start: float
+    end: float
+    servers: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+
+    def chunks(self, fleet: Fleet) -> Iterator[HistoryChunk]:
+        return fleet.window.store.history(self.start, self.end, self.servers, self.metrics)
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The route."""
+    routes, fleet = APIRouter(tags=["history"]), context.fleet
+
+    @routes.get(
+        "/history", response_model=HistoryResponse,
+        responses={**error_responses(422), 200: {"content": {"text/csv": {"example": f"time,server,profile,status,{METRIC_NAMES[0]}\n"}}}},
+    )  # fmt: skip
+    async def history(
+        *,
+        server: Annotated[str | None, Query(description="Only these servers, with commas between.")] = None,
+        metrics: Annotated[str | None, Query(description="Only these metrics, with commas between.")] = None,
+        start: Annotated[str | None, Query(max_length=40, description=f"From then on: {TIME_FORMAT}.")] = None,
+        end: Annotated[str | None, Query(max_length=40, description=f"Up to then: {TIME_FORMAT}.")] = None,
+        format: Annotated[Literal["json", "csv"], Query()] = "json",  # noqa: A002 - the parameter's name in the API
+        limit: Annotated[int, Query(ge=1, le=MAX_ROWS, description="Rows of an answer in JSON.")] = MAX_ROWS,
+    ) -> Response:
+        """What was observed, by default in the last hour, sorted by time. CSV is not limited."""
+        query = _parse_query(fleet.clock.now(), server, metrics, start, end)
+        if format == "csv":
+            headers = {"Content-Disposition": 'attachment; filename="fleet-history.csv"'}
+            return StreamingResponse(_csv(context, query), 200, headers, "text/csv; charset=utf-8")
+        return await context.json_document(lambda: _document(fleet, query, limit))
+
+    return routes
+
+
+def _parse_query(
+    now: float, server: str | None, metrics: str | None, start: str | None, end: str | None
+) -> _HistoryQuery:
+    end_time = now if end is None else _parse_time(end, "end")
+    start_time = end_time - DEFAULT_SECONDS if start is None else _parse_time(start, "start")
+    if start_time >= end_time:
+        raise RequestRefused(422, f"start {to_iso(start_time)} is not before end {to_iso(end_time)}.", "Exchange them.")
+    servers = None if server is None else _split_list(server)
+    if servers is not None and not (0 < len(servers) <= MAX_SERVERS and all(map(SERVER_PATTERN.fullmatch, servers))):
+        raise RequestRefused(422, "server: these are no names of servers.", "GET /servers lists them.")
+    names = METRIC_NAMES if metrics is None else _split_list(metrics)
+    for name in names:
+        if name not in METRIC_INDEX:
+            raise RequestRefused(422, f"metrics: {quote(name)} is none.", f"It may be: {', '.join(METRIC_NAMES)}.")
+    if not names:
+        raise RequestRefused(422, "metrics: none is named.", f"It may be: {', '.join(METRIC_NAMES)}.")
+    return _HistoryQuery(start_time, end_time, servers, names)
+
+
+def _split_list(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _parse_time(text: str, name: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = from_iso(text.replace(" ", "+"))  # a plus sign that was not escaped
+        except (ValueError, OverflowError):
+            seconds = math.nan
+    if not 0 <= seconds < 1e11:
+        raise RequestRefused(422, f"{name}: {quote(text)} is no time.", f"Write it as {TIME_FORMAT}.")
+    return seconds
+
+
+def _document(fleet: Fleet, query: _HistoryQuery, limit: int) -> dict[str, object]:
+    rows: list[dict[str, object]] = []
+    truncated = False
+    for chunk in query.chunks(fleet):
+        values = chunk.values.tolist()
+        for index in range(len(chunk)):
+            if len(rows) == limit:
+                truncated = True
+                break
+            rows.append({
+                "server": chunk.servers[index],
+                "time": float(chunk.times[index]),
+                "profile": chunk.profiles[index],
+                "status": chunk.statuses[index],
+                "values": values[index],
+            })  # fmt: skip
+        if truncated:
+            break
+    return {
+        "start": to_iso(query.start), "end": to_iso(query.end), "metrics": list(query.metrics), "count": len(rows),
+        "truncated": truncated, "rows": rows,
+    }  # fmt: skip
+
+
+async def _csv(context: ApiContext, query: _HistoryQuery) -> AsyncIterator[bytes]:
+    yield f"time,server,profile,status,{','.join(query.metrics)}\r\n".encode()
+    chunks = query.chunks(context.fleet)
+    while (chunk := await context.run_in_thread(lambda: _next_lines(chunks))) is not None:
+        yield chunk
+
+
+def _next_lines(chunks: Iterator[HistoryChunk]) -> bytes | None:
+    """The next chunk as lines of CSV, with times in ISO 8601. No field can hold a comma or a quote."""
+    chunk = next(chunks, None)
+    if chunk is None:
+        return None
+    lines = []
+    for index, values in enumerate(chunk.values.tolist()):
+        fields = ",".join("" if math.isnan(value) else f"{value:.7g}" for value in values)
+        identity = f"{chunk.servers[index]},{chunk.profiles[index]},{chunk.statuses[index]}"
+        lines.append(f"{_format_time(float(chunk.times[index]))},{identity},{fields}\r\n")
+    return "".join(lines).encode()
+
+
+def _format_time(seconds: float) -> str:
+    """ISO 8601 with milliseconds where there are any."""
+    whole = math.floor(seconds)
+    milliseconds = round((seconds - whole) * 1000)
+    if milliseconds == 1000:
+        whole, milliseconds = whole + 1, 0
+    return to_iso(whole) if milliseconds == 0 else f"{to_iso(whole)[:-1]}.{milliseconds:03d}Z"

@@ -1,0 +1,50 @@
+"""The HTTP server: uvicorn in a thread of its own, on a socket that was bound before anything else started."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+
+import uvicorn
+from fastapi import FastAPI
+
+from forecastd.fleet.api.connection_timeouts import TimeoutProtocol
+
+KEEP_ALIVE_SECONDS = 30  # of a connection on which nothing is asked
+HEADER_BYTES = 32_768
+SHUTDOWN_SECONDS = 0.3  # for answers under way when the server ends, and again to cut them off
+
+
+class FleetHttpServer:
+    """Serves `app` on a listening socket while the block runs."""
+
+    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+        self.port: int = listener.getsockname()[1]
+        config = uvicorn.Config(
+            app, loop="asyncio", http=TimeoutProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1, h11_max_incomplete_event_size=HEADER_BYTES,
+        )  # fmt: skip
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # who sends no HTTP chooses how often
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it serves."""
+        return self._thread.is_alive()
+
+    def __enter__(self) -> FleetHttpServer:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Begin to end. Returns at once."""
+        self._server.should_exit = True
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._thread.join(SHUTDOWN_SECONDS)
+        self._server.force_exit = True
+        self._thread.join(SHUTDOWN_SECONDS)

@@ -1,0 +1,72 @@
+"""How the fleet stands: `/status`, `/servers`, `/risk`, `/alerts`, `/healthz`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Response
+
+from forecastd.clock import to_iso
+from forecastd.fleet import status as fleet_status
+from forecastd.fleet.api.responses import JSON, NO_STORE, ApiContext, chunked_response, error_responses, json_response
+from forecastd.fleet.api.schemas import AlertsResponse, HealthResponse, RisksResponse, ServersResponse, StatusResponse
+from forecastd.fleet.fleet import Fleet
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The routes."""
+    routes, fleet = APIRouter(tags=["fleet"]), context.fleet
+
+    @routes.get("/status", response_model=StatusResponse, responses=error_responses())
+    async def status() -> Response:
+        """How everything stands: ticks, forecast, servers, what came in, the window on disk, the model's processes."""
+        return await context.json_document(partial(fleet_status.status_document, fleet))
+
+    @routes.get("/servers", response_model=ServersResponse, responses=error_responses(422))
+    async def servers(
+        state: Literal["ready", "warming", "silent"] | None = None,
+        profile: Annotated[str | None, Query(max_length=32)] = None,
+        limit: Annotated[int | None, Query(ge=1, le=100_000)] = None,
+        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+    ) -> Response:
+        """The servers: whether the model can forecast each, and if not, what is missing."""
+        page = slice(offset, None if limit is None else offset + limit)
+        return await context.json_document(partial(_servers_document, fleet, state, profile, page))
+
+    @routes.get("/risk", response_model=RisksResponse, responses=error_responses(422))
+    async def risk(top: Annotated[int | None, Query(ge=0, le=100_000)] = None) -> Response:
+        """The servers at risk, the worst first: a score, the reasons, the probability of an incident, minutes ahead."""
+        published = fleet.snapshot
+        head = orjson.dumps({
+            "tick": published.tick, "time": to_iso(published.tick * fleet.step), "summary": published.summary,
+        })  # fmt: skip
+        documents = b",".join(published.risk[:top])
+        return chunked_response([head[:-1], b',"servers":[', documents, b"]}"], NO_STORE)
+
+    @routes.get("/alerts", response_model=AlertsResponse, responses=error_responses())
+    async def alerts() -> Response:
+        """The open alerts, one for each condition, and the latest events."""
+        return Response(fleet.snapshot.alerts, 200, NO_STORE, JSON)
+
+    @routes.head("/healthz", include_in_schema=False)
+    @routes.get("/healthz", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
+    async def healthz() -> Response:
+        """200 while ticks are closed and forecasts are new, else 503 with the reasons. Needs no key."""
+        health = fleet_status.check_health(fleet)
+        return json_response(health.as_json(), 200 if health.ok else 503, NO_STORE)
+
+    return routes
+
+
+def _servers_document(fleet: Fleet, state: str | None, profile: str | None, page: slice) -> dict[str, object]:
+    published = fleet.snapshot
+    rows = fleet_status.list_servers(fleet, state, profile)
+    return {
+        "tick": published.tick,
+        "time": to_iso(published.tick * fleet.step),
+        "count": len(rows),
+        "states": published.count_states(),
+        "servers": rows[page],
+    }

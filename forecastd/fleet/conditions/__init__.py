@@ -1,0 +1,1 @@
+"""Alert conditions: which are open, and who is notified."""

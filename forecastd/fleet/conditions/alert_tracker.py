@@ -1,0 +1,261 @@
+"""Which alerts are open: each opens after some ticks in a row, escalates and eases, and clears with hysteresis.
+
+The one thing to know before changing it: each rank (early, warning, critical) of a condition is a switch of its own. It goes
+on after `OPEN_TICKS` values in a row that call for it or for more, and off after `CLEAR_TICKS` in a row that no longer hold
+it; the alert has the highest rank that is on. A value counts once, however often it is seen, and a tick without a value says
+nothing. All of it goes through a restart: `to_state` and `from_state` are plain JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from dataclasses import dataclass, field, replace
+from functools import cache
+from math import isnan
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from forecastd.fleet.conditions.alert import SEVERITIES, SILENCE, AlertEvent, EventKind, FleetAlert
+from forecastd.fleet.conditions.rules import (
+    CONDITION_INDEX,
+    CONDITIONS,
+    HYSTERESIS,
+    ConditionTable,
+    evaluate_conditions,
+)
+from forecastd.fleet.formatting import format_value, metric_label
+from forecastd.fleet.risk.assessment import RiskAssessment
+from forecastd.fleet.risk.current_values import CurrentValues
+
+OPEN_TICKS = 3  # values in a row that call for a rank, until it is on
+CLEAR_TICKS = 12  # values in a row that do not hold it, until it is off
+FORGET_TICKS = 60  # without a value, after which what has not opened is forgotten
+MAX_RECENT_EVENTS = 200
+MAX_LOGGED_EVENTS = 50  # of one tick; the others are counted
+STATE_VERSION = 1
+SERVER_REMOVED = "the server is gone: nothing has come from it for the whole window"
+SERVER_IN_MAINTENANCE = "the server is in maintenance"
+log = logging.getLogger(__name__)
+
+AlertKey = tuple[str, str]  # server, condition
+_Counts = Annotated[list[int], Field(min_length=len(SEVERITIES), max_length=len(SEVERITIES))]
+
+
+@dataclass
+class _ConditionTracker:
+    """One condition that is open or may become so. `seen`: the tick of its newest value.
+
+    `over`, `under`: by rank, how many values in a row called for it or for more, or did not hold it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    server: str
+    condition: str
+    seen: int
+    over: _Counts = field(default_factory=lambda: [0, 0, 0])
+    under: _Counts = field(default_factory=lambda: [0, 0, 0])
+    rank: Annotated[int, Field(ge=0, le=len(SEVERITIES))] = 0
+    alert: FleetAlert | None = None
+
+    def record(self, tick: int, open_rank: int, hold_rank: int) -> int:
+        """Count one more value, of this tick; gives the rank that the condition has now."""
+        if tick - self.seen > FORGET_TICKS:  # not in a row with those before
+            self.over, self.under = [0, 0, 0], [0, 0, 0]
+        self.seen = tick
+        required = 1 if self.condition == SILENCE else OPEN_TICKS  # silence has been counted already
+        for index in range(len(SEVERITIES)):
+            self.over[index] = self.over[index] + 1 if open_rank > index else 0
+            self.under[index] = self.under[index] + 1 if hold_rank <= index else 0
+            if self.over[index] >= required:
+                self.rank = max(self.rank, index + 1)
+        while self.rank and self.under[self.rank - 1] >= CLEAR_TICKS:
+            self.rank -= 1
+        return self.rank
+
+
+@dataclass(frozen=True)
+class _SavedState:
+    """What is kept through a restart."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    version: int
+    tick: int | None
+    watches: list[_ConditionTracker]
+    recent: list[AlertEvent]
+
+
+class AlertTracker:
+    """All open alerts and the latest events. Not thread-safe: one thread updates it; what it gives out are values.
+
+    Its memory is bounded by the number of servers that are there: those that vanish take their alerts with them.
+    """
+
+    def __init__(self) -> None:
+        self._trackers: dict[AlertKey, _ConditionTracker] = {}
+        self._recent: deque[AlertEvent] = deque(maxlen=MAX_RECENT_EVENTS)
+        self._tick: int | None = None
+        self._started: int | None = None
+
+    @property
+    def open_alerts(self) -> tuple[FleetAlert, ...]:
+        """The gravest first, then the oldest."""
+        alerts = (tracker.alert for tracker in self._trackers.values() if tracker.alert is not None)
+        return tuple(sorted(alerts, key=lambda alert: (-SEVERITIES.index(alert.severity), alert.opened_at, alert.id)))
+
+    @property
+    def recent_events(self) -> tuple[AlertEvent, ...]:
+        """The latest events, the newest first."""
+        return tuple(reversed(self._recent))
+
+    def update(self, assessment: RiskAssessment) -> tuple[AlertEvent, ...]:
+        """Take in what is known at a tick, and give what changed by it. The same tick again changes nothing."""
+        observed = assessment.observed
+        if self._started is None:
+            self._started = observed.tick
+        if self._tick is not None and observed.tick < self._tick:
+            self._rewind(observed.tick)
+        self._tick = observed.tick
+        rows = {server: row for row, server in enumerate(observed.servers)}
+        events = list(self._clear_unmonitored(observed, rows))
+        conditions = evaluate_conditions(assessment, self._started)
+        for row, column in zip(*np.nonzero(conditions.open_ranks), strict=True):
+            key = (observed.servers[row], CONDITIONS[column])
+            if key not in self._trackers and observed.statuses[row] != "maintenance":
+                self._trackers[key] = _ConditionTracker(*key, seen=int(conditions.value_ticks[row, column]) - 1)
+        for key, tracker in list(self._trackers.items()):
+            event = self._evaluate(tracker, observed, conditions, (rows[key[0]], CONDITION_INDEX[key[1]]))
+            if event is not None:
+                events.append(event)
+            if tracker.alert is None and (not any(tracker.over) or observed.tick - tracker.seen > FORGET_TICKS):
+                del self._trackers[key]
+        _log_events(events)
+        self._recent.extend(events)
+        return tuple(events)
+
+    def as_json(self) -> dict[str, Any]:
+        """As `GET /alerts` gives it."""
+        return {
+            "open": [alert.as_json() for alert in self.open_alerts],
+            "recent": [event.as_json() for event in self.recent_events],
+        }
+
+    def counts(self) -> dict[str, int]:
+        """As `GET /status` gives it: how many are open, and how many of them are critical."""
+        ranks = [tracker.rank for tracker in self._trackers.values() if tracker.alert is not None]
+        return {"open": len(ranks), "critical": sum(rank == len(SEVERITIES) for rank in ranks)}
+
+    def to_state(self) -> dict[str, Any]:
+        """All that a restart must not forget, as JSON has it."""
+        state = _SavedState(STATE_VERSION, self._tick, list(self._trackers.values()), list(self._recent))
+        document: dict[str, Any] = _state_adapter().dump_python(state, mode="json")
+        return document
+
+    @classmethod
+    def from_state(cls, state: object) -> AlertTracker:
+        """The book that `to_state` was asked of.
+
+        Raises:
+            ValueError: this is not what `to_state` of this version gives.
+        """
+        try:
+            saved = _state_adapter().validate_json(json.dumps(state))
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"no JSON: {error}") from None
+        if saved.version != STATE_VERSION or any(
+            (tracker.alert is None) != (tracker.rank == 0) for tracker in saved.watches
+        ):
+            raise ValueError(f"no alerts of version {STATE_VERSION}")
+        restored = cls()
+        restored._trackers = {
+            (tracker.server, tracker.condition): tracker for tracker in saved.watches if tracker.condition in CONDITIONS
+        }
+        restored._recent.extend(saved.recent)
+        restored._tick = saved.tick
+        return restored
+
+    def _rewind(self, tick: int) -> None:
+        """The clock was put back: what was seen in a time that is still to come must not hide what is seen now."""
+        self._started = min(self._started or tick, tick)
+        for tracker in self._trackers.values():
+            tracker.seen = min(tracker.seen, tick - 1)
+
+    def _clear_unmonitored(self, observed: CurrentValues, rows: dict[str, int]) -> list[AlertEvent]:
+        """Clear what is no longer judged: servers that are gone, and those in maintenance."""
+        events = []
+        for key, tracker in list(self._trackers.items()):
+            row = rows.get(tracker.server)
+            if row is not None and observed.statuses[row] != "maintenance":
+                continue
+            del self._trackers[key]
+            if tracker.alert is not None:
+                reason = SERVER_REMOVED if row is None else SERVER_IN_MAINTENANCE
+                events.append(AlertEvent("cleared", float(observed.tick * observed.step), tracker.alert, reason))
+        return events
+
+    def _evaluate(
+        self, tracker: _ConditionTracker, observed: CurrentValues, conditions: ConditionTable, cell: tuple[int, int]
+    ) -> AlertEvent | None:
+        """Take in one condition's value, if it is a new one; gives the event that it makes."""
+        value_tick, previous_rank, time = (
+            int(conditions.value_ticks[cell]),
+            tracker.rank,
+            float(observed.tick * observed.step),
+        )
+        if value_tick <= tracker.seen:
+            return None
+        rank = tracker.record(value_tick, int(conditions.open_ranks[cell]), int(conditions.hold_ranks[cell]))
+        if not rank:
+            cleared, tracker.alert = tracker.alert, None
+            return (
+                None
+                if cleared is None
+                else AlertEvent("cleared", time, _with_latest_values(cleared, conditions, cell), _clear_reason(cleared))
+            )
+        alert = tracker.alert or FleetAlert(
+            tracker.server, observed.profiles[cell[0]], tracker.condition, SEVERITIES[rank - 1], time, time
+        )
+        if rank != previous_rank:
+            alert = replace(alert, severity=SEVERITIES[rank - 1], since=time)
+        tracker.alert = _with_latest_values(alert, conditions, cell)
+        kind: EventKind = "opened" if not previous_rank else "escalated" if rank > previous_rank else "eased"
+        return None if rank == previous_rank else AlertEvent(kind, time, tracker.alert)
+
+
+def _log_events(events: list[AlertEvent]) -> None:
+    for event in events[:MAX_LOGGED_EVENTS]:
+        log.info("Alert %s.", event.text, extra={"action": "fleet_alert"})
+    if len(events) > MAX_LOGGED_EVENTS:
+        log.info("%d more alerts changed.", len(events) - MAX_LOGGED_EVENTS, extra={"action": "fleet_alert"})
+
+
+def _with_latest_values(alert: FleetAlert, conditions: ConditionTable, cell: tuple[int, int]) -> FleetAlert:
+    """The alert with the numbers of this tick."""
+    minutes = conditions.minutes_ahead[cell][0 if alert.severity == "early" else 1]
+    value, warning, critical = (
+        _none_if_nan(values[cell]) for values in (conditions.value, conditions.warning, conditions.critical)
+    )
+    minutes_ahead = None if alert.severity == "critical" else _none_if_nan(minutes)
+    return replace(alert, value=value, warning=warning, critical=critical, minutes_ahead=minutes_ahead)
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if isnan(value) else float(value)
+
+
+def _clear_reason(alert: FleetAlert) -> str:
+    """Why an alert that was `alert` is over."""
+    if alert.warning is None:
+        return "it reports again" if alert.condition == SILENCE else "it says that it is well"
+    limit = format_value(alert.condition, alert.warning * (1 - HYSTERESIS))
+    return f"{metric_label(alert.condition)} and its forecast stayed below {limit}"
+
+
+@cache
+def _state_adapter() -> TypeAdapter[_SavedState]:
+    return TypeAdapter(_SavedState)

@@ -1,0 +1,237 @@
+"""The running fleet: rows in, a forecast after each tick, and what everybody reads.
+
+Four kinds of threads, none of which waits for another: requests put rows into memory and read what is published, the ticker
+closes ticks and writes them down, one thread has the model forecast, and one judges each tick with the newest forecast there
+is. What is published is one immutable value, replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from forecastd.alerts import AlertDispatcher
+from forecastd.clock import Clock, ScaledClock
+from forecastd.errors import ForecastdError, NeedsHuman, RetryLater, SkipEpoch
+from forecastd.fleet.contract import FeedResponse
+from forecastd.fleet.forecast.latest_tick_worker import LatestTickWorker
+from forecastd.fleet.forecast.model_manager import ForecasterFactory, ModelChange, ModelManager, forecaster_factory
+from forecastd.fleet.ingest.feed import FleetRows
+from forecastd.fleet.ingest.scraper import Scraper, parse_targets
+from forecastd.fleet.risk.thresholds import load_thresholds
+from forecastd.fleet.snapshot import FleetSnapshot
+from forecastd.fleet.tick_evaluator import TickEvaluator
+from forecastd.fleet.ticker import Ticker
+from forecastd.fleet.window.persistent_window import PersistentWindow
+from forecastd.fleet.window.store import TickStore
+from forecastd.settings import Settings
+
+log = logging.getLogger(__name__)
+
+WINDOW_TICKS = 360  # ticks of each server in memory; half an hour of 5 s
+FORECAST_SHARE = 0.5  # of a tick, for which its forecast is waited for before it is judged without
+CLOSE_SECONDS = 0.5  # for all threads and processes together
+RETRY_SECONDS = 5.0  # between two attempts to get the model ready
+
+
+class Fleet:
+    """One fleet. Use as a context manager: entering starts it, leaving ends it. `published` may be read at any time.
+
+    `synthetic`: its rows are made up. `fatal`: why it cannot go on, when it has found out that it cannot.
+    """
+
+    def __init__(
+        self, settings: Settings, clock: Clock, *, factory: ForecasterFactory | None = None, synthetic: bool = False,
+        on_fatal: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Open everything; the model begins to load. `on_fatal` is called when `fatal` is set.
+
+        Raises:
+            NeedsHuman: the model, the thresholds or the settings are not fit for it.
+        """
+        self.settings, self.clock, self.synthetic = settings, clock, synthetic
+        self.step = settings.fleet_step
+        self.speed = clock.speed if isinstance(clock, ScaledClock) else 1.0
+        self.fatal_error: NeedsHuman | None = None
+        self.failures = 0
+        self.last_error: str | None = None  # why the newest forecast could not be made
+        self.started_at, self.started_monotonic = clock.now(), clock.monotonic()
+        self._on_fatal = on_fatal
+        thresholds = load_thresholds(settings.fleet_thresholds)
+        self.scraper = Scraper(parse_targets(settings.fleet_scrape_targets), self.step, clock)
+        self._alerts = _create_alerts(settings, clock, synthetic=synthetic)
+        self._evaluator = TickEvaluator(
+            thresholds, settings.fleet_state_path / "alertbook.json", self.step, self._alerts
+        )
+        store = TickStore(
+            settings.fleet_state_path / "window.sqlite", step=self.step, hours=settings.fleet_history_hours,
+            megabytes=settings.fleet_history_mb,
+        )  # fmt: skip
+        self.model = ModelManager(settings, clock, factory or forecaster_factory(settings, clock), WINDOW_TICKS)
+        self.window = PersistentWindow(settings, clock, store, self.model.retained_ticks)
+        self.snapshot = FleetSnapshot(tick=-1)
+        self._snapshot_lock = threading.Lock()
+        self._attempt_condition = threading.Condition()
+        self._attempted_tick = -1
+        self._stopping = threading.Event()
+        self._close_thread = threading.Thread(target=self.model.close, name="closing", daemon=True)
+        self.ticker = Ticker(clock, self.step, self._close_tick, self._rewind)
+        self.forecasting = LatestTickWorker("the fleet's forecast", self._forecast, self._wait_for_model)
+        self.evaluation = LatestTickWorker("the fleet's judgement", self._evaluate_tick)
+
+    def __enter__(self) -> Fleet:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin: the first forecast is made from what the window holds, as soon as the model is ready."""
+        self._alerts.__enter__()
+        if not self.synthetic:
+            self.window.load()
+        self._submit_tick(self.window.memory.newest)
+        for thread in (self.ticker, self.forecasting, self.evaluation):
+            thread.start()
+        if not self.synthetic:
+            self.scraper.start(self.ingest)
+
+    def stop(self) -> None:
+        """Begin to end. Returns at once."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self.scraper.close()
+        self.ticker.request_stop()
+        self.forecasting.request_stop()
+        self.evaluation.request_stop()
+        with self._attempt_condition:
+            self._attempt_condition.notify_all()
+        self._close_thread.start()
+
+    def close(self) -> None:
+        """End everything, soon: what hangs is left to end with the process. Only the rows of the open tick are unsaved."""
+        self.stop()
+        end = self.clock.monotonic() + CLOSE_SECONDS
+
+        def left() -> float:
+            return max(0.0, end - self.clock.monotonic())
+
+        if self.ticker.join(left()):
+            self.window.save()
+        self._close_thread.join(left())
+        self.evaluation.join(left())
+        self.forecasting.join(left())
+        self._alerts.close(left())
+        self.window.store.close()
+
+    def ingest(self, body: bytes, content_type: str | None) -> FeedResponse:
+        """Take a feed in. Raises FeedError when the body is none."""
+        return self.window.ingest(body, content_type)
+
+    def put(self, rows: FleetRows) -> None:
+        """Take rows in that are known to be good, such as a simulator's."""
+        self.window.put(rows)
+
+    def reload(self, name: str) -> ModelChange:
+        """Run the model of this name from now on. Raises Busy or Unfit, and the old one goes on."""
+        change = self.model.change_to(name)
+        self.last_error = None
+        self.forecasting.submit(self.window.memory.newest)
+        return change
+
+    # ---- the ticker's thread ------------------------------------------------------------------------------------------
+
+    def _close_tick(self, tick: int) -> None:
+        self.window.advance(tick)
+        self._submit_tick(tick)
+        self.window.save()
+
+    def _rewind(self, tick: int) -> None:
+        self.window.rewind()
+        self._attempted_tick = -1
+        with self._snapshot_lock:
+            self.snapshot = replace(self.snapshot, forecast=None, forecast_rows={})
+        self._submit_tick(tick)
+
+    def _submit_tick(self, tick: int) -> None:
+        if len(self.window.memory):
+            self.forecasting.submit(tick)
+        self.evaluation.submit(tick)
+
+    # ---- the forecast's thread ----------------------------------------------------------------------------------------
+
+    def _wait_for_model(self) -> bool:
+        """Wait for the model's children; False when there is no use in going on."""
+        while not self._stopping.is_set():
+            try:
+                self.model.wait_until_ready()
+            except NeedsHuman as error:
+                self.fatal_error = error
+                self._on_fatal()
+                return False
+            except ForecastdError as error:
+                self._record_failure(error)
+                self._stopping.wait(RETRY_SECONDS)
+            else:
+                self.last_error = None
+                return True
+        return False
+
+    def _forecast(self, tick: int) -> None:
+        """Have the newest tick forecast, whichever it is by now."""
+        block = self.window.block(self.model.manifest.encoder_length)
+        try:
+            if block.servers:
+                forecast = self.model.forecast(block)
+                row_by_server = {server: row for row, server in enumerate(forecast.servers)}
+                with self._snapshot_lock:
+                    self.snapshot = replace(self.snapshot, forecast=forecast, forecast_rows=row_by_server)
+                self.last_error = None
+        except (SkipEpoch, RetryLater, NeedsHuman) as error:
+            if not self._stopping.is_set():
+                self._record_failure(error)
+        finally:
+            with self._attempt_condition:
+                self._attempted_tick = max(tick, block.tick)
+                self._attempt_condition.notify_all()
+
+    def _record_failure(self, error: ForecastdError) -> None:
+        self.failures += 1
+        if self.last_error != str(error):
+            log.error("no forecast: %s", error, extra={"action": "forecast"})
+        self.last_error = str(error)
+
+    # ---- the judge's thread -------------------------------------------------------------------------------------------
+
+    def _evaluate_tick(self, tick: int) -> None:
+        """Judge the newest tick, with its forecast if it comes soon."""
+        if len(self.window.memory):
+            with self._attempt_condition:
+                self._attempt_condition.wait_for(
+                    lambda: self._attempted_tick >= tick or self._stopping.is_set(), self._forecast_wait_seconds
+                )
+        manifest = self.model.manifest
+        block = self.window.block(manifest.encoder_length)
+        evaluated = self._evaluator.evaluate(
+            block, self.snapshot.forecast, manifest.names, manifest.encoder_minimum, self.snapshot
+        )
+        with self._snapshot_lock:
+            current = self.snapshot
+            self.snapshot = replace(evaluated, forecast=current.forecast, forecast_rows=current.forecast_rows)
+
+    @property
+    def _forecast_wait_seconds(self) -> float:
+        return FORECAST_SHARE * self.step / self.speed
+
+
+def _create_alerts(settings: Settings, clock: Clock, *, synthetic: bool) -> AlertDispatcher:
+    """Who is told of servers in trouble; of servers that are made up, nobody but the log."""
+    webhook = settings.alert_webhook.get_secret_value() if settings.alert_webhook and not synthetic else None
+    command = None if synthetic else settings.alert_command
+    return AlertDispatcher(
+        webhook, command, interval=settings.alert_repeat_interval, clock=clock, state_dir=settings.fleet_state_path
+    )

@@ -1,0 +1,1 @@
+"""The forecast of the whole fleet, by the model and by the heuristic."""

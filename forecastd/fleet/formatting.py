@@ -1,0 +1,56 @@
+"""How metrics, values and spans of time are called in what people read: reasons, alerts, screens."""
+
+from __future__ import annotations
+
+from forecastd.fleet.contract import METRIC_INDEX, METRICS
+
+_LABELS = {
+    "cpu_percent": "CPU",
+    "cpu_iowait_percent": "I/O wait",
+    "load_per_core": "load per core",
+    "memory_percent": "memory",
+    "swap_percent": "swap",
+    "disk_percent": "disk space",
+    "disk_busy_percent": "disk busy",
+    "disk_latency_ms": "disk latency",
+    "network_in_mb_s": "network in",
+    "network_out_mb_s": "network out",
+    "network_errors_per_s": "network errors",
+    "latency_ms": "latency",
+    "requests_per_s": "requests",
+    "error_percent": "errors",
+}
+
+
+def metric_label(metric: str) -> str:
+    """What people call it."""
+    return _LABELS.get(metric, metric.replace("_", " "))
+
+
+def format_value(metric: str, value: float) -> str:
+    """A value with its unit: `91 %`, `1,240 ms`, `2.35/s`, `0.4`; three digits where there is something behind the point."""
+    unit = METRICS[METRIC_INDEX[metric]].unit
+    if unit == "1":
+        return format_number(value)
+    return f"{format_number(value)}/s" if unit == "1/s" else f"{format_number(value)} {unit}"
+
+
+def format_number(value: float) -> str:
+    """Three digits, more for what is larger than a thousand; never `1e+03`."""
+    digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
+
+
+def format_minutes(value: float) -> str:
+    """A span ahead, in minutes; below one in seconds."""
+    return (
+        f"{round(value * 60)} s"
+        if value < 0.995
+        else f"{format_number(round(value, 1) if value < 10 else round(value))} min"
+    )
+
+
+def join_words(parts: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -1,0 +1,1 @@
+"""The fleet's past: export, training data, import from other programs."""

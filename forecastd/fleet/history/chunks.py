@@ -1,0 +1,84 @@
+"""The fleet's past as tables: what training learns from and what is exported.
+
+The one thing to know before changing it: a server that reported late stands in several parts of a tick, and each part has all
+that was known of it by then. So the last part counts, and nothing is added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.fleet.contract import STATUSES
+from forecastd.fleet.window.tick_codec import SavedTick
+from forecastd.fleet.window.tick_tables import ServerKey
+
+
+@dataclass(frozen=True)
+class HistoryChunk:
+    """Some ticks of the history, sorted by tick and server; `values` are `[N, len(metrics)]`, NaN where there is none."""
+
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    statuses: tuple[str, ...]
+    times: NDArray[np.float64]
+    metrics: tuple[str, ...]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.servers)
+
+    def select(
+        self, start: float, end: float, servers: Sequence[str] | None, metrics: Sequence[str] | None
+    ) -> HistoryChunk:
+        """The rows of `start` <= time < `end` of some servers, and some metrics of them; None: all.
+
+        Raises:
+            ValueError: a metric that is not among `metrics`.
+        """
+        keep = (self.times >= start) & (self.times < end)
+        if servers is not None:
+            selected = frozenset(servers)
+            keep &= np.array([server in selected for server in self.servers], dtype=np.bool_)
+        names = self.metrics if metrics is None else tuple(metrics)
+        if unknown := [name for name in names if name not in self.metrics]:
+            raise ValueError(f"the history has no metric {', '.join(unknown)}")
+        rows = np.flatnonzero(keep)
+        columns = np.array([self.metrics.index(name) for name in names], dtype=np.int64)
+        return HistoryChunk(
+            tuple(self.servers[i] for i in rows.tolist()),
+            tuple(self.profiles[i] for i in rows.tolist()),
+            tuple(self.statuses[i] for i in rows.tolist()),
+            self.times[rows],
+            names,
+            self.values[np.ix_(rows, columns)],
+        )
+
+
+def merge_parts(parts: list[SavedTick], servers: dict[int, ServerKey], metrics: tuple[str, ...]) -> HistoryChunk | None:
+    """Saved ticks, sorted by tick and part, as one chunk; of a server in several parts of a tick the last counts."""
+    if not parts:
+        return None
+    server_ids = np.concatenate([part.server_ids for part in parts])
+    unique_ids, id_index = np.unique(server_ids, return_inverse=True)
+    is_known = np.array([server_id in servers for server_id in unique_ids.tolist()], dtype=np.bool_)[id_index]
+    # Sorted by name; a server whose profile changed has two numbers, and is one server all the same.
+    server_index = np.unique(
+        [servers.get(server_id, ("", ""))[0] for server_id in unique_ids.tolist()], return_inverse=True
+    )[1][id_index]
+    start = np.repeat([part.start for part in parts], [len(part.server_ids) for part in parts])
+    order = np.lexsort((np.arange(len(server_ids)), server_index, start))
+    is_last = np.append((np.diff(start[order]) != 0) | (np.diff(server_index[order]) != 0), True)
+    keep = order[is_last & is_known[order]]
+    server_keys = [servers[server_id] for server_id in server_ids[keep].tolist()]
+    return HistoryChunk(
+        tuple(name for name, _ in server_keys),
+        tuple(profile for _, profile in server_keys),
+        tuple(STATUSES[state] for state in np.concatenate([part.status_codes for part in parts])[keep].tolist()),
+        (start + np.concatenate([part.offsets for part in parts]).astype(np.float64))[keep],
+        metrics,
+        np.concatenate([part.values for part in parts])[keep],
+    )

@@ -1,0 +1,184 @@
+"""A table of servers' metrics as a training's history: CSV, one row a server and time, or one row a value.
+
+Wide: `series,timestamp,cpu_percent,...`; long: `series,timestamp,metric,value`; `series,timestamp,value` is one metric of
+that name. A `profile` column may be there. Metrics of the contract have its units and bounds; others are taken as they come.
+Series of different times are laid over each other by whole days: a training cuts the time of all of them alike.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from forecastd.errors import NeedsHuman
+from forecastd.fleet import contract
+from forecastd.fleet.history.training_data import CONTRACT_METRICS, allocate_values, safe_names, with_hash
+from forecastd.fleet.window.readiness import MAX_GAP
+from models.fleet.dataset import FleetData
+from models.fleet.manifest import ModelMetric
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_METRIC_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+ID_COLUMNS = ("series", "timestamp", "profile")
+_HEAVY_TAIL_RATIO = (
+    10.0  # the 99.9 % quantile over the median, from which on a metric that is never negative is told as log(1 + x)
+)
+_MAX_SPAN_RATIO = 1.5  # times the span of a usual series that all may span together; else they are of different times
+_DAY_SECONDS = 86_400
+_MAX_SECONDS = 1e11  # no time in seconds is this large before the year 5138
+
+
+def data_from_csv(path: Path, *, max_series: int, step: int | None = None) -> FleetData:
+    """The history in a CSV file, of the `most` series of which there is the most, on a grid of `step` seconds, or its own.
+
+    Raises:
+        NeedsHuman: it cannot be read, or is no such table; the message names the column or the row.
+    """
+    rows = _read_rows(path)
+    counts = rows["series"].value_counts()
+    series = sorted(counts.index[:max_series])
+    rows = rows[rows["series"].isin(series)]
+    grid_step = step or _infer_step(rows)
+    alignment_note = _align_by_days(rows)
+    ticks = (rows["timestamp"].to_numpy() // grid_step).astype(np.int64)
+    first, last = int(ticks.min()), int(ticks.max())
+    names = [column for column in rows.columns if column not in ID_COLUMNS]
+    metrics = tuple(_metric_definition(name, rows[name]) for name in names)
+    values = allocate_values(len(series), last - first + 1, len(metrics))
+    row_of = {name: row for row, name in enumerate(series)}
+    values[rows["series"].map(row_of).to_numpy(), ticks - first] = rows[names].to_numpy(dtype=np.float32)
+    profiles = dict(zip(rows["series"], rows["profile"], strict=True))
+    return with_hash(
+        FleetData(
+            servers=safe_names(series),
+            profiles=tuple(profiles[name] for name in series),
+            metrics=metrics,
+            first=first,
+            step=grid_step,
+            values=values,
+            max_gap=MAX_GAP,
+            data_sha256="",
+            source=f"{path.name}, {len(series)} of {len(counts)} series{alignment_note}",
+            synthetic=False,
+        )
+    )
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    """One row a series and time: `series`, `timestamp` in unix seconds, `profile`, and a column a metric."""
+    import pandas as pd
+
+    try:
+        rows = pd.read_csv(path, dtype={"series": str, "profile": str, "metric": str})
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise NeedsHuman(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}") from None
+    missing = [name for name in ("series", "timestamp") if name not in rows.columns]
+    if missing or len(rows.columns) < 3:
+        raise NeedsHuman(
+            f"{path} has the columns {', '.join(map(str, rows.columns))}. A table of metrics has series, timestamp and a "
+            "column a metric, or series, timestamp, metric, value."
+        )
+    rows["timestamp"] = _parse_seconds(rows["timestamp"], path)
+    if "profile" not in rows.columns:
+        rows["profile"] = contract.DEFAULT_PROFILE
+    rows["profile"] = rows["profile"].fillna(contract.DEFAULT_PROFILE)
+    _check_names(rows, path)
+    if {"metric", "value"} <= set(rows.columns):
+        rows["value"] = _parse_numbers(rows["value"], path)
+        index = ["series", "timestamp", "profile"]
+        rows = rows.pivot_table(index=index, columns="metric", values="value", aggfunc="last").reset_index()
+        rows.columns.name = None
+    for name in rows.columns:
+        if name not in ID_COLUMNS:
+            rows[name] = _parse_numbers(rows[name], path)
+    return rows.sort_values("timestamp", kind="stable").reset_index(drop=True)
+
+
+def _parse_seconds(times: pd.Series[float] | pd.Series[str], path: Path) -> pd.Series[float]:
+    """Unix seconds of times that are seconds, milliseconds, or ISO 8601; one without an offset is UTC."""
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(times):
+        seconds = times.astype(float)
+        seconds = seconds / 1000 if float(seconds.abs().median()) > _MAX_SECONDS else seconds
+    else:
+        timestamps = pd.to_datetime(times, utc=True, errors="coerce", format="ISO8601")
+        seconds = (timestamps - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    is_invalid = ~np.isfinite(seconds.to_numpy())
+    if is_invalid.any():
+        row = int(np.argmax(is_invalid))
+        raise NeedsHuman(
+            f"{path}, line {row + 2}: {contract.format_value(times.iloc[row])} is no time. Write unix seconds or ISO 8601."
+        )
+    return seconds
+
+
+def _parse_numbers(values: pd.Series[float], path: Path) -> pd.Series[float]:
+    """A metric's column as numbers; an empty field is a missing value."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(values, errors="coerce")
+    is_invalid = (numbers.isna() & values.notna()).to_numpy()
+    if is_invalid.any():
+        row = int(np.argmax(is_invalid))
+        raise NeedsHuman(
+            f"{path}, line {row + 2}: {contract.format_value(values.iloc[row])} is no number of {values.name}."
+        )
+    return numbers.where(np.isfinite(numbers))
+
+
+def _check_names(rows: pd.DataFrame, path: Path) -> None:
+    for profile in rows["profile"].unique():
+        if not contract.PROFILE_PATTERN.fullmatch(profile):
+            raise NeedsHuman(
+                f"{path}: {contract.format_value(profile)} is no name of a profile: letters, digits, - and _."
+            )
+    if rows["series"].isna().any():
+        raise NeedsHuman(f"{path}, line {int(np.argmax(rows['series'].isna().to_numpy())) + 2}: the series is missing.")
+
+
+def _infer_step(rows: pd.DataFrame) -> int:
+    """The most frequent number of seconds between two rows of a series."""
+    steps = rows.groupby("series")["timestamp"].diff().dropna().round().astype(int)
+    steps = steps[steps > 0]
+    if not len(steps):
+        raise NeedsHuman("No series of the table has two rows at different times: there is nothing to be learnt.")
+    return int(steps.mode().iloc[0])
+
+
+def _align_by_days(rows: pd.DataFrame) -> str:
+    """Move series of different times, in place, so that all end within one day; what was done, for a person."""
+    ranges = rows.groupby("series")["timestamp"].agg(["min", "max"])
+    total_span = float(ranges["max"].max() - ranges["min"].min())
+    if total_span <= _MAX_SPAN_RATIO * max(float((ranges["max"] - ranges["min"]).median()), _DAY_SECONDS):
+        return ""
+    days = (float(ranges["max"].max()) - ranges["max"]) // _DAY_SECONDS
+    rows["timestamp"] += rows["series"].map(days * _DAY_SECONDS)
+    return " laid over each other by whole days"
+
+
+def _metric_definition(name: str, values: pd.Series[float]) -> ModelMetric:
+    """As the contract has it; one that it does not know has no unit, and the bounds of what is seen, with much room."""
+    if name in contract.METRIC_INDEX:
+        return CONTRACT_METRICS[contract.METRIC_INDEX[name]]
+    if not _METRIC_PATTERN.fullmatch(name):
+        raise NeedsHuman(
+            f"{contract.format_value(name)} is no name of a metric: letters, digits and _. Rename the column."
+        )
+    present = values.dropna().to_numpy()
+    if not len(present):
+        raise NeedsHuman(f"The column {name} has no number in it. Leave it out.")
+    low, high = float(present.min()), float(present.max())
+    margin = 4 * (high - low) or abs(high) or 1.0
+    is_non_negative = low >= 0
+    is_heavy_tailed = is_non_negative and float(np.quantile(present, 0.999)) > _HEAVY_TAIL_RATIO * max(
+        float(np.median(present)), 1e-9
+    )
+    return ModelMetric(
+        name, "", 0.0 if is_non_negative else low - margin, high + margin, "log1p" if is_heavy_tailed else "none"
+    )

@@ -1,0 +1,171 @@
+"""What a fleet's model is trained on: its own history, a simulated one, or a table, each on the grid of ticks.
+
+Whatever the source, a history is bounded: at most so many servers, those with the most data first, because all of it has to
+be in memory while it is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.clock import to_iso
+from forecastd.errors import NeedsHuman
+from forecastd.fleet import contract
+from forecastd.fleet.simulator import SCENARIOS, Simulator
+from forecastd.fleet.window.readiness import MAX_GAP
+from forecastd.fleet.window.store import TickStore
+from models.fleet.dataset import FleetData
+from models.fleet.manifest import ModelMetric
+
+STORE_NAME = "window.sqlite"
+CONTRACT_METRICS = tuple(ModelMetric(one.name, one.unit, one.low, one.high, one.transform) for one in contract.METRICS)
+_SIMULATE_PATTERN = re.compile(r"(\d{1,5})x(\d{1,6}(?:\.\d+)?)(?::([a-z]+))?")
+_MAX_VALUES = 600_000_000  # 2.4 GB of them; a training needs several times that
+
+
+def data_from_store(path: Path, *, hours: float, now: float, step: int, max_servers: int) -> FleetData:
+    """The last `hours` of the history that a fleet keeps at `path`, of the `most` servers of which there is the most.
+
+    Metrics that no server reported are left out.
+
+    Raises:
+        NeedsHuman: there is no such history, or nothing in it.
+    """
+    if not path.is_file():
+        raise NeedsHuman(
+            f"There is no history of a fleet at {path}. Give the --state-dir of the `forecastd fleet serve` that collects "
+            "it, or train on simulated servers (--simulate) or a table (--data)."
+        )
+    first, last = int((now - hours * 3600) // step), int(now // step)
+    with TickStore(path, step=step, read_only=True) as store:
+        rows, profiles = Counter[str](), dict[str, str]()
+        newest, oldest = first, last
+        for chunk in store.history(first * step, last * step):
+            rows.update(chunk.servers)
+            profiles.update(zip(chunk.servers, chunk.profiles, strict=True))
+            ticks = (chunk.times // step).astype(np.int64)
+            oldest, newest = min(oldest, int(ticks.min())), max(newest, int(ticks.max()))
+        if not rows:
+            raise NeedsHuman(
+                f"Nothing of the last {hours:g} h is in {path}. Take a longer --history, or wait until the fleet has "
+                "collected some."
+            )
+        servers = tuple(sorted(name for name, _ in rows.most_common(max_servers)))
+        values = allocate_values(len(servers), newest - oldest + 1)
+        row_of = {name: row for row, name in enumerate(servers)}
+        for chunk in store.history(oldest * step, (newest + 1) * step, servers):
+            chunk_rows = np.array([row_of[name] for name in chunk.servers], dtype=np.int64)
+            values[chunk_rows, (chunk.times // step).astype(np.int64) - oldest] = chunk.values
+    data = FleetData(
+        servers=servers,
+        profiles=tuple(profiles[name] for name in servers),
+        metrics=CONTRACT_METRICS,
+        first=oldest,
+        step=step,
+        values=values,
+        max_gap=MAX_GAP,
+        data_sha256="",
+        source=f"the history of a fleet, {len(servers)} of {len(rows)} servers",
+        synthetic=False,
+    )
+    return with_hash(_drop_unreported(data))
+
+
+def simulate_data(specification: str, *, until: float, step: int, seed: int) -> FleetData:
+    """What `SERVERSxHOURS[:SCENARIO]` asks for: a simulated history that ends at `until`.
+
+    Raises:
+        NeedsHuman: the wish is none, or too large.
+    """
+    match = _SIMULATE_PATTERN.fullmatch(specification.strip())
+    if not match or (match[3] or "varied") not in SCENARIOS:
+        raise NeedsHuman(
+            f"--simulate {specification!r} is not SERVERSxHOURS[:SCENARIO], such as 20x24 or 40x168:varied; the scenarios are "
+            f"{', '.join(SCENARIOS)}."
+        )
+    servers, ticks = int(match[1]), int(float(match[2]) * 3600 / step)
+    scenario = next(name for name in SCENARIOS if name == (match[3] or "varied"))
+    _check_size(servers, ticks)
+    first = int(until // step) - ticks
+    simulator = Simulator(seed, servers, scenario, step, start=first)
+    return with_hash(
+        FleetData(
+            servers=simulator.names,
+            profiles=simulator.profiles,
+            metrics=CONTRACT_METRICS,
+            first=first,
+            step=step,
+            values=simulator.block(first, ticks),
+            max_gap=MAX_GAP,
+            data_sha256="",
+            source=f"simulated, {scenario}, {servers} servers, seed {seed}",
+            synthetic=True,
+        )
+    )
+
+
+def describe_data(data: FleetData) -> str:
+    """A sentence for a person."""
+    synthetic_note = ", made up" if data.synthetic else ""
+    start, end = (to_iso(tick * data.step) for tick in (data.first, data.first + data.ticks))
+    summary = f"{data.source}{synthetic_note}: {data.ticks} ticks of {data.step} s, {start} to {end}"
+    missing = (
+        [metric.name for metric in CONTRACT_METRICS if metric not in data.metrics]
+        if set(data.metrics) <= set(CONTRACT_METRICS)
+        else []
+    )
+    return f"{summary}; without {', '.join(missing)}, which nobody reported" if missing else summary
+
+
+def with_hash(data: FleetData) -> FleetData:
+    """With the hash of what it is."""
+    description = {**data.to_metadata(), "data_sha256": "", "source": "", "request": ""}
+    digest = hashlib.sha256(repr(sorted(description.items())).encode())
+    digest.update(np.ascontiguousarray(data.values, dtype="<f4").data)
+    return replace(data, data_sha256=digest.hexdigest())
+
+
+def _drop_unreported(data: FleetData) -> FleetData:
+    """Without the metrics that no server reported."""
+    is_reported = np.asarray(np.isfinite(data.values).any(axis=(0, 1)))
+    if is_reported.all():
+        return data
+    metrics = tuple(metric for metric, reported in zip(data.metrics, is_reported, strict=True) if reported)
+    return replace(data, metrics=metrics, values=np.ascontiguousarray(data.values[:, :, is_reported]))
+
+
+def allocate_values(servers: int, ticks: int, metrics: int = contract.METRIC_COUNT) -> NDArray[np.float32]:
+    """Nothing yet, of so many servers, ticks and metrics. Raises NeedsHuman when it would not fit into memory."""
+    _check_size(servers, ticks, metrics)
+    return np.full((servers, ticks, metrics), np.nan, dtype=np.float32)
+
+
+def _check_size(servers: int, ticks: int, metrics: int = contract.METRIC_COUNT) -> None:
+    """Refuse what would not fit into memory."""
+    if servers < 1 or ticks < 1 or servers * ticks * metrics > _MAX_VALUES:
+        max_rows = _MAX_VALUES // max(1, metrics)
+        raise NeedsHuman(
+            f"{servers} servers at {ticks} ticks are {servers * ticks} rows; from 1 to {max_rows} can be trained on. "
+            "Take fewer servers, or fewer hours."
+        )
+
+
+def safe_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Servers' names with the letters that a bundle allows.
+
+    Raises:
+        NeedsHuman: two of them become one.
+    """
+    cleaned = tuple(re.sub(r"[^A-Za-z0-9._:-]", "-", name)[:128] for name in names)
+    cleaned = tuple(name if name[:1].isalnum() else f"s{name}"[:128] for name in cleaned)
+    if len(set(cleaned)) != len(cleaned):
+        raise NeedsHuman("Two series have names that differ only in characters that a server's name cannot have.")
+    return cleaned

@@ -1,0 +1,1 @@
+"""Rows in: feeds that servers post and pages that are scraped."""

@@ -1,0 +1,248 @@
+"""A /metrics page in Prometheus' text format as the contract's metrics: node_exporter's, an HTTP service's, or our own names.
+
+The one thing to know before changing it: what a page counts is known as a rate only from two pages. A counter that fell back
+was reset, and says nothing until the page after. Names are those of node_exporter 1.x (its collectors cpu, meminfo,
+diskstats, filesystem, loadavg, netdev) and of the usual HTTP instrumentations (http_requests_total,
+http_request_duration_seconds).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES
+
+OWN_PREFIX = "forecastd_"
+Labels = Mapping[str, str]
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+_IGNORED_DISKS = re.compile(r"(loop|ram|zram|sr|fd|nbd)\d+")
+_STACKED_DISKS = re.compile(r"(dm-|md)\d+")  # their requests are counted once more in the disks below them
+_IGNORED_INTERFACES = re.compile(
+    r"(lo|veth.*|docker.*|br-.*|virbr.*|cni.*|cali.*|flannel.*|bond\d+|team\d+|dummy.*|ifb.*)"
+)
+_IGNORED_FILE_SYSTEMS = frozenset({
+    "tmpfs", "devtmpfs", "ramfs", "overlay", "squashfs", "iso9660", "udf", "autofs", "proc", "sysfs", "cgroup", "cgroup2",
+    "nsfs", "tracefs", "debugfs", "efivarfs", "erofs", "fuse.lxcfs", "rpc_pipefs",
+})  # fmt: skip
+_HTTP_NAMES = ("http_requests_total", "http_request_duration_seconds_sum", "http_request_duration_seconds_count")
+_NODE_PREFIXES = (
+    "node_cpu_seconds_total",
+    "node_load1",
+    "node_memory_",
+    "node_filesystem_",
+    "node_disk_",
+    "node_network_",
+)
+_ACCEPTED_PREFIXES = (*_HTTP_NAMES, *_NODE_PREFIXES, OWN_PREFIX, *METRIC_NAMES)
+
+
+class MetricsPageError(ValueError):
+    """The page cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class MetricsPage:
+    """What a page says: its samples by name and labels, without those that are NaN."""
+
+    samples: Mapping[str, Mapping[frozenset[tuple[str, str]], float]]
+
+    def labelled_values(self, name: str) -> Iterator[tuple[Labels, float]]:
+        """The samples of this name."""
+        for labels, value in self.samples.get(name, {}).items():
+            yield dict(labels), value
+
+    def max_value(self, name: str) -> float | None:
+        """The greatest sample of this name: of every metric more is worse."""
+        return max(self.samples.get(name, {}).values(), default=None)
+
+
+def parse_page(text: str) -> MetricsPage:
+    """The samples of a page that may matter.
+
+    Raises:
+        PageError: a line of them is no sample, or there is none.
+    """
+    from prometheus_client.parser import text_string_to_metric_families
+
+    lines = "\n".join(line for line in text.splitlines() if line.startswith(_ACCEPTED_PREFIXES))
+    samples: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
+    try:
+        for family in text_string_to_metric_families(lines + "\n"):
+            for sample in family.samples:
+                if not math.isnan(sample.value):
+                    samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = float(sample.value)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise MetricsPageError(f"it is no page of metrics in Prometheus' text format: {error}") from None
+    if not samples:
+        raise MetricsPageError(
+            "it has neither node_exporter's metrics nor the contract's; docs/fleet.md lists the names"
+        )
+    return MetricsPage(samples)
+
+
+def contract_metrics(page: MetricsPage, previous: MetricsPage | None, elapsed: float) -> dict[str, float]:
+    """The contract's metrics in its units, as far as the page has them. `before` is the page `elapsed` seconds ago."""
+    metrics: dict[str, float | None] = {
+        "load_per_core": _load_per_core(page),
+        "memory_percent": _memory_percent(page),
+        "swap_percent": _swap_percent(page),
+        "disk_percent": _disk_percent(page),
+    }
+    if previous is not None and elapsed > 0:
+        increases = _CounterIncreases(page, previous)
+        metrics |= (
+            _cpu_metrics(increases)
+            | _disk_metrics(increases, elapsed)
+            | _network_metrics(increases, elapsed)
+            | _http_metrics(increases, elapsed)
+        )
+    own_names = {
+        name: page.max_value(f"{OWN_PREFIX}{name}") if f"{OWN_PREFIX}{name}" in page.samples else page.max_value(name)
+        for name in METRIC_INDEX
+    }
+    metrics |= {name: value for name, value in own_names.items() if value is not None}
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+class _CounterIncreases:
+    """By how much the counters of a page have grown since the one before."""
+
+    def __init__(self, page: MetricsPage, previous: MetricsPage) -> None:
+        self._page, self._previous = page, previous
+
+    def by_labels(self, name: str) -> list[tuple[Labels, float]] | None:
+        """Labels and growth of each series that both pages have; None where there is none, or one was reset."""
+        now, previous = self._page.samples.get(name, {}), self._previous.samples.get(name, {})
+        increases: list[tuple[Labels, float]] = [
+            (dict(labels), value - previous[labels]) for labels, value in now.items() if labels in previous
+        ]
+        return increases if increases and all(increase >= 0 for _, increase in increases) else None
+
+    def total(self, name: str, predicate: Callable[[Labels], bool]) -> float | None:
+        """The growth of all series that `takes` takes."""
+        increases = self.by_labels(name)
+        selected = [increase for labels, increase in increases or () if predicate(labels)]
+        return sum(selected) if selected else None
+
+
+def _cpu_metrics(increases: _CounterIncreases) -> dict[str, float | None]:
+    seconds_by_labels = increases.by_labels("node_cpu_seconds_total") or []
+    total = sum(seconds for _, seconds in seconds_by_labels)
+    if total <= 0:
+        return {}
+    waits, idle = (
+        sum(s for labels, s in seconds_by_labels if labels.get("mode") == mode) for mode in ("iowait", "idle")
+    )
+    return {"cpu_percent": _percent((total - waits - idle) / total), "cpu_iowait_percent": _percent(waits / total)}
+
+
+def _load_per_core(page: MetricsPage) -> float | None:
+    load, cores = (
+        page.max_value("node_load1"),
+        len({labels.get("cpu") for labels, _ in page.labelled_values("node_cpu_seconds_total")}),
+    )
+    return load / cores if load is not None and cores else None
+
+
+def _memory_percent(page: MetricsPage) -> float | None:
+    total = page.max_value("node_memory_MemTotal_bytes")
+    free = page.max_value("node_memory_MemAvailable_bytes")
+    if free is None:  # kernels before 3.14
+        parts = [page.max_value(f"node_memory_{name}_bytes") for name in ("MemFree", "Buffers", "Cached")]
+        free = sum(part for part in parts if part is not None) if parts[0] is not None else None
+    return _percent(1 - free / total) if total and free is not None else None
+
+
+def _swap_percent(page: MetricsPage) -> float | None:
+    total, free = page.max_value("node_memory_SwapTotal_bytes"), page.max_value("node_memory_SwapFree_bytes")
+    if total is None or free is None:
+        return None
+    return _percent(1 - free / total) if total else 0.0
+
+
+def _disk_percent(page: MetricsPage) -> float | None:
+    """The fullest file system, as `df` reckons: what is used of what may be used."""
+    sizes, free = (
+        page.samples.get("node_filesystem_size_bytes", {}),
+        page.samples.get("node_filesystem_free_bytes", {}),
+    )
+    read_only = {labels for labels, value in page.samples.get("node_filesystem_readonly", {}).items() if value == 1}
+    usages = []
+    for labels, available in page.samples.get("node_filesystem_avail_bytes", {}).items():
+        size = sizes.get(labels, 0.0)
+        if dict(labels).get("fstype") in _IGNORED_FILE_SYSTEMS or labels in read_only or size <= 0:
+            continue
+        used = size - free.get(labels, available)
+        usages.append(_percent(used / (used + available)) if used + available > 0 else 0.0)
+    return max(usages, default=None)
+
+
+def _disk_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, float | None]:
+    def is_disk(labels: Labels) -> bool:
+        return not _IGNORED_DISKS.fullmatch(labels.get("device", ""))
+
+    def at_the_bottom(labels: Labels) -> bool:
+        return is_disk(labels) and not _STACKED_DISKS.fullmatch(labels.get("device", ""))
+
+    busy = [
+        seconds for labels, seconds in increases.by_labels("node_disk_io_time_seconds_total") or () if is_disk(labels)
+    ]
+    kinds = ("read", "write")
+    times = [increases.total(f"node_disk_{kind}_time_seconds_total", at_the_bottom) for kind in kinds]
+    counts = [increases.total(f"node_disk_{kind}s_completed_total", at_the_bottom) for kind in kinds]
+    parts = [*times, *counts]
+    requests = sum(part for part in counts if part is not None)
+    seconds = sum(part for part in times if part is not None)
+    return {
+        "disk_busy_percent": _percent(max(busy) / elapsed) if busy else None,
+        "disk_latency_ms": None if None in parts else 1e3 * seconds / requests if requests else 0.0,
+    }
+
+
+def _network_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, float | None]:
+    def is_outside(labels: Labels) -> bool:
+        return not _IGNORED_INTERFACES.fullmatch(labels.get("device", ""))
+
+    bytes_in, bytes_out = (
+        increases.total(f"node_network_{direction}_bytes_total", is_outside) for direction in ("receive", "transmit")
+    )
+    problems = [
+        increases.total(f"node_network_{direction}_{kind}_total", is_outside)
+        for direction in ("receive", "transmit")
+        for kind in ("errs", "drop")
+    ]
+    reported = [count for count in problems if count is not None]
+    return {
+        "network_in_mb_s": None if bytes_in is None else bytes_in / elapsed / 1e6,
+        "network_out_mb_s": None if bytes_out is None else bytes_out / elapsed / 1e6,
+        "network_errors_per_s": sum(reported) / elapsed if reported else None,
+    }
+
+
+def _http_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, float | None]:
+    """What an instrumented service says of its requests; its label for the answer's status is `code` or `status`."""
+
+    def failed(labels: Labels) -> bool:
+        return labels.get("code", labels.get("status", "")).startswith("5")
+
+    requests = increases.total("http_requests_total", lambda _: True)
+    seconds = increases.total("http_request_duration_seconds_sum", lambda _: True)
+    timed_requests = increases.total("http_request_duration_seconds_count", lambda _: True)
+    if requests is None:
+        return {}
+    failures = increases.total("http_requests_total", failed) or 0.0
+    latency = 1e3 * seconds / timed_requests if seconds is not None and timed_requests else None
+    return {
+        "requests_per_s": requests / elapsed,
+        "error_percent": _percent(failures / requests) if requests else 0.0,
+        "latency_ms": latency if timed_requests or seconds is None else 0.0,
+    }
+
+
+def _percent(share: float) -> float:
+    """A share in percent, within what a percentage can be: clocks and counters are read one after the other."""
+    return min(100.0, max(0.0, 100 * share))

@@ -1,0 +1,219 @@
+"""Pulls metrics: at each tick every target's /metrics page is fetched, read and put in as a row, as if it had been posted.
+
+The one thing to know before changing it: a target's trouble is its own. Each fetch is bounded in time and bytes and runs in a
+small pool of threads beside the ticker; what is wrong is told for its target (`report`) and keeps no other one back.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from forecastd.clock import Clock, seconds_until, to_iso
+from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.fleet.contract import CONTRACT_VERSION, DEFAULT_PROFILE, PROFILE_PATTERN, SERVER_PATTERN, FeedResponse
+from forecastd.fleet.ingest.exposition_parser import MetricsPage, MetricsPageError, contract_metrics, parse_page
+from forecastd.runtime.http import fetch_url, host_and_port
+
+log = logging.getLogger(__name__)
+Ingest = Callable[[bytes, str], FeedResponse]
+
+MAX_PAGE_BYTES = 8 << 20  # of a page
+MAX_TIMEOUT_SECONDS = 10.0  # for a page, where a tick is longer than that
+THREADS = 8
+MAX_PREVIOUS_AGE_TICKS = 10  # ticks after which the page before is too old to tell a rate by
+ACCEPT = "text/plain; version=0.0.4"
+
+
+@dataclass(frozen=True)
+class ScrapeTarget:
+    """A page that is pulled, and the server that it speaks of. Two pages may speak of one."""
+
+    server: str
+    url: str
+    profile: str = DEFAULT_PROFILE
+
+
+@dataclass(frozen=True)
+class TargetStatus:
+    """How it goes with a target. `metrics`: how many the last row had. `error`: why there was none, None after a good one."""
+
+    server: str
+    page: str
+    rows: int = 0
+    failures: int = 0
+    metrics: int = 0
+    last_row: float | None = None
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `GET /status`."""
+        return {
+            "server": self.server,
+            "page": self.page,
+            "ok": self.error is None and self.rows > 0,
+            "rows": self.rows,
+            "failures": self.failures,
+            "metrics": self.metrics,
+            "last_row": None if self.last_row is None else to_iso(self.last_row),
+            "error": self.error,
+        }
+
+
+def parse_targets(texts: Iterable[str]) -> tuple[ScrapeTarget, ...]:
+    """The targets of `FLEET_SCRAPE`: each `NAME=URL`, with `#PROFILE` behind it where one is to be named.
+
+    Raises:
+        NeedsHuman: one is none, or is there twice.
+    """
+    targets: list[ScrapeTarget] = []
+    for text in texts:
+        name, equals, url = text.partition("=")
+        parts = urlsplit(url.strip())
+        if not equals or SERVER_PATTERN.fullmatch(name.strip()) is None:
+            raise NeedsHuman(
+                f"FLEET_SCRAPE: {name[:80]!r} names no server; write NAME=URL, such as web-01=http://10.0.0.7:9100."
+            )
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise NeedsHuman(f"FLEET_SCRAPE: the page of {name.strip()} is no http or https address.")
+        if "@" in parts.netloc:
+            raise NeedsHuman(
+                f"FLEET_SCRAPE: the address of {name.strip()} has a password in it, which is not supported."
+            )
+        profile = parts.fragment or DEFAULT_PROFILE
+        if PROFILE_PATTERN.fullmatch(profile) is None:
+            raise NeedsHuman(
+                f"FLEET_SCRAPE: {profile[:40]!r} is no profile: up to 32 lower-case letters, digits, _ and -."
+            )
+        page = urlunsplit(parts._replace(path=parts.path or "/metrics", fragment=""))
+        targets.append(ScrapeTarget(name.strip(), page, profile))
+    pages = [(target.server, target.url) for target in targets]
+    for page_of in pages:
+        if pages.count(page_of) > 1:
+            raise NeedsHuman(f"FLEET_SCRAPE: {page_of[0]} has the same page twice.")
+    return tuple(targets)
+
+
+class Scraper:
+    """Pulls these targets once a tick of `step` seconds, between `start` and `close`."""
+
+    def __init__(
+        self, targets: tuple[ScrapeTarget, ...], step: int, clock: Clock, *, timeout: float | None = None
+    ) -> None:
+        """`timeout`: seconds for a page; a little less than a tick when not given."""
+        self._targets, self._step, self._clock = targets, step, clock
+        self._timeout = timeout or min(MAX_TIMEOUT_SECONDS, 0.8 * step)
+        self._statuses = [TargetStatus(target.server, _display_url(target.url)) for target in targets]
+        self._previous_pages: list[tuple[MetricsPage, float] | None] = [None] * len(targets)
+        self._in_progress: set[int] = set()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._ingest: Ingest | None = None
+
+    def start(self, ingest: Ingest) -> None:
+        """Begin. `put` takes a feed's body and content type and gives its answer, as `Fleet.feed` does."""
+        if not self._targets:
+            return
+        self._ingest = ingest
+        for number in range(min(THREADS, len(self._targets))):
+            threading.Thread(target=self._run_worker, name=f"pull-{number}", daemon=True).start()
+        threading.Thread(target=self._schedule, name="pull-ticks", daemon=True).start()
+
+    def close(self) -> None:
+        """No page is asked for any more. What is under way ends by itself and is not put in."""
+        self._stop.set()
+        for _ in range(THREADS):
+            self._queue.put(-1)
+
+    def statuses(self) -> tuple[TargetStatus, ...]:
+        """How it goes with each target, in the order in which they were given."""
+        with self._lock:
+            return tuple(self._statuses)
+
+    def _schedule(self) -> None:
+        tick = int(self._clock.now() // self._step)
+        while not self._stop.is_set():
+            for number in range(len(self._targets)):
+                with self._lock:
+                    is_running = number in self._in_progress
+                    self._in_progress.add(number)
+                if not is_running:  # else it is slow: its time is not up yet
+                    self._queue.put(number)
+            tick = max(tick + 1, int(self._clock.now() // self._step))
+            while not self._stop.is_set() and (remaining := seconds_until(self._clock, tick * self._step)) > 0:
+                self._stop.wait(min(remaining, 1.0))  # a clock that is set is seen within a second
+
+    def _run_worker(self) -> None:
+        while (number := self._queue.get()) >= 0 and not self._stop.is_set():
+            try:
+                self._scrape(number)
+            finally:
+                with self._lock:
+                    self._in_progress.discard(number)
+
+    def _scrape(self, number: int) -> None:
+        target = self._targets[number]
+        time, requested_at = self._clock.now(), self._clock.monotonic()
+        try:
+            values = self._fetch(number, requested_at)
+            if not values:  # counters alone, the first time: their rates are known at the next tick
+                return
+            response = self._ingest_values(target, time, values)
+        except (RetryLater, MetricsPageError) as error:
+            self._record(number, str(error).rstrip("."))
+            return
+        if response.refused:
+            self._record(
+                number,
+                f"its row was refused: {response.reasons[0].reason}" if response.reasons else "its row was refused",
+            )
+            return
+        self._record(number, None, metrics=len(values), time=time)
+
+    def _fetch(self, number: int, requested_at: float) -> dict[str, float]:
+        target, previous = self._targets[number], self._previous_pages[number]
+        response = fetch_url(target.url, {}, {"Accept": ACCEPT}, self._timeout, max_bytes=MAX_PAGE_BYTES)
+        if response.status != 200:
+            raise MetricsPageError(f"it answers {response.status}")
+        page = parse_page(response.body.decode("utf-8", "replace"))
+        self._previous_pages[number] = (page, requested_at)
+        if previous is None or (elapsed := requested_at - previous[1]) > MAX_PREVIOUS_AGE_TICKS * self._step:
+            return contract_metrics(page, None, 0.0)
+        values = contract_metrics(page, previous[0], elapsed)
+        if not values:
+            raise MetricsPageError(
+                "nothing that it has is of use, or its counters were all reset; docs/fleet.md lists the names"
+            )
+        return values
+
+    def _ingest_values(self, target: ScrapeTarget, time: float, values: dict[str, float]) -> FeedResponse:
+        import orjson
+
+        record = {"server": target.server, "time": time, "profile": target.profile, "status": "ok", "metrics": values}
+        if self._stop.is_set() or self._ingest is None:
+            raise RetryLater("It is stopped.")
+        return self._ingest(orjson.dumps({"version": CONTRACT_VERSION, "records": [record]}), "application/json")
+
+    def _record(self, number: int, error: str | None, *, metrics: int = 0, time: float | None = None) -> None:
+        with self._lock:
+            old = self._statuses[number]
+            new = (
+                replace(old, rows=old.rows + 1, metrics=metrics, last_row=time, error=None)
+                if error is None
+                else replace(old, failures=old.failures + 1, error=error)
+            )
+            self._statuses[number] = new
+        if error is not None and error != old.error:
+            log.warning("The page of %s (%s) gives no row: %s.", old.server, old.page, error)
+        elif error is None and old.error is not None:
+            log.info("The page of %s (%s) gives rows again.", old.server, old.page)
+
+
+def _display_url(url: str) -> str:
+    """A page's address for people: without what may be a secret in its query."""
+    return f"{host_and_port(url)}{urlsplit(url).path}"

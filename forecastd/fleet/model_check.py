@@ -1,0 +1,78 @@
+"""`model check` of a fleet's bundle: everything a fleet demands of a model, without a fleet.
+
+Hashes, weights and canary in a child process, by the engine that would serve, then a forecast of made-up servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from forecastd.clock import Clock
+from forecastd.errors import SkipEpoch
+from forecastd.fleet.forecast.fleet_forecast import TFT
+from forecastd.fleet.forecast.forecaster import FleetForecaster
+from forecastd.fleet.simulator import Simulator
+from forecastd.fleet.window.window import WindowBlock
+from forecastd.inference.stages import StageResult, stage_timer
+from forecastd.settings import Settings
+from forecastd.supervise.policy import policy_from_settings
+from models.bundle.files import unknown_files
+from models.fleet.manifest import FleetManifest
+
+SAMPLE_SERVERS = 20
+
+
+def check_fleet_model(
+    settings: Settings,
+    bundle: Path,
+    clock: Clock,
+    *,
+    now: float,
+    report: Callable[[StageResult], None] = lambda _: None,
+) -> FleetManifest:
+    """Check a bundle as a fleet would, reporting each stage as it passes; gives the manifest of a good one.
+
+    Raises:
+        NeedsHuman: the bundle is no good, or not for this contract; the message says what to do.
+        SkipEpoch: no child came to be ready, or none finished the test forecast.
+    """
+    stage = stage_timer(clock, report)
+    policy = policy_from_settings(settings, standbys=0)
+    with FleetForecaster(bundle, policy=policy, clock=clock, engine=settings.fleet_engine) as forecaster:
+        manifest = forecaster.manifest
+        with stage("model") as lines:
+            forecaster.wait_until_ready()
+            lines.append(f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are right")
+            lines.extend(_notes(bundle, manifest))
+        with stage("forecast") as lines:
+            lines.append(_run_forecast(forecaster, now))
+    return manifest
+
+
+def _run_forecast(forecaster: FleetForecaster, now: float) -> str:
+    """Have made-up servers forecast, and say what came."""
+    manifest = forecaster.manifest
+    tick = int(now // manifest.step)
+    simulator = Simulator(0, SAMPLE_SERVERS, "healthy", manifest.step, start=tick)
+    values = simulator.block(tick - manifest.encoder_length + 1, manifest.encoder_length)
+    forecast = forecaster.forecast(
+        WindowBlock(tick, simulator.names, simulator.profiles, ("ok",) * SAMPLE_SERVERS, values)
+    )
+    if set(forecast.models) != {TFT} or not np.isfinite(forecast.quantiles).all():
+        raise SkipEpoch("The model gave no forecast of some servers. Train it again.", check="fleet_forecast")
+    minutes = manifest.horizon * manifest.step / 60
+    return (
+        f"{SAMPLE_SERVERS} made-up servers, {len(manifest.metrics)} metrics, {manifest.horizon} steps of {manifest.step} s "
+        f"({minutes:g} min) ahead, by engine {forecaster.engine}"
+    )
+
+
+def _notes(bundle: Path, manifest: FleetManifest) -> Iterator[str]:
+    """What does not make a bundle bad, but matters to whoever wants to use it."""
+    if manifest.training.synthetic:
+        yield "trained on made-up data: a model of your own servers' history forecasts them better"
+    if unknown := unknown_files(bundle, manifest.files):
+        yield f"not in its manifest, never read: {', '.join(unknown)}"

@@ -1,0 +1,1 @@
+"""How much each server is at risk, and why."""

@@ -1,0 +1,229 @@
+"""How much a server is at risk: a score from what it is now and from its forecast, with the reasons in words.
+
+The one thing to know before changing it: the score rises strictly with every metric over its whole range, both with its
+value now and with its forecast; a test walks each metric up and demands it. So nothing in it saturates, and nothing is
+rounded before it is shown.
+
+How a score is made. The pressure of a value is 0 at the metric's lowest, `AT_WARNING` at its warning threshold,
+`AT_CRITICAL` at its critical one and 1 at its highest. A metric has four pressures, each times its weight of `WEIGHTS`:
+of its value now, of the p50's mean ahead, where what comes first counts more, of the highest p50 and of the highest p90. The
+score is 100 times `WORST` of the largest pressure of all metrics plus the rest of the mean of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from forecastd.clock import to_iso
+from forecastd.fleet.contract import METRICS
+from forecastd.fleet.forecast.horizon_stats import HorizonForecast, Reals, ThresholdStats, horizon_stats
+from forecastd.fleet.risk.current_values import SILENT_CRITICAL_TICKS, SILENT_WARNING_TICKS, CurrentValues
+from forecastd.fleet.risk.explanations import ReasonBuilder
+from forecastd.fleet.risk.thresholds import Thresholds
+
+RiskLevel = Literal["ok", "watch", "warning", "critical"]
+RISK_LEVELS: tuple[RiskLevel, ...] = ("ok", "watch", "warning", "critical")
+LEVEL_MIN_SCORES = {"watch": 30.0, "warning": 55.0, "critical": 80.0}  # the lowest score of a level
+AT_WARNING, AT_CRITICAL = 0.6, 0.85
+WORST_METRIC_SHARE = (
+    0.95  # 0.95 * AT_CRITICAL > 0.80: one metric above critical is enough; the same of warning and 0.55
+)
+WEIGHTS = {
+    "now": 1.0,
+    "soon": 1.0,
+    "p50": 0.9,
+    "p90": 0.65,
+}  # a likely incident is a warning, a possible one to be watched
+
+_LOG = np.array([metric.transform == "log1p" for metric in METRICS])
+_LOW, _HIGH = (np.array([getattr(metric, end) for metric in METRICS]) for end in ("low", "high"))
+
+
+@dataclass(frozen=True)
+class ServerRisk:
+    """One server. `score` 0 to 100 and its `level`; `reasons` in words, the gravest first, none for a server that is ok.
+
+    `incident_probability`: that any metric is at or above its critical threshold within the horizon, or is so now; None
+    without a forecast. Metrics are taken to be independent of each other, the steps of one metric to move together.
+    `minutes_ahead`: until the p50 of a metric first reaches its critical threshold; where no p50 does, until a p90
+    (`quantile_ahead` says which); 0 where a value is there now; None where none gets there.
+    `current`: the values of the metrics that are known now. A server in maintenance has a score, but its level is `ok` and it
+    raises no alert.
+    """
+
+    server: str
+    profile: str
+    status: str
+    score: float
+    level: RiskLevel
+    reasons: tuple[str, ...] = ()
+    incident_probability: float | None = None
+    minutes_ahead: float | None = None
+    quantile_ahead: float | None = None
+    current: Mapping[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As `GET /risk` gives it."""
+        return {**vars(self), "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True)
+class RiskSummary:
+    """The fleet. `counts`: servers by level, without those in maintenance, which count in `maintenance` alone.
+
+    `incident_probability`: that at least one server has an incident within the horizon, taking servers to be independent;
+    a fault that they share makes it smaller. `incidents_expected`: how many will, whatever hangs together. Servers without a
+    forecast do not count in either; None where none has one.
+    """
+
+    servers: int
+    counts: dict[str, int]
+    maintenance: int
+    silent: int
+    mean_score: float | None
+    worst: dict[str, Any] | None
+    incident_probability: float | None
+    expected_incidents: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As `GET /risk` and `GET /status` give it."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class RiskAssessment:
+    """All servers at one tick. Arrays are [S, M] in the contract's order; NaN: not known, or not within the horizon.
+
+    `likely_peak`: the highest p50 ahead. `to_warning`, `to_critical`: ticks until the p50 reaches these thresholds.
+    """
+
+    observed: CurrentValues
+    warning: Reals
+    critical: Reals
+    likely_peak: Reals
+    to_warning: Reals
+    to_critical: Reals
+    risks: tuple[ServerRisk, ...]
+
+    @cached_property
+    def worst_first(self) -> tuple[ServerRisk, ...]:
+        """By falling score; servers in maintenance last."""
+        return tuple(sorted(self.risks, key=lambda risk: (risk.status == "maintenance", -risk.score, risk.server)))
+
+    @cached_property
+    def summary(self) -> RiskSummary:
+        """The fleet in a few figures."""
+        return summarize(self.risks, silent=int((self.observed.silent_ticks >= SILENT_WARNING_TICKS).sum()))
+
+    def as_json(self, top: int | None = None) -> dict[str, Any]:
+        """As `GET /risk` gives it: the worst `top` servers, all when None."""
+        return {
+            "tick": self.observed.tick,
+            "time": to_iso(self.observed.tick * self.observed.step),
+            "summary": self.summary.as_json(),
+            "servers": [risk.as_json() for risk in self.worst_first[:top]],
+        }
+
+
+def assess_risk(observed: CurrentValues, forecast: HorizonForecast | None, thresholds: Thresholds) -> RiskAssessment:
+    """The risk of every observed server, from its values and from the part of its forecast that is still ahead.
+
+    A metric of which nothing is known does not count. A server whose status is down is critical, one that is degraded
+    a warning at least; one that is silent is a warning after `SILENT` ticks, and critical after `LOST` ticks.
+    """
+    warning, critical = thresholds.arrays(observed.profiles)
+    outlook = None if forecast is None else horizon_stats(forecast, observed.servers, observed.tick)
+    prospects = ThresholdStats.of(outlook, warning, critical)
+    pressures = _pressures(observed.values, prospects, warning, critical)  # [4, S, M]
+    score = _score(pressures.max(axis=0), pressures.mean(axis=0), _min_scores(observed))
+    maintenance = np.array([status == "maintenance" for status in observed.statuses], dtype=np.bool_)
+    level = np.where(maintenance, 0, np.digitize(score, list(LEVEL_MIN_SCORES.values())))
+    probability = _incident_probability(observed, prospects.critical_probability, critical)
+    reasons = ReasonBuilder(observed, prospects, warning, critical, pressures.max(axis=0))
+    results = zip(score.tolist(), level.tolist(), probability.tolist(), strict=True)
+    risks = tuple(_server_risk(reasons, row, *result) for row, result in enumerate(results))
+    return RiskAssessment(
+        observed, warning, critical, prospects.peak_p50, prospects.ticks_to_warning, prospects.ticks_to_critical, risks
+    )
+
+
+def pressure(values: Reals, warning: Reals, critical: Reals) -> Reals:
+    """[..., M] how far each value is on its way, 0 to 1, strictly rising from the metric's lowest to its highest; NaN is 0.
+
+    Below the warning threshold it rises slowly first, then steeply, so that an ordinary load stays low. Above the critical
+    one, "log1p" metrics are in log1p: their highest value is far away.
+    """
+    clipped = np.clip(np.where(np.isnan(values), _LOW, values), _LOW, _HIGH)
+    below = np.clip((clipped - _LOW) / (warning - _LOW), 0, 1)
+    between = np.clip((clipped - warning) / (critical - warning), 0, 1)
+    value, start, end = (np.where(_LOG, np.log1p(bound), bound) for bound in (clipped, critical, _HIGH))
+    span = end - start
+    above = np.divide(np.maximum(value - start, 0), span, out=np.zeros(clipped.shape), where=span > 0)
+    steep = 0.2 * below + 0.8 * below**3
+    return np.asarray(AT_WARNING * steep + (AT_CRITICAL - AT_WARNING) * between + (1 - AT_CRITICAL) * above)
+
+
+def _pressures(current: Reals, prospects: ThresholdStats, warning: Reals, critical: Reals) -> Reals:
+    """[4, S, M] the pressures now and of the future, each with its weight."""
+    values = (current, prospects.weighted_median, prospects.peak_p50, prospects.peak_p90)
+    weighted = zip(values, WEIGHTS.values(), strict=True)
+    return np.stack([weight * pressure(value, warning, critical) for value, weight in weighted])
+
+
+def _score(worst: Reals, mean: Reals, floor: Reals) -> Reals:
+    """[S] the score, from each metric's largest and mean pressure [S, M], lifted above `floor` [S]."""
+    score = 100 * (WORST_METRIC_SHARE * worst.max(axis=1) + (1 - WORST_METRIC_SHARE) * mean.mean(axis=1))
+    return np.asarray(floor + score * (100 - floor) / 100)
+
+
+def _min_scores(observed: CurrentValues) -> Reals:
+    """[S] what the score is at least: a server that says that it is down, or says nothing, needs no metric to be bad."""
+    silent = np.digitize(observed.silent_ticks, (SILENT_WARNING_TICKS, SILENT_CRITICAL_TICKS))
+    floor = np.array([0.0, LEVEL_MIN_SCORES["warning"], LEVEL_MIN_SCORES["critical"]])[silent]
+    status_scores = {"down": LEVEL_MIN_SCORES["critical"], "degraded": LEVEL_MIN_SCORES["warning"]}
+    status_floor = np.array([status_scores.get(status, 0.0) for status in observed.statuses], dtype=np.float64)
+    return np.asarray(np.maximum(floor, status_floor))
+
+
+def _incident_probability(observed: CurrentValues, probability: Reals, critical: Reals) -> Reals:
+    """[S] the probability that any metric is critical now or ahead; NaN where nothing is forecast."""
+    metrics = np.where(observed.values >= critical, 1.0, np.nan_to_num(probability))
+    incident = np.asarray(1 - np.prod(1 - metrics, axis=1))
+    incident[np.isnan(probability).all(axis=1)] = np.nan
+    incident[[status == "down" for status in observed.statuses]] = 1.0
+    return incident
+
+
+def _server_risk(builder: ReasonBuilder, row: int, score: float, level: int, probability: float) -> ServerRisk:
+    """The risk of one server. `level`: its place in `LEVELS`. `probability`: NaN where it is not known."""
+    observed = builder.observed
+    identity = observed.servers[row], observed.profiles[row], observed.statuses[row]
+    needs_reasons = level > 0 or observed.statuses[row] != "ok"
+    reasons = builder.reasons_for(row, LEVEL_MIN_SCORES["watch"] / (100 * WORST_METRIC_SHARE)) if needs_reasons else ()
+    incident = None if np.isnan(probability) else probability
+    time_ahead = builder.minutes_ahead(row)
+    return ServerRisk(*identity, score, RISK_LEVELS[level], reasons, incident, *time_ahead, builder.current_values(row))
+
+
+def summarize(risks: Sequence[ServerRisk], *, silent: int = 0) -> RiskSummary:
+    """The fleet in a few figures; `silent`: how many servers have sent nothing for `SILENT` ticks or more."""
+    active = [risk for risk in risks if risk.status != "maintenance"]
+    probabilities = [risk.incident_probability for risk in active if risk.incident_probability is not None]
+    worst = max(active, key=lambda risk: risk.score, default=None)
+    return RiskSummary(
+        servers=len(risks),
+        counts={level: sum(risk.level == level for risk in active) for level in RISK_LEVELS},
+        maintenance=len(risks) - len(active),
+        silent=silent,
+        mean_score=float(np.mean([risk.score for risk in active])) if active else None,
+        worst=None if worst is None else {"server": worst.server, "score": worst.score, "level": worst.level},
+        incident_probability=float(1 - np.prod([1 - probability for probability in probabilities]))
+        if probabilities
+        else None,
+        expected_incidents=float(np.sum(probabilities)) if probabilities else None,
+    )

@@ -1,0 +1,59 @@
+"""What is known of the servers at a tick: the newest value of every metric, and how long each server has been silent.
+
+The one thing to know before changing it: not every agent sends at every tick, and rows come late. So a value stands in for a
+missing one for a few ticks, and its age goes with it: nobody may take one value for several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_CARRY_TICKS = 3  # ticks for which a metric's last value stands in for a missing one
+SILENT_WARNING_TICKS, SILENT_CRITICAL_TICKS = (
+    12,
+    60,
+)  # ticks without data from which on a server is a warning, and is critical
+
+
+@dataclass(frozen=True)
+class CurrentValues:
+    """What is known of the servers at `tick`; `step` in seconds. Arrays are in the order of `servers`.
+
+    `current` [S, M]: the newest value of each metric, NaN where it is older than `CARRIED` ticks. `age` [S, M]: how many
+    ticks old it is. `silent` [S]: ticks since a server was heard of at all.
+    """
+
+    tick: int
+    step: int
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    statuses: tuple[str, ...]
+    values: NDArray[np.float64]
+    age_ticks: NDArray[np.int64]
+    silent_ticks: NDArray[np.int64]
+
+
+def current_values(
+    tick: int,
+    values: NDArray[np.float32],
+    *,
+    step: int,
+    servers: Sequence[str],
+    profiles: Sequence[str],
+    statuses: Sequence[str],
+) -> CurrentValues:
+    """From a block [S, L, M] with NaN for missing whose last row is `tick`."""
+    newest_first = values[:, -1 : -MAX_CARRY_TICKS - 2 : -1]
+    age_ticks = np.zeros((len(values), values.shape[2]), dtype=np.int64)
+    current = np.full(age_ticks.shape, np.nan)
+    if newest_first.shape[1]:
+        age_ticks[...] = np.argmax(~np.isnan(newest_first), axis=1)
+        current[...] = np.take_along_axis(newest_first, age_ticks[:, None, :], axis=1)[:, 0]
+    has_data = np.asarray(~np.isnan(values).all(axis=2))
+    ticks = np.arange(1, values.shape[1] + 1)
+    silent_ticks = np.asarray(values.shape[1] - (has_data * ticks).max(axis=1, initial=0))
+    return CurrentValues(tick, step, tuple(servers), tuple(profiles), tuple(statuses), current, age_ticks, silent_ticks)

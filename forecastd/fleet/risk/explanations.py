@@ -1,0 +1,89 @@
+"""Why a server is at risk, in words, the gravest first: `memory 91 % now, likely above 95 % in 6 min (p90 97 %)`."""
+
+from __future__ import annotations
+
+from math import isnan
+
+import numpy as np
+
+from forecastd.fleet.contract import METRIC_NAMES
+from forecastd.fleet.forecast.horizon_stats import LIKELY_LEVEL, POSSIBLE_LEVEL, Reals, ThresholdStats
+from forecastd.fleet.formatting import format_minutes, format_value, metric_label
+from forecastd.fleet.risk.current_values import SILENT_WARNING_TICKS, CurrentValues
+
+MAX_METRICS = 3  # metrics that are named per server
+
+
+class ReasonBuilder:
+    """Finds the words about each server. It goes through thousands at a tick, so the arrays are lists here."""
+
+    def __init__(
+        self, observed: CurrentValues, prospects: ThresholdStats, warning: Reals, critical: Reals, worst: Reals
+    ) -> None:
+        """`worst` [S, M]: the largest pressure of each metric, by which they are ordered."""
+        self.observed = observed
+        self._current, self._rounded = observed.values.tolist(), observed.values.round(3).tolist()
+        self._warning, self._critical, self._worst = warning.tolist(), critical.tolist(), worst.tolist()
+        self._possible_peak, self._to_warning = prospects.peak_p90.tolist(), prospects.ticks_to_warning.tolist()
+        self._to_critical, self._to_possible_critical = (
+            prospects.ticks_to_critical.tolist(),
+            prospects.ticks_to_critical_p90.tolist(),
+        )
+        down = np.array([status == "down" for status in observed.statuses], dtype=np.bool_)
+        self._critical_now = ((observed.values >= critical).any(axis=1) | down).tolist()
+        self._first_likely = np.fmin.reduce(prospects.ticks_to_critical, axis=1).tolist()  # fmin passes NaN over
+        self._first_possible = np.fmin.reduce(prospects.ticks_to_critical_p90, axis=1).tolist()
+
+    def current_values(self, row: int) -> dict[str, float]:
+        """The values of this server that are known now, by metric; to three places, as far as any agent measures."""
+        return {name: value for name, value in zip(METRIC_NAMES, self._rounded[row], strict=True) if not isnan(value)}
+
+    def minutes_ahead(self, row: int) -> tuple[float | None, float | None]:
+        """Minutes until a metric of this server reaches its critical threshold, and the quantile by which it does.
+
+        By its p50; where no p50 does, by a p90. 0 and None where a value is there now.
+        """
+        if self._critical_now[row]:
+            return 0.0, None
+        for ticks, quantile in ((self._first_likely[row], LIKELY_LEVEL), (self._first_possible[row], POSSIBLE_LEVEL)):
+            if not isnan(ticks):
+                return ticks * self.observed.step / 60, quantile
+        return None, None
+
+    def reasons_for(self, row: int, min_pressure: float) -> tuple[str, ...]:
+        """The server's own word first, then its worst metrics: those with a pressure of `least`, one where there is none."""
+        status, reasons = self.observed.statuses[row], []
+        if status == "maintenance":
+            return ("in maintenance: not judged, no alerts",)
+        if status != "ok":
+            reasons.append(f"says that it is {status}")
+        if (silent_ticks := int(self.observed.silent_ticks[row])) >= SILENT_WARNING_TICKS:
+            reasons.append(f"no data for {self._duration_text(silent_ticks)} ({silent_ticks} ticks)")
+        pressures = self._worst[row]
+        order = sorted(range(len(pressures)), key=pressures.__getitem__, reverse=True)[:MAX_METRICS]
+        serious = [index for index in order if pressures[index] >= min_pressure]
+        return (*reasons, *(self._metric_text(row, index) for index in serious or ([] if reasons else order[:1])))
+
+    def _metric_text(self, row: int, index: int) -> str:
+        name, value = METRIC_NAMES[index], self._current[row][index]
+        value_text = "no value now" if isnan(value) else f"{format_value(name, value)} now"
+        return f"{metric_label(name)} {value_text}, {self._forecast_text(row, index, value)}"
+
+    def _forecast_text(self, row: int, index: int, value: float) -> str:
+        name, warning, critical = METRIC_NAMES[index], self._warning[row][index], self._critical[row][index]
+        if value >= critical:
+            return f"critical from {format_value(name, critical)}"
+        possible = self._possible_peak[row][index]
+        p90 = "" if isnan(possible) else f" (p90 {format_value(name, possible)})"
+        if not isnan(ticks := self._to_critical[row][index]):
+            return f"likely above {format_value(name, critical)} in {self._duration_text(ticks)}{p90}"
+        if not isnan(ticks := self._to_possible_critical[row][index]):
+            return f"possibly above {format_value(name, critical)} in {self._duration_text(ticks)}{p90}"
+        if value >= warning:
+            return f"warning from {format_value(name, warning)}{p90}"
+        if not isnan(ticks := self._to_warning[row][index]):
+            return f"likely above {format_value(name, warning)} in {self._duration_text(ticks)}{p90}"
+        return f"warning from {format_value(name, warning)}{p90}"
+
+    def _duration_text(self, ticks: float) -> str:
+        return format_minutes(ticks * self.observed.step / 60)

@@ -1,0 +1,192 @@
+"""From which value on a metric is worth a look, and from which on it is an incident: by profile, from a TOML file.
+
+The one thing to know before changing it: a file of the user's names only what differs. Of profile and metric, what counts is
+the user's profile, else the user's `[default]`, else the embedded profile, else the embedded `[default]`.
+
+    [default]
+    cpu_percent = { warning = 80, critical = 95 }
+
+    [profile.web]
+    latency_ms = { warning = 200, critical = 600 }
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecastd.errors import NeedsHuman
+from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, METRICS, PROFILE_PATTERN
+from forecastd.runtime.text_file import read_text_file
+
+BUILTIN_FILE = Path(__file__).with_name("thresholds.toml")
+DEFAULT = ""  # the key of what holds for every profile; no profile's name is empty
+_FORMAT = "{ warning = NUMBER, critical = NUMBER }"
+
+
+@dataclass(frozen=True)
+class MetricThresholds:
+    """A metric is worth a look at or above `warning`, an incident at or above `critical`; in the metric's unit."""
+
+    warning: float
+    critical: float
+
+
+ThresholdTable = Mapping[str, Mapping[str, MetricThresholds]]  # profile, or DEFAULT -> metric -> its limits
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits for every metric of every profile. `tables`: what goes before comes first; the last one has every metric."""
+
+    tables: tuple[ThresholdTable, ...]
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles that have limits of their own, sorted. Any other takes those of `default`."""
+        return tuple(sorted({name for table in self.tables for name in table} - {DEFAULT}))
+
+    def get(self, profile: str, metric: str) -> MetricThresholds:
+        """What counts for this metric of a server with this profile, be it known here or not."""
+        for table in self.tables:
+            for key in (profile, DEFAULT):
+                if metric in table.get(key, {}):
+                    return table[key][metric]
+        raise KeyError(metric)
+
+    def arrays(self, profiles: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Warning and critical, each [S, M] in the contract's order, for servers with these profiles."""
+        rows, limits = self._matrix
+        indices = np.fromiter((rows.get(name, 0) for name in profiles), dtype=np.intp, count=len(profiles))
+        return limits[indices, :, 0], limits[indices, :, 1]
+
+    def as_json(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Every limit that counts, by profile and metric; `default` is what all other profiles take."""
+        return {
+            name or "default": {metric: vars(self.get(name, metric)) for metric in METRIC_NAMES}
+            for name in (DEFAULT, *self.profiles)
+        }
+
+    @cached_property
+    def _matrix(self) -> tuple[Mapping[str, int], NDArray[np.float64]]:
+        """The row of each profile, and [P, M, 2] limits; row 0 is the default's."""
+        names = (DEFAULT, *self.profiles)
+        pairs = [
+            [
+                (thresholds.warning, thresholds.critical)
+                for thresholds in map(self.get, [name] * len(METRIC_NAMES), METRIC_NAMES)
+            ]
+            for name in names
+        ]
+        return {name: row for row, name in enumerate(names)}, np.array(pairs, dtype=np.float64)
+
+
+def load_thresholds(path: Path | None = None) -> Thresholds:
+    """The embedded thresholds, with those of a user's file before them.
+
+    Raises:
+        NeedsHuman: the file cannot be read or does not fit; it names the file, the place, the cause and the fix.
+    """
+    user_tables = () if path is None else (_read_file(path),)
+    return Thresholds((*user_tables, _read_file(BUILTIN_FILE)))
+
+
+def _read_file(path: Path) -> ThresholdTable:
+    text = read_text_file(path, "The file", "Check FLEET_THRESHOLDS.")
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise NeedsHuman(f"{path} is not TOML: {error}. Correct it there.") from None
+    except RecursionError:
+        raise NeedsHuman(f"{path} is nested too deeply. It holds [default] and [profile.NAME] tables only.") from None
+    return {
+        profile: dict(_parse_metrics(path, text, profile, table))
+        for profile, table in _parse_tables(path, text, document)
+    }
+
+
+def _parse_tables(path: Path, text: str, document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    expected = "It holds [default] and [profile.NAME] tables only"
+    for key in document:
+        if key not in {"default", "profile"}:
+            raise NeedsHuman(f"{_location(path, text, '', key)}: {key!r} has no place here. {expected}.")
+    profiles = document.get("profile", {})
+    if not isinstance(profiles, dict):
+        raise NeedsHuman(f"{_location(path, text, '', 'profile')}: `profile` is no table. {expected}.")
+    for name, table in [(DEFAULT, document.get("default", {})), *profiles.items()]:
+        section = f"profile.{name}" if name else "default"
+        if name and not PROFILE_PATTERN.fullmatch(name):
+            fix = "Use up to 32 small letters, digits, _ and -, as the feed does."
+            raise NeedsHuman(f"{_location(path, text, section)}: {name!r} cannot be a profile's name. {fix}")
+        if not isinstance(table, dict):
+            raise NeedsHuman(
+                f"{_location(path, text, section)}: it is no table. Write [{section}], and below it METRIC = {_FORMAT}."
+            )
+        yield name, table
+
+
+def _parse_metrics(
+    path: Path, text: str, profile: str, table: Mapping[str, Any]
+) -> Iterator[tuple[str, MetricThresholds]]:
+    section = f"profile.{profile}" if profile else "default"
+    for metric, entry in table.items():
+        try:
+            yield metric, _parse_thresholds(metric, entry)
+        except ValueError as error:
+            raise NeedsHuman(f"{_location(path, text, section, metric)}, {metric}: {error}") from None
+
+
+def _parse_thresholds(metric: str, entry: object) -> MetricThresholds:
+    """Raises ValueError with cause and fix when it does not fit."""
+    if metric not in METRIC_INDEX:
+        raise ValueError(f"there is no such metric. Known are {', '.join(METRIC_NAMES)}.")
+    if not isinstance(entry, dict) or set(entry) != {"warning", "critical"}:
+        raise ValueError(f"it must be {_FORMAT}, with both and nothing else.")
+    for name, value in entry.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(_to_float(value)):
+            raise ValueError(f"{name} is {value!r}, which is not a number. Write one such as 80 or 99.5.")
+    thresholds, definition = (
+        MetricThresholds(_to_float(entry["warning"]), _to_float(entry["critical"])),
+        METRICS[METRIC_INDEX[metric]],
+    )
+    if thresholds.warning >= thresholds.critical:
+        fix = "Lower the one or raise the other."
+        raise ValueError(f"warning {thresholds.warning:g} is not below critical {thresholds.critical:g}. {fix}")
+    if not definition.low < thresholds.warning < thresholds.critical <= definition.high:
+        bounds = f"above {definition.low:g} and at most {definition.high:g} {definition.unit}".rstrip()
+        raise ValueError(
+            f"{thresholds.warning:g} and {thresholds.critical:g} are not within what it can be: {bounds}. Mind the unit."
+        )
+    return thresholds
+
+
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf if value > 0 else -math.inf
+
+
+def _location(path: Path, text: str, section: str, key: str = "") -> str:
+    """The file, and the line of this key where it can be told: the parser of TOML says it of broken TOML only."""
+    current = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[+\s*([^\]]*?)\s*\]", line):
+            current = re.sub(r"[\s\"']", "", header[1])
+            if current == section and not key:
+                return f"{path}, line {number}, [{section}]"
+            if not section and current.partition(".")[0] == key:
+                return f"{path}, line {number}"
+        name = line.partition("=")[0].strip().strip("\"'")
+        if "=" in line and key and name == key and current == section:
+            return f"{path}, line {number}" + (f", [{section}]" if section else "")
+    return f"{path}, [{section}]" if section else str(path)

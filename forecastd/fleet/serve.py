@@ -1,0 +1,165 @@
+"""`fleet serve`: one process from its first line in the log to its last.
+
+The main thread does nothing that takes long: it waits for signals, feeds the service manager's watchdog as long as the fleet
+gets on, and ends everything. What cannot be is found out before the first thread starts: a port that is taken, keys that are
+missing, a state that another process uses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forecastd import __version__
+from forecastd.clock import Clock, ScaledClock, to_iso
+from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.fleet import status
+from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
+from forecastd.fleet.api.listen_address import listen
+from forecastd.fleet.demo import DemoFeed, DemoOptions
+from forecastd.fleet.fleet import Fleet
+from forecastd.logs import reopen
+from forecastd.runtime.file_lock import FileLock
+from forecastd.runtime.sd_notify import SystemdNotifier, watchdog_interval
+from forecastd.runtime.signals import SignalQueue
+from forecastd.settings import Settings
+
+if TYPE_CHECKING:
+    from forecastd.fleet.api.http_server import FleetHttpServer
+
+log = logging.getLogger(__name__)
+
+LOG_NAME = "fleet.log"
+REHEARSAL_DIR = "rehearsal"  # below STATE_DIR: the state of a fleet whose clock is not the real one
+EXIT_INTERRUPTED = 130
+POLL_SECONDS = 1.0
+LOCK_WAIT_SECONDS = 3.0  # for another process that is just ending
+_SECOND_SIGNAL_MESSAGE = b"Interrupted again: ending at once.\n"
+
+
+@dataclass
+class _ServerParts:
+    """What the main loop looks after."""
+
+    signals: SignalQueue
+    fleet: Fleet
+    http: FleetHttpServer
+    notify: SystemdNotifier
+
+    def stop(self) -> None:
+        """Begin to end everything. Returns at once."""
+        self.http.stop()
+        self.fleet.stop()
+
+
+def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> int:
+    """Run a fleet until a signal; the exit code. With `demo` its servers are made up, and its state is of this run only.
+
+    Raises:
+        NeedsHuman: it cannot start, or cannot go on.
+    """
+    keys = load_keys(settings)
+    require_keys(keys, settings.fleet_host)
+    with SignalQueue(_SECOND_SIGNAL_MESSAGE).handled() as signals, ExitStack() as stack:
+        if demo is not None:
+            state = stack.enter_context(tempfile.TemporaryDirectory(prefix="forecastd-fleet-demo-"))
+            settings = _with_state_dir(settings, Path(state))
+        elif isinstance(clock, ScaledClock) and clock.speed != 1:
+            settings = _with_state_dir(settings, settings.state_path / REHEARSAL_DIR)
+        listening_socket = stack.enter_context(listen(settings.fleet_host, settings.fleet_port))
+        stack.enter_context(_lock_state(settings, clock))
+        fleet = Fleet(settings, clock, synthetic=demo is not None, on_fatal=signals.wake)
+        stack.callback(fleet.close)
+        if demo is not None:
+            demo_feed = DemoFeed(fleet, demo)
+            demo_feed.fill_window()
+            stack.enter_context(demo_feed)
+        fleet.start()
+        from forecastd.fleet.api.app import create_app  # takes half a second, in which the model loads already
+        from forecastd.fleet.api.http_server import FleetHttpServer
+
+        http = stack.enter_context(FleetHttpServer(create_app(fleet, keys), listening_socket))
+        log.info("%s", _banner(fleet, http.port, keys), extra={"action": "start"})
+        return _main_loop(_ServerParts(signals, fleet, http, SystemdNotifier(settings.notify_socket)))
+
+
+def _with_state_dir(settings: Settings, state: Path) -> Settings:
+    """The same with a state of its own: rows of a time that is made up must never be taken for real ones."""
+    return settings.model_copy(update={"fleet_models_dir": settings.fleet_models_path, "state_dir": state})
+
+
+def _lock_state(settings: Settings, clock: Clock) -> FileLock:
+    try:
+        return FileLock(settings.fleet_state_path / "serve.lock", clock, timeout=LOCK_WAIT_SECONDS)
+    except RetryLater as error:
+        raise NeedsHuman(str(error)) from None
+
+
+def _banner(fleet: Fleet, port: int, keys: ApiKeys) -> str:
+    """What runs, in one block."""
+    settings, manifest = fleet.settings, fleet.model.manifest
+    host = f"[{settings.fleet_host}]" if ":" in settings.fleet_host else settings.fleet_host
+    lines = [
+        ("serving", f"http://{host}:{port}  (POST /feed, GET /forecast, /docs)"),
+        ("keys", f"{len(keys)} API keys" if keys else "none; only this machine can ask"),
+        ("model", f"{manifest.name} ({manifest.sha256[:12]}), engine {settings.fleet_engine}"),
+        ("forecast", f"{manifest.horizon} steps of {manifest.step} s from {manifest.encoder_minimum} to "
+                     f"{manifest.encoder_length} ticks of each server"),
+        ("state", str(settings.fleet_state_path)),
+        ("now", to_iso(fleet.clock.now())),
+    ]  # fmt: skip
+    if isinstance(fleet.clock, ScaledClock) and fleet.speed != 1:
+        lines.append(("speed", f"{fleet.speed:g}: time is made up"))
+    if fleet.synthetic:
+        lines.append(("servers", "made up (--demo)"))
+    return "\n".join([f"forecastd {__version__} serves a fleet", *(f"  {name:<9} {text}" for name, text in lines)])
+
+
+def _main_loop(parts: _ServerParts) -> int:
+    """Until a signal that ends the process; its exit code. Raises NeedsHuman when the fleet cannot go on."""
+    settings, notify, fleet = parts.fleet.settings, parts.notify, parts.fleet
+    interval = watchdog_interval(settings.watchdog_usec, settings.watchdog_pid, os.getpid())
+    notify.ready(f"serving on port {parts.http.port}")
+    status = ""
+    while True:
+        for number in parts.signals.wait(min(POLL_SECONDS, interval or POLL_SECONDS)):
+            if number in {signal.SIGTERM, signal.SIGINT}:
+                notify.stopping("ending")
+                log.info("ending: %s", signal.Signals(number).name, extra={"action": "end"})
+                parts.stop()
+                return EXIT_INTERRUPTED if number == signal.SIGINT else 0
+            if number == signal.SIGHUP:
+                reopen()
+            if number == signal.SIGUSR1:
+                from forecastd.daemon.log_lines import format_stacks
+
+                log.info("the stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
+        if fleet.fatal_error is not None:
+            parts.stop()
+            raise fleet.fatal_error
+        if interval is not None and _is_alive(parts):
+            notify.watchdog()
+        line = _status_line(fleet)
+        if line != status:
+            status = line
+            notify.status(line)
+
+
+def _is_alive(parts: _ServerParts) -> bool:
+    """Whether a new start would be of no use: what a dead thread stops is not, what a slow model does is."""
+    fleet = parts.fleet
+    is_ticking = fleet.clock.monotonic() - fleet.ticker.last_heartbeat < status.MAX_TICKER_SILENCE_SECONDS
+    return is_ticking and fleet.forecasting.alive and fleet.evaluation.alive and parts.http.alive
+
+
+def _status_line(fleet: Fleet) -> str:
+    """The line that `systemctl status` shows."""
+    states, health = fleet.snapshot.count_states(), status.check_health(fleet)
+    line = f"{states['total']} servers, {states['ready']} ready, {fleet.snapshot.alert_counts['open']} alerts"
+    return line if health.ok else f"{line}; {health.reasons[0]}"

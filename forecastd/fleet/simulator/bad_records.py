@@ -1,0 +1,71 @@
+"""Bad rows on purpose: what broken agents send, each with the code that a fleet refuses it with.
+
+A bad row is one more beside the good ones, so the fleet's own data stay whole; what it costs is seen in the answers alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from forecastd.fleet.contract import METRICS, PERCENT_COLUMNS
+from forecastd.fleet.simulator.feeds import DUPLICATE, EncodedRecord, FeedFormat
+
+PlainRecord = dict[str, Any]
+_PERCENTS = [METRICS[place].name for place in PERCENT_COLUMNS]
+_NOT_JSON = "not_json"
+
+
+def _with_metrics(row: PlainRecord, **changes: object) -> PlainRecord:
+    return {**row, "metrics": {**row["metrics"], **changes}}
+
+
+def _scale_percents(row: PlainRecord, factor: float) -> PlainRecord:
+    """All percents in another unit."""
+    return _with_metrics(row, **{name: row["metrics"][name] * factor for name in _PERCENTS if name in row["metrics"]})
+
+
+# What is sent -> the code of its refusal, and how it is made of a good row.
+BAD_ROW_KINDS: dict[str, tuple[str, Callable[[PlainRecord], object]]] = {
+    "NaN": ("nan", lambda row: _with_metrics(row, latency_ms=float("nan"))),
+    "infinity": ("nan", lambda row: _with_metrics(row, requests_per_s=float("inf"))),
+    "number as text": ("not_a_number", lambda row: _with_metrics(row, cpu_percent="12.5")),
+    "percent above 100": ("unit", lambda row: _with_metrics(row, memory_percent=4_250.0)),
+    "ratios for percents": ("unit", lambda row: _scale_percents(row, 0.01)),
+    "negative": ("range", lambda row: _with_metrics(row, disk_latency_ms=-1.0)),
+    "an hour ahead": ("future", lambda row: {**row, "time": row["time"] + 3_600}),
+    "a year old": ("old", lambda row: {**row, "time": row["time"] - 366 * 86_400}),
+    "milliseconds": ("time", lambda row: {**row, "time": row["time"] * 1_000}),
+    "no time": ("time", lambda row: {name: value for name, value in row.items() if name != "time"}),
+    "bad name": ("server", lambda row: {**row, "server": f" {row['server']}\n"}),
+    "no name": ("server", lambda row: {**row, "server": ""}),
+    "bad status": ("status", lambda row: {**row, "status": "on fire"}),
+    "bad profile": ("profile", lambda row: {**row, "profile": "Web Server"}),
+    "no record": ("not_a_record", lambda row: [row["server"]]),
+    "no metrics": ("no_metrics", lambda row: {**row, "metrics": {}}),
+    "half a line": (_NOT_JSON, lambda row: row),
+    "the row again": (DUPLICATE, lambda row: row),
+}
+
+
+def bad_records(
+    plain: list[PlainRecord], share: float, kind: FeedFormat, seed: int
+) -> list[tuple[int, str, EncodedRecord]]:
+    """For about `share` of these rows a bad one: the place of its row, what it is, and the record."""
+    rng = np.random.default_rng(seed % 2**64)
+    names = [name for name, (code, _) in BAD_ROW_KINDS.items() if kind == "ndjson" or code != _NOT_JSON]
+    indices = np.flatnonzero(rng.random(len(plain)) < share).tolist()
+    kinds = rng.integers(0, len(names), len(indices)).tolist()
+    return [
+        (index, names[kind_index], _make_bad_record(names[kind_index], plain[index]))
+        for index, kind_index in zip(indices, kinds, strict=True)
+    ]
+
+
+def _make_bad_record(name: str, row: PlainRecord) -> EncodedRecord:
+    code, corrupt = BAD_ROW_KINDS[name]
+    body = json.dumps(corrupt(row)).encode()  # with NaN and Infinity as JavaScript has them, which JSON has not
+    return EncodedRecord(body[: len(body) // 2] if code == _NOT_JSON else body, code)

@@ -1,0 +1,139 @@
+"""How a running fleet stands, for people and machines: whether it is healthy, and everything that `GET /status` tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from forecastd import __version__
+from forecastd.clock import to_iso
+from forecastd.fleet.fleet import Fleet
+from forecastd.fleet.forecast.fleet_forecast import TFT
+
+MAX_TICKER_SILENCE_SECONDS = 10.0  # seconds without a look at the clock after which the ticker is as good as dead
+STALE_TICKS, STALE_SECONDS = 6, 30.0  # a forecast older than both is too old
+
+
+@dataclass(frozen=True)
+class FleetHealth:
+    """Whether the fleet does what it is for; the `reasons` why it does not, and `warnings` of what is wrong beside that."""
+
+    ok: bool
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """As `GET /healthz` gives it."""
+        return {"ok": self.ok, "reasons": list(self.reasons), "warnings": list(self.warnings)}
+
+
+def check_health(fleet: Fleet) -> FleetHealth:
+    """Whether every thread does its work and the forecast is new."""
+    reasons = []
+    if not fleet.ticker.alive or fleet.clock.monotonic() - fleet.ticker.last_heartbeat > MAX_TICKER_SILENCE_SECONDS:
+        reasons.append("no ticks are closed any more: the ticker stands still")
+    reasons += [f"{worker.name} is not made any more: its thread is gone"
+                for worker in (fleet.forecasting, fleet.evaluation) if not worker.alive]  # fmt: skip
+    if fleet.fatal_error is not None:
+        reasons.append(str(fleet.fatal_error))
+    elif (stale := _stale_reason(fleet)) is not None:
+        reasons.append(stale)
+    warnings = []
+    if fleet.window.store.last_error is not None:
+        warnings.append(f"the window is not written to disk: {fleet.window.store.last_error}")
+    if fleet.last_error is not None:
+        warnings.append(f"the newest forecast failed: {fleet.last_error}")
+    if fleet.evaluation.errors or fleet.forecasting.errors:
+        warnings.append("an error that nobody foresaw happened; see the log")
+    return FleetHealth(not reasons, tuple(reasons), tuple(warnings))
+
+
+def forecast_age(fleet: Fleet) -> float | None:
+    """Seconds of the fleet's clock since the newest forecast was made; None before the first."""
+    forecast = fleet.snapshot.forecast
+    return None if forecast is None else max(0.0, fleet.clock.now() - forecast.made_at)
+
+
+def _stale_reason(fleet: Fleet) -> str | None:
+    """Why there is no forecast that is new enough, though there are servers to forecast."""
+    if not len(fleet.window.memory):
+        return None
+    age, uptime = forecast_age(fleet), fleet.clock.monotonic() - fleet.started_monotonic
+    limit = max(STALE_TICKS * fleet.step, STALE_SECONDS * fleet.speed)
+    if age is None:
+        text = "there is no forecast yet"
+        return f"{text}: {fleet.last_error}" if fleet.last_error else f"{text}, {uptime:.0f} s after the start"
+    return f"the newest forecast is {age:.0f} s old" if age > limit else None
+
+
+def status_document(fleet: Fleet) -> dict[str, Any]:
+    """As `GET /status` gives it."""
+    clock, published, memory, manifest = fleet.clock, fleet.snapshot, fleet.window, fleet.model.manifest
+    now, newest_tick = clock.now(), memory.memory.newest
+    return {
+        "version": __version__,
+        "started_at": to_iso(fleet.started_at),
+        "now": to_iso(now),
+        "uptime_seconds": round(clock.monotonic() - fleet.started_monotonic, 3),
+        "step_seconds": fleet.step,
+        "synthetic": fleet.synthetic,
+        "speed": fleet.speed,
+        "health": check_health(fleet).as_json(),
+        "model": {
+            "name": manifest.name,
+            "sha256": manifest.sha256,
+            "engine": fleet.settings.fleet_engine,
+            "metrics": list(manifest.names),
+            "horizon_steps": manifest.horizon,
+            "encoder_length": manifest.encoder_length,
+            "encoder_minimum": manifest.encoder_minimum,
+        },
+        "tick": {
+            "newest": newest_tick,
+            "time": to_iso(newest_tick * fleet.step),
+            "age_seconds": round(now - (newest_tick + 1) * fleet.step, 3),
+        },
+        "forecast": _forecast_status(fleet),
+        "servers": {**published.count_states(), "total": len(memory.memory)},
+        "window": memory.as_json(now),
+        "ingest": memory.counters.as_json(),
+        "pulls": [scrape.as_json() for scrape in fleet.scraper.statuses()],
+        "risk": dict(published.summary),
+        "alerts": dict(published.alert_counts),
+        "supervision": fleet.model.counts(),
+    }
+
+
+def _forecast_status(fleet: Fleet) -> dict[str, Any]:
+    forecast, age = fleet.snapshot.forecast, forecast_age(fleet)
+    models = () if forecast is None else forecast.models
+    return {
+        "made_at": None if forecast is None else to_iso(forecast.made_at),
+        "origin": None if forecast is None else to_iso(forecast.tick * forecast.step),
+        "age_seconds": None if age is None else round(age, 3),
+        "seconds": None if forecast is None else round(forecast.seconds, 4),
+        "servers": len(models),
+        "tft": models.count(TFT),
+        "heuristic": len(models) - models.count(TFT),
+        "skipped_ticks": fleet.forecasting.skipped_ticks,
+        "failures": fleet.failures,
+        "last_error": fleet.last_error,
+    }
+
+
+def list_servers(fleet: Fleet, state: str | None = None, profile: str | None = None) -> list[dict[str, Any]]:
+    """Every server as `GET /servers` gives it, in the order of their names."""
+    published, window, now = fleet.snapshot, fleet.window.memory, fleet.clock.now()
+    rows = []
+    for view in published.servers:
+        if state not in {None, view.state} or profile not in {None, view.profile}:
+            continue
+        last_seen = window.last_seen(view.server)
+        rows.append({
+            **vars(view),
+            "score": round(view.score, 2),
+            "model": published.model_for(view.server),
+            "last_seen": None if last_seen is None else to_iso(last_seen),
+            "age_seconds": None if last_seen is None else round(now - last_seen, 3),
+        })  # fmt: skip
+    return sorted(rows, key=lambda view: str(view["server"]))

@@ -1,0 +1,135 @@
+"""What a tick means: which servers are ready, what is at risk, and which alerts are open.
+
+It is done at every tick, whether its forecast is there or not: a server that is in trouble now is told of in time although
+the model hangs. The alerts' state is written down as it changes, so that a restart opens none a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from forecastd.errors import NeedsHuman
+from forecastd.fleet.conditions.alert_tracker import AlertTracker
+from forecastd.fleet.conditions.notifier import AlertNotifier, OperatorNotifier
+from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES
+from forecastd.fleet.forecast.fleet_forecast import FleetForecast
+from forecastd.fleet.risk.assessment import RiskAssessment, assess_risk
+from forecastd.fleet.risk.current_values import current_values
+from forecastd.fleet.risk.thresholds import Thresholds
+from forecastd.fleet.snapshot import FleetSnapshot, ServerView
+from forecastd.fleet.window.readiness import READY, SILENT, PreparedInput, prepare_input
+from forecastd.fleet.window.window import WindowBlock
+from forecastd.runtime.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+SAVE_INTERVAL_TICKS = 12  # ticks between two writings of the alerts' state while none opens, changes or clears
+STATE_NAMES = {READY: "ready", SILENT: "silent"}
+
+
+class TickEvaluator:
+    """Judges one tick after the other. For one thread."""
+
+    def __init__(self, thresholds: Thresholds, path: Path, step: int, notifier: OperatorNotifier) -> None:
+        """`path`: where the alerts' state is kept; `person`: who is told of servers in trouble."""
+        self._thresholds, self._path, self._step = thresholds, path, step
+        self._alerts = _load_alerts(path)
+        self._notifier = AlertNotifier(notifier, self._alerts.open_alerts)
+        self._last_saved_tick = 0
+        self._has_changes = self._save_failed = False
+
+    def evaluate(
+        self,
+        block: WindowBlock,
+        forecast: FleetForecast | None,
+        metrics: tuple[str, ...],
+        minimum: int,
+        previous: FleetSnapshot,
+    ) -> FleetSnapshot:
+        """What is to be published of the block's tick. `metrics`, `minimum`: what the model needs of a server."""
+        assessment = assess_risk(
+            current_values(
+                block.tick, block.values, step=self._step, servers=block.servers, profiles=block.profiles,
+                statuses=block.statuses,
+            ),
+            None if forecast is None else _with_all_metrics(forecast), self._thresholds,
+        )  # fmt: skip
+        events = self._alerts.update(assessment)
+        self._notifier.update(self._alerts.open_alerts)
+        self._save(block.tick, has_events=bool(events))
+        return replace(
+            previous,
+            tick=block.tick,
+            servers=_server_views(block, check_readiness(block, metrics, minimum), assessment),
+            risk=tuple(orjson.dumps(risk.as_json()) for risk in assessment.worst_first),
+            summary=assessment.summary.as_json(),
+            alerts=orjson.dumps(self._alerts.as_json()),
+            alert_counts=self._alerts.counts(),
+        )
+
+    def _save(self, tick: int, *, has_events: bool) -> None:
+        """Write the alerts' state down when there is something new in it. Without it a restart opens them anew."""
+        self._has_changes = self._has_changes or has_events
+        if not self._has_changes and not (
+            self._alerts.open_alerts and tick - self._last_saved_tick >= SAVE_INTERVAL_TICKS
+        ):
+            return
+        try:
+            write_atomic(self._path, json.dumps(self._alerts.to_state()).encode())
+        except NeedsHuman as error:
+            if not self._save_failed:
+                log.warning("The alerts' state is not kept, and is tried again at every tick: %s", error)
+            self._save_failed = True
+            return
+        if self._save_failed:
+            log.info("The alerts' state is kept again.")
+        self._last_saved_tick, self._has_changes, self._save_failed = tick, False, False
+
+
+def check_readiness(block: WindowBlock, metrics: tuple[str, ...], minimum: int) -> PreparedInput:
+    """Which servers a model of these metrics can forecast; a metric that it does not have keeps none from being ready."""
+    values = block.values if metrics == METRIC_NAMES else block.values[:, :, [METRIC_INDEX[name] for name in metrics]]
+    return prepare_input(values, minimum, metrics)
+
+
+def _with_all_metrics(forecast: FleetForecast) -> FleetForecast:
+    """The forecast with a column for every metric of the contract, NaN for those that the model does not forecast."""
+    if forecast.metrics == METRIC_NAMES:
+        return forecast
+    servers, rows, _, levels = forecast.quantiles.shape
+    quantiles = np.full((servers, rows, len(METRIC_NAMES), levels), np.nan, np.float32)
+    quantiles[:, :, [METRIC_INDEX[name] for name in forecast.metrics]] = forecast.quantiles
+    return replace(forecast, metrics=METRIC_NAMES, quantiles=quantiles)
+
+
+def _server_views(block: WindowBlock, prepared: PreparedInput, assessment: RiskAssessment) -> tuple[ServerView, ...]:
+    return tuple(
+        ServerView(
+            server=server,
+            profile=block.profiles[row],
+            status=block.statuses[row],
+            state=STATE_NAMES.get(int(prepared.codes[row]), "warming"),
+            reason=prepared.reason(row),
+            missing_ticks=int(prepared.missing_ticks[row]),
+            score=risk.score,
+            level=risk.level,
+        )
+        for row, (server, risk) in enumerate(zip(block.servers, assessment.risks, strict=True))
+    )
+
+
+def _load_alerts(path: Path) -> AlertTracker:
+    """The book as it was left; a new one when there is none, or none that can be understood."""
+    try:
+        return AlertTracker.from_state(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return AlertTracker()
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("The alerts' state in %s is of no use (%s): alerts open anew.", path, type(error).__name__)
+        return AlertTracker()

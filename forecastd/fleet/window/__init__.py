@@ -1,0 +1,1 @@
+"""The rolling window of each server, in memory and on disk."""

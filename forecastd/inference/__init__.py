@@ -1,0 +1,1 @@
+"""From a model bundle to a checked forecast, in supervised child processes."""

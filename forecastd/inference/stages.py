@@ -1,0 +1,80 @@
+"""What the stages of a cycle tell a person: one shape each, the same every time, for the terminal and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from forecastd.clock import Clock, to_iso
+from forecastd.inference.forecaster import Forecaster
+from forecastd.ledger.ledger import LedgerEntry
+from forecastd.market.candles import Candles
+from forecastd.market.guards import GuardReport
+from models.base import Forecast
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage: what it found, in words, and how long it took in seconds."""
+
+    name: str
+    text: str
+    seconds: float
+
+
+def stage_timer(
+    clock: Clock, report: Callable[[StageResult], None]
+) -> Callable[[str], AbstractContextManager[list[str]]]:
+    """Stages that are timed: the block appends what it found, which is reported when the stage ended well."""
+
+    @contextmanager
+    def stage(name: str) -> Iterator[list[str]]:
+        lines: list[str] = []
+        start = clock.monotonic()
+        yield lines
+        report(StageResult(name, "\n".join(lines), clock.monotonic() - start))
+
+    return stage
+
+
+def describe_candles(candles: Candles, source: str, now: float) -> str:
+    """Source, rows, end and age of the candles that a forecast is made from."""
+    kind = "synthetic, " if candles.provenance.synthetic else ""
+    minutes = (now - candles.end) / 60
+    return f"{source}: {kind}{len(candles)} candles to {to_iso(candles.end)}, {minutes:.0f} min old"
+
+
+def describe_model(forecaster: Forecaster) -> str:
+    """Name and hash of a model that passed its check."""
+    manifest = forecaster.manifest
+    return f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are right"
+
+
+def quantiles_at_horizon(forecast: Forecast) -> dict[str, float]:
+    """The last row's quantiles by level, as `{"0.1": -0.03, ...}`."""
+    names = [f"{level:g}" for level in forecast.levels]
+    return dict(zip(names, forecast.quantiles[-1].tolist(), strict=False))
+
+
+def describe_forecast(forecast: Forecast) -> list[str]:
+    """The point value with its horizon, and the quantiles there."""
+    hours = forecast.step * len(forecast.quantiles) / 3600
+    levels = quantiles_at_horizon(forecast).items()
+    return [
+        f"log-return over {hours:g} h: {forecast.value:+.5f}",
+        "  ".join(f"{100 * float(level):g}%: {value:+.4f}" for level, value in levels),
+    ]
+
+
+def describe_submission(entry: LedgerEntry) -> str:
+    """What became of an epoch's submission, with its block, how often it was signed, and why where there is a reason."""
+    block = "" if entry.row.height is None else f" in block {entry.row.height}"
+    signatures = "" if entry.row.attempts <= 1 else f", {entry.row.attempts} signatures"
+    return f"{entry.row.state}{block}{signatures}{': ' + entry.row.reason if entry.row.reason else ''}"
+
+
+def describe_guards(report: GuardReport) -> list[str]:
+    """How many guards passed, what counts as plausible today, and the warnings."""
+    summary = f"{len(report.passed)} passed; plausible is a log-return within {report.bound:.4f} of zero"
+    return [summary, *(f"warning: {warning}" for warning in report.warnings)]

@@ -1,0 +1,292 @@
+"""`supervise`: one bundle under supervision on demand, with the faults that it is asked to have.
+
+The children, the detector and the hand-over are those of a worker. Nothing is written: what a bundle does under faults that
+were asked for says nothing about it, so no quarantine of a trial reaches the shelf.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Condition
+from typing import Literal
+
+from forecastd.clock import Clock
+from forecastd.errors import NeedsHuman
+from forecastd.inference.forecaster import gather_candles
+from forecastd.inference.stages import describe_candles
+from forecastd.market.features import build_model_input, parse_features
+from forecastd.market.sources import open_source
+from forecastd.market.window import RollingWindow
+from forecastd.settings import Settings
+from forecastd.supervise.detector import Phase
+from forecastd.supervise.events import ProcessEvent, SupervisionCounts
+from forecastd.supervise.jobs import Job, predict_job
+from forecastd.supervise.policy import ChildSetup, SupervisionPolicy, policy_from_settings
+from forecastd.supervise.pool import ProcessPool
+from forecastd.supervise.process import ChildFailed, ModelFailed
+from models.base import Forecast, ModelInput
+from models.errors import ModelError
+from models.market.bundle import load_market_bundle
+from models.market.manifest import MarketManifest
+
+ListChildren = Callable[[], list[dict[str, object]]]
+JobStatus = Literal["result", "refused", "failed"]
+
+MAX_EVENTS, MAX_TEXT_LENGTH = 1000, 4000
+EXIT_SKIPPED = 4
+_LOST_KINDS = {"hung", "died", "bad", "late", "gone"}
+
+
+@dataclass(frozen=True)
+class SupervisionPlan:
+    """What to try. `faults` in the writing of `supervise/faults.py`, borne by the first `faulty` launches (0: by all);
+    `deadline`: seconds for each job over all its attempts; `candles_at`: unix seconds at which to take candles from the
+    data source, None for the bundle's own canary."""
+
+    jobs: int = 1
+    faults: str = ""
+    faulty_launches: int = 1
+    deadline: float | None = None
+    as_of: float | None = None
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a job ended, after how many seconds; the forecast's point value and the process that made it, or the reason."""
+
+    name: str
+    outcome: JobStatus
+    seconds: float
+    value: float | None = None
+    pid: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TimedEvent:
+    """An event, and how many seconds after the start of the trial it came."""
+
+    seconds: float
+    event: ProcessEvent
+
+    def as_json(self) -> dict[str, object]:
+        event = self.event
+        fields = {"kind": event.kind, "pid": event.pid, "job": event.job, "text": event.text[:MAX_TEXT_LENGTH]}
+        state = event.state
+        return {"at": round(self.seconds, 3), **fields, "phase": str(state.phase), "percent": round(state.percent, 1)}
+
+
+@dataclass(frozen=True)
+class SupervisionReport:
+    """What came of it. `pids`: every process that was started; `slowest`: the longest that each phase went without
+    progress and then went on, in seconds."""
+
+    bundle: Path
+    manifest: MarketManifest
+    input_description: str
+    policy: SupervisionPolicy
+    plan: SupervisionPlan
+    jobs: tuple[JobOutcome, ...]
+    counts: SupervisionCounts
+    events: tuple[TimedEvent, ...]
+    pids: tuple[int, ...]
+    slowest: Mapping[Phase, float]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every job got its result."""
+        return 0 if all(job.outcome == "result" for job in self.jobs) else EXIT_SKIPPED
+
+    @property
+    def reason(self) -> str:
+        """Why the first job without a result has none; empty when all have one."""
+        return next((job.reason for job in self.jobs if job.outcome != "result"), "")
+
+    def as_json(self) -> dict[str, object]:
+        """The whole trial as one JSON object."""
+        policy, plan = self.policy, self.plan
+        return {
+            "outcome": "skipped" if self.exit_code else "served",
+            "reason": self.reason or None,
+            "exit_code": self.exit_code,
+            "bundle": {"path": str(self.bundle), "name": self.manifest.name, "sha256": self.manifest.sha256},
+            "input": self.input_description,
+            "settings": {
+                "limits": asdict(policy.limits),
+                "attempts": policy.attempts,
+                "standbys": policy.standbys,
+                "memory_mb": policy.memory >> 20,
+                "deadline": plan.deadline,
+                "faults": plan.faults,
+                "faulty": plan.faulty_launches,
+            },
+            "jobs": [asdict(job) for job in self.jobs],
+            "counts": self.counts.as_json(),
+            "slowest": {str(phase): round(seconds, 4) for phase, seconds in self.slowest.items()},
+            "pids": list(self.pids),
+            "events": [event.as_json() for event in self.events],
+        }
+
+
+class SupervisionRecorder:
+    """Keeps what a pool tells for the report, and hands it on. Called from the observer's thread."""
+
+    def __init__(self, clock: Clock, observer: Callable[[ProcessEvent], None]) -> None:
+        self.events: deque[TimedEvent] = deque(maxlen=MAX_EVENTS)
+        self.pids: list[int] = []
+        self.slowest: dict[Phase, float] = {}
+        self.finished: dict[str, int] = {}
+        self._clock, self._observer, self._start = clock, observer, clock.monotonic()
+        self._changed = Condition()
+        self._last_events: dict[int, ProcessEvent] = {}
+        self._ready_pids: set[int] = set()
+        self._startup_over = False
+
+    def __call__(self, event: ProcessEvent) -> None:
+        with self._changed:
+            self._record(event)
+            self._changed.notify_all()
+        self._observer(event)
+
+    def wait_until_ready(self, count: int, seconds: float) -> None:
+        """Wait until so many children are ready, or it is clear that they will not be soon."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ready_pids) >= count or self._startup_over, seconds)
+
+    def _record(self, event: ProcessEvent) -> None:
+        pid = event.pid
+        if event.kind == "launched":
+            self.pids.append(pid)
+        elif event.kind in {"progress", "ready", "finished"}:
+            self._measure(event)
+        if event.kind == "ready":
+            self._ready_pids.add(pid)
+        elif event.kind == "finished":
+            self.finished[event.job] = pid
+        elif event.kind in _LOST_KINDS:
+            self._ready_pids.discard(pid)
+        elif event.kind in {"quarantined", "refused", "backing_off"}:
+            self._startup_over = True
+        if event.kind != "progress":
+            self.events.append(TimedEvent(self._clock.monotonic() - self._start, event))
+        self._last_events[pid] = event
+
+    def _measure(self, event: ProcessEvent) -> None:
+        """How long the child went without progress before this: what a phase's limit has to leave room for."""
+        previous, now = self._last_events.get(event.pid), event.state
+        if previous is None or previous.state.launch != now.launch:
+            return
+        phase, start = previous.state.phase, previous.state.last_progress
+        end = now.last_progress if event.kind == "progress" else now.last_heartbeat
+        if phase is not Phase.IDLE:
+            self.slowest[phase] = max(self.slowest.get(phase, 0.0), end - start)
+
+
+def run_supervision(
+    settings: Settings,
+    plan: SupervisionPlan,
+    clock: Clock,
+    *,
+    observer: Callable[[ProcessEvent], None] = lambda _: None,
+    on_start: Callable[[ListChildren], None] = lambda _: None,
+) -> SupervisionReport:
+    """Run the settings' bundle as `plan` says; every child is gone when this returns or raises.
+
+    `observe` hears of every event from a thread of its own and must return at once. `watch` is given, once, what tells what
+    each child is at.
+
+    Raises:
+        NeedsHuman: the bundle is no good, or its candles are of another step than the source's.
+        SkipEpoch, RetryLater: as the source does, when candles are asked for.
+    """
+    path = settings.model_path
+    try:
+        bundle = load_market_bundle(path)
+    except ModelError as error:
+        raise NeedsHuman(str(error)) from error
+    manifest, policy = bundle.manifest, policy_from_settings(settings, standbys=settings.standbys)
+    inputs, description = bundle.canary.inputs, "the bundle's canary"
+    if plan.as_of is not None:
+        inputs, description = _inputs_from_candles(settings, manifest, plan.as_of)
+    if plan.deadline is None:
+        plan = replace(plan, deadline=policy.forecast_seconds)  # as a cycle has it
+    counts, recorder = SupervisionCounts(), SupervisionRecorder(clock, observer)
+
+    def make_job(name: str, deadline: float) -> Job:
+        rows, levels = manifest.horizon, manifest.levels
+        return predict_job(inputs, name=name, deadline=deadline, attempts=policy.attempts, rows=rows, levels=levels)
+
+    setup = ChildSetup(path, manifest.name, plan.faults, plan.faulty_launches or sys.maxsize)
+    with ProcessPool(setup, policy, clock, counts=counts, observer=recorder) as pool:
+        on_start(pool.children)
+        jobs = _run_jobs(pool, recorder, policy, plan, make_job, clock=clock)
+    return SupervisionReport(
+        path,
+        manifest,
+        description,
+        policy,
+        plan,
+        jobs,
+        counts,
+        tuple(recorder.events),
+        tuple(recorder.pids),
+        recorder.slowest,
+    )
+
+
+def _inputs_from_candles(settings: Settings, manifest: MarketManifest, now: float) -> tuple[ModelInput, str]:
+    """What the model would see at `now`, from the data source; and where it came from, in words."""
+    features = parse_features((*manifest.past, *manifest.known), "The bundle")
+    source = open_source(settings.data_source, settings)
+    if source.step != manifest.step:
+        raise NeedsHuman(
+            f"The model wants candles of {manifest.step} s, {source.name} gives {source.step} s. "
+            "Choose another source, or leave --source out: the bundle's own canary needs none."
+        )
+    with RollingWindow.open(settings.state_path / "window.sqlite") as window:
+        candles, _ = gather_candles(manifest, source, window, now)
+    inputs = build_model_input(features, candles, manifest.encoder_length, manifest.horizon)
+    return inputs, describe_candles(candles, source.name, now)
+
+
+def _run_jobs(
+    pool: ProcessPool,
+    recorder: SupervisionRecorder,
+    policy: SupervisionPolicy,
+    plan: SupervisionPlan,
+    make_job: Callable[[str, float], Job],
+    *,
+    clock: Clock,
+) -> tuple[JobOutcome, ...]:
+    """Wait until all children are ready, standbys too, then run one job after the other."""
+    names = [f"forecast {number}" for number in range(1, plan.jobs + 1)]
+    seconds, start = policy.ready_seconds, clock.monotonic()
+    try:
+        pool.wait_ready(seconds)
+    except ModelFailed as error:
+        raise NeedsHuman(str(error)) from error
+    except ChildFailed as error:
+        return tuple(JobOutcome(name, "failed", clock.monotonic() - start, reason=str(error)) for name in names)
+    recorder.wait_until_ready(1 + policy.standbys, seconds)
+    outcomes = []
+    for name in names:
+        start = clock.monotonic()
+        outcome, reason, value = _run_job(pool, make_job(name, start + (plan.deadline or 0.0)))
+        pid = recorder.finished.get(name) if outcome == "result" else None
+        outcomes.append(JobOutcome(name, outcome, clock.monotonic() - start, value, pid, reason))
+    return tuple(outcomes)
+
+
+def _run_job(pool: ProcessPool, job: Job) -> tuple[JobStatus, str, float | None]:
+    """How the job ended, why it did without a result, and the forecast's point value."""
+    try:
+        forecast: Forecast = pool.run(job)
+    except ModelFailed as error:
+        return "refused", str(error), None
+    except ChildFailed as error:
+        return "failed", str(error), None
+    return "result", "", forecast.value

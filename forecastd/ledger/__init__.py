@@ -1,0 +1,1 @@
+"""The submission ledger: its file, its read-only snapshot, and the outcome of a cycle."""

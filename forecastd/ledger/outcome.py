@@ -1,0 +1,66 @@
+"""How a cycle ended: one value for people, for machines and for the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from forecastd.errors import ForecastdError, NeedsHuman, SkipEpoch
+
+OutcomeName = Literal["submitted", "already_submitted", "dry_run", "no_window", "skipped", "missed", "failed"]
+_EXIT_CODES: Mapping[OutcomeName, int] = {
+    "submitted": 0,
+    "already_submitted": 0,
+    "dry_run": 0,
+    "no_window": 3,
+    "skipped": 4,
+    "missed": 6,
+    "failed": 6,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one epoch. A field that the cycle did not get to is None.
+
+    `value` is the log-return as signed, `quantiles` maps a level to the log-return at the topic's horizon, `height` is the
+    block that included the transaction, `as_of` the reference time (ISO 8601, UTC), `bundle` the model's sha256 and
+    `stages` seconds a stage. `reason` is empty on plain success; `check` names what refused, when something did.
+    `needs_human` tells a failure that only a person can end (exit code 5) from one that may pass (6).
+    """
+
+    outcome: OutcomeName
+    reason: str = ""
+    check: str | None = None
+    chain_id: str | None = None
+    topic_id: int | None = None
+    nonce: int | None = None
+    wallet: str | None = None
+    value: float | None = None
+    quantiles: Mapping[str, float] | None = None
+    tx_hash: str | None = None
+    height: int | None = None
+    source: str | None = None
+    synthetic: bool | None = None
+    as_of: str | None = None
+    bundle: str | None = None
+    stages: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    needs_human: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with; documented in docs/operating.md."""
+        return 5 if self.needs_human else _EXIT_CODES[self.outcome]
+
+    def as_json(self) -> dict[str, object]:
+        """The fields as one JSON object."""
+        return {**asdict(self), "exit_code": self.exit_code}
+
+
+def outcome_from_error(error: ForecastdError, partial: Outcome) -> Outcome:
+    """The outcome of a cycle that `error` ended, keeping what the cycle had found out."""
+    if isinstance(error, SkipEpoch):
+        return replace(partial, outcome="skipped", reason=str(error), check=error.check)
+    return replace(partial, outcome="failed", reason=str(error), needs_human=isinstance(error, NeedsHuman))

@@ -1,0 +1,163 @@
+"""The chain's own faults at work: what they do to a payload that arrives, waits, or is in a block.
+
+Kept apart from the chain so that its rules stay those of a chain that is well. Nothing here is on disk: a fault lasts as
+long as the node's process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+
+from forecastd.chain.networks import ADDRESS_PREFIX
+from forecastd.chain.sdk import EmissionsVersion
+from forecastd.localnet.active_set import admit
+from forecastd.localnet.faults import FaultLevel, FaultPlan, NodeFault
+from forecastd.localnet.state import ChainState, Effect, LocalAccount, StoredInference, TxRecord
+from forecastd.localnet.topics import TopicSpec
+from forecastd.localnet.transactions import Tx
+
+
+class ChainFaults:
+    """The faults of one chain and what they have begun."""
+
+    def __init__(self) -> None:
+        self.set_faults(())
+
+    def set_faults(self, faults: Iterable[NodeFault]) -> None:
+        """Have these faults from now on, with counts that begin anew; what was begun is forgotten."""
+        self.plan = FaultPlan(faults)
+        self._restart_seconds: float | None = None
+        self._earliest_height: dict[str, int] = {}  # by hash: the first block that may take it
+        self._to_drop: set[str] = set()
+        self._to_overtake: set[str] = set()
+        self._reverse = False
+        self._jump_height = 0
+        self._pending_evictions: set[tuple[int, int]] = set()
+
+    def clear_mempool(self) -> None:
+        """What waited is lost."""
+        self._earliest_height.clear()
+        self._to_drop.clear()
+        self._to_overtake.clear()
+        self._reverse = False
+
+    # A payload arrives
+
+    def arrival_gas_price(self, state: ChainState, height: int) -> int:
+        """The gas price by which a payload that arrives now is judged."""
+        faults = self.plan.select((FaultLevel.ARRIVAL,), height)
+        floor = state.fees.min_gas_price
+        return max([state.gas_price, *(int(floor * fault.number) for fault in faults)])
+
+    def on_payload_accepted(self, tx: Tx, topic: TopicSpec | None, height: int) -> None:
+        """A payload is in the mempool; `height` is the next block's."""
+        for fault in self.plan.select((FaultLevel.MEMPOOL,), height):
+            if fault.name == "sequence":
+                self._to_overtake.add(tx.hash)
+            elif fault.name == "drop-from-mempool":
+                self._to_drop.add(tx.hash)
+            elif fault.name == "late":
+                self._earliest_height[tx.hash] = height + int(fault.number)
+            elif fault.name == "reorder":
+                self._reverse = True
+            elif fault.name == "restart":
+                self._restart_seconds = fault.number
+            elif fault.name == "window-closing" and topic is not None:
+                nonce = tx.messages[0].nonce
+                self._jump_height = self._earliest_height[tx.hash] = nonce + topic.worker_submission_window
+
+    def take_restart(self) -> float | None:
+        """Seconds the node is to be down from now; None when it is not to go down. Told once."""
+        seconds, self._restart_seconds = self._restart_seconds, None
+        return seconds
+
+    # A block is made
+
+    def take_jump(self) -> int:
+        """The height up to which blocks follow at once; 0 for none. Told once."""
+        jump, self._jump_height = self._jump_height, 0
+        return jump
+
+    def version_at(self, height: int) -> EmissionsVersion | None:
+        """The emissions version the chain changes to with this block, if any."""
+        faults = self.plan.select((FaultLevel.BLOCK,), height)
+        return ("v9" if faults[0].value == "v9" else "v10") if faults else None
+
+    def select_transactions(self, pending: list[Tx], height: int) -> tuple[list[Tx], list[Tx]]:
+        """What this block takes of the mempool, in its order, and what is dropped from it."""
+        dropped = [tx for tx in pending if tx.hash in self._to_drop]
+        ready = [
+            tx for tx in pending if tx.hash not in self._to_drop and self._earliest_height.get(tx.hash, 0) <= height
+        ]
+        if self._reverse:
+            ready.reverse()
+            self._reverse = False
+        for tx in (*dropped, *ready):
+            self._earliest_height.pop(tx.hash, None)
+        self._to_drop.clear()
+        return ready, dropped
+
+    def overtaking_transaction(self, tx: Tx, account: LocalAccount | None, height: int, time: float) -> Effect | None:
+        """The transaction of somebody else with the same key, in the block ahead of this one."""
+        if tx.hash not in self._to_overtake or account is None:
+            return None
+        self._to_overtake.discard(tx.hash)
+        return foreign_transaction(account, height, time)
+
+    def gas_factor(self, height: int) -> float:
+        """What a payload's gas is multiplied with in this block."""
+        return max([1.0, *(fault.number for fault in self.plan.select((FaultLevel.EXECUTION,), height))])
+
+    def competing_inferences(
+        self, state: ChainState, opened_windows: Iterable[tuple[TopicSpec, int]], height: int
+    ) -> list[Effect]:
+        """Better workers' inferences that come with this block; each effect holds after those before it."""
+        windows_to_fill: list[tuple[TopicSpec, int]] = []
+        for topic, nonce in opened_windows:
+            names = {fault.name for fault in self.plan.select((FaultLevel.WINDOW,), height)}
+            if "passive" in names:
+                windows_to_fill.append((topic, nonce))
+            if "evicted" in names:
+                self._pending_evictions.add((topic.id, nonce))
+        for topic_id, nonce in sorted(self._pending_evictions):
+            topic_spec = state.topic(topic_id)
+            if topic_spec is not None and height >= topic_spec.last_block(nonce):
+                self._pending_evictions.discard((topic_id, nonce))
+                windows_to_fill.append((topic_spec, nonce))
+        return [effect for topic, nonce in windows_to_fill for effect in fill_active_set(state, topic, nonce, height)]
+
+
+def foreign_transaction(account: LocalAccount, height: int, time: float) -> Effect:
+    """One sequence of an account used by a transaction this node does not know the bytes of."""
+    tx_hash = hashlib.sha256(f"outsider {account.address} {account.sequence} {height}".encode()).hexdigest().upper()
+    record = TxRecord(
+        tx_hash=tx_hash, height=height, time=time, codespace="", code=0, log="", gas_wanted=0, gas_used=0, fee=0,
+        sender=account.address, kind="other", topic_id=0, nonce=0, raw=b"",
+    )  # fmt: skip
+    return Effect(accounts=(replace(account, sequence=account.sequence + 1),), record=record)
+
+
+def fill_active_set(state: ChainState, topic: TopicSpec, nonce: int, height: int) -> list[Effect]:
+    """As many better workers as the active set holds. Applied to `state` as they are made, as each sees those before."""
+    top_score = 1.0 + max((score for (topic_id, _), score in state.scores.items() if topic_id == topic.id), default=0.0)
+    effects = []
+    for number in range(topic.active_set):
+        worker = competitor_address(topic.id, number)
+        score_effect = Effect(scores=((topic.id, worker, top_score),))
+        state.apply(score_effect)
+        effects.append(score_effect)
+        if worker not in state.inferences.get((topic.id, nonce), {}):
+            effect = admit(state, topic, StoredInference(topic.id, nonce, worker, "0.0", height))
+            state.apply(effect)
+            effects.append(effect)
+    return effects
+
+
+def competitor_address(topic_id: int, number: int) -> str:
+    """The address of a made-up worker."""
+    import bech32
+
+    digest = hashlib.sha256(f"rival {topic_id} {number}".encode()).digest()[:20]
+    return str(bech32.bech32_encode(ADDRESS_PREFIX, bech32.convertbits(digest, 8, 5) or []))

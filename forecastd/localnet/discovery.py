@@ -1,0 +1,65 @@
+"""How a cycle finds a local node that runs in another process: a small file with its endpoints, believed after a probe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from forecastd.chain.networks import LOCAL_CHAIN_ID
+from forecastd.chain.node import Node
+from forecastd.errors import ForecastdError
+
+PROBE_TIMEOUT_SECONDS = (
+    10.0  # a node that has gone refuses at once; one on a busy machine takes seconds to its first answer
+)
+
+
+@dataclass(frozen=True)
+class RunningNode:
+    """A local node that runs: its endpoint, and its websocket where it has one."""
+
+    endpoint: str
+    websocket: str | None
+
+
+def endpoint_file(state_dir: Path) -> Path:
+    return state_dir / "localnet" / "endpoint.json"
+
+
+@contextmanager
+def publish_endpoint(state_dir: Path, endpoint: str, chain_id: str, websocket: str | None = None) -> Iterator[None]:
+    """Keep the endpoint file in place while the block runs. The file appears whole or not at all."""
+    path = endpoint_file(state_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"endpoint": endpoint, "websocket": websocket, "chain_id": chain_id, "pid": os.getpid()})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def find_endpoint(state_dir: Path, *, chain_id: str = LOCAL_CHAIN_ID) -> str | None:
+    """The endpoint of a local node on this state that runs and answers; a stale or strange file is ignored."""
+    node = find_running_node(state_dir, chain_id=chain_id)
+    return None if node is None else node.endpoint
+
+
+def find_running_node(state_dir: Path, *, chain_id: str = LOCAL_CHAIN_ID) -> RunningNode | None:
+    """As `find_running`, with the node's websocket."""
+    try:
+        document = json.loads(endpoint_file(state_dir).read_text(encoding="utf-8"))
+        endpoint, websocket = str(document["endpoint"]), document.get("websocket")
+        if document["chain_id"] != chain_id:
+            return None
+        with Node(endpoint, chain_id=chain_id, deadline=PROBE_TIMEOUT_SECONDS) as node:
+            node.chain_id()
+    except (OSError, ValueError, LookupError, TypeError, ForecastdError):
+        return None
+    return RunningNode(endpoint, websocket if isinstance(websocket, str) else None)

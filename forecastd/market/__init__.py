@@ -1,0 +1,1 @@
+"""Market data: candles, the rolling window, sources, features, guards."""

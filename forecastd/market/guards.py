@@ -1,0 +1,166 @@
+"""What a forecast must satisfy before it may be signed. Pure functions: values in, a verdict out.
+
+The bounds come from the data of the day, not from constants: a log-return over H steps is compared with the volatility
+of the encoder's own one-step returns, scaled by the square root of H. A forecast that fails is never signed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from forecastd.clock import to_iso
+from forecastd.errors import SkipEpoch
+from forecastd.market.candles import Candles
+from models.base import Forecast
+
+MAX_SIGMAS = 8.0  # of the H-step volatility; the widest honest weekly quantile of BTC since 2017 is below 6
+MIN_BOUND = 0.02  # a log-return of 2 % is plausible whatever the recent volatility was
+MAX_MODEL_AGE_DAYS = 400.0
+CONSENSUS_SIGMAS = 3.0
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """What the guards found: the names of those that passed, and warnings in words (they do not stop anything)."""
+
+    passed: tuple[str, ...]
+    warnings: tuple[str, ...]
+    bound: float  # the largest plausible absolute log-return at the horizon
+
+
+def plausible_bound(candles: Candles, horizon: int) -> float:
+    """The largest plausible absolute log-return over `horizon` steps, from the candles' own one-step volatility."""
+    returns = np.diff(np.log(candles.close))
+    scale = float(np.sqrt(np.mean(returns**2))) if len(returns) else 0.0
+    return max(MIN_BOUND, MAX_SIGMAS * scale * math.sqrt(horizon))
+
+
+def check_forecast(
+    forecast: Forecast,
+    candles: Candles,
+    *,
+    horizon: int,
+    training_end: float | None,
+    consensus: tuple[float, ...] = (),
+) -> GuardReport:
+    """Refuse what must not be signed.
+
+    `candles` are those that the forecast was made from, `horizon` is the topic's in steps, `trained_until` the end of the
+    model's training interval (unix seconds; None where age means nothing, as for synthetic data), `consensus` the network's
+    own latest inferences (empty when not known).
+
+    Raises:
+        SkipEpoch: with `check` one of shape, finite, origin, point, unit, bounds, quantiles, model_age.
+    """
+    bound = plausible_bound(candles, horizon)
+    _check_shape(forecast, horizon)
+    _check_finite(forecast)
+    _check_origin(forecast, candles)
+    _check_point(forecast)
+    _check_unit(forecast, candles, bound)
+    _check_bounds(forecast, bound)
+    _check_quantile_order(forecast)
+    _check_model_age(forecast, training_end)
+    passed = ("shape", "finite", "origin", "point", "unit", "bounds", "quantiles", "model_age")
+    warnings = (*_warn_training_overlap(forecast, training_end), *_warn_consensus_distance(forecast.value, consensus))
+    return GuardReport(passed, warnings, bound)
+
+
+def _check_shape(forecast: Forecast, horizon: int) -> None:
+    expected_shape = (horizon, len(forecast.levels))
+    if forecast.quantiles.shape != expected_shape or 0.5 not in forecast.levels:
+        raise SkipEpoch(
+            f"The model gave quantiles of shape {forecast.quantiles.shape} at levels {forecast.levels}; the topic "
+            f"needs {expected_shape} with the median among them. Check the bundle with `forecastd model check`.",
+            check="shape",
+        )
+
+
+def _check_finite(forecast: Forecast) -> None:
+    if not (math.isfinite(forecast.value) and np.isfinite(forecast.quantiles).all()):
+        raise SkipEpoch("The forecast holds NaN or infinity; nothing was signed.", check="finite")
+
+
+def _check_origin(forecast: Forecast, candles: Candles) -> None:
+    if forecast.end != candles.end or forecast.step != candles.step:
+        raise SkipEpoch(
+            f"The forecast starts at {to_iso(forecast.end)} in steps of {forecast.step} s, the data ends at "
+            f"{to_iso(candles.end)} in steps of {candles.step} s.",
+            check="origin",
+        )
+
+
+def _check_point(forecast: Forecast) -> None:
+    median = float(forecast.quantiles[-1, forecast.levels.index(0.5)])
+    if forecast.value != median:
+        raise SkipEpoch(f"The point value {forecast.value:g} is not the last step's median {median:g}.", check="point")
+
+
+def _check_unit(forecast: Forecast, candles: Candles, bound: float) -> None:
+    """A price instead of a log-return is the classic mistake: name it, it is easier to mend than 'out of bounds'."""
+    last_close = float(candles.close[-1])
+    looks_like_price = abs(forecast.value) > bound and last_close / 3 < abs(forecast.value) < last_close * 3
+    looks_like_log_price = abs(forecast.value) > bound and abs(forecast.value - math.log(last_close)) < 1.0
+    if looks_like_price or looks_like_log_price:
+        kind = "price" if looks_like_price else "logarithm of a price"
+        raise SkipEpoch(
+            f"The value {forecast.value:g} looks like a {kind} (the last close is {last_close:g}); "
+            "the topic asks for a log-return.",
+            check="unit",
+        )
+
+
+def _check_bounds(forecast: Forecast, bound: float) -> None:
+    widest_quantile = float(np.abs(forecast.quantiles[-1]).max())
+    for quantity, value, limit in (
+        ("value", abs(forecast.value), bound),
+        ("widest quantile", widest_quantile, 2 * bound),
+    ):
+        if value > limit:
+            raise SkipEpoch(
+                f"The {quantity} {value:.4g} is beyond the plausible {limit:.4g} "
+                "for this horizon and the recent volatility.",
+                check="bounds",
+            )
+
+
+def _check_quantile_order(forecast: Forecast) -> None:
+    if (np.diff(forecast.quantiles, axis=1) < 0).any():
+        raise SkipEpoch("The forecast's quantiles cross.", check="quantiles")
+
+
+def _check_model_age(forecast: Forecast, training_end: float | None) -> None:
+    if training_end is None:
+        return
+    age_days = (forecast.end - training_end) / DAY
+    if age_days > MAX_MODEL_AGE_DAYS:
+        raise SkipEpoch(
+            f"The model was trained on data up to {to_iso(training_end)}, {age_days:.0f} days before the forecast; at most "
+            f"{MAX_MODEL_AGE_DAYS:.0f} are allowed. Train it again with `forecastd train`.",
+            check="model_age",
+        )
+
+
+def _warn_training_overlap(forecast: Forecast, training_end: float | None) -> tuple[str, ...]:
+    """A warning when the model has seen what it is asked to forecast, as a replay of the past may bring about."""
+    if training_end is None or training_end <= forecast.end:
+        return ()
+    return (
+        f"The model learnt from data up to {to_iso(training_end)}, after the forecast's origin: this is no honest test.",
+    )
+
+
+def _warn_consensus_distance(value: float, consensus: tuple[float, ...]) -> tuple[str, ...]:
+    """A warning when the value is far from the network's own inferences (at least three are needed to tell)."""
+    others = np.asarray([v for v in consensus if math.isfinite(v)])
+    if len(others) < 3:
+        return ()
+    mean, deviation = float(others.mean()), float(others.std())
+    if deviation == 0 or abs(value - mean) <= CONSENSUS_SIGMAS * deviation:
+        return ()
+    sigmas = abs(value - mean) / deviation
+    return (f"The value {value:.5g} is {sigmas:.1f} standard deviations from the network's mean {mean:.5g}.",)

@@ -1,0 +1,163 @@
+"""`exchange:NAME[:SYMBOL]`: candles from any exchange that ccxt knows, without a key.
+
+The one thing to know before changing it: exchanges differ in how many candles they give at once and how far back they
+go, so a range is asked for page by page, each behind the last candle that came.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.market.candles import COLUMNS, HOUR, Candles, Provenance, repair
+from forecastd.runtime.http import DEFAULT_DEADLINE, TransientHttpError, retry_transient, run_with_timeout
+
+log = logging.getLogger(__name__)
+
+PAGE_SIZE = 300  # candles asked for at once; an exchange that gives fewer is asked more often
+MIN_PAGE_SIZE = 100  # what any exchange gives at once: so far an answer without candles can be trusted
+MAX_PAGES = 1_000
+TIMEOUT_MS = 10_000
+MARKETS_DEADLINE = 30.0  # seconds for all attempts; the list of an exchange's markets can be several megabytes
+# ccxt reads an answer of an unforeseen shape with plain indexing.
+PARSE_ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
+STABLECOINS = {
+    "USD": ("USD", "USDT", "USDC")
+}  # where an exchange has no dollar, its stablecoins stand in, told in the log
+
+
+class ExchangeSource:
+    """One market of one exchange, hourly. `client` is a ccxt exchange to use instead of a new one."""
+
+    step = HOUR
+    synthetic = False
+    local = False
+
+    def __init__(self, exchange: str, market: str | None, symbol: str, client: Any = None) -> None:
+        self.exchange = exchange
+        self.market = market  # as ccxt spells it: "BTC/USD"; None: the one that fits `symbol`
+        self.symbol = re.sub(r"[^a-z0-9]", "", market.lower()) if market else symbol
+        self.name = f"exchange:{exchange}" + (f":{market}" if market else "")
+        self.stop = threading.Event()  # setting it ends a wait at once
+        self._client = client
+
+    def fetch(self, start: int, end: int, now: float) -> Candles:
+        """See `Source.fetch`.
+
+        Raises:
+            RetryLater: the exchange cannot be reached, limits, or answers something that cannot be read.
+            NeedsHuman: no such exchange or market, or it has no hourly candles.
+        """
+        import ccxt
+
+        step = self.step
+        start, end = -(-start // step) * step, min(-(-end // step) * step, int(now // step) * step)
+        try:
+            rows = self._fetch_pages(start, end) if start < end else []
+        except ccxt.BadSymbol:
+            raise NeedsHuman(f"{self.exchange} does not know the market {self.market}.") from None
+        except (ccxt.AuthenticationError, ccxt.PermissionDenied) as error:
+            raise NeedsHuman(
+                f"{self.exchange} refuses to answer from here ({_shorten_error(error)}). Use another one."
+            ) from None
+        except (ccxt.BaseError, *PARSE_ERRORS) as error:
+            raise RetryLater(
+                f"{self.exchange} gave no candles ({_shorten_error(error)}). Trying again later may help."
+            ) from None
+        rows = [row for row in rows if start <= row[0] // 1000 < end]
+        digest = hashlib.sha256(repr(rows).encode())  # ccxt hands over rows, not bytes
+        time = np.array([row[0] // 1000 for row in rows], dtype=np.int64)
+        table = np.array([[_to_float(value) for value in row[1:6]] for row in rows]).reshape(-1, len(COLUMNS))
+        origin = Provenance(self.name, now, digest.hexdigest(), synthetic=False)
+        return repair(Candles.from_table(self.symbol, step, time, table, origin))
+
+    def _fetch_pages(self, start: int, end: int) -> list[list[Any]]:
+        client = self._open_client()
+        markets = retry_transient(lambda seconds: self._call(seconds, client.load_markets), MARKETS_DEADLINE, self.stop)
+        market = self._resolve_market(markets)
+        rows: list[list[Any]] = []
+        since = start * 1000
+        for _ in range(MAX_PAGES):
+            limit = min(PAGE_SIZE, (end * 1000 - since) // (self.step * 1000) + 1)
+            fetch_page = functools.partial(self._fetch_page, client, market, since, limit)
+            page = [row for row in retry_transient(fetch_page, DEFAULT_DEADLINE, self.stop) if row[0] >= since]
+            rows.extend(page)
+            # Nothing in a page: the market was closed or not listed yet, and may have candles later on.
+            last_empty_time = since + (min(limit, MIN_PAGE_SIZE) - 1) * self.step * 1000
+            since = max((row[0] for row in page), default=last_empty_time) + self.step * 1000
+            if since >= end * 1000:
+                return rows
+        raise RetryLater(f"{self.exchange} gives too few candles at a time for so long a range. Ask for a shorter one.")
+
+    def _fetch_page(self, client: Any, market: str, since: int, limit: int, seconds: float) -> list[list[Any]]:
+        client.enableLastJsonResponse, client.last_json_response = True, None
+        page = self._call(seconds, lambda: client.fetch_ohlcv(market, "1h", since=since, limit=limit))
+        if client.last_json_response is None:  # ccxt takes a web page for an answer without candles
+            raise TransientHttpError(f"{self.exchange} sent something that is not JSON.")
+        return list(page)
+
+    def _call(self, seconds: float, work: Callable[[], Any]) -> Any:
+        import ccxt
+
+        try:
+            return run_with_timeout(seconds, self.exchange, lambda _: work(), (ccxt.BaseError, *PARSE_ERRORS))
+        except ccxt.NetworkError as error:
+            raise TransientHttpError(
+                f"{self.exchange} gave no candles ({_shorten_error(error)}). Look at the network."
+            ) from None
+
+    def _open_client(self) -> Any:
+        import ccxt
+
+        if self._client is None:
+            if self.exchange not in ccxt.exchanges:
+                raise NeedsHuman(_unknown_name_message("exchange", self.exchange, ccxt.exchanges))
+            self._client = getattr(ccxt, self.exchange)({"enableRateLimit": True, "timeout": TIMEOUT_MS})
+        if not self._client.has.get("fetchOHLCV") or "1h" not in (self._client.timeframes or {}):
+            raise NeedsHuman(f"{self.exchange} has no hourly candles. Use another exchange.")
+        return self._client
+
+    def _resolve_market(self, markets: dict[str, Any]) -> str:
+        if self.market is not None:
+            if self.market not in markets:
+                raise NeedsHuman(_unknown_name_message("market", self.market, list(markets), f" on {self.exchange}"))
+            return self.market
+        for quote, substitutes in STABLECOINS.items():
+            if self.symbol.endswith(quote.lower()):
+                base = self.symbol[: -len(quote)].upper()
+                match = next((f"{base}/{name}" for name in substitutes if f"{base}/{name}" in markets), None)
+                if match is not None:
+                    if match != f"{base}/{quote}":
+                        log.warning("%s has no %s/%s; its %s is used", self.exchange, base, quote, match)
+                    self.market = match
+                    return match
+        for name in markets:
+            if re.sub(r"[^a-z0-9]", "", name.lower()) == self.symbol:
+                return str(name)
+        raise NeedsHuman(_unknown_name_message("market", self.symbol, list(markets), f" on {self.exchange}"))
+
+
+def _unknown_name_message(kind: str, name: str, names: list[str], place: str = "") -> str:
+    matches = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    hint = f" Close to it: {', '.join(matches)}." if matches else ""
+    return f"There is no {kind} {name!r}{place}.{hint}"
+
+
+def _to_float(value: object) -> float:
+    """A missing value is for the checks to name."""
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _shorten_error(error: Exception) -> str:
+    """An error of ccxt's on one line; a URL in it is shown without a user name and password (of a proxy's)."""
+    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:160]}"

@@ -1,0 +1,1 @@
+"""What any service of this product needs: HTTP, retries, files, locks, signals, threads, liveness."""

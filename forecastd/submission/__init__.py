@@ -1,0 +1,1 @@
+"""One epoch: from the open submission window to the outcome."""

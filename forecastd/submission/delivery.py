@@ -1,0 +1,251 @@
+"""Brings a signed submission to its end: sends the same bytes, looks them up, and obeys the outbox.
+
+Every observation is recorded before the next step, so a kill at any point leaves a ledger from which the same steps go on.
+Only `sign_again` makes new bytes, and only when the outbox says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from threading import Event
+
+from forecastd.chain.codes import Action, classify
+from forecastd.chain.endpoint_pool import EndpointPool
+from forecastd.chain.types import Inference
+from forecastd.clock import Clock
+from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.ledger.ledger import SETTLED_STATES, EpochKey, Ledger, LedgerEntry, LedgerRow, SubmissionState
+from forecastd.runtime.failpoints import failpoint
+from forecastd.submission.state_machine import (
+    Absence,
+    CountVerdict,
+    Inclusion,
+    NextStep,
+    Observation,
+    ProcessRestart,
+    SendFailure,
+    SendResponse,
+    expire_abandoned,
+    is_long_past_timeout,
+    transition,
+)
+
+log = logging.getLogger(__name__)
+
+ABSENCE_PROOF_ENDPOINTS = (
+    2  # endpoints past the timeout height that must not know a transaction before it counts as lost
+)
+MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.05, 5.0  # seconds; each wait is 1.6 x the last, with a tenth of jitter
+_ACTION_PRIORITY = (Action.ACCEPTED, Action.PENDING, Action.DONE, Action.VERIFY, Action.WINDOW_CLOSED, Action.RESIGN)
+
+
+@dataclass(frozen=True)
+class DeliveryContext:
+    """What delivering works with."""
+
+    ledger: Ledger
+    endpoints: EndpointPool
+    clock: Clock
+    wake: Event
+
+
+def deliver(
+    context: DeliveryContext,
+    key: EpochKey,
+    *,
+    timeout_seconds: float,
+    sign_again: Callable[[], None],
+    never_sent: bool = False,
+) -> LedgerEntry:
+    """Work on an epoch's submission until a block has it, it is settled, `seconds` have passed, or `work.wake` is set.
+
+    It also ends, unsettled, when its window is long over and too few endpoints answer to say what became of it.
+
+    `fresh`: committed just now and never sent, so the first step is to send. `sign_again` signs and commits new bytes for
+    the same epoch, or raises when that cannot be done.
+
+    Raises:
+        RetryLater: the disk did not take what was learnt.
+        NeedsHuman: as `sign_again` does.
+    """
+    deadline, wait_seconds = context.clock.monotonic() + timeout_seconds, MIN_WAIT_SECONDS
+    entry = _find_entry(context.ledger, key)
+    next_step = NextStep.SEND if never_sent else transition(entry.row, ProcessRestart())[1]
+    while entry.row.state not in SETTLED_STATES:
+        if next_step is NextStep.SIGN:
+            expired_row = _expire_abandoned(context, entry.row)
+            if expired_row == entry.row:
+                sign_again()
+            else:
+                context.ledger.record(key, expired_row, context.clock.now())
+            entry, next_step = _find_entry(context.ledger, key), NextStep.SEND
+            continue
+        observation = _observe(context, entry, next_step)
+        if observation is None and next_step is NextStep.CHECK_COUNTED:
+            break
+        previous_row = entry.row
+        row, next_step = (entry.row, NextStep.WAIT) if observation is None else transition(entry.row, observation)
+        if row != previous_row:
+            context.ledger.record(key, row, context.clock.now(), value=_foreign_value(observation))
+            failpoint("recorded")
+            entry, wait_seconds = _find_entry(context.ledger, key), MIN_WAIT_SECONDS
+        remaining = deadline - context.clock.monotonic()
+        if entry.row.state in SETTLED_STATES or remaining <= 0:
+            break
+        if observation is not None and next_step is NextStep.WAIT and is_long_past_timeout(row, observation):
+            break  # what is open yet is looked up again with the next epoch
+        should_wait = row == previous_row or next_step in (NextStep.WAIT, NextStep.SEND)
+        if should_wait and context.wake.wait(min(wait_seconds * random.uniform(0.9, 1.1), remaining)):  # noqa: S311 - no secret
+            break
+        wait_seconds = min(wait_seconds * 1.6, MAX_WAIT_SECONDS) if should_wait else MIN_WAIT_SECONDS
+    return entry
+
+
+def reconcile(
+    context: DeliveryContext, chain_id: str, wallet: str, *, excluded_topics: frozenset[int] = frozenset()
+) -> None:
+    """Settle what earlier runs left open, as far as the chain knows. Signs and sends nothing.
+
+    `besides`: topics that other threads serve at the same time; what they have open is theirs.
+
+    Raises:
+        RetryLater: the disk did not take what was learnt, or no endpoint answered.
+    """
+    for entry in context.ledger.entries(chain_id, wallet, unsettled=True):
+        if entry.key[1] in excluded_topics:
+            continue
+        row, value = entry.row, None
+        for _ in range(2):  # an inclusion first, then whether it counts
+            observation = (
+                _check_counted(context, entry) if row.state is SubmissionState.INCLUDED else _look_up(context, entry)
+            )
+            if observation is None:
+                break
+            row, value = (
+                _expire_abandoned(context, transition(row, observation)[0]),
+                value or _foreign_value(observation),
+            )
+        context.ledger.record(entry.key, row, context.clock.now(), value=value)
+
+
+def _expire_abandoned(context: DeliveryContext, row: LedgerRow) -> LedgerRow:
+    """A dead row is a missed one when its window has closed; the chain is asked only for a dead one."""
+    return expire_abandoned(row, context.endpoints.height()) if row.state is SubmissionState.ABANDONED else row
+
+
+def _foreign_value(observation: Observation | None) -> str | None:
+    """The value of a forecast that was found by itself. It is not ours where bytes of a ledger that was lost came first."""
+    return observation.inference_value if isinstance(observation, Absence) and observation.has_inference else None
+
+
+def _find_entry(ledger: Ledger, key: EpochKey) -> LedgerEntry:
+    entry = ledger.find(key)
+    if entry is None:
+        raise KeyError(key)
+    return entry
+
+
+def _observe(context: DeliveryContext, entry: LedgerEntry, next_step: NextStep) -> Observation | None:
+    """Make the observation that `do` asks for; None when no endpoint answered."""
+    try:
+        if next_step is NextStep.SEND:
+            return _send(context, entry)
+        if next_step is NextStep.CHECK_COUNTED:
+            return _check_counted(context, entry)
+        return _look_up(context, entry)
+    except RetryLater as error:
+        log.info("no endpoint helps with nonce %d: %s", entry.nonce, error)
+        return None
+
+
+def _send(context: DeliveryContext, entry: LedgerEntry) -> Observation:
+    """Send the newest bytes to several endpoints; the best answer counts, for one acceptance is enough."""
+    submission = context.ledger.attempts(entry.key)[-1]
+    failpoint("before send")
+    answers = [
+        response.result
+        for response in context.endpoints.broadcast_all(submission.tx_bytes)
+        if response.result is not None
+    ]
+    failpoint("after send")
+    meanings = [(classify(answer.codespace, answer.code, answer.log), answer) for answer in answers]
+    for meaning, answer in meanings:
+        answer_text = f"{answer.codespace} {answer.code}: {answer.log}" if answer.code else "code 0"
+        log.info("sent %s: %s (%s)", submission.tx_hash, answer_text, meaning.description)
+    if not meanings:
+        return SendFailure()
+    rank = {action: index for index, action in enumerate(_ACTION_PRIORITY)}
+    meaning, answer = min(meanings, key=lambda pair: rank.get(pair[0].action, len(rank)))
+    accepted = meaning.action in (Action.ACCEPTED, Action.PENDING)
+    return SendResponse(meaning.action, "" if accepted else f"{meaning.description} ({answer.log})")
+
+
+def _look_up(context: DeliveryContext, entry: LedgerEntry) -> Observation:
+    """Look for every signature of the epoch; a good inclusion of any counts, else the newest's fate."""
+    heights: tuple[int, ...] = ()
+    failed_inclusion: Inclusion | None = None
+    answer_count = 0
+    for submission in reversed(context.ledger.attempts(entry.key)):
+        lookup = context.endpoints.look_up(submission.tx_hash)
+        if lookup.result is not None:
+            tx_result = lookup.result
+            meaning = classify(tx_result.codespace, tx_result.code, tx_result.log)
+            observation = Inclusion(
+                tx_result.height,
+                meaning.action,
+                "" if tx_result.code == 0 else f"{meaning.description} ({tx_result.log})",
+            )
+            if meaning.action is Action.ACCEPTED:
+                return observation
+            failed_inclusion = failed_inclusion or (observation if submission.sequence == entry.row.sequence else None)
+        elif not answer_count:
+            heights, answer_count = lookup.absent_heights, lookup.reply_count
+    if failed_inclusion is not None:
+        return failed_inclusion
+    latest = context.endpoints.latest_inference(entry.key[1], entry.key[3])
+    inference = latest if latest is not None and latest.nonce == entry.nonce else None
+    if inference is not None:
+        _refuse_foreign_signature(context, entry, inference)
+    account = context.endpoints.account(entry.key[3])
+    required_proofs = min(ABSENCE_PROOF_ENDPOINTS, context.endpoints.size)
+    sequence = None if account is None else account.sequence
+    return Absence(
+        heights, required_proofs, sequence, inference is not None, None if inference is None else inference.value
+    )
+
+
+def _refuse_foreign_signature(context: DeliveryContext, entry: LedgerEntry, inference: Inference) -> None:
+    """Stop when the forecast that the chain shows for this epoch was not signed here: somebody else has the key.
+
+    Not so where this ledger knows the account only from this very sequence on: then an earlier ledger was lost.
+    """
+    chain_id, topic_id, nonce, wallet = entry.key
+    own_values = {Decimal(submission.value) for submission in context.ledger.attempts(entry.key)}
+    known_from = context.ledger.known_from(chain_id, wallet)
+    if Decimal(inference.value) not in own_values and known_from is not None and entry.row.sequence > known_from:
+        raise NeedsHuman(
+            f"Somebody else signs with the key of {wallet}: the chain has the value {inference.value} for topic {topic_id} "
+            f"nonce {nonce}, and this worker signed {entry.value}. Nothing more is signed. Stop the other worker; "
+            "then run `forecastd ledger trust`."
+        )
+
+
+def _check_counted(context: DeliveryContext, entry: LedgerEntry) -> Observation | None:
+    """Whether the chain counts the forecast. None while that is open: an epoch's set is final when its window has closed."""
+    _, topic_id, nonce, wallet = entry.key
+    latest = context.endpoints.latest_inference(topic_id, wallet)
+    is_stored = latest is not None and latest.nonce == nonce
+    if context.endpoints.height() <= entry.row.timeout_height:
+        return None if is_stored else CountVerdict(SubmissionState.PASSIVE)
+    epoch_inferences = context.endpoints.inferences_at(topic_id, nonce)
+    if any(inference.worker == wallet for inference in epoch_inferences):
+        return CountVerdict(SubmissionState.ADMITTED)
+    if not epoch_inferences and (is_stored or (latest is not None and latest.nonce > nonce)):
+        return CountVerdict(
+            SubmissionState.ADMITTED
+        )  # the set is not kept any more, and nothing speaks against the inclusion
+    return CountVerdict(SubmissionState.EVICTED if is_stored else SubmissionState.PASSIVE)

@@ -1,0 +1,413 @@
+"""Keeps the children of one pool: starts them, hears them, judges them, and acts on it. For the pool's thread only.
+
+A child that hangs is judged first, its job is given to one that stands by, and only then is it ended. Nothing here waits
+for a child.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+
+from forecastd.supervise import detector
+from forecastd.supervise.detector import Phase
+from forecastd.supervise.event_dispatcher import EventDispatcher
+from forecastd.supervise.events import EventKind, ProcessEvent, SupervisionCounts, hang_line
+from forecastd.supervise.jobs import InvalidResult
+from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.process import ChildFailed, ChildProcess, ModelFailed, StopMode, output_lines
+from forecastd.supervise.protocol import ChildMessage, InvalidMessage, printable
+from forecastd.supervise.queue import JobQueue, WorkItem
+from forecastd.supervise.slot import STARTUP_PHASES, WorkerSlot
+
+log = logging.getLogger(__name__)
+
+MAX_POLL_SECONDS = 1.0  # the longest that nobody looks at the children
+_CLOSED_CHANNEL_GRACE_SECONDS = (
+    1.0  # a process that ends closes its channel a moment earlier; one that lives on is of no use
+)
+
+
+class ProcessMonitor:
+    """The children of one setup."""
+
+    def __init__(
+        self,
+        setup: ChildSetup,
+        policy: SupervisionPolicy,
+        size: int,
+        *,
+        queue: JobQueue,
+        counts: SupervisionCounts,
+        dispatcher: EventDispatcher,
+    ) -> None:
+        self.slots = [WorkerSlot() for _ in range(size + policy.standbys)]
+        self.stopping: list[ChildProcess] = []
+        self.selector = selectors.DefaultSelector()
+        self._setup, self._policy, self._size = setup, policy, size
+        self._queue, self._counts, self._dispatcher = queue, counts, dispatcher
+
+    # ---- children and jobs --------------------------------------------------------------------------------------------
+
+    def fill_slots(self, now: float) -> None:
+        """Start children where they are missing, and give out jobs."""
+        target = self._size + self._policy.standbys
+        if self._policy.standbys == 0 and any(slot.last_warning and slot.item for slot in self.slots):
+            target += 1  # one is slow and may turn out hung: one that stands by by then costs nothing if it does not
+        while len(self.slots) < target:
+            self.slots.append(WorkerSlot())
+        spare = sorted((slot for slot in self.slots if slot.item is None), key=lambda slot: slot.is_idle)
+        for slot in spare[: max(0, len(self.slots) - target)]:  # those that are ready last
+            self._stop_child(slot, now)
+            self.slots.remove(slot)
+        for slot in self.slots:
+            if slot.child is None and now >= slot.backoff.not_before and self._queue.can_start:
+                self._launch(slot, now)
+        self._dispatch_jobs(now)
+
+    def _launch(self, slot: WorkerSlot, now: float) -> None:
+        try:
+            setup = self._setup
+            child = ChildProcess(
+                now, memory=self._policy.memory, threads=setup.threads, extra_environment=setup.environment
+            )
+        except OSError as error:
+            message = f"The model's process could not be started: {error.strerror}."
+            log.warning("%s", message)
+            slot.backoff.not_before = now + MAX_POLL_SECONDS
+            self._record_failed_start(slot, message)
+            return
+        slot.child, slot.channel_closed_at = child, None
+        self._counts.launches += 1
+        for source in child.sources:
+            self.selector.register(source, selectors.EVENT_READ)
+        child.send("load", setup.load_fields(self._counts.launches))
+        self._publish("launched", slot)
+
+    def _dispatch_jobs(self, now: float) -> None:
+        busy = sum(slot.item is not None for slot in self.slots)
+        for slot in self.slots:
+            if busy >= self._size:
+                return
+            if slot.is_idle and slot.child is not None and (item := self._queue.take()) is not None:
+                phase = Phase.TRAINING if item.job.kind == "train" else Phase.PREDICTING
+                slot.item, slot.last_warning = item, None
+                slot.child.state = detector.assign_job(slot.child.state, now, item.name, phase)
+                slot.child.send(item.job.kind, {"job": item.name, **item.job.fields}, item.job.arrays)
+                self._update_write_interest(slot.child)
+                self._publish("dispatched", slot)
+                busy += 1
+
+    def _stop_child(self, slot: WorkerSlot, now: float, mode: StopMode = "ask") -> None:
+        """Take the child out of its slot and begin to end it."""
+        child = slot.child
+        if child is not None:
+            slot.child, slot.item, slot.bundle_sha256, slot.last_warning = None, None, "", None
+            child.stop(now, self._policy.limits.stopping, mode)
+            self._unregister(child.channel)
+            self.stopping.append(child)
+
+    # ---- hearing ------------------------------------------------------------------------------------------------------
+
+    def read_children(self, now: float) -> None:
+        """Read what the children sent and wrote; write what they have not taken yet."""
+        for slot in self.slots:
+            if slot.child is not None:
+                self._read_child(slot, slot.child, now)
+        for stopping_child in self.stopping:
+            self._read_output(stopping_child)
+
+    def _read_output(self, child: ChildProcess) -> None:
+        for line in output_lines(child.read_output()):
+            log.debug("model process %d wrote: %s", child.pid, line)
+        if child.output_closed:
+            self._unregister(child.output_fd)
+
+    def _update_write_interest(self, child: ChildProcess) -> None:
+        """Wake up when the channel takes more, as long as there is something left to send."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.has_unsent else 0)
+        if self.selector.get_key(child.channel).events != events:
+            self.selector.modify(child.channel, events)
+
+    def _read_child(self, slot: WorkerSlot, child: ChildProcess, now: float) -> None:
+        child.flush()
+        self._read_output(child)
+        for message in child.read_messages():
+            if slot.child is not child:
+                return  # what it said before made an end of it
+            if message.launch != child.launch:
+                self._counts.stale_messages += 1
+                continue
+            try:
+                self._handle_message(slot, child, message, now)
+            except InvalidMessage as error:
+                self._replace_child(slot, now, "died", f"sent what is no message ({error})")
+        if slot.child is not child:
+            return
+        if child.protocol_error:
+            self._replace_child(slot, now, "died", f"sent what is no message ({child.protocol_error})")
+        elif child.channel_closed:
+            slot.channel_closed_at = slot.channel_closed_at or now
+            self._unregister(child.channel)
+        else:
+            self._update_write_interest(child)
+
+    def _handle_message(self, slot: WorkerSlot, child: ChildProcess, message: ChildMessage, now: float) -> None:
+        child.state = detector.record_heartbeat(child.state, now, message.launch)
+        item = slot.item if slot.item is not None and message.fields.get("job") == slot.item.name else None
+        if message.kind == "progress":
+            self._handle_progress(slot, child, message, now)
+        elif message.kind == "ready" and child.state.phase in STARTUP_PHASES:
+            slot.bundle_sha256, slot.failed_starts = printable(message.text("bundle_sha256")), 0
+            self._publish("ready", slot)
+            self._finish_job(slot, child, now)
+            self._queue.notify_ready(slot.bundle_sha256)
+        elif message.kind == "result" and item is not None:
+            self._handle_result(slot, child, item, message, now)
+        elif message.kind == "error" and item is not None:
+            self._handle_job_error(slot, child, item, message, now)
+        elif message.kind == "error" and child.state.phase in STARTUP_PHASES:
+            self._handle_bundle_error(slot, message, now)
+
+    def _handle_progress(self, slot: WorkerSlot, child: ChildProcess, message: ChildMessage, now: float) -> None:
+        try:
+            phase = Phase(message.text("phase"))
+        except ValueError as error:
+            raise InvalidMessage(str(error)) from error
+        job, detail = message.fields.get("job"), message.fields.get("detail")
+        child.state = detector.record_progress(
+            child.state,
+            now,
+            launch=message.launch,
+            job=job if isinstance(job, str) else None,
+            phase=phase,
+            done=message.number("done"),
+            total=message.number("total"),
+        )
+        event = ProcessEvent(
+            "progress", child.pid, child.state, slot.job_name, detail=detail if isinstance(detail, dict) else {}
+        )
+        self._dispatcher.publish(event)
+
+    def _handle_result(
+        self, slot: WorkerSlot, child: ChildProcess, item: WorkItem, message: ChildMessage, now: float
+    ) -> None:
+        try:
+            value = item.job.read(message)
+        except InvalidResult as error:
+            self._counts.invalid_results += 1
+            self._replace_child(slot, now, "bad", f"gave a bad answer: {error}")
+            return
+        self._counts.recovered_stalls += slot.last_warning is not None
+        self._publish("finished", slot)
+        self._finish_job(slot, child, now)
+        self._queue.complete(item, value)
+
+    def _handle_job_error(
+        self, slot: WorkerSlot, child: ChildProcess, item: WorkItem, message: ChildMessage, now: float
+    ) -> None:
+        """The child says that the job cannot be done: for its memory, its model, or the job itself."""
+        kind, text = message.text("error"), printable(message.text("message"))
+        if kind in {"memory", "bundle"}:
+            self._counts.invalid_results += 1
+            self._replace_child(slot, now, "bad", f"says: {text}")
+            return
+        self._publish("refused", slot, text)
+        self._finish_job(slot, child, now)
+        self._queue.reject(item, ModelFailed(text, kind, message.text("check")))
+
+    def _handle_bundle_error(self, slot: WorkerSlot, message: ChildMessage, now: float) -> None:
+        """The child says that its bundle is no good, and every child would. None is started until somebody asks again."""
+        text = printable(message.text("message"))
+        if message.text("error") == "memory":
+            self._replace_child(slot, now, "bad", f"says: {text}")
+            return
+        refusal = ModelFailed(text, message.text("error"), message.text("check"))
+        self._publish("refused", slot, text)
+        self._queue.bundle_error = refusal
+        if not any(other.is_ready for other in self.slots):  # one that was made ready before may still serve them
+            self._queue.fail_all(refusal)
+        for other in self.slots:
+            if other.child is not None and other.child.state.phase in STARTUP_PHASES:
+                self._stop_child(other, now)
+
+    @staticmethod
+    def _finish_job(slot: WorkerSlot, child: ChildProcess, now: float) -> None:
+        slot.item, slot.last_warning = None, None
+        child.state = detector.finish_job(child.state, now)
+
+    # ---- judging ------------------------------------------------------------------------------------------------------
+
+    def check_children(self, now: float) -> None:
+        """Look at every child, and do what is due."""
+        for slot in self.slots:
+            if slot.child is not None:
+                self._check_child(slot, slot.child, now)
+        self._queue.expire(now)
+        for stopping_child in list(self.stopping):
+            if stacks := stopping_child.advance_shutdown(now):
+                log.warning("Stacks of model process %d:\n%s", stopping_child.pid, stacks)
+                self._dispatcher.publish(ProcessEvent("stacks", stopping_child.pid, stopping_child.state, text=stacks))
+            if stopping_child.has_exited():
+                self.stopping.remove(stopping_child)
+                self._dispatcher.publish(
+                    ProcessEvent(
+                        "gone", stopping_child.pid, stopping_child.state, text=stopping_child.exit_description()
+                    )
+                )
+                self._release(stopping_child)
+
+    def _check_child(self, slot: WorkerSlot, child: ChildProcess, now: float) -> None:
+        verdict = detector.assess(now, child.state, self._policy.limits)
+        if child.has_exited():
+            self._handle_exit(slot, child, now)
+        elif slot.channel_closed_at is not None and now - slot.channel_closed_at > _CLOSED_CHANNEL_GRACE_SECONDS:
+            self._replace_child(slot, now, "died", "closed its channel")
+        elif slot.item is not None and now >= slot.item.deadline:
+            self._handle_deadline(slot, child, slot.item, now)
+        elif verdict.state == "hung":
+            self._handle_hang(slot, child, now, verdict.reason)
+        elif verdict.state == "slow" and slot.last_warning != (child.state.phase, child.state.last_progress):
+            slot.last_warning = child.state.phase, child.state.last_progress
+            self._publish("slow", slot, verdict.reason)
+            log.warning("Model process %d is slow: %s, at %.0f %%, job %s.", child.pid, verdict.reason,
+                        child.state.percent, slot.job_name or "none")  # fmt: skip
+
+    def _handle_hang(self, slot: WorkerSlot, child: ChildProcess, now: float, reason: str) -> None:
+        state, job = child.state, slot.job_name
+        self._counts.hangs[str(state.phase), slot.bundle_sha256[:12] or self._setup.name] += 1
+        actions = self._replace_child(slot, now, "hung", f"hung ({reason})", "dump")
+        log.error("%s", hang_line(now, child.pid, state, job=job, reason=reason, actions=actions))
+
+    def _handle_exit(self, slot: WorkerSlot, child: ChildProcess, now: float) -> None:
+        self._read_child(slot, child, now)  # an answer may lie there that it gave before it died
+        if slot.child is not child:
+            return
+        exit_description = child.exit_description()
+        if "Fatal Python error" in child.output_tail:
+            log.warning("Stacks of model process %d:\n%s", child.pid, child.output_tail)
+        self._replace_child(slot, now, "died", f"died in phase {child.state.phase}, {exit_description}")
+
+    def _handle_deadline(self, slot: WorkerSlot, child: ChildProcess, item: WorkItem, now: float) -> None:
+        """Nobody wants the answer any more; the child is replaced, for its work cannot be called off."""
+        self._counts.deadlines_exceeded += 1
+        self._publish("late", slot)
+        where = f"at {child.state.percent:.0f} % of {child.state.phase}"
+        log.warning("Model process %d is %s at the deadline of %s, which is given up.", child.pid, where, item.job.name)
+        self._queue.fail(item, f"its deadline has passed {where}")
+        self._stop_child(slot, now, "now")
+
+    def _replace_child(self, slot: WorkerSlot, now: float, kind: EventKind, reason: str, mode: StopMode = "now") -> str:
+        """A child is of no use any more: its job goes to another, itself it is ended. Tells what was done, in words."""
+        child, item = slot.child, slot.item
+        if child is None:
+            return ""
+        description = f"Model process {child.pid} {reason}"
+        self._publish(kind, slot, reason)
+        self._counts.crashes += kind == "died"
+        phase = child.state.phase
+        self._stop_child(slot, now, mode)
+        if phase is Phase.STARTING:
+            self._record_failed_start(slot, f"{description}.")
+        elif phase is not Phase.IDLE and self._queue.record_failure(description):
+            self._quarantine_bundle(now)
+        actions = f"{self._fail_over(item, description, now)} {self._schedule_replacement(slot, now)}"
+        if kind != "hung":  # a hang has a line of its own
+            log.error("%s; job %s. %s", description, item.job.name if item else "none", actions)
+        return actions
+
+    def _record_failed_start(self, slot: WorkerSlot, reason: str) -> None:
+        """A child did not come as far as its model. Nobody is left to wait for ever, nor given up while another may."""
+        slot.failed_starts += 1
+        if all(other.failed_starts >= self._policy.attempts and not other.is_ready for other in self.slots):
+            for other in self.slots:
+                other.failed_starts = 0
+            self._queue.fail_all(ChildFailed(reason))
+
+    def _fail_over(self, item: WorkItem | None, reason: str, now: float) -> str:
+        if item is None:
+            return "It had no job."
+        if not self._queue.requeue(item, reason, now):
+            return "Its job is given up: no attempt or no time is left."
+        self._dispatch_jobs(now)
+        successor = next((slot.child for slot in self.slots if slot.item is item), None)
+        if successor is None:
+            return "Its job waits for the next process."
+        self._counts.failovers += 1
+        self._dispatcher.publish(ProcessEvent("handed_over", successor.pid, successor.state, item.job.name, reason))
+        return f"Its job was handed to process {successor.pid}, which stood by."
+
+    def _schedule_replacement(self, slot: WorkerSlot, now: float) -> str:
+        if not self._queue.can_start:
+            return "It is not replaced."
+        self._counts.replacements += 1
+        wait = slot.backoff.record_replacement(now)
+        if not wait:
+            return "Another one is started."
+        self._dispatcher.publish(ProcessEvent("backing_off", 0, detector.start(now, ""), text=f"{wait:g} s"))
+        return f"Replaced too often lately: the next one starts in {wait:g} s."
+
+    def _quarantine_bundle(self, now: float) -> None:
+        log.error("%s", self._queue.quarantine_error)
+        self._dispatcher.publish(
+            ProcessEvent("quarantined", 0, detector.start(now, ""), text=str(self._queue.quarantine_error))
+        )
+        for slot in self.slots:
+            if slot.item is None:
+                self._stop_child(slot, now)
+
+    # ---- time and the end ---------------------------------------------------------------------------------------------
+
+    def seconds_to_next_event(self, now: float) -> float:
+        """Seconds until there is something to do."""
+        limits = self._policy.limits
+        times = [now + MAX_POLL_SECONDS, *(item.deadline for item in self._queue.pending)]
+        times += [child.next_shutdown_time() for child in self.stopping]
+        for slot in self.slots:
+            times.append(slot.backoff.not_before)
+            if slot.child is not None:
+                times.append(detector.next_change(now, slot.child.state, limits))
+            if slot.item is not None:
+                times.append(slot.item.deadline)
+        return min(time for time in times if time > now) - now + 0.001
+
+    def reset_timers(self, now: float) -> None:
+        """Nobody looked for a while: what was missed meanwhile is not the children's fault."""
+        for slot in self.slots:
+            if slot.child is not None:
+                slot.child.state = detector.reset_timers(slot.child.state, now)
+
+    def stop_all(self, now: float) -> None:
+        """Begin to end every child."""
+        for slot in self.slots:
+            mode: StopMode = "now" if slot.item is not None else "ask"
+            if slot.item is not None:
+                self._queue.fail(slot.item, "the model's processes are being ended")
+            self._stop_child(slot, now, mode)
+
+    def kill_all(self) -> None:
+        """Leave nothing behind, whatever state things are in."""
+        for slot in self.slots:
+            if slot.item is not None:
+                self._queue.fail(slot.item, "the model's processes are gone")
+            if slot.child is not None:
+                self.stopping.append(slot.child)
+            slot.child = slot.item = None
+        for child in self.stopping:
+            child.kill()
+            self._release(child)
+        self.stopping.clear()
+        self.selector.close()
+
+    def _unregister(self, source: object) -> None:
+        if source in {key.fileobj for key in self.selector.get_map().values()}:
+            self.selector.unregister(source)
+
+    def _release(self, child: ChildProcess) -> None:
+        for source in child.sources:
+            self._unregister(source)
+        child.close()
+
+    def _publish(self, kind: EventKind, slot: WorkerSlot, text: str = "") -> None:
+        if slot.child is not None:
+            self._dispatcher.publish(ProcessEvent(kind, slot.child.pid, slot.child.state, slot.job_name, text))

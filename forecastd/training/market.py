@@ -1,0 +1,164 @@
+"""From candles to a trained bundle: fetches the history, makes its features, and has the rows trained on.
+
+An interrupted training goes on from the rows it began with: nothing is fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from forecastd.clock import Clock, to_iso
+from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.market.candles import COLUMNS, HOUR, Candles, run_checks
+from forecastd.market.features import FeatureList, check_causal, known_matrix, load_features, past_matrix
+from forecastd.market.sources import Source, open_source
+from forecastd.settings import Settings
+from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
+from models.market.dataset import MarketData
+from models.market.manifest import MarketManifest
+from models.training.config import TrainingConfig
+from models.training.run import check_config
+
+# What must hold over a whole history. Gaps and standstills need not: windows across them are left out.
+REQUIRED_CHECKS = ("empty", "unit", "future", "grid", "nonfinite", "inconsistent", "spike")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a user asks a training for. `start` and `until` in unix seconds; without `start`, `hours` before the end.
+
+    `faults`: what its first process shall bring on itself, for a trial (`supervise.faults`).
+    """
+
+    config: TrainingConfig
+    out: Path | None = None
+    start: float | None = None
+    until: float | None = None
+    hours: int = 17_520
+    force: bool = False
+    finish: bool = False
+    faults: str = ""
+
+
+@dataclass(frozen=True)
+class TrainedBundle:
+    """A written bundle."""
+
+    path: Path
+    manifest: MarketManifest
+
+
+def train_model(
+    settings: Settings, request: TrainingRequest, clock: Clock, listener: TrainingListener
+) -> TrainedBundle:
+    """Train what `request` asks for on the candles of `settings.data_source`, or go on where it was interrupted.
+
+    Raises:
+        NeedsHuman: the source, the features, an option or the output cannot work as they are, or no child could train.
+        RetryLater: a passing fault of the source.
+        ModelError: the data cannot carry the training, or it was interrupted (`TrainingInterrupted`).
+    """
+    now = clock.now()
+    check_config(request.config)
+    features = load_features(settings.features_path)
+    source = open_source(settings.data_source, settings)
+    out = request.out or settings.state_path / "models" / _default_name(source, request.config)
+    config = replace(request.config, name=bundle_name(out))
+    run = TrainingRun(config, out, force=request.force, finish=request.finish, faults=request.faults)
+
+    def rows() -> MarketData:
+        return _load_rows(source, features, request, run, now=now, on_message=listener.on_message)
+
+    manifest = run_training(settings, run, rows, clock, listener)
+    if not isinstance(manifest, MarketManifest):
+        raise TypeError(f"This is no market's manifest: {type(manifest).__name__}")
+    return TrainedBundle(out, manifest)
+
+
+def _load_rows(
+    source: Source,
+    features: FeatureList,
+    request: TrainingRequest,
+    run: TrainingRun,
+    *,
+    now: float,
+    on_message: Callable[[str], None],
+) -> MarketData:
+    """The rows of an interrupted training of the same request, or of a history fetched now."""
+    key = _request_key(source, features, request)
+    saved = saved_rows(run, key)
+    if isinstance(saved, MarketData):
+        on_message(f"going on with the interrupted training: {_describe(saved)}")
+        return saved
+    data = _fetch_rows(source, features, request, now, key)
+    on_message(_describe(data))
+    return data
+
+
+def make_training_data(candles: Candles, features: FeatureList, request: str = "") -> MarketData:
+    """The rows a training sees of `candles`; `data_sha256` is over the candles' own numbers.
+
+    Raises:
+        NeedsHuman: a feature looks into the future on these candles.
+    """
+    check_causal(features, candles)
+    digest = hashlib.sha256(np.ascontiguousarray(candles.time, dtype="<i8").tobytes())
+    for name in COLUMNS:
+        digest.update(np.ascontiguousarray(getattr(candles, name), dtype="<f8").tobytes())
+    return MarketData(
+        time=candles.time,
+        target=np.log(candles.close),
+        past=past_matrix(features.past, candles),
+        known=known_matrix(features.known, candles.time),
+        past_names=features.past,
+        known_names=features.known,
+        step=candles.step,
+        data_sha256=digest.hexdigest(),
+        source=candles.provenance.source,
+        synthetic=candles.provenance.synthetic,
+        request=request,
+    )
+
+
+def _fetch_rows(source: Source, features: FeatureList, request: TrainingRequest, now: float, key: str) -> MarketData:
+    """The history asked for, judged, as rows. A file's history ends where the file does, not now."""
+    end = now if request.until is None else request.until
+    until = end // source.step * source.step  # or an open candle would count as one of the hours
+    span = request.hours * HOUR
+    ends_early = source.name.startswith("file:")
+    start = request.start if request.start is not None else 0 if ends_early else until - span
+    try:
+        candles = source.fetch(int(start), int(until), now)
+        if request.start is None and len(candles):
+            candles = candles.between(candles.end - span, until)
+        _require_valid(candles, now)
+    except SkipEpoch as error:
+        raise NeedsHuman(f"The candles cannot be trained on: {error}") from error
+    return make_training_data(candles, features, key)
+
+
+def _require_valid(candles: Candles, now: float) -> None:
+    reasons = run_checks(candles, now=now, min_length=len(candles), max_age=float("inf"))
+    for check in REQUIRED_CHECKS:
+        if reasons.get(check):
+            raise SkipEpoch(f"{candles.provenance.source}: {reasons[check]}", check=check)
+
+
+def _request_key(source: Source, features: FeatureList, request: TrainingRequest) -> str:
+    parts = [source.name, source.symbol, features.names, request.start, request.until, request.hours]
+    return json.dumps(parts)
+
+
+def _default_name(source: Source, config: TrainingConfig) -> str:
+    return f"{source.symbol}-{config.horizon * source.step // HOUR}h"
+
+
+def _describe(data: MarketData) -> str:
+    synthetic_note = ", made up" if data.synthetic else ""
+    return f"{data.source}{synthetic_note}, {len(data)} rows, {to_iso(data.time[0])} to {to_iso(data.time[-1] + data.step)}"

@@ -1,0 +1,105 @@
+"""Carries one training to its end in a supervised child, and tells whoever waits how far it is.
+
+A child that hangs or dies is replaced, and the next one goes on from the last checkpoint. An interrupt reaches the child,
+which ends its work in its own way; one that does not, or that is to end at once, is killed, and the checkpoint stays good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+
+from forecastd.clock import Clock
+from forecastd.inference.training_job import parse_progress
+from forecastd.supervise.events import ProcessEvent
+from forecastd.supervise.jobs import Job
+from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.pool import ProcessPool
+from models.training.progress import TrainingProgress
+
+_LOST_KINDS = {"hung", "died", "bad"}
+_POLL_SECONDS = 0.2
+
+EventQueue = SimpleQueue[ProcessEvent | None]  # None: the job has ended
+
+
+class TrainingSupervisor:
+    """What is needed for a training but the training itself.
+
+    `progress` and `remark` (a sentence on a child that was replaced) are called in the caller's thread. `at_once` is asked,
+    once the training was interrupted, whether it is to end without any more ado.
+    """
+
+    def __init__(
+        self,
+        setup: ChildSetup,
+        policy: SupervisionPolicy,
+        clock: Clock,
+        *,
+        on_progress: Callable[[TrainingProgress], None],
+        on_replacement: Callable[[str], None],
+        stop_now: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._setup, self._policy, self._clock = setup, policy, clock
+        self._on_progress, self._on_replacement, self._stop_now = on_progress, on_replacement, stop_now
+        self._last_loss = ""
+
+    def run(self, job: Job) -> str:
+        """Do the job; gives the bundle's sha256.
+
+        Raises:
+            ModelFailed: the training cannot be done, as a child told.
+            ChildFailed: every child that tried it hung or died.
+            KeyboardInterrupt: it was interrupted, and no child is at it any more.
+        """
+        events: EventQueue = SimpleQueue()
+        sha256: Future[str] = Future()
+        try:
+            with ProcessPool(self._setup, self._policy, self._clock, observer=events.put) as pool:
+                sha256 = pool.submit(job)
+                sha256.add_done_callback(lambda _: events.put(None))
+                self._follow(pool, sha256, events)
+            while not events.empty():  # what the pool's observer told after the job's end
+                if (event := events.get()) is not None:
+                    self._handle_event(event)
+        except KeyboardInterrupt:
+            if not sha256.done() or sha256.cancelled() or sha256.exception() is not None:
+                raise  # else it came too late: while the child, its work done, was being ended
+        return sha256.result()
+
+    def _follow(self, pool: ProcessPool, sha256: Future[str], events: EventQueue) -> None:
+        """Until the job has ended, or was interrupted."""
+        try:
+            while (event := events.get()) is not None:
+                self._handle_event(event)
+        except KeyboardInterrupt:
+            if sha256.cancel():
+                raise
+            self._interrupt(pool, events)
+
+    def _handle_event(self, event: ProcessEvent) -> None:
+        if event.kind == "progress" and (latest := parse_progress(event.detail)) is not None:
+            self._on_progress(latest)
+        elif event.kind in _LOST_KINDS and event.job:
+            self._last_loss = f"process {event.pid} {event.text}"
+        elif event.kind == "dispatched" and self._last_loss:
+            self._on_replacement(f"{self._last_loss}; process {event.pid} goes on from the last checkpoint")
+            self._last_loss = ""
+
+    def _interrupt(self, pool: ProcessPool, events: EventQueue) -> None:
+        """Have the child interrupted, and wait for its end; raises KeyboardInterrupt when that does not come."""
+        pool.interrupt()
+        deadline = self._clock.monotonic() + self._policy.limits.stopping
+        while self._clock.monotonic() < deadline and not self._stop_now():
+            try:
+                event = events.get(timeout=_POLL_SECONDS)
+            except Empty:
+                continue
+            if event is None:
+                return
+            if event.kind == "dispatched":
+                pool.interrupt()  # the job was between two children when it was interrupted
+            elif event.kind in _LOST_KINDS and event.job:
+                break
+        raise KeyboardInterrupt

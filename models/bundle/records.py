@@ -1,0 +1,152 @@
+"""What every bundle's manifest records, whichever model it describes: what it was made from, its levels, its files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from models.bundle.fields import StrictFields, refuse
+
+WEIGHTS = "weights.safetensors"
+CANARY = "canary.safetensors"
+PART_NAMES = ("train", "validation", "test")
+MAX_LEVELS = 99
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One part of the rows, in unix seconds: opening of its first row, close of its last; how many windows it holds."""
+
+    start: int
+    end: int
+    windows: int
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What the model was made from. `start`, `end` in unix seconds: opening of the first row, close of the last.
+
+    They span all rows, those held out for validation and test too; what the network learnt from ends at `learnt_until`.
+    """
+
+    start: int
+    end: int
+    rows: int
+    data_sha256: str
+    source: str
+    synthetic: bool
+    created: int  # unix seconds
+    parts: Mapping[str, Interval]  # of the train, the validation and the test part
+    config: Mapping[str, object]  # the options of the training, as given
+
+    @property
+    def trained_until(self) -> int:
+        """Unix seconds: close of the last row of the train part, the newest that the weights were fitted to."""
+        return self.parts["train"].end
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    size: int
+
+
+def iso(seconds: int) -> str:
+    """Unix seconds as `2019-10-17T09:00:00Z`."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def training_json(training: TrainingRecord) -> dict[str, object]:
+    """The record of a training, for a manifest."""
+    return {
+        **_times_json(training),
+        "rows": training.rows,
+        "data_sha256": training.data_sha256,
+        "source": training.source,
+        "synthetic": training.synthetic,
+        "created": training.created,
+        "parts": {name: _interval_json(part) for name, part in training.parts.items()},
+        "config": training.config,
+    }
+
+
+def files_json(files: Mapping[str, FileRecord]) -> dict[str, object]:
+    """The record of a bundle's files, for a manifest."""
+    return {name: {"sha256": record.sha256, "size": record.size} for name, record in files.items()}
+
+
+def _interval_json(part: Interval) -> dict[str, object]:
+    return {**_times_json(part), "windows": part.windows}
+
+
+def _times_json(part: Interval | TrainingRecord) -> dict[str, object]:
+    return {"start": part.start, "start_iso": iso(part.start), "end": part.end, "end_iso": iso(part.end)}
+
+
+def read_levels(root: StrictFields) -> tuple[float, ...]:
+    """The levels of the quantiles."""
+    levels = root.take("levels", list)
+    if not all(isinstance(level, float) and 0 < level < 1 for level in levels) or len(levels) > MAX_LEVELS:
+        refuse("must have probabilities between 0 and 1 at levels")
+    if any(b <= a for a, b in itertools.pairwise(levels)) or 0.5 not in levels:
+        refuse("must have increasing levels with 0.5 among them")
+    return tuple(levels)
+
+
+def read_training(training: StrictFields) -> TrainingRecord:
+    """The record of a training."""
+    start, end = _times(training, "training")
+    record = TrainingRecord(
+        start=start,
+        end=end,
+        rows=training.integer("rows", 1, 2**40),
+        data_sha256=training.sha256("data_sha256"),
+        source=training.take("source", str),
+        synthetic=training.take("synthetic", bool),
+        created=training.integer("created", 0, 2**40),
+        parts=_parts(training.child("parts"), start, end),
+        config=training.mapping("config"),
+    )
+    training.expect_empty()
+    return record
+
+
+def _parts(parts: StrictFields, start: int, end: int) -> Mapping[str, Interval]:
+    """The parts of the rows, in the order of time, one after the other between `start` and `end`."""
+    intervals = {}
+    for name in PART_NAMES:
+        part = parts.child(name)
+        intervals[name] = Interval(*_times(part, f"training.parts.{name}"), part.integer("windows", 1, 2**40))
+        part.expect_empty()
+        if not start <= intervals[name].start <= intervals[name].end <= end:
+            refuse(f"has training parts that overlap, or lie outside the training interval, at training.parts.{name}")
+        start = intervals[name].end
+    parts.expect_empty()
+    return intervals
+
+
+def _times(interval: StrictFields, location: str) -> tuple[int, int]:
+    start, end = interval.integer("start", 0, 2**40), interval.integer("end", 0, 2**40)
+    try:
+        times = iso(start), iso(end)
+    except (ValueError, OverflowError, OSError):
+        refuse(f"has an interval beyond the calendar at {location}")
+    if (interval.take("start_iso", str), interval.take("end_iso", str)) != times or start >= end:
+        refuse(f"has an interval that contradicts itself at {location}")
+    return start, end
+
+
+def read_files(files: StrictFields) -> Mapping[str, FileRecord]:
+    """The record of a bundle's files."""
+    if set(files.keys()) != {WEIGHTS, CANARY}:
+        refuse(f"must describe exactly the files {WEIGHTS} and {CANARY}")
+    records = {}
+    for name in files.keys():  # not a dict: it is emptied field by field  # noqa: SIM118  # not a dict: it is emptied field by field
+        record = files.child(name)
+        records[name] = FileRecord(record.sha256("sha256"), record.integer("size", 1, 2**40))
+        record.expect_empty()
+    return records

@@ -1,0 +1,210 @@
+"""What a fleet's training learns from: the metrics of some servers on the time grid, and which windows of them may be used.
+
+A window at *origin* `o` has its encoder in the ticks `.. o` and its decoder in `o + 1 .. o + H`. The ticks are cut into
+train | validation | test, with `H` unused ones between them, and a window lies wholly inside one part, whichever server it
+is of: no tick that is scored was ever learnt from. Gaps are treated as where the model is run: a value is carried on for
+up to `max_gap` ticks, and a longer gap in any metric ends the history before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import DataError
+from models.fleet.base import Floats, Indices
+from models.fleet.manifest import ModelMetric
+from models.registry import FLEET
+
+MAX_MISSING = 0.5  # of a window's encoder or decoder that was not observed; one with more is not drawn
+
+
+@dataclass(frozen=True, eq=False)
+class FleetData:
+    """`S` servers, `T` ticks on the grid, `M` metrics.
+
+    first:   tick of the first column: its time is `first * step`, in unix seconds
+    values:  float32 `[S, T, M]`, in the metrics' units, NaN where nothing was observed
+    max_gap: for how many ticks a value is carried on where the model is run
+    data_sha256: of the values and what they are; source, synthetic: where they came from
+    request: what was asked for, as text; an interrupted training is continued for the same request only
+    """
+
+    KIND: ClassVar[str] = FLEET
+    ARRAYS: ClassVar[tuple[str, ...]] = ("values",)
+
+    servers: tuple[str, ...]
+    profiles: tuple[str, ...]
+    metrics: tuple[ModelMetric, ...]
+    first: int
+    step: int
+    values: Floats
+    max_gap: int
+    data_sha256: str
+    source: str
+    synthetic: bool
+    request: str = ""
+
+    @property
+    def ticks(self) -> int:
+        """How many there are."""
+        return int(self.values.shape[1])
+
+    def to_metadata(self) -> dict[str, object]:
+        """The fields that are no arrays, for JSON."""
+        metadata = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.ARRAYS}
+        return {**metadata, "metrics": [vars(metric) for metric in self.metrics]}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], arrays: Mapping[str, Any]) -> Self:
+        """What was described, with its arrays. Raises ValueError, KeyError or TypeError."""
+        names = {name: tuple(metadata[name]) for name in ("servers", "profiles")}
+        metrics = tuple(ModelMetric(**metric) for metric in metadata["metrics"])
+        return cls(**{**metadata, **names, "metrics": metrics, "values": arrays["values"]})
+
+
+@dataclass(frozen=True, eq=False)
+class FleetPart:
+    """Ticks `start .. stop - 1`, counted from the first, and the windows wholly inside them.
+
+    windows: int64 `[N]`, `server * T + origin`; runs: int64 `[N]`, how many steps of each encoder can be used
+    """
+
+    name: str
+    start: int
+    stop: int
+    windows: Indices
+    runs: Indices
+
+    def spread_windows(self, count: int, length: int, ticks: int) -> tuple[Indices, Indices]:
+        """Servers and origins of about `count` windows with encoders of `length`, of all servers at evenly spread origins.
+
+        With shorter encoders where the part has no full one.
+        """
+        full = self.windows[self.runs >= min(length, int(self.runs.max()))]
+        servers, origins = full // ticks, full % ticks
+        servers_count = max(1, len(np.unique(servers)))
+        unique_origins = np.unique(origins)
+        selection = unique_origins[
+            np.linspace(0, len(unique_origins) - 1, max(1, count // servers_count)).round().astype(np.int64)
+        ]
+        rows = np.flatnonzero(np.isin(origins, selection))
+        order = rows[np.lexsort((servers[rows], origins[rows]))]
+        return servers[order], origins[order]
+
+
+@dataclass(frozen=True, eq=False)
+class FleetSplit:
+    """The three parts, in time order."""
+
+    train: FleetPart
+    validation: FleetPart
+    test: FleetPart
+
+
+def carry_forward(values: Floats, max_gap: int) -> Floats:
+    """A copy of `[S, T, M]` with every value carried on over up to `most` missing ones."""
+    filled = values.copy()
+    for server in np.flatnonzero(np.isnan(values).any(axis=(1, 2))):
+        part = filled[server]
+        ticks = np.arange(len(part))[:, None]
+        last = np.maximum.accumulate(np.where(np.isnan(part), -1, ticks), axis=0)
+        within_gap = (last >= 0) & (ticks - last <= max_gap)
+        filled[server] = np.where(within_gap, np.take_along_axis(part, np.maximum(last, 0), axis=0), np.nan)
+    return filled
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How windows are cut: the least and the most steps of their encoders, the horizon, and the shares of the later parts."""
+
+    min_length: int
+    max_length: int
+    horizon: int
+    validation: float
+    test: float
+
+
+def split(data: FleetData, filled: Floats, options: SplitOptions) -> FleetSplit:
+    """Cut the ticks into parts; `filled` as `carried` gives it.
+
+    Raises:
+        DataError: too little history, or gaps leave a part without a window.
+    """
+    sizes, horizon = _part_sizes(data, options), options.horizon
+    observed = np.zeros((len(data.servers), data.ticks + 1))
+    np.cumsum(np.isfinite(data.values).mean(axis=2), axis=1, out=observed[:, 1:])
+    train_end = sizes[0]
+    validation_end = train_end + horizon + sizes[1]
+    bounds = (
+        ("train", 0, train_end),
+        ("validation", train_end + horizon, validation_end),
+        ("test", validation_end + horizon, data.ticks),
+    )
+    grid = _GridMask(np.asarray(np.isfinite(filled).all(axis=2)), observed)
+    parts = [_make_part(name, start, stop, grid, options) for name, start, stop in bounds]
+    for part in parts:
+        if not len(part.windows):
+            raise DataError(
+                f"No server has {options.min_length + horizon} steps without a long gap in every metric in the {part.name} part of "
+                f"{_format_span(data.step * (part.stop - part.start))}. A model forecasts servers that report all of its metrics: "
+                f"{_describe_missing(data)}. Take a longer history, or one with fewer gaps."
+            )
+    return FleetSplit(*parts)
+
+
+def _part_sizes(data: FleetData, options: SplitOptions) -> list[int]:
+    shares = (1 - options.validation - options.test, options.validation, options.test)
+    window, between = options.max_length + options.horizon, 2 * options.horizon
+    sizes = [int((data.ticks - between) * share) for share in shares]
+    if min(sizes) < window:
+        needed = int(np.ceil(window / min(shares))) + between + 1
+        raise DataError(
+            f"The history spans {_format_span(data.ticks * data.step)}, and it takes at least {_format_span(needed * data.step)}: each of "
+            f"three parts must hold a window of {window} steps of {data.step} s, with a gap between. Wait for more history, "
+            "or train with a shorter encoder (--encoder-length) or horizon (--horizon)."
+        )
+    return sizes
+
+
+@dataclass(frozen=True, eq=False)
+class _GridMask:
+    """`usable` `[S, T]`: whether every metric is there, or carried on; `seen` `[S, T + 1]`: ticks observed before each."""
+
+    usable: NDArray[np.bool_]
+    observed_before: NDArray[np.float64]
+
+
+def _make_part(name: str, start: int, stop: int, grid: _GridMask, options: SplitOptions) -> FleetPart:
+    """The windows of all servers inside these ticks."""
+    ticks, observed, horizon = np.arange(stop - start), grid.observed_before, options.horizon
+    last_gap = np.maximum.accumulate(np.where(grid.usable[:, start:stop], -1, ticks), axis=1)
+    runs = np.minimum(ticks - last_gap, options.max_length)[:, : max(0, stop - start - horizon)]
+    origins = np.arange(start, start + runs.shape[1])
+    after = observed[:, origins + 1]
+    before = np.take_along_axis(observed, origins + 1 - runs, axis=1)
+    valid = runs >= options.min_length
+    valid &= after - before >= (1 - MAX_MISSING) * runs
+    valid &= observed[:, origins + 1 + horizon] - after >= (1 - MAX_MISSING) * horizon
+    server, column = np.nonzero(valid)
+    windows = server * grid.usable.shape[1] + start + column
+    return FleetPart(name, start, stop, windows, runs[server, column].astype(np.int64))
+
+
+def _describe_missing(data: FleetData) -> str:
+    """Which metrics come least, for a person."""
+    share = np.isfinite(data.values).mean(axis=(0, 1))
+    worst = np.argsort(share)[:3]
+    return ", ".join(f"{data.metrics[index].name} came at {share[index]:.0%} of the ticks" for index in worst)
+
+
+def _format_span(seconds: float) -> str:
+    """A length of time for a person."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,57 @@
+"""The library's own network as an engine: what the other engines must equal.
+
+It imports torch and pytorch_forecasting, which takes seconds and hundreds of megabytes: it is for comparison, and for a
+user who wants nothing between the network that was trained and the forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from models.fleet import network
+from models.fleet.base import FleetInput, Floats, Indices
+from models.fleet.batched_engine import BatchedEngine, ChunkCallback, chunk_slices
+from models.fleet.bundle import FleetBundle
+
+
+class LibraryEngine(BatchedEngine):
+    """pytorch_forecasting's forward."""
+
+    name = "library"
+
+    def __init__(self, bundle: FleetBundle, threads: int) -> None:
+        super().__init__(bundle)
+        manifest = self.manifest
+        self._threads = threads
+        self._network = network.build_with_weights(
+            manifest.network, manifest.levels, manifest.encoder_length, bundle.weights
+        )
+
+    def run_batch(
+        self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], on_chunk: ChunkCallback
+    ) -> None:
+        profile_index, future = self.scaling.profiles(inputs), self.decoder_variables(inputs.tick)
+        with _torch_threads(self._threads), torch.inference_mode():
+            for part in chunk_slices(len(profile_index)):
+                past = self.encoder_variables(inputs.values[part], inputs.tick, groups[part])
+                ahead = np.broadcast_to(future, (len(past), *future.shape)).copy()
+                raw = network.forward(self._network, self.manifest.network, past, ahead, profile_index[part])
+                quantiles = raw.permute(0, 2, 3, 1).contiguous().numpy()
+                self.write_outputs(quantiles, inputs.values[part], groups[part], outputs[part])
+                on_chunk(part)
+                advance()
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """torch's threads are the process's: a training beside this engine would give other weights with another number."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)

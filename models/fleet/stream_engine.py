@@ -1,0 +1,153 @@
+"""The engine that keeps what it has computed of the past, and computes in the pause between two ticks what it can.
+
+With fixed scales, what the variable selection makes of a tick depends on that tick alone, so it is computed once. And all but
+the newest tick of a window is known before that one comes, so the network goes through it in advance. What is kept is held
+against the very values it was made from at every forecast: a row that came late, a corrected one, another profile or another
+server under an old name cost their own ticks and are never wrong. Not to be shared by threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.fleet.base import FleetInput, Floats, Indices
+from models.fleet.batched_engine import chunk_slices
+from models.fleet.bundle import FleetBundle
+from models.fleet.folded_engines import OnnxEngine
+from models.fleet.onnx_sessions import EncoderState
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class SelectionCache:
+    """The last forecast's windows `[S, L, M]`, and what was chosen `[S, L, hidden]` of the L ticks up to `end`.
+
+    That is `tick`, or, after a look ahead, the tick after it: what is chosen of that one is still to come.
+    """
+
+    tick: int
+    servers: tuple[str, ...]
+    groups: Indices
+    profile_index: Indices
+    values: Floats
+    selection: Floats
+    end: int
+
+
+class StreamEngine(OnnxEngine):
+    """The folded network in ONNX Runtime, the selections of past ticks kept."""
+
+    name = "stream"
+
+    def __init__(self, bundle: FleetBundle, threads: int) -> None:
+        super().__init__(bundle, threads)
+        self._cache: SelectionCache | None = None
+        self._consecutive = False  # whether the last forecast was of the tick after that of the one before
+        self._prepared_states = dict[tuple[int, int], EncoderState]()  # pieces of the next windows, by where they are
+        self._prepared_rows: Mask = np.zeros(0, dtype=bool)  # servers of which nothing but the newest tick is new
+
+    def look_ahead(self, tick: int) -> None:
+        """All but the newest tick of the next windows is known: the network is taken through it, where ticks are not
+        skipped anyway because there is no time for them. On one thread: the others have to take the forecast in.
+        """
+        super().look_ahead(tick)
+        cache, self._prepared_states = self._cache, {}
+        if cache is None or not self._consecutive or not cache.tick == cache.end == tick - 1:
+            return
+        self._cache = None  # until what was chosen has moved as a whole
+        for part in chunk_slices(len(cache.selection)):
+            past = np.ascontiguousarray(cache.selection[part, 1:])
+            cache.selection[part, :-1] = past
+            self._prepared_states[part.start, part.stop] = self.sessions.run_past(past, cache.profile_index[part])
+        self._cache = replace(cache, end=tick)
+
+    def decode(self, past: Floats, future: Floats, profile_index: Indices, part: slice) -> Floats:
+        """As `Onnx.rest`."""
+        state = self._prepared_states.pop((part.start, part.stop), None) if self._prepared_rows[part].all() else None
+        if state is None:
+            return super().decode(past, future, profile_index, part)
+        return self.sessions.decode(past[:, -1:], future, profile_index, state)
+
+    def select_past(
+        self, inputs: FleetInput, groups: Indices, profile_index: Indices, advance: Callable[[], None]
+    ) -> Floats:
+        """As `Onnx.chosen_past`."""
+        self._prepared_rows = np.zeros(len(profile_index), dtype=bool)
+        if inputs.values.shape[1] < self.manifest.encoder_length:
+            return super().select_past(inputs, groups, profile_index, advance)
+        cache, self._cache = self._cache, None  # until what is chosen is whole again
+        rows = None if cache is None else _find_rows(cache, inputs, groups, profile_index)
+        is_next = cache is not None and rows is not None and _matches_next(cache, inputs.tick, rows)
+        if cache is not None and is_next:
+            selection = cache.selection
+        else:
+            selection = np.empty((*inputs.values.shape[:2], self.manifest.network.hidden_size), dtype=np.float32)
+        current = SelectionCache(
+            inputs.tick, inputs.servers, groups, profile_index, inputs.values, selection, inputs.tick
+        )
+        stale = np.ones(selection.shape[:2], dtype=bool)
+        if cache is not None and rows is not None:
+            for part in chunk_slices(len(selection)):
+                _copy_cached(cache, current, rows, stale, part)
+        self._fill_selection(current, stale, advance)
+        if is_next:
+            self._prepared_rows = np.asarray(~stale[:, :-1].any(axis=1))
+        self._consecutive = cache is not None and inputs.tick == cache.tick + 1
+        self._cache = current
+        return selection
+
+    def _fill_selection(self, current: SelectionCache, stale: Mask, advance: Callable[[], None]) -> None:
+        """Fill in what is fresh `[S, L]`."""
+        servers, steps = np.nonzero(stale)
+        max_chunks = len(chunk_slices(len(stale)))
+        parts = self.sessions.plan_chunks(len(servers), max_chunks)
+
+        def run(part: slice) -> None:
+            server_rows, step_rows = servers[part], steps[part]
+            scaled = self.scaling.scale(current.values[server_rows, step_rows][:, None], current.groups[server_rows])[
+                :, 0
+            ]
+            calendar_values = self.calendar_variables(current.tick - current.values.shape[1] + 1 + step_rows)
+            variables = np.concatenate([calendar_values, scaled], axis=-1)
+            current.selection[server_rows, step_rows] = self.sessions.select(
+                variables, current.profile_index[server_rows]
+            )
+
+        for _ in self.sessions.run_chunks(run, parts):
+            advance()
+        for _ in range(max_chunks - len(parts)):
+            advance()
+
+
+def _matches_next(cache: SelectionCache, tick: int, rows: Indices) -> bool:
+    """Whether the windows up to `tick`, of which `rows` are kept, are those that were looked ahead to."""
+    return cache.tick + 1 == cache.end == tick and np.array_equal(rows, np.arange(len(cache.servers)))
+
+
+def _find_rows(cache: SelectionCache, inputs: FleetInput, groups: Indices, profile_index: Indices) -> Indices | None:
+    """Where each server is in what is kept, -1 where it is not or is another; None when nothing kept is of use."""
+    if not 0 <= inputs.tick - cache.tick < inputs.values.shape[1]:
+        return None
+    row_by_server = {server: row for row, server in enumerate(cache.servers)}
+    rows = np.array([row_by_server.get(server, -1) for server in inputs.servers], dtype=np.int64)
+    return np.where((cache.groups[rows] == groups) & (cache.profile_index[rows] == profile_index), rows, -1)
+
+
+def _copy_cached(cache: SelectionCache, current: SelectionCache, rows: Indices, stale: Mask, part: slice) -> None:
+    """Put what is kept of some servers into its place, and strike it from `fresh` `[S, L]`."""
+    in_place, source_rows = current.selection is cache.selection, rows[part]
+    shift = current.tick - cache.end
+    start, stop = max(0, -shift), stale.shape[1] - (current.tick - cache.tick)
+    before = cache.values[part if in_place else source_rows, start + current.tick - cache.tick :]
+    after = current.values[part, start:stop]
+    if np.array_equal(before, after) and (source_rows >= 0).all():
+        stale[part, start:stop] = False
+    else:
+        stale[part, start:stop] = ~((before == after).all(axis=-1) & (source_rows >= 0)[:, None])
+    if not in_place:
+        current.selection[part, start:stop] = cache.selection[source_rows, start + shift : stop + shift]

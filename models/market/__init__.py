@@ -1,0 +1,1 @@
+"""Market models: manifest, bundle, data set, engine, training."""

@@ -1,0 +1,175 @@
+"""How a bundle is run: from what a model sees to quantiles of the log-return.
+
+An engine holds a network with its weights folded and nothing else. It sets nothing global, reads no file and no clock,
+and may be shared by threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.base import FloatArray, Forecast, ModelInput
+from models.bundle.canary import check_canary
+from models.errors import BundleError, DataError
+from models.market.bundle import MarketBundle
+from models.market.manifest import MarketManifest
+from models.tft.forward import PROGRESS_STEPS, Tft
+
+TOLERANCE = 1e-4  # of the quantile range: how far an engine may be from the network it was made of
+MIN_SCALE = 1e-6  # of the target; below it the price stands still and nothing can be standardised by it
+ProgressCallback = Callable[[int, int], None]  # steps done, steps in all
+_CHUNK_SIZE = 16  # series at a time: the attention of more does not fit a processor's cache
+
+
+class MarketEngine:
+    """Runs one bundle."""
+
+    def __init__(self, bundle: MarketBundle) -> None:
+        self.manifest = bundle.manifest
+        self.bundle_sha256 = bundle.sha256
+        self._scaling = MarketScaling(bundle.manifest)
+        self._network = Tft(bundle.manifest.network, bundle.weights, bundle.manifest.horizon)
+
+    def predict(self, inputs: ModelInput, progress: ProgressCallback = lambda done, total: None) -> Forecast:
+        """The forecast of one series. `progress` hears of every step of the work that is done.
+
+        Raises:
+            DataError: the input has another shape or step than the bundle, is not finite, or does not move at all.
+            BundleError: (check "finite") the network gave a number that is not finite.
+        """
+        return self.predict_batch([inputs], progress)[0]
+
+    def predict_batch(
+        self, inputs: Sequence[ModelInput], progress: ProgressCallback = lambda done, total: None
+    ) -> list[Forecast]:
+        """The forecasts of several series, each as `predict` gives it up to rounding."""
+        starts = range(0, len(inputs), _CHUNK_SIZE)
+        steps = count(1)
+
+        def advance() -> None:
+            progress(next(steps), PROGRESS_STEPS * len(starts))
+
+        return [forecast for start in starts for forecast in self._chunk(inputs[start : start + _CHUNK_SIZE], advance)]
+
+    def _chunk(self, inputs: Sequence[ModelInput], advance: Callable[[], None]) -> list[Forecast]:
+        past, future, scales = zip(*(self._scaling.apply(item) for item in inputs), strict=True)
+        outputs = self._network(np.stack(past), np.stack(future), advance).astype(np.float64)
+        if not np.isfinite(outputs).all():
+            raise BundleError(
+                "The model gave a number that is not finite. Check its input, or use another model.", check="finite"
+            )
+        return [
+            self._forecast(item, to_quantiles(output, scale))
+            for item, output, scale in zip(inputs, outputs, scales, strict=True)
+        ]
+
+    def _forecast(self, inputs: ModelInput, quantiles: FloatArray) -> Forecast:
+        return Forecast(
+            end=inputs.end,
+            step=inputs.step,
+            levels=self.manifest.levels,
+            quantiles=quantiles,
+            value=float(quantiles[-1, self.manifest.levels.index(0.5)]),
+            input_sha256=inputs.sha256(),
+            bundle_sha256=self.bundle_sha256,
+        )
+
+
+class MarketScaling:
+    """From a `ModelInput` to the network's variables: the part of the library's data set that a prediction needs."""
+
+    def __init__(self, manifest: MarketManifest) -> None:
+        self._manifest = manifest
+        scalers = manifest.scalers
+        self._past = np.array([[scalers[n].center, scalers[n].scale] for n in manifest.past]).reshape(-1, 2).T
+        self._known = np.array([[scalers[n].center, scalers[n].scale] for n in manifest.known]).reshape(-1, 2).T
+        length, horizon = manifest.encoder_length, manifest.horizon
+        self._relative_time = np.arange(-length, horizon, dtype=np.float64)[:, None] / length
+
+    def apply(self, inputs: ModelInput) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+        """Encoder variables `[L, ...]`, decoder variables `[H, ...]` and the scale of the target.
+
+        Raises:
+            DataError: the input does not fit.
+        """
+        self._check(inputs)
+        length = self._manifest.encoder_length
+        scale = float(target_scale(inputs.target, self._manifest.horizon))
+        if scale < MIN_SCALE:
+            raise DataError(
+                f"The price does not move over all {length} steps of the encoder: there is nothing to forecast from. "
+                "Check the source."
+            )
+        target = (inputs.target - inputs.target[-1]) / scale
+        known = np.concatenate([(inputs.known - self._known[0]) / self._known[1], self._relative_time], axis=1)
+        past = (inputs.past - self._past[0]) / self._past[1]
+        encoder = np.concatenate([known[:length], past, target[:, None]], axis=1)
+        return encoder.astype(np.float32), known[length:].astype(np.float32), scale
+
+    def _check(self, inputs: ModelInput) -> None:
+        manifest = self._manifest
+        length, horizon = manifest.encoder_length, manifest.horizon
+        if inputs.step != manifest.step:
+            raise DataError(
+                f"The candles are {inputs.step} s apart; the model was trained on steps of {manifest.step} s. "
+                "Choose another source, or train a model on this one."
+            )
+        for name, array, shape in (
+            ("target", inputs.target, (length,)),
+            ("past", inputs.past, (length, len(manifest.past))),
+            ("known", inputs.known, (length + horizon, len(manifest.known))),
+        ):
+            if array.shape != shape:
+                raise DataError(
+                    f"The model's input {name!r} must have shape {shape}, not {array.shape}. "
+                    "Give it the features and the lengths of its manifest."
+                )
+            if not np.isfinite(array).all():
+                raise DataError(f"The model's input {name!r} holds a number that is not finite. Check the source.")
+
+
+def target_scale(target: FloatArray, horizon: int) -> FloatArray:
+    """How far the logarithm of the price moves in `horizon` steps if it walks at random as it did in `target` `[..., L]`.
+
+    The standard deviation of its one-step differences, times the root of the horizon: `[...]`.
+    """
+    return np.asarray(np.diff(target, axis=-1).std(axis=-1) * np.sqrt(horizon))
+
+
+def to_quantiles(outputs: FloatArray, scale: float) -> FloatArray:
+    """Network outputs `[H, Q]` as quantiles of the log-return from the origin, not decreasing along Q.
+
+    Crossed quantiles are rearranged by sorting, which never moves them further from the true ones (Chernozhukov,
+    Fernandez-Val and Galichon 2010, https://doi.org/10.3982/ECTA7880).
+    """
+    return np.sort(outputs * scale, axis=-1)
+
+
+def load_market_engine(bundle: MarketBundle) -> MarketEngine:
+    """The engine that runs `bundle`."""
+    return MarketEngine(bundle)
+
+
+def relative_difference(actual: FloatArray, expected: FloatArray) -> float:
+    """The largest difference between quantiles `[H, Q]`, relative to the widest quantile range of `wanted`."""
+    width = float((expected[:, -1] - expected[:, 0]).max())
+    return float(np.abs(actual - expected).max()) / (width or 1.0)
+
+
+def verify_market_canary(
+    bundle: MarketBundle, engine: MarketEngine, progress: ProgressCallback = lambda done, total: None
+) -> float:
+    """Run the bundle's canary; return its relative difference from what the trained network gave.
+
+    Raises:
+        BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
+    """
+
+    def difference() -> float:
+        return relative_difference(engine.predict(bundle.canary.inputs, progress).quantiles, bundle.canary.quantiles)
+
+    return check_canary(bundle.path, difference, TOLERANCE)

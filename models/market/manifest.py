@@ -1,0 +1,204 @@
+"""The manifest of a bundle: everything about a model that is not a number of its network, as strict JSON.
+
+Reading it needs the standard library only and opens no other file. A field that is missing, unknown, of the wrong type
+or out of its bounds is refused by name: a manifest is either fully understood or not used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.bundle.fields import StrictFields, check_name, parse_object, refuse
+from models.bundle.records import (
+    MAX_LEVELS,
+    FileRecord,
+    TrainingRecord,
+    files_json,
+    read_files,
+    read_levels,
+    read_training,
+    training_json,
+)
+
+SCHEMA = 1
+KIND = "temporal-fusion-transformer"
+FLEET_KIND = "temporal-fusion-transformer-fleet"
+TARGET = "log_close"
+RELATIVE_TIME = "relative_time_idx"  # the library's name of the position in the window, divided by the encoder length
+NORMALIZER = "last-value"
+MAX_STEP_SECONDS = 366 * 86400
+FLEET_FIELDS = ("targets", "profiles", "embedding_size")  # of a network; here they have their defaults
+MAX_SIZES = {  # the largest sizes that a manifest may name
+    "encoder_length": 100_000, "horizon": 100_000, "hidden_size": 4096, "hidden_continuous_size": 4096,
+    "attention_heads": 256, "lstm_layers": 16, "levels": MAX_LEVELS,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """A feature enters the network as `(value - center) / scale`; fitted on the training part only."""
+
+    center: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class TftConfig:
+    """The sizes of a Temporal Fusion Transformer and its variables, in the order the network reads them.
+
+    `outputs`: of each target. `profiles`, `embedding_size`: the static profile's values and the numbers each is told by; 0
+    for a network without one.
+    """
+
+    hidden_size: int
+    hidden_continuous_size: int
+    attention_heads: int
+    lstm_layers: int
+    encoder_reals: tuple[str, ...]
+    decoder_reals: tuple[str, ...]
+    outputs: int
+    targets: int = 1
+    profiles: int = 0
+    embedding_size: int = 0
+
+
+@dataclass(frozen=True)
+class MarketManifest:
+    """A bundle's description. `step` in seconds; `levels` increasing, 0.5 among them; `sha256` of its own bytes."""
+
+    name: str
+    past: tuple[str, ...]
+    known: tuple[str, ...]
+    scalers: Mapping[str, Scaler]
+    step: int
+    encoder_length: int
+    horizon: int
+    levels: tuple[float, ...]
+    network: TftConfig
+    training: TrainingRecord
+    versions: Mapping[str, str]
+    metrics: Mapping[str, object]
+    files: Mapping[str, FileRecord]
+    sha256: str = ""
+
+
+def network_reals(past: tuple[str, ...], known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The variables of the network's encoder and decoder, in the order pytorch_forecasting gives them."""
+    decoder = (*known, RELATIVE_TIME)
+    return (*decoder, *past, TARGET), decoder
+
+
+def to_json(manifest: MarketManifest) -> bytes:
+    """The manifest as the bytes of `manifest.json`. `sha256` is not part of them, it is their hash."""
+    document = {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "name": manifest.name,
+        "features": {"past": manifest.past, "known": manifest.known},
+        "scalers": {name: {"center": s.center, "scale": s.scale} for name, s in manifest.scalers.items()},
+        "encoders": {},
+        "target": {
+            "name": TARGET,
+            "description": "natural logarithm of the closing price; the forecast is the log-return from the last close",
+            "normalizer": NORMALIZER,
+        },
+        "step": manifest.step,
+        "encoder_length": manifest.encoder_length,
+        "horizon": manifest.horizon,
+        "levels": manifest.levels,
+        "network": {name: value for name, value in vars(manifest.network).items() if name not in FLEET_FIELDS},
+        "training": training_json(manifest.training),
+        "versions": dict(manifest.versions),
+        "metrics": manifest.metrics,
+        "files": files_json(manifest.files),
+    }
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+
+
+def parse(content: bytes, sha256: str) -> MarketManifest:
+    """The manifest of the bytes of a `manifest.json`.
+
+    Raises:
+        BundleError: (check "schema") not JSON, or a field that is not as it must be; the message names it.
+    """
+    root = parse_object(content)
+    if (schema := root.take("schema", int)) != SCHEMA:
+        refuse(f"has schema {schema}; this version reads schema {SCHEMA}", "Use the version that wrote it.")
+    if (kind := root.take("kind", str)) == FLEET_KIND:
+        refuse(
+            "is of a model of a fleet of servers",
+            "Run it with `forecastd fleet serve --model`, or choose another model.",
+        )
+    if kind != KIND:
+        refuse(f"is of kind {kind!r}; this version runs {KIND!r} only", "Use the version that wrote it.")
+    features = root.child("features")
+    past, known = features.names("past"), features.names("known")
+    features.expect_empty()
+    names = (*past, *known)
+    if len(set(names) | {TARGET, RELATIVE_TIME}) != len(names) + 2:
+        refuse("names a feature twice, or one like the target")
+    _check_target(root.child("target"))
+    root.child("encoders").expect_empty()
+    levels = read_levels(root)
+    manifest = MarketManifest(
+        name=check_name(root.take("name", str), "name"),
+        past=past,
+        known=known,
+        scalers=_scalers(root.child("scalers"), names),
+        step=root.integer("step", 1, MAX_STEP_SECONDS),
+        encoder_length=root.integer("encoder_length", 2, MAX_SIZES["encoder_length"]),
+        horizon=root.integer("horizon", 1, MAX_SIZES["horizon"]),
+        levels=levels,
+        network=_network(root.child("network"), past, known, len(levels)),
+        training=read_training(root.child("training")),
+        versions=root.child("versions").strings(),
+        metrics=root.mapping("metrics"),
+        files=read_files(root.child("files")),
+        sha256=sha256,
+    )
+    root.expect_empty()
+    return manifest
+
+
+def _check_target(target: StrictFields) -> None:
+    target.take("description", str)
+    if target.take("name", str) != TARGET or target.take("normalizer", str) != NORMALIZER:
+        refuse(f"has another target than {TARGET} with the {NORMALIZER} normalizer")
+    target.expect_empty()
+
+
+def _scalers(scalers: StrictFields, features: tuple[str, ...]) -> Mapping[str, Scaler]:
+    result = {}
+    for name in features:
+        scaler = scalers.child(name)
+        result[name] = Scaler(center=scaler.number("center"), scale=scaler.number("scale"))
+        scaler.expect_empty()
+        if result[name].scale <= 0:
+            refuse(f"must have a scale above 0 at scalers.{name}")
+    scalers.expect_empty()
+    return result
+
+
+def read_network_sizes(network: StrictFields) -> TftConfig:
+    """The sizes and variables that every network has."""
+    return TftConfig(
+        hidden_size=network.integer("hidden_size", 1, MAX_SIZES["hidden_size"]),
+        hidden_continuous_size=network.integer("hidden_continuous_size", 1, MAX_SIZES["hidden_continuous_size"]),
+        attention_heads=network.integer("attention_heads", 1, MAX_SIZES["attention_heads"]),
+        lstm_layers=network.integer("lstm_layers", 1, MAX_SIZES["lstm_layers"]),
+        encoder_reals=network.names("encoder_reals"),
+        decoder_reals=network.names("decoder_reals"),
+        outputs=network.integer("outputs", 1, MAX_SIZES["levels"]),
+    )
+
+
+def _network(network: StrictFields, past: tuple[str, ...], known: tuple[str, ...], outputs: int) -> TftConfig:
+    sizes = read_network_sizes(network)
+    network.expect_empty()
+    if (sizes.encoder_reals, sizes.decoder_reals) != network_reals(past, known) or sizes.outputs != outputs:
+        refuse("has a network whose variables or outputs differ from its features and levels")
+    if sizes.attention_heads > sizes.hidden_size:
+        refuse("has more attention heads than hidden units")
+    return sizes

@@ -1,0 +1,1 @@
+"""What every training needs: configuration, state, Lightning, progress."""
