@@ -1,7 +1,7 @@
 """The scales of a fleet's bundle: pytorch_forecasting's GroupNormalizer, fitted on the training part and on nothing else.
 
 Only training imports this module. A group's row is found by its name, never by a position: see the trap of shifted codes in
-`tests/integration/test_fleet_groups.py`.
+`tests/integration/models/fleet/test_scales.py`.
 """
 
 from __future__ import annotations

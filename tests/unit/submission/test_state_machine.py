@@ -29,7 +29,7 @@ from forecastd.submission.state_machine import (
     transition,
 )
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "outbox.json").read_text())
+VECTORS = json.loads((Path(__file__).parent / "vectors" / "state_machine.json").read_text())
 
 
 def row_from(fields: dict[str, Any]) -> LedgerRow:
