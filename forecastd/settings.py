@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     fleet_history_hours: float = Field(default=48.0, gt=0, le=8784)
     fleet_history_mb: int = Field(default=2048, ge=16)
     fleet_thresholds: Path | None = None
-    fleet_scrape_targets: Annotated[tuple[str, ...], NoDecode] = ()
+    fleet_scrape: Annotated[tuple[str, ...], NoDecode] = ()
 
     @field_validator("rpc_endpoints", "event_endpoints", "fleet_cors_origins", "fleet_scrape", mode="before")
     @classmethod

@@ -60,7 +60,7 @@ class Fleet:
         self.started_at, self.started_monotonic = clock.now(), clock.monotonic()
         self._on_fatal = on_fatal
         thresholds = load_thresholds(settings.fleet_thresholds)
-        self.scraper = Scraper(parse_targets(settings.fleet_scrape_targets), self.step, clock)
+        self.scraper = Scraper(parse_targets(settings.fleet_scrape), self.step, clock)
         self._alerts = _create_alerts(settings, clock, synthetic=synthetic)
         self._evaluator = TickEvaluator(
             thresholds, settings.fleet_state_path / "alertbook.json", self.step, self._alerts
