@@ -1,4 +1,4 @@
-"""Tells a person that an epoch was missed, or that something needs them: by a webhook or a command of the user's."""
+"""Alerts to the operator (a missed epoch, a condition that needs a person) by a webhook or a command of theirs."""
 
 from forecastd.alerts.dispatcher import AlertDispatcher
 from forecastd.alerts.rules import AlertMessage

@@ -1,7 +1,7 @@
-"""Where a message goes: an address that takes a JSON object, or a command that gets it on its standard input.
+"""The channels of an alert: a webhook that gets a JSON object, or a command that gets it on its standard input.
 
-The one thing to know before changing it: both belong to somebody else and may hang, drip or never end, so each has one
-limit on its whole time. The webhook's address is a secret, for who knows it may write there: it is in no message and no log.
+Invariant: both belong to somebody else and may hang or answer without end, so each has one limit on its total time. The
+webhook's URL is a secret, because whoever knows it can post there: no message and no log line contains it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from urllib.parse import urlsplit
 
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import hide
-from forecastd.runtime.http import is_loopback, run_with_timeout
+from forecastd.runtime.http import is_loopback, request_thread_name, run_with_timeout
 
 WEBHOOK_SECONDS = 10.0
 COMMAND_SECONDS = 30.0
-MAX_RESPONSE_BYTES = 65_536  # of a webhook's answer; nothing in it is used
+MAX_RESPONSE_BYTES = 65_536  # of a webhook's response; its content is ignored
 SOCKET_TIMEOUT_SECONDS = 5.0  # seconds for one socket operation
-MIN_SECRET_CHARACTERS = 16  # characters: a shorter path is a word, and would be blotted out of ordinary sentences
+MIN_SECRET_CHARACTERS = 16  # a shorter URL path may be an ordinary word, which would be redacted everywhere
 COMMAND_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_WEBHOOK_THREAD = "asking the webhook"
+_WEBHOOK_NAME = "the webhook"
 log = logging.getLogger(__name__)
 
 
 class AlertChannel(Protocol):
-    """Takes a message's bytes, within a limited time.
+    """Delivers a message's bytes within a limited time.
 
-    `send` raises RetryLater when another attempt may help, NeedsHuman when none will. `stop` ends what is under way.
+    `send` raises RetryLater when another attempt may help, NeedsHuman when none will. `stop` aborts a running delivery.
     """
 
     name: str
@@ -47,13 +47,13 @@ class AlertChannel(Protocol):
 
 
 class WebhookChannel:
-    """POSTs to an address. Redirects are not followed: they would carry the message to another host."""
+    """POSTs to a URL. Redirects are not followed, because they would carry the message to another host."""
 
     name = "webhook"
 
     def __init__(self, url: str, *, timeout: float = WEBHOOK_SECONDS) -> None:
-        """Raises NeedsHuman when `url` is no HTTP address."""
-        message = "ALERT_WEBHOOK is no address: it must be https://HOST/... or http://HOST/..."
+        """Raises NeedsHuman when `url` is not an HTTP URL."""
+        message = "ALERT_WEBHOOK is not a URL: it must be https://HOST/... or http://HOST/..."
         try:
             parts = urlsplit(url)
             if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
@@ -68,19 +68,19 @@ class WebhookChannel:
 
     def send(self, body: bytes) -> None:
         receiver = "The webhook of ALERT_WEBHOOK"
-        result = run_with_timeout(self._timeout, "the webhook", lambda is_abandoned: self._post(body, is_abandoned))
+        result = run_with_timeout(self._timeout, _WEBHOOK_NAME, lambda is_abandoned: self._post(body, is_abandoned))
         if isinstance(result, ForecastdError):
             raise result
         if 200 <= result < 300:
             return
         if 300 <= result < 400:
             raise NeedsHuman(
-                f"{receiver} answers with a redirect ({result}), which is not followed. Set its final address."
+                f"{receiver} answers with a redirect ({result}), which is not followed. Set ALERT_WEBHOOK to the final URL."
             )
         if result in {408, 425, 429} or result >= 500:
             raise RetryLater(f"{receiver} answered with {result}.")
         raise NeedsHuman(
-            f"{receiver} refused the message with {result}. Check the address with whoever gave it to you."
+            f"{receiver} refused the message with {result}. Check the URL with its provider."
         )
 
     def _post(self, body: bytes, is_abandoned: Callable[[], bool]) -> int | ForecastdError:
@@ -94,7 +94,7 @@ class WebhookChannel:
                     self._url,
                     data=body,
                     headers={"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"},
-                    auth=lambda request: request,  # or requests would add what a .netrc has for this host
+                    auth=lambda request: request,  # else requests would add this host's credentials from .netrc
                     timeout=SOCKET_TIMEOUT_SECONDS,
                     stream=True,
                     allow_redirects=False,
@@ -105,28 +105,30 @@ class WebhookChannel:
                         size += len(chunk)
                     return response.status_code
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            # Only the kind: the text of these errors bears the address.
-            return RetryLater(f"The webhook of ALERT_WEBHOOK cannot be reached or broke off ({type(error).__name__}).")
+            # Only the type: the text of these errors contains the URL.
+            return RetryLater(
+                f"The webhook of ALERT_WEBHOOK is unreachable or closed the connection ({type(error).__name__})."
+            )
 
     def stop(self) -> None:
-        """Nothing to do: its thread ends with the process."""
+        """Do nothing: the thread ends with the process."""
 
 
 class CommandChannel:
-    """Runs a command without a shell, in a session of its own, with a short environment that holds no secret."""
+    """Runs a command without a shell, in its own session, with a short environment that contains no secret."""
 
     name = "command"
 
     def __init__(self, command: str, *, timeout: float = COMMAND_SECONDS) -> None:
-        """`line` as a shell would split it. Raises NeedsHuman when it cannot be split."""
+        """`command` is split like a shell does. Raises NeedsHuman when it cannot be split."""
         try:
             self._arguments = shlex.split(command)
         except ValueError as error:
-            raise NeedsHuman(f"ALERT_COMMAND cannot be read: {error}. Look at its quotes.") from None
+            raise NeedsHuman(f"Cannot parse ALERT_COMMAND: {error}. Check its quotes.") from None
         if not self._arguments:
-            raise NeedsHuman("ALERT_COMMAND is empty. Leave it out, or name a program.")
+            raise NeedsHuman("ALERT_COMMAND is empty. Remove it, or name a program.")
         if shutil.which(self._arguments[0], path=COMMAND_PATH) is None:
-            log.warning("ALERT_COMMAND names %s, which cannot be run here: it would tell nobody.", self._arguments[0])
+            log.warning("ALERT_COMMAND names %s, which cannot be run here: no alert would be sent.", self._arguments[0])
         self._timeout = timeout
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -138,20 +140,20 @@ class CommandChannel:
             process.communicate(body, self._timeout)
         except subprocess.TimeoutExpired:
             raise RetryLater(
-                f"The command of ALERT_COMMAND was ended after {self._timeout:g} s: it has to be done by then."
+                f"The command of ALERT_COMMAND was killed after {self._timeout:g} s, its time limit."
             ) from None
         finally:
             self._terminate(process)
         if process.returncode:
             raise RetryLater(
-                f"The command of ALERT_COMMAND failed with exit code {process.returncode}. Run it by hand with a line of "
+                f"The command of ALERT_COMMAND failed with exit code {process.returncode}. Run it manually with a line of "
                 "JSON on its standard input; its environment has PATH, HOME, USER and LANG only."
             )
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._lock:
             if self._stopped:
-                raise RetryLater("The daemon is ending.")
+                raise RetryLater("The daemon is shutting down.")
             try:
                 self._process = subprocess.Popen(
                     self._arguments,
@@ -165,12 +167,12 @@ class CommandChannel:
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise NeedsHuman(
-                    f"The command of ALERT_COMMAND cannot be run: {reason}. Give the program's whole path."
+                    f"The command of ALERT_COMMAND cannot be run: {reason}. Use the program's full path."
                 ) from None
             return self._process
 
     def _terminate(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill all of its group, unless it has ended by itself: then what it left running is its own affair."""
+        """Kill the process group, unless the command has exited: processes that it left behind are left alone."""
         with self._lock:
             if process.poll() is None:
                 _kill_group(process)
@@ -188,20 +190,20 @@ class CommandChannel:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Its group has its own number, for it leads one; and it was not waited for, so the number is still its."""
+    """Kill the process's group. The process leads its group and was not reaped, so its pid is the group's id."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def command_environment() -> Mapping[str, str]:
-    """All that a command finds in its environment."""
+    """The complete environment of a command."""
     variables = {"PATH": COMMAND_PATH, "LANG": "C.UTF-8"}
-    with contextlib.suppress(KeyError):  # a user without an entry, as systemd's DynamicUser may be in a container
+    with contextlib.suppress(KeyError):  # no passwd entry, as for systemd's DynamicUser in a container
         user = pwd.getpwuid(os.getuid())
         variables |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
     return variables
 
 
 def _is_address_free(record: logging.LogRecord) -> bool:
-    """Whether a library's log record may pass: one from a webhook's thread would bear the address."""
-    return record.threadName != _WEBHOOK_THREAD
+    """A log filter: whether the record cannot contain the webhook's URL, as those of its thread do."""
+    return record.threadName != request_thread_name(_WEBHOOK_NAME)

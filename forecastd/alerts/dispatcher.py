@@ -1,7 +1,7 @@
-"""Decides at once what a person is told, and tells it in a thread of its own, so that a slow receiver delays no cycle.
+"""Decides which alerts to send and delivers them in its own thread, so that a slow receiver delays no cycle.
 
-The one thing to know before changing it: what was told is kept in STATE_DIR/alerts.json, so that a restart does not tell it
-again. A message is saved as not yet told until it was delivered: after a crash it is rather told twice than never.
+Invariant: what was sent is recorded in STATE_DIR/alerts.json, so a restart does not send it again. A message counts as not
+sent until it was delivered: after a crash it may be sent twice, but it is never lost.
 """
 
 from __future__ import annotations
@@ -30,17 +30,24 @@ from forecastd.runtime.text_file import read_text_file
 log = logging.getLogger(__name__)
 
 ALERTS_FILE_NAME = "alerts.json"
-RETRY_PAUSES = (1.0, 5.0, 25.0)  # seconds before the second, third and fourth attempt
-MAX_QUEUED_MESSAGES = 100  # messages that wait for delivery; what comes then is held back
+RETRY_PAUSES = (1.0, 5.0, 25.0)  # seconds before the second, third and fourth attempt of a channel
+MAX_QUEUED_MESSAGES = 100  # messages that wait for delivery; later ones are suppressed
 MAX_TEXT_CHARACTERS = 2000  # characters of a text
-CLOSE_SECONDS = 3.0  # for what is waiting, when the daemon ends
-MAX_WAIT_SECONDS = 60.0  # seconds of sleep: the wall clock, which says what is due, may jump meanwhile
+CLOSE_SECONDS = 3.0  # to deliver queued messages, when the daemon exits
+MAX_WAIT_SECONDS = 60.0  # of one sleep: the wall clock, which decides what is due, may jump meanwhile
+_FIELDS_SINCE_1 = {
+    "raised": "firing",
+    "told": "notified",
+    "at": "last_sent_at",
+    "untold": "suppressed",
+    "about": "labels",
+}  # fields of a condition that were renamed after version 1 of the state file
 
 
 class AlertDispatcher:
-    """Tells a person by webhook, by command, or by both; by the log alone where neither is set.
+    """Sends alerts by webhook, by command, or by both; only to the log when neither is set.
 
-    Use as a context manager. Every method returns at once and may be called from any thread.
+    Use it as a context manager. Every method returns immediately and is thread-safe.
     """
 
     def __init__(
@@ -54,10 +61,10 @@ class AlertDispatcher:
         network: str = "",
         pauses: Sequence[float] = RETRY_PAUSES,
     ) -> None:
-        """`interval`: seconds between two alarms of one kind and key. `pauses`: seconds before each further attempt.
+        """`interval`: seconds between two alerts of one kind and key. `pauses`: seconds before each further attempt.
 
         Raises:
-            NeedsHuman: the webhook is no address, or the command cannot be read.
+            NeedsHuman: the webhook is not an HTTP URL, or the command cannot be parsed.
         """
         channels: list[AlertChannel] = [] if webhook is None else [WebhookChannel(webhook)]
         channels += [] if command is None else [CommandChannel(command)]
@@ -79,25 +86,25 @@ class AlertDispatcher:
         self.close()
 
     def epoch_missed(self, topic_id: int, nonce: int, reason: str, *, wallet: str = "") -> None:
-        """An epoch was missed. The same one is an alarm once, however often it is told and after any restart."""
+        """An epoch was missed. Each epoch fires one alert, however often it is reported and across restarts."""
         text = f"Topic {topic_id} missed epoch {nonce}: {reason}"
         self._fire(_missed_condition(topic_id, wallet), text, topic_id=topic_id, nonce=nonce, wallet=wallet)
 
     def epoch_served(self, topic_id: int, nonce: int, *, wallet: str = "") -> None:
-        """An epoch was submitted: the end of an alarm for an earlier one."""
+        """An epoch was submitted. Resolves the alert of an earlier missed epoch."""
         text = f"Topic {topic_id} is served again: epoch {nonce} was submitted."
         self._resolve(_missed_condition(topic_id, wallet), text, topic_id=topic_id, nonce=nonce, wallet=wallet)
 
     def fire(self, kind: str, key: str, text: str) -> None:
-        """A condition that a person should know of is so: `kind` says what (`needs_human`), `key` of what (`topic 67`)."""
+        """A condition holds that a person should know. `kind` is the condition (`needs_human`), `key` its object (`topic 67`)."""
         self._fire((kind, key), text)
 
     def resolve(self, kind: str, key: str, text: str) -> None:
-        """It is over. Told once if it had been told; to call it when nothing was wrong costs nothing."""
+        """The condition has ended. Sends one message if the alert was sent; does nothing when the condition did not hold."""
         self._resolve((kind, key), text)
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Deliver what is waiting, for at most `seconds`. The rest is told by the next daemon."""
+        """Deliver the queued messages, for at most `seconds`. The next daemon sends the rest."""
         with self._condition:
             self._closing = True
             self._condition.notify_all()
@@ -121,11 +128,11 @@ class AlertDispatcher:
             self._enqueue(alert_state, [message] if message else [])
 
     def _enqueue(self, alert_state: AlertState, messages: Sequence[AlertMessage]) -> None:
-        """Under the lock: what there is to tell now."""
+        """Queue the messages to send now. Call it with the lock held."""
         self._changed = self._changed or alert_state is not self._alert_state
         self._alert_state = alert_state
         for message in messages:
-            level = logging.WARNING if message.event == "alarm" else logging.INFO
+            level = logging.WARNING if message.event == "firing" else logging.INFO
             log.log(level, "%s: %s", message.event, _message_text(message), extra={"action": "alert"})
             if len(self._queue) < MAX_QUEUED_MESSAGES:
                 self._queue.append(message)
@@ -134,7 +141,7 @@ class AlertDispatcher:
         self._condition.notify_all()
 
     def _run(self) -> None:
-        """The thread: deliver, save, wait."""
+        """The delivery thread: deliver, save, wait."""
         while True:
             with self._condition:
                 self._enqueue(*self._alert_state.take_due_messages(self._clock.now()))
@@ -154,7 +161,7 @@ class AlertDispatcher:
                     return
 
     def _finish_delivery(self, message: AlertMessage, *, delivered: bool) -> None:
-        """Take a message off the queue; one that was not delivered is left to a later one, or to a later time."""
+        """Take a message off the queue. An undelivered one is merged into a later message, or sent again later."""
         with self._condition:
             self._queue.popleft()
             self._changed = True
@@ -169,7 +176,7 @@ class AlertDispatcher:
             )
 
     def _deliver(self, message: AlertMessage) -> bool:
-        """Whether a person got it, by any way there is. Every way is tried as often as the pauses say."""
+        """Whether any channel delivered the message. Each channel gets one attempt more than there are pauses."""
         body = json.dumps(self.to_document(message)).encode() + b"\n"
         remaining, delivered = list(self._channels), not self._channels
         for pause in (0.0, *self._pauses):
@@ -190,22 +197,22 @@ class AlertDispatcher:
         return delivered
 
     def to_document(self, message: AlertMessage) -> dict[str, object]:
-        """A message as the JSON object that is sent; docs/monitoring.md has an example."""
+        """The JSON object that is sent for a message; docs/monitoring.md has an example."""
         return {
             "version": VERSION,
             "event": message.event,
             "kind": message.kind,
             "key": message.key,
             "text": _message_text(message),
-            "at": to_iso(message.sent_at),
+            "sent_at": to_iso(message.sent_at),
             "since": to_iso(message.since),
-            "held_back": message.suppressed,
+            "suppressed": message.suppressed,
             **self._common_fields,
             **message.labels,
         }
 
     def _save(self) -> None:
-        """Keep what was told. That it cannot be written is told once."""
+        """Write the state file. A failure is logged once, until a write succeeds."""
         with self._condition:
             alert_state = self._alert_state.without_messages(self._queue)
         document = {
@@ -216,14 +223,16 @@ class AlertDispatcher:
             write_atomic(self._path, json.dumps(document).encode())
         except NeedsHuman as error:
             if not self._save_failed:
-                log.warning("A restart would tell alarms again: %s", error, extra={"action": "alert"})
+                log.warning(
+                    "Cannot save sent alerts; a restart would send them again: %s", error, extra={"action": "alert"}
+                )
             self._save_failed = True
         else:
             self._save_failed = False
 
 
 def _sanitize(text: str) -> str:
-    """A text as any receiver can take it: without secrets, in proper characters, and not endless."""
+    """`text` without secrets, as valid UTF-8, of at most MAX_TEXT_CHARACTERS characters."""
     return redacted(text).encode("utf-8", "replace").decode()[:MAX_TEXT_CHARACTERS]
 
 
@@ -232,28 +241,34 @@ def _missed_condition(topic_id: int, wallet: str) -> tuple[str, str]:
 
 
 def _message_text(message: AlertMessage) -> str:
-    """The text, with how much it stands for."""
+    """The text, with the number of suppressed alerts that the message stands for."""
     number = message.suppressed
     if not number:
         return message.text
-    alarms = "1 alarm was" if number == 1 else f"{number} alarms were"
-    return f"{message.text.rstrip('.')}. ({alarms} held back since the last message.)"
+    alerts = "1 alert was" if number == 1 else f"{number} alerts were"
+    return f"{message.text.rstrip('.')}. ({alerts} suppressed since the last message.)"
 
 
 def _load(path: Path) -> dict[tuple[str, str], AlertCondition]:
-    """What an earlier daemon told; nothing where there is no such file, or none that makes sense."""
+    """The conditions that an earlier daemon saved; empty when there is no file, or when it is invalid."""
     try:
         document = json.loads(read_text_file(path, "The file", "Delete it."))
-        stored_conditions = document["conditions"] if document["version"] == VERSION else None
-        conditions = _adapter().validate_json(json.dumps(stored_conditions))
-    except (NeedsHuman, ValueError, LookupError, TypeError, RecursionError) as error:
+        conditions = _adapter().validate_json(json.dumps(_stored_conditions(document)))
+    except (NeedsHuman, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
         log.warning(
-            "%s makes no sense and is written anew; an alarm may be told again.", path, extra={"action": "alert"}
+            "%s is invalid and will be replaced; an alert may be sent again.", path, extra={"action": "alert"}
         )
         return {}
     return {(condition.kind, condition.key): condition for condition in conditions}
+
+
+def _stored_conditions(document: dict[str, Any]) -> object:
+    """The conditions of the state file as this release writes them; None for an unknown version."""
+    if document["version"] == 1:
+        return [{_FIELDS_SINCE_1.get(name, name): value for name, value in old.items()} for old in document["conditions"]]
+    return document["conditions"] if document["version"] == VERSION else None
 
 
 @cache

@@ -1,8 +1,8 @@
-"""What a person is told, and when. Pure: values and transitions, times are unix seconds, for they outlive a restart.
+"""Which alert messages are sent, and when: a pure state machine. Times are unix seconds, because they survive a restart.
 
-The one thing to know before changing it: a limit on messages must not lose one. What is held back is counted, goes with the
-next message, and has that message sent for its own sake when the interval is over; what could not be delivered counts as
-held back. At rest, what the person believes is what is so.
+Invariant: the rate limit never loses a message. A suppressed alert is counted in the next message and causes that message
+when the interval is over; an undelivered message counts as suppressed. When nothing is pending, the last message that the
+person received describes the current state.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-VERSION = 1
+VERSION = 2
 MAX_CONDITIONS = 500
-MAX_NONCES = 1000  # a topic's missed epochs that are remembered as told: as many as may be found at once
-REDELIVERY_SECONDS = 300.0  # after which a message that could not be delivered is tried once more
+MAX_NONCES = 1000  # remembered missed epochs of a topic: as many as one start can record
+REDELIVERY_SECONDS = 300.0  # until an undelivered message is sent again
 
-ConditionKey = tuple[str, str]  # the kind of condition, and what it is a condition of
+ConditionKey = tuple[str, str]  # the kind of the condition, and its object
 AlertLabels = Mapping[str, int | str]
 
 
 @dataclass(frozen=True)
 class AlertMessage:
-    """One message. `held_back`: alarms of this condition that were not told since the last message about it.
+    """One message. `suppressed`: alerts of this condition that were not sent since its last message.
 
-    `since` is when the condition began. `first`: of an alarm, that the person did not know of the condition before.
+    `since`: when the condition began. `is_first`: the alert is the first one that the person gets of this condition.
     """
 
-    event: Literal["alarm", "recovery"]
+    event: Literal["firing", "resolved"]
     kind: str
     key: str
     text: str
@@ -45,20 +45,21 @@ class AlertMessage:
 
     @property
     def alert_count(self) -> int:
-        """How many alarms it stands for."""
-        return self.suppressed + (self.event == "alarm")
+        """The number of alerts that the message stands for."""
+        return self.suppressed + (self.event == "firing")
 
     def absorb(self, undelivered: AlertMessage) -> AlertMessage:
-        """The same, standing for an earlier one of its condition as well, which could not be delivered."""
-        is_first = self.is_first or (undelivered.event == "alarm" and undelivered.is_first)
+        """This message, which also stands for an earlier, undelivered one of the same condition."""
+        is_first = self.is_first or (undelivered.event == "firing" and undelivered.is_first)
         return replace(self, suppressed=self.suppressed + undelivered.alert_count, is_first=is_first)
 
 
 @dataclass(frozen=True)
 class AlertCondition:
-    """`raised`: it is so now. `told`: the person was told an alarm and no recovery since. `at`: of the last message.
+    """`firing`: the condition holds. `notified`: the last message that was sent of it is an alert. Times in unix seconds.
 
-    `untold` alarms were held back since then. `nonces` are the missed epochs that were counted, the newest last.
+    `last_sent_at`: when the last message was sent. `suppressed`: alerts that were not sent since then. `nonces`: the missed
+    epochs that were counted, the newest last.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -76,13 +77,13 @@ class AlertCondition:
 
     @property
     def is_settled(self) -> bool:
-        """Whether there is nothing to tell."""
+        """Whether no message is pending."""
         return self.notified == self.firing and self.suppressed == 0
 
 
 @dataclass(frozen=True)
 class AlertState:
-    """All conditions by their key, and the least number of seconds between two alarms of one."""
+    """All conditions by their key, and the minimum number of seconds between two alerts of one condition."""
 
     interval: float
     conditions: Mapping[ConditionKey, AlertCondition] = field(default_factory=dict)
@@ -90,7 +91,10 @@ class AlertState:
     def fire(
         self, condition: ConditionKey, text: str, now: float, **labels: Any
     ) -> tuple[AlertState, AlertMessage | None]:
-        """The condition is so; with the message to send now, if any. A `nonce` that was counted before changes nothing."""
+        """The condition holds. Returns the new state and the message to send now, if any.
+
+        A `nonce` that was counted before changes nothing.
+        """
         kind, key = condition
         previous = self.conditions.get(condition, AlertCondition(kind, key, text, now, firing=False))
         nonces = previous.nonces
@@ -112,7 +116,7 @@ class AlertState:
     def resolve(
         self, condition: ConditionKey, text: str, now: float, **labels: Any
     ) -> tuple[AlertState, AlertMessage | None]:
-        """The condition is over; with the message to send now, if any: there is one for each alarm that was told."""
+        """The condition has ended. Returns the new state and the message to send now: one if an alert was sent."""
         previous = self.conditions.get(condition)
         if previous is None or not previous.firing:
             return self, None
@@ -123,7 +127,7 @@ class AlertState:
         return self._send(updated, now) if updated.notified else (self._with_condition(updated), None)
 
     def take_due_messages(self, now: float) -> tuple[AlertState, list[AlertMessage]]:
-        """What was held back and may be told now."""
+        """The new state, and the suppressed messages that may be sent now."""
         alert_state, messages = self, []
         for condition in self.conditions.values():
             if not condition.is_settled and self._may_send(condition, now):
@@ -132,7 +136,7 @@ class AlertState:
         return alert_state, messages
 
     def seconds_until_due(self, now: float) -> float | None:
-        """Seconds until something is due, None when nothing is held back."""
+        """Seconds until a message is due; None when none is suppressed."""
         waits = [
             0.0 if self._may_send(condition, now) else (condition.last_sent_at or 0.0) + self.interval - now
             for condition in self.conditions.values()
@@ -141,12 +145,12 @@ class AlertState:
         return min(waits, default=None)
 
     def mark_undelivered(self, message: AlertMessage, now: float | None) -> AlertState:
-        """It did not reach the person: it counts as held back, and is due in a while; `now` None: due at once."""
+        """The message was not delivered: it counts as suppressed and is due later, or immediately if `now` is None."""
         condition = self.conditions.get(message.condition)
         if condition is None:
             return self
         last_sent_at = None if now is None else now - max(0.0, self.interval - REDELIVERY_SECONDS)
-        notified = not message.is_first if message.event == "alarm" else True
+        notified = not message.is_first if message.event == "firing" else True
         return self._with_condition(
             replace(
                 condition,
@@ -157,20 +161,20 @@ class AlertState:
         )
 
     def without_messages(self, messages: Sequence[AlertMessage]) -> AlertState:
-        """As if none of `messages`, in the order they were made, had been made: what a later process has to know."""
+        """The state before `messages` (in the order of their creation): what a later process must know to send them."""
         alert_state = self
         for message in reversed(messages):
             alert_state = alert_state.mark_undelivered(message, None)
         return alert_state
 
     def _may_send(self, condition: AlertCondition, now: float) -> bool:
-        """Whether the interval is over. A clock that was put back says that it is."""
+        """Whether the interval is over. It counts as over when the clock was set back."""
         return condition.last_sent_at is None or not 0 <= now - condition.last_sent_at < self.interval
 
     def _send(self, condition: AlertCondition, now: float) -> tuple[AlertState, AlertMessage]:
-        """What there is to say of it, said. The recovery of an alarm does not put the next alarm off."""
+        """The state after sending the condition's message, and the message. A resolution does not delay the next alert."""
         message = AlertMessage(
-            "alarm" if condition.firing else "recovery",
+            "firing" if condition.firing else "resolved",
             condition.kind,
             condition.key,
             condition.text,
@@ -186,7 +190,7 @@ class AlertState:
         ), message
 
     def _with_condition(self, condition: AlertCondition) -> AlertState:
-        """With the condition as the latest; the oldest that has nothing to tell goes where there are too many."""
+        """The state with `condition` as the latest one. Drops the oldest settled condition when there are too many."""
         others = {key: other for key, other in self.conditions.items() if key != (condition.kind, condition.key)}
         if len(others) >= MAX_CONDITIONS:
             removable = (key for key, other in others.items() if other.is_settled and not other.firing)

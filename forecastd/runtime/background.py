@@ -1,4 +1,4 @@
-"""Work that takes long, in a thread of its own: whoever started it looks now and then what became of it."""
+"""A long task in its own thread; the caller polls for its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class BackgroundTask(Generic[T]):
-    """Begins at once. An error of `errors.py` is a result like any other, one that nobody foresaw is an `Unforeseen`."""
+    """Starts at once. The result may be an error of `errors.py`, or an `UnexpectedError` for any other exception."""
 
     def __init__(self, name: str, work: Callable[[], T]) -> None:
         self._name, self._work = name, work
@@ -22,12 +22,12 @@ class BackgroundTask(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """Whether there is a result."""
+        """Whether the task has finished."""
         return bool(self._result)
 
     @property
     def result(self) -> T | ForecastdError | UnexpectedError:
-        """What came of it. IndexError while it goes on."""
+        """The return value or the error. Raises IndexError while the task is running."""
         return self._result[0]
 
     def _run(self) -> None:

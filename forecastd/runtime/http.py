@@ -109,6 +109,11 @@ def retry_transient(work: Callable[[float], T], seconds: float, stop: threading.
         attempt += 1
 
 
+def request_thread_name(host: str) -> str:
+    """The name of the thread in which `run_with_timeout` sends a request to `host`; log filters compare it."""
+    return f"request to {host}"
+
+
 def run_with_timeout(
     seconds: float, host: str, work: Callable[[Callable[[], bool]], T], errors: tuple[type[Exception], ...] = ()
 ) -> T:
@@ -131,7 +136,7 @@ def run_with_timeout(
         finally:
             done_event.set()
 
-    threading.Thread(target=run, name=f"asking {host}", daemon=True).start()
+    threading.Thread(target=run, name=request_thread_name(host), daemon=True).start()
     is_finished = done_event.wait(seconds)
     abandoned_event.set()
     if exceptions:

@@ -1,6 +1,6 @@
-"""Signs of progress: each loop of the daemon gives one at least every so often, or the watchdog is not fed any more.
+"""Liveness of a process's loops: each one sends a heartbeat within its own limit, or the watchdog gets no more pings.
 
-A loop that waits gives a sign before and after, so a bound covers one wait or one step of work, not a whole cycle.
+A loop sends a heartbeat before and after each wait, so the limit covers one wait or one step of work, not a whole cycle.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from forecastd.clock import Clock
 
 @dataclass(frozen=True)
 class StalledLoop:
-    """A loop without a sign of progress for `age` seconds, when `bound` were allowed."""
+    """A loop whose last heartbeat is `age` seconds old, although at most `max_silence` seconds are allowed."""
 
     name: str
     age: float
@@ -21,7 +21,7 @@ class StalledLoop:
 
 
 class LivenessMonitor:
-    """When each loop gave its last sign, and how long it may go without. Any thread."""
+    """The time of each loop's last heartbeat, and the limit until the next. Thread-safe."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -29,17 +29,17 @@ class LivenessMonitor:
         self._last_beats: dict[str, tuple[float, float]] = {}
 
     def beat(self, name: str, max_silence: float) -> None:
-        """`name` makes progress; its next sign comes within `bound` seconds."""
+        """Record a heartbeat of the loop `name`; the next one is due within `max_silence` seconds."""
         with self._lock:
             self._last_beats[name] = (self._clock.monotonic(), max_silence)
 
     def remove(self, name: str) -> None:
-        """`name` has ended and gives no more signs."""
+        """Forget the loop `name`, which has ended."""
         with self._lock:
             self._last_beats.pop(name, None)
 
     def stalled_loops(self) -> list[StalledLoop]:
-        """The loops that should have given a sign by now."""
+        """The loops whose heartbeat is overdue."""
         now = self._clock.monotonic()
         with self._lock:
             loops = [
@@ -50,7 +50,7 @@ class LivenessMonitor:
 
 
 class HeartbeatEvent(Event):
-    """An event whose waits are signs of progress: a wait of a known length comes to its end."""
+    """An event whose waits count as progress: before a bounded wait, the limit is extended by its length."""
 
     def __init__(self, liveness: LivenessMonitor, name: str, max_silence: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class HeartbeatEvent(Event):
         self._liveness, self._max_silence = liveness, max_silence
 
     def beat(self) -> None:
-        """A sign of progress without a wait."""
+        """Record a heartbeat without waiting."""
         self._liveness.beat(self.name, self._max_silence)
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""How much memory a process has, and how many files this one, from /proc (proc(5))."""
+"""Memory and open files of a process, from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_bytes(pid: int | str = "self") -> int | None:
-    """Resident memory of a process in bytes; None when it is gone."""
+    """Resident memory of a process in bytes; None when the process does not exist."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):
@@ -17,8 +17,8 @@ def resident_bytes(pid: int | str = "self") -> int | None:
 
 
 def open_file_count() -> int:
-    """How many file descriptors are open."""
+    """The number of open file descriptors of this process; 0 when /proc cannot be read."""
     try:
-        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - how many is all that is wanted
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only the count is needed
     except OSError:
         return 0

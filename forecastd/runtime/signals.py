@@ -1,7 +1,7 @@
-"""Signals: a handler only puts the signal down and wakes the main loop; what is to be done is done there.
+"""Signals: a handler only queues the signal and wakes the main loop, which acts on it.
 
-A handler runs between two instructions of the main thread, which may be holding any lock, so it must take none: not an
-Event's either. The loop therefore waits on a socket that the interpreter writes to.
+Invariant: a handler takes no lock, not even an Event's, because it runs between two instructions of the main thread, which
+may hold any lock. The loop therefore waits on a socket that the interpreter writes to.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from types import FrameType
 
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-SECOND_INTERRUPT_EXIT_CODE = 130  # the exit code of a second SIGINT
-INTERRUPT_MESSAGE = b"Interrupted again: ending at once. What is signed is on record, the next start goes on with it.\n"
+SECOND_INTERRUPT_EXIT_CODE = 130  # after SIGINT: 128 + 2, as a shell reports it
+INTERRUPT_MESSAGE = b"Interrupted again: exiting immediately. Signed submissions are in the ledger; the next start resumes them.\n"
 
 
 class SignalQueue:
-    """The signals that arrived. Made and used in the main thread, between `caught`."""
+    """Signals that have arrived and are not handled yet. Create and use it in the main thread, inside `handled`."""
 
     def __init__(self, interrupt_message: bytes = INTERRUPT_MESSAGE) -> None:
-        """`last_words`: what is said when a second SIGINT ends the process at once."""
+        """`interrupt_message`: written to stderr when a second SIGINT ends the process immediately."""
         self._queue: deque[int] = deque(maxlen=64)
         self._interrupt_message = interrupt_message
         self._interrupted = False
@@ -34,7 +34,7 @@ class SignalQueue:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[SignalQueue]:
-        """Handle the signals while the block runs. SIGPIPE is ignored: a broken pipe is an error of its write."""
+        """Install the handlers while the block runs. SIGPIPE is ignored: a broken pipe is an error of the write."""
         previous_handlers = {number: signal.signal(number, self._enqueue) for number in HANDLED_SIGNALS}
         previous_handlers[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -56,7 +56,7 @@ class SignalQueue:
         self._queue.append(number)
 
     def wait(self, seconds: float) -> list[int]:
-        """The signals that have arrived, at once when there are any, else after `seconds` at the most."""
+        """Return the signals that have arrived. Waits up to `seconds` when there are none."""
         if not self._queue:
             select.select([self._reader], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
@@ -68,6 +68,6 @@ class SignalQueue:
         return numbers
 
     def wake(self) -> None:
-        """Have `wait` end now. Any thread."""
+        """Make `wait` return now. Thread-safe."""
         with contextlib.suppress(OSError):
             self._writer.send(b"\0")

@@ -1,7 +1,7 @@
-"""The outermost handler: what nobody foresaw ends one piece of work, never the daemon.
+"""The outermost exception handler: an unexpected exception ends one unit of work, never the process.
 
-It is the only place in the project where every exception is caught. Nothing is swallowed: the console gets one line, the
-log file the traceback, and the caller an `Unforeseen` that says what to tell of it.
+Invariant: this is the only place in the project that catches every exception. None is lost: the console gets one line, the
+log file the traceback, and the caller an `UnexpectedError` with the reason.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UnexpectedError:
-    """An error that nobody foresaw, in one line."""
+    """An exception that is not an error of `errors.py`, as one line of text."""
 
     reason: str
 
 
 def run_guarded(description: str, work: Callable[[], T]) -> T | UnexpectedError:
-    """What `work` gives. `what` names it in the line that tells of an error, as in `the cycle of topic 67`."""
+    """Return the result of `work`. `description` names the work in the log, for example `the cycle of topic 67`."""
     try:
         return work()
     except Exception as error:  # the outermost handler, the only one of its kind
         reason = f"{type(error).__name__}: {error}"
-        log.error("unforeseen error in %s: %s.", description, reason, extra={"action": "unforeseen"})  # noqa: TRY400 - one line on the console
-        log.debug("%s", description, exc_info=error, extra={"action": "unforeseen"})
+        log.error("unexpected error in %s: %s.", description, reason, extra={"action": "unexpected_error"})  # noqa: TRY400 - one line on the console
+        log.debug("%s", description, exc_info=error, extra={"action": "unexpected_error"})
         return UnexpectedError(reason)
