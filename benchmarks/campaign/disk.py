@@ -111,7 +111,7 @@ class _DiskTrial:
         survived = self._directory / "survived"
         survived.mkdir()
         self.disk.write_surviving_files(survived)
-        for extra in self._directory.glob("ledger.sqlite.witness"):
+        for extra in self._directory.glob("ledger.sqlite.high-water"):
             shutil.copy(extra, survived)
         try:
             ledger = Ledger(survived / "ledger.sqlite", timeout_seconds=0.0)

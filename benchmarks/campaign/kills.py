@@ -38,12 +38,12 @@ WALLET_COUNT = 10  # each has its registration killed too
 PROGRAM_EVERY = 25  # epochs, one is served by the program that users start, model process and all
 STATE_LOSS_CHANCE = 0.05  # of the kills take the state directory with them
 MAX_WORKER_SECONDS = 60.0  # seconds after which a worker that nobody killed counts as stuck
-EARLY_FAILPOINTS = ("before sign", "after sign", "after commit", "before send", "after send", "recorded")
+EARLY_FAILPOINTS = ("before sign", "after sign", "after commit", "before send", "after send", "after record")
 LATE_FAILPOINTS = (
     "after commit",
     "before send",
     "after send",
-    "recorded",
+    "after record",
 )  # what a worker that has signed still comes to
 _CHAIN_FAULTS = (
     "out-of-gas@p=0.15,seed={seed}",
@@ -234,9 +234,9 @@ class KillCampaign:
         places = LATE_FAILPOINTS if signed else EARLY_FAILPOINTS
         failpoint, occurrence = self._random.choice(places), float(self._random.choice((1, 1, 1, 2)))
         if state_lost and signed:
-            failpoint, occurrence = "before adopt", 1.0
+            failpoint, occurrence = "before recover", 1.0
         elif len(worker.nonces) == 1 and not signed and self._random.random() < 0.5:
-            failpoint, occurrence = "before use", 1.0
+            failpoint, occurrence = "before register", 1.0
         elif self._random.random() < 0.35:
             failpoint, occurrence = "moment", self._random.uniform(0.0, 0.45)
         ended = self._run(self._task(worker, (failpoint, occurrence)))

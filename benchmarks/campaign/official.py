@@ -218,7 +218,7 @@ class _ForecastdRun(_CaseRun):
         self.started.set()
         if self.case.worker_fault == "restart":
             with ProcessForker() as nursery:
-                for kill in (("recorded", 1.0), None, None):
+                for kill in (("after record", 1.0), None, None):
                     task = WorkerTask(self.phrase, str(self.directory), (self.node.endpoint,), kill)
                     nursery.run(task)
             return

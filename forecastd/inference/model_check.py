@@ -1,7 +1,7 @@
-"""`model check`: everything a cycle demands of a model, without a chain.
+"""`model check`: every check that a cycle makes of a model, without a chain.
 
-Hashes, schema, feature list, finite weights and canary in the child process, then a test prediction on recent candles that
-has to pass the guards.
+The child process checks hashes, schema, feature list, finite weights and canary; then a test prediction on recent candles
+must pass the guards.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def check_model(
     now: float,
     report: Callable[[StageResult], None] = lambda _: None,
 ) -> MarketManifest:
-    """Check a bundle as a cycle at `now` would, reporting each stage as it passes; gives the manifest of a good one.
+    """Check a bundle as a cycle at `now` (unix seconds) would, and return its manifest. Each passed stage is reported.
 
     Raises:
-        NeedsHuman: the bundle is no good, or the feature list is another one; the message says what to do.
-        SkipEpoch, RetryLater: the candles for the test prediction, or the prediction itself, are no good.
+        NeedsHuman: the bundle is invalid, or its feature list differs from the configured one.
+        SkipEpoch, RetryLater: the candles for the test prediction cannot be used, or the prediction failed.
     """
     stage = stage_timer(clock, report)
     features = load_features(settings.features_path)
@@ -65,8 +65,8 @@ def check_model(
 
 
 def _warnings(bundle: Path, manifest: MarketManifest) -> Iterator[str]:
-    """What does not make a bundle bad, but matters to whoever wants to use it."""
+    """Facts that do not make a bundle invalid, but matter to its user."""
     if manifest.training.synthetic:
-        yield "trained on made-up data: for the local network only, testnet and mainnet refuse it"
+        yield "trained on synthetic data: for the local network only; testnet and mainnet refuse it"
     if unknown := unknown_files(bundle, manifest.files):
-        yield f"not in its manifest, never read: {', '.join(unknown)}"
+        yield f"not in the manifest and never read: {', '.join(unknown)}"

@@ -1,4 +1,4 @@
-"""What the stages of a cycle tell a person: one shape each, the same every time, for the terminal and the log."""
+"""The stages of a cycle as text: one fixed form for each, for the terminal and the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.base import Forecast
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage: what it found, in words, and how long it took in seconds."""
+    """A finished stage: a description of its result, and how many seconds it took."""
 
     name: str
     text: str
@@ -26,7 +26,7 @@ class StageResult:
 def stage_timer(
     clock: Clock, report: Callable[[StageResult], None]
 ) -> Callable[[str], AbstractContextManager[list[str]]]:
-    """Stages that are timed: the block appends what it found, which is reported when the stage ended well."""
+    """A context manager that times a stage. Its block appends lines of text, which are reported when it succeeds."""
 
     @contextmanager
     def stage(name: str) -> Iterator[list[str]]:
@@ -39,7 +39,7 @@ def stage_timer(
 
 
 def describe_candles(candles: Candles, source: str, now: float) -> str:
-    """Source, rows, end and age of the candles that a forecast is made from."""
+    """Source, number, end and age of the candles of a forecast."""
     kind = "synthetic, " if candles.provenance.synthetic else ""
     minutes = (now - candles.end) / 60
     return f"{source}: {kind}{len(candles)} candles to {to_iso(candles.end)}, {minutes:.0f} min old"
@@ -48,17 +48,17 @@ def describe_candles(candles: Candles, source: str, now: float) -> str:
 def describe_model(forecaster: Forecaster) -> str:
     """Name and hash of a model that passed its check."""
     manifest = forecaster.manifest
-    return f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are right"
+    return f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are correct"
 
 
 def quantiles_at_horizon(forecast: Forecast) -> dict[str, float]:
-    """The last row's quantiles by level, as `{"0.1": -0.03, ...}`."""
+    """The quantiles of the last step by level, such as `{"0.1": -0.03, ...}` (log-returns)."""
     names = [f"{level:g}" for level in forecast.levels]
     return dict(zip(names, forecast.quantiles[-1].tolist(), strict=False))
 
 
 def describe_forecast(forecast: Forecast) -> list[str]:
-    """The point value with its horizon, and the quantiles there."""
+    """The point forecast with its horizon, and the quantiles at the horizon."""
     hours = forecast.step * len(forecast.quantiles) / 3600
     levels = quantiles_at_horizon(forecast).items()
     return [
@@ -68,13 +68,13 @@ def describe_forecast(forecast: Forecast) -> list[str]:
 
 
 def describe_submission(entry: LedgerEntry) -> str:
-    """What became of an epoch's submission, with its block, how often it was signed, and why where there is a reason."""
+    """The state of an epoch's submission, with its block, the number of signatures, and the reason if there is one."""
     block = "" if entry.row.height is None else f" in block {entry.row.height}"
     signatures = "" if entry.row.attempts <= 1 else f", {entry.row.attempts} signatures"
     return f"{entry.row.state}{block}{signatures}{': ' + entry.row.reason if entry.row.reason else ''}"
 
 
 def describe_guards(report: GuardReport) -> list[str]:
-    """How many guards passed, what counts as plausible today, and the warnings."""
-    summary = f"{len(report.passed)} passed; plausible is a log-return within {report.bound:.4f} of zero"
+    """How many guards passed, the log-return that is plausible now, and the warnings."""
+    summary = f"{len(report.passed)} passed; a plausible log-return is within {report.bound:.4f} of zero"
     return [summary, *(f"warning: {warning}" for warning in report.warnings)]

@@ -1,8 +1,8 @@
-"""The ledger's SQLite file: opening it durably, alone and whole, its layout, and SQLite's errors in our words.
+"""The ledger's SQLite file: open it durably and for one process only, create or migrate its schema, translate SQLite errors.
 
-A file that is damaged, or older than the last one this host wrote (a restored backup), is set aside under a new name, never
-deleted, and begun again: the chain then tells what was submitted. What is younger than the file is known from the *witness*,
-a small file beside it with the number of the last signature.
+A file that is damaged, or older than the last one this host wrote (a restored backup), is renamed, never deleted, and a new
+ledger is created; the chain then supplies what was submitted. The *high-water mark*, a small file beside the ledger with the
+number of signatures made so far, shows that a ledger is older than it should be.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from forecastd.errors import NeedsHuman, RetryLater
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 EPOCH_COLUMNS = (
     "chain_id", "topic_id", "nonce", "wallet", "state", "sequence", "timeout_height", "attempts", "refused", "height",
     "reason", "value", "first_at", "settled_at",
 )  # fmt: skip
-_STATE_VALUES = "'signed', 'dead', 'included', 'admitted', 'passive', 'evicted', 'missed'"
-_SCHEMA = (
-    f"""CREATE TABLE epochs (
+_STATE_VALUES = "'signed', 'abandoned', 'included', 'admitted', 'passive', 'evicted', 'missed'"
+_EPOCHS_TABLE = f"""CREATE TABLE epochs (
       chain_id TEXT NOT NULL, topic_id INTEGER NOT NULL, nonce INTEGER NOT NULL, wallet TEXT NOT NULL,
       state TEXT NOT NULL CHECK (state IN ({_STATE_VALUES})), sequence INTEGER NOT NULL, timeout_height INTEGER NOT NULL,
       attempts INTEGER NOT NULL, refused INTEGER NOT NULL, height INTEGER, reason TEXT NOT NULL, value TEXT,
       first_at REAL NOT NULL, settled_at REAL, crc INTEGER NOT NULL,
-      PRIMARY KEY (chain_id, topic_id, nonce, wallet)) STRICT, WITHOUT ROWID""",
+      PRIMARY KEY (chain_id, topic_id, nonce, wallet)) STRICT, WITHOUT ROWID"""
+_SCHEMA = (
+    _EPOCHS_TABLE,
     """CREATE TABLE attempts (
       chain_id TEXT NOT NULL, topic_id INTEGER NOT NULL, nonce INTEGER NOT NULL, wallet TEXT NOT NULL,
       attempt INTEGER NOT NULL, value TEXT NOT NULL, sequence INTEGER NOT NULL, tx_bytes BLOB NOT NULL,
@@ -46,14 +47,15 @@ _SCHEMA = (
     "INSERT INTO signatures VALUES (0)",
 )
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_OLD_HIGH_WATER_SUFFIX = ".witness"  # of schema version 2
 
 
 class _UnusableFile(Exception):
-    """The file is no ledger that can be relied on; the message says why."""
+    """The file is not a ledger that can be relied on; the message says why."""
 
 
 def connect(path: Path, timeout_seconds: float) -> sqlite3.Connection:
-    """The database as SQLite opens it; a transaction begins where the ledger begins it, threads take turns there."""
+    """Open the database. The ledger begins transactions itself and serialises its threads with a lock."""
     return sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False)
 
 
@@ -61,23 +63,23 @@ ConnectFunction = Callable[[Path, float], sqlite3.Connection]
 
 
 def open_database(path: Path, timeout_seconds: float, connect: ConnectFunction = connect) -> sqlite3.Connection:
-    """The database, locked for this process, its layout in place. `connect`: for a disk that fails on purpose.
+    """Open the database, locked for this process and with the current schema. Tests pass a `connect` whose disk fails.
 
     Raises:
         RetryLater: another process holds it, or the disk failed.
-        NeedsHuman: its place cannot be written, or it is of a newer version.
+        NeedsHuman: the path cannot be written, or a newer version wrote the file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
+        reason = f"Cannot create {path.parent}: {error.strerror}. Set STATE_DIR to a writable path."
         raise NeedsHuman(reason) from error
     try:
         return _open(path, timeout_seconds, connect)
     except _UnusableFile as error:
         damaged_path = _set_aside(path)
         log.warning(
-            "The ledger %s is unusable (%s). Set aside as %s; the chain is asked instead.",
+            "Cannot use the ledger %s: %s. It was renamed to %s; a new ledger is created and filled from the chain.",
             path,
             error,
             damaged_path.name,
@@ -105,21 +107,20 @@ def _open(path: Path, timeout_seconds: float, connect: ConnectFunction) -> sqlit
 
 
 def _lock_and_create(db: sqlite3.Connection, path: Path) -> None:
-    """Take the file for this process, for as long as it lives, and lay it out when it is new."""
+    """Lock the file for the lifetime of this process; create the schema in a new file, migrate an older one."""
     db.execute("PRAGMA locking_mode=EXCLUSIVE")
     db.execute("PRAGMA journal_mode=DELETE")
     db.execute("PRAGMA synchronous=EXTRA")
-    db.execute("PRAGMA cache_size=-512")  # kB: a process that runs for a year must not come to hold the whole file
+    db.execute("PRAGMA cache_size=-512")  # kB: a process that runs for a year must not hold the whole file in memory
     db.execute("BEGIN EXCLUSIVE")
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
-        raise NeedsHuman(
-            f"The ledger {path} was written by a newer forecastd (version {version}, this one knows {SCHEMA_VERSION}). "
-            "Install the newer forecastd again; do not delete the ledger."
-        )
-    if version < SCHEMA_VERSION:
+        raise newer_version_error(path, version)
+    if version == 2:
+        migrate_from_version_2(db)
+    elif version < SCHEMA_VERSION:
         if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise _UnusableFile("its layout is not a ledger's")
+            raise _UnusableFile("its tables are not those of a ledger")
         for statement in _SCHEMA:
             db.execute(statement)
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -127,25 +128,54 @@ def _lock_and_create(db: sqlite3.Connection, path: Path) -> None:
     path.chmod(0o600)
 
 
+def newer_version_error(path: Path, version: int) -> NeedsHuman:
+    """The error for a ledger that a newer forecastd wrote."""
+    return NeedsHuman(
+        f"The ledger {path} was written by a newer forecastd (version {version}; this one supports {SCHEMA_VERSION}). "
+        "Install the newer forecastd again; do not delete the ledger."
+    )
+
+
+def migrate_from_version_2(db: sqlite3.Connection) -> None:
+    """Bring version 2 to version 3: the state `dead` is called `abandoned`. The caller begins and commits the transaction.
+
+    Each row gets a new checksum, but a row whose checksum was wrong keeps the wrong one, so that `find_problems` reports it.
+    """
+    columns, marks = ", ".join(EPOCH_COLUMNS), ",".join("?" * (len(EPOCH_COLUMNS) + 1))
+    state = EPOCH_COLUMNS.index("state")
+    db.execute("ALTER TABLE epochs RENAME TO epochs_2")
+    db.execute(_EPOCHS_TABLE)
+    for *values, crc in db.execute(f"SELECT {columns}, crc FROM epochs_2"):  # noqa: S608
+        is_intact = crc == row_checksum(values)
+        if values[state] == "dead":
+            values[state] = "abandoned"
+        new_crc = row_checksum(values) if is_intact else crc
+        db.execute(f"INSERT INTO epochs ({columns}, crc) VALUES ({marks})", (*values, new_crc))  # noqa: S608
+    db.execute("DROP TABLE epochs_2")
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
 def _verify(db: sqlite3.Connection, path: Path) -> None:
-    """Every page, every row and every signed byte is what was written, and nothing newer was written elsewhere."""
+    """Check that every page, row and signed byte is what was written, and that the file is not older than the last one.
+
+    Raises:
+        _UnusableFile: it is not so.
+    """
     for problem in find_problems(db):
         raise _UnusableFile(problem)
-    signature_count, high_water_mark = (
-        int(db.execute("SELECT made FROM signatures").fetchone()[0]),
-        _read_high_water_mark(path),
-    )
+    signature_count = int(db.execute("SELECT made FROM signatures").fetchone()[0])
+    high_water_mark = _read_high_water_mark(path)
     if signature_count < high_water_mark:
         raise _UnusableFile(
-            f"it knows {signature_count} signatures, and {high_water_mark} were made: an older file was put in its place"
+            f"it contains {signature_count} signatures, but {high_water_mark} were made: an older file replaced it"
         )
 
 
 def find_problems(db: sqlite3.Connection) -> Iterator[str]:
-    """What is wrong with the file, in words: SQLite's own check, each row's checksum, each transaction's hash."""
-    verdict = str(db.execute("PRAGMA integrity_check").fetchone()[0])
-    if verdict != "ok":
-        yield f"SQLite's integrity check says: {verdict}"
+    """Describe each problem of the file: SQLite's own check, each row's checksum, each transaction's hash."""
+    result = str(db.execute("PRAGMA integrity_check").fetchone()[0])
+    if result != "ok":
+        yield f"SQLite's integrity check reports: {result}"
     for *values, crc in db.execute(f"SELECT {', '.join(EPOCH_COLUMNS)}, crc FROM epochs"):  # noqa: S608
         if crc != row_checksum(values):
             yield f"the row of topic {values[1]} nonce {values[2]} is not what was written"
@@ -155,38 +185,47 @@ def find_problems(db: sqlite3.Connection) -> Iterator[str]:
 
 
 def row_checksum(values: list[object] | tuple[object, ...]) -> int:
-    """CRC-32 over an epoch's columns in the order of `EPOCH_COLUMNS`."""
+    """CRC-32 of an epoch's columns in the order of `EPOCH_COLUMNS`."""
     return zlib.crc32(repr(tuple(values)).encode())
 
 
 def _high_water_path(path: Path) -> Path:
-    return path.with_name(path.name + ".witness")
+    return path.with_name(path.name + ".high-water")
+
+
+def _old_high_water_path(path: Path) -> Path:
+    return path.with_name(path.name + _OLD_HIGH_WATER_SUFFIX)
 
 
 def _read_high_water_mark(path: Path) -> int:
+    return max(_read_number(_high_water_path(path)), _read_number(_old_high_water_path(path)))
+
+
+def _read_number(path: Path) -> int:
     try:
-        return int(_high_water_path(path).read_text(encoding="ascii"))
+        return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
 
 
 def write_high_water_mark(path: Path, signature_count: int) -> None:
-    """Note beside the ledger how many signatures it knows. Failing costs only the notice of a restored backup."""
-    temporary = path.with_name(path.name + ".witness.new")
+    """Write the number of signatures beside the ledger. Without it a restored backup is not detected, nothing else fails."""
+    temporary = path.with_name(path.name + ".high-water.new")
     try:
         temporary.write_text(str(signature_count), encoding="ascii")
         temporary.replace(_high_water_path(path))
+        _old_high_water_path(path).unlink(missing_ok=True)
     except OSError as error:
         log.warning("Cannot write %s: %s", _high_water_path(path), error.strerror)
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename the file (and SQLite's journal with it); the witness goes too, for it belongs to the old one."""
+    """Rename the file with SQLite's journal and the high-water mark, which belong to it. Returns the new path."""
     number = 1
     while path.with_name(f"{path.name}.damaged-{number}").exists():
         number += 1
     damaged_path = path.with_name(f"{path.name}.damaged-{number}")
-    for suffix in ("-journal", "-wal", "-shm", ".witness"):
+    for suffix in ("-journal", "-wal", "-shm", ".high-water", _OLD_HIGH_WATER_SUFFIX):
         companion = path.with_name(path.name + suffix)
         if companion.exists():
             companion.replace(damaged_path.with_name(damaged_path.name + suffix))
@@ -194,16 +233,18 @@ def _set_aside(path: Path) -> Path:
 
 
 def translate_error(error: sqlite3.Error, path: Path) -> NeedsHuman | RetryLater:
-    """SQLite's errors by what the caller does next."""
+    """An error of SQLite as the error class that says what the caller does next."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return RetryLater(f"Another forecastd holds the ledger {path}. One process a wallet; stop the other first.")
+        return RetryLater(
+            f"Another forecastd process uses the ledger {path}. Stop it first: only one process may use a wallet."
+        )
     if code == sqlite3.SQLITE_FULL:
-        return RetryLater(f"The disk of {path} is full; nothing was sent. Free some space, the epoch is tried again.")
+        return RetryLater(f"The disk of {path} is full; nothing was sent. Free some space; the epoch is retried.")
     if code == sqlite3.SQLITE_IOERR:
         return RetryLater(f"The disk of {path} failed ({error}); nothing was sent.")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return NeedsHuman(f"Cannot write the ledger {path} ({error}). Set STATE_DIR to a place this user can write.")
+        return NeedsHuman(f"Cannot write the ledger {path} ({error}). Set STATE_DIR to a path this user can write.")
     return NeedsHuman(
-        f"The ledger {path} cannot be used ({error}). Start forecastd again: a damaged ledger is set aside then."
+        f"Cannot use the ledger {path} ({error}). Start forecastd again: it renames a damaged ledger and creates a new one."
     )

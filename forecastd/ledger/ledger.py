@@ -1,9 +1,11 @@
-"""The submission ledger: what is signed is committed here before its first byte leaves.
+"""The submission ledger: every signed transaction is committed here before its first byte is sent.
 
-One row per (chain id, topic, nonce, wallet), missed epochs included, and one per signature made for it. The database is
-opened for one process at a time, and a commit is on the platter when it returns: `synchronous=EXTRA` with a rollback journal.
-Never `open()` the file beside SQLite: closing any descriptor of it would drop the lock. A failed fsync is not tried again.
-Several threads may use one ledger: every method is whole under its lock, and none waits for anything but the disk.
+There is one row per (chain id, topic, nonce, wallet), missed epochs included, and one per signature made for it. One process
+opens the database at a time, and a commit is durable when it returns: `synchronous=EXTRA` with a rollback journal. Several
+threads may use one ledger: every method holds its lock, and none waits for anything but the disk.
+
+Invariant: never `open()` the file while SQLite has it open, for closing any descriptor of it drops the lock. A failed fsync
+is never retried.
 """
 
 from __future__ import annotations
@@ -35,22 +37,22 @@ _ATTEMPT_COLUMNS = "value, sequence, tx_bytes, tx_hash, timeout_height, gas, fee
 
 
 class SubmissionState(StrEnum):
-    """Where an epoch's submission stands."""
+    """The state of an epoch's submission."""
 
-    SIGNED = "signed"  # on disk, perhaps sent; its fate is not known
-    ABANDONED = "dead"  # can never take effect; new bytes may be signed while the window is open
-    INCLUDED = "included"  # in a block with code 0; whether it counts is not known yet
-    ADMITTED = "admitted"  # counts for the epoch
+    SIGNED = "signed"  # on disk, perhaps sent; not confirmed yet
+    ABANDONED = "abandoned"  # can never take effect; new bytes may be signed while the window is open
+    INCLUDED = "included"  # in a block with code 0; not known yet whether the chain counts it
+    ADMITTED = "admitted"  # the chain counts it
     PASSIVE = "passive"  # accepted, but outside the active set
     EVICTED = "evicted"  # was in the active set and was pushed out
-    MISSED = "missed"  # the epoch went by without it
+    MISSED = "missed"  # the window closed without a submission
 
 
 SEQUENCE_USED_REASON = "another transaction of this account used its sequence"
 SETTLED_STATES = frozenset(
     {SubmissionState.ADMITTED, SubmissionState.PASSIVE, SubmissionState.EVICTED, SubmissionState.MISSED}
 )
-SERVED_STATES = SETTLED_STATES | {SubmissionState.INCLUDED}  # nothing is left to be done inside the window
+SERVED_STATES = SETTLED_STATES | {SubmissionState.INCLUDED}  # no work is left inside the window
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Submission:
     """One signed transaction that carries one forecast.
 
     `value` is the decimal exactly as signed, `tx_bytes` the exact bytes to send, `tx_hash` their upper-case hex sha256,
-    `sequence` the account's sequence they use up, and `timeout_height` the last block that may include them: the last of
-    the submission window. Gas in units, the fee in uallo.
+    `sequence` the account's sequence that they use, and `timeout_height` the last block that may include them: the last of
+    the submission window. Gas is in units, the fee in uallo.
     """
 
     chain_id: str
@@ -81,20 +83,20 @@ class Submission:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What the outbox knows of an epoch. `attempts` counts signatures; `sequence` is the last one's."""
+    """What the state machine knows of an epoch. `attempts` counts signatures; `sequence` is that of the last one."""
 
     state: SubmissionState
     sequence: int
     timeout_height: int
     attempts: int = 1
-    fee_refused: bool = False  # a node refused the bytes for their gas or fee, and none took them since
+    fee_refused: bool = False  # a node refused the bytes for their gas or fee, and none accepted them since
     height: int | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """An epoch of the ledger: its row, the value as signed (None when nothing was), and when, in unix seconds."""
+    """An epoch of the ledger: its row, the value as signed (None without a signature), and its times in unix seconds."""
 
     key: EpochKey
     row: LedgerRow
@@ -111,24 +113,24 @@ class Ledger:
     """The ledger's file. One process at a time; every write is one durable transaction."""
 
     def __init__(self, path: Path, *, timeout_seconds: float = 5.0, connect: ConnectFunction = connect) -> None:
-        """Open or create the ledger, waiting up to `wait` seconds for another process to let go of it.
+        """Open or create the ledger, waiting up to `timeout_seconds` for another process to release it.
 
         Raises:
             RetryLater: another process holds it, or the disk failed.
-            NeedsHuman: its place cannot be written, it is not a ledger, or of a newer version.
+            NeedsHuman: the path cannot be written, the file is not a ledger, or a newer version wrote it.
         """
         self.path = path
-        self.disk_failed = False  # the disk did: nothing can be written any more, a new start reconciles with the chain
+        self.disk_failed = False  # then nothing can be written any more; the next start reconciles with the chain
         self._lock = RLock()
         self._db = open_database(path, timeout_seconds, connect)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file and release its lock."""
         with self._lock:
             self._db.close()
 
     def find(self, key: EpochKey) -> LedgerEntry | None:
-        """The epoch's entry, if there is one."""
+        """The epoch's entry, None when there is none."""
         rows = self._query(f"SELECT {_EPOCH_COLUMNS} FROM epochs WHERE {_KEY_FILTER}", key)  # noqa: S608
         return _entry_from_row(key, rows[0]) if rows else None
 
@@ -136,7 +138,7 @@ class Ledger:
         self, chain_id: str, wallet: str, *, unsettled: bool = False, topic_id: int | None = None,
         states: Iterable[SubmissionState] | None = None,
     ) -> list[LedgerEntry]:  # fmt: skip
-        """A wallet's entries on a chain, oldest nonce first: of one topic, in some states, where that is asked for."""
+        """A wallet's entries on a chain, oldest nonce first, optionally of one topic or in some states only."""
         sql = (
             f"SELECT chain_id, topic_id, nonce, wallet, {_EPOCH_COLUMNS} FROM epochs WHERE chain_id = ? AND wallet = ?"  # noqa: S608
         )
@@ -150,7 +152,7 @@ class Ledger:
         return [_entry_from_row(row[:4], row[4:]) for row in self._query(f"{sql} ORDER BY nonce", tuple(values))]
 
     def newest_nonce_before(self, chain_id: str, wallet: str, topic_id: int, nonce: int) -> int | None:
-        """The newest nonce of a topic before this one that there is an entry of."""
+        """The newest nonce of a topic before `nonce` that has an entry."""
         sql = "SELECT max(nonce) FROM epochs WHERE chain_id = ? AND wallet = ? AND topic_id = ? AND nonce < ?"
         newest = self._query(sql, (chain_id, wallet, topic_id, nonce))[0][0]
         return None if newest is None else int(newest)
@@ -161,11 +163,11 @@ class Ledger:
         return [_submission_from_row(key, values) for values in self._query(sql, key)]
 
     def commit(self, submission: Submission, now: float) -> LedgerRow:
-        """Put a signed submission on disk. Only after this returned may its bytes be sent.
+        """Write a signed submission to disk. Only after this returns may its bytes be sent.
 
         Raises:
             RetryLater: the disk is full or failed; nothing may be sent.
-            NeedsHuman: this epoch has bytes already that are not dead (two workers, or a fault in this one).
+            NeedsHuman: this epoch already has bytes that are not abandoned (two workers, or a bug in this one).
         """
         with self._lock:
             return self._commit(submission, now)
@@ -174,8 +176,8 @@ class Ledger:
         entry = self.find(submission.key)
         if entry is not None and entry.row.state is not SubmissionState.ABANDONED:
             raise NeedsHuman(
-                f"The ledger already has a submission for topic {submission.topic_id} nonce {submission.nonce}, "
-                f"{entry.row.state}; a second is never signed."
+                f"The ledger already has a submission for topic {submission.topic_id} nonce {submission.nonce} "
+                f"in state {entry.row.state}; a second one is never signed."
             )
         attempts = 1 if entry is None else entry.row.attempts + 1
         row = LedgerRow(SubmissionState.SIGNED, submission.sequence, submission.timeout_height, attempts)
@@ -193,9 +195,11 @@ class Ledger:
         return row
 
     def record(self, key: EpochKey, row: LedgerRow, now: float, *, value: str | None = None) -> None:
-        """Record what was learnt of an epoch that has an entry. Raises RetryLater when the disk does not take it.
+        """Update the entry of an epoch. `value`: the forecast that the chain has, if it may differ from the last signed one.
 
-        `value`: the forecast that the chain has, where it may be another than the one signed last.
+        Raises:
+            RetryLater: the disk is full or failed.
+            KeyError: the epoch has no entry.
         """
         with self._lock:
             entry = self.find(key)
@@ -210,7 +214,7 @@ class Ledger:
     def record_unsigned(
         self, key: EpochKey, state: SubmissionState, now: float, *, reason: str, value: str | None = None
     ) -> None:
-        """Record an epoch that this ledger did not sign for: missed, or found on the chain. Keeps an entry that is there."""
+        """Record an epoch that this ledger did not sign for: missed, or found on the chain. An existing entry is kept."""
         with self._lock:
             if self.find(key) is None:
                 with self._transaction():
@@ -219,11 +223,11 @@ class Ledger:
                     )
 
     def count_by_state(self, chain_id: str, wallet: str, topic_id: int) -> dict[SubmissionState, int]:
-        """How many epochs of a topic are in which state."""
+        """The number of a topic's epochs in each state."""
         sql = "SELECT state, count(*) FROM epochs WHERE chain_id = ? AND wallet = ? AND topic_id = ? GROUP BY state"
         return {SubmissionState(state): int(number) for state, number in self._query(sql, (chain_id, wallet, topic_id))}
 
-    # The account: which sequences are ours
+    # The account: which sequences this ledger used
 
     def used_sequences(self, chain_id: str, wallet: str) -> set[int]:
         """Every sequence that this ledger has signed with."""
@@ -233,11 +237,11 @@ class Ledger:
         return {int(values[0]) for values in (*signed, *others)}
 
     def next_free_sequence(self, key: EpochKey, minimum: int, *, excluded_topics: frozenset[int] = frozenset()) -> int:
-        """The first sequence from `at_least` on that no other epoch's submission of this wallet has taken.
+        """The first sequence from `minimum` on that no other epoch's submission of this wallet uses.
 
-        `at_least` is what an endpoint says, and one that is behind says too little: whatever a block has included of this
-        wallet's is used up for certain. `elsewhere`: topics that other threads serve, which may be about to sign again
-        with the sequence of what was refused.
+        `minimum` comes from an endpoint, and one that lags reports too little: every sequence of this wallet that a block
+        includes is certainly used. `excluded_topics`: topics that other threads serve; they may be about to sign again with
+        the sequence of a refused transaction.
         """
         chain_id, topic_id, nonce, wallet = key
         included = (
@@ -262,18 +266,18 @@ class Ledger:
         return minimum
 
     def record_sequence_use(self, chain_id: str, wallet: str, sequence: int, tx_hash: str, purpose: str) -> None:
-        """Commit that a transaction which is no submission is signed with `sequence`, before it is sent."""
+        """Commit that a transaction other than a submission is signed with `sequence`, before it is sent."""
         self._execute(
             "INSERT OR REPLACE INTO uses VALUES (?, ?, ?, ?, ?)", (chain_id, wallet, sequence, tx_hash, purpose)
         )
 
     def known_from(self, chain_id: str, wallet: str) -> int | None:
-        """The sequence from which on this ledger knows all; None for an account it has not seen."""
+        """The first sequence from which this ledger is complete; None for an account it has not seen."""
         rows = self._query("SELECT known_from FROM accounts WHERE chain_id = ? AND wallet = ?", (chain_id, wallet))
         return int(rows[0][0]) if rows else None
 
     def unexplained_sequences(self, chain_id: str, wallet: str, sequence: int) -> list[int]:
-        """Sequences below the account's next one that transactions of somebody else have used."""
+        """Sequences below the account's next one that transactions of another signer have used."""
         known_from = self.known_from(chain_id, wallet)
         if known_from is None:
             return []
@@ -286,7 +290,7 @@ class Ledger:
         return sorted(unknown_sequences | {number for number in overtaken_sequences if number > known_from})
 
     def _reused_sequences(self, chain_id: str, wallet: str) -> set[int]:
-        """Sequences with which several of our own transactions were signed, for different ends: one overtook the other."""
+        """Sequences with which this ledger signed several transactions for different epochs: one replaced the other."""
         sql = (
             "SELECT sequence FROM ("
             "SELECT DISTINCT sequence, topic_id, nonce FROM attempts WHERE chain_id = ?1 AND wallet = ?2 "
@@ -296,23 +300,23 @@ class Ledger:
         return {int(values[0]) for values in self._query(sql, (chain_id, wallet))}
 
     def last_fee(self, chain_id: str, wallet: str) -> int | None:
-        """The fee in uallo of the newest signature; None when there is none yet."""
+        """The fee in uallo of the newest signature; None without one."""
         sql = "SELECT fee_uallo FROM attempts WHERE chain_id = ? AND wallet = ? ORDER BY signed_at DESC LIMIT 1"
         rows = self._query(sql, (chain_id, wallet))
         return int(rows[0][0]) if rows else None
 
     def set_known_from(self, chain_id: str, wallet: str, sequence: int) -> None:
-        """Take the account as it is: sequences below `sequence` are not asked about any more."""
+        """Accept the account as it is: sequences below `sequence` are not checked any more."""
         self._execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)", (chain_id, wallet, sequence))
 
     def delete_account(self, chain_id: str, wallet: str) -> None:
-        """Drop what is known of a wallet on a chain that began anew under its old id, as a local chain may."""
+        """Delete everything about a wallet on a chain that was reset under its old id, as a local chain may be."""
         with self._transaction():
             for table in ("epochs", "attempts", "uses", "accounts"):
                 self._db.execute(f"DELETE FROM {table} WHERE chain_id = ? AND wallet = ?", (chain_id, wallet))  # noqa: S608
 
     def integrity_check(self) -> str:
-        """SQLite's own verdict on the file: `ok`, or what is wrong."""
+        """The result of SQLite's own check of the file: `ok`, or the problem."""
         return str(self._query("PRAGMA integrity_check", ())[0][0])
 
     def _write_entry(self, entry: LedgerEntry) -> None:
@@ -343,7 +347,7 @@ class Ledger:
             except sqlite3.Error as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
                     self.disk_failed = True
-                    self._db.close()  # a sync that failed is never tried again: what the disk has is for the next start
+                    self._db.close()  # a failed sync is never retried: the next start reads what the disk has
                 raise translate_error(error, self.path) from error
 
     def _execute(self, sql: str, values: tuple[object, ...]) -> None:

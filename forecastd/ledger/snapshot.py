@@ -1,9 +1,11 @@
-"""A copy of the ledger, for reading it while a worker holds the ledger itself.
+"""A read-only snapshot of the ledger, for reading it while a worker holds the ledger itself.
 
-The worker's lock shuts every other SQLite out, so the bytes are read without one: the database, its rollback journal, and
-both again in the opposite order. When nothing changed meanwhile, the copy is a state that SQLite can open, and a commit
-that was cut off is rolled back in the copy as it would be in the original. Never call this in the process that owns the
-ledger: closing a descriptor of the file there would drop its lock. In any other process it touches no lock at all.
+The worker's lock keeps every other SQLite connection out, so the bytes are read without a lock: the database, its rollback
+journal, and both again in the opposite order. If nothing changed in between, the copy is a state that SQLite can open, and
+an interrupted commit is rolled back in the copy as it would be in the original.
+
+Invariant: never open a snapshot in the process that owns the ledger, for closing a descriptor of the file there would drop
+its lock. In any other process this touches no lock.
 """
 
 from __future__ import annotations
@@ -17,10 +19,16 @@ from threading import Event, RLock
 
 from forecastd.clock import TimeBudget
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.ledger.file import SCHEMA_VERSION, find_problems, translate_error
+from forecastd.ledger.file import (
+    SCHEMA_VERSION,
+    find_problems,
+    migrate_from_version_2,
+    newer_version_error,
+    translate_error,
+)
 from forecastd.ledger.ledger import EpochKey, Ledger, LedgerEntry
 
-_RETRY_SECONDS = 0.05  # seconds between two attempts; a commit takes a few milliseconds
+_RETRY_SECONDS = 0.05  # between two attempts; a commit takes a few milliseconds
 
 
 class LedgerNotFound(NeedsHuman):
@@ -28,13 +36,13 @@ class LedgerNotFound(NeedsHuman):
 
 
 class LedgerSnapshot(Ledger):
-    """The ledger as it was a moment ago. Only for reading: what is written into it is lost with it."""
+    """The ledger as it was a moment ago, for reading only: what is written to it is discarded with it."""
 
     def __init__(self, path: Path, copy: Path) -> None:
-        """Open `copy`; `path` is what messages call it.
+        """Open `copy`; messages name `path`. A copy of an older version is migrated in place.
 
         Raises:
-            NoLedger: the file has been made and nothing was put into it yet.
+            LedgerNotFound: the file exists, but nothing was written to it yet.
             NeedsHuman: it is not a ledger, damaged beyond reading, or of a newer version.
         """
         self.path = path
@@ -43,7 +51,11 @@ class LedgerSnapshot(Ledger):
         self._db = sqlite3.connect(copy, isolation_level=None)
         try:
             version = int(self._query("PRAGMA user_version", ())[0][0])
-            object_count = self._query("SELECT count(*) FROM sqlite_master", ())[0][0]
+            table_count = self._query("SELECT count(*) FROM sqlite_master", ())[0][0]
+            if version == 2:
+                with self._transaction():
+                    migrate_from_version_2(self._db)
+                return
         except NeedsHuman:
             self.close()
             raise
@@ -51,16 +63,13 @@ class LedgerSnapshot(Ledger):
             return
         self.close()
         if version > SCHEMA_VERSION:
-            raise NeedsHuman(
-                f"The ledger {path} was written by a newer forecastd (version {version}, this one knows {SCHEMA_VERSION}). "
-                "Install the newer forecastd again; do not delete the ledger."
-            )
-        if object_count:
+            raise newer_version_error(path, version)
+        if table_count:
             raise NeedsHuman(f"{path} is not a ledger of forecastd. Check STATE_DIR.")
         raise _not_found(path)
 
     def accounts(self) -> list[tuple[str, str]]:
-        """Every (chain id, wallet) that it knows anything of."""
+        """Every (chain id, wallet) that appears in the ledger."""
         return [
             (str(chain_id), str(wallet))
             for chain_id, wallet in self._query(
@@ -69,13 +78,13 @@ class LedgerSnapshot(Ledger):
         ]
 
     def newest_entries(self) -> list[LedgerEntry]:
-        """All entries of all wallets and chains, the newest first. Raises NeedsHuman when a row makes no sense."""
+        """All entries of all wallets and chains, newest first. Raises NeedsHuman when a row is invalid."""
         try:
             entries = [entry for chain_id, wallet in self.accounts() for entry in self.entries(chain_id, wallet)]
         except ValueError:
             raise NeedsHuman(
-                f"The ledger {self.path} is damaged: a row has a state that there is none of. Start forecastd again: it is "
-                "set aside then, and the chain is asked."
+                f"The ledger {self.path} is damaged: a row has an unknown state. Start forecastd again: it renames the "
+                "ledger and creates a new one from the chain."
             ) from None
         return sorted(entries, key=lambda entry: (entry.first_at, entry.nonce), reverse=True)
 
@@ -85,17 +94,17 @@ class LedgerSnapshot(Ledger):
         return [float(values[0]) for values in self._query(f"{sql} ORDER BY attempt", key)]
 
     def find_problems(self) -> list[str]:
-        """What is wrong with the file, in words."""
+        """A description of each problem of the file."""
         return list(find_problems(self._db))
 
 
 @contextmanager
 def open_snapshot(path: Path, *, timeout_seconds: float = 5.0) -> Iterator[LedgerSnapshot]:
-    """The ledger at `path` as it is now, whoever holds it.
+    """The ledger at `path` as it is now, whichever process holds it.
 
     Raises:
-        NoLedger: there is none.
-        RetryLater: it changed without a pause for `wait` seconds.
+        LedgerNotFound: there is no ledger.
+        RetryLater: it changed without a pause for `timeout_seconds`.
         NeedsHuman: it cannot be read, or is not a ledger of this version.
     """
     database, journal = _read_consistent(path, timeout_seconds)
@@ -106,7 +115,7 @@ def open_snapshot(path: Path, *, timeout_seconds: float = 5.0) -> Iterator[Ledge
             copy.write_bytes(database)
             copy.with_name(f"{copy.name}-journal").write_bytes(journal)
         except OSError as error:
-            reason = f"Cannot copy the ledger for reading: {error.strerror}. Set TMPDIR to a place with space."
+            reason = f"Cannot copy the ledger for reading: {error.strerror}. Set TMPDIR to a directory with free space."
             raise NeedsHuman(reason) from error
         yield stack.enter_context(closing(_open_copy(path, copy)))
 
@@ -120,16 +129,18 @@ def _open_copy(path: Path, copy: Path) -> LedgerSnapshot:
 
 def _read_consistent(path: Path, timeout_seconds: float) -> tuple[bytes, bytes]:
     """The bytes of the database and of its journal, at one moment between two writes."""
-    deadline, pause_event = TimeBudget(timeout_seconds), Event()
+    budget, pause_event = TimeBudget(timeout_seconds), Event()
     while True:
         first_read = _read_bytes(path, required=True), _read_journal(path)
         journal, database = _read_journal(path), _read_bytes(path, required=True)
         if first_read == (database, journal):
             return database, journal
         try:
-            deadline.remaining()
+            budget.remaining()
         except TimeoutError:
-            raise RetryLater(f"The ledger {path} is being written all the time. Try again.") from None
+            raise RetryLater(
+                f"Cannot read the ledger {path}: it changed during every attempt for {timeout_seconds:g} s. Try again."
+            ) from None
         pause_event.wait(_RETRY_SECONDS)
 
 
@@ -145,7 +156,7 @@ def _read_bytes(path: Path, *, required: bool) -> bytes:
             raise _not_found(path) from None
         return b""
     except OSError as error:
-        raise NeedsHuman(f"Cannot read {path}: {error.strerror}. Run this as the worker's user.") from error
+        raise NeedsHuman(f"Cannot read {path}: {error.strerror}. Run this command as the worker's user.") from error
 
 
 def _not_found(path: Path) -> LedgerNotFound:

@@ -1,7 +1,7 @@
-"""The way to the chain that the settings name, for a worker and for whoever only asks.
+"""Connects to the chain of the settings, for a worker and for commands that only query.
 
-On the local network without endpoints of the user's, a node that runs in the foreground is found by itself, else one is
-embedded in this process for as long as it is needed.
+On the local network without RPC_ENDPOINTS, a node that runs in the foreground is discovered; without one, a node is embedded
+in this process for as long as the connection is open.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from forecastd.settings import Settings
 
 
 def chain_id_for(settings: Settings) -> str:
-    """The id of the chain that is signed for, but in a replay, which is a chain of its own."""
+    """The id of the chain to sign for. A replay has a separate chain instead."""
     return NETWORKS[settings.allora_network].chain_id
 
 
 @dataclass(frozen=True)
 class ChainConnection:
-    """The endpoints to talk to, and the websockets that tell of new blocks; of these there may be none."""
+    """The endpoints to query, and the websockets that announce new blocks; these may be empty."""
 
     endpoints: EndpointPool
     websockets: tuple[str, ...]
@@ -34,10 +34,10 @@ class ChainConnection:
 
 @contextmanager
 def open_endpoints(settings: Settings, clock: Clock, chain_id: str, *, replay: bool = False) -> Iterator[EndpointPool]:
-    """The endpoints to talk to: the user's, the network's own, a running local node, or one embedded in this process.
+    """The endpoints: the user's, the network's default ones, a running local node, or one embedded in this process.
 
     Raises:
-        NeedsHuman: an endpoint is not one, or the local node's state cannot be used.
+        NeedsHuman: an endpoint is invalid, or the local node's state cannot be used.
         RetryLater: another process holds the local node's state.
     """
     with open_connection(settings, clock, chain_id, replay=replay, with_websockets=False) as connection:
@@ -48,7 +48,7 @@ def open_endpoints(settings: Settings, clock: Clock, chain_id: str, *, replay: b
 def open_connection(
     settings: Settings, clock: Clock, chain_id: str, *, replay: bool = False, with_websockets: bool = True
 ) -> Iterator[ChainConnection]:
-    """As `open_chain`, with the websockets: the user's, or those that belong to endpoints that are not the user's."""
+    """As `open_endpoints`, with the websockets: the user's, or those of the default endpoints or the local node."""
     with ExitStack() as stack:
         network = NETWORKS[settings.allora_network]
         websockets: tuple[str, ...] = ()

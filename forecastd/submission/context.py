@@ -1,4 +1,4 @@
-"""What a cycle is told to do, and what it works with."""
+"""What a cycle needs: its options, the wallet that topics share, and the resources it works with."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from forecastd.submission.delivery import DeliveryContext
 
 @dataclass(frozen=True)
 class CycleOptions:
-    """What one cycle is to do and may spend.
+    """What one cycle does and may spend.
 
-    `persist`: a stage that fails for a passing reason is tried again until its share of the window is over, and a window
-    that closes on it is recorded as missed. `seconds`: how long to wait for a block, None as long as the window is open.
+    `retry_until_closed`: a stage that fails temporarily is retried until its share of the window is over; a window that
+    closes before it succeeds is recorded as missed. `timeout_seconds`: how long to wait for a block, None for as long as
+    the window is open.
     """
 
     topic_id: int
@@ -34,10 +35,10 @@ class CycleOptions:
 
 @dataclass(frozen=True)
 class SharedWallet:
-    """What cycles that run at the same time with one wallet share.
+    """What concurrent cycles of one wallet share.
 
-    `signing` is held from the account's sequence to the ledger's commit, so that no two take the same one. `topics`: all that
-    are served with this wallet, each by one thread at a time.
+    `signing_lock` is held from reading the account's sequence to the ledger's commit, so that no two cycles use the same
+    sequence. `topics`: all topics served with this wallet, each by one thread at a time.
     """
 
     signing_lock: Lock = field(default_factory=Lock)
@@ -46,7 +47,7 @@ class SharedWallet:
 
 @dataclass(frozen=True)
 class CycleContext:
-    """What a cycle works with. `wake` is set to make it stop waiting early."""
+    """The resources of a cycle. `wake` is set to stop its waiting early; `block_seconds`: the time between two blocks."""
 
     source: Source
     window: RollingWindow
@@ -57,6 +58,7 @@ class CycleContext:
     clock: Clock
     wake: Event
     shared_wallet: SharedWallet = field(default_factory=SharedWallet)
+    block_seconds: float = 5.0  # the target of Allora's chains
 
     @property
     def delivery_context(self) -> DeliveryContext:

@@ -1,12 +1,15 @@
-"""One epoch, from the open submission window to the outcome.
+"""One cycle: serve one epoch, from the open submission window to the outcome.
 
-No stage reaches back: each gets values, returns values, or raises an error of `errors.py`, which ends the cycle and becomes
-its outcome in one place. Nothing is sent before the ledger has it, and what the ledger has is settled before anything is
+A stage gets values, returns values, or raises an error of `errors.py`, which ends the cycle and becomes its outcome in one
+place.
+
+Invariant: nothing is sent before it is in the ledger, and open entries of the ledger are settled before anything new is
 signed.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,9 +54,10 @@ from models.base import Forecast
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SAFETY_MARGIN_BLOCKS = 2  # of a window's end: what is signed later can hardly be included
-FETCH_SHARE, MODEL_SHARE, SIGN_SHARE = 0.5, 0.8, 1.0  # of the window's blocks: by when a stage must have come through
-MAX_OUTAGE_SECONDS = 3600.0  # how long a cycle that persists waits for the first endpoint to answer
+SAFETY_MARGIN_BLOCKS = 2  # before a window's end: a transaction signed later is unlikely to be included
+FETCH_SHARE, MODEL_SHARE, SIGN_SHARE = 0.5, 0.8, 1.0  # the share of the window's blocks by which a stage must succeed
+MAX_OUTAGE_SECONDS = 3600.0  # how long a retrying cycle waits for the first endpoint to answer
+_cycle_numbers = itertools.count(1)  # the cycles of this process
 
 
 @dataclass
@@ -65,28 +69,36 @@ class _CycleRun:
     on_stage_end: Callable[[StageResult], None]
     on_stage_start: Callable[[str], None]
     outcome: Outcome
+    label: str  # begins each of its log lines
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    chain_error: str = ""  # why the chain could not be asked, the last time that it could not
+    chain_error: str = ""  # of the last query that no endpoint answered
+    height: int = 0  # the chain's latest height seen
+    next_window_height: int | None = None  # at which the next submission window opens
     must_register: bool = False
-    already_served: bool = False  # in a dry run: this epoch has its submission already
+    already_served: bool = False  # in a dry run: this epoch already has its submission
     synthetic: bool | None = None  # of the candles that this run fetched
 
     def update_outcome(self, **fields: object) -> None:
         self.outcome = replace(self.outcome, **fields)  # type: ignore[arg-type]  # Outcome's own field names
 
+    def query_height(self) -> int:
+        """The chain's height. Raises RetryLater when no endpoint answers."""
+        self.height = self.context.chain.height()
+        return self.height
+
     @contextmanager
     def stage(self, name: str) -> Iterator[list[str]]:
-        """Time a stage; the block appends what it found, which is reported when the stage ended well."""
+        """Time a stage. The block appends lines that describe its result; they are reported when it succeeds."""
         lines: list[str] = []
         self.on_stage_start(name)
-        log.debug("topic %d %s begins", self.options.topic_id, name)
+        log.debug("%s %s starts", self.label, name)
         start = self.context.clock.monotonic()
         try:
             yield lines
         finally:
             elapsed = self.stage_seconds.get(name, 0.0) + self.context.clock.monotonic() - start
             self.stage_seconds[name] = round(elapsed, 4)
-        log.info("topic %d %s: %s", self.options.topic_id, name, "; ".join(lines))
+        log.info("%s %s: %s", self.label, name, "; ".join(lines))
         self.on_stage_end(StageResult(name, "\n".join(lines), self.stage_seconds[name]))
 
 
@@ -96,13 +108,18 @@ def run_cycle(
     on_stage_end: Callable[[StageResult], None] = lambda _: None,
     on_stage_start: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Serve the newest open epoch of a topic once; never raises an error of `errors.py`, the outcome tells it.
+    """Serve the newest open epoch of a topic once. An error of `errors.py` is not raised but becomes the outcome.
 
-    `begin` is called with a stage's name as it begins, `report` with each stage that ended well.
+    `on_stage_start` is called with a stage's name when it starts, `on_stage_end` with the result of each that succeeded.
     """
     now = context.clock.now()
     run = _CycleRun(
-        options, context, on_stage_end, on_stage_start, Outcome("failed", topic_id=options.topic_id, as_of=to_iso(now))
+        options,
+        context,
+        on_stage_end,
+        on_stage_start,
+        Outcome("failed", topic_id=options.topic_id, as_of=to_iso(now)),
+        label=f"cycle {next(_cycle_numbers)} topic {options.topic_id}",
     )
     run.update_outcome(wallet=context.wallet.address, source=context.source.name)
     try:
@@ -110,9 +127,27 @@ def run_cycle(
     except ForecastdError as error:
         run.outcome = outcome_from_error(error, run.outcome)
     outcome = replace(run.outcome, stages=run.stage_seconds)
-    log.info("outcome: %s, exit code %d, topic %d nonce %s: %s", outcome.outcome, outcome.exit_code, options.topic_id, outcome.nonce,
-             outcome.reason or outcome.tx_hash)  # fmt: skip
+    log.info(
+        "%s outcome: %s, exit code %d, nonce %s: %s%s",
+        run.label,
+        outcome.outcome,
+        outcome.exit_code,
+        outcome.nonce,
+        outcome.reason or outcome.tx_hash,
+        _describe_next_window(run),
+    )
     return outcome
+
+
+def _describe_next_window(run: _CycleRun) -> str:
+    """When the next submission window opens; empty while that is not known."""
+    if run.next_window_height is None:
+        return ""
+    blocks = run.next_window_height - max(run.height, run.outcome.height or 0)
+    if blocks <= 0:
+        return "; the next submission window is open"
+    minutes = blocks * run.context.block_seconds / 60
+    return f"; next submission window in {blocks} block{'' if blocks == 1 else 's'}, about {minutes:.0f} min"
 
 
 def _serve_epoch(run: _CycleRun) -> None:
@@ -124,7 +159,7 @@ def _serve_epoch(run: _CycleRun) -> None:
 
 
 def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
-    """The epoch to serve, None when no window is open. Settles what earlier runs left; registers when asked."""
+    """The epoch to serve, None when no window is open. Settles the open entries of earlier runs first."""
     context, options, address = run.context, run.options, run.context.wallet.address
     with run.stage("chain") as lines:
         chain_id = context.chain.chain_id()
@@ -140,6 +175,8 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
             is_new_account = check_account(context.chain, context.ledger, chain_id, address)
         run.must_register = needs_registration(context.chain, chain_id, topic.id, address, allowed=options.register)
         height, epochs = list_open_epochs(context.chain, topic, chain_id, address)
+        newest_nonce = max(topic.epoch_last_ended, epochs[0].nonce if epochs else 0)
+        run.height, run.next_window_height = height, newest_nonce + topic.epoch_length
         before_nonce = epochs[-1].nonce if epochs else topic.epoch_last_ended + topic.epoch_length
         if is_new_account:
             recovered_count = recover_from_chain(
@@ -151,12 +188,13 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
                 before_nonce=before_nonce,
                 now=context.clock.now(),
             )
-            lines.extend(
-                [f"{recovered_count} earlier epochs of this worker were found on the chain"] if recovered_count else []
-            )
+            if recovered_count:
+                lines.append(f"recovered {_count_epochs(recovered_count, 'earlier')} of this worker from the chain")
         if not epochs:
             active = context.chain.is_topic_active(topic.id)
             reason = f"none is open at height {height}" if active else "the topic is not active, so it opens none"
+            if not active:
+                run.next_window_height = None
             run.update_outcome(outcome="no_window", reason=f"no submission window of topic {topic.id}: {reason}")
             lines.append(f"{chain_id}, height {height}: no open submission window")
             return None
@@ -165,7 +203,7 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
             context.ledger, topic, chain_id, address, before_nonce=before_nonce, now=now, chain_error=reason
         )
         if missed_count:
-            lines.append(f"{missed_count} epochs went by since the last run; they are recorded as missed")
+            lines.append(f"recorded {_count_epochs(missed_count)} since the last run as missed")
         epoch = select_epoch(context.ledger, epochs)
         run.update_outcome(nonce=epoch.nonce)
         lines.append(
@@ -174,8 +212,12 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
     return epoch
 
 
+def _count_epochs(count: int, adjective: str = "") -> str:
+    return f"{count} {adjective}{' ' if adjective else ''}epoch{'' if count == 1 else 's'}"
+
+
 def _check_already_served(run: _CycleRun, epoch: OpenEpoch) -> bool:
-    """Whether this epoch is answered by the ledger or by the chain; brings what is open to its end."""
+    """Whether the ledger or the chain already has a submission for this epoch. An open one is delivered."""
     entry = run.context.ledger.find(epoch.key)
     latest = run.context.chain.latest_inference(epoch.topic_id, epoch.wallet) if entry is None else None
     on_chain = latest is not None and latest.nonce == epoch.nonce
@@ -185,8 +227,8 @@ def _check_already_served(run: _CycleRun, epoch: OpenEpoch) -> bool:
     if entry is None:
         if latest is None or not on_chain:
             return False
-        reason = "the chain has it, the ledger did not"
-        failpoint("before adopt")
+        reason = "on the chain, but not in the ledger"
+        failpoint("before recover")
         run.context.ledger.record_unsigned(
             epoch.key, SubmissionState.ADMITTED, run.context.clock.now(), reason=reason, value=latest.value
         )
@@ -202,16 +244,16 @@ def _check_already_served(run: _CycleRun, epoch: OpenEpoch) -> bool:
 
 
 def _make_submission(run: _CycleRun, epoch: OpenEpoch) -> Submission | None:
-    """Data, model, forecast, guards and a signature that is on disk; None when the window closed before that.
+    """Fetch candles, forecast, check the guards, sign and commit. None when the window closed before that.
 
-    In a dry run nothing is put on disk.
+    A dry run signs but does not commit.
     """
     try:
         candles = _retry_within_window(run, epoch, FETCH_SHARE, lambda: _fetch_candles(run))
         forecast = _retry_within_window(run, epoch, MODEL_SHARE, lambda: _forecast_with_refetch(run, epoch, candles))
         if run.already_served:
             run.update_outcome(
-                outcome="dry_run", reason="this epoch has its submission already; nothing would be signed or sent"
+                outcome="dry_run", reason="this epoch already has its submission; nothing would be signed or sent"
             )
             return None
         return _retry_within_window(run, epoch, SIGN_SHARE, lambda: _sign_and_commit(run, epoch, forecast))
@@ -222,12 +264,12 @@ def _make_submission(run: _CycleRun, epoch: OpenEpoch) -> Submission | None:
             epoch.key, SubmissionState.MISSED, run.context.clock.now(), reason=str(error)
         )
         check = error.check if isinstance(error, SkipEpoch) else None
-        run.update_outcome(outcome="missed", check=check, reason=f"tried until the window's end: {error}")
+        run.update_outcome(outcome="missed", check=check, reason=f"retried until the window closed: {error}")
         return None
 
 
 def _wait_for_epoch(run: _CycleRun) -> OpenEpoch | None:
-    """As `_find_epoch`, again while no endpoint helps: without one no window's end is known, so for an hour at most."""
+    """As `_find_epoch`, retried while no endpoint answers. Without one no window's end is known, so for an hour at most."""
     clock = run.context.clock
     deadline = clock.monotonic() + MAX_OUTAGE_SECONDS
 
@@ -242,7 +284,7 @@ def _wait_for_epoch(run: _CycleRun) -> OpenEpoch | None:
 
 
 def _retry_within_window(run: _CycleRun, epoch: OpenEpoch, window_share: float, operation: Callable[[], T]) -> T:
-    """`work`, again and again while it fails for a passing reason and its share of the window lasts."""
+    """Run `operation`, retried while it fails temporarily and its share of the window lasts."""
     first_height, last_height = epoch.nonce, epoch.last_height
     height_limit = min(first_height + window_share * (last_height - first_height), last_height - SAFETY_MARGIN_BLOCKS)
     clock = run.context.clock
@@ -251,8 +293,8 @@ def _retry_within_window(run: _CycleRun, epoch: OpenEpoch, window_share: float, 
     def time_left() -> bool:
         nonlocal last_answer_time
         try:
-            height = run.context.chain.height()
-        except RetryLater:  # while no endpoint tells the height the window counts as open; the chain decides in the end
+            height = run.query_height()
+        except RetryLater:  # while the height is not known, the window counts as open; the chain decides in the end
             return clock.monotonic() - last_answer_time < MAX_OUTAGE_SECONDS
         last_answer_time = clock.monotonic()
         return height < height_limit
@@ -274,24 +316,22 @@ def _fetch_candles(run: _CycleRun) -> Candles:
 
 
 def _forecast_with_refetch(run: _CycleRun, epoch: OpenEpoch, candles: Candles) -> Forecast:
-    """The model's check, its forecast, and the guards."""
+    """Check the model, forecast and check the guards; fetch again when a fallback model needs more candles."""
     forecaster = run.context.forecaster
     with run.stage("model") as lines:
         run.update_outcome(bundle=forecaster.check(lambda: _is_cancelled(run, epoch)))
         lines.append(describe_model(forecaster))
-        lines.extend(f"warning: {remark}" for remark in forecaster.warnings)
-    if (
-        len(candles) < forecaster.required_candles
-    ):  # another model stands in for the one that the candles were fetched for
+        lines.extend(f"warning: {warning}" for warning in forecaster.warnings)
+    if len(candles) < forecaster.required_candles:  # a fallback model replaced the one the candles were fetched for
         candles = _fetch_candles(run)
     try:
         return _forecast_and_guard(run, epoch, candles)
-    except TooFewCandles:  # it was replaced by one that wants more while it was at work
+    except TooFewCandles:  # during the forecast, a fallback model that needs more candles replaced it
         return _forecast_and_guard(run, epoch, _fetch_candles(run))
 
 
 def _forecast_and_guard(run: _CycleRun, epoch: OpenEpoch, candles: Candles) -> Forecast:
-    """The model's forecast from these candles, and the guards."""
+    """Forecast from these candles and check the guards."""
     forecaster = run.context.forecaster
     with run.stage("forecast") as lines:
         forecast = forecaster.forecast(candles, lambda: _is_cancelled(run, epoch))
@@ -306,26 +346,26 @@ def _forecast_and_guard(run: _CycleRun, epoch: OpenEpoch, candles: Candles) -> F
 
 
 def _is_cancelled(run: _CycleRun, epoch: OpenEpoch) -> bool:
-    """Whether nobody needs this epoch's forecast any more: its last safe block has passed, or this process is to end."""
+    """Whether the forecast is useless now: the epoch's last safe block has passed, or this process is stopping."""
     try:
-        return run.context.wake.is_set() or run.context.chain.height() >= epoch.last_height - SAFETY_MARGIN_BLOCKS
+        return run.context.wake.is_set() or run.query_height() >= epoch.last_height - SAFETY_MARGIN_BLOCKS
     except RetryLater:
         return False
 
 
 def _network_inferences(run: _CycleRun) -> tuple[float, ...]:
-    """The network's own latest inferences; none when no node gives them, for they only serve a warning."""
+    """The latest inferences of the other workers; none when no node answers, for they are used for a warning only."""
     try:
         inferences = run.context.chain.network_inferences(run.options.topic_id)
     except RetryLater as error:
-        log.warning("no comparison with the network: %s", error)
+        log.warning("%s cannot compare with the network: %s", run.label, error)
         return ()
     values_by_worker = inferences.values_by_worker if inferences else {}
     return tuple(value for worker, value in values_by_worker.items() if worker != run.context.wallet.address)
 
 
 def _sign_and_commit(run: _CycleRun, epoch: OpenEpoch, forecast: Forecast) -> Submission:
-    """Price the transaction, sign it and put it on disk. Nothing is sent here but a registration."""
+    """Price the transaction, sign it and commit it. Only a registration is sent here."""
     with run.context.shared_wallet.signing_lock, run.stage("sign") as lines:
         if run.must_register:
             context, options = run.context, run.options
@@ -354,7 +394,7 @@ def _commit(run: _CycleRun, submission: Submission) -> None:
 
 
 def _sign_value(run: _CycleRun, epoch: OpenEpoch, value: str, *, gas_factor: float = 1.0) -> Submission:
-    """Sign with the account's next sequence that no other open submission of this wallet has taken."""
+    """Sign with the account's next sequence that no other open submission of this wallet uses."""
     context = run.context
     version = context.chain.version()
     message = payload_message(context.wallet, version=version, topic_id=epoch.topic_id, nonce=epoch.nonce, value=value)
@@ -381,15 +421,15 @@ def _sign_value(run: _CycleRun, epoch: OpenEpoch, value: str, *, gas_factor: flo
 
 
 def _deliver(run: _CycleRun, epoch: OpenEpoch, *, never_sent: bool) -> None:
-    """Send what is committed and follow it to its end; new bytes only where the outbox asks for them."""
+    """Send the committed bytes and follow them until they are settled; sign again only when the state machine says so."""
     ledger = run.context.ledger
 
     def sign_again() -> None:
         attempts = ledger.attempts(epoch.key)
-        log.info("signing nonce %d again, attempt %d", epoch.nonce, len(attempts) + 1)
-        if run.synthetic is None:  # signed by an earlier run, whose candles are not known here: forecast anew
+        log.info("%s signing nonce %d again, attempt %d", run.label, epoch.nonce, len(attempts) + 1)
+        if run.synthetic is None:  # an earlier run signed it, and its candles are not known here: forecast again
             if _make_submission(run, epoch) is None:
-                raise RetryLater("No new forecast could be made for the one that the chain refused.")
+                raise RetryLater("Cannot replace the submission that the chain refused: the window closed first.")
             return
         value, gas_factor = attempts[-1].value, 1.5 ** len(attempts)
 
@@ -402,7 +442,7 @@ def _deliver(run: _CycleRun, epoch: OpenEpoch, *, never_sent: bool) -> None:
     with run.stage("submit") as lines:
         timeout_seconds = float("inf") if run.options.timeout_seconds is None else run.options.timeout_seconds
         entry = deliver(
-            run.context.delivery_context,
+            replace(run.context.delivery_context, label=run.label),
             epoch.key,
             timeout_seconds=timeout_seconds,
             sign_again=sign_again,
@@ -413,7 +453,7 @@ def _deliver(run: _CycleRun, epoch: OpenEpoch, *, never_sent: bool) -> None:
 
 
 def _set_final_outcome(run: _CycleRun, entry: LedgerEntry, *, settled_earlier: bool) -> None:
-    """The outcome that an epoch's entry means. `before`: it was settled by an earlier run."""
+    """Set the outcome from an epoch's entry. `settled_earlier`: by an earlier run."""
     row, attempts = entry.row, run.context.ledger.attempts(entry.key)
     run.update_outcome(
         value=None if entry.value is None else float(entry.value),
@@ -421,7 +461,7 @@ def _set_final_outcome(run: _CycleRun, entry: LedgerEntry, *, settled_earlier: b
         height=row.height,
     )
     if settled_earlier:
-        run.update_outcome(source=None)  # what it was made from is not on record
+        run.update_outcome(source=None)  # the ledger does not record the source
     if row.state is SubmissionState.MISSED:
         run.update_outcome(outcome="missed", reason=row.reason or "this epoch was missed")
     elif row.state in SERVED_STATES:
@@ -429,14 +469,14 @@ def _set_final_outcome(run: _CycleRun, entry: LedgerEntry, *, settled_earlier: b
             SubmissionState.PASSIVE: "accepted, but outside the active set",
             SubmissionState.EVICTED: "evicted from the active set",
         }
-        default_reason = "it has its submission already" if settled_earlier else ""
+        default_reason = "this epoch already has its submission" if settled_earlier else ""
         run.update_outcome(
             outcome="already_submitted" if settled_earlier else "submitted",
             reason=reason_by_state.get(row.state, default_reason),
         )
     else:
-        node_message = f" The node says: {row.reason}." if row.reason else ""
+        node_message = f" The node answered: {row.reason}." if row.reason else ""
         run.update_outcome(
             outcome="failed",
-            reason=f"Signed and on record, but its fate is not known yet; run again to go on with the same bytes.{node_message}",
+            reason=f"Signed, but not confirmed yet; run again to retry the same transaction.{node_message}",
         )

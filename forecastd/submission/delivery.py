@@ -1,7 +1,7 @@
-"""Brings a signed submission to its end: sends the same bytes, looks them up, and obeys the outbox.
+"""Delivers a signed submission: sends the same bytes, looks them up, and takes the steps of the state machine.
 
-Every observation is recorded before the next step, so a kill at any point leaves a ledger from which the same steps go on.
-Only `sign_again` makes new bytes, and only when the outbox says so.
+Invariant: every observation is recorded before the next step, so after a kill at any point the ledger has what is needed to
+continue. Only `sign_again` makes new bytes, and only when the state machine says so.
 """
 
 from __future__ import annotations
@@ -36,21 +36,20 @@ from forecastd.submission.state_machine import (
 
 log = logging.getLogger(__name__)
 
-ABSENCE_PROOF_ENDPOINTS = (
-    2  # endpoints past the timeout height that must not know a transaction before it counts as lost
-)
-MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.05, 5.0  # seconds; each wait is 1.6 x the last, with a tenth of jitter
+ABSENCE_PROOF_ENDPOINTS = 2  # past the timeout height, so many must not have a transaction before it counts as lost
+MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.05, 5.0  # each wait is 1.6 times the last, with 10 % jitter
 _ACTION_PRIORITY = (Action.ACCEPTED, Action.PENDING, Action.DONE, Action.VERIFY, Action.WINDOW_CLOSED, Action.RESIGN)
 
 
 @dataclass(frozen=True)
 class DeliveryContext:
-    """What delivering works with."""
+    """The resources of a delivery. `label` begins its log lines, such as `cycle 12 topic 67`."""
 
     ledger: Ledger
     endpoints: EndpointPool
     clock: Clock
     wake: Event
+    label: str = "delivery"
 
 
 def deliver(
@@ -61,16 +60,16 @@ def deliver(
     sign_again: Callable[[], None],
     never_sent: bool = False,
 ) -> LedgerEntry:
-    """Work on an epoch's submission until a block has it, it is settled, `seconds` have passed, or `work.wake` is set.
+    """Deliver an epoch's submission until it is in a block, settled, `timeout_seconds` have passed or `wake` is set.
 
-    It also ends, unsettled, when its window is long over and too few endpoints answer to say what became of it.
+    It also ends, unsettled, when the window closed long ago and too few endpoints answer to prove the result.
 
-    `fresh`: committed just now and never sent, so the first step is to send. `sign_again` signs and commits new bytes for
-    the same epoch, or raises when that cannot be done.
+    `never_sent`: just committed, so the first step is to send. `sign_again` signs and commits new bytes for the same epoch,
+    or raises when it cannot.
 
     Raises:
-        RetryLater: the disk did not take what was learnt.
-        NeedsHuman: as `sign_again` does.
+        RetryLater: the ledger could not be written.
+        NeedsHuman: another signer uses the wallet's key, or `sign_again` raised it.
     """
     deadline, wait_seconds = context.clock.monotonic() + timeout_seconds, MIN_WAIT_SECONDS
     entry = _find_entry(context.ledger, key)
@@ -91,13 +90,13 @@ def deliver(
         row, next_step = (entry.row, NextStep.WAIT) if observation is None else transition(entry.row, observation)
         if row != previous_row:
             context.ledger.record(key, row, context.clock.now(), value=_foreign_value(observation))
-            failpoint("recorded")
+            failpoint("after record")
             entry, wait_seconds = _find_entry(context.ledger, key), MIN_WAIT_SECONDS
         remaining = deadline - context.clock.monotonic()
         if entry.row.state in SETTLED_STATES or remaining <= 0:
             break
         if observation is not None and next_step is NextStep.WAIT and is_long_past_timeout(row, observation):
-            break  # what is open yet is looked up again with the next epoch
+            break  # the next epoch's cycle looks it up again
         should_wait = row == previous_row or next_step in (NextStep.WAIT, NextStep.SEND)
         if should_wait and context.wake.wait(min(wait_seconds * random.uniform(0.9, 1.1), remaining)):  # noqa: S311 - no secret
             break
@@ -108,18 +107,19 @@ def deliver(
 def reconcile(
     context: DeliveryContext, chain_id: str, wallet: str, *, excluded_topics: frozenset[int] = frozenset()
 ) -> None:
-    """Settle what earlier runs left open, as far as the chain knows. Signs and sends nothing.
+    """Settle the open entries of earlier runs by what the chain knows. Signs and sends nothing.
 
-    `besides`: topics that other threads serve at the same time; what they have open is theirs.
+    `excluded_topics`: other threads serve these at the same time and settle their own entries.
 
     Raises:
-        RetryLater: the disk did not take what was learnt, or no endpoint answered.
+        RetryLater: the ledger could not be written, or no endpoint answered.
+        NeedsHuman: another signer uses the wallet's key.
     """
     for entry in context.ledger.entries(chain_id, wallet, unsettled=True):
         if entry.key[1] in excluded_topics:
             continue
         row, value = entry.row, None
-        for _ in range(2):  # an inclusion first, then whether it counts
+        for _ in range(2):  # first the inclusion, then whether the chain counts it
             observation = (
                 _check_counted(context, entry) if row.state is SubmissionState.INCLUDED else _look_up(context, entry)
             )
@@ -133,12 +133,12 @@ def reconcile(
 
 
 def _expire_abandoned(context: DeliveryContext, row: LedgerRow) -> LedgerRow:
-    """A dead row is a missed one when its window has closed; the chain is asked only for a dead one."""
+    """The row as missed when it is abandoned and its window has closed; the height is queried for such a row only."""
     return expire_abandoned(row, context.endpoints.height()) if row.state is SubmissionState.ABANDONED else row
 
 
 def _foreign_value(observation: Observation | None) -> str | None:
-    """The value of a forecast that was found by itself. It is not ours where bytes of a ledger that was lost came first."""
+    """The value of a forecast that the chain shows without its transaction, perhaps signed with a ledger lost since."""
     return observation.inference_value if isinstance(observation, Absence) and observation.has_inference else None
 
 
@@ -150,7 +150,7 @@ def _find_entry(ledger: Ledger, key: EpochKey) -> LedgerEntry:
 
 
 def _observe(context: DeliveryContext, entry: LedgerEntry, next_step: NextStep) -> Observation | None:
-    """Make the observation that `do` asks for; None when no endpoint answered."""
+    """Make the observation that `next_step` needs; None when no endpoint answered."""
     try:
         if next_step is NextStep.SEND:
             return _send(context, entry)
@@ -158,12 +158,12 @@ def _observe(context: DeliveryContext, entry: LedgerEntry, next_step: NextStep) 
             return _check_counted(context, entry)
         return _look_up(context, entry)
     except RetryLater as error:
-        log.info("no endpoint helps with nonce %d: %s", entry.nonce, error)
+        log.info("%s no endpoint answered for nonce %d: %s", context.label, entry.nonce, error)
         return None
 
 
 def _send(context: DeliveryContext, entry: LedgerEntry) -> Observation:
-    """Send the newest bytes to several endpoints; the best answer counts, for one acceptance is enough."""
+    """Send the newest bytes to several endpoints. The best answer counts, for one acceptance is enough."""
     submission = context.ledger.attempts(entry.key)[-1]
     failpoint("before send")
     answers = [
@@ -175,7 +175,7 @@ def _send(context: DeliveryContext, entry: LedgerEntry) -> Observation:
     meanings = [(classify(answer.codespace, answer.code, answer.log), answer) for answer in answers]
     for meaning, answer in meanings:
         answer_text = f"{answer.codespace} {answer.code}: {answer.log}" if answer.code else "code 0"
-        log.info("sent %s: %s (%s)", submission.tx_hash, answer_text, meaning.description)
+        log.info("%s sent %s: %s (%s)", context.label, submission.tx_hash, answer_text, meaning.description)
     if not meanings:
         return SendFailure()
     rank = {action: index for index, action in enumerate(_ACTION_PRIORITY)}
@@ -185,7 +185,7 @@ def _send(context: DeliveryContext, entry: LedgerEntry) -> Observation:
 
 
 def _look_up(context: DeliveryContext, entry: LedgerEntry) -> Observation:
-    """Look for every signature of the epoch; a good inclusion of any counts, else the newest's fate."""
+    """Look up every signature of the epoch: a successful inclusion of any counts, else the result of the newest."""
     heights: tuple[int, ...] = ()
     failed_inclusion: Inclusion | None = None
     answer_count = 0
@@ -219,23 +219,23 @@ def _look_up(context: DeliveryContext, entry: LedgerEntry) -> Observation:
 
 
 def _refuse_foreign_signature(context: DeliveryContext, entry: LedgerEntry, inference: Inference) -> None:
-    """Stop when the forecast that the chain shows for this epoch was not signed here: somebody else has the key.
+    """Raise NeedsHuman when the chain's forecast for this epoch was not signed here: another signer has the key.
 
-    Not so where this ledger knows the account only from this very sequence on: then an earlier ledger was lost.
+    Not when this ledger knows the account only from this sequence on, for then an earlier ledger was lost.
     """
     chain_id, topic_id, nonce, wallet = entry.key
     own_values = {Decimal(submission.value) for submission in context.ledger.attempts(entry.key)}
     known_from = context.ledger.known_from(chain_id, wallet)
     if Decimal(inference.value) not in own_values and known_from is not None and entry.row.sequence > known_from:
         raise NeedsHuman(
-            f"Somebody else signs with the key of {wallet}: the chain has the value {inference.value} for topic {topic_id} "
-            f"nonce {nonce}, and this worker signed {entry.value}. Nothing more is signed. Stop the other worker; "
+            f"Another worker signs with the key of {wallet}: the chain has the value {inference.value} for topic {topic_id} "
+            f"nonce {nonce}, but this worker signed {entry.value}. Nothing more is signed. Stop the other worker, "
             "then run `forecastd ledger trust`."
         )
 
 
 def _check_counted(context: DeliveryContext, entry: LedgerEntry) -> Observation | None:
-    """Whether the chain counts the forecast. None while that is open: an epoch's set is final when its window has closed."""
+    """Whether the chain counts the forecast. None while that may change: an epoch's set is final when its window closed."""
     _, topic_id, nonce, wallet = entry.key
     latest = context.endpoints.latest_inference(topic_id, wallet)
     is_stored = latest is not None and latest.nonce == nonce
@@ -245,7 +245,6 @@ def _check_counted(context: DeliveryContext, entry: LedgerEntry) -> Observation 
     if any(inference.worker == wallet for inference in epoch_inferences):
         return CountVerdict(SubmissionState.ADMITTED)
     if not epoch_inferences and (is_stored or (latest is not None and latest.nonce > nonce)):
-        return CountVerdict(
-            SubmissionState.ADMITTED
-        )  # the set is not kept any more, and nothing speaks against the inclusion
+        # The chain does not keep the set any more, and nothing contradicts the inclusion.
+        return CountVerdict(SubmissionState.ADMITTED)
     return CountVerdict(SubmissionState.EVICTED if is_stored else SubmissionState.PASSIVE)

@@ -1,7 +1,7 @@
-"""Which epoch to serve, and whether this wallet may be signed with at all: everything before a forecast is made.
+"""Which epoch to serve, and whether this wallet may sign: everything that is checked before a forecast is made.
 
-The chain's account is compared with the ledger first. A sequence that the ledger cannot explain means that somebody else
-signs with this key, and nothing is signed any more until a person has looked.
+Invariant: the chain's account is compared with the ledger first. A sequence that is not in the ledger means that another
+signer uses this key; nothing is signed any more until a person resolves it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from forecastd.runtime.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 
-CLOCK_TOLERANCE_SECONDS = 600.0  # seconds between this machine's clock and the latest block
-MAX_RECOVERED_EPOCHS = 24  # epochs that the chain is asked about after a ledger was lost
-NOT_SUBMITTED_REASON = "no submission was made while its window was open"
-MAX_MISSED_EPOCHS = 1000  # missed epochs recorded at once after a long absence
+CLOCK_TOLERANCE_SECONDS = 600.0  # between this machine's clock and the latest block
+MAX_RECOVERED_EPOCHS = 24  # queried from the chain after a ledger was lost
+NOT_SUBMITTED_REASON = "no submission was made while its window was open"  # stored in ledgers, and compared
+MAX_MISSED_EPOCHS = 1000  # recorded at once after a long absence
 
 
 @dataclass(frozen=True)
 class OpenEpoch:
-    """An epoch to serve: `last_height` is the last block of its submission window."""
+    """An epoch whose submission window is open. `last_height` is the last block of the window."""
 
     chain_id: str
     topic_id: int
@@ -44,7 +44,7 @@ class OpenEpoch:
 
 
 def find_topic(chain: ChainClient, chain_id: str, topic_id: int) -> Topic:
-    """The topic. Raises NeedsHuman when there is none of that number."""
+    """The topic. Raises NeedsHuman when it does not exist."""
     topic = chain.topic(topic_id)
     if topic is None:
         raise NeedsHuman(f"Topic {topic_id} does not exist on {chain_id}. Check --topic-id.")
@@ -52,14 +52,14 @@ def find_topic(chain: ChainClient, chain_id: str, topic_id: int) -> Topic:
 
 
 def list_open_epochs(chain: ChainClient, topic: Topic, chain_id: str, wallet: str) -> tuple[int, list[OpenEpoch]]:
-    """The chain's height, and the epochs that the next block can still take a submission for, newest first."""
+    """The chain's height, and the epochs for which the next block can still include a submission, newest first."""
     height = chain.height()
     nonces = sorted((n for n in chain.open_nonces(topic.id) if n <= height < topic.last_block(n)), reverse=True)
     return height, [OpenEpoch(chain_id, topic.id, nonce, wallet, topic.last_block(nonce)) for nonce in nonces]
 
 
 def select_epoch(ledger: Ledger, epochs: list[OpenEpoch]) -> OpenEpoch:
-    """The newest epoch that is not served; the newest of all when every one is."""
+    """The newest epoch that is not served yet; the newest of all when every epoch is served."""
     for epoch in epochs:
         entry = ledger.find(epoch.key)
         if entry is None or entry.row.state not in SERVED_STATES:
@@ -68,22 +68,22 @@ def select_epoch(ledger: Ledger, epochs: list[OpenEpoch]) -> OpenEpoch:
 
 
 def needs_registration(chain: ChainClient, chain_id: str, topic_id: int, wallet: str, *, allowed: bool) -> bool:
-    """Whether the worker has to be registered before it can submit; `may` says that it may be, for a fee.
+    """Whether the worker must be registered before it can submit. `allowed`: it may be registered, for a fee.
 
     Raises:
-        NeedsHuman: it is not registered and may not be, or it is and is not permitted to submit.
+        NeedsHuman: it is not registered and that is not allowed, or it is registered but may not submit.
     """
     if not chain.is_registered(topic_id, wallet):
         if not allowed:
             raise NeedsHuman(
-                f"Worker {wallet} is not registered for topic {topic_id} on {chain_id}. Run once more with --register to "
-                f"register it; the chain asks {chain.params().registration_fee} uallo for that, and the fee for gas."
+                f"Worker {wallet} is not registered for topic {topic_id} on {chain_id}. Run again with --register to "
+                f"register it; the chain charges {chain.params().registration_fee} uallo for that, plus the gas fee."
             )
         return True
     if not chain.can_submit(topic_id, wallet):
         raise NeedsHuman(
             f"Worker {wallet} is registered but not permitted to submit to topic {topic_id} on {chain_id}. "
-            "Ask the topic's owner to put it on the whitelist."
+            "Ask the topic's owner to add it to the whitelist."
         )
     return False
 
@@ -92,17 +92,17 @@ def register_worker(
     chain: ChainClient, wallet: Wallet, ledger: Ledger, epoch: OpenEpoch, *, spending: FeePolicy, clock: Clock, wake: Event,
     excluded_topics: frozenset[int] = frozenset(),
 ) -> int:  # fmt: skip
-    """Register the worker for the epoch's topic, its transaction on record first; what it cost in uallo.
+    """Register the worker for the epoch's topic; returns the cost in uallo. The ledger has the transaction first.
 
-    `elsewhere`: topics that other threads serve with this wallet.
+    `excluded_topics`: topics that other threads serve with this wallet.
 
     Raises:
         NeedsHuman: the balance or the user's maximum does not cover it, or the chain refuses.
-        RetryLater: no block took it in time.
+        RetryLater: no block included it in time.
     """
 
     def commit(sequence: int, tx_hash: str) -> None:
-        failpoint("before use")
+        failpoint("before register")
         ledger.record_sequence_use(
             epoch.chain_id, wallet.address, sequence, tx_hash, f"register for topic {epoch.topic_id}"
         )
@@ -114,18 +114,18 @@ def register_worker(
 
 
 def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str) -> bool:
-    """Compare the account's sequence with the ledger; an account seen for the first time is taken as it is.
+    """Compare the account's sequence with the ledger. An account seen for the first time is accepted as it is.
 
-    True when it is new to the ledger and has used sequences: then the chain may know what an earlier ledger knew.
+    Returns True when it is new to the ledger and has used sequences: the chain may then have epochs of an earlier ledger.
 
     Raises:
-        NeedsHuman: sequences were used by transactions that are not in this ledger.
+        NeedsHuman: transactions that are not in this ledger used sequences.
     """
     account = chain.account(wallet)
     sequence = 0 if account is None else account.sequence
     known_from = ledger.known_from(chain_id, wallet)
     if known_from is not None and sequence < known_from and is_local(chain_id):
-        log.warning("The local chain %s began anew; what the ledger knew of the old one is dropped.", chain_id)
+        log.warning("The local chain %s was reset; the entries of the old chain are deleted from the ledger.", chain_id)
         ledger.delete_account(chain_id, wallet)
         known_from = None
     if known_from is None:
@@ -135,7 +135,7 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
     if unexplained:
         examples = ", ".join(map(str, unexplained[:5])) + (" and more" if len(unexplained) > 5 else "")
         raise NeedsHuman(
-            f"Somebody else signs with the key of {wallet}: the account used the sequences {examples} elsewhere. "
+            f"Another worker signs with the key of {wallet}: the sequences {examples} are not in this ledger. "
             "Nothing is signed. Stop the other worker; if it was you, run `forecastd ledger trust`."
         )
     return False
@@ -144,7 +144,7 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
 def recover_from_chain(
     chain: ChainClient, ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, before_nonce: int, now: float
 ) -> int:
-    """Record the latest epochs before nonce `before` that the chain counts a forecast of this worker for; how many."""
+    """Record the latest epochs before `before_nonce` whose forecast by this worker the chain counts; returns how many."""
     recovered_count = 0
     for offset in range(1, MAX_RECOVERED_EPOCHS + 1):
         nonce = before_nonce - offset * topic.epoch_length
@@ -152,7 +152,7 @@ def recover_from_chain(
             break
         own_inferences = [inference for inference in chain.inferences_at(topic.id, nonce) if inference.worker == wallet]
         if own_inferences:
-            reason = "the chain has it, the ledger did not"
+            reason = "on the chain, but not in the ledger"
             ledger.record_unsigned(
                 (chain_id, topic.id, nonce, wallet),
                 SubmissionState.ADMITTED,
@@ -167,16 +167,18 @@ def recover_from_chain(
 def record_missed_epochs(
     ledger: Ledger, topic: Topic, chain_id: str, wallet: str, *, before_nonce: int, now: float, chain_error: str = ""
 ) -> int:
-    """Record the epochs between the last one in the ledger and `newest` as missed; how many there were.
+    """Record the epochs between the last one in the ledger and `before_nonce` as missed; returns how many.
 
-    `trouble`: what kept this process from asking the chain in the meantime.
+    `chain_error`: why this process could not query the chain in the meantime.
     """
     last_nonce = ledger.newest_nonce_before(chain_id, wallet, topic.id, before_nonce)
     if last_nonce is None or topic.epoch_length <= 0:
         return 0
     missed_nonces = range(before_nonce - topic.epoch_length, last_nonce, -topic.epoch_length)[:MAX_MISSED_EPOCHS]
     reason = (
-        f"{NOT_SUBMITTED_REASON}; the chain could not be asked: {chain_error}" if chain_error else NOT_SUBMITTED_REASON
+        f"{NOT_SUBMITTED_REASON}; the chain could not be queried: {chain_error}"
+        if chain_error
+        else NOT_SUBMITTED_REASON
     )
     for nonce in reversed(missed_nonces):
         ledger.record_unsigned((chain_id, topic.id, nonce, wallet), SubmissionState.MISSED, now, reason=reason)
@@ -184,10 +186,10 @@ def record_missed_epochs(
 
 
 def reference_time(chain: ChainClient, clock: Clock, chain_id: str) -> tuple[float, str]:
-    """The time that data is judged by, in unix seconds, and a warning where this machine's clock is not to be believed.
+    """The time for checking the age of data, in unix seconds, and a warning when this machine's clock is wrong.
 
-    A clock that is off by a day would forecast from yesterday's candles without anybody noticing. The chain's clock is
-    right to the minute, so where the two are far apart it is the chain's that counts. A local chain has no clock but ours.
+    With a clock that is a day off, a forecast would silently use yesterday's candles. The chain's time is exact to a
+    minute, so it is used when the two differ by more than `CLOCK_TOLERANCE_SECONDS`. A local chain uses our own clock.
     """
     now = clock.now()
     if is_local(chain_id):
@@ -195,6 +197,9 @@ def reference_time(chain: ChainClient, clock: Clock, chain_id: str) -> tuple[flo
     block_time = chain.block_time()
     if abs(now - block_time) <= CLOCK_TOLERANCE_SECONDS:
         return now, ""
-    warning = f"this machine's clock says {to_iso(now)}, the chain's latest block {to_iso(block_time)}: the chain's time is used"
-    log.warning("%s. Set the clock.", warning)
+    warning = (
+        f"this machine's clock is wrong: it shows {to_iso(now)}, the latest block has {to_iso(block_time)}; "
+        "using the chain's time"
+    )
+    log.warning("%s. Correct the clock.", warning)
     return block_time, warning

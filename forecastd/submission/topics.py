@@ -1,6 +1,6 @@
 """Several topics and wallets in one process, from a `topics.toml`.
 
-Each `[[topic]]` is the common settings with its own on top; nothing that all share (network, endpoints, state) may differ.
+Each `[[topic]]` overrides some of the common settings. Network, endpoints and state are shared by all.
 
     [[topic]]
     id = 67
@@ -26,7 +26,7 @@ from forecastd.errors import NeedsHuman
 from forecastd.runtime.text_file import read_text_file
 from forecastd.settings import Settings
 
-# The keys of a topic: the name in the file, the setting it overrides, the type it must have.
+# The keys of a topic: its name in the file -> the setting it overrides, and its type.
 TOPIC_KEYS: Mapping[str, tuple[str, type]] = {
     "id": ("topic_id", int),
     "model": ("model", str),
@@ -46,25 +46,25 @@ def load_topics(path: Path, common: Settings) -> list[Settings]:
     """The settings of each topic, in the file's order. Relative paths are relative to the file.
 
     Raises:
-        NeedsHuman: the file cannot be read or does not fit; the topic's place and the key are named.
+        NeedsHuman: the file cannot be read or is invalid; the message names the topic's position and the key.
     """
     text = read_text_file(path, "The file", "Check --topics.")
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise NeedsHuman(f"{path} is not TOML: {error}.") from error
+        raise NeedsHuman(f"{path} is not valid TOML: {error}.") from error
     except RecursionError:
-        raise NeedsHuman(f"{path} is nested too deeply. It must hold one [[topic]] or more.") from None
+        raise NeedsHuman(f"{path} is nested too deeply. It must contain one [[topic]] or more.") from None
     tables = document.get("topic")
     if set(document) != {"topic"} or not isinstance(tables, list) or not tables:
-        raise NeedsHuman(f"{path} must hold one [[topic]] or more, and nothing else at the top.")
+        raise NeedsHuman(f"{path} must contain one [[topic]] or more, and nothing else at the top level.")
     topics = [_topic_settings(path, position, entry, common) for position, entry in enumerate(tables, start=1)]
     identities: set[tuple[object, ...]] = set()
     for position, settings in enumerate(topics, start=1):
         identity = (settings.topic_id, settings.mnemonic_file)
         if identity in identities:
             raise NeedsHuman(
-                f"{path}, topic {position}: topic {settings.topic_id} is there twice with the same wallet."
+                f"{path}, topic {position}: topic {settings.topic_id} appears twice with the same wallet. Remove one."
             )
         identities.add(identity)
     return topics
@@ -72,19 +72,19 @@ def load_topics(path: Path, common: Settings) -> list[Settings]:
 
 def _topic_settings(path: Path, position: int, entry: object, common: Settings) -> Settings:
     if not isinstance(entry, dict) or "id" not in entry:
-        raise NeedsHuman(f"{path}, topic {position}: an `id` is missing.")
+        raise NeedsHuman(f"{path}, topic {position}: the key `id` is missing.")
     update: dict[str, Any] = {}
     for key, value in entry.items():
         if key not in TOPIC_KEYS:
-            raise NeedsHuman(f"{path}, topic {position}: there is no key {key!r}. Known are {', '.join(TOPIC_KEYS)}.")
+            raise NeedsHuman(f"{path}, topic {position}: unknown key {key!r}. Valid keys: {', '.join(TOPIC_KEYS)}.")
         setting, value_type = TOPIC_KEYS[key]
         if not isinstance(value, value_type) or isinstance(value, bool):
             raise NeedsHuman(f"{path}, topic {position}: {key} must be {'a number' if value_type is int else 'text'}.")
         if isinstance(value, str) and not value.strip():
-            continue  # empty is not given, as everywhere
+            continue  # an empty value counts as unset, as in the environment
         update[setting] = path.parent / str(value) if key in _PATH_KEYS else value
     if "mnemonic_file" in update:
-        update["mnemonic"] = None  # the topic's own wallet, whatever the common one is
+        update["mnemonic"] = None  # the topic's own wallet replaces the common one
     merged = {**common.model_dump(), **update}
     try:
         return Settings.model_validate(merged)

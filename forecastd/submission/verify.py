@@ -1,6 +1,6 @@
-"""`ledger verify`: every epoch of the ledger against what the chain says of it. Signs, sends and changes nothing.
+"""`ledger verify`: compares every epoch of the ledger with the chain. Signs, sends and changes nothing.
 
-What the chain is asked for becomes a `Facts`; `judge` compares it with the entry and is a pure function.
+`query_chain` collects `ChainFacts`; `check_entry`, a pure function, compares them with the entry.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from typing import Literal
 
 from forecastd.chain.client import ChainClient
 from forecastd.chain.types import TxResult
+from forecastd.ledger.export import LedgerEpoch, read_epoch
 from forecastd.ledger.ledger import LedgerEntry, SubmissionState
 from forecastd.ledger.snapshot import LedgerSnapshot
-from forecastd.submission.account import AccountStatus, LedgerEpoch, compare_account, format_ranges, read_epoch
+from forecastd.submission.account import AccountStatus, compare_account, format_ranges
 
-MAX_PARALLEL_EPOCHS = 4  # epochs that are asked about side by side; an endpoint is given no more than a worker would
+MAX_PARALLEL_EPOCHS = 4  # queried in parallel; an endpoint gets no more requests than from a worker
 Agreement = Literal["agrees", "open", "disagrees"]
 _NO_TRACE_REASON = (
-    "no endpoint has a transaction of it, nor its forecast. Either it never got there, or the endpoints do not keep so "
-    "much: ask one with a history, or fewer epochs with --limit"
+    "no endpoint has its transaction or its forecast. Either it never reached the chain, or the endpoints have pruned it: "
+    "use an archive endpoint, or check fewer epochs with --limit"
 )
 
 
 @dataclass(frozen=True)
 class ChainFacts:
-    """What the chain says of an epoch.
+    """What the chain knows of an epoch.
 
-    `accepted` and `failed`: blocks that hold a transaction of ours, by its code. `counted`: the value that the chain counts
-    for this worker, where it keeps the epoch's set (`kept`). `latest`: the value of the worker's newest forecast when that is
-    this epoch's.
+    `accepted` and `failed`: the included transactions of this worker, by their code. `counted_value`: the value that the
+    chain counts for this worker, if it still has the epoch's set (`has_epoch_set`). `latest_value`: the value of the worker's
+    newest forecast, if that is for this epoch.
     """
 
     accepted: tuple[TxResult, ...] = ()
@@ -43,13 +44,13 @@ class ChainFacts:
 
     @property
     def value(self) -> str | None:
-        """The forecast as the chain shows it."""
+        """The forecast that the chain has."""
         return self.latest_value if self.counted_value is None else self.counted_value
 
 
 @dataclass(frozen=True)
 class EntryVerdict:
-    """Whether an epoch's entry says what the chain says. `open`: it claims nothing final yet."""
+    """Whether an epoch's entry agrees with the chain. `open`: the entry is not settled yet."""
 
     entry: LedgerEntry
     agreement: Agreement
@@ -69,28 +70,29 @@ class VerificationReport:
 
     @property
     def disagreements(self) -> list[str]:
-        """All that does not agree, in words."""
+        """A description of each disagreement."""
         lines = [f"the file: {problem}" for problem in self.file_problems]
         lines += [
-            f"topic {verdict.entry.key[1]} nonce {verdict.entry.nonce}: the ledger says {verdict.entry.row.state}, but {verdict.reason}"
+            f"topic {verdict.entry.key[1]} nonce {verdict.entry.nonce}: the ledger has {verdict.entry.row.state}, "
+            f"but {verdict.reason}"
             for verdict in self.verdicts
             if verdict.agreement == "disagrees"
         ]
         for account in self.accounts:
             if account.unexplained:
                 lines.append(
-                    f"{account.wallet}: somebody else used the sequences {format_ranges(account.unexplained)}. Stop the other "
-                    "worker; if it was you, run `forecastd ledger trust`"
+                    f"{account.wallet}: another signer used the sequences {format_ranges(account.unexplained)}. Stop the "
+                    "other worker; if it was you, run `forecastd ledger trust`"
                 )
             if account.was_reset:
                 lines.append(
-                    f"{account.wallet}: its next sequence is {account.sequence}, the ledger knows it from "
-                    f"{account.known_from} on. The chain began anew, or the endpoint is far behind"
+                    f"{account.wallet}: its next sequence is {account.sequence}, but the ledger tracks it from "
+                    f"{account.known_from}. The chain was reset, or the endpoint is far behind"
                 )
         return lines
 
     def count(self, agreement: Agreement) -> int:
-        """How many entries got this verdict."""
+        """The number of entries with this verdict."""
         return sum(verdict.agreement == agreement for verdict in self.verdicts)
 
 
@@ -102,10 +104,12 @@ def verify_ledger(
     limit: int | None = None,
     on_verdict: Callable[[EntryVerdict], None] = lambda _: None,
 ) -> VerificationReport:
-    """Compare the newest `limit` entries of this chain with it, and the file with itself.
+    """Compare the newest `limit` entries of this chain with the chain, and check the file for damage.
+
+    `on_verdict` is called with each verdict as soon as it is known.
 
     Raises:
-        RetryLater: the chain cannot be asked.
+        RetryLater: no endpoint answered.
         NeedsHuman: all endpoints are on another chain.
     """
     chain_id, height = chain.chain_id(), chain.height()
@@ -135,23 +139,23 @@ def verify_ledger(
 
 
 def query_chain(chain: ChainClient, epoch: LedgerEpoch) -> ChainFacts:
-    """Ask the chain for everything it says of an epoch. Raises RetryLater when nobody answers."""
+    """Query everything that the chain knows of an epoch. Raises RetryLater when no endpoint answers."""
     _, topic_id, nonce, wallet = epoch.entry.key
-    results = [chain.find_tx(item.submission.tx_hash) for item in epoch.attempts]
-    transactions = [item for item in results if item is not None]
+    results = [chain.find_tx(attempt.submission.tx_hash) for attempt in epoch.attempts]
+    transactions = [result for result in results if result is not None]
     inferences = chain.inferences_at(topic_id, nonce)
     latest = chain.latest_inference(topic_id, wallet)
     return ChainFacts(
-        accepted=tuple(item for item in transactions if item.code == 0),
-        failed=tuple(item for item in transactions if item.code != 0),
+        accepted=tuple(transaction for transaction in transactions if transaction.code == 0),
+        failed=tuple(transaction for transaction in transactions if transaction.code != 0),
         has_epoch_set=bool(inferences),
-        counted_value=next((item.value for item in inferences if item.worker == wallet), None),
+        counted_value=next((inference.value for inference in inferences if inference.worker == wallet), None),
         latest_value=latest.value if latest is not None and latest.nonce == nonce else None,
     )
 
 
 def check_entry(entry: LedgerEntry, facts: ChainFacts) -> EntryVerdict:
-    """Whether the entry says what the facts say."""
+    """Whether the entry agrees with the facts."""
     row = entry.row
     blocks = ", ".join(str(transaction.height) for transaction in facts.accepted)
     if len(facts.accepted) > 1:
@@ -166,17 +170,17 @@ def check_entry(entry: LedgerEntry, facts: ChainFacts) -> EntryVerdict:
         )
     if row.state is SubmissionState.ABANDONED:
         return EntryVerdict(
-            entry, "disagrees" if is_on_chain else "open", location if is_on_chain else "no block took it"
+            entry, "disagrees" if is_on_chain else "open", location if is_on_chain else "no block accepted it"
         )
     if row.state is SubmissionState.MISSED:
         return EntryVerdict(
-            entry, "disagrees" if is_on_chain else "agrees", location if is_on_chain else "the chain has nothing of it"
+            entry, "disagrees" if is_on_chain else "agrees", location if is_on_chain else "the chain has no trace of it"
         )
     return _check_included(entry, facts, location=location if is_on_chain else "")
 
 
 def _check_included(entry: LedgerEntry, facts: ChainFacts, *, location: str) -> EntryVerdict:
-    """An entry that claims to be in a block. `where` is empty when the chain has no trace of it."""
+    """The verdict of an entry that should be in a block. `location` is empty when the chain has no trace of it."""
     row, mismatch = entry.row, ""
     if not location:
         failed = "".join(
@@ -196,7 +200,7 @@ def _check_included(entry: LedgerEntry, facts: ChainFacts, *, location: str) -> 
 
 
 def _is_same_number(own_value: str | None, chain_value: str) -> bool:
-    """Whether two decimals are the same number, however they are written."""
+    """Whether two decimal texts are the same number."""
     try:
         return own_value is not None and Decimal(own_value) == Decimal(chain_value)
     except InvalidOperation:

@@ -1,7 +1,7 @@
-"""From settings to a finished cycle: the one place that puts the parts together.
+"""From settings to a finished cycle: opens the resources of a cycle and runs it once.
 
 The model's child process starts first, so that it loads while the parent opens everything else. With `as_of` the cycle is a
-replay: the wall clock stands at that time, and the local node is a chain of its own for it.
+replay: the wall clock stands still at that time, and the embedded local node has a separate chain for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from models.market.manifest import MarketManifest
 log = logging.getLogger(__name__)
 
 CONFIRMATION_SECONDS = 60.0  # how long a single run waits for a block
-TOPIC_HORIZON_HOURS = {67: 168.0}  # what known topics ask for; HORIZON_HOURS says it for others
+TOPIC_HORIZON_HOURS = {67: 168.0}  # the horizon of known topics; the setting HORIZON_HOURS is for others
 
 
 def run_once(
@@ -49,11 +49,11 @@ def run_once(
     retry_until_closed: bool = False,
     on_stage_end: Callable[[StageResult], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Serve the newest open epoch of each topic once; errors of `errors.py` come back as outcomes.
+    """Serve the newest open epoch of each topic once; errors of `errors.py` are returned as outcomes.
 
-    `topics`: the settings of each, which share network, endpoints and state. `as_of` (unix seconds) replays that moment on
-    the local network. `persist`: keep trying until the window closes. On the local network the worker is registered without
-    being asked, in a dry run too, for nothing there has a price.
+    `topics`: the settings of each topic, which share network, endpoints and state. `as_of` (unix seconds) replays that time
+    on the local network. `retry_until_closed`: retry until the window closes. On the local network the worker is always
+    registered, in a dry run too, for it costs nothing there.
     """
     clock = clock if as_of is None else ReplayClock(as_of)
     try:
@@ -76,15 +76,15 @@ def run_once(
 
 
 def _check_replay(topics: Sequence[Settings]) -> None:
-    """A forecast of the past belongs on a chain of the past: an embedded node's own, never one that is running now."""
+    """A replay must use the embedded node's separate chain, never a chain that is running now."""
     if any(settings.allora_network != "local" for settings in topics):
-        raise NeedsHuman("--as-of replays the past and works on the local network only. Leave it out, or --network.")
+        raise NeedsHuman("--as-of works on the local network only. Omit --as-of, or use --network local.")
     if topics[0].rpc_endpoints:
-        raise NeedsHuman("--as-of replays on a node of its own. Leave it out, or unset RPC_ENDPOINTS.")
+        raise NeedsHuman("--as-of uses an embedded node. Omit --as-of, or unset RPC_ENDPOINTS.")
 
 
 def cycle_options_for(settings: Settings, *, dry_run: bool, register: bool, retry_until_closed: bool) -> CycleOptions:
-    """What a cycle of these settings' topic is to do and may spend."""
+    """The options of a cycle with these settings."""
     is_local = settings.allora_network == "local"
     floor = NETWORKS[settings.allora_network].gas_price_floor
     return CycleOptions(
@@ -101,12 +101,12 @@ def cycle_options_for(settings: Settings, *, dry_run: bool, register: bool, retr
 def open_cycle_contexts(
     topics: Sequence[Settings], clock: Clock, *, replay: bool, standbys: int = 0
 ) -> Iterator[list[CycleContext]]:
-    """What the cycles of these topics work with, closed again in reverse order. Ledger, window and endpoints are shared.
+    """The contexts of these topics' cycles, closed in reverse order. They share ledger, window and endpoints.
 
-    `standbys`: how many loaded processes stand by for each model, beside the one that works.
+    `standbys`: the number of loaded standby processes of each model, in addition to the working one.
 
     Raises:
-        NeedsHuman, RetryLater: as the parts do when they are opened.
+        NeedsHuman, RetryLater: a resource cannot be opened.
     """
     shared_settings = topics[0]
     with ExitStack() as stack:
@@ -135,10 +135,10 @@ def open_cycle_contexts(
 
 
 def open_forecaster(settings: Settings, bundle_store: BundleStore, clock: Clock, *, standbys: int) -> Forecaster:
-    """The topic's model in its processes, with the last good one in reserve.
+    """The topic's model in its processes, with the last good model as fallback.
 
     Raises:
-        NeedsHuman: the model must not run here, and there is no other.
+        NeedsHuman: the model may not run on this network, and there is no fallback.
     """
     return Forecaster(
         settings.model_path,
@@ -153,45 +153,43 @@ def open_forecaster(settings: Settings, bundle_store: BundleStore, clock: Clock,
 def _check_manifest(settings: Settings, manifest: MarketManifest) -> None:
     if manifest.training.synthetic and settings.allora_network != "local":
         raise NeedsHuman(
-            f"The model {manifest.name} was trained on synthetic candles and serves the local network only. "
+            f"The model {manifest.name} was trained on synthetic candles and may run on the local network only. "
             "Train one on real candles with `forecastd train --source ...`."
         )
     check_horizon(settings, manifest)
 
 
 def refuse_synthetic(settings: Settings, *, synthetic: bool) -> None:
-    """Made-up candles have no business on a real network. Signing checks it again, with the model's own.
+    """Refuse synthetic candles on a real network. Signing checks it again, together with the model's training data.
 
     Raises:
         NeedsHuman: a real network with synthetic data.
     """
     if synthetic and settings.allora_network != "local":
         raise NeedsHuman(
-            f"The data source {settings.data_source!r} is synthetic and serves the local network only. "
+            f"The data source {settings.data_source!r} is synthetic and may be used on the local network only. "
             "Set DATA_SOURCE (or --source) to tiingo, exchange:NAME or file:PATH."
         )
 
 
 def check_horizon(settings: Settings, manifest: MarketManifest) -> None:
-    """The topic asks for one horizon, and the model has to forecast it. On the local network a difference is only told.
+    """Check that the model's horizon is the topic's. On the local network a difference is only a warning.
 
     Raises:
-        NeedsHuman: a real network, and a model of another horizon.
+        NeedsHuman: a real network, and a model with another horizon.
     """
     topic_hours = settings.horizon_hours or TOPIC_HORIZON_HOURS.get(settings.topic_id)
     hours = manifest.horizon * manifest.step / 3600
     if topic_hours is None or hours == topic_hours:
         return
-    message = (
-        f"Topic {settings.topic_id} asks for {topic_hours:g} h ahead, the model {manifest.name} forecasts {hours:g} h."
-    )
+    message = f"Topic {settings.topic_id} needs a horizon of {topic_hours:g} h, but the model {manifest.name} has {hours:g} h."
     if settings.allora_network != "local":
-        raise NeedsHuman(f"{message} Choose another --model; if the topic has changed, set HORIZON_HOURS.")
-    log.warning("%s A real network would refuse it.", message)
+        raise NeedsHuman(f"{message} Choose another --model; if the topic's horizon has changed, set HORIZON_HOURS.")
+    log.warning("%s On a real network this is an error.", message)
 
 
 def _replay_chain_id(topics: Sequence[Settings], forecasters: Sequence[Forecaster], clock: Clock) -> str:
-    """A replay is a chain of its own for each moment, source and model: the same replay submits once, another anew."""
+    """A chain id for each replayed time, source and model: a replay submits once, a different one submits again."""
     inputs = [
         (settings.topic_id, settings.data_source, settings.symbol, forecaster.manifest.sha256)
         for settings, forecaster in zip(topics, forecasters, strict=True)

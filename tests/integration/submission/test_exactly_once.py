@@ -21,8 +21,8 @@ from forecastd.localnet.state import Effect
 from forecastd.runtime.failpoints import FAILPOINTS
 
 FIRST_FAILPOINT, OTHER_FAILPOINT = (
-    "before use",
-    "before adopt",
+    "before register",
+    "before recover",
 )  # only a registration comes to the one, a lost state to the other
 FAILPOINTS_IN_TURN = (FIRST_FAILPOINT, *(name for name in FAILPOINTS if name not in (FIRST_FAILPOINT, OTHER_FAILPOINT)))
 
@@ -61,9 +61,9 @@ def test_state_lost_after_send_is_recovered_from_chain(tmp_path: Path) -> None:
     with chain(tmp_path) as node, ProcessForker() as process_group:
         task = WorkerTask(phrase, str(tmp_path / "state"), (node.endpoint,))
         assert (
-            process_group.run(WorkerTask(phrase, task.state_dir, task.endpoints, kill_point=("recorded", 1))).code == -9
+            process_group.run(WorkerTask(phrase, task.state_dir, task.endpoints, kill_point=("after record", 1))).code == -9
         )
-        for kill in (("before adopt", 1.0), None):
+        for kill in (("before recover", 1.0), None):
             shutil.rmtree(tmp_path / "state")
             result = process_group.run(WorkerTask(phrase, task.state_dir, task.endpoints, kill_point=kill))
         record = node.record()

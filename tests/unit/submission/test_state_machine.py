@@ -1,4 +1,4 @@
-"""The outbox's state machine: a table of cases each run twice, and promises that hold for every history."""
+"""The submission state machine: a table of cases, each run twice, and properties that hold for every history."""
 
 from __future__ import annotations
 
@@ -38,16 +38,20 @@ def row_from(fields: dict[str, Any]) -> LedgerRow:
 
 def observation_from(vector: dict[str, Any]) -> Observation:
     fields = {name: value for name, value in vector.items() if name != "kind"}
-    if "answer" in fields:
-        fields["answer"] = Action(fields["answer"])
-    if "verdict" in fields:
-        fields["verdict"] = SubmissionState(fields["verdict"])
+    if "action" in fields:
+        fields["action"] = Action(fields["action"])
+    if "state" in fields:
+        fields["state"] = SubmissionState(fields["state"])
     if "heights" in fields:
         fields["heights"] = tuple(fields["heights"])
     kinds = {
-        "restarted": ProcessRestart, "answered": SendResponse, "unanswered": SendFailure, "found": Inclusion, "absent": Absence,
-        "counted": CountVerdict,
-    }  # fmt: skip
+        "process_restart": ProcessRestart,
+        "send_response": SendResponse,
+        "send_failure": SendFailure,
+        "inclusion": Inclusion,
+        "absence": Absence,
+        "count_verdict": CountVerdict,
+    }
     observation: Observation = kinds[vector["kind"]](**fields)
     return observation
 
@@ -59,10 +63,10 @@ def test_vectors_have_unique_names() -> None:
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
 def test_transition_vector_gives_expected_row_and_is_idempotent(vector: dict[str, Any]) -> None:
-    before, observation = row_from(vector["row"]), observation_from(vector["seen"])
+    before, observation = row_from(vector["row"]), observation_from(vector["observation"])
     after, next_step = transition(before, observation)
-    assert after == row_from({**vector["row"], **vector["then"]})
-    assert next_step == NextStep(vector["do"])
+    assert after == row_from({**vector["row"], **vector["changes"]})
+    assert next_step == NextStep(vector["next_step"])
     second_row, second_step = transition(after, observation)
     assert second_row.state == after.state
     assert (second_row.attempts, second_row.sequence) == (after.attempts, after.sequence)

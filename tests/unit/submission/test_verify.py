@@ -7,7 +7,8 @@ import pytest
 from cli.ledger import STATES
 from forecastd.chain.types import TxResult
 from forecastd.ledger.ledger import LedgerEntry, LedgerRow, SubmissionState
-from forecastd.submission.account import STATE_MEANINGS, AccountStatus, format_ranges
+from forecastd.ledger.export import STATE_MEANINGS
+from forecastd.submission.account import AccountStatus, format_ranges
 from forecastd.submission.verify import ChainFacts, VerificationReport, check_entry
 
 KEY = ("localnet", 67, 720, "allo1x")
