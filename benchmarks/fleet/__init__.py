@@ -1,6 +1,6 @@
-"""What the fleet is held to: a forecast of all servers within the tick, warm at once after a restart, nothing lost.
+"""Benchmarks of the fleet: a forecast of all servers within a tick, a warm restart, and no lost rows.
 
-`python -m benchmarks.fleet PART...` runs some of it.
+`python -m benchmarks.fleet PART...` runs some parts.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ PARTS = ("forecast", "restart", "persistence", "ingest", "soak", "quality")
 def run(
     *, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED, data: str | None = None, others: str | None = None
 ) -> Iterator[Figure | PremiseCount]:
-    """Run the parts in turn; each one's results come as soon as it is through.
+    """Run the parts in turn and yield the results of each as soon as it is finished.
 
-    `data`: a CSV of real metrics for the part on quality; `others`: the interpreter that has other libraries.
+    `data`: a CSV of real metrics for the part `quality`; `others`: the interpreter that has the other libraries.
     """
     log = logging.getLogger("forecastd")
     level = log.level
@@ -35,17 +35,17 @@ def run(
             yield from module.run(quick=quick, seed=seed, **part_options.get(part, {}))
             stolen, total = (after - then for after, then in zip(cpu_time(), cpu_before, strict=True))
             yield PremiseCount(
-                f"{part}: what it was measured under",
+                f"{part}: conditions",
                 {"processors": os.cpu_count() or 0, "load average before": round(load_before, 1),
                  "load average after": round(os.getloadavg()[0], 1),
-                 "of the processors' time taken by other machines, %": round(100 * stolen / max(total, 1))},
-                "stated, not asked for",
+                 "CPU time stolen by other machines, %": round(100 * stolen / max(total, 1))},
+                "information only",
             )  # fmt: skip
     finally:
         log.setLevel(level)
 
 
 def cpu_time() -> tuple[int, int]:
-    """What the host took away from this machine, and all time there was, since it was started; proc_stat(5)."""
+    """CPU time stolen by the hypervisor, and total CPU time, since boot; proc_stat(5)."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return fields[7], sum(fields)

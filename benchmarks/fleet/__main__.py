@@ -1,4 +1,4 @@
-"""Runs some parts of the benchmark of the fleet: `python -m benchmarks.fleet [PART...] [--quick] [--seed N]`."""
+"""Runs parts of the fleet benchmark: `python -m benchmarks.fleet [PART...] [--quick] [--seed N]`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from benchmarks.fleet import PARTS, SEED, run
 from benchmarks.parts import main
 
 EXTRA_OPTIONS = {
-    "data": "a CSV of real metrics for the part on quality (series, timestamp, value)",
-    "others": "the interpreter that has neuralforecast and darts, when this one has not",
+    "data": "a CSV of real metrics for the part quality (series, timestamp, value)",
+    "others": "an interpreter that has neuralforecast and darts, if this one does not",
 }
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A forecast of all servers, from the rolling window to the bytes that are served: ours, and the ways it is done otherwise.
+"""The forecast of all servers, from the rolling window to the served bytes: this product and the usual ways.
 
-Both sides have the same network with the same weights and the same rows, and what they say of each server is held against
-each other before any second is printed. They take turns, and of each the best turn counts: others who work on the machine
-only ever make a turn longer. Between two ticks there is a pause, as there is in service, if a shorter one; what ours spends
-in it, and so does not at the tick, is in the processors' time that is told.
+Both sides use the same network with the same weights and the same rows, and their forecasts are compared before any
+time is reported. They run in turns, and the best turn of each counts, because other load on the machine can only slow
+a turn down. Between two ticks there is a pause, as in the service but shorter; the CPU time of the product includes
+its work in the pause.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from benchmarks.figures import Figure, PremiseCount
 from benchmarks.fleet import peers
@@ -27,41 +29,43 @@ from forecastd.supervise.policy import SupervisionPolicy
 
 SERVER_COUNTS = (20, 200, 2000)
 TURNS = {20: 7, 200: 5, 2000: 3}
-TICKS_PER_TURN = 3  # of ours: it is the shorter one
-PAUSE_PER_SERVER = 1.5e-3  # seconds a server between two ticks; 3 of the 5 at 2,000
-REQUIRED_SPEEDUP = {20: 20, 200: 20, 2000: 25}  # how many times as fast as the known request
-HALF_TICK_SECONDS = 2.5  # seconds
+TICKS_PER_TURN = 3  # of the product, which is faster
+PAUSE_PER_SERVER = 1.5e-3  # seconds per server between two ticks; 3 of the 5 s at 2,000 servers
+REQUIRED_SPEEDUP = {20: 20, 200: 20, 2000: 25}  # compared with the request of the reference daemon
+HALF_TICK_SECONDS = 2.5
 TOLERANCE = 1e-3  # of the quantile range
-REQUEST, LIBRARY = "the known daemon's request", "from_dataset + predict alone"
-ENGINES = ("fused", "onnx", "stream")  # beside the library's
+REQUEST, LIBRARY = "the reference daemon's request", "from_dataset + predict alone"
+ENGINES = ("fused", "onnx", "stream")  # compared with the library engine
 
 
 @dataclass
 class ForecastTimings:
-    """Seconds at one number of servers: our first forecast, all others of ours, and the request's steps in each turn."""
+    """Seconds for one number of servers: the product's first and later forecasts, and the steps of each baseline
+    request.
+    """
 
     first_forecast: float = 0.0
     product: list[float] = field(default_factory=list)
     baseline: list[dict[str, float]] = field(default_factory=list)
-    difference: float = 0.0  # of the quantile range, the largest of all turns
-    megabytes: tuple[float, float] = (0.0, 0.0)  # of text: ours and the request's
-    cpu_seconds: float = 0.0  # seconds of all threads of ours a tick, the pauses included
+    difference: float = 0.0  # of the quantile range, maximum over the turns
+    megabytes: tuple[float, float] = (0.0, 0.0)  # of text: product and baseline
+    cpu_seconds: float = 0.0  # of all threads of the product per tick, including pauses
 
     @property
     def fastest_request(self) -> dict[str, float]:
-        """The steps of the quickest request."""
+        """The steps of the fastest baseline request."""
         return min(self.baseline, key=lambda steps: sum(steps.values()))
 
     @property
     def fastest_prediction(self) -> float:
-        """The quickest data set and prediction."""
+        """The fastest data set and prediction of the baseline."""
         return min(steps["from_dataset and predict"] for steps in self.baseline)
 
 
 def run(*, quick: bool, seed: int, others: str | None = None) -> Iterator[Figure | PremiseCount]:
-    """All numbers of servers; quick: 20, and no engine by itself.
+    """All server counts; quick: 20 servers, and no single engines.
 
-    `others`: the interpreter that has the other libraries, when this one has not.
+    `others`: the interpreter that has the other libraries, if this one does not.
     """
     counts, product_seconds = SERVER_COUNTS[:1] if quick else SERVER_COUNTS, {}
     for count in counts:
@@ -76,7 +80,7 @@ def run(*, quick: bool, seed: int, others: str | None = None) -> Iterator[Figure
 
 
 def measure_turns(count: int, turns: int, seed: int) -> ForecastTimings:
-    """Ours and the known request in turns, each a tick further on."""
+    """The product and the baseline request in turns, each one tick later."""
     from benchmarks.fleet import request
     from benchmarks.fleet.library import BaselineLibrary, quantiles_by_server
     from models.fleet.engines import range_difference
@@ -109,20 +113,18 @@ def measure_turns(count: int, turns: int, seed: int) -> ForecastTimings:
 
 
 def forecaster(bundle: Path) -> FleetForecaster:
-    """As the service runs a bundle: in a supervised child."""
+    """A forecaster as the service runs it: in a supervised child."""
     return FleetForecaster(bundle, policy=SupervisionPolicy(), clock=SystemClock(), engine="auto", threads=THREADS)
 
 
 def cpu_seconds(product: FleetForecaster) -> float:
-    """Seconds of the processors' time, of this process and the model's."""
-    import psutil
-
+    """CPU seconds of this process and the model's processes."""
     processes = [psutil.Process(), *(psutil.Process(int(str(child["pid"]))) for child in product.children())]
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def time_forecast(product: FleetForecaster, servers: SimulatedServers) -> tuple[float, FleetForecast]:
-    """Seconds from the rolling window to the stored bytes of all servers."""
+    """Seconds from the rolling window to the stored bytes of all servers, and the forecast."""
     started = time.perf_counter()
     forecast = product.forecast(servers.block(MODEL_M.encoder))
     seconds = time.perf_counter() - started
@@ -131,13 +133,13 @@ def time_forecast(product: FleetForecaster, servers: SimulatedServers) -> tuple[
 
 
 def figures(count: int, timings: ForecastTimings) -> Iterator[Figure | PremiseCount]:
-    """What the turns come to."""
+    """The results of the turns."""
     name, best, steps = f"{count} servers, window to stored JSON", min(timings.product), timings.fastest_request
     total = sum(steps.values())
     yield Figure(name, best, total, "s", REQUEST, f"ratio >= {REQUIRED_SPEEDUP[count]}")
     yield Figure(name, best, timings.fastest_prediction, "s", LIBRARY, "ratio >= 10")
     yield Figure(
-        f"{count} servers, the first one", timings.first_forecast, total, "s", REQUEST, "nothing kept yet; no aim"
+        f"{count} servers, first forecast", timings.first_forecast, total, "s", REQUEST, "nothing cached; no target"
     )
     if count == SERVER_COUNTS[-1]:
         yield Figure(name, best, HALF_TICK_SECONDS, "s", "half a tick", "ratio >= 1")
@@ -146,43 +148,43 @@ def figures(count: int, timings: ForecastTimings) -> Iterator[Figure | PremiseCo
         "allowed", "ratio >= 1",
     )  # fmt: skip
     yield PremiseCount(
-        f"{count} servers, the request's steps in the quickest of {len(timings.baseline)} turns, {THREADS} threads",
+        f"{count} servers, steps of the fastest of {len(timings.baseline)} baseline requests, {THREADS} threads",
         {
             **{f"{step}, s": round(seconds, 3) for step, seconds in steps.items()},
-            "its text, MB": round(timings.megabytes[1], 1),
-            "our stored bytes, MB": round(timings.megabytes[0], 1),
-            "ours, slowest tick, s": round(max(timings.product), 3),
-            "ours, processors' time a tick, pauses included, s": round(timings.cpu_seconds, 3),
+            "baseline text, MB": round(timings.megabytes[1], 1),
+            "product stored bytes, MB": round(timings.megabytes[0], 1),
+            "product, slowest tick, s": round(max(timings.product), 3),
+            "product, CPU time per tick including pauses, s": round(timings.cpu_seconds, 3),
         },
-        "both forecast the tick after the last observed one, and say the same of each server",
+        "both forecast the tick after the last observed one, with equal results for each server",
     )
 
 
 def compare_engines(count: int, seed: int, turns: int) -> Iterator[Figure | PremiseCount]:
-    """Each engine without supervision, beside the library's forward as an engine, in a process of their own."""
+    """Each engine without supervision, compared with the library as an engine, in a fresh process."""
     seconds = run_side("engines", count, seed, str(turns))
     for name in ENGINES:
         yield Figure(
             f"{count} servers, engine {name} in process", seconds[name], seconds["library"], "s", "engine library",
-            "scaled, run, restored, as JSON; no aim",
+            "scaled, run, unscaled, as JSON; no target",
         )  # fmt: skip
     yield Figure(
-        f"{count} servers, engine stream, the first one", seconds["stream, first"], seconds["library, first"], "s",
-        "engine library", "no aim",
+        f"{count} servers, engine stream, first forecast", seconds["stream, first"], seconds["library, first"], "s",
+        "engine library", "no target",
     )  # fmt: skip
 
 
 def compare_memory(count: int, seed: int) -> Figure:
-    """Peak resident memory; ours is the sum of the parent's and the child's peaks."""
-    product, library = (run_side(role, count, seed) for role in ("ours", "library"))
+    """Peak resident memory; for the product the sum of parent and child."""
+    product, library = (run_side(role, count, seed) for role in ("product", "library"))
     return Figure(
         f"{count} servers, peak memory, parent and child", product["megabytes"], library["megabytes"], "MB", LIBRARY,
-        "ratio >= 2" if count == SERVER_COUNTS[-1] else f"asked for at {SERVER_COUNTS[-1]:,} only",
+        "ratio >= 2" if count == SERVER_COUNTS[-1] else f"a target at {SERVER_COUNTS[-1]:,} only",
     )  # fmt: skip
 
 
 def run_side(role: str, count: int, seed: int, *extra: str) -> dict[str, float]:
-    """What one side measures of itself in a fresh process."""
+    """What one side measures about itself in a fresh process."""
     arguments = python("-m", "benchmarks.fleet.side", role, str(bundle_m()), str(count), str(seed), *extra)
     result: dict[str, float] = json.loads(measure(arguments).stdout)
     return result

@@ -1,7 +1,7 @@
-"""How much a running service takes in over HTTP, and how soon it answers meanwhile, with a forecast made at each tick.
+"""Ingest throughput over HTTP, and response times under load, with a forecast at each tick.
 
-The window is full from the start, so every tick has a true forecast of all servers. Senders and readers are processes of
-their own on the same machine; what they cost is part of what is measured.
+The window is full from the start, so every tick has a model forecast of all servers. Senders and readers are separate
+processes on the same machine; their cost is part of the measurement.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from benchmarks.fleet.serving import ServiceProcess, StoredHistory, serve
 from benchmarks.processes import ROOT, python
 
 SERVERS = 200
-RECORDS_PER_FEED = 500  # of a feed
-SENDERS = 3  # connections that are kept
-CALM_RATE = 2000.0  # records a second of a load that is far from the limit: 10,000 servers that report every 5 s
+RECORDS_PER_FEED = 500
+SENDERS = 3  # persistent connections
+CALM_RATE = 2000.0  # records per second, a moderate load: 10,000 servers that report every 5 s
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """As much as goes in, then a calm load; quick: for some seconds each."""
+    """The maximum rate, then a moderate load; quick: for a few seconds each."""
     seconds = 6.0 if quick else 40.0
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -38,14 +38,14 @@ def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
         history.catch_up()
         with serve(directory, bundle_m()) as service:
             service.wait_for("/forecast?limit=1")
-            for label, rate in (("as much as goes in", 0.0), (f"{CALM_RATE:,.0f} records a second", CALM_RATE)):
+            for label, rate in (("maximum rate", 0.0), (f"{CALM_RATE:,.0f} records/s", CALM_RATE)):
                 yield measure_load(service, history, seconds, label, rate)
 
 
 def measure_load(
     service: ServiceProcess, history: StoredHistory, seconds: float, label: str, rate: float
 ) -> PremiseCount:
-    """What senders and readers saw in so many seconds. `rate`: records a second in all, 0 for as many as are taken."""
+    """The results of senders and readers in so many seconds. `rate`: records per second in total, 0 for the maximum."""
     before = service.status()
     plan = {"port": service.port, "seconds": seconds, "rate": rate, "servers": history.simulator.names,
             "profiles": history.simulator.profiles, "records": RECORDS_PER_FEED, "senders": SENDERS}  # fmt: skip
@@ -62,40 +62,41 @@ def measure_load(
     ]
     if accepted != send_result["accepted"] or send_result["accepted"] != send_result["records"]:
         failures.append(
-            f"{send_result['records']} records were sent, {send_result['accepted']} answered for and {accepted} taken"
+            f"{send_result['records']} records were sent, {send_result['accepted']} acknowledged and {accepted} stored"
         )
     if not ticks or after["forecast"]["tft"] < SERVERS:
         failures.append(f"after {ticks} ticks {after['forecast']['tft']} servers had a forecast by the model")
     return PremiseCount(
-        f"{SERVERS} servers, feeds of {RECORDS_PER_FEED} over {SENDERS} kept connections, {label}, {seconds:g} s",
+        f"{SERVERS} servers, feeds of {RECORDS_PER_FEED} over {SENDERS} connections, {label}, {seconds:g} s",
         {
-            "records taken a second": round(send_result["records"] / send_result["seconds"]),
+            "records per second": round(send_result["records"] / send_result["seconds"]),
             "feeds": send_result["feeds"], **percentiles("POST /feed", send_result["latencies"]),
-            **percentiles("GET /forecast, all servers", read_result["all"]), **percentiles("GET /forecast/{server}", read_result["one"]),
+            **percentiles("GET /forecast, all servers", read_result["all"]),
+            **percentiles("GET /forecast/{server}", read_result["one"]),
             "MB of GET /forecast": round(read_result["megabytes"], 1), "ticks": ticks, "forecasts of all servers": forecasts,
-            "the last forecast took, s": after["forecast"]["seconds"],
+            "duration of the last forecast, s": after["forecast"]["seconds"],
         },
-        "no request fails, every record is taken, and all servers have a true forecast",
+        "no request fails, every record is accepted, and all servers have a model forecast",
         tuple(failures),
     )  # fmt: skip
 
 
 def start_client(role: str, plan: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """A process that sends, or one that reads."""
+    """Start a sender or reader process."""
     line = python("-m", "benchmarks.fleet.load", role, json.dumps(plan))
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr)
 
 
 def client_result(process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What it saw."""
+    """The result that the process printed."""
     out, _ = process.communicate()
-    assert process.returncode == 0, "a process that sends or reads ended with an error"
+    assert process.returncode == 0, "a sender or reader failed"
     result: dict[str, Any] = json.loads(out)
     return result
 
 
 def percentiles(label: str, seconds: list[float]) -> dict[str, float]:
-    """Median and 99th percentile of some latencies, in ms."""
+    """Median and 99th percentile of latencies, in ms."""
     return {
         f"{label}, p{percentile}, ms": round(1e3 * float(np.percentile(seconds, percentile)), 2)
         for percentile in (50, 99)

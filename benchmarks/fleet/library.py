@@ -1,7 +1,7 @@
-"""The peer: the same network with the same weights and the same rows, used as pytorch_forecasting's documentation says.
+"""The baseline: the same network with the same weights and rows, used as pytorch_forecasting documents it.
 
-What had to be done for its forecasts to be forecasts, and its scales each server's own, is said where it is done; without it
-the numbers differ from ours, and a test shows it.
+Comments explain what is needed to get real forecasts with each server's own scales from the library; without it the
+numbers differ from the product's, and a test shows that.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from models.fleet.bundle import CANARY_SERVERS, FleetBundle, FleetCanary, canary
 from models.fleet.folded_engines import FusedEngine
 from models.fleet.manifest import DEFAULT_GROUP, OTHER_PROFILE, FleetManifest, ModelMetric, fleet_reals, known_reals
 from models.fleet.scaling import calendar
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 from models.tft.parameters import parameter_shapes
 from models.tft.torch_model import quiet_library
 
-EMBEDDING = 3  # numbers of a profile
-BATCH_SIZE = 128  # servers at a time, of the library's loader
+EMBEDDING = 3  # size of the profile embedding
+BATCH_SIZE = 128  # servers per batch of the library's loader
 GROUP_IDS = ["profile", "server"]
-TRAINING_SERVERS = 20  # servers that the scales are of
+TRAINING_SERVERS = 20  # servers that the scales are computed from
 TRAINER_OPTIONS = {
     "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
     "enable_checkpointing": False,
@@ -41,10 +41,10 @@ TRAINER_OPTIONS = {
 
 
 class BaselineLibrary:
-    """A data set to make others from, and a network of its library with random weights."""
+    """A template data set and a network of the library with random weights."""
 
     def __init__(self, size: ModelSize, names: Iterable[str] = (), seed: int = 1) -> None:
-        """`names`: of the servers that it will be asked about. The scales are of others, hours before."""
+        """`names`: the servers to forecast. The scales come from other servers, hours earlier."""
         import torch
 
         torch.set_num_threads(THREADS)
@@ -63,11 +63,11 @@ class BaselineLibrary:
         from pytorch_forecasting.data.encoders import GroupNormalizer, MultiNormalizer, NaNLabelEncoder
 
         size = self.size
-        # The scales are looked up twice, for what goes in and for what comes out, by codes of two encoders; those have to
-        # be told to be alike, or with `add_nan` the second is one off. By the code that stands first in `group_ids`,
-        # whatever the normalizer's groups are: so the profile does.
+        # The library looks up the scales twice, for input and output, by codes of two encoders. Both must be the same
+        # encoder, or with `add_nan` the second is off by one. It uses the first entry of `group_ids`, whatever the
+        # normalizer's groups are, so the profile must be first.
         encoders = {column: NaNLabelEncoder(add_nan=True, warn=False) for column in GROUP_IDS}
-        # A server that is new after this would get a number that the library cannot turn into a name again.
+        # The library cannot map the code of a server that is unknown here back to its name.
         encoders["server"].fit(np.array(sorted(names), dtype=object))
         encoders |= {f"__group_id__{column}": deepcopy(encoder) for column, encoder in encoders.items()}
         return TimeSeriesDataSet(
@@ -83,12 +83,12 @@ class BaselineLibrary:
             time_varying_known_reals=list(known_reals(size.cycles)),
             time_varying_unknown_reals=list(size.names),
             target_normalizer=MultiNormalizer([
-                # By group alone (`scale_by_group`): the other way it finds no group as soon as there are two `group_ids`.
+                # `scale_by_group` is needed: otherwise the library finds no group if there are two `group_ids`.
                 GroupNormalizer(groups=["profile"], scale_by_group=True, transformation=_transformation(metric.transform))
                 for metric in size.metrics
             ]),
             categorical_encoders=encoders,
-            scalers=dict.fromkeys(known_reals(size.cycles)),  # they are between -1 and 1 as they are
+            scalers=dict.fromkeys(known_reals(size.cycles)),  # they are between -1 and 1 already
             add_relative_time_idx=True,
             add_encoder_length=False,
         )  # fmt: skip
@@ -113,13 +113,13 @@ class BaselineLibrary:
             log_interval=-1,
             logging_metrics=torch.nn.ModuleList(),
         ).eval()
-        with torch.no_grad():  # quantiles that are apart, about what they would be of a network that was trained
+        with torch.no_grad():  # spreads the quantiles about as far as those of a trained network
             for layer in model.output_layer:
                 layer.bias.copy_(torch.as_tensor(norm.ppf(size.levels)))
         return model
 
     def data_set(self, rows: pd.DataFrame) -> Any:
-        """The data set of new rows, to predict the last steps of each server's."""
+        """A data set of new rows that predicts the last steps of each server."""
         from pytorch_forecasting import TimeSeriesDataSet
 
         return TimeSeriesDataSet.from_dataset(self.template, rows, predict=True, stop_randomization=True)
@@ -127,7 +127,7 @@ class BaselineLibrary:
     def predict(
         self, rows: pd.DataFrame, batch_size: int = BATCH_SIZE
     ) -> tuple[list[NDArray[np.float32]], pd.DataFrame]:
-        """Quantiles `[S, H, Q]` of each metric as the network gives them, and who and when each row of them is."""
+        """Quantiles `[S, H, Q]` of each metric, and the index with server and tick of each row."""
         with quiet_lightning():
             prediction = self.model.predict(
                 self.data_set(rows),
@@ -139,11 +139,11 @@ class BaselineLibrary:
         return [output.numpy() for output in prediction.output], prediction.index
 
     def write_bundle(self, path: Path, name: str = "M") -> None:
-        """The network and its scales as a bundle of ours."""
+        """Write the network and its scales as a bundle."""
         write_fleet_bundle(path, self.bundle(path, name))
 
     def bundle(self, path: Path = Path(), name: str = "M") -> FleetBundle:
-        """The same without a file."""
+        """The network and its scales as a bundle in memory."""
         manifest = self._manifest(name)
         state = {key: value.numpy() for key, value in self.model.state_dict().items()}
         weights = {key: state[key].astype(np.float32) for key in parameter_shapes(manifest.network)}
@@ -176,7 +176,8 @@ class BaselineLibrary:
                 len(size.names), len(profiles), EMBEDDING,
             ),
             training=TrainingRecord(
-                FIRST_FORECAST_TIME, FIRST_FORECAST_TIME + 300, 60, "0" * 64, "nothing: its weights are random", True, FIRST_FORECAST_TIME + 300,
+                FIRST_FORECAST_TIME, FIRST_FORECAST_TIME + 300, 60, "0" * 64, "none: random weights", True,
+                FIRST_FORECAST_TIME + 300,
                 {part: Interval(FIRST_FORECAST_TIME + 100 * i, FIRST_FORECAST_TIME + 100 * i + 100, 1)
                  for i, part in enumerate(("train", "validation", "test"))}, {},
             ),
@@ -186,7 +187,7 @@ class BaselineLibrary:
         )  # fmt: skip
 
     def _scales(self, kind: str, groups: tuple[str, ...]) -> NDArray[np.float32]:
-        """The normalizers' tables `[G, M]`: first what they give where a profile is not known, then by profile."""
+        """The tables of the normalizers `[G, M]`: first the values for an unknown profile, then by profile."""
         table = []
         for normalizer in self.template.target_normalizer.normalizers:
             by_profile, default = normalizer.norm_["profile"][kind], normalizer.missing_["profile"][kind]
@@ -197,10 +198,10 @@ class BaselineLibrary:
 def frame(
     size: ModelSize, names: tuple[str, ...], profiles: tuple[str, ...], values: NDArray[np.float32], tick: int
 ) -> pd.DataFrame:
-    """The rows of servers whose `values` `[S, T, M]` end with `tick`, and the horizon's after it.
+    """The rows of servers whose `values` `[S, T, M]` end with `tick`, and rows for the horizon after it.
 
-    The library predicts the last rows that it is given: without those of the time to come it would tell the past. What
-    their metrics are is not read; the last ones are repeated.
+    The library predicts the last rows of its input, so without rows for the horizon it would predict the past. It
+    does not read their metrics; the last values are repeated.
     """
     servers, history_length = values.shape[:2]
     ticks = np.arange(tick - history_length + 1, tick + size.horizon + 1)
@@ -222,7 +223,7 @@ def frame(
 def quantiles_by_server(
     size: ModelSize, outputs: list[NDArray[np.float32]], index: pd.DataFrame, names: tuple[str, ...]
 ) -> NDArray[np.float32]:
-    """What the library predicted as our engines give it: `[S, M, Q, H]` in the order of `names`, sorted, within bounds."""
+    """The library's prediction in the engines' shape: `[S, M, Q, H]` in the order of `names`, sorted, within bounds."""
     row_of: Mapping[str, int] = {server: row for row, server in enumerate(index["server"])}
     quantiles = np.stack(outputs, axis=1)[[row_of[name] for name in names]].swapaxes(2, 3)
     quantiles.sort(axis=2)
@@ -234,7 +235,7 @@ def quantiles_by_server(
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Neither warnings that are known to be harmless nor Lightning's remarks on the machine."""
+    """Suppress harmless warnings and Lightning's log messages."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -249,7 +250,7 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def _transformation(name: str) -> dict[str, Any] | None:
-    """The library's own "log1p" is undone by exp, which is one too much; so the two functions are named."""
+    """The library inverts its own "log1p" with exp, which is off by one; so both functions are given."""
     import torch
 
     return {"forward": torch.log1p, "reverse": torch.expm1} if name == "log1p" else None

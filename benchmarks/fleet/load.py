@@ -1,6 +1,6 @@
-"""Senders and readers of the benchmark of ingest: `python -m benchmarks.fleet.load ROLE PLAN`, both as JSON on stdout.
+"""Senders and readers for the ingest benchmark: `python -m benchmarks.fleet.load ROLE PLAN`; prints JSON.
 
-A sender's bodies are made beforehand but for their records' times, which are of the moment they are sent.
+The bodies of a sender are built in advance; only the times of the records are set when they are sent.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 from forecastd.fleet.contract import METRICS
 
-ALL_INTERVAL, ONE_INTERVAL = 0.2, 0.02  # seconds between two readings of all servers, and of one
-TIME_PLACEHOLDER = b"1000000000.000"  # where a record's time stands in a body
+ALL_INTERVAL, ONE_INTERVAL = 0.2, 0.02  # seconds between two reads of all servers, and of one
+TIME_PLACEHOLDER = b"1000000000.000"  # replaced by a record's time
 TIMEOUT_SECONDS = 60.0
 
 
 @dataclass
 class LoadConnection:
-    """One connection that is kept, and what came over it."""
+    """A persistent connection and its results."""
 
     port: int
     latencies: list[float] = field(default_factory=list)
@@ -34,7 +34,7 @@ class LoadConnection:
     _http: http.client.HTTPConnection | None = None
 
     def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        """The body of the answer; empty when it failed, which is counted."""
+        """The body of the response; empty after a failure, which is counted."""
         started = time.perf_counter()
         try:
             if self._http is None:
@@ -55,7 +55,7 @@ class LoadConnection:
 
 
 def send(plan: dict[str, Any]) -> dict[str, Any]:
-    """Feeds over some connections, at a rate or as fast as they are answered."""
+    """Send feeds over some connections, at a rate or as fast as possible."""
     count, senders = plan["records"], plan["senders"]
     pause = senders * count / plan["rate"] if plan["rate"] else 0.0
 
@@ -84,7 +84,7 @@ def send(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(plan: dict[str, Any]) -> dict[str, Any]:
-    """Every server's forecast now and then, and one server's often."""
+    """Read the forecast of all servers occasionally, and of one server often."""
     all_servers, single_server = LoadConnection(plan["port"]), LoadConnection(plan["port"])
     sizes: list[int] = []
     paths = cycle(f"/forecast/{server}" for server in plan["servers"])
@@ -111,7 +111,7 @@ def read(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def repeat(work: Callable[[], object], seconds: float, pause: float, delay: float = 0.0) -> None:
-    """Work for so many seconds, every `pause` of them where it is that quick."""
+    """Call `work` for `seconds`, at most every `pause` seconds, after `delay`."""
     idle = threading.Event()
     begin = time.perf_counter() + delay
     end, next_time = begin + seconds, begin
@@ -124,8 +124,10 @@ def repeat(work: Callable[[], object], seconds: float, pause: float, delay: floa
 
 
 def feed_template(servers: list[str], profiles: list[str], count: int, sender: int) -> bytes:
-    """A feed of `count` records with marks for their times, whose last digits are the sender's and a server's own: servers in
-    turns, beginning elsewhere for each sender."""
+    """A feed of `count` records with placeholders for their times.
+
+    The last digits of a time identify sender and server. Each sender starts with another server.
+    """
     records = []
     for row in range(count):
         index = (sender * count + row) % len(servers)
@@ -143,7 +145,7 @@ def feed_template(servers: list[str], profiles: list[str], count: int, sender: i
 
 
 def failure_summary(connections: list[LoadConnection]) -> dict[str, Any]:
-    """How many requests failed, and how the first one did."""
+    """The number of failed requests, and the first failure."""
     return {
         "failures": sum(connection.failures for connection in connections),
         "first": next((connection.first_failure for connection in connections if connection.first_failure), ""),

@@ -1,8 +1,9 @@
-"""The child that predicts with another library: run as a file, by an interpreter that has that library and not this product.
+"""Child process that predicts with another library: run as a file, by an interpreter that has the library but not
+this product.
 
-Argument: which library, and a directory with `values.npy` float32 `[S, L, M]` and `spec.json`. It prints, for each way to
-predict, what that way predicts and the seconds of its best turn: from arrays to quantiles as arrays. The networks learn for
-one step only, on a few servers, because it is not their forecasts that are looked at.
+Arguments: the library, and a directory with `values.npy` float32 `[S, L, M]` and `spec.json`. It prints for each way
+to predict its label and the seconds of its best run, from arrays to quantile arrays. The networks train for one step
+on a few servers, because their forecasts are not evaluated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-TRAINING_SERVERS = 4  # servers
+TRAINING_SERVERS = 4
 TRAINER_OPTIONS = {
     "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
     "enable_checkpointing": False,
@@ -28,7 +29,7 @@ TRAINER_OPTIONS = {
 
 
 def neuralforecast(values: Any, spec: dict[str, Any]) -> dict[str, float]:
-    """Its network has one target: each metric of each server is a series, or one metric is told of with the others known."""
+    """Its network has one target: each metric of each server is a series, or one metric is predicted from all."""
     from neuralforecast import NeuralForecast
     from neuralforecast.losses.pytorch import MQLoss
     from neuralforecast.models import TFT
@@ -36,23 +37,25 @@ def neuralforecast(values: Any, spec: dict[str, Any]) -> dict[str, float]:
     def fitted(rows: Any, exogenous_names: list[str]) -> Any:
         model = TFT(
             h=spec["horizon"], input_size=spec["encoder"], hidden_size=spec["hidden"], n_head=spec["heads"],
-            n_rnn_layers=spec["layers"], hist_exog_list=exogenous_names or None, loss=MQLoss(quantiles=spec["levels"]), max_steps=1,
-            start_padding_enabled=True, batch_size=128, inference_windows_batch_size=128, **TRAINER_OPTIONS,
+            n_rnn_layers=spec["layers"], hist_exog_list=exogenous_names or None,
+            loss=MQLoss(quantiles=spec["levels"]), max_steps=1, start_padding_enabled=True, batch_size=128,
+            inference_windows_batch_size=128, **TRAINER_OPTIONS,
         )  # fmt: skip
         forecast = NeuralForecast(models=[model], freq=spec["step"])
         forecast.fit(df=rows)
         return forecast
 
     def series(count: int) -> Any:
-        """Every metric a series."""
+        """Every metric as a series."""
         selected = values[:count].swapaxes(1, 2)
         names = [f"{name}/{metric}" for name in spec["names"][:count] for metric in spec["metrics"]]
         return pd.DataFrame({
-            "unique_id": np.repeat(names, selected.shape[2]), "ds": np.tile(times(spec), len(names)), "y": selected.reshape(-1),
+            "unique_id": np.repeat(names, selected.shape[2]), "ds": np.tile(times(spec), len(names)),
+            "y": selected.reshape(-1),
         })  # fmt: skip
 
     def exogenous(count: int) -> Any:
-        """The first metric of each server, the others beside it."""
+        """The first metric of each server, with the others as history."""
         flat = values[:count].reshape(-1, values.shape[2])
         columns = {"unique_id": np.repeat(spec["names"][:count], values.shape[1]), "ds": np.tile(times(spec), count)}
         columns["y"] = flat[:, 0]
@@ -64,8 +67,8 @@ def neuralforecast(values: Any, spec: dict[str, Any]) -> dict[str, float]:
 
     seconds = {}
     for label, rows, exogenous_names in (
-        ("each metric a series of its own", series, []),
-        ("one metric of them all, the others as history", exogenous, spec["metrics"][1:]),
+        ("each metric as its own series", series, []),
+        ("one metric, the others as history", exogenous, spec["metrics"][1:]),
     ):
         fitted_model = fitted(rows(TRAINING_SERVERS), exogenous_names)
         seconds[label] = best_seconds(spec, partial(predict, fitted_model, rows))
@@ -112,7 +115,7 @@ def times(spec: dict[str, Any]) -> Any:
 
 
 def best_seconds(spec: dict[str, Any], predict: Callable[[], Any]) -> float:
-    """The seconds of the best turn, after one that does not count."""
+    """The seconds of the best run, after one warm-up."""
     predict()
     seconds = []
     for _ in range(spec["turns"]):

@@ -1,7 +1,8 @@
-"""Other libraries on the same windows: neuralforecast's and darts' Temporal Fusion Transformers, of the same sizes.
+"""Other libraries on the same windows: the Temporal Fusion Transformers of neuralforecast and darts with the same
+sizes.
 
-They are not the same network, so nothing is said of what they forecast, only of what it takes. They live in the interpreter
-that runs this, or in another that is named (`--others`); where they are not, that is said.
+Their networks differ, so only the time is compared, not the forecasts. They are imported by this interpreter, or by
+another one (`--others`); a missing library is reported.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ CHILD_SCRIPT = Path(__file__).with_name("peer.py")
 def run(
     product_seconds: Mapping[int, float], *, seed: int, turns: int, interpreter: str | None
 ) -> Iterator[Figure | PremiseCount]:
-    """Both, at each number of servers that `ours` has seconds of."""
+    """Both libraries, at each number of servers in `product_seconds`."""
     command = interpreter or sys.executable
     for peer in PEER_LIBRARIES:
         version = installed_version(command, peer)
         if version is None:
             yield PremiseCount(
-                f"{peer}: absent", {"looked for in": "the interpreter of --others" if interpreter else "this interpreter"},
-                "nothing is compared; `pip install -e '.[peers]'` installs it, or --others names an interpreter that has it",
+                f"{peer}: absent", {"interpreter": "that of --others" if interpreter else "this interpreter"},
+                "not compared; `pip install -e '.[peers]'` installs it, or use --others with an interpreter that has it",
             )  # fmt: skip
             continue
         for count, seconds in product_seconds.items():
@@ -43,14 +44,14 @@ def run(
 
 
 def installed_version(command: str, peer: str) -> str | None:
-    """Its version there; None where it is not."""
+    """The version of the library; None if it is not installed."""
     code = f"import importlib.metadata as m; print(m.version({peer!r}))"
     process = subprocess.run([command, "-c", code], capture_output=True, text=True, check=False)
     return process.stdout.strip() if process.returncode == 0 else None
 
 
 def measure_predictions(command: str, peer: str, count: int, seed: int, turns: int) -> dict[str, float]:
-    """The best seconds of each way to predict with it, by what that way predicts."""
+    """The best seconds of each way to predict, by its label."""
     servers = SimulatedServers(count, seed=seed)
     with tempfile.TemporaryDirectory() as directory:
         np.save(Path(directory) / "values.npy", servers.history(MODEL_M.encoder))

@@ -1,7 +1,7 @@
-"""What keeping the window costs at each tick: ours, one small append, beside writing the whole window anew.
+"""The cost of saving the window at each tick: one small append, compared with writing the whole window.
 
-Ours is measured with a store that holds a full window, on the file system of the temporary directory, as the service calls
-it. The others are the ways of programs that keep their window in one file: a pickle of the records, and a Parquet file.
+The store has a full window, on the file system of the temporary directory, and is called as by the service. The
+alternatives are those of programs that save their window in one file: a pickle of records, and a Parquet file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from forecastd.fleet.window.window import FleetWindow
 
 SERVER_COUNTS = (20, 2000)
 TICKS = {20: 400, 2000: 150}
-FULL_WRITES = {20: 9, 2000: 3}  # times that the whole window is written
+FULL_WRITES = {20: 9, 2000: 3}  # number of full writes
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """20 and 2,000 servers; quick: 20 and few ticks."""
+    """20 and 2,000 servers; quick: 20, and few ticks."""
     for count in SERVER_COUNTS[:1] if quick else SERVER_COUNTS:
         with tempfile.TemporaryDirectory() as directory:
             yield from compare_writes(
@@ -37,7 +37,7 @@ def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
 
 
 def compare_writes(count: int, directory: Path, ticks: int, times: int, seed: int) -> Iterator[Figure | PremiseCount]:
-    """A store that is appended to for so many ticks, and its window written whole so many times."""
+    """Append so many ticks to a store, and write its whole window so many times."""
     servers = SimulatedServers(count, seed=seed, ahead=ticks)
     path = directory / "window.sqlite"
     with TickStore(path, step=STEP) as store:
@@ -49,9 +49,9 @@ def compare_writes(count: int, directory: Path, ticks: int, times: int, seed: in
         report = store.load(restored, float((servers.tick + 1) * STEP))
     newest = restored.block(servers.tick, WINDOW_TICKS)
     assert report.rows == count * WINDOW_TICKS == len(newest.servers) * WINDOW_TICKS, (
-        "the store did not give the window back"
+        "the store did not restore the window"
     )
-    assert np.array_equal(newest.values, servers.block(WINDOW_TICKS).values), "the store gave another window back"
+    assert np.array_equal(newest.values, servers.block(WINDOW_TICKS).values), "the store restored another window"
     rows = [
         dict(zip(METRIC_NAMES, row, strict=True))
         for row in servers.block(WINDOW_TICKS).values.reshape(-1, len(METRIC_NAMES)).tolist()
@@ -60,8 +60,8 @@ def compare_writes(count: int, directory: Path, ticks: int, times: int, seed: in
     for name, write in (("the whole window as a pickle", write_pickle), ("the whole window as Parquet", write_parquet)):
         seconds = [time_call(lambda write=write: write(directory / "window", rows)) for _ in range(times)]  # type: ignore[misc]
         yield Figure(
-            f"{count} servers, kept at each tick, median", 1e3 * median, 1e3 * statistics.median(seconds), "ms", name,
-            "no aim",
+            f"{count} servers, saved at each tick, median", 1e3 * median, 1e3 * statistics.median(seconds), "ms", name,
+            "no target",
         )  # fmt: skip
         if name.endswith("pickle"):
             size = (directory / "window").stat().st_size
@@ -69,15 +69,15 @@ def compare_writes(count: int, directory: Path, ticks: int, times: int, seed: in
         f"{count} servers, {ticks} appends of one tick after {WINDOW_TICKS} others",
         {
             "median, ms": round(1e3 * median, 3), "99th percentile, ms": round(1e3 * worst, 3),
-            "longest, ms": round(1e3 * max(appends), 3), "bytes a tick": path.stat().st_size // (WINDOW_TICKS + ticks),
-            "bytes of the pickle that would be written instead": size,
+            "longest, ms": round(1e3 * max(appends), 3), "bytes per tick": path.stat().st_size // (WINDOW_TICKS + ticks),
+            "bytes of the pickle": size,
         },
-        "what is loaded again is the window, number by number",
+        "the restored window is equal, value by value",
     )  # fmt: skip
 
 
 def append_tick(servers: SimulatedServers, store: TickStore) -> float:
-    """A tick comes and is closed; the seconds that keeping it took."""
+    """Close a tick and save it; returns the seconds of saving."""
     servers.advance()
 
     def keep() -> None:
@@ -87,13 +87,13 @@ def append_tick(servers: SimulatedServers, store: TickStore) -> float:
 
 
 def write_pickle(path: Path, rows: list[dict[str, float]]) -> None:
-    """As the known daemon kept its records."""
+    """As the reference daemon saves its records."""
     with path.open("wb") as file:
         pickle.dump(rows, file, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def write_parquet(path: Path, rows: list[dict[str, float]]) -> None:
-    """By way of a table made of the records."""
+    """Through a table made of the records."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -101,7 +101,7 @@ def write_parquet(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def time_call(work: Callable[[], Any]) -> float:
-    """Seconds."""
+    """The seconds of a call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

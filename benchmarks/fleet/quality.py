@@ -1,7 +1,7 @@
-"""How good the forecasts are: pinball loss and coverage beside what anybody could write down, on untouched time.
+"""The accuracy of the forecasts: pinball loss and coverage compared with simple baselines, on unseen data.
 
-On the simulator the demo bundle forecasts servers it has never seen. On a CSV of real metrics a small network is trained on
-the older part of it, on its own grid, and scored on the newest.
+On the simulator the demo bundle forecasts servers it has never seen. On a CSV of real metrics a small network is
+trained on the older part, on the file's own grid, and scored on the newest part.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ from models.fleet.bundle import FleetBundle, load_fleet_bundle
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, SplitOptions, carry_forward, split
 from models.fleet.engines import load_fleet_engine
+from models.fleet.evaluation import EvaluationData, EvaluationOptions, FleetBaselines, compare
 from models.fleet.manifest import FleetManifest
-from models.training.run import train
+from models.train import train
 
-UNTIL = 1_800_000_000  # 2027-01-15T08:00:00Z: long after everything that the demo bundle was trained on
+UNTIL = 1_800_000_000  # 2027-01-15T08:00:00Z: long after the training data of the demo bundle
 SEED = 20260301
 SCENARIOS = ("varied", "healthy", "degrading", "cascade")
 BASELINES = {"persistence": "the last value", "seasonal": "seasonal naive", "ets": "AutoETS"}
-BASELINE_NOTE = "each baseline's quantiles are those of its own errors on the older 70 %; AutoETS has its own"
-COVERAGE_TOLERANCE = 0.1  # how far a central interval may be off the share that it should hold
+BASELINE_NOTE = "each baseline's quantiles come from its errors on the older 70 %; AutoETS has its own"
+COVERAGE_TOLERANCE = 0.1  # of the share of values that a central interval contains
 
 
 def run(*, quick: bool, seed: int = SEED, data: str | None = None) -> Iterator[Figure | PremiseCount]:
-    """The figures on the simulator, and on the table at `data` where one is given."""
+    """The figures on the simulator, and on the table at `data` if given."""
     yield from all_figures(Path(data) if data else None, quick, seed)
 
 
 def all_figures(data: Path | None, quick: bool, seed: int = SEED) -> list[Figure | PremiseCount]:
-    """As `run`, all at once."""
+    """The figures of `run` as a list."""
     figures = [
         figure for scenario in SCENARIOS[: 1 if quick else None] for figure in _simulated_figures(scenario, quick, seed)
     ]
@@ -47,22 +48,21 @@ def all_figures(data: Path | None, quick: bool, seed: int = SEED) -> list[Figure
 
 
 def _simulated_figures(scenario: str, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """The demo bundle on servers of another seed, of which it knows the profiles only."""
+    """The demo bundle on servers of another seed; it knows only their profiles."""
     bundle = load_fleet_bundle(DEMO_FLEET_MODEL)
     servers, hours = (8, 24) if quick else (20, 96)
     specification = f"{servers}x{hours}:{scenario}"
     history = simulate_data(specification, until=UNTIL, step=bundle.manifest.step, seed=seed)
-    names = tuple(f"unseen-{name}" for name in history.servers)  # or a server of the training would lend its scales
+    names = tuple(f"unseen-{name}" for name in history.servers)  # a known name would use the scales of the training
     scores = score_bundle(bundle, history, names, windows=40 if quick else 400, compared=8 if quick else 96)
-    yield from _figures(f"simulator, {scenario}, {servers} servers never seen, {bundle.manifest.horizon} steps", scores)
+    yield from _figures(f"simulator, {scenario}, {servers} unseen servers, {bundle.manifest.horizon} steps", scores)
 
 
 def score_bundle(
     bundle: FleetBundle, history: FleetData, names: tuple[str, ...], *, windows: int, compared: int
 ) -> Mapping[str, Any]:
-    """The scores of a bundle on the newest part of a history, its servers known by these names."""
-    from models.fleet.evaluation import EvaluationData, EvaluationOptions, FleetBaselines, compare
-    from models.fleet.scales import GroupScales
+    """The scores of a bundle on the newest part of a history whose servers have these names."""
+    from models.fleet.scaling import GroupScales
 
     manifest, data = bundle.manifest, replace(history, servers=names)
     filled, horizon = carry_forward(data.values, data.max_gap), manifest.horizon
@@ -88,17 +88,17 @@ def _table_figures(path: Path, quick: bool) -> Iterator[Figure | PremiseCount]:
     assert isinstance(test, Mapping)
     label = f"{path.name}, steps of {data.step} s, {config.encoder_length} -> {config.horizon}"
     yield PremiseCount(
-        f"{label}: what was trained on",
-        {"history": describe_data(data), "series with scales of their own": len(manifest.groups) - 1 - len(set(data.profiles)),
-         "epochs": config.epochs, "windows an epoch": config.batch_size * config.batches_per_epoch,
+        f"{label}: training",
+        {"history": describe_data(data), "series with their own scales": len(manifest.groups) - 1 - len(set(data.profiles)),
+         "epochs": config.epochs, "windows per epoch": config.batch_size * config.batches_per_epoch,
          "calendar": ", ".join(manifest.cycles) or "none"},
-        "the newest 15 % of the time were used for nothing else",
+        "the newest 15 % of the time is used for nothing else",
     )  # fmt: skip
     yield from _figures(label, test)
 
 
 def _small_config(data: FleetData, quick: bool) -> FleetTrainingConfig:
-    """Windows that fit into the parts of the table, and a network for a few minutes."""
+    """Windows that fit into the parts of the table, and a network that trains in a few minutes."""
     newest = max(8, int(0.15 * data.ticks))
     length = min(144, newest // 3)
     horizon = min(48, max(2, newest // 8))
@@ -116,7 +116,7 @@ def _small_config(data: FleetData, quick: bool) -> FleetTrainingConfig:
 
 
 def _figures(label: str, scores: Mapping[str, Any]) -> Iterator[Figure | PremiseCount]:
-    """The model beside each baseline, on the same windows, and what its intervals held."""
+    """The model compared with each baseline on the same windows, and its coverage."""
     sample = scores["sample"]
     for name, baseline in BASELINES.items():
         baseline_scores = sample if name == "ets" else scores
@@ -135,11 +135,11 @@ def _figures(label: str, scores: Mapping[str, Any]) -> Iterator[Figure | Premise
         for name, baseline in BASELINES.items()
     }
     yield PremiseCount(
-        f"{label}: what the model's intervals held",
+        f"{label}: coverage of the model",
         {**{f"{float(interval):.0%} interval": f"{share:.1%}" for interval, share in coverage.items()}, **wins},
-        f"each interval holds its share within {COVERAGE_TOLERANCE:.0%}",
+        f"each interval contains its share within {COVERAGE_TOLERANCE:.0%}",
         tuple(
-            f"the {float(interval):.0%} interval held {share:.1%}"
+            f"the {float(interval):.0%} interval contains {share:.1%}"
             for interval, share in coverage.items()
             if abs(share - float(interval)) > COVERAGE_TOLERANCE
         ),
@@ -147,7 +147,7 @@ def _figures(label: str, scores: Mapping[str, Any]) -> Iterator[Figure | Premise
 
 
 def _count_better(scores: Mapping[str, Any], baseline: str) -> str:
-    """Of how many metrics the model's loss is lower."""
+    """For how many metrics the model has a lower loss."""
     model_scores, baseline_scores = scores["model"]["by_metric"], scores[baseline]["by_metric"]
     wins = [
         model_scores[name]["pinball"] < baseline_scores[name]["pinball"]

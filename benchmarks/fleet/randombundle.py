@@ -1,4 +1,4 @@
-"""A bundle of model M with random weights: it costs what a trained one costs."""
+"""A bundle of model M with random weights: its cost is that of a trained one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.fleet.scene import MODEL_M
 
 @cache
 def bundle_m(seed: int = 1) -> Path:
-    """Where it is; written once a process and gone with it."""
-    from benchmarks.fleet.library import BaselineLibrary  # of those who measure, only who makes one needs torch
+    """Its path; written once per process and deleted at exit."""
+    from benchmarks.fleet.library import BaselineLibrary  # imports torch, which the measuring processes must not
 
     path = Path(_directory().name) / f"m-{seed}"
     BaselineLibrary(MODEL_M, seed=seed).write_bundle(path)

@@ -1,8 +1,9 @@
-"""The known way to answer a request for forecasts: everything, from the rows to the text, at every request.
+"""The reference way to answer a forecast request: everything from the rows to the text, at every request.
 
-The steps are those of the TFT inference daemon that this product replaces: its window is a list of records; a request makes a
-frame of all of them, a data set of the frame, predictions of the data set, and then lists of numbers, a trend and alerts for
-each server and metric in loops. Its faults are left out: it is given rows of the time to come, and each server's own scale.
+The steps are those of the TFT inference daemon that this product replaces: its window is a list of records; a request
+builds a frame of all of them, a data set of the frame, predictions of the data set, and then lists of numbers, a
+trend and alerts for each server and metric in loops. Its faults are not reproduced: it gets rows for the horizon, and
+each server's own scale.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from models.fleet.manifest import known_reals
 from models.fleet.scaling import calendar
 
 REPORTED_LEVELS = (0.1, 0.5, 0.9)
-TREND_STEPS = 12  # steps that a trend is taken over
+TREND_STEPS = 12  # steps at each end that a trend compares
 
 
 @dataclass(frozen=True)
 class BaselineResponse:
-    """What a request came to: the text, the quantiles `[S, H, Q]` of each metric behind it, whose they are, and the seconds
-    of its steps."""
+    """The result of a request: the text, the quantiles `[S, H, Q]` of each metric, their index, and the seconds of
+    its steps.
+    """
 
     text: str
     outputs: list[NDArray[np.float32]]
@@ -36,7 +38,7 @@ class BaselineResponse:
 
 
 def answer_request(library: BaselineLibrary, window: list[Record], batch: int = BATCH_SIZE) -> BaselineResponse:
-    """One request."""
+    """Answer one request."""
     times = [time.perf_counter()]
     rows, observed = prepare_frame(library.size, window)
     times.append(time.perf_counter())
@@ -51,7 +53,7 @@ def answer_request(library: BaselineLibrary, window: list[Record], batch: int = 
 
 
 def prepare_frame(size: ModelSize, window: list[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The frame that is predicted from, with the steps to come appended; and that of what was observed."""
+    """The frame for the prediction, with rows for the horizon; and that of the observed rows."""
     observed = pd.DataFrame(window)
     observed["tick"] = observed["timestamp"] // STEP
     observed = observed.sort_values(["server", "tick"], ignore_index=True)
@@ -68,7 +70,7 @@ def prepare_frame(size: ModelSize, window: list[Record]) -> tuple[pd.DataFrame, 
 def format_response(
     size: ModelSize, observed: pd.DataFrame, outputs: list[NDArray[np.float32]], index: pd.DataFrame
 ) -> dict[str, object]:
-    """Forecasts and alerts in words and lists, server by server and metric by metric."""
+    """Forecasts and alerts as a document, server by server and metric by metric."""
     level_indices = [size.levels.index(level) for level in REPORTED_LEVELS]
     predictions, alerts = {}, []
     for row, server in enumerate(index["server"]):

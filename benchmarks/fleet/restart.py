@@ -1,7 +1,7 @@
-"""A restart with a full window: from the start of the process until every server's true forecast is served.
+"""A restart with a full window: from the start of the process to the first model forecast of every server.
 
-Beside it the known way, a process of its own too: it reads its window from a pickle, builds the library's data set and
-network and answers its first request. It stands for what the known daemon's restart took once it saved its window.
+The reference, a process of its own too, reads its window from a pickle, builds the library's data set and network and
+answers its first request. That is what the reference daemon's restart takes if it saves its window.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from forecastd.fleet.window.store import TickStore
 from forecastd.fleet.window.window import FleetWindow
 
 SERVER_COUNTS = (20, 2000)
-TICKS = 720  # on disk; an hour
-MAX_LOAD_SECONDS = 1.0  # that loading the window may take
+TICKS = 720  # on disk, one hour
+MAX_LOAD_SECONDS = 1.0  # limit for loading the window
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
@@ -50,8 +50,8 @@ def measure_restarts(count: int, directory: Path, turns: int, seed: int) -> Iter
     baseline_seconds = [json.loads(item.stdout)["seconds"] for item in baseline_runs]
     fastest = min(serving, key=lambda item: item["every forecast served"])
     yield Figure(
-        f"{count} servers, start to every server's first true forecast", fastest["every forecast served"],
-        min(baseline_seconds), "s", "imports, pickle and first request the known way", "no aim",
+        f"{count} servers, start to the first model forecast of every server", fastest["every forecast served"],
+        min(baseline_seconds), "s", "imports, pickle and first request of the reference", "no target",
     )  # fmt: skip
     yield Figure(f"{count} servers, window load alone", min(loads), MAX_LOAD_SECONDS, "s", "allowed", "ratio >= 1")
     yield PremiseCount(
@@ -60,19 +60,19 @@ def measure_restarts(count: int, directory: Path, turns: int, seed: int) -> Iter
             **{label: round(seconds, 2) for label, seconds in fastest.items()},
             "bytes on disk": sum(item.stat().st_size for item in path.parent.glob("window.sqlite*")),
         },
-        "the first answer of GET /forecast has every server, all by the model",
+        "the first response of GET /forecast has a model forecast of every server",
     )  # fmt: skip
 
 
 def time_load(path: Path, count: int) -> float:
-    """Seconds to bring the window back into memory."""
+    """Seconds to load the window into memory."""
     with TickStore(path, step=STEP) as store:
         started = time.perf_counter()
         window = FleetWindow(STEP, WINDOW_TICKS, count, ticks_ahead=8)
         report = store.load(window, float((current_closed_tick() + 1) * STEP))
         seconds = time.perf_counter() - started
     assert report.servers == count, report
-    assert report.rows >= count * (WINDOW_TICKS - 3), report  # of the last seconds there may be none yet
+    assert report.rows >= count * (WINDOW_TICKS - 3), report  # the last seconds may be missing
     return seconds
 
 

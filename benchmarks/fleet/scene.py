@@ -1,7 +1,8 @@
-"""What the fleet's benchmarks run on: made-up servers, their rolling window, and a model of the size that is measured.
+"""The common ground of the fleet benchmarks: simulated servers, their rolling window, and the size of the measured
+model.
 
-Model M is the one of the measurements in the documentation: what it says is of no use, for its weights are random, but it
-costs what a trained one costs.
+Model M is the one of the measurements in the documentation. Its weights are random, so its forecasts mean nothing,
+but its cost is that of a trained model.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Simulator
 from forecastd.fleet.window.window import FleetWindow, WindowBlock
 
-STEP = 5  # seconds a tick
-WINDOW_TICKS = 360  # ticks in memory, as the service keeps them
+STEP = 5  # seconds per tick
+WINDOW_TICKS = 360  # ticks in memory, as in the service
 FIRST_FORECAST_TIME = 1_793_880_000  # unix seconds of the first forecast: a Thursday, 12:00 UTC
 Record = dict[str, Any]
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-THREADS = 2  # of everybody's numeric work
+THREADS = 2  # for the numeric work of both sides
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The size of a model; of the metrics the first `metrics` of the contract."""
+    """The size of a model."""
 
     hidden: int = 32
     continuous: int = 16
@@ -50,13 +51,13 @@ MODEL_M = ModelSize()
 
 
 class SimulatedServers:
-    """Made-up servers with a full rolling window that moves on tick by tick.
+    """Simulated servers with a full rolling window that advances tick by tick.
 
-    `tick` is the newest closed one, `values` what the window was filled with: float32 `[S, KEEP + ahead, M]`.
+    `tick`: the newest closed one; `values`: the values of the window, float32 `[S, WINDOW_TICKS + ahead, M]`.
     """
 
     def __init__(self, count: int, *, seed: int, ahead: int = 0) -> None:
-        """`ahead`: how many ticks the window can be moved on by."""
+        """`ahead`: how many ticks the window can advance."""
         self.tick = FIRST_FORECAST_TIME // STEP
         self.simulator = Simulator(seed, count, "varied", STEP, start=self.tick)
         self.names, self.profiles = self.simulator.names, self.simulator.profiles
@@ -69,14 +70,14 @@ class SimulatedServers:
             self.window.advance(tick)
 
     def rows(self, tick: int) -> FleetRows:
-        """What all servers told of a tick."""
+        """The rows of all servers for a tick."""
         times = np.full(len(self.names), float(tick * STEP))
         return FleetRows.from_values(
             self.names, times, self.values[:, tick - self._first], step=STEP, profiles=self.profiles
         )
 
     def advance(self) -> None:
-        """The next tick came in and is closed."""
+        """Put the rows of the next tick and close it."""
         self.tick += 1
         self.window.put(self.rows(self.tick))
         self.window.advance(self.tick)
@@ -86,12 +87,12 @@ class SimulatedServers:
         return self.window.block(self.tick, length)
 
     def history(self, length: int) -> NDArray[np.float32]:
-        """The same numbers as the simulator gave them: `[S, length, M]`."""
+        """The simulator's values of these ticks: `[S, length, M]`."""
         last = self.tick - self._first + 1
         return self.values[:, last - length : last]
 
     def records(self, size: ModelSize) -> list[Record]:
-        """The rows as other daemons keep them: a record for each server and tick, tick by tick."""
+        """The rows as other daemons store them: one record per server and tick, tick by tick."""
         values = self.history(size.encoder).astype(np.float64)
         first, records = self.tick - size.encoder + 1, []
         for offset in range(size.encoder):

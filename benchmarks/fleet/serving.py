@@ -1,4 +1,4 @@
-"""`fleet serve` as a process to be measured: the product's own command, with a state of its own and no limit on requests."""
+"""Runs `fleet serve` as a process to be measured: with a state directory of its own and no rate limit."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from psutil import NoSuchProcess, Process
 
 from benchmarks.fleet.scene import STEP
 from benchmarks.processes import ROOT
@@ -24,12 +25,12 @@ from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Simulator
 from forecastd.fleet.window.store import TickStore
 
-TIMEOUT_SECONDS = 300.0  # seconds that something is waited for
+TIMEOUT_SECONDS = 300.0  # for a response
 
 
 @dataclass
 class ServiceProcess:
-    """A running `fleet serve`; `began`: the monotonic second at which it was started."""
+    """A running `fleet serve`; `started`: the monotonic second of its start."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -37,7 +38,7 @@ class ServiceProcess:
     console: Path
 
     def request(self, path: str) -> tuple[int, bytes]:
-        """Status and body of an answer; 0 when nobody answers."""
+        """Status and body of the response; status 0 if there is none."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
         try:
             connection.request("GET", path)
@@ -49,7 +50,7 @@ class ServiceProcess:
             connection.close()
 
     def wait_for(self, path: str, interval: float = 0.02) -> bytes:
-        """The body of the first answer with status 200."""
+        """The body of the first response with status 200."""
         pause = threading.Event()
         end = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < end:
@@ -59,17 +60,15 @@ class ServiceProcess:
             if self.process.poll() is not None:
                 break
             pause.wait(interval)
-        raise RuntimeError(f"{path} was not answered with 200; the service said: {self.console.read_text()[-3000:]}")
+        raise RuntimeError(f"{path} did not return 200; output of the service: {self.console.read_text()[-3000:]}")
 
     def status(self) -> dict[str, Any]:
-        """As `GET /status` gives it."""
+        """The document of `GET /status`."""
         status: dict[str, Any] = json.loads(self.wait_for("/status"))
         return status
 
     def pids(self) -> list[int]:
-        """Of the process and its children."""
-        from psutil import NoSuchProcess, Process
-
+        """The process ids of the service and its children."""
         try:
             return [self.process.pid, *(child.pid for child in Process(self.process.pid).children(recursive=True))]
         except NoSuchProcess:
@@ -78,7 +77,7 @@ class ServiceProcess:
 
 @contextmanager
 def serve(directory: Path, bundle: Path, *options: str, **variables: str) -> Iterator[ServiceProcess]:
-    """A service while the block runs; ended at its end, and killed where that takes too long."""
+    """A service while the block runs; terminated at its end, and killed if that takes too long."""
     port = free_port()
     command = [sys.executable, str(ROOT / "submit_prediction.py"), "fleet", "serve", "--port", str(port), *options]
     environment = {
@@ -109,12 +108,12 @@ def free_port() -> int:
 
 
 def current_closed_tick() -> int:
-    """The tick before the one that the machine's clock is in."""
+    """The tick before the current one, by the machine's clock."""
     return int(time.time() // STEP) - 1
 
 
 class StoredHistory:
-    """A store on disk as a service leaves it behind: so many ticks of made-up servers, the newest of them just over."""
+    """A store as a service leaves it: so many ticks of simulated servers, the newest just closed."""
 
     def __init__(self, path: Path, count: int, ticks: int, seed: int) -> None:
         self.path, self.end = path, current_closed_tick()
@@ -122,7 +121,7 @@ class StoredHistory:
         self._append(self.end - ticks + 1, self.end)
 
     def catch_up(self) -> None:
-        """Append what has passed since."""
+        """Append the ticks that have passed since."""
         first, self.end = self.end + 1, current_closed_tick()
         if self.end >= first:
             self._append(first, self.end)

@@ -1,7 +1,9 @@
-"""One side of a comparison in a process of its own, which tells what it took: `python -m benchmarks.fleet.side WHICH ...`.
+"""One side of a comparison in a process of its own: `python -m benchmarks.fleet.side ROLE ...`; prints JSON.
 
-`ours` and `library` tell their peak memory after some forecasts, `engines` the seconds of each engine, `restart` those that
-the known way takes from its imports to the answer to its first request.
+`product` and `library` report their peak memory after some forecasts, `engines` the seconds of each engine, `restart`
+the seconds of the reference from its imports to the response to its first request.
+
+Modules are imported inside the functions, because each role must load only what it measures.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from benchmarks.fleet.scene import MODEL_M, STEP, THREADS, SimulatedServers
 
 FORECASTS = 3
@@ -21,7 +25,7 @@ FORECASTS = 3
 def main() -> int:
     role, bundle, count, seed, *extra = sys.argv[1:]
     servers = SimulatedServers(int(count), seed=int(seed), ahead=64)
-    if role == "ours":
+    if role == "product":
         result = {"megabytes": product_memory(Path(bundle), servers)}
     elif role == "library":
         result = {"megabytes": library_memory(servers)}
@@ -35,8 +39,6 @@ def main() -> int:
 
 def product_memory(bundle: Path, servers: SimulatedServers) -> float:
     """The peaks of this process and of the child that runs the bundle."""
-    import psutil
-
     from benchmarks.fleet.forecast import forecaster, time_forecast
 
     with forecaster(bundle) as product:
@@ -58,7 +60,7 @@ def library_memory(servers: SimulatedServers) -> float:
 
 
 def engine_seconds(bundle: Path, servers: SimulatedServers, turns: int) -> dict[str, float]:
-    """Of each engine the seconds of the first forecast and of the best one after it, JSON included."""
+    """For each engine the seconds of the first forecast and of the best one after it, JSON included."""
     from forecastd.fleet.forecast.fleet_forecast import STORED_LEVELS
     from forecastd.fleet.window.readiness import prepare_input
     from forecastd.inference.quantile_json import metrics_json
@@ -82,13 +84,13 @@ def engine_seconds(bundle: Path, servers: SimulatedServers, turns: int) -> dict[
             )
             metrics_json(quantiles, MODEL_M.metrics, MODEL_M.levels, STORED_LEVELS)
             seconds.append(time.perf_counter() - started)
-            engine.look_ahead(block.tick + 1)  # in the pause, as in service
+            engine.look_ahead(block.tick + 1)  # in the pause, as in the service
         best_seconds |= {f"{name}, first": seconds[0], name: min(seconds[1:])}
     return best_seconds
 
 
 def restart_seconds(servers: SimulatedServers) -> dict[str, float]:
-    """What is not the service's is done before the clock starts: making the servers up, and saving their window."""
+    """Seconds of the reference. Simulating the servers and saving their window is done before the clock starts."""
     with tempfile.TemporaryFile() as file:
         pickle.dump(servers.records(MODEL_M), file, protocol=pickle.HIGHEST_PROTOCOL)
         file.seek(0)
@@ -96,13 +98,13 @@ def restart_seconds(servers: SimulatedServers) -> dict[str, float]:
         from benchmarks.fleet import request
         from benchmarks.fleet.library import BaselineLibrary
 
-        window = pickle.load(file)  # noqa: S301 - written three lines above
+        window = pickle.load(file)  # noqa: S301 - the file was written above
         request.answer_request(BaselineLibrary(MODEL_M, servers.names), window)
         return {"seconds": time.perf_counter() - started}
 
 
 def peak_memory(pid: int = 0) -> float:
-    """Peak resident memory of a process, MB; 0 for this one."""
+    """Peak resident memory of a process in MB; 0 for this process."""
     status = Path(f"/proc/{pid or 'self'}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1000

@@ -1,7 +1,9 @@
-"""A day of ticks at accelerated speed, servers joining and leaving, and the service killed with -9 again and again.
+"""A day of ticks at accelerated speed, with servers joining and leaving, and a service that is killed with -9
+repeatedly.
 
-What a sender was told is taken must be on disk after the kill, number by number, but for the tick in flight: rows live in
-memory until their tick is closed, a tenth of a step after its end. What was not answered for is sent again, as an agent does.
+Every row that was acknowledged must be on disk after the kill, value by value, except for the tick in progress: rows
+are in memory until their tick closes, a tenth of a step after its end. Rows that were not acknowledged are sent
+again, as an agent does.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from psutil import NoSuchProcess, Process
 
 from benchmarks.figures import Figure, PremiseCount
 from benchmarks.fleet.randombundle import bundle_m
@@ -31,29 +34,24 @@ from forecastd.fleet.simulator import Simulator, feeds
 from forecastd.fleet.ticker import CLOSE_DELAY_STEPS
 from forecastd.fleet.window.store import TickStore
 
-DAY_TICKS = 17_280  # ticks
-SPEED = 60.0  # so a tick is a twelfth of a second
+DAY_TICKS = 17_280
+SPEED = 60.0  # a tick takes a twelfth of a second
 SERVERS = 40
-ABSENCE_TICKS = (
-    500  # ticks that a fifth of the servers stays away: longer than the window, so they leave it and are new again
-)
-HISTORY_HOURS = 6.0  # that are kept on disk, so that a day shows whether the file is bounded
-MAX_TICKS_PER_FEED = 20  # ticks sent in one feed when there are many to be sent again
-CHECKED_TICKS = 300  # ticks that are held against the disk, of those before a kill
-CLOSE_TOLERANCE_SECONDS = 1.0  # seconds that closing a tick may take on a busy machine
-SAMPLE_TICKS = 20  # ticks between two looks at memory
-MIN_TICKS_FOR_SLOPE = 2000  # ticks that a life must have for its memory to be judged
-MAX_MEMORY_SLOPE, MAX_FILES_SLOPE = (
-    1000.0,
-    1.0,
-)  # kB and open files that may be more after 1,000 ticks: an allocator's noise
-MIN_LIVE_TICKS = 25  # ticks that are sent in their own time before a kill, at least
-LAST_RUN_SHARE = 0.4  # of the day, without a kill, to see whether memory grows
+ABSENCE_TICKS = 500  # for a fifth of the servers: longer than the window, so they are removed and come back as new
+HISTORY_HOURS = 6.0  # on disk, so that a day shows whether the file is bounded
+MAX_TICKS_PER_FEED = 20  # when many ticks must be sent again
+CHECKED_TICKS = 300  # ticks before a kill that are compared with the disk
+CLOSE_TOLERANCE_SECONDS = 1.0  # for closing a tick on a busy machine
+SAMPLE_TICKS = 20  # ticks between two samples
+MIN_TICKS_FOR_SLOPE = 2000  # ticks that a run needs for a valid slope
+MAX_MEMORY_SLOPE, MAX_FILES_SLOPE = 1000.0, 1.0  # kB and open files per 1,000 ticks: noise of the allocator
+MIN_LIVE_TICKS = 25  # minimum number of ticks sent on time before a kill
+LAST_RUN_SHARE = 0.4  # of the day, without a kill, to measure memory growth
 
 
 @dataclass
 class ServiceRun:
-    """The service from a start to its end: memory of all its processes in kB, open files and bytes on disk, by tick."""
+    """The service from a start to its end: memory of all processes in kB, open files and bytes on disk, by tick."""
 
     ticks: list[int] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
@@ -61,9 +59,7 @@ class ServiceRun:
     disk: list[float] = field(default_factory=list)
 
     def sample(self, tick: int, service: ServiceProcess, path: Path) -> None:
-        """One more sample."""
-        from psutil import NoSuchProcess, Process
-
+        """Take one sample."""
         try:
             running = [Process(pid) for pid in service.pids()]
             memory = sum(item.memory_info().rss for item in running) / 1000
@@ -76,7 +72,7 @@ class ServiceRun:
         self.disk.append(float(sum(item.stat().st_size for item in path.parent.glob(f"{path.name}*"))))
 
     def slope(self, samples: list[float]) -> float:
-        """Growth in 1,000 ticks, without the first third, in which caches fill."""
+        """Growth per 1,000 ticks, without the first third, in which caches fill."""
         first = len(samples) // 3
         if len(samples) - first < 2:
             return 0.0
@@ -84,7 +80,7 @@ class ServiceRun:
 
 
 class Soak:
-    """One service through many lives, and the sender that keeps account of what was answered for."""
+    """One service through many runs, and the sender that remembers what was acknowledged."""
 
     def __init__(self, directory: Path, ticks: int, kills: int, seed: int) -> None:
         self.directory, self.ticks = directory, ticks
@@ -95,17 +91,15 @@ class Soak:
         generator = random.Random(seed)
         span = ticks * (1 - LAST_RUN_SHARE) / kills
         self.kills = [self.first + round(span * (index + generator.uniform(0.7, 1.0))) for index in range(kills)]
-        self.pending: list[int] = []  # ticks that are to be sent
-        self.acknowledged: dict[
-            int, float
-        ] = {}  # ticks answered for since the last kill that was looked into, and when
+        self.pending: list[int] = []  # ticks to send
+        self.acknowledged: dict[int, float] = {}  # tick -> when, since the last kill
         self.runs: list[ServiceRun] = []
-        self.lost_ticks: list[int] = []  # how many ticks at each kill
-        self.counts: dict[str, int] = {"rows": 0, "again": 0, "tft": 0, "looks": 0}
+        self.lost_ticks: list[int] = []  # number of ticks lost at each kill
+        self.counts: dict[str, int] = {"rows": 0, "late": 0, "tft": 0, "samples": 0}
         self.failures: list[str] = []
 
     def run(self) -> PremiseCount:
-        """The whole of it."""
+        """Run the whole benchmark."""
         variables = {"FLEET_HISTORY_HOURS": str(HISTORY_HOURS)}
         last = self.first + self.ticks - 1
         ends = [*self.kills, last]
@@ -128,14 +122,14 @@ class Soak:
         return self._result(time.monotonic() - started)
 
     def _now(self) -> float:
-        """The service's clock, which is computed from the machine's: unix seconds."""
+        """The service's clock, derived from the machine's: unix seconds."""
         return self.since + (time.time() - self.since) * SPEED
 
     def _tick(self) -> int:
         return int(self._now() // STEP)
 
     def _run_until(self, service: ServiceProcess, last_sent: int, end: int) -> int:
-        """Send each tick's rows in its own time until the tick `end` is sent; gives the last one."""
+        """Send each tick's rows on time until the tick `end` is sent; returns the last one."""
         pause, run, is_live = threading.Event(), self.runs[-1], False
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=TIMEOUT_SECONDS)
         try:
@@ -157,7 +151,7 @@ class Soak:
         return last_sent
 
     def _send(self, connection: http.client.HTTPConnection) -> None:
-        """The oldest ticks that wait, in one feed; they wait on when it is not answered for."""
+        """Send the oldest pending ticks in one feed; they stay pending if it is not acknowledged."""
         batch = self.pending[:MAX_TICKS_PER_FEED]
         records = [record for tick in batch for record in feeds.encode_records(self._rows(tick))]
         body, kind = feeds.encode_body(records, "json")
@@ -167,23 +161,25 @@ class Soak:
             text = reply.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            self.failures.append(f"the service did not answer a feed: {error!r}")
+            self.failures.append(f"no response to a feed: {error!r}")
             return
         response = json.loads(text) if reply.status == 200 else {}
         if response.get("accepted", 0) + response.get("duplicates", 0) != len(records):
-            self.failures.append(f"a feed of {len(records)} rows was answered {reply.status}: {text[:300]!r}")
+            self.failures.append(
+                f"a feed of {len(records)} rows was answered with status {reply.status}: {text[:300]!r}"
+            )
         self.pending = self.pending[len(batch) :]
         self.acknowledged |= dict.fromkeys(batch, self._now())
         self.counts["rows"] += len(records)
-        self.counts["again"] += len(batch) - 1
+        self.counts["late"] += len(batch) - 1
 
     def _rows(self, tick: int) -> FleetRows:
-        """What the servers that are there at a tick tell."""
+        """The rows of the servers that are present at a tick."""
         rows = self.simulator.rows(tick)
         return rows.filter(np.array([self._is_present(index, tick) for index in range(SERVERS)]))
 
     def _is_present(self, index: int, tick: int) -> bool:
-        """A fifth of the servers is away at any time, others by and by."""
+        """A fifth of the servers is absent at any time, in rotation."""
         return ((tick - self.first + 97 * index) // ABSENCE_TICKS + index) % 5 != 0
 
     def _sample_forecast(self, connection: http.client.HTTPConnection) -> None:
@@ -193,24 +189,24 @@ class Soak:
             text = reply.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            self.failures.append(f"the service did not answer for a forecast: {error!r}")
+            self.failures.append(f"no response to a forecast request: {error!r}")
             return
         if reply.status == 200:
             forecasts = json.loads(text)["forecasts"]
-            self.counts["looks"] += 1
+            self.counts["samples"] += 1
             self.counts["tft"] += bool(forecasts) and forecasts[0]["model"] == "tft"
         elif reply.status != 503:
-            self.failures.append(f"a forecast was answered {reply.status}: {text[:300]!r}")
+            self.failures.append(f"a forecast request was answered with status {reply.status}: {text[:300]!r}")
 
     def _check_last_kill(self) -> None:
-        """Hold what was answered for before the last kill against the disk: what is missing must have been in flight."""
+        """Compare what was acknowledged before the last kill with the disk: only ticks in progress may be missing."""
         missing = self._missing(sorted(self.acknowledged)[-CHECKED_TICKS:])
         self.lost_ticks.append(len(missing))
         for tick in missing:
             late = (self.killed_at - written_by(tick, self.acknowledged[tick])) / SPEED
             if late > CLOSE_TOLERANCE_SECONDS:
                 self.failures.append(
-                    f"tick {tick} was answered for, should have been kept {late:.1f} s before a kill, and is lost"
+                    f"tick {tick} was acknowledged and due on disk {late:.1f} s before a kill, but is lost"
                 )
         self.acknowledged.clear()
         self.pending = sorted({*self.pending, *missing})
@@ -231,10 +227,10 @@ class Soak:
         if not set(rows.servers) <= stored.keys():
             return False
         values = np.stack([stored[server] for server in rows.servers])
-        return bool(np.allclose(values, rows.values, rtol=1e-5, atol=1e-4))  # as far as the sender rounds
+        return bool(np.allclose(values, rows.values, rtol=1e-5, atol=1e-4))  # the sender's rounding
 
     def _finish(self, service: ServiceProcess) -> None:
-        """The day is over: everything that was answered for is on disk once its tick is closed."""
+        """The end of the day: everything acknowledged is on disk once its tick is closed."""
         pause = threading.Event()
         newest = max(self.acknowledged)
         while service.status()["tick"]["newest"] <= newest:
@@ -242,7 +238,7 @@ class Soak:
         status = service.status()
         self.absent_servers = SERVERS - status["servers"]["total"]
         if missing := self._missing(sorted(self.acknowledged)[-CHECKED_TICKS:]):
-            self.failures.append(f"at the end {len(missing)} ticks are not on disk as they were sent: {missing[:5]}")
+            self.failures.append(f"at the end {len(missing)} ticks on disk differ from those sent: {missing[:5]}")
         if status["window"]["last_error"] or status["window"]["damaged"]:
             self.failures.append(f"the window was damaged, or could not be written: {status['window']}")
         service.process.terminate()
@@ -264,30 +260,30 @@ class Soak:
         return PremiseCount(
             f"{self.ticks:,} ticks at {SPEED:g} times the speed, {SERVERS} servers, {len(self.kills)} kills, {seconds:.0f} s",
             {
-                "rows answered for": self.counts["rows"],
-                "ticks that waited for the service and came late": self.counts["again"],
-                "ticks lost at a kill, at most": max(self.lost_ticks, default=0),
+                "acknowledged rows": self.counts["rows"],
+                "ticks sent late": self.counts["late"],
+                "maximum of ticks lost at a kill": max(self.lost_ticks, default=0),
                 "ticks lost at all kills": sum(self.lost_ticks),
-                "memory of the last life, kB in 1,000 ticks": round(memory) if has_slope else "too short a life",
+                "memory growth of the last run, kB per 1,000 ticks": round(memory) if has_slope else "run too short",
                 "memory at the end, MB": round(last_run.memory[-1] / 1000, 1),
-                "open files, in 1,000 ticks": round(files, 2) if has_slope else "too short a life",
+                "growth of open files per 1,000 ticks": round(files, 2) if has_slope else "run too short",
                 "open files at the end": int(last_run.files[-1]),
                 "file, MB at the end": round(disk[-1] / 1e6, 2), "file, MB at most": round(max(disk) / 1e6, 2),
-                "servers away for the whole window at the end": self.absent_servers,
-                "looks at a forecast": self.counts["looks"], "of these by the model": self.counts["tft"],
+                "servers absent for the whole window at the end": self.absent_servers,
+                "forecasts sampled": self.counts["samples"], "of these by the model": self.counts["tft"],
             },
-            "nothing answered for is lost but what was in flight at a kill; memory, open files and the file are bounded",
+            "no acknowledged row is lost except those in progress at a kill; memory, open files and the file are bounded",
             tuple(self.failures[:20]),
         )  # fmt: skip
 
 
 def written_by(tick: int, acknowledged_at: float) -> float:
-    """When rows of a tick that were answered for at some time are written: with the first tick that closes after that."""
+    """When rows of a tick acknowledged at this time are written: with the first tick that closes after that."""
     closing = math.ceil(acknowledged_at / STEP - CLOSE_DELAY_STEPS) * STEP + CLOSE_DELAY_STEPS * STEP
     return max(closing, (tick + 1 + CLOSE_DELAY_STEPS) * STEP)
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """A day and 12 kills; quick: 200 ticks and 2."""
+    """A day and 12 kills; quick: 200 ticks and 2 kills."""
     with tempfile.TemporaryDirectory() as name:
         yield Soak(Path(name), 200 if quick else DAY_TICKS, 2 if quick else 12, seed).run()

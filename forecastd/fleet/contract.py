@@ -1,8 +1,8 @@
-"""What a fleet speaks of: the metrics with their units and bounds, and the shape of a feed, with a version.
+"""The fleet's contract: the metrics with their units and bounds, and the shape of a feed.
 
-The one thing to know before changing it: the order of `METRICS` is the order of columns everywhere (window, store, bundle,
-forecast). A metric that is added, removed or moved makes old bundles unusable and needs a new `CONTRACT_VERSION`; the store
-keeps the names beside the numbers and finds the columns again. Of every metric more is worse.
+Invariant: the order of `METRICS` is the order of columns everywhere (window, store, bundle, forecast). Adding,
+removing or moving a metric makes old bundles unusable and needs a new `CONTRACT_VERSION`; the store saves the names
+beside the numbers and maps the columns. For every metric a higher value is worse.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SERVER_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 PROFILE_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 DEFAULT_PROFILE = "generic"
 DEFAULT_STATUS = "ok"
-MAX_REASONS = 100  # refusals that are told one by one in an answer; the others are counted
+MAX_REASONS = 100  # refusals listed in one response; the others are only counted
 
 Transform = Literal["none", "log1p"]
 
 
 @dataclass(frozen=True)
 class MetricDefinition:
-    """One metric: its unit, the bounds of what a machine can have, and how a model scales it."""
+    """One metric: its unit, the physical bounds of its values, and how a model scales it."""
 
     name: str
     unit: str
@@ -63,7 +63,7 @@ METRIC_INDEX = MappingProxyType({name: place for place, name in enumerate(METRIC
 METRIC_COUNT = len(METRICS)
 PERCENT_COLUMNS = tuple(place for place, metric in enumerate(METRICS) if metric.unit == "%")
 
-# How a feed's `units` may spell a unit: unit of the contract -> spelling -> factor into it.
+# Unit of the contract -> spelling that a feed's `units` may use -> factor into the contract's unit.
 UNIT_FACTORS = MappingProxyType({
     "%": {"%": 1.0, "percent": 1.0, "pct": 1.0, "ratio": 100.0, "fraction": 100.0, "permille": 0.1},
     "ms": {"ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3, "ns": 1e-6, "min": 6e4,
@@ -78,18 +78,19 @@ UNIT_FACTORS = MappingProxyType({
 
 
 class FeedError(ValueError):
-    """The body is no feed of this contract; the message says what is wrong and what is right. HTTP 400."""
+    """The body is not a feed of this contract; the message says what is wrong and what is expected. HTTP 400."""
 
 
 def unit_factor(metric: str, unit: str) -> float:
-    """What a value of `metric` in `unit` is multiplied with to be in the contract's unit.
+    """The factor that converts a value of `metric` in `unit` into the contract's unit.
 
     Raises:
-        FeedError: no such metric, or a unit that does not fit it.
+        FeedError: the metric is unknown, or the unit does not fit it.
     """
     if metric not in METRIC_INDEX:
         raise FeedError(
-            f"units names {format_value(metric)}, which is no metric of this contract; its metrics are {', '.join(METRIC_NAMES)}"
+            f"units names {format_value(metric)}, which is not a metric of this contract; "
+            f"the metrics are {', '.join(METRIC_NAMES)}"
         )
     spellings = UNIT_FACTORS[METRICS[METRIC_INDEX[metric]].unit]
     if unit not in spellings:
@@ -98,39 +99,41 @@ def unit_factor(metric: str, unit: str) -> float:
 
 
 def format_value(value: object) -> str:
-    """A sender's value as it may stand in a message: short, printable, in quotes where it is a text."""
+    """A sender's value for a message: short, printable, and quoted if it is a text."""
     if isinstance(value, dict | list | tuple | set):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 256:
-        return "a number of very many digits"
+        return "a number with too many digits"
     text = ascii(value[:48] if isinstance(value, str) else value)
     return text if len(text) <= 64 else f"{text[:60]}..."
 
 
 class FeedRecord(BaseModel):
-    """One server at one time. A metric missing or null has no value; one of another name is counted and left out."""
+    """One server at one time. A missing or null metric has no value; metrics with unknown names are counted and
+    ignored."""
 
     model_config = ConfigDict(title="FeedRecord", strict=True, extra="ignore")
 
     server: Annotated[str, Field(pattern=f"^{SERVER_PATTERN.pattern}$", examples=["web-01"])]
-    time: Annotated[float | str, Field(description="Unix seconds, or ISO 8601; one without an offset is UTC.")]
+    time: Annotated[float | str, Field(description="Unix seconds, or ISO 8601; a time without an offset is UTC.")]
     profile: Annotated[str, Field(pattern=f"^{PROFILE_PATTERN.pattern}$")] | None = DEFAULT_PROFILE
     status: Literal["ok", "degraded", "down", "maintenance"] | None = "ok"
     metrics: dict[str, float | None] | None = Field(default=None, examples=[{"cpu_percent": 12.5}])
 
 
 class Feed(BaseModel):
-    """A batch of records: what `POST /feed` takes as JSON. As NDJSON it is one record a line, without this envelope."""
+    """A batch of records: what `POST /feed` accepts as JSON. In NDJSON each line is one record, without this
+    envelope."""
 
     model_config = ConfigDict(title="Feed", strict=True, extra="ignore")
 
     version: Literal[1]
-    units: dict[str, str] | None = Field(default=None, description="Metrics that are sent in another unit.")
+    units: dict[str, str] | None = Field(default=None, description="Units of the metrics that use another unit.")
     records: list[FeedRecord]
 
 
 class FeedEnvelope(BaseModel):
-    """A feed whose records are not looked at yet: a bad record must not cost the others."""
+    """A feed whose records are not validated yet: an invalid record must not reject the others."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -140,7 +143,7 @@ class FeedEnvelope(BaseModel):
 
 
 class FeedRejection(BaseModel):
-    """Why one row was refused. `row` counts from 0, in NDJSON it is the line, from 0 too."""
+    """Why one row was refused. `row` counts from 0; in NDJSON it is the line number, also from 0."""
 
     row: int
     server: str | None
@@ -149,7 +152,7 @@ class FeedRejection(BaseModel):
 
 
 class FeedResponse(BaseModel):
-    """What became of a feed. At most 100 reasons are told; `counts` has all of them by code, and what was noticed else."""
+    """The result of a feed. Lists at most 100 reasons; `counts` has all of them by code, and other observations."""
 
     version: Literal[1] = 1
     accepted: int

@@ -1,7 +1,7 @@
-"""Made-up servers for `fleet serve --demo`: the simulator in the same process, in the place of agents that send.
+"""Simulated servers for `fleet serve --demo`: a simulator in the same process replaces the agents that send rows.
 
-The one thing to know before changing it: nothing of it is ever kept beside real data. The window is filled with the past
-that these servers would have had, so that the model forecasts at once.
+Invariant: simulated rows are never stored beside real data. The window is filled with a simulated history first, so
+that the model can forecast at once.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Scenario, Simulator
 from forecastd.runtime.unexpected import run_guarded
 
-MAX_WAIT_SECONDS = 1.0  # seconds; a clock may be set meanwhile
-TICKS_PER_SAVE = 16  # ticks of the past
-JOIN_SECONDS = 0.2  # for the tick that is being made up
+MAX_WAIT_SECONDS = 1.0  # the clock may be set while the thread waits
+TICKS_PER_SAVE = 16  # when the history is filled
+JOIN_SECONDS = 0.2  # for a tick that is being simulated
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """How many servers are made up, and what happens to them."""
+    """The number of simulated servers, and what happens to them."""
 
     servers: int = 20
     scenario: Scenario = "degrading"
@@ -30,10 +30,10 @@ class DemoOptions:
 
 
 class DemoFeed:
-    """Feeds a fleet. Use as a context manager, after `fill`."""
+    """Puts simulated rows into a fleet. Use as a context manager, after `fill_window`."""
 
     def __init__(self, fleet: Fleet, options: DemoOptions) -> None:
-        """Raises NeedsHuman when there is no such scenario."""
+        """Raises NeedsHuman if the scenario is unknown."""
         self._fleet = fleet
         self._next_tick = int(fleet.clock.now() // fleet.step)  # the open tick
         self._simulator = Simulator(options.seed, options.servers, options.scenario, fleet.step, start=self._next_tick)
@@ -41,7 +41,7 @@ class DemoFeed:
         self._thread = threading.Thread(target=self._run, name="demo", daemon=True)
 
     def fill_window(self) -> None:
-        """The past: as many ticks as the window keeps."""
+        """Fill the window with as many past ticks as it retains."""
         window, simulator, step = self._fleet.window.memory, self._simulator, self._fleet.step
         first = self._next_tick - window.retained_ticks
         window.advance(self._next_tick - 1)
@@ -73,7 +73,7 @@ class DemoFeed:
                 run_guarded("the demo", self._put_next_tick)
 
     def _put_next_tick(self) -> None:
-        """The rows of a tick, as it begins; ticks that were missed while the process stood still are gone."""
+        """Put the rows of a tick when it begins. Ticks missed while the process was paused are skipped."""
         tick, self._next_tick = (
             self._next_tick,
             max(self._next_tick + 1, int(self._fleet.clock.now() // self._fleet.step)),

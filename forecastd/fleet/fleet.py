@@ -1,8 +1,8 @@
-"""The running fleet: rows in, a forecast after each tick, and what everybody reads.
+"""The running fleet: accepts rows, forecasts after each tick, and publishes one snapshot that every reader uses.
 
-Four kinds of threads, none of which waits for another: requests put rows into memory and read what is published, the ticker
-closes ticks and writes them down, one thread has the model forecast, and one judges each tick with the newest forecast there
-is. What is published is one immutable value, replaced as a whole.
+It has four kinds of threads, and none waits for another: requests put rows into memory and read the snapshot, the
+ticker closes ticks and saves them, one thread runs the model, and one evaluates each tick with the newest forecast.
+The snapshot is an immutable value and is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WINDOW_TICKS = 360  # ticks of each server in memory; half an hour of 5 s
-FORECAST_SHARE = 0.5  # of a tick, for which its forecast is waited for before it is judged without
+WINDOW_TICKS = 360  # ticks of each server in memory; half an hour at 5 s
+FORECAST_SHARE = 0.5  # of a tick: how long an evaluation waits for the forecast of its tick
 CLOSE_SECONDS = 0.5  # for all threads and processes together
-RETRY_SECONDS = 5.0  # between two attempts to get the model ready
+RETRY_SECONDS = 5.0  # between two attempts to start the model
 
 
 class Fleet:
-    """One fleet. Use as a context manager: entering starts it, leaving ends it. `published` may be read at any time.
+    """One fleet. Use as a context manager: entering starts it, leaving stops it.
 
-    `synthetic`: its rows are made up. `fatal`: why it cannot go on, when it has found out that it cannot.
+    `snapshot`: what readers need; any thread may read it at any time. `synthetic`: the rows are simulated.
+    `fatal_error`: why the fleet cannot continue, or None.
     """
 
     def __init__(
         self, settings: Settings, clock: Clock, *, factory: ForecasterFactory | None = None, synthetic: bool = False,
         on_fatal: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Open everything; the model begins to load. `on_fatal` is called when `fatal` is set.
+        """Open the store and the model; the model begins to load. `on_fatal` is called when `fatal_error` is set.
 
         Raises:
-            NeedsHuman: the model, the thresholds or the settings are not fit for it.
+            NeedsHuman: the model, the thresholds or the settings are invalid.
         """
         self.settings, self.clock, self.synthetic = settings, clock, synthetic
         self.step = settings.fleet_step
         self.speed = clock.speed if isinstance(clock, ScaledClock) else 1.0
         self.fatal_error: NeedsHuman | None = None
         self.failures = 0
-        self.last_error: str | None = None  # why the newest forecast could not be made
+        self.last_error: str | None = None  # why the newest forecast failed
         self.started_at, self.started_monotonic = clock.now(), clock.monotonic()
         self._on_fatal = on_fatal
         thresholds = load_thresholds(settings.fleet_thresholds)
@@ -78,8 +79,8 @@ class Fleet:
         self._stopping = threading.Event()
         self._close_thread = threading.Thread(target=self.model.close, name="closing", daemon=True)
         self.ticker = Ticker(clock, self.step, self._close_tick, self._rewind)
-        self.forecasting = LatestTickWorker("the fleet's forecast", self._forecast, self._wait_for_model)
-        self.evaluation = LatestTickWorker("the fleet's judgement", self._evaluate_tick)
+        self.forecasting = LatestTickWorker("the fleet forecast", self._forecast, self._wait_for_model)
+        self.evaluation = LatestTickWorker("the fleet evaluation", self._evaluate_tick)
 
     def __enter__(self) -> Fleet:
         self.start()
@@ -89,7 +90,7 @@ class Fleet:
         self.close()
 
     def start(self) -> None:
-        """Begin: the first forecast is made from what the window holds, as soon as the model is ready."""
+        """Start the threads. The first forecast uses the loaded window and is made as soon as the model is ready."""
         self._alerts.__enter__()
         if not self.synthetic:
             self.window.load()
@@ -100,7 +101,7 @@ class Fleet:
             self.scraper.start(self.ingest)
 
     def stop(self) -> None:
-        """Begin to end. Returns at once."""
+        """Request the end of all threads. Returns at once."""
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -113,44 +114,47 @@ class Fleet:
         self._close_thread.start()
 
     def close(self) -> None:
-        """End everything, soon: what hangs is left to end with the process. Only the rows of the open tick are unsaved."""
+        """Stop everything within `CLOSE_SECONDS`; a thread that hangs ends with the process.
+
+        Only the rows of the open tick are not saved.
+        """
         self.stop()
         end = self.clock.monotonic() + CLOSE_SECONDS
 
-        def left() -> float:
+        def remaining() -> float:
             return max(0.0, end - self.clock.monotonic())
 
-        if self.ticker.join(left()):
+        if self.ticker.join(remaining()):
             self.window.save()
-        self._close_thread.join(left())
-        self.evaluation.join(left())
-        self.forecasting.join(left())
-        self._alerts.close(left())
+        self._close_thread.join(remaining())
+        self.evaluation.join(remaining())
+        self.forecasting.join(remaining())
+        self._alerts.close(remaining())
         self.window.store.close()
 
     def ingest(self, body: bytes, content_type: str | None) -> FeedResponse:
-        """Take a feed in. Raises FeedError when the body is none."""
+        """Accept a feed. Raises FeedError if the body is not one."""
         return self.window.ingest(body, content_type)
 
     def put(self, rows: FleetRows) -> None:
-        """Take rows in that are known to be good, such as a simulator's."""
+        """Accept rows that are known to be valid, such as a simulator's."""
         self.window.put(rows)
 
     def reload(self, name: str) -> ModelChange:
-        """Run the model of this name from now on. Raises Busy or Unfit, and the old one goes on."""
+        """Change to the model of this name. If it raises ReloadInProgress or IncompatibleModel, the old model stays."""
         change = self.model.change_to(name)
         self.last_error = None
         self.forecasting.submit(self.window.memory.newest)
         return change
 
-    # ---- the ticker's thread ------------------------------------------------------------------------------------------
-
     def _close_tick(self, tick: int) -> None:
+        """Save a closed tick and submit it. Runs in the ticker thread."""
         self.window.advance(tick)
         self._submit_tick(tick)
         self.window.save()
 
     def _rewind(self, tick: int) -> None:
+        """Reload the window after the clock was set back. Runs in the ticker thread."""
         self.window.rewind()
         self._attempted_tick = -1
         with self._snapshot_lock:
@@ -162,10 +166,8 @@ class Fleet:
             self.forecasting.submit(tick)
         self.evaluation.submit(tick)
 
-    # ---- the forecast's thread ----------------------------------------------------------------------------------------
-
     def _wait_for_model(self) -> bool:
-        """Wait for the model's children; False when there is no use in going on."""
+        """Wait until the model is ready. Runs in the forecast thread; False if the fleet cannot continue."""
         while not self._stopping.is_set():
             try:
                 self.model.wait_until_ready()
@@ -182,7 +184,7 @@ class Fleet:
         return False
 
     def _forecast(self, tick: int) -> None:
-        """Have the newest tick forecast, whichever it is by now."""
+        """Forecast the newest tick, which may be later than `tick`. Runs in the forecast thread."""
         block = self.window.block(self.model.manifest.encoder_length)
         try:
             if block.servers:
@@ -202,13 +204,11 @@ class Fleet:
     def _record_failure(self, error: ForecastdError) -> None:
         self.failures += 1
         if self.last_error != str(error):
-            log.error("no forecast: %s", error, extra={"action": "forecast"})
+            log.error("the forecast failed: %s", error, extra={"action": "forecast"})
         self.last_error = str(error)
 
-    # ---- the judge's thread -------------------------------------------------------------------------------------------
-
     def _evaluate_tick(self, tick: int) -> None:
-        """Judge the newest tick, with its forecast if it comes soon."""
+        """Evaluate the newest tick, with its forecast if that arrives in time. Runs in the evaluation thread."""
         if len(self.window.memory):
             with self._attempt_condition:
                 self._attempt_condition.wait_for(
@@ -229,7 +229,7 @@ class Fleet:
 
 
 def _create_alerts(settings: Settings, clock: Clock, *, synthetic: bool) -> AlertDispatcher:
-    """Who is told of servers in trouble; of servers that are made up, nobody but the log."""
+    """The alert dispatcher. Alerts about simulated servers go only to the log."""
     webhook = settings.alert_webhook.get_secret_value() if settings.alert_webhook and not synthetic else None
     command = None if synthetic else settings.alert_command
     return AlertDispatcher(

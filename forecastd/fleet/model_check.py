@@ -1,6 +1,7 @@
-"""`model check` of a fleet's bundle: everything a fleet demands of a model, without a fleet.
+"""`model check` of a fleet bundle: checks everything that a fleet requires of a model, without a fleet.
 
-Hashes, weights and canary in a child process, by the engine that would serve, then a forecast of made-up servers.
+It checks hashes, weights and canary in a child process with the engine that would serve the model, then forecasts
+simulated servers.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def check_fleet_model(
     now: float,
     report: Callable[[StageResult], None] = lambda _: None,
 ) -> FleetManifest:
-    """Check a bundle as a fleet would, reporting each stage as it passes; gives the manifest of a good one.
+    """Check a bundle as a fleet would, and report each stage that passes. Returns the manifest.
 
     Raises:
-        NeedsHuman: the bundle is no good, or not for this contract; the message says what to do.
-        SkipEpoch: no child came to be ready, or none finished the test forecast.
+        NeedsHuman: the bundle is invalid, or does not fit the contract; the message says what to do.
+        SkipEpoch: no child became ready, or none finished the test forecast.
     """
     stage = stage_timer(clock, report)
     policy = policy_from_settings(settings, standbys=0)
@@ -53,7 +54,7 @@ def check_fleet_model(
 
 
 def _run_forecast(forecaster: FleetForecaster, now: float) -> str:
-    """Have made-up servers forecast, and say what came."""
+    """Forecast simulated servers; returns a line that describes the result."""
     manifest = forecaster.manifest
     tick = int(now // manifest.step)
     simulator = Simulator(0, SAMPLE_SERVERS, "healthy", manifest.step, start=tick)
@@ -62,17 +63,17 @@ def _run_forecast(forecaster: FleetForecaster, now: float) -> str:
         WindowBlock(tick, simulator.names, simulator.profiles, ("ok",) * SAMPLE_SERVERS, values)
     )
     if set(forecast.models) != {TFT} or not np.isfinite(forecast.quantiles).all():
-        raise SkipEpoch("The model gave no forecast of some servers. Train it again.", check="fleet_forecast")
+        raise SkipEpoch("The model did not forecast all servers. Train it again.", check="fleet_forecast")
     minutes = manifest.horizon * manifest.step / 60
     return (
-        f"{SAMPLE_SERVERS} made-up servers, {len(manifest.metrics)} metrics, {manifest.horizon} steps of {manifest.step} s "
-        f"({minutes:g} min) ahead, by engine {forecaster.engine}"
+        f"{SAMPLE_SERVERS} simulated servers, {len(manifest.metrics)} metrics, {manifest.horizon} steps of {manifest.step} s "
+        f"({minutes:g} min) ahead, engine {forecaster.engine}"
     )
 
 
 def _notes(bundle: Path, manifest: FleetManifest) -> Iterator[str]:
-    """What does not make a bundle bad, but matters to whoever wants to use it."""
+    """Notes on a valid bundle that matter to its user."""
     if manifest.training.synthetic:
-        yield "trained on made-up data: a model of your own servers' history forecasts them better"
+        yield "trained on simulated data; a model trained on your own servers' history is more accurate"
     if unknown := unknown_files(bundle, manifest.files):
-        yield f"not in its manifest, never read: {', '.join(unknown)}"
+        yield f"files that are not in the manifest and are not read: {', '.join(unknown)}"

@@ -1,8 +1,8 @@
-"""`fleet serve`: one process from its first line in the log to its last.
+"""`fleet serve`: runs one fleet and its HTTP server until a signal arrives.
 
-The main thread does nothing that takes long: it waits for signals, feeds the service manager's watchdog as long as the fleet
-gets on, and ends everything. What cannot be is found out before the first thread starts: a port that is taken, keys that are
-missing, a state that another process uses.
+The main thread only waits for signals, notifies the service manager's watchdog while the fleet makes progress, and
+shuts everything down. Problems that prevent serving are found before the first thread starts: a port in use, missing
+API keys, a state directory that another process uses.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_NAME = "fleet.log"
-REHEARSAL_DIR = "rehearsal"  # below STATE_DIR: the state of a fleet whose clock is not the real one
+REHEARSAL_DIR = "rehearsal"  # below STATE_DIR: the state of a fleet with an accelerated clock
 EXIT_INTERRUPTED = 130
 POLL_SECONDS = 1.0
-LOCK_WAIT_SECONDS = 3.0  # for another process that is just ending
-_SECOND_SIGNAL_MESSAGE = b"Interrupted again: ending at once.\n"
+LOCK_WAIT_SECONDS = 3.0  # for another process that is shutting down
+_SECOND_SIGNAL_MESSAGE = b"Interrupted again: exiting at once.\n"
 
 
 @dataclass
 class _ServerParts:
-    """What the main loop looks after."""
+    """What the main loop supervises."""
 
     signals: SignalQueue
     fleet: Fleet
@@ -53,16 +53,17 @@ class _ServerParts:
     notify: SystemdNotifier
 
     def stop(self) -> None:
-        """Begin to end everything. Returns at once."""
+        """Request the end of everything. Returns at once."""
         self.http.stop()
         self.fleet.stop()
 
 
 def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> int:
-    """Run a fleet until a signal; the exit code. With `demo` its servers are made up, and its state is of this run only.
+    """Run a fleet until a signal; returns the exit code. With `demo` the servers are simulated, in a temporary state
+    directory.
 
     Raises:
-        NeedsHuman: it cannot start, or cannot go on.
+        NeedsHuman: the fleet cannot start, or cannot continue.
     """
     keys = load_keys(settings)
     require_keys(keys, settings.fleet_host)
@@ -81,7 +82,7 @@ def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> 
             demo_feed.fill_window()
             stack.enter_context(demo_feed)
         fleet.start()
-        from forecastd.fleet.api.app import create_app  # takes half a second, in which the model loads already
+        from forecastd.fleet.api.app import create_app  # takes half a second; the model loads meanwhile
         from forecastd.fleet.api.http_server import FleetHttpServer
 
         http = stack.enter_context(FleetHttpServer(create_app(fleet, keys), listening_socket))
@@ -90,7 +91,7 @@ def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> 
 
 
 def _with_state_dir(settings: Settings, state: Path) -> Settings:
-    """The same with a state of its own: rows of a time that is made up must never be taken for real ones."""
+    """The settings with another state directory: rows with simulated times must never be read as real ones."""
     return settings.model_copy(update={"fleet_models_dir": settings.fleet_models_path, "state_dir": state})
 
 
@@ -102,12 +103,12 @@ def _lock_state(settings: Settings, clock: Clock) -> FileLock:
 
 
 def _banner(fleet: Fleet, port: int, keys: ApiKeys) -> str:
-    """What runs, in one block."""
+    """The log block that says what is running."""
     settings, manifest = fleet.settings, fleet.model.manifest
     host = f"[{settings.fleet_host}]" if ":" in settings.fleet_host else settings.fleet_host
     lines = [
         ("serving", f"http://{host}:{port}  (POST /feed, GET /forecast, /docs)"),
-        ("keys", f"{len(keys)} API keys" if keys else "none; only this machine can ask"),
+        ("keys", f"{len(keys)} API keys" if keys else "none; only this machine has access"),
         ("model", f"{manifest.name} ({manifest.sha256[:12]}), engine {settings.fleet_engine}"),
         ("forecast", f"{manifest.horizon} steps of {manifest.step} s from {manifest.encoder_minimum} to "
                      f"{manifest.encoder_length} ticks of each server"),
@@ -115,14 +116,15 @@ def _banner(fleet: Fleet, port: int, keys: ApiKeys) -> str:
         ("now", to_iso(fleet.clock.now())),
     ]  # fmt: skip
     if isinstance(fleet.clock, ScaledClock) and fleet.speed != 1:
-        lines.append(("speed", f"{fleet.speed:g}: time is made up"))
+        lines.append(("speed", f"{fleet.speed:g}: simulated time"))
     if fleet.synthetic:
-        lines.append(("servers", "made up (--demo)"))
+        lines.append(("servers", "simulated (--demo)"))
     return "\n".join([f"forecastd {__version__} serves a fleet", *(f"  {name:<9} {text}" for name, text in lines)])
 
 
 def _main_loop(parts: _ServerParts) -> int:
-    """Until a signal that ends the process; its exit code. Raises NeedsHuman when the fleet cannot go on."""
+    """Wait for a signal that ends the process; returns its exit code. Raises NeedsHuman if the fleet cannot
+    continue."""
     settings, notify, fleet = parts.fleet.settings, parts.notify, parts.fleet
     interval = watchdog_interval(settings.watchdog_usec, settings.watchdog_pid, os.getpid())
     notify.ready(f"serving on port {parts.http.port}")
@@ -130,16 +132,16 @@ def _main_loop(parts: _ServerParts) -> int:
     while True:
         for number in parts.signals.wait(min(POLL_SECONDS, interval or POLL_SECONDS)):
             if number in {signal.SIGTERM, signal.SIGINT}:
-                notify.stopping("ending")
-                log.info("ending: %s", signal.Signals(number).name, extra={"action": "end"})
+                notify.stopping("shutting down")
+                log.info("shutting down: %s", signal.Signals(number).name, extra={"action": "end"})
                 parts.stop()
                 return EXIT_INTERRUPTED if number == signal.SIGINT else 0
             if number == signal.SIGHUP:
                 reopen()
             if number == signal.SIGUSR1:
-                from forecastd.daemon.log_lines import format_stacks
+                from forecastd.runtime.stacks import format_stacks
 
-                log.info("the stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
+                log.info("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
         if fleet.fatal_error is not None:
             parts.stop()
             raise fleet.fatal_error
@@ -152,7 +154,7 @@ def _main_loop(parts: _ServerParts) -> int:
 
 
 def _is_alive(parts: _ServerParts) -> bool:
-    """Whether a new start would be of no use: what a dead thread stops is not, what a slow model does is."""
+    """Whether every thread makes progress. A restart helps if a thread died, but not if the model is slow."""
     fleet = parts.fleet
     is_ticking = fleet.clock.monotonic() - fleet.ticker.last_heartbeat < status.MAX_TICKER_SILENCE_SECONDS
     return is_ticking and fleet.forecasting.alive and fleet.evaluation.alive and parts.http.alive

@@ -1,4 +1,4 @@
-"""How a running fleet stands, for people and machines: whether it is healthy, and everything that `GET /status` tells."""
+"""The health of a running fleet, and the documents of `GET /status` and `GET /servers`."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from forecastd.clock import to_iso
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.fleet_forecast import TFT
 
-MAX_TICKER_SILENCE_SECONDS = 10.0  # seconds without a look at the clock after which the ticker is as good as dead
-STALE_TICKS, STALE_SECONDS = 6, 30.0  # a forecast older than both is too old
+MAX_TICKER_SILENCE_SECONDS = 10.0  # without a heartbeat the ticker counts as stopped
+STALE_TICKS, STALE_SECONDS = 6, 30.0  # a forecast older than both is stale
 
 
 @dataclass(frozen=True)
 class FleetHealth:
-    """Whether the fleet does what it is for; the `reasons` why it does not, and `warnings` of what is wrong beside that."""
+    """Whether the fleet is healthy, the `reasons` if it is not, and `warnings` of problems that do not make it unhealthy."""
 
     ok: bool
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        """As `GET /healthz` gives it."""
+        """The health as `GET /healthz` returns it."""
         return {"ok": self.ok, "reasons": list(self.reasons), "warnings": list(self.warnings)}
 
 
 def check_health(fleet: Fleet) -> FleetHealth:
-    """Whether every thread does its work and the forecast is new."""
+    """Healthy: every thread is running and the forecast is recent."""
     reasons = []
     if not fleet.ticker.alive or fleet.clock.monotonic() - fleet.ticker.last_heartbeat > MAX_TICKER_SILENCE_SECONDS:
-        reasons.append("no ticks are closed any more: the ticker stands still")
-    reasons += [f"{worker.name} is not made any more: its thread is gone"
-                for worker in (fleet.forecasting, fleet.evaluation) if not worker.alive]  # fmt: skip
+        reasons.append("no ticks are closed: the ticker has stopped")
+    workers = (fleet.forecasting, fleet.evaluation)
+    reasons += [f"{worker.name} has stopped: its thread ended" for worker in workers if not worker.alive]
     if fleet.fatal_error is not None:
         reasons.append(str(fleet.fatal_error))
     elif (stale := _stale_reason(fleet)) is not None:
@@ -44,7 +44,7 @@ def check_health(fleet: Fleet) -> FleetHealth:
     if fleet.last_error is not None:
         warnings.append(f"the newest forecast failed: {fleet.last_error}")
     if fleet.evaluation.errors or fleet.forecasting.errors:
-        warnings.append("an error that nobody foresaw happened; see the log")
+        warnings.append("an unexpected error occurred; see the log")
     return FleetHealth(not reasons, tuple(reasons), tuple(warnings))
 
 
@@ -55,21 +55,21 @@ def forecast_age(fleet: Fleet) -> float | None:
 
 
 def _stale_reason(fleet: Fleet) -> str | None:
-    """Why there is no forecast that is new enough, though there are servers to forecast."""
+    """Why there is no recent forecast although there are servers to forecast; None where there is one."""
     if not len(fleet.window.memory):
         return None
     age, uptime = forecast_age(fleet), fleet.clock.monotonic() - fleet.started_monotonic
     limit = max(STALE_TICKS * fleet.step, STALE_SECONDS * fleet.speed)
     if age is None:
-        text = "there is no forecast yet"
+        text = "no forecast yet"
         return f"{text}: {fleet.last_error}" if fleet.last_error else f"{text}, {uptime:.0f} s after the start"
     return f"the newest forecast is {age:.0f} s old" if age > limit else None
 
 
 def status_document(fleet: Fleet) -> dict[str, Any]:
-    """As `GET /status` gives it."""
-    clock, published, memory, manifest = fleet.clock, fleet.snapshot, fleet.window, fleet.model.manifest
-    now, newest_tick = clock.now(), memory.memory.newest
+    """The document of `GET /status`."""
+    clock, snapshot, window, manifest = fleet.clock, fleet.snapshot, fleet.window, fleet.model.manifest
+    now, newest_tick = clock.now(), window.memory.newest
     return {
         "version": __version__,
         "started_at": to_iso(fleet.started_at),
@@ -94,12 +94,12 @@ def status_document(fleet: Fleet) -> dict[str, Any]:
             "age_seconds": round(now - (newest_tick + 1) * fleet.step, 3),
         },
         "forecast": _forecast_status(fleet),
-        "servers": {**published.count_states(), "total": len(memory.memory)},
-        "window": memory.as_json(now),
-        "ingest": memory.counters.as_json(),
-        "pulls": [scrape.as_json() for scrape in fleet.scraper.statuses()],
-        "risk": dict(published.summary),
-        "alerts": dict(published.alert_counts),
+        "servers": {**snapshot.count_states(), "total": len(window.memory)},
+        "window": window.as_json(now),
+        "ingest": window.counters.as_json(),
+        "scrapes": [scrape.as_json() for scrape in fleet.scraper.statuses()],
+        "risk": dict(snapshot.summary),
+        "alerts": dict(snapshot.alert_counts),
         "supervision": fleet.model.counts(),
     }
 
@@ -122,18 +122,18 @@ def _forecast_status(fleet: Fleet) -> dict[str, Any]:
 
 
 def list_servers(fleet: Fleet, state: str | None = None, profile: str | None = None) -> list[dict[str, Any]]:
-    """Every server as `GET /servers` gives it, in the order of their names."""
-    published, window, now = fleet.snapshot, fleet.window.memory, fleet.clock.now()
+    """Every server as `GET /servers` returns it, sorted by name. `state`, `profile`: only these servers."""
+    snapshot, window, now = fleet.snapshot, fleet.window.memory, fleet.clock.now()
     rows = []
-    for view in published.servers:
+    for view in snapshot.servers:
         if state not in {None, view.state} or profile not in {None, view.profile}:
             continue
         last_seen = window.last_seen(view.server)
         rows.append({
             **vars(view),
             "score": round(view.score, 2),
-            "model": published.model_for(view.server),
+            "model": snapshot.model_for(view.server),
             "last_seen": None if last_seen is None else to_iso(last_seen),
             "age_seconds": None if last_seen is None else round(now - last_seen, 3),
         })  # fmt: skip
-    return sorted(rows, key=lambda view: str(view["server"]))
+    return sorted(rows, key=lambda row: str(row["server"]))

@@ -1,8 +1,8 @@
-"""The beat of a fleet: a thread that closes each tick when its time is over, and a little later still.
+"""The ticker: a thread that closes each tick shortly after its time is over.
 
-Tick `k` is the time from `k * step` to `(k + 1) * step`; it is closed a tenth of a step after its end, because rows are on
-their way for a moment. What comes later still is a late row, which has its place too. A clock that is set back by more than a
-tick is told to whoever keeps the window, since ticks that were closed are in the future then.
+Tick `k` is the time from `k * step` to `(k + 1) * step`. It closes a tenth of a step after its end, because rows need
+a moment to arrive. A row that arrives later still goes to its own tick. If the clock is set back by more than a tick,
+the owner of the window is notified, because closed ticks are then in the future.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 log = logging.getLogger(__name__)
 
 CLOSE_DELAY_STEPS = 0.1  # of a step
-MAX_WAIT_SECONDS = 1.0  # seconds; a clock may be set meanwhile
-ERROR_PAUSE_SECONDS = 1.0  # seconds
+MAX_WAIT_SECONDS = 1.0  # the clock may be set while the thread waits
+ERROR_PAUSE_SECONDS = 1.0
 
 
 def newest_closed_tick(now: float, step: int) -> int:
@@ -28,14 +28,14 @@ def newest_closed_tick(now: float, step: int) -> int:
 
 
 def closing_time(tick: int, step: int) -> float:
-    """When this tick is closed, in unix seconds."""
+    """When this tick closes, in unix seconds."""
     return (tick + 1 + CLOSE_DELAY_STEPS) * step
 
 
 class Ticker:
-    """Calls `close` with the newest closed tick, each time there is one, and `set_back` with it when the clock was set back.
+    """Calls `on_close` with the newest closed tick, and `on_clock_set_back` with it after the clock was set back.
 
-    `beat` is the monotonic second at which it last looked at the clock.
+    `last_heartbeat`: the monotonic second of the last look at the clock.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Ticker:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Begin. The ticks that are closed already are not told."""
+        """Start the thread. It does not report ticks that are closed already."""
         self._thread.start()
 
     def request_stop(self) -> None:
-        """Have it end after the tick that is being closed. Returns at once."""
+        """Stop after the tick that is being closed. Returns at once."""
         self._stop.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait for its end, so long at most; whether it has come."""
+        """Wait at most `timeout` seconds for the end of the thread; whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -72,7 +72,7 @@ class Ticker:
             wait = seconds_until(self._clock, closing_time(self._last_closed + 1, self._step))
             if self._stop.wait(min(max(wait, 0.0), MAX_WAIT_SECONDS)):
                 return
-            if isinstance(run_guarded("the fleet's ticker", self._check_clock), UnexpectedError):
+            if isinstance(run_guarded("the fleet ticker", self._check_clock), UnexpectedError):
                 self._stop.wait(ERROR_PAUSE_SECONDS)
 
     def _check_clock(self) -> None:

@@ -1,6 +1,6 @@
-"""From a fleet's history to a trained bundle: gathers the history, and has a supervised child train on it.
+"""Trains a bundle on a fleet's history: collects the history, and runs the training in a supervised child.
 
-An interrupted training goes on from the history it began with, kept beside its output.
+A resumed training uses the history that it began with, saved beside its output.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from forecastd.fleet.history import training_data
 from forecastd.fleet.history.csv_history import data_from_csv
 from forecastd.settings import Settings
 from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
+from models.fleet.bundle import read_fleet_manifest
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData
 from models.fleet.manifest import FleetManifest
-from models.training.run import check_config
+from models.train import check_config
 
 DEFAULT_NAME = "trained"
 
 
 @dataclass(frozen=True)
 class FleetTrainingRequest:
-    """What a user asks a fleet's training for: one of a history of so many hours, `simulate`, or a table at `data`.
+    """What to train on, and where to write: the history of so many hours, `simulate`, or a table at `data`.
 
-    `until` in unix seconds, now when not given; `servers`: at most so many. `out`: below the directory of the fleet's models
-    by its name when not given. `faults`: what its first process shall bring on itself, for a trial.
+    `until`: unix seconds, default now. `servers`: the maximum number. `out`: default the directory of the fleet's
+    models, under the model's name. `faults`: faults that the first child injects into itself, for a supervision run.
     """
 
     config: FleetTrainingConfig
@@ -45,7 +46,7 @@ class FleetTrainingRequest:
 
 @dataclass(frozen=True)
 class FleetTrainingResult:
-    """A written bundle. A fleet that runs finds it below `models`, by its name."""
+    """A written bundle. A running fleet finds it by its name below `models`."""
 
     path: Path
     manifest: FleetManifest
@@ -55,39 +56,37 @@ class FleetTrainingResult:
 def train_fleet(
     settings: Settings, request: FleetTrainingRequest, clock: Clock, listener: TrainingListener
 ) -> FleetTrainingResult:
-    """Train what `request` asks for, or go on where it was interrupted.
+    """Train as `request` says, or resume an interrupted training.
 
     Raises:
-        NeedsHuman: the history, an option or the output cannot work as they are, or no child could train.
-        ModelError: the history cannot carry the training, or it was interrupted (`TrainingInterrupted`).
+        NeedsHuman: the history, an option or the output is invalid, or no child could train.
+        ModelError: the history is too short, or the training was interrupted (`TrainingInterrupted`).
     """
     now = clock.now()
     check_config(request.config)
     if sum(source is not None for source in (request.history, request.simulate, request.data)) > 1:
-        raise NeedsHuman("--history, --simulate and --data are three sources of a history. Give one of them.")
+        raise NeedsHuman("--history, --simulate and --data exclude each other. Give only one of them.")
     out = request.out or settings.fleet_models_path / DEFAULT_NAME
-    # A simulated server's name says nothing: a model must not take a real one of that name for it.
+    # A model must not treat a real server as the simulated server of the same name.
     config = replace(request.config, name=bundle_name(out), own_scales=request.simulate is None)
     run = TrainingRun(config, out, force=request.force, finish=request.finish, faults=request.faults)
 
     def rows() -> FleetData:
         key = _source_key(settings, request)
-        interrupted = saved_rows(run, key)
-        if isinstance(interrupted, FleetData):
-            listener.on_message(f"going on with the interrupted training: {training_data.describe_data(interrupted)}")
+        interrupted = saved_rows(run, key, FleetData)
+        if interrupted is not None:
+            listener.on_message(f"resuming the interrupted training: {training_data.describe_data(interrupted)}")
             return interrupted
         data = replace(_collect_history(settings, request, now), request=key)
         listener.on_message(training_data.describe_data(data))
         return data
 
-    manifest = run_training(settings, run, rows, clock, listener)
-    if not isinstance(manifest, FleetManifest):
-        raise TypeError(f"This is no fleet's manifest: {type(manifest).__name__}")
+    manifest = run_training(settings, run, rows, clock, listener, read_manifest=read_fleet_manifest)
     return FleetTrainingResult(out, manifest, settings.fleet_models_path)
 
 
 def _collect_history(settings: Settings, request: FleetTrainingRequest, now: float) -> FleetData:
-    """The history asked for. Raises NeedsHuman."""
+    """The requested history. Raises NeedsHuman."""
     until = now if request.until is None else request.until
     if request.simulate is not None:
         return training_data.simulate_data(

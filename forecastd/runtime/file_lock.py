@@ -1,6 +1,6 @@
-"""The right of one process to write a fleet's state: a lock on a file beside it, gone with its process.
+"""A lock on a file, which the kernel releases when the process ends.
 
-A lock and not a name in the kernel, as the wallets' lease is: two containers that share a directory see the same file.
+It is a file and not an abstract socket as in `WalletLock`: two containers that share a directory see the same file.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ RETRY_SECONDS = 0.1
 
 
 class FileLock:
-    """Held from when it is made until `close`. Use as a context manager."""
+    """Held from creation until `close`. Use as a context manager."""
 
     def __init__(self, path: Path, clock: Clock, *, timeout: float = 5.0) -> None:
-        """Take the lock on the file at `path`, made when absent, waiting up to `wait` seconds for another process to end.
+        """Lock the file at `path`, creating it if needed; wait up to `timeout` seconds for another process to release
+        it.
 
         Raises:
-            RetryLater: another process has it.
-            NeedsHuman: the file cannot be made.
+            RetryLater: another process has the lock.
+            NeedsHuman: the file cannot be created.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise NeedsHuman(f"{path} cannot be made: {error.strerror}. Set STATE_DIR to a writable place.") from error
+            raise NeedsHuman(
+                f"Cannot create {path}: {error.strerror}. Set STATE_DIR to a writable directory."
+            ) from error
         end = clock.monotonic() + timeout
         pause = Event()
         while not self._try_lock():
             if clock.monotonic() >= end:
                 os.close(self._descriptor)
                 raise RetryLater(
-                    f"Another forecastd fleet works in {path.parent}. One at a time: stop the other first, or give this one "
-                    "another STATE_DIR."
+                    f"Another forecastd fleet uses {path.parent}. Stop it first, or set another STATE_DIR for this one."
                 )
             pause.wait(RETRY_SECONDS)
 
@@ -51,7 +53,7 @@ class FileLock:
         return True
 
     def close(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         os.close(self._descriptor)
 
     def __enter__(self) -> FileLock:

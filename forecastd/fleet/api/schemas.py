@@ -1,4 +1,4 @@
-"""The shapes of the answers, for the API's description. Answers are not made from them: most are kept as bytes."""
+"""The schemas of the responses, for the OpenAPI document. Responses are not made from them: most are stored as bytes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ EXAMPLE_TIME = "2026-01-31T12:00:00Z"
 
 
 class ErrorResponse(BaseModel):
-    """Every error: what was wrong, and what to do about it."""
+    """Every error: what is wrong, and what to do."""
 
-    error: str = Field(examples=["No server 'web-99' is known."])
-    fix: str = Field(examples=["GET /servers lists those that are."])
+    error: str = Field(examples=["Unknown server 'web-99'."])
+    fix: str = Field(examples=["GET /servers lists the servers."])
 
 
 class HealthResponse(BaseModel):
-    """Whether the fleet does what it is for. `warnings` do not make it unhealthy."""
+    """Whether the fleet is healthy, and the reasons if not. `warnings` do not make it unhealthy."""
 
     ok: bool
     reasons: list[str]
@@ -25,7 +25,7 @@ class HealthResponse(BaseModel):
 
 
 class ServerResponse(BaseModel):
-    """One server. `needs`: ticks that are missing until the model can forecast it."""
+    """One server. `missing_ticks`: ticks that the model still needs to forecast it."""
 
     server: str = Field(examples=["web-01"])
     profile: str = Field(examples=["web"])
@@ -33,15 +33,15 @@ class ServerResponse(BaseModel):
     state: Literal["ready", "warming", "silent"]
     reason: str = Field(examples=["ready"])
     missing_ticks: int
-    model: Literal["tft", "heuristic"] | None = Field(description="What forecast it; null before its first forecast.")
-    score: float = Field(description="Its risk, 0 to 100.")
+    model: Literal["tft", "heuristic"] | None = Field(description="The model that forecast it; null before its first forecast.")
+    score: float = Field(description="The risk score, 0 to 100.")
     level: Literal["ok", "watch", "warning", "critical"]
     last_seen: str | None = Field(examples=[EXAMPLE_TIME])
     age_seconds: float | None
 
 
 class ServersResponse(BaseModel):
-    """The servers of the fleet, by name. `count` is before `limit` and `offset`."""
+    """The servers of the fleet, sorted by name. `count`: the number before `limit` and `offset` apply."""
 
     tick: int
     time: str = Field(examples=[EXAMPLE_TIME])
@@ -51,14 +51,14 @@ class ServersResponse(BaseModel):
 
 
 class ForecastTimes(BaseModel):
-    """The first and the last moment that a forecast speaks of."""
+    """The times of the first and the last step of a forecast."""
 
     first: str = Field(examples=["2026-01-31T12:00:05Z"])
     last: str = Field(examples=["2026-01-31T12:08:00Z"])
 
 
 class ServerForecastResponse(BaseModel):
-    """The forecast of one server. Number `k` of every list speaks of the time `origin + (k + 1) * step_seconds`."""
+    """The forecast of one server. Element `k` of every list is for the time `origin + (k + 1) * step_seconds`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -77,22 +77,22 @@ class ServerForecastResponse(BaseModel):
 
     server: str
     profile: str
-    model: Literal["tft", "heuristic"] = Field(description="A heuristic stands in while there is too little data.")
+    model: Literal["tft", "heuristic"] = Field(description="The heuristic is used while a server has too little data for the model.")
     bundle: str
     made_at: str
-    age_seconds: float | None = Field(default=None, description="In a list it stands once, beside it.")
-    origin: str = Field(description="The last tick that was observed.")
+    age_seconds: float | None = Field(default=None, description="In a list of forecasts it is given once, for all.")
+    origin: str = Field(description="The time of the last observed tick.")
     step_seconds: int
     horizon_steps: int
     horizon_seconds: int
     horizon: str
     times: ForecastTimes
     levels: list[float]
-    metrics: dict[str, dict[str, Any]] = Field(description="By metric: its unit, and a list for each level.")
+    metrics: dict[str, dict[str, Any]] = Field(description="By metric: its unit, and a list of values for each level.")
 
 
 class ForecastsResponse(BaseModel):
-    """The newest forecast of the fleet. `count` is before `limit` and `offset`."""
+    """The newest forecast of the fleet. `count`: the number of servers before `limit` and `offset` apply."""
 
     made_at: str | None
     age_seconds: float | None
@@ -106,19 +106,19 @@ class RiskResponse(BaseModel):
     server: str
     profile: str
     status: str
-    score: float = Field(description="0 to 100; it rises with every metric.")
+    score: float = Field(description="0 to 100; rises with every metric.")
     level: Literal["ok", "watch", "warning", "critical"]
     reasons: list[str] = Field(examples=[["cpu 97 %, critical from 95 %"]])
     incident_probability: float | None = Field(
-        description="That a metric reaches its critical threshold in the horizon."
+        description="The probability that a metric is at its critical threshold now or within the horizon."
     )
     minutes_ahead: float | None
     quantile_ahead: float | None
-    current: dict[str, float] = Field(description="The metrics that are known now.")
+    current: dict[str, float] = Field(description="The current values of the known metrics.")
 
 
 class RisksResponse(BaseModel):
-    """The servers at risk, the worst first, and the fleet in a few figures."""
+    """The risk of the fleet, and of its servers, the worst first."""
 
     tick: int
     time: str = Field(examples=[EXAMPLE_TIME])
@@ -127,20 +127,20 @@ class RisksResponse(BaseModel):
 
 
 class AlertsResponse(BaseModel):
-    """The alerts that are open, the gravest first, and the latest events, the newest first."""
+    """The open alerts, the most severe first, and the latest events, the newest first."""
 
     open: list[dict[str, Any]]
     recent: list[dict[str, Any]]
 
 
 class HistoryResponse(BaseModel):
-    """What was observed. `values` are in the order of `metrics`, null where nothing came."""
+    """The observed rows. `values` are in the order of `metrics`, null where a value is missing."""
 
     start: str
     end: str
     metrics: list[str]
     count: int
-    truncated: bool = Field(description="There was more: ask again from the last row's time, or for less.")
+    truncated: bool = Field(description="There are more rows: continue from the time of the last row, or request fewer.")
     rows: list[dict[str, Any]] = Field(
         examples=[
             [{"server": "web-01", "time": 1769860800.0, "profile": "web", "status": "ok", "values": [12.5, None]}]
@@ -149,7 +149,7 @@ class HistoryResponse(BaseModel):
 
 
 class StatusResponse(BaseModel):
-    """How the fleet stands."""
+    """The state of the fleet service."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -158,8 +158,8 @@ class StatusResponse(BaseModel):
     now: str
     uptime_seconds: float
     step_seconds: int
-    synthetic: bool = Field(description="The servers are made up.")
-    speed: float = Field(description="How fast time goes; anything but 1 is a rehearsal.")
+    synthetic: bool = Field(description="The servers are simulated.")
+    speed: float = Field(description="The speed of the clock; 1 is real time, anything else a rehearsal.")
     health: HealthResponse
     model: dict[str, Any]
     tick: dict[str, Any]
@@ -167,14 +167,14 @@ class StatusResponse(BaseModel):
     servers: dict[str, int]
     window: dict[str, Any]
     ingest: dict[str, Any]
-    pulls: list[dict[str, Any]]
+    scrapes: list[dict[str, Any]]
     risk: dict[str, Any]
     alerts: dict[str, int]
     supervision: dict[str, Any]
 
 
 class ReloadRequest(BaseModel):
-    """Which bundle is to run: the name of its directory in FLEET_MODELS_DIR."""
+    """The bundle to switch to: the name of its directory in FLEET_MODELS_DIR."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -182,14 +182,14 @@ class ReloadRequest(BaseModel):
 
 
 class ModelReference(BaseModel):
-    """A model by its name and the hash of its manifest."""
+    """A model: its name and the SHA-256 of its manifest."""
 
     name: str
     sha256: str
 
 
 class ReloadResponse(BaseModel):
-    """One model took another's place."""
+    """The models before and after a reload."""
 
     old: ModelReference
     new: ModelReference

@@ -1,4 +1,4 @@
-"""The forecast of a whole fleet at one tick: what is made once and then read by everybody."""
+"""The forecast of a whole fleet at one tick: an immutable value that is made once and read by every request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from forecastd.clock import to_iso
 from forecastd.inference.quantile_json import MetricInfo, metrics_json
 
-STORED_LEVELS = (0.1, 0.5, 0.9)  # the levels of the bytes that are stored
+STORED_LEVELS = (0.1, 0.5, 0.9)  # quantile levels of the stored JSON
 TFT, HEURISTIC = "tft", "heuristic"
 
 
@@ -20,12 +20,16 @@ TFT, HEURISTIC = "tft", "heuristic"
 class FleetForecast:
     """Quantiles of every metric of every server for the steps after `tick`.
 
-    tick:      the last observed tick; its time is `tick * step`, unix seconds
-    made_at:   unix seconds; `seconds`: how long it took
-    servers:   in no order that means anything: look one up by its name
-    profiles, models: of each server; a model is "tft" or "heuristic"
-    quantiles: float32 `[S, H, M, Q]` in the metrics' units; row k speaks of the tick `tick + 1 + k`; NaN: not known
-    encoded:   each server's forecast as JSON, without its age
+    Args:
+        tick: the last observed tick; its time is `tick * step`, unix seconds
+        made_at: unix seconds
+        seconds: the time the forecast took
+        servers: in no particular order; look up a server by its name
+        profiles: of each server
+        models: of each server, "tft" or "heuristic"
+        quantiles: float32 `[S, H, M, Q]` in the metrics' units; row k is for the tick `tick + 1 + k`; NaN where
+            unknown
+        encoded: each server's forecast as JSON, without its age
     """
 
     tick: int
@@ -45,11 +49,11 @@ class FleetForecast:
 
     @property
     def horizon(self) -> int:
-        """Steps ahead."""
+        """The number of steps ahead."""
         return int(self.quantiles.shape[1])
 
     def metadata(self, row: int, levels: Sequence[float] = STORED_LEVELS) -> dict[str, object]:
-        """What is told of one server's forecast beside its numbers."""
+        """The JSON fields of one server's forecast, without its numbers."""
         seconds = self.horizon * self.step
         return {
             "server": self.servers[row],
@@ -76,15 +80,16 @@ class FleetForecast:
         levels: Sequence[float] = STORED_LEVELS,
         only: Sequence[str] | None = None,
     ) -> bytes:
-        """One server's forecast as JSON, at these levels and of these metrics. `metrics`: of all that are forecast."""
+        """One server's forecast as JSON, with these levels and metrics. `metrics` describes all metrics of the
+        forecast."""
         columns = [column for column, name in enumerate(self.metrics) if only is None or name in only]
         quantiles = self.quantiles[row : row + 1].transpose(0, 2, 3, 1)[:, columns]
         metrics_part = metrics_json(quantiles, [metrics[column] for column in columns], self.levels, levels)[0]
         return join_metrics(self.metadata(row, levels), metrics_part)
 
     def with_encoded(self, metrics_parts: Sequence[bytes]) -> FleetForecast:
-        """The same with the stored JSON made of that of each server's metrics."""
-        # What is told of all servers alike is encoded once.
+        """A copy with the stored JSON, built from the JSON of each server's metrics."""
+        # The part that is equal for all servers is encoded once.
         common = self.metadata(0) if self.servers else {}
         common_part = orjson.dumps({name: value for name, value in common.items() if name not in _PER_SERVER_KEYS})[
             1:-1
@@ -102,12 +107,12 @@ _PER_SERVER_KEYS = ("server", "profile", "model")
 
 
 def join_metrics(document: dict[str, object], metrics: bytes) -> bytes:
-    """A document with the JSON of its metrics."""
+    """A JSON document with the encoded metrics appended."""
     return b"".join((orjson.dumps(document)[:-1], b',"metrics":', metrics, b"}"))
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as people say it: 45 s, 8 min, 1 h 30 min, 2 d 4 h."""
+    """A duration in at most two units: 45 s, 8 min, 1 h 30 min, 2 d 4 h."""
     total = round(seconds)
     for size, unit, smaller, smaller_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if total >= size:

@@ -1,15 +1,13 @@
-"""From a block of the window to a forecast of the whole fleet: one job for a supervised child, and a heuristic for the rest.
+"""Forecasts a whole fleet: the model in a supervised child, and the heuristic for servers the model cannot forecast.
 
-The one thing to know before changing it: servers are matched by their names, and the child's rows are put where the names
-say. A server the model cannot forecast is never left out and never mixed up with one that it can: it gets the heuristic, by
-that name.
+Invariant: servers are matched by name, and the child's rows are placed by name. A server that the model cannot
+forecast is never left out or mixed up with another: it gets the heuristic, and its forecast says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,25 +19,23 @@ from forecastd.fleet.forecast.fleet_forecast import HEURISTIC, STORED_LEVELS, TF
 from forecastd.fleet.forecast.heuristic import heuristic_forecast
 from forecastd.fleet.window.readiness import PreparedInput, prepare_input
 from forecastd.fleet.window.window import WindowBlock
+from forecastd.inference.child_command import child_command
 from forecastd.inference.fleet_job import FleetResult, fleet_job
 from forecastd.inference.quantile_json import metrics_json
+from forecastd.supervise.events import Observer, SupervisionCounts
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed, ModelFailed
 from models.errors import BundleError
 from models.fleet.base import FleetInput
 from models.fleet.bundle import read_fleet_manifest
-
-if TYPE_CHECKING:
-    from forecastd.supervise.event_dispatcher import Observer
-    from forecastd.supervise.events import SupervisionCounts
-    from models.fleet.manifest import FleetManifest
+from models.fleet.manifest import FleetManifest
 
 
 class FleetForecaster:
-    """One bundle, run in children of its own. Use as a context manager: leaving ends them.
+    """Runs one bundle in children of its own. Use as a context manager: leaving ends them.
 
-    `manifest`: of the bundle. Not to be shared by threads.
+    `manifest`: the manifest of the bundle. Not thread-safe.
     """
 
     def __init__(
@@ -53,38 +49,38 @@ class FleetForecaster:
         step: int | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """Read the manifest, hold it against the contract and `step`, and start its children.
+        """Read the manifest, check it against the contract and `step`, and start the children.
 
         Raises:
-            NeedsHuman: there is no bundle, its manifest is no good, or it is for other metrics or another step.
+            NeedsHuman: there is no bundle, its manifest is invalid, or it is for other metrics or another step.
         """
         self.manifest = load_compatible_manifest(bundle, step)
         self.engine = engine
         self._policy, self._clock = policy, clock
         columns = [METRIC_INDEX[name] for name in self.manifest.names]
         self._metrics = tuple(METRICS[column] for column in columns)
-        # Of a block's; a slice is no copy.
+        # Columns of a block; a slice avoids a copy.
         self._columns = slice(None) if columns == list(range(len(METRICS))) else columns
-        setup = ChildSetup(bundle, self.manifest.name, engine=engine, engine_threads=threads)
+        setup = ChildSetup(bundle, self.manifest.name, engine=engine, engine_threads=threads, command=child_command())
         self._pool = ProcessPool(setup, policy, clock, observer=observer)
 
     @property
     def counts(self) -> SupervisionCounts:
-        """What supervision saw."""
+        """The counters of supervision."""
         return self._pool.counts
 
     def children(self) -> list[dict[str, object]]:
-        """What every child is at."""
+        """The state of every child."""
         return self._pool.children()
 
     def wait_until_ready(self, seconds: float | None = None, is_cancelled: Callable[[], bool] = lambda: False) -> str:
-        """Wait until a child has loaded and proved the bundle; gives its sha256.
+        """Wait until a child has loaded the bundle and passed its canary; returns the bundle's sha256.
 
-        `over` is asked every second whether nobody waits any more.
+        `is_cancelled` is called every second; the wait ends when it returns True.
 
         Raises:
-            NeedsHuman: the bundle is no good.
-            SkipEpoch: no child came to be ready.
+            NeedsHuman: the bundle is invalid.
+            SkipEpoch: no child became ready.
         """
         try:
             sha256 = self._pool.wait_ready(self._policy.ready_seconds if seconds is None else seconds, is_cancelled)
@@ -95,7 +91,7 @@ class FleetForecaster:
         return sha256
 
     def prepare_input(self, block: WindowBlock) -> PreparedInput:
-        """Which servers of a block the model can forecast, from the metrics that it knows."""
+        """Which servers of a block the model can forecast, judged by the metrics of the model."""
         manifest = self.manifest
         values = block.values[:, -manifest.encoder_length :, self._columns]
         return prepare_input(values, manifest.encoder_minimum, manifest.names)
@@ -109,7 +105,7 @@ class FleetForecaster:
         """The forecast of every server of a block that ends with the newest tick.
 
         Raises:
-            SkipEpoch: no child finished it, or the model cannot make it.
+            SkipEpoch: no child finished the forecast, or the model failed.
         """
         started = self._clock.monotonic()
         manifest = self.manifest
@@ -156,7 +152,7 @@ class FleetForecaster:
     def _run_model(
         self, block: WindowBlock, prepared: PreparedInput, ready: NDArray[np.int64], is_cancelled: Callable[[], bool]
     ) -> FleetResult:
-        """Have a child forecast the servers that are ready."""
+        """Forecast the servers that are ready, in a child."""
         manifest, all_ready = self.manifest, len(ready) == len(block.servers)
         inputs = FleetInput(
             tick=block.tick,
@@ -189,7 +185,8 @@ def load_compatible_manifest(bundle: Path, step: int | None = None) -> FleetMani
     """The manifest of a bundle that this fleet can run.
 
     Raises:
-        NeedsHuman: there is none, it is no good, or it is for other metrics, other units or another step.
+        NeedsHuman: there is no bundle, its manifest is invalid, or it is for other metrics, other units or another
+            step.
     """
     try:
         manifest = read_fleet_manifest(bundle)
@@ -200,18 +197,18 @@ def load_compatible_manifest(bundle: Path, step: int | None = None) -> FleetMani
         if definition is None or definition.unit != metric.unit:
             description = f"{metric.name} in {metric.unit}" if definition else metric.name
             raise NeedsHuman(
-                f"The model {bundle} forecasts {description}, which the fleet's contract does not have. "
-                "Train one on this fleet with `forecastd fleet train`."
+                f"The model {bundle} forecasts {description}, which is not in the fleet's contract. "
+                "Train a model on this fleet with `forecastd fleet train`."
             )
     if step is not None and manifest.step != step:
         raise NeedsHuman(
-            f"The model {bundle} was trained on ticks of {manifest.step} s, the fleet runs on {step} s. "
-            "Set FLEET_STEP to the model's, or train one on this step with `forecastd fleet train`."
+            f"The model {bundle} was trained on ticks of {manifest.step} s, but the fleet uses {step} s. "
+            "Set FLEET_STEP to the model's step, or train a model with this step using `forecastd fleet train`."
         )
     return manifest
 
 
 def _pad_to_length(values: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """`[S, L, M]` with as many steps as the encoder has; what a short block lacks comes before its lengths."""
+    """`[S, L, M]` padded to the length of the encoder; a short block is padded at its start."""
     missing_steps = length - values.shape[1]
     return values if missing_steps <= 0 else np.pad(values, ((0, 0), (missing_steps, 0), (0, 0)))

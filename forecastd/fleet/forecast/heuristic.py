@@ -1,8 +1,8 @@
-"""A forecast for a server of which too little is known for the model: a damped robust trend with a band that widens.
+"""A forecast for servers with too little history for the model: a damped robust trend with a widening band.
 
-The one thing to know before changing it: it is what a new server gets in its first minutes, so it must work from one single
-value, and one wild value must not bend it. Every statistic here is a median, and the past is compacted first, so that gaps
-cost nothing. Metrics that are "log1p" in the contract are treated in log1p(value), where their spread is even.
+Invariant: a new server gets this forecast in its first minutes, so it must work from a single value, and one outlier
+must not bend it. Every statistic is a median, and the history is compacted first, so that gaps have no effect.
+Metrics with the transform "log1p" are treated as log1p(value), where their spread is even.
 """
 
 from __future__ import annotations
@@ -18,36 +18,35 @@ from forecastd.fleet.contract import METRICS, MetricDefinition
 
 Floats = NDArray[np.float32]
 
-TREND_WINDOW = 48  # ticks whose values make the trend; 4 minutes at 5 s
-LEVEL_WINDOW = 5  # values whose median is where the forecast starts: a single wild one does not move it
-DAMPING = 0.85  # of the trend, each tick: it goes on for 5.7 ticks' worth altogether
-VARIANCE_DOUBLING_TICKS = (
-    24.0  # ticks after which the variance has doubled: scale(k) = scale(0) * sqrt(1 + k / WIDENING)
-)
-PRIOR_WEIGHT = 6.0  # how many values the metric's own spread counts for; it is all there is for a single one
-PERCENT_SPREAD = (
-    0.05  # of the range of a metric without transform, in its middle: what it plausibly moves within minutes
-)
-LOG_SPREAD = 0.3  # the same of a "log1p" metric, as a share of its value
-MIN_SPREAD_SHARE = 0.1  # of these two, where the value is at a bound: most errors are none, and stay so
+TREND_WINDOW = 48  # ticks used for the trend; 4 minutes at 5 s
+LEVEL_WINDOW = 5  # values whose median is the start of the forecast: one outlier does not move it
+DAMPING = 0.85  # of the trend, per tick: in total the trend continues for 5.7 ticks
+# scale(k) = scale(0) * sqrt(1 + k / VARIANCE_DOUBLING_TICKS)
+VARIANCE_DOUBLING_TICKS = 24.0
+PRIOR_WEIGHT = 6.0  # the prior spread counts as many values; for a single value it is the only information
+# How far a metric plausibly moves within minutes:
+PERCENT_SPREAD = 0.05  # a metric without transform: a share of its range, for a value in the middle of it
+LOG_SPREAD = 0.3  # a "log1p" metric: a share of its value
+MIN_SPREAD_SHARE = 0.1  # a value at a bound: this share of the two; an error rate of 0 usually stays 0
 _NORMAL_MAD = 1.4826  # standard deviation of a normal per median absolute deviation
-_CHUNK_SERVERS = 64  # servers at a time: what is computed stays in the processor's cache
+_CHUNK_SERVERS = 64  # servers per pass: the arrays fit into the CPU cache
 
 
 def heuristic_forecast(
     values: Floats, horizon: int, levels: Sequence[float], metrics: Sequence[MetricDefinition] = METRICS
 ) -> NDArray[np.float32]:
-    """Quantiles of the next `horizon` ticks, [S, H, M, Q] in the metrics' units; `values` [S, L, M] has NaN for missing.
+    """Quantiles of the next `horizon` ticks, [S, H, M, Q] in the metrics' units.
 
-    The last row of `values` is the newest tick; row k of the result speaks of the tick k + 1 later. The median is
+    The last row of `values` [S, L, M] is the newest tick, NaN where a value is missing; row k of the result is for
+    the tick k + 1 later. The median is
 
         level + slope * (DAMPING + DAMPING^2 + ... + DAMPING^k)
 
-    where the slope is Theil's incomplete estimate (the median of the differences between the window's first and second
-    half, pair by pair), made smaller the less it stands out of its standard error. The other quantiles are normal around it,
-    with the scale of the residuals from the trend (median absolute deviation) and the metric's own spread, which counts less
-    with every value, widening with sqrt(k). Quantiles are within the metric's bounds and do not cross. A metric of which no
-    value is known is NaN.
+    where the slope is Theil's incomplete estimate (the median of the pairwise differences between the first and
+    second half of the window), reduced when it is small compared with its standard error. The other quantiles are
+    normal around the median. Their scale combines the residuals from the trend (median absolute deviation) with the
+    metric's prior spread, whose weight falls with every value, and it widens with sqrt(k). Quantiles stay within the
+    metric's bounds and do not cross. A metric without any value is NaN.
 
     Raises:
         ValueError: `values` is not [S, L, M] for these metrics, or a level is not between 0 and 1.
@@ -66,7 +65,7 @@ def heuristic_forecast(
 
 @dataclass(frozen=True)
 class _MetricScales:
-    """What the contract says of the metrics, as arrays [M]: bounds as they are, and whether they are treated in log1p."""
+    """The bounds of the metrics and whether they use log1p, as arrays [M]."""
 
     low: Floats
     high: Floats
@@ -80,10 +79,10 @@ class _MetricScales:
         return cls(low, high, np.array([metric.transform == "log1p" for metric in metrics], dtype=np.bool_))
 
     def prior_spread(self, level: Floats) -> Floats:
-        """[S, M] how much a metric plausibly moves from such a level, both as `forward` gives them.
+        """[S, M] how far a metric plausibly moves from such a level, both on the scale of `transform`.
 
-        A percentage as a share does, which is p of n: with sqrt(p (1 - p)), most in the middle. The others by a share of
-        their value, which in log1p(value) is that share times value / (1 + value).
+        A percentage moves like the share p of n: by sqrt(p (1 - p)), most in the middle. The others move by a share
+        of their value, which in log1p(value) is that share times value / (1 + value).
         """
         share = (level - self.low) / (self.high - self.low)
         bounded = 2 * np.sqrt(np.clip(share * (1 - share), 0, None)) * (self.high - self.low)
@@ -92,34 +91,34 @@ class _MetricScales:
         return spread.astype(np.float32)
 
     def transform(self, values: Floats) -> Floats:
-        """[S, L, M] within the bounds, "log1p" metrics in log1p."""
+        """[S, L, M] clipped to the bounds, and log1p of the metrics that use it."""
         transformed = np.clip(values, self.low, self.high)
         transformed[..., self.is_log] = np.log1p(transformed[..., self.is_log])
         return transformed
 
     def inverse_transform(self, values: Floats) -> Floats:
-        """What `forward` did undone, in place, and within the bounds again."""
+        """The inverse of `transform`, in place, clipped to the bounds."""
         values[..., self.is_log] = np.expm1(
             np.minimum(values[..., self.is_log], np.float32(80.0))
-        )  # exp(88) is float32's end
+        )  # exp(88) overflows float32
         return np.clip(values, self.low, self.high, out=values)
 
 
 @dataclass(frozen=True)
 class _RecentValues:
-    """The newest values of each metric, [S, M] or [S, M, W]: compacted to the right, `count` of them, at `age` ticks ago."""
+    """The newest values of each metric, compacted to the right: [S, M, W] values and ages in ticks, [S, M] counts."""
 
     values: Floats
     ages: Floats
     counts: NDArray[np.intp]
 
     def take(self, indices: NDArray[np.intp]) -> tuple[Floats, Floats]:
-        """Values and ages at these places [S, M, N] of the compacted window."""
+        """Values and ages at these indices [S, M, N] of the compacted window."""
         return np.take_along_axis(self.values, indices, axis=2), np.take_along_axis(self.ages, indices, axis=2)
 
 
 def _recent_values(values: Floats) -> _RecentValues:
-    """The window's values without their gaps; where it has none, the newest one before it."""
+    """The values of the window without gaps; if a window is empty, the newest value before it."""
     length = values.shape[1]
     window = np.ascontiguousarray(values[:, max(0, length - TREND_WINDOW) :].transpose(0, 2, 1))
     ages = np.broadcast_to(np.arange(window.shape[2] - 1, -1, -1, dtype=np.float32), window.shape)
@@ -145,7 +144,7 @@ def _write_quantiles(recent: _RecentValues, scales: _MetricScales, scores: Float
         result[...] = np.nan
         return
     slope = _theil_slope(recent)
-    residuals = recent.values + slope[..., None] * recent.ages  # every value carried to the newest tick along the trend
+    residuals = recent.values + slope[..., None] * recent.ages  # every value moved to the newest tick along the trend
     level = _nan_median(np.where(_newest_mask(recent, LEVEL_WINDOW), residuals, np.nan))
     noise = np.float32(_NORMAL_MAD) * _nan_median(np.abs(residuals - _nan_median(residuals)[..., None]))
     noise = np.where(recent.counts > 1, noise, np.float32(0.0))
@@ -153,8 +152,8 @@ def _write_quantiles(recent: _RecentValues, scales: _MetricScales, scores: Float
     scale = np.sqrt(noise**2 + prior**2)
     error = scale * np.sqrt(
         12 / np.maximum(recent.counts, 2).astype(np.float32) ** 3
-    )  # of a line's slope through noise
-    slope *= slope**2 / (slope**2 + error**2)  # a trend that noise alone would give counts little
+    )  # of the slope of a line through noise
+    slope *= slope**2 / (slope**2 + error**2)  # a trend that noise alone could produce has little weight
     steps = np.arange(1, result.shape[1] + 1, dtype=np.float32)
     trend = np.float32(DAMPING) * (1 - np.float32(DAMPING) ** steps) / np.float32(1 - DAMPING)
     middle = level[:, None, :] + slope[:, None, :] * trend[None, :, None]
@@ -166,7 +165,7 @@ def _write_quantiles(recent: _RecentValues, scales: _MetricScales, scores: Float
 
 
 def _theil_slope(recent: _RecentValues) -> Floats:
-    """[S, M] the change per tick: Theil's incomplete method on the compacted values; 0 where there are less than two."""
+    """[S, M] the change per tick: Theil's incomplete method on the compacted values; 0 for fewer than two values."""
     width = recent.values.shape[2]
     pair = np.arange(width // 2, dtype=np.intp)
     first = (width - recent.counts)[..., None] + pair
@@ -180,17 +179,17 @@ def _theil_slope(recent: _RecentValues) -> Floats:
 
 
 def _newest_mask(recent: _RecentValues, number: int) -> NDArray[np.bool_]:
-    """[W] the places of the newest values."""
+    """[W] a mask of the newest `number` values."""
     width = recent.values.shape[2]
     mask: NDArray[np.bool_] = np.arange(width) >= width - number
     return mask
 
 
 def _nan_median(values: Floats) -> Floats:
-    """The median along the last axis of what is not NaN; NaN where nothing is. (numpy's own warns there, and is slow.)"""
+    """The median along the last axis, ignoring NaN; NaN if all are NaN. (numpy's nanmedian warns then, and is slow.)"""
     if values.shape[-1] == 0:
         return np.full(values.shape[:-1], np.nan, dtype=np.float32)
-    ordered = np.sort(values, axis=-1)  # NaN comes last
+    ordered = np.sort(values, axis=-1)  # NaN sorts last
     count = (~np.isnan(ordered)).sum(axis=-1)
     low, high = np.maximum(count - 1, 0) // 2, count // 2
     pick = np.minimum(np.stack([low, np.where(count > 0, high, 0)], axis=-1), values.shape[-1] - 1)

@@ -1,8 +1,8 @@
-"""What a forecast says of the time that is still ahead: how high it goes, when it crosses a limit, how probably.
+"""Statistics of a forecast over its remaining horizon: peaks, first crossings of a limit, exceedance probabilities.
 
-The one thing to know before changing it: everything is drawn from the highest value of each quantile over the horizon. For
-paths that stay at their own quantile that is exact, and nothing else is known of how one step hangs together with the next.
-A forecast may be some ticks old: its rows that are over do not count.
+Invariant: everything is derived from the highest value of each quantile over the horizon. That is exact for paths
+that stay at their own quantile; the forecast says nothing about the dependence between steps. Steps of an old
+forecast that are already past do not count.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Reals = NDArray[np.float64]
-LAST_WEIGHT = 0.5  # of the horizon's last step in `soon`, against 1 of the first
+LAST_WEIGHT = 0.5  # weight of the last step in `weighted_median`; the first step has 1
 
 
 class HorizonForecast(Protocol):
-    """What of a fleet's forecast is needed here; `snapshot.FleetForecast` is one.
+    """The part of a fleet's forecast that is needed here; `FleetForecast` implements it.
 
-    `quantiles` [S, H, M, Q]: row k speaks of tick `tick + 1 + k`; NaN where nothing was forecast. `levels` increase.
+    `quantiles` [S, H, M, Q]: row k is for tick `tick + 1 + k`; NaN where nothing was forecast. `levels` increase.
     """
 
     @property
@@ -39,11 +39,14 @@ class HorizonForecast(Protocol):
 
 @dataclass(frozen=True)
 class HorizonStats:
-    """A forecast as it looks from a tick, for servers in an order of their own; NaN for those that it does not know.
+    """Statistics of a forecast as seen from a tick, for servers in the caller's order; NaN for servers without a
+    forecast.
 
-    `peak` [S, M, Q]: the highest value of each quantile in the time ahead. `soon` [S, M]: the mean of the median, where
-    what comes first counts more. `rows` [S]: the place of each server in the forecast, -1 where it has none.
-    `first`: the ticks from now to the forecast's first row that is still ahead.
+    Args:
+        peaks: [S, M, Q], the highest value of each quantile over the remaining horizon
+        weighted_median: [S, M], the mean of the median over the remaining horizon; earlier steps have more weight
+        rows: [S], the row of each server in the forecast, -1 if it has none
+        first_step: ticks from now to the forecast's first remaining step
     """
 
     levels: tuple[float, ...]
@@ -60,7 +63,8 @@ class HorizonStats:
         return peak
 
     def first_crossing(self, limit: Reals, level: float) -> Reals:
-        """[S, M] ticks from now to the first step at which this quantile is at or above `limit` [S, M]; NaN: it never is."""
+        """[S, M] ticks from now to the first step at which this quantile reaches `limit` [S, M]; NaN if it never
+        does."""
         ticks = np.full(limit.shape, np.nan)
         server, metric = np.nonzero(self.peak_at(level) >= limit)
         lower, upper, share = _interpolation(self.levels, level)
@@ -72,11 +76,11 @@ class HorizonStats:
         return ticks
 
     def exceedance_probability(self, limit: Reals) -> Reals:
-        """[S, M] the probability that a metric is at or above `limit` [S, M] at some time of the horizon; NaN: not known.
+        """[S, M] the probability that a metric reaches `limit` [S, M] within the horizon; NaN if unknown.
 
-        From the distribution whose quantiles are `peak`: linear between two levels; beyond the outermost ones tails that
-        fall exponentially, as steeply as the two outermost levels tell. That takes the steps of one metric to move
-        together (comonotone): its probability is that of the worst step. Independent steps would make it larger.
+        It uses the distribution with the quantiles `peaks`: linear between two levels; beyond the outermost levels
+        exponential tails with the slope of the two outermost levels. This assumes that the steps of one metric move
+        together (comonotone): the probability is that of the worst step. Independent steps would make it larger.
         """
         peak, levels = np.sort(self.peaks, axis=2), np.array(self.levels)
         below = (peak < limit[..., None]).sum(axis=2)
@@ -93,7 +97,7 @@ class HorizonStats:
 
 
 def horizon_stats(forecast: HorizonForecast, servers: Sequence[str], tick: int) -> HorizonStats | None:
-    """`forecast` as it looks from `tick`, for these servers, matched by name; None when all of it is over."""
+    """Statistics of `forecast` as seen from `tick`, for these servers, matched by name; None if its horizon is over."""
     elapsed = max(0, tick - forecast.tick)
     quantiles = forecast.quantiles[:, elapsed:]
     if quantiles.shape[1] == 0:
@@ -104,7 +108,7 @@ def horizon_stats(forecast: HorizonForecast, servers: Sequence[str], tick: int) 
     servers_forecast, horizon, metrics, levels = quantiles.shape
     flat = quantiles.reshape(
         servers_forecast, horizon, metrics * levels
-    )  # the mean of all is quicker than of every seventh number
+    )  # a mean over contiguous memory is faster than over every seventh number
     means = (weights / weights.sum() @ flat).reshape(servers_forecast, metrics, levels)
     weighted_median = means[..., _median_index(forecast.levels)]
     peaks = quantiles.max(axis=1)
@@ -131,10 +135,10 @@ def _median_index(levels: Sequence[float]) -> int:
 
 
 def _interpolation(levels: Sequence[float], level: float) -> tuple[int, int, float]:
-    """The quantile at `level` as two of those at `levels`: (near, far, share of far).
+    """The quantile at `level` from two of those at `levels`: (lower, upper, weight of upper).
 
-    Linear between two levels; beyond the outermost one the exponential tail through the two outermost, whose share is
-    negative.
+    Linear between two levels; beyond the outermost level the exponential tail through the two outermost, with a
+    negative weight.
     """
     last = len(levels) - 1
     for index, candidate in enumerate(levels):
@@ -149,7 +153,8 @@ def _interpolation(levels: Sequence[float], level: float) -> tuple[int, int, flo
 
 
 def _tail_scale(pair: Reals, levels: Reals) -> Reals:
-    """The scale of the exponential tail through two outermost quantiles; 0 where they are the same, or there is but one."""
+    """The scale of the exponential tail through the two outermost quantiles; 0 if they are equal or there is only
+    one."""
     if len(levels) < 2:
         return np.zeros(pair.shape[:-1])
     scale: Reals = (pair[..., 1] - pair[..., 0]) / abs(math.log(levels[1] / levels[0]))
@@ -157,21 +162,25 @@ def _tail_scale(pair: Reals, levels: Reals) -> Reals:
 
 
 def _safe_ratio(numerator: Reals, denominator: Reals) -> Reals:
-    """`number / by`, 0 for negative numbers; without a scale nothing is beyond the end: infinite, 0 for nought by nought."""
+    """`max(numerator, 0) / denominator`; for a denominator of 0: infinite if the numerator is positive, else 0."""
     return np.divide(
         np.maximum(numerator, 0.0), denominator, out=np.where(numerator > 0, np.inf, 0.0), where=denominator > 0
     )
 
 
-LIKELY_LEVEL, POSSIBLE_LEVEL = 0.5, 0.9  # the quantiles by which something is called so
+LIKELY_LEVEL, POSSIBLE_LEVEL = 0.5, 0.9  # quantile levels of a likely and of a possible value
 
 
 @dataclass(frozen=True)
 class ThresholdStats:
-    """What a forecast says of two thresholds, each [S, M], NaN where it says nothing.
+    """What a forecast says about two thresholds, each [S, M], NaN where it says nothing.
 
-    `soon`: the p50's mean, what comes first counting more. `likely`, `possible`: the highest p50 and p90. `probability` to be
-    critical. The others are ticks from now until the p50 reaches the thresholds, and the p90 the critical one.
+    Args:
+        weighted_median: the mean of the p50; earlier steps have more weight
+        peak_p50, peak_p90: the highest p50 and p90
+        critical_probability: of reaching the critical threshold
+        ticks_to_warning, ticks_to_critical: until the p50 reaches the thresholds
+        ticks_to_critical_p90: until the p90 reaches the critical threshold
     """
 
     weighted_median: Reals
@@ -184,7 +193,7 @@ class ThresholdStats:
 
     @classmethod
     def of(cls, stats: HorizonStats | None, warning: Reals, critical: Reals) -> ThresholdStats:
-        """Of these thresholds [S, M]; nothing where there is no forecast."""
+        """For these thresholds [S, M]; all NaN if there is no forecast."""
         if stats is None:
             return cls(*(np.full(warning.shape, np.nan) for _ in range(7)))
         return cls(

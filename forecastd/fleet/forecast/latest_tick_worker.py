@@ -1,7 +1,7 @@
-"""A thread that works on the newest tick there is; those that were closed while it worked are passed over.
+"""A thread that works on the newest closed tick; ticks closed during the work are skipped.
 
-The one thing to know before changing it: there is one place for a tick that waits, never a queue. Work that takes longer than
-a tick is done less often; what it gives is never older than one run of it, and nothing else waits for it.
+Invariant: one tick can wait, never a queue. Work that takes longer than a tick runs less often; its result is never
+older than one run, and nothing else waits for it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 
 
 class LatestTickWorker:
-    """Calls `work` with a tick. `passed_over` counts ticks there was no time for, `faults` errors that nobody foresaw."""
+    """Calls `work` with a tick. `skipped_ticks` counts ticks without a run, `errors` counts unexpected exceptions."""
 
     def __init__(self, name: str, work: Callable[[int], None], setup: Callable[[], bool] = lambda: True) -> None:
-        """`prepare` is called once in the thread, before everything else; the thread ends when it gives False."""
+        """`setup` is called once in the thread, before any work; the thread ends if it returns False."""
         self.name = name
         self.skipped_ticks = self.errors = 0
         self._setup, self._work = setup, work
@@ -33,15 +33,15 @@ class LatestTickWorker:
 
     @property
     def stopping(self) -> bool:
-        """Whether it is to end, so that nobody waits for what it does any more."""
+        """Whether a stop was requested."""
         return self._stopping
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def submit(self, tick: int) -> None:
-        """This tick is closed. Returns at once."""
+        """Report that this tick is closed. Returns at once."""
         with self._condition:
             if self._tick is not None and self._tick != tick:
                 self.skipped_ticks += 1
@@ -49,13 +49,13 @@ class LatestTickWorker:
             self._condition.notify()
 
     def request_stop(self) -> None:
-        """Have it end after what it is at. Returns at once."""
+        """Stop after the current work. Returns at once."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
 
     def join(self, timeout: float) -> None:
-        """Wait for its end, so long at most."""
+        """Wait at most `timeout` seconds for the end of the thread."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
 

@@ -1,7 +1,8 @@
-"""The model that a fleet runs, and the change to another one while it is running.
+"""The model that a fleet runs, and its replacement while the fleet is running.
 
-The one thing to know before changing it: a new bundle takes over only when a child of its own has proven it. Until then, and
-whatever is wrong with it, the old one goes on. What the old one is at when it is replaced is done again by the new one.
+Invariant: a new bundle replaces the old one only after one of its own children has passed the canary. Until then, and
+if anything is wrong with the new bundle, the old one serves. A forecast that the old one has in progress is repeated
+by the new one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.fleet.forecast.fleet_forecast import FleetForecast
+from forecastd.fleet.forecast.forecaster import FleetForecaster
 from forecastd.fleet.window.readiness import PreparedInput
 from forecastd.fleet.window.window import WindowBlock
 from forecastd.settings import Settings
@@ -28,14 +30,14 @@ from models.fleet.manifest import FleetManifest
 log = logging.getLogger(__name__)
 
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MAX_LOOKBACK_TICKS = 5000  # ticks that the model of the start may look back
-LOOKBACK_MARGIN = 30  # ticks that may be closed between two looks at the window
-RETRY_SECONDS = (30.0, 600.0)  # before a model that was given up is tried anew: at first, and at most
-STOP_SECONDS = 0.5  # for the model's processes, so that the whole service ends within a second
+MAX_LOOKBACK_TICKS = 5000  # ticks that the first model may look back
+LOOKBACK_MARGIN = 30  # ticks that may close between two reads of the window
+RETRY_SECONDS = (30.0, 600.0)  # before a quarantined model is opened again: first and maximum delay
+STOP_SECONDS = 0.5  # for the model's processes, so that the whole service stops within a second
 
 
 class FleetForecasterProtocol(Protocol):
-    """One bundle in children of its own: `inference.FleetForecaster`, or what stands in for it where no model is at hand."""
+    """One bundle in children of its own: `FleetForecaster`, or a fake in tests."""
 
     manifest: FleetManifest
 
@@ -53,16 +55,16 @@ ForecasterFactory = Callable[[Path, SupervisionPolicy], FleetForecasterProtocol]
 
 
 class ReloadInProgress(ForecastdError):
-    """Another model is being loaded; try again when that is done."""
+    """Another model is being loaded. Try again when it is ready."""
 
 
 class IncompatibleModel(ForecastdError):
-    """The bundle cannot be run here; the old one goes on."""
+    """The bundle cannot be run here. The old model stays."""
 
 
 @dataclass(frozen=True)
 class ModelChange:
-    """One model took another's place: their names and sha256."""
+    """One model replaced another: their names and sha256."""
 
     old_name: str
     old_sha256: str
@@ -70,22 +72,23 @@ class ModelChange:
     new_sha256: str
 
     def as_json(self) -> dict[str, object]:
-        """As `POST /admin/reload-model` answers."""
+        """The response of `POST /admin/reload-model`."""
         old, new = (self.old_name, self.old_sha256), (self.new_name, self.new_sha256)
         return {key: {"name": identity[0], "sha256": identity[1]} for key, identity in (("old", old), ("new", new))}
 
 
 class ModelManager:
-    """The bundle in use. `forecast` is for one thread; everything else may be called from any.
+    """The bundle in use. `forecast` is for one thread; any thread may call the other methods.
 
-    `keep`: how many ticks of each server it and its successors may look back.
+    `retained_ticks`: how many ticks of each server this model and its successors may look back.
     """
 
     def __init__(self, settings: Settings, clock: Clock, factory: ForecasterFactory, retained_ticks: int) -> None:
-        """Open the bundle of the settings; its children begin to load. `keep`: ticks of each server in memory, at least.
+        """Open the bundle of the settings; its children begin to load. `retained_ticks`: the minimum number of ticks
+        in memory.
 
         Raises:
-            NeedsHuman: there is no such bundle, or it is not for this fleet.
+            NeedsHuman: there is no such bundle, or it does not fit this fleet.
         """
         self._settings, self._clock, self._factory, self._retained_ticks = settings, clock, factory, MAX_LOOKBACK_TICKS
         policy = policy_from_settings(settings, standbys=settings.standbys)
@@ -101,26 +104,26 @@ class ModelManager:
 
     @property
     def manifest(self) -> FleetManifest:
-        """Of the bundle in use."""
+        """The manifest of the bundle in use."""
         return self._current.manifest
 
     def counts(self) -> dict[str, Any]:
-        """What supervision saw of the bundle in use, and its children."""
+        """The counters of supervision for the bundle in use, and its children."""
         current = self._current
         return {**current.counts.as_json(), "children": current.children()}
 
     def wait_until_ready(self) -> None:
-        """Wait until the bundle in use is proven.
+        """Wait until the bundle in use has passed its canary.
 
         Raises:
-            NeedsHuman: it is no good.
-            SkipEpoch, RetryLater: no child came to be ready.
+            NeedsHuman: the bundle is invalid.
+            SkipEpoch, RetryLater: no child became ready.
         """
         self._reopen_after_quarantine()
         self._current.wait_until_ready(is_cancelled=self._is_closed)
 
     def forecast(self, block: WindowBlock) -> FleetForecast:
-        """The forecast of all servers of a block. Raises as inference does."""
+        """The forecast of all servers of a block. Raises as `FleetForecaster.forecast` does."""
         self._reopen_after_quarantine()
         while True:
             current = self._current
@@ -128,10 +131,10 @@ class ModelManager:
                 return current.forecast(block, is_cancelled=self._is_closed)
             except ForecastdError:
                 if self._current is current or self._closed:
-                    raise  # else it was replaced meanwhile
+                    raise  # otherwise the model was replaced meanwhile
 
     def _reopen_after_quarantine(self) -> None:
-        """Open a bundle again that supervision has given up: what its children died of may be over, and nobody is there."""
+        """Open a quarantined bundle again after a delay: the cause of its failures may be over."""
         current, now = self._current, self._clock.monotonic()
         if not current.counts.quarantines or self._closed:
             return
@@ -140,7 +143,7 @@ class ModelManager:
         if now - self._quarantined_at < self._retry_delay:
             return
         self._quarantined_at, self._retry_delay = -math.inf, min(2 * self._retry_delay, RETRY_SECONDS[1])
-        log.warning("the model %s is tried anew", current.manifest.name, extra={"action": "model"})
+        log.warning("reopening the quarantined model %s", current.manifest.name, extra={"action": "model"})
         new = self._open(self._path)
         with self._lock:
             if self._current is current and not self._closed:
@@ -148,11 +151,11 @@ class ModelManager:
         new.close()
 
     def change_to(self, name: str) -> ModelChange:
-        """Run the bundle of this name from now on, if it is good.
+        """Change to the bundle of this name, if it is valid.
 
         Raises:
-            Busy: another change is under way.
-            Unfit: there is no such bundle, or it is no good here.
+            ReloadInProgress: another change is in progress.
+            IncompatibleModel: there is no such bundle, or it cannot be run here.
         """
         if not self._change_lock.acquire(blocking=False):
             raise ReloadInProgress
@@ -181,7 +184,7 @@ class ModelManager:
             closed, self._candidate = self._closed, new
         try:
             if closed:
-                raise IncompatibleModel("The fleet is ending.")
+                raise IncompatibleModel("The fleet is shutting down.")
             new.wait_until_ready(is_cancelled=self._is_closed)
         except ForecastdError as error:
             self._candidate = None
@@ -192,16 +195,16 @@ class ModelManager:
             self._retry_delay, self._quarantined_at = RETRY_SECONDS[0], -math.inf
         old.close()
         log.info(
-            "the model %s (%s) took the place of %s (%s)", new.manifest.name, new.manifest.sha256[:12],
+            "the model %s (%s) replaced %s (%s)", new.manifest.name, new.manifest.sha256[:12],
             old.manifest.name, old.manifest.sha256[:12], extra={"action": "model"},
         )  # fmt: skip
         return ModelChange(old.manifest.name, old.manifest.sha256, new.manifest.name, new.manifest.sha256)
 
     def _bundle_path(self, name: str) -> Path:
-        """The bundle of this name: in the directory of models, or the one this fleet was started with."""
+        """The bundle of this name: in the directory of models, or the one the fleet was started with."""
         if not MODEL_NAME_PATTERN.fullmatch(name):
             raise IncompatibleModel(
-                "The name of a model is letters, digits and . _ -, and begins with a letter or digit."
+                "A model name consists of letters, digits and . _ - and begins with a letter or digit."
             )
         path = self._settings.fleet_models_path / name
         initial_path = self._settings.fleet_model_path
@@ -209,7 +212,8 @@ class ModelManager:
             return initial_path
         if not path.is_dir():
             raise IncompatibleModel(
-                f"There is no model {name} in {self._settings.fleet_models_path}. Put its bundle there (FLEET_MODELS_DIR)."
+                f"There is no model {name} in {self._settings.fleet_models_path}. "
+                "Copy its bundle into that directory (FLEET_MODELS_DIR)."
             )
         return path
 
@@ -218,21 +222,20 @@ class ModelManager:
         length = forecaster.manifest.encoder_length
         if length > self._retained_ticks:
             forecaster.close()
-            problem = f"The model {forecaster.manifest.name} looks back {length} ticks, and this fleet keeps {self._retained_ticks}"
             raise NeedsHuman(
-                f"{problem}. Start the fleet anew with it (FLEET_MODEL), or train one that looks back less."
+                f"The model {forecaster.manifest.name} needs {length} ticks, but this fleet retains "
+                f"{self._retained_ticks}. Restart the fleet with this model (FLEET_MODEL), or train one "
+                "with a shorter encoder."
             )
         return forecaster
 
 
 def forecaster_factory(settings: Settings, clock: Clock) -> ForecasterFactory:
-    """How a bundle is opened that runs in supervised children."""
+    """A factory that opens bundles in supervised children."""
 
-    def opened(bundle: Path, policy: SupervisionPolicy) -> FleetForecasterProtocol:
-        from forecastd.fleet.forecast.forecaster import FleetForecaster
-
+    def open_bundle(bundle: Path, policy: SupervisionPolicy) -> FleetForecasterProtocol:
         return FleetForecaster(
             bundle, policy=policy, clock=clock, engine=settings.fleet_engine, step=settings.fleet_step
         )
 
-    return opened
+    return open_bundle

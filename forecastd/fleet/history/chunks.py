@@ -1,7 +1,7 @@
-"""The fleet's past as tables: what training learns from and what is exported.
+"""A fleet's history as tables: used by training and by the export.
 
-The one thing to know before changing it: a server that reported late stands in several parts of a tick, and each part has all
-that was known of it by then. So the last part counts, and nothing is added up.
+Invariant: a server whose rows came late is in several parts of a tick, and each part has everything known about it by
+then. So the last part counts, and parts are never added up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forecastd.fleet.window.tick_tables import ServerKey
 
 @dataclass(frozen=True)
 class HistoryChunk:
-    """Some ticks of the history, sorted by tick and server; `values` are `[N, len(metrics)]`, NaN where there is none."""
+    """Some ticks of the history, sorted by tick and server; `values` are `[N, len(metrics)]`, NaN where missing."""
 
     servers: tuple[str, ...]
     profiles: tuple[str, ...]
@@ -34,10 +34,10 @@ class HistoryChunk:
     def select(
         self, start: float, end: float, servers: Sequence[str] | None, metrics: Sequence[str] | None
     ) -> HistoryChunk:
-        """The rows of `start` <= time < `end` of some servers, and some metrics of them; None: all.
+        """The rows with `start` <= time < `end` of these servers, with these metrics; None selects all.
 
         Raises:
-            ValueError: a metric that is not among `metrics`.
+            ValueError: the history does not have one of the metrics.
         """
         keep = (self.times >= start) & (self.times < end)
         if servers is not None:
@@ -65,7 +65,7 @@ def merge_parts(parts: list[SavedTick], servers: dict[int, ServerKey], metrics: 
     server_ids = np.concatenate([part.server_ids for part in parts])
     unique_ids, id_index = np.unique(server_ids, return_inverse=True)
     is_known = np.array([server_id in servers for server_id in unique_ids.tolist()], dtype=np.bool_)[id_index]
-    # Sorted by name; a server whose profile changed has two numbers, and is one server all the same.
+    # Sorted by name; a server whose profile changed has two ids but is still one server.
     server_index = np.unique(
         [servers.get(server_id, ("", ""))[0] for server_id in unique_ids.tolist()], return_inverse=True
     )[1][id_index]

@@ -1,8 +1,9 @@
-"""A table of servers' metrics as a training's history: CSV, one row a server and time, or one row a value.
+"""Reads a training history from a CSV file with one row per server and time, or one row per value.
 
-Wide: `series,timestamp,cpu_percent,...`; long: `series,timestamp,metric,value`; `series,timestamp,value` is one metric of
-that name. A `profile` column may be there. Metrics of the contract have its units and bounds; others are taken as they come.
-Series of different times are laid over each other by whole days: a training cuts the time of all of them alike.
+Wide: `series,timestamp,cpu_percent,...`; long: `series,timestamp,metric,value`; `series,timestamp,value` is one
+metric of that name. A `profile` column is optional. Metrics of the contract use its units and bounds; other metrics
+are accepted as they are. Series from different times are shifted by whole days until they overlap, because a training
+splits all of them at the same times.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ if TYPE_CHECKING:
 
 _METRIC_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 ID_COLUMNS = ("series", "timestamp", "profile")
-_HEAVY_TAIL_RATIO = (
-    10.0  # the 99.9 % quantile over the median, from which on a metric that is never negative is told as log(1 + x)
-)
-_MAX_SPAN_RATIO = 1.5  # times the span of a usual series that all may span together; else they are of different times
+# 99.9 % quantile over median, above which a metric that is never negative is modelled as log(1 + x)
+_HEAVY_TAIL_RATIO = 10.0
+_MAX_SPAN_RATIO = 1.5  # total span over the median span of a series, above which the series are from different times
 _DAY_SECONDS = 86_400
-_MAX_SECONDS = 1e11  # no time in seconds is this large before the year 5138
+_MAX_SECONDS = 1e11  # a time in seconds reaches this in the year 5138; larger values are milliseconds
 
 
 def data_from_csv(path: Path, *, max_series: int, step: int | None = None) -> FleetData:
-    """The history in a CSV file, of the `most` series of which there is the most, on a grid of `step` seconds, or its own.
+    """The history in a CSV file: the `max_series` series with the most rows.
+
+    `step`: seconds between ticks; the file's own step by default.
 
     Raises:
-        NeedsHuman: it cannot be read, or is no such table; the message names the column or the row.
+        NeedsHuman: the file cannot be read, or is not such a table; the message names the column or the row.
     """
     rows = _read_rows(path)
     counts = rows["series"].value_counts()
@@ -70,18 +72,18 @@ def data_from_csv(path: Path, *, max_series: int, step: int | None = None) -> Fl
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    """One row a series and time: `series`, `timestamp` in unix seconds, `profile`, and a column a metric."""
+    """One row per series and time: `series`, `timestamp` in unix seconds, `profile`, and a column per metric."""
     import pandas as pd
 
     try:
         rows = pd.read_csv(path, dtype={"series": str, "profile": str, "metric": str})
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise NeedsHuman(f"{path} cannot be read as CSV: {str(error).splitlines()[0]}") from None
+        raise NeedsHuman(f"Cannot read {path} as CSV: {str(error).splitlines()[0]}") from None
     missing = [name for name in ("series", "timestamp") if name not in rows.columns]
     if missing or len(rows.columns) < 3:
         raise NeedsHuman(
-            f"{path} has the columns {', '.join(map(str, rows.columns))}. A table of metrics has series, timestamp and a "
-            "column a metric, or series, timestamp, metric, value."
+            f"{path} has the columns {', '.join(map(str, rows.columns))}. A table of metrics needs series, timestamp and a "
+            "column per metric, or series, timestamp, metric, value."
         )
     rows["timestamp"] = _parse_seconds(rows["timestamp"], path)
     if "profile" not in rows.columns:
@@ -100,7 +102,7 @@ def _read_rows(path: Path) -> pd.DataFrame:
 
 
 def _parse_seconds(times: pd.Series[float] | pd.Series[str], path: Path) -> pd.Series[float]:
-    """Unix seconds of times that are seconds, milliseconds, or ISO 8601; one without an offset is UTC."""
+    """Unix seconds from seconds, milliseconds, or ISO 8601; a time without an offset is UTC."""
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(times):
@@ -113,13 +115,13 @@ def _parse_seconds(times: pd.Series[float] | pd.Series[str], path: Path) -> pd.S
     if is_invalid.any():
         row = int(np.argmax(is_invalid))
         raise NeedsHuman(
-            f"{path}, line {row + 2}: {contract.format_value(times.iloc[row])} is no time. Write unix seconds or ISO 8601."
+            f"{path}, line {row + 2}: {contract.format_value(times.iloc[row])} is not a time. Use unix seconds or ISO 8601."
         )
     return seconds
 
 
 def _parse_numbers(values: pd.Series[float], path: Path) -> pd.Series[float]:
-    """A metric's column as numbers; an empty field is a missing value."""
+    """The column of a metric as numbers; an empty field is a missing value."""
     import pandas as pd
 
     numbers = pd.to_numeric(values, errors="coerce")
@@ -127,7 +129,7 @@ def _parse_numbers(values: pd.Series[float], path: Path) -> pd.Series[float]:
     if is_invalid.any():
         row = int(np.argmax(is_invalid))
         raise NeedsHuman(
-            f"{path}, line {row + 2}: {contract.format_value(values.iloc[row])} is no number of {values.name}."
+            f"{path}, line {row + 2}: {contract.format_value(values.iloc[row])} is not a number for {values.name}."
         )
     return numbers.where(np.isfinite(numbers))
 
@@ -136,7 +138,7 @@ def _check_names(rows: pd.DataFrame, path: Path) -> None:
     for profile in rows["profile"].unique():
         if not contract.PROFILE_PATTERN.fullmatch(profile):
             raise NeedsHuman(
-                f"{path}: {contract.format_value(profile)} is no name of a profile: letters, digits, - and _."
+                f"{path}: {contract.format_value(profile)} is not a profile name. Use lower-case letters, digits, - and _."
             )
     if rows["series"].isna().any():
         raise NeedsHuman(f"{path}, line {int(np.argmax(rows['series'].isna().to_numpy())) + 2}: the series is missing.")
@@ -147,32 +149,32 @@ def _infer_step(rows: pd.DataFrame) -> int:
     steps = rows.groupby("series")["timestamp"].diff().dropna().round().astype(int)
     steps = steps[steps > 0]
     if not len(steps):
-        raise NeedsHuman("No series of the table has two rows at different times: there is nothing to be learnt.")
+        raise NeedsHuman("No series in the table has two rows at different times, so there is nothing to train on.")
     return int(steps.mode().iloc[0])
 
 
 def _align_by_days(rows: pd.DataFrame) -> str:
-    """Move series of different times, in place, so that all end within one day; what was done, for a person."""
+    """Shift series from different times, in place, so that all end within one day; returns a note for the user."""
     ranges = rows.groupby("series")["timestamp"].agg(["min", "max"])
     total_span = float(ranges["max"].max() - ranges["min"].min())
     if total_span <= _MAX_SPAN_RATIO * max(float((ranges["max"] - ranges["min"]).median()), _DAY_SECONDS):
         return ""
     days = (float(ranges["max"].max()) - ranges["max"]) // _DAY_SECONDS
     rows["timestamp"] += rows["series"].map(days * _DAY_SECONDS)
-    return " laid over each other by whole days"
+    return ", shifted by whole days to overlap"
 
 
 def _metric_definition(name: str, values: pd.Series[float]) -> ModelMetric:
-    """As the contract has it; one that it does not know has no unit, and the bounds of what is seen, with much room."""
+    """The contract's definition; an unknown metric has no unit, and the bounds of the data with a wide margin."""
     if name in contract.METRIC_INDEX:
         return CONTRACT_METRICS[contract.METRIC_INDEX[name]]
     if not _METRIC_PATTERN.fullmatch(name):
         raise NeedsHuman(
-            f"{contract.format_value(name)} is no name of a metric: letters, digits and _. Rename the column."
+            f"{contract.format_value(name)} is not a metric name. Rename the column: use letters, digits and _."
         )
     present = values.dropna().to_numpy()
     if not len(present):
-        raise NeedsHuman(f"The column {name} has no number in it. Leave it out.")
+        raise NeedsHuman(f"The column {name} has no numbers. Remove it.")
     low, high = float(present.min()), float(present.max())
     margin = 4 * (high - low) or abs(high) or 1.0
     is_non_negative = low >= 0

@@ -1,13 +1,14 @@
-"""Reads a window that another program has pickled, and runs nothing of it; a program of its own, in a child process.
+"""Reads a window that another program has pickled, without running any of it; a program of its own, for a child
+process.
 
-The one thing to know before changing it: a pickle is a program, and this is the only place that reads one. Three things stand
-between it and the machine. The unpickler knows containers, numbers, texts and dates, and refuses any other name before
-anything is called. It runs in a process that holds no secret and may use only so much memory and time, so that a pickle
-which is a bomb ends that process and nothing else. And what it found leaves the process as lines of JSON, whose content is
-then judged as any feed's is.
+Invariant: a pickle is a program, and this is the only module that reads one. Three barriers protect the machine. The
+unpickler knows containers, numbers, texts and dates, and refuses any other name before anything is called. It runs in
+a process without secrets and with limits on memory and time, so that a pickle bomb ends only that process. And its
+result leaves the process as lines of JSON, which are then validated like any feed.
 
-`python -m forecastd.fleet.history.pickle_reader FILE` prints one JSON object a record: server, time, profile, status, metrics, under the
-names that the file has for them. It ends with 5, and the reason on stderr, where the file is refused.
+`python -m forecastd.fleet.history.pickle_reader FILE` prints one JSON object per record: server, time, profile,
+status, metrics, under the names used in the file. If the file is refused, it exits with 5 and writes the reason to
+stderr.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-MAX_FILE_BYTES = 256 * 2**20  # of a file
-MAX_MEMORY_BYTES = 4 * 2**30  # of address space, for the process that reads it
+MAX_FILE_BYTES = 256 * 2**20  # size of a file
+MAX_MEMORY_BYTES = 4 * 2**30  # address space of the process that reads the file
 CPU_SECONDS = 600
-MAX_DEPTH = 6  # containers in containers that rows are looked for in
+MAX_DEPTH = 6  # nesting of containers that are searched for rows
 EXIT_REFUSED = 5
 
 TIME_KEYS = ("timestamp", "time", "ts", "datetime", "date", "@timestamp")
@@ -39,19 +40,19 @@ STATUS_KEYS = ("status", "state")
 
 
 class PickleRefused(Exception):
-    """The file is not read; the message says why, by the full name of what is in it."""
+    """The file is refused; the message says why, with the full name of the offending object."""
 
 
 def _make_defaultdict(factory: Any = None, *arguments: Any) -> collections.defaultdict[Any, Any]:
     if factory not in {None, dict, list}:
-        raise PickleRefused(f"it holds a defaultdict of {factory!r}, which is none of dict and list")
+        raise PickleRefused(f"it contains a defaultdict of {factory!r}; only dict and list are allowed")
     return collections.defaultdict(factory, *arguments)
 
 
 def _encode_latin1(text: Any, encoding: Any) -> bytes:
     """How protocols 0 to 2 write bytes: a text and `latin1`."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise PickleRefused("it holds bytes written in a way that no Python does")
+        raise PickleRefused("it contains bytes in an encoding that Python does not write")
     return text.encode("latin1")
 
 
@@ -69,14 +70,14 @@ ALLOWED_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Knows the names of `ADMITTED`; anything else is refused by its full name."""
+    """Resolves only the names in `ALLOWED_NAMES`; any other name is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = ALLOWED_NAMES.get((module, name))
         if allowed is None:
             raise PickleRefused(
-                f"it names {ascii(f'{module}.{name}'[:120])[1:-1]}, which is no container, number, text or date: it may "
-                "run anything, and nothing of it was run"
+                f"it names {ascii(f'{module}.{name}'[:120])[1:-1]}, which is not a container, number, text or date: it could "
+                "run anything, so nothing was run"
             )
         return allowed
 
@@ -85,19 +86,19 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """What is in the pickle at `path`: plain containers, numbers, texts and dates.
+    """The content of the pickle at `path`: plain containers, numbers, texts and dates.
 
     Raises:
-        RefusedError: it holds something else, is no pickle, or is too large.
+        PickleRefused: it contains something else, is not a pickle, or is too large.
     """
     try:
         with path.open("rb") as stream:
             file_status = os.fstat(stream.fileno())
             if not stat.S_ISREG(file_status.st_mode):
-                raise PickleRefused("it is no plain file")
+                raise PickleRefused("it is not a regular file")
             if file_status.st_size > MAX_FILE_BYTES:
                 raise PickleRefused(
-                    f"it has {file_status.st_size / 2**20:.0f} MB, and at most {MAX_FILE_BYTES >> 20} MB are read"
+                    f"it has {file_status.st_size / 2**20:.0f} MB; the limit is {MAX_FILE_BYTES >> 20} MB"
                 )
             return PlainUnpickler(stream, encoding="latin1").load()  # latin1: dates of Python 2
     except OSError as error:
@@ -109,19 +110,21 @@ def read_pickle(path: Path) -> Any:
     except (
         pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError, LookupError, TypeError, ValueError,
     ) as error:  # fmt: skip
-        # What the unpickler and the constructors of plain types raise over bytes that are not theirs.
+        # Raised by the unpickler and the constructors of plain types for malformed bytes.
         raise PickleRefused(
-            f"it is no pickle of plain data ({type(error).__name__}: {ascii(str(error)[:120])[1:-1]})"
+            f"it is not a pickle of plain data ({type(error).__name__}: {ascii(str(error)[:120])[1:-1]})"
         ) from None
 
 
 def find_records(content: object) -> Iterator[dict[str, Any]]:
-    """The rows in what was read: in a list of records, a table of columns, either of them per server or inside something."""
+    """The rows in the content: from a list of records, a table of columns, one of these per server, or any of them
+    nested.
+    """
     return _find_records(content, None, 0, set())
 
 
 def _find_records(content: object, server: str | None, depth: int, visited: set[int]) -> Iterator[dict[str, Any]]:
-    # Everything is looked at once: a few lists that hold each other many times would be looked through for ever.
+    # Each object is visited once: lists that contain each other many times would be searched forever.
     if depth > MAX_DEPTH or id(content) in visited:
         return
     visited.add(id(content))
@@ -152,7 +155,7 @@ def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
 
 
 def _table_rows(table: dict[str, Any], server: str | None) -> Iterator[dict[str, Any]]:
-    """A table of columns, row by row; what is no column holds for all rows."""
+    """The rows of a table of columns; a value that is not a column applies to all rows."""
     time = next(key for key in TIME_KEYS if key in table)
     for index in range(len(table[time])):
         row = {}
@@ -165,7 +168,7 @@ def _table_rows(table: dict[str, Any], server: str | None) -> Iterator[dict[str,
 
 
 def _record(row: dict[str, Any], server: str | None) -> dict[str, Any]:
-    """A row as a feed would have it, but for the names of the metrics."""
+    """A row in the shape of a feed record, with the original metric names."""
     fields: dict[str, Any] = {}
     for field, keys in (
         ("time", TIME_KEYS),
@@ -187,7 +190,7 @@ def _record(row: dict[str, Any], server: str | None) -> dict[str, Any]:
 
 
 def _json_value(value: Any) -> Any:
-    """A value as JSON has it; NaN is how tables of this kind say "none"."""
+    """A value for JSON; NaN means a missing value in such tables."""
     if isinstance(value, float | decimal.Decimal):
         number = float(value)
         plain: Any = None if math.isnan(number) else number
@@ -202,12 +205,12 @@ def _json_value(value: Any) -> Any:
     elif value is None or (isinstance(value, int) and value.bit_length() <= 1024):  # a bool is an int
         plain = value
     else:
-        plain = "a container, or a number of very many digits"
+        plain = "a container, or a number with too many digits"
     return plain
 
 
 def main(argv: list[str]) -> int:
-    """Print the records of the file; the exit code."""
+    """Print the records of the file; returns the exit code."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -224,4 +227,4 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     code = main(sys.argv)
     sys.stderr.flush()
-    os._exit(code)  # what was read is not taken apart again: a chain of a million links would be
+    os._exit(code)  # skips the destructors: those of a long chain of objects would overflow the stack

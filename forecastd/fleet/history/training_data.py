@@ -1,7 +1,7 @@
-"""What a fleet's model is trained on: its own history, a simulated one, or a table, each on the grid of ticks.
+"""Builds the training data of a fleet model from a fleet's history or a simulation, on the grid of ticks.
 
-Whatever the source, a history is bounded: at most so many servers, those with the most data first, because all of it has to
-be in memory while it is trained on.
+Every source is bounded: at most so many servers, those with the most data first, because a training needs all of it
+in memory.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from models.fleet.manifest import ModelMetric
 STORE_NAME = "window.sqlite"
 CONTRACT_METRICS = tuple(ModelMetric(one.name, one.unit, one.low, one.high, one.transform) for one in contract.METRICS)
 _SIMULATE_PATTERN = re.compile(r"(\d{1,5})x(\d{1,6}(?:\.\d+)?)(?::([a-z]+))?")
-_MAX_VALUES = 600_000_000  # 2.4 GB of them; a training needs several times that
+_MAX_VALUES = 600_000_000  # 2.4 GB; a training needs several times that
 
 
 def data_from_store(path: Path, *, hours: float, now: float, step: int, max_servers: int) -> FleetData:
-    """The last `hours` of the history that a fleet keeps at `path`, of the `most` servers of which there is the most.
+    """The last `hours` of the history that a fleet stores at `path`, for the `max_servers` servers with the most
+    rows.
 
     Metrics that no server reported are left out.
 
     Raises:
-        NeedsHuman: there is no such history, or nothing in it.
+        NeedsHuman: there is no such history, or it is empty.
     """
     if not path.is_file():
         raise NeedsHuman(
-            f"There is no history of a fleet at {path}. Give the --state-dir of the `forecastd fleet serve` that collects "
+            f"There is no fleet history at {path}. Set --state-dir to that of the `forecastd fleet serve` that collects "
             "it, or train on simulated servers (--simulate) or a table (--data)."
         )
     first, last = int((now - hours * 3600) // step), int(now // step)
@@ -55,7 +56,7 @@ def data_from_store(path: Path, *, hours: float, now: float, step: int, max_serv
             oldest, newest = min(oldest, int(ticks.min())), max(newest, int(ticks.max()))
         if not rows:
             raise NeedsHuman(
-                f"Nothing of the last {hours:g} h is in {path}. Take a longer --history, or wait until the fleet has "
+                f"{path} has no rows of the last {hours:g} h. Use a longer --history, or wait until the fleet has "
                 "collected some."
             )
         servers = tuple(sorted(name for name, _ in rows.most_common(max_servers)))
@@ -80,16 +81,16 @@ def data_from_store(path: Path, *, hours: float, now: float, step: int, max_serv
 
 
 def simulate_data(specification: str, *, until: float, step: int, seed: int) -> FleetData:
-    """What `SERVERSxHOURS[:SCENARIO]` asks for: a simulated history that ends at `until`.
+    """A simulated history as `SERVERSxHOURS[:SCENARIO]` describes it, which ends at `until`.
 
     Raises:
-        NeedsHuman: the wish is none, or too large.
+        NeedsHuman: the specification is malformed, or too large.
     """
     match = _SIMULATE_PATTERN.fullmatch(specification.strip())
     if not match or (match[3] or "varied") not in SCENARIOS:
         raise NeedsHuman(
-            f"--simulate {specification!r} is not SERVERSxHOURS[:SCENARIO], such as 20x24 or 40x168:varied; the scenarios are "
-            f"{', '.join(SCENARIOS)}."
+            f"--simulate {specification!r} is not SERVERSxHOURS[:SCENARIO], such as 20x24 or 40x168:varied; "
+            f"the scenarios are {', '.join(SCENARIOS)}."
         )
     servers, ticks = int(match[1]), int(float(match[2]) * 3600 / step)
     scenario = next(name for name in SCENARIOS if name == (match[3] or "varied"))
@@ -113,8 +114,8 @@ def simulate_data(specification: str, *, until: float, step: int, seed: int) -> 
 
 
 def describe_data(data: FleetData) -> str:
-    """A sentence for a person."""
-    synthetic_note = ", made up" if data.synthetic else ""
+    """A sentence for the user."""
+    synthetic_note = ", simulated" if data.synthetic else ""
     start, end = (to_iso(tick * data.step) for tick in (data.first, data.first + data.ticks))
     summary = f"{data.source}{synthetic_note}: {data.ticks} ticks of {data.step} s, {start} to {end}"
     missing = (
@@ -122,11 +123,11 @@ def describe_data(data: FleetData) -> str:
         if set(data.metrics) <= set(CONTRACT_METRICS)
         else []
     )
-    return f"{summary}; without {', '.join(missing)}, which nobody reported" if missing else summary
+    return f"{summary}; without {', '.join(missing)}, which no server reported" if missing else summary
 
 
 def with_hash(data: FleetData) -> FleetData:
-    """With the hash of what it is."""
+    """A copy with the hash of its content."""
     description = {**data.to_metadata(), "data_sha256": "", "source": "", "request": ""}
     digest = hashlib.sha256(repr(sorted(description.items())).encode())
     digest.update(np.ascontiguousarray(data.values, dtype="<f4").data)
@@ -134,7 +135,7 @@ def with_hash(data: FleetData) -> FleetData:
 
 
 def _drop_unreported(data: FleetData) -> FleetData:
-    """Without the metrics that no server reported."""
+    """A copy without the metrics that no server reported."""
     is_reported = np.asarray(np.isfinite(data.values).any(axis=(0, 1)))
     if is_reported.all():
         return data
@@ -143,29 +144,31 @@ def _drop_unreported(data: FleetData) -> FleetData:
 
 
 def allocate_values(servers: int, ticks: int, metrics: int = contract.METRIC_COUNT) -> NDArray[np.float32]:
-    """Nothing yet, of so many servers, ticks and metrics. Raises NeedsHuman when it would not fit into memory."""
+    """An array [servers, ticks, metrics] of NaN. Raises NeedsHuman if it would not fit into memory."""
     _check_size(servers, ticks, metrics)
     return np.full((servers, ticks, metrics), np.nan, dtype=np.float32)
 
 
 def _check_size(servers: int, ticks: int, metrics: int = contract.METRIC_COUNT) -> None:
-    """Refuse what would not fit into memory."""
+    """Raise NeedsHuman if the data would not fit into memory."""
     if servers < 1 or ticks < 1 or servers * ticks * metrics > _MAX_VALUES:
         max_rows = _MAX_VALUES // max(1, metrics)
         raise NeedsHuman(
-            f"{servers} servers at {ticks} ticks are {servers * ticks} rows; from 1 to {max_rows} can be trained on. "
-            "Take fewer servers, or fewer hours."
+            f"{servers} servers at {ticks} ticks are {servers * ticks} rows; a training needs 1 to {max_rows}. "
+            "Use fewer servers, or fewer hours."
         )
 
 
 def safe_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Servers' names with the letters that a bundle allows.
+    """Server names with the characters that a bundle allows.
 
     Raises:
-        NeedsHuman: two of them become one.
+        NeedsHuman: two names become equal.
     """
     cleaned = tuple(re.sub(r"[^A-Za-z0-9._:-]", "-", name)[:128] for name in names)
     cleaned = tuple(name if name[:1].isalnum() else f"s{name}"[:128] for name in cleaned)
     if len(set(cleaned)) != len(cleaned):
-        raise NeedsHuman("Two series have names that differ only in characters that a server's name cannot have.")
+        raise NeedsHuman(
+            "The names of two series differ only in characters that a server name cannot have. Rename one."
+        )
     return cleaned

@@ -1,8 +1,8 @@
-"""Takes over the window that another program has pickled: its rows, under the contract's names, into the store.
+"""Imports a window that another program has pickled: stores its rows under the contract's names.
 
-The one thing to know before changing it: what the file says is believed as little as what a sender says. A child process
-reads it (`oldpickle`), every row is judged as a feed's is, and what the store already has of a server and tick stays as it
-is, so that taking the same file over twice is the same as once.
+Invariant: the file is trusted as little as a sender is. A child process reads it (`pickle_reader`), every row is
+validated like a feed record, and rows of a server and tick that the store has already stay unchanged, so importing a
+file twice is the same as once.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from forecastd.fleet.ingest.feed import FleetRows, RowRefusals, check_records, f
 from forecastd.fleet.window.store import TickStore
 from forecastd.supervise.process import child_environment
 
-BATCH_ROWS = 2_000  # rows that are judged at once
+BATCH_ROWS = 2_000  # rows that are validated at once
 MAX_ROWS = 5_000_000
-READ_TIMEOUT_SECONDS = 900.0  # seconds for the child that reads the file
+READ_TIMEOUT_SECONDS = 900.0  # for the child that reads the file
 MAX_LINE_BYTES = 1 << 20
-MAX_UNKNOWN_NAMES = 1_000  # of numbers that are no metric's, that are told
-TICKS_PER_WRITE = 100  # that are written in one transaction
+MAX_UNKNOWN_NAMES = 1_000  # unknown metric names that are counted
+TICKS_PER_WRITE = 100  # written in one transaction
 _NO_OFFSET_PATTERN = re.compile(r"(?<!Z)(?<![+-]\d\d:\d\d)(?<![+-]\d{4})$")
 
-# Names that other programs have for the same thing.
+# Names that other programs use for the metrics of the contract.
 _ALIASES_BY_METRIC: dict[str, str] = {
     "cpu_percent": "cpu cpu_pct cpu_usage cpu_usage_pct cpu_used_pct cpu_util cpu_usage_percent",
     "cpu_iowait_percent": "iowait iowait_pct cpu_iowait cpu_iowait_pct",
@@ -62,31 +62,31 @@ STATUS_ALIASES = {
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of a file."""
+    """The result of an import."""
 
-    rows: int  # rows in it
-    imported: int  # that are in the store now, or would be
-    duplicates: int  # that the store had already, or that were in the file more than once
+    rows: int  # rows in the file
+    imported: int  # new rows in the store, or in a dry run those that would be
+    duplicates: int  # rows that the store had already, or that were in the file more than once
     refusals: RowRefusals
-    servers: tuple[str, ...]  # of those taken
-    first: float | None  # unix time of the oldest row taken
+    servers: tuple[str, ...]  # of the imported rows
+    first: float | None  # unix time of the oldest imported row
     last: float | None
-    unknown_metrics: Counter[str]  # numbers under names that are no metric's
-    times_without_offset: int  # times without an offset, taken as UTC
+    unknown_metrics: Counter[str]  # numbers under names that are not a metric
+    times_without_offset: int  # rows whose time has no offset, read as UTC
 
     def as_json(self) -> dict[str, Any]:
-        """As `fleet import --json` prints it."""
+        """The output of `fleet import --json`."""
         return {
-            "found": self.rows,
-            "taken": self.imported,
-            "known": self.duplicates,
+            "rows": self.rows,
+            "imported": self.imported,
+            "duplicates": self.duplicates,
             "refused": self.refusals.total,
             "servers": list(self.servers),
             "first": None if self.first is None else to_iso(self.first),
             "last": None if self.last is None else to_iso(self.last),
             "counts": dict(self.refusals.counts),
             "reasons": [vars(refusal) for refusal in self.refusals.first],
-            "left_out": dict(self.unknown_metrics),
+            "unknown_metrics": dict(self.unknown_metrics),
             "times_without_offset": self.times_without_offset,
         }
 
@@ -101,14 +101,14 @@ def import_pickle(
     units: Mapping[str, str] | None = None,
     dry_run: bool = False,
 ) -> ImportReport:
-    """Read the pickle at `path` and put its rows into the store, unless `dry_run`. Nothing of the file is run.
+    """Read the pickle at `path` and store its rows, unless `dry_run`. Nothing in the file is run.
 
-    `names`: the contract's names for the file's; `units`: units of the contract's metrics, as in a feed.
+    `names`: the contract's names for names in the file; `units`: the units of metrics, as in a feed.
 
     Raises:
-        NeedsHuman: the file is refused, or has no row that can be used.
+        NeedsHuman: the file is refused, or has no usable row.
         RetryLater: the store cannot be written.
-        FeedError: `units` names a metric or a unit that is not known.
+        FeedError: `units` names an unknown metric or unit.
     """
     metric_by_name = {
         **(names or {}),
@@ -135,19 +135,19 @@ def import_pickle(
                 )
             )
             if row_count > MAX_ROWS:
-                raise NeedsHuman(f"{path} has more than {MAX_ROWS} rows. Take over a smaller part of it.")
+                raise NeedsHuman(f"{path} has more than {MAX_ROWS} rows. Import a smaller part of it.")
     rows = _deduplicate(FleetRows.concatenate(parts))
     new_rows = rows.filter(~_already_stored(store, rows))
     if not len(rows):
         cause = f": {refusals.first[0].reason}" if refusals.first else ""
-        raise NeedsHuman(f"{path} has no row that can be used, of {row_count}{cause}.")
+        raise NeedsHuman(f"None of the {row_count} rows in {path} can be used{cause}.")
     if not dry_run:
         _store_rows(store, new_rows, now)
     usable = row_count - refusals.total
     times = new_rows.times.tolist()
     return ImportReport(
-        row_count, len(new_rows), usable - len(new_rows), refusals, tuple(sorted(set(new_rows.servers))), min(times, default=None),
-        max(times, default=None), unknown_metrics, times_without_offset,
+        row_count, len(new_rows), usable - len(new_rows), refusals, tuple(sorted(set(new_rows.servers))),
+        min(times, default=None), max(times, default=None), unknown_metrics, times_without_offset,
     )  # fmt: skip
 
 
@@ -174,9 +174,9 @@ def _record_lines(path: Path) -> Iterator[Iterator[bytes]]:
             timer.cancel()
             child.kill()
     if child.returncode < 0:
-        problem = f"reading it ended the process that did (signal {-child.returncode}), so it may be a bomb"
+        problem = f"the process that read it was killed (signal {-child.returncode}); it may be a pickle bomb"
     if child.returncode:
-        raise NeedsHuman(f"{path} is refused: {problem}.")
+        raise NeedsHuman(f"Refused {path}: {problem}.")
 
 
 def _translate_record(
@@ -213,7 +213,7 @@ def _is_number(value: object) -> bool:
 
 
 def _deduplicate(rows: FleetRows) -> FleetRows:
-    """Of each server and tick the newest row, sorted by tick."""
+    """For each server and tick the newest row, sorted by tick."""
     order = np.lexsort((rows.times, _server_codes(rows), rows.ticks))
     rows = rows.select(order)
     codes = _server_codes(rows)
@@ -227,7 +227,7 @@ def _server_codes(rows: FleetRows) -> NDArray[np.int64]:
 
 
 def _already_stored(store: TickStore, rows: FleetRows) -> NDArray[np.bool_]:
-    """Which of the rows' servers and ticks the store has."""
+    """Which of these rows' servers and ticks the store has."""
     if not len(rows):
         return np.zeros(0, np.bool_)
     stored: set[tuple[str, int]] = set()
@@ -243,4 +243,4 @@ def _store_rows(store: TickStore, rows: FleetRows, now: float) -> None:
     for start in range(0, len(ticks), TICKS_PER_WRITE):
         in_group = (rows.ticks >= ticks[start]) & (rows.ticks <= ticks[min(start + TICKS_PER_WRITE, len(ticks)) - 1])
         if not store.append(rows.filter(in_group), now):
-            raise RetryLater(f"{store.path} cannot be written: {store.last_error}. What was taken over so far stays.")
+            raise RetryLater(f"Cannot write {store.path}: {store.last_error}. Rows imported so far are kept.")

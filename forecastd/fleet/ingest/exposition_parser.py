@@ -1,9 +1,10 @@
-"""A /metrics page in Prometheus' text format as the contract's metrics: node_exporter's, an HTTP service's, or our own names.
+"""Reads the contract's metrics from a /metrics page in Prometheus' text format.
 
-The one thing to know before changing it: what a page counts is known as a rate only from two pages. A counter that fell back
-was reset, and says nothing until the page after. Names are those of node_exporter 1.x (its collectors cpu, meminfo,
-diskstats, filesystem, loadavg, netdev) and of the usual HTTP instrumentations (http_requests_total,
-http_request_duration_seconds).
+It knows the names of node_exporter 1.x (collectors cpu, meminfo, diskstats, filesystem, loadavg, netdev), of the
+usual HTTP instrumentation (http_requests_total, http_request_duration_seconds), and the contract's own names.
+
+Invariant: the rate of a counter needs two pages. A counter that decreased was reset, and gives no rate until the next
+page.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES
 
 OWN_PREFIX = "forecastd_"
@@ -20,7 +23,7 @@ Labels = Mapping[str, str]
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 _IGNORED_DISKS = re.compile(r"(loop|ram|zram|sr|fd|nbd)\d+")
-_STACKED_DISKS = re.compile(r"(dm-|md)\d+")  # their requests are counted once more in the disks below them
+_STACKED_DISKS = re.compile(r"(dm-|md)\d+")  # their requests are counted again in the underlying disks
 _IGNORED_INTERFACES = re.compile(
     r"(lo|veth.*|docker.*|br-.*|virbr.*|cni.*|cali.*|flannel.*|bond\d+|team\d+|dummy.*|ifb.*)"
 )
@@ -46,17 +49,17 @@ class MetricsPageError(ValueError):
 
 @dataclass(frozen=True)
 class MetricsPage:
-    """What a page says: its samples by name and labels, without those that are NaN."""
+    """The samples of a page by name and labels, without NaN."""
 
     samples: Mapping[str, Mapping[frozenset[tuple[str, str]], float]]
 
     def labelled_values(self, name: str) -> Iterator[tuple[Labels, float]]:
-        """The samples of this name."""
+        """Labels and value of each sample with this name."""
         for labels, value in self.samples.get(name, {}).items():
             yield dict(labels), value
 
     def max_value(self, name: str) -> float | None:
-        """The greatest sample of this name: of every metric more is worse."""
+        """The greatest sample with this name: for every metric a higher value is worse."""
         return max(self.samples.get(name, {}).values(), default=None)
 
 
@@ -64,10 +67,8 @@ def parse_page(text: str) -> MetricsPage:
     """The samples of a page that may matter.
 
     Raises:
-        PageError: a line of them is no sample, or there is none.
+        MetricsPageError: a line is malformed, or there is no such sample.
     """
-    from prometheus_client.parser import text_string_to_metric_families
-
     lines = "\n".join(line for line in text.splitlines() if line.startswith(_ACCEPTED_PREFIXES))
     samples: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
     try:
@@ -76,16 +77,15 @@ def parse_page(text: str) -> MetricsPage:
                 if not math.isnan(sample.value):
                     samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = float(sample.value)
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise MetricsPageError(f"it is no page of metrics in Prometheus' text format: {error}") from None
+        raise MetricsPageError(f"it is not a metrics page in Prometheus' text format: {error}") from None
     if not samples:
-        raise MetricsPageError(
-            "it has neither node_exporter's metrics nor the contract's; docs/fleet.md lists the names"
-        )
+        raise MetricsPageError("it has no metrics of node_exporter or of the contract; docs/fleet.md lists the names")
     return MetricsPage(samples)
 
 
 def contract_metrics(page: MetricsPage, previous: MetricsPage | None, elapsed: float) -> dict[str, float]:
-    """The contract's metrics in its units, as far as the page has them. `before` is the page `elapsed` seconds ago."""
+    """The contract's metrics in its units, as far as the page has them. `previous` is the page of `elapsed`
+    seconds ago."""
     metrics: dict[str, float | None] = {
         "load_per_core": _load_per_core(page),
         "memory_percent": _memory_percent(page),
@@ -109,13 +109,13 @@ def contract_metrics(page: MetricsPage, previous: MetricsPage | None, elapsed: f
 
 
 class _CounterIncreases:
-    """By how much the counters of a page have grown since the one before."""
+    """The increases of a page's counters since the previous page."""
 
     def __init__(self, page: MetricsPage, previous: MetricsPage) -> None:
         self._page, self._previous = page, previous
 
     def by_labels(self, name: str) -> list[tuple[Labels, float]] | None:
-        """Labels and growth of each series that both pages have; None where there is none, or one was reset."""
+        """Labels and increase of each series that both pages have; None if there is none, or one was reset."""
         now, previous = self._page.samples.get(name, {}), self._previous.samples.get(name, {})
         increases: list[tuple[Labels, float]] = [
             (dict(labels), value - previous[labels]) for labels, value in now.items() if labels in previous
@@ -123,7 +123,7 @@ class _CounterIncreases:
         return increases if increases and all(increase >= 0 for _, increase in increases) else None
 
     def total(self, name: str, predicate: Callable[[Labels], bool]) -> float | None:
-        """The growth of all series that `takes` takes."""
+        """The increase of all series whose labels fulfil `predicate`."""
         increases = self.by_labels(name)
         selected = [increase for labels, increase in increases or () if predicate(labels)]
         return sum(selected) if selected else None
@@ -151,7 +151,7 @@ def _load_per_core(page: MetricsPage) -> float | None:
 def _memory_percent(page: MetricsPage) -> float | None:
     total = page.max_value("node_memory_MemTotal_bytes")
     free = page.max_value("node_memory_MemAvailable_bytes")
-    if free is None:  # kernels before 3.14
+    if free is None:  # Linux before 3.14
         parts = [page.max_value(f"node_memory_{name}_bytes") for name in ("MemFree", "Buffers", "Cached")]
         free = sum(part for part in parts if part is not None) if parts[0] is not None else None
     return _percent(1 - free / total) if total and free is not None else None
@@ -165,7 +165,7 @@ def _swap_percent(page: MetricsPage) -> float | None:
 
 
 def _disk_percent(page: MetricsPage) -> float | None:
-    """The fullest file system, as `df` reckons: what is used of what may be used."""
+    """The fullest file system, computed as `df` does: used space over usable space."""
     sizes, free = (
         page.samples.get("node_filesystem_size_bytes", {}),
         page.samples.get("node_filesystem_free_bytes", {}),
@@ -185,15 +185,15 @@ def _disk_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, flo
     def is_disk(labels: Labels) -> bool:
         return not _IGNORED_DISKS.fullmatch(labels.get("device", ""))
 
-    def at_the_bottom(labels: Labels) -> bool:
+    def is_physical(labels: Labels) -> bool:
         return is_disk(labels) and not _STACKED_DISKS.fullmatch(labels.get("device", ""))
 
     busy = [
         seconds for labels, seconds in increases.by_labels("node_disk_io_time_seconds_total") or () if is_disk(labels)
     ]
     kinds = ("read", "write")
-    times = [increases.total(f"node_disk_{kind}_time_seconds_total", at_the_bottom) for kind in kinds]
-    counts = [increases.total(f"node_disk_{kind}s_completed_total", at_the_bottom) for kind in kinds]
+    times = [increases.total(f"node_disk_{kind}_time_seconds_total", is_physical) for kind in kinds]
+    counts = [increases.total(f"node_disk_{kind}s_completed_total", is_physical) for kind in kinds]
     parts = [*times, *counts]
     requests = sum(part for part in counts if part is not None)
     seconds = sum(part for part in times if part is not None)
@@ -224,7 +224,7 @@ def _network_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, 
 
 
 def _http_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, float | None]:
-    """What an instrumented service says of its requests; its label for the answer's status is `code` or `status`."""
+    """The metrics of an instrumented HTTP service; its label for the response status is `code` or `status`."""
 
     def failed(labels: Labels) -> bool:
         return labels.get("code", labels.get("status", "")).startswith("5")
@@ -244,5 +244,5 @@ def _http_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, flo
 
 
 def _percent(share: float) -> float:
-    """A share in percent, within what a percentage can be: clocks and counters are read one after the other."""
+    """A share in percent, limited to 0 to 100: clock and counters are not read at the same instant."""
     return min(100.0, max(0.0, 100 * share))

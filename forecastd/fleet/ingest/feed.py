@@ -1,9 +1,9 @@
-"""Turns what a sender posts into rows: partial acceptance, every refusal with row, server, cause and fix.
+"""Parses what a sender posts into rows; refuses invalid rows one by one, with row number, server, cause and fix.
 
-The one thing to know before changing it: a bad row never costs the others, and a row is either taken whole or not at all.
-What needs neither the clock nor the window is judged by `parse_feed` (or `check`, for records that came another way), the
-rest by `admit`; whether there is room for another server only the window knows. All of it is pure. A batch of 2,000 rows is
-judged in a few milliseconds: per row only what Python must look at, per number with numpy.
+Invariant: an invalid row never rejects the others, and a row is accepted completely or not at all. `parse_feed` (or
+`check_records`, for records from another source) checks everything that needs neither the clock nor the window;
+`filter_by_time` checks the rest; only the window knows whether there is room for another server. All of it is pure. A
+batch of 2,000 rows takes a few milliseconds: Python looks at each row once, numpy at the numbers.
 """
 
 from __future__ import annotations
@@ -39,17 +39,15 @@ from forecastd.fleet.ingest.record import InvalidRecord, describe_violation, par
 
 LOWER_BOUNDS = np.array([metric.low for metric in METRICS])
 UPPER_BOUNDS = np.array([metric.high for metric in METRICS])
-ROUNDING_TOLERANCE = 1e-9  # what a sender's arithmetic may be off: 100.00000000000001 % is 100 %
+ROUNDING_TOLERANCE = 1e-9  # for rounding errors of the sender: 100.00000000000001 % is 100 %
 JUMP_FACTORS = (50.0, 200.0)  # "by a factor of about 100"
-MIN_JUMPED_METRICS = 3  # percent metrics that have to jump together
-JUMP_CHECK_TICKS = (
-    60  # ticks for which a server's previous row speaks against a jump; what lasts longer is taken for true
-)
+MIN_JUMPED_METRICS = 3  # minimum number of percent metrics that jump together
+JUMP_CHECK_TICKS = 60  # ticks for which the previous row of a server is compared; after that a jump is believed
 
 
 @dataclass(frozen=True)
 class FleetRows:
-    """N judged rows, in the order of the feed. Values are in the contract's units, NaN where the row has none."""
+    """N validated rows in feed order. Values are in the contract's units, NaN if the row has none."""
 
     servers: tuple[str, ...]
     profiles: tuple[str, ...]
@@ -57,7 +55,7 @@ class FleetRows:
     times: NDArray[np.float64]  # [N], unix seconds
     ticks: NDArray[np.int64]  # [N], floor(time / step)
     values: NDArray[np.float32]  # [N, M]
-    positions: NDArray[np.int64]  # [N], each row's place in what was sent, from 0
+    positions: NDArray[np.int64]  # [N], position of each row in the feed, from 0
 
     def __len__(self) -> int:
         return len(self.servers)
@@ -73,7 +71,7 @@ class FleetRows:
         profiles: Sequence[str] | None = None,
         statuses: Sequence[str] | None = None,
     ) -> FleetRows:
-        """Rows of known-good values `[N, M]`, such as a simulator's. Nothing is checked."""
+        """Rows from valid values `[N, M]`, such as a simulator's. Nothing is checked."""
         count = len(servers)
         seconds = np.asarray(times, dtype=np.float64)
         return cls(
@@ -92,11 +90,11 @@ class FleetRows:
         return cls.from_values((), (), np.empty((0, METRIC_COUNT), np.float32), step=1)
 
     def filter(self, mask: NDArray[np.bool_]) -> FleetRows:
-        """The rows where `keep` `[N]` is true."""
+        """The rows where `mask` `[N]` is true."""
         return self if bool(mask.all()) else self.select(np.flatnonzero(mask))
 
     def select(self, indices: NDArray[np.int64]) -> FleetRows:
-        """The rows in these places, in this order."""
+        """The rows at these indices, in this order."""
         index_list = indices.tolist()
         return FleetRows(
             tuple(self.servers[i] for i in index_list),
@@ -110,7 +108,7 @@ class FleetRows:
 
     @classmethod
     def concatenate(cls, parts: Sequence[FleetRows]) -> FleetRows:
-        """All rows of several."""
+        """All rows of several parts."""
         parts = parts or [cls.empty()]
         return cls(
             tuple(name for part in parts for name in part.servers),
@@ -125,7 +123,7 @@ class FleetRows:
 
 @dataclass(frozen=True)
 class RowRefusal:
-    """Why a row was not taken, in words for its sender; `code` is the stable name that is counted."""
+    """Why a row was refused, in words for its sender; `code` is the stable name that is counted."""
 
     row: int
     server: str | None
@@ -135,13 +133,13 @@ class RowRefusal:
 
 @dataclass
 class RowRefusals:
-    """The refusals of one feed: the first `MOST_REASONS` in words, all of them counted. Bounded, whatever is sent."""
+    """The refusals of one feed: the first `MAX_REASONS` in words, all of them counted. Bounded for any input."""
 
     first: list[RowRefusal] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: int, server: object, reason: str, code: str) -> None:
-        """One more."""
+        """Add one refusal."""
         self.counts[code] += 1
         if len(self.first) < MAX_REASONS:
             is_valid_name = isinstance(server, str) and SERVER_PATTERN.fullmatch(server) is not None
@@ -155,7 +153,7 @@ class RowRefusals:
             )
 
     def add_rows(self, rows: FleetRows, indices: NDArray[np.int64], code: str, describe: Callable[[int], str]) -> None:
-        """Several of `rows`, for the same cause; `say` is asked only for those that are told."""
+        """Add several of `rows` for the same cause; `describe` is called only for refusals in words."""
         reported = indices[: max(0, MAX_REASONS - len(self.first))].tolist()
         for index in reported:
             self.add(int(rows.positions[index]), rows.servers[index], describe(index), code)
@@ -163,34 +161,35 @@ class RowRefusals:
             self.counts[code] += len(indices) - len(reported)
 
     def merge(self, other: RowRefusals) -> None:
-        """Those of another part of the same feed."""
+        """Add those of another part of the same feed."""
         self.counts.update(other.counts)
         self.first += other.first[: MAX_REASONS - len(self.first)]
 
     @property
     def total(self) -> int:
-        """How many rows were refused."""
+        """The number of refused rows."""
         return self.counts.total()
 
 
 @dataclass(frozen=True)
 class ParsedFeed:
-    """A feed as far as it can be judged by itself: its good rows, the refusals so far, and what was noticed else."""
+    """A feed checked on its own: valid rows, refusals, and other observations."""
 
     rows: FleetRows
     refusals: RowRefusals
-    unknown_metrics: Counter[str]  # metrics of no known name -> rows that had it; at most `MOST_REASONS` names
+    unknown_metrics: Counter[str]  # unknown metric name -> number of rows with it; at most `MAX_REASONS` names
 
     def notices(self) -> dict[str, int]:
-        """What is told beside the refusals, by name."""
+        """Counts reported beside the refusals, by name."""
         return {"unknown_metric": self.unknown_metrics.total()} if self.unknown_metrics else {}
 
 
 def parse_feed(body: bytes, content_type: str | None, *, step: int) -> ParsedFeed:
-    """The rows of a `POST /feed`: JSON of the contract's shape, or NDJSON (a record a line) where `content_type` says so.
+    """The rows of a `POST /feed`: JSON in the contract's shape, or NDJSON (one record per line) if `content_type`
+    says so.
 
     Raises:
-        FeedError: the body is no feed at all.
+        FeedError: the body is not a feed.
     """
     if (content_type or "").partition(";")[0].strip().lower() in {NDJSON, "application/ndjson", "application/jsonl"}:
         return _parse_ndjson(body, step)
@@ -214,7 +213,7 @@ def parse_feed(body: bytes, content_type: str | None, *, step: int) -> ParsedFee
         first_error = error.errors()[0]
         location = ".".join(format_value(key).strip("'") for key in first_error["loc"])
         raise FeedError(
-            f"{location}: {first_error['msg']}; records is a list of objects, units an object of texts"
+            f"{location}: {first_error['msg']}; records must be a list of objects, units an object of strings"
         ) from None
     return check_records(envelope.records, step=step, units=envelope.units)
 
@@ -222,10 +221,10 @@ def parse_feed(body: bytes, content_type: str | None, *, step: int) -> ParsedFee
 def check_records(
     records: Sequence[object], *, step: int, units: dict[str, str] | None = None, first_position: int = 0
 ) -> ParsedFeed:
-    """Judge records as a feed's `records` would be, whichever way they came; `first` is the place of the first of them.
+    """Validate records as a feed's `records`, from any source; `first_position` is the position of the first.
 
     Raises:
-        FeedError: `units` names a metric or a unit that is not known.
+        FeedError: `units` names an unknown metric or unit.
     """
     factors = np.ones(METRIC_COUNT)
     for metric, unit in (units or {}).items():
@@ -235,7 +234,7 @@ def check_records(
 
 
 def _parse_ndjson(body: bytes, step: int) -> ParsedFeed:
-    """NDJSON: a line that is not JSON costs that line."""
+    """NDJSON: a line that is not JSON is refused alone."""
     refusals = RowRefusals()
     records: list[object] = []
     positions: list[int] = []
@@ -246,7 +245,7 @@ def _parse_ndjson(body: bytes, step: int) -> ParsedFeed:
             records.append(from_json(line, allow_inf_nan=True))
             positions.append(position)
         except ValueError as error:
-            refusals.add(position, None, f"the line is not JSON: {error}; one record a line", "not_json")
+            refusals.add(position, None, f"the line is not JSON: {error}; send one record per line", "not_json")
     return _parse_records(records, step, np.ones(METRIC_COUNT), refusals, positions)
 
 
@@ -259,8 +258,8 @@ def _parse_records(
     for position, record in zip(positions, records, strict=True):
         try:
             server, time, profile, status, values, missing_count = parse_record(record, unknown)
-        except InvalidRecord as bad:
-            refusals.add(position, record.get("server") if isinstance(record, dict) else None, str(bad), bad.code)
+        except InvalidRecord as error:
+            refusals.add(position, record.get("server") if isinstance(record, dict) else None, str(error), error.code)
             continue
         servers.append(server)
         profiles.append(profile)
@@ -295,24 +294,29 @@ def filter_by_time(
     previous: NDArray[np.float32] | None = None,
     previous_ticks: NDArray[np.int64] | None = None,
 ) -> FleetRows:
-    """The rows that may go into a window of `keep` ticks at `now`; the refused ones are added to `refusals`.
+    """The rows that a window of `retained_ticks` ticks accepts at `now`; the others are added to `refusals`.
 
-    A time up to `max_skew` seconds ahead of `now` is a clock that is a little fast: the row goes to the tick of its own time,
-    where the window keeps a place for it, and counts when that tick has closed. Nothing is moved, so that sending a row
-    twice remains the same row.
+    A time up to `max_skew` seconds after `now` means that the sender's clock is fast: the row goes to the tick of its
+    own time, for which the window has room, and counts when that tick closes. Times are never changed, so a row that
+    is sent twice stays the same row.
 
-    `previous` `[N, M]` and `previous_ticks` `[N]` are the last row of each row's server (NaN, and any tick, where there
-    is none): where at least `JUMPED` percent metrics are all about 100 times what they were, up or down, the unit is wrong.
+    `previous` `[N, M]` and `previous_ticks` `[N]` are the last row of each row's server (NaN, and any tick, if there
+    is none). If at least `MIN_JUMPED_METRICS` percent metrics are all about 100 times higher or lower than before,
+    the unit is wrong.
     """
     oldest = (int(now // step) - retained_ticks) * step
     early, late = rows.times > now + max_skew, rows.times < oldest
 
     def too_early(row: int) -> str:
-        message = f"time {_format_time(rows.times[row])} is {rows.times[row] - now:.0f} s in the future (now {_format_time(now)})"
-        return f"{message}; set the server's clock, or raise FLEET_MAX_SKEW"
+        time = rows.times[row]
+        return (
+            f"time {_format_time(time)} is {time - now:.0f} s in the future (now {_format_time(now)}); "
+            "set the server's clock, or raise FLEET_MAX_CLOCK_SKEW"
+        )
 
     def too_late(row: int) -> str:
-        return f"time {_format_time(rows.times[row])} is before the window, which begins at {_format_time(oldest)}; it is of no use now"
+        time = _format_time(rows.times[row])
+        return f"time {time} is before the window, which begins at {_format_time(oldest)}; it is too old"
 
     refusals.add_rows(rows, np.flatnonzero(early), "future", too_early)
     refusals.add_rows(rows, np.flatnonzero(late), "old", too_late)
@@ -333,7 +337,7 @@ def filter_by_time(
 
 
 def _unit_jumped(values: NDArray[np.float32], previous: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where at least `JUMPED` percent metrics can be compared and all that can be have jumped the same way `[N]`."""
+    """`[N]` where at least `MIN_JUMPED_METRICS` percent metrics are comparable and all of these jumped the same way."""
     new, old = values[:, PERCENT_COLUMNS].astype(np.float64), previous[:, PERCENT_COLUMNS].astype(np.float64)
     comparable = (new > 0) & (old > 0)
     ratio = np.divide(new, old, out=np.ones_like(new), where=comparable)

@@ -1,7 +1,7 @@
-"""Pulls metrics: at each tick every target's /metrics page is fetched, read and put in as a row, as if it had been posted.
+"""Scrapes metrics: at each tick fetches the /metrics page of every target and ingests it like a posted feed.
 
-The one thing to know before changing it: a target's trouble is its own. Each fetch is bounded in time and bytes and runs in a
-small pool of threads beside the ticker; what is wrong is told for its target (`report`) and keeps no other one back.
+Invariant: one target must not affect another. Each fetch is bounded in time and bytes and runs in a small thread pool
+beside the ticker; errors are reported per target (`statuses`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import orjson
+
 from forecastd.clock import Clock, seconds_until, to_iso
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.contract import CONTRACT_VERSION, DEFAULT_PROFILE, PROFILE_PATTERN, SERVER_PATTERN, FeedResponse
@@ -23,16 +25,16 @@ from forecastd.runtime.http import fetch_url, host_and_port
 log = logging.getLogger(__name__)
 Ingest = Callable[[bytes, str], FeedResponse]
 
-MAX_PAGE_BYTES = 8 << 20  # of a page
-MAX_TIMEOUT_SECONDS = 10.0  # for a page, where a tick is longer than that
+MAX_PAGE_BYTES = 8 << 20  # size of a page
+MAX_TIMEOUT_SECONDS = 10.0  # for a page, if a tick is longer
 THREADS = 8
-MAX_PREVIOUS_AGE_TICKS = 10  # ticks after which the page before is too old to tell a rate by
+MAX_PREVIOUS_AGE_TICKS = 10  # age at which the previous page is too old for a rate
 ACCEPT = "text/plain; version=0.0.4"
 
 
 @dataclass(frozen=True)
 class ScrapeTarget:
-    """A page that is pulled, and the server that it speaks of. Two pages may speak of one."""
+    """A page to scrape, and its server. Two pages may belong to one server."""
 
     server: str
     url: str
@@ -41,7 +43,9 @@ class ScrapeTarget:
 
 @dataclass(frozen=True)
 class TargetStatus:
-    """How it goes with a target. `metrics`: how many the last row had. `error`: why there was none, None after a good one."""
+    """The state of a target. `metrics`: their number in the last row. `error`: why the last scrape failed, None after
+    a success.
+    """
 
     server: str
     page: str
@@ -52,7 +56,7 @@ class TargetStatus:
     error: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For `GET /status`."""
+        """An entry of `scrapes` in `GET /status`."""
         return {
             "server": self.server,
             "page": self.page,
@@ -66,10 +70,10 @@ class TargetStatus:
 
 
 def parse_targets(texts: Iterable[str]) -> tuple[ScrapeTarget, ...]:
-    """The targets of `FLEET_SCRAPE`: each `NAME=URL`, with `#PROFILE` behind it where one is to be named.
+    """The targets of `FLEET_SCRAPE`: each is `NAME=URL`, optionally followed by `#PROFILE`.
 
     Raises:
-        NeedsHuman: one is none, or is there twice.
+        NeedsHuman: a target is malformed, or listed twice.
     """
     targets: list[ScrapeTarget] = []
     for text in texts:
@@ -77,35 +81,35 @@ def parse_targets(texts: Iterable[str]) -> tuple[ScrapeTarget, ...]:
         parts = urlsplit(url.strip())
         if not equals or SERVER_PATTERN.fullmatch(name.strip()) is None:
             raise NeedsHuman(
-                f"FLEET_SCRAPE: {name[:80]!r} names no server; write NAME=URL, such as web-01=http://10.0.0.7:9100."
+                f"FLEET_SCRAPE: {name[:80]!r} is not a server name; write NAME=URL, such as web-01=http://10.0.0.7:9100."
             )
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise NeedsHuman(f"FLEET_SCRAPE: the page of {name.strip()} is no http or https address.")
+            raise NeedsHuman(f"FLEET_SCRAPE: the page of {name.strip()} is not an http or https URL.")
         if "@" in parts.netloc:
             raise NeedsHuman(
-                f"FLEET_SCRAPE: the address of {name.strip()} has a password in it, which is not supported."
+                f"FLEET_SCRAPE: the address of {name.strip()} contains a user or password, which is not supported."
             )
         profile = parts.fragment or DEFAULT_PROFILE
         if PROFILE_PATTERN.fullmatch(profile) is None:
             raise NeedsHuman(
-                f"FLEET_SCRAPE: {profile[:40]!r} is no profile: up to 32 lower-case letters, digits, _ and -."
+                f"FLEET_SCRAPE: {profile[:40]!r} is not a profile: use up to 32 lower-case letters, digits, _ and -."
             )
         page = urlunsplit(parts._replace(path=parts.path or "/metrics", fragment=""))
         targets.append(ScrapeTarget(name.strip(), page, profile))
     pages = [(target.server, target.url) for target in targets]
     for page_of in pages:
         if pages.count(page_of) > 1:
-            raise NeedsHuman(f"FLEET_SCRAPE: {page_of[0]} has the same page twice.")
+            raise NeedsHuman(f"FLEET_SCRAPE: {page_of[0]} lists the same page twice.")
     return tuple(targets)
 
 
 class Scraper:
-    """Pulls these targets once a tick of `step` seconds, between `start` and `close`."""
+    """Scrapes these targets once per tick of `step` seconds, between `start` and `close`."""
 
     def __init__(
         self, targets: tuple[ScrapeTarget, ...], step: int, clock: Clock, *, timeout: float | None = None
     ) -> None:
-        """`timeout`: seconds for a page; a little less than a tick when not given."""
+        """`timeout`: seconds for a page; by default slightly less than a tick."""
         self._targets, self._step, self._clock = targets, step, clock
         self._timeout = timeout or min(MAX_TIMEOUT_SECONDS, 0.8 * step)
         self._statuses = [TargetStatus(target.server, _display_url(target.url)) for target in targets]
@@ -116,7 +120,9 @@ class Scraper:
         self._ingest: Ingest | None = None
 
     def start(self, ingest: Ingest) -> None:
-        """Begin. `put` takes a feed's body and content type and gives its answer, as `Fleet.feed` does."""
+        """Start the threads. `ingest` takes a feed's body and content type and returns its response, like
+        `Fleet.ingest`.
+        """
         if not self._targets:
             return
         self._ingest = ingest
@@ -125,13 +131,13 @@ class Scraper:
         threading.Thread(target=self._schedule, name="pull-ticks", daemon=True).start()
 
     def close(self) -> None:
-        """No page is asked for any more. What is under way ends by itself and is not put in."""
+        """Request no more pages. A fetch in progress ends by itself and is not ingested."""
         self._stop.set()
         for _ in range(THREADS):
             self._queue.put(-1)
 
     def statuses(self) -> tuple[TargetStatus, ...]:
-        """How it goes with each target, in the order in which they were given."""
+        """The state of each target, in the order of the targets."""
         with self._lock:
             return tuple(self._statuses)
 
@@ -142,11 +148,11 @@ class Scraper:
                 with self._lock:
                     is_running = number in self._in_progress
                     self._in_progress.add(number)
-                if not is_running:  # else it is slow: its time is not up yet
+                if not is_running:  # otherwise the previous fetch is still within its timeout
                     self._queue.put(number)
             tick = max(tick + 1, int(self._clock.now() // self._step))
             while not self._stop.is_set() and (remaining := seconds_until(self._clock, tick * self._step)) > 0:
-                self._stop.wait(min(remaining, 1.0))  # a clock that is set is seen within a second
+                self._stop.wait(min(remaining, 1.0))  # notices within a second that the clock was set
 
     def _run_worker(self) -> None:
         while (number := self._queue.get()) >= 0 and not self._stop.is_set():
@@ -161,7 +167,7 @@ class Scraper:
         time, requested_at = self._clock.now(), self._clock.monotonic()
         try:
             values = self._fetch(number, requested_at)
-            if not values:  # counters alone, the first time: their rates are known at the next tick
+            if not values:  # the first page had only counters, which give rates from the next tick on
                 return
             response = self._ingest_values(target, time, values)
         except (RetryLater, MetricsPageError) as error:
@@ -179,7 +185,7 @@ class Scraper:
         target, previous = self._targets[number], self._previous_pages[number]
         response = fetch_url(target.url, {}, {"Accept": ACCEPT}, self._timeout, max_bytes=MAX_PAGE_BYTES)
         if response.status != 200:
-            raise MetricsPageError(f"it answers {response.status}")
+            raise MetricsPageError(f"it returned HTTP status {response.status}")
         page = parse_page(response.body.decode("utf-8", "replace"))
         self._previous_pages[number] = (page, requested_at)
         if previous is None or (elapsed := requested_at - previous[1]) > MAX_PREVIOUS_AGE_TICKS * self._step:
@@ -187,16 +193,14 @@ class Scraper:
         values = contract_metrics(page, previous[0], elapsed)
         if not values:
             raise MetricsPageError(
-                "nothing that it has is of use, or its counters were all reset; docs/fleet.md lists the names"
+                "it has no usable metrics, or all its counters were reset; docs/fleet.md lists the names"
             )
         return values
 
     def _ingest_values(self, target: ScrapeTarget, time: float, values: dict[str, float]) -> FeedResponse:
-        import orjson
-
         record = {"server": target.server, "time": time, "profile": target.profile, "status": "ok", "metrics": values}
         if self._stop.is_set() or self._ingest is None:
-            raise RetryLater("It is stopped.")
+            raise RetryLater("The scraper is stopped.")
         return self._ingest(orjson.dumps({"version": CONTRACT_VERSION, "records": [record]}), "application/json")
 
     def _record(self, number: int, error: str | None, *, metrics: int = 0, time: float | None = None) -> None:
@@ -209,11 +213,11 @@ class Scraper:
             )
             self._statuses[number] = new
         if error is not None and error != old.error:
-            log.warning("The page of %s (%s) gives no row: %s.", old.server, old.page, error)
+            log.warning("Scraping %s (%s) failed: %s.", old.server, old.page, error)
         elif error is None and old.error is not None:
-            log.info("The page of %s (%s) gives rows again.", old.server, old.page)
+            log.info("Scraping %s (%s) works again.", old.server, old.page)
 
 
 def _display_url(url: str) -> str:
-    """A page's address for people: without what may be a secret in its query."""
+    """The URL of a page without its query, which may contain a secret."""
     return f"{host_and_port(url)}{urlsplit(url).path}"

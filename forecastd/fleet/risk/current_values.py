@@ -1,7 +1,8 @@
-"""What is known of the servers at a tick: the newest value of every metric, and how long each server has been silent.
+"""The current values of all servers at a tick: the newest value of every metric, and how long a server has been
+silent.
 
-The one thing to know before changing it: not every agent sends at every tick, and rows come late. So a value stands in for a
-missing one for a few ticks, and its age goes with it: nobody may take one value for several.
+Invariant: agents do not send at every tick, and rows come late. So a value replaces missing ones for a few ticks, and
+its age is kept with it: one value must never count as several.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CARRY_TICKS = 3  # ticks for which a metric's last value stands in for a missing one
-SILENT_WARNING_TICKS, SILENT_CRITICAL_TICKS = (
-    12,
-    60,
-)  # ticks without data from which on a server is a warning, and is critical
+MAX_CARRY_TICKS = 3  # ticks for which a metric's last value replaces a missing one
+SILENT_WARNING_TICKS, SILENT_CRITICAL_TICKS = 12, 60  # ticks without data after which a server is at that level
 
 
 @dataclass(frozen=True)
 class CurrentValues:
-    """What is known of the servers at `tick`; `step` in seconds. Arrays are in the order of `servers`.
+    """The values of the servers at `tick`; `step` in seconds. Arrays have the order of `servers`.
 
-    `current` [S, M]: the newest value of each metric, NaN where it is older than `CARRIED` ticks. `age` [S, M]: how many
-    ticks old it is. `silent` [S]: ticks since a server was heard of at all.
+    Args:
+        values: [S, M], the newest value of each metric, NaN if older than `MAX_CARRY_TICKS` ticks
+        age_ticks: [S, M], the age of the value
+        silent_ticks: [S], ticks since the last row of the server
     """
 
     tick: int
@@ -46,7 +46,7 @@ def current_values(
     profiles: Sequence[str],
     statuses: Sequence[str],
 ) -> CurrentValues:
-    """From a block [S, L, M] with NaN for missing whose last row is `tick`."""
+    """From a block [S, L, M] whose last row is `tick`, NaN where a value is missing."""
     newest_first = values[:, -1 : -MAX_CARRY_TICKS - 2 : -1]
     age_ticks = np.zeros((len(values), values.shape[2]), dtype=np.int64)
     current = np.full(age_ticks.shape, np.nan)

@@ -1,7 +1,7 @@
-"""What the fleet remembers: the rolling window in memory, and its copy on disk.
+"""The rolling window in memory together with its copy on disk.
 
-Rows go into memory when they come, and onto the disk when their tick is closed: one small append, of what is new since the
-last one, late rows among it. Whatever goes wrong with the disk is told and costs what would be there after a restart.
+Rows go into memory when they arrive. When their tick closes, everything new since the last save is appended to the
+file, late rows included. Disk errors are logged and only affect what a restart finds.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MAX_LOGGED_SERVERS = 5  # servers that leave, in one line of the log
+MAX_LOGGED_SERVERS = 5  # removed servers named in one log line
 
 
 @dataclass
 class IngestCounters:
-    """What came in since the start."""
+    """Row counts since the start."""
 
     accepted: int = 0
     refused: int = 0
@@ -34,15 +34,15 @@ class IngestCounters:
     by_reason: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, object]:
-        """As `GET /status` gives it."""
+        """The `ingest` part of `GET /status`."""
         return {**vars(self), "by_reason": dict(self.by_reason)}
 
 
 class PersistentWindow:
-    """One fleet's window and its store. Any thread, but ticks are closed by one."""
+    """The window of one fleet and its store. Any thread may call it, but only one closes ticks."""
 
     def __init__(self, settings: Settings, clock: Clock, store: TickStore, retained_ticks: int) -> None:
-        """`keep`: how many ticks of each server are in memory. Nothing is loaded yet."""
+        """`retained_ticks`: ticks of each server in memory. Does not load anything."""
         self.counters, self.store = IngestCounters(), store
         self.load_report: LoadReport | None = None
         self._settings, self._clock, self._retained_ticks, self._step = (
@@ -51,7 +51,7 @@ class PersistentWindow:
             retained_ticks,
             settings.fleet_step,
         )
-        self._lock = threading.Lock()  # of the tally
+        self._lock = threading.Lock()  # guards the counters
         self.memory = self._empty_window()
 
     def _empty_window(self) -> FleetWindow:
@@ -59,18 +59,18 @@ class PersistentWindow:
         return FleetWindow(self._step, self._retained_ticks, self._settings.fleet_max_servers, ticks_ahead=ahead)
 
     def load(self) -> None:
-        """Bring the window back from disk. Rows that have come already would be lost: call it before any can."""
+        """Load the window from disk. Rows that are in memory already are lost: call it before any can arrive."""
         started, window, now = self._clock.monotonic(), self._empty_window(), self._clock.now()
         self.load_report = report = self.store.load(window, now)
         self.memory = window
-        age = "" if report.age_seconds is None else f", the newest {report.age_seconds:.0f} s old"
+        age = "" if report.age_seconds is None else f", newest {report.age_seconds:.0f} s old,"
         log.info(
-            "the window: %d rows of %d servers in %d ticks%s, loaded in %.2f s", report.rows, report.servers, report.ticks,
+            "loaded the window: %d rows of %d servers in %d ticks%s in %.2f s", report.rows, report.servers, report.ticks,
             age, self._clock.monotonic() - started, extra={"action": "window"},
         )  # fmt: skip
 
     def ingest(self, body: bytes, content_type: str | None) -> FeedResponse:
-        """Judge a feed and put its rows in. Raises FeedError when it is none."""
+        """Parse a feed and put its rows in. Raises FeedError if the body is not one."""
         parsed = parse_feed(body, content_type, step=self._step)
         response = self.memory.ingest(parsed, now=self._clock.now(), max_skew=self._settings.fleet_max_clock_skew)
         with self._lock:
@@ -81,7 +81,7 @@ class PersistentWindow:
         return response
 
     def put(self, rows: FleetRows) -> PutReport:
-        """Put rows in that came another way and are known to be good."""
+        """Put in rows that are known to be valid."""
         report = self.memory.put(rows)
         with self._lock:
             self.counters.accepted += report.accepted
@@ -91,21 +91,21 @@ class PersistentWindow:
         return report
 
     def advance(self, tick: int) -> None:
-        """The ticks up to this one are over."""
+        """Close the ticks up to this one."""
         removed = self.memory.advance(tick)
         if removed:
             suffix = f" and {len(removed) - MAX_LOGGED_SERVERS} more" if len(removed) > MAX_LOGGED_SERVERS else ""
             log.info(
-                "nothing has come for the whole window from %s%s: gone", ", ".join(removed[:MAX_LOGGED_SERVERS]), suffix,
+                "removed servers without a row in the whole window: %s%s", ", ".join(removed[:MAX_LOGGED_SERVERS]), suffix,
                 extra={"action": "server"},
             )  # fmt: skip
 
     def save(self) -> None:
-        """Write down what is new since the last call."""
+        """Save everything that is new since the last call."""
         self.store.append(self.memory.unsaved(), self._clock.now())
 
     def rewind(self) -> None:
-        """The clock was set back: what is in the future now is forgotten, the rest is loaded again."""
+        """After the clock was set back: drop what is now in the future, and load the rest again."""
         self.save()
         self.load()
 
@@ -115,7 +115,7 @@ class PersistentWindow:
         return window.block(window.newest, length)
 
     def as_json(self, now: float) -> dict[str, Any]:
-        """As `GET /status` gives it."""
+        """The `window` part of `GET /status`."""
         state, loaded = self.store.state(), self.load_report
         return {
             "ticks": state.ticks,

@@ -1,9 +1,9 @@
 """Which servers a model can forecast: the usable run of ticks at the end of each server's window.
 
-The one thing to know before changing it: readiness is what the model's encoder needs on the time grid, nothing else. A metric
-missing for up to `MAX_GAP` ticks carries its last value on; a longer gap cuts, and only what is after it counts. A server is
-ready when every metric of the contract has such a run of at least `minimum` ticks that reaches (within `MAX_GAP`) to the
-block's last tick; so a server counts down again when its data stops.
+Invariant: readiness is what the model's encoder needs on the time grid, and nothing else. A metric that is missing
+for up to `MAX_GAP` ticks keeps its last value; a longer gap ends the run, and only ticks after it count. A server is
+ready when every metric of the model has such a run of at least `minimum` ticks that reaches (within `MAX_GAP`) the
+last tick of the block. So a server stops being ready when its data stops.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from numpy.typing import NDArray
 
 from forecastd.fleet.contract import METRIC_NAMES
 
-MAX_GAP = 6  # ticks a value is carried on; at 5 s half a minute
-CHUNK_SERVERS = 64  # servers that are looked at together: what the processor's cache holds
+MAX_GAP = 6  # ticks for which a value is carried forward; half a minute at 5 s
+CHUNK_SERVERS = 64  # servers per pass: the arrays fit into the CPU cache
 READY, TOO_SHORT, SILENT, METRIC_MISSING = range(4)
 STATE_NAMES = ("ready", "too_short", "silent", "metric_missing")
 
 
 @dataclass(frozen=True)
 class PreparedInput:
-    """What a model is given, and for the others why it is not."""
+    """The input of a model, and for the other servers why they have none."""
 
     filled: NDArray[np.float32]  # [S, L, M], right-aligned; 0 before each server's usable run, never NaN
     lengths: NDArray[np.int64]  # [S], usable encoder length; 0 = not ready
-    missing_ticks: NDArray[np.int64]  # [S], ticks that are still missing until it is ready; 0 = ready
-    codes: NDArray[np.int8]  # [S], an index into WORDS
+    missing_ticks: NDArray[np.int64]  # [S], ticks missing until the server is ready; 0 = ready
+    codes: NDArray[np.int8]  # [S], an index into STATE_NAMES
     missing_metrics: NDArray[np.bool_]  # [S, M], metrics without a value within MAX_GAP of the block's end
     names: tuple[str, ...] = METRIC_NAMES  # of the metrics
 
     def reason(self, server: int) -> str:
-        """Why the server in this row is ready or not, in words for a person."""
+        """Why the server in this row is ready or not, in words for the user."""
         code = int(self.codes[server])
         if code == SILENT:
-            return f"silent: nothing came for more than {MAX_GAP} ticks"
+            return f"silent: no row for more than {MAX_GAP} ticks"
         if code == METRIC_MISSING:
-            return (
-                f"never or no longer reported: {', '.join(np.array(self.names)[self.missing_metrics[server]].tolist())}"
-            )
-        return "ready" if code == READY else f"{int(self.missing_ticks[server])} ticks of history are still missing"
+            return f"not reported: {', '.join(np.array(self.names)[self.missing_metrics[server]].tolist())}"
+        return "ready" if code == READY else f"{int(self.missing_ticks[server])} more ticks of history needed"
 
 
 def prepare_input(values: NDArray[np.float32], minimum: int, names: tuple[str, ...] = METRIC_NAMES) -> PreparedInput:
-    """Fill, cut and count the servers of a block.
+    """Fill gaps, cut runs and count missing ticks for the servers of a block.
 
     Args:
-        values: `[S, L, M]` on the time grid, NaN where nothing came.
+        values: `[S, L, M]` on the time grid, NaN where a value is missing.
         minimum: ticks that the model's encoder needs at least.
-        names: of the metrics, which are those that the model knows.
+        names: the metrics, which are those of the model.
     """
     length, metrics = values.shape[1:]
-    filled = np.array(values, dtype=np.float32, order="C")  # a choice of columns lies otherwise in memory; see `_fill`
+    filled = np.array(
+        values, dtype=np.float32, order="C"
+    )  # selected columns may have another memory order; see `_fill`
     run = np.full(len(filled), length, dtype=np.int64)
     missing_metrics = np.full((len(filled), metrics), length == 0)
-    # A row's sum is NaN where one of its values is: quicker than a look at each value.
+    # The sum of a row is NaN if one of its values is: faster than checking each value.
     row_sums = (filled.reshape(-1, metrics) @ np.ones(metrics, np.float32)).reshape(len(filled), length)
     incomplete = np.flatnonzero(np.isnan(row_sums).any(axis=1))
     for start in range(0, len(incomplete), CHUNK_SERVERS):
@@ -73,12 +73,13 @@ def prepare_input(values: NDArray[np.float32], minimum: int, names: tuple[str, .
 
 
 def _fill(values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Carry values on and put 0 before each run, in place; gives the runs `[S]` and the missing metrics `[S, M]`."""
+    """Carry values forward and zero what is before each run, in place; returns runs `[S]` and missing metrics `[S,
+    M]`."""
     servers, length, metrics = values.shape
     size = length * metrics
     flat = values.reshape(servers, size)
     empty = np.isnan(flat)
-    # Of each place the last tick, from 1, with a value within MAX_GAP, 0 for none: a running maximum by shifted copies.
+    # For each cell the last tick, from 1, with a value within MAX_GAP, 0 for none: a running maximum of shifted copies.
     ticks = np.repeat(np.arange(1, length + 1, dtype=np.int16 if length < 2**15 - 1 else np.int32), metrics)
     last_tick = ticks * ~empty
     covered = 1
@@ -87,7 +88,7 @@ def _fill(values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.bo
         shifted = last_tick.copy()
         np.maximum(last_tick[:, shift * metrics :], last_tick[:, : -shift * metrics], out=shifted[:, shift * metrics :])
         last_tick, covered = shifted, covered + shift
-    # The run of a server begins after its last place without a value, whichever metric it is of.
+    # The run of a server begins after the last tick where any metric has no value.
     cuts = np.append(-1, np.flatnonzero(last_tick == 0))
     last_gap = cuts[np.searchsorted(cuts, np.arange(1, servers + 1) * size) - 1] - np.arange(servers) * size
     run_start = np.where(last_gap < 0, 0, last_gap // metrics + 1)
@@ -97,5 +98,5 @@ def _fill(values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.bo
     source = holes - holes % size + (last_tick.reshape(-1)[holes].astype(np.int64) - 1) * metrics + holes % metrics
     values.reshape(-1)[holes] = values.reshape(-1)[source]
     for server, start in enumerate(run_start.tolist()):
-        flat[server, : start * metrics] = 0.0  # only now: a value from before the run may have been carried into it
+        flat[server, : start * metrics] = 0.0  # last, because a value from before the run may have been carried into it
     return length - run_start, last_tick[:, -metrics:] == 0

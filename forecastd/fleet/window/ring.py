@@ -1,8 +1,10 @@
-"""The numbers of a rolling window: per slot a ring of ticks, float32, NaN where nothing came.
+"""The numbers of a rolling window: for each slot a ring of ticks, float32, NaN where a value is missing.
 
-The one thing to know before changing it: it knows slots and ticks, and neither servers nor time. A tick stands at itself
-modulo the ring's size, so whoever moves on (`FleetWindow`) empties the places of new ticks before they are used. Within one
-tick the newer row of a slot wins, value by value: what it does not have stays as the older one had it.
+It knows slots and ticks, but neither servers nor time.
+
+Invariant: a tick is at its number modulo the size of the ring, so the caller (`FleetWindow`) must clear the cells of
+new ticks before they are used. Within one tick the newer row of a slot wins, value by value: values that it lacks
+stay.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ from numpy.typing import NDArray
 
 from forecastd.fleet.contract import METRIC_COUNT
 
-INITIAL_CAPACITY = 64  # slots; doubled when they are used up
-MAX_ROWS_PER_TICK = 16  # rows of one slot and tick that a batch is looked through for, the newest
+INITIAL_CAPACITY = 64  # slots; doubled when all are used
+MAX_ROWS_PER_TICK = 16  # of one slot in one batch: only the newest are merged
 
 
 class TickRing:
-    """Arrays of `[capacity, size]` ticks that grow by doubling; not thread-safe."""
+    """Arrays of `[capacity, size]` ticks that grow by doubling. Not thread-safe."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.values = np.empty((0, size, METRIC_COUNT), np.float32)
-        self.offsets = np.empty((0, size), np.float32)  # seconds into the tick; NaN where there is no row
+        self.offsets = np.empty((0, size), np.float32)  # seconds into the tick; NaN for no row
         self.status_codes = np.empty((0, size), np.uint8)
         self.unsaved = np.empty((0, size), np.bool_)
 
     def reserve(self, slots: int, max_slots: int) -> None:
-        """Room for `slots` slots, of at most `most` that will ever be; what is there stays where it is."""
+        """Make room for `slots` slots, of at most `max_slots` ever. Existing cells keep their place."""
         capacity = len(self.values)
         if slots <= capacity:
             return
@@ -40,14 +42,14 @@ class TickRing:
         self.unsaved = np.concatenate([self.unsaved, np.zeros((extra, self.size), np.bool_)])
 
     def clear(self, slots: slice, ticks: NDArray[np.int64]) -> None:
-        """Forget these ticks of these slots."""
+        """Clear these ticks of these slots."""
         cells = (slots, ticks % self.size)
         self.values[cells] = np.nan
         self.offsets[cells] = np.nan
         self.unsaved[cells] = False
 
     def read(self, slots: NDArray[np.int64], tick: int, length: int) -> NDArray[np.float32]:
-        """A copy of the `length` ticks up to `tick` of some slots: `[slots, length, M]`."""
+        """A copy of the `length` ticks up to `tick` of these slots: `[slots, length, M]`."""
         values = np.empty((len(slots), length, METRIC_COUNT), np.float32)
         first, last = (tick - length + 1) % self.size, tick % self.size
         spans = [(first, last + 1)] if first <= last else [(first, self.size), (0, last + 1)]
@@ -67,7 +69,7 @@ class TickRing:
         status_codes: NDArray[np.uint8],
         values: NDArray[np.float32],
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Lay rows over what their ticks have; which of them brought something new, and which were there already."""
+        """Merge rows into their ticks; returns masks of the rows that changed something, and of the repeated rows."""
         updated, repeated = np.zeros(len(slots), np.bool_), np.zeros(len(slots), np.bool_)
         cols = ticks % self.size
         for part in _merge_rounds(slots * self.size + cols, offsets):
@@ -91,13 +93,14 @@ class TickRing:
 
 
 def _merge_rounds(keys: NDArray[np.int64], offsets: NDArray[np.float32]) -> Iterator[NDArray[np.int64] | slice]:
-    """Indices in rounds that have each key once, the older rows first; of each key at most the newest `MOST_A_TICK`."""
+    """Indices in rounds that have each key once, older rows first; of each key at most the newest
+    `MAX_ROWS_PER_TICK`."""
     ordered = np.sort(keys)
     if not (ordered[1:] == ordered[:-1]).any():
-        yield slice(None)  # one round of all: nothing has to be copied for it
+        yield slice(None)  # one round for all rows, without a copy
         return
     order = np.lexsort((offsets, keys))
     _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
-    rank_from_newest = np.repeat(starts + counts, counts) - np.arange(len(keys))  # 1 is a key's newest
+    rank_from_newest = np.repeat(starts + counts, counts) - np.arange(len(keys))  # 1 is the newest row of a key
     for rank in range(min(int(counts.max()), MAX_ROWS_PER_TICK), 0, -1):
         yield order[rank_from_newest == rank]

@@ -1,12 +1,12 @@
-"""The fleet's window on disk: one small append a tick, nothing rewritten, so that a restart is warm at once.
+"""The fleet's window on disk: one small append per tick, nothing is rewritten, so a restart has the window at once.
 
-The one thing to know before changing it: it is a cache that may be lost, never a store that may lie, and nothing that goes
-wrong with the file keeps the fleet from being served. A tick is one row: the servers that reported, as one blob under a
-checksum; rows that come late are one more part of their tick. `kill -9` loses the tick in flight; a power cut may lose the
-last `SYNC_SECONDS` as well, for what is committed is forced onto the disk that often.
+Invariant: the file is a cache. It may be lost, but it must never return wrong data, and no error of the file may stop
+the fleet from serving. A tick is one row: the servers that reported, as one blob with a checksum; late rows are a
+further part of their tick. `kill -9` loses the tick in progress; a power failure may also lose the last
+`SYNC_SECONDS`, the interval at which committed data is forced to the disk.
 
-One process writes (see `hold`), any number read meanwhile. What cannot be written for now (a full disk) waits in memory,
-within bounds, and is written when there is room again.
+One process writes (see `FileLock`), any number of others may read meanwhile. What cannot be written (a full disk) is
+kept in memory, within bounds, and written later.
 """
 
 from __future__ import annotations
@@ -53,32 +53,32 @@ __all__ = ["HistoryChunk", "LoadReport", "StoreState", "TickStore"]
 
 log = logging.getLogger(__name__)
 
-BUSY_TIMEOUT_SECONDS = 1.0  # a ticker must not stand still for long
-STALE_SECONDS = 1800.0  # a window older than this is told of
+BUSY_TIMEOUT_SECONDS = 1.0  # the ticker must not be blocked for long
+STALE_SECONDS = 1800.0  # an older window is logged
 SYNC_SECONDS = 60.0
-MAX_PENDING_BATCHES = 720  # batches of rows that wait in memory for room on the disk
-PENDING_PER_WRITE = 16  # of those, written after one tick
-CHUNK_TICKS = 64  # ticks of the history that are read at once
-MAX_STEP_SECONDS = 3600  # seconds; how long before a time the tick may have begun that it is in
+MAX_PENDING_BATCHES = 720  # batches of rows kept in memory while the disk is full
+PENDING_PER_WRITE = 16  # of these, per tick
+CHUNK_TICKS = 64  # ticks of the history per read
+MAX_STEP_SECONDS = 3600  # the longest possible tick
 _STATUS_CODES = {name: code for code, name in enumerate(STATUSES)}
-MAX_SKIPPED_TICKS = 10_000  # ticks in a row that may be unreadable before a history ends
+MAX_SKIPPED_TICKS = 10_000  # unreadable ticks in a row after which a history ends
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What came back from disk."""
+    """The result of loading the window."""
 
     ticks: int
     rows: int
     servers: int
-    damaged_ticks: int  # ticks that were not what was written, left out
-    newest: float | None  # unix time of the newest saved tick, of use or not; None for an empty store
-    age_seconds: float | None  # how old that is
+    damaged_ticks: int  # ticks with a wrong checksum, skipped
+    newest: float | None  # unix time of the newest saved tick, even if too old; None for an empty store
+    age_seconds: float | None  # age of the newest tick
 
 
 @dataclass(frozen=True)
 class StoreState:
-    """What the file holds, and what keeps it from being written, for people."""
+    """What the file contains, and why it cannot be written."""
 
     ticks: int
     oldest: float | None
@@ -88,10 +88,10 @@ class StoreState:
 
 
 class TickStore:
-    """The ticks of a fleet in one SQLite file, the newest `hours` of them and at most `megabytes`.
+    """The ticks of a fleet in one SQLite file: the newest `hours` of them and at most `megabytes`.
 
-    No method raises for a damaged, full, busy, read-only or vanished file: what goes wrong is logged once, told by `problem`
-    until it is over, and the store does as if it held nothing.
+    No method raises for a damaged, full, busy, read-only or deleted file: an error is logged once, reported by
+    `last_error` until it is over, and meanwhile the store acts as if it were empty.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class TickStore:
     ) -> None:
         self.path, self.metrics, self.step = path, metrics, step
         self.hours, self.megabytes = hours, megabytes
-        self.last_error: str | None = None  # why it cannot be written now; None while it can
-        self.dropped_batches = 0  # batches of rows that could not be written and waited too long
+        self.last_error: str | None = None  # why the file cannot be written; None while it can
+        self.dropped_batches = 0  # batches that could not be written in time
         self._file = WindowFile(
             path,
             application_id=APPLICATION_ID,
@@ -115,7 +115,7 @@ class TickStore:
             salvage=salvage,
             loss_message="the rest is lost",
             busy_seconds=BUSY_TIMEOUT_SECONDS,
-            max_damaged_files=1,  # such a file may be large, and what could be read of it is in the new one
+            max_damaged_files=1,  # a damaged file may be large, and its readable rows are in the new one
             read_only=read_only,
         )
         self._layout = TickLayout(step, metrics)
@@ -125,7 +125,7 @@ class TickStore:
         self._synced_at = 0.0
 
     def close(self) -> None:
-        """Let go of the file. There is nothing to be saved."""
+        """Close the file. Nothing is pending for it."""
         self._file.close()
 
     def __enter__(self) -> TickStore:
@@ -137,10 +137,11 @@ class TickStore:
         self.close()
 
     def append(self, rows: FleetRows, now: float) -> bool:
-        """Keep rows, such as `FleetWindow.unsaved` gives them, as one part of each of their ticks; whether it was done.
+        """Save rows, such as those of `FleetWindow.unsaved`, as one part of each of their ticks; returns whether it
+        succeeded.
 
-        One transaction: a kill loses it whole or not at all. It also removes what is too old at `now`, or too much, a little
-        at a time. Rows that cannot be written now wait for a later call.
+        It is one transaction: a kill loses all of it or nothing. It also deletes ticks that are too old at `now`, or
+        too many, a few at a time. Rows that cannot be written are kept for a later call.
         """
         with self._lock:
             if len(rows) and not self._try_write([rows], now):
@@ -156,7 +157,7 @@ class TickStore:
                 for _ in batch:
                     self._pending.popleft()
                 if len(rows):
-                    break  # the rest with the next ticks
+                    break  # the rest follows after the next ticks
             return True
 
     def _try_write(self, batch: list[FleetRows], now: float) -> bool:
@@ -164,33 +165,33 @@ class TickStore:
             self._cache = self._file.run(lambda db: self._write_batch(db, batch, now))
         except FileUnavailableError as error:
             if self.last_error is None:
-                log.warning("The fleet's window %s cannot be written now: %s. Going on in memory.", self.path, error)
+                log.warning("Cannot write the fleet window %s: %s. Rows are kept in memory.", self.path, error)
             self.last_error = str(error)
             return False
         if self.last_error is not None:
-            message = "The fleet's window %s is written again; %d batches of rows wait for it, %d were given up."
+            message = "The fleet window %s is writable again; %d batches are pending, %d were dropped."
             log.info(message, self.path, len(self._pending), self.dropped_batches)
             self.last_error = None
         self._sync(now)
         return True
 
     def _sync(self, now: float) -> None:
-        """Now and then, force what is committed onto the disk."""
+        """Force committed data to the disk, once per `SYNC_SECONDS`."""
         if abs(now - self._synced_at) < SYNC_SECONDS:
             return
         self._synced_at = now
         try:
             self._file.run(lambda db: db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
-        except FileUnavailableError as error:  # nothing is lost yet; the next write tells it if it lasts
-            log.debug("The fleet's window %s was not forced onto the disk: %s", self.path, error)
+        except FileUnavailableError as error:  # nothing is lost yet; the next write logs a lasting error
+            log.debug("Cannot sync the fleet window %s: %s", self.path, error)
 
     def _write_batch(self, db: sqlite3.Connection, batch: list[FleetRows], now: float) -> _WriterCache:
-        """Insert a batch; gives what is known of the file when it is committed."""
+        """Insert a batch; returns the writer's cache as it is after the commit."""
         cache, today = self._cache, int(now // DAY_SECONDS)
         if cache.opening != self._file.connection_count:
             cache = _WriterCache(self._file.connection_count, None, {}, count_rows(db))
             record_layout(db, self._layout)
-        if cache.day != today:  # once a day every server is noted again, and those are forgotten that no tick speaks of
+        if cache.day != today:  # once a day every server is recorded again, and unused ones are deleted
             cache = replace(cache, day=today, servers={})
             delete_servers(db, today - int(self.hours // 24) - 2)
         count, servers = cache.count, cache.servers
@@ -213,23 +214,19 @@ class TickStore:
         return replace(cache, servers=servers, count=count)
 
     def load(self, window: FleetWindow, now: float) -> LoadReport:
-        """Bring back what is kept of the window's ticks at `now`, whose tick becomes the open one."""
+        """Load the stored ticks of the window at `now`, whose tick becomes the open one."""
         window.advance(int(now // window.step) - 1)
         try:
             report = self._file.run(lambda db: self._load_into(db, window, now))
         except FileUnavailableError as error:
-            log.warning("The fleet's window %s cannot be read now: %s. Beginning without it.", self.path, error)
+            log.warning("Cannot read the fleet window %s: %s. Starting with an empty window.", self.path, error)
             return LoadReport(0, 0, 0, 0, None, None)
         if report.damaged_ticks:
-            log.warning("%d damaged ticks in %s are left out", report.damaged_ticks, self.path)
+            log.warning("Skipped %d damaged ticks in %s.", report.damaged_ticks, self.path)
         if report.age_seconds is not None and report.age_seconds > STALE_SECONDS:
             span = window.retained_ticks * window.step
-            usage = (
-                "too old to be used"
-                if report.age_seconds > span
-                else f"used as far as it is in the last {span / 60:.0f} min"
-            )
-            log.warning("The fleet's window %s is %.0f min old; it is %s.", self.path, report.age_seconds / 60, usage)
+            usage = "too old to use" if report.age_seconds > span else f"only its last {span / 60:.0f} min are used"
+            log.warning("The fleet window %s is %.0f min old: %s.", self.path, report.age_seconds / 60, usage)
         return report
 
     def _load_into(self, db: sqlite3.Connection, window: FleetWindow, now: float) -> LoadReport:
@@ -238,7 +235,7 @@ class TickStore:
         restored_starts: list[int] = []
 
         def parts() -> Iterator[SavedTick]:
-            # Without a condition: SQLite then needs only the leaves, so a damaged inner page hides no good tick unnoticed.
+            # Without a WHERE: SQLite then reads only leaf pages, so a damaged inner page cannot hide a valid tick.
             for row in db.execute(f"{SELECT_TICKS} ORDER BY id DESC"):
                 tick = reader.decode(*row)
                 if tick is not None:
@@ -254,12 +251,13 @@ class TickStore:
     def history(
         self, start: float, end: float, servers: Sequence[str] | None = None, metrics: Sequence[str] | None = None
     ) -> Iterator[HistoryChunk]:
-        """What is kept of `start` <= time < `end`, in chunks of some ticks, sorted by tick; damaged ticks are left out.
+        """The stored rows with `start` <= time < `end`, in chunks of some ticks, sorted by tick; damaged ticks are
+        skipped.
 
-        Each chunk is a look of its own at the file, so a slow reader holds nobody up. None for `servers` or `metrics`: all.
+        Each chunk is a read of its own, so a slow reader blocks nobody. None for `servers` or `metrics` selects all.
 
         Raises:
-            ValueError: a metric that the store does not keep.
+            ValueError: the store does not have one of the metrics.
         """
         if self._file.read_only and not self.path.exists():
             return
@@ -273,11 +271,9 @@ class TickStore:
                 )
             except FileUnavailableError as error:
                 if not error.damaged:
-                    log.warning(
-                        "The fleet's history %s cannot be read from %s on: %s", self.path, to_iso(start_time), error
-                    )
+                    log.warning("Cannot read the fleet history %s from %s on: %s", self.path, to_iso(start_time), error)
                     return
-                # A file that this process may not mend: around the damage tick by tick.
+                # This process may not repair the file: skip the damage tick by tick.
                 start_time, skipped, chunk_ticks = (
                     (start_time + self.step, skipped + 1, 1) if chunk_ticks == 1 else (start_time, skipped, 1)
                 )
@@ -293,7 +289,7 @@ class TickStore:
     def _read_chunk(
         self, db: sqlite3.Connection, start_time: int, end: float, chunk_ticks: int
     ) -> tuple[HistoryChunk | None, int | None]:
-        """The first `span` ticks there are from `at` on, and where the next begin; None and None for no more."""
+        """The first `chunk_ticks` ticks from `start_time` on, and the start of the next; None and None at the end."""
         first_row = db.execute("SELECT min(id) FROM tick WHERE id >= ?", (row_key(start_time),)).fetchone()[0]
         if first_row is None or tick_start(first_row) >= end:
             return None, None
@@ -305,14 +301,14 @@ class TickStore:
         return merge_parts(parts, read_servers(db), self.metrics), stop
 
     def state(self) -> StoreState:
-        """What the file holds now."""
+        """The current state of the file."""
         try:
             return self._file.run(self._read_state)
         except FileUnavailableError as error:
             return StoreState(0, None, None, 0.0, self.last_error or str(error))
 
     def _read_state(self, db: sqlite3.Connection) -> StoreState:
-        # The count is taken from memory where it can be: SQLite would look at every row.
+        # Use the cached count if possible: SQLite would read every row.
         cache = self._cache
         count = cache.count if cache.opening == self._file.connection_count else count_rows(db)
         oldest, newest = (None if row is None else float(tick_start(row)) for row in row_range(db))
@@ -321,16 +317,16 @@ class TickStore:
 
 @dataclass(frozen=True)
 class _WriterCache:
-    """What the writer knows of the file without asking it."""
+    """What the writer knows about the file without reading it."""
 
-    opening: int  # the opening of the file that it is true of
-    day: int | None  # when `servers` were noted in the file
-    servers: dict[ServerKey, int]  # with their numbers
+    opening: int  # the opening of the file that this describes
+    day: int | None  # when `servers` were recorded in the file
+    servers: dict[ServerKey, int]  # with their ids
     count: int  # rows of ticks
 
 
 def _split_by_tick(rows: FleetRows, id_by_server: dict[ServerKey, int], step: int) -> Iterator[SavedTick]:
-    """The rows, tick by tick."""
+    """The rows of each tick."""
     server_ids = np.array(
         [id_by_server[server] for server in zip(rows.servers, rows.profiles, strict=True)], dtype=np.int64
     )

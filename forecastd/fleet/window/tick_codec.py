@@ -1,9 +1,9 @@
-"""One saved tick as bytes: which servers, when in the tick, their status and their values, under a checksum.
+"""One saved tick as bytes: servers, seconds into the tick, statuses and values, with a checksum.
 
-The one thing to know before changing it: what is read back is either exactly what was written or nothing. The checksum covers
-the bytes and their place (tick, part, layout). The number of a server is made from its name, so that no flipped bit gives one
-server another one's values. The bytes are little-endian arrays one after the other: servers' numbers int64 `[N]`, seconds
-into the tick float32 `[N]`, places in STATUSES uint8 `[N]`, values float32 `[N, metrics]`.
+Invariant: a read returns exactly what was written, or nothing. The checksum covers the bytes and their position
+(tick, part, layout). The id of a server is derived from its name, so no flipped bit can assign values to another
+server. The bytes are little-endian arrays one after the other: server ids int64 `[N]`, seconds into the tick float32
+`[N]`, indices into STATUSES uint8 `[N]`, values float32 `[N, metrics]`.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from numpy.typing import NDArray
 
 from forecastd.fleet.contract import STATUSES
 
-FIXED_BYTES_PER_SERVER = 13  # bytes a server beside its values
-MAX_PARTS = 1 << 16  # parts a tick can have: the first is written when it closes, one more for each batch of late rows
+FIXED_BYTES_PER_SERVER = 13  # in addition to the values
+MAX_PARTS = 1 << 16  # per tick: one when it closes, and one for each batch of late rows
 
 
 @dataclass(frozen=True)
 class SavedTick:
-    """Rows of one tick as the store keeps them."""
+    """Rows of one tick as they are stored."""
 
     start: int  # unix seconds
-    server_ids: NDArray[np.int64]  # [N], numbers of servers
+    server_ids: NDArray[np.int64]  # [N], ids of servers
     offsets: NDArray[np.float32]  # [N], seconds after `start`
-    status_codes: NDArray[np.uint8]  # [N], places in STATUSES
+    status_codes: NDArray[np.uint8]  # [N], indices into STATUSES
     values: NDArray[np.float32]  # [N, metrics]
 
 
 def row_key(start: int, part: int = 0) -> int:
-    """The row of part `part` of the tick that begins at `start`; rows sort by time, then part."""
+    """The key of part `part` of the tick that begins at `start`; keys sort by time, then part."""
     return start * MAX_PARTS + part
 
 
 def tick_start(row: int) -> int:
-    """The time of a row, unix seconds."""
+    """The start of the tick of a row, unix seconds."""
     return row // MAX_PARTS
 
 
 def tick_crc(row: int, layout: int, data: bytes) -> int:
-    """Over a tick and its place."""
+    """The checksum of a tick and its position."""
     return zlib.crc32(data, zlib.crc32(f"{row}|{layout}".encode()))
 
 
 def make_server_id(name: str, profile: str) -> int:
-    """The number of a server of this profile, made from both: the table of servers cannot say anything else under it."""
+    """The id of a server with this profile, derived from both, so that the table of servers can be verified."""
     digest = hashlib.blake2b(f"{name}|{profile}".encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -64,7 +64,7 @@ def encode_tick(tick: SavedTick) -> bytes:
 
 
 def decode_tick(row: int, layout: int, data: object, crc: object, metrics: int) -> SavedTick | None:
-    """The tick that stands in a row, with `metrics` values a server; None where it is not what was written."""
+    """The tick in a row, with `metrics` values per server; None if it is not what was written."""
     size = FIXED_BYTES_PER_SERVER + 4 * metrics
     if not isinstance(data, bytes) or len(data) % size or tick_crc(row, layout, data) != crc:
         return None

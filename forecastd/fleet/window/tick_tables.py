@@ -1,8 +1,8 @@
 """The tables of a fleet's SQLite file, and the statements on them.
 
-The one thing to know before changing it: a row is believed only after its own checksum, wherever it is read, and every look
-at the file may find it damaged half way. So whole tables are read without a condition where they can be (SQLite then needs
-only their leaves), and what is saved of a damaged file is looked for behind every unreadable place, not only the first.
+Invariant: a row is trusted only after its own checksum is verified, and any read may find the file partly damaged. So
+whole tables are read without a WHERE where possible (SQLite then needs only leaf pages), and a salvage searches
+behind every unreadable place, not only the first.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ CREATE TABLE IF NOT EXISTS server (
 CREATE TABLE IF NOT EXISTS server_again (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL, profile TEXT NOT NULL, day INTEGER NOT NULL);
 """
-SERVER_TABLES = ("server", "server_again")  # twice, because a lost name would cost all ticks of its server
+SERVER_TABLES = ("server", "server_again")  # stored twice, because a lost name would lose all ticks of its server
 SELECT_TICKS = "SELECT id, layout, data, crc FROM tick"
 DAY_SECONDS = 86_400
-MAX_TRIMMED_ROWS = 64  # ticks that one call removes at most
-SHRINK_PAGES = 4096  # free pages from which on the file is made smaller, an eighth of that at a time
-MOST_PROBES = 20_000  # looks behind unreadable places
+MAX_TRIMMED_ROWS = 64  # per call
+SHRINK_PAGES = 4096  # free pages above which the file is shrunk, by an eighth of that at a time
+MAX_PROBES = 20_000  # reads behind unreadable places
 
 
 @dataclass(frozen=True)
 class TickLayout:
-    """What the ticks with one layout number consist of."""
+    """What the ticks with one layout code contain."""
 
     step: int
     metrics: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """How it stands in the file."""
+        """The representation in the file."""
         return f"1|{self.step}|{','.join(self.metrics)}"
 
     @property
     def code(self) -> int:
-        """Its number, made from what it says: the table of layouts cannot say anything else under it."""
+        """The code, derived from the text, so that the table of layouts can be verified."""
         return zlib.crc32(self.text.encode())
 
 
 def read_servers(db: sqlite3.Connection) -> dict[int, ServerKey]:
-    """The servers by their numbers, from whichever of the two tables has each of them undamaged."""
+    """The servers by id, each from whichever of the two tables has it undamaged."""
     servers: dict[int, ServerKey] = {}
     for table in SERVER_TABLES:
         try:
@@ -75,25 +75,25 @@ def read_servers(db: sqlite3.Connection) -> dict[int, ServerKey]:
                 if make_server_id(name, profile) == server_id:
                     servers[server_id] = (name, profile)
         except sqlite3.DatabaseError as error:
-            log.debug("reading %s stopped: %s", table, error)
+            log.debug("reading table %s stopped: %s", table, error)
     return servers
 
 
 def record_servers(db: sqlite3.Connection, servers: Iterable[tuple[int, ServerKey]], day: int) -> None:
-    """Note that servers were there on `day` (days since 1970)."""
+    """Record that servers were present on `day` (days since 1970)."""
     records = [(server_id, *server, day) for server_id, server in servers]
     for table in SERVER_TABLES:
         db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", records)  # noqa: S608
 
 
 def delete_servers(db: sqlite3.Connection, before: int) -> None:
-    """Remove the servers that were last there before a day."""
+    """Delete the servers that were last present before a day."""
     for table in SERVER_TABLES:
         db.execute(f"DELETE FROM {table} WHERE day < ?", (before,))  # noqa: S608
 
 
 def read_layouts(db: sqlite3.Connection) -> dict[int, TickLayout]:
-    """The layouts by their numbers."""
+    """The layouts by code."""
     result: dict[int, TickLayout] = {}
     try:
         for code, text in db.execute("SELECT code, text FROM layout"):
@@ -106,15 +106,16 @@ def read_layouts(db: sqlite3.Connection) -> dict[int, TickLayout]:
 
 
 def record_layout(db: sqlite3.Connection, layout: TickLayout) -> None:
-    """Note a layout that ticks are written in."""
+    """Record a layout that ticks are written in."""
     db.execute("INSERT OR REPLACE INTO layout VALUES (?, ?)", (layout.code, layout.text))
 
 
 class TickReader:
-    """One look at the ticks of a file: what they consist of, and what was seen on the way."""
+    """Reads the ticks of a file once: decodes them, and counts the damaged ones."""
 
     def __init__(self, db: sqlite3.Connection, own_layout: TickLayout) -> None:
-        """`own`: how the program writes ticks; it is known even where the file has lost it, and gives the columns."""
+        """`own_layout`: the layout of this program; it is known even if the file has lost it, and defines the
+        columns."""
         self._layouts = {**read_layouts(db), own_layout.code: own_layout}
         self._metrics = own_layout.metrics
         self.longest_step = max(layout.step for layout in self._layouts.values())
@@ -122,7 +123,7 @@ class TickReader:
         self.newest: int | None = None
 
     def decode(self, row: int, code: int, data: object, crc: object) -> SavedTick | None:
-        """The tick in a row, with the program's own columns; None where it is damaged."""
+        """The tick in a row, with the columns of this program; None if it is damaged."""
         layout = self._layouts.get(code)
         tick = None if layout is None else decode_tick(row, code, data, crc, len(layout.metrics))
         if tick is None or layout is None:
@@ -147,9 +148,10 @@ def next_row(db: sqlite3.Connection, start: int) -> int:
 
 
 def trim(db: sqlite3.Connection, before: float, max_bytes: float) -> int:
-    """Remove the oldest ticks: those that began before `before`, and those that are too much; gives how many rows.
+    """Delete the oldest ticks: those that began before `before`, and those beyond `max_bytes`; returns the number of
+    rows.
 
-    A little at a time, so that no call takes long.
+    It deletes few at a time, so that no call takes long.
     """
     pages, free, size = (
         db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
@@ -169,18 +171,18 @@ def trim(db: sqlite3.Connection, before: float, max_bytes: float) -> int:
 
 def row_range(db: sqlite3.Connection) -> tuple[int | None, int | None]:
     """The oldest and the newest row."""
-    # Two questions: SQLite has a short way to one end of a table, not to both at once.
+    # Two queries: SQLite has a fast path to one end of a table, but not to both at once.
     oldest = db.execute("SELECT min(id) FROM tick").fetchone()[0]
     return oldest, db.execute("SELECT max(id) FROM tick").fetchone()[0]
 
 
 def count_rows(db: sqlite3.Connection) -> int:
-    """How many rows of ticks there are. SQLite looks at all of them."""
+    """The number of rows of ticks. SQLite reads all of them."""
     return int(db.execute("SELECT count(*) FROM tick").fetchone()[0])
 
 
 def used_bytes(db: sqlite3.Connection) -> int:
-    """Bytes of the file that hold something."""
+    """Bytes of the file that are in use."""
     pages, free, size = (
         db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
@@ -188,7 +190,7 @@ def used_bytes(db: sqlite3.Connection) -> int:
 
 
 def salvage(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
-    """Copy everything undamaged into a new file; gives the number of rows of ticks."""
+    """Copy everything undamaged into a new file; returns the number of rows of ticks."""
     for layout_record in read_layouts(old).values():
         record_layout(new, layout_record)
     saved_rows = newest = 0
@@ -203,7 +205,7 @@ def salvage(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
 
 
 def _readable_rows(db: sqlite3.Connection) -> Iterator[TickRow]:
-    """Every row that can be read: from the front, from the back, and what is between two unreadable places."""
+    """Every readable row: from the front, from the back, and between two unreadable places."""
     last_rows: list[int | None] = []
     for order in ("ASC", "DESC"):
         last = None
@@ -220,13 +222,13 @@ def _readable_rows(db: sqlite3.Connection) -> Iterator[TickRow]:
         last_rows.append(last)
     low, high = last_rows
     spans = [(0 if low is None else low + 1, row_key(2**33) if high is None else high - 1)]
-    for _ in range(MOST_PROBES):
+    for _ in range(MAX_PROBES):
         if not spans:
             return
         first, last = spans.pop()
         try:
             yield from db.execute(f"{SELECT_TICKS} WHERE id BETWEEN ? AND ? ORDER BY id", (first, last))
         except sqlite3.DatabaseError:
-            if last - first > MAX_PARTS:  # narrower than a second there is nothing more to be found
+            if last - first > MAX_PARTS:  # a range below one second has nothing more to read
                 middle = (first + last) // 2
                 spans += [(middle + 1, last), (first, middle)]

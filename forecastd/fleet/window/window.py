@@ -1,11 +1,11 @@
-"""The rolling window of a fleet in memory: per server a ring of ticks, float32, NaN where nothing came.
+"""The rolling window of a fleet in memory: for each server a ring of ticks, float32, NaN where a value is missing.
 
-The one thing to know before changing it: a value stands at the tick of its own time and nowhere else. Ticks are never
-spliced, shifted or filled here, and the ring is bounded per server, so a new server takes no history from another one. A tick
-is *open* until `advance` closes it, which the service's clock decides, never a sender's; a late row still goes to its tick.
+Invariant: a value belongs to the tick of its own time and to no other. Nothing here splices, shifts or fills ticks.
+The ring is bounded per server, so a new server takes no history from another one. A tick is *open* until `advance`
+closes it; the clock of the service decides that, never a sender. A late row still goes to its own tick.
 
-Within one tick the newer row of a server wins, metric by metric: what it does not have stays as the older one had it. So two
-agents may report different metrics of one server, and rows may come in any order and more than once.
+Within one tick the newer row of a server wins, metric by metric: metrics that it lacks keep the value of the older
+row. So two agents may report different metrics of one server, and rows may arrive in any order and more than once.
 """
 
 from __future__ import annotations
@@ -30,58 +30,53 @@ _STATUS_CODES = {name: code for code, name in enumerate(STATUSES)}
 
 @dataclass(frozen=True)
 class PutReport:
-    """What became of rows that were put into the window."""
+    """The result of putting rows into the window."""
 
-    accepted: (
-        int  # rows that were new; `superseded` of them brought nothing, because a newer one of their tick was there
-    )
-    duplicates: int  # rows that were there already: same server, same time
-    superseded: int
+    accepted: int  # new rows, including the superseded ones
+    duplicates: int  # rows that the window had already: same server, same time
+    superseded: int  # new rows without effect, because their tick has a newer row
     refusals: RowRefusals
     changed_ticks: tuple[int, ...]  # ticks whose values changed, sorted
 
 
 @dataclass(frozen=True)
 class WindowBlock:
-    """The last L ticks of all servers up to `tick`; row i of everything is one server."""
+    """The last L ticks of all servers up to `tick`; row i of each field is one server."""
 
     tick: int
     servers: tuple[str, ...]
     profiles: tuple[str, ...]
     statuses: tuple[str, ...]  # of each server's newest row
-    values: NDArray[np.float32]  # [S, L, M], NaN where nothing came; [:, -1] is `tick`
+    values: NDArray[np.float32]  # [S, L, M], NaN where missing; [:, -1] is `tick`
 
 
 class FleetWindow:
-    """Per-server rings of `keep` closed ticks of `step` seconds, for at most `most_servers` servers. Thread-safe.
+    """Per-server rings of `retained_ticks` closed ticks of `step` seconds, for at most `max_servers` servers.
+    Thread-safe.
 
-    `ahead` is how many ticks above the last closed one rows are taken for: 2 are the open tick and the next; a service that
-    allows a clock skew takes `ticks_ahead(skew, step)`. A server whose last row has left the window leaves it, and its place
-    is free.
+    `ticks_ahead`: how many ticks after the last closed one are accepted. 2 means the open tick and the next; a
+    service that allows a clock skew uses `max_ticks_ahead(skew, step)`. A server whose last row is no longer in the
+    window is removed, and its slot is free.
     """
 
     def __init__(self, step: int, retained_ticks: int, max_servers: int, *, ticks_ahead: int = 2) -> None:
         if step < 1 or retained_ticks < 1 or max_servers < 1 or ticks_ahead < 1:
-            raise NeedsHuman("A fleet's step, the ticks that are kept and the number of servers are all at least 1.")
-        self.step, self.retained_ticks, self.max_servers, self.ticks_ahead = (
-            step,
-            retained_ticks,
-            max_servers,
-            ticks_ahead,
-        )
+            raise NeedsHuman("The step, the retained ticks, the servers and the ticks ahead must all be at least 1.")
+        self.step, self.retained_ticks = step, retained_ticks
+        self.max_servers, self.ticks_ahead = max_servers, ticks_ahead
         self._ring = TickRing(retained_ticks + ticks_ahead)
         self._lock = threading.RLock()
         self._newest: int | None = None
         self._slot_by_server: dict[str, int] = {}
         self._free_slots: list[int] = []
-        self._slot_count = 0  # slots that were ever given out
+        self._slot_count = 0  # slots that were ever assigned
         self._profiles: list[str] = []
         self._last_ticks = np.empty(0, np.int64)  # [capacity], tick of the newest row
         self._unsaved_ticks: set[int] = set()
 
     @property
     def newest(self) -> int:
-        """The last closed tick, -1 before there is one."""
+        """The last closed tick, -1 if there is none."""
         with self._lock:
             return -1 if self._newest is None else self._newest
 
@@ -95,19 +90,19 @@ class FleetWindow:
             return tuple(self._slot_by_server)
 
     def profile(self, server: str) -> str | None:
-        """The server's profile by its newest row; None for a server that is not there."""
+        """The profile of the server's newest row; None for an unknown server."""
         with self._lock:
             slot = self._slot_by_server.get(server)
             return None if slot is None else self._profiles[slot]
 
     def status(self, server: str) -> str | None:
-        """The server's status by its newest row; None for a server that is not there."""
+        """The status of the server's newest row; None for an unknown server."""
         with self._lock:
             slot = self._slot_by_server.get(server)
             return None if slot is None else self._status_of(slot)
 
     def last_seen(self, server: str) -> float | None:
-        """Unix time of the server's newest row; None for a server that is not there."""
+        """Unix time of the server's newest row; None for an unknown server."""
         with self._lock:
             slot = self._slot_by_server.get(server)
             if slot is None:
@@ -116,7 +111,7 @@ class FleetWindow:
             return tick * self.step + float(self._ring.offsets[slot, tick % self._ring.size])
 
     def ingest(self, parsed: ParsedFeed, *, now: float, max_skew: float) -> FeedResponse:
-        """Judge a parsed feed at `now`, put its rows in, and answer the sender."""
+        """Check a parsed feed against the time `now`, put its rows in, and return the response to the sender."""
         rows, refusals = parsed.rows, parsed.refusals
         with self._lock:
             values, ticks = self._previous_rows(rows)
@@ -141,7 +136,7 @@ class FleetWindow:
         )
 
     def put(self, rows: FleetRows) -> PutReport:
-        """Put rows in their ticks. Before the first `advance` the newest row's tick becomes the open one."""
+        """Put rows into their ticks. Before the first `advance` the tick of the newest row becomes the open one."""
         refusals = RowRefusals()
         if not len(rows):
             return PutReport(0, 0, 0, refusals, ())
@@ -164,7 +159,7 @@ class FleetWindow:
             return PutReport(len(rows) - duplicates, duplicates, superseded, refusals, tuple(changed))
 
     def unsaved(self) -> FleetRows:
-        """The rows as they stand now of every server and tick that changed since the last call, for the store to keep."""
+        """The current rows of every server and tick that changed since the last call, for the store."""
         with self._lock:
             ring, names, slots, ticks = self._ring, self._names_by_slot(), [], []
             for tick in sorted(self._unsaved_ticks):
@@ -188,10 +183,10 @@ class FleetWindow:
             )
 
     def advance(self, tick: int) -> tuple[str, ...]:
-        """Close all ticks up to `tick`; gives the servers that left because nothing came from them in the whole window.
+        """Close all ticks up to `tick`; returns the servers that were removed because the window has no row of them.
 
-        A tick that is closed already changes nothing: when the clock is set back, the window waits for it. Set back by more
-        than the whole window, there is nothing left to wait for: the window is empty and begins there.
+        A tick that is closed already changes nothing: if the clock is set back, the window waits for it. If it is set
+        back by more than the whole window, the window is emptied and starts there.
         """
         with self._lock:
             if self._newest is not None and tick < self._newest - self.retained_ticks:
@@ -216,10 +211,10 @@ class FleetWindow:
             return tuple(removed)
 
     def block(self, tick: int, length: int) -> WindowBlock:
-        """The `length` ticks up to `tick` of every server, as a copy.
+        """A copy of the `length` ticks up to `tick` of every server.
 
         Raises:
-            ValueError: the window does not hold them.
+            ValueError: the window does not have these ticks.
         """
         with self._lock:
             if length < 1 or tick > self.newest + self.ticks_ahead or tick - length < self.newest - self.retained_ticks:
@@ -238,18 +233,18 @@ class FleetWindow:
             )
 
     def restore(self, table: Mapping[int, tuple[str, str]], parts: Iterable[SavedTick]) -> int:
-        """Put saved ticks back, the newest first; gives how many rows had a place.
+        """Put saved ticks back, the newest first; returns the number of rows restored.
 
-        `table` has the name and profile of the servers by number. What is put back counts as saved. What is outside the
-        window, servers beyond `most_servers` and servers that are not in the table are left out.
+        `table`: name and profile of the servers by id. Restored rows count as saved. Rows outside the window, servers
+        beyond `max_servers` and servers that are not in the table are skipped.
         """
         restored = 0
         with self._lock:
             known_ids = np.sort(np.fromiter(table, np.int64, len(table)))
             if not len(known_ids):
                 return 0
-            slot_of = np.full(len(known_ids) + 1, -2, np.int64)  # -2: not asked for yet, -1: no place
-            slot_of[-1] = -1  # of those that are not in the table
+            slot_of = np.full(len(known_ids) + 1, -2, np.int64)  # -2: not looked up yet, -1: no slot
+            slot_of[-1] = -1  # for ids that are not in the table
             server_ids = slots = np.empty(0, np.int64)
             for part in parts:
                 self._reserve(min(len(part.server_ids), self.max_servers))
@@ -257,7 +252,9 @@ class FleetWindow:
                 ticks = np.floor(times / self.step).astype(np.int64)
                 if self._newest is None:
                     self.advance(int(ticks.max(initial=0)) - 1)
-                if not np.array_equal(part.server_ids, server_ids):  # from tick to tick it is mostly the same servers
+                if not np.array_equal(
+                    part.server_ids, server_ids
+                ):  # most ticks have the same servers as the one before
                     server_ids = part.server_ids
                     indices = np.minimum(np.searchsorted(known_ids, server_ids), len(known_ids) - 1)
                     indices = np.where(known_ids[indices] == server_ids, indices, len(known_ids))
@@ -281,31 +278,31 @@ class FleetWindow:
         return restored
 
     def _drop_outside_ring(self, rows: FleetRows, refusals: RowRefusals) -> FleetRows:
-        """The rows whose ticks have a place in the ring."""
+        """The rows whose ticks are in the ring."""
         early, late = rows.ticks > self.newest + self.ticks_ahead, rows.ticks <= self.newest - self.retained_ticks
         for code, mask, reason in (
-            ("future", early, "is further in the future than the window has a place for; set the server's clock"),
-            ("old", late, "is before the window; it is of no use now"),
+            ("future", early, "is too far in the future for the window; set the server's clock"),
+            ("old", late, "is before the window; it is too old"),
         ):
             refusals.add_rows(rows, np.flatnonzero(mask), code, lambda _, reason=reason: f"its time {reason}")  # type: ignore[misc]
         return rows.filter(~(early | late))
 
     def _assign_slots(self, rows: FleetRows, refusals: RowRefusals) -> NDArray[np.int64]:
-        """Each row's slot, -1 where there is no room for another server."""
+        """The slot of each row, -1 if there is no room for another server."""
         slots = np.array([self._slot_by_server.get(server, -1) for server in rows.servers], dtype=np.int64)
         new_rows = np.flatnonzero(slots < 0).tolist()
         self._reserve(min(self._slot_count + len({rows.servers[row] for row in new_rows}), self.max_servers))
         for row in new_rows:
             slots[row] = self._slot_for(rows.servers[row], rows.profiles[row])
-        message = f"{self.max_servers} servers are known and there is no room for another"
+        message = f"{self.max_servers} servers are in the window, which is the limit"
         refusals.add_rows(
             rows, np.flatnonzero(slots < 0), "too_many_servers",
-            lambda _: f"{message}; raise FLEET_MAX_SERVERS, or wait until silent ones have left",
+            lambda _: f"{message}; raise FLEET_MAX_SERVERS, or wait until silent servers are removed",
         )  # fmt: skip
         return slots
 
     def _slot_for(self, name: str, profile: str) -> int:
-        """The server's slot, given to it when it is new; -1 where there is no room."""
+        """The slot of the server, assigned if it is new; -1 if there is no room."""
         if name in self._slot_by_server:
             return self._slot_by_server[name]
         if len(self._slot_by_server) >= self.max_servers:
@@ -340,7 +337,7 @@ class FleetWindow:
         self._unsaved_ticks.clear()
 
     def _update_newest(self, rows: FleetRows, slots: NDArray[np.int64], offsets: NDArray[np.float32]) -> None:
-        """Keep each server's newest tick, and its profile as the newest row has it."""
+        """Update each server's newest tick, and its profile from the newest row."""
         np.maximum.at(self._last_ticks, slots, rows.ticks)
         last = self._last_ticks[slots]
         is_newest = (rows.ticks == last) & (offsets >= self._ring.offsets[slots, last % self._ring.size])
@@ -348,7 +345,7 @@ class FleetWindow:
             self._profiles[slots[row]] = rows.profiles[row]
 
     def _previous_rows(self, rows: FleetRows) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The newest row of each row's server `[N, M]` and its tick `[N]`; NaN and NEVER for a server that is not there."""
+        """The newest row of each row's server `[N, M]` and its tick `[N]`; NaN and NO_TICK for an unknown server."""
         values, ticks = np.full((len(rows), METRIC_COUNT), np.nan, np.float32), np.full(len(rows), NO_TICK)
         slots = np.array([self._slot_by_server.get(server, -1) for server in rows.servers], dtype=np.int64)
         has_slot = np.flatnonzero(slots >= 0)
@@ -368,5 +365,5 @@ class FleetWindow:
 
 
 def max_ticks_ahead(max_skew: float, step: int) -> int:
-    """How far ahead of the last closed tick a row may be whose sender's clock is `skew` seconds fast."""
+    """How many ticks after the last closed one a row may be from a sender whose clock is `max_skew` seconds fast."""
     return int(max_skew // step) + 2

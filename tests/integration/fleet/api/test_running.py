@@ -299,7 +299,7 @@ def test_scraped_pages_reach_fleet(serve: Any, httpserver: HTTPServer, monkeypat
     page = "".join(f"forecastd_{name} 12.5\n" for name in METRIC_NAMES)
     httpserver.expect_request("/metrics").respond_with_data(page, content_type="text/plain")
     served = serve(fleet_scrape=(f"db-01={httpserver.url_for('/metrics')}#database",))
-    served.until(lambda: served.client.get("/status").json()["pulls"][0]["ok"])
+    served.until(lambda: served.client.get("/status").json()["scrapes"][0]["ok"])
     served.forecast_tick()
     told = served.client.get("/servers").json()["servers"][0]
     assert (told["server"], told["profile"]) == ("db-01", "database")
