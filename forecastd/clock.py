@@ -1,7 +1,7 @@
-"""The one place that reads a clock.
+"""The only module that reads a clock.
 
-Wall time is for people and for the age of data; monotonic time decides how long something took or may take. Code below
-the command line is handed a `Clock`, so a test can run a year in a second.
+Wall time is for display and for the age of data; monotonic time measures durations and timeouts. Code below the command
+line receives a `Clock`, so a test can simulate a year in a second.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where time comes from."""
+    """A source of wall and monotonic time."""
 
     def now(self) -> float:
         """Wall time in seconds since 1970-01-01T00:00:00Z."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back, from an arbitrary start."""
+        """Seconds since an arbitrary start; never decreases."""
 
 
 class SystemClock:
@@ -32,7 +32,7 @@ class SystemClock:
 
 
 class ReplayClock:
-    """Wall time stands still at a reference time; monotonic time is the machine's own. For `--as-of`."""
+    """Wall time is fixed at a reference time; monotonic time is the machine's own. For `--as-of`."""
 
     def __init__(self, now: float) -> None:
         self._now = now
@@ -45,19 +45,22 @@ class ReplayClock:
 
 
 class ScaledClock:
-    """Wall time that runs `speed` times as fast as it does; monotonic time is the machine's own. For rehearsals.
+    """Wall time runs `speed` times as fast as real time; monotonic time is the machine's own. For rehearsals.
 
-    Limits on how long something may take are monotonic, so a rehearsal at speed 10 leaves a model as much time as ever.
+    Timeouts use monotonic time, so a rehearsal at speed 10 does not shorten them.
     """
 
     def __init__(self, speed: float = 1.0, clock: Clock | None = None, *, since: float | None = None) -> None:
-        """`speed` above 0. `clock`: what it runs beside, the machine's own clocks when not given.
+        """Create a scaled clock.
 
-        `since`: the unix time at which both showed the same, now when not given. A rehearsal that is stopped and started
-        again goes on with its own time when both starts are given the same one.
+        Args:
+            speed: a finite number above 0.
+            clock: the reference clock; the machine's own clocks by default.
+            since: unix time at which both clocks agree; now by default. A restarted rehearsal that gets the same value
+                continues its own time.
         """
         if not 0 < speed < float("inf"):
-            raise ValueError("the speed of a clock must be a number above 0")
+            raise ValueError("the speed of a clock must be a finite number above 0")
         self.speed = speed
         self._clock = clock or SystemClock()
         self._start_wall, self._start_monotonic = self._clock.now(), self._clock.monotonic()
@@ -66,7 +69,7 @@ class ScaledClock:
 
     def now(self) -> float:
         if self.speed == 1.0:
-            return self._clock.now()  # which may be set right meanwhile, unlike one that is made up
+            return self._clock.now()  # follows adjustments of the reference clock
         return self._start_wall + (self._clock.monotonic() - self._start_monotonic) * self.speed
 
     def monotonic(self) -> float:
@@ -74,19 +77,19 @@ class ScaledClock:
 
 
 def seconds_until(clock: Clock, moment: float) -> float:
-    """Seconds to wait, as this machine's own time goes, until `clock` shows `moment`; negative when that is over."""
+    """Real seconds to wait until `clock` shows `moment` (unix seconds); negative when it is in the past."""
     speed = clock.speed if isinstance(clock, ScaledClock) else 1.0
     return (moment - clock.now()) / speed
 
 
 class TimeBudget:
-    """A span of time that began when this was made. `seconds` None: without end."""
+    """A time limit that starts at construction. `seconds` None: no limit."""
 
     def __init__(self, seconds: float | None) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def remaining(self) -> float | None:
-        """Seconds left, None without end. Raises TimeoutError when it is over."""
+        """Seconds left, None without a limit. Raises TimeoutError when no time is left."""
         if self._end is None:
             return None
         remaining = self._end - time.monotonic()
@@ -96,12 +99,12 @@ class TimeBudget:
 
 
 def to_iso(seconds: float) -> str:
-    """Unix seconds as `2019-10-17T09:00:00Z`."""
+    """Format unix seconds as `2019-10-17T09:00:00Z`."""
     return datetime.fromtimestamp(int(seconds), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def from_iso(text: str) -> float:
-    """Unix seconds of an ISO 8601 time; one without an offset is taken as UTC.
+    """Parse an ISO 8601 time into unix seconds; a time without an offset is UTC.
 
     Raises:
         ValueError: `text` is not an ISO 8601 time.

@@ -1,7 +1,9 @@
-"""One frozen `Settings`, built at the edge: defaults < `.env` < environment < options.
+"""One frozen `Settings`, built at the command line: defaults < `.env` < environment < options.
 
-Nothing else in the project reads the environment. A name here is the environment variable in lower case; each one is
-documented in `.env.example`, and a test compares the two.
+A field's name is its environment variable in lower case. Each one is documented in `.env.example`; a test compares the
+two.
+
+Invariant: nothing else in the project reads the environment.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from platformdirs import user_state_path
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -26,18 +29,23 @@ LogFormat = Literal["text", "json"]
 FleetEngine = Literal["auto", "library", "fused", "stream", "onnx"]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
-ENV_FILE = Path(".env")  # where the command is run
-# What the numeric libraries read: which GPUs and how many threads to use, where their files are. None of it is a secret.
-NUMERIC_PREFIXES = ("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_",
-           "TORCH_", "PYTORCH_", "LD_LIBRARY_PATH", "TMPDIR")  # fmt: skip
+ENV_FILE = Path(".env")  # in the working directory
+# Variables of the numeric libraries: which GPUs, how many threads, where their files are. None is a secret.
+NUMERIC_PREFIXES = ("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "OMP_", "KMP_", "GOMP_",
+                    "MKL_", "OPENBLAS_", "TORCH_", "PYTORCH_", "LD_LIBRARY_PATH", "TMPDIR")  # fmt: skip
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEMO_MODEL = PROJECT_ROOT / "models" / "demo"
 DEFAULT_FEATURES = PROJECT_ROOT / "features.json"
 DEMO_FLEET_MODEL = PROJECT_ROOT / "models" / "fleet-demo"
+RENAMED_VARIABLES = {  # old name: new name; a variable that is still set under its old name is an error
+    "SILENCE_TIMEOUT": "CHILD_HEARTBEAT_TIMEOUT",
+    "ALERT_INTERVAL": "ALERT_REPEAT_INTERVAL",
+    "FLEET_MAX_SKEW": "FLEET_MAX_CLOCK_SKEW",
+}
 
 
 class Settings(BaseSettings):
-    """What a user can set. Frozen; secrets are `SecretStr` and print as asterisks."""
+    """All settings of a user. Frozen; secrets are `SecretStr` and print as asterisks."""
 
     model_config = SettingsConfigDict(
         frozen=True, env_file=ENV_FILE, env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore"
@@ -111,7 +119,7 @@ class Settings(BaseSettings):
     @field_validator("rpc_endpoints", "event_endpoints", "fleet_cors_origins", "fleet_scrape", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
-        """A list may be written with commas or as JSON."""
+        """Accept a comma-separated list or a JSON list."""
         if not isinstance(value, str):
             return value
         text = value.strip()
@@ -127,7 +135,7 @@ class Settings(BaseSettings):
     @field_validator("symbol")
     @classmethod
     def _normalize_symbol(cls, value: str) -> str:
-        """`BTC/USD` and `BTC-USD` are `btcusd`."""
+        """Normalize `BTC/USD` and `BTC-USD` to `btcusd`."""
         text = re.sub(r"[\s/_:.-]", "", value).lower()
         if not re.fullmatch(r"[a-z0-9]+", text):
             raise ValueError("must be letters and digits, such as btcusd")
@@ -136,7 +144,7 @@ class Settings(BaseSettings):
     @field_validator("credentials_directory")
     @classmethod
     def _require_absolute(cls, value: Path | None) -> Path | None:
-        """What lies there is taken for a secret without a look at its mode, so it must not be where the command runs."""
+        """Require an absolute path: files in it are used as secrets without a check of their mode."""
         if value is not None and not value.is_absolute():
             raise ValueError("must be an absolute path; systemd sets it, leave it unset elsewhere")
         return value
@@ -144,7 +152,7 @@ class Settings(BaseSettings):
     @field_validator("submission_deadline")
     @classmethod
     def _to_utc(cls, value: datetime | None) -> datetime | None:
-        """A time without an offset is UTC."""
+        """Convert to UTC; a time without an offset is UTC already."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -152,101 +160,108 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object, info: ValidationInfo) -> object:
-        """`NAME=` means: not set. It is so for every setting, in `.env`, the environment and a topic of a topics.toml."""
+        """Treat `NAME=` as not set, for every setting in `.env`, the environment and a topic of a topics.toml."""
         if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a NUL byte")
+            raise ValueError("contains a NUL byte")
         if _is_blank(value) and info.field_name is not None:
             return cls.model_fields[info.field_name].get_default()
         return value
 
     @property
     def state_path(self) -> Path:
-        """Where state lives: `STATE_DIR`, systemd's `STATE_DIRECTORY`, or the user's XDG state directory."""
+        """The state directory: `STATE_DIR`, systemd's `STATE_DIRECTORY`, or the user's XDG state directory."""
         return self.state_dir or self.state_directory or user_state_path("forecastd", appauthor=False)
 
     @property
     def log_path(self) -> Path:
-        """Where logs go: `LOG_DIR`, systemd's `LOGS_DIRECTORY`, a checkout's own `logs/`, or below the state."""
+        """The log directory: `LOG_DIR`, systemd's `LOGS_DIRECTORY`, the checkout's `logs/`, or one below the state."""
         configured_path = self.log_dir or self.logs_directory
         if configured_path is not None:
             return configured_path
         checkout_logs = PROJECT_ROOT / "logs"
-        return (
-            checkout_logs
-            if checkout_logs.is_dir() and (PROJECT_ROOT / "pyproject.toml").is_file()
-            else self.state_path / "logs"
-        )
+        in_checkout = checkout_logs.is_dir() and (PROJECT_ROOT / "pyproject.toml").is_file()
+        return checkout_logs if in_checkout else self.state_path / "logs"
 
     @property
     def model_path(self) -> Path:
-        """The bundle to run. The embedded demo bundle serves the local network only.
+        """The market bundle to run. The embedded demo bundle is for the local network only.
 
         Raises:
-            NeedsHuman: another network, and no model was chosen.
+            NeedsHuman: no model is set, and the network is not the local one.
         """
         if self.model is not None:
             return self.model
         if self.allora_network == "local":
             return DEMO_MODEL
         raise NeedsHuman(
-            f"No model is set for {self.allora_network}; the embedded demo model serves the local network only. "
+            f"No model is set for {self.allora_network}; the embedded demo model is for the local network only. "
             "Train one with `forecastd train`, then pass --model PATH or set MODEL."
         )
 
     @property
     def secret_values(self) -> tuple[str, ...]:
-        """Every secret that is set, for whoever hides them in what is printed and logged."""
+        """Every secret that is set; used to redact output and logs."""
         values = (getattr(self, name) for name in type(self).model_fields)
         return tuple(value.get_secret_value() for value in values if isinstance(value, SecretStr))
 
     @property
     def features_path(self) -> Path:
-        """The feature list: `FEATURES`, else the project's own `features.json`."""
+        """The feature list: `FEATURES`, or the project's own `features.json`."""
         return self.features or DEFAULT_FEATURES
 
     @property
     def fleet_state_path(self) -> Path:
-        """Where the fleet's window, its models and its lock live."""
+        """The directory of the fleet's window, models and lock."""
         return self.state_path / "fleet"
 
     @property
     def fleet_model_path(self) -> Path:
-        """The bundle that forecasts the fleet: `FLEET_MODEL`, else the embedded demo."""
+        """The fleet bundle to run: `FLEET_MODEL`, or the embedded demo."""
         return self.fleet_model or DEMO_FLEET_MODEL
 
     @property
     def fleet_models_path(self) -> Path:
-        """Where a bundle's name is looked for when a running fleet is told to change its model."""
+        """The directory that holds the bundles that `/admin/reload-model` can load."""
         return self.fleet_models_dir or self.fleet_state_path / "models"
 
 
 def load_settings(**options: object) -> Settings:
-    """Settings from the environment and `.env`, overridden by every option that is not None.
+    """Read the settings from the environment and `.env`; options that are not None take precedence.
 
     Raises:
-        NeedsHuman: a value does not fit; all that are wrong are named, none is shown (it may be a secret).
+        NeedsHuman: values are invalid, or a variable has its old name. The message names them all and shows no value
+        (it
+            may be a secret).
     """
     settings, errors = load_valid_settings(**options)
     if errors:
         details = "; ".join(f"{name}: {reason}" for name, reason in errors.items())
-        raise NeedsHuman(f"Settings that do not fit: {details}. See .env.example for what each may be.")
+        raise NeedsHuman(f"Invalid settings: {details}. See .env.example for the allowed values.")
     return settings
 
 
 def load_valid_settings(**options: object) -> tuple[Settings, dict[str, str]]:
-    """As `load_settings`, with the default in the place of every value that does not fit; and why those do not.
+    """Like `load_settings`, but replace invalid values by their defaults, and return why each variable is invalid.
 
     Raises:
         NeedsHuman: `.env` cannot be read.
     """
     overrides = {name: value for name, value in options.items() if not (value is None or _is_blank(value))}
     _require_env_file()
+    renamed = _renamed_variables()
     try:
-        return Settings(**overrides), {}  # type: ignore[arg-type]  # pydantic checks the types, that is its job here
+        return Settings(**overrides), renamed  # type: ignore[arg-type]  # pydantic checks the types
     except ValidationError as error:
         errors = {str(part["loc"][0]).lower(): str(part["msg"]) for part in error.errors(include_input=False)}
     defaults = {name: Settings.model_fields[name].get_default() for name in errors}
-    return Settings(**{**overrides, **defaults}), {name.upper(): reason for name, reason in errors.items()}
+    return Settings(**{**overrides, **defaults}), {name.upper(): reason for name, reason in errors.items()} | renamed
+
+
+def _renamed_variables() -> dict[str, str]:
+    """The variables that are set, not to an empty value, under an old name, each with the reason to show."""
+    env_file = dotenv_values(ENV_FILE) if ENV_FILE.is_file() else {}
+    values = {name.upper(): value for name, value in [*env_file.items(), *os.environ.items()] if value}
+    return {old: f"it is now called {new}; rename it" for old, new in RENAMED_VARIABLES.items() if old in values}
 
 
 def _is_blank(value: object) -> bool:
@@ -254,19 +269,17 @@ def _is_blank(value: object) -> bool:
 
 
 def _require_env_file() -> None:
-    """Refuse a `.env` that cannot be read before it is read: a named pipe would be waited for. A directory is no `.env`."""
+    """Check that `.env` is readable before it is read: a named pipe would block. A directory is ignored."""
     if ENV_FILE.exists() and not ENV_FILE.is_dir():
-        read_text_file(ENV_FILE, "The file", "Write it as text in UTF-8, a NAME=value a line.")
+        read_text_file(ENV_FILE, "The file", "Write it as UTF-8 text with one NAME=value per line.")
 
 
 def variable_sources() -> dict[str, str]:
-    """The names, not the values, of all variables that are given, upper case, each with where: the last place counts."""
-    from dotenv import dotenv_values
-
+    """The names (not the values) of all variables that are set, in upper case, each with the source that wins."""
     sources = {name.upper(): str(ENV_FILE) for name in dotenv_values(ENV_FILE)} if ENV_FILE.is_file() else {}
     return sources | {name.upper(): "the environment" for name in os.environ}
 
 
 def numeric_environment() -> dict[str, str]:
-    """What the environment tells the numeric libraries, for a process that trains in this one's place."""
+    """The environment variables of the numeric libraries, to pass on to a training process."""
     return {name: value for name, value in os.environ.items() if name.startswith(NUMERIC_PREFIXES)}

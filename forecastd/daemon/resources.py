@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 # What each part is made from: a part is made anew when one of these differs.
 _FORECASTER_SETTINGS = (
     "allora_network", "model", "features", "starting_timeout", "loading_timeout", "warming_up_timeout",
-    "predicting_timeout", "post_processing_timeout", "stopping_timeout", "silence_timeout", "job_attempts", "standbys",
-    "model_memory_mb",
+    "predicting_timeout", "post_processing_timeout", "stopping_timeout", "child_heartbeat_timeout", "job_attempts",
+    "standbys", "model_memory_mb",
 )  # fmt: skip
 _SOURCE_SETTINGS = ("data_source", "symbol", "tiingo_api_key", "tiingo_url")
 _CHAIN_SETTINGS = ("rpc_endpoints", "event_endpoints")

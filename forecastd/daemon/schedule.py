@@ -1,25 +1,25 @@
-"""When to look at a topic, when a heartbeat is due, whether a deadline has passed: pure functions of two clocks.
+"""When to poll a topic and when a heartbeat is due: pure functions of the wall and the monotonic clock.
 
-The one thing to know before changing it: how long something waits is decided by the monotonic clock, and the wall clock only
-ever makes a look come sooner. So a wall clock that jumps, by any amount and in any direction, or a machine that was asleep
-costs one wait at the most. Wall time is unix seconds, in which there is no daylight saving.
+Invariant: the monotonic clock decides how long to wait; the wall clock can only make a poll come sooner. A jump of the
+wall clock by any amount, or a suspended machine, therefore costs one wait at most. Wall time is unix seconds, without
+daylight saving.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MIN_POLL_SECONDS, MAX_POLL_SECONDS = 5.0, 120.0  # seconds between two looks at a topic
-DEFAULT_BLOCK_SECONDS = 5.0  # of a chain whose blocks have not been timed yet
-MIN_CLOCK_JUMP_SECONDS = 60.0  # seconds by which the two clocks must part within a tick for it to count as a jump
-_MIN_BLOCK_SECONDS, _MAX_BLOCK_SECONDS = 0.001, 120.0  # seconds a block that are believed
-_SMOOTHING_FACTOR = 0.3  # of the latest measurement in the smoothed one
-_MIN_BLOCK_SPAN = 3  # blocks between two heights that are compared
+MIN_POLL_SECONDS, MAX_POLL_SECONDS = 5.0, 120.0  # seconds between two polls of a topic
+DEFAULT_BLOCK_SECONDS = 5.0  # block time of a chain until it is measured
+MIN_CLOCK_JUMP_SECONDS = 60.0  # difference of the two clocks within a tick that counts as a jump
+_MIN_BLOCK_SECONDS, _MAX_BLOCK_SECONDS = 0.001, 120.0  # plausible seconds per block
+_SMOOTHING_FACTOR = 0.3  # weight of the latest measurement
+_MIN_BLOCK_SPAN = 3  # blocks between two heights that are compared, at least
 
 
 @dataclass(frozen=True)
 class PollTime:
-    """A look at a topic: at which monotonic second, and in which slot of the wall clock (see `slot`)."""
+    """When a topic was polled: the monotonic second, and the wall clock's interval (see `interval_index`)."""
 
     monotonic: float
     interval_index: int
@@ -32,21 +32,21 @@ def poll_interval(
     min_seconds: float = MIN_POLL_SECONDS,
     max_seconds: float = MAX_POLL_SECONDS,
 ) -> float:
-    """How often to look for a submission window of so many blocks: three times while it is open, within bounds."""
+    """Seconds between polls: three polls per submission window of `window_blocks` blocks, within the bounds."""
     return min(max_seconds, max(min_seconds, window_blocks * block_seconds / 3))
 
 
 def interval_index(wall: float, interval: float) -> int:
-    """The number of the interval that a wall time falls into; intervals of 3600 s begin on the hour, UTC."""
+    """The index of the interval that contains a wall time; intervals of 3600 s start on the hour, UTC."""
     return int(wall // interval)
 
 
 def seconds_until_poll(
     last_poll: PollTime | None, mono: float, wall: float, *, poll_seconds: float, interval: float
 ) -> float:
-    """Seconds until the next look, 0.0 when it is due: `poll` after the last one, and whenever a new slot has begun.
+    """Seconds until the next poll, 0.0 when due: `poll_seconds` after the last one, or when an interval starts.
 
-    Another slot than the last look's is a new one, also when the clock was set back.
+    Any interval other than that of the last poll is a new one, also when the clock was set back.
     """
     if (
         last_poll is None
@@ -58,29 +58,29 @@ def seconds_until_poll(
 
 
 def latest_due_heartbeat(started: float, last_heartbeat: int, mono: float, interval: float) -> int:
-    """The number of the latest heartbeat that is due, `told` when none is new. All times monotonic seconds.
+    """The number of the latest heartbeat that is due, or `last_heartbeat` when there is no new one. Monotonic seconds.
 
-    Beats that were slept through are not made up for, and none drifts.
+    Heartbeats missed during a suspension are skipped, and the schedule does not drift.
     """
     return max(last_heartbeat, int((mono - started) // interval))
 
 
 def clock_jump(mono: float, wall: float, earlier_mono: float, earlier_wall: float) -> float:
-    """By how many seconds the wall clock has moved otherwise than the monotonic one, 0.0 when that is not worth telling."""
+    """Seconds by which the wall clock moved more than the monotonic one; 0.0 when the difference is small."""
     difference = (wall - earlier_wall) - (mono - earlier_mono)
     return difference if abs(difference) > MIN_CLOCK_JUMP_SECONDS else 0.0
 
 
 @dataclass(frozen=True)
 class BlockTimeEstimator:
-    """How long the chain's blocks take, from heights as they are told. `seconds` a block, smoothed; None when not known."""
+    """Estimate the chain's block time from observed heights. `seconds`: per block, smoothed; None when unknown."""
 
     seconds: float | None = None
     height: int | None = None
     monotonic: float = 0.0
 
     def update(self, height: int, mono: float) -> BlockTimeEstimator:
-        """With one more height. Heights that go back, or come after a long silence, only begin a new measurement."""
+        """Add a height. A lower height, or one after a long pause, only starts a new measurement."""
         if self.height is None or height < self.height or mono < self.monotonic:
             return BlockTimeEstimator(self.seconds, height, mono)
         blocks = height - self.height
@@ -96,5 +96,5 @@ class BlockTimeEstimator:
 
     @property
     def estimate(self) -> float:
-        """Seconds a block, the chain's usual ones while nothing was measured."""
+        """Seconds per block; the default while nothing was measured."""
         return DEFAULT_BLOCK_SECONDS if self.seconds is None else self.seconds

@@ -1,7 +1,9 @@
-"""`doctor`: everything a worker stands on, looked at before it is needed, each with its cause and its fix.
+"""`doctor`: check the settings, wallet, chain, data, model, disk and service files; explain each problem and its fix.
 
-Nothing is signed, sent or registered. On the local network the wallet and the chain are made where there are none, as a
-cycle would. What a check needs from another that failed is told as skipped; all others go on.
+On the local network the doctor creates the wallet and the chain when they are missing, as a cycle does. A check that
+depends on a failed one is reported as skipped; all other checks run.
+
+Invariant: nothing is signed, sent or registered.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from forecastd.errors import ForecastdError, RetryLater
 from forecastd.settings import Settings
 from forecastd.submission.connect import chain_id_for, open_endpoints
 
-__all__ = ["Finding", "Level", "diagnose", "worst"]
+__all__ = ["Finding", "Level", "diagnose", "worst_level"]
 
 SOURCE_FIX = "Correct DATA_SOURCE, or try `forecastd data inspect`."
-CHAIN_FIX = "Look at the lines of the endpoints, and run again."
+CHAIN_FIX = "Check the endpoint lines above, and run the doctor again."
 INPUT_SECONDS, CHAIN_SECONDS, HOST_SECONDS = 40.0, 25.0, 10.0
 
 
@@ -41,9 +43,10 @@ def diagnose(
     sources: Mapping[str, str],
     report: Callable[[Finding], None] = lambda _: None,
 ) -> list[Finding]:
-    """Look at everything, for each topic's settings; they share network, endpoints and state.
+    """Run every check for the settings of each topic; the topics share network, endpoints and state.
 
-    `wrong` and `given` as `load_fitting` and `given_names` tell. Each finding is reported as soon as those before it are.
+    `invalid_settings` is from `load_valid_settings`, `sources` from `variable_sources`. `report` receives each finding
+    as soon as those before it are reported.
     """
     findings: list[Finding] = []
 
@@ -67,7 +70,7 @@ def diagnose(
             emit(finding)
         with ExitStack() as stack:
             if "ALLORA_NETWORK" in invalid_settings:
-                emit(Finding("endpoint", Level.SKIP, "not asked: ALLORA_NETWORK does not fit"))
+                emit(Finding("endpoint", Level.SKIP, "skipped: ALLORA_NETWORK is invalid"))
             else:
                 chain = _connect_chain(stack, common, clock, emit)
                 for finding in _chain_findings(chain, topics, wallets, clock, threads):
@@ -80,7 +83,7 @@ def diagnose(
 
 
 def _local_checks(common: Settings, topics: Sequence[Settings], clock: Clock) -> list[DoctorCheck]:
-    """What needs no chain. Sources and models that several topics share are looked at once."""
+    """The checks that need no chain. Sources and models that several topics share are checked once."""
     sources = {
         (topic_settings.data_source, topic_settings.symbol, topic_settings.model): topic_settings
         for topic_settings in topics
@@ -110,12 +113,12 @@ def _ledger_path(settings: Settings) -> Path:
 def _connect_chain(
     stack: ExitStack, settings: Settings, clock: Clock, emit: Callable[[Finding], None]
 ) -> EndpointPool | None:
-    """The endpoints, told one by one; None when none can be asked."""
+    """Connect to the endpoints and emit a finding for each; None when none is usable."""
     try:
         chain = stack.enter_context(open_endpoints(settings, clock, chain_id_for(settings)))
     except RetryLater as error:
-        # The embedded node belongs to one process at a time. That a worker has it is no fault.
-        fix = "Run `forecastd localnet` in the foreground: a worker and the doctor both find it."
+        # Only one process at a time can hold the embedded node; a worker that holds it is not a fault.
+        fix = "Run `forecastd localnet` in the foreground; the worker and the doctor both connect to it."
         emit(Finding("endpoint", Level.WARN, split_message(str(error))[0], fix))
         return None
     except ForecastdError as error:
@@ -134,25 +137,30 @@ def _chain_findings(
     clock: Clock,
     threads: Executor,
 ) -> list[Finding]:
-    """Money, topics, the accounts and the clock, all asked at once."""
+    """The findings on balances, topics, account sequences and the clock; the checks run in parallel."""
     if chain is None:
         names = ("balance", "topic", "sequence", "clock")
-        return [Finding(name, Level.SKIP, "not looked at: no endpoint can be asked") for name in names]
+        return [Finding(name, Level.SKIP, "skipped: no endpoint is usable") for name in names]
     common, chain_id = topics[0], chain_id_for(topics[0])
     ledger = _ledger_path(common)
     settings_by_address = {
         address: topic_settings for topic_settings, address in zip(topics, wallets, strict=True) if address is not None
     }
-    checks = [
-        *(DoctorCheck("balance", partial(network.check_balance, chain, topic_settings, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
-          for address, topic_settings in settings_by_address.items()),
-        *(DoctorCheck("topic", partial(network.check_topic, chain, topic_settings, chain_id, address), CHAIN_SECONDS, CHAIN_FIX)
-          for topic_settings, address in zip(topics, wallets, strict=True)),
-        *(DoctorCheck("sequence", partial(network.check_sequence, chain, chain_id, address, ledger), CHAIN_SECONDS, CHAIN_FIX)
-          for address in settings_by_address),
-        DoctorCheck("clock", partial(network.check_clock, chain, clock), CHAIN_SECONDS, CHAIN_FIX),
-    ]  # fmt: skip
-    skipped_checks = [
-        Finding(name, Level.SKIP, "not looked at: there is no wallet") for name in ("balance", "sequence")
+    runs = [
+        *(
+            ("balance", partial(network.check_balance, chain, topic_settings, chain_id, address, ledger))
+            for address, topic_settings in settings_by_address.items()
+        ),
+        *(
+            ("topic", partial(network.check_topic, chain, topic_settings, chain_id, address))
+            for topic_settings, address in zip(topics, wallets, strict=True)
+        ),
+        *(
+            ("sequence", partial(network.check_sequence, chain, chain_id, address, ledger))
+            for address in settings_by_address
+        ),
+        ("clock", partial(network.check_clock, chain, clock)),
     ]
+    checks = [DoctorCheck(name, run, CHAIN_SECONDS, CHAIN_FIX) for name, run in runs]
+    skipped_checks = [Finding(name, Level.SKIP, "skipped: there is no wallet") for name in ("balance", "sequence")]
     return [*CheckRunner(checks, threads, clock).findings(), *([] if settings_by_address else skipped_checks)]

@@ -1,7 +1,7 @@
-"""What a check of the doctor's finds, and running checks side by side, each with a deadline.
+"""The findings of the doctor's checks, and a runner that runs checks in parallel, each with a deadline.
 
-A check is a function without arguments that gives findings, or raises an error of `errors.py`, which becomes one. What goes
-wrong in one says nothing of the others: they go on.
+A check is a function without arguments that returns findings, or raises an error of `errors.py`, which becomes a
+finding. A check that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from forecastd.errors import ForecastdError
 
 
 class Level(StrEnum):
-    """How bad it is. SKIP: not looked at, and why."""
+    """Severity of a finding. SKIP: the check did not run; the message says why."""
 
     OK = "ok"
     WARN = "warn"
@@ -26,7 +26,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A line: which check, how bad, what was found with its cause, and the fix where there is something to mend."""
+    """The result of a check: its name, the severity, a message with the cause, and a fix if one is needed."""
 
     check: str
     level: Level
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """A check by its name, with the seconds it may take, and the fix for an error that names none itself."""
+    """A named check with its deadline in seconds, and the fix to show for an error without one."""
 
     name: str
     run: Callable[[], list[Finding]]
@@ -45,7 +45,7 @@ class DoctorCheck:
 
 
 class CheckRunner:
-    """Checks under way. `findings` gives theirs in the order in which they were started."""
+    """Runs checks in parallel. `findings` returns their findings in the order of the checks."""
 
     def __init__(self, checks: Sequence[DoctorCheck], threads: Executor, clock: Clock) -> None:
         self._clock = clock
@@ -55,7 +55,7 @@ class CheckRunner:
         ]
 
     def findings(self) -> Iterator[Finding]:
-        """Each check's findings as soon as it and those before it are done, or its time is over."""
+        """Yield the findings of each check as soon as it and those before it are done or timed out."""
         for check, future in self._futures:
             remaining = check.seconds - (self._clock.monotonic() - self._started)
             try:
@@ -63,7 +63,7 @@ class CheckRunner:
             except TimeoutError:
                 message = f"no result within {check.seconds:g} s"
                 yield Finding(
-                    check.name, Level.FAIL, message, "Look for a hung disk, network or process, and run again."
+                    check.name, Level.FAIL, message, "Look for a hanging disk, network or process, and run again."
                 )
             except ForecastdError as error:
                 cause, fix = split_message(str(error))
@@ -71,6 +71,6 @@ class CheckRunner:
 
 
 def split_message(message: str) -> tuple[str, str]:
-    """A message of two sentences as cause and fix; of one, as the cause."""
+    """Split a message of two sentences into cause and fix; a single sentence is the cause."""
     cause, dot, fix = message.partition(". ")
     return (f"{cause}.", fix) if dot else (message, "")

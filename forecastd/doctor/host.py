@@ -1,6 +1,6 @@
-"""Checks of this machine: settings, wallet, disk, ledger, service files. They ask no network and change nothing.
+"""Checks of this machine: settings, wallet, disk, ledger and service files. They use no network and change nothing.
 
-The only thing written is an unnamed file that is gone when it is closed, to learn whether a directory takes one.
+The only write is to an unnamed temporary file, which tests whether a directory is writable.
 """
 
 from __future__ import annotations
@@ -27,32 +27,38 @@ _PREFIXES = ("ALLORA_", "TIINGO_", "FORECASTD_", "SUBMISSION_", "MNEMONIC", "FLE
 
 
 def check_settings(invalid_settings: Mapping[str, str], sources: Mapping[str, str]) -> list[Finding]:
-    """Values that do not fit (`wrong`: why, by name) and names that look like a setting's and are none.
+    """Report invalid values, and variables that look like a setting but are not one.
 
-    `given`: every name that is set, with where.
+    `invalid_settings`: the reason by variable name. `sources`: the source of every variable that is set.
     """
     setting_names = {name.upper() for name in Settings.model_fields}
     findings = []
     for name, reason in invalid_settings.items():
-        message = f"{name} from {sources.get(name, 'an option')}: {reason}; its default stands in below"
-        findings.append(Finding("settings", Level.FAIL, message, "See .env.example for what it may be."))
-    for name, suggestion in find_misspelled(sources, setting_names).items():
-        fix = f"Rename it to {suggestion}." if suggestion else "Correct or remove it; .env.example has all names."
-        findings.append(Finding("settings", Level.WARN, f"{name} in {sources[name]} is no setting and is ignored", fix))
+        message = f"{name} from {sources.get(name, 'an option')}: {reason}; the checks below use its default"
+        findings.append(Finding("settings", Level.FAIL, message, "See .env.example for the allowed values."))
+    for name, suggestion in find_misspelled(set(sources) - set(invalid_settings), setting_names).items():
+        fix = f"Rename it to {suggestion}." if suggestion else "Correct or remove it; .env.example lists all names."
+        findings.append(
+            Finding("settings", Level.WARN, f"{name} in {sources[name]} is not a setting and is ignored", fix)
+        )
     if any(sources.get(name) == str(ENV_FILE) for name in _SECRETS) and ENV_FILE.stat().st_mode & 0o077:
         fix = f"Run: chmod 600 {ENV_FILE}"
-        findings.append(Finding("settings", Level.WARN, f"others can read {ENV_FILE}, which holds a secret", fix))
+        findings.append(
+            Finding("settings", Level.WARN, f"other users can read {ENV_FILE}, which contains a secret", fix)
+        )
     set_names = sorted(setting_names & set(sources))
     location = f"{ENV_FILE.resolve()} found" if ENV_FILE.is_file() else "no .env here"
     if not invalid_settings:
         findings.append(
-            Finding("settings", Level.OK, f"{location}; set are {', '.join(set_names) or 'none, all are defaults'}")
+            Finding(
+                "settings", Level.OK, f"{location}; variables set: {', '.join(set_names) or 'none, all are defaults'}"
+            )
         )
     return findings
 
 
 def find_misspelled(names: Iterable[str], setting_names: Iterable[str]) -> dict[str, str | None]:
-    """Names that look like a setting's and are none, each with the setting that is meant, where that can be told."""
+    """Names that look like a setting but are not one, each with the closest setting, or None."""
     settings, suggestions = sorted(setting_names), {}
     for name in sorted(set(names) - set(settings)):
         matches = difflib.get_close_matches(name, settings, 1, cutoff=0.85)
@@ -62,18 +68,16 @@ def find_misspelled(names: Iterable[str], setting_names: Iterable[str]) -> dict[
 
 
 def check_wallet(settings: Settings) -> tuple[Finding, str | None]:
-    """Where the wallet comes from and its address, or what is wrong with it; never anything of the phrase."""
+    """Report the wallet's address and source, or its problem. Never shows any part of the phrase."""
     try:
         wallet = open_wallet(settings)
     except NeedsHuman as error:
         return Finding("wallet", Level.FAIL, *split_message(str(error))), None
-    address_note = ", as ALLORA_WALLET_ADDR says" if settings.allora_wallet_addr else ""
+    address_note = ", matches ALLORA_WALLET_ADDR" if settings.allora_wallet_addr else ""
     message = f"{wallet.address}{address_note}, from {_wallet_source(settings)}"
     if settings.mnemonic is not None and settings.mnemonic_file is not None:
         fix = "Remove one of the two."
-        return Finding(
-            "wallet", Level.WARN, f"{message}; MNEMONIC_FILE is set too and is not used", fix
-        ), wallet.address
+        return Finding("wallet", Level.WARN, f"{message}; MNEMONIC_FILE is also set but not used", fix), wallet.address
     return Finding("wallet", Level.OK, message), wallet.address
 
 
@@ -88,12 +92,12 @@ def _wallet_source(settings: Settings) -> str:
 
 
 def check_disk(name: str, directory: Path, *, required: bool) -> list[Finding]:
-    """Whether a directory can be written and has room. What is not `vital` warns at most.
+    """Whether a directory is writable and has free space. A directory that is not `required` warns at most.
 
     `name`: the variable that sets the directory.
     """
     error_level = Level.FAIL if required else Level.WARN
-    fix = f"Set {name} to a place that this user can write."
+    fix = f"Set {name} to a directory that this user can write."
     existing_parent = directory
     while not existing_parent.exists() and existing_parent != existing_parent.parent:
         existing_parent = existing_parent.parent
@@ -107,9 +111,8 @@ def check_disk(name: str, directory: Path, *, required: bool) -> list[Finding]:
         free = shutil.disk_usage(existing_parent).free
     except OSError as error:
         return [Finding("disk", error_level, f"{name} {directory} cannot be written: {error.strerror}", fix)]
-    message = (
-        f"{name} {directory}{'' if existing_parent == directory else ' (made when needed)'}: {free / 1e9:.1f} GB free"
-    )
+    note = "" if existing_parent == directory else " (created when needed)"
+    message = f"{name} {directory}{note}: {free / 1e9:.1f} GB free"
     if free >= LOW_DISK_BYTES:
         return [Finding("disk", Level.OK, message)]
     return [
@@ -117,31 +120,32 @@ def check_disk(name: str, directory: Path, *, required: bool) -> list[Finding]:
             "disk",
             error_level if free < CRITICAL_DISK_BYTES else Level.WARN,
             message,
-            "Make room, or choose another disk.",
+            "Free some space, or choose another disk.",
         )
     ]
 
 
 def check_ledger(path: Path) -> list[Finding]:
-    """Whether the ledger opens and is whole, and what is open in it. Read from a copy: a worker may hold it."""
+    """Whether the ledger is readable and intact, and how many epochs are open. Reads a copy: a worker may hold it."""
     try:
         with open_snapshot(path) as ledger:
             problems, entries = ledger.find_problems(), ledger.newest_entries()
     except LedgerNotFound:
-        return [Finding("ledger", Level.OK, f"none yet at {path}; the first submission begins it")]
+        return [Finding("ledger", Level.OK, f"none yet at {path}; the first submission creates it")]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        fix = "Stop the worker and start it again: it sets the file aside and asks the chain."
+        fix = "Restart the worker: it renames the damaged file and recovers from the chain."
         return [Finding("ledger", Level.FAIL, f"{path} is damaged: {problems[0]}{more}", fix)]
     open_entries = [
         entry for entry in entries if entry.row.state in (SubmissionState.SIGNED, SubmissionState.ABANDONED)
     ]
     last = f"; the last is nonce {entries[0].nonce}, {entries[0].row.state}" if entries else ""
-    return [Finding("ledger", Level.OK, f"whole, {len(entries)} epochs, {len(open_entries)} of them open{last}")]
+    epochs = f"{len(entries)} {'epoch' if len(entries) == 1 else 'epochs'}"
+    return [Finding("ledger", Level.OK, f"intact, {epochs}, {len(open_entries)} of them open{last}")]
 
 
 def check_services(files: Sequence[Path] | None = None) -> list[Finding]:
-    """Whether what an installed service file names is there. `files`: all places where one may be, unless given."""
+    """Whether the paths in installed service files exist. `files`: the files to check; all known paths by default."""
     installed = [path for path in (known_file_paths() if files is None else files) if path.is_file()]
     if not installed:
         return [Finding("service", Level.SKIP, "no service file is installed")]
@@ -157,5 +161,5 @@ def _check_service_file(path: Path) -> Finding:
         )
     if paths:
         fix = "Correct the paths in it, then reload the service manager; or run: forecastd service install"
-        return Finding("service", Level.FAIL, f"{path} names what is not there: {', '.join(paths)}", fix)
-    return Finding("service", Level.OK, f"{path}: the programs and directories it names are there")
+        return Finding("service", Level.FAIL, f"{path} contains paths that do not exist: {', '.join(paths)}", fix)
+    return Finding("service", Level.OK, f"{path}: its programs and directories exist")

@@ -1,4 +1,4 @@
-"""Checks of what a forecast is made from: the data source and the model, as a cycle at this moment would use them."""
+"""Checks of the inputs of a forecast, the data source and the model, as a cycle would use them now."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from models.market.bundle import read_market_manifest
 from models.market.manifest import MarketManifest
 
 MODEL_FIX = "Correct MODEL and FEATURES, or try `forecastd model check`."
-AGE_WARNING_FRACTION = 0.9  # of the greatest age of a model, from which on it is told
+AGE_WARNING_FRACTION = 0.9  # of the maximum model age; an older model causes a warning
 
 
 def check_source(settings: Settings, clock: Clock) -> list[Finding]:
-    """Fetch what a forecast needs from the source itself, past the rolling window, and check it."""
+    """Fetch the candles of a forecast directly from the source, without the rolling window, and check them."""
     source, now = open_source(settings.data_source, settings), clock.now()
     if source.synthetic and settings.allora_network != "local":
-        message = f"{source.name} is made up and serves the local network only"
+        message = f"{source.name} is synthetic and is for the local network only"
         return [Finding("source", Level.FAIL, message, "Set DATA_SOURCE to tiingo, exchange:NAME or file:PATH.")]
     step, min_length = _model_requirements(settings) or (source.step, DEFAULT_HOURS)
     if step != source.step:
-        message = f"{source.name} gives candles of {source.step} s, the model wants {step} s"
+        message = f"{source.name} provides candles of {source.step} s, but the model requires {step} s"
         return [Finding("source", Level.FAIL, message, "Choose another source, or train a model on this one.")]
     try:
-        # As the rolling window does: more than needed, for the newest may be late.
+        # Like the rolling window, request more than needed, because the newest candles may be late.
         fetched = source.fetch(int(now) - (min_length + MAX_STALE_STEPS) * step, int(now), now)
         candles, repairs = check_candles(fetched, now=now, min_length=min_length, max_age=MAX_STALE_STEPS * step)
     except SkipEpoch as error:
-        fix = "`forecastd data inspect` shows more; data usually mends itself by the next epoch."
+        fix = "Run `forecastd data inspect` for details; such faults often disappear by the next epoch."
         return [Finding("source", Level.FAIL, f"{error.check}: {error}", fix)]
     return [Finding("source", Level.OK, "; ".join((describe_candles(candles, source.name, now), *repairs)))]
 
 
 def _model_requirements(settings: Settings) -> tuple[int, int] | None:
-    """Step and number of candles that the model wants; None where there is no sound model, which is told elsewhere."""
+    """Step and number of candles that the model requires; None without a valid model, which its own check reports."""
     try:
         manifest = read_market_manifest(settings.model_path)
         parse_features((*manifest.past, *manifest.known), "The bundle")
@@ -56,9 +56,9 @@ def _model_requirements(settings: Settings) -> tuple[int, int] | None:
 
 
 def check_model(settings: Settings, clock: Clock) -> list[Finding]:
-    """Load the bundle in its child process: hashes, weights, canary; its features against the list; its age; quarantine.
+    """Load the configured bundle in a child process; check hashes, weights, canary, features, age and quarantine.
 
-    It is the configured bundle that is judged. That an earlier one is kept to stand in for a bad one is a line more.
+    If the bundle fails, a second finding names the fallback bundle, if there is one.
     """
     features, path = load_features(settings.features_path), settings.model_path
     fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic_id)
@@ -74,7 +74,7 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
     with Forecaster(path, features, policy=policy_from_settings(settings, standbys=0), clock=clock) as forecaster:
         try:
             forecaster.check()
-        except NeedsHuman as error:  # what lies there is damaged; a copy of it may not be
+        except NeedsHuman as error:  # the bundle on disk is damaged; its stored copy may be intact
             return _model_failure(*split_message(str(error)), fallbacks)
         except SkipEpoch as error:
             return _model_failure(*split_message(str(error)), fallbacks, {manifest.sha256})
@@ -83,28 +83,28 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
 
 
 def _model_failure(cause: str, fix: str, fallbacks: FallbackBundles, excluded: Collection[str] = ()) -> list[Finding]:
-    """The bundle is not run; what is kept to run in its place, other than those of these sha256."""
+    """The finding on a bundle that cannot run, and one on its fallback. `excluded`: sha256 of bundles not to use."""
     findings = [Finding("model", Level.FAIL, cause, fix or MODEL_FIX)]
     for _, bundle in fallbacks.candidates(set(excluded))[:1]:
         message = (
-            f"the last good model of topic {fallbacks.topic}, {bundle.name} ({bundle.sha256[:12]}), stands in for it"
+            f"falling back to the last good model of topic {fallbacks.topic}, {bundle.name} ({bundle.sha256[:12]})"
         )
-        findings.append(Finding("model", Level.WARN, message, "Mend the configured model all the same."))
+        findings.append(Finding("model", Level.WARN, message, "Fix the configured model nevertheless."))
     return findings
 
 
 def _model_age_finding(manifest: MarketManifest, message: str, settings: Settings, clock: Clock) -> Finding:
-    """The finding on a good bundle, `told`: where it may serve, and how old what it learnt is."""
+    """The finding on a bundle that runs, which `message` describes: its allowed network and the age of its data."""
     training = manifest.training
     if training.synthetic:
         if settings.allora_network != "local":
             fix = "Train one on real candles with `forecastd train --source ...`."
-            return Finding("model", Level.FAIL, f"{message}; trained on made-up candles", fix)
-        return Finding("model", Level.OK, f"{message}; trained on made-up candles, for the local network")
+            return Finding("model", Level.FAIL, f"{message}; trained on synthetic candles", fix)
+        return Finding("model", Level.OK, f"{message}; trained on synthetic candles, for the local network")
     days = (clock.now() - training.trained_until) / DAY
     message = f"{message}; trained to {to_iso(training.trained_until)}, {days:.0f} days ago"
     if days <= AGE_WARNING_FRACTION * MAX_MODEL_AGE_DAYS:
         return Finding("model", Level.OK, message)
     is_expired = days > MAX_MODEL_AGE_DAYS
-    fix = f"Train it again with `forecastd train`; from {MAX_MODEL_AGE_DAYS:.0f} days on it is refused."
+    fix = f"Train it again with `forecastd train`; forecasts are refused after {MAX_MODEL_AGE_DAYS:.0f} days."
     return Finding("model", Level.FAIL if is_expired else Level.WARN, message, fix)

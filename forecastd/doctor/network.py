@@ -1,6 +1,6 @@
-"""Checks of the chain as this worker needs it: endpoints, money, topics, the account, the clock. Nothing is sent.
+"""Checks of the chain: endpoints, balance, topics, account sequence and clock. Nothing is sent.
 
-Each asks and then hands what it was told to a pure function that judges it.
+Each check queries the chain and passes the result to a pure function, which evaluates it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ USABLE_STATES = (EndpointState.OK, EndpointState.BEHIND)
 
 
 def evaluate_endpoints(reports: Sequence[EndpointReport]) -> list[Finding]:
-    """A line an endpoint. One that cannot be used is a warning while another can."""
+    """One finding per endpoint. An unusable endpoint is a warning while another one is usable."""
     usable = any(report.state in USABLE_STATES for report in reports)
     findings = []
     for report in reports:
         latency = "" if report.latency is None else f", {1000 * report.latency:.0f} ms"
         message = (
-            f"{report.endpoint}: {report.chain_id or 'chain not told'}, height {report.height or 'not told'}{latency}"
+            f"{report.endpoint}: {report.chain_id or 'chain unknown'}, height {report.height or 'unknown'}{latency}"
         )
         if report.state is EndpointState.OK:
-            behind = f", {report.lag} blocks behind" if report.lag else ""
+            behind = f", {_blocks(report.lag)} behind" if report.lag else ""
             findings.append(Finding("endpoint", Level.OK, message + behind))
         elif report.state is EndpointState.BEHIND:
             fix = "Remove it from RPC_ENDPOINTS, or wait until it has caught up."
-            findings.append(Finding("endpoint", Level.WARN, f"{message}, {report.lag} blocks behind the others", fix))
+            findings.append(Finding("endpoint", Level.WARN, f"{message}, {_blocks(report.lag)} behind the others", fix))
         else:
-            reason = report.error or "it gave no answer"
+            reason = report.error or "no response"
             fix = "Correct RPC_ENDPOINTS or ALLORA_NETWORK." if report.state is EndpointState.WRONG_CHAIN else (
                 "Check RPC_ENDPOINTS, the network and the node."
             )  # fmt: skip
@@ -53,20 +53,22 @@ def evaluate_endpoints(reports: Sequence[EndpointReport]) -> list[Finding]:
     return findings
 
 
+def _blocks(count: int) -> str:
+    return f"{count} {'block' if count == 1 else 'blocks'}"
+
+
 def check_balance(chain: ChainClient, settings: Settings, chain_id: str, address: str, ledger: Path) -> list[Finding]:
-    """The balance, and for how many epochs it lasts at the last fee, or at what the chain asks now."""
+    """The balance, and how many epochs it pays at the last fee, or at the current fee without one."""
     fee, fee_source = _last_fee(ledger, chain_id, address), "the last fee"
     if fee is None:
         floor = NETWORKS[settings.allora_network].gas_price_floor
-        fee, fee_source = (
-            quote_fee(None, chain.gas_price(), floor=floor, tier=settings.fee_tier).fee_uallo,
-            "the fee as of now",
-        )
+        fee = quote_fee(None, chain.gas_price(), floor=floor, tier=settings.fee_tier).fee_uallo
+        fee_source = "the current fee"
     return [evaluate_balance(address, chain.balance(address), fee + chain.params().data_sending_fee, fee_source)]
 
 
 def _last_fee(ledger: Path, chain_id: str, address: str) -> int | None:
-    """What the wallet's last submission paid; None without one, or when the ledger tells nothing (its own check says why)."""
+    """The fee of the wallet's last submission; None without one, or if the ledger is unreadable (its own check)."""
     with suppress(ForecastdError), open_snapshot(ledger) as copy:
         for entry in copy.newest_entries():
             if entry.key[0] == chain_id and entry.key[3] == address and (attempts := copy.attempts(entry.key)):
@@ -75,26 +77,27 @@ def _last_fee(ledger: Path, chain_id: str, address: str) -> int | None:
 
 
 def evaluate_balance(address: str, balance: int, epoch_cost: int, fee_source: str) -> Finding:
-    """The runway of `balance` at `each` uallo an epoch; `which` says where that figure comes from."""
+    """How many epochs `balance` (uallo) pays at `epoch_cost` uallo each; `fee_source` says where the cost comes from."""
     message = f"{Decimal(balance) / _UALLO_PER_ALLO:.6f} ALLO"
     if epoch_cost <= 0:
-        return Finding("balance", Level.OK, f"{message}; submitting costs nothing here")
+        return Finding("balance", Level.OK, f"{message}; submissions are free on this network")
     epochs = balance // epoch_cost
     epoch_count = f"{epochs}" if epochs < MAX_SHOWN_EPOCHS else f"more than {MAX_SHOWN_EPOCHS}"
+    noun = "epoch" if epochs == 1 else "epochs"
     message = (
-        f"{message}, enough for {epoch_count} epochs at {epoch_cost} uallo ({fee_source} and the chain's data fee)"
+        f"{message}, enough for {epoch_count} {noun} at {epoch_cost} uallo ({fee_source} and the chain's data fee)"
     )
     if epochs >= LOW_EPOCHS:
         return Finding("balance", Level.OK, message)
-    return Finding("balance", Level.WARN if epochs else Level.FAIL, message, f"Send some ALLO to {address}.")
+    return Finding("balance", Level.WARN if epochs else Level.FAIL, message, f"Send ALLO to {address}.")
 
 
 def check_topic(
     chain: ChainClient, settings: Settings, chain_id: str, address: str | None, *, register: bool = False
 ) -> list[Finding]:
-    """Whether the topic exists and issues nonces, and whether the worker is registered and may submit.
+    """Whether the topic exists and is active, and whether the worker is registered and may submit.
 
-    `register`: the next cycle may register it.
+    `register`: the next cycle may register the worker.
     """
     topic_id = settings.topic_id
     topic = chain.topic(topic_id)
@@ -102,16 +105,16 @@ def check_topic(
         return [
             Finding("topic", Level.FAIL, f"{topic_id} does not exist on {chain_id}", "Correct TOPIC_ID or --topic-id.")
         ]
-    lengths = f"epoch of {topic.epoch_length} blocks, window of {topic.worker_submission_window}"
+    lengths = f"epoch of {_blocks(topic.epoch_length)}, window of {_blocks(topic.worker_submission_window)}"
     if chain.is_topic_active(topic_id):
         findings = [Finding("topic", Level.OK, f"{topic_id} is active: {lengths}")]
     else:
-        fix = "Wait until it is funded again, or choose another."
-        findings = [Finding("topic", Level.WARN, f"{topic_id} is not active, so it opens no submission window", fix)]
+        fix = "Wait until it is funded again, or choose another topic."
+        findings = [Finding("topic", Level.WARN, f"{topic_id} is not active: it opens no submission windows", fix)]
     if address is None:
         return [
             *findings,
-            Finding("topic", Level.SKIP, f"registration for {topic_id} not looked at: there is no wallet"),
+            Finding("topic", Level.SKIP, f"registration for {topic_id} skipped: there is no wallet"),
         ]
     if not chain.can_submit(topic_id, address):
         fix = "Ask the topic's owner to put it on the whitelist."
@@ -119,62 +122,66 @@ def check_topic(
     if chain.is_registered(topic_id, address):
         return [*findings, Finding("topic", Level.OK, f"{address} is registered for {topic_id}")]
     if is_local(chain_id):
-        message = f"{address} is not registered for {topic_id}; the next cycle does it, the local network is free"
+        message = f"{address} is not registered for {topic_id}; the next cycle registers it, free on the local network"
         return [*findings, Finding("topic", Level.OK, message)]
     if register:
         message = (
-            f"{address} is not registered for {topic_id}; the next cycle does it, for the chain's registration fee"
+            f"{address} is not registered for {topic_id}; the next cycle registers it for the chain's registration fee"
         )
         return [*findings, Finding("topic", Level.OK, message)]
-    fix = "Run `forecastd --once --register`; it costs the chain's registration fee."
+    fix = "Run `forecastd --once --register`, which pays the chain's registration fee."
     return [*findings, Finding("topic", Level.FAIL, f"{address} is not registered for {topic_id}", fix)]
 
 
 def check_sequence(chain: ChainClient, chain_id: str, address: str, ledger: Path) -> list[Finding]:
-    """The account's sequence against the ledger: whether somebody else signs with the key."""
+    """Compare the account's sequence with the ledger: does another program sign with this key?"""
     try:
         with open_snapshot(ledger) as copy:
             account = compare_account(copy, chain, chain_id, address)
     except LedgerNotFound:
         account = None
     if account is None or account.known_from is None:
-        return [Finding("sequence", Level.OK, "not in the ledger yet; the first run takes the account as it is")]
+        return [Finding("sequence", Level.OK, "not in the ledger yet; the first run accepts the account as it is")]
     message = f"next is {account.sequence}"
     if account.unexplained:
-        fix = "Stop the other worker; if it was you, run `forecastd ledger trust`."
-        message = f"{message}; somebody else signed with this key: {format_ranges(account.unexplained)}. Nothing will be signed"
+        fix = "Stop the other worker; if these transactions are yours, run `forecastd ledger trust`."
+        message = (
+            f"{message}; another program used this key: sequence {format_ranges(account.unexplained)}. Signing is off"
+        )
         return [Finding("sequence", Level.FAIL, message, fix)]
     if account.was_reset:
-        message = f"{message}, and the ledger knows the account from {account.known_from} on"
+        message = f"{message}, but the ledger tracks the account from sequence {account.known_from}"
         if is_local(chain_id):
-            return [Finding("sequence", Level.OK, f"{message}: the local chain began anew")]
-        return [Finding("sequence", Level.WARN, message, "Look for an endpoint that is far behind or was reset.")]
-    return [Finding("sequence", Level.OK, f"{message}, the ledger knows all from {account.known_from} on")]
+            return [Finding("sequence", Level.OK, f"{message}: the local chain was reset")]
+        return [Finding("sequence", Level.WARN, message, "Check for an endpoint that is far behind or was reset.")]
+    return [
+        Finding("sequence", Level.OK, f"{message}; the ledger tracks the account from sequence {account.known_from}")
+    ]
 
 
 def check_clock(chain: ChainClient, clock: Clock) -> list[Finding]:
-    """This machine's clock against the time of the latest block."""
+    """Compare this machine's clock with the time of the latest block."""
     block_time = chain.block_time()
     return [evaluate_clock(clock.now(), block_time)]
 
 
 def evaluate_clock(now: float, block_time: float) -> Finding:
-    """Wall time `now` against a block's, both unix seconds. A chain that stands still looks like a clock ahead."""
+    """Compare wall time `now` with a block's time (unix seconds). A stalled chain looks like a clock that is ahead."""
     offset = now - block_time
     message = f"{to_iso(now)}, {abs(offset):.0f} s {'after' if offset >= 0 else 'before'} the latest block"
     if abs(offset) <= MAX_CLOCK_SKEW:
         return Finding("clock", Level.OK, message)
     fix = "Correct the clock (chrony or timedatectl set-ntp true)"
-    fix += "; or the chain or the endpoint stands still, then look there." if offset > 0 else "."
+    fix += "; or check the chain and the endpoint, which may have stalled." if offset > 0 else "."
     if abs(offset) > DAY:
         return Finding(
-            "clock", Level.FAIL, f"{message}, {abs(offset) / DAY:.1f} days: candles would be judged wrongly", fix
+            "clock", Level.FAIL, f"{message}, {abs(offset) / DAY:.1f} days: the age of candles would be wrong", fix
         )
     return Finding("clock", Level.WARN, message, fix)
 
 
 def check_endpoints(chain: EndpointPool) -> tuple[list[Finding], bool]:
-    """A line an endpoint, and whether any can be asked for the rest. Items given twice in the list are told too."""
+    """One finding per endpoint, one per duplicate in the list, and whether any endpoint is usable."""
     reports = chain.inspect()
-    duplicates = [Finding("endpoint", Level.WARN, sentence, "Remove one.") for sentence in chain.warnings]
+    duplicates = [Finding("endpoint", Level.WARN, sentence, "Remove the duplicate.") for sentence in chain.warnings]
     return [*evaluate_endpoints(reports), *duplicates], any(report.state in USABLE_STATES for report in reports)

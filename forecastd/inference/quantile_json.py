@@ -1,8 +1,8 @@
-"""Quantiles as the bytes of JSON that are served, made once a tick for all servers.
+"""Format quantiles as JSON bytes, once per tick for all servers of the fleet.
 
-A fleet of thousands has millions of numbers a tick, and any general writer takes longer for them than the model does. Here a
-number is an index into a table of texts, and a server's JSON one template of constant width whose numbers are laid in; what
-pads a text to its width is taken out at the end.
+A fleet of thousands of servers has millions of numbers per tick; a general JSON writer would take longer than the
+model. Here a number is an index into a table of texts, and the JSON of a server is a template of fixed width into which
+the texts are copied. The padding bytes are removed at the end.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ from numpy.typing import NDArray
 
 from models.quantiles import interpolate_quantiles
 
-_PADDING = b"\0"  # stands in no JSON
-_NUMBER_BYTES = 8  # bytes of a number with its comma
-_TABLE_SIZE = 100_000  # numbers with as many decimals; those that are used stay in the cache
-_BATCH_SIZE = 16  # at a time
-_THREE_DECIMALS_LIMIT, _ONE_DECIMAL_LIMIT = (
-    np.float32(99.9995),
-    np.float32(9_999.95),
-)  # up to where numbers have 3 decimals, and 1
+_PADDING = b"\0"  # never occurs in JSON
+_NUMBER_BYTES = 8  # bytes per number, including its comma
+_TABLE_SIZE = 100_000  # numbers per count of decimals; the entries in use stay in the CPU cache
+_BATCH_SIZE = 16  # servers per batch
+_THREE_DECIMALS_LIMIT = np.float32(99.9995)  # smaller numbers have 3 decimals
+_ONE_DECIMAL_LIMIT = np.float32(9_999.95)  # smaller numbers have 1 decimal
 
 PackedTexts = NDArray[np.uint64]
 
 
 class MetricInfo(Protocol):
-    """What is told of a metric."""
+    """The fields of a metric that the JSON contains."""
 
     @property
     def name(self) -> str: ...
@@ -40,14 +38,14 @@ class MetricInfo(Protocol):
 
 
 class QuantileJsonWriter:
-    """Writes `{"cpu_percent":{"unit":"%","0.1":[H numbers],...},...}` for one server after the other.
+    """Writes `{"cpu_percent":{"unit":"%","0.1":[H numbers],...},...}` for each server.
 
-    Numbers have 3 decimals below 100, 1 below 10,000 and none above; a negative one, which no metric has, has a digit or two,
-    and one that is not known (NaN) is null. May be shared by threads.
+    Numbers have 3 decimals below 100, 1 below 10,000 and none above. Negative numbers, which no metric has, get one or
+    two significant digits; NaN is null. May be shared by threads.
     """
 
     def __init__(self, metrics: Sequence[MetricInfo], levels: Sequence[float], output_levels: Sequence[float]) -> None:
-        """`levels`: of the quantiles that will be given; `served`: those that are written."""
+        """`levels`: levels of the input quantiles; `output_levels`: levels that are written."""
         self._levels, self._output_levels = tuple(levels), tuple(output_levels)
         prefixes = _build_prefixes(metrics, output_levels)
         self._prefixes = np.zeros((len(prefixes), max(map(len, prefixes), default=0)), dtype=np.uint8)
@@ -55,13 +53,13 @@ class QuantileJsonWriter:
             row[: len(prefix)] = np.frombuffer(prefix, dtype=np.uint8)
 
     def __call__(self, quantiles: NDArray[np.float32]) -> list[bytes]:
-        """The documents of quantiles `[S, M, Q, H]`."""
+        """One JSON document per server, from quantiles `[S, M, Q, H]`."""
         rows, width = self._prefixes.shape
         output = []
         for start in range(0, len(quantiles), _BATCH_SIZE):
             values = interpolate_quantiles(quantiles[start : start + _BATCH_SIZE], self._levels, self._output_levels)
             numbers = _format_numbers(values).view(np.uint8).reshape(len(values), rows, -1)
-            numbers[:, :, -1] = 0  # no comma after a list's last
+            numbers[:, :, -1] = 0  # no comma after the last number of a list
             documents = np.empty((len(values), rows, width + numbers.shape[-1]), dtype=np.uint8)
             documents[:, :, :width] = self._prefixes
             documents[:, :, width:] = numbers
@@ -75,12 +73,12 @@ def metrics_json(
     levels: Sequence[float],
     output_levels: Sequence[float],
 ) -> list[bytes]:
-    """What a `Writer` makes of quantiles `[S, M, Q, H]`."""
+    """One JSON document per server, from quantiles `[S, M, Q, H]`; see `QuantileJsonWriter`."""
     return QuantileJsonWriter(metrics, levels, output_levels)(quantiles)
 
 
 def _build_prefixes(metrics: Sequence[MetricInfo], output_levels: Sequence[float]) -> list[bytes]:
-    """What stands before each list of numbers, metric by metric and level by level."""
+    """The bytes before each list of numbers, by metric and level."""
     prefixes = []
     for metric in metrics:
         for index, level in enumerate(output_levels):
@@ -94,14 +92,14 @@ def _build_prefixes(metrics: Sequence[MetricInfo], output_levels: Sequence[float
 
 
 def _format_numbers(numbers: NDArray[np.float32]) -> PackedTexts:
-    """Each number as eight bytes: its text, a comma, and what pads it."""
+    """Each number as eight bytes: its text, a comma and padding."""
     flat = np.ascontiguousarray(numbers, dtype=np.float32).reshape(-1)
     other_indices = np.empty(0, dtype=np.int64)
     if flat.size and not (flat.min() >= 0 and flat.max() < _ONE_DECIMAL_LIMIT):
         other_indices = np.flatnonzero(~((flat >= 0) & (flat < _ONE_DECIMAL_LIMIT)))
         other_numbers, flat = flat[other_indices].tolist(), flat.copy()
         flat[other_indices] = 0
-    rounding = np.float32(0.5)  # to the nearest
+    rounding = np.float32(0.5)  # rounds to the nearest entry
     table_indices = np.where(
         flat < _THREE_DECIMALS_LIMIT,
         flat * np.float32(1000) + rounding,
@@ -115,12 +113,12 @@ def _format_numbers(numbers: NDArray[np.float32]) -> PackedTexts:
 
 @cache
 def _number_tables() -> PackedTexts:
-    """Numbers with 3 decimals, and behind them those with 1."""
+    """The table of numbers with 3 decimals, followed by that with 1 decimal."""
     return np.concatenate([_number_table(3), _number_table(1)])
 
 
 def _number_table(decimals: int) -> PackedTexts:
-    """The texts of 0, 1, ... in units of the last decimal; made by digits, for a general writer would take seconds."""
+    """The texts of 0, 1, ... in units of the last decimal. Built digit by digit: formatting each would take seconds."""
     entries = np.arange(_TABLE_SIZE)
     whole = entries // 10**decimals
     text = np.zeros((_TABLE_SIZE, _NUMBER_BYTES), dtype=np.uint8)
@@ -137,7 +135,7 @@ def _number_table(decimals: int) -> PackedTexts:
 
 
 def _format_number(number: float) -> np.uint64:
-    """The text of a number that no table has."""
+    """The text of a number that is not in the tables."""
     if not np.isfinite(number):
         text = "null"
     elif 0 <= number < 9_999_999.5:

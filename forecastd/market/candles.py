@@ -1,7 +1,9 @@
 """The candle type, its provenance and its checks.
 
-A candle is named by the time it opens and is complete when it closes, one step later. Only complete candles may enter a
-forecast, and where they came from travels with them up to the place where bytes are signed.
+A candle's time is its opening time; the candle is complete when it closes, one step later.
+
+Invariant: only complete candles enter a forecast, and their provenance travels with them to the place where bytes are
+signed.
 """
 
 from __future__ import annotations
@@ -20,28 +22,28 @@ HOUR = 3600
 COLUMNS = ("open", "high", "low", "close", "volume")
 
 # Thresholds of the checks. Chosen so that the worst real hours of major pairs pass (docs/data.md has the figures).
-MIN_TIME, MAX_TIME = 1_199_145_600, 4_102_444_800  # 2008 and 2100: outside, a time is not in seconds
-DATETIME_SECONDS = range(-62_135_596_800, 253_402_300_800)  # the years 1 to 9999: what a date can be written of
+MIN_TIME, MAX_TIME = 1_199_145_600, 4_102_444_800  # 2008 and 2100: a time outside is not in seconds
+DATETIME_SECONDS = range(-62_135_596_800, 253_402_300_800)  # the years 1 to 9999, the range of datetime
 TIME_UNITS = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 JUMP_LOG_RETURN = 0.5  # log-return between two closes: +65 % or -39 % in one step
-JUMP_SIGMAS = 15.0  # or this many robust standard deviations, whichever is more
-UNIT_CHANGE_LOG_RETURN = np.log(8.0)  # a jump that stays and is larger than this is a change of unit
-SETTLE_CANDLES = 6  # candles within which a jump either reverts or counts as lasting
+JUMP_SIGMAS = 15.0  # or this many robust standard deviations, whichever is larger
+UNIT_CHANGE_LOG_RETURN = np.log(8.0)  # a larger jump that lasts is a change of unit
+SETTLE_CANDLES = 6  # a jump that does not revert within this many candles lasts
 MAX_WICK_RATIO = 10.0  # highest over lowest price within one candle
-PRICE_TOLERANCE = 0.01  # aggregators let open and close lie outside low and high by as much, relatively
-MAX_STALE_STEPS = 3  # how old the last close may be for a forecast, in steps: an outage of two hours costs no epoch
-MAX_FROZEN_CANDLES = 6  # candles in a row that repeat the close before them, without any range
-MAX_UNCHANGED_CANDLES = 24  # candles in a row that repeat the close before them
+PRICE_TOLERANCE = 0.01  # relative; aggregators let open and close lie this far outside low and high
+MAX_STALE_STEPS = 3  # maximum age of the last close for a forecast, in steps: an outage of two hours costs no epoch
+MAX_FROZEN_CANDLES = 6  # consecutive candles that repeat the previous close and have high == low
+MAX_UNCHANGED_CANDLES = 24  # consecutive candles that repeat the previous close
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Where candles came from."""
 
-    source: str  # as a user names it: "tiingo:btcusd", "exchange:kraken:BTC/USD", "file:btc.csv", "sample"
+    source: str  # the name that a user configures: "tiingo:btcusd", "exchange:kraken:BTC/USD", "file:btc.csv", "sample"
     fetched_at: float  # unix seconds of the newest fetch
-    sha256: str  # of the bytes as fetched; of the parts' hashes where several fetches were joined
-    synthetic: bool  # made up: never signed for a real network
+    sha256: str  # of the fetched bytes; of the parts' hashes when several fetches were merged
+    synthetic: bool  # generated data: never signed for a real network
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class Candles:
     """`n` candles of one symbol, UTC, in quote currency.
 
     `time` is int64 `[n]`, unix seconds of each candle's opening, strictly increasing, on the grid of `step` seconds.
-    The others are float64 `[n]`. `repairs` tells, in sentences, what had to be mended on the way here.
+    The other columns are float64 `[n]`. `repairs` lists the repairs that were made, one sentence each.
     """
 
     symbol: str
@@ -68,7 +70,7 @@ class Candles:
 
     @property
     def end(self) -> int:
-        """Unix seconds at which the last candle closed. Raises IndexError when there is none."""
+        """Unix seconds at which the last candle closed. Raises IndexError when there are no candles."""
         return int(self.time[-1]) + self.step
 
     @classmethod
@@ -82,7 +84,7 @@ class Candles:
         *,
         repairs: tuple[str, ...] = (),
     ) -> Candles:
-        """From the times `[n]` and a table `[n, 5]` in the order of `COLUMNS`."""
+        """Build from times `[n]` and a table `[n, 5]` whose columns are in the order of `COLUMNS`."""
         open_, high, low, close, volume = (
             np.ascontiguousarray(table[:, column], dtype=np.float64) for column in range(5)
         )
@@ -98,19 +100,19 @@ class Candles:
         return replace(self, time=self.time[rows], **{name: getattr(self, name)[rows] for name in COLUMNS})
 
     def between(self, start: float, end: float) -> Candles:
-        """Those that open at or after `start` and before `end`, unix seconds."""
+        """The candles that open at or after `start` and before `end` (unix seconds)."""
         return self.take((self.time >= start) & (self.time < end))
 
 
 def merge_provenance(parts: Sequence[Provenance]) -> Provenance:
-    """One provenance of several fetches of one source, in the order of the candles' time.
+    """Merge the provenance of several fetches from one source, given in the order of the candles' times.
 
     Raises:
-        ValueError: the parts are of different sources, or made up and real ones are mixed.
+        ValueError: the parts come from different sources, or mix synthetic and real data.
     """
     unique = list(dict.fromkeys(parts))
     if len({(part.source, part.synthetic) for part in unique}) != 1:
-        raise ValueError(f"candles of different sources do not join: {sorted({part.source for part in unique})}")
+        raise ValueError(f"cannot merge candles of different sources: {sorted({part.source for part in unique})}")
     if len(unique) == 1:
         return unique[0]
     digest = hashlib.sha256("\n".join(part.sha256 for part in unique).encode()).hexdigest()
@@ -118,39 +120,37 @@ def merge_provenance(parts: Sequence[Provenance]) -> Provenance:
 
 
 def merge(parts: Sequence[Candles]) -> Candles:
-    """Candles of several fetches of one source as one, mended.
+    """Merge and repair the candles of several fetches from one source.
 
     Raises:
-        SkipEpoch: `duplicate`, two parts disagree about an hour.
-        ValueError: nothing to join, or the parts are of different sources, symbols or steps.
+        SkipEpoch: `duplicate`: two parts differ for the same time.
+        ValueError: there are no parts, or they differ in source, symbol or step.
     """
     if len({(part.symbol, part.step) for part in parts}) != 1:
-        raise ValueError("candles of different symbols or steps do not join")
+        raise ValueError("cannot merge candles of different symbols or steps")
     time = np.concatenate([part.time for part in parts])
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
-    origin = merge_provenance([part.provenance for part in parts if len(part)] or [parts[-1].provenance])
-    # Overlapping fetches of the same hour are the rule here, not a fault of the source: nothing to tell about.
-    repairs = tuple(dict.fromkeys(repairs for part in parts for repairs in part.repairs))
-    merged_candles = Candles(parts[0].symbol, parts[0].step, time, **columns, provenance=origin, repairs=repairs)
+    provenance = merge_provenance([part.provenance for part in parts if len(part)] or [parts[-1].provenance])
+    # Fetches overlap by design, so the duplicates that `repair` drops here are not a fault to report.
+    repairs = tuple(dict.fromkeys(sentence for part in parts for sentence in part.repairs))
+    merged_candles = Candles(parts[0].symbol, parts[0].step, time, **columns, provenance=provenance, repairs=repairs)
     return replace(repair(merged_candles), repairs=repairs)
 
 
 def repair(candles: Candles) -> Candles:
-    """Sorted by time, identical duplicates dropped; both are exact, and both are told in `repairs`.
+    """Sort candles by time and drop identical duplicates. Both repairs are exact and are listed in `repairs`.
 
     Raises:
-        SkipEpoch: `duplicate`, two candles of one time differ.
+        SkipEpoch: `duplicate`: two candles of the same time differ.
     """
     repairs = list(candles.repairs)
     if len(candles) and np.any(np.diff(candles.time) < 0):
         newest_first = bool(np.all(np.diff(candles.time) <= 0))
         candles = candles.take(np.argsort(candles.time, kind="stable"))
-        repairs.append(
-            f"sorted {len(candles)} candles by time ({'newest came first' if newest_first else 'unordered'})"
-        )
+        repairs.append(f"sorted {len(candles)} candles by time ({'newest first' if newest_first else 'unordered'})")
     is_duplicate = np.diff(candles.time) == 0
     if is_duplicate.any():
-        # Compared as bytes would be: NaN equals NaN here, it is judged elsewhere.
+        # NaN equals NaN here, as in a comparison of bytes; the `nonfinite` check rejects it later.
         for name in COLUMNS:
             column = getattr(candles, name)
             mismatch = is_duplicate & ~np.isclose(column[1:], column[:-1], rtol=0, atol=0, equal_nan=True)
@@ -158,17 +158,18 @@ def repair(candles: Candles) -> Candles:
                 index = int(np.argmax(mismatch))
                 raise SkipEpoch(
                     f"Two candles of {candles.provenance.source} at {format_time(candles.time[index])} differ ({name} "
-                    f"{column[index]:g} and {column[index + 1]:g}). Which one is right cannot be known; use another source.",
+                    f"{column[index]:g} and {column[index + 1]:g}). It is unknown which is right; use another source.",
                     check="duplicate",
                 )
         candles = candles.take(np.append(True, ~is_duplicate))
-        repairs.append(f"dropped {int(is_duplicate.sum())} identical duplicates")
+        count = int(is_duplicate.sum())
+        repairs.append(f"dropped {count} identical {'duplicate' if count == 1 else 'duplicates'}")
     return candles if tuple(repairs) == candles.repairs else replace(candles, repairs=tuple(repairs))
 
 
 @dataclass(frozen=True)
 class CheckCriteria:
-    """What candles are judged by. `needed`: how many of the last candles the forecast uses."""
+    """Limits for the checks. `min_length`: number of most recent candles that the forecast uses. Times in seconds."""
 
     now: float
     min_length: int
@@ -176,14 +177,14 @@ class CheckCriteria:
 
 
 def check_candles(candles: Candles, *, now: float, min_length: int, max_age: float) -> tuple[Candles, tuple[str, ...]]:
-    """Candles fit for a forecast made at `now`, and the exact repairs that were made, as sentences.
+    """Candles that are valid for a forecast made at `now`, and the repairs that were made, one sentence each.
 
-    Repairs: sorting, dropping identical duplicates, dropping a last candle that is not complete yet. `needed` is the
-    number of last candles that the forecast uses: their values are judged, older ones are not. `max_age` is the
-    greatest allowed time, in seconds, between the last close and `now`.
+    Repairs: sort, drop identical duplicates, drop a last candle that is not complete yet. `min_length` is the number of
+    most recent candles that the forecast uses: only their values are checked. `max_age` is the maximum time, in
+    seconds, between the last close and `now`.
 
     Raises:
-        SkipEpoch: with `check` one of `CHECKS`: the first that refuses.
+        SkipEpoch: `check` is the name of the first check in `CHECKS` that fails.
     """
     candles = drop_incomplete(repair(candles), now)
     criteria = CheckCriteria(now, min_length, max_age)
@@ -195,7 +196,7 @@ def check_candles(candles: Candles, *, now: float, min_length: int, max_age: flo
 
 
 def run_checks(candles: Candles, *, now: float, min_length: int, max_age: float) -> dict[str, str | None]:
-    """Every check's name with why it refuses, or None where it does not. Never raises; for people who inspect data."""
+    """Map each check's name to the reason it fails, or to None where it passes. Never raises; used to inspect data."""
     try:
         candles = drop_incomplete(repair(candles), now)
     except SkipEpoch as error:
@@ -208,7 +209,7 @@ def run_checks(candles: Candles, *, now: float, min_length: int, max_age: float)
 
 
 def find_implausible(candles: Candles) -> str | None:
-    """Why values among `candles` cannot be right as they are, whatever they are used for; None where they can."""
+    """The reason why values in `candles` cannot be right for any use; None when all are plausible."""
     if not len(candles):
         return None
     criteria = CheckCriteria(now=candles.end, min_length=len(candles), max_age=0)
@@ -217,7 +218,7 @@ def find_implausible(candles: Candles) -> str | None:
 
 
 def drop_incomplete(candles: Candles, now: float) -> Candles:
-    """Without the candle still open at `now`, which is told in `repairs`. One of the future stays, to be refused."""
+    """Drop the candle that is still open at `now` and note it in `repairs`. A future candle stays; a check refuses it."""
     if not len(candles) or not candles.time[-1] <= now < candles.end:
         return candles
     message = f"dropped the candle of {format_time(candles.time[-1])}, which is not complete yet"
@@ -225,27 +226,32 @@ def drop_incomplete(candles: Candles, now: float) -> Candles:
 
 
 def format_time(seconds: float) -> str:
-    """A time for people; a number that cannot be a time stays a number."""
+    """Format unix seconds as ISO 8601; a number that cannot be a time is printed as a number."""
     return to_iso(seconds) if MIN_TIME <= seconds < MAX_TIME else f"{seconds:g}"
 
 
 def _check_empty(candles: Candles, criteria: CheckCriteria) -> str | None:
-    return None if len(candles) else "it has no candles for the time asked. Look at the symbol and the time."
+    return None if len(candles) else "no candles in the requested range; check the symbol and the times."
 
 
 def _check_unit(candles: Candles, criteria: CheckCriteria) -> str | None:
-    """Milliseconds for seconds; or prices that change their unit on the way."""
+    """Times that are not in seconds, or prices whose unit changes within the series."""
     invalid = (candles.time < MIN_TIME) | (candles.time >= MAX_TIME)
     if invalid.any():
         time = int(candles.time[np.argmax(invalid)])
         for unit, factor in TIME_UNITS.items():
             if MIN_TIME <= time / factor < MAX_TIME:
-                return f"{time} is no time in seconds since 1970; is it in {unit}?"
+                return f"{time} is not a time in seconds since 1970; it looks like {unit}."
         time_text = to_iso(time) if time in DATETIME_SECONDS else f"{time} s since 1970"
-        return f"a candle opens at {time_text}, outside {to_iso(MIN_TIME)[:4]} to {to_iso(MAX_TIME)[:4]}. Look at the times."
+        return (
+            f"a candle opens at {time_text}, outside {to_iso(MIN_TIME)[:4]} to {to_iso(MAX_TIME)[:4]}. Check the times."
+        )
     for jump_time, jump in _find_jumps(_last_candles(candles, criteria)):
         if jump.kind == "unit":
-            return f"the price is {_format_ratio(jump.size)} from {format_time(jump_time)} on; the unit of the price changed."
+            return (
+                f"the price is {_format_ratio(jump.size)} from {format_time(jump_time)} on; "
+                "the unit of the price changed."
+            )
     return None
 
 
@@ -253,8 +259,8 @@ def _check_future(candles: Candles, criteria: CheckCriteria) -> str | None:
     if candles.end <= criteria.now:
         return None
     return (
-        f"its last candle opens at {format_time(candles.time[-1])} and now it is {format_time(criteria.now)}; "
-        "look at this machine's clock and at the source's time zone."
+        f"the last candle opens at {format_time(candles.time[-1])}, but the time is {format_time(criteria.now)}; "
+        "check this machine's clock and the source's time zone."
     )
 
 
@@ -272,8 +278,8 @@ def _check_stale(candles: Candles, criteria: CheckCriteria) -> str | None:
     if age <= criteria.max_age:
         return None
     return (
-        f"its last candle closed at {format_time(candles.end)}, {age / 3600:.1f} h before {format_time(criteria.now)}; "
-        f"at most {criteria.max_age / 3600:.1f} h are allowed."
+        f"the last candle closed at {format_time(candles.end)}, {age / 3600:.1f} h before {format_time(criteria.now)}; "
+        f"the limit is {criteria.max_age / 3600:.1f} h."
     )
 
 
@@ -283,13 +289,17 @@ def _check_gap(candles: Candles, criteria: CheckCriteria) -> str | None:
     if not (missing > 0).any():
         return None
     index = int(np.argmax(missing > 0))
-    return f"{missing.sum()} of the candles needed are missing, the first at {format_time(time[index] + candles.step)}."
+    count = int(missing.sum())
+    return (
+        f"{count} of the required candles {'is' if count == 1 else 'are'} missing, "
+        f"the first at {format_time(time[index] + candles.step)}."
+    )
 
 
 def _check_short(candles: Candles, criteria: CheckCriteria) -> str | None:
     if len(candles) >= criteria.min_length:
         return None
-    return f"it has {len(candles)} candles up to {format_time(candles.end)}, and {criteria.min_length} are needed."
+    return f"{len(candles)} candles up to {format_time(candles.end)}, but {criteria.min_length} are required."
 
 
 def _check_nonfinite(candles: Candles, criteria: CheckCriteria) -> str | None:
@@ -326,7 +336,7 @@ def _check_flat(candles: Candles, criteria: CheckCriteria) -> str | None:
         index, length = _longest_run(repeats)
         if length >= limit:
             price = recent.close[index]
-            return f"the price stands still at {price:g} for {length} candles up to {format_time(recent.time[index])}."
+            return f"the price stays at {price:g} for {length} candles up to {format_time(recent.time[index])}."
     return None
 
 
@@ -336,21 +346,25 @@ def _check_spike(candles: Candles, criteria: CheckCriteria) -> str | None:
         body_high = np.maximum.reduce([recent.open, recent.high, recent.close])
         wick = body_high / np.minimum.reduce([recent.open, recent.low, recent.close]) > MAX_WICK_RATIO
     if wick.any():
-        return f"within the candle of {format_time(recent.time[np.argmax(wick)])} the price changes more than {MAX_WICK_RATIO:g} times."
+        time = format_time(recent.time[np.argmax(wick)])
+        return f"within the candle of {time} the price changes by more than a factor of {MAX_WICK_RATIO:g}."
     for jump_time, jump in _find_jumps(recent):
         if jump.kind == "spike":
-            return f"the price is {_format_ratio(jump.size)} at {format_time(jump_time)}, and nothing around it confirms that."
+            return (
+                f"the price is {_format_ratio(jump.size)} at {format_time(jump_time)}, "
+                "and the candles around it do not confirm that."
+            )
     return None
 
 
 @dataclass(frozen=True)
 class _PriceJump:
     size: float  # log-return
-    kind: str  # "spike": it reverts, or too little is known around it; "unit": it lasts; "move": lasts, believable
+    kind: str  # "spike": reverts, or too few candles around it to tell; "unit": lasts, too large; "move": lasts, plausible
 
 
 def _find_jumps(recent: Candles) -> list[tuple[int, _PriceJump]]:
-    """Steps between two closes that are too large to be believed unseen, by the time of the candle after the step."""
+    """Steps between two closes that are too large to accept unchecked, with the time of the candle after the step."""
     if len(recent) < 2 or not (np.isfinite(recent.close) & (recent.close > 0)).all():
         return []
     log_prices = np.log(recent.close)
@@ -360,7 +374,7 @@ def _find_jumps(recent: Candles) -> list[tuple[int, _PriceJump]]:
     settled_index = 0
     for index in np.flatnonzero(np.abs(returns) > max(JUMP_LOG_RETURN, JUMP_SIGMAS * robust)).tolist():
         if index < settled_index:
-            continue  # the way back from the one before
+            continue  # part of the previous jump's reversal
         next_prices = log_prices[index + 1 : index + 1 + SETTLE_CANDLES]
         is_reversal = np.abs(next_prices - log_prices[index]) < 0.5 * abs(returns[index])
         if is_reversal.any() or len(next_prices) < SETTLE_CANDLES or index + 1 < SETTLE_CANDLES:
@@ -377,7 +391,7 @@ def _format_ratio(size: float) -> str:
 
 
 def _longest_run(repeats: NDArray[np.bool_]) -> tuple[int, int]:
-    """Index of the last candle of the longest run, and how many stand in it."""
+    """Index of the last candle of the longest run, and the length of that run."""
     best_length, best_index, run = 0, 0, 0
     for index, repeat in enumerate(repeats.tolist()):
         run = run + 1 if repeat else 0
@@ -390,8 +404,8 @@ def _last_candles(candles: Candles, criteria: CheckCriteria) -> Candles:
     return candles.take(slice(max(0, len(candles) - criteria.min_length), None))
 
 
-# In the order in which they are made: a later one may take for granted what an earlier one refuses.
-# `duplicate` is raised by `mend`, before them; a wrong order is always repaired there.
+# The order matters: a later check may assume what an earlier one ensures.
+# Before them, `repair` raises `duplicate` and fixes a wrong order.
 CHECKS: dict[str, Callable[[Candles, CheckCriteria], str | None]] = {
     "empty": _check_empty,
     "unit": _check_unit,

@@ -1,8 +1,10 @@
-"""The names of `features.json` -> columns. One small documented function a name, in one registry.
+"""Compute the columns that `features.json` names: a registry with one small, documented function per feature.
 
-A *past* feature at row t reads candles up to t and no further, over a window of fixed length: its value never depends
-on how much history happened to be loaded, and is NaN while the window is not full or has a gap in it. A *known* feature
-is made from the calendar alone and so exists for the future too. Windows named in hours span that time at any step.
+A *past* feature is computed over a window of fixed length. A *known* feature depends on the calendar alone, so it also
+exists for the future. A window given in hours spans that time at any step.
+
+Invariant: the value of a past feature at row t reads candles up to t only. It does not depend on how much history is
+loaded, and is NaN while the window is not full or has a gap.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ DAY, WEEK = 24 * HOUR, 168 * HOUR
 
 @dataclass(frozen=True, eq=False)
 class CandleGrid:
-    """Candles on every tick of their time grid, float64 `[m]` each, NaN where there was none. `hour` is in rows."""
+    """Candle columns on every tick of the time grid, float64 `[m]` each; NaN where a candle is missing."""
 
     high: FloatArray
     low: FloatArray
@@ -43,7 +45,7 @@ class CandleGrid:
 
 @dataclass(frozen=True)
 class PastFeature:
-    """`compute(grid) -> [m]`; `hours` is the time span that one value reads, the candle itself included."""
+    """`compute(grid) -> [m]`; `hours` is the time span that one value reads, including the candle itself."""
 
     compute: Callable[[CandleGrid], FloatArray]
     hours: int
@@ -130,13 +132,13 @@ def vol_24h(grid: CandleGrid) -> FloatArray:
 
 @_register_past(hours=24)
 def price_pos_24h(grid: CandleGrid) -> FloatArray:
-    """Where the close stands between the low (0) and the high (1) of the last 24 hours; 0.5 when they are equal."""
+    """Position of the close between the low (0) and the high (1) of the last 24 hours; 0.5 when they are equal."""
     return _price_position(grid, 24)
 
 
 @_register_past(hours=72)
 def price_pos_72h(grid: CandleGrid) -> FloatArray:
-    """Where the close stands between the low (0) and the high (1) of the last 72 hours; 0.5 when they are equal."""
+    """Position of the close between the low (0) and the high (1) of the last 72 hours; 0.5 when they are equal."""
     return _price_position(grid, 72)
 
 
@@ -148,7 +150,7 @@ def ma_ratio_72_24(grid: CandleGrid) -> FloatArray:
 
 @_register_past(hours=73)
 def exp_vol_ratio(grid: CandleGrid) -> FloatArray:
-    """Exponentially weighted volatility (span 24 h, over 72 h of returns) over the plain one; 1 where nothing moved."""
+    """Exponentially weighted over unweighted volatility (span 24 h, 72 h of returns); 1 for constant prices."""
     rows = 72 * grid.rows_per_hour
     weights = (1 - 2 / (24 * grid.rows_per_hour + 1)) ** np.arange(rows - 1, -1, -1, dtype=np.float64)
     weights /= weights.sum()
@@ -191,7 +193,7 @@ def is_weekend(time: NDArray[np.int64]) -> FloatArray:
 
 @dataclass(frozen=True)
 class FeatureList:
-    """The names of `features.json` in order, and their split into past and known ones (each in the same order)."""
+    """The names of `features.json` in order, and their split into past and known features (each in the same order)."""
 
     names: tuple[str, ...]
 
@@ -205,10 +207,10 @@ class FeatureList:
 
 
 def load_features(path: Path) -> FeatureList:
-    """The feature list of a JSON file.
+    """Read the feature list from a JSON file.
 
     Raises:
-        NeedsHuman: no such file, not a JSON list of names, a name twice, or one that is not registered.
+        NeedsHuman: the file is missing or not a JSON list of names, or a name is repeated or unknown.
     """
     text = read_text_file(path, "The feature list", "Check --features.")
     try:
@@ -223,27 +225,24 @@ def load_features(path: Path) -> FeatureList:
 
 
 def parse_features(names: list[str] | tuple[str, ...], list_name: str) -> FeatureList:
-    """The feature list of the given names; `where` tells a person which list is meant.
+    """Build a feature list from names; `list_name` names the list in error messages.
 
     Raises:
-        NeedsHuman: a name twice, or one that is not registered.
+        NeedsHuman: a name is repeated or unknown.
     """
     for name in names:
         if name not in PAST_FEATURES and name not in KNOWN_FEATURES:
             matches = get_close_matches(name, [*PAST_FEATURES, *KNOWN_FEATURES], n=1)
-            hint = (
-                f"Did you mean {matches[0]}?"
-                if matches
-                else f"Known are: {', '.join([*PAST_FEATURES, *KNOWN_FEATURES])}."
-            )
-            raise NeedsHuman(f"{list_name} names the unknown feature {name!r}. {hint}")
+            names_text = ", ".join([*PAST_FEATURES, *KNOWN_FEATURES])
+            hint = f"Did you mean {matches[0]}?" if matches else f"Available features: {names_text}."
+            raise NeedsHuman(f"{list_name} contains the unknown feature {name!r}. {hint}")
         if names.count(name) > 1:
-            raise NeedsHuman(f"{list_name} names the feature {name!r} twice. Remove one.")
+            raise NeedsHuman(f"{list_name} contains the feature {name!r} twice. Remove one.")
     return FeatureList(tuple(names))
 
 
 def warm_up_candles(names: tuple[str, ...], step: int = HOUR) -> int:
-    """How many candles before a row the widest of the named past features reads."""
+    """The number of candles before a row that the widest of the named past features reads."""
     return max(
         (PAST_FEATURES[name].hours * _rows_per_hour(step) - 1 for name in names if name in PAST_FEATURES), default=0
     )
@@ -270,7 +269,7 @@ def known_matrix(names: tuple[str, ...], time: NDArray[np.int64]) -> FloatArray:
 
 
 def build_model_input(features: FeatureList, candles: Candles, encoder_length: int, horizon: int) -> ModelInput:
-    """What a model sees at the end of `candles`: its last `encoder_length` rows and the calendar of `horizon` more.
+    """The model input at the end of `candles`: the last `encoder_length` rows, and the calendar of `horizon` more rows.
 
     Raises:
         SkipEpoch: too few candles, or a feature that is not finite in the encoder (a gap or a broken value).
@@ -278,8 +277,8 @@ def build_model_input(features: FeatureList, candles: Candles, encoder_length: i
     min_length = encoder_length + warm_up_candles(features.names, candles.step)
     if len(candles) < min_length:
         raise SkipEpoch(
-            f"The forecast needs {min_length} candles ({encoder_length} for the encoder, the rest to warm the features up) "
-            f"and has {len(candles)}.",
+            f"The forecast needs {min_length} candles ({encoder_length} for the encoder, the rest for the features' windows) "
+            f"but has {len(candles)}.",
             check="short",
         )
     past = past_matrix(features.past, candles)[-encoder_length:]
@@ -299,25 +298,23 @@ def build_model_input(features: FeatureList, candles: Candles, encoder_length: i
 
 
 def check_causal(features: FeatureList, candles: Candles) -> None:
-    """Compute each past feature on a prefix of the candles and on all of them; a difference is a look into the future.
+    """Compute each past feature on a prefix of the candles and on all of them, and compare, to detect look-ahead.
 
     Raises:
-        NeedsHuman: a feature's value changes when later candles become known.
+        NeedsHuman: a feature's value changes when later candles are added.
     """
     prefix_length = max(1, len(candles) * 2 // 3)
-    full, prefix = (
-        past_matrix(features.past, candles)[:prefix_length],
-        past_matrix(features.past, candles.take(slice(0, prefix_length))),
-    )
+    full = past_matrix(features.past, candles)[:prefix_length]
+    prefix = past_matrix(features.past, candles.take(slice(0, prefix_length)))
     for column, name in enumerate(features.past):
         if not np.array_equal(full[:, column], prefix[:, column], equal_nan=True):
             raise NeedsHuman(
-                f"Feature {name} looks into the future: its values change when later candles are known. "
-                "Correct its function, or take it off the feature list."
+                f"Feature {name} looks into the future: its values change when later candles are added. "
+                "Correct its function, or remove it from the feature list."
             )
 
 
 def _rows_per_hour(step: int) -> int:
     if step > HOUR or HOUR % step:
-        raise NeedsHuman(f"Candles of {step} s do not divide the hour, which the features are measured in.")
+        raise NeedsHuman(f"A candle step of {step} s does not divide one hour, which the features require.")
     return HOUR // step

@@ -1,7 +1,9 @@
-"""What a forecast must satisfy before it may be signed. Pure functions: values in, a verdict out.
+"""Checks that a forecast must pass before it is signed. Pure functions: values in, a verdict out.
 
-The bounds come from the data of the day, not from constants: a log-return over H steps is compared with the volatility
-of the encoder's own one-step returns, scaled by the square root of H. A forecast that fails is never signed.
+The bounds come from current data, not from constants: a log-return over H steps is compared with the volatility of the
+encoder's one-step returns, scaled by the square root of H.
+
+Invariant: a forecast that fails a guard is never signed.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from forecastd.errors import SkipEpoch
 from forecastd.market.candles import Candles
 from models.base import Forecast
 
-MAX_SIGMAS = 8.0  # of the H-step volatility; the widest honest weekly quantile of BTC since 2017 is below 6
-MIN_BOUND = 0.02  # a log-return of 2 % is plausible whatever the recent volatility was
+MAX_SIGMAS = 8.0  # of the H-step volatility; the widest correct weekly quantile of BTC since 2017 is below 6
+MIN_BOUND = 0.02  # a log-return of 2 % is plausible at any recent volatility
 MAX_MODEL_AGE_DAYS = 400.0
 CONSENSUS_SIGMAS = 3.0
 DAY = 86_400.0
@@ -25,7 +27,7 @@ DAY = 86_400.0
 
 @dataclass(frozen=True)
 class GuardReport:
-    """What the guards found: the names of those that passed, and warnings in words (they do not stop anything)."""
+    """The names of the guards that passed, and warnings as sentences. Warnings do not prevent a submission."""
 
     passed: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -47,14 +49,14 @@ def check_forecast(
     training_end: float | None,
     consensus: tuple[float, ...] = (),
 ) -> GuardReport:
-    """Refuse what must not be signed.
+    """Raise for a forecast that must not be signed; else report the guards and warnings.
 
-    `candles` are those that the forecast was made from, `horizon` is the topic's in steps, `trained_until` the end of the
-    model's training interval (unix seconds; None where age means nothing, as for synthetic data), `consensus` the network's
-    own latest inferences (empty when not known).
+    `candles` are the input of the forecast. `horizon` is the topic's, in steps. `training_end` is the end of the
+    model's training interval (unix seconds; None when age has no meaning, as for synthetic data). `consensus` holds the
+    network's latest inferences (empty when unknown).
 
     Raises:
-        SkipEpoch: with `check` one of shape, finite, origin, point, unit, bounds, quantiles, model_age.
+        SkipEpoch: `check` is one of shape, finite, origin, point, unit, bounds, quantiles, model_age.
     """
     bound = plausible_bound(candles, horizon)
     _check_shape(forecast, horizon)
@@ -74,21 +76,21 @@ def _check_shape(forecast: Forecast, horizon: int) -> None:
     expected_shape = (horizon, len(forecast.levels))
     if forecast.quantiles.shape != expected_shape or 0.5 not in forecast.levels:
         raise SkipEpoch(
-            f"The model gave quantiles of shape {forecast.quantiles.shape} at levels {forecast.levels}; the topic "
-            f"needs {expected_shape} with the median among them. Check the bundle with `forecastd model check`.",
+            f"The model returned quantiles of shape {forecast.quantiles.shape} at levels {forecast.levels}; the topic "
+            f"requires {expected_shape} including the median. Check the bundle with `forecastd model check`.",
             check="shape",
         )
 
 
 def _check_finite(forecast: Forecast) -> None:
     if not (math.isfinite(forecast.value) and np.isfinite(forecast.quantiles).all()):
-        raise SkipEpoch("The forecast holds NaN or infinity; nothing was signed.", check="finite")
+        raise SkipEpoch("The forecast contains NaN or infinity; nothing was signed.", check="finite")
 
 
 def _check_origin(forecast: Forecast, candles: Candles) -> None:
     if forecast.end != candles.end or forecast.step != candles.step:
         raise SkipEpoch(
-            f"The forecast starts at {to_iso(forecast.end)} in steps of {forecast.step} s, the data ends at "
+            f"The forecast starts at {to_iso(forecast.end)} in steps of {forecast.step} s, but the data ends at "
             f"{to_iso(candles.end)} in steps of {candles.step} s.",
             check="origin",
         )
@@ -101,7 +103,7 @@ def _check_point(forecast: Forecast) -> None:
 
 
 def _check_unit(forecast: Forecast, candles: Candles, bound: float) -> None:
-    """A price instead of a log-return is the classic mistake: name it, it is easier to mend than 'out of bounds'."""
+    """Report the common mistake of a price instead of a log-return; that is easier to fix than 'out of bounds'."""
     last_close = float(candles.close[-1])
     looks_like_price = abs(forecast.value) > bound and last_close / 3 < abs(forecast.value) < last_close * 3
     looks_like_log_price = abs(forecast.value) > bound and abs(forecast.value - math.log(last_close)) < 1.0
@@ -122,7 +124,7 @@ def _check_bounds(forecast: Forecast, bound: float) -> None:
     ):
         if value > limit:
             raise SkipEpoch(
-                f"The {quantity} {value:.4g} is beyond the plausible {limit:.4g} "
+                f"The {quantity} {value:.4g} exceeds the plausible {limit:.4g} "
                 "for this horizon and the recent volatility.",
                 check="bounds",
             )
@@ -139,23 +141,21 @@ def _check_model_age(forecast: Forecast, training_end: float | None) -> None:
     age_days = (forecast.end - training_end) / DAY
     if age_days > MAX_MODEL_AGE_DAYS:
         raise SkipEpoch(
-            f"The model was trained on data up to {to_iso(training_end)}, {age_days:.0f} days before the forecast; at most "
-            f"{MAX_MODEL_AGE_DAYS:.0f} are allowed. Train it again with `forecastd train`.",
+            f"The model was trained on data up to {to_iso(training_end)}, {age_days:.0f} days before the forecast; "
+            f"the limit is {MAX_MODEL_AGE_DAYS:.0f} days. Train it again with `forecastd train`.",
             check="model_age",
         )
 
 
 def _warn_training_overlap(forecast: Forecast, training_end: float | None) -> tuple[str, ...]:
-    """A warning when the model has seen what it is asked to forecast, as a replay of the past may bring about."""
+    """Warn when the training data includes the forecast period, which can happen in a replay of the past."""
     if training_end is None or training_end <= forecast.end:
         return ()
-    return (
-        f"The model learnt from data up to {to_iso(training_end)}, after the forecast's origin: this is no honest test.",
-    )
+    return (f"The training data ends at {to_iso(training_end)}, after the forecast's origin: this is not a fair test.",)
 
 
 def _warn_consensus_distance(value: float, consensus: tuple[float, ...]) -> tuple[str, ...]:
-    """A warning when the value is far from the network's own inferences (at least three are needed to tell)."""
+    """Warn when the value is far from the network's own inferences (at least three are required)."""
     others = np.asarray([v for v in consensus if math.isfinite(v)])
     if len(others) < 3:
         return ()

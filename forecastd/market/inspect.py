@@ -1,4 +1,4 @@
-"""What can be said about candles before anything is done with them; behind the `data` commands."""
+"""Load and describe candles for the `data` commands."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from forecastd.market.candles import MAX_STALE_STEPS, Candles, run_checks
 from forecastd.market.sources import Source
 from forecastd.market.window import RollingWindow, refresh
 
-DEFAULT_HOURS = 408  # what a forecast of the default model needs, roughly: its encoder and what warms the features up
+DEFAULT_HOURS = 408  # about what the default model needs: its encoder and the features' windows
 
 
 @dataclass(frozen=True)
 class TimeRange:
-    """What is asked for: from `start`, else the last `hours`, up to `end`, all unix seconds; None where not given."""
+    """The requested range: from `start`, or else the last `hours`, up to `end` (unix seconds); None where not set."""
 
     start: float | None = None
     end: float | None = None
@@ -25,7 +25,7 @@ class TimeRange:
 
 @dataclass(frozen=True)
 class CandleReport:
-    """Facts about candles, ready to be shown. Times are ISO 8601; `gaps` are (first missing, how many)."""
+    """A summary of candles for display. Times are ISO 8601; `gaps` are pairs (first missing time, count)."""
 
     source: str
     symbol: str
@@ -42,7 +42,7 @@ class CandleReport:
 
 
 def load_candles(source: Source, window: RollingWindow, time_range: TimeRange, *, now: float) -> Candles:
-    """The candles asked for. Without a start they come through the rolling window; of a file, without hours, all.
+    """Load the candles of a range: without a start through the rolling window; of a file without hours, all candles.
 
     Raises:
         RetryLater, NeedsHuman, SkipEpoch: as `source.fetch`.
@@ -57,7 +57,7 @@ def load_candles(source: Source, window: RollingWindow, time_range: TimeRange, *
 
 
 def inspect_candles(candles: Candles, *, now: float) -> CandleReport:
-    """Describe candles and judge all of them as a forecast made at `now` would."""
+    """Describe candles and run every check on all of them, as for a forecast made at `now`."""
     has_candles = len(candles) > 0
     gap_lengths = np.diff(candles.time) // candles.step - 1
     provenance = candles.provenance

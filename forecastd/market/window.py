@@ -1,11 +1,11 @@
-"""The rolling window: recent rows of many series on disk, so that a restart asks a source only for what is missing.
+"""The rolling window: recent rows of many series on disk, so that a restart fetches only the missing rows.
 
-The one thing to know before changing it: it is a cache that may be lost, never a store that may lie. Each row carries a
-checksum over itself and its place; a row that fails it is as good as absent. A file SQLite cannot read is set aside
-under a new name and begun again. Nothing that goes wrong with the file keeps fetched candles from being used.
+Invariant: the window is a cache. It may be lost, but it must never return wrong data. Each row has a checksum over its
+values, series, time and origin; a row that fails it counts as missing. A file that SQLite cannot read is renamed and
+replaced. No fault of the file prevents the use of fetched candles.
 
-A series is a key, a step and a list of named float columns, so the file holds any metric on a time grid, not only
-candles. A row is one time of one series: an append costs one small insert, damage costs the rows it hits.
+A series is a key, a step and a list of named float columns, so the file can hold any metric on a time grid, not only
+candles. A row is one time of one series: an append is one small insert, and damage costs only the rows that it hits.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _SeriesRange = tuple[str, str, int, int, int]  # source, symbol, step, start, end
 
-DEFAULT_MAX_ROWS = 20_000  # rows of a series: more than two years of hours, about 2 MB
-MAX_REQUESTS = 8  # holes that are asked for one by one; when there are more, as one range
-MIN_RETRY_SECONDS = 15.0  # seconds; see `_due`
-APPLICATION_ID = 0x66_64_77_31  # "fdw1", SQLite's application id: what the file is and the version of its layout
+DEFAULT_MAX_ROWS = 20_000  # rows per series: more than two years of hourly candles, about 2 MB
+MAX_REQUESTS = 8  # gaps that are fetched one by one; more gaps are fetched as one range
+MIN_RETRY_SECONDS = 15.0  # see `_is_retry_due`
+APPLICATION_ID = 0x66_64_77_31  # "fdw1", SQLite's application id: the kind of file and its schema version
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
@@ -58,14 +58,14 @@ CREATE TABLE IF NOT EXISTS tick (
 CREATE TABLE IF NOT EXISTS absent (
   series INTEGER NOT NULL, time INTEGER NOT NULL, asked_at REAL NOT NULL, PRIMARY KEY (series, time)) WITHOUT ROWID;
 """
-LOSS_MESSAGE = "what is missing will be fetched again"
+LOSS_MESSAGE = "missing rows will be fetched again"
 
 
 class RollingWindow:
-    """Series on disk, bounded each, open to several threads and processes at once.
+    """Series on disk, each bounded, shared by several threads and processes at once.
 
-    No method raises for a damaged, full, busy, read-only or vanished file: it logs a warning and does as if the window
-    held nothing.
+    No method raises for a damaged, full, locked, read-only or deleted file: it logs a warning and behaves as if the
+    window were empty.
     """
 
     def __init__(self, path: Path, max_rows: int = DEFAULT_MAX_ROWS) -> None:
@@ -82,13 +82,13 @@ class RollingWindow:
 
     @classmethod
     def open(cls, path: Path, max_rows: int = DEFAULT_MAX_ROWS) -> RollingWindow:
-        """The window in the file at `path`, made when absent; of each series the newest `keep` rows stay."""
+        """Open the window at `path`, and create it when missing. Each series keeps its newest `max_rows` rows."""
         window = cls(path, max_rows)
         window._run_or_default("opened", lambda _: None, None)
         return window
 
     def close(self) -> None:
-        """Let go of the file. It is opened again when it is needed again."""
+        """Close the file. The next use opens it again."""
         self._file.close()
 
     def __enter__(self) -> RollingWindow:
@@ -100,33 +100,33 @@ class RollingWindow:
         self.close()
 
     def append(self, candles: Candles) -> None:
-        """Keep `candles` under their source, symbol and step; a time that is kept already is replaced.
+        """Store `candles` under their source, symbol and step; existing rows of the same time are replaced.
 
-        It is one transaction: a kill loses this append or nothing.
+        The append is one transaction: a killed process loses all of it or nothing.
         """
         if len(candles):
             self._run_or_default("written", lambda db: self._write(db, candles), None)
 
     def load(self, source_name: str, symbol: str, step: int, start: int, end: int) -> Candles | None:
-        """What is kept of `start` <= time < `end` and undamaged, sorted, with its provenance; None for nothing."""
+        """The stored, undamaged candles with `start` <= time < `end`, sorted; None when there are none."""
         return self._run_or_default("read", lambda db: self._read(db, (source_name, symbol, step, start, end)), None)
 
     def record_absent(self, source_name: str, symbol: str, step: int, times: Iterable[int], now: float) -> None:
-        """Remember that the source, asked at `now`, had no candles of these times."""
+        """Record that the source, queried at `now`, had no candles for these times."""
 
-        def note(db: sqlite3.Connection) -> None:
-            series = _series_id(db, _series_key(source_name, symbol), step, create=True)
-            db.executemany("INSERT OR REPLACE INTO absent VALUES (?, ?, ?)", [(series, time, now) for time in times])
-            _trim_series(db, "absent", series, self.max_rows)
+        def record(db: sqlite3.Connection) -> None:
+            series_id = _series_id(db, _series_key(source_name, symbol), step, create=True)
+            db.executemany("INSERT OR REPLACE INTO absent VALUES (?, ?, ?)", [(series_id, time, now) for time in times])
+            _trim_series(db, "absent", series_id, self.max_rows)
 
-        self._run_or_default("written", note, None)
+        self._run_or_default("written", record, None)
 
     def absent_times(self, source_name: str, symbol: str, step: int) -> dict[int, float]:
-        """Times that the source had no candles of, with when it was last asked."""
+        """Times for which the source had no candles, each with the time of the last query (unix seconds)."""
 
         def read(db: sqlite3.Connection) -> dict[int, float]:
-            series = _series_id(db, _series_key(source_name, symbol), step, create=False)
-            return dict(db.execute("SELECT time, asked_at FROM absent WHERE series = ?", (series,)).fetchall())
+            series_id = _series_id(db, _series_key(source_name, symbol), step, create=False)
+            return dict(db.execute("SELECT time, asked_at FROM absent WHERE series = ?", (series_id,)).fetchall())
 
         return self._run_or_default("read", read, {})
 
@@ -163,39 +163,41 @@ class RollingWindow:
             if _has_valid_types(row[0], row[1]) and row[2] == _row_checksum(key, row[4:], row[0], row[1])
         ]
         if len(valid_rows) < len(rows):
-            log.warning("%d damaged rows in %s are left out", len(rows) - len(valid_rows), self.path)
+            count = len(rows) - len(valid_rows)
+            log.warning("Ignored %d damaged %s in %s", count, "row" if count == 1 else "rows", self.path)
         if not valid_rows:
             return None
         values = np.frombuffer(b"".join(row[1] for row in valid_rows), dtype="<f8").reshape(-1, len(COLUMNS))
         origins = {row[3]: Provenance(source_name, row[4], row[5], bool(row[6])) for row in valid_rows}
         if len({origin.synthetic for origin in origins.values()}) > 1:
-            log.warning("%s holds made-up and real candles under %s; none is used", self.path, source_name)
+            log.warning("Ignored the candles of %s in %s: they mix synthetic and real data", source_name, self.path)
             return None
         time = np.array([row[0] for row in valid_rows], dtype=np.int64)
         return Candles.from_table(symbol, step, time, values, merge_provenance(list(origins.values())))
 
     def _run_or_default(self, action: str, work: Callable[[sqlite3.Connection], T], default: T) -> T:
-        """`work` as one transaction, or `otherwise` where the file does not allow it."""
+        """Run `work` in one transaction; return `default` when the file cannot be used."""
         try:
             return self._file.run(work)
         except FileUnavailableError as error:
-            log.warning("The rolling window %s cannot be %s now: %s. Going on without.", self.path, action, error)
+            log.warning("The rolling window %s cannot be %s: %s. Continuing without it.", self.path, action, error)
             return default
 
 
 def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -> Candles:
-    """The last `length` complete candles at `now`: kept ones, and from the source only what is missing.
+    """The last `length` complete candles at `now`: cached ones, and only the missing ones from the source.
 
-    Where the newest are missing (late at the source, or the source is down) and the last one there is not `STALE_STEPS` old,
-    they are the `length` candles up to that one; when the source is down that is told in the log and in `repairs`.
+    When the newest candles are missing (late at the source, or the source is down) and the last available one is at
+    most `MAX_STALE_STEPS` old, the result is the `length` candles up to that one. If the source is down, the log and
+    `repairs` say so.
 
-    Nothing is asked when nothing is missing. A hole that the source itself has is asked for again at growing intervals.
-    When a request is made for newer candles, the newest kept one is asked for again with it, because sources correct
-    their last candle. Kept candles that look wrong are fetched again once, all of them: the source may have mended them.
+    If nothing is missing, the source is not queried. A gap in the source's own data is requested again at growing
+    intervals. A request for newer candles includes the newest cached one, because sources correct their last candle. If
+    cached candles look implausible, the whole range is fetched again once: the source may have corrected it.
 
     Raises:
-        RetryLater, NeedsHuman, SkipEpoch: from the source, when the newest candles cannot be had and what is kept is too
-            old or too short.
+        RetryLater, NeedsHuman, SkipEpoch: from the source, when it does not return the newest candles and the cached
+            ones are too old or too few.
     """
     step = source.step
     end = int(now // step) * step
@@ -203,7 +205,7 @@ def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -
     fetch_start = start - MAX_STALE_STEPS * step
     if source.local:
         candles = _select_newest(source.fetch(fetch_start, end, now), start, end)
-        # Nothing that young: hand out the last there are, so that the check can say how old they are.
+        # No candles are recent enough: return the last ones that exist, so that the check can report their age.
         return candles if len(candles) else source.fetch(0, end, now).take(slice(-length, None))
     window.max_rows = max(window.max_rows, length)
     cached_candles = window.load(source.name, source.symbol, step, fetch_start, end)
@@ -221,7 +223,7 @@ def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -
             available = _fetch_range(window, source, span, now, available)
         except RetryLater as error:
             if end - step in cached_times:
-                log.warning("An older hole in the candles could not be filled: %s", error)
+                log.warning("Cannot fill an older gap in the candles: %s", error)
                 break
             if (
                 available is None
@@ -229,10 +231,8 @@ def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -
                 or now - available.end > MAX_STALE_STEPS * step
             ):
                 raise
-            message = f"went on with kept candles up to {to_iso(available.end)}, because the source gave no newer ones"
-            log.warning(
-                "Newer candles could not be fetched, kept ones are used up to %s: %s", to_iso(available.end), error
-            )
+            message = f"used cached candles up to {to_iso(available.end)}, because the source returned no newer ones"
+            log.warning("Cannot fetch newer candles; using cached ones up to %s: %s", to_iso(available.end), error)
             available = replace(available, repairs=(*available.repairs, message))
             break
     if available is None:
@@ -241,12 +241,12 @@ def refresh(window: RollingWindow, source: Source, *, now: float, length: int) -
     reason = find_implausible(available) if cached_candles is not None else None
     if reason is None:
         return available
-    log.warning("Kept candles look wrong and are fetched again: %s", reason)
+    log.warning("Cached candles look wrong; fetching them again: %s", reason)
     return _fetch_range(window, source, (start, end), now, None)
 
 
 def _select_newest(candles: Candles, start: int, end: int) -> Candles:
-    """Those of `start` to `end`, or of as long a time up to the last one where that one is late."""
+    """The candles from `start` to `end`; when the last candle is late, a span of the same length that ends with it."""
     delay = end - candles.end if len(candles) else 0
     return candles.between(start - delay, end)
 
@@ -254,7 +254,7 @@ def _select_newest(candles: Candles, start: int, end: int) -> Candles:
 def _fetch_range(
     window: RollingWindow, source: Source, span: tuple[int, int], now: float, available: Candles | None
 ) -> Candles:
-    """Fetch a range, keep it, and lay it over what is known: the newer answer is the right one."""
+    """Fetch a range, store it, and merge it into `available`. Fetched candles replace older ones of the same time."""
     start, end = span
     fetched = source.fetch(start, end, now)
     window.append(fetched)
@@ -269,12 +269,12 @@ def _fetch_range(
 
 
 def _is_retry_due(close_time: int, asked_at: float | None, now: float) -> bool:
-    """Whether a candle that closed at `closed` is to be asked for: again when its age has doubled since the last time."""
+    """Whether to request a candle that closed at `close_time`: again when its age has doubled since the last query."""
     return asked_at is None or now - close_time >= 2 * max(asked_at - close_time, MIN_RETRY_SECONDS)
 
 
 def _group_ranges(times: list[int], step: int) -> list[tuple[int, int]]:
-    """Times, sorted, as (first, end) of unbroken ranges; as one range over all where they are too many."""
+    """Group sorted times into contiguous ranges (first, end); more than `MAX_REQUESTS` ranges become a single one."""
     ranges: list[tuple[int, int]] = []
     for time in times:
         if ranges and ranges[-1][1] == time:
@@ -293,7 +293,7 @@ def _series_id(db: sqlite3.Connection, key: str, step: int, *, create: bool) -> 
 
 
 def _trim_series(db: sqlite3.Connection, table: str, series_id: int | None, max_rows: int) -> bool:
-    """Drop all but the newest `keep` rows of a series; whether there were more."""
+    """Delete all but the newest `max_rows` rows of a series. Return whether rows were deleted."""
     newest = f"SELECT time FROM {table} WHERE series = ? ORDER BY time DESC LIMIT 1 OFFSET ?"  # noqa: S608
     row = db.execute(newest, (series_id, max_rows)).fetchone()
     if row is None:
@@ -307,7 +307,7 @@ def _series_key(source_name: str, symbol: str) -> str:
 
 
 def _row_checksum(key: str, origin: tuple[object, ...], time: int, data: bytes) -> int:
-    """Over the row and its place, so that a row found under another series, time or origin does not pass either."""
+    """CRC-32 over the row and its key, origin and time, so that a row stored under another series or time fails too."""
     return zlib.crc32(data, zlib.crc32(f"{key}|{origin}|{time}".encode()))
 
 
@@ -316,7 +316,7 @@ def _has_valid_types(time: object, data: object) -> bool:
 
 
 def _copy_readable_rows(damaged_db: sqlite3.Connection, db: sqlite3.Connection) -> int:
-    """Copy rows from the front and from the back up to the first unreadable page. Their checksums still decide."""
+    """Copy rows from both ends up to the first unreadable page. Reads still verify their checksums."""
     tables = {name: _read_readable_rows(damaged_db, name) for name in ("series", "origin", "tick")}
     for name, rows in tables.items():
         if rows:
@@ -334,5 +334,5 @@ def _read_readable_rows(db: sqlite3.Connection, table: str) -> list[tuple[object
             for row in db.execute(f"SELECT * FROM {table} ORDER BY {direction}"):  # noqa: S608
                 rows[row] = None
         except sqlite3.Error as error:
-            log.debug("salvage of %s stopped: %s", table, error)
+            log.debug("Salvage of table %s stopped: %s", table, error)
     return list(rows)

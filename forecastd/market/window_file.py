@@ -1,8 +1,8 @@
-"""The SQLite file under a rolling window: opening it, its layout, and what is done when it is damaged, full, busy or gone.
+"""The SQLite file of a rolling window: open it, create its tables, handle a damaged, full, locked or missing file.
 
-The one thing to know before changing it: such a file is a cache that may be lost, never a store that may lie. A file that
-SQLite cannot read is set aside under a new name and begun again with what its owner can still read of it. Everything else
-that goes wrong ends in `FileUnavailableError`, and the owner goes on without the file.
+Invariant: the file is a cache. It may be lost, but it must never return wrong data. A file that SQLite cannot read is
+renamed and replaced by a new one with the rows that its owner can still read. Every other fault raises
+`FileUnavailableError`, and the owner continues without the file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 SalvageFunction = Callable[[sqlite3.Connection, sqlite3.Connection], int]
 
-BUSY_SECONDS = 5.0  # how long another process may hold the file before this one goes on without it
-MAX_DAMAGED_FILES = 5  # damaged files kept for a person to look at
+BUSY_SECONDS = 5.0  # how long to wait for another process's lock before continuing without the file
+MAX_DAMAGED_FILES = 5  # damaged files that are kept for inspection
 
 
 class FileUnavailableError(Exception):
-    """The file cannot be used now; the message is what SQLite or the system says of it."""
+    """The file cannot be used now; the message is that of SQLite or the operating system."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -31,26 +31,26 @@ class FileUnavailableError(Exception):
 
 
 class _ForeignFileError(sqlite3.DatabaseError):
-    """The file is a database, and no rolling window of this version."""
+    """The file is a database but not a rolling window of this version."""
 
 
 class WindowFile:
-    """One SQLite file in WAL mode with `synchronous=NORMAL`, for several threads and processes at once.
+    """One SQLite file in WAL mode with `synchronous=NORMAL`, safe for several threads and processes at once.
 
-    `synchronous=NORMAL` in WAL mode: a process that is killed loses the transaction in flight; a power cut may lose those
-    since the last checkpoint as well (SQLite makes one every 1,000 pages, an owner may make one sooner), and never damages
-    the file.
+    Durability in this mode: a killed process loses only the transaction in flight. A power cut may also lose the
+    transactions since the last checkpoint (SQLite makes one every 1,000 pages; an owner may make one sooner), but never
+    damages the file.
 
     Args:
-        path: the file, made when absent unless `read_only`.
-        kind: SQLite's application id: what the file is and the version of its layout.
-        layout: the statements that make its tables.
-        salvage: copies what can be read of a damaged file (first argument) into a new one, in a transaction of the new
-            one, and gives the number of rows.
-        lost: what becomes of the rest; ends the sentence that tells the damage.
-        busy: seconds that another process may hold the file.
-        aside: damaged files that are kept.
-        read_only: look only; nothing is made, mended or set aside.
+        path: the file; created when missing, unless `read_only`.
+        application_id: SQLite's application id; identifies the kind of file and the version of its schema.
+        schema: the statements that create the tables.
+        salvage: copies the readable rows of a damaged file (first argument) into a new one (second argument), inside a
+            transaction of the new one, and returns the number of rows.
+        loss_message: what happens to the lost rows; the end of the warning about damage.
+        busy_seconds: how long to wait for another process's lock.
+        max_damaged_files: how many damaged files are kept.
+        read_only: read only; never create, repair or rename a file.
     """
 
     def __init__(
@@ -68,29 +68,28 @@ class WindowFile:
         self.path = path
         self.read_only = read_only
         self.connection_count = (
-            0  # counts up with every connection: what was remembered of the file's content ends there
+            0  # grows with every new connection; caches of the file's content are invalid after that
         )
         self.db: sqlite3.Connection | None = None
-        self._application_id, self._schema, self._salvage, self._loss_message = (
-            application_id,
-            schema,
-            salvage,
-            loss_message,
-        )
-        self._busy_seconds, self._max_damaged_files = busy_seconds, max_damaged_files
+        self._application_id = application_id
+        self._schema = schema
+        self._salvage = salvage
+        self._loss_message = loss_message
+        self._busy_seconds = busy_seconds
+        self._max_damaged_files = max_damaged_files
         self._lock = threading.RLock()
         self._inode = 0
 
     def close(self) -> None:
-        """Let go of the file. It is opened again when it is needed again."""
+        """Close the file. The next use opens it again."""
         with self._lock:
             self._disconnect()
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` as one transaction; once more on a new file, where this one turns out to be damaged.
+        """Run `work` in one transaction. If the file turns out to be damaged, replace it and run `work` once more.
 
         Raises:
-            FileUnavailableError: the file does not allow it now.
+            FileUnavailableError: the file cannot be used now.
         """
         with self._lock:
             try:
@@ -117,7 +116,7 @@ class WindowFile:
             return work(db)
 
     def _is_replaced(self) -> bool:
-        """Whether the file was deleted or replaced: SQLite would go on writing into what nobody can open again."""
+        """Whether the file was deleted or replaced. SQLite would continue to write to the unlinked file."""
         try:
             return self.path.stat().st_ino != self._inode
         except FileNotFoundError:
@@ -131,9 +130,9 @@ class WindowFile:
             uri = self.path.absolute().as_uri()
         db = sqlite3.connect(uri, self._busy_seconds, isolation_level="IMMEDIATE", check_same_thread=False, uri=True)
         try:
-            db.text_factory = lambda raw: raw.decode(errors="replace")  # a flipped bit is found by the checksum
+            db.text_factory = lambda raw: raw.decode(errors="replace")  # the row checksum detects flipped bits
             if not self.read_only and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-                db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before there is a table
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has no effect once a table exists
                 db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(
                     f"BEGIN IMMEDIATE; PRAGMA application_id = {self._application_id}; {self._schema} COMMIT;"
@@ -158,11 +157,11 @@ class WindowFile:
             self.db = None
 
     def _replace_damaged(self, error: Exception) -> None:
-        """Rename the file and SQLite's files beside it, and save into a new one what can still be read."""
+        """Rename the damaged file with its -wal and -shm files, and copy the readable rows into a new file."""
         inode = self._inode if self.db is not None else None
         self._disconnect()
         if not self.path.exists() or inode not in {None, self.path.stat().st_ino}:
-            return  # another process has set it aside already
+            return  # another process has already replaced it
         candidates = [
             self.path.with_name(f"{self.path.name}.damaged-{n}") for n in range(1, self._max_damaged_files + 1)
         ]
@@ -173,7 +172,7 @@ class WindowFile:
                 file.replace(damaged_path.with_name(damaged_path.name + suffix))
         row_count = self._salvage_rows(damaged_path)
         log.warning(
-            "The rolling window %s is damaged (%s). It was set aside as %s and begun again with %d rows saved; %s.",
+            "The rolling window %s is damaged (%s). It was renamed to %s and replaced with %d salvaged rows; %s.",
             self.path, error, damaged_path.name, row_count, self._loss_message,
         )  # fmt: skip
 
@@ -189,9 +188,9 @@ class WindowFile:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the file itself is at fault and will stay so."""
+    """Whether the error is a permanent fault of the file itself."""
     if isinstance(error, _ForeignFileError):
         return True
     code = getattr(error, "sqlite_errorcode", None)
-    # ERROR: the statements here are fixed, so one that does not fit means that the file's layout is not this one.
+    # SQLITE_ERROR: the statements are fixed, so a statement that fails means a different schema.
     return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}

@@ -1,8 +1,8 @@
-"""One bounded HTTP request: bounded in bytes, and in time as a whole, further attempts included.
+"""A bounded HTTP client: it limits the size of a response and the total time of a request, including retries.
 
-The one thing to know before changing it: the timeouts of an HTTP library hold for one socket operation, so a name server
-that hangs or a body that drips passes them for ever. The request therefore runs in a thread of its own, and the caller
-stops waiting for it at the deadline; what is left of it ends by itself at its next byte.
+Invariant: a request never outlives its deadline for the caller. The timeouts of an HTTP library apply to one socket
+operation, so a hanging name server or a slowly dripping body never hits them. The request therefore runs in its own
+thread; the caller stops waiting at the deadline, and the abandoned thread ends at its next byte.
 """
 
 from __future__ import annotations
@@ -25,21 +25,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-DEFAULT_DEADLINE = (
-    10.0  # seconds for a request as a whole: name look-up, body, further attempts and the waits before them
-)
+DEFAULT_DEADLINE = 10.0  # seconds for a whole request: name lookup, body, retries and the waits between them
 MAX_ATTEMPTS = 3
-INITIAL_BACKOFF, MAX_BACKOFF = 0.2, 1.0  # seconds before another attempt, where the server does not say
-MIN_REMAINING_FRACTION = 0.1  # of the whole: with less than that left, another attempt is not worth beginning
-SOCKET_TIMEOUT = 5.0  # seconds for one socket operation
+INITIAL_BACKOFF, MAX_BACKOFF = 0.2, 1.0  # seconds before a retry, when the server names none
+MIN_REMAINING_FRACTION = 0.1  # of the total time; with less left, a retry is not started
+SOCKET_TIMEOUT = 5.0  # seconds per socket operation
 MAX_RESPONSE_BYTES = 32 * 2**20
 CHUNK_BYTES = 65_536
 
 
 class TransientHttpError(RetryLater):
-    """The request failed in a way that may be gone in a moment: worth a second attempt at once.
+    """The request failed in a way that an immediate retry may fix.
 
-    `wait`: seconds that the server asks to wait before it, None where it does not say.
+    `retry_after`: seconds that the server asks to wait before the retry; None when it names none.
     """
 
     def __init__(self, message: str | None = None, *, retry_after: float | None = None) -> None:
@@ -49,7 +47,7 @@ class TransientHttpError(RetryLater):
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """What came back, whatever its status. Header names are in lower case."""
+    """A response of any status. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -64,11 +62,11 @@ def fetch_url(
     *,
     max_bytes: int = MAX_RESPONSE_BYTES,
 ) -> HttpResponse:
-    """GET `url`. Redirects are not followed: they would carry the headers, and a key among them, elsewhere.
+    """GET `url`. Redirects are not followed: they would send the headers, and the API key in them, to another host.
 
     Raises:
-        Passing: no whole answer within `deadline` seconds.
-        RetryLater: the answer is larger than `most` bytes.
+        Passing: no complete response within `deadline` seconds.
+        RetryLater: the response is larger than `max_bytes`.
     """
     host = host_and_port(url)
     response = run_with_timeout(
@@ -80,10 +78,11 @@ def fetch_url(
 
 
 def retry_transient(work: Callable[[float], T], seconds: float, stop: threading.Event) -> T:
-    """What `work` returns, tried up to `ATTEMPTS` times while it raises `Passing`, in `seconds` altogether.
+    """Call `work` up to `MAX_ATTEMPTS` times while it raises `TransientHttpError`, within `seconds` in total.
 
-    `work` gets the seconds that it may take: half of all, so that an attempt that hangs leaves time for another, and the
-    last one what is left. Setting `stop` ends a wait at once. When no time or attempt is left, the last error is raised.
+    `work` receives its time limit: half of the total, so that a hanging attempt leaves time for another; the last
+    attempt gets all that is left. Setting `stop` ends a wait at once. When no time or no attempt is left, the last
+    error is raised.
     """
     clock = SystemClock()
     end = clock.monotonic() + seconds
@@ -105,7 +104,7 @@ def retry_transient(work: Callable[[float], T], seconds: float, stop: threading.
                 or stop.wait(delay)
             ):
                 raise
-            log.info("%s Trying again.", error)
+            log.info("%s Retrying.", error)
         attempt += 1
 
 
@@ -117,12 +116,13 @@ def request_thread_name(host: str) -> str:
 def run_with_timeout(
     seconds: float, host: str, work: Callable[[Callable[[], bool]], T], errors: tuple[type[Exception], ...] = ()
 ) -> T:
-    """What `work` returns, in a thread of its own that is left to itself after `seconds`.
+    """Run `work` in its own thread and return its result; abandon the thread after `seconds`.
 
-    `work` gets a function that says whether anybody still waits for it. Of its exceptions, `errors` are raised here.
+    `work` receives a function that returns whether it was abandoned. Exceptions of the types in `errors` are raised
+    here.
 
     Raises:
-        Passing: it did not return in time.
+        Passing: `work` did not return in time.
     """
     done_event, abandoned_event = threading.Event(), threading.Event()
     results: list[T] = []
@@ -147,7 +147,7 @@ def run_with_timeout(
 
 
 def host_and_port(url: str) -> str:
-    """Host and port of a URL, to be shown: never a user name or a password."""
+    """Host and port of a URL, without user name and password, for messages."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
@@ -168,8 +168,8 @@ def _request(
     parts = urlsplit(url)
     try:
         with requests.Session() as session:
-            session.trust_env = not is_loopback(parts.hostname or "")  # a proxy does not know this machine's own ports
-            # `auth` says that nothing is to be added, or requests would put a user's .netrc over the header.
+            session.trust_env = not is_loopback(parts.hostname or "")  # a proxy cannot reach this machine's own ports
+            # A no-op `auth` stops requests from overriding the Authorization header with the user's .netrc.
             with session.get(
                 url,
                 params=dict(params),
@@ -184,12 +184,14 @@ def _request(
                 while chunk := raw.read1(CHUNK_BYTES, decode_content=True):
                     body += chunk
                     if len(body) > max_bytes:
-                        return RetryLater(f"{host_and_port(url)} sent more than {max_bytes >> 20} MB; it was cut off.")
+                        return RetryLater(
+                            f"{host_and_port(url)} sent more than {max_bytes >> 20} MB; the response was discarded."
+                        )
                     if is_abandoned():
                         break
                 response_headers = {name.lower(): value for name, value in response.headers.items()}
                 return HttpResponse(response.status_code, response_headers, bytes(body))
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         return TransientHttpError(
-            f"{host_and_port(url)} cannot be reached or broke off ({type(error).__name__}). Look at the network."
+            f"Cannot reach {host_and_port(url)}, or the connection broke ({type(error).__name__}). Check the network."
         )

@@ -1,4 +1,5 @@
-"""Service files for a user's own paths: what is to be run, how systemd and supervisord spell it, where it is installed.
+"""Create, install and remove service files for systemd and supervisord with a user's own paths.
 
-Both are rendered from the two files that ship with the project, so every choice in those holds for every install.
+Each file is rendered from a template that ships with the project, so every choice in the template applies to every
+install.
 """

@@ -1,4 +1,4 @@
-"""Who a service runs as, and what the modes of files let that account do."""
+"""The account that runs a service, and the file permissions of that account."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DEFAULT_ACCOUNT = "forecastd"
 
 @dataclass(frozen=True)
 class UnixAccount:
-    """Somebody on this machine."""
+    """An account on this machine."""
 
     name: str
     uid: int
     groups: frozenset[int]
 
     def can_enter(self, directory: Path) -> bool:
-        """Whether its mode lets this account through."""
+        """Whether the directory's mode lets this account enter it."""
         return self._has_permission(directory, 0o1)
 
     def can_read(self, file: Path) -> bool:
-        """Whether its mode lets this account read it."""
+        """Whether the file's mode lets this account read it."""
         return self._has_permission(file, 0o4)
 
     def _has_permission(self, path: Path, bit: int) -> bool:
@@ -41,7 +41,7 @@ class UnixAccount:
 
 
 def current_account() -> UnixAccount:
-    """Who runs this process; where nobody gave the number a name, the number serves."""
+    """The account of this process; without an entry in the user database, the uid is its name."""
     uid = os.getuid()
     try:
         return _from_entry(pwd.getpwuid(uid))
@@ -50,25 +50,25 @@ def current_account() -> UnixAccount:
 
 
 def find_account(name: str) -> UnixAccount:
-    """The account of this name.
+    """Find an account by name.
 
     Raises:
-        NeedsHuman: there is none, or it is root's.
+        NeedsHuman: there is no such account, or it is root.
     """
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
         raise NeedsHuman(
-            f"There is no account {name} on this machine. Name another with --run-as, or make it: "
+            f"There is no account {name} on this machine. Choose another with --run-as, or create it: "
             f"useradd --system --home-dir /var/lib/forecastd --shell /usr/sbin/nologin {name}"
         ) from None
     if entry.pw_uid == 0:
-        raise NeedsHuman("A worker needs nothing that only root may do. Name another account with --run-as.")
+        raise NeedsHuman("A worker does not need root. Choose another account with --run-as.")
     return _from_entry(entry)
 
 
 def default_account(directory: Path) -> UnixAccount:
-    """The owner of the working directory; where that is root, the account `forecastd`. Raises as `find` does."""
+    """The owner of the working directory, or the account `forecastd` if that is root. Raises as `find_account`."""
     try:
         owner = pwd.getpwuid(directory.stat().st_uid)
     except (OSError, KeyError):

@@ -1,4 +1,4 @@
-"""A service file before it is written: its text, its place, what to mind, and what to type afterwards."""
+"""Prepare a service file: its text, warnings, and the commands to run after it is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MANAGER_VARIABLES = {
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
 }
-_NAMESPACE_SWITCHES = {  # what each kernel switch holds when nobody but root may make a user namespace that is good for anything
+_NAMESPACE_SWITCHES = {  # the values with which the kernel restricts user namespaces to root
     Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"): "1",
     Path("/proc/sys/kernel/unprivileged_userns_clone"): "0",
     Path("/proc/sys/user/max_user_namespaces"): "0",
@@ -40,9 +40,9 @@ _NAMESPACE_SWITCHES = {  # what each kernel switch holds when nobody but root ma
 
 @dataclass(frozen=True)
 class ServiceRequest:
-    """What a person asks for; None leaves it to what is usual here.
+    """A user's request for a service file; None selects the default.
 
-    `own`: a unit for one's own manager. `directory`: where `.env` is.
+    `per_user`: a unit for the user's own manager. `directory`: the working directory, which holds `.env`.
     """
 
     manager: ServiceManager
@@ -56,7 +56,7 @@ class ServiceRequest:
 
 @dataclass(frozen=True)
 class ServiceDraft:
-    """A file that is not written yet. `minds`: what would keep the service from working. `steps`: commands to type next."""
+    """A service file that is not written yet. `warnings`: likely problems. `steps`: commands to run next."""
 
     text: str
     warnings: list[str]
@@ -64,10 +64,10 @@ class ServiceDraft:
 
 
 def draft_service(request: ServiceRequest, settings: Settings, sources: Mapping[str, str]) -> ServiceDraft:
-    """The file for this wish. `given`: where each variable that is set comes from.
+    """Prepare the file for a request. `sources`: the source of each variable that is set.
 
     Raises:
-        NeedsHuman: there is no such account, or a path cannot be expressed.
+        NeedsHuman: there is no such account, or a service file cannot express a path.
     """
     account = _choose_account(request)
     launch = plan_launch(
@@ -89,26 +89,26 @@ def draft_service(request: ServiceRequest, settings: Settings, sources: Mapping[
     ]
     if request.per_user and any(_read_switch(switch) == value for switch, value in _NAMESPACE_SWITCHES.items()):
         warnings.append(
-            "This kernel keeps user namespaces from everybody but root, so the unit will end with 226/NAMESPACE. "
-            f"Install it for the system: as root, with --run-as {launch.user}."
+            "This kernel allows user namespaces to root only, so the unit will fail with 226/NAMESPACE. "
+            f"Install it for the system instead: as root, with --run-as {launch.user}."
         )
     if request.service is FLEET_SERVICE and request.manager == "systemd" and settings.fleet_engine == "library":
         warnings.append(
-            "The unit allows no memory that is both writable and executable, which FLEET_ENGINE=library needs. Choose "
-            "another engine, or type: systemctl edit forecastd-fleet, and write: [Service] MemoryDenyWriteExecute=no"
+            "The unit forbids memory that is both writable and executable, which FLEET_ENGINE=library requires. Choose "
+            "another engine, or run: systemctl edit forecastd-fleet, and add: [Service] MemoryDenyWriteExecute=no"
         )
     return ServiceDraft(render_file(request.manager, launch), warnings, _next_steps(request, launch))
 
 
 def steps_after_removal(manager: ServiceManager, *, per_user: bool) -> list[str]:
-    """What to type once the file is gone."""
+    """The commands to run after the file is removed."""
     return (
         [f"{_systemctl_command(per_user=per_user)} daemon-reload"] if manager == "systemd" else ["supervisorctl update"]
     )
 
 
 def _choose_account(request: ServiceRequest) -> UnixAccount | None:
-    """Whose service it is. None: supervisord runs it as itself, which is this person."""
+    """The account of the service. None: supervisord runs it as its own user."""
     if request.run_as is not None:
         return accounts.find_account(request.run_as)
     account = accounts.current_account()
@@ -123,9 +123,7 @@ def _shell_only_warnings(sources: Mapping[str, str], launch: LaunchSpec) -> list
     names = sorted(name for name, source in sources.items() if name in setting_names and source != str(ENV_FILE))
     if not names:
         return []
-    return [
-        f"Set in this shell alone, so not for the service: {', '.join(names)}. Write it into {launch.directory / ENV_FILE}."
-    ]
+    return [f"Set only in this shell, not for the service: {', '.join(names)}. Add to {launch.directory / ENV_FILE}."]
 
 
 def _wallet_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
@@ -143,23 +141,23 @@ def _api_key_warnings(request: ServiceRequest, settings: Settings, launch: Launc
     ):
         return []
     return _missing_secret_warnings(
-        f"FLEET_HOST is {settings.fleet_host}, and no API key is set, without which it does not start", request
+        f"FLEET_HOST is {settings.fleet_host}, and the fleet does not start there without an API key", request
     )
 
 
 def _missing_secret_warnings(problem: str, request: ServiceRequest) -> list[str]:
-    """That a secret is missing, and where it may be put; nothing where systemd has it already."""
+    """A warning about a missing secret and where to store it; none when systemd's credential exists."""
     service, problem = request.service, f"{problem}: set {request.service.setting} in .env"
     if request.manager == "supervisord" or request.per_user:
         return [f"{problem}."]
-    if os.path.exists(service.credential_path):  # never raises  # noqa: PTH110  # never raises
+    if os.path.exists(service.credential_path):  # noqa: PTH110  # never raises
         return []
-    return [f"{problem}, or put {service.secret_description} into {service.credential_path} (owner root, mode 0600)."]
+    return [f"{problem}, or write {service.secret_description} to {service.credential_path} (owner root, mode 0600)."]
 
 
 def _next_steps(request: ServiceRequest, launch: LaunchSpec) -> list[str]:
     directories = systemd.writable_directories(launch) if request.manager == "systemd" else launch.writable_paths
-    missing = [path for path in directories if not os.path.isdir(path)]  # never raises  # noqa: PTH112  # never raises
+    missing = [path for path in directories if not os.path.isdir(path)]  # noqa: PTH112  # never raises
     owner = "" if request.per_user or launch.user is None else f" -o {launch.user}"
     steps = [f"install -d{owner} -m 700 {shlex.quote(str(path))}" for path in missing]
     if request.manager == "supervisord":

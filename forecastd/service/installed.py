@@ -1,7 +1,7 @@
-"""Service files on disk: where they go, which are ours to replace or remove, and what is in them.
+"""Service files on disk: where they are installed, whether they may be replaced, and which paths they contain.
 
-The first line of a file that is written here holds the hash of the rest, so that one which somebody has changed since, or has
-put there himself, is told from ours and left alone.
+Invariant: a file that a person wrote or changed is never replaced or removed without --force. The first line of every
+file that is written here contains the hash of the rest, which detects such files.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from forecastd.service import supervisord, systemd
 from forecastd.service.launch import DAEMON_SERVICE, SERVICES, FileReferences, LaunchSpec, ServiceKind, ServiceManager
 
 SYSTEM_UNIT_DIR = Path("/etc/systemd/system")
-SYSTEMD_RUNTIME_DIR = Path("/run/systemd/system")  # there when systemd is the init system: sd_booted(3)
+SYSTEMD_RUNTIME_DIR = Path("/run/systemd/system")  # exists when systemd is the init system: sd_booted(3)
 SUPERVISORD_DIRS = (Path("/etc/supervisor/conf.d"), Path("/etc/supervisord.d"))
 _HEADER = '# Written by "forecastd service install", which replaces only what nobody has changed. sha256 of the rest: '
-_FIX = "Look at it, and remove it yourself if it is of no use."
+_FIX = "Check it, and remove it yourself if you do not need it."
 FileOwner = Literal["nobody", "ours", "changed", "foreign"]
 
 
 def default_manager() -> ServiceManager:
-    """systemd where it runs this machine, else supervisord."""
+    """systemd when it is the init system of this machine, else supervisord."""
     return "systemd" if SYSTEMD_RUNTIME_DIR.is_dir() else "supervisord"
 
 
 def file_path(
     manager: ServiceManager, *, per_user: bool, directory: Path | None = None, service: ServiceKind = DAEMON_SERVICE
 ) -> Path:
-    """Where the file goes: into `directory`, or where the manager looks for it.
+    """The path to install to: in `directory`, or in the manager's own directory.
 
     Raises:
-        NeedsHuman: supervisord has none of its usual directories here.
+        NeedsHuman: none of supervisord's usual directories exists.
     """
     if manager == "systemd":
         return (directory or (_user_unit_dir() if per_user else SYSTEM_UNIT_DIR)) / f"{service.name}.service"
     target = directory or next((path for path in SUPERVISORD_DIRS if path.is_dir()), None)
     if target is None:
         raise NeedsHuman(
-            "supervisord's directory is not in its usual places. Pass --to with the one that its [include] names."
+            "Cannot find supervisord's directory in its usual places. Pass --to with the directory of its [include] section."
         )
     return target / f"{service.name}{'.ini' if target == SUPERVISORD_DIRS[1] else '.conf'}"
 
 
 def known_file_paths() -> list[Path]:
-    """Every file that may be installed here, by `place` or by hand."""
+    """Every path where a service file may be installed, by `file_path` or by hand."""
     return [
         path
         for service in SERVICES
@@ -69,21 +69,21 @@ def known_file_paths() -> list[Path]:
 
 
 def render_file(manager: ServiceManager, launch: LaunchSpec) -> str:
-    """The whole file for this launch, with its first line.
+    """The complete file for a launch, including the header line.
 
     Raises:
-        NeedsHuman: a path cannot be expressed, or the file to begin with is not there.
+        NeedsHuman: a path cannot be expressed, or the template is missing.
     """
     renderer = systemd if manager == "systemd" else supervisord
     template = read_text_file(
-        launch.service.template_path(manager), "The file", "It belongs to forecastd: install that again."
+        launch.service.template_path(manager), "The file", "It is part of forecastd: reinstall forecastd."
     )
     body = renderer.render(template, launch)
     return f"{_HEADER}{_hash(body)}\n{body}"
 
 
 def file_owner(path: Path) -> FileOwner:
-    """Whose file is there.
+    """Who wrote the file at `path`.
 
     Raises:
         NeedsHuman: it cannot be read.
@@ -99,10 +99,10 @@ def file_owner(path: Path) -> FileOwner:
 
 
 def install(path: Path, text: str, *, force: bool) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
-        NeedsHuman: another's is there, or it cannot be written.
+        NeedsHuman: another file exists there, or the file cannot be written.
     """
     if not force:
         _require_own_file(path, file_owner(path), "Pass --force to replace it.")
@@ -110,41 +110,41 @@ def install(path: Path, text: str, *, force: bool) -> None:
 
 
 def uninstall(path: Path, *, force: bool) -> list[str]:
-    """Remove the file; gives the directories with state and logs that it names.
+    """Remove the file, and return the directories with state and logs that it names.
 
     Raises:
-        NeedsHuman: there is none, it is another's, systemd still has it enabled, or it cannot be removed.
+        NeedsHuman: the file does not exist, is not ours, is still enabled in systemd, or cannot be removed.
     """
     ownership = file_owner(path)
     if ownership == "nobody":
-        raise NeedsHuman(f"{path} is not there. Say with --manager, --user or --to where it was installed.")
+        raise NeedsHuman(f"{path} does not exist. Use --manager, --user or --to to select where it was installed.")
     if not force:
         _require_own_file(path, ownership, "Pass --force to remove it.")
     enabled = [link for link in path.parent.glob("*.wants/*") if link.name == path.name]
     if enabled:
         raise NeedsHuman(
-            f"{path} is still enabled. First: {' '.join(systemctl_command(path))} disable --now {path.stem}"
+            f"{path} is still enabled. First run: {' '.join(systemctl_command(path))} disable --now {path.stem}"
         )
     data_directories: list[str] = []
-    with contextlib.suppress(NeedsHuman):  # what is removed by force may be anything
+    with contextlib.suppress(NeedsHuman):  # with --force the file may contain anything
         data_directories = _parse_file(read_text_file(path, "The file", _FIX)).data_directories
     try:
         path.unlink()
     except OSError as error:
-        raise NeedsHuman(f"{path} cannot be removed: {error.strerror}. Run this as its owner.") from None
+        raise NeedsHuman(f"Cannot remove {path}: {error.strerror}. Run the command as the owner of the file.") from None
     return data_directories
 
 
 def systemctl_command(path: Path) -> list[str]:
-    """How the manager that reads this unit is spoken to."""
+    """The systemctl command for the manager that reads this unit."""
     return ["systemctl", "--user"] if path.parent == _user_unit_dir() else ["systemctl"]
 
 
 def missing_paths(path: Path) -> list[str]:
-    """What an installed file names that is not there.
+    """The paths in an installed file that do not exist.
 
     Raises:
-        NeedsHuman: it cannot be read, or is no service file.
+        NeedsHuman: it cannot be read, or is not a service file.
     """
     references = _parse_file(read_text_file(path, "The file", _FIX))
     absent_paths = [program for program in references.programs if not os.access(program, os.X_OK)]
@@ -152,21 +152,21 @@ def missing_paths(path: Path) -> list[str]:
         directory
         for directory in references.directories
         if not os.path.isdir(directory)  # noqa: PTH112  # never raises
-    ]  # never raises
+    ]
 
 
 def _parse_file(text: str) -> FileReferences:
     try:
         return supervisord.parse_references(text) if "[program:" in text else systemd.parse_references(text)
     except ValueError as error:
-        raise NeedsHuman(f"It is no service file: {error}. {_FIX}") from None
+        raise NeedsHuman(f"It is not a service file: {error}. {_FIX}") from None
 
 
 def _require_own_file(path: Path, owner: FileOwner, fix: str) -> None:
     if owner == "foreign":
         raise NeedsHuman(f"{path} was not written by `forecastd service install`. {fix}")
     if owner == "changed":
-        raise NeedsHuman(f"{path} was changed by hand since it was written. {fix}")
+        raise NeedsHuman(f"{path} was changed by hand after it was written. {fix}")
 
 
 def _user_unit_dir() -> Path:

@@ -1,7 +1,7 @@
-"""What a service manager is to run: which program, where, as whom, with which directories.
+"""What a service manager runs: the program, its working directory, its user and its directories.
 
-The one thing to know before changing it: a setting that `.env` has is left to `.env`, so that it can be changed there; what
-was given otherwise (an option, a variable of the shell) would be lost to the service and goes on its command line.
+Invariant: a setting in `.env` stays in `.env`, where a user can change it. A value from elsewhere (an option, a shell
+variable) would be lost to the service, so it goes on the command line.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from forecastd.settings import ENV_FILE, PROJECT_ROOT, Settings
 ServiceManager = Literal["systemd", "supervisord"]
 ENTRY_POINT = PROJECT_ROOT / "submit_prediction.py"
 SYSTEM_STATE_DIR, SYSTEM_LOG_DIR = Path("/var/lib/forecastd"), Path("/var/log/forecastd")
-CREDENTIAL_STORE = Path("/etc/credstore")  # where systemd looks for a credential that is named without its directory
+CREDENTIAL_STORE = Path("/etc/credstore")  # where systemd looks for a credential given without a directory
 _HOME_DIRS = (Path("/home"), Path("/root"), Path("/run/user"))
-_TEMPORARY_DIRS = (Path("/tmp"), Path("/var/tmp"))  # named to warn of them  # noqa: S108  # named to warn of them
+_TEMPORARY_DIRS = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108  # only used in a warning
 
 
 @dataclass(frozen=True)
 class ServiceKind:
-    """One of the services that forecastd has, and the two files that ship for it.
+    """One of forecastd's services, with its two template files.
 
-    `name`: of its unit and of its program under supervisord. `words`: what its command line begins with. `credential`: what
-    systemd hands over to it, by the name that it looks for; `secret` says what that is, `setting` what names it otherwise.
+    Attributes:
+        name: the name of the systemd unit and of the supervisord program.
+        arguments: the first arguments of the command line.
+        credential: the name of the systemd credential.
+        secret_description: what the credential contains.
+        setting: the variable that names a file with the same secret.
     """
 
     name: str
@@ -39,12 +43,12 @@ class ServiceKind:
     setting: str
 
     def template_path(self, manager: ServiceManager) -> Path:
-        """The file that ships."""
+        """The template file for a service manager."""
         return PROJECT_ROOT / (f"{self.name}.service" if manager == "systemd" else f"supervisord-{self.name}.conf")
 
     @property
     def credential_path(self) -> Path:
-        """The credential that the shipped unit loads."""
+        """The credential file that the template unit loads."""
         return CREDENTIAL_STORE / f"forecastd.{self.credential}"
 
 
@@ -57,11 +61,14 @@ SERVICES = (DAEMON_SERVICE, FLEET_SERVICE)
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """What is to be run. All paths are absolute.
+    """What to run. All paths are absolute.
 
-    `user`: None where the manager runs everything as its own user. `own`: by the user's own manager, without root.
-    `state`, `logs`: where it writes; None where systemd's own directories serve. `credential`: the file with the phrase or
-    the keys, for systemd. `reads`: what else it must be able to read.
+    Attributes:
+        user: the account; None when the manager runs everything as its own user.
+        per_user: run by the user's own systemd manager, without root.
+        state, logs: the directories it writes to; None when systemd creates its own.
+        credential: the file with the wallet's phrase or the API keys, for systemd.
+        readable_paths: other files that it must be able to read.
     """
 
     python: Path
@@ -78,30 +85,29 @@ class LaunchSpec:
 
     @property
     def command(self) -> list[str]:
-        """The words of the command line."""
+        """The command line, as a list of arguments."""
         return [str(self.python), str(self.program), *self.service.arguments, *self.options]
 
     @property
     def writable_paths(self) -> list[Path]:
-        """The directories it writes to, beside those that systemd makes."""
+        """The directories it writes to, except those that systemd creates."""
         return [path for path in (self.state, self.logs) if path is not None]
 
     @property
     def required_paths(self) -> list[Path]:
-        """Everything it must be able to reach, with what a symbolic link leads to."""
+        """All paths that it must be able to access, including the targets of symbolic links."""
         paths = [self.python, self.program, self.directory, *self.readable_paths]
         return sorted({*paths, *(Path(os.path.realpath(path)) for path in paths)})
 
     @property
     def uses_home(self) -> bool:
-        """Whether something it needs lies below a home, which a unit does not see unless told to."""
+        """Whether a required path is below a home directory, which a unit cannot access by default."""
         return any(_is_below_any(path, _HOME_DIRS) for path in [*self.required_paths, *self.writable_paths])
 
 
 @dataclass(frozen=True)
 class FileReferences:
-    """What a service file names, where it does so in full: the programs it starts, the directories that must be there, and
-    those with state and logs."""
+    """The absolute paths in a service file: programs, directories that must exist, state and log directories."""
 
     programs: list[str]
     directories: list[str]
@@ -120,13 +126,15 @@ def plan_launch(
     credential: Path | None = None,
     service: ServiceKind = DAEMON_SERVICE,
 ) -> LaunchSpec:
-    """The launch for these settings.
+    """Build the launch for these settings.
 
-    `account`: who runs it, None for the manager's own user. `directory`: where `.env` is and relative paths begin.
-    `in_file`: the names of the settings that come from `.env`.
+    Args:
+        account: the account that runs it; None for the manager's own user.
+        directory: the working directory, which holds `.env`; relative paths start there.
+        env_file_names: the names of the variables that `.env` sets.
 
     Raises:
-        NeedsHuman: a path has a character that no service file can express.
+        NeedsHuman: a path has a character that a service file cannot express.
     """
     base = _absolute(directory)
     options: list[str] = []
@@ -161,7 +169,7 @@ def plan_launch(
 def _default_directories(
     settings: Settings, manager: ServiceManager, account: UnixAccount | None, *, per_user: bool
 ) -> dict[str, Path | None]:
-    """Where state and logs go when nobody says: to the system's places for a service of the system's, else as ever."""
+    """The default directories: the system's for a system service, else those of the settings. None: systemd's own."""
     if per_user or (manager == "supervisord" and account is None):
         return {"STATE_DIR": settings.state_path, "LOG_DIR": settings.log_path}
     if manager == "systemd":
@@ -170,43 +178,44 @@ def _default_directories(
 
 
 def require_printable(text: str) -> None:
-    """Refuse what would break out of its line, and what is no text.
+    """Require text without control characters, which could start another line of a service file.
 
     Raises:
-        NeedsHuman: it holds a control character (a line break is one), or bytes that are not UTF-8.
+        NeedsHuman: it contains a control character (such as a line break), or bytes that are not UTF-8.
     """
     if any(
         ord(character) < 32 or 127 <= ord(character) < 160 or "\ud800" <= character <= "\udfff" for character in text
     ):
         raise NeedsHuman(
-            f"No service file can express {text!a}: it has a line break, another control character, or bytes that are "
+            f"A service file cannot express {text!a}: it contains a line break, another control character, or bytes that are "
             "not UTF-8. Rename it."
         )
 
 
 def unescape_percent(value: str) -> str:
-    """The text that a value stands for; empty where a specifier, or in supervisord's file an expansion, decides."""
+    """Replace `%%` by `%`; return an empty text if the value has a systemd specifier or a supervisord expansion."""
     return "" if "%" in value.replace("%%", "") else value.replace("%%", "%")
 
 
 def find_problems(launch: LaunchSpec, manager: ServiceManager, account: UnixAccount | None) -> list[str]:
-    """What would keep the service from working, as sentences; empty when nothing is seen."""
+    """Problems that would prevent the service from working, one sentence each."""
     essential_paths = (launch.python, launch.program, launch.directory)
-    problems = [f"{path} is not there." for path in essential_paths if not os.path.exists(path)]  # never raises  # noqa: PTH110  # never raises
+    problems = [f"{path} does not exist." for path in essential_paths if not os.path.exists(path)]  # noqa: PTH110  # never raises
     if launch.credential is not None and not launch.credential.is_file():
         problems.append(
-            f"{launch.credential} is not there: put {launch.service.secret_description} into it, owner root, mode 0600."
+            f"{launch.credential} does not exist: write {launch.service.secret_description} to it (owner root, mode 0600)."
         )
     if manager == "systemd":
         hidden_paths = [path for path in launch.required_paths if _is_below_any(path, _TEMPORARY_DIRS)]
-        problems += [f"{path} will not be seen: a unit has a /tmp of its own." for path in hidden_paths]
+        problems += [f"The service cannot see {path}: a unit has its own /tmp." for path in hidden_paths]
     if account is None:
         return problems
     closed_directories: dict[Path, Path] = {}
     for path in launch.required_paths:
         closed_directories |= {parent: path for parent in _existing_parents(path) if not account.can_enter(parent)}
     problems += [
-        f"{account.name} cannot get to {path}: {parent} is closed to it." for parent, path in closed_directories.items()
+        f"{account.name} cannot access {path}: it may not enter {parent}."
+        for parent, path in closed_directories.items()
     ]
     env = launch.directory / ENV_FILE
     if env.is_file() and not account.can_read(env):
@@ -215,7 +224,7 @@ def find_problems(launch: LaunchSpec, manager: ServiceManager, account: UnixAcco
 
 
 def _settings_files(settings: Settings, service: ServiceKind) -> Iterator[Path]:
-    """The files that settings name, beside the directories that are written to."""
+    """The files that the settings name, without the directories that the service writes to."""
     if service is FLEET_SERVICE:
         fleet = (
             settings.fleet_model,
@@ -233,8 +242,8 @@ def _settings_files(settings: Settings, service: ServiceKind) -> Iterator[Path]:
 
 
 def _absolute(path: Path) -> Path:
-    """Without `..` and doubled slashes; symbolic links stay: a virtual environment's Python is one."""
-    return Path("/" + os.path.abspath(path).lstrip("/"))  # Path.absolute keeps `..`  # noqa: PTH100  # Path.absolute keeps `..`
+    """Remove `..` and double slashes; keep symbolic links, because a virtual environment's Python is one."""
+    return Path("/" + os.path.abspath(path).lstrip("/"))  # noqa: PTH100  # Path.absolute keeps `..`
 
 
 def _is_below_any(path: Path, directories: tuple[Path, ...]) -> bool:
@@ -242,5 +251,5 @@ def _is_below_any(path: Path, directories: tuple[Path, ...]) -> bool:
 
 
 def _existing_parents(path: Path) -> list[Path]:
-    """The directories that lead to it, as far as they are there."""
-    return [parent for parent in reversed(path.parents) if os.path.isdir(parent)]  # never raises  # noqa: PTH112  # never raises
+    """The existing parent directories of a path, from the root down."""
+    return [parent for parent in reversed(path.parents) if os.path.isdir(parent)]  # noqa: PTH112  # never raises

@@ -1,8 +1,8 @@
-"""A launch as a program of supervisord's, and what such a file names.
+"""Render a launch as a supervisord program, and parse the paths in such a file.
 
-The one thing to know before changing it: a value is read four times. The INI parser cuts it off at a blank with `;` or `#`
-behind it; `%(here)s` is replaced as text; then `%` expands; and only the command is split into words, as a shell would. So a
-command can express any path, the plain `directory=` cannot. Source: supervisor 4's options.py.
+Invariant: a value must survive four readings. The INI parser truncates it at whitespace followed by `;` or `#`;
+`%(here)s` is replaced as text; then `%` expands; and only the command is split into words, as in a shell. So a command
+can express any path, but a plain `directory=` cannot. Source: options.py of supervisor 4.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HERE = "%(here)s"
 
 
 def render(template: str, launch: LaunchSpec) -> str:
-    """The program for this launch: the shipped one with its paths and user exchanged."""
+    """Render the program: the template with its paths and user replaced."""
     directory = str(launch.directory)
     is_plain = not _COMMENT_START.search(directory) and _HERE not in directory
     command = launch.command if is_plain else [*_SHELL_WRAPPER, directory, *launch.command]
@@ -37,21 +37,21 @@ def render(template: str, launch: LaunchSpec) -> str:
 
 
 def command_line(words: list[str]) -> str:
-    """The words of a command: quoted as for a shell, `%` doubled, two quotes in what an earlier reading would take."""
+    """Join words into a command: quote as for a shell, double `%`, and insert two quotes before comment characters."""
     text = shlex.join(words).replace("%", "%%")
     return _COMMENT_START.sub("''", text).replace(_HERE, "%(''here)s")
 
 
 def _directory(path: str) -> str:
-    """A blank at the end would be stripped; a slash keeps it."""
+    """Escape a directory. Trailing whitespace would be stripped; a slash after it prevents that."""
     return path.replace("%", "%%") + ("/" if path[-1:].isspace() else "")
 
 
 def parse_references(text: str) -> FileReferences:
-    """What a file names.
+    """Parse the paths in a program file.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not a supervisord file.
     """
     parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(";", "#"))
     try:

@@ -1,8 +1,8 @@
-"""A launch as a systemd unit, and what a unit names.
+"""Render a launch as a systemd unit, and parse the paths in a unit.
 
-The one thing to know before changing it: systemd reads command lines and path lists as words with quotes and backslashes, but
-a working directory and a credential's path as the line stands. `%` begins a specifier in all of them. Sources:
-systemd.service(5), systemd.exec(5), systemd.syntax(7); a test asks systemd what it has read.
+Invariant: systemd splits command lines and path lists into words with quotes and backslashes, but takes a working
+directory and a credential's path literally. `%` starts a specifier in all of them. Sources: systemd.service(5),
+systemd.exec(5), systemd.syntax(7); a test compares with what systemd itself reads.
 """
 
 from __future__ import annotations
@@ -20,20 +20,17 @@ _ESCAPES = {
 }  # fmt: skip
 _WHITESPACE = " \t"
 _QUOTES = frozenset("\\\"'")
-_SHELL_WRAPPER = [
-    "/bin/sh",
-    "-c",
-    'exec "$0" "$@"',
-]  # systemd refuses a program that has a quote or a backslash in its name
+# systemd refuses a program that has a quote or a backslash in its name
+_SHELL_WRAPPER = ["/bin/sh", "-c", 'exec "$0" "$@"']
 
 
 def render(template: str, launch: LaunchSpec) -> str:
-    """The unit for this launch: the shipped one with its paths, user and directories exchanged.
+    """Render the unit: the template with its paths, user and directories replaced.
 
-    A unit of a user's own manager is confined as any other, in a user namespace; it knows no network-online.target.
+    A unit of a user's own manager has the same confinement, in a user namespace, but no network-online.target.
 
     Raises:
-        NeedsHuman: the credential's path cannot be expressed.
+        NeedsHuman: a unit cannot express the credential's path.
     """
     lines: list[str] = []
     for line in template.partition("\n\n")[2].splitlines():
@@ -42,14 +39,14 @@ def render(template: str, launch: LaunchSpec) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _replacement_lines(key: str, launch: LaunchSpec) -> list[str] | None:  # a table, a line each  # noqa: PLR0911  # a table, a line each
-    """The lines in the place of the template's line with this key; None: it stays."""
+def _replacement_lines(key: str, launch: LaunchSpec) -> list[str] | None:  # noqa: PLR0911  # a table
+    """The lines that replace the template's line with this key; None: keep the line."""
     match key:
         case "ExecStart":
             return [f"ExecStart={command_line(launch.command)}"]
         case "WorkingDirectory":
             return [f"WorkingDirectory={raw_path(launch.directory)}"]
-        case "User":  # a manager without privileges may not even change to its own user
+        case "User":  # an unprivileged manager cannot even switch to its own user
             return [] if launch.per_user or launch.user is None else [f"User={launch.user}"]
         case "LoadCredential" if launch.credential is not None:
             return [f"LoadCredential={launch.service.credential}:{raw_path(launch.credential, is_file=True)}"]
@@ -73,18 +70,18 @@ def _replacement_lines(key: str, launch: LaunchSpec) -> list[str] | None:  # a t
 
 
 def writable_directories(launch: LaunchSpec) -> list[Path]:
-    """The directories that have to be there before the unit starts: systemd makes its own, not these."""
+    """The directories that must exist before the unit starts; systemd creates only its own."""
     candidates = ((launch.state, SYSTEM_STATE_DIR), (launch.logs, SYSTEM_LOG_DIR))
     return [path for path, default in candidates if path is not None and not _is_managed(launch, path, default)]
 
 
 def _is_managed(launch: LaunchSpec, path: Path | None, default: Path) -> bool:
-    """Whether systemd makes this directory. In a user's own manager it would be another one with each of its versions."""
+    """Whether systemd creates this directory. Never for a user's own manager, whose directories vary by version."""
     return not launch.per_user and path in {None, default}
 
 
 def command_line(words: list[str]) -> str:
-    """The words of a command as ExecStart= takes them. A `:` in front keeps `$` what it is."""
+    """Format the words of a command for ExecStart=. A leading `:` disables the expansion of `$`."""
     if _QUOTES & set(words[0]):
         words = [*_SHELL_WRAPPER, *words]
     prefix = ":" if any("$" in word for word in words) else ""
@@ -92,7 +89,7 @@ def command_line(words: list[str]) -> str:
 
 
 def quote_word(word: str) -> str:
-    """A word of a command line or of a list of paths."""
+    """Quote a word of a command line or of a path list."""
     if _PLAIN.fullmatch(word):
         return word
     text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
@@ -100,24 +97,26 @@ def quote_word(word: str) -> str:
 
 
 def raw_path(path: Path, *, is_file: bool = False) -> str:
-    """A path where the line is taken as it stands, but for blanks at its end and a backslash that would join the next line.
+    """Format a path where systemd takes the line literally, except for trailing whitespace and a trailing backslash.
+
+    A directory that ends with one of these gets a slash.
 
     Raises:
-        NeedsHuman: a file's path ends like that. A directory's is given a slash.
+        NeedsHuman: a file's path ends with one of these.
     """
     text = str(path).replace("%", "%%")
     if not text.endswith(("\\", *_WHITESPACE)):
         return text
     if is_file:
-        raise NeedsHuman(f"No unit can express {str(path)!a}: it ends with a blank or a backslash. Rename it.")
+        raise NeedsHuman(f"A unit cannot express {str(path)!a}: it ends with whitespace or a backslash. Rename it.")
     return f"{text}/"
 
 
 def parse_references(text: str) -> FileReferences:
-    """What a unit names.
+    """Parse the paths in a unit.
 
     Raises:
-        ValueError: it is no unit.
+        ValueError: it is not a unit.
     """
     programs: list[str] = []
     directories: list[str] = []
@@ -140,10 +139,10 @@ def parse_references(text: str) -> FileReferences:
 
 
 def assignments(text: str) -> Iterator[tuple[str, str]]:
-    """Key and value of every line that has them, in order; comments left out, continued lines joined.
+    """Yield the key and value of each assignment, in order; skip comments and join continued lines.
 
     Raises:
-        ValueError: a line is neither a section, a comment nor an assignment, or stands before any section.
+        ValueError: a line is not a section, comment or assignment, or an assignment precedes any section.
     """
     section, continuation = False, ""
     for line in (raw_line.lstrip(_WHITESPACE) for raw_line in text.split("\n")):
@@ -158,15 +157,15 @@ def assignments(text: str) -> Iterator[tuple[str, str]]:
             continue
         key, equals, value = statement.partition("=")
         if not equals or not section:
-            raise ValueError(f"{statement!r} is not expected here")
+            raise ValueError(f"{statement!r} is not a valid line here")
         yield key.rstrip(_WHITESPACE), value.strip(_WHITESPACE)
 
 
 def split_words(value: str) -> list[str]:
-    """The words of a value, without quotes and with C escapes resolved.
+    """Split a value into words; remove quotes and resolve C escapes.
 
     Raises:
-        ValueError: a quote is not closed, an escape is none, or there is no word.
+        ValueError: a quote is not closed, an escape is invalid, or there is no word.
     """
     words: list[str] = []
     word: str | None = None
@@ -193,7 +192,7 @@ def split_words(value: str) -> list[str]:
 
 
 def _parse_escape(value: str, position: int) -> tuple[str, int]:
-    """The character that the escape at `at` (behind its backslash) stands for, and where it ends."""
+    """The character of the escape at `position` (after its backslash), and the position after it."""
     kind = value[position : position + 1]
     digits = {"x": 2, "u": 4, "U": 8}.get(kind)
     if digits is not None:
@@ -201,5 +200,5 @@ def _parse_escape(value: str, position: int) -> tuple[str, int]:
     if kind.isdigit():
         return chr(int(value[position : position + 3], 8)), position + 3
     if kind not in _ESCAPES:
-        raise ValueError(f"\\{kind} is no escape")
+        raise ValueError(f"\\{kind} is not a valid escape")
     return _ESCAPES[kind], position + 1

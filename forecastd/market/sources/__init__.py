@@ -1,9 +1,15 @@
-"""Where candles come from, behind one protocol. `open_source` turns what a user writes into a source."""
+"""Candle sources behind one protocol. `open_source` creates a source from its configured name."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from forecastd.errors import NeedsHuman
 from forecastd.market.sources.base import Source
+from forecastd.market.sources.exchange import ExchangeSource
+from forecastd.market.sources.file import FileSource
+from forecastd.market.sources.sample import SampleSource
+from forecastd.market.sources.tiingo import TiingoSource
 from forecastd.settings import Settings
 
 __all__ = ["Source", "open_source"]
@@ -12,34 +18,26 @@ SOURCE_FORMATS = "sample, sample:SEED, tiingo, tiingo:TICKER, exchange:NAME, exc
 
 
 def open_source(spec: str, settings: Settings) -> Source:
-    """The source that `spec` names. Nothing is asked of it yet: no network, no file.
+    """Create the source that `spec` names. No network or file is used yet.
 
     Raises:
-        NeedsHuman: no such source, or it lacks something it needs (a key).
+        NeedsHuman: there is no such source, or it lacks a required setting (an API key).
     """
     kind, _, argument = spec.strip().partition(":")
     if kind == "sample":
-        from forecastd.market.sources.sample import SampleSource
-
         if argument and not (argument.isascii() and argument.isdigit() and len(argument) <= 9):
-            raise NeedsHuman(f"The seed of the sample source is a whole number below 1000000000, not {argument!r}.")
+            raise NeedsHuman(
+                f"The seed of the sample source must be a whole number below 1000000000, not {argument!r}."
+            )
         return SampleSource(settings.symbol, int(argument or 0))
     if kind == "tiingo":
-        from forecastd.market.sources.tiingo import TiingoSource
-
         key = settings.tiingo_api_key
         return TiingoSource(
             argument.lower() or settings.symbol, None if key is None else key.get_secret_value(), settings.tiingo_url
         )
     if kind == "exchange" and argument:
-        from forecastd.market.sources.exchange import ExchangeSource
-
         name, _, market = argument.partition(":")
         return ExchangeSource(name.lower(), market.upper() or None, settings.symbol)
     if kind == "file" and argument:
-        from pathlib import Path
-
-        from forecastd.market.sources.file import FileSource
-
         return FileSource(Path(argument), settings.symbol)
-    raise NeedsHuman(f"There is no data source {spec!r}. Allowed are: {SOURCE_FORMATS}.")
+    raise NeedsHuman(f"There is no data source {spec!r}. The allowed forms are: {SOURCE_FORMATS}.")

@@ -1,7 +1,7 @@
-"""What a source of candles is.
+"""The protocol of a candle source.
 
-A source answers for one symbol and one step. It gives complete candles only, and never decides whether they are fit for
-a forecast: that is `forecastd.candles.check`, the same for all of them.
+A source serves one symbol at one step and returns complete candles only. It does not decide whether they are valid for
+a forecast; `forecastd.market.candles.check_candles` does that for all sources.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from forecastd.market.candles import Candles
 
 
 class Source(Protocol):
-    """Where candles come from.
+    """A source of candles.
 
-    name:      as a user names it, and what `Provenance.source` says: "tiingo:btcusd", "file:btc.csv", "sample"
+    name:      the configured name, also in `Provenance.source`: "tiingo:btcusd", "file:btc.csv", "sample"
     symbol:    the pair in the project's spelling: "btcusd"
     step:      seconds
-    synthetic: made up, never signed for a real network
-    local:     reading it again costs no network: the rolling window keeps nothing of it, so that a changed file is seen
+    synthetic: generated data, never signed for a real network
+    local:     needs no network; the rolling window does not cache it, so that changes to a file are seen
     """
 
     @property
@@ -33,14 +33,14 @@ class Source(Protocol):
     def local(self) -> bool: ...
 
     def fetch(self, start: int, end: int, now: float) -> Candles:
-        """The candles that open at or after `start` and before `end` (unix seconds) and are complete at `now`.
+        """Fetch the candles that open at or after `start` and before `end` (unix seconds) and are complete at `now`.
 
-        Sorted, without identical duplicates (what had to be mended is told in `Candles.repairs`); possibly fewer than
-        the range holds, possibly none.
+        The candles are sorted, without identical duplicates (repairs are listed in `Candles.repairs`). There may be
+        fewer than the range allows, or none.
 
         Raises:
-            RetryLater: a passing fault on the way to the source.
-            NeedsHuman: it cannot work as it is configured.
-            SkipEpoch: the source gave candles that contradict each other.
+            RetryLater: a transient fault of the source or the connection.
+            NeedsHuman: the source cannot work as configured.
+            SkipEpoch: the source returned candles that contradict each other.
         """
         ...

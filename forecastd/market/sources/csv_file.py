@@ -1,4 +1,4 @@
-"""CSV as people download it: comments on top, any of many headers or none, any order, plain or gzipped.
+"""Read candles from CSV files as vendors offer them: with comments, many kinds of headers or none, plain or gzipped.
 
 It is read line by line with the standard library, so that an error can name its line, a huge file costs little memory,
 and a program that reads one small file does not wait for a table library to load.
@@ -35,12 +35,12 @@ from forecastd.market.sources.table import (
 from forecastd.market.sources.times import TimeTextError, seconds_of_texts
 
 MAX_LINE_BYTES = 65_536
-MAX_PREAMBLE_LINES = 30  # lines in which a header must have come
-STEP_CHECK_ROWS = 5_000  # rows after which the step is looked at: a file of minutes need not be read to its end
+MAX_PREAMBLE_LINES = 30  # a header must come within these lines
+STEP_CHECK_ROWS = 5_000  # rows after which the step is checked, so that a file of minutes is not read to its end
 
 
 def read_csv(path: Path, symbol: str, step: int) -> CandleTable:
-    """All rows of the pair `symbol`.
+    """Read all rows of the pair `symbol`.
 
     Raises:
         SkipEpoch: `unreadable` or `empty`; the line and the column are named.
@@ -53,7 +53,7 @@ def read_csv(path: Path, symbol: str, step: int) -> CandleTable:
             reader.read(cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_gzip else raw)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise unreadable_error(
-            str(path), f"the gzip archive is cut off or damaged ({error}). Download it again."
+            str(path), f"the gzip archive is truncated or damaged ({error}). Download it again."
         ) from None
     except csv.Error as error:
         raise unreadable_error(str(path), f"line {reader.line_number} is not CSV ({error}).") from None
@@ -61,7 +61,7 @@ def read_csv(path: Path, symbol: str, step: int) -> CandleTable:
 
 
 class _CsvReader:
-    """One pass over one file."""
+    """Parses one file in one pass."""
 
     def __init__(self, path: Path, symbol: str, step: int) -> None:
         self.path, self.symbol, self.step = str(path), symbol, step
@@ -88,7 +88,7 @@ class _CsvReader:
                 require_step(self.path, self._parse_times(), self.step)
             if len(self.time_texts) > MAX_ROWS:
                 raise NeedsHuman(
-                    f"{self.path} holds more than {MAX_ROWS} rows of {self.symbol}. Cut it to what is needed."
+                    f"{self.path} has more than {MAX_ROWS} rows of {self.symbol}. Cut it to the required range."
                 )
 
     def to_table(self) -> CandleTable:
@@ -107,9 +107,9 @@ class _CsvReader:
             matches = [name for name, fits in self.symbol_matches.items() if fits]
             if len(matches) > 1:
                 raise NeedsHuman(
-                    f"{self.path} holds {', '.join(matches)}, each of which could be {self.symbol}. Keep one."
+                    f"{self.path} contains {', '.join(matches)}, each of which could be {self.symbol}. Keep one of them."
                 )
-            notes.append(f"took {len(time)} rows of {matches[0]}; the file holds {len(self.symbol_matches)} symbols")
+            notes.append(f"took {len(time)} rows of {matches[0]}; the file has {len(self.symbol_matches)} symbols")
         if self.layout.volume is None:
             notes.append("the file has no volume; it is taken as 0")
         values = np.frombuffer(self.values, dtype=np.float64).reshape(-1, len(COLUMNS))
@@ -122,10 +122,13 @@ class _CsvReader:
             size += len(raw)
             self.digest.update(raw)
             if size > MAX_BYTES:
-                raise NeedsHuman(f"{self.path} unpacks to more than {MAX_BYTES >> 20} MB. Cut it to what is needed.")
+                raise NeedsHuman(
+                    f"{self.path} unpacks to more than {MAX_BYTES >> 20} MB. Cut it to the required range."
+                )
             if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
                 raise unreadable_error(
-                    self.path, f"line {self.line_number} is longer than {MAX_LINE_BYTES} characters; this is no CSV."
+                    self.path,
+                    f"line {self.line_number} is longer than {MAX_LINE_BYTES} characters; the file is not CSV.",
                 )
             try:
                 text = raw.decode("utf-8-sig" if self.line_number == 1 else "utf-8")
@@ -134,20 +137,20 @@ class _CsvReader:
                     self.path, f"line {self.line_number} is not UTF-8 text. Save the file as UTF-8 CSV."
                 ) from None
             if "\0" in text:
-                raise unreadable_error(self.path, f"line {self.line_number} holds binary data; this is no CSV.")
+                raise unreadable_error(self.path, f"line {self.line_number} contains binary data; the file is not CSV.")
             if text.lstrip().startswith("#"):
                 self.synthetic |= bool(SYNTHETIC_MARKER.search(text))
             else:
                 yield text
 
     def _read_header(self, lines: Iterator[str]) -> tuple[ColumnLayout, list[str] | None]:
-        """The layout, and the first row where it is data already."""
+        """The column layout, and the first row if the file has no header."""
         preamble: list[str] = []
         self.delimiter = ","
         for _, text in zip(range(MAX_PREAMBLE_LINES), lines, strict=False):
             if not text.strip():
                 continue
-            # A comma may be a decimal mark where another delimiter is there for all columns.
+            # If another delimiter separates all columns, a comma may be a decimal mark.
             self.delimiter = next((mark for mark in ";\t|" if text.count(mark) >= len(COLUMNS) - 1), None) or max(
                 ",;\t|", key=text.count
             )
@@ -166,8 +169,8 @@ class _CsvReader:
         if not preamble:
             raise SkipEpoch(f"{self.path} is empty: it has no lines.", check="empty")
         raise NeedsHuman(
-            f"{self.path} has no line that names columns for time, open, high, low and close; it begins with {preamble[0]!r}. "
-            "Is it a file of candles?"
+            f"{self.path} has no header line with columns for time, open, high, low and close; it begins with "
+            f"{preamble[0]!r}. Check that it is a file of candles."
         )
 
     def _add_row(self, row: list[str], layout: ColumnLayout) -> None:
@@ -182,9 +185,9 @@ class _CsvReader:
             fields = [row[place] for place in layout.prices]
             volume = row[layout.volume] if layout.volume is not None else "0"
         except IndexError:
-            raise self._field_count_error(row, "Is it cut off?") from None
+            raise self._field_count_error(row, "Check whether the file is truncated.") from None
         if len(row) > self.width and any(field.strip() for field in row[self.width :]):
-            raise self._field_count_error(row, "A comma inside a number must stand in quotes.")
+            raise self._field_count_error(row, "Put a number that contains a comma in quotes.")
         try:
             self.values.extend([*map(float, fields), float(volume)])
             self.number_parser.record_decimal_point(fields, volume, self.line_number)
@@ -197,14 +200,13 @@ class _CsvReader:
         self.line_numbers.append(self.line_number)
 
     def _field_count_error(self, row: list[str], hint: str) -> SkipEpoch:
-        return unreadable_error(
-            self.path, f"line {self.line_number} has {len(row)} fields where {self.width} are expected. {hint}"
-        )
+        fields = f"{len(row)} {'field' if len(row) == 1 else 'fields'}"
+        return unreadable_error(self.path, f"line {self.line_number} has {fields} instead of {self.width}. {hint}")
 
     def _parse_number(self, text: str, place: int | None) -> float:
         text = text.strip()
         if not text:
-            return float("nan")  # no value: the checks say whether it matters
+            return float("nan")  # no value; the candle checks decide whether it matters
         name = self.column_names[place] if place is not None and place < len(self.column_names) else "?"
         try:
             return self.number_parser.parse(text, f"line {self.line_number}, column {name!r}", self.line_number)
@@ -225,7 +227,7 @@ class _CsvReader:
             where = f"line {self.line_numbers[error.index]}, column {self.column_names[self.layout.time]!r}"
             if error.ambiguous:
                 raise NeedsHuman(
-                    f"{self.path}, {where}: day and month of {error.text!r} can be mistaken for each other. "
+                    f"{self.path}, {where}: day and month of {error.text!r} are ambiguous. "
                     "Write times as 2019-10-17 09:00."
                 ) from None
             raise unreadable_error(self.path, f"{where}: {error.text[:40]!r} {INVALID_TIME}") from None

@@ -1,7 +1,7 @@
-"""`exchange:NAME[:SYMBOL]`: candles from any exchange that ccxt knows, without a key.
+"""`exchange:NAME[:SYMBOL]`: candles from any exchange that ccxt supports, without a key.
 
-The one thing to know before changing it: exchanges differ in how many candles they give at once and how far back they
-go, so a range is asked for page by page, each behind the last candle that came.
+Invariant: a range is fetched page by page, each page after the last candle received, because exchanges differ in page
+size and in how far back they go.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ from forecastd.runtime.http import DEFAULT_DEADLINE, TransientHttpError, retry_t
 
 log = logging.getLogger(__name__)
 
-PAGE_SIZE = 300  # candles asked for at once; an exchange that gives fewer is asked more often
-MIN_PAGE_SIZE = 100  # what any exchange gives at once: so far an answer without candles can be trusted
+PAGE_SIZE = 300  # candles per request; an exchange that returns fewer needs more requests
+MIN_PAGE_SIZE = 100  # the smallest page of any exchange; an empty response is trusted for this many candles
 MAX_PAGES = 1_000
 TIMEOUT_MS = 10_000
-MARKETS_DEADLINE = 30.0  # seconds for all attempts; the list of an exchange's markets can be several megabytes
-# ccxt reads an answer of an unforeseen shape with plain indexing.
+MARKETS_DEADLINE = 30.0  # seconds for all attempts; an exchange's list of markets can be several megabytes
+# ccxt parses responses with plain indexing, so an unexpected shape raises one of these.
 PARSE_ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
-STABLECOINS = {
-    "USD": ("USD", "USDT", "USDC")
-}  # where an exchange has no dollar, its stablecoins stand in, told in the log
+STABLECOINS = {"USD": ("USD", "USDT", "USDC")}  # substitutes, with a warning, when an exchange has no dollar market
 
 
 class ExchangeSource:
-    """One market of one exchange, hourly. `client` is a ccxt exchange to use instead of a new one."""
+    """Hourly candles of one market of one exchange. `client`: a ccxt exchange to use instead of a new one."""
 
     step = HOUR
     synthetic = False
@@ -44,7 +42,7 @@ class ExchangeSource:
 
     def __init__(self, exchange: str, market: str | None, symbol: str, client: Any = None) -> None:
         self.exchange = exchange
-        self.market = market  # as ccxt spells it: "BTC/USD"; None: the one that fits `symbol`
+        self.market = market  # in ccxt's spelling: "BTC/USD"; None: the market that matches `symbol`
         self.symbol = re.sub(r"[^a-z0-9]", "", market.lower()) if market else symbol
         self.name = f"exchange:{exchange}" + (f":{market}" if market else "")
         self.stop = threading.Event()  # setting it ends a wait at once
@@ -54,8 +52,8 @@ class ExchangeSource:
         """See `Source.fetch`.
 
         Raises:
-            RetryLater: the exchange cannot be reached, limits, or answers something that cannot be read.
-            NeedsHuman: no such exchange or market, or it has no hourly candles.
+            RetryLater: the exchange is unreachable, limits requests, or returns something unreadable.
+            NeedsHuman: there is no such exchange or market, or it has no hourly candles.
         """
         import ccxt
 
@@ -64,17 +62,19 @@ class ExchangeSource:
         try:
             rows = self._fetch_pages(start, end) if start < end else []
         except ccxt.BadSymbol:
-            raise NeedsHuman(f"{self.exchange} does not know the market {self.market}.") from None
+            raise NeedsHuman(
+                f"{self.exchange} has no market {self.market}. Choose another market or exchange."
+            ) from None
         except (ccxt.AuthenticationError, ccxt.PermissionDenied) as error:
             raise NeedsHuman(
-                f"{self.exchange} refuses to answer from here ({_shorten_error(error)}). Use another one."
+                f"{self.exchange} refuses requests from this location ({_shorten_error(error)}). Use another exchange."
             ) from None
         except (ccxt.BaseError, *PARSE_ERRORS) as error:
             raise RetryLater(
-                f"{self.exchange} gave no candles ({_shorten_error(error)}). Trying again later may help."
+                f"{self.exchange} returned no candles ({_shorten_error(error)}). Try again later."
             ) from None
         rows = [row for row in rows if start <= row[0] // 1000 < end]
-        digest = hashlib.sha256(repr(rows).encode())  # ccxt hands over rows, not bytes
+        digest = hashlib.sha256(repr(rows).encode())  # ccxt returns parsed rows, not bytes
         time = np.array([row[0] // 1000 for row in rows], dtype=np.int64)
         table = np.array([[_to_float(value) for value in row[1:6]] for row in rows]).reshape(-1, len(COLUMNS))
         origin = Provenance(self.name, now, digest.hexdigest(), synthetic=False)
@@ -91,17 +91,17 @@ class ExchangeSource:
             fetch_page = functools.partial(self._fetch_page, client, market, since, limit)
             page = [row for row in retry_transient(fetch_page, DEFAULT_DEADLINE, self.stop) if row[0] >= since]
             rows.extend(page)
-            # Nothing in a page: the market was closed or not listed yet, and may have candles later on.
+            # An empty page: the market was closed or not listed yet, and may have candles later.
             last_empty_time = since + (min(limit, MIN_PAGE_SIZE) - 1) * self.step * 1000
             since = max((row[0] for row in page), default=last_empty_time) + self.step * 1000
             if since >= end * 1000:
                 return rows
-        raise RetryLater(f"{self.exchange} gives too few candles at a time for so long a range. Ask for a shorter one.")
+        raise RetryLater(f"{self.exchange} returns too few candles per request for this range. Request a shorter one.")
 
     def _fetch_page(self, client: Any, market: str, since: int, limit: int, seconds: float) -> list[list[Any]]:
         client.enableLastJsonResponse, client.last_json_response = True, None
         page = self._call(seconds, lambda: client.fetch_ohlcv(market, "1h", since=since, limit=limit))
-        if client.last_json_response is None:  # ccxt takes a web page for an answer without candles
+        if client.last_json_response is None:  # ccxt treats a web page as an empty response
             raise TransientHttpError(f"{self.exchange} sent something that is not JSON.")
         return list(page)
 
@@ -112,7 +112,7 @@ class ExchangeSource:
             return run_with_timeout(seconds, self.exchange, lambda _: work(), (ccxt.BaseError, *PARSE_ERRORS))
         except ccxt.NetworkError as error:
             raise TransientHttpError(
-                f"{self.exchange} gave no candles ({_shorten_error(error)}). Look at the network."
+                f"{self.exchange} returned no candles ({_shorten_error(error)}). Check the network."
             ) from None
 
     def _open_client(self) -> Any:
@@ -148,16 +148,16 @@ class ExchangeSource:
 
 def _unknown_name_message(kind: str, name: str, names: list[str], place: str = "") -> str:
     matches = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    hint = f" Close to it: {', '.join(matches)}." if matches else ""
+    hint = f" Similar names: {', '.join(matches)}." if matches else ""
     return f"There is no {kind} {name!r}{place}.{hint}"
 
 
 def _to_float(value: object) -> float:
-    """A missing value is for the checks to name."""
+    """Convert a value; a missing one becomes NaN, which the candle checks report."""
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _shorten_error(error: Exception) -> str:
-    """An error of ccxt's on one line; a URL in it is shown without a user name and password (of a proxy's)."""
+    """Format a ccxt error on one line, and remove the user name and password of a proxy's URL."""
     text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:160]}"

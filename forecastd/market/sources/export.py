@@ -1,4 +1,4 @@
-"""Candles as files that `file:PATH` reads back, number for number, made-up ones staying made up."""
+"""Write candles to files that `file:PATH` reads back exactly, including whether they are synthetic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FileFormat = Literal["csv", "parquet"]
 
 
 def provenance_note(candles: Candles) -> str:
-    """What a file says about where its candles came from."""
+    """The provenance note of a file."""
     provenance = candles.provenance
     source = "_".join(provenance.source.split())
     synthetic = str(provenance.synthetic).lower()
@@ -28,7 +28,7 @@ def provenance_note(candles: Candles) -> str:
 
 
 def to_csv(candles: Candles) -> str:
-    """CSV text: a comment with the provenance, a header, ISO times, numbers that read back exactly."""
+    """CSV text: a comment with the provenance, a header, ISO times, and numbers that read back exactly."""
     buffer = io.StringIO()
     buffer.write(f"# {PROVENANCE_MARKER} {provenance_note(candles)}\n")
     writer = csv.writer(buffer, lineterminator="\n")
@@ -39,7 +39,7 @@ def to_csv(candles: Candles) -> str:
 
 
 def to_parquet(candles: Candles) -> bytes:
-    """A Parquet file: times as UTC timestamps, the provenance in its metadata."""
+    """A Parquet file: times as UTC timestamps, the provenance in the metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -52,7 +52,7 @@ def to_parquet(candles: Candles) -> bytes:
 
 
 def export_candles(candles: Candles, path: Path, file_format: FileFormat | None = None, *, force: bool = False) -> None:
-    """Write `candles` to `path`, whole or not at all; the format is that of its name where none is given.
+    """Write `candles` to `path` atomically; without `file_format` the file name decides the format.
 
     Raises:
         NeedsHuman: the file exists and `force` is not given, its format is not known, or it cannot be written.
@@ -62,9 +62,11 @@ def export_candles(candles: Candles, path: Path, file_format: FileFormat | None 
         "parquet" if name.endswith((".parquet", ".pq")) else "csv" if name.endswith(".csv") else None
     )
     if file_format is None:
-        raise NeedsHuman(f"What format {path} shall have is not clear. End it in .csv or .parquet, or give --format.")
+        raise NeedsHuman(
+            f"The format of {path} is unknown. Use a name that ends in .csv or .parquet, or pass --format."
+        )
     if path.exists() and not force:
-        raise NeedsHuman(f"{path} exists. Give --force to replace it.")
+        raise NeedsHuman(f"{path} already exists. Pass --force to replace it.")
     data = to_parquet(candles) if file_format == "parquet" else to_csv(candles).encode()
     if file_format == "csv" and path.name.lower().endswith(".gz"):
         data = gzip.compress(data, mtime=0)

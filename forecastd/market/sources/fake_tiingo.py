@@ -1,7 +1,7 @@
-"""A server that speaks like Tiingo, for demos, tests and benchmarks: the same path, the same JSON, over a real socket.
+"""A fake Tiingo server for demos, tests and benchmarks: the same path and JSON, over a real socket.
 
-It serves whatever source it is given and marks made-up candles as such, so that they stay made up on the other side.
-Faults are chosen by name and by the number of the request, so that a run is the same each time.
+It serves the candles of any source and marks synthetic ones, so that they stay synthetic for the client. Faults are
+selected by name and request number, so that runs are reproducible.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from forecastd.market.sources.base import Source
 from forecastd.market.sources.tiingo import PRICES_PATH
 from forecastd.settings import Settings
 
-MAX_RESPONSE_ROWS = 5_000  # candles in one answer; a longer range is cut short
+MAX_RESPONSE_ROWS = 5_000  # candles per response; a longer range is truncated
 HUGE_BODY_BYTES = 100 * 2**20
-DRIP_SECONDS = 0.25  # seconds between two bytes of a slow answer
+DRIP_SECONDS = 0.25  # seconds between two bytes of a slow response
 
 FAULTS = {
-    "rate-limit": "429 with Retry-After of one second",
-    "rate-limit-long": "429 with Retry-After of an hour",
-    "in-band": "200 with the limit told in the body",
+    "rate-limit": "429 with a Retry-After of one second",
+    "rate-limit-long": "429 with a Retry-After of an hour",
+    "in-band": "200 with the rate-limit error in the body",
     "html": "200 with a web page",
-    "truncated": "200 with JSON that is cut off",
-    "wrong-types": "200 with text where numbers belong",
+    "truncated": "200 with truncated JSON",
+    "wrong-types": "200 with text instead of numbers",
     "slow": "200, one byte every quarter of a second",
-    "hang": "the request is taken and never answered",
+    "hang": "the request is accepted but never answered",
     "huge": "200 with 100 MB",
     "unauthorized": "401",
     "redirect": "302 to another host",
@@ -47,7 +47,7 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class TiingoFault:
-    """Which requests get which fault: the `first` so many, each `every`-th, or all where neither is given."""
+    """A fault and the requests that get it: the `first` N, every `every`-th, or all when neither is set."""
 
     name: str
     first: int | None = None
@@ -55,30 +55,31 @@ class TiingoFault:
 
     @classmethod
     def parse(cls, text: str) -> TiingoFault:
-        """`html`, `html@first=2` or `html@every=3`.
+        """Parse `html`, `html@first=2` or `html@every=3`.
 
         Raises:
-            NeedsHuman: no such fault, or not of this form.
+            NeedsHuman: there is no such fault, or the form is wrong.
         """
         name, separator, rule = text.partition("@")
         kind, _, number = rule.partition("=")
         if name not in FAULTS or (separator and not (kind in {"first", "every"} and number.isdigit() and int(number))):
             raise NeedsHuman(
-                f"{text!r} is no fault. Write NAME, NAME@first=N or NAME@every=N with NAME one of: {', '.join(FAULTS)}."
+                f"{text!r} is not a fault. Write NAME, NAME@first=N or NAME@every=N. "
+                f"NAME is one of: {', '.join(FAULTS)}."
             )
         return cls(name, **({kind: int(number)} if rule else {}))
 
     def applies_to(self, number: int) -> bool:
-        """Whether the request of that number, from 1, gets it."""
+        """Whether the request with this number (from 1) gets the fault."""
         if self.first is not None:
             return number <= self.first
         return self.every is None or number % self.every == 0
 
 
 class FakeTiingo:
-    """The server, running in a thread of its own between `with` and its end.
+    """The server; it runs in its own thread inside a `with` block.
 
-    `requests` and `bytes_sent` (heads and bodies) count what was asked and answered so far.
+    `request_count` and `bytes_sent` (headers and bodies) count requests and responses.
     """
 
     def __init__(
@@ -122,20 +123,20 @@ class FakeTiingo:
         self._thread.join()
 
     def next_fault(self) -> str | None:
-        """Count one request, and the fault it gets."""
+        """Count a request and return the fault it gets, if any."""
         with self.lock:
             self.request_count += 1
             return next((fault.name for fault in self.faults if fault.applies_to(self.request_count)), None)
 
 
 def require_api_key(settings: Settings) -> str:
-    """The key that clients must send.
+    """The API key that clients must send.
 
     Raises:
-        NeedsHuman: none is set.
+        NeedsHuman: no key is set.
     """
     if settings.tiingo_api_key is None:
-        raise NeedsHuman("TIINGO_API_KEY is not set; set one for the server to require, any text will do.")
+        raise NeedsHuman("TIINGO_API_KEY is not set. Set the key that the server requires; any text is allowed.")
     return settings.tiingo_api_key.get_secret_value()
 
 
@@ -164,10 +165,10 @@ class _FakeTiingoHandler(BaseHTTPRequestHandler):
                 body = body.replace(b'"close":', b'"close":"n/a","was":')
             self._send(status, body, drip=fault == "slow")
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client has given up, as it should
+            self.close_connection = True  # the client has given up, as expected
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing: the counters tell."""
+        """Log nothing; the counters are enough."""
 
     def _respond(self) -> tuple[int, object]:
         fake = self.server.fake
@@ -188,7 +189,7 @@ class _FakeTiingoHandler(BaseHTTPRequestHandler):
         return 200, to_tiingo_series(candles) if query.get("tickers", "").lower() == candles.symbol else []
 
     def _reject(self, path: str, query: dict[str, str]) -> tuple[int, str] | None:
-        """Status and text for a request that is not for candles."""
+        """Status and message for a request that is not a valid request for candles; None for a valid one."""
         key = self.server.fake.key
         authorization = self.headers.get("Authorization", "")
         if key is not None and not hmac.compare_digest(authorization.encode(), f"Token {key}".encode()):
@@ -236,13 +237,13 @@ class _FakeTiingoHandler(BaseHTTPRequestHandler):
                 break
 
     def _write(self, chunk: bytes) -> None:
-        with self.server.fake.lock:  # before the write, so that who has read the answer finds it counted
+        with self.server.fake.lock:  # before the write, so that a client that has read the response sees it counted
             self.server.fake.bytes_sent += len(chunk)
         self.wfile.write(chunk)
 
 
 def to_tiingo_series(candles: Candles) -> list[dict[str, object]]:
-    """Candles as Tiingo spells them."""
+    """Candles as Tiingo's JSON."""
     symbol = candles.symbol
     columns = zip(candles.time.tolist(), *(column.tolist() for column in candles.columns), strict=True)
     data = [

@@ -1,7 +1,7 @@
 """`file:PATH`: candles from a file that a user downloaded, or that `data export` wrote.
 
-The one thing to know before changing it: the content decides what the file is, never its name, and nothing in it is ever
-executed. A note left by `data export` says when candles are made up, so that saving them does not make them real.
+Invariant: the content decides the file's format, never its name, and no content is ever executed. The provenance note
+of `data export` marks synthetic candles, so they stay synthetic after an export.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ UNSUPPORTED_FORMATS = {
     b"\xfd7zXZ": "an xz archive; unpack it",
     b"(\xb5/\xfd": "a zstd archive; unpack it",
     b"%PDF": "a PDF",
-    b"<!DOCTYPE": "a web page: the download did not give the file; look at the link",
-    b"<html": "a web page: the download did not give the file; look at the link",
+    b"<!DOCTYPE": "a web page, not the file; check the download link",
+    b"<html": "a web page, not the file; check the download link",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
 
 
-MAX_CACHED_TABLES = 4  # files that are kept in memory, 48 MB each at most
+MAX_CACHED_TABLES = 4  # parsed files kept in memory, 48 MB each at most
 
 
 class FileSource:
-    """One file, read once and again when it has changed: a file of years takes seconds to read."""
+    """One file, parsed once and again after a change: a file of several years takes seconds to parse."""
 
     step = HOUR
     local = True
@@ -49,9 +49,9 @@ class FileSource:
 
     @property
     def synthetic(self) -> bool:
-        """Whether the file said, when it was last read here, that its candles are made up.
+        """Whether the file's provenance note, when it was last read, marks its candles as synthetic.
 
-        It is read now where it was not yet, with the errors of a fetch. Candles carry the answer of their own reading.
+        Reads the file if it was not read yet, and raises as `fetch`. Fetched candles carry the value of their own read.
         """
         return (self._last_table or self._load_table()).synthetic
 
@@ -59,7 +59,7 @@ class FileSource:
         """See `Source.fetch`.
 
         Raises:
-            NeedsHuman: no such file, no table of candles, another pair or step, too large.
+            NeedsHuman: the file is missing, too large, has no table of candles, or another pair or step.
             SkipEpoch: `unreadable`, `empty`, or `duplicate`.
         """
         table = self._load_table()
@@ -81,37 +81,37 @@ class FileSource:
         except FileNotFoundError:
             raise NeedsHuman(f"There is no file {self.path}.") from None
         except OSError as error:
-            raise NeedsHuman(f"{self.path} cannot be looked at: {error.strerror}.") from None
+            raise NeedsHuman(f"Cannot access {self.path}: {error.strerror}.") from None
         if stat.S_ISDIR(info.st_mode):
-            raise NeedsHuman(f"{self.path} is a directory. Name a CSV or Parquet file in it.")
+            raise NeedsHuman(f"{self.path} is a directory. Give the path of a CSV or Parquet file.")
         if not stat.S_ISREG(info.st_mode):
-            raise NeedsHuman(f"{self.path} is no regular file.")
+            raise NeedsHuman(f"{self.path} is not a regular file.")
         if not info.st_size:
             raise SkipEpoch(f"{self.path} is empty: it has no bytes.", check="empty")
         if info.st_size > MAX_BYTES:
             raise NeedsHuman(
-                f"{self.path} has {info.st_size >> 20} MB; at most {MAX_BYTES >> 20} MB are read. "
-                "Cut it to the symbol and the years that are needed."
+                f"{self.path} has {info.st_size >> 20} MB; the limit is {MAX_BYTES >> 20} MB. "
+                "Cut it to the required symbol and years."
             )
         try:
             self.path.open("rb").close()
         except OSError as error:
-            raise NeedsHuman(f"{self.path} cannot be read: {error.strerror}.") from None
+            raise NeedsHuman(f"Cannot read {self.path}: {error.strerror}.") from None
         return info
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
 def _parse_file(path: Path, version: tuple[int, ...], symbol: str, step: int) -> CandleTable:
-    """All rows of the pair in the file at `path`, parsed once in this process for each `version` of it."""
+    """Parse all rows of the pair in the file; cached in this process per `version` (inode, size and times)."""
     with path.open("rb") as stream:
         header = stream.read(16)
     if header.startswith(b"PAR1"):
         return read_parquet(path, symbol, step)
     for magic, description in UNSUPPORTED_FORMATS.items():
         if header[: len(magic)].lower() == magic.lower():
-            raise NeedsHuman(f"{path} is {description}. Candles are read from CSV (also .gz) and Parquet.")
+            raise NeedsHuman(f"{path} is {description}. The supported formats are CSV (also .gz) and Parquet.")
     if header[:1] == b"\x80" and len(header) > 1 and header[1] <= 5:
         raise NeedsHuman(
-            f"{path} is a Python pickle. It could run code, so it is never opened; save it as CSV or Parquet."
+            f"{path} is a Python pickle, which could run code, so it is not opened. Save it as CSV or Parquet."
         )
     return read_csv(path, symbol, step)

@@ -1,4 +1,4 @@
-"""Which column of a downloaded table is which, by the names that vendors give them."""
+"""Map the columns of a downloaded table to candle fields by the names that vendors use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# In order of preference: an exact count of seconds before a date that may lack its hour.
+# In order of preference: a timestamp comes before a date, which may lack the hour.
 TIME_NAMES = (
     "unix", "unix_timestamp", "timestamp", "open_time", "opentime", "time_open", "timeopen", "time_period_start",
     "period_start", "start_time", "starttime", "start", "datetime", "date_time", "gmt_time", "time_utc", "utc_time",
@@ -34,7 +34,7 @@ SYMBOL_NAMES = ("symbol", "ticker", "pair", "market", "product_id", "instrument"
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """Places of the columns in a table. `clock` is a second time column, to be written behind the first."""
+    """Column indices of a table. `time_of_day` is a second time column, appended to the first (the date)."""
 
     time: int
     time_of_day: int | None
@@ -45,19 +45,19 @@ class ColumnLayout:
 
 HEADERLESS = ColumnLayout(
     time=0, time_of_day=None, prices=(1, 2, 3, 4), volume=5, symbol=None
-)  # as Kraken and Binance archives
+)  # as in Kraken and Binance archives
 
 
 def normalize_name(name: str) -> str:
-    """`Volume (BTC)` -> `volume_btc`, `<CLOSE>` -> `close`, `Unnamed: 0` -> ``."""
+    """Normalize a column name: `Volume (BTC)` -> `volume_btc`, `<CLOSE>` -> `close`, `Unnamed: 0` -> ``."""
     text = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
     return "" if re.fullmatch(r"unnamed_\d+|index_level_\d+", text) else text
 
 
 def find_layout(names: Sequence[str], symbol: str) -> ColumnLayout | None:
-    """Where the columns are, or None where time or a price has no column.
+    """Find the columns; None when there is no column for the time or a price.
 
-    `symbol` tells base from quote: of `volume_btc` and `volume_usd`, BTC/USD's volume is the first.
+    `symbol` distinguishes base and quote volume: of `volume_btc` and `volume_usd`, BTC/USD's volume is the first.
     """
     places: dict[str, int] = {}
     for place, name in enumerate(names):

@@ -1,7 +1,7 @@
-"""Numbers as files spell them, where a comma may stand for the decimal mark or between thousands.
+"""Parse numbers in files, where a comma may be the decimal mark or a thousands separator.
 
-The one thing to know before changing it: a comma read the wrong way makes a price a thousand times too high without any
-check noticing, so one comma has one meaning in a file, and where the file does not say which, it is refused.
+Invariant: a comma has one meaning in a file, and a file that does not show which one is refused. A comma read the wrong
+way makes a price a thousand times too high, and no other check would notice.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ _AMBIGUOUS_COMMA = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # 10,500
 
 
 class NumberFormatError(ValueError):
-    """A text is not a number, or it can be read as two; the message says where and what to do."""
+    """A text is not a number, or is ambiguous; the message gives its location and the fix."""
 
 
 class NumberParser:
-    """Reads the numbers of one file and remembers what it showed about its commas.
+    """Parses the numbers of one file and records what they show about the meaning of commas.
 
-    `commas_are_decimal`: another character is the file's delimiter, so a lone comma in a number is its decimal mark.
+    `commas_are_decimal`: the file's delimiter is another character, so a single comma in a number is a decimal mark.
     """
 
     def __init__(self, *, commas_are_decimal: bool = False) -> None:
         self.commas_are_decimal = commas_are_decimal
-        self._point_line = 0  # the first line that shows the point to be the decimal mark; 0: none
-        self._comma_location = ""  # where a comma was taken for one, first
-        self._ambiguous_location = ""  # where a comma was taken to part thousands without a proof, first
+        self._point_line = 0  # first line that shows that the point is the decimal mark; 0: none
+        self._comma_location = ""  # first number whose comma was read as the decimal mark
+        self._ambiguous_location = ""  # first number whose comma was read as a thousands separator without proof
 
     def record_decimal_point(self, fields: Iterable[str], volume: str, line: int) -> None:
-        """Take note of numbers that needed no help: a point in them is a decimal mark."""
+        """Record plain numbers: a point in them is a decimal mark."""
         if not self._point_line and ("." in volume or any("." in field for field in fields)):
             self._point_line = line
 
     def parse(self, text: str, where: str, line: int) -> float:
-        """The number of a text, not empty.
+        """Parse a non-empty text.
 
         Raises:
-            NumeralError: it is none.
+            NumberFormatError: it is not a number.
         """
         try:
             number = float(text)
@@ -52,19 +52,20 @@ class NumberParser:
         return number
 
     def require_consistent(self) -> None:
-        """After the last number: whether all commas had one meaning.
+        """After the last number: require that all commas had one meaning.
 
         Raises:
-            NumeralError: they had not, or it cannot be told.
+            NumberFormatError: they differ, or the meaning is unknown.
         """
         if self._comma_location and self._point_line:
             raise NumberFormatError(
-                f"{self._comma_location} has a comma for the decimal mark, line {self._point_line} a point. Use one of them throughout."
+                f"{self._comma_location} has a comma as decimal mark, but line {self._point_line} has a point. "
+                "Use one of them throughout."
             )
         if self._ambiguous_location and not self._point_line:
             raise NumberFormatError(
-                f"{self._ambiguous_location} may be a thousand times as much or not. Write numbers without a comma for thousands, "
-                "with a point for decimals."
+                f"{self._ambiguous_location} is ambiguous: the comma may separate thousands or decimals. Write "
+                "numbers without a thousands separator and with a point for decimals."
             )
 
     def _parse_with_comma(self, text: str, where: str, line: int) -> float:

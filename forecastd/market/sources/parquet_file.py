@@ -1,4 +1,4 @@
-"""Parquet as people save it: a column or an index of times, prices under any of many names."""
+"""Read candles from Parquet files with a time column or index and any of many column names."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from forecastd.market.sources.table import (
 )
 from forecastd.market.sources.times import TimeTextError, seconds_of_number, seconds_of_texts
 
-MAX_FILE_ROWS = 5 * MAX_ROWS  # symbols; a file of a few kB can hold as many
+MAX_FILE_ROWS = 5 * MAX_ROWS  # of all symbols; a file of a few kB can contain that many rows
 
 
 def read_parquet(path: Path, symbol: str, step: int) -> CandleTable:
-    """All rows of the pair `symbol`.
+    """Read all rows of the pair `symbol`.
 
     Raises:
         SkipEpoch: `unreadable` or `empty`; the column is named.
@@ -46,7 +46,7 @@ def read_parquet(path: Path, symbol: str, step: int) -> CandleTable:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:120]
         raise unreadable_error(
-            str(path), f"the Parquet file is cut off or damaged ({reason}). Download it again."
+            str(path), f"the Parquet file is truncated or damaged ({reason}). Download it again."
         ) from None
 
 
@@ -55,7 +55,9 @@ def _read_table(path: Path, file: Any, symbol: str, step: int, sha256: str) -> C
     import pyarrow.compute as pc
 
     if file.metadata.num_rows > MAX_FILE_ROWS:
-        raise NeedsHuman(f"{path} holds {file.metadata.num_rows} rows; at most {MAX_FILE_ROWS} are read. Cut it down.")
+        raise NeedsHuman(
+            f"{path} holds {file.metadata.num_rows} rows; the limit is {MAX_FILE_ROWS}. Cut it to the required range."
+        )
     names = list(file.schema_arrow.names)
     layout = find_layout(names, symbol)
     if layout is None:
@@ -71,7 +73,7 @@ def _read_table(path: Path, file: Any, symbol: str, step: int, sha256: str) -> C
         symbol_name = choose_symbol(str(path), symbols, symbol)
         data = data.filter(pc.equal(symbol_column, symbol_name))
         if len(symbols) > 1:
-            notes.append(f"took {len(data)} rows of {symbol_name}; the file holds {len(symbols)} symbols")
+            notes.append(f"took {len(data)} rows of {symbol_name}; the file has {len(symbols)} symbols")
     time = _parse_times(
         path, data, names[layout.time], None if layout.time_of_day is None else names[layout.time_of_day]
     )
@@ -112,7 +114,7 @@ def _parse_times(path: Path, data: Any, name: str, time_of_day_name: str | None)
         where = f"row {error.index + 1}, column {name!r}: {error.text[:40]!r}"
         if error.ambiguous:
             raise NeedsHuman(
-                f"{path}, {where}: day and month can be mistaken for each other. Write times as 2019-10-17 09:00."
+                f"{path}, {where}: day and month are ambiguous. Write times as 2019-10-17 09:00."
             ) from None
         raise unreadable_error(str(path), f"{where} {INVALID_TIME}") from None
 

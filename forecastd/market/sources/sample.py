@@ -1,14 +1,14 @@
-"""`sample`: market-like hourly candles, made up, the same ones for everybody and for ever.
+"""`sample`: synthetic, market-like hourly candles that are the same on every machine and in every version.
 
-The one thing to know before changing it: the candle of an hour is a pure function of the seed and of that hour,
-whatever range is asked for, so nothing here may depend on where a range starts. Randomness is a hash of (seed, stream,
-index), and the log price is a sum of parts that can each be computed at any hour without the hours before it:
+Invariant: the candle of an hour is a pure function of the seed and that hour; nothing here may depend on where the
+requested range starts. Randomness is a hash of (seed, stream, index), and the log price is a sum of parts that can each
+be computed at any hour without the hours before it:
 
-- a Brownian path in Levy's construction: independent anchors every 2**14 hours, and between them hat functions of ever
-  finer octaves, each with its own hashed height. Heights follow the volatility of their hour, which itself varies on
-  several scales: volatility clusters. Independent anchors keep the level near its mean over the years;
-- a mean-reverting part on the scale of days: weak, honest structure for a model to find;
-- small daily and weekly seasons; jumps that fade within three weeks.
+- a Brownian path in Levy's construction: independent anchors every 2**14 hours, and between them hat functions of
+  finer and finer octaves, each with its own hashed height. The heights follow the volatility of their hour, which
+  varies on several scales (volatility clustering). Independent anchors keep the level near its mean over the years;
+- a mean-reverting part on the scale of days: weak but real structure for a model to learn;
+- small daily and weekly seasonality, and jumps that fade within three weeks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEAN_PRICE = 20_000.0
 MEAN_VOLUME = 350.0
 SIGMA = 0.0045  # typical standard deviation of an hour's log-return, about that of BTC/USD
 ANCHOR_OCTAVE = 14  # octave of the anchors: 2**14 hours, nearly two years
-JUMP_BLOCK_HOURS = 512  # hours; jumps fade to nothing at a block's borders
+JUMP_BLOCK_HOURS = 512  # jumps fade to zero within a block of this many hours
 JUMP_CHANCE = 1 / 400  # per hour
 JUMP_SIZE = 0.02  # standard deviation of a jump, in log price
 REVERSION = 0.042  # standard deviation of the mean-reverting part
@@ -38,7 +38,7 @@ ANCHOR, PATH, VOLATILITY, REVERT, JUMP, WICK_UP, WICK_DOWN, TRADES = range(0, 80
 
 
 class SampleSource:
-    """A deterministic generator. Two seeds are two different markets."""
+    """A deterministic generator. Different seeds give different markets."""
 
     step = HOUR
     synthetic = True
@@ -77,7 +77,7 @@ def _generate_candles(seed: int, hours: Ints) -> tuple[Floats, Floats, Floats, F
 
 
 def _log_price(seed: int, hours: Ints) -> Floats:
-    """Log of the price over its mean at each of consecutive `hours`."""
+    """Log of the price over its mean, for consecutive `hours`."""
     day, week = 2 * np.pi * (hours % 24) / 24, 2 * np.pi * (hours % 168) / 168
     level: Floats = 0.0012 * np.sin(day) + 0.004 * np.sin(week + 1)
     level += _lattice(seed, ANCHOR, hours, ANCHOR_OCTAVE, SIGMA * np.sqrt(2**ANCHOR_OCTAVE / 2))
@@ -90,7 +90,7 @@ def _log_price(seed: int, hours: Ints) -> Floats:
 
 
 def _volatility(seed: int, hours: Ints) -> Floats:
-    """Volatility at any `hours` over its typical value: clusters of half a day to six weeks, and the clock."""
+    """Volatility relative to its typical value at any `hours`: clusters of half a day to six weeks, and time of day."""
     log = np.zeros(len(hours))
     for octave, weight in ((4, 0.25), (6, 0.3), (8, 0.35), (10, 0.35)):
         log += _lattice(seed, VOLATILITY + octave, hours, octave, weight)
@@ -100,7 +100,7 @@ def _volatility(seed: int, hours: Ints) -> Floats:
 
 
 def _hats(seed: int, stream: int, hours: Ints, octave: int, height: float) -> Floats:
-    """Hat functions side by side, 2**octave hours wide: zero at their borders, a random peak in the middle."""
+    """Adjacent hat functions, 2**octave hours wide: zero at their borders, a random peak in the middle."""
     width = 1 << octave
     index = hours >> octave
     unique = np.arange(index.min(), index.max() + 1)
@@ -110,7 +110,7 @@ def _hats(seed: int, stream: int, hours: Ints, octave: int, height: float) -> Fl
 
 
 def _lattice(seed: int, stream: int, hours: Ints, octave: int, height: float) -> Floats:
-    """Independent random values every 2**octave hours, joined by straight lines. `hours` may be in any order."""
+    """Independent random values every 2**octave hours, interpolated linearly. `hours` may be in any order."""
     width = 1 << octave
     index = hours >> octave
     first = int(index.min())
@@ -121,7 +121,7 @@ def _lattice(seed: int, stream: int, hours: Ints, octave: int, height: float) ->
 
 
 def _jumps(seed: int, hours: Ints) -> Floats:
-    """Sudden steps, each pulled back in a straight line over its block, so that blocks do not depend on each other."""
+    """Sudden steps, each reverted linearly within its block, so that blocks are independent."""
     blocks = np.arange(hours.min() // JUMP_BLOCK_HOURS, hours.max() // JUMP_BLOCK_HOURS + 1)
     block_hours = np.arange(blocks[0] * JUMP_BLOCK_HOURS, (blocks[-1] + 1) * JUMP_BLOCK_HOURS)
     is_jump = _uniform(seed, JUMP, block_hours) < JUMP_CHANCE

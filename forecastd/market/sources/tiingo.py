@@ -1,7 +1,7 @@
-"""`tiingo`: candles from Tiingo's crypto endpoint, or from anything that speaks like it.
+"""`tiingo`: candles from Tiingo's crypto endpoint, or from a compatible server.
 
-The one thing to know before changing it: the key travels in the `Authorization` header only, to the configured host only,
-and is cut out of every text that the server sends back. Protocol: https://www.tiingo.com/documentation/crypto
+Invariant: the key is sent in the `Authorization` header only, to the configured host only, and is redacted from every
+text that the server returns. Protocol: https://www.tiingo.com/documentation/crypto
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from forecastd.runtime.http import (
 
 TIINGO_HOST = "api.tiingo.com"
 PRICES_PATH = "/tiingo/crypto/prices"
-CHUNK_CANDLES = 2_000  # candles asked for in one request, about 400 kB
-MAX_RETRY_AFTER = 5.0  # seconds: the longest `Retry-After` that is waited for here, within the deadline of the request
+CHUNK_CANDLES = 2_000  # candles per request, about 400 kB
+MAX_RETRY_AFTER = 5.0  # seconds; a longer `Retry-After` is not waited for within a request
 
 
 class TiingoSource:
-    """One ticker of Tiingo, hourly. `deadline`: seconds a request may take, all attempts together. Setting `stop` ends
-    a wait at once.
+    """Hourly candles of one Tiingo ticker.
+
+    `deadline`: seconds per request, for all attempts together. Setting `stop` ends a wait at once.
     """
 
     step = HOUR
-    synthetic = False  # the fake server says so in its answers when it serves made-up candles
+    synthetic = False  # the fake server marks synthetic candles in its responses
     local = False
 
     def __init__(
@@ -51,13 +52,13 @@ class TiingoSource:
         host, scheme = _parse_url(url)
         is_local = is_loopback(host)
         if scheme == "http" and not is_local:
-            raise NeedsHuman(f"TIINGO_URL is plain http to {host}: the key could be read on the way. Use https.")
+            raise NeedsHuman(f"TIINGO_URL is plain http to {host}: the key could be intercepted. Use https.")
         if key is None and not is_local:
             raise NeedsHuman("TIINGO_API_KEY is not set. Get a key at https://www.tiingo.com/account/api/token.")
         if key is not None and not re.fullmatch(r"[!-~]+", key):
-            raise NeedsHuman("TIINGO_API_KEY holds spaces or characters that no key has. Copy it again.")
+            raise NeedsHuman("TIINGO_API_KEY contains spaces or invalid characters. Copy it again.")
         if not re.fullmatch(r"[a-z0-9]{3,24}", ticker):
-            raise NeedsHuman(f"{ticker!r} is no Tiingo ticker; they look like btcusd.")
+            raise NeedsHuman(f"{ticker!r} is not a Tiingo ticker; a ticker looks like btcusd.")
         self.symbol = ticker
         self.name = f"tiingo:{ticker}" + ("" if host == TIINGO_HOST else f"@{host_and_port(url)}")
         self.stop = threading.Event()
@@ -66,11 +67,11 @@ class TiingoSource:
         self._deadline = deadline
 
     def fetch(self, start: int, end: int, now: float) -> Candles:
-        """See `Source.fetch`. Asks in chunks, and goes on behind the last candle where the server cuts an answer short.
+        """See `Source.fetch`. Requests chunks; continues after the last candle when the server truncates a response.
 
         Raises:
-            RetryLater: not reachable, over the limit, or an answer that is not whole, at every attempt.
-            NeedsHuman: the key is refused, or the request is.
+            RetryLater: every attempt failed: unreachable, over the rate limit, or an incomplete response.
+            NeedsHuman: the server refuses the key or the request.
         """
         step = self.step
         start, end = -(-start // step) * step, min(-(-end // step) * step, int(now // step) * step)
@@ -88,7 +89,9 @@ class TiingoSource:
             cursor = max((row[0] + step for row in chunk_rows), default=chunk_end)
             request_count += 1
             if request_count > max_requests:
-                raise RetryLater(f"{self.name} cuts its answers too short: {request_count} requests were not enough.")
+                raise RetryLater(
+                    f"{self.name} truncates its responses too much: {request_count} requests were not enough."
+                )
         time = np.array([row[0] for row in rows], dtype=np.int64)
         table = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, len(COLUMNS))
         origin = Provenance(self.name, now, digest.hexdigest(), synthetic)
@@ -111,7 +114,7 @@ class TiingoSource:
         return retry_transient(attempt, self._deadline, self.stop)
 
     def _require_ok(self, response: HttpResponse, now: float) -> None:
-        """Raise for every answer that is not data, by what can be done about it."""
+        """Raise for every response that is not data; the error class tells the caller what to do next."""
         host = host_and_port(self._url)
         detail = self._detail(response.body)
         rate_limit = re.search(r"allocation|rate limit|too many", detail, re.IGNORECASE)
@@ -120,18 +123,19 @@ class TiingoSource:
         if response.status in {401, 403} or re.search(r"invalid token|authentication", detail, re.IGNORECASE):
             raise NeedsHuman(f"{host} refuses the key{_quote_detail(detail)}. Set TIINGO_API_KEY to a valid one.")
         if 300 <= response.status < 400:
-            raise NeedsHuman(f"{host} sends the request elsewhere. The key does not follow; correct TIINGO_URL.")
+            raise NeedsHuman(f"{host} redirects the request. The key is not sent to another host; correct TIINGO_URL.")
         if 400 <= response.status < 500:
             raise NeedsHuman(
-                f"{host} refuses the request with {response.status}{_quote_detail(detail)}. Look at the ticker {self.symbol}."
+                f"{host} refuses the request with status {response.status}{_quote_detail(detail)}. "
+                f"Check the ticker {self.symbol}."
             )
         if response.status != 200:
-            raise TransientHttpError(f"{host} has a fault of its own: {response.status}{_quote_detail(detail)}.")
+            raise TransientHttpError(f"{host} returned status {response.status}{_quote_detail(detail)}.")
         if detail:
-            raise RetryLater(f"{host} gives no candles{_quote_detail(detail)}.")
+            raise RetryLater(f"{host} returned no candles{_quote_detail(detail)}.")
 
     def _detail(self, body: bytes) -> str:
-        """The text of an error object, made harmless to show; empty where the body is something else."""
+        """The printable text of an error object, with the key redacted; empty when the body is something else."""
         if body.lstrip()[:1] != b"{":
             return ""
         try:
@@ -142,46 +146,44 @@ class TiingoSource:
         return text.replace(self._key, "***") if self._key else text
 
     def _parse_body(self, body: bytes) -> tuple[bool, list[tuple[int, list[float]]]]:
-        """Whether the server says that the candles are made up, and the rows. Raises Passing for all that is not whole."""
+        """Whether the server marks the candles as synthetic, and the rows. Raises TransientHttpError if unreadable."""
         try:
             response = json.loads(body)
         except (ValueError, RecursionError):
             is_html = body.lstrip()[:1] == b"<"
             raise TransientHttpError(
-                f"Tiingo sent {'a web page' if is_html else 'JSON that is cut off'} instead of candles."
+                f"Tiingo sent {'a web page' if is_html else 'truncated JSON'} instead of candles."
             ) from None
         try:
             matches = [series for series in response if series["ticker"].lower() == self.symbol]
             rows = [_parse_row(row) for series in matches for row in series["priceData"]]
             return any(series.get("synthetic") is True for series in matches), rows
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-            raise TransientHttpError(
-                f"Tiingo sent candles that cannot be read ({type(error).__name__}: {error})."
-            ) from None
+            raise TransientHttpError(f"Tiingo sent unreadable candles ({type(error).__name__}: {error}).") from None
 
 
 def _parse_url(url: str) -> tuple[str, str]:
-    """Host and scheme of `TIINGO_URL`. A user name or password in it would be shown wherever the address is."""
+    """Host and scheme of `TIINGO_URL`. Refuses a user name or password, which messages would show."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
     if not host or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
-        raise NeedsHuman("TIINGO_URL is no web address. Leave it unset for Tiingo itself.")
+        raise NeedsHuman("TIINGO_URL is not a web address. Leave it unset for Tiingo itself.")
     if "@" in parts.netloc:
-        raise NeedsHuman("TIINGO_URL holds a user name or a password. Remove it; the key belongs in TIINGO_API_KEY.")
+        raise NeedsHuman("TIINGO_URL contains a user name or a password. Remove it; the key belongs in TIINGO_API_KEY.")
     return host, parts.scheme
 
 
 def _rate_limit_error(seconds: float | None, detail: str) -> RetryLater:
-    """The error for a request limit; one that passes within `PATIENCE` is waited for."""
+    """The error for a rate limit; transient when it ends within `MAX_RETRY_AFTER`."""
     text = f"Tiingo's request limit is used up{_quote_detail(detail)}."
     if seconds is None:
         return RetryLater(text)
     if seconds <= MAX_RETRY_AFTER:
         return TransientHttpError(text, retry_after=seconds)
-    return RetryLater(f"{text} It asks to wait {seconds:.0f} s.")
+    return RetryLater(f"{text} Tiingo asks to wait {seconds:.0f} s.")
 
 
 def _parse_row(row: dict[str, Any]) -> tuple[int, list[float]]:
@@ -192,12 +194,12 @@ def _parse_row(row: dict[str, Any]) -> tuple[int, list[float]]:
     moment = datetime.fromisoformat(row["date"])
     if moment.tzinfo is None:
         raise ValueError("a date without an offset")
-    # A price of null is for the checks to name: the rest of the answer is still good.
+    # A null price becomes NaN, which the candle checks report; the rest of the response is still valid.
     return int(moment.timestamp()), [float("nan") if value is None else float(value) for value in values]
 
 
 def _retry_after_seconds(retry_after: str | None, now: float) -> float | None:
-    """`Retry-After` (RFC 9110, 10.2.3) as seconds from now; None where there is none that can be read."""
+    """Parse `Retry-After` (RFC 9110, 10.2.3) into seconds from now; None when it is missing or unreadable."""
     if retry_after is None:
         return None
     if retry_after.strip().isdigit():

@@ -1,8 +1,8 @@
-"""Times as files spell them, to unix seconds.
+"""Convert the times in files to unix seconds.
 
-A number is seconds, milliseconds, microseconds or nanoseconds since 1970, told apart by its size, one by one, because
-vendors mix them in one file. A text is ISO 8601 or one of the spellings below; one without an offset is UTC. Where a day
-and a month could be mistaken for each other, the whole column decides, and a column that does not is refused.
+A number is seconds, milliseconds, microseconds or nanoseconds since 1970; its size decides, value by value, because
+vendors mix units in one file. A text is ISO 8601 or one of the formats below; without an offset it is UTC. If day and
+month are ambiguous in one value, the whole column decides; a column that stays ambiguous is refused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _NUMBER = re.compile(r"\d{9,19}(\.\d*)?")
 
 
 class TimeTextError(ValueError):
-    """A text cannot be read as a time. `index` is its place in the column, `ambiguous` that it can be read as two."""
+    """A text is not a time. `index` is its index in the column; `ambiguous`: it can be read as two different times."""
 
     def __init__(self, index: int, text: str, *, ambiguous: bool = False) -> None:
         super().__init__(text)
@@ -57,7 +57,7 @@ class TimeTextError(ValueError):
 
 
 def seconds_of_number(value: float) -> float:
-    """Unix seconds of a count of s, ms, us or ns since 1970: up to the year 5138 they do not overlap from 1973 on."""
+    """Unix seconds of a number of s, ms, us or ns since 1970. The units do not overlap from 1973 to 5138."""
     for limit, unit in ((1e11, 1), (1e14, 10**3), (1e17, 10**6)):
         if value < limit:
             return value / unit
@@ -65,10 +65,10 @@ def seconds_of_number(value: float) -> float:
 
 
 def seconds_of_texts(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Unix seconds of a column of times, rounded down.
+    """Convert a column of times to unix seconds, rounded down.
 
     Raises:
-        TimeTextError: one cannot be read, or day and month of all of them can be mistaken for each other.
+        TimeTextError: a value is not a time, or day and month are ambiguous in the whole column.
     """
     moments = np.empty(len(texts), dtype=np.int64)
     for index, text in enumerate(texts):
@@ -80,9 +80,9 @@ def seconds_of_texts(texts: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _parse_plain(text: str) -> float | None:
-    """A number, ISO 8601, or one of its close relatives; None for anything else."""
+    """Parse a number, ISO 8601 or a close variant of it; None for anything else."""
     if len(text) in {12, 14} and text.startswith(("19", "20")) and text.isdigit():
-        text = f"{text[:8]}T{text[8:]}"  # 201910170900; as a count it would lie before any exchange
+        text = f"{text[:8]}T{text[8:]}"  # 201910170900; as a number of seconds it would be before any exchange existed
     elif _NUMBER.fullmatch(text):
         return seconds_of_number(float(text))
     match = _HOUR_AND_HALF.fullmatch(text)
@@ -104,7 +104,7 @@ def _parse_plain(text: str) -> float | None:
 
 
 def _parse_by_format(texts: Sequence[str], error_index: int) -> NDArray[np.int64]:
-    """The column in the one format of `FORMATS` that all of it fits; up to `furthest` it could be read without."""
+    """Parse the column in the one format of `FORMATS` that fits all values; those before `error_index` need none."""
     readings: list[NDArray[np.int64]] = []
     for time_format in FORMATS:
         moments = np.empty(len(texts), dtype=np.int64)
