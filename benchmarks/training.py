@@ -54,13 +54,11 @@ def make_training_data() -> MarketData:
 
 def _loaders(data: MarketData, scalers: dict[str, Scaler], config: TrainingConfig) -> tuple[Any, Any]:
     from benchmarks import usual
-    from models.training import lightning as fitting
+    from models.market.batches import MarketWindowDataset, make_loaders
 
     length, horizon, size = config.encoder_length, config.horizon, config.batch_size
     origins = np.arange(length - 1, ROWS - horizon)
-    ours, _ = fitting.make_loaders(
-        fitting.MarketWindowDataset(data, scalers, length, horizon), origins, origins[:1], config
-    )
+    ours, _ = make_loaders(MarketWindowDataset(data, scalers, length, horizon), origins, origins[:1], config)
     dataset = usual.dataset(data, scalers, length, horizon)
     return ours, dataset.to_dataloader(train=True, batch_size=size, num_workers=0, shuffle=True)
 
@@ -69,15 +67,16 @@ def _step(data: MarketData, config: TrainingConfig) -> Callable[[Any], None]:
     """One training step: loss, gradients, Adam."""
     import torch
 
-    from models.market.manifest import TftConfig, network_reals
+    from models.market.batches import MarketQuantileModule
+    from models.market.manifest import network_reals
     from models.tft import torch_model
-    from models.training import lightning as fitting
+    from models.tft.config import TftConfig
 
     encoder, decoder = network_reals(data.past_names, data.known_names)
     sizes = (config.hidden_size, config.hidden_continuous_size, config.attention_heads, config.lstm_layers)
     network = TftConfig(*sizes, encoder, decoder, len(config.levels))
     model = torch_model.build_network(network, config.levels, config.encoder_length, config.horizon, config.dropout)
-    module = fitting.QuantileModule(model, config).train()
+    module = MarketQuantileModule(model, config).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
 
     def step(batch: Any) -> None:

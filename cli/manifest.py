@@ -12,7 +12,7 @@ from cli.rows import row
 from forecastd.clock import to_iso
 from models.fleet.manifest import FleetManifest
 from models.market.manifest import MarketManifest
-from models.registry import TrainedManifest
+from models.training.task import TrainedManifest
 
 BASELINE_LABELS = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
 PART_NOTES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}

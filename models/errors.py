@@ -1,4 +1,4 @@
-"""What can be wrong with a model. Every message names the cause and what to do."""
+"""Errors of models. Every message names the cause and what to do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class ModelError(Exception):
 class BundleError(ModelError):
     """The bundle is missing, damaged, of another kind, or does not reproduce its canary.
 
-    `check` is the stable name of what failed, and part of the text: missing, pickle, schema, hash, weights, finite, canary,
-    features, exists, busy.
+    `check` is the stable name of the check that failed, and part of the text: missing, pickle, schema, hash, weights, finite,
+    canary, features, exists, busy.
     """
 
     def __init__(self, message: str, *, check: str) -> None:
@@ -25,7 +25,7 @@ class BundleError(ModelError):
 
 
 class DataError(ModelError):
-    """The data given to training or evaluation cannot carry it (too short, not finite)."""
+    """The data for a training, an evaluation or a forecast does not suffice: too short, not finite, or of another shape."""
 
 
 class TrainingDiverged(DataError):
@@ -36,10 +36,10 @@ class TrainingDiverged(DataError):
 
 
 class TrainingInterrupted(ModelError):
-    """The training was interrupted. `kept` says whether a checkpoint of at least one whole epoch was kept in `work`."""
+    """The training was interrupted. `has_checkpoint`: a checkpoint of at least one whole epoch is in `work`."""
 
     def __init__(self, work: Path, *, has_checkpoint: bool) -> None:
         progress = "Best checkpoint kept" if has_checkpoint else "No epoch was finished yet, so there is no checkpoint"
-        super().__init__(f"Interrupted. {progress}; run the same command again to go on.")
+        super().__init__(f"Interrupted. {progress}; run the same command again to resume.")
         self.work = work
         self.has_checkpoint = has_checkpoint

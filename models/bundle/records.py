@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 
 from models.bundle.fields import StrictFields, refuse
 
+MARKET_KIND = "temporal-fusion-transformer"  # the field `kind` of a manifest
+FLEET_KIND = "temporal-fusion-transformer-fleet"
 WEIGHTS = "weights.safetensors"
 CANARY = "canary.safetensors"
 PART_NAMES = ("train", "validation", "test")
 MAX_LEVELS = 99
+MAX_STEP_SECONDS = 366 * 86_400
 
 
 @dataclass(frozen=True)

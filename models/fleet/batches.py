@@ -21,9 +21,8 @@ from models.fleet.base import Floats, Indices
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, FleetPart
 from models.fleet.manifest import Anchor
-from models.fleet.scales import GroupScales, transform
-from models.fleet.scaling import calendar
-from models.market.manifest import TftConfig
+from models.fleet.scaling import GroupScales, calendar, transform
+from models.tft.config import TftConfig
 from models.training.lightning import BaseModule
 
 WARM_UP_SHARE = (
@@ -137,7 +136,7 @@ class FleetWindowDataset(Dataset[FleetBatch]):
         self, data: FleetData, filled: Floats, groups: GroupScales, *, network: TftConfig, cycles: tuple[str, ...],
         anchors: tuple[Anchor, ...], config: FleetTrainingConfig,
     ) -> None:  # fmt: skip
-        self._filled, self._groups = transform(filled, data), groups
+        self._filled, self._groups = transform(filled, data.metrics), groups
         self._targets = np.where(np.isfinite(data.values), self._filled, np.float32(np.nan))
         self._network, self._horizon, self._anchors = network, config.horizon, anchors
         self._calendar = calendar(cycles, data.step, np.arange(data.first, data.first + data.ticks))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.fleet.base import Floats, Indices
 from models.fleet.manifest import ModelMetric
-from models.registry import FLEET
+from models.training.task import FLEET
 
 MAX_MISSING = 0.5  # of a window's encoder or decoder that was not observed; one with more is not drawn
 

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
+
 import numpy as np
 
 from models.bundle.canary import check_canary
@@ -17,33 +19,26 @@ from models.fleet.base import FleetEngine, Floats, ProgressCallback
 from models.fleet.batched_engine import ignore_progress
 from models.fleet.bundle import FleetBundle, canary_input
 
-ENGINES = ("auto", "library", "fused", "stream", "onnx")
+ENGINES = {  # the class of each; its module is imported when it is used, for it may need torch or ONNX Runtime
+    "auto": "models.fleet.stream_engine:StreamEngine",
+    "library": "models.fleet.library_engine:LibraryEngine",
+    "fused": "models.fleet.folded_engines:FusedEngine",
+    "stream": "models.fleet.stream_engine:StreamEngine",
+    "onnx": "models.fleet.folded_engines:OnnxEngine",
+}
 TOLERANCE = 1e-3  # of the quantile range: how far an engine may be from the network it was made of
 
 
 def load_fleet_engine(bundle: FleetBundle, name: str = "auto", threads: int = 1) -> FleetEngine:
-    """The engine `name` of `ENGINES` for a bundle, with so many threads of its own.
+    """The engine `name` of `ENGINES` for a bundle, with this number of threads.
 
     Raises:
         ValueError: there is no such engine.
     """
-    if name == "library":
-        from models.fleet.library_engine import LibraryEngine
-
-        return LibraryEngine(bundle, threads)
-    if name == "fused":
-        from models.fleet.folded_engines import FusedEngine
-
-        return FusedEngine(bundle)
-    if name == "onnx":
-        from models.fleet.folded_engines import OnnxEngine
-
-        return OnnxEngine(bundle, threads)
-    if name in {"stream", "auto"}:
-        from models.fleet.stream_engine import StreamEngine
-
-        return StreamEngine(bundle, threads)
-    raise ValueError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.")
+    if name not in ENGINES:
+        raise ValueError(f"There is no engine {name!r}; the engines are {', '.join(ENGINES)}.")
+    engine: FleetEngine = resolve_name(ENGINES[name])(bundle, threads)
+    return engine
 
 
 def verify_fleet_canary(

@@ -16,7 +16,7 @@ from models.fleet.base import FleetEngine, FleetInput, Floats, Indices
 from models.fleet.baselines import SeasonalBaseline, fit_persistence, fit_seasonal, outcome
 from models.fleet.dataset import FleetData, FleetPart
 from models.fleet.metrics import Scores, score
-from models.fleet.scales import GroupScales, transform
+from models.fleet.scaling import GroupScales, transform
 
 BASELINE_WINDOWS = 4096  # windows of the training part that a baseline's errors are taken from
 ShareCallback = Callable[[float], None]  # the share that is done
@@ -41,7 +41,7 @@ class EvaluationData:
     def build(cls, data: FleetData, filled: Floats, groups: GroupScales, rows: Indices) -> EvaluationData:
         """In the scales of these rows of the groups."""
         center, scale = groups.center[rows][:, None], groups.scale[rows][:, None]
-        scaled = (transform(filled, data) - center) / scale
+        scaled = (transform(filled, data.metrics) - center) / scale
         actual = np.where(np.isfinite(data.values), scaled, np.nan)
         return cls(data, filled, groups, rows, scaled, actual)
 
@@ -162,11 +162,11 @@ def _forecast_ets(
 ) -> Floats:
     data, forecasts = evaluation.data, []
     for done, (server, origin) in enumerate(zip(servers, origins, strict=True), 1):
-        past = transform(evaluation.filled[server, origin - options.length + 1 : origin + 1], data)
+        past = transform(evaluation.filled[server, origin - options.length + 1 : origin + 1], data.metrics)
         forecasts.append(ets.forecast_auto_ets(past, options.horizon, options.levels))
         report(done / len(servers))
     quantiles = np.stack(forecasts)
-    low, high = (transform(np.array([getattr(metric, end) for metric in data.metrics], dtype=np.float32), data)
+    low, high = (transform(np.array([getattr(metric, end) for metric in data.metrics], dtype=np.float32), data.metrics)
                  for end in ("low", "high"))  # fmt: skip
     np.clip(quantiles, low[:, None, None], high[:, None, None], out=quantiles)
     return evaluation.scale_quantiles(quantiles, servers)
@@ -174,7 +174,7 @@ def _forecast_ets(
 
 def _transform_quantiles(quantiles: Floats, data: FleetData) -> Floats:
     """Quantiles `[N, M, Q, H]` in units, transformed."""
-    return transform(np.moveaxis(quantiles, 1, -1), data).transpose(0, 3, 1, 2)
+    return transform(np.moveaxis(quantiles, 1, -1), data.metrics).transpose(0, 3, 1, 2)
 
 
 def _score_all(

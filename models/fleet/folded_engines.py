@@ -17,7 +17,8 @@ class FusedEngine(BatchedEngine):
 
     name = "fused"
 
-    def __init__(self, bundle: FleetBundle) -> None:
+    def __init__(self, bundle: FleetBundle, threads: int = 1) -> None:
+        """`threads` is not used: numpy runs in the caller's thread."""
         super().__init__(bundle)
         self.tft = Tft(bundle.manifest.network, bundle.weights, bundle.manifest.horizon)
         self._next_future: tuple[int, Floats] | None = None

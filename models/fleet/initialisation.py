@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models.fleet.base import Floats
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 
 _MAX_ENCODER_SPAN = 0.5  # encoder lengths that the most patient unit of the encoder remembers
 _DECODER_SPAN = (20.0, 500.0)  # steps for which units of the decoder do: it must hold what the encoder left

@@ -14,6 +14,8 @@ from typing import Literal
 
 from models.bundle.fields import StrictFields, check_name, parse_object, refuse
 from models.bundle.records import (
+    FLEET_KIND,
+    MAX_STEP_SECONDS,
     FileRecord,
     TrainingRecord,
     files_json,
@@ -22,10 +24,9 @@ from models.bundle.records import (
     read_training,
     training_json,
 )
-from models.market.manifest import FLEET_KIND, MAX_SIZES, MAX_STEP_SECONDS, RELATIVE_TIME, TftConfig, read_network_sizes
+from models.tft.config import MAX_SIZES, RELATIVE_TIME, TftConfig, read_network_sizes
 
 SCHEMA = 1
-KIND = FLEET_KIND
 NORMALIZER = "group"  # pytorch_forecasting's GroupNormalizer: center and scale of a group, fixed by the training
 CYCLE_SECONDS = {
     "hour": 3600,
@@ -119,7 +120,7 @@ def to_json(manifest: FleetManifest) -> bytes:
     """The manifest as the bytes of `manifest.json`. `sha256` is not part of them, it is their hash."""
     document = {
         "schema": SCHEMA,
-        "kind": KIND,
+        "kind": FLEET_KIND,
         "name": manifest.name,
         "metrics": [vars(metric) for metric in manifest.metrics],
         "normalizer": NORMALIZER,
@@ -150,8 +151,8 @@ def parse(content: bytes, sha256: str) -> FleetManifest:
     root = parse_object(content)
     if (schema := root.take("schema", int)) != SCHEMA:
         refuse(f"has schema {schema}; this version reads schema {SCHEMA}", "Use the version that wrote it.")
-    if (kind := root.take("kind", str)) != KIND:
-        refuse(f"is of kind {kind!r}, not {KIND!r}", "Use a model that `forecastd fleet train` wrote.")
+    if (kind := root.take("kind", str)) != FLEET_KIND:
+        refuse(f"is of kind {kind!r}, not {FLEET_KIND!r}", "Use a model that `forecastd fleet train` wrote.")
     if root.take("normalizer", str) != NORMALIZER:
         refuse(f"has another normalizer than {NORMALIZER}")
     metrics, cycles, profiles = _metrics(root), root.names("cycles"), root.names("profiles")

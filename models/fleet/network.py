@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from models.fleet.base import Floats, Indices
-from models.market.manifest import RELATIVE_TIME, TftConfig
-from models.tft.forward import PROFILE
+from models.tft.config import PROFILE, RELATIVE_TIME, TftConfig
 from models.tft.torch_model import quiet_library
 
 with warnings.catch_warnings():

@@ -6,15 +6,30 @@ by the training. So the scaled value of a tick does not change when time goes on
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from models.errors import BundleError, DataError
 from models.fleet.anchors import anchor_forecast
 from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.bundle import FleetBundle
-from models.fleet.manifest import CYCLE_SECONDS, DEFAULT_GROUP
+from models.fleet.manifest import CYCLE_SECONDS, DEFAULT_GROUP, ModelMetric
 
-_NOT_FINITE = """This model's network gave a number that is not finite. Check its input, or use another model."""
+_NOT_FINITE = "This model's network gave a number that is not finite. Check its input, or use another model."
+
+
+@dataclass(frozen=True, eq=False)
+class GroupScales:
+    """Names of the groups, and center and scale `[G, M]` of each, in transformed metrics."""
+
+    names: tuple[str, ...]
+    center: Floats
+    scale: Floats
+
+    def row(self, name: str) -> int:
+        """Row of the group `name`."""
+        return self.names.index(name)
 
 
 class FleetScaling:
@@ -97,6 +112,16 @@ class FleetScaling:
             manifest.encoder_minimum <= inputs.lengths.min() <= inputs.lengths.max() <= expected_shape[1]
         ):
             raise DataError(f"A window must hold {manifest.encoder_minimum} to {expected_shape[1]} steps.")
+
+
+def transform(values: Floats, metrics: tuple[ModelMetric, ...]) -> Floats:
+    """Values `[..., M]` clipped to the metrics' bounds, in log(1 + x) for metrics that have this transform."""
+    low = np.array([metric.low for metric in metrics], dtype=np.float32)
+    high = np.array([metric.high for metric in metrics], dtype=np.float32)
+    clipped = np.clip(values, low, high)
+    logarithmic = np.array([metric.transform == "log1p" for metric in metrics])
+    clipped[..., logarithmic] = np.log1p(clipped[..., logarithmic])
+    return clipped
 
 
 def calendar(cycles: tuple[str, ...], step: int, ticks: Indices) -> Floats:

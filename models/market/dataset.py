@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from models.base import FloatArray, ModelInput
 from models.errors import DataError
 from models.market.engine import MIN_SCALE, target_scale
+from models.training.task import MARKET
 
 Indices = NDArray[np.int64]
 
@@ -35,7 +36,7 @@ class MarketData:
     request: what was asked for, as text; an interrupted training is continued for the same request only
     """
 
-    KIND: ClassVar[str] = "market"
+    KIND: ClassVar[str] = MARKET
     ARRAYS: ClassVar[tuple[str, ...]] = ("time", "target", "past", "known")
 
     time: NDArray[np.int64]

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from models.bundle.fields import StrictFields, check_name, parse_object, refuse
 from models.bundle.records import (
-    MAX_LEVELS,
+    FLEET_KIND,
+    MARKET_KIND,
+    MAX_STEP_SECONDS,
     FileRecord,
     TrainingRecord,
     files_json,
@@ -21,19 +23,12 @@ from models.bundle.records import (
     read_training,
     training_json,
 )
+from models.tft.config import MAX_SIZES, RELATIVE_TIME, TftConfig, read_network_sizes
 
 SCHEMA = 1
-KIND = "temporal-fusion-transformer"
-FLEET_KIND = "temporal-fusion-transformer-fleet"
 TARGET = "log_close"
-RELATIVE_TIME = "relative_time_idx"  # the library's name of the position in the window, divided by the encoder length
 NORMALIZER = "last-value"
-MAX_STEP_SECONDS = 366 * 86400
-FLEET_FIELDS = ("targets", "profiles", "embedding_size")  # of a network; here they have their defaults
-MAX_SIZES = {  # the largest sizes that a manifest may name
-    "encoder_length": 100_000, "horizon": 100_000, "hidden_size": 4096, "hidden_continuous_size": 4096,
-    "attention_heads": 256, "lstm_layers": 16, "levels": MAX_LEVELS,
-}  # fmt: skip
+DEFAULTED_SIZES = ("targets", "profiles", "embedding_size")  # of a network with one target and no profile: not written
 
 
 @dataclass(frozen=True)
@@ -42,26 +37,6 @@ class Scaler:
 
     center: float
     scale: float
-
-
-@dataclass(frozen=True)
-class TftConfig:
-    """The sizes of a Temporal Fusion Transformer and its variables, in the order the network reads them.
-
-    `outputs`: of each target. `profiles`, `embedding_size`: the static profile's values and the numbers each is told by; 0
-    for a network without one.
-    """
-
-    hidden_size: int
-    hidden_continuous_size: int
-    attention_heads: int
-    lstm_layers: int
-    encoder_reals: tuple[str, ...]
-    decoder_reals: tuple[str, ...]
-    outputs: int
-    targets: int = 1
-    profiles: int = 0
-    embedding_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +69,7 @@ def to_json(manifest: MarketManifest) -> bytes:
     """The manifest as the bytes of `manifest.json`. `sha256` is not part of them, it is their hash."""
     document = {
         "schema": SCHEMA,
-        "kind": KIND,
+        "kind": MARKET_KIND,
         "name": manifest.name,
         "features": {"past": manifest.past, "known": manifest.known},
         "scalers": {name: {"center": s.center, "scale": s.scale} for name, s in manifest.scalers.items()},
@@ -108,7 +83,7 @@ def to_json(manifest: MarketManifest) -> bytes:
         "encoder_length": manifest.encoder_length,
         "horizon": manifest.horizon,
         "levels": manifest.levels,
-        "network": {name: value for name, value in vars(manifest.network).items() if name not in FLEET_FIELDS},
+        "network": {name: value for name, value in vars(manifest.network).items() if name not in DEFAULTED_SIZES},
         "training": training_json(manifest.training),
         "versions": dict(manifest.versions),
         "metrics": manifest.metrics,
@@ -131,8 +106,8 @@ def parse(content: bytes, sha256: str) -> MarketManifest:
             "is of a model of a fleet of servers",
             "Run it with `forecastd fleet serve --model`, or choose another model.",
         )
-    if kind != KIND:
-        refuse(f"is of kind {kind!r}; this version runs {KIND!r} only", "Use the version that wrote it.")
+    if kind != MARKET_KIND:
+        refuse(f"is of kind {kind!r}; this version runs {MARKET_KIND!r} only", "Use the version that wrote it.")
     features = root.child("features")
     past, known = features.names("past"), features.names("known")
     features.expect_empty()
@@ -179,19 +154,6 @@ def _scalers(scalers: StrictFields, features: tuple[str, ...]) -> Mapping[str, S
             refuse(f"must have a scale above 0 at scalers.{name}")
     scalers.expect_empty()
     return result
-
-
-def read_network_sizes(network: StrictFields) -> TftConfig:
-    """The sizes and variables that every network has."""
-    return TftConfig(
-        hidden_size=network.integer("hidden_size", 1, MAX_SIZES["hidden_size"]),
-        hidden_continuous_size=network.integer("hidden_continuous_size", 1, MAX_SIZES["hidden_continuous_size"]),
-        attention_heads=network.integer("attention_heads", 1, MAX_SIZES["attention_heads"]),
-        lstm_layers=network.integer("lstm_layers", 1, MAX_SIZES["lstm_layers"]),
-        encoder_reals=network.names("encoder_reals"),
-        decoder_reals=network.names("decoder_reals"),
-        outputs=network.integer("outputs", 1, MAX_SIZES["levels"]),
-    )
 
 
 def _network(network: StrictFields, past: tuple[str, ...], known: tuple[str, ...], outputs: int) -> TftConfig:

@@ -1,7 +1,7 @@
-"""From a market's rows to a checked bundle: split, scale, fit, compare with the baselines, export, write.
+"""From the rows of a market to a checked bundle: the steps of `models.training.run` for a market.
 
-The weights of the library's network are exported, and the engine that will run them is held against the network itself:
-a bundle whose engine differs is never written. Torch and Lightning are imported by `carry_on` only.
+The weights of the library's network are exported, and the engine that will run them is compared with the network itself.
+Invariant: a bundle whose engine differs from the network is never written.
 """
 
 from __future__ import annotations
@@ -15,59 +15,19 @@ import numpy as np
 
 from models.base import FloatArray
 from models.bundle.records import Interval, TrainingRecord
-from models.errors import BundleError, TrainingDiverged
+from models.errors import BundleError
 from models.market.baselines import MarketBaselines, fit_baselines
 from models.market.bundle import MarketBundle, MarketCanary, read_market_manifest, write_market_bundle
 from models.market.dataset import Indices, MarketData, MarketPart, MarketSplit, split
 from models.market.engine import TOLERANCE, MarketEngine, MarketScaling, relative_difference, target_scale, to_quantiles
-from models.market.manifest import MarketManifest, Scaler, TftConfig, network_reals
+from models.market.manifest import MarketManifest, Scaler, network_reals
 from models.market.metrics import score
-from models.registry import TrainingTask, library_versions
+from models.tft.config import TftConfig
 from models.tft.parameters import export_parameters
-from models.training import state
 from models.training.config import TrainingConfig
-from models.training.progress import ProgressMeter, TrainingProgress
+from models.training.task import BatchCounts, TrainingTask, library_versions
 
 BASELINE_WINDOWS = 20_000
-
-
-def check_data(data: MarketData, config: TrainingConfig) -> None:
-    """Refuse rows that cannot carry the training. Raises DataError."""
-    split(data, config.encoder_length, config.horizon, config.validation, config.test)
-
-
-def resume(
-    work: state.TrainingState,
-    out: Path,
-    progress: Callable[[TrainingProgress], None],
-    *,
-    created: int,
-    force: bool,
-    finish: bool,
-) -> MarketManifest:
-    """From an unfinished training to a written bundle. Raises as `models.training.train` does."""
-    data, config = work.data, work.read_config()
-    if not isinstance(data, MarketData):
-        raise TypeError(f"These are no rows of a market: {type(data).__name__}")
-    parts = split(data, config.encoder_length, config.horizon, config.validation, config.test)
-    run = _MarketRun(data, config, _make_network(data, config), _fit_scalers(data, parts.train), parts)
-    meter = _make_meter(run, progress)
-    try:
-        model = _fit_network(run, work, meter, finish=finish)
-        meter.report_stage("score", 0)
-        bundle = _export(run, model, out, created)
-    except TrainingDiverged:
-        work.remove()  # going on from there would end there
-        raise
-    meter.report_stage("score", 1)
-    engine = MarketEngine(bundle)
-    _compare_engine(engine, model, bundle.canary)
-    meter.report_stage("score", 2)
-    manifest = replace(bundle.manifest, metrics=_score_parts(engine, run, meter))
-    meter.report_stage("write", 0)
-    written = write_market_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=force)
-    meter.report_stage("write", 1)
-    return written
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +41,108 @@ class _MarketRun:
     parts: MarketSplit
 
 
-def _make_meter(run: _MarketRun, progress: Callable[[TrainingProgress], None]) -> ProgressMeter:
-    config, parts = run.config, run.parts
-    held_out, tested = (len(part.thin(config.scored_windows)) for part in (parts.validation, parts.test))
-    return ProgressMeter(
-        progress,
-        epochs=config.epochs,
-        batches=min(config.batches_per_epoch, -(-len(parts.train.origins) // config.batch_size)),
-        validation_batches=-(-held_out // config.batch_size),
-        scoring_batches=-(-held_out // config.batch_size) + -(-tested // config.batch_size),
-    )
+class MarketTask(
+    TrainingTask[MarketData, TrainingConfig, MarketSplit, _MarketRun, MarketBundle, MarketEngine, MarketManifest]
+):
+    """The training of a market model."""
+
+    rows_type = MarketData
+    config_type = TrainingConfig
+
+    def check_options(self, config: TrainingConfig) -> None:
+        """A market has no options of its own."""
+
+    def check_data(self, rows: MarketData, config: TrainingConfig) -> None:
+        """As `TrainingTask.check_data`."""
+        self.split(rows, config)
+
+    def split(self, rows: MarketData, config: TrainingConfig) -> MarketSplit:
+        """As `TrainingTask.split`."""
+        return split(rows, config.encoder_length, config.horizon, config.validation, config.test)
+
+    def count_batches(self, rows: MarketData, config: TrainingConfig, parts: MarketSplit) -> BatchCounts:
+        """As `TrainingTask.count_batches`."""
+        validation, test = (
+            -(-len(part.thin(config.scored_windows)) // config.batch_size) for part in (parts.validation, parts.test)
+        )
+        train = min(config.batches_per_epoch, -(-len(parts.train.origins) // config.batch_size))
+        return BatchCounts(train, validation, validation + test)
+
+    def load_libraries(self) -> None:
+        """As `TrainingTask.load_libraries`."""
+        import models.market.batches
+        import models.tft.torch_model  # noqa: F401
+
+    def make_run(self, rows: MarketData, config: TrainingConfig, parts: MarketSplit) -> _MarketRun:
+        """As `TrainingTask.make_run`."""
+        return _MarketRun(rows, config, _make_network(rows, config), _fit_scalers(rows, parts.train), parts)
+
+    def build_network(self, run: _MarketRun) -> Any:
+        """As `TrainingTask.build_network`."""
+        from models.tft.torch_model import build_network, initialise_output
+
+        config = run.config
+        network = build_network(run.network, config.levels, config.encoder_length, config.horizon, config.dropout)
+        initialise_output(network, _fit_baselines(run).volatility.mean(axis=0))
+        return network
+
+    def make_module(self, run: _MarketRun, network: Any) -> tuple[Any, tuple[Any, Any]]:
+        """As `TrainingTask.make_module`."""
+        from models.market.batches import MarketQuantileModule, MarketWindowDataset, make_loaders
+
+        config, parts = run.config, run.parts
+        windows = MarketWindowDataset(run.data, run.scalers, config.encoder_length, config.horizon)
+        validation = parts.validation.thin(config.scored_windows)
+        return MarketQuantileModule(network, config), make_loaders(windows, parts.train.origins, validation, config)
+
+    def export(self, run: _MarketRun, network: Any, out: Path, created: int) -> MarketBundle:
+        """As `TrainingTask.export`; the canary's quantiles are the network's own."""
+        from models.tft.torch_model import forward
+
+        weights, manifest = export_parameters(network, run.network), _make_manifest(run, created)
+        origin = int(run.parts.test.origins[-1])
+        inputs = run.data.window(origin, run.config.encoder_length, run.config.horizon)
+        past, future, scale = MarketScaling(manifest).apply(inputs)
+        canary = MarketCanary(inputs, to_quantiles(forward(network, past[None], future[None])[0], scale))
+        return MarketBundle(out, manifest, "", weights, canary, ())
+
+    def check_engine(self, bundle: MarketBundle, network: Any) -> tuple[MarketBundle, MarketEngine]:
+        """As `TrainingTask.check_engine`."""
+        engine, canary = MarketEngine(bundle), bundle.canary
+        difference = relative_difference(engine.predict(canary.inputs).quantiles, canary.quantiles)
+        if not difference <= TOLERANCE:
+            raise BundleError(
+                f"The engine differs from the trained {type(network).__name__} by {difference:.1e} of the quantile range; "
+                f"{TOLERANCE:.0e} is allowed, so no bundle was written. The installed pytorch-forecasting may have "
+                "changed.",
+                check="canary",
+            )
+        return bundle, engine
+
+    def score(self, run: _MarketRun, engine: MarketEngine, report: Callable[[float], None]) -> dict[str, object]:
+        """As `TrainingTask.score`: the model and the baselines on the same windows."""
+        baselines = _fit_baselines(run)
+        scores, scored_batches = dict[str, object](), 0.0
+        for part in (run.parts.validation, run.parts.test):
+            origins = part.thin(run.config.scored_windows)
+            share, before = len(origins) / run.config.batch_size, scored_batches
+            report(before)
+
+            def on_step(steps: int, total: int, before: float = before, share: float = share) -> None:
+                report(before + share * steps / total)
+
+            scores[part.name] = _score_part(engine, baselines, run, part, origins, on_step=on_step)
+            scored_batches += share
+        return scores
+
+    def write(self, out: Path, bundle: MarketBundle, scores: dict[str, object], *, replace_old: bool) -> MarketManifest:
+        """As `TrainingTask.write`."""
+        manifest = replace(bundle.manifest, metrics=scores)
+        return write_market_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=replace_old)
+
+    def read_manifest(self, path: Path) -> MarketManifest:
+        """As `TrainingTask.read_manifest`."""
+        return read_market_manifest(path)
 
 
 def _make_network(data: MarketData, config: TrainingConfig) -> TftConfig:
@@ -107,7 +159,7 @@ def _make_network(data: MarketData, config: TrainingConfig) -> TftConfig:
 
 
 def _fit_scalers(data: MarketData, part: MarketPart) -> dict[str, Scaler]:
-    """Mean and standard deviation of every feature over the finite rows of the training part, and of nothing else."""
+    """Mean and standard deviation of every feature over the finite rows of the train part alone."""
     rows = slice(part.start, part.stop)
     scalers = {}
     for names, matrix in ((data.past_names, data.past), (data.known_names, data.known)):
@@ -117,43 +169,10 @@ def _fit_scalers(data: MarketData, part: MarketPart) -> dict[str, Scaler]:
     return scalers
 
 
-def _fit_network(run: _MarketRun, work: state.TrainingState, meter: ProgressMeter, *, finish: bool) -> Any:
-    """The library's network with the best weights that were found, in eval mode on the CPU."""
-    # One after the other, for each may take a minute on a busy disk.
-    import torch  # noqa: F401
-
-    meter.report_stage("start", 1)
-    import lightning.pytorch  # noqa: F401
-
-    meter.report_stage("start", 2)
-    from models.tft import torch_model
-    from models.training import lightning as fitting
-
-    meter.report_stage("start", 3)
-    config = run.config
-    torch_model.seed_all(config.seed)
-    model = torch_model.build_network(run.network, config.levels, config.encoder_length, config.horizon, config.dropout)
-    torch_model.initialise_output(model, _fit_baselines(run).volatility.mean(axis=0))
-    meter.report_stage("start", 4)
-    if not (work.finished or finish):
-        windows = fitting.MarketWindowDataset(run.data, run.scalers, config.encoder_length, config.horizon)
-        meter.report_stage("start", 5)
-        train, held_out = run.parts.train.origins, run.parts.validation.thin(config.scored_windows)
-        batches = fitting.make_loaders(windows, train, held_out, config)
-        if not fitting.fit_module(fitting.QuantileModule(model, config), batches, config, work.path, meter.report_fit):
-            raise KeyboardInterrupt
-        work.mark_finished()
-    fitting.load_best_weights(model, work.path)
-    return model.eval()
-
-
-def _export(run: _MarketRun, model: Any, out: Path, created: int) -> MarketBundle:
-    """The bundle, in memory, without its metrics: the network's weights, and a canary made by the network itself."""
-    from models.tft.torch_model import forward
-
+def _make_manifest(run: _MarketRun, created: int) -> MarketManifest:
+    """The manifest without metrics and without records of the files."""
     data, config, parts = run.data, run.config, run.parts
-    weights = export_parameters(model, run.network)
-    manifest = MarketManifest(
+    return MarketManifest(
         name=config.name,
         past=data.past_names,
         known=data.known_names,
@@ -178,43 +197,12 @@ def _export(run: _MarketRun, model: Any, out: Path, created: int) -> MarketBundl
         metrics={},
         files={},
     )
-    inputs = data.window(int(parts.test.origins[-1]), config.encoder_length, config.horizon)
-    past, future, scale = MarketScaling(manifest).apply(inputs)
-    canary = MarketCanary(inputs, to_quantiles(forward(model, past[None], future[None])[0], scale))
-    return MarketBundle(out, manifest, "", weights, canary, ())
-
-
-def _compare_engine(engine: MarketEngine, model: Any, canary: MarketCanary) -> None:
-    """Hold the engine against the network it was exported from, on the canary."""
-    difference = relative_difference(engine.predict(canary.inputs).quantiles, canary.quantiles)
-    if not difference <= TOLERANCE:
-        raise BundleError(
-            f"The engine differs from the trained {type(model).__name__} by {difference:.1e} of the quantile range; "
-            f"{TOLERANCE:.0e} is allowed, so no bundle was written. The installed pytorch-forecasting may have changed.",
-            check="canary",
-        )
 
 
 def _fit_baselines(run: _MarketRun) -> MarketBaselines:
     origins = run.parts.train.thin(BASELINE_WINDOWS)
     returns = run.data.outcomes(origins, run.config.horizon)
     return fit_baselines(returns, _target_scales(origins, run), run.config.levels)
-
-
-def _score_parts(engine: MarketEngine, run: _MarketRun, meter: ProgressMeter) -> dict[str, object]:
-    baselines = _fit_baselines(run)
-    scores, scored_batches = dict[str, object](), 0.0
-    for part in (run.parts.validation, run.parts.test):
-        origins = part.thin(run.config.scored_windows)
-        share, before = len(origins) / run.config.batch_size, scored_batches
-        meter.report_scoring(before)
-
-        def tell(steps: int, total: int, before: float = before, share: float = share) -> None:
-            meter.report_scoring(before + share * steps / total)
-
-        scores[part.name] = _score_part(engine, baselines, run, part, origins, report=tell)
-        scored_batches += share
-    return scores
 
 
 def _score_part(
@@ -224,12 +212,12 @@ def _score_part(
     part: MarketPart,
     origins: Indices,
     *,
-    report: Callable[[int, int], None],
+    on_step: Callable[[int, int], None],
 ) -> dict[str, object]:
     """The scores of the model and of the baselines on the same windows of one part."""
     length, horizon, levels = run.config.encoder_length, run.config.horizon, run.config.levels
     actual = run.data.outcomes(origins, horizon)
-    forecasts = engine.predict_batch([run.data.window(int(origin), length, horizon) for origin in origins], report)
+    forecasts = engine.predict_batch([run.data.window(int(origin), length, horizon) for origin in origins], on_step)
     quantiles = np.stack([forecast.quantiles for forecast in forecasts])
     candidates = {
         "model": (quantiles, quantiles[..., levels.index(0.5)]),
@@ -249,13 +237,3 @@ def _target_scales(origins: Indices, run: _MarketRun) -> FloatArray:
 
 def _interval(part: MarketPart, data: MarketData) -> Interval:
     return Interval(int(data.time[part.start]), int(data.time[part.stop - 1]) + data.step, len(part.origins))
-
-
-TASK = TrainingTask(
-    rows_type=MarketData,
-    config_type=TrainingConfig,
-    check_options=lambda _: None,
-    check_data=check_data,
-    resume=resume,
-    read_manifest=read_market_manifest,
-)

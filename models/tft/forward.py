@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from models.market.manifest import TftConfig
+from models.tft.config import PROFILE, TftConfig
 from models.tft.layers import (
     Array,
     ContextIndex,
@@ -35,7 +35,6 @@ from models.tft.layers import (
 from models.tft.variable_selection import VariableSelectionNetwork
 
 PROGRESS_STEPS = 7  # how often a call says that it got on
-PROFILE = "profile"  # the static variable, as the network names it
 
 
 class Tft:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]

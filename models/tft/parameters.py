@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import TrainingDiverged
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 
 
 def parameter_shapes(network: TftConfig) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.base import FloatArray
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what third parties deprecate inside each other while they are imported

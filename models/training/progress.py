@@ -1,7 +1,8 @@
-"""How far a training is, in one count over all it does: imports, batches, scoring, writing.
+"""The progress of a training as one count over all its work: imports, batches, scoring, writing.
 
-The unit is a batch of the fit; everything else is given a size beside it. The count never goes back within one process, so
-that whoever watches it can tell a training that gets on from one that does not.
+The unit is a batch of the fit; other work has a size in that unit.
+
+Invariant: the count never decreases within one process, so that a supervisor can tell progress from a hang.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_STAGE_SIZES = {"start": 5, "write": 1}  # steps, each about as long as a batch
-_SCORE_STEPS = 3  # the export, the engine held against the network, the baselines
+_STAGE_SIZES = {"start": 5, "write": 1}  # units
+_SCORE_STEPS = 3  # units: the export, the comparison of engine and network, the baselines
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a training is. `stage` is start, fit, score or write; a loss is None where none is known yet.
+    """The progress of a training. `stage` is start, fit, score or write; a loss is None until it is known.
 
     `done` of `total`: all the work, stages and epochs together, in units of a batch.
     """
@@ -34,7 +35,7 @@ class TrainingProgress:
 class ProgressMeter:
     """Counts the work of one training, and reports it.
 
-    `batches`: of an epoch; `checks`: batches of each validation; `scored`: how many batches the scoring comes to.
+    `batches`: of an epoch; `validation_batches`: of each validation; `scoring_batches`: of all the scoring.
     """
 
     def __init__(
@@ -61,19 +62,25 @@ class ProgressMeter:
         self._done = 0.0
 
     def report_stage(self, stage: str, done: float) -> None:
-        """So many units of a stage are done."""
+        """Report that `done` units of a stage are done."""
         self._publish(TrainingProgress(stage), self._stage_starts[stage] + done)
 
     def report_scoring(self, done: float) -> None:
-        """So many batches of windows are scored."""
+        """Report that `done` batches of windows are scored."""
         self.report_stage("score", _SCORE_STEPS + done)
 
     def report_fit(
-        self, epoch: int, batch: int, *, checked: int = 0, loss: float | None = None, validation: float | None = None
+        self,
+        epoch: int,
+        batch: int,
+        *,
+        validation_batch: int = 0,
+        loss: float | None = None,
+        validation_loss: float | None = None,
     ) -> None:
-        """An epoch, counted from 1, has come to this batch, or to this batch of its validation; or it has a loss."""
-        done = (epoch - 1) * (self._train_batches + self._validation_batches) + batch + checked
-        progress = TrainingProgress("fit", epoch, self._epochs, batch, self._train_batches, loss, validation)
+        """Report the last finished batch of an epoch, counted from 1, and of its validation; with the loss, if known."""
+        done = (epoch - 1) * (self._train_batches + self._validation_batches) + batch + validation_batch
+        progress = TrainingProgress("fit", epoch, self._epochs, batch, self._train_batches, loss, validation_loss)
         self._publish(progress, self._stage_starts["fit"] + done)
 
     def _publish(self, progress: TrainingProgress, done: float) -> None:

@@ -1,11 +1,11 @@
-"""What an unfinished training keeps on disk, beside the bundle it will become: `NAME.training`.
+"""The directory `NAME.training` beside a bundle: what an unfinished training keeps on disk.
 
-`state.json` says what is being trained, `data.safetensors` holds the very rows, so that going on needs no source and meets
-no newer candles; the checkpoints lie beside them. All of it is thrown away once the bundle is written.
+`state.json` holds the kind and the options, `data.safetensors` the rows, so that a training is continued without its source
+and never on newer rows; the checkpoints are beside them. The directory is removed once the bundle is written.
 
-Two locks, each ending with its process. Who wants a training holds the directory (`hold`): two never share one. Who fits
-and writes is alone with the rows (`alone`): where one process takes over from another that is being ended, or whose
-parent was killed, it begins when the other is gone.
+There are two locks, and each is released when its process ends. The process that a user started locks the directory
+(`lock_output`): two trainings never share one. The process that fits and writes locks the rows (`lock_rows`): a process
+that replaces another one, which is being stopped or has lost its parent, waits until that one has ended.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save  # not `save_file`: its error for a full disk is not an OSError
 
 from models.errors import BundleError, DataError
-from models.registry import MARKET, TrainingRows, get_task
 from models.training.config import TrainingConfig
+from models.training.task import MARKET, ConfigT, RowsT, TrainingRows
 
 STATE_FILE, DATA_FILE = "state.json", "data.safetensors"
 BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
@@ -37,26 +41,24 @@ STATE_FILES = (
     f"{BEST_CHECKPOINT}.new",
     f"{LAST_CHECKPOINT}.new",
 )
-_LOCK_ATTEMPTS, _LOCK_POLL_SECONDS = (
-    600,
-    0.05,
-)  # how often to look, and the seconds between, whether a process that is being ended is gone
+# A process that is being stopped releases its lock within this number of attempts, this long apart.
+_LOCK_ATTEMPTS, _LOCK_POLL_SECONDS = 600, 0.05
 
 
 def state_directory(out: Path) -> Path:
-    """Where the unfinished training of the bundle `out` is kept."""
+    """The directory of the unfinished training of the bundle `out`."""
     return out.with_name(f"{out.name}.training")
 
 
 @contextmanager
 def lock_output(out: Path) -> Iterator[None]:
-    """Keep every other training, of this process or another, away from the unfinished training of `out`.
+    """Hold the lock of the unfinished training of `out`, against this process and all others.
 
-    Makes its directory and those above it where they lack, and takes those away again that stay empty.
+    Creates its directory and missing parents, and removes those that are still empty at the end.
 
     Raises:
-        BundleError: (check "busy") another training holds it.
-        OSError: the directory cannot be made.
+        BundleError: (check "busy") another training holds the lock.
+        OSError: the directory cannot be created.
     """
     path = state_directory(out)
     new_directories = [directory for directory in (path, *path.parents) if not directory.exists()]
@@ -64,7 +66,7 @@ def lock_output(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # not empty, or gone already
+        with suppress(OSError):  # not empty, or removed already
             path.rmdir()
         os.close(descriptor)
         with suppress(OSError):
@@ -73,12 +75,12 @@ def lock_output(out: Path) -> Iterator[None]:
 
 
 def _lock_directory(path: Path) -> int:
-    """A descriptor of the directory, made if need be, that holds its lock until it is closed."""
+    """A descriptor of the directory, which is created if it is missing. It holds the lock until it is closed."""
     while True:
         path.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # taken away by the one who held it
+        except FileNotFoundError:  # removed by the process that held it
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +89,7 @@ def _lock_directory(path: Path) -> int:
             if not isinstance(error, BlockingIOError):
                 raise
             raise BundleError(
-                f"Another training is at work in {path}. Wait for its end, stop it, or choose another --out.",
+                f"Another training is running in {path}. Wait until it ends, stop it, or choose another --out.",
                 check="busy",
             ) from error
         if _is_same_file(path, descriptor):
@@ -97,12 +99,12 @@ def _lock_directory(path: Path) -> int:
 
 @contextmanager
 def lock_rows(out: Path) -> Iterator[bool]:
-    """Be the only process that goes on with the unfinished training of `out`; waits for one that is being ended.
+    """Hold the lock of the rows of the unfinished training of `out`; waits for a process that is being stopped.
 
-    Gives whether there is an unfinished training at all.
+    Yields whether there is an unfinished training.
 
     Raises:
-        BundleError: (check "busy") another process is at it and does not end.
+        BundleError: (check "busy") another process holds the lock and does not end.
         OSError: the rows cannot be opened.
     """
     descriptor = _lock_file(state_directory(out) / DATA_FILE)
@@ -114,7 +116,7 @@ def lock_rows(out: Path) -> Iterator[bool]:
 
 
 def _lock_file(path: Path) -> int | None:
-    """A descriptor of the rows that holds their lock until it is closed; None where there are none."""
+    """A descriptor of the rows, which holds their lock until it is closed; None if there are no rows."""
     timer = Event()
     for _ in range(_LOCK_ATTEMPTS):
         try:
@@ -128,12 +130,12 @@ def _lock_file(path: Path) -> int | None:
         os.close(descriptor)
         timer.wait(_LOCK_POLL_SECONDS)
     raise BundleError(
-        f"Another process is at work in {path.parent} and does not end. Stop it, or choose another --out.", check="busy"
+        f"Another process is running in {path.parent} and does not end. Stop it, or choose another --out.", check="busy"
     )
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
-    """Whether what is open is still what is at `path`: who held it may have taken it away."""
+    """Whether the open file is still the one at `path`: the process that held the lock may have removed it."""
     try:
         current = path.stat()
     except FileNotFoundError:
@@ -141,36 +143,69 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
     return os.path.samestat(current, os.fstat(descriptor))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingState:
-    """An unfinished training on disk. `finished`: the network is fitted, the bundle is not written yet."""
+    """An unfinished training on disk.
+
+    kind:     name of the kind, see `models.registry`
+    metadata: what `TrainingRows.to_metadata` gave
+    arrays:   of the rows, by the names in `TrainingRows.ARRAYS`
+    config:   the options, as JSON has them
+    finished: the network is fitted, the bundle is not written yet
+    """
 
     path: Path
-    data: TrainingRows
+    kind: str
+    metadata: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
     config: dict[str, object]
     finished: bool
 
-    def read_config(self) -> TrainingConfig:
-        """The options it was begun with.
+    @property
+    def data_sha256(self) -> str:
+        """Hash of the rows."""
+        return str(self.metadata.get("data_sha256", ""))
+
+    @property
+    def request(self) -> str:
+        """What the user asked for; see `TrainingRows`."""
+        return str(self.metadata.get("request", ""))
+
+    def restore_rows(self, rows_type: type[RowsT]) -> RowsT:
+        """The rows, as a value of the kind's type.
 
         Raises:
-            DataError: they are not those of this version.
+            DataError: another version wrote them.
         """
-        options = get_task(self.data.KIND).config_type
         try:
-            return options(**{**self.config, "levels": tuple(self.config["levels"])})  # type: ignore[arg-type]
+            return rows_type.from_metadata(self.metadata, self.arrays)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.unreadable(error) from error
+
+    def restore_config(self, config_type: type[ConfigT]) -> ConfigT:
+        """The options, as a value of the kind's type.
+
+        Raises:
+            DataError: this version has other options.
+        """
+        try:
+            return config_type(**{**self.config, "levels": tuple(self.config["levels"])})  # type: ignore[arg-type]
         except (KeyError, TypeError) as error:
             raise DataError(
-                f"The interrupted training at {self.path} has other options than this version knows ({error}). "
-                "Start anew (--force), or remove it."
+                f"The interrupted training at {self.path} has other options than this version ({error}). "
+                "Start again with --force, or remove the directory."
             ) from error
 
+    def unreadable(self, error: Exception) -> DataError:
+        """The error for a state that this version cannot read."""
+        return _unreadable(self.path, error)
+
     def mark_finished(self) -> None:
-        """Note that the network is fitted."""
-        _write_state(self.path, self.data, self.config, finished=True)
+        """Record that the network is fitted."""
+        _write_state(self.path, self.kind, self.metadata, self.config, finished=True)
 
     def remove(self) -> None:
-        """Throw it away; the empty directory goes with its lock."""
+        """Remove its files. `lock_output` removes the empty directory."""
         _clear(self.path)
 
 
@@ -180,58 +215,70 @@ def load(out: Path) -> TrainingState | None:
     Raises:
         DataError: there is one, and it cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = state_directory(out)
     if not (path / STATE_FILE).exists():
         return None
     try:
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        rows = get_task(state.get("kind", MARKET)).rows_type
-        data = rows.from_metadata(state["data"], load_file(path / DATA_FILE))
-        return TrainingState(path, data, state["config"], bool(state["finished"]))
-    except (ValueError, KeyError, TypeError, SafetensorError, OSError) as error:
-        raise DataError(
-            f"The interrupted training at {path} cannot be read ({error}). Start anew (--force), or remove it."
-        ) from error
+        document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        return TrainingState(
+            path=path,
+            kind=str(document.get("kind", MARKET)),
+            metadata=dict(document["data"]),
+            arrays=load_file(path / DATA_FILE),
+            config=document["config"],
+            finished=bool(document["finished"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"The interrupted training at {path} cannot be read ({error}). Start again with --force, or remove the directory."
+    )
 
 
 def open_or_create(out: Path, data: TrainingRows, config: TrainingConfig, *, discard: bool) -> TrainingState:
-    """The unfinished training of `out`, which the caller holds, for this data and these options, or a new one.
+    """The unfinished training of `out` for this data and these options, or a new one. The caller holds `lock_output(out)`.
 
     Raises:
-        BundleError: (check "exists") one for other data or other options is there, or something else, and `anew` is false.
+        BundleError: (check "exists") without `discard`, and the directory holds a training with other data or options, or
+            files of something else.
+        DataError: without `discard`, and the training in the directory cannot be read.
     """
     options = json.loads(json.dumps(asdict(config)))
     try:
         state = load(out)
+        if state is not None and state.kind == data.KIND:
+            state.restore_rows(type(data))
     except DataError:
         if not discard:
             raise
         state = None
-    if state is not None and state.config == options and state.data.data_sha256 == data.data_sha256:
+    if state is not None and state.config == options and state.data_sha256 == data.data_sha256:
         return state
     path = state_directory(out)
     if state is not None and not discard:
         raise BundleError(
-            f"A training with other options or other data was interrupted at {path}. Repeat its command to go on with it, "
-            "with --finish to write a bundle from what it has reached, or throw it away (--force).",
+            f"A training with other options or other data was interrupted at {path}. Repeat its command to continue it, "
+            "add --finish to write a bundle from its best checkpoint, or discard it with --force.",
             check="exists",
         )
     path.mkdir(parents=True, exist_ok=True)
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in STATE_FILES)
     if state is None and foreign and not discard:
         raise BundleError(
-            f"{path}, where the training would keep its checkpoints, holds {foreign[0]}, which is not of a training. "
-            "Move it, choose another --out, or have it thrown away (--force).",
+            f"{path}, where the training would keep its checkpoints, contains {foreign[0]}, which is not part of a training. "
+            "Move it, choose another --out, or discard it with --force.",
             check="exists",
         )
     with lock_rows(out):
         _clear(path)
-    _write_data(path, data)
-    _write_state(path, data, options, finished=False)
-    return TrainingState(path, data, options, finished=False)
+    arrays = {name: np.ascontiguousarray(getattr(data, name)) for name in data.ARRAYS}
+    state = TrainingState(path, data.KIND, data.to_metadata(), arrays, options, finished=False)
+    (path / DATA_FILE).write_bytes(save(arrays))
+    _write_state(path, state.kind, state.metadata, options, finished=False)
+    return state
 
 
 def _clear(directory: Path) -> None:
@@ -239,14 +286,10 @@ def _clear(directory: Path) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _write_data(path: Path, data: TrainingRows) -> None:
-    from safetensors.numpy import save  # its own `save_file` tells of a full disk by an error that is no OSError
-
-    (path / DATA_FILE).write_bytes(save({name: np.ascontiguousarray(getattr(data, name)) for name in data.ARRAYS}))
-
-
-def _write_state(path: Path, data: TrainingRows, config: dict[str, object], *, finished: bool) -> None:
-    state = {"kind": data.KIND, "config": config, "data": data.to_metadata(), "finished": finished}
+def _write_state(
+    path: Path, kind: str, metadata: Mapping[str, Any], config: Mapping[str, object], *, finished: bool
+) -> None:
+    document = {"kind": kind, "config": config, "data": metadata, "finished": finished}
     staging = path / f"{STATE_FILE}.new"
-    staging.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    os.replace(staging, path / STATE_FILE)  # atomic, and says so  # noqa: PTH105  # atomic, and says so
+    staging.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    staging.replace(path / STATE_FILE)

@@ -27,7 +27,7 @@ from models.bundle.records import Interval, TrainingRecord
 from models.fleet.bundle import FleetBundle, FleetCanary, canary_input, write_fleet_bundle
 from models.fleet.folded_engines import FusedEngine
 from models.fleet.manifest import FleetManifest, ModelMetric, fleet_reals
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 from models.tft.parameters import parameter_shapes
 
 WAIT = 120.0
@@ -174,7 +174,7 @@ def test_serve_demo_forecasts_and_leaves_no_files(start: StartServe, tmp_path: P
     assert status["servers"] == {"total": 5, "ready": 5, "warming": 0, "silent": 0}
     assert running.get("/healthz")["ok"] is True
     assert running.get("/servers")["count"] == 5
-    assert "made up" in running.output
+    assert "simulated" in running.output
     running.process.send_signal(signal.SIGUSR1)
     running.wait_for(lambda: "the stacks of all threads" in running.output)
     started = psutil.Process(running.process.pid).children(recursive=True)

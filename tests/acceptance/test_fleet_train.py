@@ -37,7 +37,7 @@ def test_train_interrupted_then_finish_writes_bundle(command: list[str], tmp_pat
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130
-    assert errors == "Interrupted. Best checkpoint kept; run the same command again to go on.\n"
+    assert errors == "Interrupted. Best checkpoint kept; run the same command again to resume.\n"
     psutil.wait_procs([child], timeout=60)
     assert not child.is_running()
     finished = subprocess.run(

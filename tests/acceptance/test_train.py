@@ -56,7 +56,7 @@ def test_interrupted_training_resumes_with_same_command(command: list[str], tmp_
             process.send_signal(signal.SIGINT)
             errors = interrupt_until_exit(process) if goes_on else process.communicate(timeout=60)[1]
         assert process.returncode == 130
-        assert errors == "Interrupted. Best checkpoint kept; run the same command again to go on.\n"
+        assert errors == "Interrupted. Best checkpoint kept; run the same command again to resume.\n"
         assert ("going on with the interrupted training" in output) == goes_on
         assert "epoch 1:" in output or goes_on
         assert not (tmp_path / "bundle").exists()
@@ -76,7 +76,7 @@ def test_terminated_training_leaves_no_process_and_a_valid_checkpoint(
         assert any("torch" in entry.path for entry in child.memory_maps())
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert refused.returncode == 5
-        assert "Another training is at work" in refused.stderr
+        assert "Another training is running" in refused.stderr
         process.send_signal(number)
         errors = process.communicate(timeout=60)[1]
         psutil.wait_procs([child], timeout=60)

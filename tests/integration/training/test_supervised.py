@@ -24,10 +24,10 @@ from models.errors import BundleError, TrainingInterrupted
 from models.market.bundle import read_market_manifest
 from models.market.dataset import MarketData
 from models.market.manifest import MarketManifest
+from models.train import prepare_training, train
 from models.training import state
 from models.training.config import TrainingConfig
 from models.training.progress import TrainingProgress
-from models.training.run import prepare_training, train
 
 # Five steps before the fit, three epochs of 2 + 2 batches, seven steps of scoring, one of writing: 4 % each.
 CONFIG = TrainingConfig(

@@ -28,7 +28,7 @@ from models.fleet.bundle import (
 )
 from models.fleet.engines import load_fleet_engine
 from models.fleet.manifest import DEFAULT_GROUP, OTHER_PROFILE, FleetManifest, ModelMetric, fleet_reals
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 from models.tft.parameters import parameter_shapes
 
 TICK, LENGTH, MINIMUM, HORIZON = 344_000_000, 20, 8, 12

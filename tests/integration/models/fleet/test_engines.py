@@ -29,7 +29,7 @@ from models.fleet.bundle import (
 from models.fleet.engines import ENGINES, TOLERANCE, load_fleet_engine, range_difference, verify_fleet_canary
 from models.fleet.manifest import DEFAULT_GROUP, OTHER_PROFILE, Anchor, FleetManifest, ModelMetric, fleet_reals
 from models.fleet.onnx_sessions import OnnxSessions
-from models.market.manifest import TftConfig
+from models.tft.config import TftConfig
 from models.tft.parameters import parameter_shapes
 
 TICK = 344_000_000

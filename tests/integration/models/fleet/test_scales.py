@@ -9,7 +9,8 @@ import pytest
 
 from models.fleet.dataset import FleetData
 from models.fleet.manifest import DEFAULT_GROUP, ModelMetric
-from models.fleet.scales import MIN_GLOBAL_SHARE, MIN_LOG, MIN_SHARE, GroupScales, fit_groups
+from models.fleet.scales import MIN_GLOBAL_SHARE, MIN_LOG, MIN_SHARE, fit_groups
+from models.fleet.scaling import GroupScales
 
 EPS = float(np.finfo(np.float16).eps)  # pytorch_forecasting adds it to every scale
 STOP = 300

@@ -26,11 +26,10 @@ from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, SplitOptions, carry_forward, split
 from models.fleet.engines import load_fleet_engine, verify_fleet_canary
 from models.fleet.manifest import FleetManifest
-from models.fleet.scales import GroupScales
-from models.fleet.scaling import FleetScaling
+from models.fleet.scaling import FleetScaling, GroupScales
+from models.train import train as train_any
 from models.training import state
 from models.training.progress import TrainingProgress
-from models.training.run import train as train_any
 
 UNTIL = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 CONFIG = FleetTrainingConfig(
@@ -223,8 +222,7 @@ def test_resumed_training_reaches_same_weights(data: FleetData, trained: Trainin
         train(data, CONFIG, out, interrupt_at(2, 2))
     saved_epochs = state.load(out)
     assert saved_epochs is not None
-    assert isinstance(saved_epochs.data, FleetData)
-    assert np.array_equal(saved_epochs.data.values, data.values, equal_nan=True)
+    assert np.array_equal(saved_epochs.restore_rows(FleetData).values, data.values, equal_nan=True)
     reports: list[TrainingProgress] = []
     manifest = train(data, CONFIG, out, reports.append)
     assert {p.epoch for p in reports if p.loss is not None} == {2, 3}
@@ -288,7 +286,7 @@ def test_training_refuses_engine_that_differs(data: FleetData, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"encoder_minimum": 25}, "--encoder-minimum"),
         ({"encoder_minimum": 1}, "--encoder-minimum"),

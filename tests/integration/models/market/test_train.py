@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from models import train
 from models.errors import BundleError, DataError, TrainingInterrupted
-from models.market import train
+from models.market import train as market_train
 from models.market.bundle import load_market_bundle
 from models.market.dataset import MarketData
 from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
 from models.market.manifest import MarketManifest
-from models.training import run, state
+from models.train import train as train_any
+from models.training import state
 from models.training.config import TrainingConfig
 from models.training.progress import TrainingProgress
-from models.training.run import train as train_any
 
 CONFIG = TrainingConfig(
     name="tiny", encoder_length=12, horizon=6, hidden_size=4, hidden_continuous_size=4, attention_heads=2,
@@ -174,9 +175,9 @@ def test_checkpoints_load_weights_only_and_rows_are_saved(data: MarketData, tmp_
         assert torch.load(state.state_directory(out) / name, weights_only=True)["state_dict"]
     unfinished = state.load(out)
     assert unfinished is not None
-    assert isinstance(unfinished.data, MarketData)
-    assert np.array_equal(unfinished.data.past, data.past)
-    assert unfinished.data.known_names == data.known_names
+    rows = unfinished.restore_rows(MarketData)
+    assert np.array_equal(rows.past, data.past)
+    assert rows.known_names == data.known_names
 
 
 def test_resume_with_other_options_is_refused(data: MarketData, tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_engine_mismatch_writes_no_bundle(data: MarketData, tmp_path: Path, monk
             forecast = super().predict(inputs)
             return replace(forecast, quantiles=forecast.quantiles + 1e-4)
 
-    monkeypatch.setattr(train, "Engine", Wrong)
+    monkeypatch.setattr(market_train, "MarketEngine", Wrong)
     with pytest.raises(BundleError, match="no bundle was written") as refused:
         train_market(data, replace(CONFIG, epochs=1), tmp_path / "bundle", ignore_progress, created=0.0)
     assert refused.value.check == "canary"
@@ -220,7 +221,7 @@ def test_engine_mismatch_writes_no_bundle(data: MarketData, tmp_path: Path, monk
 def test_diverged_training_is_reported_and_leaves_nothing(
     data: MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "check_config", lambda _: None)  # a rate that it would refuse diverges for certain
+    monkeypatch.setattr(train, "check_config", lambda _: None)  # a rate that it would refuse diverges for certain
     with pytest.raises(DataError, match="Lower --learning-rate"):
         train_market(
             data, replace(CONFIG, learning_rate=1e30), tmp_path / "below" / "bundle", ignore_progress, created=0.0
@@ -233,7 +234,7 @@ def test_concurrent_training_of_same_output_is_refused(data: MarketData, tmp_pat
 
     def again(reached: TrainingProgress) -> None:
         for force in (False, True) if reached.stage == "fit" else ():
-            with pytest.raises(BundleError, match="at work in") as caught:
+            with pytest.raises(BundleError, match="Another training is running in") as caught:
                 train_market(data, replace(CONFIG, epochs=1), out, ignore_progress, created=0.0, force=force)
             refused.append(caught.value)
 
@@ -247,7 +248,7 @@ def test_foreign_state_directory_is_left_untouched(data: MarketData, tmp_path: P
     mine = state.state_directory(tmp_path / "bundle") / "mine"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(BundleError, match="holds mine"):
+    with pytest.raises(BundleError, match="contains mine"):
         train_market(data, CONFIG, tmp_path / "bundle", ignore_progress, created=0.0)
     assert mine.read_text() == "mine"
 

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import usual
+from models.market.batches import MarketBatchSampler, MarketWindowDataset
 from models.market.dataset import MarketData
 from models.market.engine import target_scale
-from models.market.manifest import Scaler, TftConfig, network_reals
+from models.market.manifest import Scaler, network_reals
+from models.tft.config import TftConfig
 from models.tft.forward import Tft
 from models.tft.parameters import parameter_shapes
 from models.tft.torch_model import LastValueNormalizer, build_network, forward
-from models.training.lightning import EpochSampler, MarketWindowDataset
 
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -143,7 +144,7 @@ def test_epoch_sampler_is_reproducible_per_seed_and_epoch() -> None:
     origins = np.arange(100, dtype=np.int64)
 
     def drawn(seed: int, epoch: int) -> list[list[int]]:
-        sampler = EpochSampler(origins, 8, 5, seed)
+        sampler = MarketBatchSampler(origins, 8, 5, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -152,6 +153,6 @@ def test_epoch_sampler_is_reproducible_per_seed_and_epoch() -> None:
     assert drawn(1, 2) != drawn(2, 2)
     flat = [origin for batch in drawn(1, 2) for origin in batch]
     assert (len(flat), len(set(flat))) == (40, 40)
-    whole = EpochSampler(origins, 8, 1000, 0)
+    whole = MarketBatchSampler(origins, 8, 1000, 0)
     assert sorted(origin for batch in whole for origin in batch) == origins.tolist()
     assert len(whole) == 13

@@ -30,7 +30,8 @@ from models.market.bundle import (
     write_market_bundle,
 )
 from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
-from models.market.manifest import MarketManifest, Scaler, TftConfig, network_reals
+from models.market.manifest import MarketManifest, Scaler, network_reals
+from models.tft.config import TftConfig
 from models.tft.parameters import parameter_shapes
 
 LENGTH, HORIZON, LEVELS = 24, 6, (0.1, 0.5, 0.9)

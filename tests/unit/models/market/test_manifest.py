@@ -11,7 +11,8 @@ import pytest
 
 from models.bundle.records import CANARY, WEIGHTS, FileRecord, Interval, TrainingRecord
 from models.errors import BundleError
-from models.market.manifest import MarketManifest, Scaler, TftConfig, network_reals, parse, to_json
+from models.market.manifest import MarketManifest, Scaler, network_reals, parse, to_json
+from models.tft.config import TftConfig
 
 PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
 PARTS = {
