@@ -1,4 +1,4 @@
-"""`fleet`: forecasts for hundreds of servers, served, fed, trained and looked at."""
+"""`fleet`: serve, feed, train and inspect forecasts for hundreds of servers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import click
 from cli.lazy import LazyGroup
 
 COMMANDS = {
-    "import": ("cli.fleet.import_window", "Take over a window that another program has pickled."),
-    "serve": ("cli.fleet.serve", "Take rows in, forecast at each tick, and serve it over HTTP."),
-    "simulate": ("cli.fleet.simulate", "Send made-up servers' metrics to a fleet."),
-    "status": ("cli.fleet.status", "Show what a running fleet does."),
-    "top": ("cli.fleet.top", "Show the servers at most risk, live."),
-    "train": ("cli.fleet.train", "Train a model on the fleet's own history."),
+    "import": ("cli.fleet.import_window", "Import the pickled window of another program."),
+    "serve": ("cli.fleet.serve", "Ingest rows, forecast at each tick, and serve over HTTP."),
+    "simulate": ("cli.fleet.simulate", "Send the metrics of simulated servers to a fleet."),
+    "status": ("cli.fleet.status", "Show the state of a running fleet."),
+    "top": ("cli.fleet.top", "Show the servers at most risk, refreshed live."),
+    "train": ("cli.fleet.train", "Train a model on the history of a fleet."),
 }
 
 
 @click.group(cls=LazyGroup, table=COMMANDS, name="fleet")
 def command() -> None:
-    """Forecast a fleet of servers: a rolling window each, quantiles of every metric, risk and alerts, over HTTP."""
+    """Forecast a fleet of servers over HTTP: a rolling window per server, quantiles of every metric, risk and alerts."""

@@ -1,7 +1,7 @@
-"""Asks a running fleet over HTTP, for the commands that look at it.
+"""The HTTP client of the commands that inspect a running fleet.
 
-The one thing to know before changing it: what answers may be anything. So every request has a limit on its whole time and on
-its size, and an answer that is no fleet's is said to be none.
+Invariant: the server may be any program. Every request has a limit on its total time and on the size of the response,
+and a response that is not a fleet's is an error.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from forecastd.runtime.http import fetch_url, host_and_port
 from forecastd.runtime.text_file import read_text_file
 from forecastd.settings import Settings
 
-REQUEST_SECONDS = 10.0  # for a whole request
+REQUEST_SECONDS = 10.0  # for a whole request and its response
 CONNECT_SECONDS = 2.0
-WILDCARD_HOSTS = {"0.0.0.0", "::", "[::]", ""}  # noqa: S104 - what a service listens on, not what is asked
+WILDCARD_HOSTS = {"0.0.0.0", "::", "[::]", ""}  # noqa: S104 - addresses to listen on, not to connect to
 
 
 class FleetNotRunning(ForecastdError):
-    """No fleet is running there."""
+    """No fleet is running at this address."""
 
     exit_code = 3
 
 
 class FleetAccessDenied(NeedsHuman):
-    """The fleet does not take the API key, or wants one."""
+    """The fleet rejects the API key, or needs one."""
 
 
 class FleetClient:
-    """A running fleet at an address such as `http://127.0.0.1:8080`."""
+    """A client of a running fleet at a URL such as `http://127.0.0.1:8080`."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        """Raises NeedsHuman when `url` is no HTTP address."""
+        """Raises NeedsHuman when `url` is not an HTTP URL."""
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError:
             parts, port = urlsplit(""), 0
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise NeedsHuman(f"{url!r} is no address of a fleet. Pass one such as --url http://127.0.0.1:8080.")
+            raise NeedsHuman(f"{url!r} is not a fleet URL. Pass one such as --url http://127.0.0.1:8080.")
         hide(key or "")
         self.name = host_and_port(url)
         self._url, self._address = url.rstrip("/"), (parts.hostname, port)
         self._headers = {"X-API-Key": key} if key else {}
 
     def get(self, path: str, **params: str | int) -> dict[str, Any]:
-        """The JSON object that a path answers with.
+        """The JSON object at a path.
 
         Raises:
-            NotRunning: nobody listens there.
-            RetryLater: it does not answer now: too slow, busy, or with an error of its own.
-            Refused: it does not take the API key.
-            NeedsHuman: what answers there is no fleet.
+            FleetNotRunning: the connection was refused.
+            RetryLater: no response in time, or a temporary error.
+            FleetAccessDenied: the API key was rejected.
+            NeedsHuman: the server is not a fleet.
         """
         try:
             response = fetch_url(
@@ -71,39 +71,39 @@ class FleetClient:
             return document
         reason = " ".join(str(document[name]) for name in ("error", "fix") if name in document) if document else ""
         if response.status in {401, 403}:
-            fix = "Pass a key that it knows with --api-key, or set FLEET_API_KEYS."
-            raise FleetAccessDenied(f"{self.name} refuses the request ({response.status}). {reason or fix}")
+            fix = "Pass a valid key with --api-key, or set FLEET_API_KEYS."
+            raise FleetAccessDenied(f"{self.name} refused the request ({response.status}). {reason or fix}")
         if response.status in {408, 429} or response.status >= 500:
-            raise RetryLater(f"{self.name} cannot answer now ({response.status}). {reason}".rstrip())
-        raise self.not_a_fleet(
-            f"{path} answered with {response.status}{' that is not JSON' if document is None else ''}. {reason}"
-        )
+            raise RetryLater(f"{self.name} is not available now ({response.status}). {reason}".rstrip())
+        kind = "" if document is not None else " without JSON"
+        raise self.not_a_fleet(f"{path} returned {response.status}{kind}. {reason}")
 
     def not_a_fleet(self, problem: str) -> NeedsHuman:
-        """What answers there is no fleet, or not one of this version."""
-        return NeedsHuman(f"{self.name} is no fleet that this program knows: {problem.strip()} Look at --url.")
+        """The error for a server that is not a fleet, or is one of an incompatible version."""
+        return NeedsHuman(f"{self.name} is not a fleet of a known version: {problem.strip()} Check --url.")
 
     def _check_listening(self) -> None:
-        """Raises NotRunning when nobody listens: that is another matter than one who does not answer."""
+        """Raises FleetNotRunning when the connection is refused; a server that does not respond is another problem."""
         try:
             with closing(socket.create_connection(self._address, CONNECT_SECONDS)):
                 return
         except TimeoutError:
             return
         except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "there is no such host"
+            reason = getattr(error, "strerror", None) or "unknown host"
             raise FleetNotRunning(
-                f"No fleet is running at {self.name} ({reason}). Start one with `forecastd fleet serve`, or pass its --url."
+                f"No fleet is running at {self.name} ({reason}). "
+                "Start it with `forecastd fleet serve`, or pass its --url."
             ) from None
 
 
 def make_client(settings: Settings, url: str | None, key: str | None) -> FleetClient:
-    """The service that the options name, else the one that the settings would start on this machine."""
+    """A client of the service of the options, else of the one that the settings would start on this machine."""
     return FleetClient(url or default_url(settings), key or default_key(settings))
 
 
 def default_url(settings: Settings) -> str:
-    """Where the service is that the settings would start on this machine."""
+    """The URL of the service that the settings would start on this machine."""
     host = "127.0.0.1" if settings.fleet_host in WILDCARD_HOSTS else settings.fleet_host
     address = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http://{address}:{settings.fleet_port}"
@@ -115,13 +115,13 @@ def default_key(settings: Settings) -> str | None:
     if settings.fleet_api_keys is not None:
         keys += settings.fleet_api_keys.get_secret_value().split(",")
     if settings.fleet_api_keys_file is not None:
-        text = read_text_file(settings.fleet_api_keys_file, "The file of API keys", "Or pass --api-key.")
+        text = read_text_file(settings.fleet_api_keys_file, "The API key file", "Or pass --api-key.")
         keys += [line for line in text.splitlines() if not line.strip().startswith("#")]
     return next((key.strip() for key in keys if key.strip()), None)
 
 
 def _parse_object(body: bytes) -> dict[str, Any] | None:
-    """A body's JSON object, None when it is none."""
+    """The JSON object in a body; None when it is not one."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

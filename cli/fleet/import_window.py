@@ -1,30 +1,36 @@
-"""`fleet import`: a window that another program has pickled, taken over; nothing of the file is run."""
+"""`fleet import`: import the pickled window of another program. No code of the file is executed."""
 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.text import Text
 
 from cli.options import SettingOption
-
-if TYPE_CHECKING:
-    from forecastd.fleet.history.window_import import ImportReport
+from cli.rows import console, row
+from forecastd.clock import SystemClock, to_iso
+from forecastd.fleet.contract import METRIC_NAMES, FeedError, unit_factor
+from forecastd.fleet.history.window_import import ImportReport, import_pickle
+from forecastd.fleet.window.store import TickStore
+from forecastd.runtime.file_lock import LOCK_NAME, FileLock
+from forecastd.settings import load_settings
 
 EPILOG = """\b
 Exit codes:
-  0  taken over, or with --dry-run: it could be
+  0  imported, or with --dry-run: could be imported
   2  wrong usage
-  5  the file is refused, or has no row that can be used
-  6  a fleet is running here, or the disk does not take it
+  5  the file is refused, or has no usable row
+  6  a fleet is running here, or the disk cannot be written
 """
-MAX_LISTED = 5  # reasons, names and servers that are told one by one
+MAX_LISTED = 5  # names and servers that are listed individually
 
 
 def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """The values of an option `A=B` that may be given again."""
+    """The values of a repeatable option `A=B`."""
     mapping = {}
     for text in values:
         left, _, right = text.partition("=")
@@ -36,19 +42,15 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 
 def parse_metric_names(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """The callback of `--map`."""
-    from forecastd.fleet.contract import METRIC_NAMES
-
     names = parse_pairs(ctx, param, values)
     for name in names.values():
         if name not in METRIC_NAMES:
-            raise click.BadParameter(f"{name} is no metric; they are {', '.join(METRIC_NAMES)}.", ctx, param)
+            raise click.BadParameter(f"{name} is not a metric. Use one of: {', '.join(METRIC_NAMES)}.", ctx, param)
     return names
 
 
 def parse_metric_units(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """The callback of `--unit`."""
-    from forecastd.fleet.contract import FeedError, unit_factor
-
     units = parse_pairs(ctx, param, values)
     try:
         for metric, unit in units.items():
@@ -60,22 +62,22 @@ def parse_metric_units(ctx: click.Context, param: click.Parameter, values: tuple
 
 @click.command(name="import", epilog=EPILOG)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Read and judge it, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Read and check the file, but change nothing.")
 @click.option("--map", "names", multiple=True, callback=parse_metric_names, metavar="OLD=NEW",
-              help="The file's name of a metric, and ours; may be repeated.")  # fmt: skip
+              help="The name of a metric in the file, and its name here; repeatable.")  # fmt: skip
 @click.option("--unit", "units", multiple=True, callback=parse_metric_units, metavar="METRIC=UNIT",
-              help="The unit of a metric in the file where it is not ours, such as cpu_percent=ratio.")  # fmt: skip
+              help="The unit of a metric in the file if it differs: cpu_percent=ratio; repeatable.")  # fmt: skip
 @click.option("--state-dir", cls=SettingOption, type=click.Path(path_type=Path), metavar="DIR",
-              help="Where state is kept.  [STATE_DIR]")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+              help="The state directory.  [STATE_DIR]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 @click.pass_obj
 def command(
     shared: dict[str, Any] | None, /, file: Path, state_dir: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Take over a window that another program has pickled.
+    """Import the pickled window of another program.
 
-    FILE holds lists, dictionaries, numbers, texts and dates; anything else in it is refused by its name and never run.
-    Every row is judged as one that is sent. What is there already stays. A fleet that runs here must be stopped first.
+    FILE may contain lists, dictionaries, numbers, texts and dates; any other class in it is refused and never executed.
+    Every row is checked like a row of a feed. Existing rows stay. Stop a fleet that is running here first.
     """
     report = _import_window({**(shared or {}), **({"state_dir": state_dir} if state_dir else {})}, file, **options)
     if as_json:
@@ -87,14 +89,6 @@ def command(
 def _import_window(
     options: dict[str, Any], file: Path, *, dry_run: bool, names: dict[str, str], units: dict[str, str]
 ) -> ImportReport:
-    from contextlib import ExitStack
-
-    from forecastd.clock import SystemClock
-    from forecastd.fleet.history.window_import import import_pickle
-    from forecastd.fleet.window.store import TickStore
-    from forecastd.runtime.file_lock import LOCK_NAME, FileLock
-    from forecastd.settings import load_settings
-
     settings, clock = load_settings(**options), SystemClock()
     with ExitStack() as stack:
         if not dry_run:
@@ -116,31 +110,27 @@ def _import_window(
 
 
 def _print_report(report: ImportReport, *, dry_run: bool) -> None:
-    from rich.text import Text
-
-    from cli.rows import console, row
-    from forecastd.clock import to_iso
-
-    lines = [("found", f"{report.rows} rows")]
+    lines = [("found", _count_rows(report.rows))]
     period = "" if report.first is None or report.last is None else f", {to_iso(report.first)} to {to_iso(report.last)}"
-    details = (
-        f" of {len(report.servers)} servers ({_abbreviate(list(report.servers))}){period}" if report.imported else ""
-    )
-    lines.append(("would take" if dry_run else "taken", f"{report.imported} rows{details}"))
+    servers = f"{len(report.servers)} server" if len(report.servers) == 1 else f"{len(report.servers)} servers"
+    details = f" of {servers} ({_abbreviate(list(report.servers))}){period}" if report.imported else ""
+    lines.append(("would import" if dry_run else "imported", f"{_count_rows(report.imported)}{details}"))
     if report.duplicates:
-        lines.append(("known", f"{report.duplicates} rows were there already, or more than once in the file"))
+        lines.append(("duplicates", f"{_count_rows(report.duplicates)} already in the window, or repeated in the file"))
     for code, count in report.refusals.counts.most_common():
         reason = next((refusal.reason for refusal in report.refusals.first if refusal.code == code), code)
-        lines.append(("refused", f"{count} rows: {reason}"))
+        lines.append(("refused", f"{_count_rows(count)}: {reason}"))
     if report.unknown_metrics:
         names = [name for name, _ in report.unknown_metrics.most_common()]
-        lines.append(
-            ("left out", f"numbers that are no metric of ours: {_abbreviate(names)}. --map OLD=NEW names them.")
-        )
+        lines.append(("ignored", f"unknown metrics: {_abbreviate(names)}. Map them with --map OLD=NEW."))
     if report.times_without_offset:
-        lines.append(("times", f"{report.times_without_offset} had no offset and were taken as UTC"))
+        lines.append(("times", f"{report.times_without_offset} without an offset were read as UTC"))
     for label, text in lines:
         console().print(row(label, Text(text)))
+
+
+def _count_rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
 
 
 def _abbreviate(names: list[str]) -> str:

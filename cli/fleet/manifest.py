@@ -1,4 +1,4 @@
-"""A fleet bundle's manifest for people: what it forecasts, for which servers, trained on what, and how well."""
+"""The manifest of a fleet bundle as text: what it forecasts, its training data, and its scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.fleet.manifest import FleetManifest
 
 
 def manifest_rows(manifest: FleetManifest) -> Iterator[Table]:
-    """The manifest as rows of the usual shape, its scores last."""
+    """The manifest as labelled rows, the scores last."""
     training, step = manifest.training, manifest.step
     levels = ", ".join(f"{100 * level:g}%" for level in manifest.levels)
     servers = sum(group.startswith("server:") for group in manifest.groups)
@@ -22,17 +22,18 @@ def manifest_rows(manifest: FleetManifest) -> Iterator[Table]:
     sizes = (f"{name} {size}" for name, size in vars(manifest.network).items() if isinstance(size, int))
     fields = {
         "bundle": f"{manifest.name}, sha256 {manifest.sha256}",
-        "forecast": f"{manifest.horizon} steps of {step} s ({manifest.horizon * step / 60:g} min) ahead\nquantiles {levels}",
+        "forecast": f"{manifest.horizon} steps of {step} s ({manifest.horizon * step / 60:g} min) ahead\n"
+        f"quantiles {levels}",
         "encoder": f"{manifest.encoder_length} steps ({manifest.encoder_length * step / 60:g} min); "
-        f"of use from {manifest.encoder_minimum} on",
+        f"at least {manifest.encoder_minimum}",
         "metrics": ", ".join(metrics),
-        "servers": f"{servers} with scales of their own; others by profile ({', '.join(manifest.profiles[1:])}), or as one "
-        "of all",
+        "servers": f"{servers} with their own scales; others use those of their profile "
+        f"({', '.join(manifest.profiles[1:])}) or of all servers",
         "calendar": ", ".join(manifest.cycles) or "none: the history was too short",
         "network": ", ".join(sizes),
-        "training": f"{training.rows} rows of {'made-up' if training.synthetic else 'real'} data: {training.source}\n"
-        f"learnt from those of {to_iso(training.parts['train'].start)} to {to_iso(training.trained_until)},\n"
-        f"compared with the baselines on later ones, to {to_iso(training.end)}",
+        "training": f"{training.rows} rows of {'simulated' if training.synthetic else 'real'} data: {training.source}\n"
+        f"trained on {to_iso(training.parts['train'].start)} to {to_iso(training.trained_until)},\n"
+        f"compared with the baselines on later rows, to {to_iso(training.end)}",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
     for label, text in fields.items():

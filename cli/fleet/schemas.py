@@ -1,7 +1,7 @@
-"""What a running fleet tells of itself, as far as people are shown it.
+"""The parts of the fleet's responses that the commands show.
 
-The one thing to know before changing it: the service may be older or newer than this program, so what is not there is not
-shown, what is unknown is passed over, and only an answer that is of another kind altogether is refused.
+Invariant: the service may be older or newer than this program. Missing fields have defaults and are not shown,
+unknown fields are ignored, and only a response without the required fields is an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T", bound="ResponseView")
 
 
 class ResponseView(BaseModel):
-    """A part of an answer."""
+    """A part of a response."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -95,7 +95,7 @@ class SupervisionView(ResponseView):
 
 
 class StatusView(ResponseView):
-    """`GET /status`. What has no default must be there: by it a fleet is known."""
+    """`GET /status`. The fields without a default identify a fleet."""
 
     version: str
     now: str
@@ -162,7 +162,7 @@ class ServerForecastView(ResponseView):
     metrics: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
 
     def quantiles(self, metric: str, level: str) -> tuple[float, ...]:
-        """The quantile's numbers, oldest first; none where it has none."""
+        """The values of a quantile, oldest first; empty where the forecast has none."""
         values = self.metrics.get(metric, {}).get(level, ())
         steps = values if isinstance(values, list) else ()
         return tuple(float(value) for value in steps if isinstance(value, int | float))
@@ -175,15 +175,15 @@ class ForecastsView(ResponseView):
 
 
 def fetch(client: FleetClient, kind: type[T], path: str, **params: str | int) -> T:
-    """What a path tells. Raises as `FleetService.get` does."""
+    """The response at a path as `kind`. Raises as `FleetClient.get` does."""
     return parse_response(client, kind, path, client.get(path, **params))
 
 
 def parse_response(client: FleetClient, kind: type[T], path: str, document: Mapping[str, Any]) -> T:
-    """An answer of this kind. Raises NeedsHuman when it is of another."""
+    """The document as `kind`. Raises NeedsHuman when it is invalid."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        location = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise client.not_a_fleet(f"in what {path} tells, {location} makes no sense ({first['msg']}).") from None
+        location = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise client.not_a_fleet(f"{path}: {location} is invalid ({first['msg']}).") from None

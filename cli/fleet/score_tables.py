@@ -1,57 +1,38 @@
-"""A fleet's model beside the baselines, for people: pinball loss and how often the outcomes were where they should be."""
+"""Tables of the scores of a fleet model and of the baselines: pinball loss and coverage."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from cli.rows import row
 
-if TYPE_CHECKING:
-    from cli.training_screen import TrainingScreen
-    from forecastd.fleet.training import FleetTrainingResult
-
 MODEL_LABELS = {"model": "this model", "persistence": "last value", "seasonal": "seasonal naive", "ets": "AutoETS"}
-PART_NOTES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}
-
-
-def show_result(screen: TrainingScreen, trained: FleetTrainingResult) -> None:
-    """The scores of a fleet's model beside the baselines', and how to use it."""
-    from models.fleet.manifest import to_json
-
-    manifest, path = trained.manifest, trained.path
-    is_in_models = path.absolute().parent == trained.models.absolute()
-    copy = "" if is_in_models else f"copy it into {trained.models}, and "
-    next_steps = f"""forecastd model check {path}
-forecastd fleet serve --model {path}
-or, while a fleet runs: {copy}POST /admin/reload-model {{"name": "{path.name}"}}"""
-    screen.show_result(
-        to_json(manifest), score_rows("test", manifest.scores.get("test")), path, manifest.sha256, next_steps
-    )
+PART_NOTES = {"validation": "; chose the best epoch", "test": "; not used in training"}
 
 
 def score_rows(part: str, scores: object) -> Iterator[Table]:
-    """The model's scores of one part of the history beside the baselines'. Lower is better, but for the shares held.
+    """The scores of the model and of the baselines on one part of the history. A lower pinball loss is better.
 
-    In the scales of the training, so that all metrics count alike. What a manifest lacks is a dash.
+    Losses are in the scales of the training, so that all metrics count alike. A missing score is a dash.
     """
     if not isinstance(scores, Mapping):
         return
     windows, separate = scores.get("windows", "?"), scores.get("horizons", "?")
-    yield row(part, Text(f"{windows} windows, {separate} horizons that do not overlap{PART_NOTES.get(part, '')}"))
+    yield row(part, Text(f"{windows} windows, {separate} non-overlapping horizons{PART_NOTES.get(part, '')}"))
     yield _overall_table(scores, season=scores.get("season_seconds"))
     sample = scores.get("sample")
     if isinstance(sample, Mapping):
-        yield row("", Text(f"on {sample.get('windows', '?')} of these windows, with AutoETS of statsforecast too:"))
+        yield row("", Text(f"on {sample.get('windows', '?')} of these windows, including AutoETS of statsforecast:"))
         yield _overall_table(sample, season=scores.get("season_seconds"))
     yield from _by_metric(scores)
 
 
 def _overall_table(scores: Mapping[str, Any], *, season: object) -> Table:
-    table = _table("pinball\nall steps", "pinball\nfirst", "pinball\nlast", "96%\nholds", "80%\nholds", "50%\nholds")
+    table = _table("pinball\nall steps", "pinball\nfirst", "pinball\nlast", "96%\ncover", "80%\ncover", "50%\ncover")
     for name, model_scores in scores.items():
         if isinstance(model_scores, Mapping) and "pinball" in model_scores:
             season_text = f" ({_format_period(season)})" if name == "seasonal" and isinstance(season, int) else ""
@@ -65,7 +46,7 @@ def _overall_table(scores: Mapping[str, Any], *, season: object) -> Table:
 
 
 def _by_metric(scores: Mapping[str, Any]) -> Iterator[Table]:
-    """Pinball loss of each metric, and the coverage of the model."""
+    """The pinball loss of each metric, and the coverage of the model."""
     by_model = {
         name: model_scores["by_metric"]
         for name, model_scores in scores.items()
@@ -74,9 +55,9 @@ def _by_metric(scores: Mapping[str, Any]) -> Iterator[Table]:
     if not isinstance(by_model.get("model"), Mapping):
         return
     baselines = [name for name in by_model if name != "model"]
-    yield row("", Text("pinball loss of each metric, in its own scale:"))
+    yield row("", Text("pinball loss by metric, each in its own scale:"))
     table = _table(
-        "this\nmodel", *(MODEL_LABELS.get(name, name).replace(" ", "\n", 1) for name in baselines), "80%\nholds"
+        "this\nmodel", *(MODEL_LABELS.get(name, name).replace(" ", "\n", 1) for name in baselines), "80%\ncover"
     )
     for metric, metric_scores in by_model["model"].items():
         cells = (_format_number(by_model[name].get(metric, {}).get("pinball"), ".4f") for name in baselines)

@@ -1,42 +1,50 @@
-"""`fleet serve`: options in, log lines out."""
+"""`fleet serve`: serve a fleet over HTTP until it is stopped."""
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from cli.main import setting_option
+from forecastd.clock import ScaledClock, from_iso
+from forecastd.logs import configure, install_hooks
 
 if TYPE_CHECKING:
-    from forecastd.clock import ScaledClock
-    from forecastd.fleet.demo import DemoOptions
+    from forecastd.fleet.demo import DemoOptions  # with numpy and the simulator
 
 
 @click.command(name="serve")
-@setting_option("--host", "FLEET_HOST", "Where to listen; beyond this machine only with API keys.", metavar="ADDRESS")
-@setting_option("--port", "FLEET_PORT", "The port; 0 takes a free one.", type=click.IntRange(0, 65535))
-@setting_option("--model", "FLEET_MODEL", "The bundle that forecasts.", type=click.Path(path_type=Path), metavar="DIR")
+@setting_option("--host", "FLEET_HOST", "Address to listen on; other machines need an API key.", metavar="ADDRESS")
+@setting_option("--port", "FLEET_PORT", "Port to listen on; 0 takes a free one.", type=click.IntRange(0, 65535))
+@setting_option("--model", "FLEET_MODEL", "The model bundle.", type=click.Path(path_type=Path), metavar="DIR")
 @setting_option(
-    "--engine", "FLEET_ENGINE", "How it is run.", type=click.Choice(["auto", "library", "fused", "stream", "onnx"])
+    "--engine",
+    "FLEET_ENGINE",
+    "The engine that runs the model.",
+    type=click.Choice(["auto", "library", "fused", "stream", "onnx"]),
 )
-@setting_option("--step", "FLEET_STEP", "Seconds a tick; the model's own.", type=click.IntRange(1, 3600))
-@setting_option("--state-dir", "STATE_DIR", "Where state is kept.", type=click.Path(path_type=Path), metavar="DIR")
-@setting_option("--log-dir", "LOG_DIR", "Where the log is written.", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--demo", is_flag=True, help="Make the servers up; nothing of it is kept.")
-@click.option("--servers", type=click.IntRange(1, 5000), metavar="N", help="With --demo: how many; 20 by default.")
+@setting_option("--step", "FLEET_STEP", "Seconds per tick; must be that of the model.", type=click.IntRange(1, 3600))
+@setting_option("--state-dir", "STATE_DIR", "The state directory.", type=click.Path(path_type=Path), metavar="DIR")
+@setting_option("--log-dir", "LOG_DIR", "The log directory.", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--demo", is_flag=True, help="Simulate the servers; no state is kept.")
+@click.option(
+    "--servers", type=click.IntRange(1, 5000), metavar="N", help="With --demo: number of servers (default: 20)."
+)
 @click.option("--scenario", type=click.Choice(["healthy", "degrading", "critical", "cascade", "varied"]),
-              help="With --demo: what happens to them; degrading by default.")  # fmt: skip
+              help="With --demo: what happens to them (default: degrading).")  # fmt: skip
 @click.option("--speed", type=click.FloatRange(0, 1000, min_open=True), default=1.0, show_default=True,
-              help="How fast time goes, for rehearsals; with a state of its own.")  # fmt: skip
-@click.option("--since", metavar="ISO", help="With --speed: when both clocks showed the same. Default: now.")
-@click.option("-v", "--verbose", is_flag=True, help="Tell more, tracebacks included.")
+              help="Speed of the clock, for rehearsals; uses its own state.")  # fmt: skip
+@click.option("--since", metavar="ISO", help="With --speed: the time at which both clocks agree (default: now).")
+@click.option("-v", "--verbose", is_flag=True, help="Log more, with tracebacks.")
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
-    """Serve a fleet until SIGTERM or Ctrl-C: rows in at POST /feed, a forecast after each tick.
+    """Serve a fleet until SIGTERM or Ctrl-C: POST /feed ingests rows, each tick is forecast.
 
-    The API is described at /docs and /openapi.json of the address that it prints.
+    The API documentation is at /docs and /openapi.json of the printed address.
     """
     demo, clock, verbose = _make_demo(ctx, options), _make_clock(ctx, options), options.pop("verbose")
     shared = {name: value for name, value in (ctx.obj or {}).items() if options.get(name) is None}
@@ -44,25 +52,23 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _make_demo(ctx: click.Context, options: dict[str, Any]) -> DemoOptions | None:
-    """What is made up, taken out of the options; None without --demo."""
+    """The options of the simulation, removed from `options`; None without --demo."""
     from forecastd.fleet.demo import DemoOptions
 
     is_demo = options.pop("demo")
     demo_options = {name: value for name in ("servers", "scenario") if (value := options.pop(name)) is not None}
     if demo_options and not is_demo:
-        raise click.UsageError(
-            f"{', '.join(f'--{name}' for name in demo_options)} would do nothing without --demo.", ctx
-        )
+        flags = [f"--{name}" for name in demo_options]
+        effect = "has no effect" if len(flags) == 1 else "have no effect"
+        raise click.UsageError(f"{', '.join(flags)} {effect} without --demo.", ctx)
     return DemoOptions(**demo_options) if is_demo else None
 
 
 def _make_clock(ctx: click.Context, options: dict[str, Any]) -> ScaledClock:
-    """The clock, taken out of the options."""
-    from forecastd.clock import ScaledClock, from_iso
-
+    """The clock, with its options removed from `options`."""
     speed, since = options.pop("speed"), options.pop("since")
     if since is not None and speed == 1:
-        raise click.UsageError("--since would do nothing without --speed.", ctx)
+        raise click.UsageError("--since has no effect without --speed.", ctx)
     try:
         return ScaledClock(speed, since=None if since is None else from_iso(since))
     except ValueError as error:
@@ -70,11 +76,7 @@ def _make_clock(ctx: click.Context, options: dict[str, Any]) -> ScaledClock:
 
 
 def _serve(options: dict[str, Any], clock: ScaledClock, demo: DemoOptions | None, *, verbose: bool) -> NoReturn:
-    import logging
-    import os
-
-    from forecastd.fleet.serve import LOG_NAME, serve
-    from forecastd.logs import configure, install_hooks
+    from forecastd.fleet.serve import LOG_NAME, serve  # with FastAPI and uvicorn
     from forecastd.settings import load_settings
 
     settings = load_settings(**options)
@@ -85,4 +87,4 @@ def _serve(options: dict[str, Any], clock: ScaledClock, demo: DemoOptions | None
     install_hooks()
     code = serve(settings, clock, demo)
     logging.shutdown()
-    os._exit(code)  # nothing is left to do, and to free a large fleet's memory takes the interpreter half a second
+    os._exit(code)  # skip the interpreter's shutdown: freeing the memory of a large fleet takes half a second

@@ -1,26 +1,52 @@
-"""How a simulation looks: one line that changes on a terminal, a line a minute elsewhere, and what came of it at the end."""
+"""Runs a simulation and shows it: a live line on a terminal, else a line per minute, and the result at the end."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from cli.fleet.client import default_key, default_url
 from cli.rows import console, row
-from forecastd.clock import to_iso
+from forecastd.clock import SystemClock, to_iso
+from forecastd.fleet.simulator.client import FeedClient
 from forecastd.fleet.simulator.feeds import ACCEPTED, DUPLICATE
-from forecastd.fleet.simulator.simulation import SimulationPlan
+from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan
 from forecastd.fleet.simulator.tally import SimulationTally
+from forecastd.settings import load_settings
 
-LINE_INTERVAL_SECONDS = 60.0  # seconds between two lines where there is no terminal
+AS_EXPECTED, NOT_AS_EXPECTED = 0, 4  # exit codes
+LINE_INTERVAL_SECONDS = 60.0  # between two lines without a terminal
+
+
+def run_simulation(
+    options: Mapping[str, Any], url: str | None, api_key: str | None, *, as_json: bool, **plan_options: Any
+) -> int:
+    """Run a simulation until its end or a signal; return the exit code. `options`: overrides of the settings."""
+    settings, plan = load_settings(**options), SimulationPlan(**plan_options)
+    client = FeedClient(url or default_url(settings), api_key or default_key(settings))
+    with _stop_on_signal() as stop, SimulationScreen(client.name, plan, quiet=as_json) as screen:
+        simulation = Simulation(
+            plan, client, SystemClock(), stop, report=screen.report, on_progress=screen.on_progress
+        )  # fmt: skip
+        tally = simulation.run()
+        screen.show_result(tally)
+    return AS_EXPECTED if tally.as_expected else NOT_AS_EXPECTED
 
 
 class SimulationScreen:
-    """Tells how far a simulation is, on stderr, and what came of it, on stdout. With `quiet` that is one JSON object."""
+    """Shows the progress of a simulation on stderr and its result on stdout.
+
+    With `quiet`, the result is one JSON object.
+    """
 
     def __init__(self, service: str, plan: SimulationPlan, *, quiet: bool) -> None:
         self._service, self._plan, self._quiet = service, plan, quiet
@@ -43,11 +69,11 @@ class SimulationScreen:
             self._status.stop()
 
     def report(self, text: str) -> None:
-        """A sentence on the service: also beside a JSON object, as it is no part of it."""
+        """Print a message about the service to stderr, also with `quiet`."""
         self._stderr.print(row("service", Text(text)))
 
     def on_progress(self, tally: SimulationTally, until: float) -> None:
-        """Rows up to this time were sent."""
+        """Show that all rows up to the time `until` were sent."""
         if self._quiet:
             return
         line = f"up to {to_iso(until)}, {tally.rows:,} rows in {tally.seconds:.0f} s"
@@ -58,7 +84,7 @@ class SimulationScreen:
             self._stderr.print(row("sent", Text(line)))
 
     def show_result(self, tally: SimulationTally) -> None:
-        """What was sent, what came of it, and whether that is what should have."""
+        """Print what was sent, the responses, and whether they are as expected."""
         if self._status is not None:
             self._status.stop()
         if self._quiet:
@@ -71,32 +97,44 @@ class SimulationScreen:
 def _lines(tally: SimulationTally) -> list[tuple[str, str]]:
     speed = tally.rows / tally.seconds if tally.seconds else 0.0
     lines = [
-        ("sent", f"{tally.rows:,} rows of {tally.ticks:,} ticks in {tally.feeds:,} feeds, {speed:,.0f} rows a second"),
-        ("taken", f"{tally.accepted:,}, and {tally.duplicates:,} that were there already"),
+        ("sent", f"{tally.rows:,} rows of {tally.ticks:,} ticks in {tally.feeds:,} feeds, {speed:,.0f} rows/s"),
+        ("accepted", f"{tally.accepted:,}, and {tally.duplicates:,} duplicates"),
     ]
     if tally.joined or tally.left:
-        lines.append(("servers", f"{tally.left} left, {tally.joined} came"))
+        lines.append(("servers", f"{tally.left} left, {tally.joined} joined"))
     if tally.before_window:
-        lines.append(("too old", f"{tally.before_window:,} rows of the past were before the service's window"))
+        lines.append(("too old", f"{tally.before_window:,} rows were older than the service's window"))
     if tally.retries:
-        lines.append(("again", f"{tally.retries} requests had to be made again"))
+        lines.append(("retries", f"{tally.retries}"))
     refused = {code: count for code, count in tally.refused.items() if count}
     expected = {code: count for code, count in tally.expected.items() if code not in {ACCEPTED, DUPLICATE}}
     if tally.bad or refused:
         lines += [("refused", _format_counts(refused)), ("expected", _format_counts(expected))]
     if tally.bad:
         lines.append(("bad rows", _format_counts(tally.bad)))
-    lines += [("surprise", line) for line in tally.mismatches]
-    lines.append(
-        (
-            "result",
-            "as expected"
-            if tally.as_expected
-            else f"{tally.mismatched_feeds} feeds were judged otherwise than expected",
-        )
-    )
-    return lines
+    lines += [("mismatch", line) for line in tally.mismatches]
+    feeds = "feed has" if tally.mismatched_feeds == 1 else "feeds have"
+    failed = f"{tally.mismatched_feeds} {feeds} unexpected results"
+    return [*lines, ("result", "as expected" if tally.as_expected else failed)]
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none"
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one interrupts immediately."""
+    stop = Event()
+
+    def handle(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,17 +1,21 @@
-"""A running fleet on one screen of 80 columns, for `fleet status`.
+"""The state of a running fleet on one screen of 80 columns, for `fleet status`.
 
-The one thing to know before changing it: it is read at 3 a.m. by somebody who wants to know whether to get up. So whether it
-is well and what is at risk come first, and what is as it should be is short.
+Invariant: an operator reads it at 3 a.m. to decide whether to act. Health and risk come first, and normal values are
+short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import click
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cli.fleet.client import make_client
 from cli.fleet.schemas import (
     AlertsView,
     ForecastView,
@@ -21,27 +25,47 @@ from cli.fleet.schemas import (
     RiskView,
     ServersView,
     StatusView,
+    parse_response,
 )
-from cli.rows import LABEL_WIDTH, row
+from cli.rows import LABEL_WIDTH, console, row
 from cli.status_screen import format_ago, format_duration, format_time, printable
 from forecastd.clock import from_iso
+from forecastd.settings import load_valid_settings
 
+HEALTHY, UNHEALTHY = 0, 6  # exit codes
 LEVEL_STYLES = {"critical": "bold red", "warning": "yellow", "watch": "cyan", "early": "cyan"}
-MAX_ROWS = 5  # alerts and servers
+MAX_ROWS = 5  # of alerts and of servers
 SERVER_WIDTH = 20  # characters of a server's name
 
 
+def show_status(options: Mapping[str, Any], url: str | None, api_key: str | None, *, as_json: bool) -> int:
+    """Print the state of the fleet at `url`; return the exit code. `options`: overrides of the settings."""
+    settings, _ = load_valid_settings(**options)
+    client = make_client(settings, url, api_key)
+    paths: dict[str, dict[str, str | int]] = {"status": {}, "risk": {"top": MAX_ROWS}, "alerts": {}}
+    documents = {name: client.get(f"/{name}", **params) for name, params in paths.items()}
+    status = parse_response(client, StatusView, "/status", documents["status"])
+    code = HEALTHY if status.health.ok else UNHEALTHY
+    if as_json:
+        click.echo(json.dumps({**documents, "exit_code": code}))
+        return code
+    risks = parse_response(client, RisksView, "/risk", documents["risk"])
+    alerts = parse_response(client, AlertsView, "/alerts", documents["alerts"])
+    console().print(status_screen(client.name, status, risks, alerts))
+    return code
+
+
 def status_screen(name: str, status: StatusView, risks: RisksView, alerts: AlertsView) -> RenderableType:
-    """All that is worth knowing of the fleet at `name`."""
+    """The screen for the fleet at the address `name`."""
     now = parse_time(status.now) or 0.0
     lines: list[RenderableType] = [
         row("fleet", _fleet_text(name, status, now)),
         row("health", _health_text(status.health)),
     ]
-    lines += [row("warning", Text(printable(one), style="yellow")) for one in status.health.warnings]
+    lines += [row("warning", Text(printable(warning), style="yellow")) for warning in status.health.warnings]
     lines += ["", row("servers", servers_text(status.servers)), row("risk", risk_text(risks.summary))]
     lines += list(_incident_rows(risks.summary, status))
-    lines += _worst_servers([one for one in risks.servers if one.level != "ok"][:MAX_ROWS])
+    lines += _worst_servers([risk for risk in risks.servers if risk.level != "ok"][:MAX_ROWS])
     lines += ["", *_alert_rows(alerts, now), "", *_service_rows(status, now)]
     return Group(*lines)
 
@@ -52,9 +76,9 @@ def _fleet_text(name: str, status: StatusView, now: float) -> Text:
     started_text = "" if started is None else f", since {format_time(started, now)}"
     text = Text(f"{printable(name)}, forecastd {printable(status.version)}{uptime}{started_text}")
     if status.synthetic:
-        text.append("\nthe servers are made up (--demo)", style="yellow")
+        text.append("\nthe servers are simulated (--demo)", style="yellow")
     if status.speed != 1:
-        text.append(f"\nits time runs {status.speed:g} times as fast: a rehearsal", style="yellow")
+        text.append(f"\nthe clock runs at speed {status.speed:g}: a rehearsal", style="yellow")
     return text
 
 
@@ -65,7 +89,7 @@ def _health_text(health: HealthView) -> Text:
 
 
 def servers_text(servers: ServersView, name: str = "") -> Text:
-    """How many there are, and how many of them the model can forecast; `name`: what they are called."""
+    """The number of servers in total and by state. `name` follows the total."""
     text = Text(f"{servers.total}{name}: {servers.ready} ready")
     text.append(f", {servers.warming} warming up" if servers.warming else "")
     text.append(f", {servers.silent} silent" if servers.silent else "", style="yellow")
@@ -73,7 +97,7 @@ def servers_text(servers: ServersView, name: str = "") -> Text:
 
 
 def risk_text(summary: RiskSummaryView) -> Text:
-    """How many servers are at which level, the gravest first."""
+    """The number of servers by risk level, the worst first."""
     text = Text()
     for level in ("critical", "warning", "watch", "ok"):
         number = summary.counts.get(level, 0)
@@ -86,13 +110,13 @@ def risk_text(summary: RiskSummaryView) -> Text:
 
 
 def _incident_rows(summary: RiskSummaryView, status: StatusView) -> Iterable[RenderableType]:
-    """How probable it is that something happens within the horizon."""
+    """The probability of an incident within the horizon."""
     if summary.incident_probability is None:
         return
     within = format_duration(status.model.horizon_steps * status.step_seconds)
-    text = f"an incident now or within {within}: {format_probability(summary.incident_probability)}"
+    text = f"incident now or within {within}: {format_probability(summary.incident_probability)}"
     if summary.expected_incidents is not None:
-        text += f", of {summary.expected_incidents:.1f} servers on average"
+        text += f", {summary.expected_incidents:.1f} servers expected"
     yield row("", Text(text))
 
 
@@ -121,7 +145,7 @@ def _alert_rows(alerts: AlertsView, now: float) -> Iterable[RenderableType]:
 
 
 def alert_lines(alerts: AlertsView, now: float, limit: int, *, wrap: bool = True) -> Iterable[RenderableType]:
-    """The gravest alerts, a line each: how grave, what, and for how long. Not `whole`: cut off where it is too wide."""
+    """The most severe alerts, one row each: severity, message and age. Without `wrap` each is cut off at the width."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL_WIDTH, no_wrap=True)
     table.add_column(ratio=1, overflow="fold" if wrap else "ellipsis", no_wrap=not wrap)
@@ -137,22 +161,16 @@ def alert_lines(alerts: AlertsView, now: float, limit: int, *, wrap: bool = True
 
 
 def _service_rows(status: StatusView, now: float) -> Iterable[RenderableType]:
-    """The parts of the service itself."""
+    """The state of the service itself: tick, forecast, model, rows, window and processes."""
     yield row("tick", _tick_text(status))
     yield row("forecast", _forecast_text(status.forecast, status))
     model, step = status.model, status.step_seconds
     if model.name:
-        minimum = (
-            ""
-            if model.encoder_minimum is None
-            else f", needs {format_duration(model.encoder_minimum * step)} of a server"
-        )
-        yield row(
-            "model",
-            Text(
-                f"{printable(model.name)} ({printable(model.sha256[:12])}), engine {printable(model.engine)}{minimum}"
-            ),
-        )
+        minimum = ""
+        if model.encoder_minimum is not None:
+            minimum = f", needs {format_duration(model.encoder_minimum * step)} of data"
+        text = f"{printable(model.name)} ({printable(model.sha256[:12])}), engine {printable(model.engine)}{minimum}"
+        yield row("model", Text(text))
     yield row("rows", _rows_text(status))
     yield row("window", _window_text(status, now))
     yield row("processes", _processes_text(status))
@@ -160,11 +178,10 @@ def _service_rows(status: StatusView, now: float) -> Iterable[RenderableType]:
 
 def _tick_text(status: StatusView) -> Text:
     if status.tick.newest < 0 or status.tick.age_seconds is None:
-        return Text("no rows have come yet", style="yellow")
+        return Text("no rows received yet", style="yellow")
     age, step = status.tick.age_seconds, status.step_seconds
-    return Text(
-        f"every {step} s, the newest {format_duration(max(age, 0))} ago", style="yellow" if age > 6 * step else ""
-    )
+    text = f"every {step} s, the newest {format_duration(max(age, 0))} ago"
+    return Text(text, style="yellow" if age > 6 * step else "")
 
 
 def _forecast_text(forecast: ForecastView, status: StatusView) -> Text:
@@ -175,13 +192,13 @@ def _forecast_text(forecast: ForecastView, status: StatusView) -> Text:
         duration = "" if forecast.seconds is None else f" in {1000 * forecast.seconds:.0f} ms"
         horizon = format_duration(status.model.horizon_steps * status.step_seconds)
         old = forecast.age_seconds > 6 * status.step_seconds * max(status.speed, 1)
-        text.append(
-            f"made {format_duration(forecast.age_seconds)} ago{duration}, {horizon} ahead",
-            style="yellow" if old else "",
-        )
-        text.append(f"; {forecast.tft} by the model, {forecast.heuristic} by a heuristic")
-    for number, label in ((forecast.skipped_ticks, "ticks passed over"), (forecast.failures, "failed")):
-        text.append(f", {number} {label}" if number else "", style="yellow")
+        age = format_duration(forecast.age_seconds)
+        text.append(f"made {age} ago{duration}, {horizon} ahead", style="yellow" if old else "")
+        text.append(f"; {forecast.tft} by the model, {forecast.heuristic} by the heuristic")
+    if forecast.skipped_ticks:
+        ticks = "tick" if forecast.skipped_ticks == 1 else "ticks"
+        text.append(f", {forecast.skipped_ticks} {ticks} skipped", style="yellow")
+    text.append(f", {forecast.failures} failed" if forecast.failures else "", style="yellow")
     if forecast.last_error:
         text.append(f"\n{printable(forecast.last_error)}", style="yellow")
     return text
@@ -189,7 +206,7 @@ def _forecast_text(forecast: ForecastView, status: StatusView) -> Text:
 
 def _rows_text(status: StatusView) -> Text:
     ingest = status.ingest
-    text = Text(f"{ingest.accepted:,} taken")
+    text = Text(f"{ingest.accepted:,} accepted")
     text.append(f", {ingest.duplicates:,} duplicates" if ingest.duplicates else "")
     if ingest.refused:
         worst = sorted(ingest.by_reason.items(), key=lambda item: -item[1])[:3]
@@ -203,7 +220,7 @@ def _window_text(status: StatusView, now: float) -> Text:
     since_text = "" if oldest is None else f", back to {format_ago(oldest, now)}"
     text = Text(f"{window.ticks:,} ticks on disk{since_text}, {window.disk_bytes / 1e6:,.1f} MB")
     if window.damaged:
-        text.append(f"\n{window.damaged} ticks were damaged and are lost", style="yellow")
+        text.append(f"\n{window.damaged} {'tick' if window.damaged == 1 else 'ticks'} damaged and lost", style="yellow")
     if window.last_error:
         text.append(f"\n{printable(window.last_error)}", style="bold red")
     return text
@@ -213,18 +230,15 @@ def _processes_text(status: StatusView) -> Text:
     supervision = status.supervision
     phases = [printable(str(child.get("phase", "running"))).replace("_", " ") for child in supervision.children]
     text = Text(", ".join(f"{phases.count(phase)} {phase}" for phase in dict.fromkeys(phases)) or "none")
-    counts = (
-        (supervision.crashes, "crashed"),
-        (supervision.replacements, "replaced"),
-        (supervision.failovers, "jobs moved"),
-    )
+    moved = "job moved" if supervision.failovers == 1 else "jobs moved"
+    counts = ((supervision.crashes, "crashed"), (supervision.replacements, "replaced"), (supervision.failovers, moved))
     summary = ", ".join(f"{number} {label}" for number, label in counts if number)
     text.append(f"; {summary}" if summary else "", style="yellow")
     return text
 
 
 def parse_time(text: str | None) -> float | None:
-    """Unix seconds of a service's ISO time, None when it is none."""
+    """The unix seconds of an ISO time in a response; None when it is invalid."""
     try:
         return None if text is None else from_iso(text)
     except (ValueError, OverflowError):
@@ -232,7 +246,7 @@ def parse_time(text: str | None) -> float | None:
 
 
 def format_probability(share: float) -> str:
-    """A probability for people: never 0 % or 100 % where it is not."""
+    """A probability in percent: never 0 % or 100 % unless it is exact."""
     if 0 < share < 0.01:
         return "under 1 %"
     return "over 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"

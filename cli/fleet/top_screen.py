@@ -1,24 +1,31 @@
-"""The servers at most risk, a line each, with the main metrics now and ahead: for `fleet top`.
+"""The servers at most risk, one row each, with the main metrics now and ahead, for `fleet top`.
 
-The one thing to know before changing it: a cell's bars begin with the value now and go on with the p50 to the end of the
-horizon; then come the value now and the highest p90 ahead. How many metrics are shown depends on the width, but three are.
+The bars of a cell start with the current value and continue with the p50 to the end of the horizon; the current value
+and the highest p90 ahead follow. The number of metrics depends on the width of the terminal, but is at least three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from threading import Event
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from cli.fleet.schemas import AlertsView, RisksView, RiskView, ServerForecastView, StatusView
+from cli.fleet.client import FleetClient, FleetNotRunning, make_client
+from cli.fleet.schemas import AlertsView, ForecastsView, RisksView, RiskView, ServerForecastView, StatusView, fetch
 from cli.fleet.status_screen import LEVEL_STYLES, alert_lines, format_probability, parse_time, risk_text, servers_text
-from cli.rows import row
+from cli.live import show_live
+from cli.rows import console, row
+from cli.signals import single_interrupt
 from cli.status_screen import format_duration, printable
+from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.formatting import format_number
+from forecastd.settings import load_valid_settings
 
 METRICS: Mapping[str, str] = {
     "cpu_percent": "CPU %",
@@ -29,20 +36,37 @@ METRICS: Mapping[str, str] = {
     "disk_busy_percent": "disk busy %",
     "requests_per_s": "requests/s",
 }
-LIKELY_LEVEL = 0.5  # the quantile by which a crossing is likely; by a higher one it is possible
+LIKELY_LEVEL = 0.5  # the quantile of a likely crossing; a higher one is a possible crossing
 BAR_COUNT, BLOCKS = 6, "▁▂▃▄▅▆▇█"
 SERVER_WIDTH, SCORE_WIDTH, LEVEL_WIDTH, AHEAD_WIDTH, VALUES_WIDTH = 15, 3, 8, 6, 7  # columns of text
 HEADER_WIDTH = max(map(len, METRICS.values()))
 MIN_METRICS = 3
 MAX_ALERTS = 6
 FIXED_LINES = 8  # lines that are neither servers nor alerts
-ERROR_LINES = 3  # lines of what is wrong, where something is
-DEFAULT_SERVERS = 20  # where there is no terminal whose height would say
+ERROR_LINES = 3  # lines of an error message
+DEFAULT_SERVERS = 20  # without a terminal
+
+
+def show_top(
+    options: Mapping[str, Any], url: str | None, api_key: str | None, *, servers: int | None, interval: float | None
+) -> None:
+    """Show the servers at most risk of the fleet at `url`, every `interval` seconds until Ctrl-C; None: once.
+
+    `options`: overrides of the settings. Raises as `FleetClient.get` does when the first screen cannot be shown.
+    """
+    settings, _ = load_valid_settings(**options)
+    monitor = TopMonitor(make_client(settings, url, api_key), servers)
+    with single_interrupt():
+        screen = monitor.first_screen()
+        if interval is None:
+            console().print(screen)
+        else:
+            show_live(monitor.next_screen, Event(), interval)
 
 
 @dataclass(frozen=True)
 class TopData:
-    """Everything that one picture shows. `trouble`: why nothing newer is known, None when this is new."""
+    """The data of one screen. `error`: why there is no newer data; None when it is new."""
 
     name: str
     status: StatusView
@@ -53,12 +77,12 @@ class TopData:
 
 
 def server_capacity(height: int | None) -> int:
-    """How many servers fit into a terminal of this height, with some alerts below; `height` None: no terminal."""
+    """The number of servers that fit into a terminal of this height with some alerts below. None: no terminal."""
     return DEFAULT_SERVERS if height is None else max(3, height - FIXED_LINES - MAX_ALERTS)
 
 
 class TopScreen:
-    """One picture, as wide as there is room."""
+    """One screen, as wide as the terminal."""
 
     def __init__(self, data: TopData, height: int | None = None) -> None:
         self._data, self._height = data, height
@@ -70,11 +94,11 @@ class TopScreen:
         data = self._data
         lines: list[RenderableType] = []
         if data.error is not None:
-            lines.append(row("", Text(f"{printable(data.error)} What follows is old.", style="bold red")))
+            lines.append(row("", Text(f"{printable(data.error)} The data below is old.", style="bold red")))
         lines += [_header(data), "", _server_table(data, width, ascii_only=ascii_only)]
         remaining = data.risks.summary.servers - len(data.risks.servers)
         if remaining > 0:
-            lines.append(Text(f"and {remaining} more, less at risk", style="dim"))
+            lines.append(Text(f"and {remaining} more at lower risk", style="dim"))
         lines += ["", *self._alerts()]
         return Group(*lines)
 
@@ -91,15 +115,67 @@ class TopScreen:
         yield from alert_lines(alerts, now, shown, wrap=self._height is None)
 
 
+class TopMonitor:
+    """Reads one service repeatedly. `servers`: the number of servers; None for as many as fit.
+
+    An error after the first screen is shown above the last data.
+    """
+
+    def __init__(self, client: FleetClient, servers: int | None) -> None:
+        self._client, self._servers = client, servers
+        self._last_data: TopData | None = None
+
+    def first_screen(self) -> RenderableType:
+        """The first screen. Raises as `FleetClient.get` does: without any data there is nothing to show."""
+        height = self._height()
+        self._last_data = self._fetch(height)
+        return TopScreen(self._last_data, height)
+
+    def next_screen(self) -> RenderableType:
+        """The newest screen, or the last data with the error that prevents a newer one."""
+        height = self._height()
+        try:
+            self._last_data = self._fetch(height)
+        except (FleetNotRunning, RetryLater, NeedsHuman) as error:
+            if self._last_data is None:
+                raise
+            return TopScreen(replace(self._last_data, error=str(error)), height)
+        return TopScreen(self._last_data, height)
+
+    def _fetch(self, height: int | None) -> TopData:
+        client = self._client
+        status = fetch(client, StatusView, "/status")
+        risks = fetch(client, RisksView, "/risk", top=self._servers or server_capacity(height))
+        alerts = fetch(client, AlertsView, "/alerts")
+        return TopData(client.name, status, risks, alerts, self._forecasts(risks))
+
+    def _forecasts(self, risks: RisksView) -> dict[str, ServerForecastView]:
+        """The forecasts of these servers; empty while there is none, or while one of the servers is being removed."""
+        if not risks.servers:
+            return {}
+        names = ",".join(risk.server for risk in risks.servers)
+        try:
+            response = fetch(
+                self._client, ForecastsView, "/forecast", servers=names, metrics=",".join(METRICS), levels="0.5,0.9"
+            )
+        except (RetryLater, NeedsHuman):
+            return {}
+        return {forecast.server: forecast for forecast in response.forecasts}
+
+    @staticmethod
+    def _height() -> int | None:
+        screen = console()
+        return screen.height if screen.is_terminal else None
+
+
 def _header(data: TopData) -> RenderableType:
     """The fleet in two lines."""
     status, summary = data.status, data.risks.summary
     first = Text(f"{printable(data.name)}  ", style="bold")
     first.append_text(servers_text(status.servers, " servers"))
     age = status.forecast.age_seconds
-    first.append(
-        "; no forecast yet" if age is None else f"; forecast {format_duration(age)} old", style="" if age else "yellow"
-    )
+    forecast_text = "; no forecast yet" if age is None else f"; forecast {format_duration(age)} old"
+    first.append(forecast_text, style="" if age else "yellow")
     if not status.health.ok:
         reasons = " ".join(printable(reason) for reason in status.health.reasons)
         return Group(first, Text(reasons or "not healthy", style="bold red"))
@@ -112,21 +188,16 @@ def _header(data: TopData) -> RenderableType:
 
 def _server_table(data: TopData, width: int, *, ascii_only: bool) -> RenderableType:
     cell_width, overflow = (HEADER_WIDTH, "crop") if ascii_only else (BAR_COUNT + 1 + VALUES_WIDTH, "ellipsis")
-    names = list(METRICS)[
-        : max(MIN_METRICS, (width - SERVER_WIDTH - SCORE_WIDTH - LEVEL_WIDTH - AHEAD_WIDTH - 3) // (cell_width + 2))
-    ]
+    free_width = width - SERVER_WIDTH - SCORE_WIDTH - LEVEL_WIDTH - AHEAD_WIDTH - 3
+    names = list(METRICS)[: max(MIN_METRICS, free_width // (cell_width + 2))]
+    columns = ((SERVER_WIDTH, "left"), (SCORE_WIDTH, "right"), (LEVEL_WIDTH, "left"), (AHEAD_WIDTH, "right"))
     table = Table.grid(padding=(0, 1))
-    for size, justify in (
-        (SERVER_WIDTH, "left"),
-        (SCORE_WIDTH, "right"),
-        (LEVEL_WIDTH, "left"),
-        (AHEAD_WIDTH, "right"),
-    ):
+    for size, justify in columns:
         table.add_column(width=size, justify=justify, no_wrap=True, overflow=overflow)  # type: ignore[arg-type]
     for _ in names:
         table.add_column(width=cell_width, no_wrap=True, overflow=overflow)  # type: ignore[arg-type]
     headers = ["server", "", "risk", "ahead", *(METRICS[name] for name in names)]
-    table.add_row(*(Text(head, style="dim") for head in headers))
+    table.add_row(*(Text(header, style="dim") for header in headers))
     for risk in data.risks.servers:
         forecast = data.forecasts.get(risk.server)
         cells = [_metric_cell(name, risk.current.get(name), forecast, ascii_only=ascii_only) for name in names]
@@ -143,21 +214,22 @@ def _server_table(data: TopData, width: int, *, ascii_only: bool) -> RenderableT
 
 
 def _time_to_critical(risk: RiskView) -> Text:
-    """How long until it is critical; with a question mark where that is possible only."""
+    """The time until a server is critical, with a question mark where that is only possible."""
     if risk.minutes_ahead is None:
         return Text("")
     if risk.minutes_ahead == 0:
         return Text("now", style=LEVEL_STYLES["critical"])
-    text = (
-        f"{60 * risk.minutes_ahead:.0f}s"
-        if risk.minutes_ahead < 0.995
-        else f"{format_number(round(risk.minutes_ahead, 1))}m"
-    )
+    text = f"{format_number(round(risk.minutes_ahead, 1))}m"
+    if risk.minutes_ahead < 0.995:
+        text = f"{60 * risk.minutes_ahead:.0f}s"
     return Text(text, style="yellow") if risk.quantile_ahead == LIKELY_LEVEL else Text(f"{text}?", style="dim")
 
 
 def _metric_cell(name: str, now: float | None, forecast: ServerForecastView | None, *, ascii_only: bool) -> Text:
-    """The bars, the value now and the highest p90 ahead. Percents are full at 100, the others at twice the value now."""
+    """The bars, the current value and the highest p90 ahead.
+
+    A full bar is 100 for percentages, else twice the value now.
+    """
     p50, p90 = ((), ()) if forecast is None else (forecast.quantiles(name, "0.5"), forecast.quantiles(name, "0.9"))
     series = [*(() if now is None else (now,)), *p50]
     arrow = ">" if ascii_only else "→"
@@ -170,7 +242,7 @@ def _metric_cell(name: str, now: float | None, forecast: ServerForecastView | No
 
 
 def format_bars(series: Sequence[float], top: float) -> str:
-    """A path as `BARS` blocks, each the highest of its part; `top` is a full one."""
+    """A series as `BAR_COUNT` blocks, each the maximum of its part; `top` is a full block."""
     if not series:
         return ""
     edges = [round(index * len(series) / BAR_COUNT) for index in range(BAR_COUNT + 1)]
@@ -180,7 +252,7 @@ def format_bars(series: Sequence[float], top: float) -> str:
 
 
 def format_short(value: float) -> str:
-    """A value in three characters, four from a hundred thousand on: `7.3`, `62`, `812`, `1k2`, `12k`, `3M0`."""
+    """A value in three characters, four from 100,000 on: `7.3`, `62`, `812`, `1k2`, `12k`, `3M0`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size * 0.9995:
             return f"{value / size:.0f}{letter}" if value >= 9.95 * size else f"{value / size:.1f}".replace(".", letter)

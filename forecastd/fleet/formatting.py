@@ -1,4 +1,4 @@
-"""How metrics, values and spans of time are called in what people read: reasons, alerts, screens."""
+"""Text for metrics, values and durations in reasons, alerts and screens."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LABELS = {
 
 
 def metric_label(metric: str) -> str:
-    """What people call it."""
+    """The readable name of a metric."""
     return _LABELS.get(metric, metric.replace("_", " "))
 
 
 def format_value(metric: str, value: float) -> str:
-    """A value with its unit: `91 %`, `1,240 ms`, `2.35/s`, `0.4`; three digits where there is something behind the point."""
+    """A value with its unit: `91 %`, `1,240 ms`, `2.35/s`, `0.4`; at least three significant digits."""
     unit = METRICS[METRIC_INDEX[metric]].unit
     if unit == "1":
         return format_number(value)
@@ -36,19 +36,17 @@ def format_value(metric: str, value: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three digits, more for what is larger than a thousand; never `1e+03`."""
+    """Three significant digits, all integer digits above a thousand; never `1e+03`."""
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if digits else text
 
 
 def format_minutes(value: float) -> str:
-    """A span ahead, in minutes; below one in seconds."""
-    return (
-        f"{round(value * 60)} s"
-        if value < 0.995
-        else f"{format_number(round(value, 1) if value < 10 else round(value))} min"
-    )
+    """A duration in minutes, below one minute in seconds."""
+    if value < 0.995:
+        return f"{round(value * 60)} s"
+    return f"{format_number(round(value, 1) if value < 10 else round(value))} min"
 
 
 def join_words(parts: list[str]) -> str:

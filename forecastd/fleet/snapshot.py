@@ -1,7 +1,8 @@
-"""What is published: one immutable value that every request reads, replaced as a whole after each tick and each forecast.
+"""The published state of the fleet: one immutable value that every request reads.
 
-The one thing to know before changing it: what is sent most often is kept as the bytes that are sent. Only ages are reckoned
-when somebody asks.
+It is replaced after each tick and each forecast.
+
+Invariant: the largest responses are stored as the bytes that are sent. Only ages are calculated per request.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from forecastd.fleet.forecast.fleet_forecast import FleetForecast
 
 @dataclass(frozen=True)
 class ServerView:
-    """One server as it stood at a tick. `needs`: ticks that are missing until the model can forecast it, 0 when it can.
+    """One server at a tick. `missing_ticks`: ticks that the model still needs to forecast it, 0 when it can.
 
-    `state` is ready, warming or silent; `reason` says why, in words.
+    `state` is ready, warming or silent; `reason` explains it.
     """
 
     server: str
@@ -32,9 +33,10 @@ class ServerView:
 
 @dataclass(frozen=True, eq=False)
 class FleetSnapshot:
-    """All that is known at `tick`. `forecast` is None before the first one, and may be of an earlier tick.
+    """The fleet at `tick`. `forecast` is None before the first one, and may be of an earlier tick.
 
-    `risk`: of each server, worst first, as JSON, with `summary`; `alerts` as JSON, with how many are open and critical.
+    `risk`: one JSON document per server, the worst first. `alerts`: the JSON document of `GET /alerts`.
+    `forecast_rows`: the row of each server in the forecast.
     """
 
     tick: int
@@ -44,16 +46,16 @@ class FleetSnapshot:
     alerts: bytes = b'{"open":[],"recent":[]}'
     alert_counts: Mapping[str, int] = field(default_factory=lambda: {"open": 0, "critical": 0})
     forecast: FleetForecast | None = None
-    forecast_rows: Mapping[str, int] = field(default_factory=dict)  # of each server in the forecast
+    forecast_rows: Mapping[str, int] = field(default_factory=dict)
 
     def count_states(self) -> dict[str, int]:
-        """How many servers there are, and how many of them are ready, warming and silent."""
+        """The number of servers in total and by state."""
         counts = {"total": len(self.servers), "ready": 0, "warming": 0, "silent": 0}
         for view in self.servers:
             counts[view.state] += 1
         return counts
 
     def model_for(self, server: str) -> str | None:
-        """What forecast a server: `tft` or `heuristic`; None when it is not in the forecast."""
+        """The model that forecast a server: `tft` or `heuristic`; None when it is not in the forecast."""
         row = self.forecast_rows.get(server)
         return None if row is None or self.forecast is None else self.forecast.models[row]

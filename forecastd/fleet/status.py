@@ -16,7 +16,7 @@ STALE_TICKS, STALE_SECONDS = 6, 30.0  # a forecast older than both is stale
 
 @dataclass(frozen=True)
 class FleetHealth:
-    """Whether the fleet is healthy, the `reasons` if it is not, and `warnings` of problems that do not make it unhealthy."""
+    """Whether the fleet is healthy, and the `reasons` if not. `warnings` do not make it unhealthy."""
 
     ok: bool
     reasons: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""What a tick means: which servers are ready, what is at risk, and which alerts are open.
+"""Evaluates a tick: which servers are ready, their risk, and the open alerts.
 
-It is done at every tick, whether its forecast is there or not: a server that is in trouble now is told of in time although
-the model hangs. The alerts' state is written down as it changes, so that a restart opens none a second time.
+Every tick is evaluated, with or without its forecast, so that a critical server is reported in time while the model
+hangs. The alert state is saved when it changes, so that a restart opens no alert a second time.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from forecastd.runtime.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-SAVE_INTERVAL_TICKS = 12  # ticks between two writings of the alerts' state while none opens, changes or clears
+SAVE_INTERVAL_TICKS = 12  # ticks between two saves of the alert state while alerts are open and no event occurs
 STATE_NAMES = {READY: "ready", SILENT: "silent"}
 
 
 class TickEvaluator:
-    """Judges one tick after the other. For one thread."""
+    """Evaluates one tick after the other, in one thread."""
 
     def __init__(self, thresholds: Thresholds, path: Path, step: int, notifier: OperatorNotifier) -> None:
-        """`path`: where the alerts' state is kept; `person`: who is told of servers in trouble."""
+        """`path`: the file of the alert state. `notifier`: notifies the operator of critical servers."""
         self._thresholds, self._path, self._step = thresholds, path, step
         self._alerts = _load_alerts(path)
         self._notifier = AlertNotifier(notifier, self._alerts.open_alerts)
@@ -52,7 +52,10 @@ class TickEvaluator:
         minimum: int,
         previous: FleetSnapshot,
     ) -> FleetSnapshot:
-        """What is to be published of the block's tick. `metrics`, `minimum`: what the model needs of a server."""
+        """The snapshot of the block's tick.
+
+        `metrics`, `minimum`: the metrics and the number of ticks that the model needs.
+        """
         assessment = assess_risk(
             current_values(
                 block.tick, block.values, step=self._step, servers=block.servers, profiles=block.profiles,
@@ -74,7 +77,7 @@ class TickEvaluator:
         )
 
     def _save(self, tick: int, *, has_events: bool) -> None:
-        """Write the alerts' state down when there is something new in it. Without it a restart opens them anew."""
+        """Save the alert state when it has changed. Without it a restart opens the alerts again."""
         self._has_changes = self._has_changes or has_events
         if not self._has_changes and not (
             self._alerts.open_alerts and tick - self._last_saved_tick >= SAVE_INTERVAL_TICKS
@@ -84,22 +87,22 @@ class TickEvaluator:
             write_atomic(self._path, json.dumps(self._alerts.to_state()).encode())
         except NeedsHuman as error:
             if not self._save_failed:
-                log.warning("The alerts' state is not kept, and is tried again at every tick: %s", error)
+                log.warning("Cannot save the alert state; retrying at every tick: %s", error)
             self._save_failed = True
             return
         if self._save_failed:
-            log.info("The alerts' state is kept again.")
+            log.info("The alert state is saved again.")
         self._last_saved_tick, self._has_changes, self._save_failed = tick, False, False
 
 
 def check_readiness(block: WindowBlock, metrics: tuple[str, ...], minimum: int) -> PreparedInput:
-    """Which servers a model of these metrics can forecast; a metric that it does not have keeps none from being ready."""
+    """Which servers a model of these metrics can forecast; metrics that the model does not use are ignored."""
     values = block.values if metrics == METRIC_NAMES else block.values[:, :, [METRIC_INDEX[name] for name in metrics]]
     return prepare_input(values, minimum, metrics)
 
 
 def _with_all_metrics(forecast: FleetForecast) -> FleetForecast:
-    """The forecast with a column for every metric of the contract, NaN for those that the model does not forecast."""
+    """The forecast with a column for every metric of the contract; NaN for metrics that the model does not forecast."""
     if forecast.metrics == METRIC_NAMES:
         return forecast
     servers, rows, _, levels = forecast.quantiles.shape
@@ -125,11 +128,11 @@ def _server_views(block: WindowBlock, prepared: PreparedInput, assessment: RiskA
 
 
 def _load_alerts(path: Path) -> AlertTracker:
-    """The book as it was left; a new one when there is none, or none that can be understood."""
+    """The saved alert tracker; a new one when no state is saved or it cannot be read."""
     try:
         return AlertTracker.from_state(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return AlertTracker()
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("The alerts' state in %s is of no use (%s): alerts open anew.", path, type(error).__name__)
+        log.warning("Cannot read the alert state in %s (%s): starting without open alerts.", path, type(error).__name__)
         return AlertTracker()

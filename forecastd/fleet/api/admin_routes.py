@@ -1,4 +1,4 @@
-"""`POST /admin/reload-model`: another model, while the fleet goes on."""
+"""`POST /admin/reload-model`: change the model while the fleet is running."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.model_manager import IncompatibleModel, ModelChange, ReloadInProgress
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 
-BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/schemas/ReloadModel"}}}}
+REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {JSON: {"schema": {"$ref": "#/components/schemas/ReloadRequest"}}}}
 }
 
 
-def router(parts: ApiContext) -> APIRouter:
+def router(context: ApiContext) -> APIRouter:
     """The route."""
     routes = APIRouter(tags=["admin"])
 
@@ -31,11 +31,11 @@ def router(parts: ApiContext) -> APIRouter:
         "/admin/reload-model",
         response_model=ReloadResponse,
         responses=error_responses(409, 413, 422),
-        openapi_extra=BODY,
+        openapi_extra=REQUEST_BODY,
     )
     async def reload_model(request: Request) -> Response:
-        """Run the bundle of this name from now on. It is proven first; the old one goes on when it is no good."""
-        async with parts.bodies.read(request) as body:
+        """Switch to the bundle of this name. It is checked first; if the check fails, the current model stays."""
+        async with context.bodies.read(request) as body:
             try:
                 name = ReloadRequest.model_validate_json(body).name
             except ValidationError as error:
@@ -44,23 +44,20 @@ def router(parts: ApiContext) -> APIRouter:
                 raise RequestRefused(
                     422, f"{location}: {first['msg']}.", 'Send {"name": "the bundle\'s directory"}.'
                 ) from None
-        outcome = await _reload_in_thread(parts.fleet, name)
+        outcome = await _reload_in_thread(context.fleet, name)
         if isinstance(outcome, ModelChange):
             return json_response(outcome.as_json())
         if isinstance(outcome, ReloadInProgress):
-            raise RequestRefused(409, str(outcome), "Ask again when it is done; /status names the model in use.")
-        message = (
-            str(outcome)
-            if isinstance(outcome, IncompatibleModel)
-            else "The model could not be loaded; the log tells why."
-        )
-        raise RequestRefused(422, message, "The old model goes on.")
+            raise RequestRefused(409, str(outcome), "Retry when it is finished; /status shows the model in use.")
+        failed = "The model could not be loaded; see the log."
+        message = str(outcome) if isinstance(outcome, IncompatibleModel) else failed
+        raise RequestRefused(422, message, "Correct it and retry; the current model stays in use.")
 
     return routes
 
 
 async def _reload_in_thread(fleet: Fleet, name: str) -> ModelChange | ForecastdError | UnexpectedError:
-    """The change, made in a thread of its own: it takes as long as a model takes to load, and must not hold up the end."""
+    """Reload in a daemon thread: it takes as long as the model needs to load, and must not delay a shutdown."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[ModelChange | ForecastdError | UnexpectedError] = loop.create_future()
 
@@ -70,14 +67,14 @@ async def _reload_in_thread(fleet: Fleet, name: str) -> ModelChange | ForecastdE
         except ForecastdError as error:
             return error
 
-    def tell(result: ModelChange | ForecastdError | UnexpectedError) -> None:
+    def finish(result: ModelChange | ForecastdError | UnexpectedError) -> None:
         if not done.done():
             done.set_result(result)
 
     def run() -> None:
-        result = run_guarded("the change of the model", attempt)
+        result = run_guarded("the model reload", attempt)
         if not loop.is_closed():
-            loop.call_soon_threadsafe(partial(tell, result))
+            loop.call_soon_threadsafe(partial(finish, result))
 
     threading.Thread(target=run, name="reload", daemon=True).start()
     return await done

@@ -1,4 +1,4 @@
-"""The routes put together: an ASGI application around a running fleet."""
+"""The ASGI application of a running fleet: routes, error handlers, middleware and OpenAPI document."""
 
 from __future__ import annotations
 
@@ -20,35 +20,34 @@ from forecastd.fleet.api import (
     metrics_routes,
     status_routes,
 )
-from forecastd.fleet.api.errors import RequestRefused, error_response, to_response
+from forecastd.fleet.api.errors import RefusalLog, RequestRefused, error_response, to_response
 from forecastd.fleet.api.keys import ApiKeys
 from forecastd.fleet.api.listen_address import is_loopback
-from forecastd.fleet.api.rate_limit import RateLimit
 from forecastd.fleet.api.request_bodies import BodyReader
 from forecastd.fleet.api.request_counts import RequestMetrics
 from forecastd.fleet.api.responses import ApiContext
 from forecastd.fleet.api.schemas import ReloadRequest
-from forecastd.fleet.api.security import AccessPolicy, SecurityMiddleware
-from forecastd.fleet.api.throttled_log import RefusalLog
+from forecastd.fleet.api.security import AccessPolicy, RateLimit, SecurityMiddleware
 from forecastd.fleet.contract import Feed
 from forecastd.fleet.fleet import Fleet
 
 DESCRIPTION = """Quantile forecasts, risk and alerts of a fleet of servers.
 
-Send what the servers report to `POST /feed`; after each tick `GET /forecast` has quantiles of every metric for the steps to
-come. With API keys set, send one as `X-API-Key` or as a bearer token. Every error is `{"error": ..., "fix": ...}`."""
+Send the servers' metrics to `POST /feed`; after each tick `GET /forecast` returns quantiles of every metric for the
+next steps. If API keys are set, send one as `X-API-Key` or as a bearer token. Every error is
+`{"error": ..., "fix": ...}`."""
 PREFLIGHT_SECONDS = 600
 
 
 def create_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
-    """The API of this fleet."""
+    """The API of this fleet. `keys`: the valid API keys; empty means that no key is needed."""
     settings, registry = fleet.settings, CollectorRegistry()
     policy = AccessPolicy(
         keys, is_loopback(settings.fleet_host), RateLimit(settings.fleet_rate_limit), settings.fleet_max_body_mb << 20,
         settings.fleet_cors_origins,
     )  # fmt: skip
     refusal_log, context = RefusalLog(fleet.clock), ApiContext(fleet, BodyReader(policy.max_body_bytes))
-    app = FastAPIOffline(  # /docs brings its own scripts: the servers of a fleet may see nothing beyond it
+    app = FastAPIOffline(  # /docs serves its own scripts: a fleet may have no access to the internet
         title="forecastd fleet", version=__version__, description=DESCRIPTION, redoc_url=None, redirect_slashes=False
     )
     for routes in (status_routes, forecast_routes, ingest_routes, history_routes, admin_routes):
@@ -68,13 +67,13 @@ def create_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
 
 
 def _handle_errors(app: FastAPI, refusal_log: RefusalLog) -> None:
-    """Every error in one shape."""
+    """Answer every error in the one shape of `errors`."""
 
     async def refused(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
         if isinstance(error, RequestRefused) and error.status_code in {408, 413}:
-            location = request.client.host if request.client else "somewhere"
+            location = request.client.host if request.client else "an unknown address"
             refusal_log.record(
                 error.kind, f"A request from {location} was refused with {error.status_code}: {error.error}"
             )
@@ -84,21 +83,21 @@ def _handle_errors(app: FastAPI, refusal_log: RefusalLog) -> None:
         if not isinstance(error, RequestValidationError):
             raise error
         first = error.errors()[0]
-        location = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+        location = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return error_response(422, f"{location}: {first['msg']}.", "GET /openapi.json lists what each path takes.")
 
-    async def unforeseen(_: Request, __: Exception) -> Response:
+    async def unexpected(_: Request, __: Exception) -> Response:
         return error_response(
-            500, "Something unforeseen happened here.", "The fleet's log has it; the request was not the cause."
+            500, "An unexpected error occurred.", "See the fleet's log; the request was not the cause."
         )
 
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(Exception, unexpected)
 
 
 def _extend_openapi(app: FastAPI, *, with_keys: bool) -> None:
-    """Add to the description what no route's signature says: bodies that are read as streams, and the key."""
+    """Add to the OpenAPI document what no route signature contains: bodies that are read as streams, and the API key."""
     build_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -111,10 +110,10 @@ def _extend_openapi(app: FastAPI, *, with_keys: bool) -> None:
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
         for path in document["paths"].values():
-            for operation in path.values():  # the framework's own shape of a 422 is not what is answered
+            for operation in path.values():  # 422 responses have our shape, not the framework's
                 content = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
                 if "HTTPValidationError" in str(content):
-                    content["schema"] = {"$ref": "#/components/schemas/Problem"}
+                    content["schema"] = {"$ref": "#/components/schemas/ErrorResponse"}
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         if with_keys:
@@ -125,4 +124,4 @@ def _extend_openapi(app: FastAPI, *, with_keys: bool) -> None:
             document["security"] = [{"key": []}, {"bearer": []}]
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]  # the framework's documented way to change the description
+    app.openapi = openapi  # type: ignore[method-assign]  # the documented way to change the OpenAPI document

@@ -1,8 +1,9 @@
-"""A connection that ends when its other end does not get on.
+"""Timeouts for slow clients.
 
-uvicorn alone waits for ever for the first byte of a request, for the rest of its headers, and for a reader that does not
-read; a few such connections would take every place there is. The one thing to know before changing it: it leans on names
-of uvicorn's own HTTP/1.1 protocol, so a test with slow clients guards an upgrade.
+uvicorn alone waits forever for the first byte of a request, for the rest of its headers, and for a client that does
+not read its response; a few such connections would use all slots.
+
+Invariant: this depends on names of uvicorn's internal HTTP/1.1 protocol; a test with slow clients guards an upgrade.
 """
 
 from __future__ import annotations
@@ -15,34 +16,31 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 512
-HEADER_TIMEOUT_SECONDS = 10.0  # from a connection, or a request's first byte, to the end of its headers
-READER_TIMEOUT_SECONDS = 30.0  # for a reader to take what it asked for on
-MAX_DISCARDED_BYTES = (
-    1 << 26
-)  # of a body that was refused and is sent all the same, so that the refusal can be read after it
+HEADER_TIMEOUT_SECONDS = 10.0  # from a new connection or the first byte of a request to the end of its headers
+READER_TIMEOUT_SECONDS = 30.0  # without progress of a client that reads its response
+MAX_DISCARDED_BYTES = 1 << 26  # of a refused body that is sent anyway; the client can read the refusal after it
 
 
 def _error_body(error: str, fix: str) -> bytes:
     return json.dumps({"error": error, "fix": fix}).encode()
 
 
-_TOO_MANY_CONNECTIONS = _error_body(
-    "Too many connections are open.", "Try again in a few seconds, and keep connections open."
-)
-_NOT_HTTP = _error_body("This is no HTTP request.", "Send HTTP/1.1, with headers of 32 kB at most.")
+_TOO_MANY_CONNECTIONS = _error_body("Too many open connections.", "Retry in a few seconds, and reuse connections.")
+_NOT_HTTP = _error_body("Not an HTTP request.", "Send HTTP/1.1 with at most 32 kB of headers.")
 
 
 class TimeoutProtocol(H11Protocol):
-    """uvicorn's protocol, with an end to its patience."""
+    """uvicorn's HTTP/1.1 protocol with timeouts and a limit on connections."""
 
     _header_timer: asyncio.TimerHandle | None = None
     _reader_timer: asyncio.TimerHandle | None = None
     _discarded_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
-            head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(_TOO_MANY_CONNECTIONS)}"
+            length = len(_TOO_MANY_CONNECTIONS)
+            head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {length}"
             transport.write(f"{head}\r\nRetry-After: 5\r\nConnection: close\r\n\r\n".encode() + _TOO_MANY_CONNECTIONS)
             transport.close()
             return
@@ -54,7 +52,7 @@ class TimeoutProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """A request, a part of one, or what is left of a body that nobody wants."""
+        """Handle a request, a part of one, or the rest of a refused body."""
         if self._is_idle and self._header_timer is None:
             self._header_timer = self.loop.call_later(HEADER_TIMEOUT_SECONDS, self.transport.abort)
         super().data_received(data)
@@ -68,7 +66,7 @@ class TimeoutProtocol(H11Protocol):
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no request is being answered."""
+        """Whether no request is in progress."""
         return self.cycle is None or self.cycle.response_complete
 
     def on_response_complete(self) -> None:
@@ -85,7 +83,7 @@ class TimeoutProtocol(H11Protocol):
         self._reader_timer = None
 
     def _start_reader_timer(self) -> None:
-        """Something is written that the other end has not taken: end it when that does not change."""
+        """Close the connection if the client reads nothing of the pending response for `READER_TIMEOUT_SECONDS`."""
         self._cancel(self._reader_timer)
         self._reader_timer = None
         if unread_bytes := self.transport.get_write_buffer_size():
@@ -98,7 +96,7 @@ class TimeoutProtocol(H11Protocol):
             self._start_reader_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Tell that what came is no HTTP, as all errors are told."""
+        """Answer invalid HTTP in the shape of all errors."""
         del msg
         headers = [
             ("content-type", "application/json"), ("content-length", str(len(_NOT_HTTP))), ("connection", "close"),

@@ -1,6 +1,7 @@
-"""`GET /forecast`: the newest forecast, of all servers or of one, whole or in part.
+"""`GET /forecast`: the newest forecast of all servers or of one.
 
-What is asked for as it is kept is sent as it is kept. A choice of metrics or levels is made from the numbers, in a thread.
+The whole forecast is sent as the stored bytes. A selection of metrics or levels is encoded from the numbers, in a
+thread.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from forecastd.fleet.forecast.fleet_forecast import STORED_LEVELS, FleetForecast
 from forecastd.fleet.snapshot import FleetSnapshot
 
 MAX_LEVELS = 19
-Metrics = Annotated[str | None, Query(description="Only these metrics, with commas between.", examples=["cpu_percent"])]
-Levels = Annotated[str | None, Query(description="These quantiles instead, such as 0.05,0.5,0.95.")]
+Metrics = Annotated[str | None, Query(description="Only these metrics, comma-separated.", examples=["cpu_percent"])]
+Levels = Annotated[str | None, Query(description="These quantiles instead of the default, such as 0.05,0.5,0.95.")]
 
 
 def router(context: ApiContext) -> APIRouter:
@@ -32,20 +33,20 @@ def router(context: ApiContext) -> APIRouter:
     async def forecast(
         *,
         request: Request,
-        servers: Annotated[str | None, Query(description="Only these servers, with commas between.")] = None,
+        servers: Annotated[str | None, Query(description="Only these servers, comma-separated.")] = None,
         metrics: Metrics = None,
         levels: Levels = None,
         limit: Annotated[int | None, Query(ge=1, le=100_000)] = None,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> Response:
-        """The newest forecast of all servers, made once a tick; `age_seconds` says how long ago."""
-        published = fleet.snapshot
-        if not published.forecast_rows and not len(fleet.window.memory):
+        """The newest forecast of all servers, made once per tick; `age_seconds` is its age."""
+        snapshot = fleet.snapshot
+        if not snapshot.forecast_rows and not len(fleet.window.memory):
             return _page_response(None, [], 0, fleet.clock.now(), {})
-        latest, headers = _latest_forecast(published, fleet.step), {"ETag": _etag(published)}
+        latest, headers = _latest_forecast(snapshot, fleet.step), {"ETag": _etag(snapshot)}
         if etag_matches(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
-        rows = list(range(len(latest.servers))) if servers is None else _parse_servers(published, servers)
+        rows = list(range(len(latest.servers))) if servers is None else _parse_servers(snapshot, servers)
         page_rows = rows[offset : None if limit is None else offset + limit]
         if metrics is None and levels is None:
             encoded = [latest.encoded[row] for row in page_rows]
@@ -56,14 +57,14 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get("/forecast/{server}", response_model=ServerForecastResponse, responses=error_responses(404, 422, 503))
     async def forecast_of(request: Request, server: str, metrics: Metrics = None, levels: Levels = None) -> Response:
-        """The newest forecast of one server: quantiles of every metric for the steps that are to come."""
-        published = fleet.snapshot
-        row = published.forecast_rows.get(server)
+        """The newest forecast of one server: quantiles of every metric for the next steps."""
+        snapshot = fleet.snapshot
+        row = snapshot.forecast_rows.get(server)
         if row is None:
             raise _missing_forecast_error(
                 server, is_known=fleet.window.memory.profile(server) is not None, step=fleet.step
             )
-        latest, headers = _latest_forecast(published, fleet.step), {"ETag": _etag(published)}
+        latest, headers = _latest_forecast(snapshot, fleet.step), {"ETag": _etag(snapshot)}
         if etag_matches(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         if metrics is None and levels is None:
@@ -77,22 +78,20 @@ def router(context: ApiContext) -> APIRouter:
     return routes
 
 
-def _latest_forecast(published: FleetSnapshot, step: int) -> FleetForecast:
-    if published.forecast is None:
+def _latest_forecast(snapshot: FleetSnapshot, step: int) -> FleetForecast:
+    if snapshot.forecast is None:
         raise RequestRefused(
-            503, "There is no forecast yet: the model is getting ready.", "Ask again in a few seconds; /status tells more.",
+            503, "No forecast yet: the model is starting.", "Retry in a few seconds; see /status.",
             headers={"Retry-After": str(max(1, step))},
         )  # fmt: skip
-    return published.forecast
+    return snapshot.forecast
 
 
 def _missing_forecast_error(server: str, *, is_known: bool, step: int) -> RequestRefused:
     if is_known:
-        message = f"{server} has no forecast yet: its first rows have just come."
-        return RequestRefused(
-            503, message, "Ask again after the next tick.", headers={"Retry-After": str(max(1, step))}
-        )
-    return RequestRefused(404, f"No server {quote(server)} is known.", "GET /servers lists those that are.")
+        message = f"{server} has no forecast yet: its first rows have just arrived."
+        return RequestRefused(503, message, "Retry after the next tick.", headers={"Retry-After": str(max(1, step))})
+    return RequestRefused(404, f"Unknown server {quote(server)}.", "GET /servers lists the servers.")
 
 
 def _page_response(
@@ -113,19 +112,19 @@ def _age_seconds(forecast: FleetForecast, now: float) -> float:
     return round(max(0.0, now - forecast.made_at), 3)
 
 
-def _etag(published: FleetSnapshot) -> str:
-    """Weak: two answers with it differ in their age alone."""
-    forecast = published.forecast
+def _etag(snapshot: FleetSnapshot) -> str:
+    """A weak ETag: two responses with the same one differ only in their age."""
+    forecast = snapshot.forecast
     return "" if forecast is None else f'W/"{forecast.bundle_sha256[:12]}-{forecast.tick}-{forecast.made_at:.3f}"'
 
 
-def _parse_servers(published: FleetSnapshot, servers: str) -> list[int]:
-    """The places of the servers that are asked for, in the order they are asked for."""
+def _parse_servers(snapshot: FleetSnapshot, servers: str) -> list[int]:
+    """The forecast rows of the requested servers, in the requested order."""
     rows = []
     for name in dict.fromkeys(_split_list(servers)):
-        row = published.forecast_rows.get(name)
+        row = snapshot.forecast_rows.get(name)
         if row is None:
-            raise RequestRefused(404, f"No forecast of {quote(name)} is known.", "GET /servers lists the servers.")
+            raise RequestRefused(404, f"No forecast for server {quote(name)}.", "GET /servers lists the servers.")
         rows.append(row)
     return rows
 
@@ -136,8 +135,8 @@ def _parse_metrics(forecast: FleetForecast, text: str | None) -> tuple[str, ...]
     names = tuple(dict.fromkeys(_split_list(text)))
     unknown = [name for name in names if name not in forecast.metrics]
     if unknown or not names:
-        message = f"{quote(unknown[0])} is not forecast." if unknown else "No metric is named."
-        raise RequestRefused(422, f"metrics: {message}", f"It may be: {', '.join(forecast.metrics)}.")
+        message = f"{quote(unknown[0])} is not forecast." if unknown else "The list is empty."
+        raise RequestRefused(422, f"metrics: {message}", f"Use: {', '.join(forecast.metrics)}.")
     return names
 
 
@@ -149,8 +148,8 @@ def _parse_levels(text: str | None) -> tuple[float, ...]:
     except ValueError:
         levels = ()
     if not 1 <= len(levels) <= MAX_LEVELS or not all(0 < level < 1 for level in levels):
-        message = f"levels: these are not 1 to {MAX_LEVELS} numbers between 0 and 1."
-        raise RequestRefused(422, message, "Write them as 0.1,0.5,0.9.")
+        message = f"levels: not a list of 1 to {MAX_LEVELS} numbers between 0 and 1."
+        raise RequestRefused(422, message, "Write it as 0.1,0.5,0.9.")
     return levels
 
 

@@ -1,7 +1,7 @@
-"""`GET /history`: what was observed, from the store on disk, as JSON or CSV.
+"""`GET /history`: the observed rows from the store on disk, as JSON or CSV.
 
-The one thing to know before changing it: a store holds days of hundreds of servers. JSON is bounded in rows; CSV is
-written as it is read, a chunk of ticks at a time, and never held as a whole.
+Invariant: a store contains days of hundreds of servers. JSON is limited in rows; CSV is streamed in chunks of ticks
+and never held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.window.store import HistoryChunk
 
 DEFAULT_SECONDS = 3600.0
-MAX_ROWS = 20_000  # of an answer in JSON
+MAX_ROWS = 20_000  # of a JSON response
 MAX_SERVERS = 1000
-TIME_FORMAT = "unix seconds, or ISO 8601; one without an offset is UTC"
+CSV_EXAMPLE = f"time,server,profile,status,{METRIC_NAMES[0]}\n"
+TIME_FORMAT = "unix seconds or ISO 8601 (UTC unless it has an offset)"
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,20 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get(
         "/history", response_model=HistoryResponse,
-        responses={**error_responses(422), 200: {"content": {"text/csv": {"example": f"time,server,profile,status,{METRIC_NAMES[0]}\n"}}}},
+        responses={**error_responses(422), 200: {"content": {"text/csv": {"example": CSV_EXAMPLE}}}},
     )  # fmt: skip
     async def history(
         *,
-        server: Annotated[str | None, Query(description="Only these servers, with commas between.")] = None,
-        metrics: Annotated[str | None, Query(description="Only these metrics, with commas between.")] = None,
-        start: Annotated[str | None, Query(max_length=40, description=f"From then on: {TIME_FORMAT}.")] = None,
-        end: Annotated[str | None, Query(max_length=40, description=f"Up to then: {TIME_FORMAT}.")] = None,
+        server: Annotated[str | None, Query(description="Only these servers, comma-separated.")] = None,
+        metrics: Annotated[str | None, Query(description="Only these metrics, comma-separated.")] = None,
+        start: Annotated[str | None, Query(max_length=40, description=f"Start time: {TIME_FORMAT}.")] = None,
+        end: Annotated[str | None, Query(max_length=40, description=f"End time: {TIME_FORMAT}.")] = None,
         format: Annotated[Literal["json", "csv"], Query()] = "json",  # noqa: A002 - the parameter's name in the API
-        limit: Annotated[int, Query(ge=1, le=MAX_ROWS, description="Rows of an answer in JSON.")] = MAX_ROWS,
+        limit: Annotated[
+            int, Query(ge=1, le=MAX_ROWS, description="Maximum number of rows of a JSON response.")
+        ] = MAX_ROWS,
     ) -> Response:
-        """What was observed, by default in the last hour, sorted by time. CSV is not limited."""
+        """The observed rows, sorted by time; by default those of the last hour. CSV has no limit."""
         query = _parse_query(fleet.clock.now(), server, metrics, start, end)
         if format == "csv":
             headers = {"Content-Disposition": 'attachment; filename="fleet-history.csv"'}
@@ -72,16 +75,16 @@ def _parse_query(
     end_time = now if end is None else _parse_time(end, "end")
     start_time = end_time - DEFAULT_SECONDS if start is None else _parse_time(start, "start")
     if start_time >= end_time:
-        raise RequestRefused(422, f"start {to_iso(start_time)} is not before end {to_iso(end_time)}.", "Exchange them.")
+        raise RequestRefused(422, f"start {to_iso(start_time)} is not before end {to_iso(end_time)}.", "Swap them.")
     servers = None if server is None else _split_list(server)
     if servers is not None and not (0 < len(servers) <= MAX_SERVERS and all(map(SERVER_PATTERN.fullmatch, servers))):
-        raise RequestRefused(422, "server: these are no names of servers.", "GET /servers lists them.")
+        raise RequestRefused(422, "server: invalid server name.", "GET /servers lists the servers.")
     names = METRIC_NAMES if metrics is None else _split_list(metrics)
     for name in names:
         if name not in METRIC_INDEX:
-            raise RequestRefused(422, f"metrics: {quote(name)} is none.", f"It may be: {', '.join(METRIC_NAMES)}.")
+            raise RequestRefused(422, f"metrics: unknown metric {quote(name)}.", f"Use: {', '.join(METRIC_NAMES)}.")
     if not names:
-        raise RequestRefused(422, "metrics: none is named.", f"It may be: {', '.join(METRIC_NAMES)}.")
+        raise RequestRefused(422, "metrics: the list is empty.", f"Use: {', '.join(METRIC_NAMES)}.")
     return _HistoryQuery(start_time, end_time, servers, names)
 
 
@@ -94,11 +97,11 @@ def _parse_time(text: str, name: str) -> float:
         seconds = float(text)
     except ValueError:
         try:
-            seconds = from_iso(text.replace(" ", "+"))  # a plus sign that was not escaped
+            seconds = from_iso(text.replace(" ", "+"))  # an unescaped plus sign arrives as a space
         except (ValueError, OverflowError):
             seconds = math.nan
     if not 0 <= seconds < 1e11:
-        raise RequestRefused(422, f"{name}: {quote(text)} is no time.", f"Write it as {TIME_FORMAT}.")
+        raise RequestRefused(422, f"{name}: {quote(text)} is not a time.", f"Write it as {TIME_FORMAT}.")
     return seconds
 
 
@@ -134,7 +137,7 @@ async def _csv(context: ApiContext, query: _HistoryQuery) -> AsyncIterator[bytes
 
 
 def _next_lines(chunks: Iterator[HistoryChunk]) -> bytes | None:
-    """The next chunk as lines of CSV, with times in ISO 8601. No field can hold a comma or a quote."""
+    """The next chunk as CSV lines, with times in ISO 8601; None at the end. No field can contain a comma or a quote."""
     chunk = next(chunks, None)
     if chunk is None:
         return None
@@ -147,7 +150,7 @@ def _next_lines(chunks: Iterator[HistoryChunk]) -> bytes | None:
 
 
 def _format_time(seconds: float) -> str:
-    """ISO 8601 with milliseconds where there are any."""
+    """ISO 8601, with milliseconds unless they are 0."""
     whole = math.floor(seconds)
     milliseconds = round((seconds - whole) * 1000)
     if milliseconds == 1000:

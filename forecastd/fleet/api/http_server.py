@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn in a thread of its own, on a socket that was bound before anything else started."""
+"""The HTTP server: uvicorn in its own thread, on a socket that was bound before anything else started."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fastapi import FastAPI
 
 from forecastd.fleet.api.connection_timeouts import TimeoutProtocol
 
-KEEP_ALIVE_SECONDS = 30  # of a connection on which nothing is asked
+KEEP_ALIVE_SECONDS = 30  # of an idle connection
 HEADER_BYTES = 32_768
-SHUTDOWN_SECONDS = 0.3  # for answers under way when the server ends, and again to cut them off
+SHUTDOWN_SECONDS = 0.3  # for pending responses at shutdown, and again to abort them
 
 
 class FleetHttpServer:
@@ -26,13 +26,13 @@ class FleetHttpServer:
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1, h11_max_incomplete_event_size=HEADER_BYTES,
         )  # fmt: skip
-        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # who sends no HTTP chooses how often
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # else a client that sends no HTTP could fill the log
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """Whether it serves."""
+        """Whether the server thread is running."""
         return self._thread.is_alive()
 
     def __enter__(self) -> FleetHttpServer:
@@ -40,7 +40,7 @@ class FleetHttpServer:
         return self
 
     def stop(self) -> None:
-        """Begin to end. Returns at once."""
+        """Begin to shut down. Returns immediately."""
         self._server.should_exit = True
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""`POST /feed`: what servers report."""
+"""`POST /feed`: the metrics of the servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REQUEST_BODY: dict[str, Any] = {
         "content": {
             JSON: {"schema": {"$ref": "#/components/schemas/Feed"}, "example": JSON_EXAMPLE},
             NDJSON: {
-                "schema": {"type": "string", "description": "One record (FeedRecord) a line."},
+                "schema": {"type": "string", "description": "One record (FeedRecord) per line."},
                 "example": NDJSON_EXAMPLE,
             },
         },
@@ -46,14 +46,17 @@ def router(context: ApiContext) -> APIRouter:
         tags=["feed"],
     )
     async def feed(request: Request) -> Response:
-        """Take a batch of rows in. Every row is judged by itself: the answer says which were refused, and why."""
+        """Ingest a batch of rows.
+
+        Each row is checked on its own; the response lists the refused rows and the reasons.
+        """
         async with context.bodies.read(request) as body:
             ingest = partial(context.fleet.ingest, body, request.headers.get("content-type"))
             try:
                 answer = await to_thread.run_sync(ingest, limiter=context.ingest_limiter)
             except FeedError as error:
                 message = f"{str(error)[:1].upper()}{str(error)[1:].rstrip('.')}."
-                raise RequestRefused(400, message, "Send a feed as /openapi.json describes it.") from None
+                raise RequestRefused(400, message, "Send a feed as described in /openapi.json.") from None
         return Response(answer.model_dump_json(), media_type=JSON)
 
     return routes

@@ -1,5 +1,7 @@
-"""API keys: who may ask. Only digests are kept, and a given key is compared with all of them, so that neither a key nor its
-place in the list can be learnt from how long an answer takes.
+"""API keys.
+
+Invariant: only digests are stored, and a key is compared with all of them, so that the response time reveals neither
+a key nor its position in the list.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from forecastd.runtime.text_file import read_text_file
 from forecastd.settings import Settings
 
 MIN_KEY_LENGTH, MAX_KEY_LENGTH = 16, 256  # characters of a key
-CREDENTIAL_NAME = "fleet-api-keys"  # its name as a systemd credential
-KEY_HINT = "Make one with: openssl rand -hex 32"
+CREDENTIAL_NAME = "fleet-api-keys"  # the systemd credential
+KEY_HINT = "Create one with: openssl rand -hex 32"
 
 
 class ApiKeys:
-    """The keys that are good. Falsy when none is set, which means that no key is asked for."""
+    """The valid keys. Falsy when none is set: then no key is needed."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._digests = tuple(dict.fromkeys(_digest(key) for key in keys))
@@ -31,7 +33,7 @@ class ApiKeys:
         return len(self._digests)
 
     def match(self, key: str) -> int | None:
-        """The number of the key that this is, None when it is none of them."""
+        """The number of the matching key; None when the key is invalid."""
         digest, matching = _digest(key), None
         for number, candidate in enumerate(self._digests):
             if hmac.compare_digest(candidate, digest):
@@ -40,10 +42,10 @@ class ApiKeys:
 
 
 def load_keys(settings: Settings) -> ApiKeys:
-    """The keys of `FLEET_API_KEYS`, `FLEET_API_KEYS_FILE` and systemd's credential `fleet-api-keys`, all together.
+    """The keys of `FLEET_API_KEYS`, `FLEET_API_KEYS_FILE` and the systemd credential `fleet-api-keys`, merged.
 
     Raises:
-        NeedsHuman: a file cannot be read or may be read by others, or a key is too short. No key is shown.
+        NeedsHuman: a file is unreadable or readable by others, or a key is invalid. The message contains no key.
     """
     keys: list[str] = []
     if settings.fleet_api_keys is not None:
@@ -53,29 +55,29 @@ def load_keys(settings: Settings) -> ApiKeys:
         keys += _read_keys(settings.fleet_api_keys_file, private=True)
     directory = settings.credentials_directory
     if directory is not None and (directory / CREDENTIAL_NAME).exists():
-        keys += _read_keys(directory / CREDENTIAL_NAME, private=False)  # systemd shows it to this service alone
+        keys += _read_keys(directory / CREDENTIAL_NAME, private=False)  # only this service can read it
     return ApiKeys(keys)
 
 
 def require_keys(keys: ApiKeys, host: str) -> None:
-    """Raises NeedsHuman when the API would be open to others: it listens beyond this machine and asks for no key."""
+    """Raises NeedsHuman when other machines could use the API without a key."""
     if keys or is_loopback(host):
         return
     raise NeedsHuman(
-        f"FLEET_HOST is {host}, which others can reach, and no API key is set. Put a key into a file (chmod 600) and name "
-        f"it in FLEET_API_KEYS_FILE, or set FLEET_API_KEYS, or listen on 127.0.0.1. {KEY_HINT}"
+        f"FLEET_HOST is {host}, which other machines can reach, and no API key is set. Put a key into a file "
+        f"(chmod 600) and set FLEET_API_KEYS_FILE to it, or set FLEET_API_KEYS, or listen on 127.0.0.1. {KEY_HINT}"
     )
 
 
 def _read_keys(path: Path, *, private: bool) -> list[str]:
-    text = read_text_file(path, "The file of API keys", "One key a line, mode 0600.")
+    text = read_text_file(path, "The API key file", "Write one key per line, mode 0600.")
     mode = stat.S_IMODE(path.stat().st_mode)
     if private and mode & 0o177:
-        raise NeedsHuman(f"{path} has mode {mode:04o}, so others may read the API keys. Run: chmod 600 {path}")
+        raise NeedsHuman(f"{path} has mode {mode:04o}, so other users can read the API keys. Run: chmod 600 {path}")
     lines = [line.strip() for line in text.splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise NeedsHuman(f"{path} holds no API key. Write one a line. {KEY_HINT}")
+        raise NeedsHuman(f"{path} contains no API key. Write one per line. {KEY_HINT}")
     return _check_keys(keys, f"The file {path}")
 
 
@@ -86,8 +88,8 @@ def _check_keys(keys: list[str], source: str) -> list[str]:
             MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable() and " " not in key
         ):
             raise NeedsHuman(
-                f"{source}: key {number} is no good: a key is {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} letters, digits and signs without "
-                f"blanks. {KEY_HINT}"
+                f"{source}: key {number} is invalid. Use {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} printable ASCII "
+                f"characters without spaces. {KEY_HINT}"
             )
     return keys
 

@@ -1,4 +1,4 @@
-"""Where the API listens, and who can reach it there."""
+"""The address that the API listens on, and whether other machines can reach it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ BACKLOG = 1024
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes any that is free.
+    """A listening socket; port 0 takes any free port.
 
     Raises:
-        NeedsHuman: the address cannot be had.
+        NeedsHuman: the address is unknown or in use.
     """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -23,16 +23,17 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise NeedsHuman(
-            f"Cannot listen on {host} port {port}: {reason}. Choose another --port or --host, or stop what listens there."
+            f"Cannot listen on {host} port {port}: {reason}. "
+            "Choose another --port or --host, or stop the program that listens there."
         ) from None
-    # Connections have it from here. asyncio does it only for sockets that were made another way, and without it the head and
-    # the body of an answer wait 40 ms for each other.
+    # Connections inherit TCP_NODELAY from this socket. asyncio sets it only on sockets of its own; without it the head
+    # and the body of a response wait 40 ms for each other.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. A name other than `localhost` may be anything."""
+    """Whether only this machine can reach an address. A host name other than `localhost` may be any machine."""
     if host == "localhost":
         return True
     try:

@@ -1,5 +1,6 @@
-"""How many requests came, how they ended and how long they took, by route. A path that no route has counts as `other`, so
-that no client decides how many time series there are.
+"""Prometheus metrics of requests by route: counts, statuses and durations.
+
+Invariant: a path without a route counts as `other`, so that no client decides the number of time series.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 
 
 class RequestMetrics:
-    """Counts requests into a registry."""
+    """Records requests in a registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
@@ -29,7 +30,7 @@ class RequestMetrics:
         )  # fmt: skip
 
     def record(self, scope: Scope, status: int, seconds: float) -> None:
-        """A request has been answered with this status."""
+        """Record a request that was answered with this status."""
         route = str(getattr(scope.get("route"), "path", OTHER))
         method = scope["method"] if scope["method"] in METHODS else OTHER
         self._seconds.labels(route).observe(seconds)

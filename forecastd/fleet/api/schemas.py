@@ -1,4 +1,7 @@
-"""The schemas of the responses, for the OpenAPI document. Responses are not made from them: most are stored as bytes."""
+"""The schemas of the responses, for the OpenAPI document.
+
+Responses are not made from them: most are stored as bytes.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ class ServerResponse(BaseModel):
     state: Literal["ready", "warming", "silent"]
     reason: str = Field(examples=["ready"])
     missing_ticks: int
-    model: Literal["tft", "heuristic"] | None = Field(description="The model that forecast it; null before its first forecast.")
+    model: Literal["tft", "heuristic"] | None = Field(
+        description="The model that forecast it; null before its first forecast."
+    )
     score: float = Field(description="The risk score, 0 to 100.")
     level: Literal["ok", "watch", "warning", "critical"]
     last_seen: str | None = Field(examples=[EXAMPLE_TIME])
@@ -64,8 +69,9 @@ class ServerForecastResponse(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "server": "web-01", "profile": "web", "model": "tft", "bundle": "fleet-demo", "made_at": EXAMPLE_TIME,
-                    "age_seconds": 1.3, "origin": EXAMPLE_TIME, "step_seconds": 5, "horizon_steps": 3, "horizon_seconds": 15,
+                    "server": "web-01", "profile": "web", "model": "tft", "bundle": "fleet-demo",
+                    "made_at": EXAMPLE_TIME, "age_seconds": 1.3, "origin": EXAMPLE_TIME, "step_seconds": 5,
+                    "horizon_steps": 3, "horizon_seconds": 15,
                     "horizon": "15 s", "times": {"first": "2026-01-31T12:00:05Z", "last": "2026-01-31T12:00:15Z"},
                     "levels": [0.1, 0.5, 0.9],
                     "metrics": {"cpu_percent": {"unit": "%", "0.1": [31.2, 30.9, 30.7], "0.5": [34.8, 34.9, 35.1],
@@ -77,7 +83,9 @@ class ServerForecastResponse(BaseModel):
 
     server: str
     profile: str
-    model: Literal["tft", "heuristic"] = Field(description="The heuristic is used while a server has too little data for the model.")
+    model: Literal["tft", "heuristic"] = Field(
+        description="The heuristic is used while a server has too little data for the model."
+    )
     bundle: str
     made_at: str
     age_seconds: float | None = Field(default=None, description="In a list of forecasts it is given once, for all.")
@@ -140,7 +148,9 @@ class HistoryResponse(BaseModel):
     end: str
     metrics: list[str]
     count: int
-    truncated: bool = Field(description="There are more rows: continue from the time of the last row, or request fewer.")
+    truncated: bool = Field(
+        description="There are more rows: continue from the time of the last row, or request fewer."
+    )
     rows: list[dict[str, Any]] = Field(
         examples=[
             [{"server": "web-01", "time": 1769860800.0, "profile": "web", "status": "ok", "values": [12.5, None]}]

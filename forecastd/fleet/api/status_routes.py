@@ -1,4 +1,4 @@
-"""How the fleet stands: `/status`, `/servers`, `/risk`, `/alerts`, `/healthz`."""
+"""The state of the fleet: `/status`, `/servers`, `/risk`, `/alerts`, `/healthz`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get("/status", response_model=StatusResponse, responses=error_responses())
     async def status() -> Response:
-        """How everything stands: ticks, forecast, servers, what came in, the window on disk, the model's processes."""
+        """The state of the service: ticks, forecast, servers, ingest, the window on disk, the model processes."""
         return await context.json_document(partial(fleet_status.status_document, fleet))
 
     @routes.get("/servers", response_model=ServersResponse, responses=error_responses(422))
@@ -31,18 +31,18 @@ def router(context: ApiContext) -> APIRouter:
         limit: Annotated[int | None, Query(ge=1, le=100_000)] = None,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> Response:
-        """The servers: whether the model can forecast each, and if not, what is missing."""
+        """The servers: whether the model can forecast each, and what is missing if not."""
         page = slice(offset, None if limit is None else offset + limit)
         return await context.json_document(partial(_servers_document, fleet, state, profile, page))
 
     @routes.get("/risk", response_model=RisksResponse, responses=error_responses(422))
     async def risk(top: Annotated[int | None, Query(ge=0, le=100_000)] = None) -> Response:
         """The servers at risk, the worst first: a score, the reasons, the probability of an incident, minutes ahead."""
-        published = fleet.snapshot
+        snapshot = fleet.snapshot
         head = orjson.dumps({
-            "tick": published.tick, "time": to_iso(published.tick * fleet.step), "summary": published.summary,
+            "tick": snapshot.tick, "time": to_iso(snapshot.tick * fleet.step), "summary": snapshot.summary,
         })  # fmt: skip
-        documents = b",".join(published.risk[:top])
+        documents = b",".join(snapshot.risk[:top])
         return chunked_response([head[:-1], b',"servers":[', documents, b"]}"], NO_STORE)
 
     @routes.get("/alerts", response_model=AlertsResponse, responses=error_responses())
@@ -53,7 +53,7 @@ def router(context: ApiContext) -> APIRouter:
     @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
     async def healthz() -> Response:
-        """200 while ticks are closed and forecasts are new, else 503 with the reasons. Needs no key."""
+        """200 while ticks are closed and the forecast is recent, else 503 with the reasons. Needs no key."""
         health = fleet_status.check_health(fleet)
         return json_response(health.as_json(), 200 if health.ok else 503, NO_STORE)
 
@@ -61,12 +61,12 @@ def router(context: ApiContext) -> APIRouter:
 
 
 def _servers_document(fleet: Fleet, state: str | None, profile: str | None, page: slice) -> dict[str, object]:
-    published = fleet.snapshot
+    snapshot = fleet.snapshot
     rows = fleet_status.list_servers(fleet, state, profile)
     return {
-        "tick": published.tick,
-        "time": to_iso(published.tick * fleet.step),
+        "tick": snapshot.tick,
+        "time": to_iso(snapshot.tick * fleet.step),
         "count": len(rows),
-        "states": published.count_states(),
+        "states": snapshot.count_states(),
         "servers": rows[page],
     }

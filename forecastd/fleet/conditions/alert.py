@@ -1,7 +1,9 @@
-"""One alert: a condition of one server that a person should know of, and the words for it.
+"""One alert about one condition of one server, and its text.
 
-A condition is a metric of the contract, `status` (the server says itself that it is not well) or `silence` (nothing comes
-from it). The one thing to know before changing it: an alert keeps numbers; its words are made when somebody reads them.
+A condition is a metric of the contract, `status` (the server reports a status other than ok) or `silence` (no rows
+arrive from it).
+
+Invariant: an alert stores numbers only; its text is made when it is read.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ EventKind = Literal["opened", "escalated", "eased", "cleared"]
 
 @dataclass(frozen=True)
 class FleetAlert:
-    """An open alert. Times are unix seconds, `value` and the thresholds in the metric's unit.
+    """An open alert. Times are unix seconds; `value` and the thresholds are in the metric's unit.
 
-    `id` stays the same as long as it is open and is never given twice. `since`: when it got its present severity.
-    `early`: the value is below the warning threshold, and the forecast's p50 is going to reach it. `minutes_ahead`: until the
-    p50 reaches the next threshold, None where it reaches none within the horizon.
-    Of `status`, `value` is the rank of what the server says; of `silence`, for how many minutes nothing has come.
+    `id` does not change while the alert is open and is never reused. `since`: when the alert got its current severity.
+    Severity `early`: the value is below the warning threshold and the forecast's p50 reaches it within the horizon.
+    `minutes_ahead`: minutes until the p50 reaches the next threshold; None where it reaches none within the horizon.
+    For the condition `status`, `value` is the rank of the reported status; for `silence`, the minutes without data.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -51,39 +53,37 @@ class FleetAlert:
 
     @property
     def message(self) -> str:
-        """What is the matter, in one sentence without a full stop: `web-01: memory at 97 %, critical from 95 %`."""
+        """The alert in one sentence without a full stop: `web-01: memory at 97 %, critical from 95 %`."""
         return f"{self.server}: {self.description}"
 
     @property
     def description(self) -> str:
-        """The same without the server's name."""
+        """`message` without the server's name."""
         if self.condition == STATUS:
-            return f"says that it is {'down' if self.severity == 'critical' else 'degraded'}"
+            return f"reports status {'down' if self.severity == 'critical' else 'degraded'}"
         if self.condition == SILENCE:
-            return f"has sent nothing for {format_minutes(self.value or 0.0)}"
+            return f"no data for {format_minutes(self.value or 0.0)}"
         value_text = "without a value" if self.value is None else f"at {format_value(self.condition, self.value)}"
         return f"{metric_label(self.condition)} {value_text}, {self._threshold_text()}"
 
     def _threshold_text(self) -> str:
-        """What it has to do with its thresholds."""
+        """How the value and its forecast relate to the thresholds."""
         thresholds = {"early": self.warning, "warning": self.warning, "critical": self.critical}
-        threshold, next_threshold = (
-            thresholds[self.severity] or 0.0,
-            self.warning if self.severity == "early" else self.critical,
-        )
+        threshold = thresholds[self.severity] or 0.0
+        next_threshold = self.warning if self.severity == "early" else self.critical
         forecast_text = ""
         if self.minutes_ahead is not None and next_threshold is not None:
             forecast_text = (
                 f"likely above {format_value(self.condition, next_threshold)} in {format_minutes(self.minutes_ahead)}"
             )
         if self.severity == "early":
-            return forecast_text or f"was going to be above {format_value(self.condition, threshold)}"
+            return forecast_text or f"was forecast above {format_value(self.condition, threshold)}"
         is_below = self.value is not None and self.value < threshold
         threshold_text = f"{'was ' if is_below else ''}{self.severity} from {format_value(self.condition, threshold)}"
         return f"{threshold_text}, {forecast_text}" if forecast_text and self.severity == "warning" else threshold_text
 
     def as_json(self) -> dict[str, Any]:
-        """As `GET /alerts` gives it."""
+        """The alert as `GET /alerts` returns it."""
         unit = METRICS[METRIC_INDEX[self.condition]].unit if self.condition in METRIC_INDEX else None
         return {
             "id": self.id,
@@ -97,7 +97,10 @@ class FleetAlert:
 
 @dataclass(frozen=True)
 class AlertEvent:
-    """Something happened to an alert at `at` (unix seconds), which is as it was then. `reason`: why it is over, if it is."""
+    """A change of an alert at `at` (unix seconds).
+
+    `alert`: its state at that time. `reason`: why it was cleared, else empty.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -108,11 +111,11 @@ class AlertEvent:
 
     @property
     def text(self) -> str:
-        """One line for a log."""
+        """The event as one line for the log."""
         if self.kind == "cleared":
             return f"cleared: {self.alert.message}; {self.reason}"
         return f"{self.kind}, {self.alert.severity}: {self.alert.message}"
 
     def as_json(self) -> dict[str, Any]:
-        """As `GET /alerts` gives it."""
+        """The event as `GET /alerts` returns it."""
         return {"event": self.kind, "at": to_iso(self.at), "reason": self.reason, "alert": self.alert.as_json()}

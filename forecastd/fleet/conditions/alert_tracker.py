@@ -1,9 +1,10 @@
 """Which alerts are open: each opens after some ticks in a row, escalates and eases, and clears with hysteresis.
 
-The one thing to know before changing it: each rank (early, warning, critical) of a condition is a switch of its own. It goes
-on after `OPEN_TICKS` values in a row that call for it or for more, and off after `CLEAR_TICKS` in a row that no longer hold
-it; the alert has the highest rank that is on. A value counts once, however often it is seen, and a tick without a value says
-nothing. All of it goes through a restart: `to_state` and `from_state` are plain JSON.
+Invariant: each rank (early, warning, critical) of a condition is an independent switch. A rank turns on after
+`OPEN_TICKS` consecutive values that require it or a higher rank, and off after `CLEAR_TICKS` consecutive values that
+no longer hold it; the severity of the alert is the highest rank that is on. A value counts once, however often it is
+read, and a tick without a value changes nothing. The whole state survives a restart: `to_state` and `from_state` use
+plain JSON.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from forecastd.fleet.formatting import format_value, metric_label
 from forecastd.fleet.risk.assessment import RiskAssessment
 from forecastd.fleet.risk.current_values import CurrentValues
 
-OPEN_TICKS = 3  # values in a row that call for a rank, until it is on
-CLEAR_TICKS = 12  # values in a row that do not hold it, until it is off
-FORGET_TICKS = 60  # without a value, after which what has not opened is forgotten
+OPEN_TICKS = 3  # consecutive values that require a rank before it turns on
+CLEAR_TICKS = 12  # consecutive values that do not hold a rank before it turns off
+FORGET_TICKS = 60  # ticks without a value after which the counts of a condition are dropped
 MAX_RECENT_EVENTS = 200
-MAX_LOGGED_EVENTS = 50  # of one tick; the others are counted
+MAX_LOGGED_EVENTS = 50  # per tick; further events are only counted
 STATE_VERSION = 1
-SERVER_REMOVED = "the server is gone: nothing has come from it for the whole window"
+SERVER_REMOVED = "the server was removed: no data for the whole window"
 SERVER_IN_MAINTENANCE = "the server is in maintenance"
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ _Counts = Annotated[list[int], Field(min_length=len(SEVERITIES), max_length=len(
 
 @dataclass
 class _ConditionTracker:
-    """One condition that is open or may become so. `seen`: the tick of its newest value.
+    """One condition with an open alert, or one that may open. `seen`: the tick of its newest value.
 
-    `over`, `under`: by rank, how many values in a row called for it or for more, or did not hold it.
+    `over`, `under` (one entry per rank): consecutive values that required this rank or a higher one, and consecutive
+    values that did not hold it. The field names are the keys of the state file.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
@@ -63,11 +65,11 @@ class _ConditionTracker:
     alert: FleetAlert | None = None
 
     def record(self, tick: int, open_rank: int, hold_rank: int) -> int:
-        """Count one more value, of this tick; gives the rank that the condition has now."""
-        if tick - self.seen > FORGET_TICKS:  # not in a row with those before
+        """Count the value of this tick and return the new rank of the condition."""
+        if tick - self.seen > FORGET_TICKS:  # not consecutive with the values before the gap
             self.over, self.under = [0, 0, 0], [0, 0, 0]
         self.seen = tick
-        required = 1 if self.condition == SILENCE else OPEN_TICKS  # silence has been counted already
+        required = 1 if self.condition == SILENCE else OPEN_TICKS  # the length of the silence is the count
         for index in range(len(SEVERITIES)):
             self.over[index] = self.over[index] + 1 if open_rank > index else 0
             self.under[index] = self.under[index] + 1 if hold_rank <= index else 0
@@ -80,7 +82,7 @@ class _ConditionTracker:
 
 @dataclass(frozen=True)
 class _SavedState:
-    """What is kept through a restart."""
+    """The state that survives a restart. The field names are the keys of the state file."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -91,9 +93,9 @@ class _SavedState:
 
 
 class AlertTracker:
-    """All open alerts and the latest events. Not thread-safe: one thread updates it; what it gives out are values.
+    """All open alerts and the latest events. Not thread-safe: one thread updates it; it returns immutable values.
 
-    Its memory is bounded by the number of servers that are there: those that vanish take their alerts with them.
+    Memory is bounded by the number of servers in the window: a removed server takes its alerts with it.
     """
 
     def __init__(self) -> None:
@@ -104,7 +106,7 @@ class AlertTracker:
 
     @property
     def open_alerts(self) -> tuple[FleetAlert, ...]:
-        """The gravest first, then the oldest."""
+        """The open alerts, the most severe first, then the oldest."""
         alerts = (tracker.alert for tracker in self._trackers.values() if tracker.alert is not None)
         return tuple(sorted(alerts, key=lambda alert: (-SEVERITIES.index(alert.severity), alert.opened_at, alert.id)))
 
@@ -114,7 +116,7 @@ class AlertTracker:
         return tuple(reversed(self._recent))
 
     def update(self, assessment: RiskAssessment) -> tuple[AlertEvent, ...]:
-        """Take in what is known at a tick, and give what changed by it. The same tick again changes nothing."""
+        """Process the assessment of a tick and return the alert changes. The same tick again changes nothing."""
         observed = assessment.observed
         if self._started is None:
             self._started = observed.tick
@@ -139,38 +141,38 @@ class AlertTracker:
         return tuple(events)
 
     def as_json(self) -> dict[str, Any]:
-        """As `GET /alerts` gives it."""
+        """Open alerts and recent events as `GET /alerts` returns them."""
         return {
             "open": [alert.as_json() for alert in self.open_alerts],
             "recent": [event.as_json() for event in self.recent_events],
         }
 
     def counts(self) -> dict[str, int]:
-        """As `GET /status` gives it: how many are open, and how many of them are critical."""
+        """Counts of open and of critical alerts, as `GET /status` returns them."""
         ranks = [tracker.rank for tracker in self._trackers.values() if tracker.alert is not None]
         return {"open": len(ranks), "critical": sum(rank == len(SEVERITIES) for rank in ranks)}
 
     def to_state(self) -> dict[str, Any]:
-        """All that a restart must not forget, as JSON has it."""
+        """The state that must survive a restart, as a JSON document."""
         state = _SavedState(STATE_VERSION, self._tick, list(self._trackers.values()), list(self._recent))
         document: dict[str, Any] = _state_adapter().dump_python(state, mode="json")
         return document
 
     @classmethod
     def from_state(cls, state: object) -> AlertTracker:
-        """The book that `to_state` was asked of.
+        """The tracker whose `to_state` returned this document.
 
         Raises:
-            ValueError: this is not what `to_state` of this version gives.
+            ValueError: the document is not a state of this version.
         """
         try:
             saved = _state_adapter().validate_json(json.dumps(state))
         except (TypeError, RecursionError) as error:
-            raise ValueError(f"no JSON: {error}") from None
+            raise ValueError(f"not JSON: {error}") from None
         if saved.version != STATE_VERSION or any(
             (tracker.alert is None) != (tracker.rank == 0) for tracker in saved.watches
         ):
-            raise ValueError(f"no alerts of version {STATE_VERSION}")
+            raise ValueError(f"not an alert state of version {STATE_VERSION}")
         restored = cls()
         restored._trackers = {
             (tracker.server, tracker.condition): tracker for tracker in saved.watches if tracker.condition in CONDITIONS
@@ -180,13 +182,13 @@ class AlertTracker:
         return restored
 
     def _rewind(self, tick: int) -> None:
-        """The clock was put back: what was seen in a time that is still to come must not hide what is seen now."""
+        """The clock was set back: ticks recorded in the future must not hide the values of the present."""
         self._started = min(self._started or tick, tick)
         for tracker in self._trackers.values():
             tracker.seen = min(tracker.seen, tick - 1)
 
     def _clear_unmonitored(self, observed: CurrentValues, rows: dict[str, int]) -> list[AlertEvent]:
-        """Clear what is no longer judged: servers that are gone, and those in maintenance."""
+        """Clear the alerts of servers that were removed or are in maintenance."""
         events = []
         for key, tracker in list(self._trackers.items()):
             row = rows.get(tracker.server)
@@ -201,22 +203,17 @@ class AlertTracker:
     def _evaluate(
         self, tracker: _ConditionTracker, observed: CurrentValues, conditions: ConditionTable, cell: tuple[int, int]
     ) -> AlertEvent | None:
-        """Take in one condition's value, if it is a new one; gives the event that it makes."""
-        value_tick, previous_rank, time = (
-            int(conditions.value_ticks[cell]),
-            tracker.rank,
-            float(observed.tick * observed.step),
-        )
+        """Process the value of one condition if it is new; return the event that it causes, if any."""
+        value_tick, previous_rank = int(conditions.value_ticks[cell]), tracker.rank
+        time = float(observed.tick * observed.step)
         if value_tick <= tracker.seen:
             return None
         rank = tracker.record(value_tick, int(conditions.open_ranks[cell]), int(conditions.hold_ranks[cell]))
         if not rank:
             cleared, tracker.alert = tracker.alert, None
-            return (
-                None
-                if cleared is None
-                else AlertEvent("cleared", time, _with_latest_values(cleared, conditions, cell), _clear_reason(cleared))
-            )
+            if cleared is None:
+                return None
+            return AlertEvent("cleared", time, _with_latest_values(cleared, conditions, cell), _clear_reason(cleared))
         alert = tracker.alert or FleetAlert(
             tracker.server, observed.profiles[cell[0]], tracker.condition, SEVERITIES[rank - 1], time, time
         )
@@ -230,12 +227,12 @@ class AlertTracker:
 def _log_events(events: list[AlertEvent]) -> None:
     for event in events[:MAX_LOGGED_EVENTS]:
         log.info("Alert %s.", event.text, extra={"action": "fleet_alert"})
-    if len(events) > MAX_LOGGED_EVENTS:
-        log.info("%d more alerts changed.", len(events) - MAX_LOGGED_EVENTS, extra={"action": "fleet_alert"})
+    if (more := len(events) - MAX_LOGGED_EVENTS) > 0:
+        log.info("%d more %s changed.", more, "alert" if more == 1 else "alerts", extra={"action": "fleet_alert"})
 
 
 def _with_latest_values(alert: FleetAlert, conditions: ConditionTable, cell: tuple[int, int]) -> FleetAlert:
-    """The alert with the numbers of this tick."""
+    """The alert with the values of this tick."""
     minutes = conditions.minutes_ahead[cell][0 if alert.severity == "early" else 1]
     value, warning, critical = (
         _none_if_nan(values[cell]) for values in (conditions.value, conditions.warning, conditions.critical)
@@ -249,9 +246,9 @@ def _none_if_nan(value: float) -> float | None:
 
 
 def _clear_reason(alert: FleetAlert) -> str:
-    """Why an alert that was `alert` is over."""
+    """Why this alert was cleared."""
     if alert.warning is None:
-        return "it reports again" if alert.condition == SILENCE else "it says that it is well"
+        return "it reports again" if alert.condition == SILENCE else "it reports status ok"
     limit = format_value(alert.condition, alert.warning * (1 - HYSTERESIS))
     return f"{metric_label(alert.condition)} and its forecast stayed below {limit}"
 

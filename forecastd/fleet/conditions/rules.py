@@ -1,7 +1,7 @@
-"""What each condition of each server calls for at a tick: how grave it is, and how grave it still is with the margin off.
+"""The alert rank of each condition of each server at a tick: the rank that its value opens, and the rank that it holds.
 
-The one thing to know before changing it: the two ranks differ by `MARGIN`. Between them nothing opens and nothing clears, so
-a value that wavers around a threshold makes one alert, not many.
+Invariant: the two ranks differ by `HYSTERESIS`. Between them no alert opens and none clears, so a value that fluctuates
+around a threshold makes one alert, not many.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from forecastd.fleet.risk.assessment import RiskAssessment
 from forecastd.fleet.risk.current_values import SILENT_CRITICAL_TICKS, SILENT_WARNING_TICKS
 
 Ranks = NDArray[np.int8]
-NO_ALERT, EARLY, WARNING, CRITICAL = range(4)  # ranks; `alert.SEVERITIES` from 1
-HYSTERESIS = 0.05  # of a threshold: as far below it a value must be for the alert to be on its way out
+NO_ALERT, EARLY, WARNING, CRITICAL = range(4)  # ranks; rank n is `alert.SEVERITIES[n - 1]`
+HYSTERESIS = 0.05  # share of a threshold by which a value must be below it before the alert may clear
 CONDITIONS = (*METRIC_NAMES, STATUS, SILENCE)
-CONDITION_INDEX = {condition: place for place, condition in enumerate(CONDITIONS)}
+CONDITION_INDEX = {condition: index for index, condition in enumerate(CONDITIONS)}
 _STATUS_INDEX = len(METRIC_NAMES)
 _SILENCE_INDEX = _STATUS_INDEX + 1
 _STATUS_RANKS = {"down": CRITICAL, "degraded": WARNING}
@@ -28,10 +28,12 @@ _STATUS_RANKS = {"down": CRITICAL, "degraded": WARNING}
 
 @dataclass(frozen=True)
 class ConditionTable:
-    """[S, C] of all conditions at a tick. `calls`: the rank that the value calls for. `holds`: the rank that it still holds.
+    """All conditions of all servers at a tick; arrays are [S, C]. `open_ranks`: the rank that the value requires.
 
-    `seen`: the tick of the value itself; a value that was seen before says nothing new. -1 where there is none.
-    `ahead` [S, C, 2]: minutes until the p50 is at warning and at critical. It and the others are NaN where not known.
+    `hold_ranks`: the rank that the value still holds. `value_ticks`: the tick of the value itself (a value that was
+    processed before is not counted again), -1 where there is none. `minutes_ahead` [S, C, 2]: minutes until the p50
+    reaches the warning and the critical threshold. `value`, `warning`, `critical` and `minutes_ahead` are NaN where
+    unknown.
     """
 
     open_ranks: Ranks
@@ -44,7 +46,7 @@ class ConditionTable:
 
 
 def evaluate_conditions(assessment: RiskAssessment, started: int) -> ConditionTable:
-    """What an assessment says. `started`: the tick from which on this process listens; silence before it is its own."""
+    """The conditions of an assessment. `started`: the first tick of this process; silence before it opens no alert."""
     observed = assessment.observed
     servers, columns = len(observed.servers), len(CONDITIONS)
     metrics = slice(0, len(METRIC_NAMES))
@@ -52,11 +54,8 @@ def evaluate_conditions(assessment: RiskAssessment, started: int) -> ConditionTa
     value_ticks = np.full((servers, columns), -1, dtype=np.int64)
     value, warning, critical = (np.full((servers, columns), np.nan) for _ in range(3))
     minutes_ahead = np.full((servers, columns, 2), np.nan)
-    value[:, metrics], warning[:, metrics], critical[:, metrics] = (
-        observed.values,
-        assessment.warning,
-        assessment.critical,
-    )
+    value[:, metrics] = observed.values
+    warning[:, metrics], critical[:, metrics] = assessment.warning, assessment.critical
     minutes_ahead[:, metrics] = np.stack([assessment.to_warning, assessment.to_critical], axis=2) * (observed.step / 60)
     open_ranks[:, metrics] = _value_ranks(
         observed.values, assessment.likely_peak, assessment.warning, assessment.critical
@@ -88,7 +87,7 @@ def _value_ranks(
     warning: NDArray[np.float64],
     critical: NDArray[np.float64],
 ) -> Ranks:
-    """By the value now, else by what the p50 reaches; nothing is said of a metric without a value."""
+    """The rank of the current value, else `EARLY` where the p50 reaches warning; no rank without a current value."""
     reached = [current >= critical, current >= warning, ~np.isnan(current) & (likely >= warning)]
     return np.select(reached, [CRITICAL, WARNING, EARLY], NO_ALERT).astype(np.int8)
 
@@ -96,5 +95,5 @@ def _value_ranks(
 def _with_hysteresis(
     warning: NDArray[np.float64], critical: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The thresholds with the margin off; that of critical at most half of the way down to warning."""
+    """The thresholds less the hysteresis; the critical one is lowered at most half of the way to warning."""
     return warning * (1 - HYSTERESIS), critical - np.minimum(critical * HYSTERESIS, (critical - warning) / 2)

@@ -1,13 +1,13 @@
-"""How much a server is at risk: a score from what it is now and from its forecast, with the reasons in words.
+"""The risk of a server: a score from its current values and its forecast, with reasons in words.
 
-The one thing to know before changing it: the score rises strictly with every metric over its whole range, both with its
-value now and with its forecast; a test walks each metric up and demands it. So nothing in it saturates, and nothing is
-rounded before it is shown.
+Invariant: the score rises strictly with every metric over its whole range, both with the current value and with the
+forecast; a test walks each metric up and checks it. So no term saturates, and nothing is rounded before it is shown.
 
-How a score is made. The pressure of a value is 0 at the metric's lowest, `AT_WARNING` at its warning threshold,
-`AT_CRITICAL` at its critical one and 1 at its highest. A metric has four pressures, each times its weight of `WEIGHTS`:
-of its value now, of the p50's mean ahead, where what comes first counts more, of the highest p50 and of the highest p90. The
-score is 100 times `WORST` of the largest pressure of all metrics plus the rest of the mean of all.
+The score: the pressure of a value is 0 at the metric's lowest value, `AT_WARNING` at its warning threshold,
+`AT_CRITICAL` at its critical threshold and 1 at its highest value. A metric has four pressures, each multiplied by
+its weight of `WEIGHTS`: that of the current value, of the mean p50 ahead (early steps count more), of the highest p50
+and of the highest p90. The score is 100 * (`WORST_METRIC_SHARE` * the largest pressure of all metrics + (1 -
+`WORST_METRIC_SHARE`) * the mean of all).
 """
 
 from __future__ import annotations
@@ -28,17 +28,12 @@ from forecastd.fleet.risk.thresholds import Thresholds
 
 RiskLevel = Literal["ok", "watch", "warning", "critical"]
 RISK_LEVELS: tuple[RiskLevel, ...] = ("ok", "watch", "warning", "critical")
-LEVEL_MIN_SCORES = {"watch": 30.0, "warning": 55.0, "critical": 80.0}  # the lowest score of a level
+LEVEL_MIN_SCORES = {"watch": 30.0, "warning": 55.0, "critical": 80.0}  # the lowest score of each level
 AT_WARNING, AT_CRITICAL = 0.6, 0.85
-WORST_METRIC_SHARE = (
-    0.95  # 0.95 * AT_CRITICAL > 0.80: one metric above critical is enough; the same of warning and 0.55
-)
-WEIGHTS = {
-    "now": 1.0,
-    "soon": 1.0,
-    "p50": 0.9,
-    "p90": 0.65,
-}  # a likely incident is a warning, a possible one to be watched
+# 0.95 * AT_CRITICAL > 0.80: one metric at its critical threshold makes the server critical; likewise 0.55 for warning.
+WORST_METRIC_SHARE = 0.95
+# A likely incident (p50) is a warning, a possible one (p90) a watch.
+WEIGHTS = {"now": 1.0, "soon": 1.0, "p50": 0.9, "p90": 0.65}
 
 _LOG = np.array([metric.transform == "log1p" for metric in METRICS])
 _LOW, _HIGH = (np.array([getattr(metric, end) for metric in METRICS]) for end in ("low", "high"))
@@ -46,14 +41,14 @@ _LOW, _HIGH = (np.array([getattr(metric, end) for metric in METRICS]) for end in
 
 @dataclass(frozen=True)
 class ServerRisk:
-    """One server. `score` 0 to 100 and its `level`; `reasons` in words, the gravest first, none for a server that is ok.
+    """The risk of one server: `score` 0 to 100, its `level`, and `reasons`, the worst first (none at level ok).
 
-    `incident_probability`: that any metric is at or above its critical threshold within the horizon, or is so now; None
-    without a forecast. Metrics are taken to be independent of each other, the steps of one metric to move together.
-    `minutes_ahead`: until the p50 of a metric first reaches its critical threshold; where no p50 does, until a p90
-    (`quantile_ahead` says which); 0 where a value is there now; None where none gets there.
-    `current`: the values of the metrics that are known now. A server in maintenance has a score, but its level is `ok` and it
-    raises no alert.
+    `incident_probability`: the probability that any metric is at or above its critical threshold now or within the
+    horizon; None without a forecast. It treats metrics as independent and the steps of one metric as fully dependent.
+    `minutes_ahead`: minutes until the p50 of a metric first reaches its critical threshold; where no p50 does, until
+    a p90 does (`quantile_ahead` is the quantile); 0 where a value is critical now; None where none becomes critical.
+    `current`: the current values of the known metrics. A server in maintenance has a score, but its level is `ok` and
+    it raises no alert.
     """
 
     server: str
@@ -68,17 +63,18 @@ class ServerRisk:
     current: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """As `GET /risk` gives it."""
+        """The risk as `GET /risk` returns it."""
         return {**vars(self), "reasons": list(self.reasons)}
 
 
 @dataclass(frozen=True)
 class RiskSummary:
-    """The fleet. `counts`: servers by level, without those in maintenance, which count in `maintenance` alone.
+    """The risk of the fleet. `counts`: servers by level; servers in maintenance count in `maintenance` only.
 
-    `incident_probability`: that at least one server has an incident within the horizon, taking servers to be independent;
-    a fault that they share makes it smaller. `incidents_expected`: how many will, whatever hangs together. Servers without a
-    forecast do not count in either; None where none has one.
+    `incident_probability`: the probability that at least one server has an incident within the horizon, treating
+    servers as independent; a shared fault makes the true probability smaller. `expected_incidents`: the expected
+    number of servers with an incident, which needs no independence. Both ignore servers without a forecast and are
+    None where no server has one.
     """
 
     servers: int
@@ -91,15 +87,15 @@ class RiskSummary:
     expected_incidents: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """As `GET /risk` and `GET /status` give it."""
+        """The summary as `GET /risk` and `GET /status` return it."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class RiskAssessment:
-    """All servers at one tick. Arrays are [S, M] in the contract's order; NaN: not known, or not within the horizon.
+    """All servers at one tick. Arrays are [S, M] in the contract's order; NaN: unknown, or not within the horizon.
 
-    `likely_peak`: the highest p50 ahead. `to_warning`, `to_critical`: ticks until the p50 reaches these thresholds.
+    `likely_peak`: the highest p50 ahead. `to_warning`, `to_critical`: ticks until the p50 reaches each threshold.
     """
 
     observed: CurrentValues
@@ -112,16 +108,16 @@ class RiskAssessment:
 
     @cached_property
     def worst_first(self) -> tuple[ServerRisk, ...]:
-        """By falling score; servers in maintenance last."""
+        """The risks by descending score; servers in maintenance last."""
         return tuple(sorted(self.risks, key=lambda risk: (risk.status == "maintenance", -risk.score, risk.server)))
 
     @cached_property
     def summary(self) -> RiskSummary:
-        """The fleet in a few figures."""
+        """The risk of the whole fleet."""
         return summarize(self.risks, silent=int((self.observed.silent_ticks >= SILENT_WARNING_TICKS).sum()))
 
     def as_json(self, top: int | None = None) -> dict[str, Any]:
-        """As `GET /risk` gives it: the worst `top` servers, all when None."""
+        """The `top` worst servers (all when None) as `GET /risk` returns them."""
         return {
             "tick": self.observed.tick,
             "time": to_iso(self.observed.tick * self.observed.step),
@@ -131,10 +127,11 @@ class RiskAssessment:
 
 
 def assess_risk(observed: CurrentValues, forecast: HorizonForecast | None, thresholds: Thresholds) -> RiskAssessment:
-    """The risk of every observed server, from its values and from the part of its forecast that is still ahead.
+    """The risk of every observed server, from its current values and the part of its forecast that lies ahead.
 
-    A metric of which nothing is known does not count. A server whose status is down is critical, one that is degraded
-    a warning at least; one that is silent is a warning after `SILENT` ticks, and critical after `LOST` ticks.
+    An unknown metric does not count. A server with status down is critical, one with status degraded at least at
+    warning; a server without data is at warning after `SILENT_WARNING_TICKS` ticks and critical after
+    `SILENT_CRITICAL_TICKS` ticks.
     """
     warning, critical = thresholds.arrays(observed.profiles)
     outlook = None if forecast is None else horizon_stats(forecast, observed.servers, observed.tick)
@@ -153,10 +150,11 @@ def assess_risk(observed: CurrentValues, forecast: HorizonForecast | None, thres
 
 
 def pressure(values: Reals, warning: Reals, critical: Reals) -> Reals:
-    """[..., M] how far each value is on its way, 0 to 1, strictly rising from the metric's lowest to its highest; NaN is 0.
+    """[..., M] the pressure of each value: 0 to 1, strictly rising from the metric's lowest value to its highest.
 
-    Below the warning threshold it rises slowly first, then steeply, so that an ordinary load stays low. Above the critical
-    one, "log1p" metrics are in log1p: their highest value is far away.
+    NaN gives 0.
+    Below the warning threshold it rises slowly first, then steeply, so that an ordinary load stays low. Above the
+    critical threshold, metrics with the transform "log1p" use log1p, for their highest value is far away.
     """
     clipped = np.clip(np.where(np.isnan(values), _LOW, values), _LOW, _HIGH)
     below = np.clip((clipped - _LOW) / (warning - _LOW), 0, 1)
@@ -169,7 +167,7 @@ def pressure(values: Reals, warning: Reals, critical: Reals) -> Reals:
 
 
 def _pressures(current: Reals, prospects: ThresholdStats, warning: Reals, critical: Reals) -> Reals:
-    """[4, S, M] the pressures now and of the future, each with its weight."""
+    """[4, S, M] the weighted pressures of the current values and of the forecast."""
     values = (current, prospects.weighted_median, prospects.peak_p50, prospects.peak_p90)
     weighted = zip(values, WEIGHTS.values(), strict=True)
     return np.stack([weight * pressure(value, warning, critical) for value, weight in weighted])
@@ -182,7 +180,7 @@ def _score(worst: Reals, mean: Reals, floor: Reals) -> Reals:
 
 
 def _min_scores(observed: CurrentValues) -> Reals:
-    """[S] what the score is at least: a server that says that it is down, or says nothing, needs no metric to be bad."""
+    """[S] the minimum score: a server with a bad status, or without data, is at risk whatever its metrics are."""
     silent = np.digitize(observed.silent_ticks, (SILENT_WARNING_TICKS, SILENT_CRITICAL_TICKS))
     floor = np.array([0.0, LEVEL_MIN_SCORES["warning"], LEVEL_MIN_SCORES["critical"]])[silent]
     status_scores = {"down": LEVEL_MIN_SCORES["critical"], "degraded": LEVEL_MIN_SCORES["warning"]}
@@ -191,7 +189,7 @@ def _min_scores(observed: CurrentValues) -> Reals:
 
 
 def _incident_probability(observed: CurrentValues, probability: Reals, critical: Reals) -> Reals:
-    """[S] the probability that any metric is critical now or ahead; NaN where nothing is forecast."""
+    """[S] the probability that any metric is critical now or ahead; NaN without a forecast."""
     metrics = np.where(observed.values >= critical, 1.0, np.nan_to_num(probability))
     incident = np.asarray(1 - np.prod(1 - metrics, axis=1))
     incident[np.isnan(probability).all(axis=1)] = np.nan
@@ -200,7 +198,7 @@ def _incident_probability(observed: CurrentValues, probability: Reals, critical:
 
 
 def _server_risk(builder: ReasonBuilder, row: int, score: float, level: int, probability: float) -> ServerRisk:
-    """The risk of one server. `level`: its place in `LEVELS`. `probability`: NaN where it is not known."""
+    """The risk of one server. `level`: its index in `RISK_LEVELS`. `probability`: NaN where unknown."""
     observed = builder.observed
     identity = observed.servers[row], observed.profiles[row], observed.statuses[row]
     needs_reasons = level > 0 or observed.statuses[row] != "ok"
@@ -211,7 +209,7 @@ def _server_risk(builder: ReasonBuilder, row: int, score: float, level: int, pro
 
 
 def summarize(risks: Sequence[ServerRisk], *, silent: int = 0) -> RiskSummary:
-    """The fleet in a few figures; `silent`: how many servers have sent nothing for `SILENT` ticks or more."""
+    """The risk of the fleet. `silent`: the number of servers without data for `SILENT_WARNING_TICKS` ticks or more."""
     active = [risk for risk in risks if risk.status != "maintenance"]
     probabilities = [risk.incident_probability for risk in active if risk.incident_probability is not None]
     worst = max(active, key=lambda risk: risk.score, default=None)
@@ -222,8 +220,6 @@ def summarize(risks: Sequence[ServerRisk], *, silent: int = 0) -> RiskSummary:
         silent=silent,
         mean_score=float(np.mean([risk.score for risk in active])) if active else None,
         worst=None if worst is None else {"server": worst.server, "score": worst.score, "level": worst.level},
-        incident_probability=float(1 - np.prod([1 - probability for probability in probabilities]))
-        if probabilities
-        else None,
+        incident_probability=float(1 - np.prod(1 - np.array(probabilities))) if probabilities else None,
         expected_incidents=float(np.sum(probabilities)) if probabilities else None,
     )

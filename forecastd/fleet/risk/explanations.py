@@ -1,4 +1,4 @@
-"""Why a server is at risk, in words, the gravest first: `memory 91 % now, likely above 95 % in 6 min (p90 97 %)`."""
+"""The reasons why a server is at risk, the worst first: `memory 91 % now, likely above 95 % in 6 min (p90 97 %)`."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from forecastd.fleet.forecast.horizon_stats import LIKELY_LEVEL, POSSIBLE_LEVEL,
 from forecastd.fleet.formatting import format_minutes, format_value, metric_label
 from forecastd.fleet.risk.current_values import SILENT_WARNING_TICKS, CurrentValues
 
-MAX_METRICS = 3  # metrics that are named per server
+MAX_METRICS = 3  # metrics that are listed per server
 
 
 class ReasonBuilder:
-    """Finds the words about each server. It goes through thousands at a tick, so the arrays are lists here."""
+    """Writes the reasons of each server. Arrays become lists, for it reads thousands of single values at a tick."""
 
     def __init__(
         self, observed: CurrentValues, prospects: ThresholdStats, warning: Reals, critical: Reals, worst: Reals
     ) -> None:
-        """`worst` [S, M]: the largest pressure of each metric, by which they are ordered."""
+        """Arrays are [S, M]. `worst`: the largest pressure of each metric; the reasons are sorted by it."""
         self.observed = observed
         self._current, self._rounded = observed.values.tolist(), observed.values.round(3).tolist()
         self._warning, self._critical, self._worst = warning.tolist(), critical.tolist(), worst.tolist()
         self._possible_peak, self._to_warning = prospects.peak_p90.tolist(), prospects.ticks_to_warning.tolist()
-        self._to_critical, self._to_possible_critical = (
-            prospects.ticks_to_critical.tolist(),
-            prospects.ticks_to_critical_p90.tolist(),
-        )
+        self._to_critical = prospects.ticks_to_critical.tolist()
+        self._to_possible_critical = prospects.ticks_to_critical_p90.tolist()
         down = np.array([status == "down" for status in observed.statuses], dtype=np.bool_)
         self._critical_now = ((observed.values >= critical).any(axis=1) | down).tolist()
-        self._first_likely = np.fmin.reduce(prospects.ticks_to_critical, axis=1).tolist()  # fmin passes NaN over
+        self._first_likely = np.fmin.reduce(prospects.ticks_to_critical, axis=1).tolist()  # fmin ignores NaN
         self._first_possible = np.fmin.reduce(prospects.ticks_to_critical_p90, axis=1).tolist()
 
     def current_values(self, row: int) -> dict[str, float]:
-        """The values of this server that are known now, by metric; to three places, as far as any agent measures."""
+        """The current values of this server by metric, to three decimals: no agent measures more.
+
+        Unknown ones are absent.
+        """
         return {name: value for name, value in zip(METRIC_NAMES, self._rounded[row], strict=True) if not isnan(value)}
 
     def minutes_ahead(self, row: int) -> tuple[float | None, float | None]:
-        """Minutes until a metric of this server reaches its critical threshold, and the quantile by which it does.
+        """Minutes until a metric of this server reaches its critical threshold, and the quantile that reaches it.
 
-        By its p50; where no p50 does, by a p90. 0 and None where a value is there now.
+        The quantile is the p50; where no p50 reaches it, the p90. 0 and None where a value is critical now.
         """
         if self._critical_now[row]:
             return 0.0, None
@@ -51,12 +52,14 @@ class ReasonBuilder:
         return None, None
 
     def reasons_for(self, row: int, min_pressure: float) -> tuple[str, ...]:
-        """The server's own word first, then its worst metrics: those with a pressure of `least`, one where there is none."""
+        """The status and silence first, then the worst metrics: those with `min_pressure` or more, else the worst
+        one.
+        """
         status, reasons = self.observed.statuses[row], []
         if status == "maintenance":
-            return ("in maintenance: not judged, no alerts",)
+            return ("in maintenance: not assessed, no alerts",)
         if status != "ok":
-            reasons.append(f"says that it is {status}")
+            reasons.append(f"reports status {status}")
         if (silent_ticks := int(self.observed.silent_ticks[row])) >= SILENT_WARNING_TICKS:
             reasons.append(f"no data for {self._duration_text(silent_ticks)} ({silent_ticks} ticks)")
         pressures = self._worst[row]

@@ -1,7 +1,7 @@
-"""From which value on a metric is worth a look, and from which on it is an incident: by profile, from a TOML file.
+"""The warning and critical thresholds of every metric, by profile, from a TOML file.
 
-The one thing to know before changing it: a file of the user's names only what differs. Of profile and metric, what counts is
-the user's profile, else the user's `[default]`, else the embedded profile, else the embedded `[default]`.
+Invariant: a user's file contains only what differs. For a profile and a metric, the order is: the user's profile, the
+user's `[default]`, the built-in profile, the built-in `[default]`.
 
     [default]
     cpu_percent = { warning = 80, critical = 95 }
@@ -29,34 +29,40 @@ from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, METRICS, PROFIL
 from forecastd.runtime.text_file import read_text_file
 
 BUILTIN_FILE = Path(__file__).with_name("thresholds.toml")
-DEFAULT = ""  # the key of what holds for every profile; no profile's name is empty
+DEFAULT = ""  # the key of `[default]`; no profile has an empty name
 _FORMAT = "{ warning = NUMBER, critical = NUMBER }"
 
 
 @dataclass(frozen=True)
 class MetricThresholds:
-    """A metric is worth a look at or above `warning`, an incident at or above `critical`; in the metric's unit."""
+    """A metric needs attention at or above `warning` and is an incident at or above `critical`; in the metric's unit."""
 
     warning: float
     critical: float
 
 
-ThresholdTable = Mapping[str, Mapping[str, MetricThresholds]]  # profile, or DEFAULT -> metric -> its limits
+ThresholdTable = Mapping[str, Mapping[str, MetricThresholds]]  # profile or DEFAULT -> metric -> thresholds
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits for every metric of every profile. `tables`: what goes before comes first; the last one has every metric."""
+    """Thresholds for every metric of every profile.
+
+    `tables`: an earlier table overrides a later one; the last has every metric.
+    """
 
     tables: tuple[ThresholdTable, ...]
 
     @property
     def profiles(self) -> tuple[str, ...]:
-        """The profiles that have limits of their own, sorted. Any other takes those of `default`."""
+        """The profiles with their own thresholds, sorted. Every other profile uses those of `default`."""
         return tuple(sorted({name for table in self.tables for name in table} - {DEFAULT}))
 
     def get(self, profile: str, metric: str) -> MetricThresholds:
-        """What counts for this metric of a server with this profile, be it known here or not."""
+        """The thresholds of a metric for servers of a profile, which may be unknown.
+
+        Raises KeyError for an unknown metric.
+        """
         for table in self.tables:
             for key in (profile, DEFAULT):
                 if metric in table.get(key, {}):
@@ -70,7 +76,7 @@ class Thresholds:
         return limits[indices, :, 0], limits[indices, :, 1]
 
     def as_json(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Every limit that counts, by profile and metric; `default` is what all other profiles take."""
+        """The effective thresholds by profile and metric; `default` applies to all other profiles."""
         return {
             name or "default": {metric: vars(self.get(name, metric)) for metric in METRIC_NAMES}
             for name in (DEFAULT, *self.profiles)
@@ -78,36 +84,31 @@ class Thresholds:
 
     @cached_property
     def _matrix(self) -> tuple[Mapping[str, int], NDArray[np.float64]]:
-        """The row of each profile, and [P, M, 2] limits; row 0 is the default's."""
+        """The row of each profile, and the thresholds as [P, M, 2]; row 0 is the default."""
         names = (DEFAULT, *self.profiles)
-        pairs = [
-            [
-                (thresholds.warning, thresholds.critical)
-                for thresholds in map(self.get, [name] * len(METRIC_NAMES), METRIC_NAMES)
-            ]
-            for name in names
-        ]
+        thresholds = [[self.get(name, metric) for metric in METRIC_NAMES] for name in names]
+        pairs = [[(limits.warning, limits.critical) for limits in row] for row in thresholds]
         return {name: row for row, name in enumerate(names)}, np.array(pairs, dtype=np.float64)
 
 
 def load_thresholds(path: Path | None = None) -> Thresholds:
-    """The embedded thresholds, with those of a user's file before them.
+    """The built-in thresholds, overridden by those of a user's file.
 
     Raises:
-        NeedsHuman: the file cannot be read or does not fit; it names the file, the place, the cause and the fix.
+        NeedsHuman: the file cannot be read or is invalid; the message has the file, the line, the cause and the fix.
     """
     user_tables = () if path is None else (_read_file(path),)
     return Thresholds((*user_tables, _read_file(BUILTIN_FILE)))
 
 
 def _read_file(path: Path) -> ThresholdTable:
-    text = read_text_file(path, "The file", "Check FLEET_THRESHOLDS.")
+    text = read_text_file(path, "The thresholds file", "Check FLEET_THRESHOLDS.")
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise NeedsHuman(f"{path} is not TOML: {error}. Correct it there.") from None
+        raise NeedsHuman(f"{path} is not valid TOML: {error}. Correct that line.") from None
     except RecursionError:
-        raise NeedsHuman(f"{path} is nested too deeply. It holds [default] and [profile.NAME] tables only.") from None
+        raise NeedsHuman(f"{path} is nested too deeply. Use only the tables [default] and [profile.NAME].") from None
     return {
         profile: dict(_parse_metrics(path, text, profile, table))
         for profile, table in _parse_tables(path, text, document)
@@ -115,21 +116,21 @@ def _read_file(path: Path) -> ThresholdTable:
 
 
 def _parse_tables(path: Path, text: str, document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    expected = "It holds [default] and [profile.NAME] tables only"
+    fix = "Use only the tables [default] and [profile.NAME]."
     for key in document:
         if key not in {"default", "profile"}:
-            raise NeedsHuman(f"{_location(path, text, '', key)}: {key!r} has no place here. {expected}.")
+            raise NeedsHuman(f"{_location(path, text, '', key)}: unknown key {key!r}. {fix}")
     profiles = document.get("profile", {})
     if not isinstance(profiles, dict):
-        raise NeedsHuman(f"{_location(path, text, '', 'profile')}: `profile` is no table. {expected}.")
+        raise NeedsHuman(f"{_location(path, text, '', 'profile')}: `profile` is not a table. {fix}")
     for name, table in [(DEFAULT, document.get("default", {})), *profiles.items()]:
         section = f"profile.{name}" if name else "default"
         if name and not PROFILE_PATTERN.fullmatch(name):
-            fix = "Use up to 32 small letters, digits, _ and -, as the feed does."
-            raise NeedsHuman(f"{_location(path, text, section)}: {name!r} cannot be a profile's name. {fix}")
+            fix = "Use up to 32 lower-case letters, digits, _ and -, as in the feed."
+            raise NeedsHuman(f"{_location(path, text, section)}: invalid profile name {name!r}. {fix}")
         if not isinstance(table, dict):
             raise NeedsHuman(
-                f"{_location(path, text, section)}: it is no table. Write [{section}], and below it METRIC = {_FORMAT}."
+                f"{_location(path, text, section)}: not a table. Write [{section}], then lines METRIC = {_FORMAT}."
             )
         yield name, table
 
@@ -146,25 +147,24 @@ def _parse_metrics(
 
 
 def _parse_thresholds(metric: str, entry: object) -> MetricThresholds:
-    """Raises ValueError with cause and fix when it does not fit."""
+    """The thresholds of one entry. Raises ValueError with cause and fix when it is invalid."""
     if metric not in METRIC_INDEX:
-        raise ValueError(f"there is no such metric. Known are {', '.join(METRIC_NAMES)}.")
+        raise ValueError(f"unknown metric. Use one of: {', '.join(METRIC_NAMES)}.")
     if not isinstance(entry, dict) or set(entry) != {"warning", "critical"}:
-        raise ValueError(f"it must be {_FORMAT}, with both and nothing else.")
+        raise ValueError(f"write it as {_FORMAT}, with both numbers and no other key.")
     for name, value in entry.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(_to_float(value)):
-            raise ValueError(f"{name} is {value!r}, which is not a number. Write one such as 80 or 99.5.")
-    thresholds, definition = (
-        MetricThresholds(_to_float(entry["warning"]), _to_float(entry["critical"])),
-        METRICS[METRIC_INDEX[metric]],
-    )
+            raise ValueError(f"{name} is {value!r}, which is not a number. Write a number such as 80 or 99.5.")
+    thresholds = MetricThresholds(_to_float(entry["warning"]), _to_float(entry["critical"]))
+    definition = METRICS[METRIC_INDEX[metric]]
     if thresholds.warning >= thresholds.critical:
-        fix = "Lower the one or raise the other."
+        fix = "Lower warning or raise critical."
         raise ValueError(f"warning {thresholds.warning:g} is not below critical {thresholds.critical:g}. {fix}")
     if not definition.low < thresholds.warning < thresholds.critical <= definition.high:
         bounds = f"above {definition.low:g} and at most {definition.high:g} {definition.unit}".rstrip()
         raise ValueError(
-            f"{thresholds.warning:g} and {thresholds.critical:g} are not within what it can be: {bounds}. Mind the unit."
+            f"{thresholds.warning:g} and {thresholds.critical:g} are outside the range of the metric: {bounds}. "
+            "Check the unit."
         )
     return thresholds
 
@@ -172,12 +172,12 @@ def _parse_thresholds(metric: str, entry: object) -> MetricThresholds:
 def _to_float(value: float) -> float:
     try:
         return float(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         return math.inf if value > 0 else -math.inf
 
 
 def _location(path: Path, text: str, section: str, key: str = "") -> str:
-    """The file, and the line of this key where it can be told: the parser of TOML says it of broken TOML only."""
+    """The file, and the line of this key where it can be found: the TOML parser reports lines for syntax errors only."""
     current = ""
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[+\s*([^\]]*?)\s*\]", line):

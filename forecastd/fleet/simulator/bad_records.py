@@ -1,6 +1,7 @@
-"""Bad rows on purpose: what broken agents send, each with the code that a fleet refuses it with.
+"""Deliberately bad rows, as broken agents send them, each with the code of its refusal.
 
-A bad row is one more beside the good ones, so the fleet's own data stay whole; what it costs is seen in the answers alone.
+A bad row is sent in addition to the good ones, so the data of the fleet stay complete; only the responses show its
+effect.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from forecastd.fleet.contract import METRICS, PERCENT_COLUMNS
 from forecastd.fleet.simulator.feeds import DUPLICATE, EncodedRecord, FeedFormat
 
 PlainRecord = dict[str, Any]
-_PERCENTS = [METRICS[place].name for place in PERCENT_COLUMNS]
+_PERCENTS = [METRICS[column].name for column in PERCENT_COLUMNS]
 _NOT_JSON = "not_json"
 
 
@@ -24,11 +25,11 @@ def _with_metrics(row: PlainRecord, **changes: object) -> PlainRecord:
 
 
 def _scale_percents(row: PlainRecord, factor: float) -> PlainRecord:
-    """All percents in another unit."""
+    """The row with all percentages multiplied by `factor`."""
     return _with_metrics(row, **{name: row["metrics"][name] * factor for name in _PERCENTS if name in row["metrics"]})
 
 
-# What is sent -> the code of its refusal, and how it is made of a good row.
+# Name -> the code of the refusal, and the function that makes the bad row from a good one.
 BAD_ROW_KINDS: dict[str, tuple[str, Callable[[PlainRecord], object]]] = {
     "NaN": ("nan", lambda row: _with_metrics(row, latency_ms=float("nan"))),
     "infinity": ("nan", lambda row: _with_metrics(row, requests_per_s=float("inf"))),
@@ -44,17 +45,17 @@ BAD_ROW_KINDS: dict[str, tuple[str, Callable[[PlainRecord], object]]] = {
     "no name": ("server", lambda row: {**row, "server": ""}),
     "bad status": ("status", lambda row: {**row, "status": "on fire"}),
     "bad profile": ("profile", lambda row: {**row, "profile": "Web Server"}),
-    "no record": ("not_a_record", lambda row: [row["server"]]),
+    "not a record": ("not_a_record", lambda row: [row["server"]]),
     "no metrics": ("no_metrics", lambda row: {**row, "metrics": {}}),
-    "half a line": (_NOT_JSON, lambda row: row),
-    "the row again": (DUPLICATE, lambda row: row),
+    "truncated line": (_NOT_JSON, lambda row: row),
+    "repeated row": (DUPLICATE, lambda row: row),
 }
 
 
 def bad_records(
     plain: list[PlainRecord], share: float, kind: FeedFormat, seed: int
 ) -> list[tuple[int, str, EncodedRecord]]:
-    """For about `share` of these rows a bad one: the place of its row, what it is, and the record."""
+    """Bad records for about `share` of these rows: the index of the good row, the name of the kind, and the record."""
     rng = np.random.default_rng(seed % 2**64)
     names = [name for name, (code, _) in BAD_ROW_KINDS.items() if kind == "ndjson" or code != _NOT_JSON]
     indices = np.flatnonzero(rng.random(len(plain)) < share).tolist()
@@ -67,5 +68,5 @@ def bad_records(
 
 def _make_bad_record(name: str, row: PlainRecord) -> EncodedRecord:
     code, corrupt = BAD_ROW_KINDS[name]
-    body = json.dumps(corrupt(row)).encode()  # with NaN and Infinity as JavaScript has them, which JSON has not
+    body = json.dumps(corrupt(row)).encode()  # writes NaN and Infinity, which are not valid JSON
     return EncodedRecord(body[: len(body) // 2] if code == _NOT_JSON else body, code)

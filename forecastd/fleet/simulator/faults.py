@@ -1,7 +1,7 @@
-"""What goes wrong, on whom and when: each fault as a level from 0 (nothing) to about 1 (as bad as it gets) at any tick.
+"""Faults of a scenario: the level of each fault on each server at any tick, from 0 (none) to about 1 (worst).
 
-The one thing to know before changing it: a level is a function of the time and of a few numbers drawn per server, so a
-fault needs no past to be known. Dependants see the level of what they depend on, some ticks later.
+Invariant: a level is a function of the time and of a few numbers drawn per server; it needs no history. Dependent
+servers see the level of their database some ticks later.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FOREVER = 10_000 * HOUR
 
 @dataclass(frozen=True)
 class FaultCourse:
-    """How faults of a scenario go, in seconds: (shortest, longest) of each part.
+    """The course of the faults of a scenario, in seconds; pairs are (shortest, longest).
 
-    `waits`: from the start of the scenario until it sets in; `early`: by how much it is ahead of the start. `every`: how
-    long until it is over and may come again.
+    `delay`: from the start of the scenario to the start of the fault. `ramp`, `hold`, `recovery`: the phases of the
+    fault. `period`: from one start to the next. `lead`: how long the fault has been running when the scenario starts.
     """
 
     delay: tuple[float, float]
@@ -51,13 +51,8 @@ _FAULT_COURSES: dict[Scenario, FaultCourse] = {
         (0, 25 * MINUTE), (5 * MINUTE, 40 * MINUTE), (2 * MINUTE, 20 * MINUTE), (40, 240), 90 * MINUTE
     ),
 }
-_FAULT_PROBABILITY: dict[FaultKind, float] = {
-    "leak": 0.11,
-    "rush": 0.11,
-    "fill": 0.08,
-    "disk": 0.09,
-    "network": 0.05,
-}  # of varied
+# The probability per server and period in the scenario `varied`.
+_FAULT_PROBABILITY: dict[FaultKind, float] = {"leak": 0.11, "rush": 0.11, "fill": 0.08, "disk": 0.09, "network": 0.05}
 
 
 class Faults:
@@ -78,17 +73,17 @@ class Faults:
 
     @property
     def has_faults(self) -> bool:
-        """Whether anything ever goes wrong."""
+        """Whether the scenario has any fault."""
         return self._course is not None
 
     def level(self, kind: FaultKind, ticks: TickArray) -> FloatArray:
-        """[S, T] how far this fault has gone on each server."""
+        """[S, T] the level of this fault on each server."""
         return self._level(kind, self._all, ticks[None, :])
 
     def upstream(self, ticks: TickArray, pool_offset: int, lag_factor: float) -> FloatArray:
-        """[S, T] how slow the disk is of the database that the server depends on.
+        """[S, T] the level of the disk fault of the database that each server depends on; 0 for servers without one.
 
-        `pools_off`: of a neighbouring pool's instead. `later`: how many times its own lag the server sees it later.
+        `pool_offset`: use the database of a neighbouring pool. `lag_factor`: multiplies the lag of each server.
         """
         if not self.pools:
             return np.zeros((len(self._all), len(ticks)))
@@ -121,7 +116,10 @@ class Faults:
 
 
 def _affected_servers(scenario: Scenario, key: KeyArray, names: tuple[str, ...]) -> dict[FaultKind, FloatArray]:
-    """Per kind, 1 for the servers that it strikes; chosen by their keys, the same ones for the same seed."""
+    """By kind of fault: [S] 1 for the affected servers, else 0.
+
+    They are chosen by their keys, so a seed always gives the same ones.
+    """
     order = np.argsort(derive(key, 4_000), kind="stable")
     affected = {kind: np.zeros(len(names)) for kind in FAULT_KINDS}
     if scenario in {"degrading", "critical"}:

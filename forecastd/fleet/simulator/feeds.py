@@ -1,7 +1,7 @@
-"""Rows as a sender writes them: records in bytes, each with what the service should say of it, put together as one body.
+"""Encodes rows as a feed: one record per row, each with its expected result, joined to one body.
 
-The one thing to know before changing it: a record is encoded once and by itself, so that a feed can be cut in two when it is
-too large, and a bad one can stand among good ones.
+Invariant: each record is encoded once and on its own, so that a feed can be split when it is too large, and a bad
+record can be placed among good ones.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from forecastd.fleet.contract import CONTRACT_VERSION, METRIC_NAMES, NDJSON
 from forecastd.fleet.ingest.feed import FleetRows
 
 FeedFormat = Literal["json", "ndjson"]
-ACCEPTED, DUPLICATE = "taken", "duplicate"
-DIGITS = 4  # after the point: more than any agent measures
+ACCEPTED, DUPLICATE = "accepted", "duplicate"
+DIGITS = 4  # decimals: more than any agent measures
 
 
 @dataclass(frozen=True)
 class EncodedRecord:
-    """One record of a feed. `due` is what should become of it: `taken`, `duplicate`, or the code that it is refused with."""
+    """One record of a feed. `expected`: its expected result: `accepted`, `duplicate`, or the code of its refusal."""
 
     body: bytes
     expected: str = ACCEPTED
 
 
 def encode_records(rows: FleetRows) -> list[EncodedRecord]:
-    """Good rows as records."""
+    """The records of good rows."""
     return [EncodedRecord(orjson.dumps(plain)) for plain in to_plain_records(rows)]
 
 
 def to_plain_records(rows: FleetRows) -> list[dict[str, object]]:
-    """Rows as the contract's objects; a metric without a value is left out."""
+    """Rows as objects of the contract; metrics without a value are omitted."""
     table = np.round(rows.values.astype(np.float64), DIGITS).tolist()
     return [
         {
@@ -62,5 +62,5 @@ def encode_body(encoded: Sequence[EncodedRecord], kind: FeedFormat) -> tuple[byt
 
 
 def count_expected(encoded: Sequence[EncodedRecord]) -> Counter[str]:
-    """How many records should come to what."""
+    """The number of records by expected result."""
     return Counter(record.expected for record in encoded)

@@ -1,7 +1,7 @@
-"""The simulated fleet: from load, jobs, habits and faults to the 14 metrics, the way they hang together in real servers.
+"""The simulated fleet: 14 metrics from load, jobs, traits and faults, correlated as in real servers.
 
-Demand drives utilisation; utilisation drives CPU, load, network and, by the queueing law rho / (1 - rho), latency; a disk
-that is busy makes its database slow, and that makes what depends on it slow a little later.
+Demand drives utilisation; utilisation drives CPU, load, network and, by the queueing formula rho / (1 - rho),
+latency; a busy disk slows its database, which slows the servers that depend on it a little later.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from forecastd.fleet.simulator.faults import FAULT_KINDS, SCENARIOS, Faults, Sce
 from forecastd.fleet.simulator.noise import FloatArray, TickArray
 from forecastd.fleet.simulator.profiles import DAY, MINUTE
 
-_BATCH_VALUES = 200_000  # values of a metric worked on at a time: what fits a cache rather than the memory
+_BATCH_VALUES = 200_000  # values per metric in one batch: they fit the CPU cache
 _TAU = 2 * np.pi
 _LOWS = np.array([metric.low for metric in METRICS], dtype=np.float32)
 _HIGHS = np.array([metric.high for metric in METRICS], dtype=np.float32)
-# The streams of noise, a number each: see the warning in noise.py.
-(_SHARED_LOAD, _OWN_LOAD, _FLICKER, _BURSTS, _CPU, _LOAD, _MEMORY, _DISK, _BUSY, _DISK_MS, _IN, _OUT, _LATENCY, _RATE, _ERRORS, _IO_WAIT,
- _SCALING, _PACKET_LOSS, _SWAP) = range(19)  # fmt: skip
+# The numbers of the noise streams: see the invariant in noise.py.
+(_SHARED_LOAD, _OWN_LOAD, _FLICKER, _BURSTS, _CPU, _LOAD, _MEMORY, _DISK, _BUSY, _DISK_MS, _IN, _OUT, _LATENCY, _RATE,
+ _ERRORS, _IO_WAIT, _SCALING, _PACKET_LOSS, _SWAP) = range(19)  # fmt: skip
 
 
 class Simulator:
     """`servers` servers whose metrics are a function of `seed` and the tick.
 
-    `scenario`: healthy; degrading (some ramp for tens of minutes, then cross); critical (several are over at `start`);
-    cascade (a database slows, what depends on it follows, others take over); varied (all of it, again and again, at random
-    places of time: what a model should learn from). `start`: the tick at which the scenario begins. `profiles`: how many of
-    each kind there are, as shares; None: 8 web, 4 database, 3 cache, 3 worker, 2 batch in every 20.
+    `scenario`: healthy; degrading (some servers ramp up for tens of minutes, then cross their thresholds); critical
+    (several have crossed them at `start`); cascade (a database slows down, dependent servers follow, others take over
+    the load); varied (all of these, repeatedly, at random times: the training data of a model). `start`: the tick at
+    which the scenario begins. `profiles`: the share of each profile; None: 8 web, 4 database, 3 cache, 3 worker, 2
+    batch in every 20.
 
     Raises:
-        NeedsHuman: there is no such scenario or profile, or a number is out of range.
+        NeedsHuman: the scenario or a profile is unknown, or a number is out of range.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Simulator:
         profiles: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         if scenario not in SCENARIOS:
-            raise NeedsHuman(f"There is no scenario {scenario!r}: choose among {', '.join(SCENARIOS)}.")
+            raise NeedsHuman(f"Unknown scenario {scenario!r}. Use one of: {', '.join(SCENARIOS)}.")
         if servers < 1 or step < 1:
             raise NeedsHuman("A simulated fleet needs at least one server and a step of at least one second.")
         self.seed, self.scenario, self.step, self.start = seed, scenario, step, start
@@ -67,14 +68,13 @@ class Simulator:
         self._job_schedule = profiles.JobSchedule(self._key, self._kinds, self._traits)
         self._series: dict[tuple[int, ...], noise.KeyArray] = {}
         self._faults = Faults(self.scenario, self._key, self.profiles, start=self.start, step=self.step)
-        peak_hours = sorted(
-            {kind.peak_hour for kind in profiles.PROFILES}
-        )  # who peak together are asked by the same people
+        # Profiles with the same peak hour share the load of the same users.
+        peak_hours = sorted({kind.peak_hour for kind in profiles.PROFILES})
         self._shared_load_keys = noise.derive(noise.keys(self.seed, len(peak_hours)), 900)
         self._shared_load_index = np.array([peak_hours.index(kind.peak_hour) for kind in self._kinds])
 
     def rows(self, tick: int) -> FleetRows:
-        """What all servers report of this tick, complete and within the contract's bounds."""
+        """The rows of all servers at this tick, complete and within the bounds of the contract."""
         values = self.block(tick, 1)[:, 0, :]
         errors, latency = values[:, METRIC_INDEX["error_percent"]], values[:, METRIC_INDEX["latency_ms"]]
         slow = latency > 6 * self._traits.base_ms[:, 0] + 5
@@ -85,7 +85,7 @@ class Simulator:
         )
 
     def block(self, first_tick: int, count: int) -> NDArray[np.float32]:
-        """float32 [S, count, M], oldest first: the ticks from `first_tick` on, in the contract's units."""
+        """float32 [S, count, M], oldest first: `count` ticks from `first_tick`, in the units of the contract."""
         block = np.empty((len(self.names), count, METRIC_COUNT), dtype=np.float32)
         batch_ticks = max(1, _BATCH_VALUES // len(self.names))
         for begin in range(0, count, batch_ticks):
@@ -96,7 +96,7 @@ class Simulator:
         return np.clip(block, _LOWS, _HIGHS, out=block)
 
     def _metrics(self, ticks: TickArray) -> dict[str, FloatArray]:
-        """[S, T] of each metric, before its bounds are held."""
+        """[S, T] of each metric, before it is clipped to its bounds."""
         traits, seconds = self._traits, ticks.astype(np.float64) * self.step
         jobs = self._job_schedule.load_at(seconds)
         faults = self._fault_levels(ticks)
@@ -135,14 +135,15 @@ class Simulator:
             "swap_percent": 1.5 + 0.4 * self._drift(_SWAP, ticks, 150, 2_000) + 4.5 * np.maximum(memory - 84, 0),
             "network_in_mb_s": rate * traits.kb_in / 1e3 * np.exp(0.06 * self._white(_IN, ticks)),
             "network_out_mb_s": rate * traits.kb_out / 1e3 * np.exp(0.06 * self._white(_OUT, ticks)) + jobs.network,
-            "network_errors_per_s": 0.8 * packet_loss + 62 * faults["network"] * np.exp(0.3 * self._white(_PACKET_LOSS, ticks)),
+            "network_errors_per_s": 0.8 * packet_loss
+            + 62 * faults["network"] * np.exp(0.3 * self._white(_PACKET_LOSS, ticks)),
             "latency_ms": latency * np.exp((0.03 + 0.10 * rho) * self._drift(_LATENCY, ticks, 5, 20)),
             "requests_per_s": rate,
             "error_percent": errors * np.exp(0.25 * self._white(_ERRORS, ticks)),
         }  # fmt: skip
 
     def _fault_levels(self, ticks: TickArray) -> dict[str, Any]:
-        """[S, T] how far each fault has gone; plain noughts where nothing ever goes wrong."""
+        """[S, T] the level of each fault; the scalar 0 where the scenario has none."""
         if not self._faults.has_faults:
             return dict.fromkeys((*FAULT_KINDS, "upstream", "takeover"), 0.0)
         levels: dict[str, Any] = {kind: self._faults.level(kind, ticks) for kind in FAULT_KINDS}
@@ -152,7 +153,7 @@ class Simulator:
         return levels
 
     def _demand(self, ticks: TickArray, seconds: FloatArray, faults: Mapping[str, Any]) -> FloatArray:
-        """What is asked of each server, 1 on average: the day, the crowd that is common to a kind, and its own swaying."""
+        """[S, T] the demand on each server, 1 on average: season, load shared by a peak hour, own fluctuation."""
         traits = self._traits
         shared_load = noise.drift(self._shared_load_keys, ticks, *self._ticks(120, 750, 4_500))[self._shared_load_index]
         own_load = self._drift(_OWN_LOAD, ticks, 40, 300, 2_500)
@@ -163,7 +164,7 @@ class Simulator:
         return np.asarray(np.maximum(demand * (1 + 0.55 * faults["takeover"]), 0.02))
 
     def _garbage_collection(self, seconds: FloatArray) -> FloatArray:
-        """From 0 to 1: the garbage collector at work, for some seconds of each of its periods."""
+        """[S, T] the activity of the garbage collector, 0 to 1: some seconds in each of its periods."""
         traits = self._traits
         elapsed = (seconds - traits.gc_offset) % traits.gc_period
         return np.asarray(np.clip(1 - elapsed / 14, 0, 1))
@@ -186,7 +187,7 @@ class Simulator:
     def _disk(
         self, ticks: TickArray, seconds: FloatArray, utilisation: FloatArray, job: FloatArray, faults: Mapping[str, Any]
     ) -> dict[str, FloatArray]:
-        """The disk's metrics: how full, how busy, how slow, and how much the CPU waits for it."""
+        """The disk metrics: space used, busy time, latency, and the I/O wait of the CPU."""
         traits = self._traits
         space_used = traits.disk + traits.daily_fill * (((seconds - traits.fill_offset) % DAY) / DAY)
         space_used += 0.08 * self._drift(_DISK, ticks, 300, 3_500)
@@ -204,7 +205,7 @@ class Simulator:
         }
 
     def _bursts(self, stream: int, ticks: TickArray) -> FloatArray:
-        """Now and then, for a minute or so, something flickers: 0 most of the time, about 1 within a burst."""
+        """[S, T] occasional bursts of about a minute: 0 most of the time, about 1 within a burst."""
         key = self._keys(5_000, stream)
         window = max(1, round(12 * MINUTE / self.step))
         draw = noise.bits_at(key[:, None], (ticks // window)[None, :])
@@ -218,7 +219,7 @@ class Simulator:
         return noise.white(self._keys(stream), ticks)
 
     def _drift(self, stream: int, ticks: TickArray, *periods: float) -> FloatArray:
-        """[S, T] noise with the memory of these periods, in seconds."""
+        """[S, T] noise that is correlated over these periods, in seconds."""
         components = [noise.smooth(self._keys(stream, period), ticks, period) for period in self._ticks(*periods)]
         return np.asarray(sum(components) / np.sqrt(len(components)))
 

@@ -1,7 +1,7 @@
-"""Noise without state: every value is a function of (seed, series, tick), so any tick can be asked for first.
+"""Noise without state: every value is a function of (seed, series, tick), so ticks can be computed in any order.
 
-The one thing to know before changing it: the hash is the series. Another constant or another order of operations gives
-every simulated fleet another past, and a demo model that was trained on the old one no longer knows it.
+Invariant: the hash defines the series. Another constant or another order of operations gives every simulated fleet
+another history, which the demo model was not trained on.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _SHIFT_16, _SHIFT_30, _SHIFT_27, _SHIFT_31 = (np.uint64(bits) for bits in (16, 3
 
 
 def mix(value: KeyArray) -> KeyArray:
-    """SplitMix64's output function: 64 bits that look random for 64 that count."""
+    """The output function of SplitMix64: 64 random-looking bits from a 64-bit counter."""
     value = (value ^ (value >> _SHIFT_30)) * _MULTIPLIER_1
     value = (value ^ (value >> _SHIFT_27)) * _MULTIPLIER_2
     return value ^ (value >> _SHIFT_31)
 
 
 def keys(seed: int, count: int) -> KeyArray:
-    """One key a server: that of server i is the same however many there are."""
+    """One key per server; the key of server i does not depend on the number of servers."""
     numbers = np.arange(1, count + 1, dtype=np.uint64)
     return mix(mix(numbers * _GOLDEN) ^ np.uint64(seed % 2**64))
 
 
 def derive(key: KeyArray, *streams: int) -> KeyArray:
-    """The keys of a series that belongs to these."""
+    """The keys of a series derived from these keys and stream numbers."""
     for stream in streams:
         key = mix(key + np.uint64((stream + 1) * int(_GOLDEN) % 2**64))
     return key
@@ -45,12 +45,12 @@ def bits_at(key: KeyArray, ticks: TickArray) -> KeyArray:
 
 
 def uniform(bits: KeyArray) -> FloatArray:
-    """From 0 up to, not including, 1."""
+    """Uniform numbers in [0, 1)."""
     return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def normal(bits: KeyArray) -> FloatArray:
-    """Nearly standard normal: four uniforms of 16 bits added up, so never beyond 3.47."""
+    """Nearly standard normal numbers: the sum of four 16-bit uniforms, so never beyond 3.47."""
     total = (
         (bits & _MASK_16)
         + ((bits >> _SHIFT_16) & _MASK_16)
@@ -61,14 +61,15 @@ def normal(bits: KeyArray) -> FloatArray:
 
 
 def white(key: KeyArray, ticks: TickArray) -> FloatArray:
-    """[S, T] standard normal, each tick on its own. `key` is [S], `ticks` [T]."""
+    """[S, T] standard normal, independent at each tick. `key` is [S], `ticks` [T]."""
     return normal(bits_at(key[:, None], ticks[None, :]))
 
 
 def smooth(key: KeyArray, ticks: TickArray, period: int) -> FloatArray:
     """[S, T] standard normal at each tick, drifting from one value to the next within `period` ticks.
 
-    Random values on a lattice, blended by a cosine so that the variance is the same everywhere. `key` is [S], `ticks` [T].
+    Random values on a lattice, blended by a cosine so that the variance is the same everywhere. `key` is [S], `ticks`
+    [T].
     """
     cell = ticks // period
     first = int(cell.min())
@@ -78,6 +79,6 @@ def smooth(key: KeyArray, ticks: TickArray, period: int) -> FloatArray:
 
 
 def drift(key: KeyArray, ticks: TickArray, *periods: int) -> FloatArray:
-    """[S, T] nearly standard normal with the memory of several periods at once, as load has it."""
+    """[S, T] nearly standard normal, correlated over several periods at once, like the load of a server."""
     components = [smooth(derive(key, period), ticks, period) for period in periods]
     return np.asarray(sum(components) / np.sqrt(len(components)))

@@ -1,7 +1,7 @@
-"""A simulation: the made-up fleet's rows sent to a real service, at the pace of the service's own clock.
+"""A simulation: sends the rows of a simulated fleet to a real service, at the pace of the service's clock.
 
-The one thing to know before changing it: the past is no special case. What is due is everything up to the service's present
-tick that was not sent yet; a backfill only begins earlier, and a service that was away is caught up with in the same way.
+Invariant: the past is not a special case. Every tick up to the service's current one that was not sent yet is sent; a
+backfill only starts earlier, and rows that became due while the service was unavailable are sent in the same way.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from forecastd.fleet.simulator.presence import PresenceModel
 from forecastd.fleet.simulator.tally import SimulationTally
 
 T = TypeVar("T")
-MAX_RECORDS = 2_000  # of one feed: well below a megabyte
-MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 10.0  # seconds before another try
-CLOCK_SYNC_SECONDS = 60.0  # seconds after which the service's clock is looked at anew
+MAX_RECORDS = 2_000  # per feed: well below a megabyte
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 10.0  # between two attempts
+CLOCK_SYNC_SECONDS = 60.0  # between two reads of the service's clock
 
 
 @dataclass(frozen=True)
 class SimulationPlan:
-    """What is to be simulated.
+    """The parameters of a simulation.
 
-    `speed`: how fast the service's clock has to run, None takes it as it is. `backfill`: minutes of the past that are sent
-    first. `duration`: seconds after that, None without end. `join_leave`: servers a minute that leave and come back.
-    `bad`: bad rows for each good one, 0 to 1. `patience`: seconds without any answer after which it is given up.
+    `speed`: the required speed of the service's clock; None accepts any. `backfill`: minutes of the past that are
+    sent first. `duration`: seconds after the backfill; None for no end. `join_leave`: servers per minute that leave
+    and come back. `bad`: bad rows per good row, 0 to 1. `patience`: seconds without a response after which the
+    simulation gives up.
     """
 
     servers: int = 20
@@ -59,30 +60,28 @@ class SimulationPlan:
 
 
 class Simulation:
-    """One run of a plan. `tell` gets sentences for a person, `moved` is called with the time
-    up to which rows were sent; `stop` ends it."""
+    """One run of a plan. `stop` ends it.
+
+    `report` is called with messages for the user, `on_progress` with the counts and the time up to which rows were
+    sent.
+    """
 
     def __init__(
         self, plan: SimulationPlan, client: FeedClient, clock: Clock, stop: Event, *, report: Callable[[str], None],
         on_progress: Callable[[SimulationTally, float], None],
     ) -> None:  # fmt: skip
         self.plan, self.tally = plan, SimulationTally()
-        self._client, self._clock, self._stop, self._report, self._on_progress = (
-            client,
-            clock,
-            stop,
-            report,
-            on_progress,
-        )
+        self._client, self._clock, self._stop = client, clock, stop
+        self._report, self._on_progress = report, on_progress
         self._started_at = self._last_response_at = self._last_sync_at = clock.monotonic()
         self._present_servers: Any = None
 
     def run(self) -> SimulationTally:
-        """Send until the plan's end or until `stop` is set.
+        """Send until the end of the plan or until `stop` is set.
 
         Raises:
-            NeedsHuman: the service refuses for good, or its clock is another than the plan's.
-            RetryLater: nothing was answered for as long as the plan's patience.
+            NeedsHuman: the service refuses permanently, or its clock has another speed than the plan.
+            RetryLater: the service did not respond for the patience of the plan.
         """
         with contextlib.suppress(_Stopped):
             self._run()
@@ -94,14 +93,14 @@ class Simulation:
         self._sync_clock()
         if plan.speed is not None and plan.speed != self._service.speed:
             raise NeedsHuman(
-                f"The clock of {self._client.name} runs at speed {self._service.speed:g}: rows at {plan.speed:g} would run "
-                "away from it. Start the service with the same --speed, or leave it out here to follow the service."
+                f"The clock of {self._client.name} runs at speed {self._service.speed:g}, not {plan.speed:g}. "
+                "Start the service with the same --speed, or omit --speed here to follow the service."
             )
         start = self._current_tick()
         self._fleet = Simulator(plan.seed, plan.servers, plan.scenario, self._service.step, start=start)
         self._presence = PresenceModel(noise.keys(plan.seed, plan.servers), plan.join_leave, self._service.step)
         tick = start - round(plan.backfill * 60 / self._service.step)
-        live = start  # the first tick of the present
+        live = start  # the first tick after the backfill
         live_since: float | None = None
         while not self._stop.is_set():
             if tick >= live and live_since is None:
@@ -110,7 +109,7 @@ class Simulation:
                 return
             current = self._current_tick()
             if tick > current + 1:
-                self._report("The service's clock was set back; going on from its present.")
+                self._report("The service's clock was set back; continuing from its current tick.")
                 tick = current + 1
             if tick > current:
                 self._wait(tick, live_since)
@@ -124,7 +123,7 @@ class Simulation:
         return self.plan.duration is not None and self._clock.monotonic() - since >= self.plan.duration
 
     def _current_tick(self) -> int:
-        """The tick that the service's clock is in."""
+        """The current tick of the service's clock."""
         return int(self._now() // self._service.step)
 
     def _now(self) -> float:
@@ -135,7 +134,7 @@ class Simulation:
         self._last_sync_at = self._clock.monotonic()
 
     def _wait(self, tick: int, live_since: float | None) -> None:
-        """Until the tick begins, or the end comes, or it is time to look at the service's clock again."""
+        """Wait until the tick begins, the plan ends, or the service's clock must be read again."""
         now = self._clock.monotonic()
         if now - self._last_sync_at > CLOCK_SYNC_SECONDS:
             self._sync_clock()
@@ -159,7 +158,7 @@ class Simulation:
         self._on_progress(self.tally, (last + 1) * self._service.step)
 
     def _records(self, tick: int) -> list[EncodedRecord]:
-        """What is sent of one tick: the servers that are there, and beside them the bad rows."""
+        """The records of one tick: those of the present servers, and the bad rows."""
         present = self._presence.present(tick)
         if self._present_servers is not None:
             self.tally.joined += int((present & ~self._present_servers).sum())
@@ -185,7 +184,7 @@ class Simulation:
             response = self._call_with_retries(lambda: self._client.send(text, content_type), retry)
         except BodyTooLarge as error:
             if len(encoded) == 1:
-                raise NeedsHuman(f"{self._client.name} takes not even one row: {error}") from None
+                raise NeedsHuman(f"{self._client.name} refuses even a single row: {error}") from None
             half = len(encoded) // 2
             self._send_records(encoded[:half], is_past=is_past)
             self._send_records(encoded[half:], is_past=is_past)
@@ -193,12 +192,14 @@ class Simulation:
         try:
             self.tally.record(count_expected(encoded), response, resent=retry.maybe_accepted, is_past=is_past)
         except (KeyError, TypeError, ValueError):
-            raise NeedsHuman(f"{self._client.name} answers a feed, but not as a fleet does.") from None
-        if retry.retries:  # it was away: its clock may be another one now
+            raise NeedsHuman(
+                f"{self._client.name} responds to a feed, but not as a fleet. Check the address."
+            ) from None
+        if retry.retries:  # it was unavailable: its clock may have changed
             self._sync_clock()
 
     def _call_with_retries(self, call: Callable[[], T], retry: _RetryState | None = None) -> T:
-        """What `ask` gives, tried again with growing pauses."""
+        """The result of `call`, which is retried with increasing pauses."""
         retry = retry or _RetryState()
         pause, last_message = MIN_PAUSE_SECONDS, ""
         while True:
@@ -212,22 +213,22 @@ class Simulation:
             else:
                 now = self._clock.monotonic()
                 if last_message:
-                    self._report(f"{self._client.name} answers again, after {now - self._last_response_at:.1f} s.")
+                    self._report(f"{self._client.name} responds again after {now - self._last_response_at:.1f} s.")
                 self._last_response_at = now
                 return result
             if str(failure) != last_message:
                 last_message = str(failure)
-                self._report(f"{last_message} Trying again.")
+                self._report(f"{last_message} Retrying.")
             if self._clock.monotonic() - self._last_response_at > self.plan.patience:
-                raise RetryLater(f"{failure} Given up after {self.plan.patience:g} s without an answer.")
-            if self._stop.wait(max(seconds or 0.0, pause * random.uniform(0.7, 1.0))):  # noqa: S311 - jitter is no secret
+                raise RetryLater(f"{failure} Gave up after {self.plan.patience:g} s without a response.")
+            if self._stop.wait(max(seconds or 0.0, pause * random.uniform(0.7, 1.0))):  # noqa: S311 - jitter
                 raise _Stopped
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
 @dataclass
 class _RetryState:
-    """Whether something had to be asked more than once, and may have been done the first time."""
+    """The retries of a request, and whether an earlier attempt may have been accepted."""
 
     retries: int = 0
     maybe_accepted: bool = False

@@ -1,4 +1,4 @@
-"""What a simulation has sent and what came of it: the service's answers held against what was known when it was sent."""
+"""The counts of a simulation: the responses of the service compared with the expected results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OLD_CODE = "old"
 
 @dataclass
 class SimulationTally:
-    """Counts of one simulation. `due`: what the rows sent should have come to, by code. `bad`: bad rows by what they were."""
+    """Counts of one simulation. `expected`: the rows sent, by expected result. `bad`: the bad rows, by kind."""
 
     feeds: int = 0
     rows: int = 0
@@ -36,23 +36,21 @@ class SimulationTally:
 
     @property
     def as_expected(self) -> bool:
-        """Whether every row came to what it should have."""
+        """Whether every row had its expected result."""
         return not self.mismatched_feeds
 
     def record(self, expected: Mapping[str, int], response: Mapping[str, Any], *, resent: bool, is_past: bool) -> None:
-        """Take in the answer to a feed. `past`: it brings ticks of the past, which may be before the window by now.
+        """Record the response to a feed. `is_past`: its ticks are in the past and may have left the window by now.
 
-        A feed that was sent again may find its rows there already. So may a fleet that was fed the same before.
+        The rows of a feed that was sent twice (`resent`) may be duplicates, and so may rows of an earlier simulation.
 
         Raises:
-            KeyError, TypeError, ValueError: it is no answer to a feed.
+            KeyError, TypeError, ValueError: the document is not a response to a feed.
         """
         accepted, duplicates, total = (int(response[name]) for name in ("accepted", "duplicates", "refused"))
         reasons = [dict(reason) for reason in response["reasons"]]
         counts = {str(code): int(count) for code, count in dict(response["counts"]).items()}
-        codes = {str(reason["code"]) for reason in reasons} | {
-            code for code in expected if code not in {ACCEPTED, DUPLICATE}
-        }
+        codes = {str(reason["code"]) for reason in reasons} | (expected.keys() - {ACCEPTED, DUPLICATE})
         refused = Counter({code: counts[code] for code in codes if counts.get(code)})
         self.feeds += 1
         self.rows += sum(expected.values())
@@ -72,29 +70,27 @@ class SimulationTally:
             refused[OLD_CODE] -= old
             unaccounted, missed_duplicates = unaccounted - unclaimed, missed_duplicates - unclaimed
         mismatches = [
-            f"{expected.get(code, 0)} rows were to be refused as {code}, {refused[code]} were"
+            f"{_rows(expected.get(code, 0))} should have been refused as {code}, {refused[code]} were"
             for code in sorted({*refused, *expected} - {ACCEPTED, DUPLICATE})
             if refused[code] != expected.get(code, 0)
         ]
         if missed_duplicates > 0 and not resent:
-            mismatches.append(f"{expected[DUPLICATE]} rows were sent twice, {duplicates} were seen to be")
+            mismatches.append(f"{_rows(expected[DUPLICATE])} were sent twice, {duplicates} were counted as duplicates")
         if unaccounted:
-            mismatches.append(f"{good} rows were good, {accepted + duplicates} were taken")
+            mismatches.append(f"{_rows(good)} were valid, {accepted + duplicates} were accepted")
         if sum(expected.values()) != accepted + duplicates + total:
-            mismatches.append(
-                f"{sum(expected.values())} rows were sent, the answer speaks of {accepted + duplicates + total}"
-            )
+            sent, answered = _rows(sum(expected.values())), accepted + duplicates + total
+            mismatches.append(f"{sent} were sent, the response counts {answered}")
         unexpected = [str(reason["reason"]) for reason in reasons if str(reason["code"]) not in expected]
         self._add_mismatches([*mismatches, *unexpected[:1]] if mismatches else [])
 
     def _add_mismatches(self, mismatches: list[str]) -> None:
         self.mismatched_feeds += bool(mismatches)
-        self.mismatches += [mismatch for mismatch in mismatches if mismatch not in self.mismatches][
-            : MAX_MISMATCHES - len(self.mismatches)
-        ]
+        new = [mismatch for mismatch in mismatches if mismatch not in self.mismatches]
+        self.mismatches += new[: MAX_MISMATCHES - len(self.mismatches)]
 
     def as_json(self) -> dict[str, Any]:
-        """For a machine."""
+        """The counts as a JSON document."""
         return {
             "as_expected": self.as_expected,
             "seconds": round(self.seconds, 3),
@@ -107,9 +103,13 @@ class SimulationTally:
             "expected": {ACCEPTED: 0, DUPLICATE: 0} | dict(sorted(self.expected.items())),
             "before_window": self.before_window,
             "bad": dict(sorted(self.bad.items())),
-            "tries_again": self.retries,
+            "retries": self.retries,
             "joined": self.joined,
             "left": self.left,
-            "most_behind_seconds": round(self.max_lag_seconds, 3),
-            "surprises": list(self.mismatches),
+            "max_lag_seconds": round(self.max_lag_seconds, 3),
+            "mismatches": list(self.mismatches),
         }
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
