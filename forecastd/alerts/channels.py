@@ -79,9 +79,7 @@ class WebhookChannel:
             )
         if result in {408, 425, 429} or result >= 500:
             raise RetryLater(f"{receiver} answered with {result}.")
-        raise NeedsHuman(
-            f"{receiver} refused the message with {result}. Check the URL with its provider."
-        )
+        raise NeedsHuman(f"{receiver} refused the message with {result}. Check the URL with its provider.")
 
     def _post(self, body: bytes, is_abandoned: Callable[[], bool]) -> int | ForecastdError:
         import requests

@@ -96,7 +96,7 @@ class AlertDispatcher:
         self._resolve(_missed_condition(topic_id, wallet), text, topic_id=topic_id, nonce=nonce, wallet=wallet)
 
     def fire(self, kind: str, key: str, text: str) -> None:
-        """A condition holds that a person should know. `kind` is the condition (`needs_human`), `key` its object (`topic 67`)."""
+        """A condition holds that a person should know of: `kind` (`needs_human`) of the object `key` (`topic 67`)."""
         self._fire((kind, key), text)
 
     def resolve(self, kind: str, key: str, text: str) -> None:
@@ -257,9 +257,7 @@ def _load(path: Path) -> dict[tuple[str, str], AlertCondition]:
     except (NeedsHuman, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
-        log.warning(
-            "%s is invalid and will be replaced; an alert may be sent again.", path, extra={"action": "alert"}
-        )
+        log.warning("%s is invalid and will be replaced; an alert may be sent again.", path, extra={"action": "alert"})
         return {}
     return {(condition.kind, condition.key): condition for condition in conditions}
 
@@ -267,7 +265,9 @@ def _load(path: Path) -> dict[tuple[str, str], AlertCondition]:
 def _stored_conditions(document: dict[str, Any]) -> object:
     """The conditions of the state file as this release writes them; None for an unknown version."""
     if document["version"] == 1:
-        return [{_FIELDS_SINCE_1.get(name, name): value for name, value in old.items()} for old in document["conditions"]]
+        return [
+            {_FIELDS_SINCE_1.get(name, name): value for name, value in old.items()} for old in document["conditions"]
+        ]
     return document["conditions"] if document["version"] == VERSION else None
 
 

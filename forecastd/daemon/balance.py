@@ -1,4 +1,4 @@
-"""How long the wallet's money lasts: asked now and then, so that a person hears of it long before an epoch is lost."""
+"""The wallet's balance and how long it lasts, so that a low one is reported long before an epoch is missed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from forecastd.chain.client import ChainClient
 from forecastd.ledger.ledger import Ledger
 
-LOW_EPOCHS = 100  # epochs left, below which a person is told
-CHECK_INTERVAL_SECONDS = 3600.0  # seconds
+LOW_EPOCHS = 100  # fewer remaining epochs fire an alert
+CHECK_INTERVAL_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class WalletBalance:
-    """A wallet's balance in uallo, and for how many epochs of all its topics it lasts at the last fee; None: not known."""
+    """A wallet's balance in uallo, and how many epochs of all its topics it pays for at the last fee (None: unknown)."""
 
     uallo: int
     epochs: int | None
 
     @property
     def is_low(self) -> bool:
-        """Whether a person should know of it."""
+        """Whether the balance is low enough for an alert."""
         return self.epochs is not None and self.epochs < LOW_EPOCHS
 
 
 def check_balance(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str, topics: int) -> WalletBalance:
-    """Ask for the balance. `topics`: how many are served with this wallet.
+    """Query the balance. `topics`: the number of topics served with this wallet.
 
     Raises:
         RetryLater: no endpoint answered.

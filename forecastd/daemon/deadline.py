@@ -1,8 +1,8 @@
-"""The time at and after which no cycle starts, kept although the wall clock may jump.
+"""The submission deadline, after which no cycle starts, kept even if the wall clock jumps.
 
-A clock that jumps past the deadline would end the daemon for good, one that jumps back would let it go on. So after a jump
-the wall clock is not believed until the chain's own time confirms it. Meanwhile time goes on from where it was, or from the
-chain's.
+Invariant: a wall clock that jumped is not trusted until the chain's time confirms it. Otherwise a jump past the deadline
+would stop the daemon for good, and a jump back would let it continue. Until then, time advances from the last trusted time, or
+from the chain's time.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from forecastd.submission.epochs import CLOCK_TOLERANCE_SECONDS
 
 log = logging.getLogger(__name__)
 
-QUERY_INTERVAL_SECONDS = 60.0  # seconds between two questions to the chain for its time
+QUERY_INTERVAL_SECONDS = 60.0  # between two queries of the chain's time
 
 
 class SubmissionDeadline:
-    """`at` in unix seconds, None for never. `block_time` asks the chain for the time of its latest block."""
+    """`timestamp` in unix seconds, None for no deadline. `block_time` queries the time of the chain's latest block."""
 
     def __init__(self, timestamp: float | None, mono: float, wall: float, block_time: Callable[[], float]) -> None:
         self.timestamp = timestamp
         self._block_time = block_time
         self._last_times = (mono, wall)
-        self._offset: float | None = None  # of the time that is believed against the monotonic one; None: wall time
+        self._offset: float | None = None  # trusted time minus monotonic time; None: trust the wall clock
         self._query: BackgroundTask[float] | None = None
         self._queried_at = mono
 
     def tick(self, mono: float, wall: float) -> None:
-        """Look at both clocks. Call it every second or so, from one thread."""
+        """Compare both clocks. Call it every second or so, always from the same thread."""
         previous, self._last_times = self._last_times, (mono, wall)
         jump = clock_jump(mono, wall, *previous)
         if jump:
             log.warning(
-                "This machine's clock has jumped by %.0f s, or the machine was asleep; it is %s now.", jump, to_iso(wall),
+                "This machine's clock jumped by %.0f s, or the machine was suspended; it now shows %s.", jump, to_iso(wall),
                 extra={"action": "clock"},
             )  # fmt: skip
             if self._offset is None:
@@ -47,27 +47,27 @@ class SubmissionDeadline:
             self._verify_wall_clock(mono, wall)
 
     def has_passed(self, mono: float, wall: float) -> bool:
-        """Whether no cycle may start any more. Any thread."""
+        """Whether the deadline has passed. Thread-safe."""
         offset = self._offset
         return self.timestamp is not None and (wall if offset is None else mono + offset) >= self.timestamp
 
     def _verify_wall_clock(self, mono: float, wall: float) -> None:
-        """Ask the chain for the time, and believe the wall clock again when the two agree."""
+        """Query the chain's time, and trust the wall clock again when the two agree."""
         if self._query is None:
             if mono - self._queried_at >= QUERY_INTERVAL_SECONDS:
                 self._queried_at = mono
-                self._query = BackgroundTask("asking for the time", self._block_time)
+                self._query = BackgroundTask("the query of the block time", self._block_time)
             return
         if not self._query.done:
             return
         chain_time, self._query = self._query.result, None
         if not isinstance(chain_time, float):
-            log.debug("the chain does not tell the time: %s", chain_time, extra={"action": "clock"})
+            log.debug("cannot query the chain's time: %s", chain_time, extra={"action": "clock"})
         elif abs(chain_time - wall) <= CLOCK_TOLERANCE_SECONDS:
             self._offset = None
         else:
             self._offset = chain_time - mono
             log.warning(
-                "This machine's clock says %s, the chain %s: the deadline is kept by the chain's. Set the clock.",
+                "This machine's clock shows %s, the chain's %s; the deadline follows the chain. Set the clock.",
                 to_iso(wall), to_iso(chain_time), extra={"action": "clock"},
             )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The main loop: a tick every second or two, from the start to the last words.
+"""The main loop of the daemon: a tick every second or two, from startup to shutdown.
 
-It does nothing that takes long itself. Starting, reloading, watching and serving go on in threads of their own; the loop
-looks whether they still make progress, and only as long as they all do is the service manager's watchdog fed.
+Invariant: the loop never blocks. Startup, reload, watching and serving run in their own threads. The loop checks that they
+make progress, and only while all of them do does it ping the service manager's watchdog.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from dataclasses import dataclass
 
 from forecastd.alerts import AlertDispatcher
 from forecastd.clock import Clock, to_iso
-from forecastd.daemon import log_lines, status_sources
+from forecastd.daemon import log_lines
 from forecastd.daemon.alert_reporter import AlertReporter
 from forecastd.daemon.deadline import SubmissionDeadline
 from forecastd.daemon.resources import ResourceManager, ResourceSet, StartupProblems
 from forecastd.daemon.startup import banner, check_chain, check_host
-from forecastd.daemon.status_publisher import StatusPublisher, StatusSources
+from forecastd.daemon.status_publisher import StatusPublisher, StatusSources, versions
 from forecastd.daemon.status_registry import StatusRegistry
 from forecastd.daemon.threads import PollOptions, ThreadManager
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import reopen
 from forecastd.runtime.background import BackgroundTask
+from forecastd.runtime.formatting import format_count
 from forecastd.runtime.liveness import LivenessMonitor
 from forecastd.runtime.retry import retry_while
 from forecastd.runtime.signals import SignalQueue
+from forecastd.runtime.stacks import format_stacks
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 from forecastd.settings import Settings
 from forecastd.status.model import DaemonMode, DaemonStatus
@@ -36,30 +38,20 @@ from forecastd.status.server import HealthServer
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS, BUSY_TICK_SECONDS = (
-    2.0,
-    0.1,
-)  # seconds between two ticks: while all goes its way, and while it starts, reloads or ends
-LIVE_TICK_SECONDS = 1.0  # seconds, while somebody watches
-ABORT_CALLS_SECONDS, GRACE_SECONDS, CLOSE_SECONDS = 2.5, 5.0, 8.0  # seconds after SIGTERM, see `_finished` and `_leave`
-ERROR_PAUSE_SECONDS = 10.0  # seconds between two ticks that an error ended which nobody foresaw
-RESTART_EXIT_CODE = 6  # exit code that asks the service manager for a new start
-MAX_TICK_GAP_SECONDS = (
-    15.0  # seconds between two ticks that are worth telling: the process was stopped, or got no processor
-)
-_STARTUP_SETTINGS = (
-    "log_dir",
-    "logs_directory",
-    "log_format",
-    "health_port",
-)  # settings that a reload leaves as they were
+TICK_SECONDS, BUSY_TICK_SECONDS = 2.0, 0.1  # between two ticks: normally, and during startup, reload or shutdown
+LIVE_TICK_SECONDS = 1.0  # between two ticks when each status is shown on a terminal
+ABORT_CALLS_SECONDS, GRACE_SECONDS, CLOSE_SECONDS = 2.5, 5.0, 8.0  # after SIGTERM, see `_should_exit` and `_shut_down`
+ERROR_PAUSE_SECONDS = 10.0  # after a tick that an unexpected error ended
+RESTART_EXIT_CODE = 6  # asks the service manager for a restart
+MAX_TICK_GAP_SECONDS = 15.0  # a longer gap between two ticks is logged
+_STARTUP_SETTINGS = ("log_dir", "logs_directory", "log_format", "health_port")  # a reload does not change them
 
 SettingsLoader = Callable[[], tuple[list[Settings], list[str]]]
 
 
 @dataclass
 class Shutdown:
-    """Why the daemon ends, and with which code. `since`: the monotonic second from which on it is to end at once."""
+    """Why the daemon exits, and with which code. `since`: the monotonic second of a request to exit immediately."""
 
     exit_code: int
     reason: str
@@ -67,15 +59,15 @@ class Shutdown:
 
 
 class Daemon:
-    """One daemon. `run` in the main thread, once."""
+    """The daemon. Call `run` once, in the main thread."""
 
     def __init__(
         self, load: SettingsLoader, clock: Clock, *, mode: DaemonMode = "daemon", register: bool = False,
         on_status: Callable[[DaemonStatus], None] | None = None, poll_options: PollOptions | None = None,
     ) -> None:  # fmt: skip
-        """`load` gives the settings of each topic and what is wrong with them; it is called again for each reload.
+        """`load` returns the settings of each topic and the errors in them; it is called again for each reload.
 
-        `watch` is called with the daemon's pulse at every tick.
+        `on_status` is called with the daemon's status at every tick.
         """
         self._load, self._clock, self._on_status, self._register = load, clock, on_status, register
         self._topics, self._settings_errors = load()
@@ -99,17 +91,14 @@ class Daemon:
         self._reload_requested = False
 
     def run(self) -> int:
-        """Serve until a signal, the deadline, or something that a new start has to mend; the exit code."""
+        """Serve until a signal, the deadline, or an error that needs a restart. Returns the exit code."""
         with self._signals.handled(), ExitStack() as stack:
             if self._deadline_passed():
-                log.info("The deadline %s has passed: nothing is started.", to_iso(self._deadline.timestamp or 0.0))
-                self._publisher.notify.ready(
-                    "the deadline has passed"
-                )  # or systemd would take the end for a failed start
+                log.info("The deadline %s has passed; nothing is started.", to_iso(self._deadline.timestamp or 0.0))
+                # Without READY, systemd would treat the exit as a failed start.
+                self._publisher.notify.ready("the deadline has passed")
                 return 0
-            log.info(
-                "%s", banner(self._topics, status_sources.versions(), self._clock.now()), extra={"action": "start"}
-            )
+            log.info("%s", banner(self._topics, versions(), self._clock.now()), extra={"action": "start"})
             self._serve_health(stack)
             self._startup = BackgroundTask("the start", self._open)
             while not self._should_exit():
@@ -119,17 +108,19 @@ class Daemon:
                     self._wake.wait(ERROR_PAUSE_SECONDS)
             return self._shut_down()
 
-    # The start
+    # Startup
 
     def _open(self) -> None:
-        """In a thread of its own: check and open everything, patiently where that may help."""
+        """Check and open everything, retrying temporary failures. Runs in its own thread."""
         settings, settings_errors = self._topics[0], [*self._settings_errors, *check_host(self._topics[0])]
 
         def open_resources() -> None:
             self._resources.open(
                 self._topics,
                 settings_errors,
-                lambda way, gears: check_chain(way, gears, self._clock, register=self._register),
+                lambda connection, components: check_chain(
+                    connection, components, self._clock, register=self._register
+                ),
             )
 
         retry_while(lambda: True, open_resources, self._wake)
@@ -145,35 +136,34 @@ class Daemon:
             self._reporter.start(lambda: self._make_alerts(self._topics[0]))
             self._reporter.set_startup_error(str(result))
             self._begin_shutdown(
-                result.exit_code, f"a person is needed before this can run, see 1 to {len(result.messages)} above"
+                result.exit_code, f"{format_count(len(result.messages), 'problem')} above must be fixed first"
             )
             self._publisher.write(force=True)
         elif isinstance(result, ForecastdError):
             log.error("%s", result, extra={"action": "start"})
-            self._begin_shutdown(result.exit_code, "it could not start")
+            self._begin_shutdown(result.exit_code, "the start failed")
         elif isinstance(result, UnexpectedError):
-            self._begin_shutdown(RESTART_EXIT_CODE, f"it could not start: {result.reason}")
+            self._begin_shutdown(RESTART_EXIT_CODE, f"the start failed: {result.reason}")
         else:
-            self._reporter.start(
-                lambda: self._make_alerts(self._topics[0])
-            )  # not before: another daemon may be telling
+            # Not earlier: another daemon of this state directory may have been sending alerts.
+            self._reporter.start(lambda: self._make_alerts(self._topics[0]))
             self._reporter.set_startup_error("")
             start_result = run_guarded("the start", self._threads.start)
             if isinstance(start_result, UnexpectedError):
-                self._begin_shutdown(RESTART_EXIT_CODE, f"it could not start: {start_result.reason}")
+                self._begin_shutdown(RESTART_EXIT_CODE, f"the start failed: {start_result.reason}")
                 return
             self._publisher.state = "running"
             self._publisher.notify.ready("running")
             log.info("running", extra={"action": "ready"})
 
-    # Each second
+    # Each tick
 
     def _tick(self) -> None:
         mono = self._clock.monotonic()
         gap, self._last_tick = mono - self._last_tick, mono
         if gap > MAX_TICK_GAP_SECONDS:
-            log.warning("This process stood still for %.0f s: it was stopped, or got no processor.", gap,
-                        extra={"action": "still"})  # fmt: skip
+            log.warning("The daemon was paused for %.0f s (stopped, suspended or starved of CPU).", gap,
+                        extra={"action": "paused"})  # fmt: skip
         self._deadline.tick(mono, self._clock.now())
         self._check_startup()
         self._check_reload()
@@ -181,11 +171,11 @@ class Daemon:
         ledger = self._resources.ledger
         if ledger is not None and ledger.disk_failed and (self._shutdown is None or self._shutdown.since is None):
             self._begin_shutdown(
-                RESTART_EXIT_CODE, "the disk of the ledger failed; a new start reconciles with the chain"
+                RESTART_EXIT_CODE, "the disk of the ledger failed; a restart reconciles the ledger with the chain"
             )
         if self._shutdown is None and self._deadline_passed():
-            log.info("The deadline %s has come: no cycle starts any more.", to_iso(self._deadline.timestamp or 0.0))
-            self._shutdown = Shutdown(0, "the deadline has come")
+            log.info("The deadline %s has passed; no more cycles start.", to_iso(self._deadline.timestamp or 0.0))
+            self._shutdown = Shutdown(0, "the deadline has passed")
             self._threads.drain()
         self._publisher.tick()
         if self._on_status is not None:
@@ -207,33 +197,33 @@ class Daemon:
     def _block_time(self) -> float:
         connection = self._resources.current.connection
         if connection is None:
-            raise RetryLater("The way to the chain is not open yet.")
+            raise RetryLater("The connection to the chain is not open yet.")
         return connection.endpoints.block_time()
 
     # Signals
 
     def _on_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
-            self._begin_shutdown(0, f"told to by {signal.Signals(number).name}")
+            self._begin_shutdown(0, f"received {signal.Signals(number).name}")
         elif number == signal.SIGHUP:
             reopen()
             self._reload_requested = True
         elif number == signal.SIGUSR1:
-            log.info("state: %s", self._publisher.status().to_json().decode(), extra={"action": "state"})
-            log.info("the stacks of all threads:\n%s", log_lines.format_stacks(), extra={"action": "stacks"})
+            log.info("status: %s", self._publisher.status().to_json().decode(), extra={"action": "status"})
+            log.info("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
 
     def _begin_shutdown(self, exit_code: int, reason: str) -> None:
-        """End now: cycles finish what can be finished at once, and abandon the rest. What is signed is on record."""
+        """Exit now: cycles finish what they can immediately and abandon the rest. Signed submissions are in the ledger."""
         if self._shutdown is not None and self._shutdown.since is not None:
             return
         self._shutdown = Shutdown(exit_code, reason, self._clock.monotonic())
-        log.info("ending: %s", reason, extra={"action": "ending"})
+        log.info("shutting down: %s", reason, extra={"action": "shutdown"})
         self._publisher.state = "stopping"
-        self._publisher.notify.stopping(f"ending: {reason}")
+        self._publisher.notify.stopping(f"shutting down: {reason}")
         self._wake.set()
         self._threads.stop()
 
-    # A reload
+    # Reload
 
     def _prepare_reload(self) -> tuple[list[Settings], ResourceSet]:
         topics, settings_errors = self._load()
@@ -245,7 +235,7 @@ class Daemon:
         if self._reload_requested and self._reload_task is None and self._publisher.state == "running":
             self._reload_requested = False
             self._publisher.notify.reloading(int(self._clock.monotonic() * 1e6))
-            log.info("reloading: settings, topics and models are read again", extra={"action": "reload"})
+            log.info("reloading settings, topics and models", extra={"action": "reload"})
             self._reload_task = BackgroundTask("the reload", self._prepare_reload)
         if self._reload_task is None or not self._reload_task.done:
             return
@@ -254,7 +244,7 @@ class Daemon:
             self._apply_reload(*result)
         else:
             reason = result.reason if isinstance(result, UnexpectedError) else str(result)
-            log.error("Not reloaded, the old settings stay in force: %s", reason, extra={"action": "reload"})
+            log.error("The reload failed; the old settings stay in force: %s", reason, extra={"action": "reload"})
         self._publisher.notify.ready("running")
 
     def _apply_reload(self, topics: list[Settings], resource_set: ResourceSet) -> None:
@@ -266,17 +256,21 @@ class Daemon:
             self._reporter.start(lambda: self._make_alerts(settings))
         deferred = [name.upper() for name in _STARTUP_SETTINGS if getattr(previous, name) != getattr(settings, name)]
         if deferred:
-            log.warning(
-                "What is new of %s counts from the next start on.", ", ".join(deferred), extra={"action": "reload"}
-            )
+            log.warning("The new %s takes effect after a restart.", ", ".join(deferred), extra={"action": "reload"})
         log.info("reloaded", extra={"action": "reload"})
 
     def _make_alerts(self, settings: Settings, problems: list[str] | None = None) -> AlertDispatcher:
-        """Who is to be told of misses. What does not fit goes to `problems`, and nobody is told then."""
+        """The dispatcher of these settings. If they are invalid, the error goes to `problems` and nothing is sent."""
         webhook, command, interval = _alert_settings(settings)
         try:
-            return AlertDispatcher(webhook, command, interval=interval, clock=self._clock, state_dir=settings.state_path,
-                          network=settings.allora_network)  # fmt: skip
+            return AlertDispatcher(
+                webhook,
+                command,
+                interval=interval,
+                clock=self._clock,
+                state_dir=settings.state_path,
+                network=settings.allora_network,
+            )
         except NeedsHuman as error:
             (self._settings_errors if problems is None else problems).append(str(error))
         return AlertDispatcher(None, None, interval=interval, clock=self._clock, state_dir=settings.state_path)
@@ -287,10 +281,10 @@ class Daemon:
             server = stack.enter_context(HealthServer(port, self._publisher.status, self._clock))
             self._publisher.health_port = server.port
 
-    # The end
+    # Shutdown
 
     def _should_exit(self) -> bool:
-        """Whether it is time to go: told to, and nothing is under way, or it takes too long."""
+        """Whether to exit: a shutdown was requested, and nothing is running any more or it takes too long."""
         shutdown = self._shutdown
         if shutdown is None:
             return False
@@ -302,10 +296,10 @@ class Daemon:
         return elapsed >= GRACE_SECONDS
 
     def _shut_down(self) -> int:
-        shutdown = self._shutdown or Shutdown(0, "the end")
+        shutdown = self._shutdown or Shutdown(0, "done")
         since = self._clock.monotonic() if shutdown.since is None else shutdown.since
         self._publisher.state = "stopping"
-        self._publisher.notify.stopping(f"ending: {shutdown.reason}")
+        self._publisher.notify.stopping(f"shutting down: {shutdown.reason}")
         self._wake.set()
         self._threads.stop()
         log.info(
@@ -315,11 +309,11 @@ class Daemon:
             cycles_running = self._threads.has_running_workers
             self._resources.close(max(0.5, since + CLOSE_SECONDS - self._clock.monotonic()))
             if cycles_running:
-                log.warning("a cycle under way is abandoned; the next start goes on with it", extra={"action": "end"})
+                log.warning("a running cycle is abandoned; the next start resumes it", extra={"action": "shutdown"})
             else:
                 self._resources.close_storage()
         if shutdown.exit_code == 0:
-            self._publisher.state = "ended"  # else whoever looks must not take it for an end that was wanted
+            self._publisher.state = "ended"  # only a requested exit counts as ended
         self._publisher.write()
         self._reporter.close(1.0 if shutdown.exit_code == 0 else 5.0)
         return shutdown.exit_code

@@ -1,7 +1,7 @@
-"""What the daemon works with, opened once and kept: leases, ledger, rolling window, the chain, and a kit for each topic.
+"""The daemon's resources, opened once: wallet locks, ledger, rolling window, chain connection, and resources per topic.
 
-The one thing to know before changing it: a reload builds everything new first and puts it in place only when all of it is
-good. What it replaces stays open until no cycle works with it any more.
+Invariant: a reload opens everything new first and replaces the current resources only when all of it is valid. The replaced
+resources stay open until no cycle uses them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from models.market.bundle import read_market_manifest
 
 log = logging.getLogger(__name__)
 
-# What each part is made from: a part is made anew when one of these differs.
+# The settings that each component depends on: a reload reopens the component when one of them differs.
 _FORECASTER_SETTINGS = (
     "allora_network", "model", "features", "starting_timeout", "loading_timeout", "warming_up_timeout",
     "predicting_timeout", "post_processing_timeout", "stopping_timeout", "child_heartbeat_timeout", "job_attempts",
@@ -42,11 +42,11 @@ _FORECASTER_SETTINGS = (
 )  # fmt: skip
 _SOURCE_SETTINGS = ("data_source", "symbol", "tiingo_api_key", "tiingo_url")
 _CHAIN_SETTINGS = ("rpc_endpoints", "event_endpoints")
-_FIXED_SETTINGS = ("allora_network", "state_dir", "state_directory")  # what only a new process can change
+_FIXED_SETTINGS = ("allora_network", "state_dir", "state_directory")  # only a restart can change them
 
 
 class StartupProblems(NeedsHuman):
-    """Everything that a person has to change before this can run; `all` holds a message for each."""
+    """Everything that a person must change before the daemon can run; `messages` has one message for each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.messages = tuple(dict.fromkeys(problems))
@@ -54,14 +54,14 @@ class StartupProblems(NeedsHuman):
 
 
 class AlreadyRunning(ForecastdError):
-    """Another process on this host works with this wallet."""
+    """Another process on this host uses this wallet."""
 
     exit_code = 6
 
 
 @dataclass(frozen=True)
 class TopicComponents:
-    """What one topic is served with, made from its settings."""
+    """The components of one topic that are created from its settings."""
 
     settings: Settings
     wallet: Wallet
@@ -71,7 +71,7 @@ class TopicComponents:
 
 @dataclass
 class ResourceSet:
-    """A complete set of kits, the way to the chain that they share, and what closes that way."""
+    """The resources of all topics, the chain connection that they share, and the exit stack that closes it."""
 
     topics: dict[TopicKey, TopicResources] = field(default_factory=dict)
     connection: ChainConnection | None = None
@@ -79,13 +79,13 @@ class ResourceSet:
 
 
 class ResourceManager:
-    """Opened in the thread that starts the daemon, reloaded and closed by whoever asks; one of these at a time."""
+    """Opens, reloads and closes the resources. The threads may differ, but only one of these methods runs at a time."""
 
     def __init__(self, clock: Clock, *, register: bool) -> None:
-        """`register`: a worker that is not registered may be, for a fee."""
+        """`register`: a cycle may register an unregistered worker, for a fee."""
         self._clock, self._register = clock, register
         self._wallet_locks: dict[str, WalletLock] = {}
-        self._signing_locks: dict[str, SharedWallet] = {}
+        self._shared_wallets: dict[str, SharedWallet] = {}
         self._bundle_store: BundleStore | None = None
         self.current = ResourceSet()
         self.ledger: Ledger | None = None
@@ -97,13 +97,12 @@ class ResourceManager:
         settings_errors: Sequence[str],
         check_chain: Callable[[ChainConnection, Sequence[TopicComponents]], list[str]],
     ) -> None:
-        """Open everything but the books. `wrong`: what is known to be wrong with the settings; `ask_chain` says what only a
-        person can mend of what it finds there.
+        """Open everything but ledger and window. `check_chain` returns the problems on the chain that need a person.
 
         Raises:
-            Problems: a person has to change something, all of it at once.
-            AlreadyRunning: another process works with one of the wallets.
-            RetryLater, SkipEpoch: something cannot be opened now; nothing but leases is kept, so it may be tried again.
+            StartupProblems: all problems that need a person, `settings_errors` among them.
+            AlreadyRunning: another process uses one of the wallets.
+            RetryLater, SkipEpoch: temporary failure. Only the wallet locks are kept, so the call can be repeated.
         """
         problems, resource_set = list(settings_errors), ResourceSet()
         components = self._open_topics(topics, resource_set, problems)
@@ -125,23 +124,23 @@ class ResourceManager:
         """Open the ledger and the rolling window.
 
         Raises:
-            NeedsHuman: the ledger's place cannot be written, or it is of a newer version.
+            NeedsHuman: the ledger cannot be written, or has a newer version.
             RetryLater: another process holds the ledger, or the disk failed.
         """
         self.ledger = Ledger(state / "ledger.sqlite")
         self.window = RollingWindow.open(state / "window.sqlite")
 
     def prepare_reload(self, topics: Sequence[Settings], settings_errors: Sequence[str]) -> ResourceSet:
-        """An outfit for these settings, with what is in use where that is unchanged. It is not in place yet: see `adopt`.
+        """Open resources for these settings; unchanged components are reused. `apply_reload` makes them current.
 
         Raises:
-            Problems: a person has to change something; nothing has changed.
-            AlreadyRunning, RetryLater, SkipEpoch: a part cannot be had now; nothing has changed.
+            StartupProblems: a person must change something; the current resources stay.
+            AlreadyRunning, RetryLater, SkipEpoch: a component cannot be opened now; the current resources stay.
         """
         current, problems, new = self.current, list(settings_errors), ResourceSet()
         current_settings = next(iter(current.topics.values())).settings
         if _settings_differ(current_settings, topics[0], _FIXED_SETTINGS):
-            problems.append("ALLORA_NETWORK and STATE_DIR cannot change while the daemon runs: restart it for that.")
+            problems.append("ALLORA_NETWORK and STATE_DIR cannot change while the daemon runs. Restart the daemon.")
         components = self._open_topics(topics, current, problems)
         try:
             new.connection = current.connection
@@ -159,14 +158,14 @@ class ResourceManager:
         return new
 
     def apply_reload(self, new: ResourceSet) -> ResourceSet:
-        """Put a reloaded outfit in place; gives the one that it replaces, to be closed with `discard` when it is not used."""
+        """Make reloaded resources current. Returns the replaced ones; call `release` when no cycle uses them."""
         old, self.current = self.current, new
         if new.connection is old.connection:
             new.exit_stack.push(old.exit_stack.pop_all())
         return old
 
     def release(self, old: ResourceSet) -> None:
-        """Close what an outfit had and the present one does not have."""
+        """Close the replaced resources that the current ones do not share."""
         self._close_unused(
             [
                 TopicComponents(topic.settings, topic.wallet, topic.source, topic.forecaster)
@@ -177,39 +176,37 @@ class ResourceManager:
 
     @property
     def holds_wallet_locks(self) -> bool:
-        """Whether no other daemon on this host works with these wallets."""
+        """Whether this process holds the locks, so no other daemon on this host uses these wallets."""
         return bool(self._wallet_locks)
 
     @property
     def quarantined(self) -> list[str]:
-        """The names of the bundles that are not run any more."""
-        return (
-            []
-            if self._bundle_store is None
-            else sorted(bundle.name for bundle in self._bundle_store.list_quarantined().values())
-        )
+        """The names of the quarantined bundles."""
+        if self._bundle_store is None:
+            return []
+        return sorted(bundle.name for bundle in self._bundle_store.list_quarantined().values())
 
     def close(self, seconds: float) -> None:
-        """End the models' processes, all at once and for `seconds` at most, and let go of the chain and the leases."""
+        """Stop the model processes, in parallel and within `seconds`, then close the connection and the wallet locks."""
         close_forecasters([topic.forecaster for topic in self.current.topics.values()], self._clock, seconds)
         self.current.exit_stack.close()
         for wallet_lock in self._wallet_locks.values():
             wallet_lock.close()
 
     def abort_calls(self) -> None:
-        """Break off every call to the chain. May be done again, and nothing can be asked any more."""
+        """Abort every call to the chain; later calls fail. Can be repeated."""
         if self.current.connection is not None:
             self.current.connection.endpoints.close()
 
     def close_storage(self) -> None:
-        """Let go of ledger and window, when no worker uses them any more."""
+        """Close ledger and window. Call it when no worker uses them."""
         if self.window is not None:
             self.window.close()
         if self.ledger is not None:
             self.ledger.close()
 
     def _open_topics(self, topics: Sequence[Settings], old: ResourceSet, problems: list[str]) -> list[TopicComponents]:
-        """What each topic is served with, of `old` where that is unchanged; what is wrong with one goes to `problems`."""
+        """Open the components of each topic; reuses unchanged ones of `old`. Problems are appended to `problems`."""
         components: list[TopicComponents] = []
         if self._bundle_store is None:
             self._bundle_store = open_bundle_store(topics[0], self._clock)
@@ -217,7 +214,7 @@ class ResourceManager:
             for settings in topics:
                 component = _open_topic(settings, old, problems, self._bundle_store, self._clock)
                 components.extend([component] if component is not None else [])
-            for component in components:  # all have been loading side by side meanwhile
+            for component in components:  # all models have been loading in parallel
                 with collect_errors(problems):
                     _check_model(component.forecaster)
         except BaseException:
@@ -228,7 +225,7 @@ class ResourceManager:
     def _add_topics(
         self, resource_set: ResourceSet, components: Sequence[TopicComponents], problems: Sequence[str]
     ) -> None:
-        """Make the kits. Raises Problems when there are any."""
+        """Add the resources of each topic. Raises StartupProblems when there are problems."""
         connection = resource_set.connection
         if problems or connection is None:
             raise StartupProblems(problems)
@@ -236,18 +233,25 @@ class ResourceManager:
         for component in components:
             topics_by_wallet.setdefault(component.wallet.address, set()).add(component.settings.topic_id)
         for address, topic_ids in topics_by_wallet.items():
-            # The lock is the same for ever: cycles that began before a reload hold it.
-            self._signing_locks[address] = replace(
-                self._signing_locks.get(address, SharedWallet()), topics=frozenset(topic_ids)
+            # The lock never changes: cycles that started before a reload hold it.
+            self._shared_wallets[address] = replace(
+                self._shared_wallets.get(address, SharedWallet()), topics=frozenset(topic_ids)
             )
         for component in components:
             options = cycle_options_for(
                 component.settings, dry_run=False, register=self._register, retry_until_closed=True
             )
-            resource_set.topics[component.settings.topic_id, component.wallet.address] = TopicResources(
-                component.settings, chain_id_for(component.settings), options, component.source, component.forecaster, component.wallet, connection.endpoints,
-                self._signing_locks[component.wallet.address],
-            )  # fmt: skip
+            address = component.wallet.address
+            resource_set.topics[component.settings.topic_id, address] = TopicResources(
+                component.settings,
+                chain_id_for(component.settings),
+                options,
+                component.source,
+                component.forecaster,
+                component.wallet,
+                connection.endpoints,
+                self._shared_wallets[address],
+            )
 
     def _acquire_wallet_locks(self, chain_id: str, components: Sequence[TopicComponents]) -> None:
         for address in dict.fromkeys(component.wallet.address for component in components):
@@ -258,7 +262,7 @@ class ResourceManager:
                     raise AlreadyRunning(str(error)) from error
 
     def _close_unused(self, components: Sequence[TopicComponents], resource_set: ResourceSet) -> None:
-        """Close what is not in use: new models' processes, and the way to the chain."""
+        """Close the components that are not in use, and the connection of `resource_set`."""
         used = {id(topic.forecaster) for topic in self.current.topics.values()}
         close_forecasters(
             [component.forecaster for component in components if id(component.forecaster) not in used],
@@ -269,7 +273,7 @@ class ResourceManager:
 
 
 def close_forecasters(forecasters: Sequence[Forecaster], clock: Clock, seconds: float) -> None:
-    """End several models' processes side by side; what takes longer than `seconds` dies with this process."""
+    """Stop the processes of several models in parallel; those that take longer than `seconds` end with this process."""
     threads = [threading.Thread(target=forecaster.close, name="closing", daemon=True) for forecaster in forecasters]
     for thread in threads:
         thread.start()
@@ -278,8 +282,8 @@ def close_forecasters(forecasters: Sequence[Forecaster], clock: Clock, seconds: 
         thread.join(max(0.0, end - clock.monotonic()))
 
 
-class collect_errors:  # noqa: N801 - reads as a statement
-    """Put down what needs a person, and go on after the block."""
+class collect_errors:  # noqa: N801 - used as a statement; a class tells mypy that it may suppress an error
+    """Append a NeedsHuman error of the block to `problems` and continue after the block."""
 
     def __init__(self, problems: list[str]) -> None:
         self._problems = problems
@@ -325,7 +329,7 @@ def _open_topic(
 def _check_model(forecaster: Forecaster) -> None:
     try:
         forecaster.check()
-    except SkipEpoch as error:  # a process that died may live the next time; each cycle checks again
+    except SkipEpoch as error:  # a crash may be temporary; each cycle checks again
         log.warning("%s", error, extra={"action": "start"})
 
 

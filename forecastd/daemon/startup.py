@@ -1,16 +1,14 @@
-"""The start: what is said first, and what the chain says to it before the daemon calls itself ready.
+"""The daemon's startup: its banner, and the checks of host and chain before it is ready.
 
-That the network is down is no reason not to start. What only a person can mend is: a topic that does not exist, a worker
-that is not registered, somebody else who signs, endpoints that are all on another chain.
+Invariant: the daemon starts even when the network is down. Only what needs a person prevents the start: a topic that does not
+exist, a worker that is not registered, another signer of the account, endpoints that are all on another chain.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 
 from forecastd.chain.endpoint_health import EndpointState
 from forecastd.chain.wallet import open_wallet
@@ -25,12 +23,12 @@ from forecastd.submission.connect import ChainConnection, chain_id_for
 
 log = logging.getLogger(__name__)
 
-CHAIN_TIMEOUT_SECONDS = 25.0  # for all that is asked of the chain
-_FATAL_CHECKS = ("topic", "sequence")  # what else is found wrong may pass by itself, and is told
+CHAIN_TIMEOUT_SECONDS = 25.0  # for all checks of the chain together
+_FATAL_CHECKS = ("topic", "sequence")  # failures of other checks may be temporary and are only logged
 
 
 def banner(topics: Sequence[Settings], versions: dict[str, str], now: float) -> str:
-    """What this daemon is about to do, in one block; nothing has been opened or checked yet."""
+    """The settings that this daemon starts with, as one block of text. Nothing is opened or checked yet."""
     settings = topics[0]
     deadline = "none" if settings.submission_deadline is None else to_iso(settings.submission_deadline.timestamp())
     lines = [
@@ -53,15 +51,13 @@ def _wallet(settings: Settings) -> str:
     try:
         return open_wallet(settings).address
     except NeedsHuman:
-        return "not known, see below"
+        return "unknown, see below"
 
 
 def check_host(settings: Settings) -> list[str]:
-    """What only a person can mend on this machine; that a log cannot be written is no reason not to start."""
+    """Check this machine; returns the problems that need a person. An unwritable log does not prevent the start."""
     problems = []
-    for finding in check_settings(
-        {}, variable_sources()
-    ):  # names that are none, above all: a deadline misspelt is none
+    for finding in check_settings({}, variable_sources()):  # a misspelt name, such as of the deadline, has no effect
         if finding.level is Level.WARN:
             log.warning("%s: %s", finding.check, _describe(finding), extra={"action": "start"})
     for finding in check_disk("STATE_DIR", settings.state_path, required=True):
@@ -74,7 +70,7 @@ def check_host(settings: Settings) -> list[str]:
 def check_chain(
     connection: ChainConnection, topics: Sequence[TopicComponents], clock: Clock, *, register: bool
 ) -> list[str]:
-    """Look at endpoints, topics, accounts and the clock; gives what only a person can mend, and logs everything else."""
+    """Check endpoints, topics, accounts and the clock; returns the problems that need a person and logs the others."""
     findings, usable = chain_checks.check_endpoints(connection.endpoints)
     problems = []
     if not usable:
@@ -82,13 +78,16 @@ def check_chain(
         if all(report.state is EndpointState.WRONG_CHAIN for report in reports):
             return [_describe(finding) for finding in findings if finding.level is Level.FAIL]
         log.warning(
-            "No endpoint can be asked now; the daemon starts all the same and goes on when one answers. %s",
+            "No endpoint is usable now; the daemon starts anyway and continues when one answers. %s",
             " ".join(_describe(finding) for finding in findings if finding.level is not Level.OK), extra={"action": "start"},
         )  # fmt: skip
         return []
     threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="start")
     try:
-        checks = [threads.submit(check) for check in _planned_checks(connection, topics, clock, register=register)]
+        chain_id = chain_id_for(topics[0].settings) if topics else ""
+        wallets = [(topic.settings, topic.wallet.address) for topic in topics]
+        plan = chain_checks.plan_chain_checks(connection.endpoints, wallets, chain_id, clock, register=register)
+        checks = [threads.submit(check) for _, check in plan]
         end = clock.monotonic() + CHAIN_TIMEOUT_SECONDS
         for future in checks:
             new_findings, new_problems = _check_result(future, max(0.0, end - clock.monotonic()))
@@ -105,25 +104,8 @@ def check_chain(
     return problems
 
 
-def _planned_checks(
-    connection: ChainConnection, topics: Sequence[TopicComponents], clock: Clock, *, register: bool
-) -> list[Callable[[], list[Finding]]]:
-    """The doctor's, of what this daemon will do. They read the ledger from a copy, so it must not be open here yet."""
-    chain, chain_id = connection.endpoints, chain_id_for(topics[0].settings) if topics else ""
-    wallets = {topic.wallet.address: topic.settings for topic in topics}
-    checks: list[Callable[[], list[Finding]]] = [partial(chain_checks.check_clock, chain, clock)]
-    for topic in topics:
-        settings, address = topic.settings, topic.wallet.address
-        checks.append(partial(chain_checks.check_topic, chain, settings, chain_id, address, register=register))
-    for address, settings in wallets.items():
-        path: Path = settings.state_path / "ledger.sqlite"
-        checks.append(partial(chain_checks.check_sequence, chain, chain_id, address, path))
-        checks.append(partial(chain_checks.check_balance, chain, settings, chain_id, address, path))
-    return checks
-
-
 def _check_result(future: Future[list[Finding]], seconds: float) -> tuple[list[Finding], list[str]]:
-    """Its findings, and what it says needs a person. What could not be found out is told and no reason not to start."""
+    """The findings of a check, and the problems that need a person. A check that fails is logged and not fatal."""
     try:
         return future.result(seconds), []
     except TimeoutError:
@@ -133,7 +115,7 @@ def _check_result(future: Future[list[Finding]], seconds: float) -> tuple[list[F
     except NeedsHuman as error:
         return [], [str(error)]
     except ForecastdError as error:
-        log.warning("A check of the chain could not be made: %s", error, extra={"action": "start"})
+        log.warning("A check of the chain failed: %s", error, extra={"action": "start"})
     return [], []
 
 

@@ -1,37 +1,60 @@
-"""What the daemon shows: its pulse, in a file and to whoever asks, its heartbeat, and what the service manager is told."""
+"""Publishes the daemon's status: the status file, the heartbeat line, and the messages to the service manager.
+
+Invariant: collecting the status neither blocks nor queries the network.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
+from forecastd import __version__
+from forecastd.chain.endpoint_pool import EndpointPool
+from forecastd.chain.events import EventStreamReport
 from forecastd.clock import Clock
-from forecastd.daemon import log_lines, status_sources
+from forecastd.daemon import log_lines
 from forecastd.daemon.alert_reporter import AlertReporter
 from forecastd.daemon.resources import ResourceManager
 from forecastd.daemon.schedule import latest_due_heartbeat
 from forecastd.daemon.status_registry import StatusRegistry
 from forecastd.daemon.threads import ThreadManager
+from forecastd.daemon.topic_worker import TopicResources
 from forecastd.logs import FILE_NAME
+from forecastd.market.guards import DAY, MAX_MODEL_AGE_DAYS
 from forecastd.runtime import procfs
 from forecastd.runtime.liveness import LivenessMonitor
 from forecastd.runtime.sd_notify import SystemdNotifier, watchdog_interval
+from forecastd.runtime.stacks import format_stacks
 from forecastd.settings import Settings
 from forecastd.status.file import StatusFile
-from forecastd.status.model import DaemonMode, DaemonState, DaemonStatus, HeartbeatStatus, WatchdogStatus
+from forecastd.status.model import (
+    ChildStatus,
+    DaemonMode,
+    DaemonState,
+    DaemonStatus,
+    EndpointStatus,
+    HangCount,
+    HeartbeatStatus,
+    ModelStatus,
+    StreamStatus,
+    SupervisionStatus,
+    WatchdogStatus,
+)
 from forecastd.submission.connect import chain_id_for
 
 log = logging.getLogger(__name__)
 
-WRITE_INTERVAL_SECONDS = 15.0  # seconds between two writings of the file while nothing happens
-MAX_WATCHDOG_INTERVAL_SECONDS = 2.0  # seconds between two feedings of the watchdog, or fewer where it is impatient
+WRITE_INTERVAL_SECONDS = 15.0  # between two writes of the status file while nothing changes
+MAX_WATCHDOG_INTERVAL_SECONDS = 2.0  # between two watchdog pings, or less for a short watchdog timeout
 
 
 @dataclass(frozen=True)
 class StatusSources:
-    """What there is to tell of: the parts of the daemon that know something."""
+    """The parts of the daemon whose state is published."""
 
     liveness: LivenessMonitor
     registry: StatusRegistry
@@ -41,7 +64,7 @@ class StatusSources:
 
 
 class StatusPublisher:
-    """`pulse` may be called from any thread, everything else in the main loop."""
+    """Publishes the status. `status` is thread-safe; call everything else in the main loop."""
 
     def __init__(self, settings: Settings, mode: DaemonMode, clock: Clock, sources: StatusSources) -> None:
         self.settings = settings
@@ -53,7 +76,7 @@ class StatusPublisher:
         self.watchdog_interval = None if interval is None else min(MAX_WATCHDOG_INTERVAL_SECONDS, interval)
         self._watchdog_timeout = None if interval is None else 2 * interval
         self._status_file, self._log_path = StatusFile(settings.state_path), str(settings.log_path / FILE_NAME)
-        self._versions: Mapping[str, str] = status_sources.versions()
+        self._versions: Mapping[str, str] = versions()
         self._started, self._started_at = clock.monotonic(), clock.now()
         self._heartbeat_count, self._heartbeat_times = 0, (self._started, self._started_at)
         self._watchdog_times: tuple[float, float] | None = None
@@ -64,7 +87,7 @@ class StatusPublisher:
         self._published: tuple[DaemonState, int] | None = None
 
     def tick(self) -> None:
-        """Show what is due now. The watchdog is fed last: whatever goes wrong before that is worth a new start."""
+        """Publish what is due now. The watchdog ping comes last: an error before it deserves a restart."""
         mono = self._clock.monotonic()
         self._check_stalled_loops()
         heartbeat_count = latest_due_heartbeat(
@@ -88,9 +111,9 @@ class StatusPublisher:
             self._watchdog_times = (mono, self._clock.now())
 
     def write(self, *, force: bool = False) -> None:
-        """Put the pulse into its file, and tell the service manager what is new.
+        """Write the status file, and send a changed status line to the service manager.
 
-        Without the leases the file may be that of another daemon, which is left alone unless `always` is set.
+        Without the wallet locks the file may belong to another daemon and is not written, unless `force` is set.
         """
         self._published = (self.state, self._sources.registry.revision)
         status = self.status()
@@ -103,7 +126,7 @@ class StatusPublisher:
             self.notify.status(status_line)
 
     def status(self) -> DaemonStatus:
-        """Everything that is known now."""
+        """The current status."""
         mono, wall, settings, sources = self._clock.monotonic(), self._clock.now(), self.settings, self._sources
         topics = list(sources.resources.current.topics.values())
         connection = sources.resources.current.connection
@@ -111,7 +134,7 @@ class StatusPublisher:
             self._in_use_since.setdefault(topic.forecaster.manifest.sha256, wall)
         last_ping = self._watchdog_times
         deadline = settings.submission_deadline
-        supervision = status_sources.supervision_status(topics, sources.resources.quarantined)
+        supervision = supervision_status(topics, sources.resources.quarantined)
         return DaemonStatus(
             pid=os.getpid(),
             started_at=self._started_at,
@@ -126,9 +149,9 @@ class StatusPublisher:
             interval=float(settings.submission_interval),
             attention=sources.reporter.attention,
             topics=sources.registry.snapshot(sources.threads.views(), mono),
-            endpoints=() if connection is None else status_sources.endpoint_statuses(connection.endpoints),
-            streams=status_sources.stream_statuses(sources.threads.stream_reports()),
-            models=status_sources.model_statuses(topics, self._in_use_since),
+            endpoints=() if connection is None else endpoint_statuses(connection.endpoints),
+            streams=stream_statuses(sources.threads.stream_reports()),
+            models=model_statuses(topics, self._in_use_since),
             supervision=supervision,
             heartbeat=HeartbeatStatus(
                 self._heartbeat_times[1], mono - self._heartbeat_times[0], settings.heartbeat_interval
@@ -148,17 +171,98 @@ class StatusPublisher:
         )
 
     def _check_stalled_loops(self) -> None:
-        """Loops without progress keep the watchdog from being fed; each is told once, with every stack."""
+        """Stop the watchdog pings while a loop is stalled. Each stalled loop is logged once, with all stacks."""
         stalled = self._sources.liveness.stalled_loops()
         names = frozenset(loop.name for loop in stalled)
         for loop in stalled:
             if loop.name not in self._stalled:
                 log.error(
-                    "%s has made no progress for %.0f s; the watchdog is not fed any more.", loop.name, loop.age,
-                    extra={"action": "late"},
+                    "%s has made no progress for %.0f s; watchdog pings stop.", loop.name, loop.age,
+                    extra={"action": "stalled"},
                 )  # fmt: skip
         if names - self._stalled:
-            log.error("the stacks of all threads:\n%s", log_lines.format_stacks(), extra={"action": "stacks"})
+            log.error("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
         if self._stalled and not names:
-            log.warning("every loop makes progress again", extra={"action": "late"})
+            log.warning("all loops make progress again; watchdog pings resume", extra={"action": "stalled"})
         self._stalled = names
+
+
+def versions() -> dict[str, str]:
+    """The versions of forecastd, Python and the SDK, for the banner and the status."""
+    package_versions = {"forecastd": __version__, "python": platform.python_version()}
+    for name in ("allora_sdk",):
+        try:
+            package_versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return package_versions
+
+
+def endpoint_statuses(chain: EndpointPool) -> tuple[EndpointStatus, ...]:
+    """The status of each endpoint."""
+    return tuple(
+        EndpointStatus(
+            report.endpoint,
+            report.state.value,
+            report.chain_id,
+            report.height,
+            report.lag,
+            report.latency,
+            report.streak,
+            report.error,
+        )
+        for report in chain.report()
+    )
+
+
+def stream_statuses(reports: Iterable[EventStreamReport]) -> tuple[StreamStatus, ...]:
+    """The status of each websocket."""
+    return tuple(
+        StreamStatus(report.endpoint, report.connected, report.last_message_at, report.error) for report in reports
+    )
+
+
+def model_statuses(topics: Iterable[TopicResources], in_use_since: Mapping[str, float]) -> tuple[ModelStatus, ...]:
+    """The bundles in use, each once. `in_use_since`: unix seconds by sha256."""
+    statuses = {}
+    for topic in topics:
+        manifest = topic.forecaster.manifest
+        has_age = not manifest.training.synthetic
+        statuses[manifest.sha256] = ModelStatus(
+            manifest.name, manifest.sha256, float(manifest.training.trained_until) if has_age else None,
+            in_use_since.get(manifest.sha256), MAX_MODEL_AGE_DAYS * DAY if has_age else None,
+        )  # fmt: skip
+    return tuple(statuses.values())
+
+
+def supervision_status(topics: Iterable[TopicResources], quarantined: Iterable[str]) -> SupervisionStatus:
+    """The model processes of all topics and their counters. `quarantined`: names of bundles."""
+    hangs: dict[tuple[str, str], int] = {}
+    jobs: dict[str, int] = {}
+    children: list[ChildStatus] = []
+    crashes = replacements = failovers = recovered_stalls = 0
+    for forecaster in {id(topic.forecaster): topic.forecaster for topic in topics}.values():
+        counts, name = forecaster.counts, forecaster.manifest.name
+        crashes += counts.crashes
+        replacements += counts.replacements
+        failovers += counts.failovers
+        recovered_stalls += counts.recovered_stalls
+        for (phase, bundle), number in list(counts.hangs.items()):
+            hangs[bundle, phase] = hangs.get((bundle, phase), 0) + number
+        for result, number in list(counts.jobs.items()):
+            jobs[result] = jobs.get(result, 0) + number
+        reports = forecaster.children()
+        busy = any(report["job"] for report in reports)
+        children += [
+            _child_status(report, name, active=bool(report["job"]) or (not busy and report is reports[0]))
+            for report in reports
+        ]
+    return SupervisionStatus(
+        tuple(HangCount(bundle, phase, number) for (bundle, phase), number in sorted(hangs.items())), crashes, replacements,
+        failovers, recovered_stalls, jobs, tuple(sorted(quarantined)), tuple(children),
+    )  # fmt: skip
+
+
+def _child_status(child: Mapping[str, object], bundle: str, *, active: bool) -> ChildStatus:
+    pid = int(str(child["pid"]))
+    return ChildStatus(pid, "active" if active else "standby", bundle, str(child["phase"]), procfs.resident_bytes(pid))

@@ -1,4 +1,4 @@
-"""What the daemon knows of its topics, in one place: each thread puts down what it did, whoever tells of it reads here."""
+"""The status of the daemon's topics in one place: the threads write it, the publisher reads it."""
 
 from __future__ import annotations
 
@@ -10,73 +10,87 @@ from forecastd.daemon.watcher import TopicView
 from forecastd.ledger.outcome import Outcome
 from forecastd.status.model import TopicStatus, WindowStatus
 
-TopicKey = tuple[int, str]  # topic id, the wallet's address
+TopicKey = tuple[int, str]  # topic id, wallet address
 
 
 class StatusRegistry:
-    """A `TopicPulse` for each topic with each wallet. Any thread."""
+    """A `TopicStatus` for each topic of each wallet. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._topics: dict[TopicKey, TopicStatus] = {}
-        self.revision = 0  # how often something new was put down
+        self.revision = 0  # number of changes so far
 
     def set_topics(self, topics: Mapping[TopicKey, TopicStatus]) -> None:
-        """Have these topics and no others; those that are there already keep what they counted."""
-        preserved_fields = ("cycles", "submitted", "missed", "outcomes", "stages", "lags", "last_outcomes", "last_submitted",
-                   "confirmed_nonce", "newest_nonce", "oldest_unserved", "watched_from")  # fmt: skip
+        """Replace the topics. A topic that is already present keeps its counters and nonces."""
         with self._lock:
             self._topics = {
-                key: replace(topic, **{name: getattr(self._topics[key], name) for name in preserved_fields})
-                if key in self._topics else topic
+                key: _with_counters(topic, self._topics[key]) if key in self._topics else topic
                 for key, topic in topics.items()
-            }  # fmt: skip
+            }
 
     def update(self, key: TopicKey, update: Callable[[TopicStatus], TopicStatus]) -> None:
-        """Put down what is new of a topic; nothing when it is not served any more."""
+        """Change the status of a topic; ignored when the topic is no longer served."""
         with self._lock:
             if key in self._topics:
                 self._topics[key] = update(self._topics[key])
                 self.revision += 1
 
     def record_outcome(self, key: TopicKey, outcome: Outcome, ended_at: float) -> None:
-        """A cycle ended so at `at` (unix seconds). A look that found nothing to do is not worth remembering."""
+        """A cycle ended at `ended_at` (unix seconds). A cycle that had nothing to do is not recorded."""
 
-        def after(topic: TopicStatus) -> TopicStatus:
+        def with_outcome(topic: TopicStatus) -> TopicStatus:
             idle_topic = replace(topic, nonce=None, phase="waiting", phase_since=ended_at)
             already_submitted = outcome.outcome == "already_submitted" and outcome.nonce is not None
             nothing_new = already_submitted and (topic.confirmed_nonce or 0) >= (outcome.nonce or 0)
             if outcome.outcome == "no_window" or nothing_new:
                 return idle_topic
-            return replace(
-                idle_topic.with_outcome(outcome, ended_at), missed=topic.missed
-            )  # what the ledger says counts, see `missed`
+            # The ledger decides which epochs are missed, see `record_missed`.
+            return replace(idle_topic.with_outcome(outcome, ended_at), missed=topic.missed)
 
-        self.update(key, after)
+        self.update(key, with_outcome)
 
     def record_missed(self, key: TopicKey) -> None:
-        """The ledger has one missed epoch more, whoever found it out."""
+        """One more epoch is recorded as missed in the ledger."""
         self.update(key, lambda topic: replace(topic, missed=topic.missed + 1))
 
     def record_window(self, key: TopicKey, nonce: int) -> None:
-        """A window was seen open. What is newer than the last confirmed one has not been served yet."""
+        """A window is open. An epoch newer than the last confirmed one is not served yet."""
 
-        def after(topic: TopicStatus) -> TopicStatus:
+        def with_window(topic: TopicStatus) -> TopicStatus:
             newest = max(nonce, topic.newest_nonce or nonce)
             unserved = nonce > (topic.confirmed_nonce or 0)
             oldest = min(nonce, topic.oldest_unserved_nonce or nonce) if unserved else topic.oldest_unserved_nonce
             return replace(topic, newest_nonce=newest, oldest_unserved_nonce=oldest)
 
-        self.update(key, after)
+        self.update(key, with_window)
 
     def snapshot(self, views: Mapping[int, TopicView], mono: float) -> tuple[TopicStatus, ...]:
-        """All of it, with what the watcher sees of each topic at the monotonic second `mono`."""
+        """All topics, combined with the watcher's views at the monotonic second `mono`."""
         with self._lock:
             topic_statuses = list(self._topics.values())
         return tuple(
             _with_view(topic, views[topic.topic_id], mono) if topic.topic_id in views else topic
             for topic in topic_statuses
         )
+
+
+def _with_counters(topic: TopicStatus, previous: TopicStatus) -> TopicStatus:
+    return replace(
+        topic,
+        cycles=previous.cycles,
+        submitted=previous.submitted,
+        missed=previous.missed,
+        outcomes=previous.outcomes,
+        stages=previous.stages,
+        submission_lag=previous.submission_lag,
+        last_outcomes=previous.last_outcomes,
+        last_submitted=previous.last_submitted,
+        confirmed_nonce=previous.confirmed_nonce,
+        newest_nonce=previous.newest_nonce,
+        oldest_unserved_nonce=previous.oldest_unserved_nonce,
+        watch_start_height=previous.watch_start_height,
+    )
 
 
 def _with_view(topic: TopicStatus, view: TopicView, mono: float) -> TopicStatus:
@@ -94,7 +108,7 @@ def _with_view(topic: TopicStatus, view: TopicView, mono: float) -> TopicStatus:
 
 
 def _window_status(view: TopicView, mono: float) -> WindowStatus | None:
-    """The newest window while it is open, else the next one as the epoch's length foresees it."""
+    """The newest window while it is open, else the next one as predicted from the epoch length."""
     if view.topic is None or view.height is None:
         return None
     newest, length, block_seconds = view.newest_nonce, view.topic.epoch_length, view.block_timer.estimate

@@ -1,16 +1,15 @@
-"""The threads that do the work: the watcher, the websockets' listeners, and a worker for each topic with each wallet."""
+"""The daemon's working threads: the watcher, the websocket listeners, and a worker for each topic of each wallet."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from forecastd.chain.client import ChainClient
-from forecastd.chain.events import EventStreamReport
+from forecastd.chain.events import EventListener, EventStreamReport
 from forecastd.clock import Clock
-from forecastd.daemon.event_listeners import EventListeners
 from forecastd.daemon.resources import ResourceManager, ResourceSet
 from forecastd.daemon.schedule import MAX_POLL_SECONDS, MIN_POLL_SECONDS
 from forecastd.daemon.status_registry import StatusRegistry, TopicKey
@@ -23,16 +22,14 @@ from forecastd.status.model import TopicStatus
 
 log = logging.getLogger(__name__)
 
-POLL_STALL_SECONDS = 90.0  # seconds that a look at one topic may take without a sign of progress
-ERROR_PAUSE_SECONDS = 30.0  # seconds until the watcher goes on after an error that nobody foresaw
+POLL_STALL_SECONDS = 90.0  # limit of one poll without a heartbeat
+LISTENER_STALL_SECONDS = 60.0  # limit of a listener without a heartbeat; connecting takes longest
+ERROR_PAUSE_SECONDS = 30.0  # pause of a thread after an unexpected error
 
 
 @dataclass(frozen=True)
 class PollOptions:
-    """What tests and benchmarks change. `poll` and `events`: whether windows are found by looking, and by being told.
-
-    The bounds of the poll are in seconds.
-    """
+    """How windows are found, for tests and benchmarks: by polling (`poll`), by websocket events (`events`), or by both."""
 
     poll: bool = True
     events: bool = True
@@ -41,19 +38,23 @@ class PollOptions:
 
 
 class ThreadManager:
-    """The threads, from `begin` to `stop`."""
+    """Runs the threads from `start` to `stop`."""
 
     def __init__(
-        self, resources: ResourceManager, clock: Clock, liveness: LivenessMonitor, registry: StatusRegistry, reporter: EpochReporter, *, interval: float,
-        may_start: Callable[[], bool], poll_options: PollOptions,
-    ) -> None:  # fmt: skip
-        self._resources, self._clock, self._liveness, self._registry, self._reporter = (
-            resources,
-            clock,
-            liveness,
-            registry,
-            reporter,
-        )
+        self,
+        resources: ResourceManager,
+        clock: Clock,
+        liveness: LivenessMonitor,
+        registry: StatusRegistry,
+        reporter: EpochReporter,
+        *,
+        interval: float,
+        may_start: Callable[[], bool],
+        poll_options: PollOptions,
+    ) -> None:
+        """`interval`: seconds between two cycles that run even without a window. `may_start`: whether a cycle may start."""
+        self._resources, self._clock, self._liveness = resources, clock, liveness
+        self._registry, self._reporter = registry, reporter
         self._may_start, self._poll_options = may_start, poll_options
         self._workers: dict[TopicKey, TopicWorker] = {}
         self._draining: list[TopicWorker] = []
@@ -62,54 +63,60 @@ class ThreadManager:
         self._stopped = False
         self._wake = HeartbeatEvent(liveness, "watcher", POLL_STALL_SECONDS)
         self._watcher = Watcher(
-            self._chain, clock, self._dispatch, interval=interval, wake=self._wake, poll=poll_options.poll,
-            min_poll_seconds=poll_options.min_poll_seconds, max_poll_seconds=poll_options.max_poll_seconds,
-        )  # fmt: skip
+            self._chain,
+            clock,
+            self._dispatch,
+            interval=interval,
+            wake=self._wake,
+            poll=poll_options.poll,
+            min_poll_seconds=poll_options.min_poll_seconds,
+            max_poll_seconds=poll_options.max_poll_seconds,
+        )
         self._thread = threading.Thread(target=self._run_watcher, name="watcher", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch and to serve what the workshop is equipped for."""
+        """Start to watch and to serve the topics of the current resources."""
         self._reconcile_workers()
         self._thread.start()
 
     def apply_reload(self, resource_set: ResourceSet, interval: float) -> None:
-        """Go on with a reloaded outfit: from the next cycle of each topic on."""
+        """Use the reloaded resources from the next cycle of each topic on."""
         self._watcher.interval = interval
         self._replaced_sets.append(self._resources.apply_reload(resource_set))
         self._reconcile_workers()
 
     def views(self) -> dict[int, TopicView]:
-        """What the watcher knows of each topic."""
+        """What the watcher knows of each topic, by topic id."""
         return self._watcher.views()
 
     def stream_reports(self) -> list[EventStreamReport]:
-        """How the websockets stand."""
+        """The state of each websocket."""
         return [] if self._listeners is None else self._listeners.reports()
 
     @property
     def has_running_workers(self) -> bool:
-        """Whether any worker has not ended."""
+        """Whether any worker's thread is still running."""
         return any(not worker.join(0.0) for worker in (*self._workers.values(), *self._draining))
 
     def release_replaced(self) -> None:
-        """Close what a reload has replaced and no cycle uses any more."""
+        """Close the resources that a reload replaced, once no cycle uses them."""
         self._draining = [worker for worker in self._draining if not worker.join(0.0)]
         workers = (*self._workers.values(), *self._draining)
         for resource_set in list(self._replaced_sets):
             if not any(worker.uses(topic) for worker in workers for topic in resource_set.topics.values()):
                 self._replaced_sets.remove(resource_set)
                 threading.Thread(
-                    target=self._resources.release, args=(resource_set,), name="tidying", daemon=True
+                    target=self._resources.release, args=(resource_set,), name="release", daemon=True
                 ).start()
 
     def drain(self) -> None:
-        """Start no cycle any more; those under way go on to their end."""
+        """Start no more cycles; let the running ones finish."""
         self._stop_watching()
         for worker in self._workers.values():
             worker.drain()
 
     def stop(self) -> None:
-        """Have every cycle end now, finished or abandoned."""
+        """Make every cycle end now, finished or abandoned."""
         self._stop_watching()
         for worker in (*self._workers.values(), *self._draining):
             worker.stop()
@@ -121,7 +128,7 @@ class ThreadManager:
             self._listeners.stop()
 
     def _reconcile_workers(self) -> None:
-        """Have a worker for each kit and none besides, and listen to the websockets of the way to the chain."""
+        """Run exactly one worker for each current topic, and the listeners of the current connection."""
         topics = self._resources.current.topics
         for key in [key for key in self._workers if key not in topics]:
             worker = self._workers.pop(key)
@@ -160,20 +167,19 @@ class ThreadManager:
 
     def _worker_context(self) -> WorkerContext:
         ledger, window = self._resources.ledger, self._resources.window
-        assert ledger is not None  # noqa: S101 - the books are open before the crew begins
+        assert ledger is not None  # noqa: S101 - the storage is open before the threads start
         assert window is not None  # noqa: S101
         return WorkerContext(
-            ledger, window, self._clock, self._registry, self._liveness, self._height, self._may_start, self._reporter
+            ledger, window, self._clock, self._registry, self._liveness, self._view, self._may_start, self._reporter
         )
 
-    def _height(self, topic_id: int) -> int | None:
-        view = self._watcher.views().get(topic_id)
-        return None if view is None else view.height
+    def _view(self, topic_id: int) -> TopicView | None:
+        return self._watcher.views().get(topic_id)
 
     def _chain(self) -> ChainClient:
         connection = self._resources.current.connection
         if connection is None:
-            raise RetryLater("The way to the chain is not open yet.")
+            raise RetryLater("The connection to the chain is not open yet.")
         return connection.endpoints
 
     def _dispatch(self, window: SubmissionWindow) -> None:
@@ -182,7 +188,7 @@ class ThreadManager:
                 worker.add_window(window)
 
     def _run_watcher(self) -> None:
-        """The watcher's thread. On a new slot of the interval each worker looks, too: that settles what is open."""
+        """The watcher's thread. When an interval starts, every worker runs a cycle too, which settles open submissions."""
         last_slot = None
         while not self._stopped:
             self._wake.clear()
@@ -194,6 +200,65 @@ class ThreadManager:
             last_slot = current_slot
             self._wake.wait(ERROR_PAUSE_SECONDS if isinstance(wait, UnexpectedError) else wait)
         self._liveness.remove("watcher")
+
+
+class EventListeners:
+    """Passes the events of several websockets to the watcher, each in its own thread. Any one of them is sufficient."""
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        topics: Iterable[int],
+        watcher: Watcher,
+        *,
+        liveness: LivenessMonitor,
+        clock: Clock,
+        chain_id: str,
+    ) -> None:
+        self.urls = urls
+        self._liveness = liveness
+        self._stopping = False
+        topic_ids = frozenset(topics)
+        self._listeners = [
+            EventListener(
+                url, topic_ids, chain_id=chain_id, clock=clock, on_block=watcher.on_block,
+                on_opening=watcher.on_window, on_connected=watcher.request_poll,
+            )
+            for url in dict.fromkeys(urls)
+        ]  # fmt: skip
+        self._wakes = [
+            HeartbeatEvent(liveness, f"listener {number} ({listener.name})", LISTENER_STALL_SECONDS)
+            for number, listener in enumerate(self._listeners, start=1)
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for listener, wake in zip(self._listeners, self._wakes, strict=True):
+            threading.Thread(target=self._run, args=(listener, wake), name=wake.name, daemon=True).start()
+
+    def set_topics(self, topics: Iterable[int]) -> None:
+        """Listen for these topics instead."""
+        topic_ids = frozenset(topics)
+        for listener in self._listeners:
+            listener.listen_for(topic_ids)
+
+    def stop(self) -> None:
+        """Stop listening. Returns immediately."""
+        self._stopping = True
+        for listener, wake in zip(self._listeners, self._wakes, strict=True):
+            listener.stop()
+            wake.set()
+
+    def reports(self) -> list[EventStreamReport]:
+        """The state of each websocket."""
+        return [listener.report() for listener in self._listeners]
+
+    def _run(self, listener: EventListener, wake: HeartbeatEvent) -> None:
+        while not self._stopping:
+            run_guarded(wake.name, lambda: listener.run(wake))
+            if not self._stopping:
+                wake.wait(ERROR_PAUSE_SECONDS)
+        self._liveness.remove(wake.name)
 
 
 def _initial_status(topic: TopicResources) -> TopicStatus:

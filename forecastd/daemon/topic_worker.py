@@ -1,8 +1,7 @@
-"""Serves one topic with one wallet: runs the cycles, one after the other, in a thread of its own.
+"""Serves one topic of one wallet: runs the cycles, one after the other, in its own thread.
 
-The one thing to know before changing it: which epoch is served, and whether it is served already, is decided by the cycle
-from the chain and the ledger. What is kept here is only what has been handed over and is not settled yet, so losing it, or
-being handed the same window again, does no harm.
+Invariant: the cycle decides from the chain and the ledger which epoch to serve and whether it is already served. The worker
+only remembers the windows that were reported and are not settled yet, so losing one, or getting it again, does no harm.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock
 from forecastd.daemon.balance import CHECK_INTERVAL_SECONDS, WalletBalance, check_balance
+from forecastd.daemon.schedule import DEFAULT_BLOCK_SECONDS
 from forecastd.daemon.status_registry import StatusRegistry, TopicKey
-from forecastd.daemon.watcher import SubmissionWindow
+from forecastd.daemon.watcher import SubmissionWindow, TopicView
 from forecastd.errors import ForecastdError
 from forecastd.inference.forecaster import Forecaster
 from forecastd.inference.stages import StageResult
@@ -36,19 +36,16 @@ from forecastd.submission.epochs import NOT_SUBMITTED_REASON
 
 log = logging.getLogger(__name__)
 
-STAGE_STALL_SECONDS = 900.0  # seconds that a stage may take without a sign: a model's attempts, all of them
-IDLE_SECONDS = 60.0  # seconds of one wait without work
-UNSEEN_RETRY_SECONDS, MAX_UNSEEN_RETRY_SECONDS = (
-    1.0,
-    15.0,
-)  # seconds: a window that was told of and that the endpoint does not show yet
-MAX_SERVED_NONCES = 100  # served windows that are remembered, to be left alone while they stay open
-FAILURE_RETRY_SECONDS, MAX_FAILURE_RETRY_SECONDS = 5.0, 60.0  # seconds: a cycle that failed
+STAGE_STALL_SECONDS = 900.0  # limit of a stage without a heartbeat; all attempts of a model take longest
+IDLE_SECONDS = 60.0  # of one wait without work
+UNSEEN_RETRY_SECONDS, MAX_UNSEEN_RETRY_SECONDS = 1.0, 15.0  # after a cycle that did not see the reported window yet
+MAX_SERVED_NONCES = 100  # served windows to remember, which are ignored while they stay open
+FAILURE_RETRY_SECONDS, MAX_FAILURE_RETRY_SECONDS = 5.0, 60.0  # after a failed cycle
 
 
 @dataclass(frozen=True)
 class TopicResources:
-    """What a topic is served with. A reload puts another one in its place, between two cycles."""
+    """The resources of one topic of one wallet. A reload replaces them between two cycles."""
 
     settings: Settings
     chain_id: str
@@ -57,7 +54,7 @@ class TopicResources:
     forecaster: Forecaster
     wallet: Wallet
     chain: EndpointPool
-    signing_lock: SharedWallet
+    shared_wallet: SharedWallet
 
     @property
     def key(self) -> TopicKey:
@@ -65,7 +62,7 @@ class TopicResources:
 
 
 class EpochReporter(Protocol):
-    """Who is told what became of epochs. Every method returns at once; an empty trouble is over."""
+    """Receives the results of epochs. Every method returns immediately; an empty `reason` ends the need for a person."""
 
     def report_missed(self, key: TopicKey, nonce: int, reason: str) -> None: ...
     def report_balance(self, key: TopicKey, balance: WalletBalance) -> None: ...
@@ -75,25 +72,22 @@ class EpochReporter(Protocol):
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What all workers share. `reports` is told of epochs, and of what a person is needed for.
-
-    `height` gives the chain's height as the watcher knows it, `may_start` whether a cycle may start now.
-    """
+    """What all workers share. `view` returns what the watcher knows of a topic, `may_start` whether a cycle may start."""
 
     ledger: Ledger
     window: RollingWindow
     clock: Clock
     registry: StatusRegistry
     liveness: LivenessMonitor
-    height: Callable[[int], int | None]
+    view: Callable[[int], TopicView | None]
     may_start: Callable[[], bool]
     reporter: EpochReporter
 
 
 class TopicWorker:
-    """A worker; `start` begins its thread. `kit` may be replaced with `swap`.
+    """The worker of one topic of one wallet; `start` starts its thread.
 
-    `after`: the worker that served this topic before and may still be at its last cycle; no two serve at the same time.
+    `predecessor`: the previous worker of this topic, which may still run its last cycle; two never run at the same time.
     """
 
     def __init__(
@@ -120,11 +114,11 @@ class TopicWorker:
     # From other threads
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._thread.start()
 
     def add_window(self, window: SubmissionWindow) -> None:
-        """A window is open. Returns at once; of a window that is served already, each look at the topic tells again."""
+        """A window is open. Returns immediately. Each poll reports the window again, also when it is already served."""
         with self._lock:
             if window.nonce in self._pending or window.nonce in self._served:
                 return
@@ -134,40 +128,40 @@ class TopicWorker:
         self._work_available.set()
 
     def request_cycle(self) -> None:
-        """Run a cycle, whether a window is known to be open or not: it settles what is open from before."""
+        """Run a cycle even if no open window is known: it settles the open submissions of earlier cycles."""
         with self._lock:
             self._cycle_requested = True
         self._work_available.set()
 
     def replace_resources(self, resources: TopicResources) -> None:
-        """Work with this kit from the next cycle on."""
+        """Use these resources from the next cycle on."""
         with self._lock:
             self._next_resources = resources
             self._next_attempt = 0.0
         self._work_available.set()
 
     def uses(self, resources: TopicResources) -> bool:
-        """Whether it may still work with this kit."""
+        """Whether the worker may still use these resources."""
         return self._thread.is_alive() and (self._resources is resources or self._next_resources is resources)
 
     def stop(self) -> None:
-        """Finish what can be finished at once, abandon the rest: what is signed is on record."""
+        """Finish what can be finished immediately and abandon the rest; signed submissions are in the ledger."""
         self._stopping = True
         self._wake.set()
         self._work_available.set()
 
     def drain(self) -> None:
-        """End after the cycle under way."""
+        """Stop after the current cycle."""
         self._stopping = True
         self._work_available.set()
 
     def join(self, seconds: float) -> bool:
-        """Wait for its end; whether it has ended."""
+        """Wait up to `seconds` for the thread to end; whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    # In its own thread
+    # In the worker's thread
 
     def _run(self) -> None:
         while self._predecessor is not None and not self._predecessor.join(IDLE_SECONDS) and not self._stopping:
@@ -182,7 +176,7 @@ class TopicWorker:
         self._context.liveness.remove(self.name)
 
     def _load_missed_count(self) -> None:
-        """From where on misses are news."""
+        """Count the missed epochs in the ledger; only later ones are reported."""
         topic_id, wallet = self.key
         self._missed_count = self._context.ledger.count_by_state(self._resources.chain_id, wallet, topic_id).get(
             SubmissionState.MISSED, 0
@@ -191,12 +185,12 @@ class TopicWorker:
     def _run_pending_or_retry(self) -> float:
         try:
             return self._run_pending()
-        except ForecastdError as error:  # the disk, mostly
-            log.warning("%s %s goes on in a minute.", error, self.name.capitalize(), extra={"action": "worker"})
+        except ForecastdError as error:  # usually the disk
+            log.warning("%s The worker of %s retries in 1 min.", error, self.name, extra={"action": "worker"})
             return MAX_FAILURE_RETRY_SECONDS
 
     def _run_pending(self) -> float:
-        """One cycle if there is anything to do; seconds until the next turn."""
+        """Run one cycle if there is work. Returns the seconds to wait."""
         with self._lock:
             self._resources = resources = self._next_resources
         self._record_closed(resources)
@@ -218,10 +212,19 @@ class TopicWorker:
 
     def _run_cycle(self, resources: TopicResources) -> Outcome:
         context, key = self._context, self.key
+        view = context.view(key[0])
         cycle_context = CycleContext(
-            resources.source, context.window, resources.forecaster, context.ledger, resources.chain, resources.wallet, context.clock, self._wake,
-            resources.signing_lock,
-        )  # fmt: skip
+            resources.source,
+            context.window,
+            resources.forecaster,
+            context.ledger,
+            resources.chain,
+            resources.wallet,
+            context.clock,
+            self._wake,
+            resources.shared_wallet,
+            DEFAULT_BLOCK_SECONDS if view is None else view.block_timer.estimate,
+        )
 
         def on_stage_start(stage: str) -> None:
             context.liveness.beat(self.name, STAGE_STALL_SECONDS)
@@ -237,15 +240,15 @@ class TopicWorker:
             lambda: run_cycle(resources.options, cycle_context, on_stage_end, on_stage_start),
         )
         if isinstance(outcome, UnexpectedError):
-            outcome = Outcome("failed", f"unforeseen error: {outcome.reason}", topic_id=key[0], wallet=key[1])
+            outcome = Outcome("failed", f"unexpected error: {outcome.reason}", topic_id=key[0], wallet=key[1])
         return outcome
 
     def _finish_cycle(self, resources: TopicResources, outcome: Outcome) -> None:
-        """Put down how it ended, and decide when to go on."""
+        """Record the outcome, and decide when to run the next cycle."""
         context, nonce = self._context, outcome.nonce
         failed = outcome.outcome in ("failed", "skipped")
         if failed and self._stopping:
-            return  # abandoned: the next start goes on with it
+            return  # abandoned: the next start resumes it
         context.registry.record_outcome(self.key, outcome, context.clock.now())
         if failed:
             for failed_nonce in self._pending_nonces() if nonce is None else [nonce]:
@@ -267,7 +270,7 @@ class TopicWorker:
             self._cycle_requested = self._cycle_requested or failed
 
     def _drop_served(self, resources: TopicResources) -> bool:
-        """Let go of the windows that the ledger has a served epoch for; whether there were any."""
+        """Forget the pending windows whose epoch is served according to the ledger; whether there were any."""
         served = [nonce for nonce in self._pending_nonces() if _is_served(self._entry(resources, nonce))]
         with self._lock:
             for nonce in served:
@@ -276,8 +279,9 @@ class TopicWorker:
         return bool(served)
 
     def _record_closed(self, resources: TopicResources) -> None:
-        """Record as missed what was not served and whose window no block can serve any more."""
-        height = self._context.height(self.key[0])
+        """Record epochs as missed whose window has closed and that were not served."""
+        view = self._context.view(self.key[0])
+        height = None if view is None else view.height
         with self._lock:
             closed = [
                 window for window in self._pending.values() if height is not None and height >= window.last_height
@@ -295,14 +299,14 @@ class TopicWorker:
             self._report_missed(resources)
 
     def _check_balance(self, resources: TopicResources) -> None:
-        """What is not told now is asked for again in an hour: it serves a warning only."""
+        """Report the wallet's balance. A failure only waits for the next check, because the balance is for a warning."""
         wallet = self.key[1]
         try:
             balance = check_balance(
-                resources.chain, self._context.ledger, resources.chain_id, wallet, len(resources.signing_lock.topics)
+                resources.chain, self._context.ledger, resources.chain_id, wallet, len(resources.shared_wallet.topics)
             )
         except ForecastdError as error:
-            log.debug("the balance of %s is not known: %s", wallet, error, extra={"action": "balance"})
+            log.debug("cannot query the balance of %s: %s", wallet, error, extra={"action": "balance"})
             return
         self._context.registry.update(
             self.key, lambda topic: replace(topic, balance_uallo=balance.uallo, runway_epochs=balance.epochs)
@@ -317,7 +321,7 @@ class TopicWorker:
         return self._context.ledger.find((resources.chain_id, self.key[0], nonce, resources.wallet.address))
 
     def _report(self, resources: TopicResources, outcome: Outcome) -> None:
-        """Tell whoever is to be told of misses, of submissions, and of what needs a person."""
+        """Report missed epochs, the submission, and whether a person is needed."""
         self._report_missed(resources)
         if outcome.nonce is not None and outcome.outcome in ("submitted", "already_submitted"):
             self._context.reporter.report_served(self.key, outcome.nonce)
@@ -328,7 +332,7 @@ class TopicWorker:
             self._context.reporter.set_attention(self.key, "")
 
     def _report_missed(self, resources: TopicResources) -> None:
-        """Missed epochs that have come into the ledger since the last time, whoever put them there."""
+        """Report the missed epochs that were added to the ledger since the last call, by whichever code."""
         topic_id, wallet = self.key
         ledger = self._context.ledger
         missed_count = ledger.count_by_state(resources.chain_id, wallet, topic_id).get(SubmissionState.MISSED, 0)
@@ -336,9 +340,8 @@ class TopicWorker:
         if previous_count is None or missed_count <= previous_count:
             return
         entries = ledger.entries(resources.chain_id, wallet, topic_id=topic_id, states=(SubmissionState.MISSED,))
-        for entry in sorted(entries, key=lambda entry: (entry.settled_at or 0.0, entry.nonce))[
-            -(missed_count - previous_count) :
-        ]:
+        newest = sorted(entries, key=lambda entry: (entry.settled_at or 0.0, entry.nonce))
+        for entry in newest[-(missed_count - previous_count) :]:
             reason = self._reasons.pop(entry.nonce, "") if entry.row.reason == NOT_SUBMITTED_REASON else ""
             if reason:
                 ledger.record(entry.key, replace(entry.row, reason=reason), self._context.clock.now())

@@ -1,7 +1,7 @@
-"""Sees submission windows open, by looking every so often and by being told, and hands them over. Serves none itself.
+"""Finds open submission windows, by polling the chain and by websocket events, and passes them on.
 
-The one thing to know before changing it: a look asks the network and may take seconds, so whoever is told something (by the
-websocket's thread) never waits for a look, and a topic that cannot be looked at costs the next one no more than its own time.
+Invariant: a poll queries the network and may take seconds. The event methods, which websocket threads call, never wait for a
+poll, and a topic whose poll fails delays the next topic only by the time of that poll.
 """
 
 from __future__ import annotations
@@ -27,18 +27,14 @@ from forecastd.errors import ForecastdError
 
 log = logging.getLogger(__name__)
 
-MAX_HEIGHT_JUMP = (
-    1000  # blocks from the last height that was looked up, within which an event, or a lower height, is believed
-)
-TIMING_POLLS = (
-    12  # made quickly at first, to learn how long a block takes; a chain that stands still is not asked for ever
-)
-FIRST_RETRY_SECONDS = 5.0  # seconds after a look that failed; twice as long each time, as long as a poll at most
+MAX_HEIGHT_JUMP = 1000  # blocks from the last polled height within which an event, or a lower height, is plausible
+TIMING_POLLS = 12  # quick polls at first to measure the block time; limited, because a chain may have halted
+FIRST_RETRY_SECONDS = 5.0  # after a failed poll; doubles each time, up to the poll interval
 
 
 @dataclass(frozen=True)
 class SubmissionWindow:
-    """A submission window that is open. `last_height`: the last block that may include a payload for `nonce`."""
+    """An open submission window. `last_height`: the last block that may include a payload for `nonce`."""
 
     topic_id: int
     nonce: int
@@ -47,7 +43,7 @@ class SubmissionWindow:
 
 @dataclass(frozen=True)
 class TopicView:
-    """What is known of a topic. `height` was told at the monotonic second `told`; `poll` in seconds."""
+    """What the watcher knows of a topic. `height_time`: the monotonic second at which `height` was reported."""
 
     topic_id: int
     topic: Topic | None = None
@@ -61,11 +57,11 @@ class TopicView:
     error: str = ""
 
     def with_height(self, height: int, mono: float) -> TopicView:
-        """With a height that was told just now."""
+        """The view after a height was reported at the monotonic second `mono`."""
         previous_height = self.height if self.height is not None else height
         if (
             previous_height > height + MAX_HEIGHT_JUMP
-        ):  # an endpoint that is behind is never that far behind: what was told before was wrong
+        ):  # no endpoint lags that far behind: the previous height was wrong
             previous_height = height
         watch_start_height = self.watch_start_height if self.watch_start_height is not None else height
         block_timer = self.block_timer.update(height, mono)
@@ -80,7 +76,7 @@ class TopicView:
 
 @dataclass
 class _WatchedTopic:
-    """A topic being watched. Changed under the watcher's lock."""
+    """A topic being watched; guarded by the watcher's lock."""
 
     view: TopicView
     last_poll: PollTime | None = None
@@ -91,16 +87,24 @@ class _WatchedTopic:
 
 
 class Watcher:
-    """Watches topics. `hand_over` is called with every open window it sees, again at each look; it must not wait.
+    """Watches topics. `window_handler` is called with every open window, again at each poll; it must not block.
 
-    `least` and `most`: bounds of the poll in seconds. With `poll` false nothing is looked at but on request. `wake` is set
-    when a step is wanted at once.
+    `interval`: seconds; every topic is polled when an interval starts. Without `poll`, topics are polled only on request.
+    `wake` is set when `poll_due_topics` should be called now.
     """
 
     def __init__(
-        self, chain: Callable[[], ChainClient], clock: Clock, window_handler: Callable[[SubmissionWindow], None], *, interval: float,
-        wake: Event, poll: bool = True, min_poll_seconds: float = MIN_POLL_SECONDS, max_poll_seconds: float = MAX_POLL_SECONDS,
-    ) -> None:  # fmt: skip
+        self,
+        chain: Callable[[], ChainClient],
+        clock: Clock,
+        window_handler: Callable[[SubmissionWindow], None],
+        *,
+        interval: float,
+        wake: Event,
+        poll: bool = True,
+        min_poll_seconds: float = MIN_POLL_SECONDS,
+        max_poll_seconds: float = MAX_POLL_SECONDS,
+    ) -> None:
         self.interval = interval
         self._chain, self._clock, self._window_handler = chain, clock, window_handler
         self._poll_enabled, self._min_poll_seconds, self._max_poll_seconds = poll, min_poll_seconds, max_poll_seconds
@@ -109,7 +113,7 @@ class Watcher:
         self._watched_topics: dict[int, _WatchedTopic] = {}
 
     def set_topics(self, topics: Iterable[int]) -> None:
-        """Watch these topics from now on, and no others."""
+        """Watch exactly these topics from now on."""
         with self._lock:
             self._watched_topics = {
                 topic_id: self._watched_topics.get(topic_id) or _WatchedTopic(TopicView(topic_id))
@@ -117,7 +121,7 @@ class Watcher:
             }
 
     def request_poll(self) -> None:
-        """Have every topic looked at in the next step."""
+        """Make every topic due for a poll now."""
         with self._lock:
             for watched in self._watched_topics.values():
                 watched.last_poll = None
@@ -125,14 +129,14 @@ class Watcher:
         self._wake.set()
 
     def views(self) -> dict[int, TopicView]:
-        """What is known of each topic."""
+        """What is known of each topic, by topic id."""
         with self._lock:
             return {topic_id: watched.view for topic_id, watched in self._watched_topics.items()}
 
-    # By looking
+    # Polling
 
     def poll_due_topics(self, beat: Callable[[], None] = lambda: None) -> float:
-        """Look at every topic that is due, and give the seconds until the next look. `beat` is called between looks."""
+        """Poll every topic that is due; returns the seconds until the next poll. Calls `beat` after each topic."""
         waits = [self._max_poll_seconds]
         for topic_id in self.views():
             if self._seconds_until_poll(topic_id) <= 0:
@@ -156,7 +160,7 @@ class Watcher:
             return seconds_until_poll(watched.last_poll, mono, wall, poll_seconds=poll, interval=self.interval)
 
     def _poll_topic(self, topic_id: int) -> None:
-        """One look. What goes wrong is told when it begins and when it ends."""
+        """Poll one topic. A failure is logged when it begins and when it ends."""
         current_slot = interval_index(self._clock.now(), self.interval)
         with self._lock:
             watched = self._watched_topics.get(topic_id)
@@ -170,7 +174,8 @@ class Watcher:
             return
         mono = self._clock.monotonic()
         windows = [] if topic is None else [
-            SubmissionWindow(topic_id, nonce, topic.last_block(nonce)) for nonce in nonces if nonce <= height < topic.last_block(nonce)
+            SubmissionWindow(topic_id, nonce, topic.last_block(nonce))
+            for nonce in nonces if nonce <= height < topic.last_block(nonce)
         ]  # fmt: skip
         with self._lock:
             watched = self._watched_topics.get(topic_id)
@@ -180,7 +185,8 @@ class Watcher:
             newest = max((window.nonce for window in windows), default=view.newest_nonce)
             is_timing = view.block_timer.seconds is None and watched.poll_count < TIMING_POLLS
             poll = self._min_poll_seconds if topic is None or is_timing else poll_interval(
-                topic.worker_submission_window, view.block_timer.estimate, min_seconds=self._min_poll_seconds, max_seconds=self._max_poll_seconds
+                topic.worker_submission_window, view.block_timer.estimate,
+                min_seconds=self._min_poll_seconds, max_seconds=self._max_poll_seconds,
             )  # fmt: skip
             watched.poll_count += 1
             active = view.active if active is None else active
@@ -193,7 +199,10 @@ class Watcher:
     def _query_topic(
         self, topic_id: int, cached_topic: Topic | None
     ) -> tuple[Topic | None, bool | None, int, list[int]]:
-        """The topic, whether it is active, the height and the open nonces. What seldom changes is asked once a slot."""
+        """The topic, whether it is active, the height and the open nonces.
+
+        The topic and whether it is active are queried once per interval; the latter is None when it was not queried.
+        """
         chain, active = self._chain(), None
         topic = cached_topic
         if topic is None:
@@ -212,14 +221,14 @@ class Watcher:
             watched.failures = watched.failures + 1 if error else 0
             watched.view = replace(watched.view, error=error)
         if error and not previous_error:
-            log.warning("Cannot look at topic %d: %s Trying again.", topic_id, error, extra={"action": "look"})
+            log.warning("Cannot poll topic %d: %s Retrying.", topic_id, error, extra={"action": "poll"})
         elif previous_error and not error:
-            log.info("topic %d can be looked at again", topic_id, extra={"action": "look"})
+            log.info("polling topic %d works again", topic_id, extra={"action": "poll"})
 
-    # By being told
+    # Events
 
     def on_block(self, height: int) -> None:
-        """A block was made, or so it is said: where a window is foreseen by then, that is looked at, once."""
+        """An event reports a new block. Makes each topic due whose next window should be open by then, once per window."""
         with self._lock:
             for watched in self._watched_topics.values():
                 topic, newest = watched.view.topic, watched.view.newest_nonce
@@ -230,7 +239,7 @@ class Watcher:
                     self._wake.set()
 
     def on_window(self, topic_id: int, nonce: int) -> None:
-        """A window of a topic was opened, or so it is said. One that cannot be is looked for instead of believed."""
+        """An event reports a new window. An implausible one is not passed on; the topic is polled instead."""
         with self._lock:
             watched = self._watched_topics.get(topic_id)
             if watched is None:

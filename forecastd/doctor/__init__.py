@@ -141,26 +141,7 @@ def _chain_findings(
     if chain is None:
         names = ("balance", "topic", "sequence", "clock")
         return [Finding(name, Level.SKIP, "skipped: no endpoint is usable") for name in names]
-    common, chain_id = topics[0], chain_id_for(topics[0])
-    ledger = _ledger_path(common)
-    settings_by_address = {
-        address: topic_settings for topic_settings, address in zip(topics, wallets, strict=True) if address is not None
-    }
-    runs = [
-        *(
-            ("balance", partial(network.check_balance, chain, topic_settings, chain_id, address, ledger))
-            for address, topic_settings in settings_by_address.items()
-        ),
-        *(
-            ("topic", partial(network.check_topic, chain, topic_settings, chain_id, address))
-            for topic_settings, address in zip(topics, wallets, strict=True)
-        ),
-        *(
-            ("sequence", partial(network.check_sequence, chain, chain_id, address, ledger))
-            for address in settings_by_address
-        ),
-        ("clock", partial(network.check_clock, chain, clock)),
-    ]
+    runs = network.plan_chain_checks(chain, list(zip(topics, wallets, strict=True)), chain_id_for(topics[0]), clock)
     checks = [DoctorCheck(name, run, CHAIN_SECONDS, CHAIN_FIX) for name, run in runs]
     skipped_checks = [Finding(name, Level.SKIP, "skipped: there is no wallet") for name in ("balance", "sequence")]
-    return [*CheckRunner(checks, threads, clock).findings(), *([] if settings_by_address else skipped_checks)]
+    return [*CheckRunner(checks, threads, clock).findings(), *([] if any(wallets) else skipped_checks)]

@@ -5,9 +5,10 @@ Each check queries the chain and passes the result to a pure function, which eva
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from forecastd.chain.client import ChainClient
@@ -185,3 +186,35 @@ def check_endpoints(chain: EndpointPool) -> tuple[list[Finding], bool]:
     reports = chain.inspect()
     duplicates = [Finding("endpoint", Level.WARN, sentence, "Remove the duplicate.") for sentence in chain.warnings]
     return [*evaluate_endpoints(reports), *duplicates], any(report.state in USABLE_STATES for report in reports)
+
+
+def plan_chain_checks(
+    chain: EndpointPool,
+    topics: Sequence[tuple[Settings, str | None]],
+    chain_id: str,
+    clock: Clock,
+    *,
+    register: bool = False,
+) -> list[tuple[str, Callable[[], list[Finding]]]]:
+    """The named checks of wallets, topics and clock. `topics`: each topic's settings and its wallet's address, if any.
+
+    `register`: a cycle may register the worker. The checks read the ledger from a snapshot, so this process must
+    not have it open.
+    """
+    settings_by_address = {address: settings for settings, address in topics if address is not None}
+    ledgers = {address: settings.state_path / "ledger.sqlite" for address, settings in settings_by_address.items()}
+    return [
+        *(
+            ("balance", partial(check_balance, chain, settings, chain_id, address, ledgers[address]))
+            for address, settings in settings_by_address.items()
+        ),
+        *(
+            ("topic", partial(check_topic, chain, settings, chain_id, address, register=register))
+            for settings, address in topics
+        ),
+        *(
+            ("sequence", partial(check_sequence, chain, chain_id, address, ledger))
+            for address, ledger in ledgers.items()
+        ),
+        ("clock", partial(check_clock, chain, clock)),
+    ]

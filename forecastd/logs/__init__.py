@@ -1,8 +1,9 @@
-"""Logging: a rotating file that tells everything, a console that tells what matters, and no secret in either.
+"""Logging: a rotating file with every record, a console with the important ones, and no secret in either.
 
-Nothing here may stop a submission: a file that cannot be written and a console that nobody reads cost lines, are told once,
-and are written again when that is possible. Secrets are taken out of the finished text, tracebacks included, so anything that
-reads one says `hide` before it uses it. What is hidden stays so for the life of the process, through every `configure`.
+Invariant: logging never stops a submission. A file that cannot be written or a console that nobody reads loses lines; the
+loss is reported once, and writing resumes when it is possible again. Secrets are removed from the finished text, tracebacks
+included, so code that reads a secret calls `hide` before it uses it. A hidden secret stays hidden for the life of the
+process, across every `configure`.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ def configure(
     clock: Clock | None = None,
     file_name: str = FILE_NAME,
 ) -> None:
-    """Log to the console from the level `console` on, and everything to the file `name` in `directory`, rotating.
+    """Log records of at least `console_level` to the console, and every record to the rotating file `file_name`.
 
-    `verbose` makes the console tell DEBUG, and tracebacks. `times` puts the time (UTC) before each line of the console;
-    `json` makes every line, there and in the file, a JSON object. `stream` stands in for stderr. Called again, this replaces
-    what was set up before. Never raises over a directory that cannot be written: that is told, and tried again later.
+    `verbose`: the console shows DEBUG records and tracebacks. `timestamps`: each console line starts with the UTC time.
+    `json`: every line of console and file is a JSON object. `stream`: used instead of stderr. `max_bytes`: size of a file
+    before it is rotated. A second call replaces the earlier configuration. Never raises when `directory` cannot be written:
+    the failure is logged and the file is retried later.
     """
     hide(*secrets)
     _replace_handlers(_console_handler(console_level, verbose=verbose, timestamps=timestamps, json=json, stream=stream))
@@ -66,24 +68,24 @@ def configure(
 
 
 def configure_console(*, verbose: bool, warnings: bool = True, secrets: Iterable[str] = (), json: bool = False) -> None:
-    """Log WARNING to stderr (only ERROR without `warnings`), or DEBUG and tracebacks when `verbose`; no file."""
+    """Log to stderr only: WARNING and above, ERROR and above without `warnings`, DEBUG and tracebacks with `verbose`."""
     hide(*secrets)
     level = logging.WARNING if warnings else logging.ERROR
     _replace_handlers(_console_handler(level, verbose=verbose, timestamps=False, json=json, stream=None))
 
 
 def hide(*secrets: str) -> None:
-    """Take these secrets, in every spelling, out of all that is logged from now on. Empty ones are passed over."""
+    """Remove these secrets, in every spelling, from everything logged from now on. Empty strings are ignored."""
     _redactor.hide(secrets)
 
 
 def redacted(text: str) -> str:
-    """`text` without the secrets, for what reaches people by another way than logging."""
+    """`text` without the hidden secrets, for output that does not go through logging."""
     return _redactor.redact(text)
 
 
 def reopen() -> None:
-    """Open the log file anew with the next line, as SIGHUP asks for. Not to be called inside a signal handler."""
+    """Reopen the log file with the next line, as SIGHUP requests. Do not call it inside a signal handler."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, SinkHandler) and isinstance(handler.stream, RotatingFile):
             with handler.lock or contextlib.nullcontext():

@@ -1,8 +1,8 @@
-"""The console: a text stream that is written to without ever waiting long for whoever reads it.
+"""The console: a text stream that never blocks long on its reader.
 
-A terminal that is stopped, a pipe that nobody empties or a closed descriptor costs lines, never the worker. The stream's file
-is opened anew, or doubled, so that non-blocking writes are ours alone: the flag on the original would hold for the user's
-shell too. A descriptor of our own is also safe from being closed by others and given to another file.
+Invariant: a stopped terminal, a full pipe or a closed descriptor loses lines and never stops the worker. The stream's file is
+reopened or its descriptor duplicated, so that only our writes are non-blocking: O_NONBLOCK on the original would also affect
+the user's shell. Nobody else can close our own descriptor and reuse its number for another file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import select
+import socket
 import stat
 from collections import deque
 from typing import TextIO
@@ -18,16 +19,14 @@ from typing import TextIO
 from forecastd.clock import TimeBudget
 from forecastd.logs.handler import Notice
 
-WRITE_TIMEOUT_SECONDS = (
-    0.2  # seconds for a reader that is slow; none any more once it was too slow, until it reads again
-)
-CLOSE_TIMEOUT_SECONDS = 1.0  # seconds when the program ends
-_MAX_BUFFER_BYTES = 1 << 22  # kept for a reader that is slow
-_CHUNK_BYTES = 4096  # what a pipe takes whole or not at all
+WRITE_TIMEOUT_SECONDS = 0.2  # for a slow reader; 0 after it was too slow, until it reads again
+CLOSE_TIMEOUT_SECONDS = 1.0  # when the program exits
+_MAX_BUFFER_BYTES = 1 << 22  # unwritten bytes that are kept for a slow reader
+_CHUNK_BYTES = 4096  # PIPE_BUF: a pipe accepts it completely or not at all
 
 
 class ConsoleStream:
-    """Writes lines to `stream`, None for a process without one."""
+    """Writes lines to `stream`; None for a process without a console."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.notices: deque[Notice] = deque()
@@ -41,7 +40,7 @@ class ConsoleStream:
         self._dropped_lines = 0
 
     def write(self, text: str) -> None:
-        """Write one record, or as much as goes; the rest goes before the next one."""
+        """Write one record, or as much as possible; the rest is written before the next record."""
         try:
             if self._descriptor is not None:
                 self._buffer(text.encode(self._encoding, "backslashreplace"))
@@ -55,7 +54,7 @@ class ConsoleStream:
             self._broken = False
 
     def close(self) -> None:
-        """Give what is unwritten a last chance, and let go of the descriptor. Nothing can be written after that."""
+        """Try once more to write the pending bytes, then close the descriptor. Later writes are ignored."""
         descriptor = self._descriptor
         with contextlib.suppress(OSError):
             self._flush_buffer(CLOSE_TIMEOUT_SECONDS)
@@ -71,7 +70,7 @@ class ConsoleStream:
             self._pending += line
 
     def _flush_buffer(self, timeout: float) -> None:
-        """Write what is unwritten, waiting at most `patience` seconds in all."""
+        """Write the pending bytes; wait at most `timeout` seconds in total."""
         deadline = TimeBudget(timeout)
         while self._pending:
             try:
@@ -85,12 +84,12 @@ class ConsoleStream:
             del self._pending[:written]
         self._blocked = False
         if self._dropped_lines:
-            message = "%d lines are missing on the console: nobody read them in time."
+            message = "%d lines are missing on the console: its reader was too slow."
             self.notices.append((message, (self._dropped_lines,)))
             self._dropped_lines = 0
 
     def _wait_writable(self, deadline: TimeBudget) -> bool:
-        """Wait until something can be written; False when the time is over."""
+        """Wait until the descriptor is writable; False on timeout."""
         try:
             seconds_left = deadline.remaining() or 0.0
         except TimeoutError:
@@ -104,8 +103,6 @@ class ConsoleStream:
             return len(chunk)
         if not self._is_socket:
             return os.write(self._descriptor, chunk)
-        import socket
-
         with socket.socket(fileno=os.dup(self._descriptor)) as channel:
             return channel.send(chunk, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
@@ -114,11 +111,11 @@ class ConsoleStream:
         if not self._broken:
             self._broken = True
             reason = error.strerror if isinstance(error, OSError) else error
-            self.notices.append(("Cannot write to the console (%s); going on without it.", (reason,)))
+            self.notices.append(("Cannot write to the console (%s); continuing without it.", (reason,)))
 
 
 def _duplicate_descriptor(stream: TextIO | None) -> tuple[int | None, bool]:
-    """A descriptor of our own for the stream's file, and whether it is a socket; None where the stream has no file."""
+    """Our own descriptor of the stream's file, and whether it is a socket; None when the stream has no file."""
     try:
         if stream is None:
             return None, False
@@ -127,7 +124,7 @@ def _duplicate_descriptor(stream: TextIO | None) -> tuple[int | None, bool]:
     except (OSError, ValueError, AttributeError):
         return None, False
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        # Not possible for another user's terminal, say: then it is shared, and a full one may make us wait.
+        # This fails for another user's terminal, for example; then the descriptor is shared and a full one may block.
         with contextlib.suppress(OSError):
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             return os.open(f"/proc/self/fd/{original}", flags), False
@@ -135,7 +132,7 @@ def _duplicate_descriptor(stream: TextIO | None) -> tuple[int | None, bool]:
 
 
 def open_standard_descriptors() -> None:
-    """Open /dev/null for each of the first three descriptors that is closed, lest a file of ours become standard error."""
+    """Open /dev/null for each closed standard descriptor, so that no file of ours becomes standard error."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,14 +1,14 @@
-"""The log file: appended to, rolled over by size, by one process or by several at once.
+"""The log file: appended to and rotated by size, by one process or by several at the same time.
 
-concurrent-log-handler was looked at first. It waits without limit for its lock on every line, so one stopped process stops
-all others; its buffered stream leaves half a line on a full disk; it opens a named pipe and waits; and each line that fails
-prints the record, secrets included, to stderr. Hence this small one. What it stands on:
+concurrent-log-handler was evaluated first. It waits without limit for its lock on every line, so one stopped process blocks
+all others; its buffered stream leaves a partial line on a full disk; it blocks when it opens a named pipe; and every line
+that fails prints the record, secrets included, to stderr. This module relies on the following:
 
-- A record is one `write` to a descriptor opened with O_APPEND, which Linux does whole and at the end of the file.
-- A shared lock on the file itself is held around it, an exclusive one around a roll-over and a repair, and neither is ever
-  waited for: who gets no exclusive lock goes on in the file as it is.
-- Before each write, the open file must still be the one at the path. It is not after another process, or logrotate, renamed
-  or removed it; then it is opened anew. Emptied in place (logrotate's copytruncate) it needs nothing.
+- A record is one `write` to a descriptor opened with O_APPEND, which Linux appends completely and atomically.
+- A shared lock on the file is held during a write, an exclusive lock during a rollover or a repair. Neither waits: without
+  the exclusive lock, writing continues in the current file.
+- Before each write, the open file must still be the one at the path. It is not after another process or logrotate renamed
+  or removed it; then the path is opened again. Truncation in place (logrotate's copytruncate) needs no action.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from forecastd.logs.handler import Notice
 RETRY_SECONDS = 30.0
 _MODE = 0o640
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-_MAX_ATTEMPTS = 100  # how often the file may be replaced under one line
+_MAX_ATTEMPTS = 100  # how often the file may be replaced while one line is written
 _FileIdentity = tuple[int, int]
 
 
 class RotatingFile:
-    """Appends lines to `path`; renames it to `path.1`, that to `path.2`, ... before a line would take it past `max_bytes`.
+    """Appends lines to `path`; renames it to `path.1`, that to `path.2`, ... before a line would exceed `max_bytes`.
 
-    When a line cannot be written it is left out, a notice says why, and the next `retry` seconds' lines are left out too.
+    A line that cannot be written is dropped with a notice, and so are all lines of the next `retry_seconds`.
     """
 
     def __init__(
         self, path: Path, *, max_bytes: int, backup_count: int, clock: Clock, retry_seconds: float = RETRY_SECONDS
     ) -> None:
-        """`backups`: how many older files are kept, at least 1."""
+        """`backup_count`: number of older files to keep, at least 1."""
         self.notices: deque[Notice] = deque()
         self.path = path
         self._max_bytes, self._backup_count = max_bytes, backup_count
@@ -53,7 +53,7 @@ class RotatingFile:
         self._rollover_failed = False
 
     def write(self, text: str) -> None:
-        """Append one record; it is counted as lost when that fails."""
+        """Append one record; it counts as dropped when that fails."""
         if self._clock.monotonic() < self._next_write:
             self._dropped_lines += 1
             return
@@ -63,25 +63,25 @@ class RotatingFile:
             self._handle_error(error)
             return
         if self._dropped_lines:
-            message = "Writing the log %s again; the %d lines before this one are missing in it."
+            message = "Writing the log %s again; it lacks %d lines before this one."
             self.notices.append((message, (self.path, self._dropped_lines)))
             self._dropped_lines = 0
 
     def reopen(self) -> None:
-        """Close the file and open it again with the next line, at once, even when it could not be written before."""
+        """Close the file and open it again with the next line, even when the last write failed."""
         self.close()
         self._next_write = self._next_rollover = float("-inf")
 
     def close(self) -> None:
-        """Close the file; a later line opens it again."""
+        """Close the file; the next line opens it again."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None and _identity(descriptor) == self._identity:
-            os.close(descriptor)  # not when it was closed by another, and its number is now somebody else's
+            os.close(descriptor)  # else other code closed it, and its number now belongs to another file
 
     def _handle_error(self, error: OSError) -> None:
         self.close()
         if not self._dropped_lines:
-            message = "Cannot write the log %s (%s); going on without it, and trying again every %g s."
+            message = "Cannot write the log %s (%s); continuing without it, next attempt in %g s."
             self.notices.append((message, (self.path, error.strerror or error, self._retry_seconds)))
         self._dropped_lines += 1
         self._next_write = self._clock.monotonic() + self._retry_seconds
@@ -94,7 +94,7 @@ class RotatingFile:
                     _write_line(descriptor, line)
                     return
             self.close()
-        raise OSError(errno.EAGAIN, "it is replaced again and again")
+        raise OSError(errno.EAGAIN, "the file is replaced again and again")
 
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class RotatingFile:
         return descriptor
 
     def _is_current(self, descriptor: int) -> bool:
-        """Whether the descriptor is still ours, and still the file at the path."""
+        """Whether the descriptor still refers to our file, and our file is still at the path."""
         if _identity(descriptor) != self._identity:
             return False
         try:
@@ -116,16 +116,16 @@ class RotatingFile:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
-            return True  # the directory cannot be looked into; the file that is open is as good as ever
+            return True  # the directory is unreadable; the open file is still usable
         return (current.st_dev, current.st_ino) == self._identity
 
     def _roll_over(self, descriptor: int, size: int) -> bool:
-        """Roll the file over when `more` bytes are too many for it. True: it is another file now, look again."""
+        """Rotate the file if it cannot take `size` more bytes. True: the path now is another file; check again."""
         if not self._is_full(descriptor, size) or self._clock.monotonic() < self._next_rollover:
             return False
         with _lock(descriptor, fcntl.LOCK_EX) as locked:
             if not locked:
-                return False  # another process is at it, or writes at this moment: the next line will see
+                return False  # another process rotates or writes right now; the next line tries again
             if not self._is_current(descriptor):
                 return True
             try:
@@ -133,7 +133,7 @@ class RotatingFile:
             except OSError as error:
                 self._next_rollover = self._clock.monotonic() + self._retry_seconds
                 if not self._rollover_failed:
-                    message = "Cannot roll the log %s over (%s); it grows past %g MB."
+                    message = "Cannot rotate the log %s (%s); it grows beyond %g MB."
                     self.notices.append((message, (self.path, error.strerror, self._max_bytes / 1e6)))
                 self._rollover_failed = True
                 return False
@@ -147,14 +147,14 @@ class RotatingFile:
 
 @contextlib.contextmanager
 def _lock(descriptor: int, operation: int) -> Iterator[bool]:
-    """Hold a lock on the open file, if it can be had at once; says whether. It ends an outer lock on the same file."""
+    """Try to lock the open file without waiting; yields whether it is locked. Releases an outer lock on the same file."""
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         locked = True
     except BlockingIOError:
         locked = False
     except OSError:
-        locked = True  # a file system without locks: one process alone is well without, and there should be one
+        locked = True  # a file system without locks: a single process does not need one
     try:
         yield locked
     finally:
@@ -171,7 +171,7 @@ def _identity(descriptor: int) -> _FileIdentity:
 
 
 def _write_line(descriptor: int, line: bytes) -> None:
-    """Write the line whole or, raising OSError, leave nothing of it behind."""
+    """Write the whole line, or raise OSError and leave no part of it in the file."""
     written = os.write(descriptor, line)
     try:
         while written < len(line):
@@ -182,7 +182,7 @@ def _write_line(descriptor: int, line: bytes) -> None:
 
 
 def _truncate_tail(descriptor: int, count: int) -> None:
-    """Take back the last `count` bytes, unless another process has written after them; `_end_last_line` helps then."""
+    """Remove the last `count` bytes, unless another process has written after them; `_end_last_line` repairs that case."""
     with contextlib.suppress(OSError), _lock(descriptor, fcntl.LOCK_EX) as locked:
         end = os.lseek(descriptor, 0, os.SEEK_CUR)
         if locked and os.fstat(descriptor).st_size == end:
@@ -190,16 +190,16 @@ def _truncate_tail(descriptor: int, count: int) -> None:
 
 
 def _prepare(descriptor: int) -> None:
-    """Refuse what is neither a file nor a device such as /dev/null: a named pipe would fill up."""
+    """Accept a regular file or a device such as /dev/null; a named pipe would fill up."""
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         _end_last_line(descriptor)
     elif not stat.S_ISCHR(mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def _end_last_line(descriptor: int) -> None:
-    """Begin on a line of our own where a crash has left half a line. With the lock, no half line is one being written."""
+    """End a partial last line that a crash left. Under the exclusive lock, no other process is writing a line."""
     with _lock(descriptor, fcntl.LOCK_EX) as locked:
         size = os.fstat(descriptor).st_size
         if locked and size and os.pread(descriptor, 1, size - 1) != b"\n":
@@ -207,7 +207,7 @@ def _end_last_line(descriptor: int) -> None:
 
 
 def _rotate(path: Path, backup_count: int) -> None:
-    """Rename `path` to `path.1`, and what is there out of its way. A gap, left by a crash in here, is filled first."""
+    """Rename `path` to `path.1` and move the older files up. A gap in the numbers, left by a crash, is filled first."""
     names = [path, *(path.with_name(f"{path.name}.{number}") for number in range(1, backup_count + 1))]
     free_index = next((index for index, name in enumerate(names) if index and not name.exists()), backup_count)
     for index in range(free_index, 0, -1):

@@ -1,7 +1,7 @@
-"""How a log record is written: one line of text, or one JSON object a line.
+"""Formats of a log record: a line of text, or one JSON object per line.
 
-Everything that comes from a record goes through `Redactor.redact` before it is cleaned, cut or indented, and a record begins
-one line, whatever is in it: what continues it is indented, and characters that could move a cursor are written as escapes.
+Invariant: all text of a record passes `Redactor.redact` before it is cleaned, shortened or indented. A record starts exactly
+one line: continuation lines are indented, and characters that could move the cursor are escaped.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from datetime import UTC, datetime
 
 from forecastd.logs.redaction import Redactor
 
-MAX_CHARACTERS = 200_000  # of a message or a traceback; more is cut out of its middle
+MAX_CHARACTERS = 200_000  # of a message or a traceback; longer text loses its middle
 _INDENT = "  "
-# Control characters but newline and tab; line and paragraph separators; marks that turn text around; lone surrogates.
+# Control characters except newline and tab; line and paragraph separators; bidirectional marks; lone surrogates.
 _UNSAFE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]"
 )
 
 
 class LineFormatter(logging.Formatter):
-    """What both formats share. Without `tracebacks` an exception is told in one line."""
+    """The common part of both formats. Without `tracebacks`, an exception is summarized in one line."""
 
     def __init__(self, redactor: Redactor, *, tracebacks: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class LineFormatter(logging.Formatter):
         self._tracebacks = tracebacks
 
     def message(self, record: logging.LogRecord) -> str:
-        """The message; with the exception in brief where there will be no traceback."""
+        """The message, followed by a summary of the exception when tracebacks are off."""
         message = self._clean(record.getMessage())
         error = record.exc_info[1] if record.exc_info else None
         if error is None or self._tracebacks:
@@ -39,7 +39,7 @@ class LineFormatter(logging.Formatter):
         return f"{message} ({summary.partition(chr(10))[0]})"
 
     def traceback(self, record: logging.LogRecord) -> str:
-        """The traceback with everything that led to it, and the stack where one was asked for; empty without."""
+        """The traceback with its causes, and the stack if the record has one; empty when there is neither."""
         if not self._tracebacks or not (record.exc_info or record.exc_text or record.stack_info):
             return ""
         parts = [record.exc_text or "", record.stack_info or ""]
@@ -50,7 +50,7 @@ class LineFormatter(logging.Formatter):
     def _clean(self, text: str) -> str:
         length, half = len(text), MAX_CHARACTERS // 2
         if length > 2 * MAX_CHARACTERS:
-            text = text[:MAX_CHARACTERS] + text[-MAX_CHARACTERS:]  # the joint is in what is cut out below
+            text = text[:MAX_CHARACTERS] + text[-MAX_CHARACTERS:]  # the code below removes the joint
         text = self._redactor.redact(text).replace("\r\n", "\n").rstrip()
         if len(text) > MAX_CHARACTERS:
             text = f"{text[:half]}\n[{length - 2 * half} characters left out]\n{text[-half:]}"
@@ -58,7 +58,7 @@ class LineFormatter(logging.Formatter):
 
 
 class TextFormatter(LineFormatter):
-    """Lines for people. `places`: with process, function and line number, for the file. `times`: with the time."""
+    """Lines for people. `locations` adds process, function and line number, for the file; `timestamps` adds the time."""
 
     def __init__(
         self, redactor: Redactor, *, tracebacks: bool, timestamps: bool = True, locations: bool = False
@@ -67,7 +67,7 @@ class TextFormatter(LineFormatter):
         self._timestamps, self._locations = timestamps, locations
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record, its first line not indented and all others indented."""
+        """The record; all lines but the first are indented."""
         head = f"{record.levelname}: "
         if self._locations:
             location = f"{record.process} {record.name}:{record.funcName}:{record.lineno}"
@@ -79,7 +79,7 @@ class TextFormatter(LineFormatter):
 
 
 class JsonFormatter(LineFormatter):
-    """One JSON object a line, in ASCII: time, level, logger, function, line, process, message; traceback where one is."""
+    """One ASCII JSON object per line: time, level, logger, function, line, process, message, and traceback if present."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
@@ -97,5 +97,5 @@ class JsonFormatter(LineFormatter):
 
 
 def format_timestamp(record: logging.LogRecord) -> str:
-    """When the record was made, as `2019-10-17T09:00:00.123Z`."""
+    """The record's time, as `2019-10-17T09:00:00.123Z`."""
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

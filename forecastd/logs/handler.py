@@ -1,7 +1,7 @@
-"""The handler that file and console share: it hands finished lines to a sink that never raises.
+"""The log handler of file and console: it passes finished lines to a sink that never raises.
 
-A sink that has something to tell puts it into its `notices`. They are logged after the handler's lock is released: they go to
-the other sink too, and two handlers that logged while they hold their locks could wait for each other for ever.
+Invariant: a sink reports its own problems in `notices`, which are logged after the handler's lock is released. They go to the
+other sink too, so two handlers that logged while holding their locks could deadlock.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Notice = tuple[str, tuple[object, ...]]
 
 
 class LogSink(Protocol):
-    """Where lines go."""
+    """The destination of formatted lines."""
 
     notices: deque[Notice]
 
     def write(self, text: str, /) -> object:
-        """Take one record, its newline included. Never raises, never waits for long."""
+        """Write one record, newline included. Never raises and never blocks for long."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close the underlying file."""
 
 
 class SinkHandler(logging.StreamHandler[LogSink]):
@@ -38,23 +38,23 @@ class SinkHandler(logging.StreamHandler[LogSink]):
         self.setFormatter(formatter)
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write the record, then log what the sink has to tell."""
+        """Write the record, then log the sink's notices."""
         handled = super().handle(record)
         while self.stream.notices:
-            with contextlib.suppress(IndexError):  # another thread told it
+            with contextlib.suppress(IndexError):  # another thread logged it
                 message, arguments = self.stream.notices.popleft()
                 log.warning(message, *arguments)
         return handled
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record; one whose arguments are nested too deeply to be shown is told, and does not raise."""
+        """Write the record. Arguments nested too deeply to format are reported instead of raising."""
         try:
             super().emit(record)
         except RecursionError:
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
-        """A record that cannot be formatted: say which, without its arguments, instead of printing to stderr."""
+        """Log that a record could not be formatted, without its arguments, instead of printing to stderr."""
         error_type = sys.exc_info()[0]
         arguments = (
             error_type.__name__ if error_type else "no exception",
@@ -68,7 +68,7 @@ class SinkHandler(logging.StreamHandler[LogSink]):
         self.stream.write(self.format(replacement) + self.terminator)
 
     def close(self) -> None:
-        """Close the sink too."""
+        """Close the handler and its sink."""
         with self.lock or contextlib.nullcontext():
             self.stream.close()
         super().close()

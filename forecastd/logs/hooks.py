@@ -1,4 +1,4 @@
-"""What nobody caught, in whichever thread, is logged: redacted, one line on the console, the traceback in the file."""
+"""Hooks that log uncaught exceptions of every thread: redacted, one line on the console, the traceback in the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def install_hooks() -> None:
-    """Log uncaught exceptions of the main thread, of other threads and of finalizers at CRITICAL; nothing prints them."""
+    """Log uncaught exceptions of the main thread, other threads and finalizers at CRITICAL instead of printing them."""
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
     sys.unraisablehook = _log_unraisable
@@ -21,15 +21,15 @@ def _log_uncaught(error_type: type[BaseException], error: BaseException, traceba
     if issubclass(error_type, KeyboardInterrupt):
         log.warning("Interrupted.")
     else:
-        log.critical("Unforeseen error; the program ends.", exc_info=(error_type, error, traceback))
+        log.critical("Unexpected error; the program exits.", exc_info=(error_type, error, traceback))
 
 
 def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
     if arguments.exc_value is None or issubclass(arguments.exc_type, SystemExit):
         return
-    name = arguments.thread.name if arguments.thread else "that has ended"
+    name = arguments.thread.name if arguments.thread else "(already ended)"
     log.critical(
-        "Unforeseen error in the thread %s.",
+        "Unexpected error in the thread %s.",
         name,
         exc_info=(arguments.exc_type, arguments.exc_value, arguments.exc_traceback),
     )
@@ -39,7 +39,7 @@ def _log_unraisable(arguments: sys.UnraisableHookArgs) -> None:
     name = getattr(arguments.object, "__qualname__", type(arguments.object).__qualname__)
     location = f"{arguments.err_msg or 'Exception ignored in'} {name}"
     if arguments.exc_value is None:
-        log.critical("Unforeseen error that could not be raised: %s (%s).", location, arguments.exc_type.__name__)
+        log.critical("Unexpected error that could not be raised: %s (%s).", location, arguments.exc_type.__name__)
     else:
         traceback = (arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
-        log.critical("Unforeseen error that could not be raised: %s.", location, exc_info=traceback)
+        log.critical("Unexpected error that could not be raised: %s.", location, exc_info=traceback)

@@ -1,11 +1,11 @@
-"""Takes secrets out of text: as they are, and in the spellings that they take on their way into an error message.
+"""Removes secrets from text, as they are and in the spellings that they get on their way into an error message.
 
-Text is compared with its blanks, line breaks and invisible characters left out, so that a secret which was wrapped or
-indented is found too. Of a longer secret every run of 16 characters is taken out, since messages are cut; of a mnemonic every
-two words that follow each other. A single word of it is left: to take it out of ordinary sentences would tell which it is.
+Text is compared without spaces, line breaks and invisible characters, so a wrapped or indented secret is found too. Every run
+of 16 characters of a longer secret is removed, because messages are shortened; of a mnemonic, every two consecutive words. A
+single word of the mnemonic is kept: removing it from ordinary sentences would reveal it.
 
-To look at a line costs next to nothing, however many secrets there are: a run of 16 characters holds one whole of the blocks
-of 8 into which the line falls, so only these are looked up.
+The cost per line does not depend on the number of secrets: a run of 16 characters contains at least one complete 8-character
+block of the line, so only the line's blocks are looked up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from forecastd.logs.spellings import Spelling, spellings
 
 HIDDEN = "*****"
 _BLOCK_SIZE = 8
-_MIN_EMBEDDED_SIZE = 4  # shorter secrets are taken out only where they stand alone
+_MIN_EMBEDDED_SIZE = 4  # shorter secrets are removed only as whole words
 _PHRASE_WORDS = 12
 
 _INVISIBLE = r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
@@ -39,14 +39,14 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class _NormalizedSecret:
-    """One spelling of a secret as `_flat` makes it, and the shortest run of it that counts."""
+    """A normalized spelling of a secret (see `_normalize`), and the length of the shortest run that is removed."""
 
     text: str
     min_length: int
 
 
 class Redactor:
-    """Knows the secrets and takes them out of text. May be used from several threads."""
+    """Holds the secrets and removes them from text. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -56,7 +56,7 @@ class Redactor:
         self._phrases: dict[tuple[str, ...], re.Pattern[str]] = {}
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Take these out too, from now on. What was hidden once stays hidden: it may appear late."""
+        """Remove these secrets too, from now on. A secret is never forgotten, because it may appear late."""
         with self._lock:
             for secret in secrets:
                 for spelling in spellings(secret.strip()):
@@ -65,7 +65,7 @@ class Redactor:
                 self._add_phrase(tuple(secret.lower().split()))
 
     def redact(self, text: str) -> str:
-        """`text` with asterisks in the place of every secret."""
+        """`text` with asterisks in place of every secret."""
         spans = sorted(itertools.chain(self._matching_spans(text), self._phrase_spans(text)))
         pieces: list[str] = []
         end = 0
@@ -86,7 +86,7 @@ class Redactor:
         for offset in range(len(secret.text) - _BLOCK_SIZE + 1):
             block = secret.text[offset : offset + _BLOCK_SIZE]
             blocks[block] = (*blocks.get(block, ()), (secret, offset))
-        self._blocks = blocks  # in one piece: another thread may be looking
+        self._blocks = blocks  # assigned at once: another thread may be reading
 
     def _add_phrase(self, words: tuple[str, ...]) -> None:
         if len(words) >= _PHRASE_WORDS and all(word.isalpha() for word in words):
@@ -146,13 +146,13 @@ def _normalized_spellings(spelling: Spelling) -> Iterator[_NormalizedSecret]:
 
 
 def _normalize(text: str, *, escapes: bool) -> str:
-    """Lower case and nothing invisible; with `escapes` no backslashes either, nor the line breaks and tabs they stand for."""
+    """Lower case, without invisible characters; with `escapes` also without backslash escapes of line breaks and tabs."""
     normalized = "".join((_BACKSLASH_PATTERN.sub("", text) if escapes else text).split())
     return _lower(normalized if normalized.isprintable() else _INVISIBLE_PATTERN.sub("", normalized))
 
 
 def _source_positions(text: str, *, escapes: bool) -> list[int]:
-    """Where each character of `_flat` stands in `text`."""
+    """The position in `text` of each character of its normalized form."""
     positions: list[int] = []
     start = 0
     for gap in (_GAP_AND_ESCAPE_PATTERN if escapes else _GAP_PATTERN).finditer(text):
@@ -163,7 +163,7 @@ def _source_positions(text: str, *, escapes: bool) -> list[int]:
 
 
 def _extend_match(normalized: str, start: int, secret: _NormalizedSecret, offset: int) -> Span:
-    """The first and the last character of the run around the block at `start`, which is the form's block at `at`."""
+    """The first and last index of the match around the block at `start`, which is the secret's block at `offset`."""
     first, last = start, start + _BLOCK_SIZE - 1
     while (
         first > 0
@@ -190,7 +190,7 @@ def _is_whole_word(text: str, match: re.Match[str]) -> bool:
 
 
 def _lower(text: str) -> str:
-    """Lower case, of the same length."""
+    """Lower case, with the length unchanged."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered

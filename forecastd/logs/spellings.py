@@ -1,26 +1,30 @@
-"""The spellings of a secret: as it is, and as URLs, JSON, Python, HTML, base64 and hexadecimal digits have it.
+"""The spellings of a secret: plain, and as it appears in URLs, JSON, Python, HTML, base64 and hexadecimal.
 
-An address with a secret in it is taken apart, for libraries tell host, path and query separately. Its host is no secret.
+A URL that contains a secret is split, because libraries report host, path and query separately. The host is not secret.
 """
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 from collections.abc import Iterator
 from typing import NamedTuple
+from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
-_MIN_RUN = 16  # the shortest part of a secret that is one too
-_MIN_PART = 8  # shorter parts of an address, and shorter codes, would be found by chance
+_MIN_RUN = 16  # the shortest part of a secret that must be hidden as well
+_MIN_PART = 8  # shorter parts of a URL, and shorter encodings, would match by chance
 
 
 class Spelling(NamedTuple):
-    """A text to look for, and the shortest part of it that counts; None: only the whole."""
+    """A text to search for, and the length of its shortest part that counts; None: only the whole text."""
 
     text: str
     min_length: int | None
 
 
 def spellings(secret: str) -> Iterator[Spelling]:
-    """Every spelling of the secret, and of the parts of it that are secret by themselves."""
+    """Every spelling of the secret, and of its parts that are secret by themselves."""
     if not secret:
         return
     parts = [part for part in _secret_parts(secret) if len(part) >= _MIN_PART]
@@ -32,9 +36,7 @@ def spellings(secret: str) -> Iterator[Spelling]:
 
 
 def _secret_parts(secret: str) -> Iterator[str]:
-    """What is secret in an address; nothing where the secret is none."""
-    from urllib.parse import parse_qsl, urlsplit
-
+    """The secret parts of a URL; none when `secret` is not a URL."""
     try:
         url = urlsplit(secret)
     except ValueError:
@@ -48,11 +50,6 @@ def _secret_parts(secret: str) -> Iterator[str]:
 
 
 def _encodings(secret: str) -> Iterator[str]:
-    import base64
-    import html
-    import json
-    from urllib.parse import quote, quote_plus
-
     data = secret.encode("utf-8", "replace")
     yield secret
     yield from (quote(data), quote(data, safe=""), quote_plus(data))
@@ -61,7 +58,7 @@ def _encodings(secret: str) -> Iterator[str]:
     if len(data) * 2 >= _MIN_PART:
         yield data.hex()
     for shift in range(3):
-        # The characters at either end depend on what stands beside the secret.
+        # The characters at either end depend on the bytes next to the secret.
         encoded = base64.b64encode(b"\0" * shift + data)[(0, 2, 3)[shift] : (shift + len(data)) * 8 // 6].decode()
         if len(encoded) >= _MIN_PART:
             yield from (encoded, encoded.replace("+", "-").replace("/", "_"))

@@ -17,7 +17,9 @@ from types import FrameType
 
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SECOND_INTERRUPT_EXIT_CODE = 130  # after SIGINT: 128 + 2, as a shell reports it
-INTERRUPT_MESSAGE = b"Interrupted again: exiting immediately. Signed submissions are in the ledger; the next start resumes them.\n"
+INTERRUPT_MESSAGE = (
+    b"Interrupted again: exiting now. Signed submissions are in the ledger; the next start resumes them.\n"
+)
 
 
 class SignalQueue:

@@ -1,4 +1,4 @@
-"""Whether the daemon does its work, told over HTTP on this machine: /healthz, /metrics, /status."""
+"""The daemon's status: the model, its file, the health check, the metrics, and /healthz, /metrics, /status over HTTP."""
 
 from forecastd.status.health import DaemonHealth, check_health
 from forecastd.status.server import HealthServer

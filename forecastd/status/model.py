@@ -1,8 +1,8 @@
-"""What a running daemon knows of itself, as one value: written to a file for `status`, judged for /healthz, told as metrics.
+"""The status of a running daemon as one value: written to a file, checked for /healthz, exported as metrics.
 
-The one thing to know before changing it: another process reads it, perhaps of another release, so a field that is added,
-renamed or means something else needs a new `VERSION`. Times are unix seconds, for people; what is judged by length (an age,
-how long it is up) is measured by the monotonic clock and held as seconds at the moment of `written`. None means not known.
+Invariant: another process reads it, perhaps of another release, so a field that is added, renamed or changes its meaning
+needs a new `VERSION`. Times are unix seconds, for people. Durations (an age, the uptime) come from the monotonic clock and
+are seconds at `written_at`. None means unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from forecastd.ledger.outcome import Outcome
 
-VERSION = 1
+VERSION = 2
 MAX_LAST_OUTCOMES = 10
 
 DaemonMode = Literal["daemon", "continuous"]
@@ -25,27 +25,27 @@ DaemonState = Literal["starting", "running", "stopping", "ended"]
 
 
 class _StrictModel:
-    """Read back exactly: no other fields, no other types, no NaN."""
+    """Accepts exactly what was written: no other fields, no other types, no NaN."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class MeasurementSummary(_StrictModel):
-    """How often something was measured, its sum and its largest."""
+    """Count, sum and maximum of a measured value."""
 
     count: int = 0
     sum: float = 0.0
     max: float = 0.0
 
     def add(self, value: float) -> MeasurementSummary:
-        """With one measurement more."""
+        """The summary with one more value."""
         return MeasurementSummary(self.count + 1, self.sum + value, max(self.max, value))
 
 
 @dataclass(frozen=True)
 class OutcomeCount(_StrictModel):
-    """How many cycles ended with an outcome; `check` names what refused, where something did."""
+    """The number of cycles with an outcome; `check` names the check that refused, if one did."""
 
     outcome: str
     check: str | None
@@ -54,7 +54,7 @@ class OutcomeCount(_StrictModel):
 
 @dataclass(frozen=True)
 class CycleRecord(_StrictModel):
-    """How one cycle ended. `stages` in seconds; `lag` in blocks from the window's first block to the one that took it."""
+    """The end of one cycle. `stages`: seconds by stage. `lag`: blocks from the window's first block to the submission's."""
 
     ended_at: float
     outcome: str
@@ -67,7 +67,7 @@ class CycleRecord(_StrictModel):
 
     @classmethod
     def from_outcome(cls, outcome: Outcome, ended_at: float) -> CycleRecord:
-        """An outcome that came about at `at`. Only a submission of this very cycle has a lag."""
+        """The record of `outcome`, which ended at `ended_at`. Only a submission of this cycle has a lag."""
         submitted_now = outcome.outcome == "submitted" and outcome.nonce is not None and outcome.height is not None
         return cls(
             ended_at,
@@ -83,7 +83,7 @@ class CycleRecord(_StrictModel):
 
 @dataclass(frozen=True)
 class SubmissionRecord(_StrictModel):
-    """The last submission that a block took. `height` is that block, `value` the log-return as signed."""
+    """The last submission in a block: `height` is that block, `value` the signed log-return."""
 
     nonce: int
     submitted_at: float
@@ -94,10 +94,10 @@ class SubmissionRecord(_StrictModel):
 
 @dataclass(frozen=True)
 class WindowStatus(_StrictModel):
-    """A submission window: the one that is open, else the next as far as it can be foreseen.
+    """A submission window: the open one, else the next one as predicted from the epoch length.
 
-    `first_height` and `last_height` are blocks. `changes_in_blocks` and `changes_in_seconds`: until an open one closes, until
-    one that is not open opens, at the moment of `written`.
+    `first_height` and `last_height` are block heights. `blocks_until_change` and `seconds_until_change`: until the window
+    closes if it is open, else until it opens, counted from `written_at`.
     """
 
     open: bool
@@ -112,11 +112,12 @@ class WindowStatus(_StrictModel):
 class TopicStatus(_StrictModel):
     """One topic with one wallet.
 
-    `nonce` is in work now, in `phase` (a stage's name, or `waiting`) since `phase_since`. Blocks: `height` as last told,
-    `height_age` seconds before `written`; `watched_from`, the height at which this process began to look; `newest_nonce`, the
-    newest epoch known to have opened; `confirmed_nonce`, the newest that the chain has our submission of;
-    `oldest_unserved`, the oldest after that one whose window opened and which we have not served. `seen` are the cycles of
-    this process, `last_outcomes` the latest, newest first. The balance is in uallo, the runway in epochs.
+    `nonce` is being served, in `phase` (a stage's name, or `waiting`) since `phase_since`. Block heights: `height` as last
+    reported, `height_age` seconds before `written_at`; `watch_start_height`, at which this process began to poll;
+    `newest_nonce`, the newest epoch known to have opened; `confirmed_nonce`, the newest one whose submission is on the chain;
+    `oldest_unserved_nonce`, the oldest one after that whose window opened and which is not served. `cycles`, `submitted`,
+    `missed`, `outcomes` and `stages` count this process's cycles; `last_outcomes` are the latest ones, newest first. The
+    balance is in uallo, the runway in epochs.
     """
 
     topic_id: int
@@ -149,7 +150,7 @@ class TopicStatus(_StrictModel):
     runway_epochs: int | None = None
 
     def with_outcome(self, outcome: Outcome, ended_at: float) -> TopicStatus:
-        """With one more cycle that ended so at `at` (unix seconds): counters, sums, last outcomes and last submission."""
+        """The status after one more cycle, which ended at `ended_at` (unix seconds)."""
         record = CycleRecord.from_outcome(outcome, ended_at)
         outcome_key = (record.outcome, record.check)
         counts = {(count.outcome, count.check): count.count for count in self.outcomes}
@@ -189,7 +190,7 @@ class TopicStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class EndpointStatus(_StrictModel):
-    """One endpoint, as `forecastd.chain.endpoints.EndpointReport` has it: `latency` in seconds, `lag` in blocks."""
+    """One endpoint, from `forecastd.chain.endpoint_pool.EndpointReport`: `latency` in seconds, `lag` in blocks."""
 
     endpoint: str
     state: str
@@ -203,7 +204,7 @@ class EndpointStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class StreamStatus(_StrictModel):
-    """A websocket that tells of new blocks: whether it is connected, and when it told something last."""
+    """A websocket with events of new blocks: whether it is connected, and the time of its last event."""
 
     endpoint: str
     connected: bool
@@ -213,9 +214,9 @@ class StreamStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class ModelStatus(_StrictModel):
-    """A bundle in use: its sha256, what its data ended at (unix seconds), since when it is in use.
+    """A bundle in use: its sha256, the end of its training data and the start of its use (unix seconds).
 
-    `most_age` in seconds: how old its data may be before the guards refuse it; None where the age does not count.
+    `max_age`: seconds after which the guards refuse the training data as too old; None if its age does not count.
     """
 
     name: str
@@ -227,7 +228,7 @@ class ModelStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class ChildStatus(_StrictModel):
-    """A model's process. `role` is `active` or `standby`, `phase` a phase of docs/supervision.md or `idle`."""
+    """A model process. `role` is `active` or `standby`, `phase` a phase of docs/supervision.md or `idle`."""
 
     pid: int
     role: str
@@ -238,7 +239,7 @@ class ChildStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class HangCount(_StrictModel):
-    """How often a bundle's process (by the bundle's name) made no progress in a phase."""
+    """How often a process of the bundle named `bundle` made no progress in a phase."""
 
     bundle: str
     phase: str
@@ -247,7 +248,7 @@ class HangCount(_StrictModel):
 
 @dataclass(frozen=True)
 class SupervisionStatus(_StrictModel):
-    """What the supervision of the models' processes counted since the daemon's start; `jobs` by their result."""
+    """Counters of the supervised model processes since the daemon's start; `jobs` by result."""
 
     hangs: tuple[HangCount, ...] = ()
     crashes: int = 0
@@ -261,7 +262,7 @@ class SupervisionStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class HeartbeatStatus(_StrictModel):
-    """The line that says the daemon is alive. `age`: seconds since the last one, `interval`: seconds between two."""
+    """The heartbeat line in the log. `age`: seconds since the last one. `interval`: seconds between two lines."""
 
     last_at: float | None
     age: float | None
@@ -270,7 +271,7 @@ class HeartbeatStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class WatchdogStatus(_StrictModel):
-    """The service manager's watchdog, or the daemon's own: `age` seconds since it was fed, `limit` when it fires."""
+    """The service manager's watchdog: `age` seconds since the last ping; it fires after `timeout` seconds."""
 
     last_ping_at: float | None
     age: float | None
@@ -280,9 +281,10 @@ class WatchdogStatus(_StrictModel):
 
 @dataclass(frozen=True)
 class DaemonStatus(_StrictModel):
-    """The daemon. `up` seconds since its start, `every` seconds between two writings, `deadline` unix seconds.
+    """The daemon. `uptime` and `write_interval` in seconds, `deadline` in unix seconds.
 
-    `birth` tells its process from a later one of the same number; see `forecastd.pulsefile.birth_of`.
+    `process_identity` tells its process from a later one with the same pid; see `forecastd.status.file.process_identity`.
+    `attention`: what needs a person now; empty if nothing does.
     """
 
     pid: int
@@ -319,15 +321,15 @@ class DaemonStatus(_StrictModel):
         return fields
 
     def to_json(self) -> bytes:
-        """The same, as UTF-8, whatever an error message may have brought along."""
+        """The same as UTF-8 bytes; characters that cannot be encoded, as in some error messages, are replaced."""
         return json.dumps(self.to_dict(), ensure_ascii=False).encode("utf-8", "replace")
 
     @classmethod
     def from_json(cls, text: str | bytes) -> DaemonStatus:
-        """What `as_text` made.
+        """Parse the output of `to_json`.
 
         Raises:
-            ValueError: it is no pulse of this version; the message names a field that does not fit.
+            ValueError: not a status of this version; the message names the invalid field.
         """
         try:
             return _adapter().validate_json(text)

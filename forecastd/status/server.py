@@ -1,9 +1,8 @@
-"""Three read-only answers over HTTP on this machine: /healthz, /metrics, /status.
+"""Three read-only HTTP endpoints on this machine: /healthz, /metrics, /status.
 
-The standard library's server is right for them: they run in the daemon's parent process, which must stay small, and FastAPI
-with uvicorn would cost it tens of megabytes. The one thing to know before changing it: whoever connects may be a program
-that sends nothing, or never ends. So a request is read in whole before anything else, bounded in bytes and in time, and
-only so many are answered at once.
+They use the standard library's server, because they run in the daemon's parent process, which must stay small: FastAPI with
+uvicorn would cost tens of megabytes. Invariant: a client may send nothing or never stop sending. A request is therefore read
+completely first, bounded in bytes and in time, and the number of concurrent connections is limited.
 """
 
 from __future__ import annotations
@@ -28,19 +27,20 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 8
 MAX_REQUEST_BYTES = 8192  # of a request
-REQUEST_SECONDS = 5.0  # for a request to be complete
-RESPONSE_SECONDS = 5.0  # for one send of the answer
-ALLOWED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})  # a web page that had its own name point here has another
+REQUEST_SECONDS = 5.0  # to receive a complete request
+RESPONSE_SECONDS = 5.0  # for one send call of the response
+ALLOWED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})  # others may be DNS rebinding
 
 
 class HealthServer:
-    """Serves while the block runs. `pulse` gives the daemon's present state and must be safe to call from any thread.
+    """Serves while the block runs. `read_status` returns the daemon's current status and must be thread-safe.
 
-    A port that cannot be had is told and nothing is served: monitoring must not stop what it monitors. `port` is None then.
+    If the port cannot be bound, a warning is logged, `port` is None and nothing is served: monitoring must not stop what it
+    monitors.
     """
 
     def __init__(self, port: int, read_status: Callable[[], DaemonStatus], clock: Clock) -> None:
-        """`port` 0 takes any that is free."""
+        """`port` 0 takes any free port."""
         self.port: int | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -48,7 +48,7 @@ class HealthServer:
             self._server: _HealthHTTPServer | None = _HealthHTTPServer(port, read_status, clock)
         except OSError as error:
             log.warning(
-                "No health over HTTP: port %d of %s cannot be had (%s). Choose another HEALTH_PORT.", port, HOST,
+                "No health over HTTP: cannot bind port %d of %s (%s). Choose another HEALTH_PORT.", port, HOST,
                 error.strerror, extra={"action": "health"},
             )  # fmt: skip
             self._server = None
@@ -68,11 +68,11 @@ class HealthServer:
         self.close()
 
     def close(self) -> None:
-        """Give the port back. Answers under way end by themselves."""
+        """Release the port. Responses in progress finish by themselves."""
         if self._server is None or self._closing.is_set():
             return
         self._closing.set()
-        # Ends the wait for a connection; the library's own way asks a flag twice a second, for months.
+        # Ends the wait for a connection; the library's own shutdown would poll a flag twice a second.
         self._server.socket.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
             self._thread.join()
@@ -94,7 +94,7 @@ class _HealthHTTPServer(ThreadingHTTPServer):
         super().__init__((HOST, port), _HealthRequestHandler)
 
     def server_bind(self) -> None:
-        """Bind only: the library would ask a name server for this machine's name."""
+        """Bind only: the library's method would also query DNS for this machine's name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -106,7 +106,7 @@ class _HealthHTTPServer(ThreadingHTTPServer):
             return
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # the machine has no thread for it
+        except RuntimeError:  # no thread could be started
             self._connection_slots.release()
             raise
 
@@ -119,13 +119,13 @@ class _HealthHTTPServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         level = logging.DEBUG if isinstance(error, OSError) else logging.ERROR
-        log.log(level, "A request for health was not answered: %r", error, exc_info=level == logging.ERROR)
+        log.log(level, "A health request failed: %r", error, exc_info=level == logging.ERROR)
 
 
 class _HealthRequestHandler(BaseHTTPRequestHandler):
     server: _HealthHTTPServer
     server_version, sys_version = "forecastd", ""
-    protocol_version = "HTTP/1.0"  # one request a connection
+    protocol_version = "HTTP/1.0"  # one request per connection
 
     def setup(self) -> None:
         super().setup()
@@ -133,7 +133,7 @@ class _HealthRequestHandler(BaseHTTPRequestHandler):
         self.connection.settimeout(RESPONSE_SECONDS)
 
     def _read_request(self) -> bytes:
-        """Everything up to the blank line; what is too long or too slow comes back as it is, and is no request then."""
+        """The bytes up to the blank line; empty if the request is too long or too slow, which the base class rejects."""
         clock, data = self.server.clock, bytearray()
         deadline = clock.monotonic() + REQUEST_SECONDS
         while b"\r\n\r\n" not in data and b"\n\n" not in data and len(data) < MAX_REQUEST_BYTES:
@@ -148,7 +148,7 @@ class _HealthRequestHandler(BaseHTTPRequestHandler):
         return bytes(data) if len(data) < MAX_REQUEST_BYTES else b""
 
     def do_GET(self) -> None:
-        """Answer one of the three; anything else there is not."""
+        """Serve one of the three paths; 404 for any other."""
         if not _is_local_host(self.headers.get("Host") or HOST):
             self.send_error(403)
             return
@@ -159,7 +159,7 @@ class _HealthRequestHandler(BaseHTTPRequestHandler):
         else:
             route()
 
-    do_HEAD = do_GET  # noqa: N815 - the name that the library looks for
+    do_HEAD = do_GET  # noqa: N815 - the name that the library calls
 
     def _serve_healthz(self) -> None:
         health = check_health(self.server.read_status(), self.server.clock.now())
@@ -187,7 +187,7 @@ class _HealthRequestHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """A refusal without a word of what was asked for."""
+        """An error response that repeats nothing of the request."""
         del message, explain
         self._send_json(code, {"error": self.responses[code][0]})
 
@@ -196,7 +196,7 @@ class _HealthRequestHandler(BaseHTTPRequestHandler):
 
 
 def _is_local_host(host: str) -> bool:
-    """Whether a Host header names this machine, with or without a port."""
+    """Whether a Host header, with or without a port, names this machine."""
     try:
         return urlsplit(f"//{host}").hostname in ALLOWED_HOSTS
     except ValueError:
