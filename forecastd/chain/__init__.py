@@ -1,4 +1,4 @@
-"""The Allora network: wallet, messages, one node's client, fees, answer codes.
+"""The Allora network: wallet, messages, endpoint clients, fees and response codes.
 
-Everything here speaks to a real node and knows nothing of the local one.
+This package talks to real nodes. It knows nothing of the local node.
 """

@@ -1,7 +1,7 @@
-"""What the worker asks of the chain, whoever answers: one node over gRPC or REST, or a pool of them.
+"""The queries that a worker sends to the chain. `Node` (one endpoint) and `EndpointPool` (several) both provide them.
 
-Every method has a total deadline and may raise `RetryLater` (no usable answer now) or `NeedsHuman` (the wrong chain). The
-only thing that may be sent twice is the same bytes: `broadcast` of a pool gives them to several nodes at once.
+Every method has a total deadline and may raise `RetryLater` (no usable answer now) or `NeedsHuman` (the wrong chain).
+Invariant: only identical bytes may be sent twice. `broadcast` of a pool sends the same bytes to several nodes at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forecastd.chain.types import (
 
 
 class ChainClient(Protocol):
-    """The chain as the cycle sees it. Safe to use from several threads. `Node` says what each method gives."""
+    """The chain as the submission cycle sees it. Safe to use from several threads. `Node` documents each method."""
 
     def chain_id(self) -> str: ...
     def height(self) -> int: ...

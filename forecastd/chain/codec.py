@@ -1,8 +1,8 @@
-"""What is signed: a worker payload or a registration inside one transaction, sign mode DIRECT.
+"""Builds and signs transactions: a worker payload or a registration, in sign mode DIRECT.
 
-`sign_submission` is the choke point of the whole product: no forecast is signed anywhere else, and it refuses data
-marked synthetic for every chain that is not a local one. Field layout of the payload: emissions v9 carries the value in
-`value`; v10 carries it in `values` under the label `y` and leaves `value` at "0".
+Invariant: `sign_submission` is the only place that signs a forecast. It refuses data marked synthetic for every chain
+that is not local. Payload layout: emissions v9 carries the value in `value`; v10 carries it in `values` under the label
+`y` and leaves `value` at "0".
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman
 from forecastd.ledger.ledger import Submission
 
-VALUE_LABEL = "y"  # the one label of a topic with a single output
+VALUE_LABEL = "y"  # the label of a topic with a single output
 _SECP256K1 = "/cosmos.crypto.secp256k1.PubKey"
 
 
 def canonical_value(value: float | str) -> str:
-    """The decimal exactly as the chain re-marshals it. numpy's floats are taken too.
+    """The decimal exactly as the chain writes it. Accepts numpy floats too.
 
     Raises:
-        ValueError: not finite, or not a number.
+        ValueError: `value` is not a finite number.
     """
     return canonical_decimal(value if isinstance(value, str) else float(value))
 
 
 def tx_hash(tx_bytes: bytes) -> str:
-    """A transaction's name on the chain: upper-case hex sha256 of its bytes."""
+    """The hash that identifies a transaction: the upper-case hex sha256 of its bytes."""
     return hashlib.sha256(tx_bytes).hexdigest().upper()
 
 
 def payload_message(
     wallet: Wallet, *, version: EmissionsVersion, topic_id: int, nonce: int, value: str
 ) -> tuple[str, bytes]:
-    """Type URL and bytes of `InsertWorkerPayloadRequest`, its inner bundle signed.
+    """Type URL and bytes of an `InsertWorkerPayloadRequest` whose inner bundle is signed.
 
-    The bundle's signature is over sha256 of the serialized `InputInferenceForecastBundle`, which the chain serializes
-    again to verify: `value` must be canonical.
+    The signature of the bundle covers the sha256 of the serialized `InputInferenceForecastBundle`. The chain serializes
+    the bundle again to verify it, so `value` must be canonical.
     """
     em, v3 = emissions(version), messages("emissions.v3")
     value_fields: dict[str, Any] = {"value": value}
@@ -61,7 +61,10 @@ def payload_message(
 
 
 def register_message(wallet: Wallet, *, version: EmissionsVersion, topic_id: int) -> tuple[str, bytes]:
-    """Type URL and bytes of the request that registers the wallet as a worker of a topic, owned by itself."""
+    """Type URL and bytes of the request that registers the wallet as a worker of a topic.
+
+    The wallet is its own owner.
+    """
     request = emissions(version).RegisterRequest(
         sender=wallet.address, topic_id=topic_id, owner=wallet.address, is_reputer=False
     )
@@ -89,7 +92,7 @@ def build_tx(
 
 
 def unsigned_tx(wallet: Wallet, message: tuple[str, bytes], *, sequence: int) -> bytes:
-    """The same transaction with an empty signature, for a node to measure its gas."""
+    """The transaction with an empty signature, for a node to simulate its gas."""
     body, auth = _body_and_auth(wallet, message, sequence=sequence, gas=0, fee_uallo=0, timeout_height=0)
     tx = messages("cosmos.tx.v1beta1")
     return bytes(tx.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[b""]))
@@ -110,21 +113,21 @@ def sign_submission(
     fee_uallo: int,
     timeout_height: int,
 ) -> Submission:
-    """Sign one forecast. The only place where that happens.
+    """Sign one forecast. No other function does that.
 
     `synthetic` is the flag of the candles' provenance. `timeout_height` is the last block of the submission window.
 
     Raises:
         NeedsHuman: the forecast was made from synthetic data and the chain is not a local one.
-        ValueError: the value is not finite, or the timeout lies before the nonce.
+        ValueError: the value is not finite, or `timeout_height` is before the nonce.
     """
     if synthetic and not is_local(chain_id):
         raise NeedsHuman(
-            f"The forecast was made from synthetic data, and that is never signed for {chain_id}. "
+            f"The forecast uses synthetic data, which is never signed for {chain_id}. "
             "Choose a real source with --source or DATA_SOURCE."
         )
     if timeout_height < nonce:
-        raise ValueError(f"timeout height {timeout_height} lies before the nonce {nonce}")
+        raise ValueError(f"timeout height {timeout_height} is before the nonce {nonce}")
     decimal = canonical_value(value)
     message = payload_message(wallet, version=version, topic_id=topic_id, nonce=nonce, value=decimal)
     tx_bytes = build_tx(
@@ -140,7 +143,7 @@ def sign_submission(
 def _body_and_auth(
     wallet: Wallet, message: tuple[str, bytes], *, sequence: int, gas: int, fee_uallo: int, timeout_height: int
 ) -> tuple[bytes, bytes]:
-    """Body and auth info, serialized."""
+    """The body and the auth info of a transaction, serialized."""
     tx, base = messages("cosmos.tx.v1beta1"), messages("cosmos.base.v1beta1")
     signing = messages("cosmos.tx.signing.v1beta1")
     any_message = messages("google.protobuf").Any

@@ -1,8 +1,10 @@
-"""An endpoint as users and the SDK write it: gRPC as `grpc+https://host:port`, `grpc+http://host:port` or plain `host:port`,
-REST as `rest+https://host:port/path`, `rest+http://...` or plain `https://...`.
+"""Parses an endpoint as users and the SDK write it.
 
-Only scheme, host and port are ever shown: a user in a URL, a query or a fragment is refused, the path of a REST endpoint
-may hold a key, and none of them is repeated.
+gRPC: `grpc+https://host:port`, `grpc+http://host:port` or plain `host:port`. REST: `rest+https://host:port/path`,
+`rest+http://...` or plain `https://...`.
+
+Invariant: only scheme, host and port are ever shown, because the path of a REST endpoint may hold a key. A user, a
+query or a fragment in the URL is refused, and the error does not repeat the text.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _FORMAT_HELP = (
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a node listens. Prints as `host:port` for gRPC, as `https://host:port` for REST."""
+    """The address of a node. Prints as `host:port` for gRPC, as `https://host:port` for REST."""
 
     host: str
     port: int
@@ -43,12 +45,12 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Where the paths of a REST endpoint begin. May hold a key: never show it."""
+        """The base URL of a REST endpoint. It may hold a key: never show it."""
         return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether this is the machine itself."""
+        """Whether the host is this machine."""
         if self.host == "localhost":
             return True
         try:
@@ -57,18 +59,18 @@ class Endpoint:
             return False
 
     def channel(self, max_bytes: int) -> Any:
-        """A new grpcio channel that takes answers of at most `largest` bytes. Connects with the first call."""
+        """A new grpcio channel that accepts answers of at most `max_bytes`. It connects at the first call."""
         import grpc  # type: ignore[import-untyped]  # no stubs
 
         options = [
             ("grpc.max_receive_message_length", max_bytes),
-            # Its own connection, and quick to try a healed endpoint again: what a window is worth is minutes.
+            # A connection of its own, and short pauses before a reconnect: a submission window lasts only minutes.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 5000),  # in fact the time one attempt to connect may take, TLS included
+            ("grpc.min_reconnect_backoff_ms", 5000),  # in fact the time limit for one connection attempt, TLS included
             ("grpc.max_reconnect_backoff_ms", 2000),
             ("grpc.enable_retries", 0),
-            # A proxy of the environment must not stand between this process and a node on the same machine.
+            # A proxy from the environment must not be used for a node on this machine.
             ("grpc.enable_http_proxy", 0 if self.is_loopback else 1),
         ]
         if self.tls:
@@ -77,10 +79,10 @@ class Endpoint:
 
 
 def parse_endpoint(text: str, name: str = "An endpoint of RPC_ENDPOINTS") -> Endpoint:
-    """An endpoint from its text; `name` is what errors call it. Without a scheme it is gRPC, and port 443 means TLS.
+    """Parse an endpoint. `name` is what errors call it. Without a scheme it is gRPC, and port 443 means TLS.
 
     Raises:
-        NeedsHuman: it is not one; the text is not repeated, it may hold a secret.
+        NeedsHuman: the text is not an endpoint. The text is not repeated, because it may hold a secret.
     """
     text = text.strip()
     scheme, separator, _ = text.partition("://")
@@ -104,13 +106,13 @@ def parse_endpoint(text: str, name: str = "An endpoint of RPC_ENDPOINTS") -> End
 
 
 def parse_endpoints(texts: Sequence[str]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:
-    """The endpoints of a list, each once, and a sentence for every one that was given twice.
+    """The endpoints of a list without duplicates, and a warning for each duplicate.
 
     Raises:
-        NeedsHuman: the list is empty or an item is no endpoint; the item is named by its position.
+        NeedsHuman: the list is empty, or an item is not an endpoint. The error names the position of the item.
     """
     if not texts:
-        raise NeedsHuman(f"RPC_ENDPOINTS is empty. {_FORMAT_HELP} Several are separated by commas.")
+        raise NeedsHuman(f"RPC_ENDPOINTS is empty. {_FORMAT_HELP} Separate several with commas.")
     positions: dict[Endpoint, int] = {}
     warnings = []
     for number, text in enumerate(texts, start=1):

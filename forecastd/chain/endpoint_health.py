@@ -1,7 +1,7 @@
-"""What is known of an endpoint, and whether to ask it. Pure: values and transitions, times are monotonic seconds.
+"""The health of an endpoint: pure values and transitions. Times are monotonic seconds.
 
-The one thing to know before changing it: nothing here may shut an endpoint out for good. Every rest has an end, after which
-one probe decides, and a height that everyone else is measured against is forgotten when its endpoint is not heard from.
+Invariant: nothing here may exclude an endpoint for good. Every rest ends with a probe that decides, and the highest
+known height expires when its endpoint stops answering.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-MIN_REST_SECONDS = 1.0  # seconds after the first failure; each failed probe doubles it
+MIN_REST_SECONDS = 1.0  # after the first failure; each failed probe doubles it
 MAX_REST_SECONDS = 30.0
 WRONG_CHAIN_REST_SECONDS = 300.0
-PROBE_TIMEOUT_SECONDS = 30.0  # a probe that has not come back by then is taken as lost
-HEIGHT_MAX_AGE_SECONDS = 30.0  # seconds for which a height and a chain id count as known
+PROBE_TIMEOUT_SECONDS = 30.0  # a probe that takes longer counts as lost
+HEIGHT_MAX_AGE_SECONDS = 30.0  # how long a height and a chain id count as known
 MAX_LAG = 10  # blocks
 _LEADER_MAX_AGE_SECONDS = 600.0  # seconds
-_SIMULTANEOUS_SECONDS = 2.0  # seconds between two readings that are compared as if made together: less than a block
-_LATENCY_WEIGHT = 0.3  # of the latest latency in the smoothed one
-_LATENCY_STEP_SECONDS = 0.05  # seconds of latency below which endpoints count as equally fast
+_SIMULTANEOUS_SECONDS = 2.0  # two readings closer than this count as simultaneous; shorter than a block
+_LATENCY_WEIGHT = 0.3  # weight of the latest latency in the smoothed one
+_LATENCY_STEP_SECONDS = 0.05  # endpoints whose latencies differ less count as equally fast
 
 
 class EndpointState(StrEnum):
-    """What an endpoint is good for at present."""
+    """How usable an endpoint is at present."""
 
     UNTRIED = "untried"
     OK = "ok"
@@ -35,9 +35,10 @@ class EndpointState(StrEnum):
 
 @dataclass(frozen=True)
 class EndpointHealth:
-    """One endpoint. `latency` in seconds, smoothed; `height` was asked for at `asked` and told at `told`.
+    """The health of one endpoint. `latency` in seconds, smoothed.
 
-    `rests_until` is set while it is not to be asked: after a failure, or while it is on another chain.
+    `height` was requested at `height_requested_at` and received at `height_received_at`. `rest_until` is set while the
+    endpoint should not be called: after a failure, or while it is on another chain.
     """
 
     streak: int = 0
@@ -52,7 +53,7 @@ class EndpointHealth:
     error: str = ""
 
     def record_success(self, latency: float) -> EndpointHealth:
-        """It answered: whatever stood against it is over."""
+        """The endpoint answered: earlier failures are cleared."""
         smooth = latency if self.latency is None else self.latency + _LATENCY_WEIGHT * (latency - self.latency)
         return replace(
             self,
@@ -66,15 +67,16 @@ class EndpointHealth:
         )
 
     def record_height(self, height: int, height_requested_at: float, height_received_at: float) -> EndpointHealth:
-        """It told its height."""
+        """The endpoint reported its height."""
         return replace(
             self, height=height, height_requested_at=height_requested_at, height_received_at=height_received_at
         )
 
     def record_failure(self, reason: str, now: float) -> EndpointHealth:
-        """It gave no usable answer: it rests, twice as long after each failed probe.
+        """The endpoint gave no usable answer. It rests, twice as long after each failed probe.
 
-        Failures that arrive while it rests (calls under way, or made because nobody better was left) do not prolong it.
+        Failures during a rest do not extend it. They come from calls in progress, or from calls made for lack of a
+        better endpoint.
         """
         failed = replace(self, streak=self.streak + 1, error=reason)
         if self.wrong_chain is not None:
@@ -85,7 +87,7 @@ class EndpointHealth:
         return replace(failed, rest_until=now + rest_seconds, rest_seconds=rest_seconds, is_probing=False)
 
     def record_wrong_chain(self, chain_id: str, now: float) -> EndpointHealth:
-        """It is on another chain: it is not asked until a rare probe finds it on the right one."""
+        """The endpoint is on another chain. It rests until one of its rare probes finds it on the right chain."""
         return replace(
             self,
             streak=self.streak + 1,
@@ -97,34 +99,34 @@ class EndpointHealth:
         )
 
     def start_probe(self, now: float) -> EndpointHealth:
-        """One probe goes out. Until it comes back or is lost, there is no other."""
+        """A probe starts. No other probe starts until it returns or counts as lost."""
         if self.rest_until is None:
             return replace(self, is_probing=True)
         return replace(self, is_probing=True, rest_until=now + PROBE_TIMEOUT_SECONDS)
 
     def is_resting(self, now: float) -> bool:
-        """Whether its rest has not ended yet."""
+        """Whether the rest has not ended yet."""
         return self.rest_until is not None and now < self.rest_until
 
     def needs_probe(self, now: float) -> bool:
-        """Whether its rest is over, or what is known of its height has grown old."""
+        """Whether the rest is over, or the known height is out of date."""
         if self.rest_until is not None:
             return now >= self.rest_until
         return self.height is None or now - self.height_received_at > HEIGHT_MAX_AGE_SECONDS
 
     @property
     def is_available(self) -> bool:
-        """Whether nothing stands against asking it. (An electric circuit is closed when current flows.)"""
+        """Whether the endpoint is neither resting nor on a wrong chain."""
         return self.rest_until is None and self.wrong_chain is None
 
     @property
     def rank(self) -> int:
-        """Lower is better. Doubling steps, so that a jitter of the latency does not move the reads to and fro."""
+        """Lower is better. The steps double, so that jitter of the latency does not switch reads between endpoints."""
         latency = self.latency if self.latency is not None else 0.0
         return max(0, int(latency / _LATENCY_STEP_SECONDS)).bit_length()
 
     def lag(self, others: Iterable[EndpointHealth]) -> int:
-        """Blocks behind the highest of `others`, as far as that was known when this one was asked for its height."""
+        """Blocks behind the highest of `others`, using only heights that were known when this endpoint was queried."""
         if self.height is None:
             return 0
         heights = [
@@ -138,11 +140,11 @@ class EndpointHealth:
         return max(0, max(heights, default=self.height) - self.height)
 
     def is_behind(self, others: Iterable[EndpointHealth], max_lag: int = MAX_LAG) -> bool:
-        """Whether it lags by more than `most` blocks."""
+        """Whether it lags by more than `max_lag` blocks."""
         return self.lag(others) > max_lag
 
     def state(self, others: Iterable[EndpointHealth], max_lag: int = MAX_LAG) -> EndpointState:
-        """All of it in a word."""
+        """The overall state."""
         if self.wrong_chain is not None:
             return EndpointState.WRONG_CHAIN
         if self.rest_until is not None:

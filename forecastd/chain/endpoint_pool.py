@@ -1,7 +1,7 @@
-"""A pool of endpoints that acts as one: reads go to the best, the same signed bytes to several, any success wins.
+"""A pool of endpoints that acts as one: reads go to the best endpoint, the same signed bytes to several.
 
-One healthy endpoint among any number is enough. What an endpoint is good for is decided in `health`, how several are asked
-at once in `asking`; here is only who is asked for what.
+One healthy endpoint among any number is enough. `endpoint_health` decides which endpoints are usable, `request_pool`
+sends the calls; this module decides which endpoints get a call.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from forecastd.chain.types import (
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError
 
-MAX_BROADCAST_ENDPOINTS = 5  # endpoints that are given the same bytes
-GRACE_SECONDS = 0.5  # seconds the others have once one has taken them
+MAX_BROADCAST_ENDPOINTS = 5  # endpoints that get the same bytes
+GRACE_SECONDS = 0.5  # time left for the others after one has accepted the bytes
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EndpointBroadcast:
-    """What one endpoint said to the bytes; without an answer, `error` says why there is none."""
+    """One endpoint's answer to a broadcast. Without an answer, `error` holds the reason."""
 
     endpoint: str
     result: BroadcastResult | None
@@ -58,13 +58,16 @@ class EndpointBroadcast:
 
     @property
     def accepted(self) -> bool:
-        """Whether the node has the transaction now, or had it before."""
+        """Whether the node has the transaction, from this broadcast or an earlier one."""
         return self.result is not None and _is_accepted(self.result)
 
 
 @dataclass(frozen=True)
 class TxLookup:
-    """A transaction by its hash. `absent_heights`: of each endpoint that does not have it, its own height read after that."""
+    """The lookup of a transaction by its hash.
+
+    `absent_heights`: for each endpoint that does not have it, the height of that endpoint, read after the lookup.
+    """
 
     result: TxResult | None
     absent_heights: tuple[int, ...]
@@ -73,7 +76,10 @@ class TxLookup:
 
 @dataclass(frozen=True)
 class EndpointReport:
-    """An endpoint for `status` and `doctor`. `latency` in seconds, `lag` in blocks behind the highest."""
+    """An endpoint's state for `status` and `doctor`.
+
+    `latency` in seconds, `lag` in blocks behind the highest endpoint.
+    """
 
     endpoint: str
     state: EndpointState
@@ -86,20 +92,28 @@ class EndpointReport:
 
 
 class EndpointPool:
-    """A pool. `chain_id` is the chain all must be on, None takes any; `soft` and `total` seconds as in `asking`.
+    """A pool of endpoints with the methods of `Node`.
 
-    Every method gives what `Node`'s gives, within `total` seconds. When no endpoint answers, `RetryLater` says why for
-    each; when all are on the wrong chain, `NeedsHuman`.
+    `chain_id` is the chain that every endpoint must be on; None accepts any chain. `hedge_seconds` and
+    `timeout_seconds` are those of `RequestPool`. Every method returns what the method of `Node` returns, within
+    `timeout_seconds`. It raises `RetryLater` with the cause of each endpoint when none answers, and `NeedsHuman` when
+    all are on the wrong chain.
     """
 
     def __init__(
-        self, texts: Sequence[str], *, chain_id: str | None, clock: Clock, hedge_seconds: float = HEDGE_SECONDS, timeout_seconds: float = TIMEOUT_SECONDS,
+        self,
+        texts: Sequence[str],
+        *,
+        chain_id: str | None,
+        clock: Clock,
+        hedge_seconds: float = HEDGE_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
         max_lag: int = MAX_LAG,
-    ) -> None:  # fmt: skip
-        """Nothing is sent yet.
+    ) -> None:
+        """Create the pool. Nothing is sent yet.
 
         Raises:
-            NeedsHuman: an item is no endpoint; it is named by its position.
+            NeedsHuman: an item is not an endpoint. The error names its position.
         """
         parsed, self.warnings = parse_endpoints(texts)
         for warning in self.warnings:
@@ -121,21 +135,21 @@ class EndpointPool:
         self.close()
 
     def close(self) -> None:
-        """Let go of all connections and threads. Calls under way end with an error."""
+        """Close all connections and threads. Calls in progress end with an error."""
         self._requests.close()
 
     @property
     def size(self) -> int:
-        """How many endpoints there are, without those that are known to be on another chain; 1 at least."""
+        """The number of endpoints that are not known to be on another chain; at least 1."""
         return max(1, sum(health.wrong_chain is None for health in self._requests.healths().values()))
 
-    # Several at once
+    # Calls to several endpoints
 
     def broadcast_all(self, tx_bytes: bytes) -> list[EndpointBroadcast]:
-        """Send the same bytes to several endpoints; the best first in the list.
+        """Send the same bytes to several endpoints. The result lists the best endpoint first.
 
-        Returns soon after one has taken them, else when all have answered or the time is over. What is still under way
-        then goes on.
+        Returns soon after one endpoint has accepted the bytes, otherwise when all have answered or the time is over.
+        Calls that are still in progress run on.
         """
         replies = self._broadcast_to(self._rank(include_lagging=True)[0], tx_bytes)
         return [
@@ -144,7 +158,10 @@ class EndpointPool:
         ]
 
     def broadcast(self, tx_bytes: bytes) -> BroadcastResult:
-        """As `broadcast_all`; the answer is that of a node that took the bytes, else of the best that answered."""
+        """As `broadcast_all`.
+
+        Returns the answer of a node that accepted the bytes, otherwise of the best that answered.
+        """
         endpoints, skipped = self._rank(include_lagging=True)
         replies = self._broadcast_to(endpoints, tx_bytes)
         results = [reply.value for reply in replies if reply.value is not None]
@@ -153,7 +170,10 @@ class EndpointPool:
         return min(results, key=lambda answer: (not _is_accepted(answer), answer.code != 0))
 
     def look_up(self, tx_hash: str) -> TxLookup:
-        """Ask every usable endpoint for a transaction. Never raises RetryLater: nobody's answer is an empty one."""
+        """Look up a transaction on every usable endpoint.
+
+        Never raises RetryLater: without any answer the result is empty.
+        """
 
         def find_or_height(endpoint: PooledEndpoint) -> TxResult | int:
             result = endpoint.node.find_tx(tx_hash)
@@ -173,11 +193,11 @@ class EndpointPool:
         return next((reply.value for reply in replies if reply.value is not None), None)
 
     def heights(self) -> dict[str, int]:
-        """The height of each usable endpoint, now, by its name."""
+        """The current height of each usable endpoint, by its name."""
         replies = self._query_usable(self._requests.fetch_height, is_final=lambda _: False)
         return {reply.endpoint.name: reply.value for reply in replies if reply.value is not None}
 
-    # From the best
+    # Reads from the best endpoint
 
     def chain_id(self) -> str:
         return self._read(lambda endpoint: endpoint.node.chain_id())
@@ -189,7 +209,7 @@ class EndpointPool:
         return self._read(lambda endpoint: endpoint.node.block_time())
 
     def version(self) -> EmissionsVersion:
-        # Asked anew, for the chain may have been upgraded since this endpoint was last asked for anything.
+        # Queried again each time: the chain may have been upgraded since the last call to this endpoint.
         return self._read(lambda endpoint: endpoint.node.version(refresh=True))
 
     def topic(self, topic_id: int) -> Topic | None:
@@ -234,15 +254,15 @@ class EndpointPool:
     def simulate(self, tx_bytes: bytes) -> SimulationResult:
         return self._read(lambda endpoint: endpoint.node.simulate(tx_bytes))
 
-    # What is known of them
+    # State of the endpoints
 
     def inspect(self) -> tuple[EndpointReport, ...]:
-        """Ask every endpoint for its chain and height now, those set aside as well, and report."""
+        """Query every endpoint for its chain id and height now, resting endpoints too, and report."""
         self._requests.wait_for_probes(self._requests.start_probes(self._requests.endpoints))
         return self.report()
 
     def report(self) -> tuple[EndpointReport, ...]:
-        """What is known of each endpoint, in the user's order. Asks nothing."""
+        """The known state of each endpoint, in the user's order. Sends nothing."""
         healths = self._requests.healths()
         return tuple(
             EndpointReport(
@@ -258,7 +278,7 @@ class EndpointPool:
             for endpoint, health in healths.items()
         )
 
-    # Who is asked
+    # Choice of endpoints
 
     def _read(self, call: Callable[[PooledEndpoint], T]) -> T:
         self._start_due_probes()
@@ -279,7 +299,7 @@ class EndpointPool:
     def _query_usable(
         self, call: Callable[[PooledEndpoint], T], *, is_final: Callable[[T], bool]
     ) -> list[EndpointReply[T]]:
-        """Ask everybody that is not set aside; those set aside as well when there are not two others."""
+        """Call every available endpoint. With fewer than two of them, call the resting ones as well."""
         self._start_due_probes()
         healths = self._requests.healths()
         endpoints, _ = self._rank(include_lagging=True)
@@ -290,16 +310,18 @@ class EndpointPool:
         )
 
     def _start_due_probes(self) -> None:
-        """Probe who is due. Only endpoints with nothing against them are waited for: their height has grown old."""
+        """Start the probes that are due. Only wait for endpoints that are available and whose height is out of date."""
         now, healths = self._clock.monotonic(), self._requests.healths()
         due = [endpoint for endpoint, health in healths.items() if health.needs_probe(now)]
         self._requests.start_probes([endpoint for endpoint in due if not healths[endpoint].is_available])
         stale = [endpoint for endpoint in due if healths[endpoint].is_available]
-        if stale and len(healths) > 1:  # a single one has nobody to lag behind
+        if stale and len(healths) > 1:  # a single endpoint cannot lag behind another
             self._requests.wait_for_probes(self._requests.start_probes(stale))
 
     def _rank(self, *, include_lagging: bool) -> tuple[list[PooledEndpoint], dict[PooledEndpoint, ForecastdError]]:
-        """Whom to ask, the best first and those set aside for errors last; and why the others are not asked."""
+        """The endpoints to call, best first and resting ones last; and the others, each with the reason it is
+        skipped.
+        """
         healths = self._requests.healths()
         ranked: list[tuple[tuple[bool, bool, float], PooledEndpoint]] = []
         skipped: dict[PooledEndpoint, ForecastdError] = {}
@@ -307,7 +329,8 @@ class EndpointPool:
             is_lagging = health.is_available and health.is_behind(healths.values(), self._max_lag)
             if health.wrong_chain is not None:
                 skipped[endpoint] = WrongChain(
-                    f"The node {endpoint.name} is on chain {health.wrong_chain}. Correct RPC_ENDPOINTS or ALLORA_NETWORK.",
+                    f"The node {endpoint.name} is on chain {health.wrong_chain}. "
+                    "Correct RPC_ENDPOINTS or ALLORA_NETWORK.",
                     chain_id=health.wrong_chain,
                 )
             elif is_lagging and not include_lagging:
@@ -316,7 +339,7 @@ class EndpointPool:
             else:
                 tie_breaker = float(health.rank) if health.rest_until is None else health.rest_until
                 ranked.append(((health.rest_until is not None, is_lagging, tie_breaker), endpoint))
-        ranked.sort(key=lambda pair: pair[0])  # stable: the user's order decides between equals
+        ranked.sort(key=lambda pair: pair[0])  # the sort is stable: equal endpoints keep the user's order
         return [endpoint for _, endpoint in ranked], skipped
 
 
@@ -329,7 +352,7 @@ def _failures(replies: Sequence[EndpointReply[T]]) -> dict[PooledEndpoint, Forec
 
 
 def _display_names(endpoints: Sequence[Endpoint]) -> list[str]:
-    """What endpoints are called; those that differ only in what is not shown are numbered."""
+    """The names of endpoints. Endpoints that would show the same name are numbered."""
     names: list[str] = []
     for endpoint in endpoints:
         duplicates = sum(str(endpoint) == str(other) for other in endpoints[: len(names)])

@@ -1,12 +1,12 @@
-"""Hears of blocks and of submission windows over a node's websocket (CometBFT's JSON-RPC `subscribe`), as they come.
+"""Receives blocks and opened submission windows over a node's websocket (`subscribe` of CometBFT's JSON-RPC).
 
-The one thing to know before changing it: what is heard here is a hint and never a fact. Nothing of it is signed, recorded or
-counted; it only has somebody look sooner. So rubbish costs nothing, and a connection that is lost, silent or on another chain
-is given up and made anew, with growing pauses.
+Invariant: an event is a hint, never a fact. Nothing from this module is signed, recorded or counted; an event only
+makes the worker query the chain sooner. Invalid messages are therefore ignored, and a connection that is lost, silent
+or on another chain is replaced after a growing pause.
 
-Names of events and attributes are those of allora_sdk's `EventWorkerSubmissionWindowOpened`; a chain that is upgraded changes
-the version in the name, so both are subscribed to. A node lets a client have five subscriptions (CometBFT's
-`max_subscriptions_per_client`), hence one for each topic only as long as they fit.
+Names of events and attributes are those of allora_sdk's `EventWorkerSubmissionWindowOpened`. An upgrade of the chain
+changes the version in the name, so the listener subscribes to both versions. A node allows a client five subscriptions
+(CometBFT's `max_subscriptions_per_client`), so there is one per topic only while they fit.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ MAX_SUBSCRIPTIONS = 5
 MAX_MESSAGE_BYTES = 4 * 2**20  # of one message
 MAX_DIGITS = 18  # of a number in a message
 CONNECT_SECONDS, PING_SECONDS = 10.0, 20.0
-SILENCE_SECONDS = 60.0  # seconds without a block, where blocks are told
-RECEIVE_TIMEOUT_SECONDS = 2.0  # seconds of one wait for a message
+SILENCE_SECONDS = 60.0  # without a block, once blocks are subscribed to
+RECEIVE_TIMEOUT_SECONDS = 2.0  # one wait for a message
 MIN_RECONNECT_SECONDS, MAX_RECONNECT_SECONDS, WRONG_CHAIN_RECONNECT_SECONDS = (
     1.0,
     60.0,
     300.0,
-)  # seconds before another connection
-STABLE_SECONDS = 60.0  # seconds that a connection must have lasted for the next rest to be a short one
+)  # pause before the next connection
+STABLE_SECONDS = 60.0  # a connection that lasted longer resets the pause
 _HEADER_QUERY = "tm.event='NewBlockHeader'"
 
 
 @dataclass(frozen=True)
 class WindowOpened:
-    """A submission window was opened, it says."""
+    """An event says that a submission window was opened."""
 
     topic_id: int
     nonce: int
@@ -51,7 +51,7 @@ class WindowOpened:
 
 @dataclass(frozen=True)
 class EventMessage:
-    """What one message says. `refused`: the id of a subscription that the node declined."""
+    """The content of one message. `refused`: the node declined the subscription `request_id`."""
 
     request_id: str | None = None
     height: int | None = None
@@ -63,7 +63,7 @@ class EventMessage:
 
 @dataclass(frozen=True)
 class EventStreamReport:
-    """A websocket for `status`. `last_at`: when it told something last, in unix seconds."""
+    """The state of a websocket for `status`. `last_message_at`: time of the last message, in unix seconds."""
 
     endpoint: str
     connected: bool
@@ -72,7 +72,10 @@ class EventStreamReport:
 
 
 class _ConnectionLost(Exception):
-    """The connection is of no use any more; the message says why. `rest` in seconds, None for the usual one."""
+    """The connection is not usable any more.
+
+    `reconnect_seconds`: the pause before the next one, None for the usual pause.
+    """
 
     def __init__(self, reason: str, reconnect_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -80,7 +83,7 @@ class _ConnectionLost(Exception):
 
 
 def subscription_queries(topics: Iterable[int]) -> dict[str, str]:
-    """What to subscribe to for these topics, by id: few enough for a node, and not more than is needed."""
+    """The subscriptions for these topics, by id: as specific as the node's limit allows."""
     topic_ids = sorted(topics)
     if 1 + len(topic_ids) * len(WINDOW_OPENED_EVENTS) <= MAX_SUBSCRIPTIONS:
         conditions = [f"{event}.topic_id = '\"{topic}\"'" for topic in topic_ids for event in WINDOW_OPENED_EVENTS]
@@ -93,7 +96,7 @@ def subscription_queries(topics: Iterable[int]) -> dict[str, str]:
 
 
 def read_message(text: str | bytes) -> EventMessage:
-    """What a message says; nothing where it makes no sense."""
+    """Parse a message. Returns an empty `EventMessage` when it is not valid."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -104,7 +107,7 @@ def read_message(text: str | bytes) -> EventMessage:
         return EventMessage(request_id, refused=True)
     result = _lookup(document, "result")
     value = _lookup(result, "data", "value")
-    # Of `status`, of a header, of a block's events: one of them has it.
+    # One of them is set: in the answer to `status`, in a header, or in the events of a block.
     chain = _lookup(result, "node_info", "network") or _lookup(value, "header", "chain_id")
     heights = (
         _lookup(result, "sync_info", "latest_block_height"),
@@ -146,7 +149,7 @@ def _lookup(document: Any, *names: str) -> Any:
 
 
 def _parse_number(value: object) -> int | None:
-    """A number as nodes write it: bare, as text, or as text in quotes (attributes are JSON in JSON)."""
+    """Parse a number as nodes write it: bare, as text, or as quoted text (attributes are JSON inside JSON)."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value if 0 <= value < 10**MAX_DIGITS else None
     text = value.strip('"') if isinstance(value, str) else ""
@@ -154,10 +157,10 @@ def _parse_number(value: object) -> int | None:
 
 
 def check_websocket(text: str, position: int) -> str:
-    """The address of a websocket as it is. The item is named by its position, for its path may hold a key.
+    """Validate and return a websocket URL. Errors name the item by its position, because the path may hold a key.
 
     Raises:
-        NeedsHuman: it is none.
+        NeedsHuman: it is not a websocket URL.
     """
     name, form = f"Item {position} of EVENT_ENDPOINTS", "Write wss://HOST/websocket or ws://HOST:PORT/websocket."
     try:
@@ -171,15 +174,15 @@ def check_websocket(text: str, position: int) -> str:
 
 
 def display_name(url: str) -> str:
-    """What a websocket is called: its scheme, host and port."""
+    """The name of a websocket in messages: scheme, host and port."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.hostname}{'' if parts.port is None else f':{parts.port}'}"
 
 
 class EventListener:
-    """Listens to one websocket for as long as `run` runs. The callbacks come from that thread and must not wait.
+    """Listens to one websocket while `run` runs. The callbacks are called in that thread and must not block.
 
-    `on_connected` is called when the subscriptions stand, for whatever was opened while nobody listened.
+    `on_connected` is called when all subscriptions are confirmed, so that the caller can query what it missed before.
     """
 
     def __init__(
@@ -195,20 +198,20 @@ class EventListener:
         self._report = EventStreamReport(self.name, connected=False, last_message_at=None, error="")
 
     def listen_for(self, topics: Iterable[int]) -> None:
-        """Listen for these topics instead of those before."""
+        """Replace the topics to listen for."""
         self._topics = frozenset(topics)
 
     def report(self) -> EventStreamReport:
-        """How it stands."""
+        """The current state."""
         with self._lock:
             return self._report
 
     def stop(self) -> None:
-        """Have `run` end soon."""
+        """Make `run` return soon."""
         self._stopped.set()
 
     def run(self, wake: Event) -> None:
-        """Connect, listen, and connect again, until `stop`. `wake` is waited on between two connections."""
+        """Connect, listen, and reconnect until `stop`. Between two connections it waits on `wake`."""
         reconnect_seconds = MIN_RECONNECT_SECONDS
         while not self._stopped.is_set():
             started_at = self._clock.monotonic()
@@ -218,11 +221,14 @@ class EventListener:
             self._update_report(connected=False, error=reason)
             if self._clock.monotonic() - started_at > STABLE_SECONDS:
                 reconnect_seconds = MIN_RECONNECT_SECONDS
-            wake.wait((requested_seconds or reconnect_seconds) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter is no secret
+            wake.wait((requested_seconds or reconnect_seconds) * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
             reconnect_seconds = min(MAX_RECONNECT_SECONDS, 2 * reconnect_seconds)
 
     def _run_connection(self, wake: Event) -> tuple[str, float | None]:
-        """One connection, to its end: why it ended, and how long to rest where that is not as usual."""
+        """Run one connection to its end.
+
+        Returns the reason, and the pause before the next one when it is not the usual one.
+        """
         from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
         from websockets.sync.client import connect
 
@@ -256,7 +262,7 @@ class EventListener:
 
 
 class _EventSession:
-    """What is said on one connection."""
+    """The exchange on one connection."""
 
     def __init__(self, listener: EventListener, connection: Any, wake: Event) -> None:
         self._listener, self._connection, self._wake = listener, connection, wake
@@ -264,7 +270,7 @@ class _EventSession:
         self._has_blocks = False
 
     def run(self, topics: frozenset[int]) -> None:
-        """Subscribe, and listen until the connection is of no use or other topics are wanted. Raises _Lost."""
+        """Subscribe, then listen until the connection is not usable or the topics change. Raises _ConnectionLost."""
         subscriptions = subscription_queries(topics)
         self._unacknowledged = {name for name in subscriptions if name != "headers"}
         self._request("status", "status", {})
@@ -273,14 +279,14 @@ class _EventSession:
         last_message_time = self._listener._clock.monotonic()
         while not self._listener._stopped.is_set():
             if self._listener._topics != topics:
-                raise _ConnectionLost("other topics are wanted", 0.01)
-            self._wake.wait(0)  # a sign of progress
+                raise _ConnectionLost("the topics changed", 0.01)
+            self._wake.wait(0)  # shows the watchdog that this thread makes progress
             try:
                 message = read_message(self._connection.recv(timeout=RECEIVE_TIMEOUT_SECONDS))
             except TimeoutError:
                 silent_seconds = self._listener._clock.monotonic() - last_message_time
                 if (self._has_blocks or self._unacknowledged) and silent_seconds > self._listener._silence:
-                    raise _ConnectionLost(f"nothing was told for {silent_seconds:.0f} s") from None
+                    raise _ConnectionLost(f"no message for {silent_seconds:.0f} s") from None
                 continue
             last_message_time = self._listener._clock.monotonic()
             self._handle(message)

@@ -1,6 +1,6 @@
-"""Gas and fees. Gas is 1.2 x what the node simulates; a price is 3 x the fee market's, times the tier, above a floor.
+"""Gas and fees. Gas is 1.2 x the simulated gas; the price is 3 x the fee market's price, times the tier, above a floor.
 
-Multipliers as in allora_sdk's transaction manager. Prices are Decimals in uallo a gas, fees whole uallo.
+Multipliers are those of allora_sdk's transaction manager. Prices are Decimals in uallo per gas, fees whole uallo.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from decimal import ROUND_CEILING, Decimal
 from forecastd.errors import NeedsHuman
 from forecastd.settings import FeeTier
 
-DEFAULT_GAS = 250_000  # where a node cannot simulate
+DEFAULT_GAS = 250_000  # when a node cannot simulate
 _GAS_MARGIN = Decimal("1.2")
 _MARKET_MARGIN = 3
 _TIERS: dict[FeeTier, Decimal] = {"eco": Decimal(1), "standard": Decimal("1.5"), "priority": Decimal("2.5")}
@@ -19,7 +19,7 @@ _TIERS: dict[FeeTier, Decimal] = {"eco": Decimal(1), "standard": Decimal("1.5"),
 
 @dataclass(frozen=True)
 class FeeQuote:
-    """What one transaction may cost: a gas limit in units, a fee in uallo."""
+    """The cost of one transaction: a gas limit in gas units and a fee in uallo."""
 
     gas: int
     fee_uallo: int
@@ -35,16 +35,16 @@ def quote_fee(
     gas_factor: float = 1.0,
     message_fee: int = 0,
 ) -> FeeQuote:
-    """Gas and fee of a transaction.
+    """Calculate the gas limit and the fee of a transaction.
 
     Args:
-        simulated: gas the node measured; None takes the default.
-        market_price: the fee market's price in uallo a gas; None where the chain has no fee market.
-        floor: the network's lowest price in uallo a gas.
-        tier: how eager to be.
-        most: the user's maximum fee in uallo.
-        factor: how much more gas than usual, after an attempt that ran out of it.
-        besides: what the chain charges for the message itself, in uallo; it counts towards the maximum.
+        simulated_gas: gas measured by the node; None uses the default.
+        market_price: price of the fee market in uallo per gas; None when the chain has no fee market.
+        floor: the network's minimum price in uallo per gas.
+        tier: the fee tier, a multiplier for faster inclusion.
+        max_fee: the user's maximum fee in uallo.
+        gas_factor: extra multiplier for the gas, after an attempt ran out of gas.
+        message_fee: what the chain charges for the message itself, in uallo; it counts towards the maximum.
 
     Raises:
         NeedsHuman: the fee is above the user's maximum.

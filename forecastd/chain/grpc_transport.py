@@ -1,8 +1,8 @@
-"""Bytes to a node and back: one gRPC connection, a total deadline a call, and the two ways a call can fail.
+"""Calls a node over one gRPC connection, with a total deadline per call.
 
-A node that could not be reached or made no sense is `RetryLater`; a node that was reached and said no is `Refused`,
-which never leaves `forecastd.chain`. grpcio does the connecting: its deadline covers name lookup and TLS, and it bounds
-what it reads.
+A call fails in two ways: `NoUsableResponse` (a `RetryLater`) when the node was not reached or its answer is not usable,
+and `RpcError` when the node answered with a refusal. `RpcError` never leaves `forecastd.chain`. grpcio connects: its
+deadline covers name lookup and TLS, and it limits the size of what it reads.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from forecastd.chain.endpoint import Endpoint
 from forecastd.errors import RetryLater
 
 MAX_RESPONSE_BYTES = 4 * 2**20  # bytes
-_MAX_SHOWN_CHARS = 300  # characters of a node's text that a message repeats
-# What these mean is that no node answered, whatever stands in its place.
+_MAX_SHOWN_CHARS = 300  # of a node's text in a message
+# These statuses mean that no node answered, whatever replied in its place.
 TRANSPORT_STATUSES = frozenset({
     "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "CANCELLED", "DATA_LOSS", "ABORTED",
     "UNAUTHENTICATED", "PERMISSION_DENIED",
 })  # fmt: skip
-_HTTP_ERROR_TEXT = "http2 header with status"  # grpcio's words for an HTTP error of a proxy
+_HTTP_ERROR_TEXT = "http2 header with status"  # grpcio's text for an HTTP error of a proxy
 
 
 class RpcError(Exception):
-    """The node answered with a gRPC error that is its opinion. `status` is gRPC's name, `details` the node's text."""
+    """The node refused a call. `status` is the name of the gRPC status, `details` the node's text."""
 
     def __init__(self, status: str, details: str) -> None:
         super().__init__(f"{status}: {shorten(details)}")
@@ -33,12 +33,12 @@ class RpcError(Exception):
 
     @property
     def is_not_found(self) -> bool:
-        """Whether the node said that it has no such thing, by its code or, as older nodes do, by its text."""
+        """Whether the node has no such item, by its status or, for older nodes, by its text."""
         return self.status == "NOT_FOUND" or "not found" in self.details.lower()
 
 
 class NoUsableResponse(RetryLater):
-    """A node gave no usable answer. `why` is the cause alone, without the node's name."""
+    """A node gave no usable answer. `reason` is the cause alone, without the node's name."""
 
     def __init__(self, message: str | None = None, *, reason: str = "") -> None:
         super().__init__(message)
@@ -46,11 +46,11 @@ class NoUsableResponse(RetryLater):
 
 
 class UnexpectedRefusal(NoUsableResponse):
-    """A node is alive and refused what no sound node refuses."""
+    """A node is alive but refused a call that a working node never refuses."""
 
 
 class GrpcTransport:
-    """One gRPC connection, made at the first call and again after a failure."""
+    """One gRPC connection, opened at the first call and again after a failure."""
 
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self.endpoint = endpoint
@@ -58,29 +58,29 @@ class GrpcTransport:
         self._channel: Any = None
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
 
     def call(self, method: str, request: Any, reply: Any) -> Any:
-        """Call `package.Service/Method` and read its answer as a message of the class `reply`.
+        """Call `package.Service/Method` and parse the answer as a message of the class `reply`.
 
         `request` is a message, or its bytes.
 
         Raises:
             RetryLater: no usable answer within the deadline.
-            Refused: the node said no.
+            RpcError: the node refused the call.
         """
         raw = self.send(method, request)
         try:
             return reply.parse(raw)
         except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error):
-            # betterproto2 has no error of its own for bytes that are no message.
-            raise no_usable_response(self.endpoint, method, "an answer that is not readable") from None
+            # betterproto2 has no error class of its own for invalid bytes.
+            raise no_usable_response(self.endpoint, method, "an unreadable answer") from None
 
     def send(self, method: str, request: Any) -> bytes:
-        """As `call`, with the answer's bytes as they came."""
+        """As `call`, but returns the bytes of the answer."""
         import grpc  # type: ignore[import-untyped]  # no stubs
 
         if self._channel is None:
@@ -89,15 +89,16 @@ class GrpcTransport:
             raw: bytes = self._channel.unary_unary(f"/{method}")(bytes(request), timeout=self._deadline)
         except grpc.RpcError as error:
             status, details = error.code().name, str(error.details() or "")
-            details = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")  # grpcio's words around the cause
+            # grpcio adds these words around the cause
+            details = details.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
             if status in TRANSPORT_STATUSES or _HTTP_ERROR_TEXT in details:
-                # A connection that swallows everything looks alive to grpcio: never wait on the same one again.
+                # A connection that drops all data looks alive to grpcio: never wait on the same one again.
                 self.close()
                 raise no_usable_response(
                     self.endpoint, method, f"{status.lower().replace('_', ' ')}, {shorten(details)}"
                 ) from error
             raise RpcError(status, details) from error
-        except ValueError as error:  # another thread closed the connection meanwhile
+        except ValueError as error:  # another thread closed the connection
             raise no_usable_response(self.endpoint, method, "the connection was closed") from error
         return raw
 
@@ -110,7 +111,7 @@ def no_usable_response(endpoint: Endpoint, method: str, reason: str) -> NoUsable
 
 
 def unexpected_refusal(endpoint: Endpoint, method: str, error: RpcError) -> UnexpectedRefusal:
-    """The error for a refusal of something no sound node refuses."""
+    """The error for a refusal that a working node never gives."""
     reason = shorten(error.details) or error.status
     return UnexpectedRefusal(
         f"The node {endpoint} refused {_method_name(method)}: {reason}.",
@@ -119,7 +120,7 @@ def unexpected_refusal(endpoint: Endpoint, method: str, error: RpcError) -> Unex
 
 
 def shorten(text: object) -> str:
-    """A node's text, fit for a message: printable, one line, bounded."""
+    """A node's text made fit for a message: printable, one line, bounded."""
     line = "".join(character if character.isprintable() else " " for character in str(text)[: _MAX_SHOWN_CHARS + 1])
     return line if len(line) <= _MAX_SHOWN_CHARS else line[:_MAX_SHOWN_CHARS] + "..."
 

@@ -1,6 +1,6 @@
 """secp256k1 keys, addresses and signatures as the Cosmos SDK defines them.
 
-A signature is 64 bytes r||s over sha256 of the bytes, with s in its lower half; an address is bech32 over
+A signature is 64 bytes r||s over sha256 of the bytes, with s in the lower half of its range. An address is bech32 over
 ripemd160(sha256(compressed public key)). Signing is deterministic (RFC 6979): the same bytes give the same signature.
 """
 
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+
+import bech32
+from coincurve import PrivateKey, PublicKey
+from coincurve.ecdsa import cdata_to_der, deserialize_compact
 
 from forecastd.chain.networks import ADDRESS_PREFIX
 
@@ -17,8 +21,6 @@ _HARDENED = 0x80000000
 
 def derive_private_key(seed: bytes) -> bytes:
     """The 32-byte private key at m/44'/118'/0'/0/0 of a BIP-39 seed (BIP-32, private derivation)."""
-    from coincurve import PrivateKey
-
     digest = hmac.new(b"Bitcoin seed", seed, hashlib.sha512).digest()
     key, chain = PrivateKey(digest[:32]), digest[32:]
     for step in HD_PATH.split("/")[1:]:
@@ -31,16 +33,12 @@ def derive_private_key(seed: bytes) -> bytes:
 
 def address_from_public_key(public_key: bytes) -> str:
     """The `allo1...` address of a compressed public key."""
-    import bech32
-
     words = bech32.convertbits(_ripemd160(hashlib.sha256(public_key).digest()), 8, 5) or []
     return str(bech32.bech32_encode(ADDRESS_PREFIX, words))
 
 
 def is_address(text: str) -> bool:
-    """Whether `text` is a well-formed account address of this network, checksum included."""
-    import bech32
-
+    """Whether `text` is a valid account address of this network, checksum included."""
     prefix, words = bech32.bech32_decode(text)
     if prefix != ADDRESS_PREFIX or words is None or text != text.lower():
         return False
@@ -49,10 +47,7 @@ def is_address(text: str) -> bool:
 
 
 def verify_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` is this key's over sha256 of `message`. A high s, another length or a bad key is a no."""
-    from coincurve import PublicKey
-    from coincurve.ecdsa import cdata_to_der, deserialize_compact
-
+    """Whether `signature` is this key's over sha256 of `message`. False for a high s, a wrong length or a bad key."""
     if len(public_key) != 33 or len(signature) != 64:
         return False
     try:
@@ -64,7 +59,7 @@ def verify_signature(public_key: bytes, message: bytes, signature: bytes) -> boo
 def _ripemd160(data: bytes) -> bytes:
     try:
         return hashlib.new("ripemd160", data).digest()
-    except ValueError:  # an OpenSSL that was built without it
+    except ValueError:  # OpenSSL was built without it
         from Crypto.Hash import RIPEMD160
 
         return RIPEMD160.new(data).digest()

@@ -1,9 +1,9 @@
-"""Runs a generated protobuf module one class at a time, when the class is first asked for.
+"""Runs a generated protobuf module class by class, each class when it is first used.
 
-A module of the SDK's messages makes some 450 dataclasses as it is imported (0.15 s each for emissions v9 and v10); a cycle
-needs about 60 in all. The generator writes one top-level statement a class, so the source is cut at those, and a class
-runs together with the classes that its own text names. What runs is the SDK's own source, unchanged. A module that is
-not laid out so is imported whole.
+Importing a module of the SDK's messages creates about 450 dataclasses (0.15 s each for emissions v9 and v10); a cycle
+needs about 60 in total. The generator writes one top-level statement per class. The source is split there, and a class
+runs together with the classes that its own text names. The code that runs is the SDK's own source, unchanged. A module
+with another layout is imported whole.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 _CLASS_PATTERN = re.compile(
     r"^(?:@dataclass\(eq=False, repr=False\)\n)?class (\w+)\(betterproto2\.\w+\):\n", re.MULTILINE
 )
-_IMPORT_PATTERN = re.compile(r"^from \.+[\w.]* import \w+ as \w+\n", re.MULTILINE)  # the generator puts these last
+_IMPORT_PATTERN = re.compile(r"^from \.+[\w.]* import \w+ as \w+\n", re.MULTILINE)  # the generator writes these last
 _WORD_PATTERN = re.compile(r"\w+")
 _lock = threading.RLock()
 
 
 class LazyModuleFinder(importlib.abc.MetaPathFinder):
-    """Finds the modules below one package, to be run class by class."""
+    """Finds the modules below one package and loads them class by class."""
 
     def __init__(self, package: str) -> None:
         self._prefix = package + "."
@@ -44,7 +44,7 @@ class LazyModuleFinder(importlib.abc.MetaPathFinder):
 
 
 def install_finder(package: str) -> None:
-    """Have every module below `package` that is imported from now on run class by class."""
+    """Make every module below `package` that is imported from now on load class by class."""
     if not any(isinstance(finder, LazyModuleFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, LazyModuleFinder(package))
 
@@ -59,7 +59,7 @@ class _LazyLoader(SourceFileLoader):
         start = _CLASS_PATTERN.search(source)
         head = source[: start.start()] if start is not None else source
         imports = "".join(_IMPORT_PATTERN.findall(source, len(head)))
-        exec(_compile(head + imports, self.path), module.__dict__)  # this is what importing does  # noqa: S102  # this is what importing does
+        exec(_compile(head + imports, self.path), module.__dict__)  # noqa: S102  # an import runs this source too
         if not set(module.__dict__.get("__all__", ())) <= blocks.keys():
             super().exec_module(module)
             return
@@ -67,7 +67,7 @@ class _LazyLoader(SourceFileLoader):
 
 
 def _split_classes(source: str) -> dict[str, str] | None:
-    """The source of each class by its name; None when nothing is laid out as the generator does."""
+    """The source of each class by name, or None when the source has another layout."""
     starts = list(_CLASS_PATTERN.finditer(source))
     ends = [match.start() for match in starts[1:]] + [len(source)]
     if not starts:
@@ -81,16 +81,17 @@ def _make_lazy(module: ModuleType, blocks: dict[str, str], path: str) -> None:
     namespace = module.__dict__
 
     def load_class(name: str) -> None:
-        """Run a class and all that its text names: annotations are looked up in the module's own names later.
+        """Run a class and all classes that its text names, because annotations are resolved in the module's namespace
+        later.
 
-        They appear in the module together, or another thread would use one before those it needs are there.
+        They are added to the module together. Otherwise another thread could use a class before those it needs exist.
         """
         pending, classes = [name], dict[str, Any]()
         while pending:
             text = blocks.pop(pending.pop(), None)
             if text is None:
                 continue
-            exec(_compile(text, path), namespace, classes)  # this is what importing does  # noqa: S102  # this is what importing does
+            exec(_compile(text, path), namespace, classes)  # noqa: S102  # an import runs this source too
             pending.extend(word for word in set(_WORD_PATTERN.findall(text)) if word in blocks)
         namespace.update(classes)
 

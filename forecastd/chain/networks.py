@@ -1,7 +1,7 @@
-"""The known networks: chain ids, default endpoints, floors of the gas price.
+"""The known networks: chain ids, default endpoints and minimum gas prices.
 
-Endpoints and floors are those of allora_sdk's `AlloraNetworkConfig`. A chain id is what a signature is bound to, so it
-decides what may be signed: only `localnet` and `localnet-...` may see synthetic data.
+Endpoints and minimum prices are those of allora_sdk's `AlloraNetworkConfig`. A signature is bound to a chain id, so the
+chain id decides what may be signed: synthetic data only for `localnet` and `localnet-...`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ LOCAL_CHAIN_ID = "localnet"
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What is fixed for a network. `gas_price_floor` in uallo a gas; endpoints and websockets as the SDK writes them."""
+    """The fixed values of a network.
+
+    `gas_price_floor` in uallo per gas; endpoints and websockets as the SDK writes them.
+    """
 
     name: NetworkName
     chain_id: str
@@ -40,5 +43,5 @@ NETWORKS: dict[NetworkName, NetworkInfo] = {
 
 
 def is_local(chain_id: str) -> bool:
-    """Whether this chain id belongs to a local node, the only kind that may be sent synthetic data."""
+    """Whether this chain id belongs to a local node. Only a local node may receive synthetic data."""
     return chain_id == LOCAL_CHAIN_ID or chain_id.startswith(LOCAL_CHAIN_ID + "-")

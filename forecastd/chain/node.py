@@ -1,7 +1,7 @@
-"""The client of one Allora node, over gRPC or REST. Synchronous; every call has a total deadline.
+"""The client of one Allora node, over gRPC or REST. It is synchronous; every call has a total deadline.
 
-The node's chain id is checked before any other answer of it is believed. Which version of the emissions module it
-speaks is found out by asking, and again after an `UNIMPLEMENTED`, so an upgrade of the chain is followed while running.
+Invariant: the chain id of the node is checked before any other answer is used. The version of the emissions module is
+found by query, and again after an `UNIMPLEMENTED`, so that the client follows an upgrade of the chain while it runs.
 Every method may raise `RetryLater` (no usable answer), and `NeedsHuman` when the node is on another chain.
 """
 
@@ -23,6 +23,7 @@ from forecastd.chain.grpc_transport import (
     unexpected_refusal,
 )
 from forecastd.chain.networks import DENOM
+from forecastd.chain.rest_transport import RestTransport
 from forecastd.chain.sdk import EmissionsVersion, emissions, messages
 from forecastd.chain.types import (
     AccountInfo,
@@ -38,18 +39,18 @@ from forecastd.chain.types import (
 )
 from forecastd.errors import NeedsHuman
 
-CALL_TIMEOUT_SECONDS = 10.0  # seconds, for one call in all
+CALL_TIMEOUT_SECONDS = 10.0  # total time for one call
 _VERSIONS: tuple[EmissionsVersion, ...] = ("v10", "v9")
 _MAX_AMOUNT_DIGITS = 78  # of an amount: the chain's integers have 256 bits
 _LATEST_INFERENCE = "GetWorkerLatestInputInferenceByTopicId"
-_RENAMED = {("v9", _LATEST_INFERENCE): "GetWorkerLatestInferenceByTopicId"}  # the one query whose name v10 changed
-_PRICE_UNIT = Decimal(10) ** 18  # a DecCoin's amount is an integer with 18 decimals
+_RENAMED = {("v9", _LATEST_INFERENCE): "GetWorkerLatestInferenceByTopicId"}  # v10 renamed only this query
+_PRICE_UNIT = Decimal(10) ** 18  # the amount of a DecCoin is an integer with 18 decimals
 
 log = logging.getLogger(__name__)
 
 
 class _Transport(Protocol):
-    """The way to a node: gRPC or REST."""
+    """A connection to a node: gRPC or REST."""
 
     def call(self, method: str, request: Any, reply: Any) -> Any: ...
     def send(self, method: str, request: Any) -> object: ...
@@ -57,7 +58,7 @@ class _Transport(Protocol):
 
 
 class WrongChain(NeedsHuman):
-    """An endpoint is on another chain than it must be. `found` is the one it is on."""
+    """The endpoint is on another chain than expected. `chain_id` is the chain it is on."""
 
     def __init__(self, message: str | None = None, *, chain_id: str = "") -> None:
         super().__init__(message)
@@ -65,15 +66,18 @@ class WrongChain(NeedsHuman):
 
 
 class Node:
-    """One endpoint. `chain_id` is the one it must be on; None takes any. Safe to use from several threads."""
+    """The client of one endpoint.
+
+    `chain_id` is the expected chain; None accepts any. Safe to use from several threads.
+    """
 
     def __init__(
         self, endpoint: str | Endpoint, *, chain_id: str | None = None, deadline: float = CALL_TIMEOUT_SECONDS
     ) -> None:
-        """Nothing is sent yet.
+        """Create the client. Nothing is sent yet.
 
         Raises:
-            NeedsHuman: `endpoint` is not one.
+            NeedsHuman: `endpoint` is not a valid endpoint.
         """
         self.endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         self._transport: _Transport = _open_transport(self.endpoint, deadline)
@@ -90,13 +94,13 @@ class Node:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection. A later call makes a new one."""
+        """Close the connection. A later call opens a new one."""
         self._transport.close()
 
     # The chain
 
     def chain_id(self) -> str:
-        """The chain this node is on; NeedsHuman when it is not the one it must be on."""
+        """The chain id of the node. Raises NeedsHuman when it is not the expected one."""
         tm = messages("cosmos.base.tendermint.v1beta1")
         method = "cosmos.base.tendermint.v1beta1.Service/GetNodeInfo"
         try:
@@ -111,7 +115,7 @@ class Node:
             shown_chain_id = shorten(chain_id)
             raise WrongChain(
                 f"The node {self.endpoint} is on chain {shown_chain_id}, not on {self._expected_chain_id}. "
-                "Correct RPC_ENDPOINTS or ALLORA_NETWORK; nothing was sent to it.",
+                "Correct RPC_ENDPOINTS or ALLORA_NETWORK; no transaction was sent to it.",
                 chain_id=shown_chain_id,
             )
         self._chain_checked = True
@@ -122,7 +126,7 @@ class Node:
         return int(self._latest_header().height)
 
     def block_time(self) -> float:
-        """When the node's latest block was made by the chain's own clock, in unix seconds."""
+        """The time of the node's latest block by the chain's clock, in unix seconds."""
         time = self._latest_header().time
         if time is None:
             raise self._unusable("GetLatestBlock", "an answer without a time")
@@ -138,9 +142,10 @@ class Node:
         raise self._unusable(method, "an answer without a height")
 
     def version(self, *, refresh: bool = False) -> EmissionsVersion:
-        """The emissions version the node speaks; NeedsHuman when it is none that this program knows.
+        """The emissions version of the node.
 
-        What was found out is kept; with `again` the node is asked again.
+        Raises NeedsHuman when this program does not support it. The version is cached; `refresh` queries the node
+        again.
         """
         if self._version is not None and not refresh:
             return self._version
@@ -154,8 +159,8 @@ class Node:
             self._version = version
             return version
         raise NeedsHuman(
-            f"The node {self.endpoint} speaks neither emissions v10 nor v9. "
-            "It is no Allora node, or the chain was upgraded: look for a newer forecastd."
+            f"The node {self.endpoint} supports neither emissions v10 nor v9.  "
+            "It is not an Allora node, or the chain was upgraded: install a newer forecastd."
         )
 
     # Topics and nonces
@@ -184,13 +189,13 @@ class Node:
         return bool(self._emissions_or_raise("IsTopicActive", topic_id=topic_id).is_active)
 
     def open_nonces(self, topic_id: int) -> list[int]:
-        """The worker nonces still to be fulfilled, newest first. Empty when there are none."""
+        """The worker nonces that are still open, newest first. May be empty."""
         reply = self._emissions_or_raise("GetUnfulfilledWorkerNonces", topic_id=topic_id)
         nonces = reply.nonces.nonces if reply.nonces is not None else []
         return sorted({int(nonce.block_height) for nonce in nonces}, reverse=True)
 
     def is_nonce_unfulfilled(self, topic_id: int, nonce: int) -> bool:
-        """Whether the chain still takes forecasts for this nonce."""
+        """Whether the chain still accepts forecasts for this nonce."""
         reply = self._emissions_or_raise("IsWorkerNonceUnfulfilled", topic_id=topic_id, block_height=nonce)
         return bool(reply.is_worker_nonce_unfulfilled)
 
@@ -200,12 +205,12 @@ class Node:
         return bool(reply.is_registered)
 
     def can_submit(self, topic_id: int, address: str) -> bool:
-        """Whether the topic permits this address to submit; says nothing of registration."""
+        """Whether the topic permits this address to submit. Registration is a separate check."""
         reply = self._emissions_or_raise("CanSubmitWorkerPayload", topic_id=topic_id, address=address)
         return bool(reply.can_submit_worker_payload)
 
     def params(self) -> ChainParams:
-        """The fees the chain charges beside gas."""
+        """The fees that the chain charges in addition to gas."""
         params = self._emissions_or_raise("GetParams").params
         if params is None:
             raise self._unusable("GetParams", "an answer without parameters")
@@ -215,7 +220,7 @@ class Node:
     # Inferences
 
     def latest_inference(self, topic_id: int, address: str) -> Inference | None:
-        """The worker's last inference that the chain keeps for the topic, if there is one."""
+        """The worker's latest inference for the topic, or None."""
         try:
             reply = self._emissions(_LATEST_INFERENCE, topic_id=topic_id, worker_address=address)
         except RpcError as error:
@@ -226,7 +231,7 @@ class Node:
         return read_inference(inference) if inference is not None and inference.inferer else None
 
     def inferences_at(self, topic_id: int, nonce: int) -> list[Inference]:
-        """The inferences that the chain has taken in for a nonce. Empty while there are none."""
+        """The inferences that the chain stored for a nonce. May be empty."""
         try:
             reply = self._emissions("GetInferencesAtBlock", topic_id=topic_id, block_height=nonce)
         except RpcError as error:
@@ -240,7 +245,7 @@ class Node:
         )
 
     def network_inferences(self, topic_id: int) -> NetworkInferences | None:
-        """What the network itself says at present, or None while it has said nothing."""
+        """The network's own inferences, or None when there are none yet."""
         try:
             return read_network_inferences(self._emissions("GetLatestNetworkInferences", topic_id=topic_id))
         except RpcError as error:
@@ -250,7 +255,7 @@ class Node:
     # Accounts and fees
 
     def account(self, address: str) -> AccountInfo | None:
-        """Number and sequence of an account, or None when the chain has never seen it."""
+        """Number and sequence of an account, or None when the account does not exist."""
         auth = messages("cosmos.auth.v1beta1")
         request = auth.QueryAccountInfoRequest(address=address)
         try:
@@ -262,14 +267,14 @@ class Node:
         return AccountInfo(int(reply.info.account_number), int(reply.info.sequence)) if reply.info is not None else None
 
     def balance(self, address: str) -> int:
-        """The account's uallo; 0 for one that does not exist."""
+        """The account's balance in uallo; 0 when it does not exist."""
         bank = messages("cosmos.bank.v1beta1")
         request = bank.QueryBalanceRequest(address=address, denom=DENOM)
         reply = self._ask_or_raise("cosmos.bank.v1beta1.Query/Balance", request, bank.QueryBalanceResponse)
         return self._parse_amount("Balance", reply.balance.amount) if reply.balance is not None else 0
 
     def gas_price(self) -> Decimal | None:
-        """The fee market's price in uallo a gas, or None where the chain has no fee market."""
+        """The fee market's price in uallo per gas, or None when the chain has no fee market."""
         market = messages("feemarket.feemarket.v1")
         request = market.GasPriceRequest(denom=DENOM)
         try:
@@ -283,7 +288,7 @@ class Node:
     # Transactions
 
     def simulate(self, tx_bytes: bytes) -> SimulationResult:
-        """Run a transaction on the node without sending it: the gas it used, or the refusal in the node's words."""
+        """Run a transaction on the node without sending it. Returns the gas used, or the node's reason for a refusal."""
         tx = messages("cosmos.tx.v1beta1")
         request = tx.SimulateRequest(tx_bytes=tx_bytes)
         try:
@@ -293,7 +298,7 @@ class Node:
         return SimulationResult(int(reply.gas_info.gas_used) if reply.gas_info is not None else None, "")
 
     def broadcast(self, tx_bytes: bytes) -> BroadcastResult:
-        """Send a transaction. The answer is that of the node's own check, not yet of a block."""
+        """Send a transaction. The answer is that of the node's own check (CheckTx), not of a block."""
         tx = messages("cosmos.tx.v1beta1")
         request = tx.BroadcastTxRequest(tx_bytes=tx_bytes, mode=tx.BroadcastMode.SYNC)
         response = self._ask_or_raise(
@@ -306,7 +311,7 @@ class Node:
         )
 
     def find_tx(self, tx_hash: str) -> TxResult | None:
-        """What a block made of a transaction, or None while no block has it."""
+        """The result of a transaction in a block, or None when no block has it yet."""
         tx = messages("cosmos.tx.v1beta1")
         request = tx.GetTxRequest(hash=tx_hash)
         try:
@@ -326,7 +331,7 @@ class Node:
             gas_used=int(response.gas_used),
         )
 
-    # The way there
+    # Calls
 
     def _unusable(self, method: str, reason: str) -> NoUsableResponse:
         return no_usable_response(self.endpoint, method, reason)
@@ -335,11 +340,11 @@ class Node:
         return unexpected_refusal(self.endpoint, method, error)
 
     def _parse_amount(self, method: str, text: str) -> int:
-        """An amount as the chain writes it; nothing is 0."""
+        """Parse an amount as the chain writes it; empty text is 0."""
         if not text:
             return 0
         if not (text.isascii() and text.isdigit() and len(text) <= _MAX_AMOUNT_DIGITS):
-            raise self._unusable(method, "an answer with an amount that is none")
+            raise self._unusable(method, "an answer with an invalid amount")
         return int(text)
 
     def _check_chain(self) -> None:
@@ -347,12 +352,12 @@ class Node:
             self.chain_id()
 
     def _ask(self, method: str, request: Any, reply: Any) -> Any:
-        """Call a method of a node whose chain has been checked. Raises Refused as well."""
+        """Call a method after the chain of the node was checked. May raise RpcError."""
         self._check_chain()
         return self._transport.call(method, request, reply)
 
     def _ask_or_raise(self, method: str, request: Any, reply: Any) -> Any:
-        """As `_ask`, for calls that no sound node refuses."""
+        """As `_ask`, for calls that a working node never refuses."""
         try:
             return self._ask(method, request, reply)
         except RpcError as error:
@@ -365,7 +370,7 @@ class Node:
             raise self._unexpected(method, error) from error
 
     def _emissions(self, method: str, **fields: object) -> Any:
-        """Query the emissions module in the version the node speaks. Raises Refused as well."""
+        """Query the emissions module in the node's version. May raise RpcError."""
         version = self.version()
         try:
             return self._query(version, method, fields)
@@ -390,6 +395,4 @@ class Node:
 def _open_transport(endpoint: Endpoint, deadline: float) -> _Transport:
     if not endpoint.is_rest:
         return GrpcTransport(endpoint, deadline)
-    from forecastd.chain.rest_transport import RestTransport
-
     return RestTransport(endpoint, deadline)

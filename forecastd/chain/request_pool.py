@@ -1,7 +1,7 @@
-"""Asks several endpoints at once, each call in a thread of the pool's, and keeps what it learns of their health.
+"""Sends a call to several endpoints at once, each in a thread of the pool, and records the health of each endpoint.
 
-The one thing to know before changing it: a call that nobody waits for any more goes on to its own deadline, and what comes
-of it still counts for the endpoint's health. That is how a hung endpoint costs its callers seconds and not the window.
+Invariant: a call that the caller has stopped waiting for runs on to its own deadline, and its result still counts for
+the health of the endpoint. A hanging endpoint therefore costs its callers seconds, not the submission window.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from forecastd.chain.node import Node, WrongChain
 from forecastd.clock import Clock, TimeBudget
 from forecastd.errors import ForecastdError, RetryLater
 
-HEDGE_SECONDS = 2.0  # seconds after which another endpoint is asked as well
-TIMEOUT_SECONDS = 10.0  # seconds for a call in all
-MAX_IN_FLIGHT = 8  # calls under way to one endpoint
+HEDGE_SECONDS = 2.0  # after this time the call is also sent to the next endpoint
+TIMEOUT_SECONDS = 10.0  # total time for one call
+MAX_IN_FLIGHT = 8  # concurrent calls to one endpoint
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class PooledEndpoint:
-    """One endpoint of a pool. Changed under the pool's lock only."""
+    """One endpoint of a pool. Change it only under the lock of the pool."""
 
     name: str
     node: Node
@@ -41,7 +41,7 @@ class PooledEndpoint:
 
 @dataclass(frozen=True)
 class EndpointReply(Generic[T]):
-    """What came back from one endpoint within the time: a value, or an error, or neither yet."""
+    """What one endpoint returned in time: a value or an error. An unfinished call counts as an error."""
 
     endpoint: PooledEndpoint
     value: T | None = None
@@ -49,12 +49,15 @@ class EndpointReply(Generic[T]):
 
     @property
     def ok(self) -> bool:
-        """Whether it is an answer."""
+        """Whether the endpoint returned a value."""
         return self.error is None
 
 
 class RequestPool:
-    """The threads, and the members' health. `soft` and `total` in seconds."""
+    """The threads of a pool and the health of its endpoints.
+
+    `hedge_seconds`: time before a call is also sent to the next endpoint. `timeout_seconds`: total time for a call.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class RequestPool:
         self._executor = ThreadPoolExecutor((MAX_IN_FLIGHT + 1) * len(self.endpoints), thread_name_prefix="endpoint")
 
     def close(self) -> None:
-        """Break off what is under way; no thread is left for long."""
+        """Abort the calls in progress. All threads end soon after."""
         with self.lock:
             self._closed = True
         for endpoint in self.endpoints:
@@ -80,11 +83,11 @@ class RequestPool:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def healths(self) -> dict[PooledEndpoint, EndpointHealth]:
-        """Everybody's health at this moment."""
+        """The current health of each endpoint."""
         with self.lock:
             return {endpoint: endpoint.health for endpoint in self.endpoints}
 
-    # Ways of asking
+    # Calls
 
     def first_reply(
         self,
@@ -92,13 +95,15 @@ class RequestPool:
         call: Callable[[PooledEndpoint], T],
         skipped: Mapping[PooledEndpoint, ForecastdError],
     ) -> T:
-        """The first good answer. The next member is asked when one fails, and besides when one takes longer than `soft`.
+        """Return the first good answer.
 
-        `unasked` says of the others why they are not asked.
+        The next endpoint is called when one fails, or when one takes longer than `hedge_seconds`. `skipped` holds the
+        endpoints that are not called, each with the reason.
 
         Raises:
-            RetryLater: nobody gave an answer in time. With one member, its own error; else each one's, briefly.
-            NeedsHuman: all that answered are on the wrong chain.
+            RetryLater: no endpoint answered in time. With a single endpoint it is that endpoint's error, otherwise a
+                summary of all errors.
+            NeedsHuman: every endpoint that answered is on the wrong chain.
         """
         waiting = list(endpoints)
         in_flight: dict[Future[T], PooledEndpoint] = {}
@@ -127,12 +132,18 @@ class RequestPool:
         raise combine_errors(errors)
 
     def all_replies(
-        self, endpoints: Sequence[PooledEndpoint], call: Callable[[PooledEndpoint], T], *, is_final: Callable[[T], bool], grace: float,
+        self,
+        endpoints: Sequence[PooledEndpoint],
+        call: Callable[[PooledEndpoint], T],
+        *,
+        is_final: Callable[[T], bool],
+        grace: float,
         answered_timeout: float | None,
-    ) -> list[EndpointReply[T]]:  # fmt: skip
-        """Everybody's answer, in the order of `members`.
+    ) -> list[EndpointReply[T]]:
+        """Return the answers of all endpoints, in the order of `endpoints`.
 
-        Once an answer is `enough`, the others have `grace` seconds more; once somebody has answered, `patience` in all.
+        After an answer for which `is_final` is true, the others have `grace` seconds left. After the first answer of
+        any kind, the others have `answered_timeout` seconds in total.
         """
         errors: dict[PooledEndpoint, ForecastdError] = {}
         values: dict[PooledEndpoint, T] = {}
@@ -169,7 +180,7 @@ class RequestPool:
         return [EndpointReply(endpoint, values.get(endpoint), errors.get(endpoint)) for endpoint in endpoints]
 
     def start_probes(self, endpoints: Sequence[PooledEndpoint]) -> list[Future[None]]:
-        """Ask each for its chain and height, unless that is under way already."""
+        """Start a query of chain id and height on each endpoint that has none in progress."""
         started = []
         for endpoint in endpoints:
             with self.lock:
@@ -189,7 +200,7 @@ class RequestPool:
             endpoint.chain = chain
 
     def fetch_height(self, endpoint: PooledEndpoint) -> int:
-        """The node's height, taken down as the member's."""
+        """Query the height of an endpoint and record it."""
         requested_at = self._clock.monotonic()
         height = endpoint.node.height()
         with self.lock:
@@ -197,7 +208,7 @@ class RequestPool:
         return height
 
     def wait_for_probes(self, probes: Sequence[Future[None]]) -> None:
-        """Wait for probes, `soft` seconds at the most; who has not answered by then rests."""
+        """Wait at most `hedge_seconds` for probes. An endpoint whose probe is late is marked as slow."""
         completed, unfinished = wait(probes, self.hedge_seconds)
         if unfinished:
             self._mark_slow(endpoint for endpoint in self.endpoints if endpoint.probe in unfinished)
@@ -212,20 +223,23 @@ class RequestPool:
         call: Callable[[PooledEndpoint], T],
         errors: dict[PooledEndpoint, ForecastdError],
     ) -> dict[Future[T], PooledEndpoint]:
-        """Send one call on its way; nothing, and a reason, when the member is full or everything is closed."""
+        """Start one call in a thread.
+
+        Returns an empty dict, and records the reason in `errors`, when that is not possible.
+        """
         with self.lock:
             if self._closed:
                 errors[endpoint] = NoUsableResponse("The connection to the chain is closed.", reason="closed")
                 return {}
             if endpoint.in_flight >= MAX_IN_FLIGHT:
-                why = f"{MAX_IN_FLIGHT} calls are still unanswered"
-                errors[endpoint] = NoUsableResponse(f"The node {endpoint.name} is not asked: {why}.", reason=why)
+                why = f"{MAX_IN_FLIGHT} calls are still in progress"
+                errors[endpoint] = NoUsableResponse(f"The node {endpoint.name} was not called: {why}.", reason=why)
                 return {}
             endpoint.in_flight += 1
             return {self._executor.submit(self._run_call, endpoint, call): endpoint}
 
     def _run_call(self, endpoint: PooledEndpoint, call: Callable[[PooledEndpoint], T]) -> T:
-        """In a thread of the pool: make the call and take down how it went."""
+        """Make the call and record its outcome. Runs in a thread of the pool."""
         start = self._clock.monotonic()
         try:
             value = call(endpoint)
@@ -234,7 +248,8 @@ class RequestPool:
             self._update_health(endpoint, lambda health, now: health.record_wrong_chain(chain_id, now))
             raise
         except ForecastdError as error:
-            # A refusal of one query says nothing of the others; a refusal to tell chain and height does.
+            # A refused query says nothing about other queries. A refused probe (chain id and height) counts as a
+            # failure.
             if not isinstance(error, UnexpectedRefusal) or call == self._probe:
                 why = brief_cause(error)
                 self._update_health(endpoint, lambda health, now: health.record_failure(why, now))
@@ -247,7 +262,7 @@ class RequestPool:
                 endpoint.in_flight -= 1
 
     def _mark_slow(self, endpoints: Iterable[PooledEndpoint]) -> None:
-        """Members that let others wait: they rest until they answer after all, or until their next probe."""
+        """Record a failure for endpoints that are slow. They rest until they answer, or until their next probe."""
         for endpoint in endpoints:
             self._update_health(
                 endpoint, lambda health, now: health.record_failure(f"no answer within {self.hedge_seconds:g} s", now)
@@ -257,7 +272,7 @@ class RequestPool:
         self, endpoint: PooledEndpoint, update: Callable[[EndpointHealth, float], EndpointHealth]
     ) -> None:
         with self.lock:
-            if self._closed:  # what closing breaks off says nothing of the endpoint
+            if self._closed:  # a call aborted by `close` says nothing about the endpoint
                 return
             before, now = endpoint.health, self._clock.monotonic()
             after = endpoint.health = update(before, now)
@@ -268,7 +283,7 @@ class RequestPool:
     def _wait_for_any(
         self, in_flight: dict[Future[T], PooledEndpoint], deadline: TimeBudget, hedge_seconds: float | None
     ) -> set[Future[T]] | None:
-        """What is done first; empty when `soft` is over, None when the deadline is."""
+        """The calls that finished first. Empty after `hedge_seconds`; None after the deadline."""
         seconds = _seconds_left(deadline)
         if not seconds:
             return None
@@ -276,7 +291,7 @@ class RequestPool:
 
 
 def combine_errors(errors: dict[PooledEndpoint, ForecastdError]) -> ForecastdError:
-    """One error for all that were asked."""
+    """Combine the errors of all endpoints into one."""
     failures = list(errors.values())
     if len(failures) == 1:
         return failures[0]
@@ -288,13 +303,16 @@ def combine_errors(errors: dict[PooledEndpoint, ForecastdError]) -> ForecastdErr
 
 
 def brief_cause(error: ForecastdError) -> str:
-    """An error's cause in a few words."""
-    text = f"on chain {error.chain_id}" if isinstance(error, WrongChain) else getattr(error, "why", str(error))
+    """The cause of an error in a few words."""
+    text = f"on chain {error.chain_id}" if isinstance(error, WrongChain) else getattr(error, "reason", str(error))
     return shorten(str(text)[:160].rstrip("."))
 
 
 def _is_finished(probe: Future[None]) -> bool:
-    """Whether it is over. A failure of the endpoint has been taken down; a defect of this program comes up here."""
+    """Whether the probe has finished.
+
+    Failures of the endpoint are recorded elsewhere; a bug in this program is raised here.
+    """
     error = probe.exception() if probe.done() and not probe.cancelled() else None
     if error is not None:
         _expected_error(error)
@@ -308,7 +326,7 @@ def _expected_error(error: BaseException) -> ForecastdError:
 
 
 def _seconds_left(deadline: TimeBudget) -> float:
-    """Seconds left, 0.0 when it is over; a deadline without end has an hour."""
+    """Seconds left: 0.0 after the deadline, an hour when there is no deadline."""
     try:
         seconds = deadline.remaining()
     except TimeoutError:

@@ -1,7 +1,7 @@
-"""Where the gRPC methods are found over REST: one table for the client of a node and for the local node's gateway.
+"""The REST path of each gRPC method: one table for the client of a node and for the local node's gateway.
 
-Paths are those of the Cosmos SDK's gateway (`google.api.http` in the chain's .proto files), which allora_sdk's own REST
-clients ask too; a test compares the two. Only simulate and broadcast are POST.
+Paths are those of the Cosmos SDK gateway (`google.api.http` in the chain's .proto files). allora_sdk's own REST clients
+use the same paths; a test compares the two. Only simulate and broadcast are POST.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ GRPC_STATUS_NAMES = (
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
     "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 )  # fmt: skip
-"""gRPC's names by their codes, which a gateway puts into its errors."""
+"""The names of gRPC status codes, in the order of the codes. A gateway puts them into its errors."""
 
-# What is read of an answer. The rest of these holds what the message classes cannot read from JSON: `@type`, and enums by
-# the names of the .proto files.
+# The fields that are read from an answer. Its other fields hold what the message classes cannot parse from JSON:
+# `@type`, and enums by the names of the .proto files.
 _HEADER_FIELDS: dict[str, Any] = {"header": {"height": {}, "chain_id": {}, "time": {}}}
 _TX_RESPONSE_FIELDS = {
     name: dict[str, Any]() for name in ("height", "txhash", "codespace", "code", "raw_log", "gas_used")
@@ -28,7 +28,10 @@ _TX_RESPONSE_FIELDS = {
 
 @dataclass(frozen=True)
 class Route:
-    """`path` has a request's fields in braces. `keep` is a tree of the names that are read of the answer; empty: all."""
+    """A REST route. `path` has the request's fields in braces.
+
+    `response_fields` is a tree of the field names that are read from the answer. Empty: all fields.
+    """
 
     verb: str
     path: str
@@ -36,7 +39,7 @@ class Route:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """Matches the path of a request, query excluded, with its fields as groups."""
+        """Matches the path of a request without its query; the request's fields are the groups."""
         return _pattern(self.path)
 
 
@@ -55,12 +58,16 @@ _COSMOS_ROUTES = {
         "GET", "/cosmos/bank/v1beta1/balances/{address}/by_denom?denom={denom}", {}
     ),
     "feemarket.feemarket.v1.Query/GasPrice": Route("GET", "/feemarket/v1/gas_price/{denom}", {}),
-    "cosmos.tx.v1beta1.Service/GetTx": Route("GET", "/cosmos/tx/v1beta1/txs/{hash}", {"tx_response": _TX_RESPONSE_FIELDS}),
+    "cosmos.tx.v1beta1.Service/GetTx": Route(
+        "GET", "/cosmos/tx/v1beta1/txs/{hash}", {"tx_response": _TX_RESPONSE_FIELDS}
+    ),
     "cosmos.tx.v1beta1.Service/Simulate": Route(
         "POST", "/cosmos/tx/v1beta1/simulate", {"gas_info": {"gas_wanted": {}, "gas_used": {}}}
     ),
-    "cosmos.tx.v1beta1.Service/BroadcastTx": Route("POST", "/cosmos/tx/v1beta1/txs", {"tx_response": _TX_RESPONSE_FIELDS}),
-}  # fmt: skip
+    "cosmos.tx.v1beta1.Service/BroadcastTx": Route(
+        "POST", "/cosmos/tx/v1beta1/txs", {"tx_response": _TX_RESPONSE_FIELDS}
+    ),
+}
 _EMISSIONS_PATHS = {
     "GetParams": "params",
     "GetNextTopicId": "next_topic_id",
@@ -100,11 +107,11 @@ ROUTES: dict[str, Route] = _COSMOS_ROUTES | {
     for method, path in _EMISSIONS_PATHS.items()
     if _VERSION_ONLY.get(method, version) == version
 }
-"""By `package.Service/Method`."""
+"""The routes by `package.Service/Method`."""
 
 
 def select_fields(answer: Any, fields: dict[str, Any]) -> Any:
-    """What `keep` names of an answer; all of it when it names nothing."""
+    """The part of an answer that `fields` names; all of it when `fields` is empty."""
     if not fields or not isinstance(answer, dict):
         return answer
     return {name: select_fields(answer[name], nested) for name, nested in fields.items() if name in answer}

@@ -1,8 +1,8 @@
-"""The way to a node over REST: the same calls as over gRPC, through the gateway that every Cosmos node can run.
+"""Calls a node over REST: the same methods as over gRPC, through the gateway of a Cosmos node.
 
-The one thing to know before changing it: the timeouts of an HTTP library hold for one socket operation, so a name server
-that hangs or a body that drips would pass them for ever. Each request runs in a thread of its own, and its caller stops
-waiting at the deadline; what is left of it ends at its next byte.
+Invariant: no call takes longer than its deadline. The timeouts of an HTTP library cover one socket operation each, so a
+hanging name server or a body that arrives byte by byte would exceed them. Each request therefore runs in a thread of
+its own, and the caller stops waiting at the deadline; the thread ends at the next byte it receives.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     import requests
     from urllib3.response import HTTPResponse
 
-_SOCKET_TIMEOUT_SECONDS = 5.0  # seconds for one socket operation
+_SOCKET_TIMEOUT_SECONDS = 5.0  # for one socket operation
 _CHUNK_BYTES = 65_536
 _HTTP_NOT_IMPLEMENTED = 501
 
 
 class UnusableResponse(Exception):
-    """What came over HTTP is no answer of a node; the text says what it is."""
+    """The HTTP response is not an answer of a node. The text says what it is."""
 
 
 class RestTransport:
-    """The REST side of one endpoint. Connections are kept and used again."""
+    """REST calls to one endpoint. Sessions are reused."""
 
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self.endpoint = endpoint
@@ -50,32 +50,32 @@ class RestTransport:
         self._in_flight: set[Future[tuple[int, bytes]]] = set()
 
     def close(self) -> None:
-        """Let go of the connections; calls under way fail at once. A later call makes new ones."""
+        """Close the connections. Calls in progress fail at once; a later call opens new connections."""
         with self._lock:
             session, self._session = self._session, None
             in_flight = list(self._in_flight)
         for future in in_flight:
-            with suppress(InvalidStateError):  # it is just done
+            with suppress(InvalidStateError):  # it has just finished
                 future.set_exception(UnusableResponse("the connection was closed"))
         if session is not None:
             session.close()
 
     def call(self, method: str, request: Any, reply: Any) -> Any:
-        """Call `package.Service/Method` and read its answer as a message of the class `reply`.
+        """Call `package.Service/Method` and parse the answer as a message of the class `reply`.
 
         Raises:
             RetryLater: no usable answer within the deadline.
-            Refused: the node said no.
+            RpcError: the node refused the call.
         """
         response = select_fields(self.send(method, request), ROUTES[method].response_fields)
         try:
-            # By way of protobuf's own bytes, so that no number gets in that its type could not hold.
+            # Serialized and parsed once more, so that no number exceeds the range of its protobuf type.
             return reply.parse(bytes(reply.from_dict(response, ignore_unknown_fields=True)))
         except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error):
-            raise no_usable_response(self.endpoint, method, "an answer that is not readable") from None
+            raise no_usable_response(self.endpoint, method, "an unreadable answer") from None
 
     def send(self, method: str, request: Any) -> dict[str, Any]:
-        """As `call`, with the answer as JSON gave it."""
+        """As `call`, but returns the JSON of the answer."""
         future: Future[tuple[int, bytes]] = Future()
         route = ROUTES[method]
         url, body = _request(self.endpoint.url, route, request)
@@ -100,26 +100,27 @@ class RestTransport:
 
     def _timed_out(self, method: str, future: Future[tuple[int, bytes]]) -> NoUsableResponse:
         with suppress(InvalidStateError):
-            future.set_exception(UnusableResponse("too late"))  # the thread sees that nobody waits
-        return no_usable_response(self.endpoint, method, f"not answered in full within {self._deadline:g} s")
+            future.set_exception(UnusableResponse("too late"))  # shows the thread that nobody waits for it
+        return no_usable_response(self.endpoint, method, f"no complete answer within {self._deadline:g} s")
 
     def _new_session(self) -> requests.Session:
         import requests
 
         session = requests.Session()
-        # One answer a connection: a proxy that answers twice must not have its second answer taken for the next one.
+        # One answer per connection: if a proxy answers twice, the second answer must not be taken for that of the next
+        # request.
         session.headers["Connection"] = "close"
-        # A proxy of the environment must not stand between this process and a node on the same machine.
+        # A proxy from the environment must not be used for a node on this machine.
         session.trust_env = not self.endpoint.is_loopback
         return session
 
 
 def read_response(status: int, body: bytes) -> dict[str, Any]:
-    """The answer of a node's gateway.
+    """Parse the answer of a node's gateway.
 
     Raises:
-        Refused: the node said no.
-        Unusable: it is none: a proxy's page, a rate limit, a part of an answer.
+        RpcError: the node refused the call.
+        UnusableResponse: it is not an answer of a node, but a proxy's page, a rate limit or a truncated answer.
     """
     try:
         response = json.loads(body)
@@ -142,7 +143,7 @@ def read_response(status: int, body: bytes) -> dict[str, Any]:
 
 
 def _request(base: str, route: Route, request: Any) -> tuple[str, bytes | None]:
-    """URL and body of a request."""
+    """The URL and the body of a request."""
     if isinstance(request, bytes):  # a request without fields
         return base + route.path, None
     import betterproto2
@@ -162,12 +163,12 @@ def _request(base: str, route: Route, request: Any) -> tuple[str, bytes | None]:
 def _send_request(
     session: requests.Session, verb: str, url: str, body: bytes | None, future: Future[tuple[int, bytes]]
 ) -> None:
-    """In a thread of its own: ask, and read the answer as long as somebody waits for it."""
+    """Send a request and read the answer while the caller waits for it. Runs in a thread of its own."""
     import requests
     import urllib3
 
     try:
-        # `auth` says that nothing is to be added, or requests would send what a user's .netrc has.
+        # `auth` adds nothing; without it, requests would send the credentials of the user's .netrc.
         with session.request(
             verb, url, data=body, headers={"Accept-Encoding": "identity", "Content-Type": "application/json"},
             auth=lambda request: request, timeout=_SOCKET_TIMEOUT_SECONDS, stream=True, allow_redirects=False,
@@ -176,8 +177,8 @@ def _send_request(
     except UnusableResponse as error:
         _fail(future, error)
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        # Without the text of the error: it repeats the URL.
-        _fail(future, UnusableResponse(f"it cannot be reached or broke off ({type(error).__name__})"))
+        # The text of the error is left out because it repeats the URL.
+        _fail(future, UnusableResponse(f"cannot be reached, or the connection broke ({type(error).__name__})"))
     else:
         with suppress(InvalidStateError):
             future.set_result(result)
@@ -193,5 +194,5 @@ def _read_body(raw: HTTPResponse, future: Future[tuple[int, bytes]]) -> bytes:
 
 
 def _fail(future: Future[tuple[int, bytes]], error: UnusableResponse) -> None:
-    with suppress(InvalidStateError):  # nobody waits any more
+    with suppress(InvalidStateError):  # the caller stopped waiting
         future.set_exception(error)

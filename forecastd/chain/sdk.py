@@ -1,10 +1,10 @@
-"""The one seam to `allora_sdk`: its protobuf messages, without its start-up cost.
+"""Access to the protobuf messages of `allora_sdk`, without its start-up cost.
 
-Importing `allora_sdk` runs a package `__init__` that pulls in aiohttp, cosmpy and every client (1.2 s, 96 MB); the
-messages need none of it. So the two parent packages are put into `sys.modules` as bare modules with the real search
-path, and of the generated modules below them only the classes that are asked for are run (see `generated`). Whoever
-asks a bare parent for anything else (`from allora_sdk import AlloraWorker`) makes it run its real `__init__` on the
-spot, so the SDK itself keeps working in this process.
+Importing `allora_sdk` runs a package `__init__` that loads aiohttp, cosmpy and every client (1.2 s, 96 MB); the
+messages need none of it. So this module puts the two parent packages into `sys.modules` as bare modules with the real
+search path, and loads only those classes of the generated modules that are used (see `lazy_protobuf`). Any other
+attribute of a bare parent (`from allora_sdk import AlloraWorker`) runs the real `__init__` at once, so the SDK itself
+still works in this process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _lock = threading.RLock()
 
 
 def messages(name: str) -> Any:
-    """A module of generated messages by its protobuf package, for instance `cosmos.tx.v1beta1`.
+    """A module of generated messages by its protobuf package, for example `cosmos.tx.v1beta1`.
 
     Raises:
         ImportError: allora_sdk is not installed, or has no such package.
@@ -38,15 +38,15 @@ def messages(name: str) -> Any:
 
 
 def emissions(version: EmissionsVersion) -> Any:
-    """The messages of the emissions module in the version that a node speaks. v10 builds on v9, not the reverse."""
+    """The messages of the emissions module in one version. v10 builds on v9, not the reverse."""
     return messages(f"emissions.{version}")
 
 
 def canonical_decimal(value: float | str) -> str:
-    """The decimal as the chain writes it when it verifies a signature: `1e-07` becomes `1E-7`.
+    """The decimal as the chain writes it to verify a signature: `1e-07` becomes `1E-7`.
 
     Raises:
-        ValueError: `value` is not finite or not a number.
+        ValueError: `value` is not a finite number.
     """
     with _lock:
         _install_bare_parents()
@@ -56,7 +56,7 @@ def canonical_decimal(value: float | str) -> str:
 
 
 def _install_bare_parents() -> None:
-    """Put the bare parents in place, unless the SDK is already there in full or bare."""
+    """Install the bare parent packages, unless the SDK is already imported."""
     for name in _PARENT_PACKAGES:
         if name in sys.modules:
             continue
@@ -72,7 +72,7 @@ def _install_bare_parents() -> None:
 
 
 def _bare_package(spec: ModuleSpec) -> ModuleType:
-    """A package that has its search path but has not run, and runs itself when something is asked of it."""
+    """A package with its search path that has not run. It runs itself when another attribute is read."""
     module = importlib.util.module_from_spec(spec)
 
     def load_attribute(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""From a message to a block: what it costs, sending it, and waiting for what became of it.
+"""Prices a transaction, sends it, and waits for its result in a block.
 
-Waiting is on an event that a stop sets, so nothing here outlives a SIGTERM by more than one call's deadline.
+Every wait ends when the stop event is set, so nothing here outlives a SIGTERM by more than the deadline of one call.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from forecastd.settings import FeeTier
 
 REGISTRATION_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
 REGISTRATION_SECONDS = 120.0
-RESEND_SECONDS = 5.0  # about a block's time
+RESEND_SECONDS = 5.0  # about one block
 _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = (
     0.015,
     2.0,
-)  # seconds between two looks for a transaction; each wait is 1.6 x the last
+)  # pause between two lookups of a transaction; each pause is 1.6 x the last
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FeePolicy:
-    """What may be paid: the network's floor in uallo a gas, the tier, and the user's maximum fee in uallo."""
+    """Limits for fees: the network's minimum price in uallo per gas, the tier, and the user's maximum fee in uallo."""
 
     gas_price_floor: int
     tier: FeeTier
@@ -42,7 +42,7 @@ class FeePolicy:
 
 @dataclass(frozen=True)
 class TxParameters:
-    """What a signature needs to know: the account's number and next sequence, gas limit, fee in uallo."""
+    """What a signature needs: the account's number and next sequence, the gas limit, and the fee in uallo."""
 
     account_number: int
     sequence: int
@@ -59,39 +59,47 @@ def price_transaction(
     gas_factor: float = 1.0,
     message_fee: int = 0,
 ) -> TxParameters:
-    """Ask the node what sending `message` takes.
+    """Query the node for the parameters of a transaction with `message`.
 
-    A refusal of the simulation that is certain and lasting ends here, before anything is signed and paid; any other
-    leaves the decision to the chain, with the default gas. `gas_factor` raises the gas after an attempt ran out of it;
-    `besides` is what the chain charges for the message itself, in uallo.
+    If the simulation is refused for a certain and permanent reason, this raises before anything is signed or paid. Any
+    other refusal leaves the decision to the chain, with the default gas. `gas_factor` raises the gas after an attempt
+    ran out of it. `message_fee` is what the chain charges for the message itself, in uallo.
 
     Raises:
         NeedsHuman: the account does not exist, its balance or the user's maximum is below the fee, or the chain would
             refuse the message until a person changes something.
-        RetryLater: no usable answer of the node, or the nonce is served or closed already.
+        RetryLater: no usable answer of the node, or the nonce is already served or closed.
     """
     account = node.account(wallet.address)
     if account is None:
-        raise NeedsHuman(f"The account {wallet.address} does not exist yet. Send it some uallo for fees.")
+        raise NeedsHuman(f"The account {wallet.address} does not exist. Send it uallo for the fees.")
     simulation = node.simulate(unsigned_tx(wallet, message, sequence=account.sequence))
     if simulation.gas_used is None:
         classification = classify("", -1, simulation.log)
         log.info("simulation refused: %s", simulation.log, extra={"action": "simulate"})
         if classification.action is Action.NEEDS_HUMAN:
-            raise NeedsHuman(f"The chain would refuse it: {classification.description}. {classification.advice}")
+            raise NeedsHuman(
+                f"The chain would refuse the transaction: {classification.description}. {classification.advice}"
+            )
         if classification.action in (Action.DONE, Action.WINDOW_CLOSED):
             raise RetryLater(
-                f"The chain would refuse it now: {classification.description}. Nothing was signed or paid."
+                f"The chain would refuse the transaction now: {classification.description}. Nothing was signed or paid."
             )
     fee_quote = quote_fee(
-        simulation.gas_used, node.gas_price(), floor=fee_policy.gas_price_floor, tier=fee_policy.tier, max_fee=fee_policy.max_fee,
-        gas_factor=gas_factor, message_fee=message_fee,
-    )  # fmt: skip
+        simulation.gas_used,
+        node.gas_price(),
+        floor=fee_policy.gas_price_floor,
+        tier=fee_policy.tier,
+        max_fee=fee_policy.max_fee,
+        gas_factor=gas_factor,
+        message_fee=message_fee,
+    )
     balance, total = node.balance(wallet.address), fee_quote.fee_uallo + message_fee
     if balance < total:
         raise NeedsHuman(
-            f"It costs {total} uallo ({fee_quote.fee_uallo} for gas, {message_fee} to the chain) and {wallet.address} has {balance}. "
-            "Send it some; nothing was signed."
+            f"The transaction costs {total} uallo ({fee_quote.fee_uallo} for gas, {message_fee} for the message), "
+            f"but {wallet.address} has {balance}. "
+            "Send uallo to the wallet; nothing was signed."
         )
     return TxParameters(account.number, account.sequence, fee_quote.gas, fee_quote.fee_uallo)
 
@@ -112,45 +120,57 @@ def register(
     next_free_sequence: Callable[[int], int] = lambda sequence: sequence,
     commit: Callable[[int, str], None] = _no_commit,
 ) -> int:
-    """Register the wallet as a worker of the topic, and return what it cost in uallo: gas fee and registration fee.
+    """Register the wallet as a worker of the topic. Returns the cost in uallo: gas fee plus registration fee.
 
-    `free` gives the first sequence from the account's next one on that nothing else of ours has taken.
-    `commit(sequence, tx_hash)` is called before the bytes are sent, to put on record that the sequence is used.
+    `next_free_sequence` returns the first sequence, from the account's next one on, that no other transaction of this
+    program uses. `commit(sequence, tx_hash)` is called before the bytes are sent, to record that the sequence is used.
 
     Raises:
-        NeedsHuman: the chain refuses, or the balance does not cover it.
-        RetryLater: no block took it in time. It may still be taken: the next call looks first.
+        NeedsHuman: the chain refuses, or the balance is too low.
+        RetryLater: no block included it in time. It may still be included: the next call checks first.
     """
     version, registration_fee = node.version(), node.params().registration_fee
     message = register_message(wallet, version=version, topic_id=topic_id)
     parameters = price_transaction(node, wallet, message, fee_policy, message_fee=registration_fee)
-    submission_cost = parameters.fee_uallo + node.params().data_sending_fee  # a submission costs about as much gas
+    submission_cost = parameters.fee_uallo + node.params().data_sending_fee  # a submission uses about as much gas
     if node.balance(wallet.address) < parameters.fee_uallo + registration_fee + submission_cost:
         raise NeedsHuman(
-            f"Registering {wallet.address} costs {parameters.fee_uallo + registration_fee} uallo, and a submission about {submission_cost} more. "
-            "Send it that much; nothing was paid."
+            f"Registering {wallet.address} costs {parameters.fee_uallo + registration_fee} uallo, "
+            f"and a submission about {submission_cost} more. "
+            "Send uallo to the wallet; nothing was paid."
         )
     timeout_height, sequence = node.height() + REGISTRATION_BLOCKS, next_free_sequence(parameters.sequence)
     tx_bytes = build_tx(
-        wallet, message, chain_id=chain_id, account_number=parameters.account_number, sequence=sequence,
-        gas=parameters.gas, fee_uallo=parameters.fee_uallo, timeout_height=timeout_height,
-    )  # fmt: skip
+        wallet,
+        message,
+        chain_id=chain_id,
+        account_number=parameters.account_number,
+        sequence=sequence,
+        gas=parameters.gas,
+        fee_uallo=parameters.fee_uallo,
+        timeout_height=timeout_height,
+    )
     commit(sequence, tx_hash(tx_bytes))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
     try:
         answer = node.broadcast(tx_bytes)
-    except RetryLater as error:  # the bytes may have arrived all the same
+    except RetryLater as error:  # the bytes may have arrived anyway
         log.info("no answer to the registration: %s", error, extra={"action": "register"})
     else:
         classification = classify(answer.codespace, answer.code, answer.log)
         if classification.action not in (Action.ACCEPTED, Action.PENDING):
             raise _registration_error(topic_id, classification, answer.log)
     result = wait_for_transaction(
-        node, tx_hash(tx_bytes), timeout_height=timeout_height, clock=clock, wake=wake, timeout_seconds=REGISTRATION_SECONDS,
+        node,
+        tx_hash(tx_bytes),
+        timeout_height=timeout_height,
+        clock=clock,
+        wake=wake,
+        timeout_seconds=REGISTRATION_SECONDS,
         resend=lambda: node.broadcast(tx_bytes),
-    )  # fmt: skip
+    )
     if result is None:
-        raise RetryLater(f"The registration for topic {topic_id} is in no block yet. The next run looks again.")
+        raise RetryLater(f"The registration for topic {topic_id} is not in a block yet. The next run checks again.")
     if result.code != 0:
         raise _registration_error(topic_id, classify(result.codespace, result.code, result.log), result.log)
     return parameters.fee_uallo + registration_fee
@@ -166,12 +186,12 @@ def wait_for_transaction(
     timeout_seconds: float,
     resend: Callable[[], object] = lambda: None,
 ) -> TxResult | None:
-    """What a block made of a transaction, by its hash; None when none has it within `seconds`, or none can any more.
+    """Wait for the result of a transaction in a block.
 
-    A node that fails meanwhile is asked again. `send_again` is called every `SEND_AGAIN_SECONDS`: what was taken may be
-    lost on its way, and the same bytes do no harm; what it says does not count.
-
-    Ends early, after one more look, when `wake` is set or the chain is past `timeout_height`.
+    Returns None when no block has it within `timeout_seconds`, or when none can include it any more. Errors of the node
+    are retried. `resend` is called every `RESEND_SECONDS`: an accepted transaction can be lost, and sending the same
+    bytes again is harmless. Its result is ignored. The wait ends early, after one more lookup, when `wake` is set or
+    the chain is past `timeout_height`.
     """
     deadline, pause, last_look = clock.monotonic() + timeout_seconds, _MIN_POLL_SECONDS, False
     resend_at = clock.monotonic() + RESEND_SECONDS
@@ -195,5 +215,8 @@ def wait_for_transaction(
 
 
 def _registration_error(topic_id: int, classification: Classification, node_log: str) -> ForecastdError:
-    message = f"The registration for topic {topic_id} was refused: {classification.description}. {classification.advice} The node says: {node_log}"
+    message = (
+        f"The registration for topic {topic_id} was refused: {classification.description}. "
+        f"{classification.advice} Answer of the node: {node_log}"
+    )
     return NeedsHuman(message) if classification.action is Action.NEEDS_HUMAN else RetryLater(message)

@@ -1,4 +1,4 @@
-"""What a node tells, as plain values. Heights are blocks, fees and balances uallo, gas units."""
+"""What a node answers, as plain values. Heights are in blocks, fees and balances in uallo, gas in gas units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic. Worker nonce H opens at block H, an epoch's start."""
+    """A topic. The worker nonce H opens at block H, the start of an epoch."""
 
     id: int
     metadata: str
@@ -25,7 +25,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class AccountInfo:
-    """What a signature needs of an account. `sequence` is that of the next transaction."""
+    """The fields of an account that a signature needs. `sequence` is that of the next transaction."""
 
     number: int
     sequence: int
@@ -33,7 +33,7 @@ class AccountInfo:
 
 @dataclass(frozen=True)
 class BroadcastResult:
-    """A node's answer to a broadcast: its own check, not yet a block's."""
+    """A node's answer to a broadcast. It is the result of the node's own check (CheckTx), not of a block."""
 
     codespace: str
     code: int
@@ -43,7 +43,7 @@ class BroadcastResult:
 
 @dataclass(frozen=True)
 class TxResult:
-    """What a block made of a transaction."""
+    """The result of a transaction in a block."""
 
     tx_hash: str
     height: int
@@ -55,7 +55,7 @@ class TxResult:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """Gas a transaction would use, or None and why the node would not run it."""
+    """The gas a transaction would use. When the node refused to run it, `gas_used` is None and `log` says why."""
 
     gas_used: int | None
     log: str
@@ -63,7 +63,7 @@ class SimulationResult:
 
 @dataclass(frozen=True)
 class Inference:
-    """One worker's inference as the chain keeps it; `value` is the decimal in the chain's own writing."""
+    """One worker's inference as the chain stores it. `value` is the chain's canonical decimal text."""
 
     worker: str
     topic_id: int
@@ -73,7 +73,7 @@ class Inference:
 
 @dataclass(frozen=True)
 class NetworkInferences:
-    """What the network says for a nonce: combined, and by worker."""
+    """The network's inferences for a nonce: the combined value, and the value of each worker."""
 
     nonce: int
     combined: float | None
@@ -82,19 +82,19 @@ class NetworkInferences:
 
 @dataclass(frozen=True)
 class ChainParams:
-    """Fees the chain charges beside gas, in uallo."""
+    """Fees that the chain charges in addition to gas, in uallo."""
 
     registration_fee: int
     data_sending_fee: int
 
 
 def read_inference(message: Any) -> Inference:
-    """An inference of either version: v9 has one `value`, v10 has `values`, labelled or bare."""
+    """An inference of either version: v9 has one `value`; v10 has `values`, with or without labels."""
     return Inference(str(message.inferer), int(message.topic_id), int(message.block_height), _decimal_value(message))
 
 
 def read_network_inferences(reply: Any) -> NetworkInferences | None:
-    """GetLatestNetworkInferences' answer of either version; None when it holds nothing."""
+    """The answer to GetLatestNetworkInferences of either version, or None when it is empty."""
     bundle = reply.network_inferences
     if bundle is None:
         return None

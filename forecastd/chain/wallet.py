@@ -1,7 +1,8 @@
-"""The wallet that signs. The phrase is read, turned into one key and let go; it appears in no message, log or repr.
+"""The wallet that signs. The mnemonic is read, turned into one key and discarded.
 
-A phrase comes from `MNEMONIC`, from `MNEMONIC_FILE` (a regular file that only its owner can read), or from systemd's
-credential `mnemonic`. For the local network alone, one is made on first use and kept under the state directory.
+Invariant: the mnemonic appears in no message, log or repr. It comes from `MNEMONIC`, from `MNEMONIC_FILE` (a regular
+file that only its owner can read), or from systemd's credential `mnemonic`. On the local network, a missing wallet is
+created on first use and stored under the state directory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import os
 import secrets
 import stat
 from pathlib import Path
+
+from coincurve import PrivateKey
+from mnemonic import Mnemonic
 
 from forecastd.chain.keys import address_from_public_key, derive_private_key
 from forecastd.errors import NeedsHuman
@@ -21,24 +25,22 @@ _MAX_FILE_BYTES = 4096  # bytes; 24 words of at most 8 letters need 216
 
 
 class Wallet:
-    """One key. `address` is `allo1...`, `public_key` 33 bytes, compressed."""
+    """One key. `address` is `allo1...`; `public_key` has 33 bytes, compressed."""
 
     __slots__ = ("_key", "address", "public_key")
 
     def __init__(self, private_key: bytes) -> None:
         """Raises ValueError when the 32 bytes are not a secp256k1 private key."""
-        from coincurve import PrivateKey
-
         self._key = PrivateKey(private_key)
         self.public_key: bytes = self._key.public_key.format(compressed=True)
         self.address: str = address_from_public_key(self.public_key)
 
     @classmethod
     def from_mnemonic(cls, phrase: str, *, origin: str = "The mnemonic") -> Wallet:
-        """The wallet of a BIP-39 phrase without a passphrase, as cosmpy and allorad derive it.
+        """The wallet of a BIP-39 phrase without a passphrase, with the derivation of cosmpy and allorad.
 
         Raises:
-            NeedsHuman: the phrase is not one; `where` and the positions of wrong words are named, no word is.
+            NeedsHuman: the phrase is not valid. The error names `origin` and the positions of wrong words, but no word.
         """
         return cls(derive_private_key(_seed(phrase, origin)))
 
@@ -54,7 +56,7 @@ class Wallet:
 
 
 def open_wallet(settings: Settings) -> Wallet:
-    """The wallet the settings name.
+    """Open the wallet that the settings name.
 
     Raises:
         NeedsHuman: there is none, it cannot be read safely, its phrase is wrong, or it is not the wallet of
@@ -65,7 +67,7 @@ def open_wallet(settings: Settings) -> Wallet:
     if expected_address is not None and expected_address.strip() != wallet.address:
         raise NeedsHuman(
             f"ALLORA_WALLET_ADDR is {expected_address.strip()}, but the mnemonic's address is {wallet.address}. "
-            "Correct whichever is wrong; nothing was signed."
+            "Correct the wrong one; nothing was signed."
         )
     return wallet
 
@@ -88,20 +90,21 @@ def _load_wallet(settings: Settings) -> Wallet:
 
 
 def _local_wallet(path: Path) -> Wallet:
-    """The local network's own wallet: read, or made now. Two processes that make it at once end with the same one."""
+    """The wallet of the local network, created if missing.
+
+    Two processes that create it at once end with the same one.
+    """
     if not path.exists():
         _write_private(path, _new_phrase())
     return Wallet.from_mnemonic(_read_private(path), origin=f"The local wallet {path}")
 
 
 def _new_phrase() -> str:
-    from mnemonic import Mnemonic
-
     return str(Mnemonic("english").to_mnemonic(secrets.token_bytes(32)))
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a whole file that only its owner can read, unless one is there already."""
+    """Write a file that only its owner can read, unless it already exists. The file appears complete or not at all."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,32 +116,32 @@ def _write_private(path: Path, text: str) -> None:
                 os.fsync(file.fileno())
             path.hardlink_to(temporary)
         except FileExistsError:
-            pass  # another process was first; its wallet is the one
+            pass  # another process was first: use its wallet
         finally:
             temporary.unlink()
     except OSError as error:
-        raise NeedsHuman(f"Cannot write {path}: {error.strerror}. Set STATE_DIR to a writable place.") from error
+        raise NeedsHuman(f"Cannot write {path}: {error.strerror}. Set STATE_DIR to a writable directory.") from error
 
 
 def _read_private(path: Path) -> str:
-    """The text of a file that nobody but its owner can read.
+    """The text of a file that only its owner can read.
 
     Raises:
-        NeedsHuman: it is missing, not a regular file, readable by others, or not a text file of a phrase's size.
+        NeedsHuman: it is missing, not a regular file, readable by others, or not a text file of the size of a phrase.
     """
     return _read(path, private=True)
 
 
 def _read(path: Path, *, private: bool = False) -> str:
     try:
-        # Non-blocking, so that a named pipe in its place is refused instead of waited for.
+        # Non-blocking, so that a named pipe is refused instead of blocking here.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise NeedsHuman(f"Cannot read the mnemonic file {path}: {error.strerror}.") from error
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
-            raise NeedsHuman(f"{path} is not a regular file. Put the phrase into one, with mode 0600.")
+            raise NeedsHuman(f"{path} is not a regular file. Put the phrase into a regular file with mode 0600.")
         mode = stat.S_IMODE(info.st_mode)
         if private and mode & 0o177:
             raise NeedsHuman(f"{path} has mode {mode:04o}, so others may read the phrase. Run: chmod 600 {path}")
@@ -146,16 +149,14 @@ def _read(path: Path, *, private: bool = False) -> str:
     finally:
         os.close(descriptor)
     if len(data) > _MAX_FILE_BYTES or not data.isascii():
-        raise NeedsHuman(f"{path} does not hold a mnemonic: it should be 12 to 24 English words and nothing else.")
+        raise NeedsHuman(f"{path} does not hold a mnemonic: it must contain 12 to 24 English words and nothing else.")
     return data.decode("ascii")
 
 
 def _seed(phrase: str, origin: str) -> bytes:
-    from mnemonic import Mnemonic
-
     language = Mnemonic("english")
     words = phrase.strip().strip("\"'").lower().split()
-    hide(" ".join(words))  # wherever it came from; a wrong one may be nearly right
+    hide(" ".join(words))  # redacted wherever it came from: even a wrong phrase may be almost right
     if len(words) not in _WORD_COUNTS:
         raise NeedsHuman(f"{origin} has {len(words)} words; a mnemonic has 12, 15, 18, 21 or 24.")
     wordlist = set(language.wordlist)
@@ -164,10 +165,10 @@ def _seed(phrase: str, origin: str) -> bytes:
         subject = (
             f"word {wrong_positions[0]} is" if len(wrong_positions) == 1 else f"words {', '.join(wrong_positions)} are"
         )
-        raise NeedsHuman(f"{origin}: {subject} not in the BIP-39 English list. Look for a typing error there.")
+        raise NeedsHuman(f"{origin}: {subject} not in the BIP-39 English list. Check for a typing error there.")
     if not language.check(" ".join(words)):
         raise NeedsHuman(
-            f"{origin}: every word is a BIP-39 word, but the checksum is wrong: "
-            "two words are swapped, or one is not yours."
+            f"{origin}: all words are BIP-39 words, but the checksum is wrong: "
+            "two words are swapped, or one word is wrong."
         )
     return bytes(Mnemonic.to_seed(" ".join(words)))

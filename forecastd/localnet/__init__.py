@@ -1,5 +1,6 @@
-"""A local Allora node: the gRPC and websocket of a real one, over a chain that is a pure state machine on SQLite.
+"""A local Allora node: the gRPC, REST and websocket of a real node, over a chain that is a pure state machine on
+SQLite.
 
-It verifies what a real chain verifies, in the same order and with the same codes, so what works here works there. Used by
-the demo, the tests and whoever wants to try a worker without a network.
+It verifies what a real chain verifies, in the same order and with the same codes. The demo and the tests use it, and
+anybody can use it to try a worker without a network.
 """

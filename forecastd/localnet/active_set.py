@@ -1,8 +1,8 @@
-"""Who counts for a nonce: the active set, its scores, and what they become when a window closes. Pure functions.
+"""The active set of a nonce: which workers count, and how their scores change when a window closes. Pure functions.
 
-A payload is stored while the set has room, or when its worker's score is better than the lowest in the set, which is then
-evicted. Otherwise the transaction succeeds and nothing is stored: the worker is passive. Source: allora-chain
-`x/emissions/keeper`. There are no reputers here, so the mean of the set stands in for the truth.
+A payload is stored while the set has room, or when its worker's score is higher than the lowest score in the set; that
+worker is then evicted. Otherwise the transaction succeeds but nothing is stored: the worker is passive. Source:
+allora-chain `x/emissions/keeper`. This chain has no reputers, so the mean of the set replaces the truth.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 from forecastd.localnet.state import INITIAL_SCORE, ChainState, Effect, StoredInference
 from forecastd.localnet.topics import TopicSpec
 
-SCORE_ALPHA = 0.1  # of the moving average: the chain's `merit_sortition_alpha`
+SCORE_ALPHA = 0.1  # weight of the moving average: the chain's `merit_sortition_alpha`
 
 
 def lowest_scored(state: ChainState, topic_id: int, nonce: int) -> str | None:
-    """The worker with the lowest score in a nonce's set; None when the set is empty."""
+    """The worker with the lowest score in the set of a nonce, or None when the set is empty."""
     active = state.inferences.get((topic_id, nonce), {})
     return min(active, key=lambda worker: (state.score(topic_id, worker), worker), default=None)
 
 
 def admit(state: ChainState, topic: TopicSpec, inference: StoredInference) -> Effect:
-    """What becomes of an inference that is right in itself; an effect of nothing when its worker is passive."""
+    """The effect of a valid inference. The effect is empty when its worker is passive."""
     active = state.inferences.get((topic.id, inference.nonce), {})
     if len(active) < topic.active_set:
         return Effect(inference=inference)
@@ -31,7 +31,10 @@ def admit(state: ChainState, topic: TopicSpec, inference: StoredInference) -> Ef
 
 
 def settle_scores(state: ChainState, topic: TopicSpec, nonce: int) -> Effect:
-    """The scores after a window closed: towards what the active were worth, and back towards the start for the others."""
+    """The scores after a window closed.
+
+    Active workers move towards their result, the others back towards the initial score.
+    """
     active = state.inferences.get((topic.id, nonce), {})
     values = {worker: float(inference.value) for worker, inference in active.items()}
     mean = sum(values.values()) / len(values) if values else 0.0

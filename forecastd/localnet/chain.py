@@ -1,7 +1,7 @@
-"""The local chain at work: mempool, blocks, time. Knows nothing of sockets; used from one thread at a time.
+"""The local chain: mempool, blocks and time. It does no networking; only one thread at a time may use it.
 
-Heights follow the clock it is given, also over the time it was not running. `advance` makes blocks by hand, and a block
-can be sealed as soon as a transaction arrives, which is what lets a chain whose clock stands still go on.
+Heights follow the given clock, also for the time in which the chain did not run. `advance` makes blocks on demand. A
+block can also be sealed as soon as a transaction arrives, so that a chain with a stopped clock still makes progress.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from forecastd.localnet.store import ChainStore
 from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
 from forecastd.localnet.transactions import Tx, UnreadableTx, read_tx
 
-FAUCET_UALLO = 10**24  # a million ALLO: enough for years, even at mainnet's prices
+FAUCET_UALLO = 10**24  # a million ALLO: enough for years, even at the prices of mainnet
 MEMPOOL_SIZE = 5_000  # transactions
-MAX_CATCH_UP_BLOCKS = 100  # made one by one after a pause; what is missing beyond them is skipped over
+MAX_CATCH_UP_BLOCKS = 100  # made one by one after a pause; further missing blocks are skipped
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ChainConfig:
-    """How a local chain is run. `topics` of None keeps those it has; `block_time` in seconds, None makes blocks by hand."""
+    """The configuration of a local chain.
+
+    `topics`: None keeps the chain's topics. `block_time`: seconds, None for blocks on demand.
+    """
 
     chain_id: str = LOCAL_CHAIN_ID
     version: EmissionsVersion = "v10"
@@ -48,7 +51,7 @@ class ChainConfig:
 
 @dataclass(frozen=True)
 class ChainBlock:
-    """A block with the records of what it included; `opened` and `closed` are (topic, nonce)."""
+    """A block with the records of its transactions. `opened_windows` and `closed_windows` hold (topic, nonce)."""
 
     height: int
     time: float
@@ -58,7 +61,7 @@ class ChainBlock:
 
 
 class LocalChain:
-    """One chain. `listeners` are called with every block that was not skipped over while the node was down."""
+    """One chain. `listeners` are called with every block, except those skipped while the node was down."""
 
     def __init__(self, config: ChainConfig, store: ChainStore, clock: Clock) -> None:
         self.config = config
@@ -67,22 +70,20 @@ class LocalChain:
         self._store = store
         self._clock = clock
         self._mempool: dict[str, Tx] = {}
-        self._included_hashes: set[str] = (
-            set()
-        )  # hashes of good transactions of this run, as CometBFT's cache keeps them
+        self._included_hashes: set[str] = set()  # hashes of successful transactions of this run, like CometBFT's cache
         self.state = store.load() or _new_state(config, clock.now())
         self._configure()
         self.catch_up()
 
     @property
     def pending_count(self) -> int:
-        """Transactions in the mempool."""
+        """Number of transactions in the mempool."""
         return len(self._mempool)
 
     # Time
 
     def seconds_to_next_block(self) -> float | None:
-        """Seconds until the next block by the clock; None when blocks are made by hand."""
+        """Seconds until the next block by the clock, or None when blocks are made on demand."""
         if self.config.block_time is None:
             return None
         return max(0.0, self.state.time + self.config.block_time - self._clock.now())
@@ -93,7 +94,7 @@ class LocalChain:
         if block_time is None:
             return
         behind = self._clock.now() - self.state.time
-        if behind < -block_time:  # the clock was set back: go on from here instead of waiting for it
+        if behind < -block_time:  # the clock was set back: continue from its time instead of waiting for it
             self.state.time = self._clock.now()
             return
         for _ in range(min(int(behind / block_time), MAX_CATCH_UP_BLOCKS)):
@@ -101,7 +102,7 @@ class LocalChain:
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Skip over the empty blocks of a time without a node. Costs the same for a minute and a year."""
+        """Skip the empty blocks of a time in which no node ran. Costs the same for a minute and a year."""
         block_time, now = self.config.block_time, self._clock.now()
         if block_time is None:
             return
@@ -113,26 +114,26 @@ class LocalChain:
             self._save()
 
     def seal(self) -> ChainBlock:
-        """Make a block now of what waits."""
+        """Make a block of the pending transactions now."""
         return self._make_blocks(max(self.state.time, self._clock.now()))
 
     def advance(self, blocks: int) -> None:
-        """Make blocks by hand; the first takes what waits. Time moves with them where the chain has a block time."""
+        """Make blocks on demand. The first includes the pending transactions. With a block time, time advances too."""
         step = self.config.block_time or 0.0
         for _ in range(blocks):
             self._make_blocks(self.state.time + step)
 
     def now(self) -> float:
-        """The time by the clock, not by the last block."""
+        """The time of the clock, not of the last block."""
         return self._clock.now()
 
     # Faults
 
     def inject(self, *faults: NodeFault) -> None:
-        """Have these faults of the chain from now on, in place of those before; none ends them.
+        """Replace the faults of the chain. Without arguments, the chain has no faults.
 
         Raises:
-            ValueError: one of them is an endpoint's.
+            ValueError: one of them is a fault of an endpoint.
         """
         misplaced = [str(fault) for fault in faults if fault.kind.is_endpoint_fault]
         if misplaced:
@@ -140,22 +141,25 @@ class LocalChain:
         self.faults.set_faults(faults)
 
     def add_foreign_transaction(self, address: str) -> None:
-        """Use a sequence of an account, as somebody else with the same key does. It shows in the next block."""
+        """Use up a sequence of an account, as another program with the same key does.
+
+        It takes effect in the next block.
+        """
         account = self.account(address)
         if account is None:
-            raise ValueError(f"{address} is no account")
+            raise ValueError(f"{address} is not an account")
         effect = foreign_transaction(account, self.state.height, self.state.time)
         self.state.apply(effect)
         self._save((effect,))
 
     def set_score(self, topic_id: int, worker: str, score: float) -> None:
-        """Give a worker a score."""
+        """Set the score of a worker."""
         effect = Effect(scores=((topic_id, worker, score),))
         self.state.apply(effect)
         self._save((effect,))
 
     def clear_mempool(self) -> None:
-        """Lose what waits and what the cache knows, as a node that restarts does."""
+        """Drop the mempool and the cache of transaction hashes, as a node that restarts does."""
         self._mempool.clear()
         self._included_hashes.clear()
         self.faults.clear_mempool()
@@ -163,7 +167,7 @@ class LocalChain:
     # Transactions
 
     def broadcast(self, raw: bytes) -> BroadcastResult:
-        """Check a transaction and put it into the mempool, or say why not."""
+        """Check a transaction and add it to the mempool, or return the reason for a refusal."""
         try:
             tx = read_tx(raw)
         except UnreadableTx as error:
@@ -178,9 +182,9 @@ class LocalChain:
         return BroadcastResult("", 0, "", tx.hash)
 
     def simulate(self, raw: bytes, state: ChainState | None = None) -> int | TxRefusal:
-        """The gas a transaction would use in the next block, or why it would be refused. Signatures do not count.
+        """The gas a transaction would use in the next block, or the reason for a refusal. Signatures are not checked.
 
-        `state`: the chain as an endpoint knows it, None as it is.
+        `state`: the chain as an endpoint sees it; None for the current state.
         """
         state = state or self.state
         try:
@@ -194,7 +198,7 @@ class LocalChain:
         return result if isinstance(result, TxRefusal) else total_gas(tx)
 
     def account(self, address: str) -> LocalAccount | None:
-        """An account. With the faucet on, a well-formed address is given its funds when it is first seen."""
+        """An account. With the faucet, a valid address gets its funds on first use."""
         account = self.state.accounts.get(address)
         if account is None and self.config.faucet and is_address(address):
             self.fund(address, FAUCET_UALLO)
@@ -202,7 +206,7 @@ class LocalChain:
         return account
 
     def fund(self, address: str, uallo: int) -> None:
-        """Give an account some uallo, made for it."""
+        """Add newly minted uallo to an account."""
         account = self.state.accounts.get(address)
         if account is None:
             account = LocalAccount(address, number=len(self.state.accounts), sequence=0, balance=0)
@@ -211,7 +215,7 @@ class LocalChain:
         self._save((effect,))
 
     def configure(self, config: ChainConfig) -> None:
-        """Run the chain by other rules from the next block on: another emissions version, other fees or topics."""
+        """Change the configuration from the next block on: emissions version, fees or topics."""
         self.config = config
         self._configure()
 
@@ -225,7 +229,7 @@ class LocalChain:
         self._save()
 
     def _with_epochs(self, topic: TopicSpec, existing: TopicSpec | None) -> TopicSpec:
-        """A topic as given, with the epochs it has on this chain already, or new ones."""
+        """The topic with the epochs it already has on this chain, or with new ones."""
         if existing is not None and existing.epoch_length == topic.epoch_length:
             return replace(topic, first_nonce=existing.first_nonce)
         return topic.starting_at(self.state.height)
@@ -249,7 +253,7 @@ class LocalChain:
         return check_ante(self.state, tx, self.state.height + 1, payer)
 
     def _mempool_payer(self, account: LocalAccount) -> Payer:
-        """The account as the mempool sees it: what waits has used up sequences and fees."""
+        """The account as the mempool sees it: pending transactions have used up sequences and fees."""
         pending = [tx for tx in self._mempool.values() if tx.sender == account.address]
         reserved = sum(tx.fee or 0 for tx in pending)
         return Payer(replace(account, balance=account.balance - reserved), len(pending))
@@ -280,7 +284,7 @@ class LocalChain:
         return block
 
     def _execute(self, height: int, time: float) -> list[Effect]:
-        """What the transactions of the next block change; it is applied, and not yet on disk."""
+        """The effects of the transactions of the next block. They are applied, but not on disk yet."""
         state, effects = self.state, list[Effect]()
         version = self.faults.version_at(height)
         if version is not None and version != state.version:
@@ -296,7 +300,7 @@ class LocalChain:
                 effects.append(foreign)
             account = state.accounts.get(tx.sender)
             refusal = check_ante(state, tx, height, Payer(account) if account else None)
-            if refusal is not None:  # it was good when it came, and is not any more: dropped, as a recheck does
+            if refusal is not None:  # valid on arrival but not any more: dropped, as a recheck does
                 log.info("dropped %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
                 continue
             factor = self.faults.gas_factor(height) if tx.is_payload else 1.0
@@ -305,12 +309,15 @@ class LocalChain:
         return effects
 
     def _nonces_of_age(self, height: int, window_count: int) -> tuple[tuple[TopicSpec, int], ...]:
-        """The nonces that are so many submission windows old at this height."""
+        """The nonces that are `window_count` submission windows old at this height."""
         starts = ((topic, height - window_count * topic.worker_submission_window) for topic in self.state.topics)
         return tuple((topic, nonce) for topic, nonce in starts if topic.is_nonce(nonce))
 
     def _save(self, effects: Sequence[Effect] = ()) -> None:
-        """Put what changed on disk. When that fails it has not happened: memory goes back to what the disk has."""
+        """Write the changes to disk.
+
+        On failure the state in memory is loaded from disk again, as if the changes never happened.
+        """
         try:
             self._store.save(self.state, effects)
         except RetryLater:
@@ -319,8 +326,11 @@ class LocalChain:
 
 
 def _new_state(config: ChainConfig, now: float) -> ChainState:
-    """A new chain. It begins at the height it would have had it always run, so no nonce of a chain that was deleted comes
-    again, and epochs of an hour begin on the hour."""
+    """A new chain.
+
+    It starts at the height it would have if it had always run. So the nonces of a deleted chain never return, and
+    epochs of an hour start on the hour.
+    """
     height = max(1, int(now / config.block_time)) if config.block_time is not None else 1
     topics = tuple(topic.starting_at(height) for topic in config.topics or DEFAULT_TOPICS)
     return ChainState(config.chain_id, height=height, time=now, topics=topics)

@@ -1,7 +1,7 @@
-"""The chain's own faults at work: what they do to a payload that arrives, waits, or is in a block.
+"""Applies the faults of the chain to payloads that arrive, wait in the mempool, or are in a block.
 
-Kept apart from the chain so that its rules stay those of a chain that is well. Nothing here is on disk: a fault lasts as
-long as the node's process.
+Separate from the chain, so that the rules stay those of a chain without faults. Faults are not stored: they end with
+the node's process.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+
+import bech32
 
 from forecastd.chain.networks import ADDRESS_PREFIX
 from forecastd.chain.sdk import EmissionsVersion
@@ -20,16 +22,16 @@ from forecastd.localnet.transactions import Tx
 
 
 class ChainFaults:
-    """The faults of one chain and what they have begun."""
+    """The faults of one chain and their state."""
 
     def __init__(self) -> None:
         self.set_faults(())
 
     def set_faults(self, faults: Iterable[NodeFault]) -> None:
-        """Have these faults from now on, with counts that begin anew; what was begun is forgotten."""
+        """Replace the faults. Counters start again, and effects in progress are dropped."""
         self.plan = FaultPlan(faults)
         self._restart_seconds: float | None = None
-        self._earliest_height: dict[str, int] = {}  # by hash: the first block that may take it
+        self._earliest_height: dict[str, int] = {}  # by hash: the first block that may include it
         self._to_drop: set[str] = set()
         self._to_overtake: set[str] = set()
         self._reverse = False
@@ -37,22 +39,22 @@ class ChainFaults:
         self._pending_evictions: set[tuple[int, int]] = set()
 
     def clear_mempool(self) -> None:
-        """What waited is lost."""
+        """Forget the transactions that were pending."""
         self._earliest_height.clear()
         self._to_drop.clear()
         self._to_overtake.clear()
         self._reverse = False
 
-    # A payload arrives
+    # Arrival of a payload
 
     def arrival_gas_price(self, state: ChainState, height: int) -> int:
-        """The gas price by which a payload that arrives now is judged."""
+        """The gas price that a payload must pay when it arrives now."""
         faults = self.plan.select((FaultLevel.ARRIVAL,), height)
         floor = state.fees.min_gas_price
         return max([state.gas_price, *(int(floor * fault.number) for fault in faults)])
 
     def on_payload_accepted(self, tx: Tx, topic: TopicSpec | None, height: int) -> None:
-        """A payload is in the mempool; `height` is the next block's."""
+        """Apply the faults to a payload that was added to the mempool. `height` is that of the next block."""
         for fault in self.plan.select((FaultLevel.MEMPOOL,), height):
             if fault.name == "sequence":
                 self._to_overtake.add(tx.hash)
@@ -69,24 +71,24 @@ class ChainFaults:
                 self._jump_height = self._earliest_height[tx.hash] = nonce + topic.worker_submission_window
 
     def take_restart(self) -> float | None:
-        """Seconds the node is to be down from now; None when it is not to go down. Told once."""
+        """Seconds for which the node must go down now, or None. Returned once."""
         seconds, self._restart_seconds = self._restart_seconds, None
         return seconds
 
-    # A block is made
+    # Making a block
 
     def take_jump(self) -> int:
-        """The height up to which blocks follow at once; 0 for none. Told once."""
+        """The height up to which blocks must follow at once, or 0. Returned once."""
         jump, self._jump_height = self._jump_height, 0
         return jump
 
     def version_at(self, height: int) -> EmissionsVersion | None:
-        """The emissions version the chain changes to with this block, if any."""
+        """The emissions version that the chain changes to with this block, if any."""
         faults = self.plan.select((FaultLevel.BLOCK,), height)
         return ("v9" if faults[0].value == "v9" else "v10") if faults else None
 
     def select_transactions(self, pending: list[Tx], height: int) -> tuple[list[Tx], list[Tx]]:
-        """What this block takes of the mempool, in its order, and what is dropped from it."""
+        """The transactions of the mempool that this block includes, in order, and those that are dropped."""
         dropped = [tx for tx in pending if tx.hash in self._to_drop]
         ready = [
             tx for tx in pending if tx.hash not in self._to_drop and self._earliest_height.get(tx.hash, 0) <= height
@@ -100,20 +102,20 @@ class ChainFaults:
         return ready, dropped
 
     def overtaking_transaction(self, tx: Tx, account: LocalAccount | None, height: int, time: float) -> Effect | None:
-        """The transaction of somebody else with the same key, in the block ahead of this one."""
+        """A transaction by another program with the same key, included just before this one."""
         if tx.hash not in self._to_overtake or account is None:
             return None
         self._to_overtake.discard(tx.hash)
         return foreign_transaction(account, height, time)
 
     def gas_factor(self, height: int) -> float:
-        """What a payload's gas is multiplied with in this block."""
+        """The factor for the gas of a payload in this block."""
         return max([1.0, *(fault.number for fault in self.plan.select((FaultLevel.EXECUTION,), height))])
 
     def competing_inferences(
         self, state: ChainState, opened_windows: Iterable[tuple[TopicSpec, int]], height: int
     ) -> list[Effect]:
-        """Better workers' inferences that come with this block; each effect holds after those before it."""
+        """Inferences of better workers that come with this block. Each effect assumes those before it."""
         windows_to_fill: list[tuple[TopicSpec, int]] = []
         for topic, nonce in opened_windows:
             names = {fault.name for fault in self.plan.select((FaultLevel.WINDOW,), height)}
@@ -130,7 +132,7 @@ class ChainFaults:
 
 
 def foreign_transaction(account: LocalAccount, height: int, time: float) -> Effect:
-    """One sequence of an account used by a transaction this node does not know the bytes of."""
+    """The effect of a transaction that uses one sequence of an account and whose bytes this node does not know."""
     tx_hash = hashlib.sha256(f"outsider {account.address} {account.sequence} {height}".encode()).hexdigest().upper()
     record = TxRecord(
         tx_hash=tx_hash, height=height, time=time, codespace="", code=0, log="", gas_wanted=0, gas_used=0, fee=0,
@@ -140,7 +142,10 @@ def foreign_transaction(account: LocalAccount, height: int, time: float) -> Effe
 
 
 def fill_active_set(state: ChainState, topic: TopicSpec, nonce: int, height: int) -> list[Effect]:
-    """As many better workers as the active set holds. Applied to `state` as they are made, as each sees those before."""
+    """Fill the active set with better workers.
+
+    Each effect is applied to `state` at once, because the next one depends on it.
+    """
     top_score = 1.0 + max((score for (topic_id, _), score in state.scores.items() if topic_id == topic.id), default=0.0)
     effects = []
     for number in range(topic.active_set):
@@ -157,7 +162,5 @@ def fill_active_set(state: ChainState, topic: TopicSpec, nonce: int, height: int
 
 def competitor_address(topic_id: int, number: int) -> str:
     """The address of a made-up worker."""
-    import bech32
-
     digest = hashlib.sha256(f"rival {topic_id} {number}".encode()).digest()[:20]
     return str(bech32.bech32_encode(ADDRESS_PREFIX, bech32.convertbits(digest, 8, 5) or []))

@@ -1,4 +1,4 @@
-"""One caller's connection to an endpoint, whatever is spoken on it, and the faults that come before a word is said."""
+"""One client connection to an endpoint, whatever its protocol, and the faults that apply before the first request."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ HTML_PAGE = (
 )
 GARBAGE = b"\xff" * 96
 HUGE_BYTES = 100 * 2**20
-DUPLICATE_DELAY_SECONDS = 0.05  # seconds between an answer and its repetition
+DUPLICATE_DELAY_SECONDS = 0.05  # between an answer and its duplicate
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error)
 
 log = logging.getLogger(__name__)
 
 
 class EndpointConnection(asyncio.Protocol, ABC):
-    """A connection. `served` is called after each answer, `on_end` when the connection is over."""
+    """A connection. `on_response` is called after each answer, `on_close` when the connection has ended."""
 
     def __init__(self, view: EndpointView, on_response: Callable[[], None]) -> None:
         self.view = view
@@ -40,36 +40,36 @@ class EndpointConnection(asyncio.Protocol, ABC):
         self._fault: NodeFault | None = None
 
     def start(self) -> None:
-        """The connection is there."""
+        """Called when the connection is open."""
 
     @abstractmethod
     def receive(self, data: bytes) -> None:
-        """Bytes came."""
+        """Called when bytes arrive."""
 
     def stop(self) -> None:
-        """The connection is over."""
+        """Called when the connection has ended."""
 
     def abort(self) -> None:
-        """End the connection as a crash does: with a reset, whatever was on its way."""
-        if self.transport is None:  # not begun; who takes it up looks again
+        """End the connection with a reset, as a crash does. Data in transit is lost."""
+        if self.transport is None:  # not open yet; `EndpointListener` checks again once it is
             return
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
-            with suppress(OSError):  # the caller was faster
+            with suppress(OSError):  # the client closed first
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def answer_request(self, path: str, request: bytes, faults: tuple[NodeFault, ...]) -> Any:
-        """The view's answer as a message; whatever goes wrong on the way is Declined, too."""
+        """The view's answer as a message. Any other failure is raised as RpcStatusError too."""
         try:
             return self.view.answer(path, request, faults)
         except ForecastdError as error:
             raise RpcStatusError("UNAVAILABLE", str(error)) from error
-        except _UNREADABLE as error:  # what betterproto2 raises for bytes that are no message
+        except _UNREADABLE as error:  # what betterproto2 raises for invalid bytes
             log.debug("unreadable request: %r", error)
             raise RpcStatusError("INVALID_ARGUMENT", "the request is not readable") from error
 
-    # asyncio's side
+    # Callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport

@@ -1,4 +1,4 @@
-"""How a cycle finds a local node that runs in another process: a small file with its endpoints, believed after a probe."""
+"""Finds a local node in another process: a small file holds its endpoints, and a query checks that the node answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.node import Node
 from forecastd.errors import ForecastdError
 
-PROBE_TIMEOUT_SECONDS = (
-    10.0  # a node that has gone refuses at once; one on a busy machine takes seconds to its first answer
-)
+PROBE_TIMEOUT_SECONDS = 10.0  # a stopped node refuses at once; on a busy machine the first answer takes seconds
 
 
 @dataclass(frozen=True)
 class RunningNode:
-    """A local node that runs: its endpoint, and its websocket where it has one."""
+    """A running local node: its endpoint, and its websocket if it has one."""
 
     endpoint: str
     websocket: str | None
@@ -32,7 +30,7 @@ def endpoint_file(state_dir: Path) -> Path:
 
 @contextmanager
 def publish_endpoint(state_dir: Path, endpoint: str, chain_id: str, websocket: str | None = None) -> Iterator[None]:
-    """Keep the endpoint file in place while the block runs. The file appears whole or not at all."""
+    """Keep the endpoint file in place during the `with` block. The file appears complete or not at all."""
     path = endpoint_file(state_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"endpoint": endpoint, "websocket": websocket, "chain_id": chain_id, "pid": os.getpid()})
@@ -46,13 +44,13 @@ def publish_endpoint(state_dir: Path, endpoint: str, chain_id: str, websocket: s
 
 
 def find_endpoint(state_dir: Path, *, chain_id: str = LOCAL_CHAIN_ID) -> str | None:
-    """The endpoint of a local node on this state that runs and answers; a stale or strange file is ignored."""
+    """The endpoint of a local node that runs on this state and answers, or None. A stale or invalid file is ignored."""
     node = find_running_node(state_dir, chain_id=chain_id)
     return None if node is None else node.endpoint
 
 
 def find_running_node(state_dir: Path, *, chain_id: str = LOCAL_CHAIN_ID) -> RunningNode | None:
-    """As `find_running`, with the node's websocket."""
+    """As `find_endpoint`, with the node's websocket."""
     try:
         document = json.loads(endpoint_file(state_dir).read_text(encoding="utf-8"))
         endpoint, websocket = str(document["endpoint"]), document.get("websocket")

@@ -1,7 +1,7 @@
-"""A local node inside this process, on a free loopback port, in a thread of its own.
+"""A local node inside this process, on a free loopback port and in a thread of its own.
 
-What a cycle uses when no local node runs, and what tests and campaigns drive: `call` runs a function with the chain in
-the node's own thread, so nothing is shared between threads. One chain can have several endpoints, each with its own faults.
+A cycle uses it when no local node runs; tests and campaigns control it. `call` runs a function with the chain in the
+node's thread, so threads share no state. One chain can have several endpoints, each with its own faults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class EmbeddedNode:
-    """A running node. `endpoint` is where it listens, `websocket` where it tells of blocks, None when it does not."""
+    """A running node. `endpoint` is its gRPC URL; `websocket` is the URL of its event stream, or None."""
 
     def __init__(self, chain: LocalChain, *, seal_at_once: bool, events: bool = False) -> None:
         self._chain = chain
@@ -45,7 +45,8 @@ class EmbeddedNode:
         self._thread.start()
 
     def _add_websocket(self, chain: LocalChain) -> None:
-        from forecastd.localnet.websocket import (  # and with it the library: only who listens pays for it
+        # Lazy: this loads the websocket library, which only nodes with events need.
+        from forecastd.localnet.websocket import (
             WEBSOCKET_PATH,
             EventHub,
         )
@@ -57,7 +58,7 @@ class EmbeddedNode:
         self._serve_websocket = lambda: hub.serve(sock)
 
     def call(self, function: Callable[[LocalChain], T]) -> T:
-        """Run `use` with the chain, in the node's thread, and give what it gives."""
+        """Run `function` with the chain in the node's thread, and return its result."""
 
         async def run() -> T:
             return function(self._chain)
@@ -65,7 +66,7 @@ class EmbeddedNode:
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
     def advance(self, blocks: int = 1) -> int:
-        """Make blocks by hand; the first takes what waits. Gives the height after them."""
+        """Make blocks on demand; the first includes the pending transactions. Returns the new height."""
 
         def step(chain: LocalChain) -> int:
             chain.advance(blocks)
@@ -74,36 +75,37 @@ class EmbeddedNode:
         return self.call(step)
 
     def add_endpoint(self, faults: Iterable[NodeFault] = (), *, rest: bool = False) -> str:
-        """Open one more endpoint of the same chain, gRPC or REST, on a free port and with its own faults; its URL.
+        """Open another endpoint of the same chain on a free port, with its own faults. Returns its URL.
 
         Raises:
-            ValueError: one of the faults is the chain's: `inject` it.
+            ValueError: one of the faults is a fault of the chain; use `inject`.
         """
         return self.call(lambda _: self._node.open_endpoint(faults, rest=rest).url)
 
     def set_faults(self, faults: Iterable[NodeFault] = (), endpoint: str | None = None) -> None:
-        """Give an endpoint other faults than before, with counts that begin anew; None is the main one, no faults heal it.
+        """Replace the faults of an endpoint and reset their counters. `endpoint` None is the main one; no faults repair
+        it.
 
         Raises:
             KeyError: the node has no such endpoint.
-            ValueError: one of the faults is the chain's: `inject` it.
+            ValueError: one of the faults is a fault of the chain; use `inject`.
         """
         self.call(lambda _: self._node.set_faults(endpoint or self.endpoint, faults))
 
     def inject(self, *faults: NodeFault) -> None:
-        """Give the chain itself these faults in place of those before; none ends them. ValueError: one is an endpoint's."""
+        """Replace the faults of the chain; without arguments it has none. ValueError: one is a fault of an endpoint."""
         self.call(lambda chain: chain.inject(*faults))
 
     def restart(self, seconds: float) -> None:
-        """Have the node go down with its mempool lost, and come back on the same ports."""
+        """Stop the node for some seconds and lose its mempool. It comes back on the same ports."""
         self.call(lambda _: self._node.restart(seconds))
 
     def record(self) -> ChainRecord:
-        """What the chain itself says happened."""
+        """The chain's own record of what happened."""
         return self.call(lambda chain: take_record(chain.state))
 
     def stop(self) -> None:
-        """Stop serving. The chain's last block is on disk."""
+        """Stop serving. The last block is on disk."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(STOP_TIMEOUT_SECONDS)
 
@@ -133,10 +135,10 @@ def open_embedded(
     fees: Fees | None = None,
     events: bool = False,
 ) -> Iterator[EmbeddedNode]:
-    """A node on the state under `state_dir`, for as long as the block runs. With `events` it has a websocket, too.
+    """Run a node on the state under `state_dir` during the `with` block. With `events` it has a websocket too.
 
-    `topics` of None keeps the chain's own (topic 67 on a new one); `block_time` of None makes blocks by hand or on a
-    transaction's arrival only.
+    `topics` None keeps the chain's own topics (topic 67 on a new chain). With `block_time` None, blocks are made on
+    demand or when a transaction arrives.
 
     Raises:
         RetryLater: another node runs on this state.

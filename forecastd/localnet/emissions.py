@@ -1,4 +1,4 @@
-"""The queries of the emissions module, answered in the version the chain speaks; the other one is an unknown service."""
+"""Answers the queries of the emissions module in the chain's version. The other version is an unknown service."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from forecastd.localnet.state import StoredInference
 from forecastd.localnet.topics import TopicSpec
 
 Query = Callable[[ChainView, Any, Any], Any]
-"""The chain, the request, and the module of the version's messages; gives the answer."""
+"""Takes the chain, the request, and the message classes of the version; returns the answer."""
 
 
 def answer_query(chain: ChainView, version: str, method: str, request: bytes) -> Any:
     """Answer one query.
 
     Raises:
-        Declined: the chain speaks another version, there is no such method, or the query has no answer.
+        RpcStatusError: the chain has another version, the method does not exist, or the query has no answer.
     """
     if version != chain.state.version:
         raise RpcStatusError("UNIMPLEMENTED", f"unknown service emissions.{version}.QueryService")
@@ -118,7 +118,7 @@ def _latest_plain(chain: ChainView, request: Any, em: Any) -> Any:
 
 
 def _inferences_at_block(chain: ChainView, request: Any, em: Any) -> Any:
-    """What counts for a nonce. As on the real chain that is settled when its window closes, and empty until then."""
+    """The inferences that count for a nonce. As on the real chain, there are none until the window closes."""
     topic, inferences = _find_topic(chain, request.topic_id), list[StoredInference]()
     if chain.state.height >= request.block_height + topic.worker_submission_window:
         inferences = list(chain.state.inferences.get((topic.id, request.block_height), {}).values())
@@ -135,7 +135,10 @@ def _inferences_at_block(chain: ChainView, request: Any, em: Any) -> Any:
 
 
 def _network_inferences(chain: ChainView, request: Any, em: Any) -> Any:
-    """The last closed nonce with inferences; combined is their mean, for nobody is scored here."""
+    """The inferences of the last closed nonce that has any.
+
+    The combined value is their mean, because no one is scored here.
+    """
     topic = _find_topic(chain, request.topic_id)
     closed_nonces = [
         nonce

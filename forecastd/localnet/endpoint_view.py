@@ -1,7 +1,8 @@
-"""What one endpoint knows and says: the chain's answers, changed by the faults of that endpoint alone.
+"""The chain as one endpoint shows it: the chain's answers, changed by the faults of that endpoint.
 
-Everything here is about content and is the same over gRPC and REST; how an answer travels is decided in `grpcwire` and
-`restwire`. The chain behind the endpoint is never harmed: a fault hides, delays or invents what the caller is told.
+This module changes the content of answers, the same way for gRPC and REST. `grpc_connection` and `rest_connection`
+change how an answer is sent. A fault hides, delays or invents what the client gets; it never harms the chain behind the
+endpoint.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _REJECTIONS = {
     "mempool-full": ("sdk", 20, "number of txs 5000 (max: 5000): mempool is full"),
     "tx-cache": ("sdk", 19, "tx already exists in cache"),
     "panic": ("sdk", 111222, "recovered: runtime error: index out of range: panic"),
-    "strange-code": ("wasm", 9999, "a refusal that no table has"),
+    "strange-code": ("wasm", 9999, "a refusal that is in no table"),
 }
 
 
 class NoResponse(Exception):
-    """The request had its effect, and the caller is to hear nothing."""
+    """The request took effect, but the client must not get an answer."""
 
 
 class EndpointView:
@@ -51,7 +52,7 @@ class EndpointView:
         self.set_faults(faults)
 
     def set_faults(self, faults: Iterable[NodeFault]) -> None:
-        """Have these faults from now on, with counts that begin anew."""
+        """Replace the faults and reset their counters."""
         faults = tuple(faults)
         misplaced = [str(fault) for fault in faults if not fault.kind.is_endpoint_fault]
         if misplaced:
@@ -60,13 +61,13 @@ class EndpointView:
         self._frozen_height: int | None = None
 
     def on_connection(self) -> NodeFault | None:
-        """Count a connection; the fault it gets."""
+        """Count a connection and return the fault that applies to it."""
         active_faults = self.plan.select((FaultLevel.CONNECTION,), self.chain.state.height)
         return next((fault for fault in active_faults if fault.name != "refuse"), None)
 
     @property
     def refuses_connections(self) -> bool:
-        """Whether nothing is to listen at this height."""
+        """Whether the port must refuse connections at this height."""
         active_faults = self.plan.select((FaultLevel.CONNECTION,), self.chain.state.height) if self._may_refuse else ()
         return any(fault.name == "refuse" for fault in active_faults)
 
@@ -75,15 +76,15 @@ class EndpointView:
         return any(fault.name == "refuse" for fault in self.plan.faults)
 
     def on_request(self, path: str) -> tuple[NodeFault, ...]:
-        """Count a request for `package.Service/Method`; the faults it gets."""
+        """Count a request for `package.Service/Method` and return the faults that apply to it."""
         return self.plan.select(REQUEST_LEVELS, self.chain.state.height, path.rpartition("/")[2])
 
     def answer(self, path: str, request: bytes, active_faults: Iterable[NodeFault]) -> Any:
         """The answer to a request, as a message.
 
         Raises:
-            Declined: the endpoint says no.
-            NeverAnswered: it must stay silent.
+            RpcStatusError: the endpoint refuses the request.
+            NoResponse: the endpoint must stay silent.
         """
         faults = {fault.name: fault for fault in active_faults}
         for name, (status, text) in _STATUS_ERRORS.items():
@@ -101,7 +102,7 @@ class EndpointView:
         return method(chain_view, request)
 
     def _chain_view(self, faults: dict[str, NodeFault]) -> ChainView:
-        """The chain as the endpoint knows it."""
+        """The chain as the endpoint sees it."""
         state = self.chain.state
         if "frozen-height" in faults:
             self._frozen_height = state.height if self._frozen_height is None else self._frozen_height
@@ -113,7 +114,7 @@ class EndpointView:
         return self.chain if state is self.chain.state else _AlternateChain(self.chain, state)
 
     def _check_index(self, chain_view: ChainView, request: bytes, faults: dict[str, NodeFault]) -> None:
-        """Whether the endpoint's index has the transaction."""
+        """Raise RpcStatusError when the endpoint's index does not have the transaction."""
         if "no-index" in faults:
             raise RpcStatusError("INTERNAL", "transaction indexing is disabled")
         hash_text = str(messages("cosmos.tx.v1beta1").GetTxRequest.parse(request).hash).upper()
@@ -141,7 +142,7 @@ class EndpointView:
 
 
 class _AlternateChain:
-    """A node of the chain, or of another one, that knows another state than the chain's own."""
+    """A node with another state than the chain's own, possibly of another chain."""
 
     def __init__(self, chain: LocalChain, state: ChainState) -> None:
         self._chain = chain
@@ -155,7 +156,7 @@ class _AlternateChain:
         return self._chain.simulate(raw, self.state)
 
     def broadcast(self, raw: bytes) -> BroadcastResult:
-        """Checked by what this node knows; then passed on, whatever the rest of the chain makes of it."""
+        """Check a transaction against this node's state, then pass it on to the chain. The chain's answer is ignored."""
         try:
             tx = read_tx(raw)
         except UnreadableTx as error:
@@ -170,7 +171,7 @@ class _AlternateChain:
 
 
 def _fake_result(raw: bytes, faults: dict[str, NodeFault]) -> BroadcastResult | None:
-    """The answer of a node that does not take the transaction."""
+    """The answer of a node that does not accept the transaction."""
     hash_text = tx_hash(raw)
     if "drop" in faults:
         return BroadcastResult("", 0, "", hash_text)

@@ -1,6 +1,6 @@
-"""A local node in the foreground: gRPC and websocket on known ports, until it is told to stop.
+"""Runs a local node in the foreground: gRPC, REST and websocket on known ports, until a signal.
 
-The main endpoint and the chain can have faults, and further endpoints with other faults can stand beside the main one.
+The main endpoint and the chain can have faults. Extra endpoints can have other faults.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from forecastd.localnet.websocket import WEBSOCKET_PATH, EventHub
 
 @dataclass(frozen=True)
 class EndpointSpec:
-    """One more endpoint: over gRPC or REST, with faults."""
+    """An extra endpoint over gRPC or REST, with its faults."""
 
     is_rest: bool
     faults: tuple[NodeFault, ...]
 
     @classmethod
     def parse(cls, text: str) -> EndpointSpec:
-        """`FAULT[,FAULT...]` for gRPC, `rest:` and the same for REST; `ok` is no fault.
+        """Parse `FAULT[,FAULT...]` for gRPC, or the same after `rest:` for REST. `ok` means no fault.
 
         Raises:
-            NeedsHuman: not of this form, or one of the faults is the chain's.
+            NeedsHuman: the text has the wrong format, or one of the faults is a fault of the chain.
         """
         prefix, separator, remainder = text.partition("rest:")
         is_rest = bool(separator) and not prefix.strip()
@@ -54,14 +54,14 @@ class EndpointSpec:
 
 @dataclass(frozen=True)
 class NodeStartup:
-    """What a node that began to serve tells."""
+    """What a node reports when it starts to serve."""
 
     state: ChainState
     endpoint: str
     websocket: str
     rest: str | None
     faults: tuple[str, ...]
-    extra_endpoints: tuple[tuple[str, str], ...]  # (URL, faults) of each further endpoint
+    extra_endpoints: tuple[tuple[str, str], ...]  # (URL, faults) of each extra endpoint
 
 
 def run_node(
@@ -78,14 +78,13 @@ def run_node(
     on_started: Callable[[NodeStartup], None],
     on_block: Callable[[ChainBlock], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Port 0 takes a free one; without a REST port there is no REST.
+    """Serve until SIGINT or SIGTERM. Must run in the main thread.
 
-    Call it in the main thread.
-
-    `faults`: of the main endpoint and of the chain. `endpoints`: one more endpoint each, on a free port.
+    Port 0 uses a free port; without a REST port there is no REST. `faults` are those of the main endpoint and of the
+    chain. `endpoints` are extra endpoints, each on a free port.
 
     Raises:
-        NeedsHuman: a port is taken, another node runs on the state, or the state cannot be used.
+        NeedsHuman: a port is in use, another node runs on the state, or the state cannot be used.
     """
     with ExitStack() as stack:
         store = _open_store(chain_path(state_dir, rules.chain_id))
@@ -132,7 +131,7 @@ def run_node(
 def _open_store(path: Path) -> ChainStore:
     try:
         return ChainStore(path, timeout_seconds=0.0)
-    except RetryLater as error:  # whoever starts a second node in the foreground has to stop one of them
+    except RetryLater as error:  # in the foreground only the operator can resolve this
         raise NeedsHuman(str(error)) from error
 
 
@@ -142,5 +141,5 @@ def _listen_on(port: int, option: str) -> socket.socket:
     except OSError as error:
         raise NeedsHuman(
             f"Port {port} cannot be used: {os.strerror(error.errno or 0)}. "
-            f"Stop what listens there, or choose another with {option}."
+            f"Stop the program that uses it, or choose another port with {option}."
         ) from error

@@ -1,7 +1,7 @@
-"""gRPC over HTTP/2 on one connection, able to misbehave: what travels is decided frame by frame, on the h2 library.
+"""gRPC over HTTP/2 on one connection, frame by frame with the h2 library, so that faults can damage the traffic.
 
-A gRPC server library cannot cut an answer in half or send a web page, and a worker must survive both. Without faults this
-is a plain unary gRPC server. One asyncio loop, one task a request.
+A gRPC server library cannot send half an answer or a web page, and a worker must survive both. Without faults this is a
+plain unary gRPC server. All connections share one asyncio loop, with one task per request.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class GrpcConnection(EndpointConnection):
-    """One caller's connection."""
+    """One client connection."""
 
     def __init__(self, view: EndpointView, on_response: Callable[[], None]) -> None:
         super().__init__(view, on_response)
@@ -72,7 +72,7 @@ class GrpcConnection(EndpointConnection):
         for task in self._tasks.values():
             task.cancel()
 
-    # HTTP/2's side
+    # HTTP/2
 
     def _handle_event(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
@@ -106,7 +106,7 @@ class GrpcConnection(EndpointConnection):
             path = headers.get(":path", "")
             await self._respond(stream, path, body, self.view.on_request(path))
         except (H2Error, ConnectionError) as error:
-            log.debug("the caller went away: %r", error)
+            log.debug("the client disconnected: %r", error)
 
     async def _respond(self, stream: int, path: str, body: bytes, faults: tuple[NodeFault, ...]) -> None:
         wire_faults = {fault.name: fault for fault in faults if fault.kind.level is FaultLevel.WIRE}
@@ -146,13 +146,13 @@ class GrpcConnection(EndpointConnection):
         self.on_response()
 
     def _response_bytes(self, path: str, body: bytes, faults: tuple[NodeFault, ...]) -> bytes:
-        """The answer's bytes. Raises Declined and NeverAnswered as the view does."""
+        """The bytes of the answer. Raises RpcStatusError and NoResponse as the view does."""
         if len(body) < 5 or body[0] or int.from_bytes(body[1:5], "big") != len(body) - 5:
-            raise RpcStatusError("INVALID_ARGUMENT", "a request is one message, not compressed")
+            raise RpcStatusError("INVALID_ARGUMENT", "a request must be one uncompressed message")
         return bytes(self.answer_request(path, body[5:], faults))
 
     async def _send_response(self, stream: int, reply: bytes, wire_faults: dict[str, NodeFault]) -> None:
-        """Send an answer, damaged as the faults say."""
+        """Send an answer, damaged by the faults."""
         if "garbage" in wire_faults:
             reply = GARBAGE
         if "blank" in wire_faults:
@@ -181,7 +181,7 @@ class GrpcConnection(EndpointConnection):
         self._send_status(stream, "OK", "", headers_sent=True)
 
     def _send_status(self, stream: int, status: str, details: str, *, headers_sent: bool) -> None:
-        """End a stream with its status, after an answer or in its place."""
+        """End a stream with its status, after an answer or instead of one."""
         fields = {} if headers_sent else {":status": "200", "content-type": "application/grpc+proto"}
         fields["grpc-status"] = str(_STATUS_CODES.get(status, 2))
         if details:
@@ -193,7 +193,7 @@ class GrpcConnection(EndpointConnection):
         self._flush()
 
     async def _send_data(self, stream: int, data: bytes, *, end: bool = False) -> None:
-        """Send a stream's data as the caller makes room for it."""
+        """Send data of a stream as fast as the client's flow control allows."""
         while True:
             await self.writable.wait()
             window = min(self._http.local_flow_control_window(stream), self._http.max_outbound_frame_size)

@@ -1,7 +1,7 @@
-"""The chain's state as it was some blocks ago, worked out from what it included since. A pure function.
+"""Reconstructs the chain's state at an earlier height from what the chain has included since. A pure function.
 
-What an endpoint that lags or stands still tells its callers. Sequences, balances, transactions, inferences and
-registrations are exact; scores, the gas price and the emissions version are those of today.
+An endpoint that lags or has a frozen height shows this state. Sequences, balances, transactions, inferences and
+registrations are exact; scores, the gas price and the emissions version are the current ones.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from forecastd.localnet.state import ChainState, LocalAccount, TxRecord
 
 
 def state_at(state: ChainState, height: int) -> ChainState:
-    """The state after block `height`; the state itself when that is not past. The heights before 1 are 1."""
+    """The state after block `height`, or the given state when that is not in the past. Heights below 1 count as 1."""
     height = max(1, height)
     if height >= state.height:
         return state
     later_records = [record for record in state.txs.values() if record.height > height]
-    registered_later = {(one.topic_id, one.sender) for one in later_records if one.kind == "register" and one.code == 0}
+    registered_later = {
+        (record.topic_id, record.sender) for record in later_records if record.kind == "register" and record.code == 0
+    }
     accounts = dict(state.accounts)
     for record in later_records:
         account = accounts.get(record.sender)
@@ -39,9 +41,10 @@ def state_at(state: ChainState, height: int) -> ChainState:
             past_state.add_transaction(record)
     for inference_sets in (state.inferences, state.evicted_inferences):
         for by_worker in inference_sets.values():
-            for one in by_worker.values():
-                if one.height <= height:  # since when an evicted one is out is not kept: it counts as out
-                    past_state.put_inference(one)
+            for inference in by_worker.values():
+                # the block of an eviction is not stored: evicted inferences count as evicted at any height
+                if inference.height <= height:
+                    past_state.put_inference(inference)
     return past_state
 
 

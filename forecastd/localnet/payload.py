@@ -1,7 +1,7 @@
-"""Whether a worker's payload is in itself what it claims: shape, identities, and the signature over its bundle.
+"""Checks a worker's payload on its own: its fields, its identities, and the signature over its bundle.
 
-The chain parses the bundle, writes it again with its own decimals and verifies the signature over that. A decimal that is
-not canonical therefore fails as a bad signature, here as there. Source: allora-chain `x/emissions/types`.
+The chain parses the bundle, writes it again with its own decimals and verifies the signature over the result. A decimal
+that is not canonical therefore fails as a bad signature; here too. Source: allora-chain `x/emissions/types`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forecastd.localnet.transactions import TxMessage
 
 @dataclass(frozen=True)
 class TxRefusal:
-    """Why a transaction is refused, as the chain says it."""
+    """The reason for the refusal of a transaction, in the chain's own words."""
 
     codespace: str
     code: int
@@ -28,7 +28,7 @@ INVALID_TOPIC = TxRefusal("emissions", 6, "invalid topic ID")
 
 
 def check_bundle(message: TxMessage) -> TxRefusal | None:
-    """The first fault of a payload that can be found without the chain's state, or None."""
+    """The first defect of a payload that can be found without the chain's state, or None."""
     bundle = message.content.worker_data_bundle
     if bundle is None or bundle.nonce is None or bundle.inference_forecasts_bundle is None:
         return _invalid("worker data bundle, nonce and inference forecasts bundle cannot be nil")
@@ -54,7 +54,7 @@ def check_bundle(message: TxMessage) -> TxRefusal | None:
 
 
 def _check_identity(bundle: Any, owner: str) -> TxRefusal | None:
-    """Whether key, worker, topic and nonce are the same everywhere in the payload."""
+    """Check that key, worker, topic and nonce are the same everywhere in the payload."""
     inference = bundle.inference_forecasts_bundle.inference
     if inference.inferer != owner:
         return _unauthorized(f"Inference.Inferer {inference.inferer} does not match pubkey {owner}")
@@ -68,7 +68,7 @@ def _check_identity(bundle: Any, owner: str) -> TxRefusal | None:
 
 
 def payload_value(message: TxMessage) -> str:
-    """The forecast of a payload that `check_bundle` found right, in the chain's own writing."""
+    """The forecast of a payload that passed `check_bundle`, as a canonical decimal."""
     inference = message.content.worker_data_bundle.inference_forecasts_bundle.inference
     return canonical_decimal(str(inference.values[0].value if message.version == "v10" else inference.value))
 
@@ -90,7 +90,7 @@ def _check_values(inference: Any, version: str) -> TxRefusal | None:
 
 
 def _canonical_bytes(inner: Any, version: str) -> bytes:
-    """The bundle's bytes with its decimals written as the chain writes them."""
+    """The bytes of the bundle with canonical decimals."""
     canonical = type(inner).parse(bytes(inner))
     canonical.inference.value = canonical_decimal(canonical.inference.value)
     if version == "v10":

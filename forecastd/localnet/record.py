@@ -1,4 +1,4 @@
-"""The node's own record of what happened, for whoever compares a worker's ledger with it. Plain data, taken at one height."""
+"""The node's own record of what happened, to compare with a worker's ledger. Plain data of one height."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from forecastd.localnet.state import ChainState, LocalAccount, TxRecord
 
 
 class InferenceStatus(StrEnum):
-    """What a worker's forecast came to for a nonce, by the chain."""
+    """The result of a worker's forecast for a nonce, by the chain."""
 
     ADMITTED = "admitted"  # in the active set
-    EVICTED = "evicted"  # it was, until a better worker came
-    PASSIVE = "passive"  # the transaction succeeded, and nothing was stored
+    EVICTED = "evicted"  # removed from the active set by a better worker
+    PASSIVE = "passive"  # the transaction succeeded, but nothing was stored
     NONE = "none"  # no transaction of this worker succeeded
 
 
 @dataclass(frozen=True)
 class WindowRecord:
-    """A submission window. A payload is taken in blocks `nonce` < height <= `last`; `closed` by now."""
+    """A submission window. Blocks with `nonce` < height <= `last_block` accept payloads."""
 
     topic_id: int
     nonce: int
@@ -29,12 +29,12 @@ class WindowRecord:
 
 @dataclass(frozen=True)
 class ChainRecord:
-    """A chain as it is at `height`. Take it with `Embedded.record()`."""
+    """The record of a chain at `height`, from `EmbeddedNode.record()`."""
 
     chain_id: str
     version: str
     height: int
-    transactions: tuple[TxRecord, ...]  # every one in a block, in order, failed ones too
+    transactions: tuple[TxRecord, ...]  # all included transactions in order, failed ones too
     active: dict[tuple[int, int], dict[str, str]]  # by (topic, nonce): worker -> value
     evicted: dict[tuple[int, int], dict[str, str]]
     scores: dict[tuple[int, str], float]
@@ -42,7 +42,7 @@ class ChainRecord:
     windows_by_topic: dict[int, tuple[WindowRecord, ...]]  # by topic, oldest first
 
     def inclusions(self, topic_id: int, nonce: int, wallet: str) -> tuple[TxRecord, ...]:
-        """Every payload of a wallet for a nonce that a block included, failed ones too."""
+        """Every included payload of a wallet for a nonce, failed ones too."""
         return tuple(
             record
             for record in self.transactions
@@ -50,7 +50,7 @@ class ChainRecord:
         )
 
     def inference_status(self, topic_id: int, nonce: int, wallet: str) -> InferenceStatus:
-        """What the wallet's forecast for a nonce came to."""
+        """The result of the wallet's forecast for a nonce."""
         if wallet in self.active.get((topic_id, nonce), {}):
             return InferenceStatus.ADMITTED
         if wallet in self.evicted.get((topic_id, nonce), {}):
@@ -59,11 +59,11 @@ class ChainRecord:
         return InferenceStatus.PASSIVE if good else InferenceStatus.NONE
 
     def windows(self, topic_id: int, since: int = 0) -> tuple[WindowRecord, ...]:
-        """The windows of a topic that opened at or after height `since`, oldest first."""
+        """The windows of a topic that opened at height `since` or later, oldest first."""
         return tuple(window for window in self.windows_by_topic.get(topic_id, ()) if window.nonce >= since)
 
     def fees_paid(self, wallet: str) -> int:
-        """The uallo of fees a wallet's transactions cost."""
+        """The fees that a wallet's transactions cost, in uallo."""
         return sum(record.fee for record in self.transactions if record.sender == wallet)
 
 
@@ -71,7 +71,7 @@ MAX_WINDOWS = 10_000  # of a topic: months on a chain that caught up
 
 
 def take_record(state: ChainState) -> ChainRecord:
-    """The record of a chain now."""
+    """The record of a chain at its current height."""
     return ChainRecord(
         chain_id=state.chain_id,
         version=state.version,

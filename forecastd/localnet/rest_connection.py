@@ -1,6 +1,6 @@
-"""REST over HTTP/1.1 on one connection, able to misbehave: the answers are `rest`'s, how they travel is decided here.
+"""REST over HTTP/1.1 on one connection. `rest` makes the answers; this module sends them, damaged by the faults.
 
-Requests on a connection are answered one after the other, as HTTP/1.1 has it.
+Requests on a connection are answered one after the other, as HTTP/1.1 requires.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class RestConnection(EndpointConnection):
-    """One caller's connection."""
+    """One client connection."""
 
     def __init__(self, view: EndpointView, on_response: Callable[[], None]) -> None:
         super().__init__(view, on_response)
@@ -49,7 +49,7 @@ class RestConnection(EndpointConnection):
             self._task.cancel()
 
     def _start_next_request(self) -> None:
-        """Begin with the next request, once it is there as a whole."""
+        """Start the next request once it has arrived completely."""
         self._task = None
         if self.transport.is_closing():
             return
@@ -116,7 +116,7 @@ class RestConnection(EndpointConnection):
         await self._send_response(json.dumps(response).encode(), wire_faults)
 
     async def _send_response(self, reply: bytes, wire_faults: dict[str, NodeFault]) -> None:
-        """Send an answer, damaged as the faults say."""
+        """Send an answer, damaged by the faults."""
         if "garbage" in wire_faults:
             reply = GARBAGE
         if "blank" in wire_faults:
@@ -162,7 +162,7 @@ class RestConnection(EndpointConnection):
             self.transport.write("\r\n".join([*lines, "", ""]).encode())
 
     async def _write(self, data: bytes) -> None:
-        """Send a piece as the caller makes room for it."""
+        """Send data as fast as the client reads it."""
         await self.writable.wait()
         if not self.transport.is_closing():
             self.transport.write(data)

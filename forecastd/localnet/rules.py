@@ -1,4 +1,4 @@
-"""The chain's rules as pure functions of its state: what a transaction is refused for, what it changes, what it costs.
+"""The chain's rules as pure functions of its state: why a transaction is refused, what it changes, what it costs.
 
 Order and codes are those of the Cosmos SDK's ante handlers, then those of allora-chain's message server. A transaction
 that fails an ante check changes nothing; one that fails later pays its fee and uses up its sequence.
@@ -23,36 +23,36 @@ BLOCK_GAS_TARGET = 2_000_000  # gas in a block above which the price rises
 
 
 def ante_gas(tx: Tx) -> int:
-    """Gas a transaction uses before its messages run."""
+    """Gas that a transaction uses before its messages run."""
     return _BASE_GAS + _GAS_PER_BYTE * len(tx.raw) + _SIGNATURE_GAS
 
 
 def total_gas(tx: Tx) -> int:
-    """Gas a transaction uses in all when it runs to its end."""
+    """Gas that a transaction uses in total when it succeeds."""
     return ante_gas(tx) + sum(_MESSAGE_GAS[message.kind] for message in tx.messages)
 
 
 def min_fee(gas: int, gas_price: int) -> int:
-    """The least uallo the chain takes for a gas limit, rounded up. `gas_price` has 18 decimals."""
+    """The minimum fee in uallo for a gas limit, rounded up. `gas_price` has 18 decimals."""
     return -(-gas * gas_price // PRICE_UNIT)
 
 
 def next_gas_price(gas_price: int, gas_used: int, floor: int) -> int:
-    """The fee market: an eighth up after a block above target, else an eighth down, never below the floor."""
+    """The fee market: up by an eighth after a block above target, otherwise down by an eighth, never below the floor."""
     step = gas_price // 8
     return gas_price + step if gas_used > BLOCK_GAS_TARGET else max(floor, gas_price - step)
 
 
 @dataclass(frozen=True)
 class Payer:
-    """The account that signs, and how many of its transactions wait in the mempool before this one."""
+    """The signing account, and the number of its transactions in the mempool before this one."""
 
     account: LocalAccount
     pending_count: int = 0
 
 
 def check_ante(state: ChainState, tx: Tx, height: int, payer: Payer | None) -> TxRefusal | None:
-    """The first thing for which a block of `height` would not take the transaction at all, or None."""
+    """The first reason why a block of `height` would not include the transaction at all, or None."""
     return (
         _check_form(state, tx)
         or _check_limits(state, tx, height)
@@ -69,7 +69,7 @@ def _check_form(state: ChainState, tx: Tx) -> TxRefusal | None:
             return TxRefusal("sdk", 2, f"unable to resolve type URL {message.type_url}: tx parse error")
         if message.sender != tx.sender:
             return TxRefusal(
-                "sdk", 14, "this node takes transactions of one signer: maximum number of signatures exceeded"
+                "sdk", 14, "this node accepts transactions of one signer: maximum number of signatures exceeded"
             )
     if tx.signature_count == 0:
         return TxRefusal("sdk", 15, "no signatures supplied")
@@ -134,9 +134,9 @@ def _check_signature(state: ChainState, tx: Tx, payer: Payer | None) -> TxRefusa
 
 
 def deliver(state: ChainState, tx: Tx, height: int, time: float, *, gas_factor: float = 1.0) -> Effect:
-    """What a block of `height` makes of a transaction that `check_ante` let through.
+    """Execute a transaction that passed `check_ante` in a block of `height`.
 
-    `gas_factor`: by how much more gas it needs than a simulation said.
+    `gas_factor`: the gas it needs in relation to the simulation.
     """
     account = state.accounts[tx.sender]
     fee = tx.fee or 0
@@ -162,9 +162,9 @@ def deliver(state: ChainState, tx: Tx, height: int, time: float, *, gas_factor: 
 
 
 def run_messages(state: ChainState, tx: Tx, payer: LocalAccount, height: int) -> Effect | TxRefusal:
-    """Run a transaction's messages. More than one is refused: no worker sends more, and half a transaction is none."""
+    """Run the message of a transaction. More than one message is refused: workers do not send that."""
     if len(tx.messages) != 1:
-        return TxRefusal("sdk", 37, "this node runs one message a transaction: not supported")
+        return TxRefusal("sdk", 37, "this node runs one message per transaction: not supported")
     message = tx.messages[0]
     run = _register if message.kind == "register" else _insert_payload
     result = run(state, message, payer, height)
@@ -200,15 +200,16 @@ def _insert_payload(state: ChainState, message: TxMessage, payer: LocalAccount, 
     payer_after = _charge(payer, state.fees.data_sending)
     if isinstance(payer_after, TxRefusal):
         return payer_after
-    if any(worker in stored.get((topic_id, nonce), {}) for stored in (state.inferences, state.evicted_inferences)):
+    if any(worker in by_nonce.get((topic_id, nonce), {}) for by_nonce in (state.inferences, state.evicted_inferences)):
         return TxRefusal("undefined", 1, "Error planning inference admission: inference already submitted")
-    if any(record.code == 0 for record in state.inclusions(topic_id, nonce, worker)):  # taken, passive, not stored
+    # the worker was passive: accepted but not stored
+    if any(record.code == 0 for record in state.inclusions(topic_id, nonce, worker)):
         return TxRefusal("emissions", 78, "cannot update EMA score twice within the same window")
     inference = bundle.inference_forecasts_bundle.inference
-    stored = StoredInference(
+    inference_record = StoredInference(
         topic_id, nonce, worker, payload_value(message), height, inference.extra_data, inference.proof
     )
-    effect = admit(state, topic, stored) if topic is not None else Effect()
+    effect = admit(state, topic, inference_record) if topic is not None else Effect()
     return replace(effect, accounts=(payer_after,), burnt=state.fees.data_sending)
 
 
@@ -227,10 +228,10 @@ def _check_registered(state: ChainState, topic_id: int, worker: str) -> TxRefusa
 
 
 def _check_open(topic: TopicSpec | None, topic_id: int, nonce: int, height: int) -> TxRefusal | None:
-    """Whether block `height` may include a payload for the nonce."""
+    """Check that block `height` may include a payload for the nonce."""
     if topic is None:
         return INVALID_TOPIC
-    # A nonce is opened, and closed, at the end of a block: what counts is the state before this one.
+    # A nonce opens and closes at the end of a block, so the state before this block counts.
     if not (topic.is_nonce(nonce) and nonce < height <= nonce + topic.worker_submission_window):
         return TxRefusal("emissions", 75, "unfulfilled nonce not found")
     if not topic.accepts(nonce, height):

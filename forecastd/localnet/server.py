@@ -1,7 +1,7 @@
-"""The local node's endpoints and its heart beat, on one asyncio loop.
+"""The endpoints of the local node and the loop that makes its blocks, on one asyncio loop.
 
-One chain, any number of endpoints: each listens on a port of its own with faults of its own. The chain's faults that need
-sockets, a restart above all, are carried out here.
+One chain can have many endpoints. Each listens on its own port with its own faults. Faults of the chain that need
+sockets, such as a restart, are applied here.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from forecastd.localnet.chain import LocalChain
 from forecastd.localnet.connection import EndpointConnection
 from forecastd.localnet.endpoint_view import EndpointView
 from forecastd.localnet.faults import NodeFault
+from forecastd.localnet.grpc_connection import GrpcConnection
+from forecastd.localnet.rest_connection import RestConnection
 
 LOOPBACK = "127.0.0.1"
-SEAL_DELAY_SECONDS = 0.005  # seconds between a transaction's arrival and its block, when blocks are sealed at once
-_MAX_SLEEP_SECONDS = 1.0  # seconds; a clock may be moved by hand meanwhile
+SEAL_DELAY_SECONDS = 0.005  # from a transaction's arrival to its block, when blocks are sealed at once
+_MAX_SLEEP_SECONDS = 1.0  # short, because a test may move the clock
 _BACKLOG = 128
-_SHORT_DELAY_SECONDS = (
-    0.02  # seconds: after a connection that could not be taken, and for an answer to get away before a restart
-)
+_SHORT_DELAY_SECONDS = 0.02  # after a failed accept, and before a restart so that an answer can be sent
 
 log = logging.getLogger(__name__)
 
 
 def listen(port: int) -> socket.socket:
-    """A loopback socket that listens; `port` 0 takes a free one. Raises OSError when the port is taken."""
+    """A loopback socket that listens. Port 0 uses a free port. Raises OSError when the port is in use."""
     sock = _bind(port)
     try:
         sock.listen(_BACKLOG)
@@ -41,9 +41,9 @@ def listen(port: int) -> socket.socket:
 
 
 def _bind(port: int) -> socket.socket:
-    """A loopback socket that has the port and does not listen: whoever connects is refused."""
-    # With the protocol named: asyncio turns Nagle's algorithm off only for sockets that say they are TCP, and with it
-    # on every answer waits 40 ms for an acknowledgement.
+    """A loopback socket that holds the port without listening: connections are refused."""
+    # Name the protocol: asyncio disables Nagle's algorithm only for sockets that are declared as TCP. With Nagle, every
+    # answer would wait 40 ms for an acknowledgement.
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,7 +55,7 @@ def _bind(port: int) -> socket.socket:
 
 
 class EndpointListener:
-    """A port that listens or refuses, with the connections through it. Used in the loop's thread once it is open."""
+    """A port that accepts or refuses connections. Once it is open, use it only in the thread of the loop."""
 
     def __init__(
         self, sock: socket.socket, view: EndpointView, connect: Callable[[], EndpointConnection], *, rest: bool
@@ -71,11 +71,11 @@ class EndpointListener:
 
     @property
     def url(self) -> str:
-        """The endpoint, as RPC_ENDPOINTS takes it."""
+        """The URL of the endpoint, as in RPC_ENDPOINTS."""
         return f"{'rest' if self.is_rest else 'grpc'}+http://{LOOPBACK}:{self.port}"
 
     def open(self) -> None:
-        """Listen."""
+        """Accept connections."""
         if not self._is_listening:
             self._sock.listen(_BACKLOG)
             self._sock.setblocking(False)
@@ -83,14 +83,14 @@ class EndpointListener:
             self._is_listening, self._is_refusing = True, False
 
     def refuse(self) -> None:
-        """Refuse connections and cut those there are. The port stays ours."""
+        """Refuse new connections and reset the existing ones. The port stays reserved."""
         if not self._is_refusing:
             self._drop_all()
             self._is_refusing = True
             self._sock = _bind(self.port)
 
     async def close(self) -> None:
-        """Let go of the port, and of every connection."""
+        """Close the port and every connection."""
         self._drop_all()
         await asyncio.gather(*self._accept_tasks)
 
@@ -102,13 +102,13 @@ class EndpointListener:
             connection.abort()
 
     def _accept(self) -> None:
-        """A caller is there."""
+        """Accept one connection."""
         loop = asyncio.get_running_loop()
         try:
             client_sock, _ = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # it gave up
-        except OSError as error:  # too many open files: look again in a while instead of at once for ever
+            return  # the client gave up
+        except OSError as error:  # too many open files: retry after a pause instead of in a busy loop
             log.debug("no connection: %r", error)
             loop.remove_reader(self._sock)
             self._is_listening = False
@@ -123,12 +123,12 @@ class EndpointListener:
         connection.on_close = lambda: self._connections.discard(connection)
         self._connections.add(connection)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, client_sock)
-        if listening_sock is not self._sock or not self._is_listening:  # shut meanwhile
+        if listening_sock is not self._sock or not self._is_listening:  # refused in the meantime
             connection.abort()
 
 
 class LocalNode:
-    """A chain behind its endpoints. `main` is the one on the socket it is given; `on_down` is called as it goes down."""
+    """A chain with its endpoints. `main_listener` uses the given socket; `on_down` is called when the node goes down."""
 
     def __init__(
         self, chain: LocalChain, sock: socket.socket, *, seal_at_once: bool, faults: Iterable[NodeFault] = ()
@@ -143,7 +143,7 @@ class LocalNode:
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
-        """Serve and beat until the block ends."""
+        """Serve and make blocks during the `async with` block."""
         self.chain.listeners.append(self._on_block)
         self._on_block()
         block_task = asyncio.create_task(self._make_due_blocks())
@@ -158,20 +158,20 @@ class LocalNode:
                     timer.cancel()
             for listener in self.listeners:
                 await listener.close()
-            await asyncio.sleep(0)  # the connections' ends are told in the loop's next round
+            await asyncio.sleep(0)  # closed connections are reported in the next iteration of the loop
 
     @property
     def is_down(self) -> bool:
-        """Whether the node is between its end and its start."""
+        """Whether the node is in the down time of a restart."""
         return self._restart_timer is not None
 
     def add_endpoint(
         self, sock: socket.socket, faults: Iterable[NodeFault] = (), *, rest: bool = False
     ) -> EndpointListener:
-        """One more endpoint of the chain, which opens when the node serves.
+        """Add an endpoint of the chain. It opens when the node serves.
 
         Raises:
-            ValueError: a fault is the chain's; the socket is closed.
+            ValueError: one of the faults is a fault of the chain. The socket is closed.
         """
         try:
             view = EndpointView(self.chain, faults)
@@ -179,24 +179,23 @@ class LocalNode:
             sock.close()
             raise
         if rest:
-            from forecastd.localnet.rest_connection import RestConnection
-
             listener = EndpointListener(sock, view, lambda: RestConnection(view, self._on_response), rest=True)
         else:
-            from forecastd.localnet.grpc_connection import GrpcConnection
-
             listener = EndpointListener(sock, view, lambda: GrpcConnection(view, self._on_response), rest=False)
         self.listeners.append(listener)
         return listener
 
     def open_endpoint(self, faults: Iterable[NodeFault] = (), *, rest: bool = False) -> EndpointListener:
-        """As `add` on a free port, while serving; in the loop's thread."""
+        """As `add_endpoint` on a free port while the node serves. Call it in the thread of the loop."""
         listener = self.add_endpoint(listen(0), faults, rest=rest)
         self.update_listeners()
         return listener
 
     def set_faults(self, url: str, faults: Iterable[NodeFault]) -> None:
-        """Give an endpoint other faults. KeyError: there is no such endpoint; ValueError: a fault is the chain's."""
+        """Replace the faults of an endpoint.
+
+        KeyError: there is no such endpoint. ValueError: one is a fault of the chain.
+        """
         listener = next((listener for listener in self.listeners if listener.url == url), None)
         if listener is None:
             raise KeyError(url)
@@ -204,7 +203,7 @@ class LocalNode:
         self.update_listeners()
 
     def update_listeners(self) -> None:
-        """Open and shut the ports as the faults say at this height."""
+        """Open or close each port as the faults require at this height."""
         for listener in self.listeners:
             if self.is_down or listener.view.refuses_connections:
                 listener.refuse()
@@ -212,7 +211,7 @@ class LocalNode:
                 listener.open()
 
     def restart(self, seconds: float) -> None:
-        """Go down with the mempool lost, and come back on the same ports."""
+        """Go down and lose the mempool; come back on the same ports after `seconds`."""
         self.chain.clear_mempool()
         if self._restart_timer is not None:
             self._restart_timer.cancel()
@@ -229,7 +228,7 @@ class LocalNode:
         self.update_listeners()
 
     def _on_response(self) -> None:
-        """After each answer: what the chain wants of the node."""
+        """After each answer: restart or seal a block if the chain requires it."""
         seconds = self.chain.faults.take_restart()
         if seconds is not None:
             self.chain.clear_mempool()
@@ -243,7 +242,7 @@ class LocalNode:
             self._try_step(self.chain.seal)
 
     async def _make_due_blocks(self) -> None:
-        """Make blocks when they are due, for ever."""
+        """Make blocks when they are due, forever."""
         while True:
             seconds = self.chain.seconds_to_next_block()
             await asyncio.sleep(_MAX_SLEEP_SECONDS if seconds is None else min(max(seconds, 0.001), _MAX_SLEEP_SECONDS))
@@ -251,7 +250,7 @@ class LocalNode:
                 self._try_step(self.chain.tick)
 
     def _try_step(self, step: Callable[[], object]) -> None:
-        """A disk that fails for a moment must not stop the blocks for good."""
+        """Run a step and log its failure: a temporary disk error must not stop the chain."""
         try:
             step()
         except ForecastdError as error:

@@ -1,6 +1,6 @@
-"""The gRPC methods of the local node that are not of the emissions module: blocks, accounts, fees, transactions.
+"""The gRPC methods of the local node outside the emissions module: blocks, accounts, fees, transactions.
 
-A method is a function of the chain and the request's bytes that gives the answer as a message. Messages are read and
+A method is a function of the chain and the request's bytes that returns the answer as a message. Message classes are
 loaded when a method is first called, so that a node starts in milliseconds.
 """
 
@@ -18,7 +18,7 @@ from forecastd.localnet.state import ChainState, LocalAccount, TxRecord
 
 
 class ChainView(Protocol):
-    """The chain as an endpoint sees it: `LocalChain` itself, or an older or other state of it."""
+    """The chain as an endpoint sees it: `LocalChain` itself, or another state of it."""
 
     state: ChainState
 
@@ -33,7 +33,7 @@ MONIKER = "forecastd-localnet"
 
 
 class RpcStatusError(Exception):
-    """The node says no to a query. `status` is gRPC's name for why."""
+    """A refused query. `status` is the name of the gRPC status."""
 
     def __init__(self, status: str, details: str) -> None:
         super().__init__(details)

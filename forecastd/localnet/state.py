@@ -1,7 +1,7 @@
-"""What the local chain knows, as plain data, and the effects that change it.
+"""The state of the local chain as plain data, and the effects that change it.
 
-Every change is an `Effect`: decided by a pure function in `rules`, applied here to memory and by `store` to disk. Amounts
-are uallo. Nothing is ever lost: what all accounts hold plus `burnt` is what the faucet has `minted`.
+Every change is an `Effect`: a pure function in `rules` decides it, this module applies it to memory, `store` writes it
+to disk. Amounts are in uallo. Invariant: the balances of all accounts plus `burnt` equal what the faucet has `minted`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from forecastd.chain.sdk import EmissionsVersion
 from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
 
-INITIAL_SCORE = 0.0  # of a worker that has none yet
-PRICE_UNIT = 10**18  # a gas price is an integer with 18 decimals, as the chain's own decimals are
+INITIAL_SCORE = 0.0  # of a worker without a score
+PRICE_UNIT = 10**18  # a gas price is an integer with 18 decimals, like the chain's own decimals
 
 
 @dataclass(frozen=True)
 class LocalAccount:
-    """An account; `public_key` is empty until its first transaction."""
+    """An account. `public_key` is empty until its first transaction."""
 
     address: str
     number: int
@@ -28,7 +28,7 @@ class LocalAccount:
 
 @dataclass(frozen=True)
 class StoredInference:
-    """An inference the chain took in; an evicted one counts no more."""
+    """An inference that the chain stored. An evicted one does not count any more."""
 
     topic_id: int
     nonce: int
@@ -42,7 +42,7 @@ class StoredInference:
 
 @dataclass(frozen=True)
 class TxRecord:
-    """A transaction in a block, whatever became of it. `kind` is payload, register or other."""
+    """A transaction in a block, successful or not. `kind` is payload, register or other."""
 
     tx_hash: str
     height: int
@@ -62,7 +62,10 @@ class TxRecord:
 
 @dataclass(frozen=True)
 class Effect:
-    """What one transaction, one gift of the faucet or one closed window changes. A score is (topic, worker, score)."""
+    """The changes by one transaction, one payment of the faucet or one closed window.
+
+    A score is (topic, worker, score).
+    """
 
     accounts: tuple[LocalAccount, ...] = ()
     record: TxRecord | None = None
@@ -76,7 +79,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Fees:
-    """What the chain charges, in uallo; `min_gas_price` for one gas, with 18 decimals."""
+    """The chain's fees in uallo. `min_gas_price` is per gas, with 18 decimals."""
 
     min_gas_price: int = PRICE_UNIT
     registration: int = 100_000
@@ -85,7 +88,7 @@ class Fees:
 
 @dataclass
 class ChainState:
-    """The whole chain after its latest block. `inferences` are those that count: the active sets, by (topic, nonce)."""
+    """The chain after its latest block. `inferences` holds the active sets by (topic, nonce)."""
 
     chain_id: str
     version: EmissionsVersion = "v10"
@@ -113,7 +116,7 @@ class ChainState:
         return self.scores.get((topic_id, worker), INITIAL_SCORE)
 
     def apply(self, effect: Effect) -> None:
-        """Take an effect in."""
+        """Apply an effect."""
         for account in effect.accounts:
             self.accounts[account.address] = account
         if effect.record is not None:
@@ -130,13 +133,13 @@ class ChainState:
         self.minted += effect.minted
 
     def add_transaction(self, record: TxRecord) -> None:
-        """Take a transaction in, in the chain's order."""
+        """Add a transaction. Call it in the order of the chain."""
         self.txs[record.tx_hash] = record
         if record.kind == "payload":
             self.payloads.setdefault((record.topic_id, record.nonce), []).append(record)
 
     def put_inference(self, inference: StoredInference) -> None:
-        """Take an inference in, or out of the active set when it is evicted."""
+        """Store an inference, or move it out of the active set when it is evicted."""
         if inference.evicted:
             self.inferences.get((inference.topic_id, inference.nonce), {}).pop(inference.worker, None)
         (self.evicted_inferences if inference.evicted else self.inferences).setdefault(
@@ -147,6 +150,6 @@ class ChainState:
             self.latest_inferences[inference.topic_id, inference.worker] = inference
 
     def inclusions(self, topic_id: int, nonce: int, sender: str | None = None) -> list[TxRecord]:
-        """Every payload transaction that a block included for a nonce, failed ones too, in the chain's order."""
+        """Every included payload transaction for a nonce, failed ones too, in the order of the chain."""
         records = self.payloads.get((topic_id, nonce), [])
         return [record for record in records if sender is None or record.sender == sender]

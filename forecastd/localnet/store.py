@@ -1,7 +1,7 @@
-"""The local chain on disk: one SQLite file a chain id, one transaction a block.
+"""The local chain on disk: one SQLite file per chain id, one transaction per block.
 
-A kill at any moment loses at most the block being made. The file is held exclusively while a node runs on it, so a second
-node on the same state is refused.
+A kill loses at most the block in progress. A running node holds the file exclusively, so a second node on the same
+state is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from forecastd.localnet.state import ChainState, Effect, Fees, LocalAccount, Sto
 from forecastd.localnet.topics import topics_from_json, topics_to_json
 
 SCHEMA_VERSION = 2
-_FEE_COLUMN = 8  # the column of txs that is text here and an integer in TxRecord
+_FEE_COLUMN = 8  # stored as text, but an integer in TxRecord
 _SCHEMA_V1 = """
 CREATE TABLE chain (id INTEGER PRIMARY KEY CHECK (id = 1), chain_id TEXT NOT NULL, version TEXT NOT NULL,
   height INTEGER NOT NULL, time REAL NOT NULL, gas_price TEXT NOT NULL, fees TEXT NOT NULL, topics TEXT NOT NULL,
@@ -35,7 +35,7 @@ CREATE TABLE txs (tx_hash TEXT PRIMARY KEY, height INTEGER NOT NULL, time REAL N
 """
 
 
-# What a chain of version 1 lacks; a new one gets it the same way.
+# The difference between schema versions 1 and 2. A new chain runs both scripts.
 _SCHEMA_V2 = """
 ALTER TABLE inferences ADD COLUMN evicted INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE scores (topic_id INTEGER, worker TEXT, score REAL NOT NULL, PRIMARY KEY (topic_id, worker))
@@ -44,19 +44,19 @@ CREATE TABLE scores (topic_id INTEGER, worker TEXT, score REAL NOT NULL, PRIMARY
 
 
 class ChainStore:
-    """A chain's file. Amounts are stored as text: uallo outgrow SQLite's integers."""
+    """The file of a chain. Amounts are stored as text, because uallo exceed SQLite's integers."""
 
     def __init__(self, path: Path, *, timeout_seconds: float = 5.0) -> None:
-        """Open or create it, waiting up to `wait` seconds for another node to let go of it.
+        """Open or create the file. Wait at most `timeout_seconds` for another node to release it.
 
         Raises:
             RetryLater: another node runs on it, or the disk failed.
-            NeedsHuman: it cannot be written, or it is no state of this version.
+            NeedsHuman: it cannot be written, or its version is not supported.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Opened in one thread, used in the node's own, never in two at once.
+            # Opened in one thread and used in the node's thread, never in both at once.
             self._db = sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
@@ -65,13 +65,13 @@ class ChainStore:
                 raise
         except OSError as error:
             raise NeedsHuman(
-                f"Cannot make {path.parent}: {error.strerror}. Set STATE_DIR to a writable place."
+                f"Cannot create {path.parent}: {error.strerror}. Set STATE_DIR to a writable directory."
             ) from error
         except sqlite3.Error as error:
             raise self._translate_error(error) from error
 
     def load(self) -> ChainState | None:
-        """The whole chain, or None when it has no first block yet."""
+        """Load the chain, or None when it has no block yet."""
         try:
             rows = self._db.execute("SELECT * FROM chain").fetchall()
             if not rows:
@@ -99,7 +99,7 @@ class ChainStore:
         return state
 
     def save(self, state: ChainState, effects: Iterable[Effect] = ()) -> None:
-        """Commit a block: the chain's head and everything its effects changed, or nothing of it."""
+        """Commit a block atomically: the chain's head and all changes of its effects."""
         db = self._db
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -119,7 +119,7 @@ class ChainStore:
             raise self._translate_error(error) from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._db.close()
 
     def _write(self, effect: Effect) -> None:
@@ -139,18 +139,19 @@ class ChainStore:
         if effect.record is not None:
             row = list(astuple(effect.record))
             row[_FEE_COLUMN] = str(row[_FEE_COLUMN])
-            db.execute(f"INSERT INTO txs VALUES ({', '.join('?' * len(row))})", row)  # only marks  # noqa: S608  # only marks
+            db.execute(f"INSERT INTO txs VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608  # placeholders only
 
     def _prepare(self) -> None:
         db = self._db
         db.execute("PRAGMA locking_mode=EXCLUSIVE")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
-        db.execute("BEGIN EXCLUSIVE")  # takes the lock now, and keeps it
+        db.execute("BEGIN EXCLUSIVE")  # takes the exclusive lock and keeps it
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version not in range(SCHEMA_VERSION + 1):
             raise NeedsHuman(
-                f"The local chain {self.path} is of version {version}, this forecastd knows {SCHEMA_VERSION}. "
+                f"The local chain {self.path} has version {version}, but this forecastd supports "
+                f"version {SCHEMA_VERSION}. "
                 "Delete it (it is only a local chain) with `forecastd localnet --reset`."
             )
         for script in (_SCHEMA_V1, _SCHEMA_V2)[version:]:
@@ -166,21 +167,26 @@ class ChainStore:
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             return RetryLater(f"The disk of the local chain {self.path} is full or failed ({error}).")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            return NeedsHuman(f"Cannot write the local chain {self.path} ({error}). Set STATE_DIR to a writable place.")
+            return NeedsHuman(
+                f"Cannot write the local chain {self.path} ({error}). Set STATE_DIR to a writable directory."
+            )
         return NeedsHuman(
             f"The local chain {self.path} is damaged ({error}). Delete it with `forecastd localnet --reset`."
         )
 
 
 def chain_path(state_dir: Path, chain_id: str) -> Path:
-    """Where the state of a local chain lives. Raises ValueError when the id is no plain name."""
+    """The path of a local chain's state.
+
+    Raises ValueError when the id contains other characters than letters, digits, - and _.
+    """
     if not chain_id or not all(character.isalnum() or character in "-_" for character in chain_id):
         raise ValueError(f"{chain_id!r} is not a chain id of letters, digits, - and _")
     return state_dir / "localnet" / f"{chain_id}.sqlite"
 
 
 def delete_chain(state_dir: Path, chain_id: str) -> bool:
-    """Delete a local chain's state; False when there was none.
+    """Delete a local chain's state. Returns False when there was none.
 
     Raises:
         RetryLater: a node runs on it.
@@ -188,7 +194,7 @@ def delete_chain(state_dir: Path, chain_id: str) -> bool:
     path = chain_path(state_dir, chain_id)
     if not path.exists():
         return False
-    with suppress(NeedsHuman):  # damaged or of another version: that is what it is deleted for
+    with suppress(NeedsHuman):  # damaged or of another version: delete it anyway
         ChainStore(path, timeout_seconds=0.0).close()
     for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
         name.unlink(missing_ok=True)

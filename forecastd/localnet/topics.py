@@ -1,8 +1,8 @@
-"""Topics of the local chain, and which worker nonces are open at which height. Pure arithmetic, nothing is stored.
+"""The topics of the local chain, and which worker nonces are open at a height. Pure arithmetic; nothing is stored.
 
-At the end of block H, an epoch's start, the chain opens worker nonce H. Payloads for it are taken in blocks
-H < height < H + window, and the end of block H + window closes it. Since nonces follow from the height alone, weeks of
-empty blocks cost nothing to catch up.
+At the end of block H, the start of an epoch, the chain opens worker nonce H. Blocks with H < height < H + window accept
+payloads for it, and the end of block H + window closes it. Nonces follow from the height alone, so catching up on weeks
+of empty blocks costs nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-MAX_OPEN_NONCES = 100  # as many as the chain keeps
+MAX_OPEN_NONCES = 100  # the chain's own limit
 
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """One topic. Lengths in blocks; `workers`, when given, are the only addresses permitted to submit.
+    """One topic. Lengths are in blocks; `workers`, if set, are the only addresses that may submit.
 
-    `active_set` is how many workers count for a nonce; on a real chain that is the parameter `max_top_inferers_to_reward`.
+    `active_set` is the number of workers that count for a nonce; on a real chain, the parameter
+    `max_top_inferers_to_reward`.
     """
 
     id: int
@@ -34,16 +35,17 @@ class TopicSpec:
     def __post_init__(self) -> None:
         smallest = min(self.id, self.epoch_length, self.worker_submission_window, self.first_nonce, self.active_set)
         if smallest < 1:
-            raise ValueError("a topic's id, epoch length, submission window and active set are 1 or more")
+            raise ValueError("a topic's id, epoch length, submission window and active set must be 1 or more")
 
     def starting_at(self, height: int) -> TopicSpec:
-        """The topic with its first epoch at `height` or, where that leaves a window open, at the last multiple of its
-        length."""
+        """The topic with its first epoch at the last multiple of the epoch length if that window is still open,
+        otherwise at `height`.
+        """
         start = max(1, height - height % self.epoch_length)
         return replace(self, first_nonce=start if self.accepts(start, height + 1) else height)
 
     def newest_nonce(self, height: int) -> int | None:
-        """The last epoch start at or before `height`, open or not."""
+        """The last epoch start at or before `height`. Its window may be closed."""
         if not self.active or height < self.first_nonce:
             return None
         return height - (height - self.first_nonce) % self.epoch_length
@@ -76,14 +78,14 @@ DEFAULT_TOPICS = (TopicSpec(67),)
 
 
 def parse_topic(text: str) -> TopicSpec:
-    """A topic written as `ID[:EPOCH[:WINDOW]]`, lengths in blocks; the window is the epoch's length unless given.
+    """Parse `ID[:EPOCH[:WINDOW]]`, lengths in blocks. The window defaults to the epoch length.
 
     Raises:
-        ValueError: it is not written so.
+        ValueError: the text has another format.
     """
     parts = text.split(":")
     if not 1 <= len(parts) <= 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f"{text!r} is not ID[:EPOCH[:WINDOW]], for instance 67:720:600")
+        raise ValueError(f"{text!r} is not ID[:EPOCH[:WINDOW]], for example 67:720:600")
     numbers = [int(part) for part in parts]
     epoch = numbers[1] if len(numbers) > 1 else 720
     return TopicSpec(

@@ -1,4 +1,4 @@
-"""Reading a transaction's bytes, as far as the local chain understands them."""
+"""Parses the bytes of a transaction, as far as the local chain supports it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _EMISSIONS = re.compile(r"/emissions\.(v9|v10)\.(InsertWorkerPayloadRequest|Regi
 
 
 class UnreadableTx(Exception):
-    """The bytes are no transaction that this chain can read."""
+    """The bytes are not a transaction that this chain can parse."""
 
 
 @dataclass(frozen=True)
 class TxMessage:
-    """One message: `kind` is payload, register or other; `version` the emissions version it is written in."""
+    """One message. `kind` is payload, register or other; `version` is its emissions version."""
 
     kind: str
     version: str
@@ -45,7 +45,7 @@ class TxMessage:
 
 @dataclass(frozen=True)
 class Tx:
-    """A transaction with one signer. `fee` in uallo; None when it is offered in another coin."""
+    """A transaction with one signer. `fee` in uallo, or None when it is in another coin."""
 
     raw: bytes
     hash: str
@@ -71,10 +71,10 @@ class Tx:
 
 
 def read_tx(raw: bytes) -> Tx:
-    """A transaction from its bytes.
+    """Parse a transaction.
 
     Raises:
-        Unreadable: they are none.
+        UnreadableTx: the bytes are not a transaction.
     """
     tx, crypto = messages("cosmos.tx.v1beta1"), messages("cosmos.crypto.secp256k1")
     outer = _parse(tx.TxRaw, raw)

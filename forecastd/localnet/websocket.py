@@ -1,8 +1,8 @@
-"""The local node's websocket: CometBFT's JSON-RPC `subscribe`, with the events of windows that open and close.
+"""The local node's websocket: `subscribe` of CometBFT's JSON-RPC, with events for windows that open and close.
 
-A subscription is acknowledged, and each block whose events match its query is pushed under the same id. Besides
-`tm.event='NewBlockEvents'` there is `tm.event='NewBlockHeader'`, of every block, and the request `status`: what a worker asks
-for.
+A subscription is acknowledged. Each block whose events match its query is then sent with the same id. The query
+`tm.event='NewBlockEvents'` selects by events, `tm.event='NewBlockHeader'` selects every block. The request `status` is
+supported too, because a worker uses it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from forecastd.clock import to_iso
 from forecastd.localnet.chain import ChainBlock
 
 WEBSOCKET_PATH = "/websocket"
-MAX_QUEUED_MESSAGES = 256  # messages a slow listener may be behind before it is cut off
+MAX_QUEUED_MESSAGES = 256  # a subscriber with more unsent messages is disconnected
 _CONDITION = re.compile(r"([\w.]+)\s*=\s*'([^']*)'")
 _EXISTS = re.compile(r"([\w.]+)\s+EXISTS")
 _METHOD_NOT_FOUND, _INVALID_REQUEST, _PARSE_ERROR = -32601, -32600, -32700
 
 log = logging.getLogger(__name__)
-_websockets_log = logging.getLogger("websockets.localnet")  # with the library's own, which are kept quiet
+_websockets_log = logging.getLogger("websockets.localnet")  # below the library's own loggers, which are set to warnings
 ChainEvent = dict[str, Any]
 
 
 def block_events(block: ChainBlock, version: str) -> list[ChainEvent]:
-    """A block's events as the chain emits them: attribute values are JSON, so a number is a string in quotes."""
+    """The events of a block as the chain emits them. Attribute values are JSON, so a number is a quoted string."""
     opened_events = [
         _make_event(
             f"emissions.{version}.EventWorkerSubmissionWindowOpened",
@@ -57,7 +57,7 @@ def block_events(block: ChainBlock, version: str) -> list[ChainEvent]:
 
 
 def matches_query(query: str, events: list[ChainEvent]) -> bool:
-    """Whether a subscription's query asks for the events of such a block: every condition is met by some attribute."""
+    """Whether a subscription's query matches the events of a block: some attribute meets each condition."""
     conditions = _CONDITION.findall(query)
     if ("tm.event", "NewBlockEvents") not in conditions:
         return False
@@ -73,9 +73,9 @@ def matches_query(query: str, events: list[ChainEvent]) -> bool:
 
 
 class EventHub:
-    """The listeners. `publish` is called with every block, in the loop that serves them.
+    """The subscribers. `publish` must be called with every block, in the loop that serves them.
 
-    `is_down` says whether the node is between its end and its start; nobody is let in then.
+    `is_down` tells whether the node is down for a restart; connections are refused then.
     """
 
     def __init__(self, is_down: Callable[[], bool] = lambda: False, *, chain_id: str = LOCAL_CHAIN_ID) -> None:
@@ -85,12 +85,12 @@ class EventHub:
         self._height = 0
 
     def drop_connections(self) -> None:
-        """End every connection as a crash does."""
+        """Reset every connection, as a crash does."""
         for connection in list(self._subscribers):
             connection.transport.abort()
 
     def publish(self, block: ChainBlock, version: str) -> None:
-        """Push a block's header and events to whoever subscribed to them."""
+        """Send a block's header and events to the subscribers that asked for them."""
         self._height = block.height
         events = block_events(block, version)
         for connection, subscriber in list(self._subscribers.items()):
@@ -102,13 +102,13 @@ class EventHub:
                 else:
                     continue
                 if not subscriber.enqueue(message):
-                    log.info("a websocket listener is too slow, cutting it off")
+                    log.info("disconnecting a websocket subscriber that is too slow")
                     del self._subscribers[connection]
                     break
 
     @asynccontextmanager
     async def serve(self, sock: socket.socket) -> AsyncIterator[None]:
-        """Serve on a socket that listens, until the block ends."""
+        """Serve on a listening socket during the `async with` block."""
         async with serve(
             self._serve_connection,
             sock=sock,
@@ -141,7 +141,7 @@ class EventHub:
             await asyncio.gather(sender, return_exceptions=True)
 
     def _status(self) -> dict[str, Any]:
-        """What `status` answers, as far as anybody asks for it."""
+        """The answer to `status`, with the fields that clients use."""
         return {
             "node_info": {"network": self._chain_id},
             "sync_info": {"latest_block_height": str(self._height), "catching_up": False},
@@ -149,7 +149,7 @@ class EventHub:
 
 
 class _Subscriber:
-    """One connection's subscriptions, by id, and what is still to be sent to it."""
+    """The subscriptions of one connection by id, and its queue of messages to send."""
 
     def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
         self.queries: dict[object, str] = {}
@@ -157,7 +157,7 @@ class _Subscriber:
         self._queue: asyncio.Queue[str | None] = asyncio.Queue(MAX_QUEUED_MESSAGES)
 
     def enqueue(self, message: str) -> bool:
-        """Queue a message; False when the listener is too far behind, and is to be cut off."""
+        """Queue a message. Returns False when the subscriber is too far behind and will be disconnected."""
         if self._queue.full():
             self._queue.get_nowait()
             self._queue.put_nowait(None)
@@ -171,7 +171,7 @@ class _Subscriber:
         await connection.close()
 
     def answer(self, message: str | bytes) -> str:
-        """Act on a request and give the reply."""
+        """Process a request and return the reply."""
         try:
             request = json.loads(message)
         except ValueError:

@@ -1,4 +1,4 @@
-"""A clock for rehearsals: wall time at another speed, monotonic time as it is."""
+"""The scaled clock: wall time runs at another speed, monotonic time does not."""
 
 from __future__ import annotations
 
@@ -7,43 +7,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.clock import ReplayClock, ScaledClock, SystemClock, seconds_until
-
-
-class SettableClock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.wall, self.mono = 1_000_000.0, 50.0
-
-    def now(self) -> float:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.mono
+from forecastd.testing import ManualClock
 
 
 @given(speed=st.floats(0.01, 1000), seconds=st.floats(0, 1e6))
 def test_scaled_clock_wall_time_and_waits_follow_the_speed(speed: float, seconds: float) -> None:
-    system_clock = SettableClock()
+    system_clock = ManualClock(1_000_000.0, 50.0)
     clock = ScaledClock(speed, system_clock)
     target = clock.now() + speed * seconds
     wait = seconds_until(clock, target)
     assert wait == pytest.approx(seconds, rel=1e-6, abs=1e-6)
-    system_clock.mono += wait
-    system_clock.wall += wait
+    system_clock.advance(wait)
     assert clock.now() == pytest.approx(target, rel=1e-9)
-    assert clock.monotonic() == system_clock.mono
+    assert clock.monotonic() == system_clock.elapsed
 
 
 def test_scaled_clock_speed_1_follows_the_system_clock() -> None:
-    system_clock = SettableClock()
+    system_clock = ManualClock(1_000_000.0, 50.0)
     clock = ScaledClock(1.0, system_clock)
     system_clock.wall -= 3600
     assert clock.now() == system_clock.wall
 
 
 def test_scaled_clock_ignores_system_clock_jumps() -> None:
-    system_clock = SettableClock()
+    system_clock = ManualClock(1_000_000.0, 50.0)
     clock = ScaledClock(10.0, system_clock)
     system_clock.wall -= 3600
     assert clock.now() == 1_000_000.0
@@ -51,10 +38,9 @@ def test_scaled_clock_ignores_system_clock_jumps() -> None:
 
 @given(speed=st.floats(0.01, 1000), since=st.floats(0, 1e6), seconds=st.floats(0, 1e5))
 def test_scaled_clock_restart_continues_its_own_time(speed: float, since: float, seconds: float) -> None:
-    system_clock = SettableClock()
+    system_clock = ManualClock(1_000_000.0, 50.0)
     first = ScaledClock(speed, system_clock, since=since)
-    system_clock.wall += seconds
-    system_clock.mono += seconds
+    system_clock.advance(seconds)
     restarted = ScaledClock(speed, system_clock, since=since)
     assert restarted.now() == pytest.approx(first.now(), rel=1e-9, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""A pool of endpoints over real sockets: sound nodes, and whatever may stand in their place."""
+"""A pool of endpoints over real sockets: working nodes, and everything that can be in their place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,38 +17,22 @@ from forecastd.chain.codec import build_tx, payload_message, tx_hash
 from forecastd.chain.endpoint_health import HEIGHT_MAX_AGE_SECONDS, MAX_REST_SECONDS, EndpointState
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.node import Node
-from forecastd.chain.wallet import Wallet, open_wallet
+from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.localnet.chain import LocalChain
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
-from forecastd.settings import Settings
+from forecastd.testing import ManualClock
 
 CHAIN = "localnet"
-HEDGE_SECONDS = 0.3  # seconds; a hung endpoint costs this much, and the tests wait for it
-LONG_SECONDS = 60.0  # where nobody hangs: a sound node on a machine that is busy is no slow one
-
-
-class SteppedClock:
-    """Time that moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.time = 1_600_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def advance(self, seconds: float) -> None:
-        self.time += seconds
+HEDGE_SECONDS = 0.3  # seconds; the tests wait this long for a hanging endpoint
+LONG_SECONDS = 60.0  # seconds, where no endpoint hangs: a working node on a busy machine must not count as slow
 
 
 class Proxy:
     """A port in front of a node, or of nothing. `mode`: pass, shut (refused), silent, reset, page, garbage.
 
-    It keeps the port while it refuses, so that nobody else gets it meanwhile.
+    It keeps the port while it refuses, so that no other process gets it.
     """
 
     def __init__(self, target: int | None = None, mode: str = "pass") -> None:
@@ -69,7 +53,7 @@ class Proxy:
         return f"grpc+http://127.0.0.1:{self.port}"
 
     def refuse(self) -> None:
-        """Refuse connections, and cut those there are."""
+        """Refuse new connections and drop the existing ones."""
         self.mode = "shut"
         self._stop_listening()
         self._server = _bind(self.port)
@@ -81,7 +65,7 @@ class Proxy:
         self._listen()
 
     def drop_connections(self) -> None:
-        """End the connections there are."""
+        """Drop the existing connections."""
         for sock in self._sockets[:]:
             _close_socket(sock)
         self._sockets.clear()
@@ -100,7 +84,7 @@ class Proxy:
     def _stop_listening(self) -> None:
         _close_socket(self._server)
         if self._thread is not None:
-            self._thread.join()  # now nobody else is let in
+            self._thread.join()  # after this, no client is accepted any more
 
     def _accept(self, server: socket.socket) -> None:
         while True:
@@ -131,7 +115,7 @@ class Proxy:
     def _copy(self, source: socket.socket, destination: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
-                if self.mode == "silent":  # from now on nothing goes through
+                if self.mode == "silent":  # no data passes from now on
                     self._closed.wait()
                 destination.sendall(data)
         _close_socket(source)
@@ -139,7 +123,7 @@ class Proxy:
 
 
 def _bind(port: int) -> socket.socket:
-    """A socket that has the port, a free one for 0, and does not listen: who connects is refused."""
+    """A socket that holds a port (0: a free one) without listening: connections are refused."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
@@ -153,19 +137,13 @@ def _close_socket(sock: socket.socket) -> None:
 
 
 @pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as exit_stack:
-        yield exit_stack
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def clock() -> SteppedClock:
-    return SteppedClock()
-
-
-@pytest.fixture
-def start_node(stack: ExitStack, clock: SteppedClock, tmp_path: Path) -> Callable[..., EmbeddedNode]:
-    """Starts a local node whose blocks are made by hand, `height` of them at first."""
+def start_node(stack: ExitStack, clock: ManualClock, tmp_path: Path) -> Callable[..., EmbeddedNode]:
+    """Starts a local node that makes blocks on demand, `height` of them at first."""
 
     def begin(name: str = "a", height: int = 1, chain_id: str = CHAIN, version: str = "v10") -> EmbeddedNode:
         node = stack.enter_context(
@@ -182,7 +160,7 @@ def start_node(stack: ExitStack, clock: SteppedClock, tmp_path: Path) -> Callabl
 
 @pytest.fixture
 def open_proxy(stack: ExitStack) -> Callable[..., Proxy]:
-    """Opens a port in front of a node, or of nothing."""
+    """Opens a proxy in front of a node, or of nothing."""
 
     def begin(node: EmbeddedNode | None = None, mode: str = "pass") -> Proxy:
         proxy = Proxy(int(node.endpoint.rpartition(":")[2]) if node is not None else None, mode)
@@ -193,20 +171,19 @@ def open_proxy(stack: ExitStack) -> Callable[..., Proxy]:
 
 
 @pytest.fixture
-def open_pool(stack: ExitStack, clock: SteppedClock) -> Callable[..., EndpointPool]:
-    """A pool over endpoints, on the chain of the local nodes."""
+def open_pool(stack: ExitStack, clock: ManualClock) -> Callable[..., EndpointPool]:
+    """Opens a pool of endpoints on the chain of the local nodes."""
 
-    def begin(*endpoints: str, soft: float = LONG_SECONDS, total: float = 2 * LONG_SECONDS) -> EndpointPool:
+    def begin(
+        *endpoints: str, hedge_seconds: float = LONG_SECONDS, timeout_seconds: float = 2 * LONG_SECONDS
+    ) -> EndpointPool:
         return stack.enter_context(
-            EndpointPool(endpoints, chain_id=CHAIN, clock=clock, hedge_seconds=soft, timeout_seconds=total)
+            EndpointPool(
+                endpoints, chain_id=CHAIN, clock=clock, hedge_seconds=hedge_seconds, timeout_seconds=timeout_seconds
+            )
         )
 
     return begin
-
-
-@pytest.fixture
-def wallet(tmp_path: Path) -> Wallet:
-    return open_wallet(Settings(state_dir=tmp_path / "wallet", _env_file=None))  # type: ignore[call-arg]
 
 
 def _states(endpoints: EndpointPool) -> list[EndpointState]:
@@ -214,7 +191,7 @@ def _states(endpoints: EndpointPool) -> list[EndpointState]:
 
 
 def _payload(node: EmbeddedNode, wallet: Wallet, memo_gas: int = 400_000) -> bytes:
-    """A signed transaction that the node takes."""
+    """A signed transaction that the node accepts."""
     account = node.call(lambda chain: chain.account(wallet.address))
     assert account is not None
     nonce = node.call(lambda chain: chain.state.topics[0].open_nonces(chain.state.height)[0])
@@ -235,7 +212,7 @@ def test_pool_one_healthy_endpoint_is_enough(
 ) -> None:
     node = start_node()
     bad = [open_proxy(mode=mode).endpoint for _ in range(2)]
-    endpoints = open_pool(*bad, node.endpoint, soft=HEDGE_SECONDS if mode == "silent" else LONG_SECONDS)
+    endpoints = open_pool(*bad, node.endpoint, hedge_seconds=HEDGE_SECONDS if mode == "silent" else LONG_SECONDS)
     raw = _payload(node, wallet)
     assert endpoints.height() == 1
     assert endpoints.chain_id() == CHAIN
@@ -259,9 +236,9 @@ def test_pool_hanging_endpoint_costs_one_hedge_delay(
     hung = open_proxy(mode="silent")
     node = start_node()
     with Node(node.endpoint) as first:
-        assert first.height() == 1  # and with it, all is loaded that the first answer takes
-    # Who waited for the rest of it would wait an hour.
-    endpoints = open_pool(hung.endpoint, node.endpoint, soft=2.0, total=3600.0)
+        assert first.height() == 1  # loads everything that the first answer needs
+    # Waiting for the rest of the answer would take an hour.
+    endpoints = open_pool(hung.endpoint, node.endpoint, hedge_seconds=2.0, timeout_seconds=3600.0)
     assert [endpoints.height() for _ in range(5)] == [1] * 5
     report = endpoints.report()[0]
     assert (report.state, report.streak) == (EndpointState.QUARANTINED, 1)
@@ -274,7 +251,7 @@ def test_pool_endpoint_silent_during_a_call_is_replaced(
 ) -> None:
     node = start_node()
     first = open_proxy(node)
-    endpoints = open_pool(first.endpoint, node.endpoint, soft=HEDGE_SECONDS, total=3600.0)
+    endpoints = open_pool(first.endpoint, node.endpoint, hedge_seconds=HEDGE_SECONDS, timeout_seconds=3600.0)
     assert endpoints.is_topic_active(67)
     first.mode = "silent"
     assert endpoints.is_topic_active(67)
@@ -285,7 +262,7 @@ def test_pool_failed_endpoint_is_replaced_and_restored(
     start_node: Callable[..., EmbeddedNode],
     open_proxy: Callable[..., Proxy],
     open_pool: Callable[..., EndpointPool],
-    clock: SteppedClock,
+    clock: ManualClock,
 ) -> None:
     node = start_node()
     first = open_proxy(node)
@@ -297,7 +274,7 @@ def test_pool_failed_endpoint_is_replaced_and_restored(
     first.open()
     assert endpoints.open_nonces(67) == [1]
     assert _states(endpoints)[0] is EndpointState.QUARANTINED  # its rest is not over
-    for _ in range(100):  # grpcio needs a moment to connect again; the clock decides when it is asked
+    for _ in range(100):  # grpcio needs a moment to reconnect; the clock decides when the endpoint is called
         clock.advance(MAX_REST_SECONDS)
         endpoints.open_nonces(67)
         endpoints.inspect()
@@ -315,7 +292,7 @@ def test_pool_all_down_error_names_each_cause(
     assert endpoints.height() == 1
     for proxy in proxies:
         proxy.refuse()
-    for _ in range(3):  # whatever the quarantine: somebody is always asked
+    for _ in range(3):  # when all are resting, one of them is called anyway
         with pytest.raises(RetryLater, match="No endpoint gave a usable answer") as caught:
             endpoints.height()
         for proxy in proxies:
@@ -331,7 +308,7 @@ def test_pool_all_down_error_names_each_cause(
     proxies[1].open()
     height = None
     for _ in range(600):
-        with suppress(RetryLater):  # grpcio's own pause before it connects again
+        with suppress(RetryLater):  # grpcio pauses before it reconnects
             height = endpoints.height()
             break
         threading.Event().wait(0.1)
@@ -372,7 +349,7 @@ def test_pool_lagging_endpoint_is_not_read(
     assert endpoints.open_nonces(67) == [1441]
     assert _states(endpoints) == [EndpointState.BEHIND, EndpointState.OK]
     assert endpoints.report()[0].lag == 500
-    # Its word counts for what it is in a look-up: absent, as of its own height.
+    # In a lookup it counts as: absent at its own height.
     assert sorted(endpoints.look_up("AB" * 32).absent_heights) == [1000, 1500]
     assert sorted(endpoints.heights().values()) == [1000, 1500]
 
@@ -386,7 +363,7 @@ def test_pool_small_lag_is_tolerated(
 
 
 def test_pool_frozen_endpoint_is_dropped_once_it_lags(
-    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool], clock: SteppedClock
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool], clock: ManualClock
 ) -> None:
     frozen, node = start_node("frozen", height=100), start_node("node", height=100)
     endpoints = open_pool(frozen.endpoint, node.endpoint)
@@ -405,7 +382,7 @@ def test_pool_last_endpoint_is_read_after_the_leader_expires(
     start_node: Callable[..., EmbeddedNode],
     open_proxy: Callable[..., Proxy],
     open_pool: Callable[..., EndpointPool],
-    clock: SteppedClock,
+    clock: ManualClock,
 ) -> None:
     ahead = open_proxy(start_node("ahead", height=5000))
     endpoints = open_pool(ahead.endpoint, start_node("left", height=1000).endpoint)
@@ -419,7 +396,7 @@ def test_pool_last_endpoint_is_read_after_the_leader_expires(
 
 @pytest.fixture
 def wait_for_all_replies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sends waits for the answer of everybody, however busy the machine is."""
+    """Makes a broadcast wait for the answers of all endpoints, even on a busy machine."""
     monkeypatch.setattr("forecastd.chain.endpoint_pool.GRACE_SECONDS", LONG_SECONDS)
 
 
@@ -468,14 +445,14 @@ def test_broadcast_does_not_wait_for_a_hanging_endpoint(
     wallet: Wallet,
 ) -> None:
     node = start_node()
-    endpoints = open_pool(open_proxy(mode="silent").endpoint, node.endpoint, total=3600.0)
+    endpoints = open_pool(open_proxy(mode="silent").endpoint, node.endpoint, timeout_seconds=3600.0)
     reports = endpoints.broadcast_all(_payload(node, wallet))
     assert [report.accepted for report in reports] == [False, True]
     assert reports[0].error == "no answer yet"
 
 
 def test_pool_follows_a_chain_upgrade_on_every_endpoint(
-    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool], clock: SteppedClock
+    start_node: Callable[..., EmbeddedNode], open_pool: Callable[..., EndpointPool], clock: ManualClock
 ) -> None:
     nodes = [start_node(name, version="v9") for name in ("a", "b")]
     endpoints = open_pool(*(node.endpoint for node in nodes))
@@ -504,7 +481,7 @@ def test_pool_slow_connection_is_used(
     start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], stack: ExitStack
 ) -> None:
     far = open_proxy(start_node())
-    far.delay = 0.7  # as a TLS handshake around the world takes
+    far.delay = 0.7  # like a TLS handshake over a long distance
     node = stack.enter_context(Node(far.endpoint, chain_id=CHAIN, deadline=LONG_SECONDS))
     assert node.height() == 1
 
@@ -526,7 +503,7 @@ def test_pool_shared_by_many_threads_works(
 def test_pool_close_ends_threads_and_calls(
     start_node: Callable[..., EmbeddedNode], open_proxy: Callable[..., Proxy], open_pool: Callable[..., EndpointPool]
 ) -> None:
-    endpoints = open_pool(open_proxy(mode="silent").endpoint, start_node().endpoint, soft=0.05)
+    endpoints = open_pool(open_proxy(mode="silent").endpoint, start_node().endpoint, hedge_seconds=0.05)
     assert endpoints.height() == 1
     endpoints.close()
     for _ in range(1200):
@@ -540,7 +517,7 @@ def test_pool_close_ends_threads_and_calls(
 
 
 class FrozenMonotonicClock(SystemClock):
-    """To which everybody answers equally fast, however busy the machine is."""
+    """A clock for which all endpoints answer equally fast, even on a busy machine."""
 
     def monotonic(self) -> float:
         return 1000.0
@@ -560,10 +537,10 @@ def test_pool_equal_endpoints_keep_the_users_order(
             timeout_seconds=2 * LONG_SECONDS,
         )
     )
-    assert list(endpoints.heights().values()) == [1, 1]  # both have answered, nothing is under way
+    assert list(endpoints.heights().values()) == [1, 1]  # both have answered, no call is in progress
     second.refuse()
     assert [endpoints.is_topic_active(67) for _ in range(5)] == [True] * 5
-    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]  # nobody noticed: the second was not needed
+    assert _states(endpoints) == [EndpointState.OK, EndpointState.OK]  # not noticed: the second endpoint was not needed
 
 
 def test_pool_invalid_endpoint_is_named_by_position() -> None:

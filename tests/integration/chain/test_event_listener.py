@@ -1,4 +1,4 @@
-"""The listener on real websockets: the local node's, and servers that are wrong in every way."""
+"""The event listener on real websockets: the local node's, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from forecastd.chain.events import EventListener
 from forecastd.clock import SystemClock
 from forecastd.localnet.embedded import open_embedded
 from forecastd.localnet.topics import TopicSpec
+from tests.support.waiting import wait_until
 
 TOPIC = TopicSpec(67, epoch_length=20, worker_submission_window=10)
 TIMEOUT_SECONDS = 60.0
@@ -26,7 +27,7 @@ TIMEOUT_SECONDS = 60.0
 
 @dataclass
 class ReceivedEvents:
-    """What a listener told."""
+    """What a listener reported."""
 
     blocks: list[int] = field(default_factory=list)
     openings: list[tuple[int, int]] = field(default_factory=list)
@@ -62,18 +63,9 @@ def running_listener(
         assert not thread.is_alive()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(TIMEOUT_SECONDS / 0.01)):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it did not come to be so")
-
-
 @contextmanager
 def websocket_server(behaviour: Callable[[ServerConnection], None]) -> Iterator[str]:
-    """A websocket that talks as it is told to; its URL."""
+    """A websocket server that runs `talk` for each connection. Yields its URL."""
 
     def handle(connection: ServerConnection) -> None:
         with suppress(ConnectionClosed):
@@ -89,7 +81,7 @@ def websocket_server(behaviour: Callable[[ServerConnection], None]) -> Iterator[
 
 
 def acknowledge_requests(connection: ServerConnection) -> list[Any]:
-    """Take what is asked for and say yes to the subscriptions; the requests."""
+    """Receive the requests and confirm the subscriptions. Returns the requests."""
     requests = []
     for _ in range(4):
         request = json.loads(connection.recv())
@@ -108,7 +100,7 @@ def test_listener_receives_blocks_and_opened_windows(tmp_path: Path, version: An
             wait_until(lambda: received.connected != [])
             assert listener.report().connected
             node.advance(45)
-            wait_until(lambda: 46 in received.blocks)  # its height comes with the status, the headers and the events
+            wait_until(lambda: 46 in received.blocks)  # the height comes with the status, the headers and the events
             assert received.openings == [(67, 21), (67, 41)]
             assert received.blocks == sorted(received.blocks)
             assert set(range(2, 47)) <= set(received.blocks)
@@ -122,7 +114,7 @@ def test_listener_reconnects_after_a_node_restart(tmp_path: Path) -> None:
             wait_until(lambda: len(received.connected) == 1)
             node.restart(3600)
             wait_until(lambda: not listener.report().connected)
-            node.restart(0.01)  # it is down, and now comes back soon
+            node.restart(0.01)  # shortens the down time
             wait_until(lambda: len(received.connected) == 2)
             node.advance(30)
             wait_until(lambda: (67, 21) in received.openings)
@@ -160,10 +152,10 @@ def test_listener_silent_connection_is_replaced() -> None:
         for _ in connection:
             pass
 
-    # It acknowledged a subscription to blocks and sends none: as silent as a dead one.
+    # It confirms a subscription to blocks but sends none: as silent as a broken connection.
     with websocket_server(silent) as url, running_listener(url, received, silence=0.2) as listener:
         wait_until(lambda: len(connections) > 2)
-        wait_until(lambda: "nothing was told" in listener.report().error or listener.report().connected)
+        wait_until(lambda: "no message for" in listener.report().error or listener.report().connected)
 
 
 def disconnect(connection: ServerConnection) -> None:
@@ -199,7 +191,9 @@ def decline_subscriptions(connection: ServerConnection) -> None:
 
 
 @pytest.mark.parametrize(
-    "talk", [disconnect, send_garbage, send_oversized, decline_subscriptions], ids=lambda one: str(one.__name__)
+    "behaviour",
+    [disconnect, send_garbage, send_oversized, decline_subscriptions],
+    ids=["disconnect", "garbage", "oversized", "declined"],
 )
 def test_listener_misbehaving_server_is_retried_until_it_works(
     behaviour: Callable[[ServerConnection], None],

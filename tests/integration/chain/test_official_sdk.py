@@ -1,4 +1,4 @@
-"""The official SDK, unmodified, works against the local node: its client, and its worker with its websocket."""
+"""The official SDK, unmodified, against the local node: its client, and its worker with its websocket."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ async def main():
     client = AlloraRPCClient(
         wallet=AlloraWalletConfig(wallet=wallet), network=AlloraNetworkConfig.local(port=int(sys.argv[1])))
     query = client.emissions.query
-    told = {"chain": await client.raise_for_chain_id_mismatch()}
-    told["topic"] = (await query.get_topic(GetTopicRequest(topic_id=67))).topic.epoch_length
-    told["price"] = (await client.feemarket.query.gas_price(GasPriceRequest(denom="uallo"))).price.amount
-    asked = IsWorkerRegisteredInTopicIdRequest(topic_id=67, address=address)
-    told["before"] = (await query.is_worker_registered_in_topic_id(asked)).is_registered
+    answers = {"chain": await client.raise_for_chain_id_mismatch()}
+    answers["topic"] = (await query.get_topic(GetTopicRequest(topic_id=67))).topic.epoch_length
+    answers["price"] = (await client.feemarket.query.gas_price(GasPriceRequest(denom="uallo"))).price.amount
+    request = IsWorkerRegisteredInTopicIdRequest(topic_id=67, address=address)
+    answers["before"] = (await query.is_worker_registered_in_topic_id(request)).is_registered
     result = await (await client.emissions.tx.register(67, address, address, False)).wait()
-    told["register"] = [result.code, result.height]
-    told["after"] = (await query.is_worker_registered_in_topic_id(asked)).is_registered
+    answers["register"] = [result.code, result.height]
+    answers["after"] = (await query.is_worker_registered_in_topic_id(request)).is_registered
     open_nonces = await query.get_unfulfilled_worker_nonces(GetUnfulfilledWorkerNoncesRequest(topic_id=67))
     nonce = open_nonces.nonces.nonces[0].block_height
     value = [InputLabeledValue(label="y", value="1E-7")]
     result = await (await client.emissions.tx.insert_worker_payload(67, value, nonce)).wait()
-    told["submit"] = [result.code, result.height]
+    answers["submit"] = [result.code, result.height]
     try:
         await (await client.emissions.tx.insert_worker_payload(67, value, nonce)).wait()
     except Exception as error:
-        told["again"] = str(error)
+        answers["again"] = str(error)
     latest = await query.get_worker_latest_input_inference_by_topic_id(
         GetWorkerLatestInputInferenceByTopicIdRequest(topic_id=67, worker_address=address))
-    told["latest"] = [latest.latest_input_inference.block_height, latest.latest_input_inference.values[0].value]
+    answers["latest"] = [latest.latest_input_inference.block_height, latest.latest_input_inference.values[0].value]
     await client.close()
-    print(json.dumps(told))
+    print(json.dumps(answers))
 
 asyncio.run(main())
 """
@@ -74,7 +74,7 @@ asyncio.run(main())
 
 
 def run_sdk(code: str, *arguments: str) -> Any:
-    """Run a program of the SDK's user in a process of its own, and read the JSON of its last line."""
+    """Run a program that uses the SDK in a process of its own, and return the JSON of its last line."""
     line = [sys.executable, "-W", "ignore", "-c", code, *arguments]
     completed = subprocess.run(line, capture_output=True, text=True, check=False, timeout=240)
     assert completed.returncode == 0, completed.stderr
@@ -100,14 +100,16 @@ def test_sdk_client_queries_registers_and_submits(tmp_path: Path) -> None:
 
 
 def test_sdk_worker_serves_two_windows_the_second_by_event(tmp_path: Path) -> None:
-    # A window stays open for many epochs, so that a worker that is slow misses none.
+    # A window stays open for many epochs, so that a slow worker misses none.
     topic = TopicSpec(42, epoch_length=12, worker_submission_window=1200)
     with open_embedded(tmp_path, SystemClock(), topics=(topic,), block_time=None, events=True) as node:
         assert node.websocket is not None
         ended = threading.Event()
 
         def open_windows() -> None:
-            """Begin epoch after epoch once the first is served: the worker does not hear of those before it listens."""
+            """Start the next epoch once the first is served: the worker does not receive events from before it
+            listens.
+            """
             while not ended.wait(3.0):
                 record = node.record()
                 if any(tx_record.kind == "payload" and tx_record.code == 0 for tx_record in record.transactions):

@@ -1,11 +1,11 @@
-"""A node over REST: the same answers as over gRPC, and an end to whatever else a web server may send."""
+"""A node over REST: the same answers as over gRPC, and errors in time for everything else a web server may send."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,19 +18,18 @@ from forecastd.chain.codec import build_tx, payload_message, register_message, t
 from forecastd.chain.endpoint_health import EndpointState
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.node import Node, WrongChain
-from forecastd.chain.wallet import Wallet, open_wallet
+from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError, RetryLater
 from forecastd.localnet.chain import LocalChain
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
-from forecastd.settings import Settings
 
 CHAIN = "localnet"
-CHUNK_BYTES = 2**20  # bytes a scripted server sends at once
+CHUNK_BYTES = 2**20  # bytes that a scripted server sends at once
 
 
 class ScriptedServer:
-    """A server that answers every connection in its own way: `play` gets the socket and an event that ends it all."""
+    """A server that answers every connection with `play`, which gets the socket and an event that ends it."""
 
     def __init__(self, behaviour: Callable[[socket.socket, threading.Event], None]) -> None:
         self._behaviour = behaviour
@@ -104,12 +103,12 @@ def _not_http(caller: socket.socket, end: threading.Event) -> None:
 
 
 UNUSABLE_SERVERS: dict[str, tuple[Callable[[socket.socket, threading.Event], None], str]] = {
-    "silence": (_silent, "not answered in full within"),
-    "a body that drips": (_dripping_body, "not answered in full within"),
-    "a head that drips": (_dripping_head, "not answered in full within"),
+    "silence": (_silent, "no complete answer within"),
+    "a body that drips": (_dripping_body, "no complete answer within"),
+    "a head that drips": (_dripping_head, "no complete answer within"),
     "a body without end": (_endless, "more than 4 MB"),
-    "a body cut off": (_cut, "broke off"),
-    "bytes that are not HTTP": (_not_http, "broke off"),
+    "a body cut off": (_cut, "connection broke"),
+    "bytes that are not HTTP": (_not_http, "connection broke"),
     "a web page": (_http(200, b"<html>Just a moment</html>"), "not JSON"),
     "a rate limit": (_http(429, b"slow down", "Retry-After: 1\r\n"), "429"),
     "a rate limit of the gateway": (_http(429, b'{"code": 8, "message": "too many"}'), "too many"),
@@ -117,7 +116,7 @@ UNUSABLE_SERVERS: dict[str, tuple[Callable[[socket.socket, threading.Event], Non
     "half of an answer": (_http(200, b'{"default_node_info": {"netw'), "not JSON"),
     "nothing": (_http(200, b""), "not JSON"),
     "an empty object": (_http(200, b"{}"), "without a chain id"),
-    "another shape": (_http(200, b'{"default_node_info": [1]}'), "not readable"),
+    "another shape": (_http(200, b'{"default_node_info": [1]}'), "unreadable"),
     "JSON without a bottom": (_http(200, b"[" * 100_000), "not JSON"),
     "a redirect": (_http(302, b"", "Location: http://127.0.0.1:1/\r\n"), "HTTP 302"),
     "a node that is down": (_http(503, b'{"code": 14, "message": "no upstream"}'), "no upstream"),
@@ -125,14 +124,8 @@ UNUSABLE_SERVERS: dict[str, tuple[Callable[[socket.socket, threading.Event], Non
 
 
 @pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as exit_stack:
-        yield exit_stack
-
-
-@pytest.fixture
 def start_node(stack: ExitStack, tmp_path: Path) -> Callable[..., EmbeddedNode]:
-    """Starts a local node whose blocks are made by hand."""
+    """Starts a local node that makes blocks on demand."""
 
     def begin(name: str = "a", **rules: Any) -> EmbeddedNode:
         return stack.enter_context(
@@ -144,7 +137,7 @@ def start_node(stack: ExitStack, tmp_path: Path) -> Callable[..., EmbeddedNode]:
 
 @pytest.fixture
 def scripted_server(stack: ExitStack) -> Callable[[Callable[[socket.socket, threading.Event], None]], ScriptedServer]:
-    """Starts a server that plays something."""
+    """Starts a scripted server."""
 
     def begin(behaviour: Callable[[socket.socket, threading.Event], None]) -> ScriptedServer:
         server = ScriptedServer(behaviour)
@@ -154,13 +147,8 @@ def scripted_server(stack: ExitStack) -> Callable[[Callable[[socket.socket, thre
     return begin
 
 
-@pytest.fixture
-def wallet(tmp_path: Path) -> Wallet:
-    return open_wallet(Settings(state_dir=tmp_path / "wallet", _env_file=None))  # type: ignore[call-arg]
-
-
 def _send(node: EmbeddedNode, client: ChainClient, wallet: Wallet, message: tuple[str, bytes], **more: Any) -> str:
-    """Sign, simulate and send a message, and make a block; its hash."""
+    """Sign, simulate and send a message, and make a block. Returns the hash."""
     account = client.account(wallet.address)
     assert account is not None
     raw = build_tx(
@@ -175,7 +163,7 @@ def _send(node: EmbeddedNode, client: ChainClient, wallet: Wallet, message: tupl
 
 
 def _all_answers(client: ChainClient, wallet: Wallet, hashes: list[str]) -> list[object]:
-    """Everything a client says of a chain; a refusal counts as what it says."""
+    """All answers of a client about a chain. A refusal counts as an answer."""
     asks: list[Callable[[], object]] = [
         client.chain_id, client.height, client.version, client.params, client.gas_price,
         *(lambda topic=topic: client.topic(topic) for topic in (67, 99)),
@@ -226,7 +214,7 @@ def test_rest_unusable_response_raises_retry_later(
     node = stack.enter_context(Node(server.endpoint, chain_id=CHAIN, deadline=60.0 if patient else 0.3))
     with pytest.raises(RetryLater, match=text) as caught:
         node.chain_id()
-    while not server.requests:  # its caller may have been too impatient to see it arrive
+    while not server.requests:  # the client may have timed out before the request arrived
         threading.Event().wait(0.01)
     assert "/some/path" not in str(caught.value)
     assert server.requests[0].startswith(b"GET /some/path/cosmos/base/tendermint/v1beta1/node_info HTTP/1.1\r\n")

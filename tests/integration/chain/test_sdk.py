@@ -1,4 +1,4 @@
-"""The seam to the SDK: only what is asked for runs, it is the SDK's own, and the SDK itself goes on working."""
+"""Access to the SDK's messages: only the used classes are loaded, they are the SDK's own, and the SDK still works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local chain without sockets: what it takes, what it refuses and why, and what it never loses."""
+"""The local chain without sockets: what it accepts, what it refuses and why, and what it never loses."""
 
 from __future__ import annotations
 
@@ -22,24 +22,12 @@ from forecastd.localnet.rules import BLOCK_GAS_TARGET, min_fee, next_gas_price
 from forecastd.localnet.state import PRICE_UNIT, Fees
 from forecastd.localnet.store import ChainStore, chain_path, delete_chain
 from forecastd.localnet.topics import TopicSpec
+from forecastd.testing import ManualClock
 
 WALLET, OTHER = Wallet(b"\1" * 32), Wallet(b"\2" * 32)
 TOPIC = TopicSpec(67, epoch_length=10, worker_submission_window=4)
 GAS, FEE = 200_000, 1_000_000
-FIRST_HEIGHT = 200_000  # the height at which a chain of 5 s blocks begins at the clock's time
-
-
-class SettableClock:
-    """A clock set by hand."""
-
-    def __init__(self, now: float = 1_000_000.0) -> None:
-        self.time = now
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
+FIRST_HEIGHT = 200_000  # the first height of a chain with 5 s blocks, from the time of the clock
 
 
 Open = Callable[..., LocalChain]
@@ -47,17 +35,17 @@ Open = Callable[..., LocalChain]
 
 @pytest.fixture
 def open_chain(tmp_path: Path) -> Iterator[Open]:
-    """Open the chain on one state, as often as wanted; opening it again closes it first."""
+    """Opens the chain on one state. Opening it again closes it first."""
     stores: list[ChainStore] = []
 
-    def opened(clock: SettableClock | None = None, **rules: Any) -> LocalChain:
+    def open_again(clock: ManualClock | None = None, **rules: Any) -> LocalChain:
         for store in stores:
             store.close()
         stores.append(ChainStore(tmp_path / "chain.sqlite", timeout_seconds=0.0))
         options = {"block_time": None, "topics": (TOPIC,), **rules}
-        return LocalChain(ChainConfig(**options), stores[-1], clock or SettableClock())
+        return LocalChain(ChainConfig(**options), stores[-1], clock or ManualClock(1_000_000.0))
 
-    yield opened
+    yield open_again
     for store in stores:
         store.close()
 
@@ -70,7 +58,7 @@ def tx(
     waiting: int = 0,
     **more: Any,
 ) -> bytes:
-    """A transaction that is right in all that `more` does not change."""
+    """A transaction that is valid except for the changes in `more`."""
     account = chain.account(wallet.address)
     fields = {
         "chain_id": chain.state.chain_id,
@@ -95,7 +83,7 @@ def payload(
 
 
 def include(chain: LocalChain, raw: bytes) -> tuple[str, int, str]:
-    """Send a transaction that the check must take, make a block, and tell what the block made of it."""
+    """Send a transaction that must pass the check, make a block, and return the result in the block."""
     answer = chain.broadcast(raw)
     assert answer.code == 0, answer
     record = next(tx_record for tx_record in chain.seal().records if tx_record.tx_hash == answer.tx_hash)
@@ -163,7 +151,7 @@ def test_broadcast_sequence_mismatch_names_the_expected_one(open_chain: Open) ->
 
 
 def forge_payload(chain: LocalChain, change: Callable[[Any], None], *, resign: bool = True) -> bytes:
-    """A payload with something changed in it; the outer signature is right, the inner too unless not `resign`ed."""
+    """A payload with one change. The outer signature is valid; the inner one too, unless `resign` is false."""
     url, content = payload_message(WALLET, version=chain.state.version, topic_id=67, nonce=1, value="0.5")
     request = emissions(chain.state.version).InsertWorkerPayloadRequest.parse(content)
     change(request)
@@ -178,7 +166,7 @@ def inference(request: Any) -> Any:
 
 
 def set_field(path: str, value: Any) -> Callable[[Any], None]:
-    """Set a field of the request, of its bundle, or of the inference within."""
+    """Set a field of the request, of its bundle, or of the inference in it."""
 
     def change(request: Any) -> None:
         where, _, name = path.rpartition(".")
@@ -192,16 +180,16 @@ FORGERIES: list[tuple[str, Callable[[Any], None], bool, tuple[str, int]]] = [
     ("no bundle", set_field("worker_data_bundle", None), True, ("sdk", 7)),
     ("no nonce", set_field("bundle.nonce", None), True, ("sdk", 18)),
     ("no inner bundle", set_field("bundle.inference_forecasts_bundle", None), True, ("sdk", 18)),
-    ("a key that is none", set_field("bundle.pubkey", "zz"), True, ("sdk", 18)),
+    ("invalid key", set_field("bundle.pubkey", "zz"), True, ("sdk", 18)),
     ("another's key", set_field("bundle.pubkey", OTHER.public_key.hex()), True, ("sdk", 4)),
     ("another worker", set_field("bundle.worker", OTHER.address), True, ("sdk", 4)),
-    ("a worker that is no address", set_field("bundle.worker", "allo1x"), True, ("sdk", 7)),
+    ("invalid worker address", set_field("bundle.worker", "allo1x"), True, ("sdk", 7)),
     ("another inferer", set_field("inference.inferer", OTHER.address), True, ("sdk", 4)),
     ("another topic inside", set_field("inference.topic_id", 68), True, ("emissions", 6)),
     ("another nonce inside", set_field("inference.block_height", 2), True, ("sdk", 18)),
     ("a changed value", lambda request: setattr(inference(request).values[0], "value", "0.6"), False, ("sdk", 4)),
     ("no signature", set_field("bundle.inferences_forecasts_bundle_signature", b""), False, ("sdk", 4)),
-    ("a decimal not written as the chain writes it", set_field("inference.value", "1e-07"), True, ("sdk", 4)),
+    ("decimal not canonical", set_field("inference.value", "1e-07"), True, ("sdk", 4)),
     ("not a number", set_field("inference.value", "NaN"), True, ("sdk", 18)),
     ("no value", set_field("inference.values", []), True, ("sdk", 18)),
     ("another label", lambda request: setattr(inference(request).values[0], "label", "z"), True, ("sdk", 18)),
@@ -210,8 +198,8 @@ FORGERIES: list[tuple[str, Callable[[Any], None], bool, tuple[str, int]]] = [
 
 @pytest.mark.parametrize(
     ("change", "resign", "expected"),
-    [tx_record[1:] for tx_record in FORGERIES],
-    ids=[tx_record[0] for tx_record in FORGERIES],
+    [forgery[1:] for forgery in FORGERIES],
+    ids=[forgery[0] for forgery in FORGERIES],
 )
 def test_payload_forged_is_refused_and_pays_its_fee(
     open_chain: Open, change: Callable[[Any], None], resign: bool, expected: tuple[str, int]
@@ -223,8 +211,8 @@ def test_payload_forged_is_refused_and_pays_its_fee(
     assert include(chain, raw)[:2] == expected
     assert isinstance(simulated, TxRefusal)
     assert (simulated.codespace, simulated.code) == expected
-    fee = chain.state.accounts[WALLET.address]
-    assert (fee.balance, fee.sequence) == (account.balance - FEE, account.sequence + 1)
+    after = chain.state.accounts[WALLET.address]
+    assert (after.balance, after.sequence) == (account.balance - FEE, account.sequence + 1)
     assert not chain.state.inferences
 
 
@@ -236,7 +224,9 @@ def test_payload_v9_carries_a_plain_value(open_chain: Open) -> None:
 
 
 def test_window_bounds_are_exact_to_the_block(open_chain: Open) -> None:
-    """Nonce 1 with a window of 4: blocks 2, 3 and 4 take it, 5 says too late, later ones know no such nonce."""
+    """Nonce 1 with a window of 4: blocks 2, 3 and 4 accept it; block 5 is too late; later blocks do not know the
+    nonce.
+    """
     chain = open_chain(topics=(TOPIC, TopicSpec(42)))
     for wallet in (WALLET, OTHER):
         chain.state.workers.add((67, wallet.address))
@@ -275,7 +265,7 @@ def test_payload_out_of_gas_pays_and_uses_the_sequence(open_chain: Open) -> None
 
 
 def test_mempool_refuses_pending_and_included_transactions(open_chain: Open) -> None:
-    chain = registered_chain(open_chain, mempool=2)
+    chain = registered_chain(open_chain, mempool_size=2)
     first = payload(chain)
     assert [broadcast_code(chain, raw) for raw in (first, first)] == [("", 0), ("sdk", 19)]
     assert broadcast_code(chain, payload(chain, value="0.7", sequence=1)) == ("sdk", 32)
@@ -284,7 +274,7 @@ def test_mempool_refuses_pending_and_included_transactions(open_chain: Open) -> 
     assert [tx_record.code for tx_record in chain.seal().records] == [0, 1]
     assert broadcast_code(chain, first) == ("sdk", 19)
     second_answer = open_chain()
-    assert broadcast_code(second_answer, first) == ("sdk", 32)  # a node that restarted has forgotten what it included
+    assert broadcast_code(second_answer, first) == ("sdk", 32)  # a node that restarted has lost its cache of hashes
 
 
 def test_mempool_expired_tx_is_dropped_without_effect(open_chain: Open) -> None:
@@ -293,7 +283,7 @@ def test_mempool_expired_tx_is_dropped_without_effect(open_chain: Open) -> None:
     early = payload(chain, timeout_height=4)
     assert broadcast_code(chain, expired) == ("", 0)
     before = chain.state.accounts[WALLET.address]
-    chain.state.height = 3  # a block that did not take it
+    chain.state.height = 3  # a block that did not include it
     assert chain.seal().records == ()
     assert chain.state.accounts[WALLET.address] == before
     assert broadcast_code(chain, early) == ("sdk", 30)
@@ -335,27 +325,27 @@ def test_block_write_failure_rolls_back(open_chain: Open, monkeypatch: pytest.Mo
 
 
 def test_height_follows_the_clock_across_downtime(open_chain: Open) -> None:
-    clock = SettableClock()
+    clock = ManualClock(1_000_000.0)
     chain = open_chain(clock, block_time=5.0)
     heights = []
     for seconds in (4.9, 0.2, 5.0, 20.0):
-        clock.time += seconds
+        clock.wall += seconds
         chain.tick()
         heights.append(chain.state.height)
     assert heights == [FIRST_HEIGHT, FIRST_HEIGHT + 1, FIRST_HEIGHT + 2, FIRST_HEIGHT + 6]
-    clock.time += 3600 * 24 * 90
+    clock.wall += 3600 * 24 * 90
     chain = open_chain(clock, block_time=5.0)
     assert chain.state.height == FIRST_HEIGHT + 6 + 720 * 24 * 90
     assert chain.seconds_to_next_block() == pytest.approx(4.9)
 
 
 def test_tick_after_a_long_pause_skips_missing_blocks(open_chain: Open) -> None:
-    clock = SettableClock()
+    clock = ManualClock(1_000_000.0)
     chain = open_chain(clock, block_time=5.0)
     blocks: list[int] = []
     chain.listeners.append(lambda block: blocks.append(block.height))
     assert broadcast_code(chain, register(chain)) == ("", 0)
-    clock.time += 5.0 * 10_000
+    clock.wall += 5.0 * 10_000
     chain.tick()
     assert chain.state.height == FIRST_HEIGHT + 10_000
     assert blocks == list(range(FIRST_HEIGHT + 1, FIRST_HEIGHT + 1 + MAX_CATCH_UP_BLOCKS))
@@ -363,11 +353,11 @@ def test_tick_after_a_long_pause_skips_missing_blocks(open_chain: Open) -> None:
 
 
 def test_tick_after_clock_set_back_continues(open_chain: Open) -> None:
-    clock = SettableClock()
+    clock = ManualClock(1_000_000.0)
     chain = open_chain(clock, block_time=5.0)
-    clock.time -= 86_400
+    clock.wall -= 86_400
     chain.tick()
-    clock.time += 5.0
+    clock.wall += 5.0
     chain.tick()
     assert chain.state.height == FIRST_HEIGHT + 1
 
@@ -376,19 +366,19 @@ def test_seal_with_a_stopped_clock_includes_transactions(open_chain: Open) -> No
     chain = open_chain(block_time=5.0)
     assert include(chain, register(chain)) == ("", 0, "")
     assert include(chain, payload(chain, nonce=FIRST_HEIGHT)) == ("", 0, "")
-    assert chain.state.time == SettableClock().now()
+    assert chain.state.time == ManualClock(1_000_000.0).now()
 
 
 def test_deleted_chain_never_reissues_nonces(tmp_path: Path) -> None:
-    """A ledger that outlives the chain would take them for served."""
-    clock, nonces = SettableClock(), []
+    """Otherwise a ledger that outlives the chain would count them as served."""
+    clock, nonces = ManualClock(1_000_000.0), []
     for _ in range(3):
         store = ChainStore(tmp_path / "localnet" / "localnet.sqlite")
         chain = LocalChain(ChainConfig(), store, clock)
         nonces.append(chain.state.topics[0].open_nonces(chain.state.height)[0])
         store.close()
         assert delete_chain(tmp_path, "localnet")
-        clock.time += 3600.0
+        clock.wall += 3600.0
     assert nonces == [199_440, 200_160, 200_880]  # multiples of 720: on the hour
 
 
@@ -457,7 +447,7 @@ def test_chain_any_transactions_conserve_total_uallo(
     wallets = [Wallet(bytes([number]) * 32) for number in (1, 2, 3)]
     rules = ChainConfig(block_time=None, topics=(TOPIC,), fees=Fees(registration=7, data_sending=3))
     store = ChainStore(path)
-    chain = LocalChain(rules, store, SettableClock())
+    chain = LocalChain(rules, store, ManualClock(1_000_000.0))
     for kind, number, off in actions:
         wallet = wallets[number % 3]
         newest = TOPIC.newest_nonce(chain.state.height) or 1
@@ -473,7 +463,7 @@ def test_chain_any_transactions_conserve_total_uallo(
         else:
             store.close()
             store = ChainStore(path)
-            chain = LocalChain(rules, store, SettableClock())
+            chain = LocalChain(rules, store, ManualClock(1_000_000.0))
         assert total_uallo(chain) == chain.state.minted
     chain.advance(1)
     store.close()

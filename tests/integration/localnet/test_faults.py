@@ -1,5 +1,6 @@
-"""Every fault of the local node as a real client meets it, what the chain's own record says of it, and that a faulty
-endpoint leaves a healthy one alone."""
+"""Every fault of the local node: what a real client gets, what the chain's record shows, and a healthy endpoint beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]  # no stubs
 import pytest
 
-from forecastd.chain.codec import build_tx, payload_message, register_message, sign_submission
+from forecastd.chain.codec import build_tx, payload_message, register_message
 from forecastd.chain.node import Node
-from forecastd.chain.submit import FeePolicy, price_transaction, register
+from forecastd.chain.sdk import emissions
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError, RetryLater
@@ -33,28 +35,30 @@ from forecastd.localnet.record import InferenceStatus
 from forecastd.localnet.state import TxRecord
 from forecastd.localnet.store import ChainStore
 from forecastd.localnet.topics import TopicSpec
+from forecastd.testing import ManualClock
+from tests.support.localnet import register_wallet, sign_forecast
+from tests.support.waiting import wait_until
 
 WALLET, OTHER = Wallet(b"\3" * 32), Wallet(b"\4" * 32)
 TOPIC = TopicSpec(67, epoch_length=20, worker_submission_window=10)
-SPENDING = FeePolicy(1, "standard", None)
-SHORT_TIMEOUT = 0.6  # seconds a client waits for an answer that will not come
-LONG_TIMEOUT = 60.0  # and for one that will, on a machine that is busy
+SHORT_TIMEOUT = 0.6  # seconds, for an answer that never comes
+LONG_TIMEOUT = 60.0  # seconds, for an answer that comes, on a busy machine
 
 
 @dataclass
 class NodeUnderTest:
-    """A node, and a client of its healthy endpoint."""
+    """A node and a client of its healthy endpoint."""
 
     embedded: EmbeddedNode
     node: Node
 
-    def register_wallet(self, wallet: Wallet = WALLET) -> None:
+    def register(self, wallet: Wallet = WALLET) -> None:
         with self.sealing():
-            register(self.node, wallet, 67, SPENDING, chain_id="localnet", clock=SystemClock(), wake=threading.Event())
+            register_wallet(self.node, wallet)
 
     @contextmanager
     def sealing(self) -> Iterator[None]:
-        """Make a block as soon as a transaction waits, as long as this lasts."""
+        """Make a block as soon as a transaction is pending, during the `with` block."""
         stop = threading.Event()
 
         def seal() -> None:
@@ -70,15 +74,8 @@ class NodeUnderTest:
             thread.join()
 
     def sign(self, *, value: float = 0.5, wallet: Wallet = WALLET) -> Submission:
-        """A payload for the open window, as the worker would sign it now."""
-        version, nonce = self.node.version(), self.node.open_nonces(67)[0]
-        message = payload_message(wallet, version=version, topic_id=67, nonce=nonce, value=str(value))
-        cost = price_transaction(self.node, wallet, message, SPENDING)
-        return sign_submission(
-            wallet, version=version, chain_id="localnet", topic_id=67, nonce=nonce, value=value, synthetic=True,
-            account_number=cost.account_number, sequence=cost.sequence, gas=cost.gas, fee_uallo=cost.fee_uallo,
-            timeout_height=nonce + 9,
-        )  # fmt: skip
+        """A payload for the open window, signed as a worker does."""
+        return sign_forecast(self.node, wallet, value=value)
 
     def rate(self, wallet: Wallet, score: float) -> None:
         self.embedded.call(lambda chain: chain.set_score(67, wallet.address, score))
@@ -93,7 +90,7 @@ StartNode = Callable[..., NodeUnderTest]
 
 @pytest.fixture
 def start_node(tmp_path: Path) -> Iterator[StartNode]:
-    """A node whose blocks are made by hand alone, with the worker registered."""
+    """Starts a node that makes blocks on demand only, with the worker registered."""
     closing: list[Any] = []
 
     def start(**more: Any) -> NodeUnderTest:
@@ -103,7 +100,7 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
         node = Node(embedded.endpoint, chain_id="localnet", deadline=LONG_TIMEOUT)
         closing.extend([lambda: context.__exit__(None, None, None), node.close])
         running = NodeUnderTest(embedded, node)
-        running.register_wallet()
+        running.register()
         return running
 
     yield start
@@ -112,12 +109,12 @@ def start_node(tmp_path: Path) -> Iterator[StartNode]:
 
 
 def connect(url: str, *, hangs: bool = False) -> Node:
-    """A client of an endpoint, which waits for long only where an answer will come."""
+    """A client of an endpoint. Its deadline is short when the endpoint hangs."""
     return Node(url, chain_id="localnet", deadline=SHORT_TIMEOUT if hangs else LONG_TIMEOUT)
 
 
 def describe_call(call: Callable[[], Any]) -> str:
-    """What a call comes to, in a line."""
+    """The result or the error of a call, as one line."""
     try:
         answer = call()
     except ForecastdError as error:
@@ -125,12 +122,12 @@ def describe_call(call: Callable[[], Any]) -> str:
     return f"{answer.codespace} {answer.code}".strip() if hasattr(answer, "codespace") else str(answer)
 
 
-TIMEOUT = "deadline exceeded|not answered in full"
-BROKEN = "unavailable|cannot be reached|broke off"
+TIMEOUT = "deadline exceeded|no complete answer"
+BROKEN = "unavailable|cannot be reached|connection broke"
 NO_GRPC = "http2 header|END_STREAM|HTTP|Failed parsing|internal"
-UNREADABLE = "not readable|not JSON|without a chain id|unimplemented|internal|INTERNAL"
+UNREADABLE = "unreadable|not JSON|without a chain id|unimplemented|internal|INTERNAL"
 EXPECTED: dict[str, tuple[str, str, bool]] = {
-    # what height() says, what broadcast() says, whether the transaction was taken
+    # answer of height(), answer of broadcast(), whether the transaction was accepted
     "refuse": (BROKEN, BROKEN, False),
     "reset": (BROKEN, BROKEN, False),
     "silent": (TIMEOUT, TIMEOUT, False),
@@ -157,7 +154,7 @@ EXPECTED: dict[str, tuple[str, str, bool]] = {
     "unimplemented": ("unknown service", "unknown service", False),
     "wrong-chain-id": ("is on chain allora-elsewhere-1", "is on chain allora-elsewhere-1", False),
     "frozen-height": (r"^\d+$", "^0$", True),
-    "behind=500": ("^1$", "sdk 32", False),  # it knows nothing yet of the registration that used sequence 0
+    "behind=500": ("^1$", "sdk 32", False),  # its state is older than the registration that used sequence 0
     "no-index": (r"^\d+$", "^0$", True),
     "index-late=40": (r"^\d+$", "^0$", True),
     "index-behind=3": (r"^\d+$", "^0$", True),
@@ -171,7 +168,7 @@ EXPECTED: dict[str, tuple[str, str, bool]] = {
     "strange-code": (r"^\d+$", "wasm 9999", False),
 }
 COUNTED_BEHAVIOURS = {"flapping=5", "unavailable@every=2", "hang@p=0.3,seed=7", "duplicate"}
-"""Behaviours that differ from call to call; they have tests of their own."""
+"""Behaviours that differ between calls. They have tests of their own."""
 
 
 def test_behaviours_all_have_a_test() -> None:
@@ -193,7 +190,7 @@ def test_fault_shows_its_described_effect_and_the_chain_continues(start_node: St
             answer = describe_call(lambda: node.broadcast(submission.tx_bytes))
             assert re.search(broadcast, answer), answer
             if broadcast != TIMEOUT or not accepted or running.embedded.call(lambda chain: chain.pending_count):
-                break  # else the client's patience was over before its bytes came through to the node
+                break  # otherwise the client timed out before the node received the bytes
     assert running.node.height() == 2
     assert describe_call(lambda: running.node.broadcast(submission.tx_bytes)) == ("sdk 19" if accepted else "0")
     running.embedded.advance()
@@ -317,14 +314,14 @@ def test_fault_index_late_or_missing_hides_transactions(start_node: StartNode) -
     urls = [
         running.embedded.add_endpoint(parse_faults(text)) for text in ("no-index", "index-late=600", "index-late=0.001")
     ]
-    with Node(urls[0]) as no_index, Node(urls[1]) as late_index, Node(urls[2]) as soon:
+    with Node(urls[0]) as no_index, Node(urls[1]) as late_index, Node(urls[2]) as early_index:
         with pytest.raises(RetryLater, match="indexing is disabled"):
             no_index.find_tx(submission.tx_hash)
         assert late_index.find_tx(submission.tx_hash) is None
-        assert soon.find_tx(submission.tx_hash) is not None
+        assert early_index.find_tx(submission.tx_hash) is not None
 
 
-# The chain's own faults
+# Faults of the chain
 
 
 def test_fault_out_of_gas_costs_the_fee_and_a_new_tx_passes(start_node: StartNode) -> None:
@@ -394,7 +391,7 @@ def test_fault_late_payload_stays_in_the_mempool(start_node: StartNode) -> None:
 
 def test_fault_reorder_reverses_the_next_block(start_node: StartNode) -> None:
     running = start_node()
-    running.register_wallet(OTHER)
+    running.register(OTHER)
     running.embedded.inject(*parse_faults("reorder"))
     for wallet in (WALLET, OTHER):
         running.node.broadcast(running.sign(wallet=wallet).tx_bytes)
@@ -428,24 +425,23 @@ def test_fault_restart_loses_the_mempool_and_keeps_the_port(start_node: StartNod
     submission = running.sign()
     running.embedded.inject(*parse_faults("restart=3600@first=1"))
     assert describe_call(lambda: running.node.broadcast(submission.tx_bytes)) == "0"
-    waiting = threading.Event()
-    while is_listening(port):
-        waiting.wait(0.01)
-    running.embedded.restart(0.01)  # it is down, and now comes back soon
-    while not is_listening(port):
-        waiting.wait(0.01)
+    wait_until(lambda: not is_listening(port), "the node is down")
+    running.embedded.restart(0.01)  # shortens the down time
+    wait_until(lambda: is_listening(port), "the node is back")
     running.embedded.advance()
     assert running.inclusions() == ()
-    while (answer := describe_call(lambda: running.node.broadcast(submission.tx_bytes))) != "0":
-        assert re.search(BROKEN, answer)  # the client's own patience with a port that refused
-        waiting.wait(0.05)
+
+    def is_accepted() -> bool:
+        answer = describe_call(lambda: running.node.broadcast(submission.tx_bytes))
+        assert answer == "0" or re.search(BROKEN, answer)  # grpcio pauses before it reconnects to a port that refused
+        return answer == "0"
+
+    wait_until(is_accepted, "the payload is accepted")
     running.embedded.advance()
     assert [tx_record.code for tx_record in running.inclusions()] == [0]
 
 
 def test_fault_upgrade_changes_the_emissions_version(start_node: StartNode) -> None:
-    import grpc  # type: ignore[import-untyped]  # no stubs
-
     running = start_node(version="v9")
     running.embedded.inject(*parse_faults("upgrade=v10@from=4"))
     old = running.sign()
@@ -453,8 +449,8 @@ def test_fault_upgrade_changes_the_emissions_version(start_node: StartNode) -> N
     running.embedded.advance()
     assert describe_call(lambda: running.node.broadcast(old.tx_bytes)) == "0"
     running.embedded.advance()
-    assert running.inclusions() == ()  # written in the version that is gone
-    assert running.node.open_nonces(67) == [1]  # asked again, in the new one
+    assert running.inclusions() == ()  # written in the old version
+    assert running.node.open_nonces(67) == [1]  # queried again in the new version
     assert running.node.version() == "v10"
     assert describe_call(lambda: running.node.broadcast(old.tx_bytes)) == "sdk 2"
     assert describe_call(lambda: running.node.broadcast(running.sign().tx_bytes)) == "0"
@@ -466,7 +462,7 @@ def test_fault_upgrade_changes_the_emissions_version(start_node: StartNode) -> N
         assert caught.value.details() == "unknown service emissions.v9.QueryService"
 
 
-# Who counts
+# Active set and scores
 
 
 def test_fault_passive_returns_code_0_and_stores_nothing(start_node: StartNode) -> None:
@@ -503,7 +499,7 @@ def test_active_set_better_worker_evicts_the_lowest(start_node: StartNode) -> No
     running = start_node(topics=(TopicSpec(67, 20, 10, active_set=1),))
     third = Wallet(b"\5" * 32)
     for wallet, score in ((OTHER, 2.0), (third, 1.0)):
-        running.register_wallet(wallet)
+        running.register(wallet)
         running.rate(wallet, score)
     for wallet in (WALLET, OTHER, third):
         running.node.broadcast(running.sign(wallet=wallet).tx_bytes)
@@ -513,14 +509,14 @@ def test_active_set_better_worker_evicts_the_lowest(start_node: StartNode) -> No
     assert statuses == [InferenceStatus.EVICTED, InferenceStatus.ADMITTED, InferenceStatus.PASSIVE]
     latest_inference = running.node.latest_inference(67, WALLET.address)
     assert latest_inference is not None
-    assert latest_inference.nonce == 1  # it was in the set once
+    assert latest_inference.nonce == 1  # it was in the set before its eviction
     running.embedded.advance(10)
     assert [inference.worker for inference in running.node.inferences_at(67, 1)] == [OTHER.address]
     assert "already submitted" in str(running.embedded.call(lambda chain: chain.simulate(sign_v10(chain))))
 
 
 def sign_v10(chain: LocalChain) -> bytes:
-    """A second payload for nonce 1 while its window was open, for a simulation."""
+    """A second payload for nonce 1 during its window, for a simulation."""
     chain.state.height = 5
     message = payload_message(WALLET, version="v10", topic_id=67, nonce=1, value="0.7")
     return build_tx(WALLET, message, chain_id="localnet", account_number=0, sequence=2, gas=200_000, fee_uallo=10**6)
@@ -532,18 +528,14 @@ def test_fault_evicted_replaces_admitted_in_the_last_block(start_node: StartNode
     running.embedded.advance(19)
     running.node.broadcast(running.sign().tx_bytes)
     running.embedded.advance()
-    standings = []
+    statuses = []
     while not running.embedded.record().windows(67)[-1].is_closed:
-        standings.append(running.embedded.record().inference_status(67, 21, WALLET.address))
+        statuses.append(running.embedded.record().inference_status(67, 21, WALLET.address))
         running.embedded.advance()
-    assert standings == [InferenceStatus.ADMITTED] * 8 + [InferenceStatus.EVICTED]
+    assert statuses == [InferenceStatus.ADMITTED] * 8 + [InferenceStatus.EVICTED]
 
 
 def test_scores_are_served_and_absence_lowers_them(start_node: StartNode) -> None:
-    import grpc
-
-    from forecastd.chain.sdk import emissions
-
     running = start_node()
     running.embedded.call(lambda chain: chain.set_score(67, WALLET.address, 1.0))
     running.node.broadcast(running.sign().tx_bytes)
@@ -551,19 +543,19 @@ def test_scores_are_served_and_absence_lowers_them(start_node: StartNode) -> Non
     em = emissions("v10")
     with grpc.insecure_channel(running.embedded.endpoint.rpartition("/")[2]) as channel:
 
-        def options(name: str, **fields: Any) -> Any:
+        def query(name: str, **fields: Any) -> Any:
             request = bytes(getattr(em, f"{name}Request")(**fields))
             raw = channel.unary_unary(f"/emissions.v10.QueryService/{name}")(request, timeout=10)
             return getattr(em, f"{name}Response").parse(raw)
 
-        worst = options("GetCurrentLowestInfererScore", topic_id=67).score
+        worst = query("GetCurrentLowestInfererScore", topic_id=67).score
         assert (worst.address, float(worst.score)) == (WALLET.address, 1.0)
         scores = []
         for _ in range(3):
             running.embedded.advance(20)
-            scores.append(float(options("GetInfererScoreEma", topic_id=67, inferer=WALLET.address).score.score))
+            scores.append(float(query("GetInfererScoreEma", topic_id=67, inferer=WALLET.address).score.score))
         assert scores == pytest.approx([0.9, 0.81, 0.729])
-        assert options("GetParams").params.max_top_inferers_to_reward == 32
+        assert query("GetParams").params.max_top_inferers_to_reward == 32
 
 
 # Time, history and the disk
@@ -589,21 +581,11 @@ def test_advance_hundreds_of_epochs_without_a_race(start_node: StartNode) -> Non
     assert running.embedded.record().windows(67, since=windows[-1].nonce) == (windows[-1],)
 
 
-class StoppedClock:
-    """A clock that stands still."""
-
-    def now(self) -> float:
-        return 1_000_000.0
-
-    def monotonic(self) -> float:
-        return 0.0
-
-
 def test_state_at_equals_recorded_states(tmp_path: Path) -> None:
     rng = random.Random(11)
     store = ChainStore(tmp_path / "chain.sqlite")
     topic = TopicSpec(67, 6, 4, active_set=2)
-    chain = LocalChain(ChainConfig(topics=(topic,), block_time=None), store, StoppedClock())
+    chain = LocalChain(ChainConfig(topics=(topic,), block_time=None), store, ManualClock(1_000_000.0))
     wallets = [Wallet(bytes([number]) * 32) for number in range(1, 6)]
     for wallet in wallets:
         chain.account(wallet.address)
@@ -655,7 +637,7 @@ def test_store_keeps_scores_and_migrates_version_1(tmp_path: Path) -> None:
         assert (after.active, after.evicted, after.scores) == (before.active, before.evicted, before.scores)
         assert embedded.call(lambda chain: chain.state.topics[0].active_set) == 1
     path = tmp_path / "localnet" / "localnet.sqlite"
-    with sqlite3.connect(path) as db:  # as version 1 had it
+    with sqlite3.connect(path) as db:  # the schema of version 1
         db.execute("DROP TABLE scores")
         db.execute("ALTER TABLE inferences DROP COLUMN evicted")
         db.execute("PRAGMA user_version=1")

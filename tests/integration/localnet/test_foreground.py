@@ -1,4 +1,4 @@
-"""The command `localnet`, as a process of its own."""
+"""The command `localnet` in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,19 @@ from websockets.sync.client import connect
 
 from forecastd.chain.codec import build_tx, payload_message, tx_hash
 from forecastd.chain.node import Node
-from forecastd.chain.submit import FeePolicy, register
 from forecastd.chain.wallet import Wallet
-from forecastd.clock import SystemClock
 from forecastd.errors import RetryLater
 from forecastd.localnet.discovery import endpoint_file, find_endpoint
 from forecastd.localnet.faults import FAULTS
+from tests.support.localnet import register_wallet
+from tests.support.waiting import wait_until
 
 WALLET = Wallet(b"\3" * 32)
 
 
 @dataclass
 class NodeProcess:
-    """A node's process, and what it told until it served."""
+    """The process of a node, and its output until it served."""
 
     process: subprocess.Popen[str]
     startup_text: str
@@ -42,7 +41,7 @@ class NodeProcess:
         return match[0]
 
     def stop(self, number: int) -> tuple[int, str]:
-        """Signal it, and give its exit code and what else it told."""
+        """Send a signal. Returns the exit code and the remaining output."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=60)
         return self.process.returncode, rest
@@ -55,7 +54,7 @@ Start = Callable[..., NodeProcess]
 def start_node(root: Path, tmp_path: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
-    def started(*options: str) -> NodeProcess:
+    def start(*options: str) -> NodeProcess:
         line = [sys.executable, "submit_prediction.py", "localnet", "--state-dir", str(tmp_path), "--port", "0"]
         process = subprocess.Popen(
             [*line, "--ws-port", "0", *options], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -69,7 +68,7 @@ def start_node(root: Path, tmp_path: Path) -> Iterator[Start]:
                 break
         return NodeProcess(process, output)
 
-    yield started
+    yield start
     for process in processes:
         process.kill()
         process.communicate()
@@ -84,12 +83,6 @@ def test_localnet_rest_port_serves_rest_beside_grpc(start_node: Start) -> None:
     assert running.stop(signal.SIGINT)[0] == 0
 
 
-def register_wallet(node: Node) -> None:
-    register(
-        node, WALLET, 67, FeePolicy(1, "eco", None), chain_id="localnet", clock=SystemClock(), wake=threading.Event()
-    )
-
-
 def test_localnet_serves_until_ctrl_c_and_prints_each_transaction(start_node: Start, tmp_path: Path) -> None:
     running = start_node("--seal-at-once", "--topic", "67:50:40", "--topic", "3:9")
     for part in (
@@ -102,7 +95,7 @@ def test_localnet_serves_until_ctrl_c_and_prints_each_transaction(start_node: St
     assert max(map(len, running.startup_text.splitlines())) <= 80
     assert find_endpoint(tmp_path) == running.endpoint
     with Node(running.endpoint, chain_id="localnet") as node:
-        register_wallet(node)
+        register_wallet(node, WALLET)
     code, rest = running.stop(signal.SIGINT)
     assert code == 0
     assert re.search(rf"  {WALLET.address[:9]}\.\.{WALLET.address[-4:]}  register topic 67  ok\nstopped\n$", rest)
@@ -131,7 +124,7 @@ def test_localnet_restart_drops_and_restores_the_websocket(start_node: Start) ->
     match = re.search(r"ws://\S+", running.startup_text)
     assert match is not None
     with Node(running.endpoint) as node:
-        register_wallet(node)
+        register_wallet(node, WALLET)
         nonce = node.open_nonces(67)[0]
         message = payload_message(WALLET, version="v10", topic_id=67, nonce=nonce, value="0.5")
         raw = build_tx(WALLET, message, chain_id="localnet", account_number=0, sequence=1, gas=200_000, fee_uallo=10**6)
@@ -139,9 +132,7 @@ def test_localnet_restart_drops_and_restores_the_websocket(start_node: Start) ->
             assert node.broadcast(raw).code == 0
             with pytest.raises(ConnectionClosed):
                 listener.recv(timeout=60)
-    waiting = threading.Event()
-    while height_or_none(running.endpoint) is None:
-        waiting.wait(0.05)
+    wait_until(lambda: height_or_none(running.endpoint) is not None, "the node is back")
     with connect(match[0], open_timeout=60) as listener, Node(running.endpoint) as node:
         assert listener.protocol.state.name == "OPEN"
         assert node.find_tx(tx_hash(raw)) is None
@@ -166,7 +157,7 @@ def test_localnet_fault_list_fits_80_columns(start_node: Start) -> None:
 def test_localnet_kill_keeps_every_block(start_node: Start, tmp_path: Path) -> None:
     running = start_node("--seal-at-once", "--emissions", "v9")
     with Node(running.endpoint) as node:
-        register_wallet(node)
+        register_wallet(node, WALLET)
         assert node.version() == "v9"
         before = (node.height(), node.balance(WALLET.address), node.account(WALLET.address))
     assert running.stop(signal.SIGKILL)[0] == -signal.SIGKILL
@@ -179,7 +170,7 @@ def test_localnet_kill_keeps_every_block(start_node: Start, tmp_path: Path) -> N
         assert node.is_registered(67, WALLET.address)
     assert second.stop(signal.SIGTERM)[0] == 0
     fresh = start_node("--reset")
-    assert "The old chain is deleted." in fresh.startup_text
+    assert "Deleted the old chain." in fresh.startup_text
     with Node(fresh.endpoint) as node:
         assert not node.is_registered(67, WALLET.address)
 

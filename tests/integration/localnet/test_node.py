@@ -1,4 +1,4 @@
-"""The client of a real node against the local node, over a real socket, in both emissions versions."""
+"""The client of a node, against the local node over a real socket, in both emissions versions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]  # no stubs
 import pytest
 
-from forecastd.chain.codec import payload_message, sign_submission, tx_hash
+from forecastd.chain.codec import tx_hash
 from forecastd.chain.node import Node
 from forecastd.chain.sdk import EmissionsVersion, messages
-from forecastd.chain.submit import FeePolicy, price_transaction, register, wait_for_transaction
+from forecastd.chain.submit import register, wait_for_transaction
 from forecastd.chain.types import ChainParams, Inference, NetworkInferences, Topic
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import ReplayClock, SystemClock
@@ -24,20 +25,23 @@ from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.ledger.ledger import Submission
 from forecastd.localnet.discovery import endpoint_file, find_endpoint, publish_endpoint
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
+from forecastd.localnet.emissions import QUERIES
 from forecastd.localnet.faults import NodeFault
+from forecastd.localnet.server import listen
+from forecastd.localnet.service import METHODS
 from forecastd.localnet.state import Fees
 from forecastd.localnet.topics import TopicSpec
+from tests.support.localnet import FEE_POLICY, register_wallet, sign_forecast
 
 WALLET = Wallet(b"\3" * 32)
 TOPIC = TopicSpec(67, epoch_length=20, worker_submission_window=10)
-SPENDING = FeePolicy(1, "standard", None)
 VERSIONS = pytest.mark.parametrize("version", ["v9", "v10"])
 Open = Callable[..., AbstractContextManager[tuple[EmbeddedNode, Node]]]
 
 
 @pytest.fixture
 def open_node(tmp_path: Path) -> Open:
-    """A local node whose blocks come with transactions only, and a client of it."""
+    """Opens a local node that makes a block only for a transaction, and a client of it."""
 
     @contextmanager
     def open_both(**more: Any) -> Iterator[tuple[EmbeddedNode, Node]]:
@@ -46,24 +50,6 @@ def open_node(tmp_path: Path) -> Open:
             yield embedded, node
 
     return open_both
-
-
-def register_wallet(node: Node, topic_id: int = 67, wallet: Wallet = WALLET) -> int:
-    return register(node, wallet, topic_id, SPENDING, chain_id="localnet", clock=SystemClock(), wake=threading.Event())
-
-
-def sign_forecast(
-    node: Node, *, value: float = 0.0123, nonce: int | None = None, wallet: Wallet = WALLET
-) -> Submission:
-    version = node.version()
-    nonce = node.open_nonces(67)[0] if nonce is None else nonce
-    message = payload_message(wallet, version=version, topic_id=67, nonce=nonce, value=str(value))
-    cost = price_transaction(node, wallet, message, SPENDING)
-    return sign_submission(
-        wallet, version=version, chain_id=node.chain_id(), topic_id=67, nonce=nonce, value=value, synthetic=True,
-        account_number=cost.account_number, sequence=cost.sequence, gas=cost.gas, fee_uallo=cost.fee_uallo,
-        timeout_height=nonce + 9,
-    )  # fmt: skip
 
 
 def wait_for_tx(node: Node, submission: Submission, seconds: float = 30.0) -> Any:
@@ -84,12 +70,12 @@ def test_worker_registers_submits_and_reads_its_forecast_back(open_node: Open, v
         assert node.params() == ChainParams(registration_fee=500, data_sending_fee=7)
         assert node.gas_price() == Decimal(1)
         before = node.balance(WALLET.address)
-        fee = register_wallet(node)
+        fee = register_wallet(node, WALLET)
         assert node.is_registered(67, WALLET.address)
         assert node.can_submit(67, WALLET.address)
         assert before - node.balance(WALLET.address) == fee
 
-        submission = sign_forecast(node)
+        submission = sign_forecast(node, WALLET, value=0.0123)
         answer = node.broadcast(submission.tx_bytes)
         assert (answer.code, answer.tx_hash) == (0, submission.tx_hash)
         result = wait_for_tx(node, submission)
@@ -117,51 +103,51 @@ def test_register_lost_from_the_mempool_is_sent_again(open_node: Open, monkeypat
     monkeypatch.setattr("forecastd.chain.submit.RESEND_SECONDS", 0.2)
     with open_node() as (embedded, node):
         embedded.set_faults([NodeFault.parse("drop@first=1")])
-        register_wallet(node)
+        register_wallet(node, WALLET)
         assert node.is_registered(67, WALLET.address)
 
 
 def test_broadcast_same_bytes_again_is_not_paid_twice(open_node: Open) -> None:
     with open_node() as (embedded, node):
-        register_wallet(node)
-        submission = sign_forecast(node)
+        register_wallet(node, WALLET)
+        submission = sign_forecast(node, WALLET, value=0.0123)
         assert node.broadcast(submission.tx_bytes).code == 0
         wait_for_tx(node, submission)
         balance = node.balance(WALLET.address)
-        second_answer = node.broadcast(submission.tx_bytes)
-        assert (second_answer.codespace, second_answer.code) == ("sdk", 19)
+        repeated = node.broadcast(submission.tx_bytes)
+        assert (repeated.codespace, repeated.code) == ("sdk", 19)
         assert node.balance(WALLET.address) == balance
         assert len(embedded.call(lambda chain: chain.state.inclusions(67, 1))) == 1
 
 
 def test_price_of_a_served_nonce_is_refused(open_node: Open) -> None:
     with open_node() as (_, node):
-        register_wallet(node)
-        submission = sign_forecast(node)
+        register_wallet(node, WALLET)
+        submission = sign_forecast(node, WALLET, value=0.0123)
         node.broadcast(submission.tx_bytes)
         wait_for_tx(node, submission)
         with pytest.raises(RetryLater, match="Nothing was signed or paid"):
-            sign_forecast(node, value=0.5)
+            sign_forecast(node, WALLET, value=0.5)
 
 
 def test_price_permanent_refusal_needs_human_before_signing(open_node: Open) -> None:
     poor = Wallet(b"\4" * 32)
     with open_node(faucet=False) as (embedded, node):
-        with pytest.raises(NeedsHuman, match="does not exist yet"):
-            sign_forecast(node, wallet=poor)
+        with pytest.raises(NeedsHuman, match="does not exist"):
+            sign_forecast(node, poor, value=0.0123)
         embedded.call(lambda chain: chain.fund(poor.address, 10))
         with pytest.raises(NeedsHuman, match="not registered"):
-            sign_forecast(node, wallet=poor)
+            sign_forecast(node, poor, value=0.0123)
         with pytest.raises(NeedsHuman, match="does not cover the fee"):
-            register_wallet(node, wallet=poor)
+            register_wallet(node, poor)
         embedded.call(lambda chain: chain.fund(poor.address, 10**12))
         embedded.call(lambda chain: chain.configure(replace(chain.config, topics=(replace(TOPIC, workers=()),))))
-        register_wallet(node, wallet=poor)
+        register_wallet(node, poor)
         assert not node.can_submit(67, poor.address)
         with pytest.raises(NeedsHuman, match="on the list"):
-            sign_forecast(node, wallet=poor)
+            sign_forecast(node, poor, value=0.0123)
         with pytest.raises(NeedsHuman, match="no such topic"):
-            register_wallet(node, topic_id=99, wallet=poor)
+            register_wallet(node, poor, 99)
 
 
 def test_node_missing_items_are_none(open_node: Open) -> None:
@@ -177,12 +163,12 @@ def test_node_missing_items_are_none(open_node: Open) -> None:
 
 def test_node_follows_a_chain_upgrade(open_node: Open) -> None:
     with open_node(version="v9") as (embedded, node):
-        register_wallet(node)
+        register_wallet(node, WALLET)
         assert node.version() == "v9"
         embedded.call(lambda chain: chain.configure(replace(chain.config, version="v10")))
         assert node.open_nonces(67) == [1]
         assert node.version() == "v10"
-        submission = sign_forecast(node)
+        submission = sign_forecast(node, WALLET, value=0.0123)
         assert node.broadcast(submission.tx_bytes).code == 0
         assert wait_for_tx(node, submission).code == 0
         embedded.call(lambda chain: chain.configure(replace(chain.config, version="v9")))
@@ -199,13 +185,17 @@ def test_node_on_another_chain_gets_no_request(open_node: Open) -> None:
 def test_wait_ends_after_the_window_or_on_stop(open_node: Open) -> None:
     with open_node(seal_at_once=False) as (embedded, node):
         embedded.call(lambda chain: chain.state.workers.add((67, WALLET.address)))
-        submission = sign_forecast(node)
+        submission = sign_forecast(node, WALLET, value=0.0123)
         node.broadcast(submission.tx_bytes)
         stop = threading.Event()
         stop.set()
-        last = submission.timeout_height
         result = wait_for_transaction(
-            node, submission.tx_hash, timeout_height=last, clock=SystemClock(), wake=stop, timeout_seconds=600.0
+            node,
+            submission.tx_hash,
+            timeout_height=submission.timeout_height,
+            clock=SystemClock(),
+            wake=stop,
+            timeout_seconds=600.0,
         )
         assert result is None
         embedded.call(lambda chain: setattr(chain.state, "height", submission.timeout_height))
@@ -217,9 +207,9 @@ def test_replay_chain_advances_with_a_stopped_clock(tmp_path: Path) -> None:
     clock, name = ReplayClock(1_571_302_800.0), "localnet-20191017T090000Z"
     for _ in range(2):
         with open_embedded(tmp_path, clock, chain_id=name) as embedded, Node(embedded.endpoint, chain_id=name) as node:
-            assert node.open_nonces(67) == [1_571_302_800 // 5]  # nine o'clock, an epoch's start
+            assert node.open_nonces(67) == [1_571_302_800 // 5]  # nine o'clock, the start of an epoch
             if not node.is_registered(67, WALLET.address):
-                register(node, WALLET, 67, SPENDING, chain_id=name, clock=clock, wake=threading.Event())
+                register(node, WALLET, 67, FEE_POLICY, chain_id=name, clock=clock, wake=threading.Event())
                 assert node.height() == 1_571_302_800 // 5 + 1
     assert (tmp_path / "localnet" / f"{name}.sqlite").is_file()
 
@@ -237,7 +227,7 @@ def test_node_shared_by_two_threads_works(open_node: Open) -> None:
 
 @contextmanager
 def raw_server(reply: bytes | None) -> Iterator[str]:
-    """An endpoint that is no node: it sends `reply` to whoever connects, or nothing at all and stays on the line."""
+    """A server that is not a node: it sends `reply` to each client, or with None keeps the connection open in silence."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         connections: list[socket.socket] = []
 
@@ -249,7 +239,7 @@ def raw_server(reply: bytes | None) -> Iterator[str]:
                     return
                 connections.append(connection)
                 if reply is not None:
-                    with closing(connection), suppress(OSError):  # the caller may have hung up already
+                    with closing(connection), suppress(OSError):  # the client may have disconnected
                         connection.recv(4096)
                         connection.sendall(reply)
 
@@ -267,7 +257,7 @@ def raw_server(reply: bytes | None) -> Iterator[str]:
 HTML = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 20\r\n\r\n<html>sorry</html>\r\n"
 
 
-@pytest.mark.parametrize("reply", [None, HTML, b"", b"\0" * 100_000], ids=["hangs", "html", "hangs up", "garbage"])
+@pytest.mark.parametrize("reply", [None, HTML, b"", b"\0" * 100_000], ids=["silence", "html", "disconnect", "garbage"])
 def test_node_unusable_server_raises_within_the_deadline(reply: bytes | None) -> None:
     with raw_server(reply) as endpoint, Node(endpoint, deadline=0.3) as node:
         for call in (node.height, node.version):
@@ -276,9 +266,9 @@ def test_node_unusable_server_raises_within_the_deadline(reply: bytes | None) ->
 
 
 def test_node_unreachable_error_names_the_call() -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # kept, and not listened on: nobody else gets the port meanwhile
-        endpoint = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # reserved but not listening, so that no other process gets the port
+        endpoint = f"127.0.0.1:{reserved.getsockname()[1]}"
         with Node(endpoint) as node, pytest.raises(RetryLater, match=rf"{endpoint}.*GetLatestBlock.*unavailable"):
             node.height()
 
@@ -294,11 +284,6 @@ def test_node_recovered_is_used_by_the_same_client(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("junk", [b"", b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", b"{}"])
 def test_node_unreadable_request_is_refused_and_serving_continues(open_node: Open, junk: bytes) -> None:
-    import grpc  # type: ignore[import-untyped]  # no stubs
-
-    from forecastd.localnet.emissions import QUERIES
-    from forecastd.localnet.service import METHODS
-
     with open_node() as (embedded, node):
         paths = [*METHODS, *(f"/emissions.v10.QueryService/{name}" for name in QUERIES)]
         with grpc.insecure_channel(embedded.endpoint.rpartition("/")[2]) as channel:
@@ -309,8 +294,6 @@ def test_node_unreadable_request_is_refused_and_serving_continues(open_node: Ope
 
 @VERSIONS
 def test_node_other_emissions_version_is_unimplemented(open_node: Open, version: EmissionsVersion) -> None:
-    import grpc
-
     other_version = "v9" if version == "v10" else "v10"
     with open_node(version=version) as (embedded, _):
         address = embedded.endpoint.rpartition("/")[2]
@@ -321,11 +304,9 @@ def test_node_other_emissions_version_is_unimplemented(open_node: Open, version:
 
 
 def test_node_both_account_queries_agree(open_node: Open) -> None:
-    import grpc
-
     auth = messages("cosmos.auth.v1beta1")
     with open_node() as (embedded, node):
-        register_wallet(node)
+        register_wallet(node, WALLET)
         with grpc.insecure_channel(embedded.endpoint.rpartition("/")[2]) as channel:
             request = bytes(auth.QueryAccountRequest(address=WALLET.address))
             raw = channel.unary_unary("/cosmos.auth.v1beta1.Query/Account")(request, timeout=60)
@@ -342,16 +323,14 @@ def test_find_endpoint_ignores_stale_and_invalid_files(tmp_path: Path) -> None:
             assert find_endpoint(tmp_path, chain_id="localnet-x") is None
             document = endpoint_file(tmp_path).read_text()
         assert not endpoint_file(tmp_path).exists()
-        embedded.set_faults([NodeFault("refuse")])  # nobody answers there, and nobody else can get the port
+        embedded.set_faults([NodeFault("refuse")])  # refuses connections but keeps the port
         for text in (document, "", "[]", "{}", '{"endpoint": 5, "chain_id": "localnet"}', "\0"):
             endpoint_file(tmp_path).write_text(text)
             assert find_endpoint(tmp_path) is None
 
 
 def test_listen_socket_protocol_is_tcp() -> None:
-    """Else asyncio leaves Nagle's algorithm on, and every call waits 40 ms for an acknowledgement."""
-    from forecastd.localnet.server import listen
-
+    """Otherwise asyncio does not disable Nagle's algorithm, and every call waits 40 ms for an acknowledgement."""
     with listen(0) as sock:
         assert sock.proto == socket.IPPROTO_TCP
         with pytest.raises(OSError, match="in use"):

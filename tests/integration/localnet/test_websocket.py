@@ -1,4 +1,4 @@
-"""The websocket as a worker uses it."""
+"""The websocket of the local node, with a real client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUERY = f"tm.event='NewBlockEvents' AND {OPENED_EVENT}.topic_id = '\"67\"'"
 
 
 def run_scenario(scenario: Callable[[EventHub, str], Awaitable[None]]) -> None:
-    """Tell a story to a hub that serves, in one loop."""
+    """Run a scenario against a serving hub, in one loop."""
 
     async def run() -> None:
         hub = EventHub()
@@ -82,7 +82,7 @@ def test_query_matches_event_attributes(query: str, block: ChainBlock, expected:
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"),
+    ("text", "code"),
     [("not json", -32700), ("[]", -32600), ("{}", -32600), ('{"method": 5, "id": 1}', -32600),
      ('{"method": "subscribe", "id": 1}', -32600), ('{"method": "subscribe", "id": [], "params": {"query": "x"}}', -32600),
      ('{"method": "subscribe", "id": 1, "params": {"query": 5}}', -32600), ('{"method": "x", "id": 1}', -32601)],

@@ -1,4 +1,4 @@
-"""What is signed, byte by byte, and what is never signed."""
+"""Signed transactions: their bytes, and the data that is never signed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sign_forecast(**more: Any) -> Submission:
 
 
 def parse_tx(submission: Submission) -> tuple[Any, Any, Any]:
-    """The raw transaction, its body, its auth info."""
+    """The raw transaction, its body and its auth info."""
     tx = messages("cosmos.tx.v1beta1")
     raw = tx.TxRaw.parse(submission.tx_bytes)
     return raw, tx.TxBody.parse(raw.body_bytes), tx.AuthInfo.parse(raw.auth_info_bytes)

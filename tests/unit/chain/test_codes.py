@@ -1,4 +1,4 @@
-"""The table of answers, looked up as the worker does."""
+"""The classification of a node's answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES = [
     ("emissions", 78, "", Action.DONE),
     ("undefined", 1, "Error appending: inference already submitted", Action.DONE),
     ("emissions", 92, "Worker is not permitted to submit payload: x", Action.NEEDS_HUMAN),
-    ("emissions", 4, "", Action.VERIFY),  # sdk 4 is another thing
+    ("emissions", 4, "", Action.VERIFY),  # sdk 4 means something else
     ("emissions", 11, "", Action.VERIFY),
     ("sdk", 67, "", Action.VERIFY),
     ("sdk", 75, "", Action.VERIFY),

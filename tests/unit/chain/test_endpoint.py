@@ -1,4 +1,4 @@
-"""Endpoints as users write them."""
+"""Parsing endpoints as users write them."""
 
 from __future__ import annotations
 

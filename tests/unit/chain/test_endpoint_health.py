@@ -1,4 +1,4 @@
-"""What is known of an endpoint, and whether it is asked."""
+"""The health of an endpoint: its state, and when it is called."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRONG_CHAIN = HEALTHY.record_wrong_chain("other-1", 20.0)
 
 
 @pytest.mark.parametrize(
-    ("health", "now", "standing", "closed", "wants_probe"),
+    ("health", "now", "state", "is_available", "needs_probe"),
     [
         (UNTRIED, 0.0, EndpointState.UNTRIED, True, True),
         (HEALTHY, 10.0, EndpointState.OK, True, False),
@@ -94,10 +94,10 @@ def test_health_success_clears_the_failure() -> None:
         (HEALTHY, HEALTHY.record_height(1001 + MAX_LAG, 10.0, 10.0), True),
         (HEALTHY, HEALTHY.record_height(500, 10.0, 10.0), False),
         (HEALTHY, HEALTHY.record_height(1500, 10.0, 12.0), True),
-        # Read much later than mine: no wonder that it is higher.
+        # Read much later than the other height, so it may well be higher.
         (HEALTHY, HEALTHY.record_height(1500, 25.0, 25.0), False),
         (HEALTHY.record_height(1000, 30.0, 30.0), HEALTHY.record_height(1500, 25.0, 25.0), True),
-        # Not heard from for longer than anybody is measured against it.
+        # Its height has expired, so nothing is compared with it.
         (HEALTHY.record_height(1000, 700.0, 700.0), HEALTHY.record_height(1500, 25.0, 25.0), False),
         (HEALTHY, HEALTHY.record_height(1500, 10.0, 10.0).record_wrong_chain("other-1", 11.0), False),
         (HEALTHY, replace(HEALTHY, height=1500).record_wrong_chain("other-1", 11.0).record_success(0.1), False),
@@ -125,7 +125,7 @@ EVENTS = st.lists(
 
 
 def _after_events(events: list[tuple[str, float]]) -> tuple[EndpointHealth, float]:
-    """An endpoint after a history, and the time of its end."""
+    """An endpoint after a history of events, and the time of the last event."""
     health, now = UNTRIED, 0.0
     for kind, wait in events:
         now += wait

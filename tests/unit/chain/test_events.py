@@ -1,4 +1,4 @@
-"""What is read from a node's websocket: the chain's events in every spelling, and nothing from rubbish."""
+"""Parsing messages of a node's websocket: every form of the chain's events, and any garbage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def message(kind: str, attributes: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("version", ["v9", "v10"])
-@pytest.mark.parametrize("spelt", ['"67"', "67", 67])
+@pytest.mark.parametrize("number_text", ['"67"', "67", 67])
 def test_read_message_accepts_every_number_format(version: str, number_text: object) -> None:
     event_message = read_message(
         message(

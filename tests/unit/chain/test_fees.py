@@ -1,4 +1,4 @@
-"""Gas and fees as pure arithmetic."""
+"""Gas and fees."""
 
 from __future__ import annotations
 

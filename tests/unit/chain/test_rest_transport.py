@@ -1,4 +1,4 @@
-"""What comes back over REST, before it is anything: read, refused, or no answer at all."""
+"""Parsing REST responses: answers, refusals, and responses that no node sends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_read_response_error_raises_rpc_error(status: int, body: bytes, refusal:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "message"),
     [
         (429, b"slow down", "429"),
         (429, _error(8), "resource exhausted"),

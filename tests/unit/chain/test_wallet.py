@@ -1,4 +1,4 @@
-"""The wallet: derived as cosmpy derives it, read only from safe places, never told."""
+"""The wallet: derived as by cosmpy, read only from safe places, never shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_private_file(path: Path, text: str = PHRASE, mode: int = 0o600) -> Pat
 
 
 def leaked_words(text: str) -> list[str]:
-    """Words of the phrase that a text holds."""
+    """The words of the phrase in a text."""
     return [word for word in set(WORDS) if word in text.lower().split()]
 
 
@@ -88,7 +88,7 @@ def test_is_address_checks_prefix_checksum_and_length() -> None:
 @given(st.integers(0, len(WORDS) - 1), st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=12))
 def test_mnemonic_typo_is_located_without_showing_words(place: int, typed: str) -> None:
     words = list(WORDS)
-    words[place] = typed + "qqq"  # no BIP-39 word ends so
+    words[place] = typed + "qqq"  # no BIP-39 word ends like this
     with pytest.raises(NeedsHuman, match=rf"word {place + 1} is not in the BIP-39 English list") as caught:
         Wallet.from_mnemonic(" ".join(words), origin="MNEMONIC")
     assert not leaked_words(str(caught.value))
@@ -96,7 +96,7 @@ def test_mnemonic_typo_is_located_without_showing_words(place: int, typed: str) 
 
 
 @pytest.mark.parametrize(
-    ("phrase", "told"),
+    ("phrase", "message"),
     [
         ("", "has 0 words"),
         (" ".join(WORDS[:23]), "has 23 words"),
@@ -110,7 +110,7 @@ def test_mnemonic_invalid_phrase_names_the_cause(phrase: str, message: str) -> N
     assert not leaked_words(str(caught.value))
 
 
-@pytest.mark.parametrize("written", [f"  {PHRASE}\n", PHRASE.upper(), f'"{PHRASE}"', PHRASE.replace(" ", "\n")])
+@pytest.mark.parametrize("text", [f"  {PHRASE}\n", PHRASE.upper(), f'"{PHRASE}"', PHRASE.replace(" ", "\n")])
 def test_mnemonic_loose_formatting_is_accepted(text: str) -> None:
     assert Wallet.from_mnemonic(text).address == Wallet.from_mnemonic(PHRASE).address
 
@@ -163,7 +163,7 @@ def test_open_wallet_unusable_file_is_refused_by_name(tmp_path: Path, kind: str)
 
 
 def test_open_wallet_reads_a_systemd_credential(tmp_path: Path) -> None:
-    write_private_file(tmp_path / "mnemonic", mode=0o440)  # as systemd mounts it
+    write_private_file(tmp_path / "mnemonic", mode=0o440)  # as mounted by systemd
     wallet = open_wallet(load_configured_settings(tmp_path, credentials_directory=tmp_path, allora_network="mainnet"))
     assert wallet.address == Wallet.from_mnemonic(PHRASE).address
 

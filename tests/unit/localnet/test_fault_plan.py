@@ -1,4 +1,4 @@
-"""Faults of the local node as text, and which requests they strike."""
+"""Faults of the local node: their text form, and the requests they apply to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def selections(text: str, times: int, *, height: int = 1, method: str = "GetTx")
         ("flapping=2", [0, 0, 1, 1, 0, 0]),
         ("hang@method=GetTx+Simulate", [1, 1, 1, 1, 1, 1]),
         ("hang@method=Simulate", [0, 0, 0, 0, 0, 0]),
-        ("lose-answer", [0, 0, 0, 0, 0, 0]),  # only a broadcast has it
+        ("lose-answer", [0, 0, 0, 0, 0, 0]),  # applies to broadcasts only
         ("hang@until=0", [0, 0, 0, 0, 0, 0]),
         ("hang@from=1@until=1", [1, 1, 1, 1, 1, 1]),
         ("hang@from=2", [0, 0, 0, 0, 0, 0]),
@@ -69,10 +69,10 @@ def test_parse_faults_splits_on_commas_but_not_before_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "is no fault"),
-        ("explode", "is no fault"),
+        ("", "is not a fault"),
+        ("explode", "is not a fault"),
         ("hang=3", "takes no value"),
         ("slow=fast", "a number of seconds above 0"),
         ("slow=0", "a number of seconds above 0"),
@@ -84,9 +84,9 @@ def test_parse_faults_splits_on_commas_but_not_before_seed() -> None:
         ("hang@first=x", "cannot be limited by"),
         ("hang@p=2", "cannot be limited by"),
         ("hang@method=", "cannot be limited by"),
-        ("drop@method=GetTx", "cannot be limited by"),  # it is of broadcasts by itself
+        ("drop@method=GetTx", "cannot be limited by"),  # it already applies to broadcasts only
         ("out-of-gas@method=GetTx", "cannot be limited by"),
-        ("refuse@first=2", "cannot be limited by"),  # what the kernel refuses nobody can count
+        ("refuse@first=2", "cannot be limited by"),  # refused connections cannot be counted
         ("hang@first=1@first=2", "@first twice"),
         ("hang@from=1@from=2", "@from twice"),
     ],

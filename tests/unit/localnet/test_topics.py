@@ -1,4 +1,4 @@
-"""Which nonces are open at which height."""
+"""The nonces that are open at a height."""
 
 from __future__ import annotations
 
