@@ -1,4 +1,4 @@
-"""`doctor`: a line each for everything a worker stands on, whatever else is broken, and nothing changed by it."""
+"""`doctor`: one line per check, whatever else is broken, and no changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 PHRASE = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about"
 TYPO = PHRASE.replace("about", "abuot")
-CLOSED = "127.0.0.1:9"  # the discard port, which nothing listens on
+CLOSED = "127.0.0.1:9"  # the discard port; nothing listens there
 ALL = {
     "settings", "wallet", "endpoint", "balance", "topic", "sequence", "clock", "source", "model", "disk", "ledger", "service",
 }  # fmt: skip
@@ -25,9 +25,9 @@ def test_doctor_defaults_are_healthy(command: Any) -> None:
     result = command("doctor", "--json")
     assert result.code == 0, result.out
     assert result.err == ""
-    assert {finding["check"] for finding in result.told["findings"]} == ALL
-    assert levels(result.told, "ok") == ALL - {"service"}
-    assert (result.told["ok"], result.told["worst"]) == (True, "ok")
+    assert {finding["check"] for finding in result.document["findings"]} == ALL
+    assert levels(result.document, "ok") == ALL - {"service"}
+    assert (result.document["ok"], result.document["worst"]) == (True, "ok")
 
 
 def test_doctor_text_output_fits_eighty_columns(command: Any) -> None:
@@ -42,13 +42,13 @@ def test_doctor_text_output_fits_eighty_columns(command: Any) -> None:
 def test_doctor_after_submission_reports_and_changes_nothing(
     command: Any, once: Callable[..., Any], tmp_path: Path
 ) -> None:
-    finding_messages = once().told
+    outcome = once().document
     ledger = tmp_path / "state" / "ledger.sqlite"
     before = ledger.read_bytes()
-    messages = {finding["check"]: finding["found"] for finding in command("doctor", "--json").told["findings"]}
-    assert "1 epochs, 0 of them open" in messages["ledger"]
-    assert str(finding_messages["nonce"]) in messages["ledger"]
-    assert "next is 2" in messages["sequence"], "the registration and the submission, and nothing of the doctor's"
+    messages = {finding["check"]: finding["message"] for finding in command("doctor", "--json").document["findings"]}
+    assert "1 epoch, 0 of them open" in messages["ledger"]
+    assert str(outcome["nonce"]) in messages["ledger"]
+    assert "next is 2" in messages["sequence"], "after the registration and the submission; the doctor sends nothing"
     assert "the last fee" in messages["balance"]
     assert ledger.read_bytes() == before
 
@@ -72,7 +72,7 @@ def test_doctor_after_submission_reports_and_changes_nothing(
         (
             {"ALLORA_NETWORK": "testnet", "MNEMONIC": PHRASE, "RPC_ENDPOINTS": CLOSED},
             "source",
-            "made up",
+            "synthetic",
             {"source", "model", "endpoint"},
         ),
     ],
@@ -85,13 +85,13 @@ def test_doctor_failing_check_does_not_stop_others(
     result = command("doctor", "--json", **environment)
     assert result.code == 5, result.out + result.err
     assert result.err == ""
-    assert levels(result.told, "fail") == fails
+    assert levels(result.document, "fail") == fails
     matching = [
-        finding for finding in result.told["findings"] if (finding["check"], finding["level"]) == (check, "fail")
+        finding for finding in result.document["findings"] if (finding["check"], finding["level"]) == (check, "fail")
     ]
-    assert any(words in finding["found"] for finding in matching), matching
+    assert any(words in finding["message"] for finding in matching), matching
     assert all(finding["fix"] for finding in matching)
-    assert {"source", "model", "disk", "service"} <= {finding["check"] for finding in result.told["findings"]}
+    assert {"source", "model", "disk", "service"} <= {finding["check"] for finding in result.document["findings"]}
     assert "abandon" not in result.out
     assert "abuot" not in result.out
 
@@ -99,8 +99,8 @@ def test_doctor_failing_check_does_not_stop_others(
 def test_doctor_misspelled_setting_warns(command: Any) -> None:
     result = command("doctor", "--json", RPC_ENDPOINT=CLOSED)
     assert result.code == 0
-    (warning,) = [finding for finding in result.told["findings"] if finding["level"] == "warn"]
-    assert "RPC_ENDPOINT in the environment" in warning["found"]
+    (warning,) = [finding for finding in result.document["findings"] if finding["level"] == "warn"]
+    assert "RPC_ENDPOINT in the environment" in warning["message"]
     assert "RPC_ENDPOINTS" in warning["fix"]
 
 
@@ -113,9 +113,9 @@ def test_doctor_foreign_signer_and_damaged_ledger_fail(command: Any, once: Calla
     database.close()
     result = command("doctor", "--json")
     assert result.code == 5
-    assert levels(result.told, "fail") == {"sequence", "ledger"}
-    text = " ".join(finding["found"] + finding["fix"] for finding in result.told["findings"])
-    assert "somebody else signed with this key: 0" in text
+    assert levels(result.document, "fail") == {"sequence", "ledger"}
+    text = " ".join(finding["message"] + finding["fix"] for finding in result.document["findings"])
+    assert "another program used this key: sequence 0" in text
     assert "ledger trust" in text
     assert "is not what was written" in text
 
@@ -124,7 +124,9 @@ def test_doctor_reports_each_topic_of_a_file(command: Any, tmp_path: Path) -> No
     (tmp_path / "topics.toml").write_text("[[topic]]\nid = 67\n[[topic]]\nid = 4242\n")
     result = command("doctor", "--json", "--topics", "topics.toml")
     assert result.code == 5
-    topics = [finding["found"] for finding in result.told["findings"] if finding["check"] == "topic"]
-    assert any(lines_by_topic.startswith("67 is active") for lines_by_topic in topics)
-    assert any(lines_by_topic.startswith("4242 does not exist") for lines_by_topic in topics)
-    assert sum(finding["check"] == "model" for finding in result.told["findings"]) == 1, "a shared model is loaded once"
+    topics = [finding["message"] for finding in result.document["findings"] if finding["check"] == "topic"]
+    assert any(message.startswith("67 is active") for message in topics)
+    assert any(message.startswith("4242 does not exist") for message in topics)
+    assert sum(finding["check"] == "model" for finding in result.document["findings"]) == 1, (
+        "a shared model is loaded once"
+    )

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Boots systemd as process 1 of a box: namespaces of its own over a throw-away layer on this machine's files, with a user
+# Boots systemd as process 1 in its own namespaces (the box), over a temporary layer on this machine's files, with a user
 # forecastd, the checkout at /opt/forecastd and its virtual environment at /opt/venv. Runs SHARE/job there as root, with SHARE at
-# /run/box, and ends with it. Nothing outside the box is touched. Needs root.
+# /run/box, and ends with that job. Nothing outside the box is changed. Requires root.
 #
-# Usage: test_service_box.sh SHARE CHECKOUT VENV BASE      BASE: where the interpreter is that VENV's links lead to
+# Usage: test_service_box.sh SHARE CHECKOUT VENV BASE      BASE: the directory of the interpreter that VENV links to
 set -euo pipefail
 
 outside() {
@@ -11,16 +11,16 @@ outside() {
     mount -t tmpfs box /mnt
     mkdir /mnt/cgroup
     mount -t cgroup2 cgroup /mnt/cgroup
-    local own
-    own=/mnt/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/forecastd-box-$$
-    mkdir "$own"
+    local box_cgroup
+    box_cgroup=/mnt/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/forecastd-box-$$
+    mkdir "$box_cgroup"
     local code=0
     (
-        echo "$BASHPID" >"$own/cgroup.procs"
+        echo "$BASHPID" >"$box_cgroup/cgroup.procs"
         exec unshare --mount --pid --fork --kill-child --uts --ipc --net --cgroup bash "$0" inside "$@"
     ) || code=$?
     for _ in $(seq 100); do
-        find "$own" -depth -type d -exec rmdir {} + 2>/dev/null && break
+        find "$box_cgroup" -depth -type d -exec rmdir {} + 2>/dev/null && break
         sleep 0.1
     done
     return "$code"
@@ -55,15 +55,15 @@ inside() {
     mount --bind "$checkout" $root/opt/forecastd
     mount --bind "$venv" $root/opt/venv
     mount --bind "$base" "$root$base"
-    local way=$base
-    while [ "$way" != / ]; do # everybody may use this interpreter, in here
-        way=$(dirname "$way")
-        chmod a+x "$root$way"
+    local parent=$base
+    while [ "$parent" != / ]; do # let every user run this interpreter inside the box
+        parent=$(dirname "$parent")
+        chmod a+x "$root$parent"
     done
     echo forecastd:x:64000:64000::/var/lib/forecastd:/usr/sbin/nologin >>$root/etc/passwd
     echo forecastd:x:64000: >>$root/etc/group
 
-    # Of what would start at boot, only what units depend on by name.
+    # Start at boot only what units depend on explicitly.
     rm -rf $root/etc/systemd/system $root/lib/systemd/system/*.wants $root/lib/systemd/system-generators
     mkdir -p $root/etc/systemd/system
     cat >$root/etc/systemd/system/job.service <<END
@@ -74,7 +74,7 @@ FailureAction=exit
 [Service]
 Type=oneshot
 ExecStart=/run/box/job
-StandardOutput=file:/run/box/said
+StandardOutput=file:/run/box/output
 StandardError=inherit
 TimeoutStartSec=240
 END

@@ -1,4 +1,4 @@
-"""`forecastd service`: what it writes is right for systemd itself, and what is not its own it leaves alone."""
+"""`forecastd service`: systemd accepts its units, and foreign or changed files are left alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from forecastd.service.launch import FLEET_SERVICE, SERVICES, LaunchSpec, Servic
 AS_ROOT = os.getuid() == 0
 WHO = ("--run-as", "nobody") if AS_ROOT else ()
 UNIT, PROGRAM = "allora-submission.service", "allora-submission.conf"
-MAX_EXPOSURE = 1.5  # of 10, the exposure that `systemd-analyze security` may find
+MAX_EXPOSURE = 1.5  # the highest exposure that `systemd-analyze security` may report, of 10
 
 
 class SystemdAnalyze:
@@ -40,10 +40,10 @@ class SystemdAnalyze:
 
     def approves(self, unit: Path, *scope: str) -> None:
         assert self(*scope, "verify", str(unit)) == (0, "")
-        code, told = self(*scope, "security", "--offline=true", str(unit))
-        (exposure,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", told)
+        code, output = self(*scope, "security", "--offline=true", str(unit))
+        (exposure,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", output)
         assert code == 0
-        assert float(exposure) <= MAX_EXPOSURE, told
+        assert float(exposure) <= MAX_EXPOSURE, output
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ HOMES = Path("/home/somebody")
 LAUNCHES: dict[str, dict[str, Any]] = {
     "plain": {},
     "at_home": {"directory": HOMES, "state": HOMES / "state", "logs": HOMES / "my logs"},
-    "own": {"own": True, "directory": HOMES, "state": HOMES / "state", "logs": HOMES / "logs"},
+    "per_user": {"per_user": True, "directory": HOMES, "state": HOMES / "state", "logs": HOMES / "logs"},
     "credential": {"credential": Path("/etc/a phrase: 50%")},
-    "fleet": {"service": FLEET_SERVICE, "own": True, "state": HOMES / "state", "credential": Path("/etc/keys")},
+    "fleet": {"service": FLEET_SERVICE, "per_user": True, "state": HOMES / "state", "credential": Path("/etc/keys")},
     "options": {"options": ("--state-dir", "/var/a b", "--log-dir", "/${HOME}/%h;x")},
 }
 
@@ -93,13 +93,13 @@ def test_service_rendered_units_pass_analyze(
 ) -> None:
     parts: dict[str, Any] = {
         "python": Path(sys.executable), "program": Path("/opt/p"), "directory": Path("/opt"), "options": (), "user": "worker",
-        "own": False, "state": None, "logs": None, "credential": None,
+        "per_user": False, "state": None, "logs": None, "credential": None,
     }  # fmt: skip
-    if name == "awkward":  # a name that is not read back as it is would not be found, and that would be told
-        place = tmp_path / " a b%h\\x41 ${HOME} 'c' \"d\" ; # é"
-        place.mkdir()
-        (place / "python").symlink_to(sys.executable)
-        parts |= {"python": place / "python", "directory": place, "state": place, "logs": place}
+    if name == "awkward":  # systemd reports a path that it reads differently, because it then does not exist
+        directory = tmp_path / " a b%h\\x41 ${HOME} 'c' \"d\" ; # é"
+        directory.mkdir()
+        (directory / "python").symlink_to(sys.executable)
+        parts |= {"python": directory / "python", "directory": directory, "state": directory, "logs": directory}
     unit = tmp_path / UNIT
     launch = LaunchSpec(**(parts | LAUNCHES.get(name, {})))
     unit.write_text(systemd.render(launch.service.template_path("systemd").read_text(encoding="utf-8"), launch))
@@ -108,10 +108,10 @@ def test_service_rendered_units_pass_analyze(
 
 @pytest.mark.parametrize("manager", ["systemd", "supervisord"])
 def test_service_install_and_uninstall_respect_manual_changes(command: Any, tmp_path: Path, manager: str) -> None:
-    place = tmp_path / "units"
-    place.mkdir()
-    file = place / (UNIT if manager == "systemd" else PROGRAM)
-    arguments = ("--manager", manager, "--to", str(place))
+    directory = tmp_path / "units"
+    directory.mkdir()
+    file = directory / (UNIT if manager == "systemd" else PROGRAM)
+    arguments = ("--manager", manager, "--to", str(directory))
 
     result = command("service", "install", *arguments, *WHO)
     assert result.code == 0, result.err
@@ -127,8 +127,8 @@ def test_service_install_and_uninstall_respect_manual_changes(command: Any, tmp_
     assert command("service", "install", *arguments, *WHO).code == 0
     changed = file.read_text(encoding="utf-8") + "# mine\n"
     file.write_text(changed)
-    for what in (("install", *arguments, *WHO), ("uninstall", *arguments)):
-        refusal = command("service", *what)
+    for action in (("install", *arguments, *WHO), ("uninstall", *arguments)):
+        refusal = command("service", *action)
         assert (refusal.code, refusal.out) == (5, "")
         assert "was changed by hand" in refusal.err
     assert file.read_text(encoding="utf-8") == changed
@@ -136,11 +136,11 @@ def test_service_install_and_uninstall_respect_manual_changes(command: Any, tmp_
 
     result = command("service", "uninstall", *arguments)
     assert result.code == 0
-    assert f"Removed: {file}\nLeft as they are: {tmp_path}/state, {tmp_path}/logs\n" in result.out
-    assert list(place.iterdir()) == []
+    assert f"Removed: {file}\nKept: {tmp_path}/state, {tmp_path}/logs\n" in result.out
+    assert list(directory.iterdir()) == []
     removed = command("service", "uninstall", *arguments)
     assert removed.code == 5
-    assert "is not there" in removed.err
+    assert "does not exist" in removed.err
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "directory"])
@@ -148,13 +148,13 @@ def test_service_foreign_file_is_left_alone(command: Any, root: Path, tmp_path: 
     file = tmp_path / UNIT
     if kind == "file":
         file.write_bytes((root / UNIT).read_bytes())
-    elif kind == "link":  # as `systemctl mask` makes it
+    elif kind == "link":  # as made by `systemctl mask`
         file.symlink_to("/dev/null")
     else:
         file.mkdir()
     before = identity(file)
-    for what in (("install", *WHO), ("uninstall",)):
-        result = command("service", *what, "--manager", "systemd", "--to", str(tmp_path))
+    for action in (("install", *WHO), ("uninstall",)):
+        result = command("service", *action, "--manager", "systemd", "--to", str(tmp_path))
         assert result.code == 5
         assert str(file) in result.err
         assert "Traceback" not in result.err
@@ -188,7 +188,7 @@ def test_service_public_fleet_without_keys_warns(command: Any, tmp_path: Path) -
     (tmp_path / ".env").chmod(0o600)
     result = command("service", "show", "--fleet", "--manager", "supervisord", *WHO)
     assert result.code == 0, result.err
-    assert "no API key is set, without which it does not start: set FLEET_API_KEYS_FILE in .env" in result.err
+    assert "the fleet does not start there without an API key: set FLEET_API_KEYS_FILE in .env" in result.err
     assert "No wallet" not in result.err
     refusal = command("service", "show", "--fleet", "--manager", "supervisord", "--credential", "/etc/keys")
     assert refusal.code == 2
@@ -202,7 +202,7 @@ def test_service_enabled_unit_is_not_removed(command: Any, tmp_path: Path) -> No
     (tmp_path / "multi-user.target.wants" / UNIT).symlink_to(tmp_path / UNIT)
     result = command("service", "uninstall", *arguments)
     assert result.code == 5
-    assert "First: systemctl disable --now allora-submission" in result.err
+    assert "First run: systemctl disable --now allora-submission" in result.err
     assert (tmp_path / UNIT).is_file()
 
 
@@ -210,43 +210,43 @@ def test_service_install_accepts_any_directory_and_env(
     command: Any, environment: dict[str, str], tmp_path: Path
 ) -> None:
     del environment["STATE_DIR"]
-    place = tmp_path / "100% #1; it's $HOME"
-    place.mkdir()
-    (place / ".env").write_text("STATE_DIR=my state\nALLORA_NETWORK=testnet\n")
-    (place / ".env").chmod(0o600)
-    shared = ("--directory", str(place), "--python", sys.executable, "--to", str(tmp_path), *WHO)
-    for manager, kind, name in (("systemd", systemd, UNIT), ("supervisord", supervisord, PROGRAM)):
+    directory = tmp_path / "100% #1; it's $HOME"
+    directory.mkdir()
+    (directory / ".env").write_text("STATE_DIR=my state\nALLORA_NETWORK=testnet\n")
+    (directory / ".env").chmod(0o600)
+    shared = ("--directory", str(directory), "--python", sys.executable, "--to", str(tmp_path), *WHO)
+    for manager, renderer, name in (("systemd", systemd, UNIT), ("supervisord", supervisord, PROGRAM)):
         result = command("service", "install", "--manager", manager, *shared, LOG_DIR="/srv/l", TIINGO_API_KEY="x")
         assert result.code == 0, result.err
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert missing_paths(tmp_path / name) == []
-        assert [Path(one) for one in kind.named(text).directories] == [place]
+        assert [Path(directory) for directory in renderer.parse_references(text).directories] == [directory]
         assert "--state-dir" not in text
         assert "--log-dir /srv/l" in text
-        assert f"not for the service: TIINGO_API_KEY. Write it into {place}/.env." in result.err
+        assert f"not for the service: TIINGO_API_KEY. Add to {directory}/.env." in result.err
         assert "No wallet is set" in result.err
         assert "-m 700" in result.out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
-        (("install", "--user", "--manager", "supervisord"), 2, "leave --user out"),
+        (("install", "--user", "--manager", "supervisord"), 2, "omit --user"),
         (("show", "--manager", "supervisord", "--credential", "/etc/phrase"), 2, "MNEMONIC_FILE"),
-        (("show", "--user", "--run-as", "nobody"), 2, "a person's own service"),
+        (("show", "--user", "--run-as", "nobody"), 2, "runs as you"),
         (("show", "--manager", "upstart"), 2, "upstart"),
         (("show", "--directory", "/nowhere"), 2, "/nowhere"),
         (("show", "--manager", "systemd", "--run-as", "nobody-of-this-name"), 5, "useradd"),
-        (("show", "--manager", "systemd", "--run-as", "root"), 5, "only root may do"),
-        (("show", "--manager", "systemd", *WHO, "--python", "/a\nb"), 5, "No service file can express"),
+        (("show", "--manager", "systemd", "--run-as", "root"), 5, "does not need root"),
+        (("show", "--manager", "systemd", *WHO, "--python", "/a\nb"), 5, "A service file cannot express"),
         (("install", "--manager", "systemd", *WHO, "--to", "/proc/nowhere"), 5, "cannot be written"),
-        (("uninstall", "--manager", "systemd", "--to", "/nowhere"), 5, "is not there"),
+        (("uninstall", "--manager", "systemd", "--to", "/nowhere"), 5, "does not exist"),
     ],
 )
-def test_service_refusal_is_one_line(command: Any, arguments: tuple[str, ...], code: int, told: str) -> None:
+def test_service_refusal_is_one_line(command: Any, arguments: tuple[str, ...], code: int, message: str) -> None:
     result = command("service", *arguments)
     assert result.code == code, result.err
-    assert told in result.err
+    assert message in result.err
     assert "Traceback" not in result.err
     assert result.out == ""
 
@@ -264,6 +264,6 @@ def test_service_user_unit_goes_to_user_configuration(command: Any, environment:
 def test_doctor_reads_the_installed_service(command: Any, environment: dict[str, str]) -> None:
     units = Path(environment["HOME"], ".config/systemd/user")
     assert command("service", "install", "--manager", "systemd", "--to", str(units), *WHO).code == 0
-    findings = {finding["check"]: finding for finding in command("doctor", "--json").told["findings"]}
+    findings = {finding["check"]: finding for finding in command("doctor", "--json").document["findings"]}
     assert findings["service"]["level"] == "ok"
-    assert str(units / UNIT) in findings["service"]["found"]
+    assert str(units / UNIT) in findings["service"]["message"]

@@ -1,4 +1,4 @@
-"""The unit as a real systemd runs it, process 1 of a box of its own, with a stand-in that notifies as the daemon does."""
+"""The unit under a real systemd, process 1 of its own namespaces, with a fake worker that notifies like the daemon."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from forecastd.service.launch import DAEMON_SERVICE, LaunchSpec
 NAME = "allora-submission"
 PYTHON = "/opt/venv/bin/python"
 
-# Notifies through forecastd.notify; ends with the code in STATE/code on SIGUSR1, of SIGHUP when that says "hup".
+# Notifies through forecastd.runtime.sd_notify. On SIGUSR1 it ends with the code in STATE/code, or with SIGHUP for "hup".
 FAKE_WORKER = f"""#!{PYTHON} -I
 import ctypes, json, mmap, os, pathlib, resource, signal, socket, subprocess, sys, threading, time
 sys.path.insert(0, "/opt/forecastd")
-from forecastd.notify import Notifier
+from forecastd.runtime.sd_notify import SystemdNotifier
 
 PLACES = ["/etc", "/usr", "/opt/forecastd"]
 state = pathlib.Path(os.environ.get("STATE_DIRECTORY") or sys.argv[2])
-asked = []
+signals = []
 wake = threading.Event()
 for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, _: (asked.append(number), wake.set()))
-notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+    signal.signal(number, lambda number, _: (signals.append(number), wake.set()))
+notifier = SystemdNotifier(os.environ.get("NOTIFY_SOCKET"))
 
 def attempt(action):
     try:
@@ -76,8 +76,8 @@ while True:
     notifier.watchdog()
     wake.wait(0.5)
     wake.clear()
-    while asked:
-        number = asked.pop(0)
+    while signals:
+        number = signals.pop(0)
         if number == signal.SIGHUP:
             notifier.reloading(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
             notifier.ready("reloaded")
@@ -91,26 +91,26 @@ while True:
             sys.exit(int((state / "code").read_text()))
 """
 
-# What all jobs begin with.
+# The common start of all jobs.
 DRIVE = f"""#!{PYTHON} -I
 import json, os, pathlib, shutil, signal, subprocess, sys, threading
 
 def systemctl(*words):
     if subprocess.run([*CALL, *words], env=dict(os.environ, **ENVIRONMENT)).returncode:
         print({{name: show()[name] for name in ("ActiveState", "Result", "ExecMainStatus", "LoadState")}})
-        raise SystemExit("it did not go through")
+        raise SystemExit("systemctl failed")
 
 def show(name="{NAME}"):
-    done = subprocess.run([*CALL, "show", name], check=True, capture_output=True, text=True,
+    result = subprocess.run([*CALL, "show", name], check=True, capture_output=True, text=True,
                           env=dict(os.environ, **ENVIRONMENT))
-    return dict(line.split("=", 1) for line in done.stdout.split("\\n") if "=" in line)
+    return dict(line.split("=", 1) for line in result.stdout.split("\\n") if "=" in line)
 
 def until(condition):
     for _ in range(600):
         if condition(show()):
             return
         threading.Event().wait(0.1)
-    raise SystemExit("it did not happen")
+    raise SystemExit("the expected state was not reached")
 
 def pid():
     return int(show()["MainPID"])
@@ -159,7 +159,7 @@ for code in ("2", "0"):
     (state / "code").write_text(code)
     os.kill(pid(), signal.SIGUSR1)
     until(lambda unit: unit["ActiveState"] in ("failed", "inactive"))
-    threading.Event().wait(1)  # ten times as long as before each of the starts above
+    threading.Event().wait(1)  # ten times the restart delay above
     facts["ended"][code] = [show()["ActiveState"], show()["Result"]]
     systemctl("start", "{NAME}")
 
@@ -173,7 +173,7 @@ USER_MANAGER = (
     DRIVE
     + f"""
 home = pathlib.Path("/home/worker")
-# What a real machine has and the box lacks: a whole /proc, and the place that the first confined service has made.
+# A real machine has, unlike the box, a complete /proc and the directory that the first confined service creates.
 subprocess.run(["umount", "/proc/sys"], check=True)
 pathlib.Path("/run/systemd/unit-root").mkdir()
 for place in (".config/systemd/user", "state", "logs", "here"):
@@ -218,23 +218,23 @@ print(json.dumps(facts))
 """
 )
 
-SHORT = "[Service]\nWatchdogSec=6\nRestartSec=100ms\nProtectHome=read-only\n"  # homes: the interpreter may be in one
+SHORT = "[Service]\nWatchdogSec=6\nRestartSec=100ms\nProtectHome=read-only\n"  # the interpreter may be below a home
 
 
 def launch(**more: Any) -> LaunchSpec:
     parts: dict[str, Any] = {
         "python": Path(PYTHON), "program": Path("/run/box/daemon"), "directory": Path("/opt/forecastd"), "options": (),
-        "user": "forecastd", "own": False, "state": None, "logs": None, "credential": None,
+        "user": "forecastd", "per_user": False, "state": None, "logs": None, "credential": None,
     }  # fmt: skip
     return LaunchSpec(**(parts | more))
 
 
-def unit(wanted: LaunchSpec) -> str:
-    return systemd.render(DAEMON_SERVICE.template_path("systemd").read_text(encoding="utf-8"), wanted)
+def unit(launch_spec: LaunchSpec) -> str:
+    return systemd.render(DAEMON_SERVICE.template_path("systemd").read_text(encoding="utf-8"), launch_spec)
 
 
 def facts(output: str) -> dict[str, Any]:
-    """The last line of a job; the whole of what it said when it did not get there."""
+    """Parse the last line of a job's output; fail with the whole output when it is not JSON."""
     try:
         result: dict[str, Any] = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
@@ -275,19 +275,19 @@ def test_systemd_starts_reloads_watches_and_stops(systemd_box: Any) -> None:
 
 def test_systemd_user_manager_confines_the_service(systemd_box: Any) -> None:
     home = Path("/home/worker")
-    wanted = launch(
-        own=True,
+    launch_spec = launch(
+        per_user=True,
         directory=home / "here",
         state=home / "state",
         logs=home / "logs",
         options=("--state-dir", f"{home}/state"),
     )
-    text = unit(wanted).replace("--daemon --state-dir", "--daemon")  # the stand-in takes the directory alone
+    text = unit(launch_spec).replace("--daemon --state-dir", "--daemon")  # the fake worker takes only the directory
     text = text.replace("RestartSec=15", "RestartSec=100ms")
     output = facts(systemd_box(USER_MANAGER, unit=text, daemon=FAKE_WORKER))
     assert output["started"] == ["active", "serves topic 67"]
     assert output["inside"] == CONFINED | {
-        "other processes": output["inside"]["other processes"],  # only root can close /proc
+        "other processes": output["inside"]["other processes"],  # only root can restrict /proc
         "who": [64000, 64000],
         "where": "/home/worker/here",
         "directories": [None, None],
@@ -305,7 +305,7 @@ PATHS = [
 
 
 def test_systemd_reads_every_path_unchanged(systemd_box: Any) -> None:
-    wanted = {
+    launches = {
         f"u{number}.service": launch(
             program=Path(path),
             directory=Path(path),
@@ -315,8 +315,8 @@ def test_systemd_reads_every_path_unchanged(systemd_box: Any) -> None:
         )
         for number, path in enumerate(PATHS)
     }
-    output = facts(systemd_box(READ, **{name: unit(launch_spec) for name, launch_spec in wanted.items()}))
-    for name, launch_spec in wanted.items():
+    output = facts(systemd_box(READ, **{name: unit(launch_spec) for name, launch_spec in launches.items()}))
+    for name, launch_spec in launches.items():
         actual_paths = output[name]
         assert f"argv[]={' '.join(launch_spec.command)} ; ignore_errors" in actual_paths["ExecStart"]
         assert (actual_paths["LoadState"], actual_paths["WorkingDirectory"]) == ("loaded", str(launch_spec.directory))
@@ -324,5 +324,5 @@ def test_systemd_reads_every_path_unchanged(systemd_box: Any) -> None:
 
 
 def unquoted(word: str) -> str:
-    """As `systemctl show` quotes a path where a shell would need it."""
+    """Remove the quotes that `systemctl show` adds where a shell would need them."""
     return re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith('"') else word

@@ -1,4 +1,4 @@
-"""Settings: the order of precedence, clear refusals without the value, and a documented variable each."""
+"""Settings: precedence, errors that do not show the value, and a documented variable for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.settings import DEMO_MODEL, Settings, load_settings
+from forecastd.settings import DEMO_MODEL, RENAMED_VARIABLES, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_settings_empty_value_falls_back_to_lower_source(tmp_path: Path, monkeyp
 
 
 def test_settings_example_file_changes_nothing(tmp_path: Path, root: Path) -> None:
-    (tmp_path / "mnemonic").write_text("not a secret of anybody's")
+    (tmp_path / "mnemonic").write_text("not a real secret")
     plain = load_settings()
     (tmp_path / ".env").write_text((root / ".env.example").read_text())
     assert load_settings() == plain
@@ -117,6 +117,25 @@ def test_settings_credentials_directory_must_be_absolute(monkeypatch: pytest.Mon
         load_settings()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/forecastd.service")
     assert load_settings().credentials_directory == Path("/run/credentials/forecastd.service")
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_VARIABLES.items())
+@pytest.mark.parametrize("in_file", [False, True])
+def test_settings_old_variable_name_is_refused_with_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, in_file: bool
+) -> None:
+    assert new.lower() in Settings.model_fields
+    if in_file:
+        (tmp_path / ".env").write_text(f"{old}=20\n")
+    else:
+        monkeypatch.setenv(old, "20")
+    with pytest.raises(NeedsHuman, match=f"{old}: it is now called {new}"):
+        load_settings()
+
+
+def test_settings_empty_old_variable_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("".join(f"{old}=\n" for old in RENAMED_VARIABLES))
+    assert load_settings() == Settings()
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSD", "BTC/USD", "btc-usd", " BtcUsd "])

@@ -1,4 +1,4 @@
-"""The doctor's questions to a chain, over real sockets: gRPC and REST, sound and broken, of both versions."""
+"""The doctor's chain checks over real sockets: gRPC and REST, working and failing endpoints, both chain versions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DAY = 86_400.0
 
 
 @contextmanager
-def node(tmp_path: Path, **more: Any) -> Iterator[EmbeddedNode]:
-    with open_embedded(tmp_path / "node", ReplayClock(NOON), block_time=None, **more) as local_node:
+def node(tmp_path: Path, **options: Any) -> Iterator[EmbeddedNode]:
+    with open_embedded(tmp_path / "node", ReplayClock(NOON), block_time=None, **options) as local_node:
         local_node.advance()
         yield local_node
 
@@ -52,8 +52,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def test_clock_check_compares_with_latest_block(tmp_path: Path, version: Any, rest: bool) -> None:
     with node(tmp_path, version=version) as local_node, pool(local_node.add_endpoint(rest=rest)) as chain:
         assert abs(chain.block_time() - NOON) <= 5
-        for ahead, level in ((0.0, Level.OK), (-120.0, Level.WARN), (1.5 * DAY, Level.FAIL)):
-            (finding,) = network.check_clock(chain, ReplayClock(NOON + ahead))
+        for offset, level in ((0.0, Level.OK), (-120.0, Level.WARN), (1.5 * DAY, Level.FAIL)):
+            (finding,) = network.check_clock(chain, ReplayClock(NOON + offset))
             assert finding.level is level, finding
 
 
@@ -96,15 +96,15 @@ def test_topic_check_unregistered_fails_except_on_local_network(
 
 
 def test_balance_check_empty_fails_and_funded_reports_epochs(tmp_path: Path, settings: Settings) -> None:
-    missing_topic = tmp_path / "ledger.sqlite"
+    absent_path = tmp_path / "ledger.sqlite"
     with node(tmp_path / "poor", faucet=False) as local_node, pool(local_node.endpoint) as chain:
-        (empty_account,) = network.check_balance(chain, settings, "localnet", ADDRESS, missing_topic)
+        (empty_account,) = network.check_balance(chain, settings, "localnet", ADDRESS, absent_path)
     with node(tmp_path / "rich") as local_node, pool(local_node.endpoint) as chain:
         chain.account(ADDRESS)
-        (funded_account,) = network.check_balance(chain, settings, "localnet", ADDRESS, missing_topic)
+        (funded_account,) = network.check_balance(chain, settings, "localnet", ADDRESS, absent_path)
     assert (empty_account.level, funded_account.level) == (Level.FAIL, Level.OK)
     assert ADDRESS in empty_account.fix
-    assert "the fee as of now" in funded_account.message
+    assert "the current fee" in funded_account.message
 
 
 def test_sequence_check_ledger_ahead_of_chain_is_reported(tmp_path: Path) -> None:
@@ -125,9 +125,11 @@ def test_sequence_check_ledger_ahead_of_chain_is_reported(tmp_path: Path) -> Non
 def test_ledger_verify_queries_every_entry_and_keeps_unanswered(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     ledger = Ledger(path)
-    ledger.record_unsigned(("localnet", 67, 720, ADDRESS), SubmissionState.MISSED, 1.0, reason="asleep")
-    ledger.record_unsigned(("localnet", 67, 1440, ADDRESS), SubmissionState.ADMITTED, 2.0, reason="found", value="0.5")
-    ledger.record_unsigned(("elsewhere", 67, 1440, ADDRESS), SubmissionState.MISSED, 3.0, reason="asleep")
+    ledger.record_unsigned(("localnet", 67, 720, ADDRESS), SubmissionState.MISSED, 1.0, reason="offline")
+    ledger.record_unsigned(
+        ("localnet", 67, 1440, ADDRESS), SubmissionState.ADMITTED, 2.0, reason="on chain", value="0.5"
+    )
+    ledger.record_unsigned(("elsewhere", 67, 1440, ADDRESS), SubmissionState.MISSED, 3.0, reason="offline")
     ledger.close()
     with node(tmp_path) as local_node, open_snapshot(path) as copy:
         with pool(local_node.endpoint) as chain:

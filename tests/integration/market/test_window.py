@@ -1,3 +1,5 @@
+"""The rolling window: what it fetches again, and how it survives damage, faults of the file and other processes."""
+
 from __future__ import annotations
 
 import logging
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forecastd.clock import ReplayClock, to_iso
+from forecastd.clock import to_iso
 from forecastd.errors import RetryLater
 from forecastd.market.candles import COLUMNS, HOUR, MAX_STALE_STEPS, Candles, check_candles
 from forecastd.market.inspect import TimeRange, load_candles
@@ -23,13 +25,14 @@ from forecastd.market.sources.fake_tiingo import FakeTiingo
 from forecastd.market.sources.sample import SampleSource
 from forecastd.market.sources.tiingo import TiingoSource
 from forecastd.market.window import RollingWindow, refresh
+from forecastd.testing import ManualClock
 
 NOW = 1_700_000_000 // HOUR * HOUR
 SAMPLE = SampleSource("btcusd")
 
 
 class RemoteSource:
-    """A source that counts what it is asked for, lacks some hours, and can be down or wrong."""
+    """A source that records its requests, lacks some hours, and can be down or wrong."""
 
     name, symbol, step, synthetic, local = "remote:btcusd", "btcusd", HOUR, False, False
 
@@ -62,7 +65,7 @@ def remote() -> RemoteSource:
 
 
 def refresh_in_new_process(path: Path, remote: RemoteSource, hours: float = 0, length: int = 408) -> Candles:
-    """What a fresh process would get, `hours` after NOW."""
+    """The candles that a new process gets, `hours` after NOW."""
     with RollingWindow.open(path) as window:
         return refresh(window, remote, now=NOW + hours * HOUR, length=length)
 
@@ -75,7 +78,9 @@ def test_window_restart_fetches_only_missing_candles(path: Path, remote: RemoteS
     first = refresh_in_new_process(path, remote)
     second = refresh_in_new_process(path, remote, 0.9)
     later = refresh_in_new_process(path, remote, 3)
-    assert remote.requests == [(-408, 0), (-1, 3)], "nothing while nothing is missing, then the last and the new ones"
+    assert remote.requests == [(-408, 0), (-1, 3)], (
+        "no request while nothing is missing, then the last candle and the new ones"
+    )
     assert is_same(first, second)
     assert first.provenance == second.provenance
     assert is_same(later, SAMPLE.fetch(NOW - 405 * HOUR, NOW + 3 * HOUR, NOW + 3 * HOUR))
@@ -85,16 +90,11 @@ def test_window_restart_fetches_only_missing_candles(path: Path, remote: RemoteS
 
 @pytest.mark.parametrize("length", [408, 5_000])
 def test_window_second_run_downloads_under_two_percent(path: Path, length: int) -> None:
-    class Moving(ReplayClock):
-        hour = 0.0
-
-        def now(self) -> float:
-            return NOW + self.hour * HOUR
-
-    clock = Moving(0)
+    clock = ManualClock(NOW)
     with FakeTiingo(SAMPLE, clock, key="k") as server:
         sent = []
-        for clock.hour in (0, 0.5, 1, 3):
+        for hours in (0, 0.5, 1, 3):
+            clock.wall = NOW + hours * HOUR
             before = server.bytes_sent
             source = TiingoSource("btcusd", "k", server.url)
             with RollingWindow.open(path) as window:
@@ -112,11 +112,11 @@ def test_window_gap_is_filled_later_at_growing_intervals(path: Path, remote: Rem
     remote.requests.clear()
     for hours in (0.2, 1, 2, 3):
         refresh_in_new_process(path, remote, hours)
-    assert remote.requests == [(-1, 1), (0, 2), (1, 3)], "only the new ones"
+    assert remote.requests == [(-1, 1), (0, 2), (1, 3)], "only the new candles"
     remote.missing_times.clear()
     remote.requests.clear()
     assert len(refresh_in_new_process(path, remote, 100)) == 408
-    assert (-101, -99) in remote.requests, "asked again when it is twice as old"
+    assert (-101, -99) in remote.requests, "requested again at twice the age"
 
 
 def test_window_late_newest_candle_is_requested_again_soon(path: Path, remote: RemoteSource) -> None:
@@ -161,8 +161,8 @@ def test_window_outage_uses_fresh_cached_candles(
     now = NOW + late * HOUR
     candles, repairs = check_candles(candles, now=now, min_length=408, max_age=MAX_STALE_STEPS * HOUR)
     assert is_same(candles, SAMPLE.fetch(NOW - 408 * HOUR, NOW, NOW))
-    assert repairs == (f"went on with kept candles up to {to_iso(NOW)}, because the source gave no newer ones",)
-    assert "Newer candles could not be fetched" in caplog.text
+    assert repairs == (f"used cached candles up to {to_iso(NOW)}, because the source returned no newer ones",)
+    assert "Cannot fetch newer candles" in caplog.text
 
 
 @pytest.mark.parametrize(("hours", "length"), [(4, 408), (1, 421)], ids=["too old", "too few"])
@@ -193,7 +193,7 @@ def test_window_refresh_returns_length_at_any_minute(
 
 
 def test_window_many_gaps_are_fetched_as_one_range(path: Path, remote: RemoteSource) -> None:
-    remote.missing_times = {NOW - at * HOUR for at in range(4, 80, 4)}
+    remote.missing_times = {NOW - hour * HOUR for hour in range(4, 80, 4)}
     refresh_in_new_process(path, remote)
     remote.requests.clear()
     remote.missing_times.clear()
@@ -254,7 +254,7 @@ def test_window_series_is_bounded(path: Path) -> None:
 def fill(path: Path, remote: RemoteSource, rows: int = 2_000) -> None:
     refresh_in_new_process(path, remote, length=rows)
     db = sqlite3.connect(path)
-    db.execute("PRAGMA journal_mode = DELETE")  # everything into the one file that the test damages
+    db.execute("PRAGMA journal_mode = DELETE")  # write everything into the one file that the test damages
     db.close()
     remote.requests.clear()
 
@@ -284,13 +284,13 @@ def test_window_damaged_file_is_moved_aside_and_logged(
     damage_file(path, DAMAGE[kind])
     with caplog.at_level(logging.WARNING):
         assert is_same(refresh_in_new_process(path, remote, length=2_000), SAMPLE.fetch(NOW - 2_000 * HOUR, NOW, NOW))
-    moved_files = path.with_name("window.sqlite.damaged-1")
-    if kind != "empty":  # SQLite takes an empty file for a new database
-        assert moved_files.exists()
-        assert "set aside" in caplog.text
+    damaged_copy = path.with_name("window.sqlite.damaged-1")
+    if kind != "empty":  # SQLite treats an empty file as a new database
+        assert damaged_copy.exists()
+        assert "It was renamed to" in caplog.text
     remote.requests.clear()
     refresh_in_new_process(path, remote, length=2_000)
-    assert remote.requests == [], "the new one is whole"
+    assert remote.requests == [], "the new file is complete"
 
 
 def test_window_flipped_bit_loses_only_its_row(
@@ -306,7 +306,7 @@ def test_window_flipped_bit_loses_only_its_row(
     with caplog.at_level(logging.WARNING):
         assert is_same(refresh_in_new_process(path, remote, length=2_000), SAMPLE.fetch(NOW - 2_000 * HOUR, NOW, NOW))
     assert remote.requests == [(-8, -6)]
-    assert "1 damaged rows" in caplog.text
+    assert "1 damaged row in" in caplog.text
 
 
 def test_window_random_bit_flips_never_change_candles(path: Path, remote: RemoteSource) -> None:
@@ -341,7 +341,7 @@ def test_window_read_only_file_still_returns_candles(
     for path in (tmp_path / "file" / "window.sqlite", tmp_path):
         with caplog.at_level(logging.WARNING):
             assert len(refresh_in_new_process(path, remote)) == 408
-        assert "Going on without" in caplog.text
+        assert "Continuing without it" in caplog.text
         caplog.clear()
 
 
@@ -353,7 +353,7 @@ def test_window_deleted_while_open_is_recreated(path: Path, remote: RemoteSource
         refresh(window, remote, now=NOW, length=24)
     remote.requests.clear()
     refresh_in_new_process(path, remote, length=24)
-    assert remote.requests == [], "what was fetched again is in the new file"
+    assert remote.requests == [], "the new file contains the fetched candles"
 
 
 def test_window_full_disk_still_returns_candles(
@@ -362,7 +362,7 @@ def test_window_full_disk_still_returns_candles(
     refresh_in_new_process(path, remote, length=24)
     with RollingWindow.open(path) as window, caplog.at_level(logging.WARNING):
         assert window._file.db is not None
-        window._file.db.execute("PRAGMA max_page_count = 1")  # SQLite's own way to a full disk: it raises SQLITE_FULL
+        window._file.db.execute("PRAGMA max_page_count = 1")  # SQLite then raises SQLITE_FULL
         assert len(refresh(window, remote, now=NOW, length=5_000)) == 5_000
     assert "full" in caplog.text
     assert len(refresh_in_new_process(path, remote, length=24)) == 24
@@ -371,16 +371,16 @@ def test_window_full_disk_still_returns_candles(
 def test_window_locked_file_is_bypassed(path: Path, remote: RemoteSource, monkeypatch: pytest.MonkeyPatch) -> None:
     refresh_in_new_process(path, remote, length=24)
     monkeypatch.setattr("forecastd.market.window.BUSY_SECONDS", 0.05)
-    right = sqlite3.connect(path)
-    right.execute("BEGIN EXCLUSIVE")
+    other = sqlite3.connect(path)
+    other.execute("BEGIN EXCLUSIVE")
     assert len(refresh_in_new_process(path, remote, 5, length=24)) == 24
-    right.close()
+    other.close()
 
 
 def test_window_kill_loses_at_most_one_append(path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from forecastd.window import *; "
-        "from forecastd.sources.sample import SampleSource\n"
+        "import sys; from pathlib import Path; from forecastd.market.window import *; "
+        "from forecastd.market.sources.sample import SampleSource\n"
         f"w, s, now = RollingWindow.open(Path(sys.argv[1])), SampleSource('btcusd'), {NOW}\n"
         "for hour in range(10**6):\n"
         "    w.append(s.fetch(now + hour * 3600, now + (hour + 1) * 3600, 4e9)); print(hour, flush=True)\n"
@@ -404,7 +404,7 @@ def test_window_kill_loses_at_most_one_append(path: Path) -> None:
     assert not list(path.parent.glob("*.damaged-*"))
 
 
-def work(path: str, seed: int) -> None:
+def refresh_many_times(path: str, seed: int) -> None:
     remote = RemoteSource()
     for hours in range(30):
         with RollingWindow.open(Path(path)) as window:
@@ -415,7 +415,7 @@ def work(path: str, seed: int) -> None:
 
 def test_window_shared_by_processes_stays_intact(path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    children = [context.Process(target=work, args=(str(path), seed)) for seed in range(3)]
+    children = [context.Process(target=refresh_many_times, args=(str(path), seed)) for seed in range(3)]
     for child in children:
         child.start()
     for child in children:

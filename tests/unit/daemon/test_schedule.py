@@ -1,4 +1,4 @@
-"""When to look, when a heartbeat is due: for every clock there may be."""
+"""The schedule of polls and heartbeats, for any behaviour of the clocks."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def test_poll_interval_is_a_third_of_the_window_within_bounds(blocks: int, secon
 def test_poll_wait_never_exceeds_the_interval(
     last: tuple[float, float], now: tuple[float, float], poll: float, interval: int
 ) -> None:
-    look = PollTime(last[0], interval_index(last[1], interval))
-    assert 0 <= seconds_until_poll(look, *now, poll_seconds=poll, interval=interval) <= poll + 1e-6
+    poll_time = PollTime(last[0], interval_index(last[1], interval))
+    assert 0 <= seconds_until_poll(poll_time, *now, poll_seconds=poll, interval=interval) <= poll + 1e-6
 
 
 @given(SECONDS, st.floats(-1e9, 1e9), st.floats(0, 7200), st.floats(5, 120), INTERVALS)
 def test_poll_clock_jump_only_shortens_the_wait(
-    wall: float, jump: float, passed: float, poll: float, interval: int
+    wall: float, jump: float, elapsed: float, poll: float, interval: int
 ) -> None:
     last = PollTime(0.0, interval_index(wall, interval))
-    steady = seconds_until_poll(last, passed, wall + passed, poll_seconds=poll, interval=interval)
-    after = seconds_until_poll(last, passed, max(0.0, wall + passed + jump), poll_seconds=poll, interval=interval)
-    assert after <= max(steady, poll - passed)
+    steady = seconds_until_poll(last, elapsed, wall + elapsed, poll_seconds=poll, interval=interval)
+    after = seconds_until_poll(last, elapsed, max(0.0, wall + elapsed + jump), poll_seconds=poll, interval=interval)
+    assert after <= max(steady, poll - elapsed)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_poll_first_and_new_interval_are_due_at_once() -> None:
 
 
 @given(SECONDS, st.floats(0, 1e8), st.floats(1, 86_400))
-def test_heartbeat_schedule_does_not_drift_or_catch_up(started: float, passed: float, every: float) -> None:
-    due = latest_due_heartbeat(started, 0, started + passed, every)
-    assert abs(due - passed / every) <= 1 + 1e-3
-    assert latest_due_heartbeat(started, due, started + passed, every) == due
+def test_heartbeat_schedule_does_not_drift_or_catch_up(started: float, elapsed: float, every: float) -> None:
+    due = latest_due_heartbeat(started, 0, started + elapsed, every)
+    assert abs(due - elapsed / every) <= 1 + 1e-3
+    assert latest_due_heartbeat(started, due, started + elapsed, every) == due
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,6 @@ def test_block_time_is_estimated_from_heights() -> None:
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 1e9)), max_size=30))
 def test_block_time_estimate_stays_within_bounds(heights: list[tuple[int, float]]) -> None:
     timer = BlockTimeEstimator()
-    for height, at in heights:
-        timer = timer.update(height, at)
+    for height, time in heights:
+        timer = timer.update(height, time)
     assert 0.001 <= timer.estimate <= 120.0

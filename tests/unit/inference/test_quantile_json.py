@@ -1,4 +1,4 @@
-"""The JSON of quantiles says the numbers, to the decimals it promises, whatever they are."""
+"""The JSON of quantiles holds every number with the documented decimals."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ NUMBERS = st.one_of(
 )
 
 
-def allowed(number: float) -> float:
-    """How far what is written may be from a number."""
+def tolerance(number: float) -> float:
+    """The maximum difference between a number and its text."""
     size = abs(number)
     if number < 0 or size >= 9_999_990:
         return max(0.5, 0.06 * size) if number >= 0 else max(0.5, 0.6 * size)
@@ -51,7 +51,7 @@ def test_quantile_json_holds_each_number_or_null(quantiles: np.ndarray) -> None:
                     document[metric.name][key], quantiles[server, row, level].astype(float).tolist(), strict=True
                 ):
                     if np.isfinite(number):
-                        assert abs(value - number) <= allowed(number)
+                        assert abs(value - number) <= tolerance(number)
                     else:
                         assert value is None
 

@@ -1,4 +1,4 @@
-"""Features: no look into the future, no dependence on how much was loaded, no splicing of gaps, clear refusals."""
+"""Features: no look-ahead, no dependence on the length of the history, no values over gaps, clear errors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from forecastd.market import features
 from forecastd.market.candles import HOUR, Candles, Provenance
 from forecastd.market.features import FeatureList, build_model_input, load_features, past_matrix, warm_up_candles
 
-EVERY_PAST = tuple(features.PAST_FEATURES)
-ALL_CANDLES = Provenance("test", 0.0, "", synthetic=True)
+ALL_PAST = tuple(features.PAST_FEATURES)
+PROVENANCE = Provenance("test", 0.0, "", synthetic=True)
 
 
 def make_candles(count: int, seed: int = 0, step: int = HOUR, start: int = 1_500_000_000 // HOUR * HOUR) -> Candles:
@@ -27,7 +27,7 @@ def make_candles(count: int, seed: int = 0, step: int = HOUR, start: int = 1_500
     high = np.maximum(open_, close) * (1 + random.uniform(0, 0.01, count))
     low = np.minimum(open_, close) * (1 - random.uniform(0, 0.01, count))
     time = start + step * np.arange(count, dtype=np.int64)
-    return Candles("btcusd", step, time, open_, high, low, close, random.uniform(1, 9, count), ALL_CANDLES)
+    return Candles("btcusd", step, time, open_, high, low, close, random.uniform(1, 9, count), PROVENANCE)
 
 
 def pick(candles: Candles, rows: slice | np.ndarray) -> Candles:
@@ -42,7 +42,7 @@ def test_features_ignore_later_candles(seed: int, cut: int, factor: float) -> No
     changed = {name: getattr(candles, name).copy() for name in ("open", "high", "low", "close", "volume")}
     for column in changed.values():
         column[cut:] *= factor
-    before, after = past_matrix(EVERY_PAST, candles), past_matrix(EVERY_PAST, replace(candles, **changed))
+    before, after = past_matrix(ALL_PAST, candles), past_matrix(ALL_PAST, replace(candles, **changed))
     np.testing.assert_array_equal(before[:cut], after[:cut])
 
 
@@ -50,14 +50,14 @@ def test_features_ignore_later_candles(seed: int, cut: int, factor: float) -> No
 @given(seed=st.integers(0, 1000), dropped=st.integers(1, 100))
 def test_features_are_independent_of_history_length(seed: int, dropped: int) -> None:
     candles = make_candles(200, seed)
-    whole, tail = past_matrix(EVERY_PAST, candles), past_matrix(EVERY_PAST, pick(candles, slice(dropped, None)))
-    ready = slice(warm_up_candles(EVERY_PAST), None)
-    np.testing.assert_allclose(tail[ready], whole[dropped:][ready], rtol=1e-12, atol=1e-15)
+    full, tail = past_matrix(ALL_PAST, candles), past_matrix(ALL_PAST, pick(candles, slice(dropped, None)))
+    ready = slice(warm_up_candles(ALL_PAST), None)
+    np.testing.assert_allclose(tail[ready], full[dropped:][ready], rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("step", [HOUR, HOUR // 2, 300])
 def test_features_are_finite_only_after_warm_up(step: int) -> None:
-    names = EVERY_PAST
+    names = ALL_PAST
     rows = warm_up_candles(names, step)
     matrix = past_matrix(names, make_candles(rows + 5, step=step))
     assert np.isfinite(matrix[rows:]).all()
@@ -78,7 +78,7 @@ def test_features_over_a_gap_are_nan() -> None:
 def test_features_have_documented_values() -> None:
     candles = make_candles(100)
     close, high, low = candles.close, candles.high, candles.low
-    row = dict(zip(EVERY_PAST, past_matrix(EVERY_PAST, candles)[-1], strict=True))
+    row = dict(zip(ALL_PAST, past_matrix(ALL_PAST, candles)[-1], strict=True))
     returns = np.diff(np.log(close))
     expected = {
         "ret_1h": np.log(close[-1] / close[-2]),
@@ -110,19 +110,19 @@ def test_known_features_follow_the_calendar() -> None:
 def test_features_of_flat_prices_are_neutral() -> None:
     candles = make_candles(100)
     flat = np.full(100, 500.0)
-    row = past_matrix(EVERY_PAST, replace(candles, open=flat, high=flat, low=flat, close=flat))[-1]
+    row = past_matrix(ALL_PAST, replace(candles, open=flat, high=flat, low=flat, close=flat))[-1]
     assert np.isfinite(row).all()
 
 
 def test_model_input_ends_with_candles_and_extends_calendar() -> None:
     names = FeatureList(("ret_1h", "hour_sin", "vol_24h"))
     candles = make_candles(80)
-    given_input = build_model_input(names, candles, encoder_length=48, horizon=12)
-    assert given_input.end == candles.end
-    assert given_input.target.shape == (48,)
-    assert given_input.past.shape == (48, 2)
-    assert given_input.known.shape == (60, 1)
-    np.testing.assert_allclose(given_input.known[47, 0], np.sin(2 * np.pi * (candles.time[-1] % 86400) / 86400))
+    model_input = build_model_input(names, candles, encoder_length=48, horizon=12)
+    assert model_input.end == candles.end
+    assert model_input.target.shape == (48,)
+    assert model_input.past.shape == (48, 2)
+    assert model_input.known.shape == (60, 1)
+    np.testing.assert_allclose(model_input.known[47, 0], np.sin(2 * np.pi * (candles.time[-1] % 86400) / 86400))
 
 
 def test_model_input_too_few_candles_is_refused() -> None:
@@ -166,10 +166,10 @@ def test_check_causal_detects_look_ahead(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(features.PAST_FEATURES, "peek", features.PastFeature(peek, 1))
     with pytest.raises(NeedsHuman, match="peek looks into the future"):
         features.check_causal(FeatureList(("ret_1h", "peek")), make_candles(60))
-    features.check_causal(FeatureList(EVERY_PAST), make_candles(200))
+    features.check_causal(FeatureList(ALL_PAST), make_candles(200))
 
 
 @pytest.mark.parametrize("step", [7200, 7 * 60])
 def test_features_step_not_dividing_hour_is_refused(step: int) -> None:
-    with pytest.raises(NeedsHuman, match="divide the hour"):
+    with pytest.raises(NeedsHuman, match="does not divide one hour"):
         past_matrix(("ret_1h",), make_candles(10, step=step))

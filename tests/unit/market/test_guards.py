@@ -1,4 +1,4 @@
-"""Guards: each fault is refused by its own name, an honest forecast passes."""
+"""Guards: each fault is refused by its own guard, and a plausible forecast passes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def make_candles() -> Candles:
     close = LAST_CLOSE * np.exp(np.cumsum(random.normal(0, 0.005, 100))[::-1])
     close *= LAST_CLOSE / close[-1]
     time = 1_571_000_400 // HOUR * HOUR + HOUR * np.arange(100, dtype=np.int64)
-    whole = Provenance("test", 0.0, "", synthetic=False)
-    return Candles("btcusd", HOUR, time, close, close, close, close, close, whole)
+    provenance = Provenance("test", 0.0, "", synthetic=False)
+    return Candles("btcusd", HOUR, time, close, close, close, close, close, provenance)
 
 
 CANDLES = make_candles()
@@ -38,7 +38,7 @@ def plausible_forecast() -> Forecast:
 
 
 def last_row(**values: float) -> Callable[[Forecast], Forecast]:
-    """A forecast whose last row, and point value with it, is replaced."""
+    """Replace the last row of a forecast, and the point value with it."""
 
     def change(forecast: Forecast) -> Forecast:
         quantiles = forecast.quantiles.copy()
@@ -72,9 +72,9 @@ def test_guards_plausible_forecast_passes() -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_guards_refuse_each_fault_by_name(name: str) -> None:
-    check, break_it = FAULTS[name]
+    check, inject = FAULTS[name]
     with pytest.raises(SkipEpoch) as error:
-        check_forecast(break_it(plausible_forecast()), CANDLES, horizon=HORIZON, training_end=float(CANDLES.end))
+        check_forecast(inject(plausible_forecast()), CANDLES, horizon=HORIZON, training_end=float(CANDLES.end))
     assert error.value.check == check
 
 
@@ -87,7 +87,7 @@ def test_guards_old_model_is_refused_unless_synthetic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("consensus", "warned"),
+    ("consensus", "has_warning"),
     [
         ((), False),
         ((9.0, 9.1), False),
@@ -97,10 +97,10 @@ def test_guards_old_model_is_refused_unless_synthetic() -> None:
         ((0.5, 0.5, 0.5), False),
     ],
 )
-def test_guards_distance_from_consensus_only_warns(consensus: tuple[float, ...], warned: bool) -> None:
+def test_guards_distance_from_consensus_only_warns(consensus: tuple[float, ...], has_warning: bool) -> None:
     forecast = last_row(low=-0.03, median=0.011, high=0.03)(plausible_forecast())
     report = check_forecast(forecast, CANDLES, horizon=HORIZON, training_end=None, consensus=consensus)
-    assert bool(report.warnings) is warned
+    assert bool(report.warnings) is has_warning
 
 
 @given(value=st.floats(allow_nan=True, allow_infinity=True, width=64))
@@ -115,10 +115,8 @@ def test_guards_passing_forecast_is_finite_and_bounded(value: float) -> None:
 
 def test_guards_training_overlap_warns() -> None:
     later = float(CANDLES.end + 86400)
-    assert (
-        "no honest test"
-        in check_forecast(plausible_forecast(), CANDLES, horizon=HORIZON, training_end=later).warnings[0]
-    )
+    report = check_forecast(plausible_forecast(), CANDLES, horizon=HORIZON, training_end=later)
+    assert "not a fair test" in report.warnings[0]
 
 
 def test_guards_bound_grows_with_volatility_and_horizon() -> None:

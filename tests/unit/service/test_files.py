@@ -1,4 +1,4 @@
-"""Any path survives: into a unit by systemd's rules, into a program by supervisor's own parser, and back."""
+"""Service files express any path: units by systemd's rules, programs by supervisor's own parser, in both directions."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ slow_settings = settings(deadline=None, suppress_health_check=[HealthCheck.too_s
 
 
 def paths() -> st.SearchStrategy[Path]:
-    """Whatever a file system can hold and a terminal can show: no control characters, no half characters."""
+    """Absolute paths without control characters and surrogates."""
     anything = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=40)
     awkward = st.text(st.sampled_from(" ;#%$\\'\"(){}hes=:/\u00a0\u2028"), min_size=1, max_size=12)
-    chosen = st.one_of(anything, awkward, st.sampled_from(AWKWARD_PATHS))
-    return chosen.map(
-        lambda text: Path("/" + os.path.abspath(f"/{text}").lstrip("/"))  # keeps what a link is called  # noqa: PTH100  # keeps what a link is called
+    text = st.one_of(anything, awkward, st.sampled_from(AWKWARD_PATHS))
+    return text.map(
+        lambda text: Path("/" + os.path.abspath(f"/{text}").lstrip("/"))  # noqa: PTH100  # keeps symbolic links
     )
 
 
@@ -57,7 +57,7 @@ def launches(**more: Any) -> st.SearchStrategy[LaunchSpec]:
         "directory": paths(),
         "options": paths().map(lambda path: ("--state-dir", str(path))),
         "user": st.none(),
-        "own": st.booleans(),
+        "per_user": st.booleans(),
         "state": st.one_of(st.none(), paths()),
         "logs": st.one_of(st.none(), paths()),
         "credential": st.none(),
@@ -68,18 +68,18 @@ def launches(**more: Any) -> st.SearchStrategy[LaunchSpec]:
 
 def launch(path: str = "/opt/forecastd", **more: Any) -> LaunchSpec:
     parts: dict[str, Any] = {
-        "python": Path(path), "program": ENTRY_POINT, "directory": Path(path), "options": (), "user": "worker", "own": False,
-        "state": None, "logs": None, "credential": None,
+        "python": Path(path), "program": ENTRY_POINT, "directory": Path(path), "options": (), "user": "worker",
+        "per_user": False, "state": None, "logs": None, "credential": None,
     }  # fmt: skip
     return LaunchSpec(**(parts | more))
 
 
-def render_unit(wanted: LaunchSpec) -> str:
-    return systemd.render(UNITS[wanted.service], wanted)
+def render_unit(launch_spec: LaunchSpec) -> str:
+    return systemd.render(UNITS[launch_spec.service], launch_spec)
 
 
-def render_program(wanted: LaunchSpec) -> str:
-    return supervisord.render(PROGRAM_FILES[wanted.service], wanted)
+def render_program(launch_spec: LaunchSpec) -> str:
+    return supervisord.render(PROGRAM_FILES[launch_spec.service], launch_spec)
 
 
 def values(unit: str, key: str) -> list[str]:
@@ -87,43 +87,43 @@ def values(unit: str, key: str) -> list[str]:
 
 
 def resolve_unit_path(path: str) -> Path:
-    """A value that is taken as it stands: specifiers expanded, slashes at the end dropped."""
+    """The path of a literal value: specifiers expanded, trailing slashes removed."""
     assert not re.search(r"%(?!%)", path.replace("%%", ""))
     return Path(path.replace("%%", "%"))
 
 
 @slow_settings
 @given(launches())
-def test_unit_round_trips_any_path(wanted: LaunchSpec) -> None:
-    unit = render_unit(wanted)
+def test_unit_round_trips_any_path(launch_spec: LaunchSpec) -> None:
+    unit = render_unit(launch_spec)
     (line,) = values(unit, "ExecStart")
     words = [word.replace("%%", "%") for word in systemd.split_words(line.removeprefix(":"))]
-    if re.search(r"[\\'\"]", str(wanted.python)):  # systemd takes no program with such a name
+    if re.search(r"[\\'\"]", str(launch_spec.python)):  # systemd refuses a program with such a name
         assert words[:3] == ["/bin/sh", "-c", 'exec "$0" "$@"']
         words = words[3:]
-    assert words == wanted.command
+    assert words == launch_spec.command
     assert line.startswith(":") or "$" not in line
-    assert resolve_unit_path(values(unit, "WorkingDirectory")[0]) == wanted.directory
+    assert resolve_unit_path(values(unit, "WorkingDirectory")[0]) == launch_spec.directory
     lists = [systemd.split_words(value) for value in values(unit, "ReadWritePaths")]
-    assert [resolve_unit_path(word) for (word,) in lists] == systemd.writable_directories(wanted)
-    assert set(wanted.writable_paths) - set(systemd.writable_directories(wanted)) <= (
-        {SYSTEM_STATE_DIR, SYSTEM_LOG_DIR} if not wanted.per_user else set()
+    assert [resolve_unit_path(word) for (word,) in lists] == systemd.writable_directories(launch_spec)
+    assert set(launch_spec.writable_paths) - set(systemd.writable_directories(launch_spec)) <= (
+        {SYSTEM_STATE_DIR, SYSTEM_LOG_DIR} if not launch_spec.per_user else set()
     )
 
 
 @slow_settings
 @given(launches())
-def test_service_files_have_no_line_injection(wanted: LaunchSpec) -> None:
+def test_service_files_have_no_line_injection(launch_spec: LaunchSpec) -> None:
     plain = launch(
-        service=wanted.service,
-        own=wanted.per_user,
-        state=wanted.state and Path("/s"),
-        logs=wanted.logs and Path("/l"),
+        service=launch_spec.service,
+        per_user=launch_spec.per_user,
+        state=launch_spec.state and Path("/s"),
+        logs=launch_spec.logs and Path("/l"),
         user=None,
     )
-    if SYSTEM_STATE_DIR not in wanted.writable_paths and SYSTEM_LOG_DIR not in wanted.writable_paths:
-        assert keys(render_unit(wanted)) == keys(render_unit(plain))
-    extra = keys(render_program(wanted)) ^ keys(render_program(plain))
+    if SYSTEM_STATE_DIR not in launch_spec.writable_paths and SYSTEM_LOG_DIR not in launch_spec.writable_paths:
+        assert keys(render_unit(launch_spec)) == keys(render_unit(plain))
+    extra = keys(render_program(launch_spec)) ^ keys(render_program(plain))
     assert extra <= {"directory"}
 
 
@@ -134,20 +134,20 @@ def keys(text: str) -> set[str]:
 @slow_settings
 @given(launches())
 @example(launch("/%(here)s ;#", user=None))
-def test_program_round_trips_any_path(wanted: LaunchSpec) -> None:
-    program = parse_program(render_program(wanted))
+def test_program_round_trips_any_path(launch_spec: LaunchSpec) -> None:
+    program = parse_program(render_program(launch_spec))
     words = shlex.split(program.command)  # as supervisor.process does
     if program.directory is None:
         assert words[:3] == ["/bin/sh", "-c", 'cd "$0" && exec "$@"']
-        assert Path(words[3]) == wanted.directory
+        assert Path(words[3]) == launch_spec.directory
         words = words[4:]
     else:
-        assert Path(program.directory) == wanted.directory
-    assert words == wanted.command
+        assert Path(program.directory) == launch_spec.directory
+    assert words == launch_spec.command
 
 
 def parse_program(text: str) -> Any:
-    """The program as supervisord has it after reading such a file by its [include]."""
+    """The program as supervisord reads the file through its [include]."""
     parser = UnhosedConfigParser()
     parser.read_string(text)
     parser.expand_here("/etc/supervisor/conf.d")
@@ -160,14 +160,14 @@ def parse_program(text: str) -> Any:
 
 @pytest.mark.parametrize("path", AWKWARD_PATHS)
 def test_service_file_references_are_parsed_back(path: str) -> None:
-    wanted = launch(path, state=Path(path), options=("--state-dir", path))
-    unit = systemd.parse_references(render_unit(wanted))
+    launch_spec = launch(path, state=Path(path), options=("--state-dir", path))
+    unit = systemd.parse_references(render_unit(launch_spec))
     assert path in unit.programs
-    assert [Path(one) for one in unit.directories] == [Path(path)]
+    assert [Path(directory) for directory in unit.directories] == [Path(path)]
     assert sorted(unit.data_directories) == sorted(["/var/log/forecastd", path])
-    program = supervisord.parse_references(render_program(wanted))
+    program = supervisord.parse_references(render_program(launch_spec))
     assert path in program.programs
-    assert [Path(one) for one in program.directories] == [Path(path)]
+    assert [Path(directory) for directory in program.directories] == [Path(path)]
     assert program.data_directories == [path]
 
 
@@ -193,9 +193,9 @@ def test_shipped_files_have_the_expected_names() -> None:
 
 
 def test_user_unit_keeps_confinement_and_drops_unsupported_keys() -> None:
-    user_unit = render_unit(launch(own=True, state=Path("/s"), logs=Path("/l")))
+    user_unit = render_unit(launch(per_user=True, state=Path("/s"), logs=Path("/l")))
     system = render_unit(launch())
-    gone = {
+    dropped_keys = {
         "User",
         "Wants",
         "After",
@@ -205,36 +205,37 @@ def test_user_unit_keeps_confinement_and_drops_unsupported_keys() -> None:
         "LogsDirectory",
         "LogsDirectoryMode",
     }
-    assert keys(system) - keys(user_unit) == gone
+    assert keys(system) - keys(user_unit) == dropped_keys
     assert keys(user_unit) - keys(system) == {"ReadWritePaths"}
     assert values(user_unit, "WantedBy") == ["default.target"]
 
 
 @pytest.mark.parametrize(
-    ("state", "logs", "kept", "writable"),
-    [(None, None, {"StateDirectory", "LogsDirectory"}, []), (SYSTEM_STATE_DIR, SYSTEM_LOG_DIR, {"StateDirectory", "LogsDirectory"}, []),
+    ("state", "logs", "managed_keys", "writable"),
+    [(None, None, {"StateDirectory", "LogsDirectory"}, []),
+     (SYSTEM_STATE_DIR, SYSTEM_LOG_DIR, {"StateDirectory", "LogsDirectory"}, []),
      (Path("/s"), None, {"LogsDirectory"}, ["/s"]), (None, Path("/l"), {"StateDirectory"}, ["/l"])],
 )  # fmt: skip
 def test_unit_opens_chosen_directories_only(
-    state: Path | None, logs: Path | None, kept: set[str], writable: list[str]
+    state: Path | None, logs: Path | None, managed_keys: set[str], writable: list[str]
 ) -> None:
     unit = render_unit(launch(state=state, logs=logs))
-    assert {"StateDirectory", "LogsDirectory"} & keys(unit) == kept
+    assert {"StateDirectory", "LogsDirectory"} & keys(unit) == managed_keys
     assert values(unit, "ReadWritePaths") == writable
 
 
 @pytest.mark.parametrize(("directory", "home"), [("/opt/f", "yes"), ("/home/a/f", "read-only")])
 def test_unit_protects_home_unless_needed(directory: str, home: str) -> None:
-    wanted = launch(directory, program=Path("/opt/p"), python=Path("/bin/sh"))
-    assert values(render_unit(wanted), "ProtectHome") == [home]
+    launch_spec = launch(directory, program=Path("/opt/p"), python=Path("/bin/sh"))
+    assert values(render_unit(launch_spec), "ProtectHome") == [home]
 
 
 def test_service_file_header_holds_the_hash() -> None:
     managers: tuple[ServiceManager, ...] = ("systemd", "supervisord")
     for manager in managers:
         for service in SERVICES:
-            first, _, rest = render_file(manager, launch(service=service)).partition("\n")
-            assert first.startswith("# ")
+            header, _, rest = render_file(manager, launch(service=service)).partition("\n")
+            assert header.startswith("# ")
             assert rest.startswith("[")
 
 
@@ -254,7 +255,7 @@ def test_unit_words_are_split_like_systemd(value: str, words: list[str]) -> None
 
 @pytest.mark.parametrize("value", ["'open", '"', "", "  ", r"\q", r"\xzz", "\\"])
 def test_unit_invalid_value_is_refused(value: str) -> None:
-    with pytest.raises(ValueError):  # some messages are the interpreter's own  # noqa: PT011  # some messages are the interpreter's own
+    with pytest.raises(ValueError):  # noqa: PT011  # some messages come from the interpreter
         systemd.split_words(value)
 
 

@@ -1,4 +1,4 @@
-"""What is to be run: where settings come from decides what goes on the command line, and what would hinder it is told."""
+"""Launches: the source of a setting decides whether it goes on the command line, and problems are reported."""
 
 from __future__ import annotations
 
@@ -23,60 +23,72 @@ from forecastd.settings import Settings, load_settings
 
 WORKER = UnixAccount("worker", 1234, frozenset({1234}))
 PYTHON = Path("/opt/forecastd/.venv/bin/python")
-HERE = Path("/opt/forecastd")
+DIRECTORY = Path("/opt/forecastd")
 
 
-def make_launch(manager: ServiceManager = "systemd", account: UnixAccount | None = WORKER, **more: Any) -> LaunchSpec:
-    settings = {name: more.pop(name) for name in list(more) if name in Settings.model_fields}
-    wanted: dict[str, Any] = {"own": False, "directory": HERE, "python": PYTHON, "in_file": ()} | more
-    return plan_launch(load_settings(**settings), manager, account, **wanted)
+def make_launch(
+    manager: ServiceManager = "systemd", account: UnixAccount | None = WORKER, **overrides: Any
+) -> LaunchSpec:
+    settings = {name: overrides.pop(name) for name in list(overrides) if name in Settings.model_fields}
+    arguments: dict[str, Any] = {
+        "per_user": False,
+        "directory": DIRECTORY,
+        "python": PYTHON,
+        "env_file_names": (),
+    } | overrides
+    return plan_launch(load_settings(**settings), manager, account, **arguments)
 
 
 @pytest.mark.parametrize(
-    ("manager", "more", "state", "logs", "options"),
+    ("manager", "overrides", "state", "logs", "options"),
     [
-        # Nothing is set: systemd makes its directories, supervisord is told of the same ones.
+        # Nothing is set: systemd creates its directories; supervisord gets the same ones as options.
         ("systemd", {}, None, None, ()),
-        ("supervisord", {}, SYSTEM_STATE_DIR, SYSTEM_LOG_DIR, ("--state-dir", str(SYSTEM_STATE_DIR), "--log-dir", str(SYSTEM_LOG_DIR))),
-        # What .env has is left to it, relative paths begin at the working directory.
-        ("systemd", {"state_dir": "s", "log_dir": "/l", "in_file": ("STATE_DIR", "LOG_DIR")},
-         HERE / "s", Path("/l"), ()),
-        # An empty line of .env says nothing.
-        ("supervisord", {"log_dir": "/l", "in_file": ("STATE_DIR", "LOG_DIR")},
+        ("supervisord", {}, SYSTEM_STATE_DIR, SYSTEM_LOG_DIR,
+         ("--state-dir", str(SYSTEM_STATE_DIR), "--log-dir", str(SYSTEM_LOG_DIR))),
+        # A value in .env stays there; relative paths start at the working directory.
+        ("systemd", {"state_dir": "s", "log_dir": "/l", "env_file_names": ("STATE_DIR", "LOG_DIR")},
+         DIRECTORY / "s", Path("/l"), ()),
+        # An empty value in .env counts as not set.
+        ("supervisord", {"log_dir": "/l", "env_file_names": ("STATE_DIR", "LOG_DIR")},
          SYSTEM_STATE_DIR, Path("/l"), ("--state-dir", str(SYSTEM_STATE_DIR))),
-        # What only this shell knows has to be said.
+        # A value from the shell goes on the command line.
         ("systemd", {"state_dir": "/s"}, Path("/s"), None, ("--state-dir", "/s")),
-        ("supervisord", {"state_dir": "/s", "log_dir": "../l", "in_file": ("LOG_DIR",)},
+        ("supervisord", {"state_dir": "/s", "log_dir": "../l", "env_file_names": ("LOG_DIR",)},
          Path("/s"), Path("/opt/l"), ("--state-dir", "/s")),
     ],
 )  # fmt: skip
 def test_launch_directories_follow_settings_and_manager(
-    manager: ServiceManager, more: dict[str, Any], state: Path | None, logs: Path | None, options: tuple[str, ...]
+    manager: ServiceManager, overrides: dict[str, Any], state: Path | None, logs: Path | None, options: tuple[str, ...]
 ) -> None:
-    launch_spec = make_launch(manager, WORKER, **more)
+    launch_spec = make_launch(manager, WORKER, **overrides)
     assert (launch_spec.state, launch_spec.logs, launch_spec.options) == (state, logs, options)
     assert launch_spec.command == [str(PYTHON), str(ENTRY_POINT), "--daemon", *options]
-    fleet = make_launch(manager, service=FLEET_SERVICE, **more)
+    fleet = make_launch(manager, service=FLEET_SERVICE, **overrides)
     assert fleet.command == [str(PYTHON), str(ENTRY_POINT), "fleet", "serve", *options]
 
 
-@pytest.mark.parametrize(("manager", "account", "own"), [("systemd", WORKER, True), ("supervisord", None, False)])
+@pytest.mark.parametrize(("manager", "account", "per_user"), [("systemd", WORKER, True), ("supervisord", None, False)])
 def test_launch_per_user_uses_the_command_directories(
-    manager: ServiceManager, account: UnixAccount | None, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manager: ServiceManager,
+    account: UnixAccount | None,
+    per_user: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    launch_spec = make_launch(manager, account, own=own)
+    launch_spec = make_launch(manager, account, per_user=per_user)
     assert launch_spec.state == tmp_path / "forecastd" == load_settings().state_path
     assert launch_spec.logs == load_settings().log_path
     assert launch_spec.options == ("--state-dir", str(launch_spec.state), "--log-dir", str(launch_spec.logs))
 
 
-@pytest.mark.parametrize("wrong", ["/a\nExecStartPre=/bin/evil", "/a\rb", "/a\x7fb", "/a\x85b", "/a\udcffb", "/a\tb"])
+@pytest.mark.parametrize("invalid", ["/a\nExecStartPre=/bin/evil", "/a\rb", "/a\x7fb", "/a\x85b", "/a\udcffb", "/a\tb"])
 @pytest.mark.parametrize("where", ["directory", "python", "credential", "state_dir", "log_dir"])
-def test_launch_control_characters_are_refused(wrong: str, where: str) -> None:
-    as_named: dict[str, Any] = {where: Path(wrong)}
-    with pytest.raises(NeedsHuman, match="No service file can express"):
-        make_launch(**as_named)
+def test_launch_control_characters_are_refused(invalid: str, where: str) -> None:
+    paths: dict[str, Any] = {where: Path(invalid)}
+    with pytest.raises(NeedsHuman, match="A service file cannot express"):
+        make_launch(**paths)
 
 
 def test_launch_python_link_is_kept_and_target_required(tmp_path: Path) -> None:
@@ -91,20 +103,21 @@ def test_launch_python_link_is_kept_and_target_required(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "at_home"),
+    ("overrides", "uses_home"),
     [({}, False), ({"directory": Path("/home/a/forecastd")}, True), ({"model": "/home/a/model"}, True),
      ({"mnemonic_file": "/root/phrase"}, True), ({"data_source": "file:/home/a/candles.csv"}, True),
      ({"data_source": "exchange:kraken"}, False), ({"state_dir": "/home/a/state"}, True),
      ({"topics_file": "/homes/t"}, False), ({"fleet_model": "/home/a/bundle"}, False),
      ({"service": FLEET_SERVICE}, False), ({"service": FLEET_SERVICE, "model": "/home/a/model"}, False),
-     ({"service": FLEET_SERVICE, "fleet_model": "/home/a/bundle"}, True), ({"service": FLEET_SERVICE, "fleet_thresholds": "/root/t"}, True),
+     ({"service": FLEET_SERVICE, "fleet_model": "/home/a/bundle"}, True),
+     ({"service": FLEET_SERVICE, "fleet_thresholds": "/root/t"}, True),
      ({"service": FLEET_SERVICE, "fleet_api_keys_file": "/home/a/keys"}, True)],
 )  # fmt: skip
 def test_launch_paths_below_home_are_detected(
-    more: dict[str, Any], at_home: bool, monkeypatch: pytest.MonkeyPatch
+    overrides: dict[str, Any], uses_home: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("forecastd.service.launch.ENTRY_POINT", Path("/opt/forecastd/submit_prediction.py"))
-    assert make_launch(**more).uses_home is at_home
+    assert make_launch(**overrides).uses_home is uses_home
 
 
 def test_launch_problems_are_reported(tmp_path: Path) -> None:
@@ -115,24 +128,27 @@ def test_launch_problems_are_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").touch(mode=0o600)
     other_account = UnixAccount("stranger", 2**30, frozenset({2**30}))
     launch_spec = make_launch(directory=tmp_path, python=python, credential=tmp_path / "phrase")
-    told = "\n".join(find_problems(launch_spec, "systemd", other_account))
-    assert f"stranger cannot get to {python}: {closed_directory} is closed to it." in told
-    assert f"stranger cannot read {tmp_path}/.env. Run: chown stranger {tmp_path}/.env" in told
-    assert f"{tmp_path}/phrase is not there" in told
+    problems = "\n".join(find_problems(launch_spec, "systemd", other_account))
+    assert f"stranger cannot access {python}: it may not enter {closed_directory}." in problems
+    assert f"stranger cannot read {tmp_path}/.env. Run: chown stranger {tmp_path}/.env" in problems
+    assert f"{tmp_path}/phrase does not exist" in problems
 
 
 def test_launch_without_problems_reports_none() -> None:
     launch_spec = make_launch(directory=Path("/"), python=Path("/bin/sh"))
-    told = find_problems(launch_spec, "supervisord", None)
-    assert told == []
+    problems = find_problems(launch_spec, "supervisord", None)
+    assert problems == []
     missing = make_launch(directory=Path("/nowhere"), python=Path("/nowhere/python"))
-    assert find_problems(missing, "supervisord", None) == ["/nowhere/python is not there.", "/nowhere is not there."]
+    assert find_problems(missing, "supervisord", None) == [
+        "/nowhere/python does not exist.",
+        "/nowhere does not exist.",
+    ]
 
 
-@pytest.mark.parametrize("place", ["/tmp", "/var/tmp"])  # named to be warned of  # noqa: S108  # named to be warned of
-def test_launch_path_below_tmp_is_reported(place: str) -> None:
-    told = find_problems(make_launch(directory=Path(place, "forecastd")), "systemd", None)
-    assert f"{place}/forecastd will not be seen: a unit has a /tmp of its own." in told
+@pytest.mark.parametrize("directory", ["/tmp", "/var/tmp"])  # noqa: S108  # only used in a warning
+def test_launch_path_below_tmp_is_reported(directory: str) -> None:
+    problems = find_problems(make_launch(directory=Path(directory, "forecastd")), "systemd", None)
+    assert f"The service cannot see {directory}/forecastd: a unit has its own /tmp." in problems
 
 
 @pytest.mark.parametrize(
@@ -141,17 +157,19 @@ def test_launch_path_below_tmp_is_reported(place: str) -> None:
      (0o707, "group", set()), (0o001, "other", {"enter"}), (0o004, "other", {"read"})],
 )  # fmt: skip
 def test_account_permission_matches_the_kernel(tmp_path: Path, mode: int, who: str, may: set[str]) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    place.chmod(mode)
-    info = place.stat()
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    directory.chmod(mode)
+    info = directory.stat()
     account = UnixAccount("a", info.st_uid + (who != "owner"), frozenset({info.st_gid + (who != "group")}))
-    allowed = {name for name, ask in (("enter", account.can_enter), ("read", account.can_read)) if ask(place)}
-    place.chmod(0o700)
+    allowed = {name for name, check in (("enter", account.can_enter), ("read", account.can_read)) if check(directory)}
+    directory.chmod(0o700)
     assert allowed == may
 
 
-@pytest.mark.parametrize(("name", "told"), [("nobody-of-this-name", "useradd --system"), ("root", "only root may do")])
-def test_account_root_or_unknown_is_refused(name: str, told: str) -> None:
-    with pytest.raises(NeedsHuman, match=told):
+@pytest.mark.parametrize(
+    ("name", "message"), [("nobody-of-this-name", "useradd --system"), ("root", "does not need root")]
+)
+def test_account_root_or_unknown_is_refused(name: str, message: str) -> None:
+    with pytest.raises(NeedsHuman, match=message):
         find_account(name)

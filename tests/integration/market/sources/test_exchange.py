@@ -1,3 +1,5 @@
+"""The exchange source, with ccxt's own client against a fake Coinbase Exchange."""
+
 from __future__ import annotations
 
 import json
@@ -11,6 +13,7 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from forecastd.clock import from_iso
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.market.candles import COLUMNS, HOUR
 from forecastd.market.sources.exchange import ExchangeSource
@@ -18,7 +21,7 @@ from forecastd.market.sources.sample import SampleSource
 
 NOW = 1_700_000_000 // HOUR * HOUR + 90
 MARKET = SampleSource("btcusd")
-MAX_PAGE_SIZE = 300  # candles this Coinbase gives at once, as the real one
+MAX_PAGE_SIZE = 300  # candles per response, as with the real Coinbase
 
 
 def product(base: str, quote: str) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def product(base: str, quote: str) -> dict[str, Any]:
 
 @pytest.fixture
 def client(httpserver: HTTPServer) -> Any:
-    """ccxt's own Coinbase Exchange, with its address set to a server on this machine."""
+    """ccxt's own Coinbase Exchange client, connected to a server on this machine."""
     exchange = ccxt.coinbaseexchange({"enableRateLimit": False, "timeout": 60_000})
     exchange.urls["api"] = {"public": httpserver.url_for("").rstrip("/"), "private": httpserver.url_for("").rstrip("/")}
     return exchange
@@ -41,11 +44,9 @@ def client(httpserver: HTTPServer) -> Any:
 
 @pytest.fixture
 def coinbase(httpserver: HTTPServer, client: Any) -> Callable[..., ExchangeSource]:
-    """A server that speaks Coinbase Exchange's JSON: newest first, at most 300, the open candle included."""
+    """A fake Coinbase Exchange: newest candle first, at most 300 candles, including the open one."""
 
     def candles(request: Request) -> Response:
-        from forecastd.clock import from_iso
-
         start, end = from_iso(request.args["start"]), from_iso(request.args["end"])
         assert request.args["granularity"] == "3600"
         if (end - start) / HOUR > MAX_PAGE_SIZE:
@@ -63,10 +64,10 @@ def coinbase(httpserver: HTTPServer, client: Any) -> Callable[..., ExchangeSourc
         return Response(json.dumps([list(map(float, row)) for row in rows][::-1]), content_type="application/json")
 
     def make(*products: str, market: str | None = None, symbol: str = "btcusd") -> ExchangeSource:
-        listed = [product(*name.split("/")) for name in products or ("BTC/USD", "ETH/USD", "BTC/USDT")]
+        entries = [product(*name.split("/")) for name in products or ("BTC/USD", "ETH/USD", "BTC/USDT")]
         httpserver.expect_request("/currencies").respond_with_json([])
-        httpserver.expect_request("/products").respond_with_json(listed)
-        for entry in listed:
+        httpserver.expect_request("/products").respond_with_json(entries)
+        for entry in entries:
             httpserver.expect_request(f"/products/{entry['id']}/candles").respond_with_handler(candles)
         return ExchangeSource("coinbaseexchange", market, symbol, client)
 
@@ -85,11 +86,11 @@ def test_exchange_pages_are_joined_complete_and_sorted(coinbase: Callable[..., E
 
 
 def test_exchange_history_before_listing_is_empty(coinbase: Callable[..., ExchangeSource], monkeypatch: Any) -> None:
-    listed = NOW - 90 - 20 * HOUR
-    whole = MARKET.fetch
-    monkeypatch.setattr(MARKET, "fetch", lambda start, end, now: whole(start, end, now).between(listed, end))
+    listing_time = NOW - 90 - 20 * HOUR
+    fetch = MARKET.fetch
+    monkeypatch.setattr(MARKET, "fetch", lambda start, end, now: fetch(start, end, now).between(listing_time, end))
     candles = coinbase().fetch(NOW - 1_000 * HOUR, NOW, NOW)
-    assert candles.time[0] == listed
+    assert candles.time[0] == listing_time
     assert len(candles) == 20
 
 
@@ -135,7 +136,7 @@ def test_exchange_server_error_is_retryable(httpserver: HTTPServer, client: Any,
 
 def test_exchange_unreachable_is_retryable(client: Any) -> None:
     client.urls["api"] = {"public": "http://127.0.0.1:9", "private": "http://127.0.0.1:9"}
-    with pytest.raises(RetryLater, match="gave no candles"):
+    with pytest.raises(RetryLater, match="returned no candles"):
         ExchangeSource("coinbaseexchange", None, "btcusd", client).fetch(NOW - 5 * HOUR, NOW, NOW)
 
 

@@ -1,3 +1,5 @@
+"""The Tiingo source against the fake server: faults, retries, and the protection of the key."""
+
 from __future__ import annotations
 
 import json
@@ -10,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import pytest
 from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 from forecastd.clock import ReplayClock
 from forecastd.errors import NeedsHuman, RetryLater
@@ -44,7 +47,7 @@ def test_tiingo_candles_equal_the_served_ones(serve: Serve, hours: int) -> None:
     served = SampleSource("btcusd").fetch(start, NOW, NOW)
     for name in ("time", *COLUMNS):
         np.testing.assert_array_equal(getattr(candles, name), getattr(served, name))
-    assert candles.provenance.synthetic, "what was made up there is made up here"
+    assert candles.provenance.synthetic, "synthetic candles stay synthetic"
     assert (candles.provenance.source, candles.provenance.fetched_at) == (source.name, NOW)
 
 
@@ -60,35 +63,35 @@ HANGING_FAULTS = ("slow", "hang")
 
 @pytest.mark.parametrize("fault", TRANSIENT_FAULTS)
 def test_tiingo_transient_fault_is_retried(serve: Serve, fault: str) -> None:
-    # An attempt that hangs costs half of it, and the rest is for the next one.
+    # A hanging attempt uses half of the deadline; the rest is for the next one.
     with serve(f"{fault}@first=1", deadline=8.0 if fault in HANGING_FAULTS else 60.0) as (server, source):
         assert len(source.fetch(START, NOW, NOW)) == 408
         assert server.request_count == 2
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "says"),
+    ("fault", "error", "message"),
     [
         ("rate-limit", RetryLater, "request limit is used up"),
         ("rate-limit-long", RetryLater, "asks to wait 3600 s"),
         ("in-band", RetryLater, "hourly request allocation"),
         ("html", RetryLater, "a web page"),
-        ("truncated", RetryLater, "cut off"),
+        ("truncated", RetryLater, "truncated JSON"),
         ("wrong-types", RetryLater, "close is str"),
         ("slow", RetryLater, "did not answer in full"),
         ("hang", RetryLater, "did not answer in full"),
         ("huge", RetryLater, "more than 32 MB"),
         ("broken", RetryLater, "500"),
         ("unauthorized", NeedsHuman, "Set TIINGO_API_KEY"),
-        ("redirect", NeedsHuman, "The key does not follow"),
+        ("redirect", NeedsHuman, "The key is not sent to another host"),
     ],
 )
 def test_tiingo_permanent_fault_raises_matching_error(
-    serve: Serve, fault: str, error: type[Exception], says: str, caplog: pytest.LogCaptureFixture
+    serve: Serve, fault: str, error: type[Exception], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     deadline = 2.0 if fault in HANGING_FAULTS else 60.0
-    with serve(fault, deadline=deadline) as (server, source), pytest.raises(error, match=says) as error_info:
+    with serve(fault, deadline=deadline) as (server, source), pytest.raises(error, match=message) as error_info:
         source.fetch(START, NOW, NOW)
     assert server.request_count <= 3
     assert KEY not in str(error_info.value) + caplog.text
@@ -111,7 +114,7 @@ def test_tiingo_wrong_key_needs_a_person(serve: Serve) -> None:
 
 
 def test_tiingo_unreachable_is_retryable() -> None:
-    with pytest.raises(RetryLater, match="cannot be reached"):
+    with pytest.raises(RetryLater, match="Cannot reach"):
         TiingoSource("btcusd", KEY, "http://127.0.0.1:9").fetch(START, NOW, NOW)
 
 
@@ -144,7 +147,7 @@ ROW = {"date": "2023-11-14T21:00:00+00:00", "open": 1, "high": 2, "low": 1, "clo
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "payload",
     [
         [{"ticker": "btcusd"}], [{"ticker": None, "priceData": []}], ["btcusd"], [7], 7, "text",
         [{"ticker": "btcusd", "priceData": [ROW | {"date": "yesterday"}]}],
@@ -156,8 +159,8 @@ ROW = {"date": "2023-11-14T21:00:00+00:00", "open": 1, "high": 2, "low": 1, "clo
         [{"ticker": "btcusd", "priceData": {"a": 1}}],
     ],
 )  # fmt: skip
-def test_tiingo_unexpected_response_is_retryable(httpserver: HTTPServer, answer: object) -> None:
-    httpserver.expect_request(PRICES_PATH).respond_with_data(json.dumps(answer))
+def test_tiingo_unexpected_response_is_retryable(httpserver: HTTPServer, payload: object) -> None:
+    httpserver.expect_request(PRICES_PATH).respond_with_data(json.dumps(payload))
     with pytest.raises(RetryLater):
         TiingoSource("btcusd", KEY, httpserver.url_for("")).fetch(START, NOW, NOW)
 
@@ -184,29 +187,27 @@ def test_tiingo_extra_rows_are_dropped_and_null_is_nan(
 
 
 def test_tiingo_one_candle_per_response_is_bounded(httpserver: HTTPServer) -> None:
-    from werkzeug import Request, Response
-
-    def one(request: Request) -> Response:
+    def respond(request: Request) -> Response:
         row = ROW | {"date": request.args["startDate"] + "+00:00"}
         return Response(json.dumps([{"ticker": "btcusd", "priceData": [row]}]))
 
-    httpserver.expect_request(PRICES_PATH).respond_with_handler(one)
-    with pytest.raises(RetryLater, match="too short"):
+    httpserver.expect_request(PRICES_PATH).respond_with_handler(respond)
+    with pytest.raises(RetryLater, match="truncates its responses"):
         TiingoSource("btcusd", KEY, httpserver.url_for("")).fetch(START, NOW, NOW)
 
 
 def test_tiingo_fetch_needs_neither_pandas_nor_proxy(serve: Serve) -> None:
     code = (
-        "import sys; from forecastd.sources.tiingo import TiingoSource; "
+        "import sys; from forecastd.market.sources.tiingo import TiingoSource; "
         f"c = TiingoSource('btcusd', {KEY!r}, sys.argv[1]).fetch({START}, {NOW}, {NOW}); "
         "print(len(c), 'pandas' in sys.modules)"
     )
     with serve() as (server, _):
         environment = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code, server.url], capture_output=True, text=True, env=environment, check=True
         )
-    assert done.stdout.split() == ["408", "False"]
+    assert result.stdout.split() == ["408", "False"]
 
 
 @pytest.mark.parametrize("text", ["", "fire", "html@", "html@first", "html@first=0", "html@first=x", "html@last=2"])
@@ -236,7 +237,7 @@ def test_tiingo_url_with_password_is_refused_unshown(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://[::1", "https://example.org:port", "ftp://example.org", "https://", "x",
                                  "https://example.org/?token=abc"])  # fmt: skip
 def test_tiingo_invalid_url_is_refused(url: str) -> None:
-    with pytest.raises(NeedsHuman, match="no web address"):
+    with pytest.raises(NeedsHuman, match="not a web address"):
         TiingoSource("btcusd", KEY, url)
 
 
@@ -246,5 +247,5 @@ def test_tiingo_retry_is_logged_in_one_sentence(serve: Serve, caplog: pytest.Log
         source.fetch(START, NOW, NOW)
     messages = [record for record in caplog.records if not record.name.startswith("urllib3")]
     assert [(record.levelname, record.getMessage()) for record in messages] == [
-        ("INFO", "Tiingo sent a web page instead of candles. Trying again.")
+        ("INFO", "Tiingo sent a web page instead of candles. Retrying.")
     ]

@@ -1,3 +1,5 @@
+"""The sample source: deterministic, independent of the requested range, and similar to a market."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -24,7 +26,7 @@ def test_sample_hour_is_independent_of_the_range(seed: int, hour: int, before: i
 
 
 def test_sample_candles_are_unchanged() -> None:
-    """A change of the generator changes every demo and the bundle trained on it: it must not happen unseen."""
+    """A change of the generator changes every demo and the demo bundle, so it must be deliberate."""
     candles = SampleSource("btcusd").fetch(1_700_000_000, 1_700_000_000 + 3 * HOUR, NOW)
     assert candles.time.tolist() == [1_700_002_800, 1_700_006_400, 1_700_010_000]
     assert candles.close.tolist() == [34630.75, 34744.06, 34892.6]
@@ -40,7 +42,7 @@ def test_sample_years_pass_checks_and_resemble_a_market() -> None:
     assert 1_000 < candles.low.min() < candles.high.max() < 200_000
     assert np.mean((moves / moves.std()) ** 4) > 5, "tails are heavy"
     assert np.corrcoef(size[:-24], size[24:])[0, 1] > 0.1, "volatility clusters"
-    assert np.corrcoef(np.log(candles.volume[1:]), size)[0, 1] > 0.3, "volume goes with volatility"
+    assert np.corrcoef(np.log(candles.volume[1:]), size)[0, 1] > 0.3, "volume correlates with volatility"
     assert (candles.open[1:] == candles.close[:-1]).all()
 
 

@@ -1,3 +1,5 @@
+"""Source specs: each form opens its source, and invalid ones are refused with the fix."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -51,21 +53,21 @@ def test_source_spec_unknown_lists_the_allowed(settings_with_key: Settings) -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("options", "message"),
     [
         ({}, "TIINGO_API_KEY is not set"),
-        ({"tiingo_api_key": "two words"}, "TIINGO_API_KEY holds spaces"),
-        ({"tiingo_api_key": "k\nHost: evil"}, "TIINGO_API_KEY holds spaces"),
+        ({"tiingo_api_key": "two words"}, "TIINGO_API_KEY contains spaces"),
+        ({"tiingo_api_key": "k\nHost: evil"}, "TIINGO_API_KEY contains spaces"),
         ({"tiingo_api_key": "k", "tiingo_url": "http://example.com"}, "plain http"),
-        ({"tiingo_api_key": "k", "tiingo_url": "ftp://example.com"}, "no web address"),
-        ({"tiingo_api_key": "k", "tiingo_url": "https://"}, "no web address"),
+        ({"tiingo_api_key": "k", "tiingo_url": "ftp://example.com"}, "not a web address"),
+        ({"tiingo_api_key": "k", "tiingo_url": "https://"}, "not a web address"),
     ],
 )
-def test_tiingo_missing_setting_is_named(given: dict[str, str], says: str) -> None:
-    with pytest.raises(NeedsHuman, match=says):
-        open_source("tiingo", load_settings(**given))
+def test_tiingo_missing_setting_is_named(options: dict[str, str], message: str) -> None:
+    with pytest.raises(NeedsHuman, match=message):
+        open_source("tiingo", load_settings(**options))
 
 
 def test_tiingo_other_server_has_another_name() -> None:
-    source = load_settings(tiingo_url="http://127.0.0.1:8640")
-    assert open_source("tiingo", source).name == "tiingo:btcusd@127.0.0.1:8640"
+    settings = load_settings(tiingo_url="http://127.0.0.1:8640")
+    assert open_source("tiingo", settings).name == "tiingo:btcusd@127.0.0.1:8640"

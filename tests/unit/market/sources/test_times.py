@@ -1,3 +1,5 @@
+"""Times and headers in files: the formats of many vendors, and what is refused."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime

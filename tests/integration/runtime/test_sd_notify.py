@@ -1,7 +1,8 @@
-"""The notify protocol on a real datagram socket, read as systemd reads it."""
+"""The sd_notify protocol on a real datagram socket, read like systemd."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 import threading
@@ -12,12 +13,12 @@ import pytest
 
 from forecastd.runtime.sd_notify import SystemdNotifier
 
-LIMIT = 30.0  # seconds until a test gives up; nothing waits that long
+LIMIT = 30.0  # seconds until a test gives up
 BUFFER = 4096  # systemd's NOTIFY_BUFFER_MAX
 
 
 class FakeServiceManager:
-    """The manager's end."""
+    """The service manager's end of the socket."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -30,7 +31,7 @@ class FakeServiceManager:
         return self._socket.recv(BUFFER + 1).decode("utf-8").split("\n")
 
     def empty(self) -> bool:
-        """Whether nothing more has come."""
+        """Whether no message is queued."""
         self._socket.setblocking(False)
         try:
             self._socket.recv(BUFFER)
@@ -47,9 +48,9 @@ class FakeServiceManager:
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeServiceManager]:
     address = f"{tmp_path}/notify" if request.param == "path" else f"@forecastd-test-{secrets.token_hex(8)}"
-    listening = FakeServiceManager(address)
-    yield listening
-    listening.close()
+    service_manager = FakeServiceManager(address)
+    yield service_manager
+    service_manager.close()
 
 
 def test_sd_notify_messages_follow_the_protocol(manager: FakeServiceManager) -> None:
@@ -67,7 +68,7 @@ def test_sd_notify_messages_follow_the_protocol(manager: FakeServiceManager) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "line"),
     [
         ("two\nlines\r\nWATCHDOG=1", "two lines WATCHDOG=1"),
         ("a\0NUL \x1b[31mred", "a NUL [31mred"),
@@ -77,9 +78,9 @@ def test_sd_notify_messages_follow_the_protocol(manager: FakeServiceManager) -> 
         ("x" * 5000, "x" * 500),
     ],
 )
-def test_sd_notify_status_is_a_single_line(manager: FakeServiceManager, text: str, told: str) -> None:
+def test_sd_notify_status_is_a_single_line(manager: FakeServiceManager, text: str, line: str) -> None:
     SystemdNotifier(manager.address).status(text)
-    assert manager.received() == [f"STATUS={told}"]
+    assert manager.received() == [f"STATUS={line}"]
 
 
 def test_sd_notify_longest_message_fits_the_buffer(manager: FakeServiceManager) -> None:
@@ -107,7 +108,7 @@ def test_sd_notify_full_queue_sends_pending_with_the_next(manager: FakeServiceMa
     notifier = SystemdNotifier(manager.address)
     pings = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text(encoding="ascii")) + 2
     for _ in range(pings):
-        notifier.watchdog()  # would hang here if it waited
+        notifier.watchdog()  # would block here if it waited
     notifier.ready("serves topic 67")
     while not manager.empty():
         pass
@@ -153,3 +154,21 @@ def test_sd_notify_is_thread_safe_and_keeps_no_descriptor(manager: FakeServiceMa
     for _ in threads:
         assert manager.received() == ["WATCHDOG=1"]
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+@pytest.mark.parametrize(
+    ("address", "warnings"),
+    [(None, 0), ("", 0), ("/nowhere/notify", 0), ("@", 0), ("@nobody-listens-here", 0), ("/" + "x" * 300, 0),
+     ("@" + "x" * 300, 0), ("vsock:2:1234", 1), ("relative/notify", 1)],
+)  # fmt: skip
+def test_sd_notify_without_listener_does_nothing(
+    address: str | None, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        notifier = SystemdNotifier(address)
+        notifier.ready("serves topic 67")
+        notifier.status("waits")
+        notifier.watchdog()
+        notifier.reloading(1)
+        notifier.stopping("stopped by SIGTERM")
+    assert len(caplog.records) == warnings

@@ -1,22 +1,17 @@
-"""What the doctor makes of figures: pure functions, and the runner's way with checks that fail or hang."""
+"""How the doctor evaluates its inputs: pure functions and checks of small files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import pytest
 
 from forecastd.chain.endpoint_health import EndpointState
 from forecastd.chain.endpoint_pool import EndpointReport
-from forecastd.clock import SystemClock
 from forecastd.doctor import Finding, Level, worst_level
-from forecastd.doctor.finding import CheckRunner, DoctorCheck, split_message
+from forecastd.doctor.finding import split_message
 from forecastd.doctor.host import check_services, check_settings, find_misspelled
 from forecastd.doctor.network import evaluate_balance, evaluate_clock, evaluate_endpoints
-from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.settings import Settings
 
 NAMES = {name.upper() for name in Settings.model_fields}
@@ -24,7 +19,7 @@ NOON = 1_700_000_000.0
 
 
 @pytest.mark.parametrize(
-    ("ahead", "level", "words"),
+    ("offset", "level", "words"),
     [
         (0, Level.OK, "0 s after"),
         (30, Level.OK, "30 s after"),
@@ -36,28 +31,28 @@ NOON = 1_700_000_000.0
         (3 * 86_400, Level.FAIL, "3.0 days"),
     ],
 )
-def test_clock_offset_sets_the_level(ahead: float, level: Level, words: str) -> None:
-    finding = evaluate_clock(NOON + ahead, NOON)
+def test_clock_offset_sets_the_level(offset: float, level: Level, words: str) -> None:
+    finding = evaluate_clock(NOON + offset, NOON)
     assert finding.level is level
     assert words in finding.message
     assert bool(finding.fix) is (level is not Level.OK)
-    assert ("stands still" in finding.fix) is (ahead > 30), "only a clock ahead looks like a chain that stands still"
+    assert ("stalled" in finding.fix) is (offset > 30), "only a clock ahead looks like a stalled chain"
 
 
 @pytest.mark.parametrize(
-    ("balance", "each", "level", "words"),
+    ("balance", "cost", "level", "words"),
     [
         (0, 10, Level.FAIL, "enough for 0 epochs"),
         (9, 10, Level.FAIL, "enough for 0 epochs"),
-        (10, 10, Level.WARN, "enough for 1 epochs"),
+        (10, 10, Level.WARN, "enough for 1 epoch at"),
         (999, 10, Level.WARN, "enough for 99 epochs"),
         (1000, 10, Level.OK, "enough for 100 epochs"),
         (10**30, 10, Level.OK, "more than 100000 epochs"),
-        (0, 0, Level.OK, "costs nothing"),
+        (0, 0, Level.OK, "free on this network"),
     ],
 )
-def test_balance_runway_is_reported_in_epochs(balance: int, each: int, level: Level, words: str) -> None:
-    finding = evaluate_balance("allo1x", balance, each, "the last fee")
+def test_balance_runway_is_reported_in_epochs(balance: int, cost: int, level: Level, words: str) -> None:
+    finding = evaluate_balance("allo1x", balance, cost, "the last fee")
     assert finding.level is level
     assert words in finding.message
 
@@ -85,14 +80,14 @@ def test_endpoint_bad_fails_only_without_a_usable_one(
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "suggestion"),
     [
         ("TOPICID", "TOPIC_ID"), ("RPC_ENDPOINT", "RPC_ENDPOINTS"), ("TIINGO_KEY", None), ("ALLORA_NETWRK", "ALLORA_NETWORK"),
         ("MNEMONICS", "MNEMONIC"), ("DATASOURCE", "DATA_SOURCE"), ("ALLORA_CHAIN", None), ("FORECASTD_HOME", None),
     ],
 )  # fmt: skip
-def test_settings_check_misspelled_name_suggests_setting(name: str, meant: str | None) -> None:
-    assert find_misspelled([name], NAMES) == {name: meant}
+def test_settings_check_misspelled_name_suggests_setting(name: str, suggestion: str | None) -> None:
+    assert find_misspelled([name], NAMES) == {name: suggestion}
 
 
 @pytest.mark.parametrize(
@@ -121,52 +116,6 @@ def test_settings_check_readable_secret_file_warns(tmp_path: Path, monkeypatch: 
         assert not any("abandon" in finding.message + finding.fix for finding in findings)
 
 
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as pool:
-        yield pool
-
-
-def test_check_runner_continues_after_failure_and_hang(threads: ThreadPoolExecutor) -> None:
-    never = Event()
-
-    def hang() -> list[Finding]:
-        never.wait()
-        return []
-
-    def fail() -> list[Finding]:
-        raise NeedsHuman("The disk is gone. Put it back.")
-
-    def skip() -> list[Finding]:
-        raise SkipEpoch("Stale.")
-
-    def good() -> list[Finding]:
-        return [Finding("good", Level.OK, "fine"), Finding("good", Level.WARN, "nearly")]
-
-    checks = [
-        DoctorCheck("hangs", hang, 0.0),
-        DoctorCheck("fails", fail),
-        DoctorCheck("skips", skip),
-        DoctorCheck("good", good),
-    ]
-    try:
-        findings = list(CheckRunner(checks, threads, SystemClock()).findings())
-    finally:
-        never.set()
-    assert [(finding.check, finding.level) for finding in findings] == [
-        ("hangs", Level.FAIL), ("fails", Level.FAIL), ("skips", Level.FAIL), ("good", Level.OK), ("good", Level.WARN),
-    ]  # fmt: skip
-    assert (findings[1].message, findings[1].fix) == ("The disk is gone.", "Put it back.")
-
-
-def test_check_runner_raises_unexpected_error(threads: ThreadPoolExecutor) -> None:
-    def broken() -> list[Finding]:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        list(CheckRunner([DoctorCheck("broken", broken)], threads, SystemClock()).findings())
-
-
 @pytest.mark.parametrize(
     ("levels", "expected"),
     [((), Level.OK), ((Level.OK, Level.SKIP), Level.OK), ((Level.WARN, Level.OK), Level.WARN),
@@ -178,7 +127,10 @@ def test_worst_level_is_the_most_severe(levels: tuple[Level, ...], expected: Lev
 
 @pytest.mark.parametrize(
     ("message", "parts"),
-    [("One sentence.", ("One sentence.", "")), ("It is so. Do that. Or this.", ("It is so.", "Do that. Or this."))],
+    [
+        ("One sentence.", ("One sentence.", "")),
+        ("The cause. The fix. Another fix.", ("The cause.", "The fix. Another fix.")),
+    ],
 )
 def test_split_message_gives_cause_and_fix(message: str, parts: tuple[str, str]) -> None:
     assert split_message(message) == parts
