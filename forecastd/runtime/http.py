@@ -13,14 +13,11 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
 from forecastd.clock import SystemClock
 from forecastd.errors import RetryLater
-
-if TYPE_CHECKING:
-    from urllib3.response import HTTPResponse
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -180,7 +177,7 @@ def _request(
                 allow_redirects=False,
             ) as response:
                 body = bytearray()
-                raw = cast("HTTPResponse", response.raw)
+                raw = cast(urllib3.HTTPResponse, response.raw)
                 while chunk := raw.read1(CHUNK_BYTES, decode_content=True):
                     body += chunk
                     if len(body) > max_bytes:
@@ -193,5 +190,5 @@ def _request(
                 return HttpResponse(response.status_code, response_headers, bytes(body))
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         return TransientHttpError(
-            f"Cannot reach {host_and_port(url)}, or the connection broke ({type(error).__name__}). Check the network."
+            f"{host_and_port(url)} cannot be reached, or the connection broke ({type(error).__name__}). Check the network."
         )

@@ -14,7 +14,6 @@ from pathlib import Path
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.market.candles import HOUR, Candles, Provenance, repair
 from forecastd.market.sources.csv_file import read_csv
-from forecastd.market.sources.parquet_file import read_parquet
 from forecastd.market.sources.table import MAX_BYTES, CandleTable
 
 UNSUPPORTED_FORMATS = {
@@ -106,6 +105,8 @@ def _parse_file(path: Path, version: tuple[int, ...], symbol: str, step: int) ->
     with path.open("rb") as stream:
         header = stream.read(16)
     if header.startswith(b"PAR1"):
+        from forecastd.market.sources.parquet_file import read_parquet  # imports pyarrow, which takes time to load
+
         return read_parquet(path, symbol, step)
     for magic, description in UNSUPPORTED_FORMATS.items():
         if header[: len(magic)].lower() == magic.lower():

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from forecastd.errors import NeedsHuman, SkipEpoch
@@ -35,9 +38,6 @@ def read_parquet(path: Path, symbol: str, step: int) -> CandleTable:
         SkipEpoch: `unreadable` or `empty`; the column is named.
         NeedsHuman: no column for time or a price, another pair, another step, too many rows.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -51,9 +51,6 @@ def read_parquet(path: Path, symbol: str, step: int) -> CandleTable:
 
 
 def _read_table(path: Path, file: Any, symbol: str, step: int, sha256: str) -> CandleTable:  # Any: pyarrow has no types
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if file.metadata.num_rows > MAX_FILE_ROWS:
         raise NeedsHuman(
             f"{path} holds {file.metadata.num_rows} rows; the limit is {MAX_FILE_ROWS}. Cut it to the required range."
@@ -89,8 +86,6 @@ def _read_table(path: Path, file: Any, symbol: str, step: int, sha256: str) -> C
 
 
 def _parse_times(path: Path, data: Any, name: str, time_of_day_name: str | None) -> NDArray[np.int64]:
-    import pyarrow as pa
-
     column = data.column(name)
     if column.null_count:
         raise unreadable_error(str(path), f"column {name!r} has no time in row {_first_null(column)}.")
@@ -120,8 +115,6 @@ def _parse_times(path: Path, data: Any, name: str, time_of_day_name: str | None)
 
 
 def _parse_numbers(path: Path, column: Any, name: str) -> NDArray[np.float64]:
-    import pyarrow as pa
-
     try:
         return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -24,7 +24,7 @@ def test_inspect_prints_description_and_checks(capsys: pytest.CaptureFixture[str
     assert main(["data", "inspect", "--source", "sample", "--as-of", REFERENCE_TIME, "--hours", "48"]) == 0
     text = capsys.readouterr().out
     assert "48, 2023-11-12T22:00:00Z to 2023-11-14T22:00:00Z" in text
-    assert "made up" in text
+    assert "synthetic" in text
     assert "refused" not in text
     assert max(map(len, text.splitlines())) <= 80
 
@@ -76,11 +76,11 @@ def test_exported_file_is_a_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--source", "file:none.csv"], 5, "no file"),
         (["--source", "file:."], 5, "directory"),
-        (["--source", "nowhere"], 5, "Allowed are"),
+        (["--source", "nowhere"], 5, "The allowed forms are"),
         (["--source", "tiingo"], 5, "TIINGO_API_KEY"),
         (["--as-of", "noon"], 2, "ISO 8601"),
         (["--hours", "0"], 2, "hours"),
@@ -121,9 +121,9 @@ def test_fetch_from_fake_tiingo_over_http(monkeypatch: pytest.MonkeyPatch, capsy
         assert main(fetch) == 0
         assert json.loads(capsys.readouterr().out)["sha256"] == first["sha256"]
         server.send_signal(signal.SIGTERM)
-        _, request_count = server.communicate(timeout=30)
+        _, summary = server.communicate(timeout=30)
     assert server.returncode == 0
-    assert request_count.startswith("2 requests")
+    assert summary.startswith("Served 2 requests")
     assert first["rows"] == 24
     assert first["synthetic"]
     assert first["start"] == "2023-11-13T22:00:00Z"

@@ -66,6 +66,6 @@ def test_unknown_setting_name_is_reported(
     monkeypatch.setenv("SUBMISSION_DEADLIN", "2030-01-01")
     assert run(settings, "THIS is wrong.") == 5
     assert (
-        "SUBMISSION_DEADLIN in the environment is no setting and is ignored. Rename it to SUBMISSION_DEADLINE."
+        "SUBMISSION_DEADLIN in the environment is not a setting and is ignored. Rename it to SUBMISSION_DEADLINE."
         in caplog.text
     )
