@@ -1,7 +1,9 @@
-"""How a trial of supervision looks: a line an event, above a table of the processes where there is a terminal.
+"""The terminal output of `supervise`: one line per event and, on a terminal, a table of the processes below them.
 
-Lines are printed by a thread of their own, for whoever tells them keeps watch over the processes and must never wait for
-a terminal. What the program logs meanwhile comes as lines of the same stream, so that all stands in its order.
+Log lines go to the same stream, so everything appears in its order.
+
+Invariant: a separate thread prints, for the thread that reports events supervises the processes and must never wait for a
+terminal.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from forecastd.supervise.events import ProcessEvent
 from forecastd.supervise.faults import FAULT_KINDS
 
 STYLES = {logging.ERROR: "red", logging.WARNING: "yellow", logging.DEBUG: "dim"}
-MAX_LISTED_JOBS = 10  # jobs; the rest is counted
+MAX_LISTED_JOBS = 10  # the rest is only counted
 _TIME_WIDTH = 10
 _EVENT_TEXTS = {
     "launched": "process {pid} started",
@@ -34,12 +36,12 @@ _EVENT_TEXTS = {
     "dispatched": "process {pid} works on {job}",
     "finished": "process {pid} finished {job}",
     "refused": "process {pid} refuses: {text}",
-    "gone": "process {pid} is gone: {text}",
-}  # the other kinds are logged, in more words
+    "exited": "process {pid} exited: {text}",
+}  # the other kinds are logged in detail
 
 
-class TrialScreen(logging.Handler):
-    """Tells what happens to the processes of a trial. With `quiet`, stdout is kept for one JSON object."""
+class SupervisionScreen(logging.Handler):
+    """Shows what happens to the processes. With `quiet`, stdout is reserved for one JSON object."""
 
     def __init__(self, clock: Clock, *, quiet: bool, verbose: bool) -> None:
         super().__init__(logging.DEBUG if verbose else logging.WARNING)
@@ -51,7 +53,7 @@ class TrialScreen(logging.Handler):
         self._live: Live | None = None
         self._children: ListChildren = list
 
-    def __enter__(self) -> TrialScreen:
+    def __enter__(self) -> SupervisionScreen:
         if not self._quiet:
             logger = logging.getLogger("forecastd")
             logger.addHandler(self)
@@ -73,18 +75,18 @@ class TrialScreen(logging.Handler):
                 self._live.stop()
 
     def set_children(self, children: ListChildren) -> None:
-        """What tells what each process is at."""
+        """Set the function that returns the state of each process."""
         self._children = children
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line that the program logs."""
+        """Add a line of the log."""
         self._add_line(redacted(record.getMessage()), STYLES.get(record.levelno, ""))
 
     def on_event(self, event: ProcessEvent) -> None:
-        """Something happened to a process."""
+        """Add a line for an event of a process."""
         template = _EVENT_TEXTS.get(event.kind)
         if template is not None:
-            text = event.text or "its end was not told"
+            text = event.text or "no reason given"
             self._add_line(template.format(pid=event.pid, job=event.job, text=text), "")
         elif event.kind == "progress" and self._verbose and event.state.total:
             state = event.state
@@ -97,7 +99,7 @@ class TrialScreen(logging.Handler):
     def _print(self) -> None:
         while (line := self._lines.get()) is not None:
             seconds, text, style = line
-            if not self._out.is_terminal:  # in one piece, for grep
+            if not self._out.is_terminal:  # one unwrapped line, for grep
                 self._out.print(Text(f"{seconds:8.3f}  {text}".replace("\n", f"\n{'':{_TIME_WIDTH}}")), soft_wrap=True)
                 continue
             table = Table.grid(padding=(0, 1), expand=True)
@@ -107,10 +109,10 @@ class TrialScreen(logging.Handler):
             self._out.print(table)
 
     def _table(self) -> Table:
-        """The processes as they are now."""
-        width = self._out.width - 4  # room for the ^C that a terminal echoes: a line more would not be wiped away
+        """The table of the processes as they are now."""
+        width = self._out.width - 4  # room for the ^C that a terminal echoes: a wrapped line would not be erased
         table = Table(box=None, width=width, padding=(0, 1), header_style="bold")
-        for name in ("process", "phase", "", "done", "sign of life", "progress", "job"):
+        for name in ("process", "phase", "", "done", "heartbeat", "progress", "job"):
             table.add_column(name, no_wrap=True, justify="right" if name in {"process", "done"} else "left")
         for child in self._children():
             percent = float(str(child["percent"]))
@@ -120,41 +122,41 @@ class TrialScreen(logging.Handler):
                 str(child["phase"]).replace("_", " "),
                 "" if is_idle else ProgressBar(total=100, completed=percent, width=10),
                 "" if is_idle else f"{percent:.0f} %",
-                f"{child['heard_s']} s ago",
-                "" if is_idle else f"{child['progressed_s']} s ago",
+                f"{child['heartbeat_age_s']} s ago",
+                "" if is_idle else f"{child['progress_age_s']} s ago",
                 str(child["job"] or ""),
             )
         return table
 
-    def result(self, trial: SupervisionReport) -> None:
-        """How the jobs ended, how slow the phases were, and what was counted."""
-        for line in result_rows(trial):
+    def result(self, report: SupervisionReport) -> None:
+        """Print the outcome of each job, the slowest step of each phase, and the counters."""
+        for line in result_rows(report):
             self._out.print(line)
 
 
-def result_rows(trial: SupervisionReport) -> Iterator[Table]:
-    """The outcome of a trial, in the same shape as a cycle's."""
-    success_count = sum(job.outcome == "result" for job in trial.jobs)
-    model_text = Text(f"{trial.manifest.name} ({trial.manifest.sha256[:12]}), from {trial.input_description}")
+def result_rows(report: SupervisionReport) -> Iterator[Table]:
+    """The outcome of a supervised run, in the same form as a cycle's."""
+    success_count = sum(job.outcome == "result" for job in report.jobs)
+    model_text = Text(f"{report.manifest.name} ({report.manifest.sha256[:12]}), from {report.input_description}")
     yield row("model", model_text)
     text = Text()
-    for job in sorted(trial.jobs, key=lambda job: job.outcome == "result")[:MAX_LISTED_JOBS]:
+    for job in sorted(report.jobs, key=lambda job: job.outcome == "result")[:MAX_LISTED_JOBS]:
         text.append(f"{_job(job)}\n")
-    if len(trial.jobs) > MAX_LISTED_JOBS:
-        text.append(f"and {len(trial.jobs) - MAX_LISTED_JOBS} more; --json lists them all\n")
+    if len(report.jobs) > MAX_LISTED_JOBS:
+        text.append(f"and {len(report.jobs) - MAX_LISTED_JOBS} more; --json lists them all\n")
     yield row("jobs", text[:-1])
-    limits = trial.policy.limits
-    slowest = (f"{phase} {seconds:.3f} s of {limits.for_phase(phase):g} s" for phase, seconds in trial.slowest.items())
-    yield row("slowest", Text("\n".join(slowest) or "no step was made"))
-    counts = {name: count for name, count in vars(trial.counts).items() if isinstance(count, int) and count}
-    counts |= {f"hangs in {phase}": count for (phase, _), count in trial.counts.hangs.items()}
+    limits = report.policy.limits
+    slowest = (f"{phase} {seconds:.3f} s of {limits.for_phase(phase):g} s" for phase, seconds in report.slowest.items())
+    yield row("slowest", Text("\n".join(slowest) or "no step was finished"))
+    counts = {name: count for name, count in vars(report.counts).items() if isinstance(count, int) and count}
+    counts |= {f"hangs in {phase}": count for (phase, _), count in report.counts.hangs.items()}
     yield row("counts", Text(", ".join(f"{name.replace('_', ' ')} {count}" for name, count in counts.items())))
-    if trial.counts.quarantines:
-        yield row("quarantine", Text("in this trial only: no worker hears of it"))
-    style = "bold yellow" if trial.exit_code else "bold green"
-    outcome = Text("skipped" if trial.exit_code else "served", style=style)
-    outcome.append(f": {success_count} of {len(trial.jobs)} jobs got their result", style="default")
-    yield row("outcome", outcome, f"{sum(job.seconds for job in trial.jobs):.3f} s")
+    if report.counts.quarantines:
+        yield row("quarantine", Text("in this run only; workers are not affected"))
+    style = "bold yellow" if report.exit_code else "bold green"
+    outcome = Text("skipped" if report.exit_code else "served", style=style)
+    outcome.append(f": {success_count} of {len(report.jobs)} jobs got their result", style="default")
+    yield row("outcome", outcome, f"{sum(job.seconds for job in report.jobs):.3f} s")
 
 
 def _job(job: JobOutcome) -> str:
@@ -164,15 +166,15 @@ def _job(job: JobOutcome) -> str:
 
 
 def print_faults() -> None:
-    """Every fault, how it is written and what it does."""
+    """Print every fault with its syntax and its effect."""
     output = Console(highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for kind, description in FAULT_KINDS.items():
         table.add_row(kind, description)
     output.print(table)
     output.print(
-        "\nA fault is KIND[:VALUE][@PLACE]. A place is a percentage of the prediction (50 unless given) or the name of a "
+        "\nA fault is KIND[:VALUE][@PLACE]. A place is a percentage of the prediction (default 50) or the name of a "
         "phase: loading, warming_up, predicting, post_processing, stopping. hang@99 stops at 99 % of the prediction, "
-        "raise@loading fails at import, exit:7 ends with status 7, hang@50,ignore-term hangs and does not heed SIGTERM.",
+        "raise@loading fails at import, exit:7 exits with status 7, hang@50,ignore-term hangs and ignores SIGTERM.",
         markup=False,
     )

@@ -1,8 +1,8 @@
-"""The shelf: copies of the bundles that made good forecasts, and a list of those that must not be run again.
+"""Copies of bundles that made good forecasts, and the list of quarantined bundles.
 
-Kept below the state directory, a copy for each topic's last two, so that a model that is cut off, changed or hangs is stood
-in for by the last good one. What lies here is checked as any bundle is when it is loaded; a shelf that cannot be written
-costs a warning and no forecast.
+The store is in the state directory and keeps the last two good bundles of each topic, to fall back to when a model is
+truncated, changed or hangs. A copy is verified like any bundle when it is loaded. A store that cannot be written costs a
+warning, never a forecast.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -26,13 +27,14 @@ from models.market.manifest import MarketManifest
 
 log = logging.getLogger(__name__)
 
-BUNDLES_PER_TOPIC = 2  # copies a topic
-INDEX_NAME = "shelf.json"
+BUNDLES_PER_TOPIC = 2
+INDEX_NAME = "index.json"
+OLD_INDEX_NAME = "shelf.json"  # of releases before 0.1.0; the same content
 
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """Why a bundle is not run any more: its name, since when (ISO 8601), and the last of its failures."""
+    """Why a bundle is quarantined. `since`: ISO 8601. `reason`: its last failure."""
 
     sha256: str
     name: str
@@ -41,13 +43,16 @@ class QuarantineEntry:
 
 
 class BundleStore:
-    """The shelf below one state directory. Threads may share it."""
+    """The bundle store of one state directory. Safe for threads."""
 
     def __init__(self, directory: Path, clock: Clock) -> None:
         self._directory, self._clock, self._lock = directory, clock, Lock()
 
     def add(self, topic: int, bundle: Path, manifest: MarketManifest) -> None:
-        """This bundle made a good forecast for a topic. Copied once; older copies than the last `KEPT` are removed."""
+        """Record that this bundle made a good forecast for a topic, and copy it once.
+
+        Copies beyond the last `BUNDLES_PER_TOPIC` of each topic are removed.
+        """
         sha256 = manifest.sha256
         copy = self._directory / sha256
         with self._lock:
@@ -63,21 +68,21 @@ class BundleStore:
                 if is_valid:
                     self._remove_unused(index)
             except (OSError, ModelError, ForecastdError) as error:
-                log.warning("No copy of the model %s could be kept to fall back on: %s", manifest.name, error)
+                log.warning("Cannot keep a copy of the model %s to fall back to: %s", manifest.name, error)
 
     def list_good(self, topic: int) -> list[Path]:
-        """The kept bundles of a topic that are not in quarantine, the last good one first."""
+        """The paths of a topic's good bundles that are not quarantined, newest first."""
         try:
             with self._lock:
                 index, _ = self._read_index()
             hashes = [sha for sha in index["good"].get(str(topic), []) if sha not in index["quarantined"]]
             return [path for sha in hashes if (path := self._directory / sha).is_dir()]
         except OSError as error:
-            log.warning("The kept copies of earlier models cannot be read: %s", error)
+            log.warning("Cannot read the copies of earlier models: %s", error)
             return []
 
     def quarantine(self, manifest: MarketManifest, reason: str) -> None:
-        """Do not run this bundle again as long as there is another."""
+        """Record that this bundle must not run while there is a fallback."""
         with self._lock:
             try:
                 index, _ = self._read_index()
@@ -85,30 +90,30 @@ class BundleStore:
                 index["quarantined"][manifest.sha256] = {"name": manifest.name, "since": since, "reason": reason[:500]}
                 self._write_index(index)
             except (OSError, ForecastdError) as error:
-                log.warning("That %s is in quarantine could not be written down: %s", manifest.name, error)
+                log.warning("Could not record that %s is quarantined: %s", manifest.name, error)
 
     def list_quarantined(self) -> dict[str, QuarantineEntry]:
-        """All bundles in quarantine, by sha256."""
+        """All quarantined bundles, by sha256."""
         try:
             with self._lock:
                 index, _ = self._read_index()
         except OSError as error:
-            log.warning("Which models are in quarantine cannot be read: %s", error)
+            log.warning("Cannot read the list of quarantined models: %s", error)
             return {}
         return {sha: QuarantineEntry(sha, **entry) for sha, entry in index["quarantined"].items()}
 
     def release(self, prefix: str) -> list[QuarantineEntry]:
-        """Take the bundles whose sha256 begins with `prefix` out of quarantine; gives them.
+        """Release the bundles whose sha256 begins with `prefix` from quarantine, and return them.
 
         Raises:
-            NeedsHuman: the shelf cannot be read or written.
+            NeedsHuman: the index cannot be read or written.
         """
         entries = [entry for sha, entry in self.list_quarantined().items() if sha.startswith(prefix)]
         with self._lock:
             try:
                 index, _ = self._read_index()
             except OSError as error:
-                message = f"{self._directory / INDEX_NAME} cannot be read: {error.strerror}. Check its permissions."
+                message = f"Cannot read {self._directory / INDEX_NAME}: {error.strerror}. Check its permissions."
                 raise NeedsHuman(message) from None
             for entry in entries:
                 index["quarantined"].pop(entry.sha256, None)
@@ -117,24 +122,31 @@ class BundleStore:
         return entries
 
     def _read_index(self) -> tuple[dict[str, dict[str, Any]], bool]:
-        """The index, and whether it is whole: one that is not as it must be counts as empty, which proves no copy useless.
+        """The index, and whether it is valid. An invalid index counts as empty, but then no copy may be removed.
 
         Raises:
-            OSError: it is there and cannot be read, so nothing may be written in its place.
+            OSError: the index exists but cannot be read, so it must not be overwritten.
         """
         path = self._directory / INDEX_NAME
         empty: dict[str, dict[str, Any]] = {"good": {}, "quarantined": {}}
         try:
-            index = json.loads(path.read_bytes())
+            index = json.loads(self._read_bytes(path))
         except FileNotFoundError:
             return empty, True
         except (ValueError, RecursionError) as error:
-            log.warning("%s is no index of the shelf (%s); going on as if it were empty.", path, error)
+            log.warning("%s is not a valid bundle index (%s); it is treated as empty.", path, error)
             return empty, False
         if _is_index(index):
             return {"good": dict(index["good"]), "quarantined": dict(index["quarantined"])}, True
-        log.warning("%s is not what was written there; going on as if it were empty.", path)
+        log.warning("%s is not a valid bundle index; it is treated as empty.", path)
         return empty, False
+
+    def _read_bytes(self, path: Path) -> bytes:
+        """The content of the index. An index under its old name is renamed first. Raises OSError."""
+        if not path.exists():
+            with suppress(FileNotFoundError):
+                (self._directory / OLD_INDEX_NAME).rename(path)
+        return path.read_bytes()
 
     def _write_index(self, index: Mapping[str, object]) -> None:
         write_atomic(self._directory / INDEX_NAME, json.dumps(index, indent=1).encode())
@@ -147,25 +159,25 @@ class BundleStore:
 
 
 def open_bundle_store(settings: Settings, clock: Clock) -> BundleStore:
-    """The shelf of these settings' state directory."""
+    """The bundle store in the state directory of these settings."""
     return BundleStore(settings.state_path / "bundles", clock)
 
 
 @dataclass(frozen=True)
 class FallbackBundles:
-    """The shelf as one topic sees it."""
+    """The fallback bundles of one topic."""
 
     store: BundleStore
     topic: int
 
     def candidates(self, excluded: set[str]) -> list[tuple[Path, MarketManifest]]:
-        """The bundles to fall back on, best first, without those of these sha256."""
+        """The bundles to fall back to, newest first, without those whose sha256 is excluded."""
         bundles = []
         for path in self.store.list_good(self.topic):
             try:
                 manifest = read_market_manifest(path)
             except ModelError as error:
-                log.warning("The kept copy of an earlier model is no good: %s", error)
+                log.warning("The copy of an earlier model is invalid: %s", error)
                 continue
             if manifest.sha256 not in excluded:
                 bundles.append((path, manifest))

@@ -1,8 +1,8 @@
-"""The child's main: makes one model ready and proves it, or trains one, and answers until it is told to stop.
+"""The main of a child process: load one model and run its jobs, or train one, until the parent says stop.
 
-Started as `python -m forecastd.inference.child FD LAUNCH PARENT MEMORY`. It has no secrets and needs none. It dies with
-its parent, is bounded in memory, and speaks only over the socket it inherited; what a model prints goes to stderr. SIGUSR1
-has the stacks of all its threads written there.
+Started as `python -m forecastd.inference.child FD LAUNCH PARENT MEMORY`. It needs no secrets and gets none. It dies with its
+parent, has a memory limit, and communicates only over the inherited socket; what a model prints goes to stderr. On SIGUSR1 it
+writes the stacks of all threads to stderr.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from forecastd.clock import SystemClock
+from forecastd.inference.fleet_job import load_fleet_model, result_message, run_forecast
+from forecastd.inference.market_job import forecast_message, read_model_input
+from forecastd.inference.training_job import train_in_child
 from forecastd.supervise.child_channel import ChildChannel
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.faults import FaultInjector, parse_faults
-from forecastd.supervise.jobs import forecast_message, read_model_input  # now, so that no forecast costs an import
 from forecastd.supervise.protocol import ChannelClosed, ChildMessage, receive
+from models.errors import BundleError, DataError, ModelError
+from models.fleet.base import FleetEngine
+from models.market.bundle import load_market_bundle
+from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from models.fleet.base import FleetEngine
-    from models.market.engine import MarketEngine
-
-    CanaryCheck = Callable[[Callable[[int, int], None]], float]
+CanaryCheck = Callable[[Callable[[int, int], None]], float]
 
 _REPORT_INTERVAL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def exit_with_parent(parent: int) -> None:
-    """Be killed when the parent dies; leave at once when it already did."""
+    """Have the kernel kill this process when its parent dies; exit at once when the parent is already dead."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 
 
 class ChildServer:
-    """One launch: its channel, its voice, and the model it was given."""
+    """One launch: its channel and the model that it loaded."""
 
     def __init__(self, channel: socket.socket, launch: str) -> None:
         self._channel = channel
@@ -52,11 +52,11 @@ class ChildServer:
         self._fault_injector = FaultInjector((), self._parent_channel)
         self._engine: MarketEngine | None = None
         self._fleet_engine: FleetEngine | None = None
-        self._canary_check: CanaryCheck | None = None  # runs the canary of whichever model was loaded
+        self._canary_check: CanaryCheck | None = None  # of the model that was loaded, of either kind
         self._sha256 = ""
 
     def serve(self) -> None:
-        """Answer messages until `stop` or the end of the channel."""
+        """Handle messages until `stop`. Raises ChannelClosed when the parent is gone."""
         self._parent_channel.start_heartbeat()
         while True:
             if self._canary_check is not None:
@@ -68,8 +68,6 @@ class ChildServer:
             self._handle(message)
 
     def _handle(self, message: ChildMessage) -> None:
-        from models.errors import BundleError, DataError, ModelError
-
         job = message.fields.get("job")
         try:
             if message.kind == "load":
@@ -103,34 +101,26 @@ class ChildServer:
         self._parent_channel.send(ChildMessage("ready", self._parent_channel.launch, fields))
 
     def _load_bundle(self, path: Path, engine_name: str, threads: int) -> None:
-        """Make a market's model ready, or with the name of an engine a fleet's."""
+        """Load a fleet model when an engine is named, else a market model. Raises BundleError."""
+        self._report_progress(None, Phase.LOADING, 1, 3)
         if engine_name:
-            from forecastd.inference.fleet_job import load_fleet_model
-
-            self._report_progress(None, Phase.LOADING, 1, 3)
             self._fleet_engine, self._canary_check, self._sha256 = load_fleet_model(path, engine_name, threads)
         else:
-            from models.market.bundle import load_market_bundle
-            from models.market.engine import load_market_engine, verify_market_canary
-
-            self._report_progress(None, Phase.LOADING, 1, 3)
             bundle = load_market_bundle(path)
             self._report_progress(None, Phase.LOADING, 2, 3)
-            loaded_engine = self._engine = load_market_engine(bundle)
-            self._canary_check, self._sha256 = (
-                (lambda report: verify_market_canary(bundle, loaded_engine, report)),
-                bundle.sha256,
-            )
+            engine = self._engine = load_market_engine(bundle)
+            self._canary_check = lambda report: verify_market_canary(bundle, engine, report)
+            self._sha256 = bundle.sha256
 
     def _run_canary(self, job: str | None, phase: Phase) -> None:
         if self._canary_check is None:
-            raise ChannelClosed  # a parent that asks before it was told `ready` is none of ours
+            raise ChannelClosed  # only a foreign parent sends a job before `ready`
         self._canary_check(lambda done, total: self._report_progress(job, phase, done, total))
 
     def _predict(self, message: ChildMessage) -> None:
         engine = self._engine
         if engine is None:
-            raise ChannelClosed  # a parent that asks before it was told `ready` is none of ours
+            raise ChannelClosed  # only a foreign parent sends a job before `ready`
         job = message.text("job")
         self._report_progress(job, Phase.PREDICTING, 0, 1)
         forecast = engine.predict(
@@ -142,11 +132,9 @@ class ChildServer:
         self._parent_channel.send(result)
 
     def _forecast_fleet(self, message: ChildMessage) -> None:
-        from forecastd.inference.fleet_job import result_message, run_forecast
-
         engine = self._fleet_engine
         if engine is None:
-            raise ChannelClosed
+            raise ChannelClosed  # only a foreign parent sends a job before `ready`
         job = message.text("job")
         self._fault_injector.on_progress(job, Phase.PREDICTING, 0, 1)
         quantiles, encoded = run_forecast(message, engine, self._throttled_progress(job))
@@ -159,7 +147,7 @@ class ChildServer:
         engine.look_ahead(int(message.number("tick")) + 1)
 
     def _throttled_progress(self, job: str) -> Callable[[int, int], None]:
-        """Progress of short steps: told now and then, for every telling wakes the parent."""
+        """A progress callback for short steps. It reports at intervals, because every report wakes the parent."""
         clock = SystemClock()
         last_report = clock.monotonic()
 
@@ -180,8 +168,6 @@ class ChildServer:
         )
 
     def _train(self, message: ChildMessage) -> None:
-        from forecastd.inference.training_job import train_in_child
-
         job = message.text("job")
         kind, fields = train_in_child(
             message, lambda done, total, detail: self._report_progress(job, Phase.TRAINING, done, total, detail)
@@ -202,7 +188,7 @@ class ChildServer:
 def main() -> None:
     descriptor, launch, parent, memory = sys.argv[1:]
     exit_with_parent(int(parent))
-    # An interrupt is for a training; one that comes before it waits, so that it is neither lost nor ends the process.
+    # SIGINT is meant for a training. One that arrives before it waits, so that it is not lost and does not end the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -212,14 +198,14 @@ def main() -> None:
     with socket.socket(fileno=int(descriptor)) as channel:
         forking_pid = [0]
 
-        def before_a_fork() -> None:
+        def before_fork() -> None:
             forking_pid[0] = os.getpid()
 
-        def in_a_fork() -> None:
+        def after_fork_in_child() -> None:
             channel.close()
             exit_with_parent(forking_pid[0])
 
-        os.register_at_fork(before=before_a_fork, after_in_child=in_a_fork)
+        os.register_at_fork(before=before_fork, after_in_child=after_fork_in_child)
         try:
             ChildServer(channel, launch).serve()
         except ChannelClosed:

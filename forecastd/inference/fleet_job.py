@@ -1,8 +1,8 @@
-"""The forecast of a fleet as a job: what the parent asks, and what the child makes of it.
+"""The forecast of a fleet as a job for a child: messages of both sides.
 
-The whole windows travel with every job, so that a child that takes over from another has all it needs; an engine that keeps
-its past sees by itself what is new. Beside the numbers the answer bears each server's forecast as the bytes of JSON that will
-be served, so that a large fleet's are written here and not where requests are answered.
+Every job carries the whole windows, so that a standby has all that it needs to take the job over; an engine that caches
+decoder states detects by itself which ticks are new. The result also carries each server's forecast as JSON bytes, so that
+the child encodes the JSON of a large fleet, not the process that serves requests.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from forecastd.inference.quantile_json import QuantileJsonWriter
 from forecastd.supervise.jobs import InvalidResult, Job
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage
 from models.fleet.base import FleetEngine, FleetInput, ProgressCallback
+from models.fleet.bundle import load_fleet_bundle
+from models.fleet.engines import load_fleet_engine, verify_fleet_canary
+from models.fleet.malloc import keep_freed_memory
 from models.fleet.manifest import FleetManifest
 
 CanaryCheck = Callable[[ProgressCallback], float]
@@ -26,7 +29,7 @@ CanaryCheck = Callable[[ProgressCallback], float]
 
 @dataclass(frozen=True, eq=False)
 class FleetResult:
-    """Quantiles float32 `[S, M, Q, H]`, and the JSON of each server's metrics at the levels that are served."""
+    """Quantiles float32 `[S, M, Q, H]`, and the JSON of each server's metrics at the served levels."""
 
     quantiles: NDArray[np.float32]
     encoded: tuple[bytes, ...]
@@ -34,11 +37,7 @@ class FleetResult:
 
 
 def load_fleet_model(path: Path, engine_name: str, threads: int) -> tuple[FleetEngine, CanaryCheck, str]:
-    """The child's side of loading: the engine, what proves it, and the bundle's sha256. Raises BundleError."""
-    from models.fleet.bundle import load_fleet_bundle
-    from models.fleet.engines import load_fleet_engine, verify_fleet_canary
-    from models.fleet.malloc import keep_freed_memory
-
+    """Load a bundle in the child: the engine, its canary check, and the bundle's sha256. Raises BundleError."""
     keep_freed_memory()
     bundle = load_fleet_bundle(path)
     loaded_engine = load_fleet_engine(bundle, engine_name, threads)
@@ -48,7 +47,7 @@ def load_fleet_model(path: Path, engine_name: str, threads: int) -> tuple[FleetE
 def fleet_job(
     inputs: FleetInput, manifest: FleetManifest, *, served: tuple[float, ...], deadline: float, attempts: int
 ) -> Job:
-    """The forecast of these windows; `served`: the levels whose JSON is wanted. Gives a `FleetAnswer`."""
+    """The forecast of these windows. `served`: the levels to encode as JSON. The job's value is a `FleetResult`."""
     return Job(
         kind="fleet",
         name=f"forecast of {len(inputs.servers)} servers at tick {inputs.tick}",
@@ -61,7 +60,7 @@ def fleet_job(
             "profiles": _deduplicate(inputs.profiles),
             "served": list(served),
         },
-        # The texts last, so that the numbers lie in memory as they should.
+        # Bytes come last, so that the numeric arrays are aligned in memory.
         arrays={"lengths": inputs.lengths, "values": inputs.values, "servers": _encode_names(inputs.servers)},
     )
 
@@ -69,9 +68,9 @@ def fleet_job(
 def run_forecast(
     message: ChildMessage, engine: FleetEngine, progress: ProgressCallback
 ) -> tuple[NDArray[np.float32], list[bytes]]:
-    """The child's side: of a `fleet` message's windows the quantiles `[S, M, Q, H]`, and the JSON of each server.
+    """Run a `fleet` job in the child: quantiles `[S, M, Q, H]` and the JSON of each server.
 
-    That is written by whichever of the engine's threads has done a server. Raises DataError, BundleError.
+    Each engine thread encodes the servers that it has finished. Raises DataError, BundleError.
     """
     names, rows = message.fields["profiles"]
     arrays = message.arrays
@@ -86,17 +85,17 @@ def run_forecast(
     encoded = [b""] * len(inputs.servers)
     write = QuantileJsonWriter(engine.manifest.metrics, engine.manifest.levels, message.fields["served"])
 
-    def done(rows: NDArray[np.int64], quantiles: NDArray[np.float32]) -> None:
+    def encode_rows(rows: NDArray[np.int64], quantiles: NDArray[np.float32]) -> None:
         for row, text in zip(rows.tolist(), write(quantiles), strict=True):
             encoded[row] = text
 
-    return engine.forecast(inputs, progress, done), encoded
+    return engine.forecast(inputs, progress, encode_rows), encoded
 
 
 def result_message(
     message: ChildMessage, quantiles: NDArray[np.float32], encoded: list[bytes], launch: str, sha256: str
 ) -> ChildMessage:
-    """The answer that bears a forecast."""
+    """The result message of a `fleet` job."""
     fields: dict[str, Any] = {"job": message.text("job"), "tick": message.fields["tick"], "bundle_sha256": sha256}
     arrays: dict[str, NDArray[Any]] = {
         "quantiles": quantiles,
@@ -107,29 +106,31 @@ def result_message(
 
 
 def _read_result(message: ChildMessage, inputs: FleetInput, manifest: FleetManifest) -> FleetResult:
-    """The forecast in an answer, held against what was asked."""
+    """The forecast of a result message, checked against the job's inputs. Raises InvalidResult."""
     try:
         quantiles, sizes, encoded = (message.arrays[name] for name in ("quantiles", "sizes", "encoded"))
         tick, sha256 = message.number("tick"), message.text("bundle_sha256")
     except (KeyError, InvalidMessage) as error:
-        raise InvalidResult(f"its answer lacks or garbles {error}") from error
+        raise InvalidResult(f"a field is missing or invalid: {error}") from error
     shape = len(inputs.servers), len(manifest.metrics), len(manifest.levels), manifest.horizon
     if quantiles.dtype != np.float32 or quantiles.shape != shape:
-        raise InvalidResult(f"its quantiles are {quantiles.dtype}{list(quantiles.shape)}, not float32{list(shape)}")
+        raise InvalidResult(
+            f"the quantiles are {quantiles.dtype}{list(quantiles.shape)}, expected float32{list(shape)}"
+        )
     if not np.isfinite(quantiles).all():
-        raise InvalidResult("its forecast holds a number that is not finite")
+        raise InvalidResult("the quantiles are not finite")
     if tick != inputs.tick or sizes.shape != shape[:1] or sizes.dtype.kind != "i" or (sizes < 0).any():
-        raise InvalidResult("its answer is to another question")
+        raise InvalidResult("the forecast is for other inputs")
     ends = np.cumsum(sizes)
     if encoded.dtype != np.uint8 or encoded.ndim != 1 or len(encoded) != (ends[-1] if len(ends) else 0):
-        raise InvalidResult("its JSON is not as long as it says")
+        raise InvalidResult("the JSON has the wrong length")
     text = encoded.data
     parts = tuple(bytes(text[end - size : end]) for size, end in zip(sizes.tolist(), ends.tolist(), strict=True))
     return FleetResult(quantiles, parts, sha256)
 
 
 def _deduplicate(names: tuple[str, ...]) -> list[Any]:
-    """Names that repeat, as each once and the places of all."""
+    """Repeated names as a list of unique names and an index for each position."""
     index = {name: row for row, name in enumerate(dict.fromkeys(names))}
     return [list(index), [index[name] for name in names]]
 

@@ -1,8 +1,8 @@
-"""From a bundle's path to a checked forecast, by way of supervised child processes.
+"""From a bundle to a checked forecast, in supervised child processes.
 
-The children are started before anything else of a cycle, so that they load and prove the model while the parent talks to
-the network. A model that is no good, or is in quarantine because it hung or crashed its children, is stood in for by the
-last good one of the topic; without one it needs a person. A job that no child finished costs this epoch and nothing more.
+The children start before the rest of a cycle, so that they load and check the model while the parent talks to the network.
+When a model is invalid, or quarantined because it hung or crashed its children, the last good bundle of the topic is used
+instead; without one a person is needed. A job that no child finishes skips the epoch.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from forecastd.clock import Clock, SystemClock
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.inference.bundle_store import FallbackBundles
+from forecastd.inference.child_command import child_command
+from forecastd.inference.market_job import check_job, predict_job
 from forecastd.market.candles import MAX_STALE_STEPS, Candles, check_candles
 from forecastd.market.features import FeatureList, build_model_input, parse_features, warm_up_candles
 from forecastd.market.guards import GuardReport, check_forecast
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow, refresh
-from forecastd.supervise.event_dispatcher import Observer
-from forecastd.supervise.events import SupervisionCounts
-from forecastd.supervise.jobs import check_job, predict_job
+from forecastd.supervise.events import Observer, SupervisionCounts
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed, ModelFailed
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 
 class TooFewCandles(SkipEpoch):
-    """The model wants more candles than there are."""
+    """The model needs more candles than there are."""
 
 
 class Forecaster:
-    """One bundle, run in children of its own. Use as a context manager: leaving ends them.
+    """Runs one bundle in its own children. A context manager that stops them on exit.
 
-    `manifest`, `features`: of the bundle that runs now. `remarks`: what a person should know of it. `counts`: of all
-    that supervision saw, whichever bundle it was.
+    `manifest`, `features`: of the current bundle. `warnings`: what a person should know about it. `counts`: supervision
+    counters over all bundles that were used.
     """
 
     manifest: MarketManifest
@@ -61,20 +61,20 @@ class Forecaster:
     ) -> None:
         """Read the bundle's manifest, compare its features with the user's list, and start its children.
 
-        `reserve`: where another bundle is found when this one is no good. `accept` raises NeedsHuman for a bundle that
-        must not be run here, whichever it is.
+        `fallback`: the bundles to use when this one is unusable. `validate` raises NeedsHuman for a bundle that must not run
+        here; it is applied to every bundle.
 
         Raises:
-            NeedsHuman: there is no bundle, its manifest is no good, it was trained on other features or is not accepted;
-                and there is no other.
+            NeedsHuman: the bundle is missing, its manifest is invalid, it was trained on other features, or `validate`
+                rejects it; and there is no fallback.
         """
         self.warnings: tuple[str, ...] = ()
         self.counts = SupervisionCounts()
         self._user_features, self._clock, self._fallback = features, clock or SystemClock(), fallback
         self._policy, self._validate, self._observer = policy or SupervisionPolicy(), validate, observer
         self._pool: ProcessPool | None = None
-        self._quarantined_hashes: set[str] = set()  # by sha256: they hung or crashed, wherever they lie
-        self._unusable_paths: set[Path] = set()  # what lies there is no good; a copy elsewhere may be
+        self._quarantined_hashes: set[str] = set()  # sha256 of bundles that hung or crashed, at whatever path
+        self._unusable_paths: set[Path] = set()  # the bundle at this path is invalid; a copy elsewhere may be valid
         self._just_loaded = True
         try:
             manifest = _read_manifest(bundle)
@@ -88,22 +88,22 @@ class Forecaster:
             message = f"{manifest.name} ({manifest.sha256[:12]}) is in quarantine since {entry.since}: {entry.reason}"
             if self._fall_back(message):
                 return
-            log.error("%s There is no earlier model to fall back on, so it is tried again.", message)
+            log.error("%s There is no fallback model, so it runs again.", message)
         self._start(bundle, manifest)
 
     def check(self, should_stop: Callable[[], bool] = lambda: False) -> str:
-        """Have the bundle's hashes, weights and canary verified by the children that run it; gives its sha256.
+        """Have a child verify the bundle's hashes, weights and canary; return the bundle's sha256.
 
-        `over` is asked every second whether nobody waits any more.
+        `should_stop` is polled every second; true ends the wait.
 
         Raises:
-            NeedsHuman: the model is no good, and there is no other.
-            SkipEpoch: no process came to be ready.
+            NeedsHuman: the model is invalid, and there is no fallback.
+            SkipEpoch: no child became ready.
         """
         pool, seconds = self._current_pool(), self._policy.ready_seconds
         try:
             sha256 = pool.wait_ready(seconds, should_stop)
-            if not self._just_loaded:  # it was proven when it was loaded, and is again before each cycle that follows
+            if not self._just_loaded:  # loading has run the canary; later cycles run it again
                 sha256 = pool.run(check_job(self._clock.monotonic() + seconds, self._policy.attempts), should_stop)
         except ModelFailed as error:
             if self._fall_back(str(error)):
@@ -121,36 +121,38 @@ class Forecaster:
 
     @property
     def required_candles(self) -> int:
-        """How many candles a forecast needs: the encoder's, and those that warm its features up."""
+        """The number of candles that a forecast needs: encoder length plus warm-up of the features."""
         return required_candles(self.manifest)
 
     def gather_candles(self, source: Source, window: RollingWindow, now: float) -> tuple[Candles, tuple[str, ...]]:
-        """The candles for a forecast at `now`, fetched where missing and checked; and the repairs made, in words.
+        """Fetch missing candles for a forecast at `now` and check them. Returns the candles and a list of repairs, in words.
 
         Raises:
-            SkipEpoch: they are not fit for a forecast.
-            RetryLater, NeedsHuman: as the source does, or its candles are of another step than the model's.
+            SkipEpoch: the candles are not fit for a forecast.
+            RetryLater: a temporary fault of the source.
+            NeedsHuman: a permanent fault of the source, or its step differs from the model's.
         """
         step = self.manifest.step
         if source.step != step:
             raise NeedsHuman(
-                f"The model wants candles of {step} s, {source.name} gives {source.step} s. "
+                f"The model needs candles of {step} s, but {source.name} has candles of {source.step} s. "
                 "Choose another source, or train a model on this one."
             )
         return gather_candles(self.manifest, source, window, now)
 
     def forecast(self, candles: Candles, should_stop: Callable[[], bool] = lambda: False) -> Forecast:
-        """The forecast from the end of `candles`. `over` is asked every second whether nobody wants it any more.
+        """The forecast from the end of `candles`. `should_stop` is polled every second; true gives the forecast up.
 
         Raises:
-            TooFewCandles: another model stands in by now, and wants more of them.
-            SkipEpoch: the model cannot make it, or no child finished it.
-            NeedsHuman: the model is no good any more, and there is no other.
+            TooFewCandles: a fallback model is used now, and it needs more candles.
+            SkipEpoch: the model cannot make the forecast, or no child finished it.
+            NeedsHuman: the model is invalid now, and there is no fallback.
         """
         manifest = self.manifest
         if len(candles) < self.required_candles:
             raise TooFewCandles(
-                f"The model {manifest.name} wants {self.required_candles} candles, and {len(candles)} were fetched for another.",
+                f"The model {manifest.name} needs {self.required_candles} candles; "
+                f"{len(candles)} were fetched for the previous model.",
                 check="model_process",
             )
         inputs = build_model_input(self.features, candles, manifest.encoder_length, manifest.horizon)
@@ -178,7 +180,7 @@ class Forecaster:
         return self.forecast(candles, should_stop)
 
     def check_guards(self, forecast: Forecast, candles: Candles, consensus: tuple[float, ...] = ()) -> GuardReport:
-        """The guards' report on a forecast; raises SkipEpoch when it must not be signed."""
+        """Run the guards on a forecast, and store its bundle as a good one. Raises SkipEpoch when it must not be signed."""
         age_counts = not candles.provenance.synthetic
         report = check_forecast(
             forecast,
@@ -192,11 +194,11 @@ class Forecaster:
         return report
 
     def children(self) -> list[dict[str, object]]:
-        """What each child is at, as `Pool.children` tells."""
+        """The state of each child, as in `ProcessPool.children`."""
         return [] if self._pool is None else self._pool.children()
 
     def close(self) -> None:
-        """End the children."""
+        """Stop the children."""
         if self._pool is not None:
             self._pool.close()
 
@@ -207,15 +209,15 @@ class Forecaster:
         self.close()
 
     def _current_pool(self) -> ProcessPool:
-        """The pool; a new one for a bundle that was given up without another to fall back on."""
+        """The pool; a new one when the bundle was quarantined without a fallback."""
         if self._pool is None:
             self._start(self._bundle, self.manifest)
         if self._pool is None:
-            raise AssertionError  # `_run` has just made it
+            raise AssertionError  # `_start` has just created it
         return self._pool
 
     def _start(self, bundle: Path, manifest: MarketManifest) -> None:
-        """Run this bundle from now on. Raises NeedsHuman when it may not be run here."""
+        """Use this bundle from now on. Raises NeedsHuman when it must not run here."""
         features = parse_features((*manifest.past, *manifest.known), f"The bundle {bundle}")
         user_features = self._user_features
         if user_features is not None and (user_features.past, user_features.known) != (features.past, features.known):
@@ -223,29 +225,29 @@ class Forecaster:
         self._validate(manifest)
         self.close()
         self._bundle, self.manifest, self.features, self._just_loaded = bundle, manifest, features, True
-        setup = ChildSetup(bundle, manifest.name)
+        setup = ChildSetup(bundle, manifest.name, command=child_command())
         self._pool = ProcessPool(setup, self._policy, self._clock, counts=self.counts, observer=self._observer)
 
     def _reload(self, sha256: str) -> None:
-        """A child tells that it runs another bundle than the one that was asked for: run what lies there now.
+        """A child runs another bundle than expected: use the bundle that is at the path now.
 
         Raises:
-            SkipEpoch: nothing else lies there.
-            NeedsHuman: what lies there is no good, and there is no other.
+            SkipEpoch: the bundle at the path has not changed.
+            NeedsHuman: the new bundle is invalid, and there is no fallback.
         """
         try:
             manifest = _read_manifest(self._bundle)
             if manifest.sha256 == self.manifest.sha256:
-                message = f"A process says that it runs the model {sha256[:12]}, not {manifest.sha256[:12]} as it was told to."
+                message = f"The child runs the model {sha256[:12]} instead of {manifest.sha256[:12]}."
                 raise SkipEpoch(message, check="model_process")
-            log.warning("%s was replaced while it ran: %s runs from now on.", self._bundle, manifest.name)
+            log.warning("%s was replaced while it was in use: now using %s.", self._bundle, manifest.name)
             self._start(self._bundle, manifest)
         except NeedsHuman as error:
             if not self._fall_back(str(error)):
                 raise
 
     def _handle_quarantine(self, error: ChildFailed) -> bool:
-        """Whether the bundle was given up just now and another one stands in for it."""
+        """Record a quarantine and fall back. True when a fallback is used now."""
         if not isinstance(error, BundleQuarantined):
             return False
         self._quarantined_hashes.add(self.manifest.sha256)
@@ -254,11 +256,11 @@ class Forecaster:
         if self._fall_back(str(error)):
             return True
         self.close()
-        self._pool = None  # tried anew at the next attempt: without another one, an unsure model is better than none
+        self._pool = None  # the next attempt starts it again: without a fallback, a doubtful model is better than none
         return False
 
     def _fall_back(self, reason: str) -> bool:
-        """Run the last good bundle of the topic instead, because of `reason`. Whether there is one."""
+        """Use the last good bundle of the topic instead, because of `reason`. False when there is none."""
         fallback = self._fallback
         if self._pool is not None:
             self._unusable_paths.add(self._bundle)
@@ -268,9 +270,9 @@ class Forecaster:
             try:
                 self._start(path, manifest)
             except NeedsHuman as error:
-                log.warning("The earlier model %s cannot stand in: %s", manifest.name, error)
+                log.warning("Cannot fall back to the model %s: %s", manifest.name, error)
                 continue
-            message = f"{reason} The last good model, {manifest.name} ({manifest.sha256[:12]}), stands in for it."
+            message = f"{reason} Falling back to the last good model, {manifest.name} ({manifest.sha256[:12]})."
             self.warnings = (message,)
             log.error("%s", message)
             return True
@@ -278,14 +280,14 @@ class Forecaster:
 
 
 def required_candles(manifest: MarketManifest) -> int:
-    """How many candles a forecast of this model needs: the encoder's, and those that warm its features up."""
+    """The number of candles that a forecast of this model needs: encoder length plus warm-up of the features."""
     return manifest.encoder_length + warm_up_candles(manifest.past, manifest.step)
 
 
 def gather_candles(
     manifest: MarketManifest, source: Source, window: RollingWindow, now: float
 ) -> tuple[Candles, tuple[str, ...]]:
-    """The candles that the model needs at `now`, of a source with its step; and the repairs made. Raises as the method."""
+    """The candles that the model needs at `now`, and the repairs. See `Forecaster.gather_candles`."""
     required = required_candles(manifest)
     candles = refresh(window, source, now=now, length=required)
     return check_candles(candles, now=now, min_length=required, max_age=MAX_STALE_STEPS * manifest.step)
@@ -299,7 +301,7 @@ def _read_manifest(bundle: Path) -> MarketManifest:
 
 
 def _describe_difference(user_names: tuple[str, ...], bundle_names: tuple[str, ...]) -> str:
-    """How two feature lists differ, in words."""
+    """The difference of two feature lists, in words."""
     missing = [name for name in bundle_names if name not in user_names]
     extra = [name for name in user_names if name not in bundle_names]
     parts = [f"missing in your list: {', '.join(missing)}"] if missing else []
@@ -307,7 +309,7 @@ def _describe_difference(user_names: tuple[str, ...], bundle_names: tuple[str, .
     if not parts:
         index = next(i for i, (ours, theirs) in enumerate(zip(user_names, bundle_names, strict=True)) if ours != theirs)
         parts = [
-            f"another order, from place {index + 1} on: {user_names[index]} where the bundle has {bundle_names[index]}"
+            f"another order, from position {index + 1} on: {user_names[index]} where the bundle has {bundle_names[index]}"
         ]
     return (
         f"The feature list differs from the bundle's ({'; '.join(parts)}). "

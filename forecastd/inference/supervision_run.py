@@ -1,7 +1,7 @@
-"""`supervise`: one bundle under supervision on demand, with the faults that it is asked to have.
+"""`forecastd supervise`: run one bundle under supervision, with injected faults if asked for.
 
-The children, the detector and the hand-over are those of a worker. Nothing is written: what a bundle does under faults that
-were asked for says nothing about it, so no quarantine of a trial reaches the shelf.
+Children, detector and failover are those of a worker. Nothing is written to disk: behaviour under injected faults says
+nothing about the bundle, so a quarantine of such a run is not recorded in the bundle store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Literal
 
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
+from forecastd.inference.child_command import child_command
 from forecastd.inference.forecaster import gather_candles
+from forecastd.inference.market_job import predict_job
 from forecastd.inference.stages import describe_candles
 from forecastd.market.features import build_model_input, parse_features
 from forecastd.market.sources import open_source
@@ -24,7 +26,7 @@ from forecastd.market.window import RollingWindow
 from forecastd.settings import Settings
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.events import ProcessEvent, SupervisionCounts
-from forecastd.supervise.jobs import Job, predict_job
+from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy, policy_from_settings
 from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed, ModelFailed
@@ -38,14 +40,14 @@ JobStatus = Literal["result", "refused", "failed"]
 
 MAX_EVENTS, MAX_TEXT_LENGTH = 1000, 4000
 EXIT_SKIPPED = 4
-_LOST_KINDS = {"hung", "died", "bad", "late", "gone"}
+_LOST_KINDS = {"hung", "died", "invalid_result", "deadline_exceeded", "exited"}
 
 
 @dataclass(frozen=True)
 class SupervisionPlan:
-    """What to try. `faults` in the writing of `supervise/faults.py`, borne by the first `faulty` launches (0: by all);
-    `deadline`: seconds for each job over all its attempts; `candles_at`: unix seconds at which to take candles from the
-    data source, None for the bundle's own canary."""
+    """What to run. `faults`: in the syntax of `supervise/faults.py`, injected into the first `faulty_launches` children (0:
+    into all). `deadline`: seconds for each job over all its attempts. `as_of`: unix seconds of the forecast, from candles of
+    the data source; None for the bundle's own canary."""
 
     jobs: int = 1
     faults: str = ""
@@ -56,7 +58,7 @@ class SupervisionPlan:
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """How a job ended, after how many seconds; the forecast's point value and the process that made it, or the reason."""
+    """How a job ended and after how many seconds. `value`, `pid`: the forecast's point value and the process that made it."""
 
     name: str
     outcome: JobStatus
@@ -68,7 +70,7 @@ class JobOutcome:
 
 @dataclass(frozen=True)
 class TimedEvent:
-    """An event, and how many seconds after the start of the trial it came."""
+    """An event and its time, in seconds since the start of the run."""
 
     seconds: float
     event: ProcessEvent
@@ -77,13 +79,18 @@ class TimedEvent:
         event = self.event
         fields = {"kind": event.kind, "pid": event.pid, "job": event.job, "text": event.text[:MAX_TEXT_LENGTH]}
         state = event.state
-        return {"at": round(self.seconds, 3), **fields, "phase": str(state.phase), "percent": round(state.percent, 1)}
+        return {
+            "seconds": round(self.seconds, 3),
+            **fields,
+            "phase": str(state.phase),
+            "percent": round(state.percent, 1),
+        }
 
 
 @dataclass(frozen=True)
 class SupervisionReport:
-    """What came of it. `pids`: every process that was started; `slowest`: the longest that each phase went without
-    progress and then went on, in seconds."""
+    """The result of a run. `pids`: every started process. `slowest`: for each phase the longest time without progress that
+    did not end in a hang, in seconds."""
 
     bundle: Path
     manifest: MarketManifest
@@ -98,16 +105,16 @@ class SupervisionReport:
 
     @property
     def exit_code(self) -> int:
-        """0 when every job got its result."""
+        """0 when every job has its result."""
         return 0 if all(job.outcome == "result" for job in self.jobs) else EXIT_SKIPPED
 
     @property
     def reason(self) -> str:
-        """Why the first job without a result has none; empty when all have one."""
+        """Why the first failed job has no result; empty when every job has one."""
         return next((job.reason for job in self.jobs if job.outcome != "result"), "")
 
     def as_json(self) -> dict[str, object]:
-        """The whole trial as one JSON object."""
+        """The whole report as one JSON object."""
         policy, plan = self.policy, self.plan
         return {
             "outcome": "skipped" if self.exit_code else "served",
@@ -122,7 +129,7 @@ class SupervisionReport:
                 "memory_mb": policy.memory >> 20,
                 "deadline": plan.deadline,
                 "faults": plan.faults,
-                "faulty": plan.faulty_launches,
+                "faulty_launches": plan.faulty_launches,
             },
             "jobs": [asdict(job) for job in self.jobs],
             "counts": self.counts.as_json(),
@@ -133,7 +140,7 @@ class SupervisionReport:
 
 
 class SupervisionRecorder:
-    """Keeps what a pool tells for the report, and hands it on. Called from the observer's thread."""
+    """Records a pool's events for the report and passes them on. Called from the observer's thread."""
 
     def __init__(self, clock: Clock, observer: Callable[[ProcessEvent], None]) -> None:
         self.events: deque[TimedEvent] = deque(maxlen=MAX_EVENTS)
@@ -153,7 +160,7 @@ class SupervisionRecorder:
         self._observer(event)
 
     def wait_until_ready(self, count: int, seconds: float) -> None:
-        """Wait until so many children are ready, or it is clear that they will not be soon."""
+        """Wait until `count` children are ready, or it is clear that they will not be soon."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._ready_pids) >= count or self._startup_over, seconds)
 
@@ -176,7 +183,7 @@ class SupervisionRecorder:
         self._last_events[pid] = event
 
     def _measure(self, event: ProcessEvent) -> None:
-        """How long the child went without progress before this: what a phase's limit has to leave room for."""
+        """Record the time without progress before this event, which the limit of the phase must exceed."""
         previous, now = self._last_events.get(event.pid), event.state
         if previous is None or previous.state.launch != now.launch:
             return
@@ -194,14 +201,14 @@ def run_supervision(
     observer: Callable[[ProcessEvent], None] = lambda _: None,
     on_start: Callable[[ListChildren], None] = lambda _: None,
 ) -> SupervisionReport:
-    """Run the settings' bundle as `plan` says; every child is gone when this returns or raises.
+    """Run the bundle of the settings as `plan` says. Every child has exited when this returns or raises.
 
-    `observe` hears of every event from a thread of its own and must return at once. `watch` is given, once, what tells what
-    each child is at.
+    `observer` gets every event from a thread of its own and must return at once. `on_start` is called once, with the function
+    that lists the children.
 
     Raises:
-        NeedsHuman: the bundle is no good, or its candles are of another step than the source's.
-        SkipEpoch, RetryLater: as the source does, when candles are asked for.
+        NeedsHuman: the bundle is invalid, or its step differs from the source's.
+        SkipEpoch, RetryLater: a fault of the source, when candles are used.
     """
     path = settings.model_path
     try:
@@ -213,14 +220,14 @@ def run_supervision(
     if plan.as_of is not None:
         inputs, description = _inputs_from_candles(settings, manifest, plan.as_of)
     if plan.deadline is None:
-        plan = replace(plan, deadline=policy.forecast_seconds)  # as a cycle has it
+        plan = replace(plan, deadline=policy.forecast_seconds)  # as in a cycle
     counts, recorder = SupervisionCounts(), SupervisionRecorder(clock, observer)
 
     def make_job(name: str, deadline: float) -> Job:
         rows, levels = manifest.horizon, manifest.levels
         return predict_job(inputs, name=name, deadline=deadline, attempts=policy.attempts, rows=rows, levels=levels)
 
-    setup = ChildSetup(path, manifest.name, plan.faults, plan.faulty_launches or sys.maxsize)
+    setup = ChildSetup(path, manifest.name, plan.faults, plan.faulty_launches or sys.maxsize, command=child_command())
     with ProcessPool(setup, policy, clock, counts=counts, observer=recorder) as pool:
         on_start(pool.children)
         jobs = _run_jobs(pool, recorder, policy, plan, make_job, clock=clock)
@@ -239,13 +246,13 @@ def run_supervision(
 
 
 def _inputs_from_candles(settings: Settings, manifest: MarketManifest, now: float) -> tuple[ModelInput, str]:
-    """What the model would see at `now`, from the data source; and where it came from, in words."""
+    """The model input at `now` from the data source, and a description of it."""
     features = parse_features((*manifest.past, *manifest.known), "The bundle")
     source = open_source(settings.data_source, settings)
     if source.step != manifest.step:
         raise NeedsHuman(
-            f"The model wants candles of {manifest.step} s, {source.name} gives {source.step} s. "
-            "Choose another source, or leave --source out: the bundle's own canary needs none."
+            f"The model needs candles of {manifest.step} s, but {source.name} has candles of {source.step} s. "
+            "Choose another source, or omit --source to use the bundle's own canary."
         )
     with RollingWindow.open(settings.state_path / "window.sqlite") as window:
         candles, _ = gather_candles(manifest, source, window, now)
@@ -262,7 +269,7 @@ def _run_jobs(
     *,
     clock: Clock,
 ) -> tuple[JobOutcome, ...]:
-    """Wait until all children are ready, standbys too, then run one job after the other."""
+    """Wait until all children are ready, including standbys, then run the jobs one after the other."""
     names = [f"forecast {number}" for number in range(1, plan.jobs + 1)]
     seconds, start = policy.ready_seconds, clock.monotonic()
     try:
@@ -282,7 +289,7 @@ def _run_jobs(
 
 
 def _run_job(pool: ProcessPool, job: Job) -> tuple[JobStatus, str, float | None]:
-    """How the job ended, why it did without a result, and the forecast's point value."""
+    """How the job ended, why it has no result, and the forecast's point value."""
     try:
         forecast: Forecast = pool.run(job)
     except ModelFailed as error:

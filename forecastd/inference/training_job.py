@@ -1,8 +1,8 @@
-"""A training as a job: what the parent asks, and what the child makes of it.
+"""A training as a job for a child: messages of both sides.
 
-Rows, options and checkpoints are on disk, in the unfinished training that the parent has begun and holds
-(`models.workdir`); over the channel go its place and how far it is. So a job of any size costs a few bytes, and a child
-that takes over from another goes on from the last checkpoint.
+Rows, options and checkpoints are on disk, in the state directory that the parent has prepared and locked
+(`models.training.state`). The channel carries only its path and the progress, so a job of any size costs a few bytes, and a
+replacement child resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from forecastd.supervise.jobs import InvalidResult, Job
 from forecastd.supervise.process import ModelFailed
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage
 from models.errors import BundleError, DataError, TrainingDiverged, TrainingInterrupted
+from models.train import run_training
 from models.training import state
 from models.training.progress import TrainingProgress
-from models.training.run import run_training
 
-ProgressReport = Callable[[float, float, dict[str, object]], None]  # done, total, the progress in full
+ProgressReport = Callable[[float, float, dict[str, object]], None]  # done, total, all fields of the progress
 
 _INTEGERS = ("epoch", "epochs", "batch", "batches")
 _LOSSES = ("loss", "validation_loss")
 
 
 def train_job(out: Path, *, created: float, force: bool, finish: bool, attempts: int) -> Job:
-    """Carry on the training of `out`, which has begun, to its end; gives the bundle's sha256. It may take for ever."""
+    """Run the prepared training of `out` to its end, without a deadline. The job's value is the bundle's sha256."""
     fields = {"out": str(out.absolute()), "created": created, "force": force, "finish": finish}
     return Job("train", f"training of {out.name}", inf, attempts, _read_sha256, fields)
 
@@ -39,26 +39,26 @@ def _read_sha256(message: ChildMessage) -> str:
     try:
         sha256 = message.text("bundle_sha256")
     except InvalidMessage as error:
-        raise InvalidResult(f"its answer lacks or garbles {error}") from error
+        raise InvalidResult(f"a field is missing or invalid: {error}") from error
     if not sha256:
-        raise InvalidResult("its answer names no bundle")
+        raise InvalidResult("the bundle's sha256 is missing")
     return sha256
 
 
 def train_in_child(message: ChildMessage, report: ProgressReport) -> tuple[str, dict[str, object]]:
-    """The child's side: the kind and the fields of the answer to a `train` message.
+    """Run a `train` job in the child; return the kind and the fields of its result message.
 
-    Every failure that another child would meet too is told as an error, which ends the job.
+    A failure that every other child would meet too becomes an error message, which ends the job.
     """
 
-    def tell(progress: TrainingProgress) -> None:
+    def report_progress(progress: TrainingProgress) -> None:
         report(progress.done, progress.total, asdict(progress))
 
     try:
         with _interruptible():
             manifest = run_training(
                 Path(message.text("out")),
-                tell,
+                report_progress,
                 created=message.number("created"),
                 force=message.fields.get("force") is True,
                 finish=message.fields.get("finish") is True,
@@ -79,7 +79,7 @@ def _error_fields(error: str, text: str, check: str = "") -> tuple[str, dict[str
 
 
 def error_from_child(error: ModelFailed, out: Path) -> Exception:
-    """What the child told, as the error that a training in this process would have raised."""
+    """The child's error as the exception that a training in this process would have raised."""
     text = str(error)
     if error.kind == "interrupted":
         directory = state.state_directory(out)
@@ -92,7 +92,7 @@ def error_from_child(error: ModelFailed, out: Path) -> Exception:
 
 
 def parse_progress(detail: Mapping[str, Any]) -> TrainingProgress | None:
-    """The progress that a child told, or None where it told none: what comes from a child is not to be trusted."""
+    """The progress that a child reported; None when it is absent or invalid, as a child's data is not trusted."""
     values: dict[str, Any] = {name: detail.get(name) for name in ("stage", *_INTEGERS, *_LOSSES, "done", "total")}
     is_valid = (
         isinstance(values["stage"], str)
@@ -105,7 +105,7 @@ def parse_progress(detail: Mapping[str, Any]) -> TrainingProgress | None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let an interrupt in, one that came before this too; what comes afterwards is too late for anything."""
+    """Unblock SIGINT, also one that is already pending; ignore it afterwards, when the work is done."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:

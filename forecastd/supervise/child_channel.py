@@ -1,4 +1,4 @@
-"""Everything a child says to its parent, from whichever of its threads: one whole message at a time."""
+"""The child's side of the channel, for writing: whole messages, from any thread of the child."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEARTBEAT_SECONDS = 1.0
 
 
 class ChildChannel:
-    """The child's side of the channel, for writing."""
+    """Sends a child's messages to its parent. `launch`: the id that every message carries."""
 
     def __init__(self, channel: socket.socket, launch: str) -> None:
         self.launch = launch
@@ -22,29 +22,29 @@ class ChildChannel:
         self._lock = Lock()
 
     def start_heartbeat(self) -> None:
-        """From now on say every second that the process lives, from a thread of its own."""
-        Thread(target=self._send_heartbeats, name="alive", daemon=True).start()
+        """Send a heartbeat every second from now on, from a thread of its own."""
+        Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
     def send(self, message: ChildMessage) -> None:
-        """Raises ChannelClosed."""
+        """Send one message. Raises ChannelClosed."""
         with self._lock:
             send(self._channel, message)
 
     def report_progress(
         self, job: str | None, phase: Phase, done: float, total: float, detail: Mapping[str, Any] | None = None
     ) -> None:
-        """The work has got this far. Called by the work itself, never by a timer."""
+        """Report how far the work is. Called by the work itself, never by a timer. Raises ChannelClosed."""
         fields: dict[str, Any] = {"job": job, "phase": phase.value, "done": done, "total": total}
         fields["detail"] = dict(detail or {})
         self.send(ChildMessage("progress", self.launch, fields))
 
     def report_stale_progress(self, job: str | None, phase: Phase) -> None:
-        """Progress as a launch before this one would report it."""
+        """Report progress as an earlier launch would. Raises ChannelClosed."""
         fields = {"job": job, "phase": phase.value, "done": 1.0, "total": 1.0}
         self.send(ChildMessage("progress", "an-earlier-launch", fields))
 
     def send_raw(self, data: bytes) -> None:
-        """Write bytes as they are. Raises ChannelClosed."""
+        """Send bytes as they are. Raises ChannelClosed."""
         try:
             with self._lock:
                 self._channel.sendall(data)
@@ -55,6 +55,6 @@ class ChildChannel:
         never = Event()
         while not never.wait(HEARTBEAT_SECONDS):
             try:
-                self.send(ChildMessage("alive", self.launch))
+                self.send(ChildMessage("heartbeat", self.launch))
             except ChannelClosed:
                 return

@@ -1,8 +1,10 @@
-"""Whether a child is well: a pure function of what was heard of it, and when.
+"""Hang detection: pure functions that decide, from a child's messages and their times, whether it is healthy.
 
-Three things that are easily mixed are told apart here: a child that has died (the process tells), one that is silent, and
-one that is alive and makes no progress. Progress is a new maximum of `done` in this phase of this job, or a later phase of
-it; 50, 51, 50, 51 is none. All times are monotonic seconds, so no jump of the wall clock can be seen here.
+Silence (no message at all) and a stall (messages, but no progress) are separate conditions; a dead child is detected from
+its process, not here. Progress is a new maximum of `done` in the current phase of the current job, or a later phase of that
+job: 50, 51, 50, 51 is one step.
+
+Invariant: all times are monotonic seconds given by the caller, so a jump of the wall clock has no effect.
 """
 
 from __future__ import annotations
@@ -14,26 +16,26 @@ from typing import Literal
 
 
 class Phase(StrEnum):
-    """What a child is at, in the order in which a launch, and then each of its jobs, goes through them."""
+    """What a child is doing, in the order in which a launch, and then each of its jobs, passes through the phases."""
 
     STARTING = "starting"
     LOADING = "loading"
     WARMING_UP = "warming_up"
-    IDLE = "idle"  # waiting for a turn is no work and has no deadline
+    IDLE = "idle"  # waiting for a job has no limit
     PREDICTING = "predicting"
     TRAINING = "training"
     POST_PROCESSING = "post_processing"
     STOPPING = "stopping"
 
 
-_PHASE_ORDER = {phase: place for place, phase in enumerate(Phase)}
+_PHASE_ORDER = {phase: index for index, phase in enumerate(Phase)}
 
 
 @dataclass(frozen=True)
 class PhaseLimits:
-    """How many seconds each phase may go without progress; `silence`: how long without any sign of life.
+    """Seconds that each phase may go without progress. `silence`: seconds without any message.
 
-    While it starts, a child cannot give one yet: the limit of that phase is the only one.
+    A starting child cannot send messages yet, so only the limit of that phase applies to it.
     """
 
     starting: float = 30.0
@@ -46,20 +48,20 @@ class PhaseLimits:
     silence: float = 20.0
 
     def for_phase(self, phase: Phase) -> float:
-        """The phase's limit in seconds; infinite for waiting."""
+        """The progress limit of a phase in seconds; infinite while idle."""
         return math.inf if phase is Phase.IDLE else float(getattr(self, phase.value))
 
     def silence_for(self, phase: Phase) -> float:
-        """The limit of silence in a phase, in seconds."""
+        """The silence limit in a phase, in seconds; infinite while starting."""
         return math.inf if phase is Phase.STARTING else self.silence
 
 
 @dataclass(frozen=True)
 class ProcessState:
-    """What is known of one child. Frozen: every message gives a new one.
+    """The last known state of one child. Every message gives a new value.
 
-    `heard`: when its last message came. `progressed`: when it last got on. `done` of `total`: the most that this phase of
-    this job has reached, in whatever the work counts.
+    `launch`: the id of the child's launch. `last_heartbeat`, `last_progress`: monotonic seconds of its last message and of
+    its last progress. `done` of `total`: the maximum reached in this phase of this job, in units of the work.
     """
 
     launch: str
@@ -72,13 +74,13 @@ class ProcessState:
 
     @property
     def percent(self) -> float:
-        """How far the phase is, 0 to 100."""
+        """The progress of the phase, 0 to 100."""
         return 100 * min(self.done / self.total, 1.0) if self.total > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class ProcessVerdict:
-    """`slow` past half of a limit, `hung` past all of it; `reason` says which limit."""
+    """`slow` past half of a limit, `hung` past the limit; `reason` names the limit."""
 
     state: Literal["ok", "slow", "hung"]
     reason: str = ""
@@ -88,37 +90,37 @@ OK = ProcessVerdict("ok")
 
 
 def start(now: float, launch: str) -> ProcessState:
-    """A child that was started just now."""
+    """The state of a child that was just started."""
     return ProcessState(launch, Phase.STARTING, None, now, now)
 
 
 def assign_job(state: ProcessState, now: float, job: str, phase: Phase) -> ProcessState:
-    """A job was given to the child: its clocks start anew, however long it was idle or unheard before."""
+    """Give the child a job. Its timers start again, however long it was idle or silent before."""
     return replace(state, phase=phase, job=job, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
 def finish_job(state: ProcessState, now: float) -> ProcessState:
-    """The child became ready, or ended its job: it waits for a turn."""
+    """The child became ready or finished its job, and is idle."""
     return replace(state, phase=Phase.IDLE, job=None, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
 def begin_stop(state: ProcessState, now: float) -> ProcessState:
-    """The child was told to stop."""
+    """The child was asked to stop."""
     return replace(state, phase=Phase.STOPPING, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
 def record_heartbeat(state: ProcessState, now: float, launch: str) -> ProcessState:
-    """A sign of life came. One of another launch touches nothing."""
+    """Record a message of the child. One of another launch is ignored."""
     return replace(state, last_heartbeat=now) if launch == state.launch else state
 
 
 def record_progress(
     state: ProcessState, now: float, *, launch: str, job: str | None, phase: Phase, done: float, total: float
 ) -> ProcessState:
-    """A report of progress came.
+    """Record a progress report.
 
-    One of another launch touches nothing; one of another job, of an earlier phase or without a new maximum is a sign of
-    life and no more. A child that was told to stop, or waits, has no work to get on with.
+    A report of another launch is ignored. A report of another job, of an earlier phase or without a new maximum counts as a
+    heartbeat only, and so does any report while the child is stopping or idle.
     """
     if launch != state.launch:
         return state
@@ -135,29 +137,29 @@ def record_progress(
 
 
 def reset_timers(state: ProcessState, now: float) -> ProcessState:
-    """Nobody watched for a while (the machine slept, the parent was stopped): the clocks start anew."""
+    """Restart the timers after the parent did not run for a while: the machine was suspended, or the parent stopped."""
     return replace(state, last_heartbeat=max(state.last_heartbeat, now), last_progress=max(state.last_progress, now))
 
 
 def assess(now: float, state: ProcessState, limits: PhaseLimits) -> ProcessVerdict:
-    """How the child is at `now`."""
+    """The health of the child at `now`."""
     limit, silence = limits.for_phase(state.phase), limits.silence_for(state.phase)
     since_progress, since_heartbeat = now - state.last_progress, now - state.last_heartbeat
     if since_heartbeat > silence:
-        return ProcessVerdict("hung", f"silent for {since_heartbeat:.1f} s, {silence:g} s are allowed")
+        return ProcessVerdict("hung", f"no heartbeat for {since_heartbeat:.1f} s, the limit is {silence:g} s")
     if since_progress > limit:
-        return ProcessVerdict("hung", f"no progress for {since_progress:.1f} s, {state.phase} may take {limit:g} s")
-    if since_progress > limit / 2:
         return ProcessVerdict(
-            "slow", f"no progress for {since_progress:.1f} s of the {limit:g} s that {state.phase} may take"
+            "hung", f"no progress for {since_progress:.1f} s, the limit in {state.phase} is {limit:g} s"
         )
+    if since_progress > limit / 2:
+        return ProcessVerdict("slow", f"no progress for {since_progress:.1f} s of {limit:g} s in {state.phase}")
     if since_heartbeat > silence / 2:
-        return ProcessVerdict("slow", f"silent for {since_heartbeat:.1f} s of the {silence:g} s allowed")
+        return ProcessVerdict("slow", f"no heartbeat for {since_heartbeat:.1f} s of {silence:g} s")
     return OK
 
 
 def next_change(now: float, state: ProcessState, limits: PhaseLimits) -> float:
-    """Until when the verdict of `now` holds for sure if nothing more is heard of the child; infinite for ever."""
+    """The time until which the verdict of `now` holds if no message comes; infinite if it never changes."""
     limit, silence = limits.for_phase(state.phase), limits.silence_for(state.phase)
     changes = (
         state.last_progress + limit / 2,
@@ -169,5 +171,5 @@ def next_change(now: float, state: ProcessState, limits: PhaseLimits) -> float:
 
 
 def _finite_or_zero(number: float) -> float:
-    """What a child reports is not to be trusted: what is no number counts as nothing."""
+    """A child's numbers are not trusted: NaN, infinity and negative values count as 0."""
     return number if math.isfinite(number) and number > 0 else 0.0

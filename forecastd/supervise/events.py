@@ -1,23 +1,33 @@
-"""What supervision tells: events for whoever watches, and counts for those who look later."""
+"""Supervision events, their delivery to an observer, and counters of what happened.
+
+Invariant: supervision never waits for its observer. A slow observer loses progress events first, then other events; an
+observer that raises is detached. Neither affects a child process or a verdict.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from threading import Condition, Thread, current_thread
 from typing import Any, Literal
 
 from forecastd.supervise.detector import ProcessState
 
+log = logging.getLogger(__name__)
+
 EventKind = Literal[
-    "launched", "ready", "dispatched", "progress", "slow", "hung", "died", "bad", "late", "stacks", "handed_over",
-    "backing_off", "quarantined", "finished", "refused", "gone",
+    "launched", "ready", "dispatched", "progress", "slow", "hung", "died", "invalid_result", "deadline_exceeded",
+    "stacks", "failed_over", "backing_off", "quarantined", "finished", "refused", "exited",
 ]  # fmt: skip
+
+MAX_PENDING_EVENTS = 4096  # undelivered events for a slow observer; progress events may fill half of it
 
 
 @dataclass(frozen=True)
 class ProcessEvent:
-    """Something that happened to a child. `detail` is what the work itself told with its progress."""
+    """Something that happened to a child process. `detail`: what the work itself reported with its progress."""
 
     kind: EventKind
     pid: int
@@ -27,9 +37,77 @@ class ProcessEvent:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+Observer = Callable[[ProcessEvent], None]
+
+
+class EventDispatcher:
+    """Delivers events in order to one observer, or to none, from a thread of its own."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._condition = Condition()
+        self._pending: deque[ProcessEvent] = deque()
+        self._published = self._delivered = 0
+        self._closed = self._detached = observer is None
+        self._thread: Thread | None = None
+        if observer is not None:
+            self._thread = Thread(target=self._deliver_all, args=(observer,), name="observer", daemon=True)
+            self._thread.start()
+
+    def publish(self, event: ProcessEvent) -> None:
+        """Queue an event for the observer, unless its backlog is full. Returns at once."""
+        with self._condition:
+            capacity = MAX_PENDING_EVENTS // 2 if event.kind == "progress" else MAX_PENDING_EVENTS
+            if self._detached or len(self._pending) >= capacity:
+                return
+            self._pending.append(event)
+            self._published += 1
+            self._condition.notify_all()
+
+    def flush(self, seconds: float) -> None:
+        """Wait until every event published so far is delivered, at most this many seconds."""
+        if current_thread() is self._thread:
+            return
+        with self._condition:
+            target = self._published
+            self._condition.wait_for(lambda: self._detached or self._delivered >= target, seconds)
+
+    def close(self, seconds: float) -> None:
+        """Deliver what is pending within this many seconds, then stop."""
+        self.flush(seconds)
+        with self._condition:
+            self._closed = True
+            self._pending.clear()
+            self._condition.notify_all()
+        if self._thread is not None and current_thread() is not self._thread:
+            self._thread.join(seconds)
+
+    def _deliver_all(self, observer: Observer) -> None:
+        completed = False
+        try:
+            while (event := self._next_event()) is not None:
+                observer(event)
+                with self._condition:
+                    self._delivered += 1
+                    self._condition.notify_all()
+            completed = True
+        finally:
+            with self._condition:
+                self._detached = True
+                self._pending.clear()
+                self._condition.notify_all()
+            if not completed:
+                log.error("The event observer failed and was detached; the model processes are unaffected.")
+
+    def _next_event(self) -> ProcessEvent | None:
+        """Wait for the next event; None when the dispatcher is closed."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._pending or self._closed)
+            return self._pending.popleft() if self._pending else None
+
+
 @dataclass
 class SupervisionCounts:
-    """How often what happened since the pool was opened. Written by the pool's thread only."""
+    """Counters since the pool was opened. Only the pool's thread writes them."""
 
     launches: int = 0
     replacements: int = 0
@@ -41,20 +119,11 @@ class SupervisionCounts:
     stale_messages: int = 0
     quarantines: int = 0
     hangs: Counter[tuple[str, str]] = field(default_factory=Counter)  # by phase and bundle
-    jobs: Counter[str] = field(default_factory=Counter)  # by how they ended: result, failed, refused
+    jobs: Counter[str] = field(default_factory=Counter)  # by status: result, failed, refused
 
     def as_json(self) -> dict[str, object]:
-        """The counts as one JSON object; hangs as a list of `{phase, bundle, count}`."""
-        entries = sorted(dict(self.hangs).items())  # a copy: the pool's thread may be at it
+        """The counters as one JSON object; hangs as a list of `{phase, bundle, count}`."""
+        entries = sorted(dict(self.hangs).items())  # a copy: the pool's thread may change it now
         hangs = [{"phase": phase, "bundle": bundle, "count": count} for (phase, bundle), count in entries]
         plain = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         return {**plain, "hangs": hangs, "jobs": dict(self.jobs)}
-
-
-def hang_line(now: float, pid: int, state: ProcessState, *, job: str, reason: str, actions: str) -> str:
-    """The one line that an operator needs of a hang, in one piece."""
-    return (
-        f"Model process {pid} hung: {reason}. Phase {state.phase}, job {job or 'none'}, at {state.percent:.0f} %, "
-        f"last sign of life {now - state.last_heartbeat:.1f} s ago, last progress {now - state.last_progress:.1f} s ago. "
-        f"{actions}"
-    )

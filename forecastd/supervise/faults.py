@@ -1,8 +1,8 @@
-"""Faults that a child brings on itself when it is asked to, at a place of its real work: for trials, and for the tests.
+"""Fault injection: a child that is asked to can hang, crash or misbehave at a given point of its real work.
 
-A fault is written `KIND[:VALUE][@PLACE]`; a place is a percentage of the job's work, a prediction or a training, or the name
-of a phase. `hang@99` stops for ever at 99 % of it, `slow:0.5@post_processing` takes half a second more for each step of that
-phase.
+Used by `forecastd supervise --fault` and by tests. A fault is written `KIND[:VALUE][@PLACE]`. PLACE is a percentage of the
+job's work (a prediction or a training) or the name of a phase. `hang@99` stops for ever at 99 % of a job;
+`slow:0.5@post_processing` adds half a second to each step of that phase.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from forecastd.supervise.detector import Phase
 from forecastd.supervise.protocol import ChildMessage, encode
 
 _LEAK_BYTES = 16 << 20
-_PRINTED_LINE = "a model that prints\n" * 51 + "\n"  # of about 1 KiB
+_PRINTED_LINE = "a model that prints\n" * 51 + "\n"  # about 1 KiB
 
-# What each kind does; `VALUE` is what its value means, where it takes one.
+# What each kind does. VALUE is explained where the kind takes one.
 FAULT_KINDS: Mapping[str, str] = {
-    "hang": "stop getting on, alive as ever",
-    "silent": "stop in native code that holds the interpreter: not even a sign of life",
-    "oscillate": "go one percent on and back again, for ever",
-    "stale": "report rising progress for another launch, and none for this one",
-    "crash": "die of a segmentation fault",
+    "hang": "stop making progress, but keep sending heartbeats",
+    "silent": "stop in native code that holds the GIL: no heartbeats either",
+    "oscillate": "move one percent forward and back, for ever",
+    "stale": "report progress for another launch, and none for this one",
+    "crash": "crash with a segmentation fault",
     "exit": "call os._exit(VALUE, 3 by default)",
-    "torn": "be killed in the middle of a message",
-    "leak": "take memory until there is no more",
-    "garbage": "write what is no message to the pipe",
-    "raise": "raise an error that nobody foresaw; with @loading, one at import",
-    "slow": "take VALUE seconds longer (1 by default) for each step, which is healthy below the limit",
-    "deaf": "never read the pipe once the model is loaded",
-    "fork": "leave a process of its own behind",
+    "torn": "be killed in the middle of sending a message",
+    "leak": "allocate memory until there is no more",
+    "garbage": "send bytes that are not a message",
+    "raise": "raise an unexpected ImportError",
+    "slow": "add VALUE seconds (1 by default) to each step; healthy below the limit",
+    "deaf": "never read its channel once the model is loaded",
+    "fork": "start a process of its own and leave it running",
     "print": "print VALUE KiB (64 by default) to stdout",
-    "shape": "answer with a row too few",
-    "nan": "answer with NaN after VALUE good answers (0 by default)",
-    "ignore-term": "do not end on SIGTERM",
+    "shape": "return a result with one row too few",
+    "nan": "return NaN after VALUE valid results (0 by default)",
+    "ignore-term": "ignore SIGTERM",
 }
 _KINDS_WITH_PLACE = {"hang", "silent", "oscillate", "stale", "crash", "exit", "torn", "leak", "garbage", "raise"}
 _DEFAULT_VALUES = {"exit": 3.0, "slow": 1.0, "print": 64.0, "nan": 0.0}
@@ -51,7 +51,7 @@ _PHASE_NAMES = tuple(phase.value for phase in Phase if phase not in {Phase.START
 
 @dataclass(frozen=True)
 class ChildFault:
-    """One fault: what, with which value, from which percentage of which phase on. `phase` None: everywhere."""
+    """One fault and its value; it acts from `percent` of `phase` on. `phase` None: in every phase."""
 
     kind: str
     value: float
@@ -60,10 +60,10 @@ class ChildFault:
 
 
 def parse_faults(text: str) -> tuple[ChildFault, ...]:
-    """The faults of a list with commas between.
+    """Parse a comma-separated list of faults.
 
     Raises:
-        ValueError: naming what is wrong and what there is.
+        ValueError: names what is wrong and the valid choices.
     """
     return tuple(_parse_fault(part.strip()) for part in text.split(",") if part.strip())
 
@@ -72,11 +72,11 @@ def _parse_fault(text: str) -> ChildFault:
     head, _, place = text.partition("@")
     kind, _, value = head.partition(":")
     if kind not in FAULT_KINDS:
-        raise ValueError(f"there is no fault {kind!r}; there are {', '.join(FAULT_KINDS)}")
+        raise ValueError(f"unknown fault {kind!r}; choose from {', '.join(FAULT_KINDS)}")
     if value and kind not in _DEFAULT_VALUES:
-        raise ValueError(f"{kind} takes no value, so not {value!r}")
+        raise ValueError(f"{kind} takes no value; remove {value!r}")
     if place and kind not in _KINDS_WITH_PLACE and kind != "slow":
-        raise ValueError(f"{kind} takes no place, so not {place!r}")
+        raise ValueError(f"{kind} takes no place; remove {place!r}")
     phase: Phase | None = Phase.PREDICTING
     percent = 50.0
     if place in _PHASE_NAMES:
@@ -101,7 +101,7 @@ def _parse_number(text: str, expected: str, maximum: float) -> float:
 
 
 class FaultInjector:
-    """Does to this child what its faults say. Without faults it does nothing."""
+    """Makes this child misbehave as its faults say. Without faults it does nothing."""
 
     def __init__(self, faults: Sequence[ChildFault], channel: ChildChannel) -> None:
         self._faults, self._channel, self._result_count = faults, channel, 0
@@ -112,28 +112,28 @@ class FaultInjector:
             elif fault.kind == "fork":
                 self._fork()
             elif fault.kind == "print":
-                print(_PRINTED_LINE * int(fault.value), flush=True)  # noqa: T201 - this is what the fault is
+                print(_PRINTED_LINE * int(fault.value), flush=True)  # noqa: T201 - the fault is to print
 
     def on_progress(self, job: str | None, phase: Phase, done: float, total: float) -> None:
-        """The work is about to report this progress: what is due by then happens now."""
+        """Trigger the faults that are due before the work reports this progress."""
         phases = {None, Phase.PREDICTING if phase is Phase.TRAINING else phase}
         for fault in self._faults:
             if fault.phase not in phases:
                 continue
             if fault.kind == "slow":
-                if done > 0:  # a phase that begins has no step behind it
+                if done > 0:  # a phase that begins has made no step yet
                     self._never.wait(fault.value)
             elif fault.kind in _KINDS_WITH_PLACE and 100 * done >= fault.percent * total:
                 self._channel.report_progress(job, phase, total * fault.percent / 100, total)
                 self._trigger(fault, job, phase, total)
 
     def on_read(self) -> None:
-        """The child is about to read its pipe."""
+        """Called before the child reads its channel."""
         if any(fault.kind == "deaf" for fault in self._faults):
             self._never.wait()
 
     def on_result(self, message: ChildMessage) -> ChildMessage:
-        """What becomes of a good answer."""
+        """Falsify a valid result, if a fault says so."""
         self._result_count += 1
         for fault in self._faults:
             quantiles = message.arrays["quantiles"]
@@ -156,7 +156,7 @@ class FaultInjector:
             "exit": lambda: os._exit(int(fault.value)),
             "torn": self._send_partial_message,
             "leak": self._leak_memory,
-            "garbage": lambda: self._channel.send_raw(b"this is no message, and never was one\n" * 3),
+            "garbage": lambda: self._channel.send_raw(b"this is not a message\n" * 5),
             "raise": _raise_import_error,
         }
         actions[fault.kind]()
@@ -168,14 +168,16 @@ class FaultInjector:
             step = 1 - step
 
     def _send_partial_message(self) -> None:
-        frame = encode(ChildMessage("result", self._channel.launch, {"job": "torn"}, {"quantiles": np.zeros((64, 7))}))
+        frame = encode(
+            ChildMessage("result", self._channel.launch, {"job": "partial"}, {"quantiles": np.zeros((64, 7))})
+        )
         self._channel.send_raw(frame[: len(frame) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _leak_memory(self) -> None:
         blocks = []
         while True:
-            blocks.append(bytearray(_LEAK_BYTES))  # zeroed, so the pages are really there
+            blocks.append(bytearray(_LEAK_BYTES))  # zeroed, so the pages are really allocated
 
     def _fork(self) -> None:
         if os.fork() == 0:
@@ -184,7 +186,7 @@ class FaultInjector:
 
 
 def _hold_gil() -> None:
-    """`pause()` called without giving up the interpreter's lock, as a native extension with a bug would."""
+    """Call `pause()` without releasing the GIL, as a native extension with a bug would."""
     libc = ctypes.PyDLL(None)
     while True:
         libc.pause()

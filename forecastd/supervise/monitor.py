@@ -1,35 +1,68 @@
-"""Keeps the children of one pool: starts them, hears them, judges them, and acts on it. For the pool's thread only.
+"""The children of one pool: starts them, reads their messages, detects failures and replaces them.
 
-A child that hangs is judged first, its job is given to one that stands by, and only then is it ended. Nothing here waits
-for a child.
+Invariant: only the pool's thread calls this, and nothing here waits for a child. The job of a failed child is handed to a
+standby before that child is stopped.
 """
 
 from __future__ import annotations
 
 import logging
 import selectors
+from dataclasses import dataclass, field
 
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.event_dispatcher import EventDispatcher
-from forecastd.supervise.events import EventKind, ProcessEvent, SupervisionCounts, hang_line
+from forecastd.supervise.events import EventDispatcher, EventKind, ProcessEvent, SupervisionCounts
 from forecastd.supervise.jobs import InvalidResult
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.policy import ChildSetup, SlotBackoff, SupervisionPolicy
 from forecastd.supervise.process import ChildFailed, ChildProcess, ModelFailed, StopMode, output_lines
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage, printable
 from forecastd.supervise.queue import JobQueue, WorkItem
-from forecastd.supervise.slot import STARTUP_PHASES, WorkerSlot
 
 log = logging.getLogger(__name__)
 
-MAX_POLL_SECONDS = 1.0  # the longest that nobody looks at the children
-_CLOSED_CHANNEL_GRACE_SECONDS = (
-    1.0  # a process that ends closes its channel a moment earlier; one that lives on is of no use
-)
+STARTUP_PHASES = {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP}
+MAX_POLL_SECONDS = 1.0  # the longest time between two checks of the children
+# An exiting process closes its channel a moment before it ends; one that lives on without a channel is useless.
+_CLOSED_CHANNEL_GRACE_SECONDS = 1.0
+
+
+@dataclass(eq=False)
+class WorkerSlot:
+    """A place for one child in a pool. It outlives its children and remembers how often they failed.
+
+    `launch_number`: the number of the child's launch in the pool, from 1. `bundle_sha256`: empty until the child is ready.
+    `last_warning`: the phase and last progress that a slow child was warned for. `failed_starts`: how many children in a row
+    did not reach the loading phase.
+    """
+
+    child: ChildProcess | None = None
+    launch_number: int = 0
+    item: WorkItem | None = None
+    bundle_sha256: str = ""
+    last_warning: tuple[Phase, float] | None = None
+    channel_closed_at: float | None = None
+    failed_starts: int = 0
+    backoff: SlotBackoff = field(default_factory=SlotBackoff)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the child waits for a job and can receive one."""
+        return self.child is not None and self.child.state.phase is Phase.IDLE and self.channel_closed_at is None
+
+    @property
+    def job_name(self) -> str:
+        item = self.item  # one read: another thread may call this while the pool's thread takes the item away
+        return item.job.name if item else ""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the child has loaded its model, and is idle or at work."""
+        return self.child is not None and self.child.state.phase not in STARTUP_PHASES
 
 
 class ProcessMonitor:
-    """The children of one setup."""
+    """The slots, children and selector of one pool."""
 
     def __init__(
         self,
@@ -47,17 +80,15 @@ class ProcessMonitor:
         self._setup, self._policy, self._size = setup, policy, size
         self._queue, self._counts, self._dispatcher = queue, counts, dispatcher
 
-    # ---- children and jobs --------------------------------------------------------------------------------------------
-
     def fill_slots(self, now: float) -> None:
-        """Start children where they are missing, and give out jobs."""
+        """Start missing children and dispatch waiting jobs."""
         target = self._size + self._policy.standbys
         if self._policy.standbys == 0 and any(slot.last_warning and slot.item for slot in self.slots):
-            target += 1  # one is slow and may turn out hung: one that stands by by then costs nothing if it does not
+            target += 1  # a slow child may turn out hung: start its replacement now
         while len(self.slots) < target:
             self.slots.append(WorkerSlot())
         spare = sorted((slot for slot in self.slots if slot.item is None), key=lambda slot: slot.is_idle)
-        for slot in spare[: max(0, len(self.slots) - target)]:  # those that are ready last
+        for slot in spare[: max(0, len(self.slots) - target)]:  # children that are not ready come first
             self._stop_child(slot, now)
             self.slots.remove(slot)
         for slot in self.slots:
@@ -69,16 +100,21 @@ class ProcessMonitor:
         try:
             setup = self._setup
             child = ChildProcess(
-                now, memory=self._policy.memory, threads=setup.threads, extra_environment=setup.environment
+                now,
+                command=setup.command,
+                memory=self._policy.memory,
+                threads=setup.threads,
+                extra_environment=setup.environment,
             )
         except OSError as error:
-            message = f"The model's process could not be started: {error.strerror}."
+            message = f"Cannot start a model process: {error.strerror}."
             log.warning("%s", message)
             slot.backoff.not_before = now + MAX_POLL_SECONDS
             self._record_failed_start(slot, message)
             return
         slot.child, slot.channel_closed_at = child, None
         self._counts.launches += 1
+        slot.launch_number = self._counts.launches
         for source in child.sources:
             self.selector.register(source, selectors.EVENT_READ)
         child.send("load", setup.load_fields(self._counts.launches))
@@ -98,8 +134,8 @@ class ProcessMonitor:
                 self._publish("dispatched", slot)
                 busy += 1
 
-    def _stop_child(self, slot: WorkerSlot, now: float, mode: StopMode = "ask") -> None:
-        """Take the child out of its slot and begin to end it."""
+    def _stop_child(self, slot: WorkerSlot, now: float, mode: StopMode = "graceful") -> None:
+        """Remove the child from its slot and begin to stop it."""
         child = slot.child
         if child is not None:
             slot.child, slot.item, slot.bundle_sha256, slot.last_warning = None, None, "", None
@@ -107,10 +143,8 @@ class ProcessMonitor:
             self._unregister(child.channel)
             self.stopping.append(child)
 
-    # ---- hearing ------------------------------------------------------------------------------------------------------
-
     def read_children(self, now: float) -> None:
-        """Read what the children sent and wrote; write what they have not taken yet."""
+        """Read the children's messages and output; send what waits for them."""
         for slot in self.slots:
             if slot.child is not None:
                 self._read_child(slot, slot.child, now)
@@ -119,12 +153,12 @@ class ProcessMonitor:
 
     def _read_output(self, child: ChildProcess) -> None:
         for line in output_lines(child.read_output()):
-            log.debug("model process %d wrote: %s", child.pid, line)
+            log.debug("output of model process %d: %s", child.pid, line)
         if child.output_closed:
             self._unregister(child.output_fd)
 
     def _update_write_interest(self, child: ChildProcess) -> None:
-        """Wake up when the channel takes more, as long as there is something left to send."""
+        """Watch the channel for writing while bytes wait to be sent."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.has_unsent else 0)
         if self.selector.get_key(child.channel).events != events:
             self.selector.modify(child.channel, events)
@@ -134,18 +168,18 @@ class ProcessMonitor:
         self._read_output(child)
         for message in child.read_messages():
             if slot.child is not child:
-                return  # what it said before made an end of it
+                return  # an earlier message made the monitor replace it
             if message.launch != child.launch:
                 self._counts.stale_messages += 1
                 continue
             try:
                 self._handle_message(slot, child, message, now)
             except InvalidMessage as error:
-                self._replace_child(slot, now, "died", f"sent what is no message ({error})")
+                self._replace_child(slot, now, "died", f"sent an invalid message ({error})")
         if slot.child is not child:
             return
         if child.protocol_error:
-            self._replace_child(slot, now, "died", f"sent what is no message ({child.protocol_error})")
+            self._replace_child(slot, now, "died", f"sent an invalid message ({child.protocol_error})")
         elif child.channel_closed:
             slot.channel_closed_at = slot.channel_closed_at or now
             self._unregister(child.channel)
@@ -196,7 +230,7 @@ class ProcessMonitor:
             value = item.job.read(message)
         except InvalidResult as error:
             self._counts.invalid_results += 1
-            self._replace_child(slot, now, "bad", f"gave a bad answer: {error}")
+            self._replace_child(slot, now, "invalid_result", f"returned an invalid result: {error}")
             return
         self._counts.recovered_stalls += slot.last_warning is not None
         self._publish("finished", slot)
@@ -206,26 +240,26 @@ class ProcessMonitor:
     def _handle_job_error(
         self, slot: WorkerSlot, child: ChildProcess, item: WorkItem, message: ChildMessage, now: float
     ) -> None:
-        """The child says that the job cannot be done: for its memory, its model, or the job itself."""
+        """The child reported that it cannot do the job: because of its memory, its bundle, or the job itself."""
         kind, text = message.text("error"), printable(message.text("message"))
         if kind in {"memory", "bundle"}:
             self._counts.invalid_results += 1
-            self._replace_child(slot, now, "bad", f"says: {text}")
+            self._replace_child(slot, now, "invalid_result", f"reported: {text}")
             return
         self._publish("refused", slot, text)
         self._finish_job(slot, child, now)
         self._queue.reject(item, ModelFailed(text, kind, message.text("check")))
 
     def _handle_bundle_error(self, slot: WorkerSlot, message: ChildMessage, now: float) -> None:
-        """The child says that its bundle is no good, and every child would. None is started until somebody asks again."""
+        """The child reported that its bundle is invalid, as every child would. The next request tries the bundle again."""
         text = printable(message.text("message"))
         if message.text("error") == "memory":
-            self._replace_child(slot, now, "bad", f"says: {text}")
+            self._replace_child(slot, now, "invalid_result", f"reported: {text}")
             return
         refusal = ModelFailed(text, message.text("error"), message.text("check"))
         self._publish("refused", slot, text)
         self._queue.bundle_error = refusal
-        if not any(other.is_ready for other in self.slots):  # one that was made ready before may still serve them
+        if not any(other.is_ready for other in self.slots):  # a child that loaded it earlier may still serve the jobs
             self._queue.fail_all(refusal)
         for other in self.slots:
             if other.child is not None and other.child.state.phase in STARTUP_PHASES:
@@ -236,10 +270,8 @@ class ProcessMonitor:
         slot.item, slot.last_warning = None, None
         child.state = detector.finish_job(child.state, now)
 
-    # ---- judging ------------------------------------------------------------------------------------------------------
-
     def check_children(self, now: float) -> None:
-        """Look at every child, and do what is due."""
+        """Check every child and do what is due: replace, expire, shut down."""
         for slot in self.slots:
             if slot.child is not None:
                 self._check_child(slot, slot.child, now)
@@ -252,7 +284,7 @@ class ProcessMonitor:
                 self.stopping.remove(stopping_child)
                 self._dispatcher.publish(
                     ProcessEvent(
-                        "gone", stopping_child.pid, stopping_child.state, text=stopping_child.exit_description()
+                        "exited", stopping_child.pid, stopping_child.state, text=stopping_child.exit_description()
                     )
                 )
                 self._release(stopping_child)
@@ -274,13 +306,19 @@ class ProcessMonitor:
                         child.state.percent, slot.job_name or "none")  # fmt: skip
 
     def _handle_hang(self, slot: WorkerSlot, child: ChildProcess, now: float, reason: str) -> None:
-        state, job = child.state, slot.job_name
+        state, item = child.state, slot.item
         self._counts.hangs[str(state.phase), slot.bundle_sha256[:12] or self._setup.name] += 1
-        actions = self._replace_child(slot, now, "hung", f"hung ({reason})", "dump")
-        log.error("%s", hang_line(now, child.pid, state, job=job, reason=reason, actions=actions))
+        job = f"job {item.job.name}, attempt {item.attempt} of {item.job.attempts}" if item else "job none"
+        description = (
+            f"Model process {child.pid} hung: {reason}. Bundle {_bundle_name(self._setup.name, slot.bundle_sha256)}, "
+            f"launch {slot.launch_number}, phase {state.phase}, {job}, at {state.percent:.0f} %, "
+            f"last heartbeat {now - state.last_heartbeat:.1f} s ago, last progress {now - state.last_progress:.1f} s ago."
+        )
+        actions = self._replace_child(slot, now, "hung", f"hung ({reason})", "dump_stacks")
+        log.error("%s %s", description, actions)  # one line with all that an operator needs
 
     def _handle_exit(self, slot: WorkerSlot, child: ChildProcess, now: float) -> None:
-        self._read_child(slot, child, now)  # an answer may lie there that it gave before it died
+        self._read_child(slot, child, now)  # it may have sent its result before it died
         if slot.child is not child:
             return
         exit_description = child.exit_description()
@@ -289,16 +327,18 @@ class ProcessMonitor:
         self._replace_child(slot, now, "died", f"died in phase {child.state.phase}, {exit_description}")
 
     def _handle_deadline(self, slot: WorkerSlot, child: ChildProcess, item: WorkItem, now: float) -> None:
-        """Nobody wants the answer any more; the child is replaced, for its work cannot be called off."""
+        """The result is not needed any more. The child is replaced, because its work cannot be cancelled."""
         self._counts.deadlines_exceeded += 1
-        self._publish("late", slot)
+        self._publish("deadline_exceeded", slot)
         where = f"at {child.state.percent:.0f} % of {child.state.phase}"
-        log.warning("Model process %d is %s at the deadline of %s, which is given up.", child.pid, where, item.job.name)
+        log.warning("Deadline of %s passed: model process %d was %s. The job fails.", item.job.name, child.pid, where)
         self._queue.fail(item, f"its deadline has passed {where}")
-        self._stop_child(slot, now, "now")
+        self._stop_child(slot, now, "kill")
 
-    def _replace_child(self, slot: WorkerSlot, now: float, kind: EventKind, reason: str, mode: StopMode = "now") -> str:
-        """A child is of no use any more: its job goes to another, itself it is ended. Tells what was done, in words."""
+    def _replace_child(
+        self, slot: WorkerSlot, now: float, kind: EventKind, reason: str, mode: StopMode = "kill"
+    ) -> str:
+        """Stop a failed child, hand its job over, and schedule a replacement. Return what was done, in words."""
         child, item = slot.child, slot.item
         if child is None:
             return ""
@@ -312,12 +352,12 @@ class ProcessMonitor:
         elif phase is not Phase.IDLE and self._queue.record_failure(description):
             self._quarantine_bundle(now)
         actions = f"{self._fail_over(item, description, now)} {self._schedule_replacement(slot, now)}"
-        if kind != "hung":  # a hang has a line of its own
+        if kind != "hung":  # `_handle_hang` logs its own line
             log.error("%s; job %s. %s", description, item.job.name if item else "none", actions)
         return actions
 
     def _record_failed_start(self, slot: WorkerSlot, reason: str) -> None:
-        """A child did not come as far as its model. Nobody is left to wait for ever, nor given up while another may."""
+        """Count a child that did not reach the loading phase. Callers fail only when every slot has used its attempts."""
         slot.failed_starts += 1
         if all(other.failed_starts >= self._policy.attempts and not other.is_ready for other in self.slots):
             for other in self.slots:
@@ -328,14 +368,14 @@ class ProcessMonitor:
         if item is None:
             return "It had no job."
         if not self._queue.requeue(item, reason, now):
-            return "Its job is given up: no attempt or no time is left."
+            return "Its job failed: no attempts or no time left."
         self._dispatch_jobs(now)
         successor = next((slot.child for slot in self.slots if slot.item is item), None)
         if successor is None:
             return "Its job waits for the next process."
         self._counts.failovers += 1
-        self._dispatcher.publish(ProcessEvent("handed_over", successor.pid, successor.state, item.job.name, reason))
-        return f"Its job was handed to process {successor.pid}, which stood by."
+        self._dispatcher.publish(ProcessEvent("failed_over", successor.pid, successor.state, item.job.name, reason))
+        return f"Its job was handed over to standby process {successor.pid}."
 
     def _schedule_replacement(self, slot: WorkerSlot, now: float) -> str:
         if not self._queue.can_start:
@@ -343,9 +383,9 @@ class ProcessMonitor:
         self._counts.replacements += 1
         wait = slot.backoff.record_replacement(now)
         if not wait:
-            return "Another one is started."
+            return "A replacement is starting."
         self._dispatcher.publish(ProcessEvent("backing_off", 0, detector.start(now, ""), text=f"{wait:g} s"))
-        return f"Replaced too often lately: the next one starts in {wait:g} s."
+        return f"Replaced too often recently: the next replacement starts in {wait:g} s."
 
     def _quarantine_bundle(self, now: float) -> None:
         log.error("%s", self._queue.quarantine_error)
@@ -356,10 +396,8 @@ class ProcessMonitor:
             if slot.item is None:
                 self._stop_child(slot, now)
 
-    # ---- time and the end ---------------------------------------------------------------------------------------------
-
     def seconds_to_next_event(self, now: float) -> float:
-        """Seconds until there is something to do."""
+        """Seconds until the next check is due."""
         limits = self._policy.limits
         times = [now + MAX_POLL_SECONDS, *(item.deadline for item in self._queue.pending)]
         times += [child.next_shutdown_time() for child in self.stopping]
@@ -372,24 +410,24 @@ class ProcessMonitor:
         return min(time for time in times if time > now) - now + 0.001
 
     def reset_timers(self, now: float) -> None:
-        """Nobody looked for a while: what was missed meanwhile is not the children's fault."""
+        """Restart the timers of all children after the supervisor did not run for a while."""
         for slot in self.slots:
             if slot.child is not None:
                 slot.child.state = detector.reset_timers(slot.child.state, now)
 
     def stop_all(self, now: float) -> None:
-        """Begin to end every child."""
+        """Begin to stop every child; running jobs fail."""
         for slot in self.slots:
-            mode: StopMode = "now" if slot.item is not None else "ask"
+            mode: StopMode = "kill" if slot.item is not None else "graceful"
             if slot.item is not None:
-                self._queue.fail(slot.item, "the model's processes are being ended")
+                self._queue.fail(slot.item, "the model processes are shutting down")
             self._stop_child(slot, now, mode)
 
     def kill_all(self) -> None:
-        """Leave nothing behind, whatever state things are in."""
+        """Kill every child and release its descriptors, whatever state it is in."""
         for slot in self.slots:
             if slot.item is not None:
-                self._queue.fail(slot.item, "the model's processes are gone")
+                self._queue.fail(slot.item, "the model processes were stopped")
             if slot.child is not None:
                 self.stopping.append(slot.child)
             slot.child = slot.item = None
@@ -411,3 +449,7 @@ class ProcessMonitor:
     def _publish(self, kind: EventKind, slot: WorkerSlot, text: str = "") -> None:
         if slot.child is not None:
             self._dispatcher.publish(ProcessEvent(kind, slot.child.pid, slot.child.state, slot.job_name, text))
+
+
+def _bundle_name(name: str, sha256: str) -> str:
+    return f"{name} ({sha256[:12]})" if sha256 else name or "none"

@@ -1,4 +1,4 @@
-"""How children are treated: their limits, how often a job is tried, when a slot backs off and a bundle is given up."""
+"""The rules of supervision: phase limits, attempts for a job, back-off of a slot, quarantine of a bundle."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from forecastd.supervise.detector import PhaseLimits
 
 BACKOFF_AFTER_REPLACEMENTS, BACKOFF_WINDOW_SECONDS = 3, 300.0
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 5.0, 300.0
-TOTAL_TIME_FACTOR = 10  # a forecast that gets on all the time may take that many times what one step of it may
+TOTAL_TIME_FACTOR = 10  # a forecast with steady progress may take that many times the limit of one step
 
 
 @dataclass(frozen=True)
 class SupervisionPolicy:
-    """The rules. `memory` in bytes of address space, 0 without limit; `strikes`: after how many hangs, deaths and bad
-    answers with no good one between a bundle is given up."""
+    """The rules of one pool. `memory`: bytes of address space for a child, 0 for no limit. `quarantine_after`: the number of
+    consecutive hangs, deaths and invalid results after which the bundle is quarantined."""
 
     limits: PhaseLimits = field(default_factory=PhaseLimits)
     attempts: int = 3
@@ -28,24 +28,27 @@ class SupervisionPolicy:
 
     @property
     def ready_seconds(self) -> float:
-        """How long all attempts to have a model ready may take together."""
+        """Seconds that all attempts to get a model ready may take together."""
         limits = self.limits
         return self.attempts * (limits.starting + limits.loading + limits.warming_up)
 
     @property
     def forecast_seconds(self) -> float:
-        """How long all attempts at a forecast that gets on all the time may take together."""
+        """Seconds that all attempts at a forecast with steady progress may take together."""
         limits = self.limits
         return self.attempts * (limits.loading + limits.predicting + limits.post_processing) * TOTAL_TIME_FACTOR
 
 
 @dataclass(frozen=True)
 class ChildSetup:
-    """What children are made ready with. `bundle` None: they need no model (training). `faults` are those of the first
-    `faulty` launches, in the writing of `faults.py`; `threads`: how many the numeric libraries may use, 0 for as many as
-    they take by themselves; `environment`: what they are to find in their environment besides.
+    """How children are started and what they load.
 
-    `engine`: for a fleet's bundle the engine that runs it, with `engine_threads` of its own; empty for a market's bundle."""
+    `command`: the command line of the child's main, without its arguments. `bundle`: None for training, which loads no
+    model. `faults`: injected into the first `faulty_launches` children, in the syntax of `faults.py`. `threads`: for the
+    numeric libraries, 0 for their own default. `environment`: extra variables for the child.
+
+    `engine`: the engine of a fleet bundle, which gets `engine_threads`; empty for a market bundle.
+    """
 
     bundle: Path | None = None
     name: str = ""
@@ -55,9 +58,10 @@ class ChildSetup:
     environment: Mapping[str, str] = field(default_factory=dict)
     engine: str = ""
     engine_threads: int = 1
+    command: tuple[str, ...] = field(kw_only=True)
 
     def load_fields(self, launch: int) -> dict[str, object]:
-        """What the child of this launch, counted from 1, is told to load."""
+        """The fields of the `load` message for this launch, counted from 1."""
         return {
             "bundle": str(self.bundle.resolve()) if self.bundle else "",
             "faults": self.faults if launch <= self.faulty_launches else "",
@@ -68,16 +72,17 @@ class ChildSetup:
 
 @dataclass
 class SlotBackoff:
-    """When a slot may start its next child: at once, until it was replaced too often."""
+    """When a slot may start its next child: at once, unless its children were replaced too often."""
 
     not_before: float = 0.0
     _replacements: deque[float] = field(default_factory=lambda: deque(maxlen=BACKOFF_AFTER_REPLACEMENTS))
     _next_wait: float = MIN_BACKOFF_SECONDS
 
     def record_replacement(self, now: float) -> float:
-        """Another child of the slot is gone; gives how many seconds the slot has to wait now.
+        """Count the loss of the slot's child; return the seconds to wait before the next start.
 
-        A wait is no proof of health: only a child that lasted that long after it has what was before forgotten.
+        Time spent waiting does not count as health: the history is cleared only by a child that lived for the whole window
+        after the wait.
         """
         if self._replacements and now - max(self._replacements[-1], self.not_before) > BACKOFF_WINDOW_SECONDS:
             self._replacements.clear()
@@ -95,7 +100,7 @@ class SlotBackoff:
 
 
 def policy_from_settings(settings: Settings, *, standbys: int) -> SupervisionPolicy:
-    """The rules that the settings ask for."""
+    """The policy of these settings."""
     limits = PhaseLimits(
         starting=settings.starting_timeout,
         loading=settings.loading_timeout,

@@ -1,7 +1,7 @@
-"""Children that stand ready, and jobs that each end exactly once: what the rest of the house uses.
+"""A pool of supervised child processes: callers submit jobs, and each job ends exactly once.
 
-One thread keeps the children; callers only put a job in and wait for its future. It also starts them, for a child dies with
-the thread that started it.
+One thread supervises the children; callers submit a job and wait for its future. That thread also starts the children,
+because a child dies with the thread that started it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from forecastd.clock import Clock
-from forecastd.supervise.event_dispatcher import EventDispatcher, Observer
-from forecastd.supervise.events import SupervisionCounts
+from forecastd.supervise.events import EventDispatcher, Observer, SupervisionCounts
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.monitor import MAX_POLL_SECONDS, ProcessMonitor
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
@@ -31,15 +30,13 @@ from forecastd.supervise.queue import JobQueue, WorkItem
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_SUSPENDED_SECONDS = (
-    3.0  # nobody looked for that much longer than planned: the machine slept, or this process was stopped
-)
-_OBSERVER_FLUSH_SECONDS = 1.0  # how long a caller waits for an observer to catch up
-_RESPONSE_MARGIN_SECONDS = 10.0  # seconds in which the thread answers a caller that gives a job up
+_SUSPENDED_SECONDS = 3.0  # a check that is this late: the machine was suspended, or this process stopped
+_OBSERVER_FLUSH_SECONDS = 1.0  # how long a caller waits for the observer to catch up
+_RESPONSE_MARGIN_SECONDS = 10.0  # in which the supervisor must end a job whose caller has stopped waiting
 
 
 class ProcessPool:
-    """Children for one setup. Use as a context manager: leaving ends them all."""
+    """The children of one setup. A context manager that stops them on exit."""
 
     def __init__(
         self,
@@ -51,10 +48,10 @@ class ProcessPool:
         counts: SupervisionCounts | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """Start the children at once. `size`: how many jobs run at a time; the policy's standbys come on top.
+        """Start the children at once. `size`: the number of jobs that run at a time; the policy's standbys come on top.
 
-        `counts`: where to go on counting. `observe` is called from a thread of its own, in order; what was told before a
-        job's end it has heard when `run` returns, unless it is too slow.
+        `counts`: counters to continue. `observer` is called in order from a thread of its own. When `run` returns, it has
+        received every event up to the end of the job, unless it is too slow.
         """
         self.counts = SupervisionCounts() if counts is None else counts
         self._clock = clock
@@ -74,13 +71,13 @@ class ProcessPool:
         self._thread.start()
 
     def wait_ready(self, seconds: float, should_stop: Callable[[], bool] = lambda: False) -> str:
-        """Wait until a child has the model ready; gives the bundle's sha256 (empty without a bundle).
+        """Wait until a child is ready; return the bundle's sha256 (empty without a bundle).
 
-        `over` is asked every second whether nobody waits any more.
+        `should_stop` is polled every second; true ends the wait.
 
         Raises:
-            ModelFailed: the bundle is no good.
-            Quarantined, ChildFailed: no child came to be ready.
+            ModelFailed: the bundle is invalid.
+            BundleQuarantined, ChildFailed: no child became ready.
         """
         future: Future[str] = Future()
         self._run_on_thread(lambda: self._await_ready(future))
@@ -93,13 +90,13 @@ class ProcessPool:
         return ready
 
     def submit(self, job: Job) -> Future[Any]:
-        """Put a job in. The future ends once: with what the job reads, ModelFailed, Quarantined or ChildFailed."""
+        """Submit a job. Its future ends once: with the job's value, ModelFailed, BundleQuarantined or ChildFailed."""
         return self._submit(job).future
 
     def run(self, job: Job, should_stop: Callable[[], bool] = lambda: False) -> Any:
-        """Put a job in and wait for what its answer reads. Raises as `submit` tells.
+        """Submit a job and wait for its value. Raises the errors listed in `submit`.
 
-        `over` is asked every second whether nobody wants the answer any more.
+        `should_stop` is polled every second; true gives the job up.
         """
         item = self._submit(job)
         if self._wait_for(item.future, should_stop) is None and not item.future.done():
@@ -107,7 +104,9 @@ class ProcessPool:
         wait([item.future], _RESPONSE_MARGIN_SECONDS)
         self._dispatcher.flush(_OBSERVER_FLUSH_SECONDS)
         if not item.future.done():
-            raise ChildFailed(f"{job.name}: nobody watches over it; this machine is too busy, or stood still.")
+            raise ChildFailed(
+                f"{job.name}: the supervisor did not respond; the machine may be overloaded or suspended."
+            )
         return item.future.result()
 
     def _submit(self, job: Job) -> WorkItem:
@@ -120,7 +119,7 @@ class ProcessPool:
 
     @staticmethod
     def _wait_for(future: Future[T], should_stop: Callable[[], bool]) -> T | None:
-        """What the future gives, None when it is over before."""
+        """The value of the future; None when `should_stop` ends the wait."""
         while True:
             try:
                 return future.result(MAX_POLL_SECONDS)
@@ -129,11 +128,11 @@ class ProcessPool:
                     return None
 
     def interrupt(self) -> None:
-        """Have working children interrupted, as Ctrl-C would; they end their job in their own way."""
+        """Send SIGINT to the working children, as Ctrl-C would; each ends its job in its own way."""
         self._run_on_thread(self._interrupt)
 
     def children(self) -> list[dict[str, object]]:
-        """What every child is at, for people and for `status`."""
+        """The current state of each child, for people and for `status`."""
         now = self._clock.monotonic()
         return [
             {
@@ -141,15 +140,15 @@ class ProcessPool:
                 "phase": str(child.state.phase),
                 "job": slot.job_name or None,
                 "percent": round(child.state.percent, 1),
-                "heard_s": round(now - child.state.last_heartbeat, 1),
-                "progressed_s": round(now - child.state.last_progress, 1),
+                "heartbeat_age_s": round(now - child.state.last_heartbeat, 1),
+                "progress_age_s": round(now - child.state.last_progress, 1),
             }
             for slot in list(self._monitor.slots)
             if (child := slot.child) is not None
         ]
 
     def close(self) -> None:
-        """End every child, within the limit for stopping; jobs still under way fail, and so does every later one."""
+        """Stop every child within the stopping limit. Unfinished and later jobs fail."""
         self._run_on_thread(self._close)
         self._thread.join()
         self._dispatcher.close(_OBSERVER_FLUSH_SECONDS)
@@ -161,11 +160,11 @@ class ProcessPool:
         self.close()
 
     def _run_on_thread(self, command: Callable[[], object]) -> None:
-        """Have the pool's thread do something; when that has ended (or is another process's), it is done here."""
+        """Run a command on the pool's thread; here, when that thread has ended or belongs to the parent of a fork."""
         with self._lock:
             if self._thread.is_alive() and not self._stopped:
                 self._commands.append(command)
-                with suppress(BlockingIOError):  # full: it is about to wake up anyway
+                with suppress(BlockingIOError):  # full: the thread is about to wake up anyway
                     self._wake_writer.send(b"\0")
                 return
             self._stopped = True
@@ -189,7 +188,7 @@ class ProcessPool:
             self._monitor.stop_all(self._clock.monotonic())
 
     def _supervise(self) -> None:
-        """The thread: until every child of a closed pool is gone."""
+        """The pool's thread: runs until the pool is closed and every child has exited."""
         monitor, clock = self._monitor, self._clock
         try:
             last_check = clock.monotonic()
@@ -204,7 +203,7 @@ class ProcessPool:
                 monitor.read_children(now)
                 if now - last_check > MAX_POLL_SECONDS + _SUSPENDED_SECONDS:
                     log.warning(
-                        "Nobody watched the model's processes for %.1f s; their clocks start anew.", now - last_check
+                        "The supervisor was not scheduled for %.1f s; process timers were reset.", now - last_check
                     )
                     monitor.reset_timers(now)
                 last_check = now

@@ -1,8 +1,10 @@
-"""One child, seen from the parent: started, written to, read from and ended without ever waiting for it.
+"""One child process as the parent sees it: start, send, read and stop without ever blocking.
 
-The child is exec'd, never forked, so nothing of the parent's memory is in it; its environment is built here from a
-short list that holds no secret. It leads a session of its own, so that what a model forks is ended with it. Start children
-from a thread that lives as long as they shall: the kernel's parent-death signal follows the thread, not the process.
+The child is executed, not forked, so it holds nothing of the parent's memory. Its environment is built here from a short list
+that contains no secret. It leads its own session, so processes that a model forks are killed with it.
+
+Invariant: start children from a thread that lives as long as they should. The kernel's parent-death signal follows the
+thread, not the process.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,21 +29,20 @@ from forecastd.supervise.protocol import ChildMessage, MessageDecoder, frame_buf
 
 _CHUNK_BYTES = 1 << 18
 _MAX_CHUNKS = 16
-_SOCKET_BUFFER_BYTES = 4 << 20  # bytes that may lie in the channel: a forecast of hundreds of servers goes at once
-_TAIL_BYTES = 1 << 16  # bytes of what the child wrote that are kept: enough for the stacks of many threads
+_SOCKET_BUFFER_BYTES = 4 << 20  # enough to send the inputs of hundreds of servers at once
+_TAIL_BYTES = 1 << 16  # of output that is kept: enough for the stacks of many threads
 _MAX_LINES = 100
-_DUMP_SECONDS = 0.1  # a dump of stacks is whole that long after its first line
+_DUMP_SECONDS = 0.1  # a stack dump is complete this long after its first line
 
-
-StopMode = Literal["ask", "dump", "now"]
+StopMode = Literal["graceful", "dump_stacks", "kill"]
 
 
 class ChildFailed(Exception):
-    """The child died, hung or spoke nonsense, and so did those that stood in for it. The message tells the last."""
+    """The child died, hung or sent invalid messages, and so did its replacements. The message describes the last failure."""
 
 
 class ModelFailed(Exception):
-    """The child lives and told what is wrong. `kind` is data, bundle or model; `check` the failed check's name, or empty."""
+    """A healthy child reported an error. `kind`: data, bundle or model. `check`: the name of the failed check, or empty."""
 
     def __init__(self, message: str, kind: str, check: str) -> None:
         super().__init__(message)
@@ -50,9 +50,9 @@ class ModelFailed(Exception):
 
 
 def child_environment(threads: int = 1) -> dict[str, str]:
-    """The child's whole environment: where Python and the project are, and how many threads for its matrices.
+    """The child's whole environment: the paths of Python and the project, and the threads of the numeric libraries.
 
-    One is best for the small matrices of a prediction; 0 leaves it to the libraries, which take every core.
+    One thread is fastest for the small matrices of a prediction; 0 leaves it to the libraries, which use every core.
     """
     return {
         "PATH": os.defpath,
@@ -63,25 +63,33 @@ def child_environment(threads: int = 1) -> dict[str, str]:
 
 
 def output_lines(output: bytes) -> list[str]:
-    """What a child wrote at once, for a log: no empty line, and so few that who writes without end takes nobody's time."""
+    """A child's output as log lines: no empty ones, each at most 1000 characters, and a bounded number of them."""
     lines = [line[:1000] for line in output.decode("utf-8", "replace").split("\n") if line.strip()]
     omitted = len(lines) - _MAX_LINES
-    return [*lines[:_MAX_LINES], f"({omitted} lines more)"] if omitted > 0 else lines
+    return [*lines[:_MAX_LINES], f"({omitted} more lines)"] if omitted > 0 else lines
 
 
 class ChildProcess:
-    """A running child with its channel. Everything here returns at once."""
+    """A running child and its channel. Every method but `kill` returns at once."""
 
     def __init__(
-        self, now: float, *, memory: int, threads: int = 1, extra_environment: Mapping[str, str] | None = None
+        self,
+        now: float,
+        *,
+        command: Sequence[str],
+        memory: int,
+        threads: int = 1,
+        extra_environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it. `memory`: bytes of address space it may use, 0 for no limit. `more`: for its environment.
+        """Start the child. `memory`: bytes of address space it may use, 0 for no limit.
+
+        The command gets four more arguments: the channel's descriptor, the launch id, this process's pid and `memory`.
 
         Raises:
             OSError: the machine cannot start another process.
         """
         self.state: ProcessState = detector.start(now, uuid.uuid4().hex)
-        self.channel_closed = self.output_closed = False  # the channel, the output was closed from its side
+        self.channel_closed = self.output_closed = False  # by the child
         self._decoder = MessageDecoder()
         self._unsent: deque[memoryview] = deque()
         self._output: deque[bytes] = deque()
@@ -96,15 +104,13 @@ class ChildProcess:
             os.close(writer)
             raise
         for end in (self.channel, child_end):
-            end.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES
-            )  # or as much as the machine allows
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)  # capped by the system
         self.output_fd = reader
         arguments = [str(child_end.fileno()), self.launch, str(os.getpid()), str(memory)]
         try:
             with child_end:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "forecastd.inference.child", *arguments],
+                    [*command, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=writer,
                     stderr=writer,
@@ -133,23 +139,23 @@ class ChildProcess:
 
     @property
     def sources(self) -> list[Any]:
-        """What becomes readable when there is something to hear of the child: channel, output, end."""
+        """What a selector should watch for reading: the channel, the output, and the end of the process."""
         return [self.channel, self.output_fd, *([] if self.exit_fd is None else [self.exit_fd])]
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something is still to be sent."""
+        """Whether bytes wait to be sent."""
         return bool(self._unsent)
 
     def send(
         self, kind: str, fields: dict[str, object] | None = None, arrays: dict[str, NDArray[Any]] | None = None
     ) -> None:
-        """Send a message as soon as the child takes it; a child that never reads costs nothing but its own deadline."""
+        """Send a message as soon as the child reads it. A child that never reads does not block the parent."""
         self._unsent += frame_buffers(ChildMessage(kind, self.launch, fields or {}, arrays or {}))
         self.flush()
 
     def flush(self) -> None:
-        """Send what the child takes now."""
+        """Send as many waiting bytes as the channel takes now."""
         try:
             while self._unsent:
                 sent = self.channel.send(self._unsent[0])
@@ -159,15 +165,15 @@ class ChildProcess:
         except BlockingIOError:
             return
         except OSError:
-            self._unsent.clear()  # it is gone: `ended` tells
+            self._unsent.clear()  # the child is gone; `has_exited` reports it
 
     @property
     def protocol_error(self) -> str:
-        """What came that was no message; empty as long as all were."""
+        """Why the received bytes are not a valid message; empty while they are."""
         return self._decoder.error
 
     def read_messages(self) -> list[ChildMessage]:
-        """The messages that came. Bounded, so that a child that never stops talking cannot keep the parent busy."""
+        """The messages received so far. Reads a bounded amount, so that a flooding child cannot keep the parent busy."""
         messages: list[ChildMessage] = []
         for _ in range(_MAX_CHUNKS):
             try:
@@ -185,7 +191,7 @@ class ChildProcess:
         return messages
 
     def read_output(self) -> bytes:
-        """What the child wrote to stdout and stderr since the last call; the last of it is kept for `tail`."""
+        """A chunk of the child's stdout and stderr; the end of the output is kept for `output_tail`."""
         try:
             data = os.read(self.output_fd, _CHUNK_BYTES)
         except OSError:
@@ -206,17 +212,17 @@ class ChildProcess:
 
     @property
     def output_tail(self) -> str:
-        """The last of what the child wrote."""
+        """The end of the child's output."""
         return b"".join(self._output).decode("utf-8", "replace").strip()
 
     def stop(self, now: float, seconds: float, mode: StopMode) -> None:
-        """Begin to end the child within `seconds`: let it go by itself first, dump its stacks first, or at once."""
+        """Begin to stop the child within `seconds`: ask it first, dump its stacks first, or signal it at once."""
         self.state = detector.begin_stop(self.state, now)
         kill = now + 0.8 * seconds
-        if mode == "ask":
+        if mode == "graceful":
             self.send("stop")
             self._shutdown_steps = [(now + 0.4 * seconds, signal.SIGTERM), (kill, signal.SIGKILL)]
-        elif mode == "dump":
+        elif mode == "dump_stacks":
             self._drain()
             self._output.clear()
             self._output_size = 0
@@ -227,11 +233,11 @@ class ChildProcess:
             self._shutdown_steps = [(now, signal.SIGTERM), (min(now + 1.0, kill), signal.SIGKILL)]
 
     def next_shutdown_time(self) -> float:
-        """When `go_on` has something to do next; infinite when it has not."""
+        """The monotonic time of the next shutdown step; infinite when there is none."""
         return self._shutdown_steps[0][0] if self._shutdown_steps else float("inf")
 
     def advance_shutdown(self, now: float) -> str:
-        """Do what is due of ending the child. Gives the stacks that it dumped, once; else an empty text."""
+        """Run the shutdown steps that are due. Return the dumped stacks once; else an empty text."""
         stacks = ""
         if self._shutdown_steps and self._shutdown_steps[0][1] is None and self._output:
             lead = max(0.0, self._shutdown_steps[0][0] - now - _DUMP_SECONDS)
@@ -246,13 +252,13 @@ class ChildProcess:
         return stacks
 
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Signal the child, or it and all that it started. Not reaped yet, so its pid cannot be another's."""
+        """Signal the child, or its whole process group. It is not reaped yet, so its pid cannot belong to another process."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 (os.killpg if group else os.kill)(self.pid, number)
 
     def has_exited(self) -> bool:
-        """Whether the process is gone; reaps it, and ends what it has left behind."""
+        """Whether the process has exited; reaps it and kills what remains of its group."""
         if self._process.returncode is None:
             try:
                 exited = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -265,7 +271,7 @@ class ChildProcess:
         return True
 
     def exit_description(self) -> str:
-        """How the process ended; for an end of its own, with the last line it wrote."""
+        """How the process ended: the signal, or the exit status with the last line of output."""
         status = self._process.returncode
         self._drain()
         if status is None:
@@ -277,12 +283,12 @@ class ChildProcess:
         return f"exit status {status}{': ' + printable(lines[-1][:300]) if lines else ''}"
 
     def kill(self) -> None:
-        """End the process now and for good. The one call that waits, for the kernel alone."""
+        """Kill the process group now and reap the child. The one call that waits, for the kernel only."""
         self.signal(signal.SIGKILL, group=True)
         self._process.wait()
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         self.channel.close()
         os.close(self.output_fd)
         if self.exit_fd is not None:
@@ -290,7 +296,7 @@ class ChildProcess:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where the kernel has none."""
+    """A descriptor that becomes readable when the process ends; None where the kernel does not support it."""
     try:
         return os.pidfd_open(pid)
     except OSError:

@@ -1,8 +1,9 @@
-"""What parent and child say to each other: frames of a JSON header and raw arrays over one socketpair.
+"""The protocol between parent and child: frames of a JSON header and raw arrays over one socketpair.
 
-A frame is two little-endian uint32 (header length, body length), the header, the body. Nothing in it is ever evaluated
-or unpickled, its size is bounded, and every header bears the launch id, so that a message of an earlier child is told
-apart. The parent reads with a `Decoder`, which never waits: half a message costs nobody anything.
+A frame is two little-endian uint32 (header length, body length), the header, and the body. Every header carries the launch
+id, which separates messages of an earlier child. The parent reads with a `MessageDecoder`, which never blocks.
+
+Invariant: nothing in a frame is evaluated or unpickled, and its size is bounded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PREFIX = struct.Struct("<II")
 MAX_HEADER = 1 << 20
 MAX_BODY = 1 << 28
 _MAX_DIMENSIONS = 8
-_ARRAY_TYPES: dict[str, np.dtype[Any]] = {  # of arrays, by letter
+_ARRAY_TYPES: dict[str, np.dtype[Any]] = {  # by type code
     "f": np.dtype("<f8"),
     "i": np.dtype("<i8"),
     "s": np.dtype("<f4"),
@@ -30,18 +31,19 @@ _ARRAY_TYPES: dict[str, np.dtype[Any]] = {  # of arrays, by letter
 
 
 class ChannelClosed(Exception):
-    """The other side is gone."""
+    """The other side closed the channel."""
 
 
 class InvalidMessage(Exception):
-    """What came is not a message."""
+    """The received bytes are not a valid message."""
 
 
 @dataclass(frozen=True, eq=False)
 class ChildMessage:
-    """`kind` up: alive, progress, ready, result, error; down: load, predict, fleet, check, train, stop.
+    """One message. `kind` to the parent: heartbeat, progress, ready, result, error; to the child: load, predict, fleet,
+    check, train, stop.
 
-    `arrays` are float64, float32, int64 or bytes.
+    `arrays`: float64, float32, int64 or uint8.
     """
 
     kind: str
@@ -50,33 +52,33 @@ class ChildMessage:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def number(self, name: str) -> float:
-        """A field that must be a finite number. Raises GarbledMessage."""
+        """A field that must be a finite number. Raises InvalidMessage."""
         value = self.fields.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InvalidMessage(f"{self.kind[:40]} whose {name} is of type {type(value).__name__}")
+            raise InvalidMessage(f"{self.kind[:40]}: {name} has type {type(value).__name__}")
         try:
             number = float(value)
         except OverflowError:  # an integer of hundreds of digits
             number = math.inf
         if not math.isfinite(number):
-            raise InvalidMessage(f"{self.kind[:40]} whose {name} is {number}")
+            raise InvalidMessage(f"{self.kind[:40]}: {name} is {number}")
         return number
 
     def text(self, name: str) -> str:
-        """A field that is a text; empty when it is absent. Raises GarbledMessage."""
+        """A text field; empty when it is absent. Raises InvalidMessage."""
         value = self.fields.get(name, "")
         if not isinstance(value, str):
-            raise InvalidMessage(f"{self.kind[:40]} whose {name} is of type {type(value).__name__}")
+            raise InvalidMessage(f"{self.kind[:40]}: {name} has type {type(value).__name__}")
         return value
 
 
 def printable(text: str) -> str:
-    """What a child wrote, on one line, without what would command a terminal or what no file could take."""
+    """A child's text on one line, without control characters for a terminal or surrogates that no file can hold."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def frame_buffers(message: ChildMessage) -> list[memoryview]:
-    """The frame of a message: prefix and header, and then the arrays' own memory, which is not to change until it is sent."""
+    """The frame of a message: prefix and header, then the arrays' own memory, which must not change until it is sent."""
     type_codes = {name: _type_code(array) for name, array in message.arrays.items()}
     parts = {
         name: np.asarray(message.arrays[name], dtype=_ARRAY_TYPES[type_code], order="C")
@@ -91,12 +93,12 @@ def frame_buffers(message: ChildMessage) -> list[memoryview]:
 
 
 def encode(message: ChildMessage) -> bytes:
-    """The frame of a message in one."""
+    """The frame of a message as one bytes object."""
     return b"".join(frame_buffers(message))
 
 
 def _type_code(array: NDArray[Any]) -> str:
-    """How an array travels: numbers of another type as float64."""
+    """The type code that an array is sent as: other integers as int64, other numbers as float64."""
     return next(
         (type_code for type_code, dtype in _ARRAY_TYPES.items() if array.dtype == dtype),
         "i" if array.dtype.kind == "i" else "f",
@@ -104,16 +106,16 @@ def _type_code(array: NDArray[Any]) -> str:
 
 
 class MessageDecoder:
-    """Puts frames together from whatever pieces come. `garbled` tells what was no message; nothing after it is one."""
+    """Assembles messages from chunks of any size. `error`: why the stream became invalid; nothing is decoded after that."""
 
     def __init__(self) -> None:
         self.error = ""
-        self._header = bytearray()  # of the frame under way: its prefix and header
-        self._body: NDArray[np.uint8] | None = None  # and, when that is whole, its body, of which `_got` bytes came
+        self._header = bytearray()  # prefix and header of the current frame
+        self._body: NDArray[np.uint8] | None = None  # its body, once the header is complete
         self._received = 0
 
     def feed(self, data: bytes) -> list[ChildMessage]:
-        """The messages that are whole now."""
+        """The messages that are complete after this chunk."""
         messages: list[ChildMessage] = []
         rest = memoryview(data)
         try:
@@ -129,7 +131,7 @@ class MessageDecoder:
         return messages
 
     def _append(self, rest: memoryview) -> memoryview:
-        """Put to the frame what belongs to it; gives what does not."""
+        """Add the current frame's part of `rest`; return what remains."""
         if self._body is None:
             rest = self._fill_header(rest, _PREFIX.size)
             if len(self._header) < _PREFIX.size:
@@ -145,14 +147,14 @@ class MessageDecoder:
         return rest[len(chunk) :]
 
     def _fill_header(self, rest: memoryview, size: int) -> memoryview:
-        """Take what the prefix and the header lack of `size` bytes; gives what is left."""
+        """Fill prefix and header up to `size` bytes; return what remains."""
         missing = max(0, size - len(self._header))
         self._header += rest[:missing]
         return rest[missing:]
 
 
 def send(channel: socket.socket, message: ChildMessage) -> None:
-    """Write one message. Raises ChannelClosed."""
+    """Send one message. Raises ChannelClosed."""
     try:
         for part in frame_buffers(message):
             channel.sendall(part)
@@ -164,8 +166,8 @@ def receive(channel: socket.socket) -> ChildMessage:
     """Wait for one message.
 
     Raises:
-        ChannelClosed: the other side went away.
-        GarbledMessage: something else than a message came.
+        ChannelClosed: the other side closed the channel.
+        InvalidMessage: the received bytes are not a message.
     """
     head, body = _parse_sizes(_receive_exactly(channel, _PREFIX.size).tobytes())
     return _parse_message(_receive_exactly(channel, head).tobytes(), _receive_exactly(channel, body))
@@ -173,9 +175,9 @@ def receive(channel: socket.socket) -> ChildMessage:
 
 def _allocate(size: int) -> NDArray[np.uint8]:
     try:
-        return np.empty(size, dtype=np.uint8)  # taken as it is filled
+        return np.empty(size, dtype=np.uint8)  # the system provides the pages as they are filled
     except MemoryError:
-        raise InvalidMessage(f"a message of {size} bytes, for which there is no memory") from None
+        raise InvalidMessage(f"not enough memory for a message of {size} bytes") from None
 
 
 def _parse_sizes(prefix: bytes | bytearray) -> tuple[int, int]:
@@ -194,13 +196,13 @@ def _parse_message(head: bytes, body: NDArray[np.uint8]) -> ChildMessage:
     if not (
         isinstance(kind, str) and isinstance(launch, str) and isinstance(fields, dict) and isinstance(array_specs, dict)
     ):
-        raise InvalidMessage("a header of other types")
+        raise InvalidMessage("a header field has the wrong type")
     body.flags.writeable = False
     return ChildMessage(kind, launch, fields, _parse_arrays(array_specs, body))
 
 
 def _parse_arrays(array_specs: dict[str, Any], body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """The arrays of a body, as its header tells them."""
+    """The arrays of a body, as its header describes them."""
     arrays, offset = {}, 0
     for name, spec in array_specs.items():
         if (
@@ -208,21 +210,21 @@ def _parse_arrays(array_specs: dict[str, Any], body: NDArray[np.uint8]) -> dict[
             or spec[:1] not in [[type_code] for type_code in _ARRAY_TYPES]
             or len(spec) > 1 + _MAX_DIMENSIONS
         ):
-            raise InvalidMessage("an array of no known form")
+            raise InvalidMessage("an array has an unknown type or too many dimensions")
         type_code, shape = spec[0], spec[1:]
         if any(type(dimension) is not int or not 0 <= dimension <= MAX_BODY for dimension in shape):
-            raise InvalidMessage("an array of no possible shape")
+            raise InvalidMessage("an array has an invalid shape")
         count = math.prod(shape)
         if _ARRAY_TYPES[type_code].itemsize * count > len(body) - offset:
-            raise InvalidMessage("an array that is longer than its message")
+            raise InvalidMessage("an array is longer than the body")
         try:
             flat = np.frombuffer(body, dtype=_ARRAY_TYPES[type_code], count=count, offset=offset)
             arrays[name] = flat.reshape(shape)
-        except ValueError as error:  # empty, and too large all the same
+        except ValueError as error:  # empty, but with a dimension that is too large
             raise InvalidMessage(str(error)[:200]) from error
         offset += flat.nbytes
     if offset != len(body):
-        raise InvalidMessage("a body that is longer than its arrays")
+        raise InvalidMessage("the body is longer than its arrays")
     return arrays
 
 

@@ -1,6 +1,7 @@
-"""The jobs of a pool, from their entry to their one end, and what is held against its bundle.
+"""The jobs of a pool, from submission to their one end, and the failures counted against the pool's bundle.
 
-A job waits here, is taken, comes back when its child was lost, and ends once: with a value or a named failure.
+Invariant: a job ends exactly once, with a value or with an error. Until then it waits here, is taken by a child, and is
+requeued when that child is lost.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from forecastd.supervise.process import ChildFailed, ModelFailed
 
 
 class BundleQuarantined(ChildFailed):
-    """The bundle hung or crashed its children too often in a row: none is started with it any more."""
+    """The bundle hung or crashed its children too often in a row. No child is started with it any more."""
 
 
 @dataclass(eq=False)
 class WorkItem:
-    """A job on its way. `name` is unique; `left` counts attempts; `deadline` may come forward; `told` is why the last
-    attempt failed."""
+    """A submitted job. `name` is unique. `deadline` (monotonic seconds) may be moved forward. `last_error`: why the last
+    attempt failed, empty before the first failure."""
 
     name: str
     job: Job
@@ -31,11 +32,17 @@ class WorkItem:
     deadline: float
     last_error: str = ""
 
+    @property
+    def attempt(self) -> int:
+        """The number of the current attempt, from 1."""
+        return self.job.attempts - self.attempts_left + 1
+
 
 class JobQueue:
-    """Jobs that wait, callers that wait for a child to be ready, and strikes. For the pool's thread only.
+    """Waiting jobs, callers that wait for a ready child, and consecutive failures. For the pool's thread only.
 
-    `refusal`: the bundle is no good, as a child told; forgotten when somebody asks again. `given_up`: it is in quarantine.
+    `bundle_error`: a child reported that the bundle is invalid; cleared by the next request, which tries the bundle again.
+    `quarantine_error`: the bundle is in quarantine. `closed`: the pool is closing.
     """
 
     def __init__(self, counts: SupervisionCounts, name: str, quarantine_after: int) -> None:
@@ -49,7 +56,7 @@ class JobQueue:
 
     @property
     def can_start(self) -> bool:
-        """Whether it makes sense to start another child."""
+        """Whether another child may be started."""
         return self.bundle_error is None and self.quarantine_error is None and self.closed is None
 
     @property
@@ -58,7 +65,7 @@ class JobQueue:
         return tuple(self._queue)
 
     def submit(self, item: WorkItem) -> None:
-        """A new job; at once at its end when no child will ever take it."""
+        """Add a job. It fails at once when no child will ever take it."""
         final_error = self.quarantine_error or self.closed
         if final_error is not None:
             self._finish(item, "failed", final_error)
@@ -67,7 +74,7 @@ class JobQueue:
         self._queue.append(item)
 
     def take(self) -> WorkItem | None:
-        """The next job for a child that is free."""
+        """Remove and return the next job for an idle child. Cancelled jobs are dropped."""
         while self._queue:
             item = self._queue.popleft()
             if item.future.running() or item.future.set_running_or_notify_cancel():
@@ -75,38 +82,39 @@ class JobQueue:
         return None
 
     def requeue(self, item: WorkItem, reason: str, now: float) -> bool:
-        """The job's child was lost, as `told` says. Whether it waits again, at the front; else it has ended."""
+        """Put back a job whose child was lost for `reason`, at the front. False when the job has failed instead."""
         item.last_error, item.attempts_left = reason, item.attempts_left - 1
         is_final = self.quarantine_error is not None or self.closed is not None
         if item.attempts_left <= 0 or is_final or now >= item.deadline:
             self.fail(item, reason)
             return False
-        self.bundle_error = None  # whether the bundle is still no good is asked again for it
+        self.bundle_error = None  # the job needs a child, so the bundle is tried again
         self._queue.appendleft(item)
         return True
 
     def complete(self, item: WorkItem, value: object) -> None:
-        """The job has its result. That a model passes its canary says nothing yet of what it was struck for."""
+        """End a job with its value. A passed canary check does not reset the failures: a bundle that hangs on current
+        data may pass its canary every time."""
         if item.job.kind != "check":
             self._failures = 0
         self._finish(item, "result", value)
 
     def reject(self, item: WorkItem, error: ModelFailed) -> None:
-        """The child lives and says that it cannot do this job; nor could another."""
+        """End a job that a healthy child cannot do; no other child could."""
         self._finish(item, "refused", error)
 
     def fail(self, item: WorkItem, reason: str) -> None:
-        """The job ends without a result."""
+        """End a job without a result."""
         self._finish(item, "failed", self.quarantine_error or ChildFailed(f"{item.job.name}: {reason}."))
 
     def expire(self, now: float) -> None:
-        """End the waiting jobs whose deadline has passed."""
+        """Fail the waiting jobs whose deadline has passed."""
         for item in [item for item in self._queue if now >= item.deadline]:
             self._queue.remove(item)
             self.fail(item, f"its deadline has passed{f' ({item.last_error})' if item.last_error else ''}")
 
     def add_ready_waiter(self, future: Future[str]) -> None:
-        """Somebody waits for a child to be ready."""
+        """Resolve `future` with the bundle's sha256 when a child is ready."""
         final_error = self.quarantine_error or self.closed
         if final_error is not None:
             resolve(future, final_error)
@@ -115,13 +123,13 @@ class JobQueue:
         self._ready_waiters.append(future)
 
     def notify_ready(self, bundle: str) -> None:
-        """A child is ready with this bundle."""
+        """A child is ready with the bundle of this sha256."""
         for waiter in self._ready_waiters:
             resolve(waiter, bundle)
         self._ready_waiters.clear()
 
     def record_failure(self, reason: str) -> bool:
-        """The bundle cost a child. Whether that was once too often, and nothing is started with it any more."""
+        """Count a child lost to the bundle. True when the bundle is quarantined because of it."""
         self._failures += 1
         if self._failures < self._quarantine_after or self.quarantine_error is not None:
             return False
@@ -134,7 +142,7 @@ class JobQueue:
         return True
 
     def fail_all(self, error: Exception) -> None:
-        """Nobody will be ready for those who wait."""
+        """Fail every waiting job and every caller that waits for a ready child."""
         for waiter in self._ready_waiters:
             resolve(waiter, error)
         self._ready_waiters.clear()
@@ -142,8 +150,8 @@ class JobQueue:
             self._finish(self._queue.popleft(), "failed", error)
 
     def close(self) -> None:
-        """Nothing is taken in any more."""
-        self.closed = ChildFailed("The model's processes are being ended.")
+        """Accept no more jobs and fail the waiting ones."""
+        self.closed = ChildFailed("The model processes are shutting down.")
         self.fail_all(self.closed)
 
     def _finish(self, item: WorkItem, status: str, result: object) -> None:
@@ -152,7 +160,7 @@ class JobQueue:
 
 
 def resolve(future: Future[Any], result: object) -> None:
-    """End a future, unless whoever waited for it has left."""
+    """End a future with a value or an exception, unless it has ended or was cancelled."""
     if future.done() or (not future.running() and not future.set_running_or_notify_cancel()):
         return
     if isinstance(result, Exception):

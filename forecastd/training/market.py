@@ -1,6 +1,6 @@
-"""From candles to a trained bundle: fetches the history, makes its features, and has the rows trained on.
+"""Market training: fetch the history, compute its features, and train a bundle on the rows.
 
-An interrupted training goes on from the rows it began with: nothing is fetched again.
+An interrupted training resumes with the rows that it started with; nothing is fetched again.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from forecastd.market.features import FeatureList, check_causal, known_matrix, l
 from forecastd.market.sources import Source, open_source
 from forecastd.settings import Settings
 from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
+from models.market.bundle import read_market_manifest
 from models.market.dataset import MarketData
 from models.market.manifest import MarketManifest
+from models.train import check_config
 from models.training.config import TrainingConfig
-from models.training.run import check_config
 
-# What must hold over a whole history. Gaps and standstills need not: windows across them are left out.
+# Checks that a whole history must pass. Gaps and flat stretches are allowed: windows across them are skipped.
 REQUIRED_CHECKS = ("empty", "unit", "future", "grid", "nonfinite", "inconsistent", "spike")
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What a user asks a training for. `start` and `until` in unix seconds; without `start`, `hours` before the end.
+    """A user's request for a training. `start`, `until`: unix seconds. Without `start`, the last `hours` are used.
 
-    `faults`: what its first process shall bring on itself, for a trial (`supervise.faults`).
+    `faults`: injected into the first child, in the syntax of `supervise.faults`.
     """
 
     config: TrainingConfig
@@ -48,7 +49,7 @@ class TrainingRequest:
 
 @dataclass(frozen=True)
 class TrainedBundle:
-    """A written bundle."""
+    """A trained bundle on disk."""
 
     path: Path
     manifest: MarketManifest
@@ -57,12 +58,12 @@ class TrainedBundle:
 def train_model(
     settings: Settings, request: TrainingRequest, clock: Clock, listener: TrainingListener
 ) -> TrainedBundle:
-    """Train what `request` asks for on the candles of `settings.data_source`, or go on where it was interrupted.
+    """Train a bundle on the candles of `settings.data_source`, or resume an interrupted training.
 
     Raises:
-        NeedsHuman: the source, the features, an option or the output cannot work as they are, or no child could train.
-        RetryLater: a passing fault of the source.
-        ModelError: the data cannot carry the training, or it was interrupted (`TrainingInterrupted`).
+        NeedsHuman: the source, the features, an option or the output must be changed, or every child failed.
+        RetryLater: a temporary fault of the source.
+        ModelError: the data is not fit for the training, or it was interrupted (`TrainingInterrupted`).
     """
     now = clock.now()
     check_config(request.config)
@@ -72,12 +73,10 @@ def train_model(
     config = replace(request.config, name=bundle_name(out))
     run = TrainingRun(config, out, force=request.force, finish=request.finish, faults=request.faults)
 
-    def rows() -> MarketData:
+    def load_rows() -> MarketData:
         return _load_rows(source, features, request, run, now=now, on_message=listener.on_message)
 
-    manifest = run_training(settings, run, rows, clock, listener)
-    if not isinstance(manifest, MarketManifest):
-        raise TypeError(f"This is no market's manifest: {type(manifest).__name__}")
+    manifest = run_training(settings, run, load_rows, clock, listener, read_manifest=read_market_manifest)
     return TrainedBundle(out, manifest)
 
 
@@ -90,11 +89,11 @@ def _load_rows(
     now: float,
     on_message: Callable[[str], None],
 ) -> MarketData:
-    """The rows of an interrupted training of the same request, or of a history fetched now."""
+    """The saved rows of an interrupted training of the same request, or rows of a history that is fetched now."""
     key = _request_key(source, features, request)
-    saved = saved_rows(run, key)
-    if isinstance(saved, MarketData):
-        on_message(f"going on with the interrupted training: {_describe(saved)}")
+    saved = saved_rows(run, key, MarketData)
+    if saved is not None:
+        on_message(f"resuming the interrupted training: {_describe(saved)}")
         return saved
     data = _fetch_rows(source, features, request, now, key)
     on_message(_describe(data))
@@ -102,10 +101,10 @@ def _load_rows(
 
 
 def make_training_data(candles: Candles, features: FeatureList, request: str = "") -> MarketData:
-    """The rows a training sees of `candles`; `data_sha256` is over the candles' own numbers.
+    """The training rows of `candles`. `data_sha256` covers the numbers of the candles.
 
     Raises:
-        NeedsHuman: a feature looks into the future on these candles.
+        NeedsHuman: a feature uses future candles.
     """
     check_causal(features, candles)
     digest = hashlib.sha256(np.ascontiguousarray(candles.time, dtype="<i8").tobytes())
@@ -127,9 +126,9 @@ def make_training_data(candles: Candles, features: FeatureList, request: str = "
 
 
 def _fetch_rows(source: Source, features: FeatureList, request: TrainingRequest, now: float, key: str) -> MarketData:
-    """The history asked for, judged, as rows. A file's history ends where the file does, not now."""
+    """Fetch and check the requested history, as rows. The history of a file ends where the file ends, not now."""
     end = now if request.until is None else request.until
-    until = end // source.step * source.step  # or an open candle would count as one of the hours
+    until = end // source.step * source.step  # else the open candle would count as one of the hours
     span = request.hours * HOUR
     ends_early = source.name.startswith("file:")
     start = request.start if request.start is not None else 0 if ends_early else until - span
@@ -160,5 +159,5 @@ def _default_name(source: Source, config: TrainingConfig) -> str:
 
 
 def _describe(data: MarketData) -> str:
-    synthetic_note = ", made up" if data.synthetic else ""
+    synthetic_note = ", synthetic" if data.synthetic else ""
     return f"{data.source}{synthetic_note}, {len(data)} rows, {to_iso(data.time[0])} to {to_iso(data.time[-1] + data.step)}"

@@ -1,7 +1,7 @@
-"""Carries one training to its end in a supervised child, and tells whoever waits how far it is.
+"""Runs one training in a supervised child and reports its progress to the caller.
 
-A child that hangs or dies is replaced, and the next one goes on from the last checkpoint. An interrupt reaches the child,
-which ends its work in its own way; one that does not, or that is to end at once, is killed, and the checkpoint stays good.
+A child that hangs or dies is replaced, and the next one resumes from the last checkpoint. An interrupt is passed to the
+child, which saves its work and ends; a child that does not, or that must stop now, is killed. The checkpoint stays valid.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from models.training.progress import TrainingProgress
 
-_LOST_KINDS = {"hung", "died", "bad"}
+_LOST_KINDS = {"hung", "died", "invalid_result"}
 _POLL_SECONDS = 0.2
 
 EventQueue = SimpleQueue[ProcessEvent | None]  # None: the job has ended
 
 
 class TrainingSupervisor:
-    """What is needed for a training but the training itself.
+    """Runs training jobs in a pool of one child.
 
-    `progress` and `remark` (a sentence on a child that was replaced) are called in the caller's thread. `at_once` is asked,
-    once the training was interrupted, whether it is to end without any more ado.
+    `on_progress` and `on_replacement` (with a sentence on the replaced child) are called in the caller's thread. `stop_now`
+    is polled after an interrupt; true kills the child without waiting for it.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class TrainingSupervisor:
         self._last_loss = ""
 
     def run(self, job: Job) -> str:
-        """Do the job; gives the bundle's sha256.
+        """Run the job; return the bundle's sha256.
 
         Raises:
-            ModelFailed: the training cannot be done, as a child told.
+            ModelFailed: a child reported that the training cannot be done.
             ChildFailed: every child that tried it hung or died.
-            KeyboardInterrupt: it was interrupted, and no child is at it any more.
+            KeyboardInterrupt: the training was interrupted, and no child works on it any more.
         """
         events: EventQueue = SimpleQueue()
         sha256: Future[str] = Future()
@@ -60,16 +60,16 @@ class TrainingSupervisor:
                 sha256 = pool.submit(job)
                 sha256.add_done_callback(lambda _: events.put(None))
                 self._follow(pool, sha256, events)
-            while not events.empty():  # what the pool's observer told after the job's end
+            while not events.empty():  # events after the end of the job
                 if (event := events.get()) is not None:
                     self._handle_event(event)
         except KeyboardInterrupt:
             if not sha256.done() or sha256.cancelled() or sha256.exception() is not None:
-                raise  # else it came too late: while the child, its work done, was being ended
+                raise  # else the work was done before the interrupt, which only hit the shutdown
         return sha256.result()
 
     def _follow(self, pool: ProcessPool, sha256: Future[str], events: EventQueue) -> None:
-        """Until the job has ended, or was interrupted."""
+        """Handle events until the job ends or is interrupted."""
         try:
             while (event := events.get()) is not None:
                 self._handle_event(event)
@@ -84,11 +84,11 @@ class TrainingSupervisor:
         elif event.kind in _LOST_KINDS and event.job:
             self._last_loss = f"process {event.pid} {event.text}"
         elif event.kind == "dispatched" and self._last_loss:
-            self._on_replacement(f"{self._last_loss}; process {event.pid} goes on from the last checkpoint")
+            self._on_replacement(f"{self._last_loss}; process {event.pid} resumes from the last checkpoint")
             self._last_loss = ""
 
     def _interrupt(self, pool: ProcessPool, events: EventQueue) -> None:
-        """Have the child interrupted, and wait for its end; raises KeyboardInterrupt when that does not come."""
+        """Interrupt the child and wait for the job's end. Raises KeyboardInterrupt when it does not end in time."""
         pool.interrupt()
         deadline = self._clock.monotonic() + self._policy.limits.stopping
         while self._clock.monotonic() < deadline and not self._stop_now():
@@ -99,7 +99,7 @@ class TrainingSupervisor:
             if event is None:
                 return
             if event.kind == "dispatched":
-                pool.interrupt()  # the job was between two children when it was interrupted
+                pool.interrupt()  # the job was between two children at the first interrupt
             elif event.kind in _LOST_KINDS and event.job:
                 break
         raise KeyboardInterrupt

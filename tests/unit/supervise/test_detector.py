@@ -1,4 +1,4 @@
-"""The detector: every row of the table of hangs that can be told without a process, and random histories of messages."""
+"""Hang detection without processes: each kind of hang, and random histories of messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def working_state(now: float = 0.0) -> ProcessState:
 def repeat(
     state: ProcessState, begin: float, end: float, step: Callable[[ProcessState, float], ProcessState]
 ) -> ProcessState:
-    """Every half second something is heard of the child."""
+    """Apply `step` every half second from `begin` to `end`."""
     now = begin
     while now <= end:
         state = step(state, now)
@@ -55,7 +55,7 @@ def heartbeat(state: ProcessState, now: float) -> ProcessState:
 @pytest.mark.parametrize("percent", [0, 1, 25, 50, 75, 99])
 def test_stalled_child_with_heartbeat_is_hung_past_limit(percent: int) -> None:
     state = repeat(report_progress(working_state(), 1, percent), 1, 9, heartbeat)
-    since = 0 if percent == 0 else 1  # a report of nothing done is no progress
+    since = 0 if percent == 0 else 1  # a report of 0 is no progress
     assert assess(since + 8, state, LIMITS).state == "slow"
     assert assess(since + 8.001, state, LIMITS).state == "hung"
 
@@ -65,7 +65,7 @@ def test_silent_child_is_hung_past_silence_limit() -> None:
     assert assess(5, state, LIMITS).state == "slow"
     result = assess(5.001, state, LIMITS)
     assert result.state == "hung"
-    assert "silent" in result.reason
+    assert "no heartbeat" in result.reason
 
 
 def test_silent_child_is_hung_before_first_step() -> None:
@@ -89,7 +89,7 @@ def test_idle_child_has_no_limit_and_next_job_resets_timers() -> None:
     state = detector.finish_job(detector.start(0, "l"), 1)
     state = repeat(state, 1, 1200, heartbeat)
     assert assess(1200.5, state, LIMITS).state == "ok"
-    state = detector.assign_job(state, 1203, "j", Phase.PREDICTING)  # last heard of three seconds ago
+    state = detector.assign_job(state, 1203, "j", Phase.PREDICTING)  # its last heartbeat was three seconds ago
     assert assess(1204.9, state, LIMITS).state == "ok"
     assert state.last_heartbeat == state.last_progress == 1203
 
@@ -109,7 +109,7 @@ def test_reset_timers_after_suspend_still_detects_hang() -> None:
     assert assess(7200, state, LIMITS).state == "ok"
     state = repeat(state, 7200, 7208, heartbeat)
     assert assess(7208.1, state, LIMITS).state == "hung"
-    assert detector.reset_timers(state, 10) == state, "never back in time"
+    assert detector.reset_timers(state, 10) == state, "timers never move back"
 
 
 def test_message_of_earlier_launch_is_ignored() -> None:
@@ -147,8 +147,8 @@ def test_detector_imports_no_clock() -> None:
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """Something a child may say, after so many seconds."""
+class ChildInput:
+    """A message of a child, or a timer reset, `wait` seconds after the previous one."""
 
     wait: float
     kind: str
@@ -156,59 +156,59 @@ class Utterance:
     done: float
 
 
-UTTERANCES = st.builds(
-    Utterance,
+CHILD_INPUTS = st.builds(
+    ChildInput,
     wait=st.floats(0, 3.9),
-    kind=st.sampled_from(["alive", "same job", "same job", "other job", "earlier launch", "woken"]),
+    kind=st.sampled_from(["heartbeat", "same job", "same job", "other job", "earlier launch", "reset"]),
     phase=st.sampled_from(list(Phase)),
     done=st.one_of(st.floats(-10, 110), st.just(math.nan), st.just(math.inf), st.sampled_from([50.0, 51.0])),
 )
 
 
-def apply_utterance(state: ProcessState, now: float, utterance: Utterance) -> ProcessState:
-    if utterance.kind == "alive":
+def apply_input(state: ProcessState, now: float, child_input: ChildInput) -> ProcessState:
+    if child_input.kind == "heartbeat":
         return detector.record_heartbeat(state, now, "l")
-    if utterance.kind == "woken":
+    if child_input.kind == "reset":
         return detector.reset_timers(state, now)
-    job = "another" if utterance.kind == "other job" else state.job
-    launch = "e" if utterance.kind == "earlier launch" else "l"
-    return report_progress(state, now, utterance.done, utterance.phase, job=job, launch=launch)
+    job = "another" if child_input.kind == "other job" else state.job
+    launch = "e" if child_input.kind == "earlier launch" else "l"
+    return report_progress(state, now, child_input.done, child_input.phase, job=job, launch=launch)
 
 
-@given(st.lists(UTTERANCES, max_size=60), st.sampled_from(WORK_PHASES))
-def test_child_with_timely_progress_is_never_hung(utterances: list[Utterance], phase: Phase) -> None:
-    """True progress comes at least once in each limit; lies, echoes and noise come between."""
+@given(st.lists(CHILD_INPUTS, max_size=60), st.sampled_from(WORK_PHASES))
+def test_child_with_timely_progress_is_never_hung(inputs: list[ChildInput], phase: Phase) -> None:
+    """Real progress comes at least once within each limit, with other messages in between."""
     job = None if phase in {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP} else "j"
     state = detector.start(0.0, "l")
     if job is not None or phase is not Phase.STARTING:
         state = detector.assign_job(state, 0.0, job, phase)  # type: ignore[arg-type]
     now, step, done = 0.0, 0.9 * min(LIMITS.for_phase(phase), LIMITS.silence_for(phase)), 1000.0
-    for utterance in utterances:
-        if utterance.kind == "same job" and list(Phase).index(utterance.phase) > list(Phase).index(phase):
-            continue  # a later phase of its own would change the limit; that is the next test
-        later = now + min(utterance.wait, step)
+    for child_input in inputs:
+        if child_input.kind == "same job" and list(Phase).index(child_input.phase) > list(Phase).index(phase):
+            continue  # a later phase would change the limit; the next test covers that
+        later = now + min(child_input.wait, step)
         assert assess(later, state, LIMITS).state != "hung"
-        state, now = apply_utterance(state, later, utterance), later
+        state, now = apply_input(state, later, child_input), later
         assert assess(now, state, LIMITS).state != "hung"
         done += 1
         state = report_progress(state, now, done, phase, job=job)
         assert (state.last_progress, state.done) == (now, done)
 
 
-@given(st.lists(UTTERANCES, max_size=80), st.sampled_from(WORK_PHASES))
-def test_progress_only_advances_on_new_maximum_or_phase(utterances: list[Utterance], phase: Phase) -> None:
-    """Whatever is said: `progressed` moves only for a new maximum or a later phase of the same job and launch, or a sleep;
-    so whatever does not get on is hung by the time that the limit has passed."""
+@given(st.lists(CHILD_INPUTS, max_size=80), st.sampled_from(WORK_PHASES))
+def test_progress_only_advances_on_new_maximum_or_phase(inputs: list[ChildInput], phase: Phase) -> None:
+    """`last_progress` moves only for a new maximum or a later phase of the same job and launch, or a timer reset. So a child
+    without progress is hung when its limit has passed."""
     order = list(Phase)
     state, now = detector.assign_job(detector.start(0.0, "l"), 0.0, "j", phase), 0.0
-    for utterance in utterances:
-        now += utterance.wait
-        before, state = state, apply_utterance(state, now, utterance)
+    for child_input in inputs:
+        now += child_input.wait
+        before, state = state, apply_input(state, now, child_input)
         assert order.index(state.phase) >= order.index(before.phase)
         moved = state.last_progress != before.last_progress
         further = state.phase is before.phase and state.done > before.done
         later = order.index(state.phase) > order.index(before.phase)
-        assert not moved or utterance.kind == "woken" or (utterance.kind == "same job" and (further or later))
+        assert not moved or child_input.kind == "reset" or (child_input.kind == "same job" and (further or later))
         assert state.last_heartbeat in {before.last_heartbeat, now}
         assert (state.launch, state.job) == ("l", "j")
         past = state.last_progress + LIMITS.for_phase(state.phase) + 1e-6
@@ -241,7 +241,7 @@ def test_verdict_holds_until_next_change(
         return
     assert until < math.inf
     steps = []
-    while until < math.inf:  # from one change to the next, and there is the hang
+    while until < math.inf:  # step through the changes until the hang
         now = until + 1e-6
         steps.append(assess(now, state, LIMITS).state)
         until = detector.next_change(now, state, LIMITS)

@@ -1,22 +1,16 @@
-"""Jobs end exactly once, whatever becomes of their children; a slot backs off; whoever watches cannot harm."""
+"""The job queue: each job ends exactly once, whatever becomes of its children; consecutive failures quarantine the bundle."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from forecastd.supervise import detector
-from forecastd.supervise.event_dispatcher import MAX_PENDING_EVENTS, EventDispatcher
-from forecastd.supervise.events import ProcessEvent, SupervisionCounts
+from forecastd.supervise.events import SupervisionCounts
 from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import BACKOFF_WINDOW_SECONDS, MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS, SlotBackoff
 from forecastd.supervise.process import ChildFailed, ModelFailed
 from forecastd.supervise.queue import BundleQuarantined, JobQueue, WorkItem, resolve
 
@@ -36,7 +30,7 @@ def make_queue() -> JobQueue:
 
 
 class JobQueueMachine(RuleBasedStateMachine):
-    """Every order of what may happen to jobs: each ends once, and none is lost."""
+    """Any order of operations: each job ends once, and none is lost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,21 +59,21 @@ class JobQueueMachine(RuleBasedStateMachine):
             self.taken.append(taken)
 
     @precondition(lambda self: self.taken)
-    @rule(data=st.data(), how=st.sampled_from(["back", "answer", "refuse", "fail"]))
+    @rule(data=st.data(), ending=st.sampled_from(["requeue", "complete", "reject", "fail"]))
     def end(self, data: st.DataObject, ending: str) -> None:
         item = data.draw(st.sampled_from(self.taken))
         self.taken.remove(item)
-        if ending == "back":
+        if ending == "requeue":
             left = item.attempts_left
             waits = self.queue.requeue(item, "its child died", self.now)
             assert waits == (item in self.queue.pending)
             assert item.attempts_left == left - 1
             if waits:
                 assert self.queue.pending[0] is item, "at the front"
-                assert self.queue.can_start or self.queue.closed, "somebody is started for it"
-        elif ending == "answer":
+                assert self.queue.can_start or self.queue.closed, "a child is started for it"
+        elif ending == "complete":
             self.queue.complete(item, 1.5)
-        elif ending == "refuse":
+        elif ending == "reject":
             self.queue.reject(item, ModelFailed("no", "data", ""))
         else:
             self.queue.fail(item, "why")
@@ -90,19 +84,19 @@ class JobQueueMachine(RuleBasedStateMachine):
         self.queue.expire(self.now)
         assert all(item.deadline > self.now for item in self.queue.pending)
 
-    @precondition(lambda self: self.tasks)
+    @precondition(lambda self: self.items)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.items)).future.cancel()
 
-    @precondition(lambda self: len(self.tasks) > 4)
+    @precondition(lambda self: len(self.items) > 4)
     @rule()
     def record_failure(self) -> None:
         self.queue.record_failure("it crashed")
 
     @rule()
     def reject_bundle(self) -> None:
-        self.queue.bundle_error = ModelFailed("cut off", "bundle", "hash")
+        self.queue.bundle_error = ModelFailed("truncated", "bundle", "hash")
         self.queue.fail_all(self.queue.bundle_error)
 
     @rule()
@@ -157,7 +151,7 @@ def test_three_failures_without_result_quarantine_bundle() -> None:
     queued = make_item()
     queue.submit(queued)
     assert queue.record_failure("d")
-    assert not queue.record_failure("e"), "it is told once"
+    assert not queue.record_failure("e"), "it is reported once"
     for future in (waiting, queued.future):
         assert isinstance(future.exception(), BundleQuarantined)
     late = make_item()
@@ -179,7 +173,7 @@ def test_requeued_job_clears_bundle_error() -> None:
     queue, item = make_queue(), make_item()
     queue.submit(item)
     assert queue.take() is item
-    queue.bundle_error = ModelFailed("cut off", "bundle", "hash")
+    queue.bundle_error = ModelFailed("truncated", "bundle", "hash")
     assert not queue.can_start
     assert queue.requeue(item, "its child died", 0)
     assert queue.can_start
@@ -204,126 +198,3 @@ def test_resolve_twice_or_after_cancel_has_no_effect() -> None:
     resolve(cancelled, 1)
     with pytest.raises(CancelledError):
         cancelled.result()
-
-
-def test_third_replacement_in_five_minutes_backs_off_exponentially() -> None:
-    backoff, now, waits = SlotBackoff(), 1000.0, []
-    for _ in range(14):  # each child dies as soon as it is started
-        waits.append(backoff.record_replacement(now))
-        now = max(now, backoff.not_before) + 1
-    assert waits[:2] == [0, 0]
-    assert waits[2:8] == [MIN_BACKOFF_SECONDS * 2**power for power in range(6)]
-    assert set(waits[9:]) == {MAX_BACKOFF_SECONDS}
-
-
-def test_long_lived_child_resets_backoff() -> None:
-    backoff = SlotBackoff()
-    waits = [backoff.record_replacement(now) for now in (0, 1, 2)]
-    assert waits == [0, 0, MIN_BACKOFF_SECONDS]
-    now = backoff.not_before + BACKOFF_WINDOW_SECONDS + 1
-    assert backoff.record_replacement(now) == 0
-    assert backoff.record_replacement(now + 1) == 0
-    assert backoff.record_replacement(now + 2) == MIN_BACKOFF_SECONDS
-
-
-@given(st.lists(st.floats(0.1, 2000), min_size=1, max_size=40))
-def test_backoff_is_bounded_and_rare_replacements_do_not_wait(gaps: list[float]) -> None:
-    backoff, now, times = SlotBackoff(), 0.0, []
-    for gap in gaps:
-        now = max(now, backoff.not_before) + gap
-        wait = backoff.record_replacement(now)
-        assert wait == 0 or MIN_BACKOFF_SECONDS <= wait <= MAX_BACKOFF_SECONDS
-        assert wait == 0 or backoff.not_before == now + wait
-        times.append(now)
-        if len(times) < 3 or gap > BACKOFF_WINDOW_SECONDS:
-            assert wait == 0
-
-
-def make_event(kind: Any = "launched", text: str = "") -> ProcessEvent:
-    return ProcessEvent(kind, 1, detector.start(0, "l"), text=text)
-
-
-def test_observer_receives_events_in_order_until_close() -> None:
-    delivered: list[str] = []
-    threads: set[threading.Thread] = set()
-
-    def observe(event: ProcessEvent) -> None:
-        delivered.append(event.text)
-        threads.add(threading.current_thread())
-
-    dispatcher = EventDispatcher(observe)
-    for number in range(100):
-        dispatcher.publish(make_event(text=str(number)))
-    dispatcher.flush(60)
-    assert delivered == [str(number) for number in range(100)]
-    dispatcher.close(60)
-    dispatcher.publish(make_event(text="late"))
-    assert len(delivered) == 100
-    assert threads
-    assert threading.current_thread() not in threads
-    assert not any(thread.is_alive() for thread in threads)
-
-
-def test_stuck_observer_drops_progress_events_first() -> None:
-    release = threading.Event()
-    delivered: list[str] = []
-
-    def observe(event: ProcessEvent) -> None:
-        release.wait(60)
-        delivered.append(event.kind)
-
-    dispatcher = EventDispatcher(observe)
-    for _ in range(2 * MAX_PENDING_EVENTS):
-        dispatcher.publish(make_event("progress"))
-    dispatcher.publish(make_event("hung"))
-    for _ in range(2 * MAX_PENDING_EVENTS):
-        dispatcher.publish(make_event("launched"))
-    release.set()
-    dispatcher.flush(60)
-    assert "hung" in delivered
-    assert len(delivered) <= MAX_PENDING_EVENTS + 1
-    dispatcher.close(60)
-
-
-def test_raising_observer_is_detached(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    raised: list[BaseException | None] = []
-    monkeypatch.setattr(threading, "excepthook", lambda arguments: raised.append(arguments.exc_value))
-    delivered: list[str] = []
-
-    def observe(event: ProcessEvent) -> None:
-        delivered.append(event.text)
-        raise ZeroDivisionError
-
-    dispatcher = EventDispatcher(observe)
-    with caplog.at_level(logging.ERROR):
-        dispatcher.publish(make_event(text="first"))
-        dispatcher.flush(60)
-        dispatcher.publish(make_event(text="second"))
-        dispatcher.flush(60)
-        dispatcher.close(60)
-    assert delivered == ["first"]
-    assert isinstance(raised[0], ZeroDivisionError)
-    assert "they go on as ever" in caplog.text
-
-
-def test_flush_from_observer_thread_does_not_deadlock() -> None:
-    done = threading.Event()
-
-    def observe(_: ProcessEvent) -> None:
-        dispatcher.flush(60)
-        done.set()
-
-    dispatcher = EventDispatcher(observe)
-    dispatcher.publish(make_event())
-    assert done.wait(60)
-    dispatcher.close(60)
-
-
-def test_counts_serialize_to_one_json_object() -> None:
-    counts = SupervisionCounts(launches=3)
-    counts.hangs["predicting", "abc"] += 2
-    counts.jobs["result"] += 1
-    document = counts.as_json()
-    assert document["launches"] == 3
-    assert document["hangs"] == [{"phase": "predicting", "bundle": "abc", "count": 2}]
-    assert document["jobs"] == {"result": 1}
