@@ -1,4 +1,4 @@
-"""`completion`: the script that makes a shell complete `forecastd`."""
+"""`completion`: print the shell completion script of `forecastd`."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script for SHELL; load it with: eval "$(forecastd completion bash)"."""
     completion_class = get_completion_class(shell)
     if completion_class is None or ctx.parent is None:
-        raise click.UsageError(f"There is no completion for {shell}.")
+        raise click.UsageError(f"No completion for {shell}. Use bash, zsh or fish.")
     click.echo(completion_class(ctx.parent.command, {}, "forecastd", "_FORECASTD_COMPLETE").source())

@@ -1,4 +1,4 @@
-"""The `--once` cycle at the terminal: options in, one line a stage out, or one JSON object."""
+"""`--once`: run one cycle of each topic, and print one row per stage or one JSON object."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_cycle_command(
     until_closed: bool,
     **options: str | int | Path | None,
 ) -> int:
-    """Run one cycle of each topic as the options say, print it, and give the exit code: the gravest of them."""
+    """Run one cycle of each topic with these options and print it. Returns the worst exit code."""
     reference = parse_time(as_of)
     screen = console()
     try:
@@ -67,12 +67,12 @@ def run_cycle_command(
 
 
 def _worst_exit_code(outcomes: list[Outcome]) -> int:
-    """The exit code of several outcomes: what needs a person first, then what was missed, skipped, or had no window."""
+    """The exit code of several outcomes. Worst first: needs a person, missed, skipped, no window."""
     return min((outcome.exit_code for outcome in outcomes), key=(5, 6, 4, 3, 0).index)
 
 
 def outcome_rows(outcome: Outcome) -> Iterator[Table]:
-    """How it ended, in the same shape as the stages."""
+    """The outcome in the same form as the stages."""
     style = OUTCOME_STYLES.get(outcome.exit_code, "bold red")
     text = Text(outcome.outcome.replace("_", " "), style=style)
     if outcome.height is not None:

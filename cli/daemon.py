@@ -1,4 +1,4 @@
-"""`--daemon` and `--continuous`: options in, lines out; at a terminal `--continuous` shows what `status` shows, live."""
+"""`--daemon` and `--continuous`: serve every epoch. At a terminal, `--continuous` shows the view of `status` live."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from rich.live import Live
+
+from cli.rows import console
+from cli.status_screen import status_screen
 from forecastd.clock import SystemClock
 from forecastd.daemon.loop import Daemon
 from forecastd.errors import NeedsHuman
@@ -20,11 +24,11 @@ from forecastd.settings import Settings, load_valid_settings, variable_sources
 from forecastd.status.model import DaemonMode, DaemonStatus
 from forecastd.submission.topics import load_topics
 
-THREAD_EXIT_SECONDS = 0.5  # for threads that are still closing connections when all is said
+THREAD_EXIT_SECONDS = 0.5  # how long to wait for threads that still close connections at the end
 
 
 def run_daemon_command(mode: DaemonMode, *, verbose: bool, register: bool, **options: str | int | Path | None) -> int:
-    """Run until a signal, the deadline, or something that a new start has to mend; the exit code."""
+    """Run until a signal, the deadline, or an error that needs a restart. Returns the exit code."""
 
     def load() -> tuple[list[Settings], list[str]]:
         return _load(options)
@@ -33,9 +37,13 @@ def run_daemon_command(mode: DaemonMode, *, verbose: bool, register: bool, **opt
     is_live = mode == "continuous" and sys.stdout.isatty()
     with _live_output() if is_live else _plain_output() as (stream, on_status):
         configure(
-            settings.log_path, verbose=verbose, json=settings.log_format == "json", console_level=logging.INFO, timestamps=True,
+            settings.log_path,
+            verbose=verbose,
+            json=settings.log_format == "json",
+            console_level=logging.INFO,
+            timestamps=True,
             stream=stream,
-        )  # fmt: skip
+        )
         install_hooks()
         code = Daemon(load, SystemClock(), mode=mode, register=register, on_status=on_status).run()
     _exit_if_blocked(code)
@@ -43,7 +51,7 @@ def run_daemon_command(mode: DaemonMode, *, verbose: bool, register: bool, **opt
 
 
 def _load(options: dict[str, Any]) -> tuple[list[Settings], list[str]]:
-    """The settings of each topic with everything that is wrong with them; what does not fit has its default meanwhile."""
+    """The settings of each topic, and their problems. An invalid setting has its default in the meantime."""
     settings, invalid = load_valid_settings(**options)
     origins = variable_sources() if invalid else {}
     problems = [
@@ -61,7 +69,7 @@ def _load(options: dict[str, Any]) -> tuple[list[Settings], list[str]]:
 
 
 def _exit_if_blocked(code: int) -> None:
-    """End now where a thread that hangs in a call would keep the interpreter from ending; all is said and on disk."""
+    """Exit at once if a thread that hangs in a call would keep the interpreter from exiting; everything is on disk."""
     blocking_threads = [
         thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon
     ]
@@ -80,23 +88,18 @@ def _plain_output() -> Iterator[tuple[TextIO | None, Callable[[DaemonStatus], No
 
 @contextmanager
 def _live_output() -> Iterator[tuple[TextIO | None, Callable[[DaemonStatus], None] | None]]:
-    """A live picture at the bottom of the terminal, with the log's lines above it."""
-    from rich.live import Live
-
-    from cli.rows import console
-    from cli.status_screen import status_screen
-
+    """A live view at the bottom of the terminal, with the log lines above it."""
     clock, terminal = SystemClock(), console()
-    with Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as is_live:
+    with Live(console=terminal, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
 
-        class Above(io.StringIO):
-            """Prints above the picture."""
+        class LogWriter(io.StringIO):
+            """Prints above the live view."""
 
             def write(self, text: str) -> int:
                 terminal.print(text.rstrip("\n"), markup=False, soft_wrap=True)
                 return len(text)
 
         def on_status(status: DaemonStatus) -> None:
-            is_live.update(status_screen(status, clock.now()), refresh=True)
+            live.update(status_screen(status, clock.now()), refresh=True)
 
-        yield cast(TextIO, Above()), on_status
+        yield cast(TextIO, LogWriter()), on_status

@@ -1,4 +1,4 @@
-"""`doctor`: everything a worker stands on, a line each."""
+"""`doctor`: check everything that a worker needs, one finding per line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any
 
 import click
 
+from cli.doctor_rows import print_finding
 from cli.options import SettingOption
+from forecastd.clock import SystemClock
+from forecastd.doctor import Level, diagnose, worst_level
+from forecastd.errors import NeedsHuman
+from forecastd.settings import Settings, load_valid_settings, variable_sources
+from forecastd.submission.topics import load_topics
 
 EXIT_FAILED = 5
 PATH_TYPE = click.Path(path_type=Path)
@@ -24,23 +30,18 @@ PATH_TYPE = click.Path(path_type=Path)
     "--topics", "topics_file", cls=SettingOption, type=PATH_TYPE, metavar="FILE", help="A topics.toml.  [TOPICS_FILE]"
 )
 @click.option(
-    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]"
+    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="The source of the candles.  [DATA_SOURCE]"
 )
 @click.option("--model", cls=SettingOption, type=PATH_TYPE, metavar="DIR", help="The model bundle.  [MODEL]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
-    """Look at everything a worker stands on.
+    """Check everything that a worker needs.
 
-    Settings, wallet, endpoints, balance, topics, account, clock, data source, model, disk, ledger, service files: each
-    with what was found and how to mend it. Signs, sends and registers nothing. Ends with 5 when anything fails.
+    Settings, wallet, endpoints, balance, topics, account, clock, data source, model, disk, ledger and service files; each
+    problem with its fix. Signs, sends and registers nothing. The exit code is 5 when a check fails.
     """
-    from cli.doctor_rows import print_finding
-    from forecastd.clock import SystemClock
-    from forecastd.doctor import Level, diagnose, worst_level
-    from forecastd.settings import variable_sources
-
-    logging.getLogger().addHandler(logging.NullHandler())  # what would be warned of is a line of its own here
+    logging.getLogger().addHandler(logging.NullHandler())  # warnings are findings here
     topics, problems = _topics(options | (ctx.obj or {}))
     report = (lambda _: None) if as_json else print_finding
     findings = diagnose(topics, SystemClock(), invalid_settings=problems, sources=variable_sources(), report=report)
@@ -54,12 +55,8 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     ctx.exit(0 if ok else EXIT_FAILED)
 
 
-def _topics(options: dict[str, Any]) -> tuple[list[Any], dict[str, str]]:
-    """The settings of each topic, and what does not fit; a topics.toml that does not fit is one of these."""
-    from forecastd.errors import NeedsHuman
-    from forecastd.settings import load_valid_settings
-    from forecastd.submission.topics import load_topics
-
+def _topics(options: dict[str, Any]) -> tuple[list[Settings], dict[str, str]]:
+    """The settings of each topic, and the invalid settings with their problems; an invalid topics.toml is one of these."""
     settings, problems = load_valid_settings(**options)
     if settings.topics_file is None:
         return [settings], problems

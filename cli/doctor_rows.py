@@ -1,4 +1,4 @@
-"""The doctor's findings as lines that read well in 80 columns and in a log."""
+"""The doctor's findings as lines that fit 80 columns and a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVEL_STYLES = {Level.OK: "green", Level.WARN: "bold yellow", Level.FAIL: "bold 
 
 
 def print_finding(finding: Finding) -> None:
-    """How bad, which check, what was found; the fix on a line of its own."""
+    """Print the level, the check and the finding; the fix on a separate line."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=4, no_wrap=True)
     table.add_column(width=9, no_wrap=True)

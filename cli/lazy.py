@@ -1,4 +1,4 @@
-"""A group of commands that is imported piece by piece: a command's module is loaded only to run or to describe it."""
+"""A group of commands that imports the module of a command only to run or describe that command."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CommandTable = Mapping[str, tuple[str, str]]
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands' names and one-line helps, and imports one only to run or describe it."""
+    """A group that knows the names and short helps of its commands without importing them."""
 
     def __init__(self, *arguments: Any, table: CommandTable, **options: Any) -> None:
-        """`table`: the module of each command, which holds it as `command`, and its one-line help."""
+        """`table`: name -> (module, short help). The module has the command as `command`."""
         super().__init__(*arguments, **options)
         self._table = table
 

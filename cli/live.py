@@ -1,4 +1,4 @@
-"""Shows something that changes: in place on a terminal, as one snapshot after the other elsewhere."""
+"""Shows something that changes: refreshed in place on a terminal, printed repeatedly elsewhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cli.rows import console
 
 
 def show_live(render: Callable[[], RenderableType], stop: Event, seconds: float) -> None:
-    """Show what `look` gives, anew every `seconds`, until `stop` is set or nobody reads any more.
+    """Show the result of `render`, refreshed every `seconds`, until `stop` is set or the output is closed.
 
-    The last one stays on the terminal. Where it is higher than the terminal, its beginning is shown.
+    The last one stays on the terminal. If it is taller than the terminal, its beginning is shown.
     """
     screen = console()
     if not screen.is_terminal:
@@ -28,7 +28,7 @@ def show_live(render: Callable[[], RenderableType], stop: Event, seconds: float)
 
 
 def repeat(action: Callable[[], None], stop: Event, seconds: float) -> None:
-    """Do it every `seconds`, until `stop` is set or what is printed goes nowhere."""
+    """Call `action` every `seconds`, until `stop` is set or the output is closed."""
     while True:
         action()
         if getattr(sys.stdout, "broken", None) is not None or stop.wait(seconds):

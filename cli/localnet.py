@@ -4,65 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from cli.options import SettingOption
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from forecastd.localnet.chain import ChainBlock
-    from forecastd.localnet.faults import NodeFault
-    from forecastd.localnet.foreground import EndpointSpec, NodeStartup
-    from forecastd.localnet.topics import TopicSpec
+from forecastd.chain.networks import LOCAL_CHAIN_ID
+from forecastd.clock import SystemClock
+from forecastd.errors import NeedsHuman
+from forecastd.localnet.chain import ChainBlock, ChainConfig
+from forecastd.localnet.faults import FAULTS, NodeFault
+from forecastd.localnet.foreground import EndpointSpec, NodeStartup, run_node
+from forecastd.localnet.store import delete_chain
+from forecastd.localnet.topics import TopicSpec, parse_topic
+from forecastd.settings import load_settings
 
 
 class ParsedParam(click.ParamType[Any]):
-    """A text that `parse` reads; it raises ValueError or NeedsHuman."""
+    """An option value that `parse` converts; it raises ValueError or NeedsHuman when the value is invalid."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from forecastd.errors import NeedsHuman
-
         try:
             return self._parse(value)
         except (ValueError, NeedsHuman) as error:
             self.fail(f"{str(error).removesuffix('.')}.", param, ctx)
 
 
-def _parse_topic(text: str) -> TopicSpec:
-    from forecastd.localnet.topics import parse_topic
-
-    return parse_topic(text)
-
-
-def _parse_fault(text: str) -> NodeFault:
-    from forecastd.localnet.faults import NodeFault
-
-    return NodeFault.parse(text)
-
-
-def _parse_endpoint(text: str) -> EndpointSpec:
-    from forecastd.localnet.foreground import EndpointSpec
-
-    return EndpointSpec.parse(text)
-
-
 def _list_faults(ctx: click.Context, param: click.Parameter, enabled: bool) -> None:
-    """Print the table of faults and end."""
+    """Print the table of faults and exit."""
     del param
     if not enabled or ctx.resilient_parsing:
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    from forecastd.localnet.faults import FAULTS
-
     console = Console(highlight=False)
     for title, is_endpoint_fault in (("Faults of an endpoint", True), ("Faults of the chain", False)):
         table = Table(box=None, title=title, title_justify="left", show_header=False, pad_edge=False)
@@ -81,46 +59,49 @@ GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfi
 
 @click.command(name="localnet")
 @click.option(
-    "--port", type=PORT_TYPE, default=GRPC_PORT, show_default=True, help="gRPC port on 127.0.0.1; 0 takes a free one."
+    "--port", type=PORT_TYPE, default=GRPC_PORT, show_default=True, help="gRPC port on 127.0.0.1; 0 selects a free one."
 )
 @click.option(
-    "--ws-port", type=PORT_TYPE, default=WEBSOCKET_PORT, show_default=True, help="Websocket port; 0 takes a free one."
+    "--ws-port", type=PORT_TYPE, default=WEBSOCKET_PORT, show_default=True, help="Websocket port; 0 selects a free one."
 )
-@click.option("--rest-port", type=PORT_TYPE, default=None, help="Serve REST as well, on this port; 0 takes a free one.")
-@click.option("--block-time", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds a block.")
-@click.option("--topic", "topics", type=ParsedParam("topic", _parse_topic), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",
-              help="A topic, lengths in blocks; may be given again. Default: those it has, 67:720:720 at first.")  # fmt: skip
+@click.option("--rest-port", type=PORT_TYPE, default=None, help="Serve REST too, on this port; 0 selects a free one.")
+@click.option(
+    "--block-time", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds per block."
+)
+@click.option("--topic", "topics", type=ParsedParam("topic", parse_topic), multiple=True, metavar="ID[:EPOCH[:WINDOW]]",
+              help="A topic, lengths in blocks; may be repeated. Default: those of the stored chain; "
+              "67:720:720 for a new one.")  # fmt: skip
 @click.option("--emissions", type=click.Choice(["v9", "v10"]), default="v10", show_default=True,
-              help="v10 is what testnet speaks, v9 mainnet.")  # fmt: skip
+              help="Testnet uses v10, mainnet v9.")  # fmt: skip
 @click.option("--seal-at-once/--seal-on-time", default=False, show_default=True,
-              help="Make a block as soon as a transaction arrives, or when it is due.")  # fmt: skip
-@click.option("--faucet/--no-faucet", default=True, show_default=True, help="Fund an address when it is first seen.")
+              help="Make a block as soon as a transaction arrives, or only when the block is due.")  # fmt: skip
+@click.option("--faucet/--no-faucet", default=True, show_default=True, help="Fund an address when it first appears.")
 @click.option(
     "--fault",
     "faults",
-    type=ParsedParam("fault", _parse_fault),
+    type=ParsedParam("fault", NodeFault.parse),
     multiple=True,
     metavar="FAULT",
-    help="A fault of the main endpoint or of the chain, NAME[=VALUE][@first=N]...; may be given again.",
+    help="A fault of the main endpoint or of the chain, NAME[=VALUE][@first=N]...; may be repeated.",
 )
 @click.option(
     "--endpoint",
     "endpoints",
-    type=ParsedParam("endpoint", _parse_endpoint),
+    type=ParsedParam("endpoint", EndpointSpec.parse),
     multiple=True,
     metavar="[rest:]FAULT[,FAULT...]",
-    help="One more endpoint on a free port, with these faults; `ok` has none. May be given again.",
+    help="Add an endpoint on a free port with these faults, or `ok` for none; may be repeated.",
 )
 @click.option("--faults", "list_faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults,
-              help="List the faults and end.")  # fmt: skip
+              help="List the faults and exit.")  # fmt: skip
 @click.option(
     "--state-dir",
     cls=SettingOption,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where state is kept.  [STATE_DIR]",
+    help="The directory of the state.  [STATE_DIR]",
 )
-@click.option("--reset", is_flag=True, help="Forget the chain so far and begin a new one.")
+@click.option("--reset", is_flag=True, help="Delete the stored chain and start a new one.")
 @click.pass_obj
 def command(
     shared: dict[str, Any] | None, /, topics: tuple[TopicSpec, ...], emissions: Any, block_time: float, faucet: bool,
@@ -128,22 +109,13 @@ def command(
 ) -> None:  # fmt: skip
     """Run a local Allora node in the foreground, until Ctrl-C.
 
-    It speaks a real node's gRPC and websocket on loopback, verifies what a real chain verifies, and keeps its chain under
-    the state directory. A cycle with --network local finds it by itself.
+    It serves the gRPC and websocket interfaces of a real node on loopback, verifies what a real chain verifies, and stores
+    its chain in the state directory. A cycle with --network local discovers it.
     """
-    from rich.console import Console
-
-    from forecastd.chain.networks import LOCAL_CHAIN_ID
-    from forecastd.clock import SystemClock
-    from forecastd.localnet.chain import ChainConfig
-    from forecastd.localnet.foreground import run_node
-    from forecastd.localnet.store import delete_chain
-    from forecastd.settings import load_settings
-
     console = Console(highlight=False)
     state = load_settings(**{**(shared or {}), **({"state_dir": state_dir} if state_dir else {})}).state_path
     if reset and delete_chain(state, LOCAL_CHAIN_ID):
-        console.print("The old chain is deleted.")
+        console.print("Deleted the old chain.")
     rules = ChainConfig(version=emissions, topics=topics or None, block_time=block_time, faucet=faucet)
     run_node(state, SystemClock(), rules, on_started=lambda node: _print_banner(console, node, rules.block_time),
              on_block=lambda block: _print_block(console, block), **options)  # fmt: skip
@@ -152,7 +124,7 @@ def command(
 
 def _print_banner(console: Console, node: NodeStartup, block_time: float | None) -> None:
     state = node.state
-    console.print(f"chain      {state.chain_id}, height {state.height}, a block every {block_time:g} s")
+    console.print(f"chain      {state.chain_id}, height {state.height}, one block every {block_time:g} s")
     console.print(f"emissions  {state.version}")
     console.print(f"gRPC       {node.endpoint}")
     console.print(f"websocket  {node.websocket}")
@@ -165,11 +137,11 @@ def _print_banner(console: Console, node: NodeStartup, block_time: float | None)
     for topic in state.topics:
         window = f"epoch {topic.epoch_length} blocks, window {topic.worker_submission_window}"
         console.print(f"topic      {topic.id}: {window}")
-    console.print("Ctrl-C stops it; the chain is kept.")
+    console.print("Ctrl-C stops the node; the chain stays on disk.")
 
 
 def _print_block(console: Console, block: ChainBlock) -> None:
-    """One line a transaction; a block without any is silent."""
+    """Print one line per transaction of the block."""
     for record in block.records:
         description = f"{record.kind} topic {record.topic_id}" + (
             f" nonce {record.nonce}" if record.kind == "payload" else ""

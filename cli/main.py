@@ -1,6 +1,7 @@
 """The root command: a forecast cycle by its options, everything else by its sub-commands.
 
-Sub-commands and everything they need are imported when they are called, so that `--help` costs Click and nothing else.
+Invariant: the module of a sub-command and what it needs are imported only when it is called, so `--help` imports little more
+than Click.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from models.errors import ModelError
 COMMANDS = {
     "completion": ("cli.completion", "Print the shell completion script."),
     "data": ("cli.data", "Fetch, inspect and export candles; serve a fake Tiingo."),
-    "doctor": ("cli.doctor", "Check everything a worker stands on, with cause and fix."),
+    "doctor": ("cli.doctor", "Check the wallet, network, data and model; explain each problem and its fix."),
     "fleet": ("cli.fleet", "Forecast a fleet of servers over HTTP."),
-    "ledger": ("cli.ledger", "List, export and verify what was submitted."),
+    "ledger": ("cli.ledger", "List, export and verify submissions."),
     "localnet": ("cli.localnet", "Run a local Allora node in the foreground."),
     "model": ("cli.model", "Check and describe model bundles."),
     "service": ("cli.service", "Install the daemon or the fleet under systemd or supervisord."),
-    "status": ("cli.status", "Show what the daemon does; --watch, live."),
-    "supervise": ("cli.supervise", "Run a model under supervision, and try faults on it."),
-    "train": ("cli.train", "Train a model and write it as a checked bundle."),
+    "status": ("cli.status", "Show the state of the daemon, once or live (--watch)."),
+    "supervise": ("cli.supervise", "Run a model under supervision, with or without injected faults."),
+    "train": ("cli.train", "Train a model and write it as a verified bundle."),
 }
 ONCE_OPTIONS = ("as_of", "dry_run", "until_closed", "as_json")
 DAEMON_OPTIONS = ("submission_deadline", "submission_interval", "health_port")
@@ -40,11 +41,11 @@ EXIT_NEEDS_HUMAN, EXIT_INTERRUPTED = 5, 130
 EPILOG = """\b
 Exit codes:
   0  submitted, already submitted, or dry run done
-  1  something unforeseen
+  1  unexpected error
   2  wrong usage
   3  no submission window is open
   4  skipped by a guard or bad data
-  5  a person is needed (configuration, model, wallet)
+  5  a person must act (configuration, model, wallet)
   6  missed, or failed to submit
 """
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,45 +64,47 @@ def setting_option(flag: str, variable: str, text: str, **options: Any) -> Calla
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--once", is_flag=True, help="Run one forecast cycle: serve the newest open epoch, then end.")
-@click.option("--continuous", is_flag=True, help="Serve every epoch in the foreground, shown live, until Ctrl-C.")
+@click.option("--once", is_flag=True, help="Run one forecast cycle: serve the newest open epoch, then exit.")
+@click.option("--continuous", is_flag=True, help="Serve every epoch in the foreground with a live view, until Ctrl-C.")
 @click.option("--daemon", is_flag=True, help="Serve every epoch until the deadline or a signal, for a service manager.")
 @setting_option("--topic-id", "TOPIC_ID", "The topic to submit to.", type=click.IntRange(min=1), metavar="ID")
 @setting_option("--network", "ALLORA_NETWORK", "The network.", type=click.Choice(["local", "testnet", "mainnet"]))
 @setting_option("--source", "DATA_SOURCE", "sample, tiingo, exchange:NAME[:SYMBOL] or file:PATH.", metavar="SPEC")
 @setting_option("--model", "MODEL", "The model bundle to run.", type=click.Path(path_type=Path), metavar="DIR")
 @setting_option("--features", "FEATURES", "The list of feature names.", type=click.Path(path_type=Path), metavar="FILE")
-@setting_option("--state-dir", "STATE_DIR", "Where state is kept.", type=click.Path(path_type=Path), metavar="DIR")
-@setting_option("--log-dir", "LOG_DIR", "Where the log is written.", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--as-of", metavar="ISO", help="Replay this moment (ISO 8601, UTC); local network only.")
-@click.option("--register", is_flag=True, help="Register the worker for the topic when it is not, paying the fee.")
+@setting_option(
+    "--state-dir", "STATE_DIR", "The directory of the state.", type=click.Path(path_type=Path), metavar="DIR"
+)
+@setting_option("--log-dir", "LOG_DIR", "The directory of the log.", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--as-of", metavar="ISO", help="Replay this time (ISO 8601, UTC); local network only.")
+@click.option("--register", is_flag=True, help="Register the worker for the topic if needed, and pay the fee.")
 @setting_option(
     "--topics", "TOPICS_FILE", "Serve the topics of this topics.toml.", type=click.Path(path_type=Path), metavar="FILE"
 )
 @setting_option(
-    "--deadline", "SUBMISSION_DEADLINE", "The time (ISO 8601, UTC) from which on no cycle starts.", metavar="ISO"
+    "--deadline", "SUBMISSION_DEADLINE", "The time (ISO 8601, UTC) after which no cycle starts.", metavar="ISO"
 )
-@setting_option("--interval", "SUBMISSION_INTERVAL", "Seconds between two looks, at most.", type=click.IntRange(min=1))
+@setting_option("--interval", "SUBMISSION_INTERVAL", "Maximum seconds between two polls.", type=click.IntRange(min=1))
 @setting_option(
-    "--health-port", "HEALTH_PORT", "Serve /healthz, /metrics, /status here.", type=click.IntRange(0, 65535)
+    "--health-port", "HEALTH_PORT", "Serve /healthz, /metrics and /status here.", type=click.IntRange(0, 65535)
 )
-@click.option("--until-closed", is_flag=True, help="Keep trying until the submission window closes.")
-@click.option("--dry-run", is_flag=True, help="Do everything but the send, and show what would be signed.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, logs to stderr.")
-@click.option("-v", "--verbose", is_flag=True, help="Tell more on stderr, tracebacks included.")
+@click.option("--until-closed", is_flag=True, help="Retry until the submission window closes.")
+@click.option("--dry-run", is_flag=True, help="Do everything except sending, and show what would be signed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, logs on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Print more on stderr, tracebacks included.")
 @click.version_option(__version__, prog_name="forecastd", message="%(prog)s %(version)s")
 @click.pass_context
 def command(
     ctx: click.Context, /, once: bool, continuous: bool, daemon: bool, verbose: bool, state_dir: Path | None,
     log_dir: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Runs forecasting models in production: one checked, signed forecast per epoch, submitted exactly once."""
+    """Run forecasting models in production: one checked, signed forecast per epoch, submitted exactly once."""
     ctx.obj = {"state_dir": state_dir, "log_dir": log_dir}
     if verbose:
         sys.excepthook = _print_traceback
     if ctx.invoked_subcommand is not None:
         _refuse_cycle_options(ctx, once=once, continuous=continuous, daemon=daemon, **options)
-        prints_findings = ctx.invoked_subcommand == "doctor"  # each finding is a line of its own there
+        prints_findings = ctx.invoked_subcommand == "doctor"  # it prints warnings as findings itself
         configure_console(verbose=verbose, warnings=not prints_findings)
         return
     mode = _select_mode(ctx, once=once, continuous=continuous, daemon=daemon)
@@ -116,37 +119,42 @@ def command(
 
 
 def _select_mode(ctx: click.Context, **modes: bool) -> Any:
-    """The mode that is asked for."""
+    """The selected mode."""
     selected = [name for name, enabled in modes.items() if enabled]
     if not selected:
-        raise click.UsageError("Nothing to do: give --once, --continuous or --daemon, or a command.", ctx)
+        raise click.UsageError("Nothing to do: use --once, --continuous or --daemon, or a command.", ctx)
     if len(selected) > 1:
         raise click.UsageError(f"{' and '.join(f'--{name}' for name in selected)} exclude each other.", ctx)
     return selected[0]
 
 
 def _mode_options(ctx: click.Context, mode: str, **options: Any) -> dict[str, Any]:
-    """The options of this mode; one of another mode's would be silently ignored, so that is said instead."""
+    """The options of this mode. One of another mode would be silently ignored, so it is an error."""
     other_mode_options = DAEMON_OPTIONS if mode == "once" else ONCE_OPTIONS
     flags = {param.name: param.opts[0] for param in ctx.command.params}
     ignored_flags = [flags[name] for name in other_mode_options if options[name] not in (None, False)]
     if ignored_flags:
-        raise click.UsageError(f"{', '.join(ignored_flags)} would do nothing with --{mode}.", ctx)
+        verb = "has" if len(ignored_flags) == 1 else "have"
+        raise click.UsageError(f"{', '.join(ignored_flags)} {verb} no effect with --{mode}.", ctx)
     return {name: value for name, value in options.items() if name not in other_mode_options}
 
 
 def _refuse_cycle_options(ctx: click.Context, **options: Any) -> None:
-    """Options of a cycle before a sub-command would be silently ignored; say so instead."""
+    """Options of a cycle before a sub-command would be silently ignored, so they are an error."""
     flags = {param.name: param.opts[0] for param in ctx.command.params}
     ignored_flags = [flags[name] for name, value in options.items() if value not in (None, False)]
     if ignored_flags:
-        message = f"{', '.join(ignored_flags)} before `{ctx.invoked_subcommand}` would do nothing: they belong to a cycle (--once)."
-        raise click.UsageError(f"{message} Options of a command follow its name.", ctx)
+        flags_text = ", ".join(ignored_flags)
+        raise click.UsageError(
+            f"No effect before `{ctx.invoked_subcommand}`: {flags_text}. These are options of a cycle (--once). "
+            "Write the options of a command after its name.",
+            ctx,
+        )
 
 
 def _print_error_line(error_type: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
     _report_failure(
-        f"Unforeseen error: {error_type.__name__}: {error}. Run again with -v for the traceback.", 1, sys.argv[1:]
+        f"Unexpected error: {error_type.__name__}: {error}. Run again with -v for the traceback.", 1, sys.argv[1:]
     )
 
 
@@ -159,11 +167,11 @@ def _print_traceback(error_type: type[BaseException], error: BaseException, trac
 
 
 def run() -> None:
-    """The entry point: runs the command and ends the process with the documented exit code."""
+    """The entry point: run the command and exit with the documented exit code."""
     from cli.output import install_output
 
     output = install_output()
-    sys.excepthook = _print_error_line  # `-v` puts the traceback back
+    sys.excepthook = _print_error_line  # -v replaces it
     code = main(sys.argv[1:])
     output.finish()
     if output.broken is not None and code == 0 and "--once" not in sys.argv:
@@ -174,7 +182,7 @@ def run() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command with these arguments and give its exit code. Errors that were foreseen become one line on stderr."""
+    """Run the command with these arguments and return its exit code. Expected errors become one line on stderr."""
     try:
         return int(command.main(arguments, prog_name="forecastd", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -189,7 +197,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _report_failure(message: str, code: int, arguments: list[str], *, reason: str = "") -> int:
-    """Tell people on stderr and, where `--json` was asked for, machines on stdout; gives the exit code."""
+    """Print the error on stderr and, with `--json`, as an object on stdout; returns the exit code."""
     from forecastd.logs import redacted
 
     if message:

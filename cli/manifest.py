@@ -1,4 +1,4 @@
-"""A bundle's manifest for people: what it forecasts, from what, trained on what, and how well beside the baselines."""
+"""A bundle's manifest as tables: target, inputs, training data, and scores beside those of the baselines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cli.fleet.manifest import manifest_rows as fleet_manifest_rows
 from cli.rows import row
 from forecastd.clock import to_iso
 from models.fleet.manifest import FleetManifest
@@ -15,24 +16,22 @@ from models.market.manifest import MarketManifest
 from models.training.task import TrainedManifest
 
 BASELINE_LABELS = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
-PART_NOTES = {"validation": "; chose the best epoch", "test": "; used for nothing else"}
+PART_NOTES = {"validation": "; selected the best epoch", "test": "; used for nothing else"}
 
 
 def manifest_tables(manifest: TrainedManifest) -> Iterator[Table]:
-    """The manifest of a bundle of any kind as rows."""
+    """The manifest of a bundle of any kind as tables."""
     if isinstance(manifest, MarketManifest):
-        yield from manifest_rows(manifest)
+        yield from market_manifest_rows(manifest)
     elif isinstance(manifest, FleetManifest):
-        from cli.fleet.manifest import manifest_rows as fleet_rows
-
-        yield from fleet_rows(manifest)
+        yield from fleet_manifest_rows(manifest)
 
 
-def manifest_rows(manifest: MarketManifest) -> Iterator[Table]:
-    """The manifest as rows of the usual shape, its metrics last."""
+def market_manifest_rows(manifest: MarketManifest) -> Iterator[Table]:
+    """The manifest of a market bundle as rows, its scores last."""
     training, hours = manifest.training, manifest.step / 3600
     levels = ", ".join(f"{100 * level:g}%" for level in manifest.levels)
-    kind = "made-up data" if training.synthetic else "real data"
+    kind = "synthetic data" if training.synthetic else "real data"
     fields = {
         "bundle": f"{manifest.name}, sha256 {manifest.sha256}",
         "forecast": f"log-return up to {manifest.horizon * hours:g} h ahead, in steps of {hours:g} h\nquantiles {levels}",
@@ -42,8 +41,8 @@ def manifest_rows(manifest: MarketManifest) -> Iterator[Table]:
             f"{name} {size}" for name, size in vars(manifest.network).items() if isinstance(size, int)
         ),
         "training": f"{training.rows} rows of {kind}: {training.source}\n"
-        f"learnt from those of {to_iso(training.parts['train'].start)} to {to_iso(training.trained_until)},\n"
-        f"compared with the baselines on later ones, to {to_iso(training.end)}",
+        f"trained on {to_iso(training.parts['train'].start)} to {to_iso(training.trained_until)},\n"
+        f"compared with the baselines on later rows, to {to_iso(training.end)}",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
     for label, text in fields.items():
@@ -53,18 +52,19 @@ def manifest_rows(manifest: MarketManifest) -> Iterator[Table]:
 
 
 def score_rows(part: str, scores: object) -> Iterator[Table]:
-    """The model's scores of one part of the data beside the baselines'. Lower is better, but for the last two columns.
+    """The scores of the model and the baselines on one part of the data.
 
-    All but the first number are of the last step, which is what a topic asks for. What a manifest lacks is a dash.
+    Lower is better, except for the last two columns. All columns but the first are for the last step, the topic's horizon.
+    A missing score is a dash.
     """
     if not isinstance(scores, Mapping):
         return
     windows, horizons = scores.get("windows", "?"), scores.get("horizons", "?")
     note = PART_NOTES.get(part, "")
-    yield row(part, Text(f"{windows} windows, {horizons} horizons that do not overlap{note}"))
+    yield row(part, Text(f"{windows} windows, {horizons} non-overlapping horizons{note}"))
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("")
-    for name in ("pinball\nall steps", "pinball\nat horizon", "MAE", "RMSE", "80% holds", "direction"):
+    for name in ("pinball\nall steps", "pinball\nat horizon", "MAE", "RMSE", "80% cover", "direction"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, baseline in scores.items():
         if isinstance(baseline, Mapping):

@@ -1,8 +1,7 @@
-"""Standard output that cannot break what it tells about.
+"""A standard output whose failures do not stop the program.
 
-A closed pipe or a full disk must not decide whether a submission is sent: the first failure is remembered, everything after
-it goes nowhere. Where nobody looks at a terminal, trailing blanks are left out. Characters that the output's encoding lacks
-are written as escapes.
+Invariant: a closed pipe or a full disk must not decide whether a submission is sent. The first failure is stored, and later
+output is discarded. If stdout is not a terminal, trailing blanks are removed. Characters that the encoding lacks are escaped.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 
 
 class SafeOutput:
-    """Stands in for a text stream. `broken` is the error that ended it, None while it works."""
+    """Replaces a text stream. `broken` is the error that ended it, None while it works."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -21,7 +20,7 @@ class SafeOutput:
         self.broken: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write, or do nothing on a broken stream."""
+        """Write, or do nothing if the stream is broken."""
         if self._stream.isatty():
             self._write_safely(text)
             return len(text)
@@ -31,11 +30,11 @@ class SafeOutput:
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what is complete."""
+        """Flush the complete lines."""
         self._write_safely("")
 
     def finish(self) -> None:
-        """Pass on everything, an unfinished line too."""
+        """Write everything, an incomplete line too."""
         rest, self._line = self._line, ""
         self._write_safely(rest)
 
@@ -47,7 +46,7 @@ class SafeOutput:
             self._stream.flush()
         except OSError as error:
             self.broken = error
-            # What is buffered would fail again when the interpreter ends.
+            # The buffered text would fail again when the interpreter exits.
             null_device = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null_device, self._stream.fileno())
             os.close(null_device)
@@ -57,7 +56,7 @@ class SafeOutput:
 
 
 def install_output() -> SafeOutput:
-    """Put an `Output` in the place of `sys.stdout`, and let neither stream fail over a character."""
+    """Replace `sys.stdout` by a `SafeOutput`, and escape characters that stdout and stderr cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

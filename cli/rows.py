@@ -1,4 +1,4 @@
-"""What the commands print for people: one row a stage, the same shape each time, readable in 80 columns and in a log."""
+"""The rows that commands print for people: always the same form, readable in 80 columns and in a log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LABEL_WIDTH, SECONDS_WIDTH = 10, 9
 
 
 def console() -> Console:
-    """The console for results. Plain where it is not a terminal."""
+    """The console for results; plain text when stdout is not a terminal."""
     return Console(highlight=False)
 
 
 def row(label: str, text: Text, seconds: str = "") -> Table:
-    """A label, a text wrapped under itself, and a time where there is one."""
+    """A label, a wrapped text, and a duration if there is one."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL_WIDTH, no_wrap=True)
     table.add_column(ratio=1, overflow="fold")
@@ -30,5 +30,5 @@ def row(label: str, text: Text, seconds: str = "") -> Table:
 
 
 def stage_row(stage: StageResult) -> Table:
-    """One stage as a row: name, what it found, seconds."""
+    """A stage as a row: its name, its result, its duration."""
     return row(stage.name, Text(stage.text), f"{stage.seconds:.3f} s")

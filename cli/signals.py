@@ -1,8 +1,7 @@
-"""Ctrl-C once: the first one ends the command, those after it interrupt nothing.
+"""Handles Ctrl-C: the first one ends the command, later ones are only counted.
 
-A user who presses it again while checkpoints are put away, or while the interpreter ends, would otherwise get a traceback
-or another exit code than the one that says "interrupted". Who waits for something meanwhile can ask whether it was pressed
-again.
+Otherwise a second Ctrl-C, while checkpoints are written or the interpreter exits, would cause a traceback or another exit
+code than "interrupted". Code that waits in the meantime can ask whether Ctrl-C was repeated.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptCounter:
-    """How often the command was interrupted."""
+    """Counts the interrupts of a command."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def is_repeated(self) -> bool:
-        """Whether it was more than once."""
+        """Whether there was more than one."""
         return self.count > 1
 
 
 @contextmanager
 def single_interrupt(*signals: signal.Signals) -> Iterator[InterruptCounter]:
-    """Raise `KeyboardInterrupt` at the first of these signals (Ctrl-C alone by default), and only count those after it.
+    """Raise `KeyboardInterrupt` at the first of these signals (by default SIGINT), and only count later ones.
 
-    Once one came, they are ignored after the block, too.
+    After an interrupt, the signals stay ignored after the block too.
     """
     interrupts = InterruptCounter()
 

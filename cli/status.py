@@ -1,4 +1,4 @@
-"""`status`: what the daemon of this state directory does, from any other shell."""
+"""`status`: show the state of the daemon of this STATE_DIR."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Any
 
 import click
 
+from cli.live import repeat, show_live
+from cli.signals import single_interrupt
+from cli.status_view import StatusViewer
+from forecastd.errors import NeedsHuman
+from forecastd.settings import load_valid_settings
+
 
 @click.command(name="status")
-@click.option("--watch", is_flag=True, help="Show it anew all the time, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, metavar="SECONDS",
-              help="How often, with --watch.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; with --watch, one a line.")
+              help="Time between two refreshes, with --watch.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; with --watch, one per line.")
 @click.pass_context
 def command(ctx: click.Context, /, watch: bool, interval: float, as_json: bool) -> None:
-    """What the daemon does: cycles, windows, endpoints, model, balance, health.
+    """Show the state of the daemon: cycles, windows, endpoints, model, balance and health.
 
-    Reads what the daemon writes below STATE_DIR and touches none of its locks. Ends with 0 when it runs and is healthy, 6
-    when it runs and is not, 3 when none runs; with --watch by what was seen last.
+    Reads the files that the daemon writes in STATE_DIR and takes none of its locks. The exit code is 0 when the daemon runs
+    and is healthy, 6 when it runs and is unhealthy, and 3 when none runs; with --watch, that of the last refresh.
     """
-    from cli.live import repeat, show_live
-    from cli.signals import single_interrupt
-    from cli.status_view import StatusViewer
-
     viewer, stop_event = StatusViewer(_state(ctx.obj)), Event()
     with contextlib.suppress(KeyboardInterrupt), single_interrupt():
         if not watch:
@@ -38,11 +40,8 @@ def command(ctx: click.Context, /, watch: bool, interval: float, as_json: bool) 
 
 
 def _state(shared: dict[str, Any] | None) -> Path:
-    """Where state is kept; what else is wrong with the settings does not matter here."""
-    from forecastd.errors import NeedsHuman
-    from forecastd.settings import load_valid_settings
-
+    """The state directory. Other invalid settings do not matter here."""
     settings, problems = load_valid_settings(**(shared or {}))
     if problem := problems.get("STATE_DIR") or problems.get("STATE_DIRECTORY"):
-        raise NeedsHuman(f"STATE_DIR does not fit: {problem}.")
+        raise NeedsHuman(f"STATE_DIR is invalid: {problem}.")
     return settings.state_path

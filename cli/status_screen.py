@@ -1,7 +1,7 @@
-"""A running daemon on one screen of 80 columns: for `status`, and for `--continuous` while it runs.
+"""The state of a daemon on one screen of 80 columns, for `status` and for `--continuous`.
 
-The one thing to know before changing it: it is read at 3 a.m. by somebody who wants to know whether to get up. So whether it
-is well comes first, then what to do, then each topic; what is as it should be is short.
+Invariant: its reader is woken at 3 a.m. and wants to know whether to act. So health comes first, then what needs attention,
+then each topic; what is normal is short.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cli.rows import LABEL_WIDTH, row
 from forecastd.clock import to_iso
+from forecastd.runtime.formatting import format_count
 from forecastd.status import DaemonHealth, check_health
 from forecastd.status.model import (
     CycleRecord,
@@ -28,8 +29,8 @@ from forecastd.status.model import (
 )
 
 MAX_OUTCOMES = 5
-UALLO_PER_ALLO = 10**18  # uallo
-MAX_RUNWAY_EPOCHS = 100_000  # epochs; nobody counts further
+UALLO_PER_ALLO = 10**18
+MAX_RUNWAY_EPOCHS = 100_000  # a longer runway is not shown exactly
 OUTCOME_STYLES = {
     "submitted": "green",
     "already_submitted": "green",
@@ -37,16 +38,16 @@ OUTCOME_STYLES = {
     "missed": "bold red",
     "failed": "bold red",
 }
-OUTCOME_LABELS = {"already_submitted": "was there"}
-LOW_RUNWAY_EPOCHS = 100  # epochs
+OUTCOME_LABELS = {"already_submitted": "done"}
+LOW_RUNWAY_EPOCHS = 100
 
 
 def status_screen(status: DaemonStatus, now: float, *, alive: bool | None = True) -> RenderableType:
-    """All that is worth knowing of a daemon at `now` (unix seconds). `alive` as `forecastd.health.judge` takes it."""
+    """The state of a daemon at `now` (unix seconds). `alive` is that of `forecastd.status.check_health`."""
     health = check_health(status, now, alive=alive)
     lines: list[RenderableType] = [row("daemon", _daemon(status, now, alive)), row("health", _health(health, status))]
     if status.attention:
-        lines.append(row("trouble", Text(printable(status.attention), style="yellow")))
+        lines.append(row("attention", Text(printable(status.attention), style="yellow")))
     for topic in status.topics:
         lines += ["", *_topic(topic, status, now, live=alive is not False)]
     lines += ["", *_shared_rows(status, now, live=alive is not False)]
@@ -58,7 +59,7 @@ def _daemon(status: DaemonStatus, now: float, alive: bool | None) -> Text:
     if alive is False:
         label = "ended" if status.state == "ended" else "not running"
         heartbeat = (
-            f"last heard of {format_ago(status.written_at, now)} on {chain}, {format_time(status.written_at, now)}"
+            f"last heartbeat {format_ago(status.written_at, now)} on {chain}, {format_time(status.written_at, now)}"
         )
         return Text(f"{label}, {heartbeat}", style="bold" if status.state == "ended" else "bold red")
     state = "" if status.state == "running" else f"{status.state}, "
@@ -66,9 +67,8 @@ def _daemon(status: DaemonStatus, now: float, alive: bool | None) -> Text:
         "" if status.deadline is None else f"\nuntil {to_iso(status.deadline)} ({format_until(status.deadline, now)})"
     )
     mode = "" if status.mode == "daemon" else ", in the foreground"
-    return Text(
-        f"{state}on {chain} for {format_duration(status.uptime)}, since {format_time(status.started_at, now)}, pid {status.pid}{mode}{until}"
-    )
+    since = f"for {format_duration(status.uptime)}, since {format_time(status.started_at, now)}"
+    return Text(f"{state}on {chain} {since}, pid {status.pid}{mode}{until}")
 
 
 def _health(health: DaemonHealth, status: DaemonStatus) -> Text:
@@ -84,7 +84,7 @@ def _topic(topic: TopicStatus, status: DaemonStatus, now: float, *, live: bool) 
         if topic.phase != "waiting":
             nonce = "" if topic.nonce is None else f" for nonce {topic.nonce}"
             elapsed = "" if topic.phase_since is None else f", {format_duration(now - topic.phase_since)} so far"
-            yield row("at work", Text(f"{printable(topic.phase)}{nonce}{elapsed}"))
+            yield row("working", Text(f"{printable(topic.phase)}{nonce}{elapsed}"))
     last = topic.last_submitted
     if last is not None:
         block = "" if last.height is None else f", in block {last.height}"
@@ -104,7 +104,7 @@ def _topic(topic: TopicStatus, status: DaemonStatus, now: float, *, live: bool) 
 
 def _window(window: WindowStatus | None, topic: TopicStatus) -> Text:
     if topic.height is None:
-        return Text("not known: no node has answered yet", style="yellow")
+        return Text("unknown: no node has answered yet", style="yellow")
     if topic.active is False:
         return Text("none: the topic is not active", style="yellow")
     if window is None:
@@ -113,9 +113,8 @@ def _window(window: WindowStatus | None, topic: TopicStatus) -> Text:
     if window.seconds_until_change is not None:
         parts.append(f"in about {format_duration(window.seconds_until_change)}")
     if window.blocks_until_change is not None:
-        parts.append(
-            f"in {window.blocks_until_change} blocks" if not parts else f"({window.blocks_until_change} blocks)"
-        )
+        blocks = format_count(window.blocks_until_change, "block")
+        parts.append(f"({blocks})" if parts else f"in {blocks}")
     time_text = " ".join(parts)
     if window.open:
         return Text(f"open for nonce {window.nonce}, closes {time_text}".rstrip(), style="bold")
@@ -128,11 +127,10 @@ def _cycles(topic: TopicStatus) -> Text:
     recently_missed = any(outcome.outcome == "missed" for outcome in topic.last_outcomes)
     text.append(f"{topic.missed} missed", style="bold red" if recently_missed else "")
     other_count = topic.cycles - topic.submitted - topic.missed
-    text.append(f", {other_count} ended otherwise" if other_count > 0 else "")
-    if topic.submission_lag.count:
-        text.append(
-            f"; lag {topic.submission_lag.sum / topic.submission_lag.count:.1f}, at most {topic.submission_lag.max:.0f} blocks"
-        )
+    text.append(f", {other_count} other" if other_count > 0 else "")
+    lag = topic.submission_lag
+    if lag.count:
+        text.append(f"; lag {lag.sum / lag.count:.1f}, at most {format_count(round(lag.max), 'block')}")
     return text
 
 
@@ -142,18 +140,18 @@ def _balance(topic: TopicStatus) -> Text:
         return Text(left)
     epochs = f"{runway:,}" if runway <= MAX_RUNWAY_EPOCHS else f"more than {MAX_RUNWAY_EPOCHS:,}"
     style = "bold red" if runway < LOW_RUNWAY_EPOCHS / 4 else "yellow" if runway < LOW_RUNWAY_EPOCHS else ""
-    return Text(f"{left}, enough for {epochs} epochs", style=style)
+    return Text(f"{left}, enough for {epochs} epoch{'' if runway == 1 else 's'}", style=style)
 
 
 def _outcomes(outcomes: Iterable[CycleRecord], now: float) -> RenderableType:
-    """A line an outcome: when, the nonce, how it ended, and how long it took or why."""
+    """One line per outcome: time, nonce, outcome, and its duration or reason."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL_WIDTH + 2, no_wrap=True)
     table.add_column(min_width=9, justify="right", no_wrap=True)
     table.add_column(width=9, no_wrap=True)
     table.add_column(ratio=1, overflow="fold")
     for outcome in outcomes:
-        lag = f"{outcome.lag} blocks after it opened" if outcome.lag is not None else ""
+        lag = f"{format_count(outcome.lag, 'block')} after it opened" if outcome.lag is not None else ""
         duration = f"{sum(outcome.stages.values()):.1f} s" if outcome.stages else ""
         reason = ": ".join(part for part in (outcome.check, outcome.reason) if part)
         text = ", ".join(part for part in (duration, lag, reason) if part)
@@ -168,7 +166,7 @@ def _outcomes(outcomes: Iterable[CycleRecord], now: float) -> RenderableType:
 
 
 def _shared_rows(status: DaemonStatus, now: float, *, live: bool) -> Iterable[RenderableType]:
-    """What the topics share; of a daemon that is gone, only what outlives it."""
+    """What the topics share; for a daemon that does not run, only what is still valid."""
     if live:
         for index, endpoint in enumerate(status.endpoints):
             yield row("" if index else "endpoints", _endpoint(endpoint))
@@ -200,7 +198,7 @@ def _endpoint(endpoint: EndpointStatus) -> Text:
     if endpoint.latency is not None and is_ok:
         text.append(f", {1000 * endpoint.latency:.0f} ms")
     if endpoint.lag:
-        text.append(f", {endpoint.lag} blocks behind", style="yellow")
+        text.append(f", {format_count(endpoint.lag, 'block')} behind", style="yellow")
     if endpoint.error and not is_ok:
         text.append(f"\n{printable(endpoint.error)}", style="yellow")
     return text
@@ -212,7 +210,7 @@ def _model(model: ModelStatus, now: float) -> Text:
         age = now - model.trained_until
         limit = "" if model.max_age is None else f", refused at {format_duration(model.max_age)}"
         is_old = model.max_age is not None and age > 0.9 * model.max_age
-        text.append(f", learnt from data to {format_duration(age)} ago{limit}", style="yellow" if is_old else "")
+        text.append(f", trained on data to {format_duration(age)} ago{limit}", style="yellow" if is_old else "")
     return text
 
 
@@ -225,9 +223,9 @@ def _processes(supervision: SupervisionStatus) -> Text:
         (hangs, "hung"),
         (supervision.crashes, "crashed"),
         (supervision.replacements, "replaced"),
-        (supervision.failovers, "jobs moved"),
+        (supervision.failovers, "failed over"),
     )
-    summary = ", ".join(f"{number} {what}" for number, what in counters if number)
+    summary = ", ".join(f"{number} {label}" for number, label in counters if number)
     text.append(f"; {summary}" if summary else "", style="yellow")
     return text
 
@@ -237,19 +235,19 @@ def _memory_text(status: DaemonStatus) -> str:
     if status.memory_bytes is not None:
         parts.append(f"{status.memory_bytes / 1e6:.0f} MB")
     if status.children_memory_bytes:
-        parts.append(f"{status.children_memory_bytes / 1e6:.0f} MB in the models' processes")
+        parts.append(f"{status.children_memory_bytes / 1e6:.0f} MB in model processes")
     if status.open_files is not None:
-        parts.append(f"{status.open_files} files open")
+        parts.append(format_count(status.open_files, "open file"))
     return ", ".join(parts)
 
 
 def printable(text: str) -> str:
-    """A text that others wrote, on one line, without anything that a terminal would obey."""
+    """A text from outside on one line, without control characters."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def format_duration(seconds: float) -> str:
-    """A length of time in its two largest units."""
+    """A duration in its two largest units."""
     remaining = max(0, round(seconds))
     units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
     parts: list[str] = []
@@ -261,16 +259,16 @@ def format_duration(seconds: float) -> str:
 
 
 def format_ago(time: float, now: float) -> str:
-    """How long ago, for people."""
+    """The time since `time`, such as `3 min ago`."""
     return f"{format_duration(now - time)} ago" if now >= time else f"in {format_duration(time - now)}"
 
 
 def format_until(time: float, now: float) -> str:
-    """How long until, for people."""
+    """The time until `time`, such as `in 3 min`."""
     return f"in {format_duration(time - now)}" if time > now else "over"
 
 
 def format_time(time: float, now: float) -> str:
-    """The time of day in UTC, with the date when it was another day."""
+    """The time of day in UTC, with the date if it is another day."""
     moment, today = datetime.fromtimestamp(time, UTC), datetime.fromtimestamp(now, UTC)
     return moment.strftime("%H:%M:%SZ" if moment.date() == today.date() else "%m-%d %H:%MZ")

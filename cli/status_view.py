@@ -1,6 +1,6 @@
-"""One look at a daemon from outside: what it wrote of itself, whether it is well, and what the ledger has when it is gone.
+"""The state of a daemon as seen from another process: its status file, its health, and the ledger when none runs.
 
-The one thing to know before changing it: the daemon may be in any state, so nothing here waits for it or takes a lock.
+Invariant: the daemon may be in any state, so nothing here waits for it or takes a lock.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Group, RenderableType
@@ -18,19 +18,18 @@ from cli.rows import console, row
 from cli.status_screen import format_time, status_screen
 from forecastd.clock import SystemClock, to_iso
 from forecastd.errors import ForecastdError
+from forecastd.ledger.export import LedgerEpoch, find_epochs
+from forecastd.ledger.snapshot import open_snapshot
 from forecastd.status import DaemonHealth, check_health
 from forecastd.status.file import StoredStatus, read_status
 
-if TYPE_CHECKING:
-    from forecastd.submission.account import LedgerEpoch
-
 EXIT_HEALTHY, EXIT_NOT_RUNNING, EXIT_UNHEALTHY = 0, 3, 6
-MAX_EPOCHS = 5  # of the ledger's, the newest
+MAX_EPOCHS = 5  # the newest of the ledger
 
 
 @dataclass(frozen=True)
 class StatusView:
-    """What was found at `now` (unix seconds). `epochs` of the ledger are looked up only where no daemon runs."""
+    """What was read at `now` (unix seconds). `epochs` of the ledger are read only when no daemon runs."""
 
     now: float
     daemon: StoredStatus | None
@@ -39,53 +38,53 @@ class StatusView:
 
     @property
     def is_running(self) -> bool:
-        """Whether a daemon runs, as far as can be told."""
+        """Whether a daemon runs; True when that cannot be determined."""
         return self.daemon is not None and self.daemon.alive is not False
 
     @property
     def exit_code(self) -> int:
-        """What `status` ends with."""
+        """The exit code of `status`."""
         if not self.is_running:
             return EXIT_NOT_RUNNING
         return EXIT_HEALTHY if self.health.ok else EXIT_UNHEALTHY
 
     def as_json(self) -> dict[str, Any]:
-        """The whole as one JSON object."""
+        """The view as one JSON object."""
         return {
             "running": self.is_running,
             "alive": None if self.daemon is None else self.daemon.alive,
             "health": asdict(self.health),
-            "pulse": None if self.daemon is None else self.daemon.status.to_dict(),
+            "status": None if self.daemon is None else self.daemon.status.to_dict(),
             "epochs": [epoch.as_row() for epoch in self.epochs],
             "exit_code": self.exit_code,
         }
 
 
 class StatusViewer:
-    """Looks again and again; `exit_code` is that of the last look."""
+    """Reads and shows the state repeatedly; `exit_code` is that of the last time."""
 
     def __init__(self, state: Path) -> None:
         self._state, self._clock = state, SystemClock()
         self.exit_code = EXIT_HEALTHY
 
     def print(self, *, as_json: bool) -> None:
-        """Look, and print what was found."""
+        """Read the state and print it."""
         if as_json:
             click.echo(json.dumps(self._read().as_json()))
         else:
             console().print(self.render())
 
     def render(self) -> RenderableType:
-        """Look, and show what was found."""
+        """Read the state and render it."""
         view = self._read()
         lines: list[RenderableType] = [row("now", Text(to_iso(view.now)))]
         if view.daemon is None:
-            lines.append(row("daemon", Text(f"none has run with the state in {self._state}")))
+            lines.append(row("daemon", Text(f"none has run with the state directory {self._state}")))
         else:
             lines.append(status_screen(view.daemon.status, view.now, alive=view.daemon.alive))
         if not view.is_running:
             lines += ["", *(_epoch_row(index, epoch, view.now) for index, epoch in enumerate(view.epochs))]
-            lines.append(row("next", Text("start `forecastd --daemon`, or the service that runs it")))
+            lines.append(row("next", Text("start `forecastd --daemon` or its service")))
         return Group(*lines)
 
     def _read(self) -> StatusView:
@@ -101,10 +100,7 @@ class StatusViewer:
 
 
 def _newest_epochs(state: Path) -> tuple[LedgerEpoch, ...]:
-    """The newest epochs of the ledger; none where it cannot be read: `ledger list` tells why."""
-    from forecastd.ledger.snapshot import open_snapshot
-    from forecastd.submission.account import find_epochs
-
+    """The newest epochs of the ledger; empty when it cannot be read (`ledger list` prints the reason)."""
     try:
         with open_snapshot(state / "ledger.sqlite") as ledger:
             return tuple(find_epochs(ledger, limit=MAX_EPOCHS))

@@ -1,4 +1,4 @@
-"""Times as users write them."""
+"""Parses times that users write."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from forecastd.clock import from_iso
 
 
 def parse_time(text: str | None, flag: str = "--as-of") -> float | None:
-    """Unix seconds of an option's ISO 8601 time, None when it was not given."""
+    """The ISO 8601 time of an option in unix seconds, None when it is unset."""
     try:
         return None if text is None else from_iso(text)
     except ValueError:
-        message = f"{text!r} is not an ISO 8601 time such as 2019-10-17T09:00:00Z."
+        message = f"{text!r} is not an ISO 8601 time, such as 2019-10-17T09:00:00Z."
         raise click.BadParameter(message, param_hint=flag) from None

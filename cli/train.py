@@ -1,4 +1,4 @@
-"""`train`: train a model on any source's history and write it as a checked bundle."""
+"""`train`: train a model on the history of any source and write it as a verified bundle."""
 
 from __future__ import annotations
 
@@ -7,32 +7,44 @@ from typing import Any
 
 import click
 
+from cli.manifest import score_rows
 from cli.options import SettingOption
+from cli.signals import STOP_SIGNALS, single_interrupt
+from cli.times import parse_time
 from cli.training_options import POSITIVE_INT, run_training, training_options
+from forecastd.clock import SystemClock
+from forecastd.settings import load_settings
+from forecastd.training.market import TrainingRequest, train_model
+from models.market.manifest import to_json
+from models.training.config import TrainingConfig
 
 PATH_TYPE = click.Path(path_type=Path)
 
 
 @click.command(name="train")
 @click.option(
-    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Where the candles come from.  [DATA_SOURCE]"
+    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="The source of the candles.  [DATA_SOURCE]"
 )
 @click.option(
     "--features", cls=SettingOption, type=PATH_TYPE, metavar="FILE", help="The list of feature names.  [FEATURES]"
 )
 @click.option(
-    "--out", type=PATH_TYPE, metavar="DIR", help="Where the bundle goes (default: below the state directory)."
+    "--out", type=PATH_TYPE, metavar="DIR", help="The directory of the bundle (default: below the state directory)."
 )
-@click.option("--start", metavar="ISO", help="Train on candles from this time on.")
-@click.option("--until", metavar="ISO", help="Train on candles before this time only.")
+@click.option("--start", metavar="ISO", help="Use candles from this time on.")
+@click.option("--until", metavar="ISO", help="Use candles before this time only.")
 @click.option(
-    "--hours", type=POSITIVE_INT, default=17_520, show_default=True, help="Without --start: how much history."
+    "--hours", type=POSITIVE_INT, default=17_520, show_default=True, help="Without --start: hours of history."
 )
-@click.option("--encoder-length", type=POSITIVE_INT, default=336, show_default=True, help="Steps the model looks back.")
-@click.option("--horizon", type=POSITIVE_INT, default=168, show_default=True, help="Steps it forecasts.")
-@click.option("--hidden-size", type=POSITIVE_INT, default=16, show_default=True, help="Width of the network.")
-@click.option("--heads", "attention_heads", type=POSITIVE_INT, default=4, show_default=True, help="Attention heads.")
-@click.option("--lstm-layers", type=POSITIVE_INT, default=1, show_default=True, help="LSTM layers.")
+@click.option(
+    "--encoder-length", type=POSITIVE_INT, default=336, show_default=True, help="Steps of history that the model gets."
+)
+@click.option("--horizon", type=POSITIVE_INT, default=168, show_default=True, help="Steps that the model forecasts.")
+@click.option("--hidden-size", type=POSITIVE_INT, default=16, show_default=True, help="Hidden size of the network.")
+@click.option(
+    "--heads", "attention_heads", type=POSITIVE_INT, default=4, show_default=True, help="Number of attention heads."
+)
+@click.option("--lstm-layers", type=POSITIVE_INT, default=1, show_default=True, help="Number of LSTM layers.")
 @training_options(
     dropout=0.1,
     epochs=30,
@@ -44,18 +56,11 @@ PATH_TYPE = click.Path(path_type=Path)
 )
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, start: str | None, until: str | None, **options: Any) -> None:
-    """Train a model and write it as a checked bundle. Ctrl-C keeps what was reached; the same command goes on."""
-    from cli.signals import STOP_SIGNALS, single_interrupt
+    """Train a model and write it as a verified bundle.
 
+    Ctrl-C keeps the progress; the same command resumes.
+    """
     interrupts = ctx.with_resource(single_interrupt(*STOP_SIGNALS))
-    from cli.manifest import score_rows
-    from cli.times import parse_time
-    from forecastd.clock import SystemClock
-    from forecastd.settings import load_settings
-    from forecastd.training.market import TrainingRequest, train_model
-    from models.market.manifest import to_json
-    from models.training.config import TrainingConfig
-
     setting_options = {name: options.pop(name) for name in ("data_source", "features")}
     request_options = {name: options.pop(name) for name in ("out", "hours", "finish", "force", "faults")}
     config = TrainingConfig(**options)

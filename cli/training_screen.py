@@ -1,6 +1,6 @@
-"""How a training looks at the terminal: a bar of batches while it runs, the scores beside the baselines at its end.
+"""The terminal output of a training: a progress bar of batches, then the scores beside those of the baselines.
 
-Where there is no terminal, a line an epoch instead of a bar.
+Without a terminal, it prints one line per epoch instead of the bar.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from cli.rows import console, row
-from models.training.progress import TrainingProgress as Reached
+from models.training.progress import TrainingProgress
 
 
 class TrainingScreen:
-    """Tells how far a training of any kind is. With `quiet`, stdout is kept for one JSON object.
+    """Shows the progress of a training of any kind. With `quiet`, stdout is reserved for one JSON object.
 
-    What supervision logs of the training's process is for `verbose`; else a replaced process is one line on stderr.
+    The log lines of supervision are shown with `verbose`; otherwise a replaced process is one line on stderr.
     """
 
     def __init__(self, *, quiet: bool, verbose: bool = False) -> None:
@@ -55,21 +55,21 @@ class TrainingScreen:
         self._supervision.setLevel(self._level)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None and self._task is not None:
             self._bar.stop()
 
     def show_data(self, text: str) -> None:
-        """A sentence on the data."""
+        """Print a sentence about the data."""
         if not self._quiet:
             self._out.print(row("data", Text(text)))
 
     def show_warning(self, text: str) -> None:
-        """A sentence on a process that was replaced: beside the bar, and never on a stdout that is for a machine."""
+        """Print a sentence about a replaced process: above the bar, and never on stdout."""
         (self._bar.console if self._bar is not None else self._errors).print(row("training", Text(text)))
 
-    def update(self, progress: Reached) -> None:
-        """How far the training is."""
+    def update(self, progress: TrainingProgress) -> None:
+        """Show the progress."""
         if progress.validation_loss is not None:
             self._best = min(progress.validation_loss, self._best or progress.validation_loss)
         if self._quiet:
@@ -77,20 +77,14 @@ class TrainingScreen:
         if self._bar is not None and progress.stage == "fit":
             self._advance(self._bar, progress)
         elif progress.validation_loss is not None:
-            self._out.print(
-                row(
-                    "training",
-                    Text(
-                        f"epoch {progress.epoch}: validation loss {progress.validation_loss:.4f}, best {self._best:.4f}"
-                    ),
-                )
-            )
+            text = f"epoch {progress.epoch}: validation loss {progress.validation_loss:.4f}, best {self._best:.4f}"
+            self._out.print(row("training", Text(text)))
         elif progress.stage == "score" and not self._scoring:
             self._scoring = True
             self.close()
-            self._out.print(row("scoring", Text("on data the training has not seen")))
+            self._out.print(row("scoring", Text("on data that the training has not seen")))
 
-    def _advance(self, bar: Progress, progress: Reached) -> None:
+    def _advance(self, bar: Progress, progress: TrainingProgress) -> None:
         if self._task is None:
             bar.start()
             self._task = bar.add_task("", loss="")
@@ -107,7 +101,7 @@ class TrainingScreen:
     def show_result(
         self, manifest: bytes, scores: Iterable[RenderableType], path: Path, sha256: str, next_command: str
     ) -> None:
-        """The manifest for a machine; for a person the scores, where the bundle is, and what to type next."""
+        """Print the manifest (JSON) if `quiet`; otherwise the scores, the bundle's path and the next command."""
         if self._quiet:
             click.echo(manifest.decode(), nl=False)
             return

@@ -34,6 +34,7 @@ from forecastd.ledger.ledger import SERVED_STATES, LedgerEntry, Submission, Subm
 from forecastd.ledger.outcome import Outcome, outcome_from_error
 from forecastd.market.candles import Candles
 from forecastd.runtime.failpoints import failpoint
+from forecastd.runtime.formatting import format_count
 from forecastd.runtime.retry import retry_while
 from forecastd.submission.context import CycleContext, CycleOptions
 from forecastd.submission.delivery import deliver, reconcile
@@ -147,7 +148,7 @@ def _describe_next_window(run: _CycleRun) -> str:
     if blocks <= 0:
         return "; the next submission window is open"
     minutes = blocks * run.context.block_seconds / 60
-    return f"; next submission window in {blocks} block{'' if blocks == 1 else 's'}, about {minutes:.0f} min"
+    return f"; next submission window in {format_count(blocks, 'block')}, about {minutes:.0f} min"
 
 
 def _serve_epoch(run: _CycleRun) -> None:
@@ -189,7 +190,9 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
                 now=context.clock.now(),
             )
             if recovered_count:
-                lines.append(f"recovered {_count_epochs(recovered_count, 'earlier')} of this worker from the chain")
+                lines.append(
+                    f"recovered {format_count(recovered_count, 'earlier epoch')} of this worker from the chain"
+                )
         if not epochs:
             active = context.chain.is_topic_active(topic.id)
             reason = f"none is open at height {height}" if active else "the topic is not active, so it opens none"
@@ -203,17 +206,13 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
             context.ledger, topic, chain_id, address, before_nonce=before_nonce, now=now, chain_error=reason
         )
         if missed_count:
-            lines.append(f"recorded {_count_epochs(missed_count)} since the last run as missed")
+            lines.append(f"recorded {format_count(missed_count, 'epoch')} since the last run as missed")
         epoch = select_epoch(context.ledger, epochs)
         run.update_outcome(nonce=epoch.nonce)
         lines.append(
             f"{chain_id}, height {height}: topic {topic.id} nonce {epoch.nonce} is open to {epoch.last_height}"
         )
     return epoch
-
-
-def _count_epochs(count: int, adjective: str = "") -> str:
-    return f"{count} {adjective}{' ' if adjective else ''}epoch{'' if count == 1 else 's'}"
 
 
 def _check_already_served(run: _CycleRun, epoch: OpenEpoch) -> bool:

@@ -189,7 +189,7 @@ def check_horizon(settings: Settings, manifest: MarketManifest) -> None:
 
 
 def _replay_chain_id(topics: Sequence[Settings], forecasters: Sequence[Forecaster], clock: Clock) -> str:
-    """A chain id for each replayed time, source and model: a replay submits once, a different one submits again."""
+    """A chain id per replayed time, source and model: a replay submits once, a different one submits again."""
     inputs = [
         (settings.topic_id, settings.data_source, settings.symbol, forecaster.manifest.sha256)
         for settings, forecaster in zip(topics, forecasters, strict=True)

@@ -79,7 +79,7 @@ def test_healthy_model_completes_every_job(supervise: Callable[..., Any]) -> Non
         ("oscillate", "hung", "no progress", SHORT_TIMEOUT),
         ("stale", "hung", "no progress", SHORT_TIMEOUT),
         ("deaf", "hung", "no progress", SHORT_TIMEOUT),
-        ("silent", "hung", "silent for", ("--timeout", "silence=4")),
+        ("silent", "hung", "silent for", ("--timeout", "heartbeat=4")),
         ("crash", "died", "SIGSEGV", ()),
         ("exit:7", "died", "exit status 7", ()),
         ("torn", "died", "SIGKILL", ()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.ledger import STATES
+from cli.ledger.list import STATES
 from forecastd.chain.types import TxResult
 from forecastd.ledger.ledger import LedgerEntry, LedgerRow, SubmissionState
 from forecastd.ledger.export import STATE_MEANINGS

@@ -1,0 +1,25 @@
+"""`data inspect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli.data.common import JSON_OPTION, load_report, print_report, range_options
+
+EXIT_REFUSED = 4
+
+
+@click.command(name="inspect")
+@range_options
+@JSON_OPTION
+@click.pass_context
+def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
+    """Describe candles and run the checks of a forecast.
+
+    The exit code is 4 when a check refuses them.
+    """
+    _, report = load_report(ctx.obj or {}, **options)
+    print_report(report, as_json=as_json, checks=True)
+    ctx.exit(EXIT_REFUSED if any(report.checks.values()) else 0)
