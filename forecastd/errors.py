@@ -1,6 +1,6 @@
 """Error classes by what the caller does next. The docstring of a class is its default message.
 
-A message names the cause and the fix and never a secret. `exit_code` is what the command line ends with.
+Invariant: a message names the cause and the fix, and never a secret. `exit_code` is the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ class ForecastdError(Exception):
 
 
 class RetryLater(ForecastdError):
-    """A passing fault: the same call may go through later."""
+    """A temporary error: the same call may succeed later."""
 
     exit_code = 6
 
 
 class SkipEpoch(ForecastdError):
-    """Nothing fit to be submitted can be made for this epoch.
+    """No valid forecast can be made for this epoch.
 
     `check` is the stable name of the check that refused, as documented in docs/operating.md.
     """
@@ -35,6 +35,6 @@ class SkipEpoch(ForecastdError):
 
 
 class NeedsHuman(ForecastdError):
-    """A person has to change something (configuration, model, wallet) before this can work."""
+    """A person must change something (configuration, model, wallet) before this can work."""
 
     exit_code = 5

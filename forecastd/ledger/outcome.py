@@ -1,4 +1,4 @@
-"""How a cycle ended: one value for people, for machines and for the exit code."""
+"""The outcome of a cycle: one value for people, for programs and for the exit code."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _EXIT_CODES: Mapping[OutcomeName, int] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one epoch. A field that the cycle did not get to is None.
+    """The outcome of one epoch's cycle. A field that the cycle did not reach is None.
 
     `value` is the log-return as signed, `quantiles` maps a level to the log-return at the topic's horizon, `height` is the
     block that included the transaction, `as_of` the reference time (ISO 8601, UTC), `bundle` the model's sha256 and
-    `stages` seconds a stage. `reason` is empty on plain success; `check` names what refused, when something did.
-    `needs_human` tells a failure that only a person can end (exit code 5) from one that may pass (6).
+    `stages` the seconds of each stage. `reason` is empty on plain success; `check` names the check that refused, if any.
+    `needs_human` distinguishes a failure that only a person can resolve (exit code 5) from a temporary one (6).
     """
 
     outcome: OutcomeName
@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What the command line ends with; documented in docs/operating.md."""
+        """The exit code of the command line, as documented in docs/operating.md."""
         return 5 if self.needs_human else _EXIT_CODES[self.outcome]
 
     def as_json(self) -> dict[str, object]:
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def outcome_from_error(error: ForecastdError, partial: Outcome) -> Outcome:
-    """The outcome of a cycle that `error` ended, keeping what the cycle had found out."""
+    """The outcome of a cycle that `error` ended, with the fields set so far in `partial`."""
     if isinstance(error, SkipEpoch):
         return replace(partial, outcome="skipped", reason=str(error), check=error.check)
     return replace(partial, outcome="failed", reason=str(error), needs_human=isinstance(error, NeedsHuman))

@@ -1,4 +1,4 @@
-"""Named places where a test may end or disturb the process. In production they do nothing."""
+"""Failpoints: named points of the code where a test may kill or disturb the process. In production they do nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _hook: Callable[[str], None] | None = None
 
 
 def failpoint(name: str) -> None:
-    """Reached the place `name`."""
+    """Call the hook, if there is one, with the name of this failpoint."""
     if _hook is not None:
         _hook(name)
 
 
 def install_hook(hook: Callable[[str], None] | None) -> None:
-    """Have `hook` called with the name of every failpoint reached; None removes it."""
-    global _hook  # noqa: PLW0603 - one process, one hook: that is the point
+    """Set the hook that is called with the name of every failpoint reached; None removes it."""
+    global _hook  # noqa: PLW0603 - one hook per process is intended
     _hook = hook

@@ -1,16 +1,23 @@
-"""Writes a file whole or not at all: a reader sees the old one or the new one, and a failure leaves nothing behind."""
+"""Reading small text files that a person writes, and writing files atomically.
+
+Invariant: a reader sees the old file or the new one, never a part, and a failure leaves nothing behind. A path from a user
+may be anything, so reading must neither wait for a named pipe nor read a device for ever.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman
 
+MAX_BYTES = 2**20  # of a text file
+
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Put `content` into the file at `path`, made with its directories or replaced.
+    """Replace or create the file at `path`, and its directories, with `content`.
 
     Raises:
         NeedsHuman: it cannot be written.
@@ -27,4 +34,28 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise NeedsHuman(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
+        raise NeedsHuman(f"Cannot write {path}: {error.strerror}. Choose another path.") from None
+
+
+def read_text_file(path: Path, description: str, fix: str) -> str:
+    """The text of a UTF-8 file. `description` names the file in messages, such as "The file"; `fix` is a sentence.
+
+    Raises:
+        NeedsHuman: it cannot be opened, is not a regular file, is larger than `MAX_BYTES`, or is not UTF-8.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise NeedsHuman(f"{description} {path} is not a regular file. {fix}")
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise NeedsHuman(
+            f"Cannot read {description[0].lower()}{description[1:]} {path}: {error.strerror}. {fix}"
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise NeedsHuman(f"{description} {path} is larger than {MAX_BYTES >> 20} MB. {fix}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise NeedsHuman(f"{description} {path} is not UTF-8 text. {fix}") from None

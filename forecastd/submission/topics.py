@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from forecastd.errors import NeedsHuman
-from forecastd.runtime.text_file import read_text_file
+from forecastd.runtime.files import read_text_file
 from forecastd.settings import Settings
 
 # The keys of a topic: its name in the file -> the setting it overrides, and its type.

@@ -25,7 +25,7 @@ from forecastd.ledger.outcome import Outcome, outcome_from_error
 from forecastd.market.features import load_features
 from forecastd.market.sources import open_source
 from forecastd.market.window import RollingWindow
-from forecastd.runtime.wallet_lock import WalletLock
+from forecastd.runtime.locks import WalletLock
 from forecastd.settings import Settings
 from forecastd.submission.connect import chain_id_for, open_endpoints
 from forecastd.submission.context import CycleContext, CycleOptions

@@ -1,4 +1,4 @@
-"""The ledger on a real disk: durable before anything is sent, one process at a time, set aside when it is not reliable."""
+"""The ledger on a real disk: durable commits, one process at a time, and a damaged file is renamed and recreated."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 
 from forecastd.chain.codec import tx_hash
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.ledger.file import SCHEMA_VERSION
+from forecastd.ledger.file import _EPOCHS_TABLE, EPOCH_COLUMNS, SCHEMA_VERSION, find_problems, row_checksum
 from forecastd.ledger.ledger import Ledger, LedgerRow, Submission, SubmissionState
+from forecastd.ledger.snapshot import open_snapshot
 
 BYTES = b"\x00signed bytes"
 SUBMISSION = Submission("localnet", 67, 720, "allo1x", "0.0123", 4, BYTES, tx_hash(BYTES), 1439, 200_000, 10**22)
@@ -81,9 +82,9 @@ def test_settled_epoch_is_not_listed_as_unsettled(ledger: Ledger) -> None:
 
 
 def test_missed_epoch_never_overwrites_an_entry(ledger: Ledger) -> None:
-    entry_after = ("localnet", 67, 1440, "allo1x")
-    ledger.record_unsigned(entry_after, SubmissionState.MISSED, 5.0, reason="the worker did not run")
-    entry = ledger.find(entry_after)
+    missed_key = ("localnet", 67, 1440, "allo1x")
+    ledger.record_unsigned(missed_key, SubmissionState.MISSED, 5.0, reason="the worker did not run")
+    entry = ledger.find(missed_key)
     assert entry is not None
     assert (entry.row.state, entry.row.reason, entry.value) == (SubmissionState.MISSED, "the worker did not run", None)
     ledger.commit(SUBMISSION, 1.0)
@@ -116,7 +117,7 @@ def test_free_sequence_skips_included_sequences_of_lagging_endpoints(ledger: Led
         ledger.record(SUBMISSION.key, replace(row, state=state), 2.0)
         assert ledger.next_free_sequence(other, SUBMISSION.sequence) == SUBMISSION.sequence + 1, state
     assert ledger.next_free_sequence(other, SUBMISSION.sequence + 5) == SUBMISSION.sequence + 5
-    ledger.record_unsigned(("localnet", 67, 2160, "allo1x"), SubmissionState.ADMITTED, 3.0, reason="the chain has it")
+    ledger.record_unsigned(("localnet", 67, 2160, "allo1x"), SubmissionState.ADMITTED, 3.0, reason="on the chain")
     assert ledger.next_free_sequence(other, SUBMISSION.sequence) == SUBMISSION.sequence + 1
 
 
@@ -129,13 +130,13 @@ def test_used_sequences_contains_every_signed_sequence(ledger: Ledger) -> None:
 
 def test_second_process_cannot_open_the_ledger(ledger: Ledger) -> None:
     code = (
-        "import sys; from pathlib import Path; from forecastd.ledger import Ledger; from forecastd.errors import RetryLater\n"
-        "try: Ledger(Path(sys.argv[1]), wait=0.1)\n"
+        "import sys; from pathlib import Path; from forecastd.ledger.ledger import Ledger; from forecastd.errors import RetryLater\n"
+        "try: Ledger(Path(sys.argv[1]), timeout_seconds=0.1)\n"
         "except RetryLater as error: print(error); sys.exit(6)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(ledger.path)], capture_output=True, text=True, check=False)
     assert done.returncode == 6, done.stderr
-    assert "Another forecastd holds the ledger" in done.stdout
+    assert "Another forecastd process uses the ledger" in done.stdout
 
 
 def test_newer_ledger_is_not_modified(path: Path) -> None:
@@ -149,11 +150,87 @@ def test_newer_ledger_is_not_modified(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def commit_many(path: Path, number: int = 0) -> bytes:
-    """A closed ledger with a commit (`number` more than one), as its file's bytes."""
+def downgrade_to_version_2(path: Path) -> None:
+    """Rewrite a closed ledger as version 2 wrote it: `dead` for `abandoned`, and the high-water mark under its old name."""
+    database = sqlite3.connect(path, isolation_level=None)
+    columns = ", ".join(EPOCH_COLUMNS)
+    rows = database.execute(f"SELECT {columns} FROM epochs").fetchall()
+    database.execute("DROP TABLE epochs")
+    database.execute(_EPOCHS_TABLE.replace("'abandoned'", "'dead'"))
+    for row in rows:
+        values = ["dead" if value == "abandoned" else value for value in row]
+        marks = ",".join("?" * (len(values) + 1))
+        database.execute(f"INSERT INTO epochs ({columns}, crc) VALUES ({marks})", (*values, row_checksum(values)))
+    database.execute("PRAGMA user_version=2")
+    database.close()
+    high_water = path.with_name(path.name + ".high-water")
+    high_water.replace(path.with_name(path.name + ".witness"))
+
+
+def fill_and_downgrade(path: Path) -> Submission:
+    """A ledger of version 2 with an abandoned epoch and an open one; returns the submission of the open one."""
     ledger = Ledger(path)
-    for at in range(number + 1):
-        ledger.commit(replace(other_submission(at), nonce=720 * (at + 1)), 1.0)
+    row = ledger.commit(SUBMISSION, 1.0)
+    ledger.record(SUBMISSION.key, replace(row, state=SubmissionState.ABANDONED), 2.0)
+    open_submission = replace(other_submission(1), nonce=1440)
+    ledger.commit(open_submission, 3.0)
+    ledger.close()
+    downgrade_to_version_2(path)
+    return open_submission
+
+
+def test_version_2_ledger_is_migrated(path: Path) -> None:
+    open_submission = fill_and_downgrade(path)
+    ledger = Ledger(path)
+    assert list(find_problems(ledger._db)) == []
+    entries = {entry.nonce: entry for entry in ledger.entries("localnet", "allo1x", unsettled=True)}
+    assert {nonce: entry.row.state for nonce, entry in entries.items()} == {
+        720: SubmissionState.ABANDONED,
+        1440: SubmissionState.SIGNED,
+    }
+    assert ledger.attempts(open_submission.key) == [open_submission]
+    assert ledger.commit(other_submission(2), 4.0).attempts == 2
+    ledger.close()
+    assert not list(path.parent.glob("*.damaged-*"))
+    assert [file.name for file in sorted(path.parent.iterdir())] == ["ledger.sqlite", "ledger.sqlite.high-water"]
+
+
+def test_version_2_ledger_older_than_its_high_water_mark_is_set_aside(path: Path) -> None:
+    fill_and_downgrade(path)
+    path.with_name(path.name + ".witness").write_text("3")
+    ledger = Ledger(path)
+    assert ledger.find(SUBMISSION.key) is None
+    ledger.close()
+    assert path.with_name(f"{path.name}.damaged-1.witness").exists()
+
+
+def test_version_2_ledger_with_changed_row_is_set_aside(path: Path) -> None:
+    fill_and_downgrade(path)
+    database = sqlite3.connect(path)
+    database.execute("UPDATE epochs SET value = '0.0124' WHERE state = 'dead'")
+    database.commit()
+    database.close()
+    ledger = Ledger(path)
+    assert ledger.find(SUBMISSION.key) is None
+    ledger.close()
+    assert list(path.parent.glob("ledger.sqlite.damaged-1"))
+
+
+def test_version_2_ledger_is_read_by_a_snapshot_and_unchanged(path: Path) -> None:
+    fill_and_downgrade(path)
+    before = path.read_bytes()
+    with open_snapshot(path) as snapshot:
+        assert snapshot.find_problems() == []
+        states = {entry.nonce: entry.row.state for entry in snapshot.newest_entries()}
+    assert states == {720: SubmissionState.ABANDONED, 1440: SubmissionState.SIGNED}
+    assert path.read_bytes() == before
+
+
+def commit_many(path: Path, number: int = 0) -> bytes:
+    """The bytes of a closed ledger with `number + 1` commits."""
+    ledger = Ledger(path)
+    for index in range(number + 1):
+        ledger.commit(replace(other_submission(index), nonce=720 * (index + 1)), 1.0)
     ledger.close()
     return path.read_bytes()
 
@@ -219,7 +296,7 @@ def test_path_that_cannot_be_created_is_named(tmp_path: Path) -> None:
 def test_commit_on_full_disk_fails_and_keeps_the_ledger(path: Path) -> None:
     ledger = Ledger(path)
     pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
-    ledger._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite's own way to be out of space
+    ledger._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite then reports a full disk
     content = b"x" * 100_000
     with pytest.raises(RetryLater, match="full; nothing was sent"):
         ledger.commit(replace(SUBMISSION, tx_bytes=content, tx_hash=tx_hash(content)), 1.0)

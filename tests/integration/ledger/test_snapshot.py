@@ -1,4 +1,4 @@
-"""The ledger read beside the process that holds it: whole states only, and its lock untouched."""
+"""Snapshots of the ledger beside the process that holds it: committed states only, and its lock stays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from forecastd.chain.codec import tx_hash
-from forecastd.ledger import Ledger, Submission
+from forecastd.ledger.ledger import Ledger, Submission
 
 ledger = Ledger(Path(sys.argv[1]))
 raw = b"signed bytes" * 300
@@ -44,7 +44,7 @@ db.execute("UPDATE attempts SET value = 'half done'")
 print("ready", flush=True)
 sys.stdin.readline()
 db.execute("ROLLBACK")
-print(ledger.check(), len(ledger.entries("localnet", "allo1x")), flush=True)
+print(ledger.integrity_check(), len(ledger.entries("localnet", "allo1x")), flush=True)
 sys.stdin.readline()
 """
 COMMITTING = """
@@ -56,7 +56,7 @@ for number in range(1000):
 
 @contextmanager
 def owner(path: Path, work: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the ledger and has told that it is ready."""
+    """Another process that holds the ledger and is ready."""
     child = subprocess.Popen(
         [sys.executable, "-c", OWNER + work, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -71,7 +71,7 @@ def owner(path: Path, work: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A ledger with one epoch, held by nobody."""
+    """A ledger with one epoch, not held by any process."""
     path = tmp_path / "state" / "ledger.sqlite"
     ledger = Ledger(path)
     ledger.set_known_from(SUBMISSION.chain_id, SUBMISSION.wallet, 4)
@@ -85,12 +85,12 @@ def test_open_transaction_is_invisible_and_keeps_its_lock(tmp_path: Path) -> Non
     with owner(path, IN_A_TRANSACTION) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        assert b"half done" in path.read_bytes(), "the premise: unfinished pages are in the file"
+        assert b"half done" in path.read_bytes(), "uncommitted pages must be in the file"
         for _ in range(3):
             with open_snapshot(path) as ledger:
                 assert ledger.find_problems() == []
                 assert [entry.value for entry in ledger.newest_entries()] == ["0.0123"] * 30
-        with pytest.raises(RetryLater, match="holds the ledger"):
+        with pytest.raises(RetryLater, match="uses the ledger"):
             Ledger(path, timeout_seconds=0)
         child.stdin.write("\n")
         child.stdin.flush()
@@ -119,9 +119,9 @@ def test_snapshot_is_complete_and_its_writes_are_discarded(path: Path) -> None:
         assert ledger.attempts(SUBMISSION.key) == [SUBMISSION]
         assert ledger.attempt_times(SUBMISSION.key) == [12.5]
         ledger.set_known_from("localnet", "allo1x", 99)
-        index = [Path(values[2]) for values in ledger._query("PRAGMA database_list", ())]
+        copies = [Path(values[2]) for values in ledger._query("PRAGMA database_list", ())]
     assert path.read_bytes() == before
-    assert not any(file.exists() for file in index)
+    assert not any(file.exists() for file in copies)
     with open_snapshot(path) as ledger:
         assert ledger.known_from("localnet", "allo1x") == 4
 
@@ -129,7 +129,7 @@ def test_snapshot_is_complete_and_its_writes_are_discarded(path: Path) -> None:
 def test_newest_entries_are_first_across_chains(path: Path) -> None:
     ledger = Ledger(path)
     ledger.commit(replace(SUBMISSION, chain_id="localnet-2019", nonce=1), 20.0)
-    ledger.record_unsigned(("localnet", 67, 1440, "allo1x"), SubmissionState.MISSED, 20.0, reason="asleep")
+    ledger.record_unsigned(("localnet", 67, 1440, "allo1x"), SubmissionState.MISSED, 20.0, reason="suspended")
     ledger.close()
     with open_snapshot(path) as copy:
         assert [entry.nonce for entry in copy.newest_entries()] == [1440, 1, 720]
@@ -152,12 +152,12 @@ def test_foreign_or_newer_file_is_refused_and_unchanged(path: Path, tmp_path: Pa
         database.execute(statement)
         database.close()
     garbage.write_bytes(b"\x01\x02" * 5000)
-    for file, words in ((newer, "newer forecastd"), (other, "not a ledger"), (garbage, "cannot be used")):
+    for file, words in ((newer, "newer forecastd"), (other, "not a ledger"), (garbage, "Cannot use")):
         before = file.read_bytes()
         with pytest.raises(NeedsHuman, match=words), open_snapshot(file):
             pass
         assert file.read_bytes() == before
-    assert not list(tmp_path.glob("*damaged*")), "only the owner sets a ledger aside"
+    assert not list(tmp_path.glob("*damaged*")), "only the owner renames a damaged ledger"
 
 
 @pytest.mark.parametrize(

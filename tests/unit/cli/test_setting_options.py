@@ -1,4 +1,4 @@
-"""Options that stand for a setting: an empty one is as good as none."""
+"""Options that set a setting: an empty value counts as unset."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from forecastd.settings import Settings
 
 
 def walk(command: click.Command) -> Iterator[click.Option]:
+    """All options of a command and of its sub-commands."""
     yield from (parameter for parameter in command.params if isinstance(parameter, click.Option))
     if isinstance(command, click.Group) and command is not root_command:
-        for prefix in command.commands.values():
-            yield from walk(prefix)
+        with click.Context(command) as context:
+            for name in command.list_commands(context):
+                subcommand = command.get_command(context, name)
+                assert subcommand is not None
+                yield from walk(subcommand)
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])

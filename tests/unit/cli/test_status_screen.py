@@ -1,4 +1,4 @@
-"""What the screen says of a daemon, in 80 columns: the verdict first, and nothing that a terminal would obey."""
+"""The status screen of a daemon: 80 columns, health first, and no control characters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ cycles     1: 1 submitted, 0 missed; lag 3.0, at most 3 blocks
 balance    12.345000 ALLO, enough for 1,234 epochs
 14:12:13Z      5040720 submitted 4.0 s, 3 blocks after it opened
 
-model      tft-btc-168h (ab12cd34ef56), learnt from data to 12 d ago, refused at
+model      tft-btc-168h (ab12cd34ef56), trained on data to 12 d ago, refused at
            90 d
 processes  none
 log        /var/log/forecastd/submission.log"""
@@ -69,14 +69,14 @@ def topic_with(**changes: object) -> DaemonStatus:
 
 
 @pytest.mark.parametrize(
-    ("pulse", "alive", "line"),
+    ("status", "alive", "line"),
     [
-        (STATUS, False, "daemon     not running, last heard of 1 s ago on allora-testnet-1, 14:13:19Z"),
-        (STATUS, False, "health     The daemon's process 4711 is gone, and it had not been told to end."),
-        (replace(STATUS, state="ended"), False, "daemon     ended, last heard of 1 s ago on allora-testnet-1, 14:13:19Z"),
-        (replace(STATUS, mode="continuous", state="stopping"), True, "health     The daemon is ending."),
+        (STATUS, False, "daemon     not running, last heartbeat 1 s ago on allora-testnet-1, 14:13:19Z"),
+        (STATUS, False, "health     The daemon's process 4711 exited unexpectedly. Look at the end of its"),
+        (replace(STATUS, state="ended"), False, "daemon     ended, last heartbeat 1 s ago on allora-testnet-1, 14:13:19Z"),
+        (replace(STATUS, mode="continuous", state="stopping"), True, "health     The daemon is shutting down."),
         (replace(STATUS, deadline=NOW + 2 * DAY), True, "           until 2026-09-23T14:13:20Z (in 2 d)"),
-        (replace(STATUS, attention="No node answers."), True, "trouble    No node answers."),
+        (replace(STATUS, attention="No node answers."), True, "attention  No node answers."),
         (replace(STATUS, watchdog=WatchdogStatus(None, 90.0, 60.0, would_fire=True)), True,
          "health     The daemon's loop has made no progress for 90 s: the watchdog would"),
         (topic_with(window=WindowStatus(True, 5040720, 5040720, 5040780, 42, 210.0)), True,
@@ -85,9 +85,9 @@ def topic_with(**changes: object) -> DaemonStatus:
          "window     open for nonce 5040720, closes in 42 blocks"),
         (topic_with(window=None), True, "window     none is open at height 5040738"),
         (topic_with(active=False), True, "window     none: the topic is not active"),
-        (topic_with(height=None), True, "window     not known: no node has answered yet"),
+        (topic_with(height=None), True, "window     unknown: no node has answered yet"),
         (topic_with(phase="forecast", nonce=5040720, phase_since=NOW - 12), True,
-         "at work    forecast for nonce 5040720, 12 s so far"),
+         "working    forecast for nonce 5040720, 12 s so far"),
         (topic_with(last_submitted=None), True, "submitted  nonce 5040720, by an earlier run"),
         (topic_with(last_submitted=None, confirmed_nonce=None), True, "submitted  nothing yet"),
         (topic_with(balance_uallo=10**24, runway_epochs=10**18), True,
@@ -102,7 +102,7 @@ def topic_with(**changes: object) -> DaemonStatus:
         (replace(STATUS, supervision=SupervisionStatus(replacements=3, quarantined=("old",))), True,
          "processes  none; 3 replaced"),
         (replace(STATUS, supervision=SupervisionStatus(quarantined=("old",))), True, "quarantine old"),
-        (replace(STATUS, memory_bytes=91_000_000, open_files=31), True, "memory     91 MB, 31 files open"),
+        (replace(STATUS, memory_bytes=91_000_000, open_files=31), True, "memory     91 MB, 31 open files"),
     ],
 )  # fmt: skip
 def test_situation_is_rendered_with_its_line(status: DaemonStatus, alive: bool | None, line: str) -> None:
@@ -116,7 +116,7 @@ def test_situation_is_rendered_with_its_line(status: DaemonStatus, alive: bool |
          "14:13:20Z      5040720 skipped   stale: The newest candle is 3 h old."),
         (Outcome("missed", nonce=5040720, reason="two\nlines"), "14:13:20Z      5040720 missed    two lines"),
         (Outcome("already_submitted", nonce=5040720, reason="by an earlier run"),
-         "14:13:20Z      5040720 was there by an earlier run"),
+         "14:13:20Z      5040720 done      by an earlier run"),
         (Outcome("failed", reason="no node"), "14:13:20Z              failed    no node"),
     ],
 )  # fmt: skip

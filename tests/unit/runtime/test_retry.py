@@ -1,4 +1,4 @@
-"""Trying again: as long as there is time, and never past a stop."""
+"""Retries while there is time, and none after a stop."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def test_temporary_failure_is_retried(error: Exception) -> None:
     assert retry_while(lambda: True, work, Event()) == "done"
 
 
-@pytest.mark.parametrize(("left", "tried"), [([True, True, True, True, False], 3), ([True, True, True, False], 2)])
-def test_no_time_left_raises_the_last_failure(left: list[bool], tried: int) -> None:
-    time_left_results, tries = iter(left), []
+@pytest.mark.parametrize(("results", "expected_attempts"), [([True, True, True, True, False], 3), ([True, True, True, False], 2)])
+def test_no_time_left_raises_the_last_failure(results: list[bool], expected_attempts: int) -> None:
+    time_left_results, attempts = iter(results), []
 
     def work() -> None:
-        tries.append(1)
+        attempts.append(1)
         raise RetryLater("down")
 
     with pytest.raises(RetryLater, match="down"):
         retry_while(lambda: next(time_left_results), work, Event())
-    assert len(tries) == tried
+    assert len(attempts) == expected_attempts
 
 
 def test_needs_human_is_not_retried() -> None:

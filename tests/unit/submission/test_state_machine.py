@@ -80,7 +80,7 @@ ROWS = st.builds(
     sequence=st.just(7),
     timeout_height=st.just(100),
     attempts=st.integers(1, MAX_ATTEMPTS),
-    refused=st.booleans(),
+    fee_refused=st.booleans(),
 )
 HEIGHTS = st.lists(st.integers(80, 120), max_size=4).map(tuple)
 OBSERVATIONS = st.one_of(
@@ -95,7 +95,7 @@ OBSERVATIONS = st.one_of(
 )
 
 
-@given(row=ROWS, seen=OBSERVATIONS)
+@given(row=ROWS, observation=OBSERVATIONS)
 def test_transition_any_state_and_observation_is_defined(row: LedgerRow, observation: Observation) -> None:
     after, next_step = transition(row, observation)
     if row.state in SETTLED_STATES:
@@ -107,7 +107,7 @@ def test_transition_any_state_and_observation_is_defined(row: LedgerRow, observa
         assert after.state is SubmissionState.SIGNED
 
 
-@given(row=ROWS, seen=OBSERVATIONS)
+@given(row=ROWS, observation=OBSERVATIONS)
 def test_signed_row_without_inclusion_or_proof_stays_open(row: LedgerRow, observation: Observation) -> None:
     after, _ = transition(replace(row, state=SubmissionState.SIGNED), observation)
     if after.state is SubmissionState.MISSED:
@@ -126,11 +126,11 @@ def test_signed_row_without_inclusion_or_proof_stays_open(row: LedgerRow, observ
 
 
 @pytest.mark.parametrize(
-    ("height", "sequence", "becomes"),
+    ("height", "sequence", "expected"),
     [
-        (100 + LONG_PAST_BLOCKS, 7, SubmissionState.SIGNED),  # an index may be late yet
+        (100 + LONG_PAST_BLOCKS, 7, SubmissionState.SIGNED),  # the index may still lag
         (101 + LONG_PAST_BLOCKS, 7, SubmissionState.MISSED),
-        (101 + LONG_PAST_BLOCKS, 8, SubmissionState.SIGNED),  # its sequence is used: by itself perhaps
+        (101 + LONG_PAST_BLOCKS, 8, SubmissionState.SIGNED),  # its sequence is used, perhaps by itself
         (101 + LONG_PAST_BLOCKS, None, SubmissionState.SIGNED),
     ],
 )
@@ -150,13 +150,13 @@ def test_abandoned_row_after_window_is_missed() -> None:
 
 
 class SubmissionMachine(RuleBasedStateMachine):
-    """A chain that includes at most one transaction a sequence, a worker that obeys the machine, and every mishap."""
+    """A chain that includes at most one transaction per sequence, a worker that follows the machine, and random faults."""
 
     def __init__(self) -> None:
         super().__init__()
         self.height, self.sequence = 90, 7
-        self.mempool: dict[int, int] = {}  # sequence -> attempt that a node took
-        self.blocks: dict[int, tuple[int, Action]] = {}  # attempt -> (height, what its code means)
+        self.mempool: dict[int, int] = {}  # sequence -> attempt that a node accepted
+        self.blocks: dict[int, tuple[int, Action]] = {}  # attempt -> (height, meaning of its code)
         self.sequences = {1: 7}  # attempt -> sequence
         self.row = LedgerRow(SubmissionState.SIGNED, 7, 100)
         self.next_step = NextStep.LOOK_UP
@@ -167,7 +167,7 @@ class SubmissionMachine(RuleBasedStateMachine):
         self.row = expire_abandoned(self.row, self.height)
 
     @rule(lost=st.booleans(), answer=st.sampled_from([Action.ACCEPTED, Action.RESIGN, Action.RESEND, Action.RETRY]))
-    @precondition(lambda self: self.do is NextStep.SEND)
+    @precondition(lambda self: self.next_step is NextStep.SEND)
     def send(self, lost: bool, answer: Action) -> None:
         attempt = self.row.attempts
         is_accepted = (
@@ -193,19 +193,19 @@ class SubmissionMachine(RuleBasedStateMachine):
         accepted_blocks = [entry for entry in blocks if entry[1] is Action.ACCEPTED]
         current = self.blocks.get(self.row.attempts)
         if (current or accepted_blocks) and not index_late:
-            height, answer = accepted_blocks[0] if accepted_blocks else current  # type: ignore[misc]  # one of both is there
+            height, answer = accepted_blocks[0] if accepted_blocks else current  # type: ignore[misc]  # one of them exists
             self.observe(Inclusion(height, answer))
         else:
             inference = bool(accepted_blocks)
             self.observe(Absence((self.height,) * endpoints, 2, self.sequence, inference))
 
     @rule()
-    @precondition(lambda self: self.do is NextStep.CHECK_COUNTED)
+    @precondition(lambda self: self.next_step is NextStep.CHECK_COUNTED)
     def ask(self) -> None:
         self.observe(CountVerdict(SubmissionState.ADMITTED))
 
     @rule()
-    @precondition(lambda self: self.do is NextStep.SIGN and self.height < self.window)
+    @precondition(lambda self: self.next_step is NextStep.SIGN and self.height < self.window)
     def sign(self) -> None:
         attempt = self.row.attempts + 1
         self.sequences[attempt] = self.sequence

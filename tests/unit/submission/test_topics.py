@@ -1,4 +1,4 @@
-"""topics.toml: the common settings with each topic's own on top, and clear refusals."""
+"""topics.toml: each topic overrides the common settings, and invalid files are refused with a clear message."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_topic_overrides_common_settings(file: Path, monkeypatch: pytest.MonkeyP
         ("", "one [[topic]] or more"),
         ("x = 1\n[[topic]]\nid = 1\n", "nothing else"),
         ("[topic]\nid = 1\n", "one [[topic]] or more"),
-        ("[[topic]]\nmodel = 'm'\n", "topic 1: an `id` is missing"),
+        ("[[topic]]\nmodel = 'm'\n", "topic 1: the key `id` is missing"),
         ("[[topic]]\nid = 1\n[[topic]]\nid = 'two'\n", "topic 2: id must be a number"),
         ("[[topic]]\nid = true\n", "id must be a number"),
         ("[[topic]]\nid = 0\n", "topic_id"),
-        ("[[topic]]\nid = 1\nendpoints = 'x'\n", "no key 'endpoints'"),
+        ("[[topic]]\nid = 1\nendpoints = 'x'\n", "unknown key 'endpoints'"),
         ("[[topic]]\nid = 1\nfee_tier = 'lavish'\n", "fee_tier"),
         ("[[topic]]\nid = 1\n[[topic]]\nid = 1\n", "twice"),
-        ("[[topic]\n", "not TOML"),
+        ("[[topic]\n", "not valid TOML"),
     ],
 )
 def test_invalid_file_is_refused_with_position_and_key(file: Path, text: str, words: str) -> None:

@@ -1,4 +1,4 @@
-"""The ledger against the chain: what each state claims, and what the chain may say to it."""
+"""The ledger compared with the chain: each state, and each answer of the chain."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ CASES: list[tuple[SubmissionState, ChainFacts, str, str]] = [
     (SubmissionState.SIGNED, NOTHING, "open", "no block has it yet"),
     (SubmissionState.SIGNED, BLOCK, "open", "the next run records it"),
     (SubmissionState.SIGNED, LATE_INDEX, "open", "shows its forecast"),
-    (SubmissionState.ABANDONED, NOTHING, "open", "no block took it"),
-    (SubmissionState.ABANDONED, ChainFacts(failed=(FAILED,)), "open", "no block took it"),
+    (SubmissionState.ABANDONED, NOTHING, "open", "no block accepted it"),
+    (SubmissionState.ABANDONED, ChainFacts(failed=(FAILED,)), "open", "no block accepted it"),
     (SubmissionState.ABANDONED, BLOCK, "disagrees", "block 730 has it"),
     (SubmissionState.ABANDONED, LATE_INDEX, "disagrees", "shows its forecast"),
-    (SubmissionState.MISSED, NOTHING, "agrees", "nothing of it"),
-    (SubmissionState.MISSED, ChainFacts(failed=(FAILED,)), "agrees", "nothing of it"),
-    (SubmissionState.MISSED, ChainFacts(has_epoch_set=True), "agrees", "nothing of it"),
+    (SubmissionState.MISSED, NOTHING, "agrees", "no trace of it"),
+    (SubmissionState.MISSED, ChainFacts(failed=(FAILED,)), "agrees", "no trace of it"),
+    (SubmissionState.MISSED, ChainFacts(has_epoch_set=True), "agrees", "no trace of it"),
     (SubmissionState.MISSED, BLOCK, "disagrees", "block 730"),
     (SubmissionState.MISSED, COUNTED, "disagrees", "block 730"),
     *((state, TWICE, "disagrees", "accepted it 2 times, in blocks 730, 731") for state in SubmissionState),
     *(
-        (state, NOTHING, "disagrees", "no endpoint has a transaction of it")
+        (state, NOTHING, "disagrees", "no endpoint has its transaction")
         for state in (
             SubmissionState.INCLUDED,
             SubmissionState.ADMITTED,
@@ -79,7 +79,7 @@ def entry(state: SubmissionState, *, height: int | None = 730, value: str | None
     return LedgerEntry(KEY, LedgerRow(state, 4, 1439, height=height), value, 1.0, None)
 
 
-@pytest.mark.parametrize(("state", "facts", "said", "why"), CASES)
+@pytest.mark.parametrize(("state", "facts", "agreement", "reason"), CASES)
 def test_entry_against_chain_facts_gives_verdict(
     state: SubmissionState, facts: ChainFacts, agreement: str, reason: str
 ) -> None:
@@ -102,7 +102,7 @@ def test_entry_without_value_disagrees_with_chain_value() -> None:
         (AccountStatus("localnet", "allo1x", 9, 3, ()), None),
         (AccountStatus("localnet", "allo1x", 0, None, ()), None),
         (AccountStatus("localnet", "allo1x", 9, 3, (5, 6)), "sequences 5-6"),
-        (AccountStatus("localnet", "allo1x", 2, 3, ()), "began anew"),
+        (AccountStatus("localnet", "allo1x", 2, 3, ()), "was reset"),
     ],
 )
 def test_account_with_unexplained_sequences_is_a_disagreement(account: AccountStatus, words: str | None) -> None:
@@ -112,8 +112,8 @@ def test_account_with_unexplained_sequences_is_a_disagreement(account: AccountSt
 
 
 def test_damaged_file_is_a_disagreement() -> None:
-    assert VerificationReport("localnet", 800, ("page 3 is torn",), (), (), {}).disagreements == [
-        "the file: page 3 is torn"
+    assert VerificationReport("localnet", 800, ("page 3 is damaged",), (), (), {}).disagreements == [
+        "the file: page 3 is damaged"
     ]
 
 
