@@ -1,8 +1,8 @@
 """The submission deadline, after which no cycle starts, kept even if the wall clock jumps.
 
 Invariant: a wall clock that jumped is not trusted until the chain's time confirms it. Otherwise a jump past the deadline
-would stop the daemon for good, and a jump back would let it continue. Until then, time advances from the last trusted time, or
-from the chain's time.
+would stop the daemon for good, and a jump back would let it continue. Until then, time advances from the last trusted
+time, or from the chain's time.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Daemon:
                 return 0
             log.info("%s", banner(self._topics, versions(), self._clock.now()), extra={"action": "start"})
             self._serve_health(stack)
-            self._startup = BackgroundTask("the start", self._open)
+            self._startup = BackgroundTask("startup", self._open)
             while not self._should_exit():
                 for number in self._signals.wait(self._tick_delay()):
                     self._on_signal(number)
@@ -148,7 +148,7 @@ class Daemon:
             # Not earlier: another daemon of this state directory may have been sending alerts.
             self._reporter.start(lambda: self._make_alerts(self._topics[0]))
             self._reporter.set_startup_error("")
-            start_result = run_guarded("the start", self._threads.start)
+            start_result = run_guarded("startup", self._threads.start)
             if isinstance(start_result, UnexpectedError):
                 self._begin_shutdown(RESTART_EXIT_CODE, f"the start failed: {start_result.reason}")
                 return

@@ -24,7 +24,7 @@ from forecastd.ledger.ledger import Ledger
 from forecastd.market.sources import open_source
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow
-from forecastd.runtime.wallet_lock import WalletLock
+from forecastd.runtime.locks import WalletLock
 from forecastd.settings import Settings
 from forecastd.submission.connect import ChainConnection, chain_id_for, open_connection
 from forecastd.submission.context import SharedWallet

@@ -1,4 +1,4 @@
-"""Alerts that reach a real receiver: a web server that is slow, broken or redirects, and commands that fail or hang."""
+"""Alerts to real receivers: a web server that is slow, broken or redirects, and commands that fail or hang."""
 
 from __future__ import annotations
 
@@ -23,48 +23,21 @@ from forecastd.alerts import AlertDispatcher
 from forecastd.alerts.channels import CommandChannel, WebhookChannel
 from forecastd.alerts.dispatcher import MAX_QUEUED_MESSAGES
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.testing import ManualClock
+from tests.support.waiting import wait_until
 
 SECRET = "/services/T0123456/B0123456/abcdefghijklmnop"
-TIMEOUT_SECONDS = 90.0  # seconds that a busy machine may take
-Wait = Callable[[Callable[[], bool]], None]
-
-
-class ManualAlertClock:
-    """A clock that stands where it is put."""
-
-    def __init__(self) -> None:
-        self.time = 1_790_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
+TIMEOUT_SECONDS = 90.0  # enough for a busy machine
 
 
 @pytest.fixture
-def clock() -> ManualAlertClock:
-    return ManualAlertClock()
-
-
-@pytest.fixture
-def wait_until() -> Wait:
-    """Wait for a condition, for as long as a busy machine may need."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        event = threading.Event()
-        for _ in range(int(TIMEOUT_SECONDS / 0.02)):
-            if condition():
-                return
-            event.wait(0.02)
-        pytest.fail("it did not come about")
-
-    return wait
+def clock() -> ManualClock:
+    return ManualClock(wall=1_790_000_000.0)
 
 
 @pytest.fixture
 def received(httpserver: HTTPServer) -> list[dict[str, Any]]:
-    """What the webhook got, in order."""
+    """The messages that the webhook got, in order."""
     bodies: list[dict[str, Any]] = []
 
     def take(request: Request) -> Response:
@@ -76,7 +49,7 @@ def received(httpserver: HTTPServer) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def make_alerts(httpserver: HTTPServer, tmp_path: Path, clock: ManualAlertClock) -> Callable[..., AlertDispatcher]:
+def make_alerts(httpserver: HTTPServer, tmp_path: Path, clock: ManualClock) -> Callable[..., AlertDispatcher]:
     def make(webhook: str | None = httpserver.url_for(SECRET), command: str | None = None) -> AlertDispatcher:
         return AlertDispatcher(
             webhook, command, interval=3600.0, clock=clock, state_dir=tmp_path, network="testnet", pauses=(0.01, 0.01)
@@ -86,67 +59,67 @@ def make_alerts(httpserver: HTTPServer, tmp_path: Path, clock: ManualAlertClock)
 
 
 def test_missed_epoch_fires_and_resolves(
-    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualAlertClock
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualClock
 ) -> None:
     with make_alerts() as dispatcher:
         dispatcher.epoch_served(67, 720, wallet="allo1abc")
         dispatcher.epoch_missed(67, 1440, "no node answered.", wallet="allo1abc")
         dispatcher.epoch_served(67, 2160, wallet="allo1abc")
         dispatcher.close(TIMEOUT_SECONDS)
-    alarm, recovery = received
-    assert alarm == {
-        "version": 1,
-        "event": "alarm",
+    firing, resolved = received
+    assert firing == {
+        "version": 2,
+        "event": "firing",
         "kind": "missed_epoch",
         "key": "topic 67, allo1abc",
         "text": "Topic 67 missed epoch 1440: no node answered.",
-        "at": "2026-09-21T14:13:20Z",
+        "sent_at": "2026-09-21T14:13:20Z",
         "since": "2026-09-21T14:13:20Z",
-        "held_back": 0,
+        "suppressed": 0,
         "network": "testnet",
         "host": socket.gethostname(),
-        "program": alarm["program"],
+        "program": firing["program"],
         "topic_id": 67,
         "nonce": 1440,
         "wallet": "allo1abc",
     }
-    assert (recovery["event"], recovery["nonce"]) == ("recovery", 2160)
-    assert recovery["text"] == "Topic 67 is served again: epoch 2160 was submitted."
+    assert (resolved["event"], resolved["nonce"]) == ("resolved", 2160)
+    assert resolved["text"] == "Topic 67 is served again: epoch 2160 was submitted."
 
 
 def test_restart_does_not_repeat_an_alert_and_can_resolve_it(
-    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], tmp_path: Path, clock: ManualAlertClock
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], tmp_path: Path, clock: ManualClock
 ) -> None:
     for _ in range(3):
         with make_alerts() as dispatcher:
             dispatcher.epoch_missed(67, 1440, "the process was down")
             dispatcher.close(TIMEOUT_SECONDS)
-        clock.time += 7200
+        clock.advance(7200)
     assert len(received) == 1
     assert stat.S_IMODE((tmp_path / "alerts.json").stat().st_mode) == 0o600
     with make_alerts() as dispatcher:
         dispatcher.epoch_served(67, 2160)
         dispatcher.close(TIMEOUT_SECONDS)
-    assert [message["event"] for message in received] == ["alarm", "recovery"]
+    assert [message["event"] for message in received] == ["firing", "resolved"]
 
 
 def test_suppressed_alerts_are_sent_after_the_interval(
-    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualAlertClock
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualClock
 ) -> None:
     with make_alerts() as dispatcher:
         dispatcher.fire("needs_human", "topic 67", "The model is too old.")
         dispatcher.fire("needs_human", "topic 67", "The model is too old.")
         dispatcher.fire("needs_human", "topic 67", "The model is too old.")
         dispatcher.close(TIMEOUT_SECONDS)
-    clock.time += 3600
+    clock.advance(3600)
     with make_alerts() as dispatcher:
         dispatcher.close(TIMEOUT_SECONDS)
-    assert [message["held_back"] for message in received] == [0, 1]
-    assert received[1]["text"] == "The model is too old. (1 alarm was held back since the last message.)"
+    assert [message["suppressed"] for message in received] == [0, 1]
+    assert received[1]["text"] == "The model is too old. (1 alert was suppressed since the last message.)"
 
 
 def test_hanging_webhook_delays_no_caller_and_loses_no_message(
-    httpserver: HTTPServer, tmp_path: Path, clock: ManualAlertClock, wait_until: Wait
+    httpserver: HTTPServer, tmp_path: Path, clock: ManualClock
 ) -> None:
     release, requests_received, bodies = threading.Event(), threading.Event(), list[dict[str, Any]]()
 
@@ -162,12 +135,12 @@ def test_hanging_webhook_delays_no_caller_and_loses_no_message(
     ) as dispatcher:
         dispatcher.epoch_missed(1, 720, "first")
         assert requests_received.wait(TIMEOUT_SECONDS)
-        for topic in range(2, MAX_QUEUED_MESSAGES + 50):  # more than may wait: none of these calls may block
+        for topic in range(2, MAX_QUEUED_MESSAGES + 50):  # more than the queue holds: none of these calls may block
             dispatcher.epoch_missed(topic, 720, "another")
         release.set()
         wait_until(lambda: len(bodies) == MAX_QUEUED_MESSAGES)
         dispatcher.close(TIMEOUT_SECONDS)
-    clock.time += 300
+    clock.advance(300)
     with AlertDispatcher(
         httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=tmp_path
     ) as dispatcher:
@@ -188,7 +161,7 @@ def test_temporary_failure_is_retried(
 
 
 def test_undelivered_message_is_sent_by_the_next_daemon(
-    make_alerts: Callable[..., AlertDispatcher], httpserver: HTTPServer, clock: ManualAlertClock
+    make_alerts: Callable[..., AlertDispatcher], httpserver: HTTPServer, clock: ManualClock
 ) -> None:
     status, bodies = [404], list[dict[str, Any]]()
 
@@ -200,11 +173,12 @@ def test_undelivered_message_is_sent_by_the_next_daemon(
     with make_alerts() as dispatcher:
         dispatcher.epoch_missed(67, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)
-    status[0], clock.time = 200, clock.time + 300
+    status[0] = 200
+    clock.advance(300)
     with make_alerts() as dispatcher:
         dispatcher.epoch_missed(67, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)
-    assert [(body["event"], body["nonce"]) for body in bodies] == [("alarm", 720)] * 2
+    assert [(body["event"], body["nonce"]) for body in bodies] == [("firing", 720)] * 2
     assert "404" not in bodies[1]["text"]
 
 
@@ -220,13 +194,13 @@ def test_redirect_is_not_followed(make_alerts: Callable[..., AlertDispatcher], h
 
 @contextmanager
 def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """An address at which every connection is handed to `answer`."""
+    """The URL of a server that passes every connection to `answer`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         closed = threading.Event()
 
         def serve() -> None:
             while not closed.is_set():
-                with listener.accept()[0] as connection, suppress(OSError):  # who called may have hung up
+                with listener.accept()[0] as connection, suppress(OSError):  # the client may have closed the connection
                     connection.recv(65_536)
                     answer(connection)
 
@@ -274,9 +248,8 @@ def test_webhook_url_never_reaches_the_log(
     make_alerts: Callable[..., AlertDispatcher], httpserver: HTTPServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def spoil(connection: socket.socket) -> None:
-        connection.sendall(
-            b"HTTP/1.1 200 OK\r\nno header at all\r\nAnd: another\r\n\r\n"
-        )  # urllib3 warns, with the address
+        # urllib3 warns about the invalid header, with the URL.
+        connection.sendall(b"HTTP/1.1 200 OK\r\nno header at all\r\nAnd: another\r\n\r\n")
 
     caplog.set_level(logging.DEBUG)
     httpserver.expect_request(SECRET).respond_with_data("", status=500)
@@ -290,12 +263,12 @@ def test_webhook_url_never_reaches_the_log(
         dispatcher.epoch_missed(69, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)
     assert "was not delivered" in caplog.text
-    reason = [record for record in caplog.records if not record.name.startswith("werkzeug")]
-    assert not [record for record in reason if "abcdefghijklmnop" in record.getMessage()]
+    records = [record for record in caplog.records if not record.name.startswith("werkzeug")]
+    assert not [record for record in records if "abcdefghijklmnop" in record.getMessage()]
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of that number that has not ended."""
+    """Whether a process with this pid is running."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -323,8 +296,8 @@ def test_command_gets_the_message_and_a_clean_environment(
     monkeypatch.setenv("MNEMONIC", "never to be seen")
     command = make_script(
         "import json, os, pathlib, sys\n"
-        "told = dict(os.environ), sys.argv[2:], json.load(sys.stdin)\n"
-        "pathlib.Path(sys.argv[1], 'got.json').write_text(json.dumps(told))\n"
+        "received = dict(os.environ), sys.argv[2:], json.load(sys.stdin)\n"
+        "pathlib.Path(sys.argv[1], 'got.json').write_text(json.dumps(received))\n"
     )
     with make_alerts(webhook=None, command=command) as dispatcher:
         dispatcher.epoch_missed(67, 720, "no data")
@@ -332,12 +305,10 @@ def test_command_gets_the_message_and_a_clean_environment(
     environment, arguments, message = json.loads((tmp_path / "got.json").read_text())
     assert set(environment) <= {"PATH", "LANG", "HOME", "USER", "LOGNAME", "LC_CTYPE"}
     assert arguments == ["two words"]
-    assert (message["event"], message["nonce"]) == ("alarm", 720)
+    assert (message["event"], message["nonce"]) == ("firing", 720)
 
 
-def test_hanging_command_is_killed_with_its_children(
-    make_script: Callable[[str], str], tmp_path: Path, wait_until: Wait
-) -> None:
+def test_hanging_command_is_killed_with_its_children(make_script: Callable[[str], str], tmp_path: Path) -> None:
     command = make_script(
         "import os, pathlib, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -348,8 +319,8 @@ def test_hanging_command_is_killed_with_its_children(
         "time.sleep(600)\n"
     )
     pids = tmp_path / "pids"
-    for seconds in (1.0, 5.0, TIMEOUT_SECONDS):  # as long as it takes to start on a busy machine
-        with pytest.raises(RetryLater, match="was ended after"):
+    for seconds in (1.0, 5.0, TIMEOUT_SECONDS):  # the command needs longer to start on a busy machine
+        with pytest.raises(RetryLater, match="was killed after"):
             CommandChannel(command, timeout=seconds).send(b"{}")
         if pids.exists():
             break
@@ -357,7 +328,7 @@ def test_hanging_command_is_killed_with_its_children(
 
 
 def test_close_kills_a_hanging_command(
-    make_alerts: Callable[..., AlertDispatcher], make_script: Callable[[str], str], tmp_path: Path, wait_until: Wait
+    make_alerts: Callable[..., AlertDispatcher], make_script: Callable[[str], str], tmp_path: Path
 ) -> None:
     command = make_script(
         "import os, pathlib, sys, time\n"
@@ -373,13 +344,13 @@ def test_close_kills_a_hanging_command(
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not is_running(pid))
     saved_conditions = json.loads((tmp_path / "alerts.json").read_text())["conditions"]
-    assert [(message["told"], message["untold"], message["nonces"]) for message in saved_conditions] == [
-        (False, 1, [720])
-    ]
+    assert [
+        (condition["notified"], condition["suppressed"], condition["nonces"]) for condition in saved_conditions
+    ] == [(False, 1, [720])]
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("command", "reason"),
     [("/no/such/program", "cannot be run: No such file"), ("false", "failed with exit code 1"), ("/", "cannot be run")],
 )
 def test_failing_command_is_reported(command: str, reason: str) -> None:
@@ -388,12 +359,12 @@ def test_failing_command_is_reported(command: str, reason: str) -> None:
 
 
 def test_one_working_channel_is_enough(
-    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualAlertClock
+    make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], clock: ManualClock
 ) -> None:
     with make_alerts(command="false") as dispatcher:
         dispatcher.epoch_missed(67, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)
-    clock.time += 7200
+    clock.advance(7200)
     with make_alerts(command="false") as dispatcher:
         dispatcher.close(TIMEOUT_SECONDS)
     assert len(received) == 1
@@ -412,7 +383,18 @@ def test_invalid_settings_are_rejected_without_showing_the_url(
     assert "example" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}', '{"version": 9, "conditions": []}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 1}',
+        '{"version": 1, "conditions": [1]}',
+        '{"version": 9, "conditions": []}',
+        "[" * 100_000,
+    ],
+)
 def test_corrupt_alerts_file_is_replaced(
     make_alerts: Callable[..., AlertDispatcher], received: list[dict[str, Any]], tmp_path: Path, text: str
 ) -> None:
@@ -421,11 +403,11 @@ def test_corrupt_alerts_file_is_replaced(
         dispatcher.epoch_missed(67, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)
     assert len(received) == 1
-    assert json.loads((tmp_path / "alerts.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "alerts.json").read_text())["version"] == 2
 
 
 def test_unwritable_alerts_file_only_logs_a_warning(
-    httpserver: HTTPServer, received: list[dict[str, Any]], clock: ManualAlertClock, caplog: pytest.LogCaptureFixture
+    httpserver: HTTPServer, received: list[dict[str, Any]], clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with AlertDispatcher(
         httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=Path(os.devnull) / "state"
@@ -434,7 +416,7 @@ def test_unwritable_alerts_file_only_logs_a_warning(
         dispatcher.epoch_missed(68, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)
     assert len(received) == 2
-    assert caplog.text.count("A restart would tell alarms again") == 1
+    assert caplog.text.count("a restart would send them again") == 1
 
 
 def test_alerts_without_channels_go_to_the_log(
@@ -443,7 +425,7 @@ def test_alerts_without_channels_go_to_the_log(
     with make_alerts(webhook=None) as dispatcher:
         dispatcher.epoch_missed(67, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)
-    assert "alarm: Topic 67 missed epoch 720: no data" in caplog.text
+    assert "firing: Topic 67 missed epoch 720: no data" in caplog.text
 
 
 def test_any_text_is_sent_and_stored(

@@ -1,9 +1,10 @@
-"""The ledger in the hands of several threads, and whom it suspects."""
+"""The ledger under concurrent threads, and the sequences that it cannot explain."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,8 @@ WALLET = "allo1w"
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened_ledger = Ledger(tmp_path / "ledger.sqlite")
-    yield opened_ledger
-    opened_ledger.close()
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        yield ledger
 
 
 def submission(topic_id: int, nonce: int, sequence: int) -> Submission:
@@ -28,7 +28,7 @@ def submission(topic_id: int, nonce: int, sequence: int) -> Submission:
 
 
 def test_threads_commit_and_record_concurrently(ledger: Ledger) -> None:
-    wrong: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def work(topic_id: int) -> None:
         try:
@@ -39,14 +39,14 @@ def test_threads_commit_and_record_concurrently(ledger: Ledger) -> None:
                 ledger.entries("localnet", WALLET)
                 ledger.next_free_sequence(reservation.key, 0)
         except BaseException as error:  # noqa: BLE001 - for the main thread
-            wrong.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=work, args=(topic_id,)) for topic_id in range(1, 7)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert errors == []
     assert [ledger.count_by_state("localnet", WALLET, topic_id) for topic_id in range(1, 7)] == [
         {SubmissionState.INCLUDED: 15}
     ] * 6
@@ -55,10 +55,10 @@ def test_threads_commit_and_record_concurrently(ledger: Ledger) -> None:
 
 def test_only_one_thread_signs_an_epoch(ledger: Ledger) -> None:
     rejections: list[NeedsHuman] = []
-    gate = threading.Barrier(8)
+    barrier = threading.Barrier(8)
 
     def work(sequence: int) -> None:
-        gate.wait()
+        barrier.wait()
         try:
             ledger.commit(submission(67, 1, sequence), 1.0)
         except NeedsHuman as error:
@@ -86,23 +86,23 @@ def test_sequence_reserved_for_another_epoch_is_not_free(ledger: Ledger) -> None
     assert ledger.next_free_sequence(reservation.key, 5, excluded_topics=frozenset({69})) == 5
 
 
-def overtaken(ledger: Ledger, reservation: Submission) -> None:
+def record_overtaken(ledger: Ledger, reservation: Submission) -> None:
     row = ledger.commit(reservation, 1.0)
     ledger.record(reservation.key, replace(row, state=SubmissionState.MISSED, reason=SEQUENCE_USED_REASON), 1.0)
 
 
 def test_sequence_used_by_another_signer_is_reported(ledger: Ledger) -> None:
     ledger.set_known_from("localnet", WALLET, 3)
-    overtaken(ledger, submission(67, 1, 5))
+    record_overtaken(ledger, submission(67, 1, 5))
     assert ledger.unexplained_sequences("localnet", WALLET, 6) == [3, 4, 5]
 
 
-@pytest.mark.parametrize("by", ["a registration", "another topic"])
+@pytest.mark.parametrize("by", ["registration", "topic"])
 def test_sequence_used_by_own_transaction_is_not_reported(ledger: Ledger, by: str) -> None:
     ledger.set_known_from("localnet", WALLET, 4)
     ledger.record_sequence_use("localnet", WALLET, 4, "AA", "register for topic 67")
-    overtaken(ledger, submission(67, 1, 5))
-    if by == "another topic":
+    record_overtaken(ledger, submission(67, 1, 5))
+    if by == "topic":
         ledger.commit(submission(69, 1, 5), 1.0)
     else:
         ledger.record_sequence_use("localnet", WALLET, 5, "BB", "register for topic 69")

@@ -1,4 +1,4 @@
-"""What a daemon that cannot start tells, and what it leaves alone."""
+"""A daemon that cannot start: what it reports, and which files it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from forecastd.chain.wallet import open_wallet
 from forecastd.clock import SystemClock
 from forecastd.daemon import resources
 from forecastd.daemon.loop import Daemon
-from forecastd.runtime.wallet_lock import WalletLock
+from forecastd.runtime.locks import WalletLock
 from forecastd.settings import Settings
 from forecastd.submission.connect import chain_id_for
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Of a daemon on the embedded node, whose alerts go to a file, a line each."""
+    """The settings of a daemon on the embedded node; its alert command appends to a file."""
     monkeypatch.chdir(tmp_path)
-    script = tmp_path / "tell"
-    script.write_text(f"#!/bin/sh\n(cat; echo) >> {tmp_path}/told\n")
+    script = tmp_path / "alert"
+    script.write_text(f"#!/bin/sh\n(cat; echo) >> {tmp_path}/alerts\n")
     script.chmod(0o700)
     return Settings(state_dir=tmp_path / "state", log_dir=tmp_path / "logs", alert_command=str(script))
 
@@ -34,14 +34,14 @@ def run(settings: Settings, *settings_errors: str) -> int:
 
 
 def read_alerts(directory: Path) -> list[dict[str, Any]]:
-    path = directory / "told"
+    path = directory / "alerts"
     return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
 
 
 def test_startup_failure_is_alerted_once(settings: Settings, tmp_path: Path) -> None:
     for _ in range(2):
         assert run(settings, "THIS is wrong.") == 5
-    assert [(alert["event"], alert["kind"]) for alert in read_alerts(tmp_path)] == [("alarm", "needs_human")]
+    assert [(alert["event"], alert["kind"]) for alert in read_alerts(tmp_path)] == [("firing", "needs_human")]
     assert "cannot start: THIS is wrong." in read_alerts(tmp_path)[0]["text"]
 
 
@@ -56,7 +56,7 @@ def test_second_daemon_keeps_the_files_of_the_first(
     with WalletLock(chain_id_for(settings), open_wallet(settings).address, SystemClock()):
         assert run(settings) == 6
     assert [file.read_text() for file in files] == ['{"of": "the first"}'] * 2
-    assert "Another forecastd on this host works with" in caplog.text
+    assert "Another forecastd process on this host uses" in caplog.text
 
 
 def test_unknown_setting_name_is_reported(

@@ -1,4 +1,4 @@
-"""The daemon's own file, beside a process that lives, one that died, and one that only has its number."""
+"""The status file of a process that is running, of one that exited, and of one whose pid was reused."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STATUS = DaemonStatus(os.getpid(), NOW, NOW, 0.0, "daemon", "running", "local", 
 
 @pytest.fixture
 def other_process() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that waits until it is let go."""
+    """A process that runs until the test ends."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process
         process.kill()
 
 
-def write_file(directory: Path, pulse: DaemonStatus) -> None:
-    (directory / STATUS_FILE_NAME).write_bytes(pulse.to_json())
+def write_file(directory: Path, status: DaemonStatus) -> None:
+    (directory / STATUS_FILE_NAME).write_bytes(status.to_json())
 
 
 def test_own_status_file_is_read_as_alive_and_is_private(tmp_path: Path) -> None:
@@ -54,19 +54,19 @@ def test_killed_process_is_not_alive_before_and_after_reaping(
     write_file(tmp_path, replace(STATUS, pid=other_process.pid, process_identity=process_identity(other_process.pid)))
     stored = [read_status(tmp_path)]
     other_process.kill()
-    os.waitid(os.P_PID, other_process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie
+    os.waitid(os.P_PID, other_process.pid, os.WEXITED | os.WNOWAIT)  # it has exited and is a zombie
     stored.append(read_status(tmp_path))
     other_process.wait()
     stored.append(read_status(tmp_path))
-    assert [process and process.alive for process in stored] == [True, False, False]
+    assert [status and status.alive for status in stored] == [True, False, False]
 
 
 @pytest.mark.parametrize(
     ("change", "alive"),
     [
-        (lambda birth: birth + "0", False),  # the same number, born at another moment
-        (lambda birth: birth.replace(birth.partition("/")[0], "0" * 8), False),  # before a reboot
-        (lambda birth: birth.replace(birth.split("/")[1], "1"), None),  # in another container
+        (lambda identity: identity + "0", False),  # the same pid, started at another time
+        (lambda identity: identity.replace(identity.partition("/")[0], "0" * 8), False),  # before a reboot
+        (lambda identity: identity.replace(identity.split("/")[1], "1"), None),  # in another container
         (lambda _: None, False),
     ],
 )
@@ -92,15 +92,16 @@ def test_process_identity_exists_for_running_processes_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "makes no sense"),
-        ('{"pid": 1', "makes no sense"),
-        ("[" * 100_000, "makes no sense"),
-        ('{"hello": "there"}', "makes no sense"),
-        (json.dumps({"version": 99, "pid": 1}), "another release: its file has version 99"),
-        (json.dumps(STATUS.to_dict() | {"version": 2}), "another release: its file has version 2"),
-        ("\udc80", "is not text in UTF-8"),
+        ("", "is invalid"),
+        ('{"pid": 1', "is invalid"),
+        ("[" * 100_000, "is invalid"),
+        ('{"hello": "there"}', "is invalid"),
+        (json.dumps({"version": 99, "pid": 1}), "the file has version 99"),
+        (json.dumps(STATUS.to_dict() | {"version": 3}), "the file has version 3"),
+        (json.dumps(STATUS.to_dict() | {"version": 1, "topics": 5}), "is invalid"),
+        ("\udc80", "is not UTF-8 text"),
     ],
 )
 def test_foreign_file_is_rejected_with_a_fix(tmp_path: Path, text: str, message: str) -> None:
@@ -112,7 +113,7 @@ def test_foreign_file_is_rejected_with_a_fix(tmp_path: Path, text: str, message:
 
 def test_named_pipe_at_the_path_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / STATUS_FILE_NAME)
-    with pytest.raises(NeedsHuman, match="no regular file"):
+    with pytest.raises(NeedsHuman, match="not a regular file"):
         read_status(tmp_path)
 
 
@@ -124,15 +125,15 @@ def test_full_disk_is_reported_once_per_outage(
 
     def failing(path: Path, content: bytes) -> None:
         if full:
-            raise NeedsHuman(f"{path} cannot be written: No space left on device.")
+            raise NeedsHuman(f"Cannot write {path}: No space left on device.")
         write_atomic(path, content)
 
-    monkeypatch.setattr("forecastd.status.file.write_whole", failing)
+    monkeypatch.setattr("forecastd.status.file.write_atomic", failing)
     file = StatusFile(tmp_path)
     for full in (True, True, True, False, False, True, True):  # noqa: B007 - `failing` reads it
         file.write(STATUS)
-    message = [record.message for record in caplog.records]
-    assert [("No space" in process, "up to date" in process) for process in message] == [
+    messages = [record.message for record in caplog.records]
+    assert [("No space" in message, "up to date" in message) for message in messages] == [
         (True, False),
         (False, True),
         (True, False),
@@ -141,4 +142,4 @@ def test_full_disk_is_reported_once_per_outage(
 
 def test_uncreatable_directory_does_not_fail_the_daemon(caplog: pytest.LogCaptureFixture) -> None:
     StatusFile(Path(os.devnull) / "state").write(STATUS)
-    assert "cannot be written" in caplog.text
+    assert "Cannot write" in caplog.text

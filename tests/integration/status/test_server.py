@@ -1,4 +1,4 @@
-"""Health over a real socket: the three answers, and callers that are slow, many, endless or no friends."""
+"""Health over a real socket: the three paths, and clients that are slow, many, endless or hostile."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from forecastd.status.model import (
     WatchdogStatus,
     WindowStatus,
 )
+from tests.support.waiting import wait_until
 
 TIMEOUT_SECONDS = 30.0
 CLOCK = SystemClock()
 
 
 def full_status() -> DaemonStatus:
-    """A pulse in which everything is known."""
+    """A status with every field."""
     now = CLOCK.now()
     topic = TopicStatus(
         67, "allo1abc", active=True, height=7300, height_age=2.0, watch_start_height=100, newest_nonce=7200, epoch_length=720,
@@ -69,7 +70,7 @@ def full_status() -> DaemonStatus:
 
 @pytest.fixture
 def daemon_status() -> list[DaemonStatus]:
-    """The daemon's present state, in a list, so that a test may change it."""
+    """The daemon's current status, in a list, so that a test can replace it."""
     return [full_status()]
 
 
@@ -99,7 +100,7 @@ def test_healthz_answers_with_reasons(send_request: SendRequest, daemon_status: 
     assert (status, headers["Content-Type"], json.loads(body)) == (200, "application/json", {"ok": True, "reasons": []})
     daemon_status[0] = replace(daemon_status[0], state="stopping")
     status, _, body = send_request("/healthz")
-    assert (status, json.loads(body)) == (503, {"ok": False, "reasons": ["The daemon is ending."]})
+    assert (status, json.loads(body)) == (503, {"ok": False, "reasons": ["The daemon is shutting down."]})
 
 
 def test_status_returns_the_daemon_status(send_request: SendRequest, daemon_status: list[DaemonStatus]) -> None:
@@ -125,24 +126,26 @@ def test_metrics_parse_with_the_prometheus_parser(send_request: SendRequest) -> 
     families = metrics(send_request)
     topic = (("topic", "67"), ("wallet", "allo1abc"))
 
-    def of(name: str, *labels: tuple[str, str]) -> float:
+    def sample_value(name: str, *labels: tuple[str, str]) -> float:
         return families[f"forecastd_{name}"][tuple(sorted(labels))]
 
-    assert of("healthy") == 1
-    assert of("state", ("state", "running")) == 1
-    assert of("state", ("state", "ended")) == 0
-    assert of("cycles_total", *topic) == 3
-    assert of("missed_epochs_total", *topic) == 1
-    assert of("outcomes_total", *topic, ("outcome", "skipped"), ("check", "stale")) == 1
-    assert of("stage_seconds_sum", *topic, ("stage", "model")) == 2.0
-    assert of("submission_lag_blocks_largest", *topic) == 3
-    assert of("balance_uallo", *topic) == 5e18
-    assert of("endpoint_up", ("endpoint", "rest+https://two")) == 0
-    assert of("endpoint_lag_blocks", ("endpoint", "rest+https://two")) == 500
-    assert of("model_hangs_total", ("bundle", "btc"), ("phase", "predicting")) == 2
-    assert of("model_jobs_total", ("result", "result")) == 40
-    assert of("model_quarantined") == 1
-    assert of("model_age_seconds", ("model", "btc"), ("sha256", "ab12")) == pytest.approx(86_400, abs=TIMEOUT_SECONDS)
+    assert sample_value("healthy") == 1
+    assert sample_value("state", ("state", "running")) == 1
+    assert sample_value("state", ("state", "ended")) == 0
+    assert sample_value("cycles_total", *topic) == 3
+    assert sample_value("missed_epochs_total", *topic) == 1
+    assert sample_value("outcomes_total", *topic, ("outcome", "skipped"), ("check", "stale")) == 1
+    assert sample_value("stage_seconds_sum", *topic, ("stage", "model")) == 2.0
+    assert sample_value("submission_lag_blocks_max", *topic) == 3
+    assert sample_value("balance_uallo", *topic) == 5e18
+    assert sample_value("endpoint_up", ("endpoint", "rest+https://two")) == 0
+    assert sample_value("endpoint_lag_blocks", ("endpoint", "rest+https://two")) == 500
+    assert sample_value("model_hangs_total", ("bundle", "btc"), ("phase", "predicting")) == 2
+    assert sample_value("model_jobs_total", ("result", "result")) == 40
+    assert sample_value("model_quarantined") == 1
+    assert sample_value("model_age_seconds", ("model", "btc"), ("sha256", "ab12")) == pytest.approx(
+        86_400, abs=TIMEOUT_SECONDS
+    )
     assert (("endpoint", "rest+https://two"),) not in families["forecastd_endpoint_latency_seconds"]
     assert dict(next(iter(families["forecastd_build_info"])))["pytorch_forecasting"] == "1.8"
 
@@ -220,7 +223,7 @@ def test_foreign_host_header_is_rejected(send_request: SendRequest, host: str, s
 
 
 def send_raw(port: int, data: bytes) -> bytes:
-    """What comes back for these bytes, until the other side closes."""
+    """The response to these bytes, until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS) as connection:
         response = b""
         try:
@@ -228,7 +231,7 @@ def send_raw(port: int, data: bytes) -> bytes:
             while chunk := connection.recv(65_536):
                 response += chunk
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it was hung up on while it still wrote
+            pass  # the server closed the connection during the write
         return response
 
 
@@ -259,29 +262,24 @@ def test_slow_request_is_disconnected(port: int, monkeypatch: pytest.MonkeyPatch
 def test_excess_connections_are_rejected_until_one_closes(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUEST_SECONDS", TIMEOUT_SECONDS)
 
-    def until(served: bool) -> None:
-        never = threading.Event()
-        for _ in range(int(TIMEOUT_SECONDS / 0.05)):
-            if (send_raw(port, b"GET /healthz HTTP/1.1\r\n\r\n") != b"") == served:
-                return
-            never.wait(0.05)
-        pytest.fail(f"still {'turned away' if served else 'served'}")
+    def is_served() -> bool:
+        return send_raw(port, b"GET /healthz HTTP/1.1\r\n\r\n") != b""
 
     with ExitStack() as stack:
         for _ in range(server.MAX_CONNECTIONS):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS)).sendall(b"GET ")
-        until(served=False)
-    until(served=True)
+        wait_until(lambda: not is_served(), "a rejected connection", TIMEOUT_SECONDS)
+    wait_until(is_served, "a served connection", TIMEOUT_SECONDS)
 
 
 def test_port_in_use_only_logs_a_warning(port: int, caplog: pytest.LogCaptureFixture) -> None:
     with HealthServer(port, full_status, CLOCK) as second:
         assert second.port is None
-    assert f"port {port} of 127.0.0.1 cannot be had (Address already in use)" in caplog.text
+    assert f"cannot bind port {port} of 127.0.0.1 (Address already in use)" in caplog.text
 
 
 def test_port_is_free_after_close(daemon_status: list[DaemonStatus]) -> None:
-    for _ in range(5):  # a port that was let go of may be somebody else's by now, but not five times
+    for _ in range(5):  # another process may take a released port, but not five times
         with HealthServer(0, lambda: daemon_status[0], CLOCK) as first:
             port = first.port
             assert port is not None
@@ -296,19 +294,19 @@ def test_port_is_free_after_close(daemon_status: list[DaemonStatus]) -> None:
 def test_handler_exception_does_not_stop_the_server(
     send_request: SendRequest, daemon_status: list[DaemonStatus], caplog: pytest.LogCaptureFixture
 ) -> None:
-    good: Any = daemon_status.pop()
+    status: Any = daemon_status.pop()
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         send_request("/status")
-    daemon_status.append(good)
+    daemon_status.append(status)
     assert send_request("/status")[0] == 200
-    assert "was not answered: IndexError" in caplog.text
+    assert "A health request failed: IndexError" in caplog.text
 
 
 def test_health_and_alerts_import_no_heavy_library() -> None:
     program = (
-        "import sys; from forecastd.health import HealthServer; from forecastd.alerts import Alerts;"
+        "import sys; from forecastd.status import HealthServer; from forecastd.alerts import AlertDispatcher;"
         "heavy = {'fastapi', 'uvicorn', 'pandas', 'torch', 'requests', 'grpc'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (modules.returncode, modules.stderr) == (0, "")
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

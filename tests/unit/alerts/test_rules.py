@@ -1,4 +1,4 @@
-"""What a person is told, and when: nothing is lost, nothing comes too often, and at rest the person knows how things are."""
+"""When messages are sent: none is lost, none is too early, and the last one describes the current state."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ def events_of(messages: list[AlertMessage]) -> list[tuple[str, float, int]]:
     return [(message.event, message.sent_at, message.suppressed) for message in messages]
 
 
-# Each step: at which second, what happens (miss or serve a nonce, a person is needed or not, time goes by).
+# Each step: the second, the event (miss or serve a nonce, raise or lower the need for a person, tick), and the nonce.
 TABLE = {
-    "an alarm and its end": (
+    "fire-resolve": (
         [(0, "miss", 1), (60, "serve", 2)],
-        [("alarm", 0, 0), ("recovery", 60, 0)],
+        [("firing", 0, 0), ("resolved", 60, 0)],
     ),
-    "served all along says nothing": ([(0, "serve", 1), (3600, "serve", 2)], []),
-    "the same epoch is one alarm": ([(0, "miss", 1), (9000, "miss", 1), (18000, "miss", 1)], [("alarm", 0, 0)]),
-    "a second alarm within the hour waits for its end": (
+    "never-missed": ([(0, "serve", 1), (3600, "serve", 2)], []),
+    "same-epoch-once": ([(0, "miss", 1), (9000, "miss", 1), (18000, "miss", 1)], [("firing", 0, 0)]),
+    "second-alert-waits": (
         [(0, "miss", 1), (600, "miss", 2), (1200, "miss", 3), (3600, "tick", 0)],
-        [("alarm", 0, 0), ("alarm", 3600, 1)],
+        [("firing", 0, 0), ("firing", 3600, 1)],
     ),
-    "the recovery comes at once and tells what was held back": (
+    "resolved-counts-suppressed": (
         [(0, "miss", 1), (600, "miss", 2), (700, "serve", 3)],
-        [("alarm", 0, 0), ("recovery", 700, 1)],
+        [("firing", 0, 0), ("resolved", 700, 1)],
     ),
-    "an epoch served before the one that was missed is no recovery": (
+    "older-epoch-does-not-resolve": (
         [(0, "miss", 5), (10, "serve", 4)],
-        [("alarm", 0, 0)],
+        [("firing", 0, 0)],
     ),
-    "a miss that came and went between two messages is told late, not never": (
+    "short-miss-is-sent-late": (
         [(0, "miss", 1), (10, "serve", 2), (20, "miss", 3), (30, "serve", 4), (3599, "tick", 0), (3600, "tick", 0)],
-        [("alarm", 0, 0), ("recovery", 10, 0), ("recovery", 3600, 1)],
+        [("firing", 0, 0), ("resolved", 10, 0), ("resolved", 3600, 1)],
     ),
-    "a miss each hour is an alarm each hour": (
+    "miss-every-hour": (
         [(0, "miss", 1), (3600, "miss", 2), (7200, "miss", 3), (10800, "serve", 4)],
-        [("alarm", 0, 0), ("alarm", 3600, 0), ("alarm", 7200, 0), ("recovery", 10800, 0)],
+        [("firing", 0, 0), ("firing", 3600, 0), ("firing", 7200, 0), ("resolved", 10800, 0)],
     ),
-    "a recovery does not put the next alarm off": (
+    "resolved-does-not-delay": (
         [(0, "miss", 1), (3000, "serve", 2), (3600, "miss", 3)],
-        [("alarm", 0, 0), ("recovery", 3000, 0), ("alarm", 3600, 0)],
+        [("firing", 0, 0), ("resolved", 3000, 0), ("firing", 3600, 0)],
     ),
-    "a clock that was put back does not mute": (
+    "clock-set-back": (
         [(90_000, "miss", 1), (3600, "miss", 2)],
-        [("alarm", 90_000, 0), ("alarm", 3600, 0)],
+        [("firing", 90_000, 0), ("firing", 3600, 0)],
     ),
 }
 
@@ -84,7 +84,7 @@ steps = st.lists(
     st.tuples(
         st.floats(0, 2 * HOUR),  # seconds since the step before
         st.sampled_from(["miss", "serve", "raise", "lower", "tick"]),
-        st.booleans(),  # whether what is told now reaches the person
+        st.booleans(),  # whether a message of this step is delivered
     ),
     max_size=40,
 )
@@ -96,7 +96,7 @@ def test_no_alert_is_lost_or_early_and_the_final_state_is_sent(
 ) -> None:
     alert_state, now, raised = AlertState(HOUR), 0.0, 0
     state = {"missed_epoch": False, "needs_human": False}
-    notified: list[AlertMessage] = []  # what reached the person
+    notified: list[AlertMessage] = []  # the delivered messages
     for nonce, (pause, step, reached) in enumerate(steps):
         now += pause
         raised += step in {"miss", "raise"}
@@ -108,7 +108,7 @@ def test_no_alert_is_lost_or_early_and_the_final_state_is_sent(
                 notified.append(message)
             else:
                 alert_state = alert_state.mark_undelivered(message, now)
-    for _ in range(10):  # then everything gets through
+    for _ in range(10):  # then everything is delivered
         wait = alert_state.seconds_until_due(now)
         if wait is None:
             break
@@ -118,10 +118,10 @@ def test_no_alert_is_lost_or_early_and_the_final_state_is_sent(
     assert alert_state.seconds_until_due(now) is None
     assert sum(message.alert_count for message in notified) == raised
     for kind in state:
-        mine = [message for message in notified if message.kind == kind]
-        assert (mine[-1].event == "alarm" if mine else False) == state[kind]
-        alarms = [message.sent_at for message in mine if message.event == "alarm"]
-        assert all(later - earlier >= 300 - 1e-6 for earlier, later in pairwise(alarms))
+        own = [message for message in notified if message.kind == kind]
+        assert (own[-1].event == "firing" if own else False) == state[kind]
+        alert_times = [message.sent_at for message in own if message.event == "firing"]
+        assert all(later - earlier >= 300 - 1e-6 for earlier, later in pairwise(alert_times))
 
 
 @given(steps)
@@ -132,23 +132,23 @@ def test_delivered_alerts_are_an_interval_apart(steps: list[tuple[float, str, bo
         alert_state, messages = run_steps(alert_state, step, nonce, now)
         notified += messages
     for kind in ("missed_epoch", "needs_human"):
-        mine = [message for message in notified if message.kind == kind]
-        alarms = [message.sent_at for message in mine if message.event == "alarm"]
-        assert all(later - earlier >= HOUR - 1e-6 for earlier, later in pairwise(alarms))
-        ends = [message for message in mine if message.event == "recovery"]
-        told_of = [message for message in mine if message.event == "alarm" or message.suppressed]
-        assert len(ends) <= len(told_of)
+        own = [message for message in notified if message.kind == kind]
+        alert_times = [message.sent_at for message in own if message.event == "firing"]
+        assert all(later - earlier >= HOUR - 1e-6 for earlier, later in pairwise(alert_times))
+        resolutions = [message for message in own if message.event == "resolved"]
+        announcements = [message for message in own if message.event == "firing" or message.suppressed]
+        assert len(resolutions) <= len(announcements)
 
 
 @given(steps)
 def test_crash_before_delivery_leaves_every_message_pending(steps: list[tuple[float, str, bool]]) -> None:
-    alert_state, now, waiting, raised = AlertState(HOUR), 0.0, list[AlertMessage](), 0
+    alert_state, now, queued, raised = AlertState(HOUR), 0.0, list[AlertMessage](), 0
     for nonce, (pause, step, _) in enumerate(steps):
         now += pause
         raised += step in {"miss", "raise"}
         alert_state, messages = run_steps(alert_state, step, nonce, now)
-        waiting += messages
-    after, notified = alert_state.without_messages(waiting).take_due_messages(now)
+        queued += messages
+    after, notified = alert_state.without_messages(queued).take_due_messages(now)
     if raised:
         assert after.seconds_until_due(now) is None
     assert sum(message.alert_count for message in notified) == raised

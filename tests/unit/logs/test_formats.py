@@ -1,4 +1,4 @@
-"""A record is one line of the log, or one line and indented ones, whatever is in it."""
+"""A record starts exactly one line of the log; any other line of it is indented."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 def make_record(
     message: str, *arguments: object, error: BaseException | None = None, stack: str | None = None
 ) -> logging.LogRecord:
-    exception_info: ExceptionInfo | None = (type(error), error, error.__traceback__) if error else None
-    exception = logging.LogRecord("a.b", logging.WARNING, "b.py", 7, message, arguments, exception_info, "run", stack)
-    exception.created = 1_571_302_800.1239
-    return exception
+    error_info: ExceptionInfo | None = (type(error), error, error.__traceback__) if error else None
+    record = logging.LogRecord("a.b", logging.WARNING, "b.py", 7, message, arguments, error_info, "run", stack)
+    record.created = 1_571_302_800.1239
+    return record
 
 
 def file_text() -> TextFormatter:
     return TextFormatter(REDACTOR, tracebacks=True, locations=True)
 
 
-def exception_info(make: Callable[[], Exception]) -> Exception:
+def raise_and_catch(make: Callable[[], Exception]) -> Exception:
     def fail() -> None:
         raise make()
 
-    with pytest.raises(Exception) as exception_info:  # noqa: PT011 - whatever it is, it is only looked at
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - any exception is fine here
         fail()
-    assert isinstance(exception_info.value, Exception)
-    return exception_info.value
+    assert isinstance(caught.value, Exception)
+    return caught.value
 
 
 @given(message=ANYTHING | UNSAFE_TEXTS, detail=ANYTHING | UNSAFE_TEXTS, stack=st.none() | UNSAFE_TEXTS)
@@ -60,9 +60,9 @@ def test_continuation_lines_are_indented(message: str, detail: str, stack: str |
 
 @given(message=ANYTHING | UNSAFE_TEXTS, name=ANYTHING)
 def test_head_is_one_line(message: str, name: str) -> None:
-    exception = make_record(message.replace("%", ""))
-    exception.name = exception.funcName = name
-    for line in file_text().format(exception).splitlines()[1:]:
+    record = make_record(message.replace("%", ""))
+    record.name = record.funcName = name
+    for line in file_text().format(record).splitlines()[1:]:
         assert line.startswith("  ")
 
 
@@ -80,7 +80,7 @@ def test_json_record_is_one_line_that_parses(message: str, detail: str, stack: s
 
 @given(message=ANYTHING | UNSAFE_TEXTS)
 @pytest.mark.parametrize(
-    "form", [file_text(), JsonFormatter(REDACTOR, tracebacks=True), TextFormatter(REDACTOR, tracebacks=False)]
+    "formatter", [file_text(), JsonFormatter(REDACTOR, tracebacks=True), TextFormatter(REDACTOR, tracebacks=False)]
 )
 def test_control_characters_are_escaped(formatter: LineFormatter, message: str) -> None:
     text = formatter.format(make_record("%s", message))
@@ -113,13 +113,13 @@ def test_json_record_has_every_field() -> None:
 
 def caused() -> Exception:
     error = RuntimeError(f"outer {KEY}")
-    error.__cause__ = exception_info(lambda: KeyError(f"cause {KEY}"))
-    error.__cause__.__context__ = exception_info(lambda: OSError(2, "context", f"/x/{KEY}"))
+    error.__cause__ = raise_and_catch(lambda: KeyError(f"cause {KEY}"))
+    error.__cause__.__context__ = raise_and_catch(lambda: OSError(2, "context", f"/x/{KEY}"))
     return error
 
 
 def grouped() -> Exception:
-    return ExceptionGroup("several", [ValueError(KEY), ExceptionGroup("more", [exception_info(caused)])])
+    return ExceptionGroup("several", [ValueError(KEY), ExceptionGroup("more", [raise_and_catch(caused)])])
 
 
 def with_note() -> Exception:
@@ -132,15 +132,15 @@ def with_note() -> Exception:
     "make", [caused, grouped, with_note, lambda: ValueError("".join(f"{KEY}\n" for _ in range(99)))]
 )
 def test_nested_exceptions_are_redacted(make: Callable[[], Exception]) -> None:
-    exception = make_record("failed with %s", KEY, error=exception_info(make), stack=f"Stack:\n {KEY}")
+    record = make_record("failed with %s", KEY, error=raise_and_catch(make), stack=f"Stack:\n {KEY}")
     for formatter in (file_text(), JsonFormatter(REDACTOR, tracebacks=True), TextFormatter(REDACTOR, tracebacks=False)):
-        text = formatter.format(exception)
+        text = formatter.format(record)
         assert KEY[:16] not in text
         assert HIDDEN in text
 
 
 def test_traceback_names_every_cause() -> None:
-    text = file_text().format(make_record("failed", error=exception_info(caused)))
+    text = file_text().format(make_record("failed", error=raise_and_catch(caused)))
     for words in ("RuntimeError: outer", "KeyError: 'cause", "FileNotFoundError", "direct cause"):
         assert words in text
 
@@ -148,24 +148,26 @@ def test_traceback_names_every_cause() -> None:
 def test_exception_without_traceback_is_one_line() -> None:
     console = TextFormatter(REDACTOR, tracebacks=False, timestamps=False)
     assert (
-        console.format(make_record("No data.", error=exception_info(lambda: ValueError("a\nb"))))
+        console.format(make_record("No data.", error=raise_and_catch(lambda: ValueError("a\nb"))))
         == "WARNING: No data. (ValueError: a)"
     )
-    assert console.format(make_record("No data.", error=exception_info(ValueError))) == "WARNING: No data. (ValueError)"
+    assert (
+        console.format(make_record("No data.", error=raise_and_catch(ValueError))) == "WARNING: No data. (ValueError)"
+    )
     assert console.format(make_record("No data.", stack="Stack:\n x")) == "WARNING: No data."
 
 
 def test_exc_info_without_exception_is_accepted() -> None:
-    exception = make_record("x")
-    exception.exc_info = sys.exc_info()
-    assert file_text().format(exception).endswith(" x")
-    assert TextFormatter(REDACTOR, tracebacks=False, timestamps=False).format(exception) == "WARNING: x"
+    record = make_record("x")
+    record.exc_info = sys.exc_info()
+    assert file_text().format(record).endswith(" x")
+    assert TextFormatter(REDACTOR, tracebacks=False, timestamps=False).format(record) == "WARNING: x"
 
 
 def test_preformatted_traceback_is_kept() -> None:
-    exception = make_record("x")
-    exception.exc_text = "Traceback:\n  y"
-    assert file_text().format(exception).endswith(" x\n  Traceback:\n    y")
+    record = make_record("x")
+    record.exc_text = "Traceback:\n  y"
+    assert file_text().format(record).endswith(" x\n  Traceback:\n    y")
 
 
 def test_huge_record_is_shortened_and_stays_redacted() -> None:

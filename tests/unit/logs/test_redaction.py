@@ -1,4 +1,4 @@
-"""No spelling of a secret, whole or cut, comes through; and what is no secret does."""
+"""Every spelling of a secret, complete or truncated, is removed; other text is unchanged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "base64 in lines": lambda text: base64.encodebytes(utf8(text * 3)).decode(),
     "basic authentication": lambda text: base64.b64encode(b"me:" + utf8(text)).decode(),
     "basic authentication, other user": lambda text: base64.b64encode(b"user:" + utf8(text) + b":x").decode(),
-    "one word a line": lambda text: "\n".join(text.split()),
+    "one word per line": lambda text: "\n".join(text.split()),
     "in a list": lambda text: str(text.split()),
     "wrapped": lambda text: "\n    ".join(text[position : position + 7] for position in range(0, len(text), 7)),
     "wrapped, then repr": lambda text: repr(
@@ -71,15 +71,15 @@ def test_every_spelling_of_a_secret_is_redacted(secret: str, name: str) -> None:
     assert HIDDEN in redacted
     assert redacted.startswith("GET failed: <")
     assert redacted.endswith("> (timed out)")
-    left = redacted.removeprefix("GET failed: <").removesuffix("> (timed out)").replace(HIDDEN, "")
-    # What may stay: a parameter's name, quotes, a user's name in base64.
-    assert len(left) <= 20, left
+    remainder = redacted.removeprefix("GET failed: <").removesuffix("> (timed out)").replace(HIDDEN, "")
+    # A parameter's name, quotes, or a user's name in base64 may remain.
+    assert len(remainder) <= 20, remainder
 
 
 @given(before=st.binary(max_size=20), after=st.binary(max_size=20))
 def test_base64_secret_is_redacted_at_any_offset(before: bytes, after: bytes) -> None:
-    coded = base64.b64encode(before + KEY.encode() + after).decode()
-    redacted = redactor(KEY).redact(coded)
+    encoded = base64.b64encode(before + KEY.encode() + after).decode()
+    redacted = redactor(KEY).redact(encoded)
     assert HIDDEN in redacted
     assert len(redacted) - len(HIDDEN) <= (len(before) + len(after)) * 4 / 3 + 10
 
@@ -91,16 +91,16 @@ def test_truncated_key_is_redacted(start: int, length: int) -> None:
 
 
 @given(
-    places=st.sets(st.integers(1, len(KEY) - 1)),
+    positions=st.sets(st.integers(1, len(KEY) - 1)),
     blank=st.sampled_from([" ", "\n", "\r\n  ", "\t", "\0", "\u200b", "\x1b"]),
 )
-def test_wrapped_key_is_redacted(places: set[int], blank: str) -> None:
-    broken = "".join(blank + letter if position in places else letter for position, letter in enumerate(KEY))
+def test_wrapped_key_is_redacted(positions: set[int], blank: str) -> None:
+    broken = "".join(blank + letter if position in positions else letter for position, letter in enumerate(KEY))
     assert redactor(KEY).redact(f"a {broken} b") == f"a {HIDDEN} b"
 
 
 @given(
-    at=st.integers(0, len(PHRASE.split()) - 2),
+    position=st.integers(0, len(PHRASE.split()) - 2),
     count=st.integers(2, 12),
     between=st.sampled_from(
         [" ", "\n", ", ", "', '", '","', "+", "%20", "%2520", "\\n", "\\u0020", "&#32;", " 7. ", "_"]
@@ -159,6 +159,6 @@ def test_secret_of_any_length_is_redacted(length: int, seed: int) -> None:
 
 
 def test_secret_added_later_is_redacted() -> None:
-    made = redactor(KEY)
-    made.hide([PHRASE])
-    assert made.redact(f"{KEY}, {PHRASE}") == f"{HIDDEN}, {HIDDEN}"
+    key_redactor = redactor(KEY)
+    key_redactor.hide([PHRASE])
+    assert key_redactor.redact(f"{KEY}, {PHRASE}") == f"{HIDDEN}, {HIDDEN}"

@@ -1,4 +1,4 @@
-"""A pulse reads back as it was written, refuses what is none, and counts the cycles that it is told of."""
+"""A status reads back as it was written, rejects anything else, and counts cycles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import forecastd.status.model as room
 from forecastd.ledger.outcome import Outcome
+from forecastd.status import model
 from forecastd.status.model import MAX_LAST_OUTCOMES, VERSION, DaemonStatus, MeasurementSummary, TopicStatus
 
 NOW = 1_790_000_000.0
@@ -22,7 +22,7 @@ words = st.text(max_size=20)
 
 
 def strategy_for(kind: Any) -> st.SearchStrategy[Any]:
-    """Any value of a field's type, by the type alone, so that a field added later is covered too."""
+    """Any value of a field's type; derived from the type, so that new fields are covered too."""
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return st.builds(kind, **{argument.name: strategy_for(hints[argument.name]) for argument in fields(kind)})
@@ -72,7 +72,7 @@ def as_plain_json() -> dict[str, Any]:
         {"topics": [{}]},
         {"topics": [{"topic_id": 67, "unknown": 1}]},
         {"topics": {"topic_id": 67}},
-        {"written": float("nan")},
+        {"written_at": float("nan")},
     ],
 )
 def test_invalid_status_is_rejected_by_field(change: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def test_epoch_of_another_run_has_no_lag_and_confirms_nothing_newer() -> None:
 def test_every_status_class_is_strict() -> None:
     classes = [
         status_class
-        for status_class in vars(room).values()
+        for status_class in vars(model).values()
         if is_dataclass(status_class) and status_class is not Outcome
     ]
     assert len(classes) > 10
