@@ -18,6 +18,7 @@ from typing import TextIO
 
 from forecastd.clock import TimeBudget
 from forecastd.logs.handler import Notice
+from forecastd.runtime.formatting import format_count
 
 WRITE_TIMEOUT_SECONDS = 0.2  # for a slow reader; 0 after it was too slow, until it reads again
 CLOSE_TIMEOUT_SECONDS = 1.0  # when the program exits
@@ -84,8 +85,8 @@ class ConsoleStream:
             del self._pending[:written]
         self._blocked = False
         if self._dropped_lines:
-            message = "%d lines are missing on the console: its reader was too slow."
-            self.notices.append((message, (self._dropped_lines,)))
+            message = "The console lacks %s: its reader was too slow."
+            self.notices.append((message, (format_count(self._dropped_lines, "line"),)))
             self._dropped_lines = 0
 
     def _wait_writable(self, deadline: TimeBudget) -> bool:

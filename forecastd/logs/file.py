@@ -24,6 +24,7 @@ from pathlib import Path
 
 from forecastd.clock import Clock
 from forecastd.logs.handler import Notice
+from forecastd.runtime.formatting import format_count
 
 RETRY_SECONDS = 30.0
 _MODE = 0o640
@@ -63,8 +64,8 @@ class RotatingFile:
             self._handle_error(error)
             return
         if self._dropped_lines:
-            message = "Writing the log %s again; it lacks %d lines before this one."
-            self.notices.append((message, (self.path, self._dropped_lines)))
+            message = "Writing the log %s again; it lacks %s before this one."
+            self.notices.append((message, (self.path, format_count(self._dropped_lines, "line"))))
             self._dropped_lines = 0
 
     def reopen(self) -> None:

@@ -1,4 +1,4 @@
-"""The console when nobody reads it, or it is gone: lines are lost and told, and the worker goes on."""
+"""The console when its reader is slow or gone: lines are dropped and reported, and the worker continues."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def terminal() -> Iterator[tuple[int, TextIO]]:
 
 @pytest.fixture
 def connection() -> Iterator[tuple[int, TextIO]]:
-    """As the journal gives it to a service."""
+    """A socket, as systemd's journal provides for a service."""
     reader, writer = socket.socketpair()
     with os.fdopen(writer.detach(), "w") as stream, reader:
         yield reader.fileno(), stream
@@ -97,7 +97,7 @@ def test_unread_console_never_blocks_and_keeps_lines_whole(
     *lines, last = output.decode().replace("\r\n", "\n").splitlines(keepends=True)
     assert last == "the end\n"
     assert lines == [f"{number:06} {LINE}" for number in range(len(lines))]
-    assert dropped == [f"{50_000 - len(lines)} lines are missing on the console: nobody read them in time."]
+    assert dropped == [f"The console lacks {50_000 - len(lines)} lines: its reader was too slow."]
 
 
 def test_shared_pipe_stays_blocking(console: OpenConsole, pipe: tuple[int, TextIO]) -> None:
@@ -114,26 +114,26 @@ def test_closed_console_reader_is_reported_once(
     console_stream = console(stream)
     console_stream.write(LINE)
     spare = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(spare, reader)  # closes it, and leaves the number to the fixture
+    os.dup2(spare, reader)  # closes the reader and keeps the number for the fixture
     os.close(spare)
     for _ in range(1000):
         console_stream.write(LINE)
-    (messages,) = notices(console_stream)
-    assert messages.startswith("Cannot write to the console (")
+    (message,) = notices(console_stream)
+    assert message.startswith("Cannot write to the console (")
 
 
 def test_console_file_keeps_other_output_and_survives_a_full_disk(console: OpenConsole, tmp_path: Path) -> None:
     with (tmp_path / "nohup.out").open("w") as stream:
         console_stream = console(stream)
-        os.write(stream.fileno(), b"ours\n")
+        os.write(stream.fileno(), b"other\n")
         console_stream.write("log\n")
-        os.write(stream.fileno(), b"ours\n")
-        assert (tmp_path / "nohup.out").read_text() == "ours\nlog\nours\n"
+        os.write(stream.fileno(), b"other\n")
+        assert (tmp_path / "nohup.out").read_text() == "other\nlog\nother\n"
     full = console(Path("/dev/full").open("w"))  # noqa: SIM115 - closed by the fixture
     for _ in range(100):
         full.write(LINE)
-    (messages,) = notices(full)
-    assert "No space left" in messages
+    (message,) = notices(full)
+    assert "No space left" in message
 
 
 def test_console_without_descriptor_is_written_directly(console: OpenConsole) -> None:

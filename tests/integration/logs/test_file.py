@@ -1,4 +1,4 @@
-"""The log file when disk, directory or another program are not kind to it: no line torn, what is lost is counted and told."""
+"""The log file when disk, directory or another program interfere: no line is torn, and dropped lines are reported."""
 
 from __future__ import annotations
 
@@ -19,24 +19,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forecastd.logs.file import RETRY_SECONDS, RotatingFile
+from forecastd.logs.handler import SinkHandler
+from forecastd.testing import ManualClock
 
 
-class ManualLogClock:
-    """A clock that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
+class LogClock(ManualClock):
+    """A manual clock whose wall time must not be read."""
 
     def now(self) -> float:
-        raise AssertionError("a log needs no wall clock")
-
-    def monotonic(self) -> float:
-        return self.seconds
+        raise AssertionError("the log file must not read the wall clock")
 
 
 @pytest.fixture
-def clock() -> ManualLogClock:
-    return ManualLogClock()
+def clock() -> LogClock:
+    return LogClock()
 
 
 @pytest.fixture
@@ -45,11 +41,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_file(path: Path, clock: ManualLogClock) -> Iterator[Callable[..., RotatingFile]]:
+def open_file(path: Path, clock: LogClock) -> Iterator[Callable[..., RotatingFile]]:
     opened = []
 
-    def make(where: Path = path, max_bytes: int = 1_000_000, backups: int = 5) -> RotatingFile:
-        opened.append(RotatingFile(where, max_bytes=max_bytes, backup_count=backups, clock=clock))
+    def make(log_path: Path = path, max_bytes: int = 1_000_000, backup_count: int = 5) -> RotatingFile:
+        opened.append(RotatingFile(log_path, max_bytes=max_bytes, backup_count=backup_count, clock=clock))
         return opened[-1]
 
     yield make
@@ -68,8 +64,8 @@ def notices(file: RotatingFile) -> list[str]:
     return messages
 
 
-def advance_past_retry(clock: ManualLogClock) -> None:
-    clock.seconds += RETRY_SECONDS + 1
+def advance_past_retry(clock: LogClock) -> None:
+    clock.advance(RETRY_SECONDS + 1)
 
 
 def test_directory_is_created_and_lines_are_appended(file: RotatingFile, path: Path) -> None:
@@ -80,7 +76,7 @@ def test_directory_is_created_and_lines_are_appended(file: RotatingFile, path: P
 
 
 def test_full_file_is_rotated_and_the_oldest_deleted(open_file: Callable[..., RotatingFile], path: Path) -> None:
-    file = open_file(max_bytes=10, backups=2)
+    file = open_file(max_bytes=10, backup_count=2)
     for number in range(8):
         file.write(f"{number:04}\n")
     assert {log_file.name: log_file.read_text() for log_file in path.parent.iterdir()} == {
@@ -102,7 +98,7 @@ def test_gap_between_backups_loses_no_file(open_file: Callable[..., RotatingFile
     path.parent.mkdir()
     for name, text in (("", "newest\n"), (".1", "new\n"), (".3", "old\n"), (".4", "older\n")):
         path.with_name(f"submission.log{name}").write_text(text)
-    open_file(max_bytes=5, backups=4).write("now\n")
+    open_file(max_bytes=5, backup_count=4).write("now\n")
     assert [path.with_name(f"submission.log{name}").read_text() for name in ("", ".1", ".2", ".3", ".4")] == [
         "now\n", "newest\n", "new\n", "old\n", "older\n",
     ]  # fmt: skip
@@ -122,9 +118,9 @@ def test_symbolic_link_stays_and_its_target_is_rotated(
 
 
 def test_failed_rollover_is_reported_once_and_the_file_grows(
-    open_file: Callable[..., RotatingFile], path: Path, clock: ManualLogClock
+    open_file: Callable[..., RotatingFile], path: Path, clock: LogClock
 ) -> None:
-    file = open_file(max_bytes=10, backups=1)
+    file = open_file(max_bytes=10, backup_count=1)
     (path.parent / "submission.log.1").mkdir(parents=True)
     lines = [f"{number:06}\n" for number in range(20)]
     for line in lines[:10]:
@@ -133,8 +129,8 @@ def test_failed_rollover_is_reported_once_and_the_file_grows(
     for line in lines[10:]:
         file.write(line)
     assert path.read_text() == "".join(lines)
-    (messages,) = notices(file)
-    assert "Cannot roll" in messages
+    (message,) = notices(file)
+    assert "Cannot rotate" in message
     (path.parent / "submission.log.1").rmdir()
     advance_past_retry(clock)
     file.write("new\n")
@@ -160,17 +156,17 @@ def test_logrotate_copytruncate_continues_at_the_beginning(file: RotatingFile, p
     assert path.read_bytes() == b"two\n"
 
 
-@pytest.mark.parametrize("way", ["create", "nocreate", "copytruncate"])
-def test_real_logrotate_loses_no_line(file: RotatingFile, path: Path, tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("mode", ["create", "nocreate", "copytruncate"])
+def test_real_logrotate_loses_no_line(file: RotatingFile, path: Path, tmp_path: Path, mode: str) -> None:
     program = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if program is None:
         pytest.skip("logrotate is not installed")
-    plan = tmp_path / "plan"
-    plan.write_text(f"{path} {{\n  rotate 20\n  {way}\n  su {os.getuid()} {os.getgid()}\n}}\n")
-    plan.chmod(0o600)
+    configuration = tmp_path / "logrotate.conf"
+    configuration.write_text(f"{path} {{\n  rotate 20\n  {mode}\n  su {os.getuid()} {os.getgid()}\n}}\n")
+    configuration.chmod(0o600)
     for number in range(10):
         file.write(f"{number}\n")
-        subprocess.run([program, "--force", "--state", str(tmp_path / "state"), str(plan)], check=True)
+        subprocess.run([program, "--force", "--state", str(tmp_path / "state"), str(configuration)], check=True)
     file.write("last\n")
     texts = [log_file.read_text() for log_file in path.parent.iterdir()]
     assert sorted("".join(texts).split()) == sorted([*map(str, range(10)), "last"])
@@ -184,9 +180,7 @@ def test_removed_directory_is_created_again(file: RotatingFile, path: Path) -> N
     assert notices(file) == []
 
 
-def test_write_failure_is_reported_once_counted_and_retried(
-    file: RotatingFile, path: Path, clock: ManualLogClock
-) -> None:
+def test_write_failure_is_reported_once_counted_and_retried(file: RotatingFile, path: Path, clock: LogClock) -> None:
     file.write("one\n")
     shutil.rmtree(path.parent)
     path.parent.write_text("a file where the directory was")
@@ -194,15 +188,15 @@ def test_write_failure_is_reported_once_counted_and_retried(
         file.write("lost\n")
     advance_past_retry(clock)
     file.write("lost\n")
-    (messages,) = notices(file)
-    assert messages.startswith(f"Cannot write the log {path} (")
+    (message,) = notices(file)
+    assert message.startswith(f"Cannot write the log {path} (")
     path.parent.unlink()
-    file.write("lost too: it is not tried yet\n")
+    file.write("also lost: the next attempt is later\n")
     advance_past_retry(clock)
     file.write("two\n")
     assert path.read_text() == "two\n"
-    (messages,) = notices(file)
-    assert "7 lines" in messages
+    (message,) = notices(file)
+    assert "7 lines" in message
     file.write("three\n")
     assert notices(file) == []
 
@@ -216,9 +210,9 @@ def test_reopen_retries_immediately(file: RotatingFile, path: Path) -> None:
     assert path.read_text() == "one\n"
 
 
-@pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "full device", "loop"])
+@pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "full-device", "loop"])
 def test_non_file_at_the_path_is_reported_without_blocking(
-    file: RotatingFile, path: Path, clock: ManualLogClock, monkeypatch: pytest.MonkeyPatch, kind: str
+    file: RotatingFile, path: Path, clock: LogClock, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     path.parent.mkdir()
     monkeypatch.chdir(path.parent)
@@ -230,7 +224,7 @@ def test_non_file_at_the_path_is_reported_without_blocking(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path.name)
     else:
-        path.symlink_to({"full device": "/dev/full", "loop": path.name}[kind])
+        path.symlink_to({"full-device": "/dev/full", "loop": path.name}[kind])
     file.write("lost\n")
     file.write("lost\n")
     assert len(notices(file)) == 1
@@ -248,7 +242,7 @@ def test_full_terminal_at_the_path_does_not_block(file: RotatingFile, path: Path
         file.write("x" * 99 + "\n")
     assert len(notices(file)) == 1
     shown = b""
-    while b"x\r\nx" not in shown:  # what was written comes through to a terminal's reader in pieces
+    while b"x\r\nx" not in shown:  # the terminal passes the output on in pieces
         shown += os.read(master, 4096)
     os.close(master)
     os.close(slave)
@@ -274,19 +268,19 @@ def test_reused_descriptor_is_not_written_to(file: RotatingFile, path: Path, tmp
     file.write("one\n")
     descriptor = next(int(link.name) for link in Path("/proc/self/fd").iterdir() if is_link_to(link, path))
     other = os.open(tmp_path / "ledger", os.O_RDWR | os.O_CREAT)
-    os.dup2(other, descriptor)  # closes it, and gets its number, whatever other threads open and close
+    os.dup2(other, descriptor)  # closes it and takes its number, whatever other threads open and close
     os.close(other)
     file.write("two\n")
     assert path.read_text() == "one\ntwo\n"
     assert (tmp_path / "ledger").read_text() == ""
-    os.close(descriptor)  # raises when the log has closed what is not its own
+    os.close(descriptor)  # raises if the log has closed a descriptor that is not its own
 
 
 def is_link_to(link: Path, path: Path) -> bool:
     try:
         return link.readlink() == path
     except FileNotFoundError:
-        return False  # the descriptor that the directory itself was read with
+        return False  # the descriptor with which the directory was read
 
 
 LIMITED = """
@@ -296,7 +290,7 @@ from forecastd.clock import SystemClock
 from forecastd.logs.file import RotatingFile
 
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-file = RotatingFile(Path(sys.argv[1]), max_bytes=10**9, backups=5, clock=SystemClock(), retry=0.0)
+file = RotatingFile(Path(sys.argv[1]), max_bytes=10**9, backup_count=5, clock=SystemClock(), retry_seconds=0.0)
 for limit in (1000, 1333, 1334, 5000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     for number in range(100):
@@ -321,16 +315,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mount, unmount = shutil.which("mount"), shutil.which("umount")
     if mount is None or unmount is None:
-        pytest.skip("no disk can be mounted here")
+        pytest.skip("cannot mount a tmpfs here")
     command = [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
     if subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("no disk can be mounted here")
+        pytest.skip("cannot mount a tmpfs here")
     yield disk
     subprocess.run([unmount, "-l", str(disk)], check=True)
 
 
 def test_full_disk_drops_lines_until_space_is_free(
-    open_file: Callable[..., RotatingFile], small_disk: Path, clock: ManualLogClock
+    open_file: Callable[..., RotatingFile], small_disk: Path, clock: LogClock
 ) -> None:
     path = small_disk / "submission.log"
     file = open_file(path)
@@ -338,7 +332,7 @@ def test_full_disk_drops_lines_until_space_is_free(
     lines = [f"{number:06} {'x' * 90}\n" for number in range(1000)]
     for line in lines:
         file.write(line)
-        clock.seconds += RETRY_SECONDS / 10
+        clock.advance(RETRY_SECONDS / 10)
     written = path.read_text().splitlines(keepends=True)
     assert written == lines[: len(written)]
     assert 0 < len(written) < 500
@@ -347,13 +341,11 @@ def test_full_disk_drops_lines_until_space_is_free(
     advance_past_retry(clock)
     file.write("room\n")
     assert path.read_text() == "".join([*written, "room\n"])
-    (messages,) = notices(file)
-    assert f"the {1000 - len(written)} lines" in messages
+    (message,) = notices(file)
+    assert f"lacks {1000 - len(written)} lines" in message
 
 
-def test_threads_share_one_file(path: Path, clock: ManualLogClock) -> None:
-    from forecastd.logs.handler import SinkHandler
-
+def test_threads_share_one_file(path: Path, clock: LogClock) -> None:
     file = RotatingFile(path, max_bytes=3000, backup_count=500, clock=clock)
     handler = SinkHandler(file, logging.Formatter("%(message)s"), logging.DEBUG)
 
@@ -385,15 +377,15 @@ def test_any_file_events_keep_lines_whole_and_ordered(
     steps: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = tmp_path_factory.mktemp("any")
-    path, clock, counter = directory / "logs" / "submission.log", ManualLogClock(), itertools.count(1)
+    path, clock, counter = directory / "logs" / "submission.log", LogClock(), itertools.count(1)
     files = [RotatingFile(path, max_bytes=120, backup_count=50, clock=clock) for _ in range(2)]
-    lines_written = itertools.count()
+    names = itertools.count()
     for step in steps:
         if "write" in step:
-            which = files[step == "other writes"]
-            which.write(f"{next(counter):06}{'y' * 200 if step == 'write long' else ''}\n")
+            file = files[step == "other writes"]
+            file.write(f"{next(counter):06}{'y' * 200 if step == 'write long' else ''}\n")
         elif step == "rename" and path.is_file():
-            path.rename(directory / f"rotated.{next(lines_written)}")
+            path.rename(directory / f"rotated.{next(names)}")
         elif step == "remove" and path.is_file():
             path.unlink()
         elif step == "truncate" and path.is_file():
@@ -401,7 +393,7 @@ def test_any_file_events_keep_lines_whole_and_ordered(
         elif step == "reopen":
             files[0].reopen()
         elif step == "block" and path.parent.is_dir():
-            path.parent.rename(directory / f"moved.{next(lines_written)}")
+            path.parent.rename(directory / f"moved.{next(names)}")
             path.parent.touch()
         elif step == "free" and path.parent.is_file():
             path.parent.unlink()

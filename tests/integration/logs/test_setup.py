@@ -1,4 +1,4 @@
-"""Logging as a process sets it up: what is on the console, what in the file, what nobody caught, and what is hidden."""
+"""Logging in a process: the console, the file, uncaught exceptions, and hidden secrets."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def test_console_is_brief_and_file_is_complete(directory: Path) -> None:
 
 
 def test_daemon_console_shows_info_with_timestamps(directory: Path) -> None:
-    result = run_program(directory, "configure(directory, verbose=False, console=logging.INFO, times=True)" + MESSAGES)
+    result = run_program(
+        directory, "configure(directory, verbose=False, console_level=logging.INFO, timestamps=True)" + MESSAGES
+    )
     assert [line.split()[1:] for line in result.console[:2]] == [["INFO", "b"], ["WARNING", "c"]]
     assert all(line[:2] == "20" and line[23] == "Z" for line in result.console)
 
@@ -78,9 +80,9 @@ def test_verbose_console_shows_everything(directory: Path) -> None:
 def test_json_lines_of_file_and_console_parse(directory: Path) -> None:
     result = run_program(directory, "configure(directory, verbose=False, json=True)" + MESSAGES)
     assert [json.loads(line)["message"].split(".")[0] for line in result.console] == ["c", "No number"]
-    fields = [json.loads(line) for line in result.file.splitlines()]
-    assert [line_text["level"] for line_text in fields] == ["DEBUG", "DEBUG", "INFO", "WARNING", "ERROR"]
-    assert "Traceback" in fields[-1]["traceback"]
+    records = [json.loads(line) for line in result.file.splitlines()]
+    assert [record["level"] for record in records] == ["DEBUG", "DEBUG", "INFO", "WARNING", "ERROR"]
+    assert "Traceback" in records[-1]["traceback"]
 
 
 def test_unwritable_directory_is_reported_once_and_the_program_continues(directory: Path) -> None:
@@ -102,7 +104,7 @@ reopen(); log.info("back")
     first, second, *more = result.file.splitlines()
     assert first.endswith(" back")
     assert "Writing the log" in second
-    assert "the 2 lines before this one" in second  # the one, and that it was lost
+    assert "lacks 2 lines before this one" in second  # the dropped line and its notice
     assert more == []
     assert len(result.console) == 2
 
