@@ -25,9 +25,11 @@ from forecastd.fleet.api.listen_address import listen
 from forecastd.fleet.demo import DemoFeed, DemoOptions
 from forecastd.fleet.fleet import Fleet
 from forecastd.logs import reopen
-from forecastd.runtime.file_lock import FileLock
+from forecastd.runtime.formatting import format_count
+from forecastd.runtime.locks import FileLock
 from forecastd.runtime.sd_notify import SystemdNotifier, watchdog_interval
 from forecastd.runtime.signals import SignalQueue
+from forecastd.runtime.stacks import format_stacks
 from forecastd.settings import Settings
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def _banner(fleet: Fleet, port: int, keys: ApiKeys) -> str:
     host = f"[{settings.fleet_host}]" if ":" in settings.fleet_host else settings.fleet_host
     lines = [
         ("serving", f"http://{host}:{port}  (POST /feed, GET /forecast, /docs)"),
-        ("keys", f"{len(keys)} API keys" if keys else "none; only this machine has access"),
+        ("keys", format_count(len(keys), "API key") if keys else "none; only this machine has access"),
         ("model", f"{manifest.name} ({manifest.sha256[:12]}), engine {settings.fleet_engine}"),
         ("forecast", f"{manifest.horizon} steps of {manifest.step} s from {manifest.encoder_minimum} to "
                      f"{manifest.encoder_length} ticks of each server"),
@@ -123,12 +125,15 @@ def _banner(fleet: Fleet, port: int, keys: ApiKeys) -> str:
 
 
 def _main_loop(parts: _ServerParts) -> int:
-    """Wait for a signal that ends the process; returns its exit code. Raises NeedsHuman if the fleet cannot
-    continue."""
+    """Wait for a signal that ends the process; returns its exit code.
+
+    Raises:
+        NeedsHuman: the fleet cannot continue.
+    """
     settings, notify, fleet = parts.fleet.settings, parts.notify, parts.fleet
     interval = watchdog_interval(settings.watchdog_usec, settings.watchdog_pid, os.getpid())
     notify.ready(f"serving on port {parts.http.port}")
-    status = ""
+    last_line = ""
     while True:
         for number in parts.signals.wait(min(POLL_SECONDS, interval or POLL_SECONDS)):
             if number in {signal.SIGTERM, signal.SIGINT}:
@@ -139,8 +144,6 @@ def _main_loop(parts: _ServerParts) -> int:
             if number == signal.SIGHUP:
                 reopen()
             if number == signal.SIGUSR1:
-                from forecastd.runtime.stacks import format_stacks
-
                 log.info("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
         if fleet.fatal_error is not None:
             parts.stop()
@@ -148,8 +151,8 @@ def _main_loop(parts: _ServerParts) -> int:
         if interval is not None and _is_alive(parts):
             notify.watchdog()
         line = _status_line(fleet)
-        if line != status:
-            status = line
+        if line != last_line:
+            last_line = line
             notify.status(line)
 
 
@@ -163,5 +166,8 @@ def _is_alive(parts: _ServerParts) -> bool:
 def _status_line(fleet: Fleet) -> str:
     """The line that `systemctl status` shows."""
     states, health = fleet.snapshot.count_states(), status.check_health(fleet)
-    line = f"{states['total']} servers, {states['ready']} ready, {fleet.snapshot.alert_counts['open']} alerts"
+    line = (
+        f"{format_count(states['total'], 'server')}, {states['ready']} ready, "
+        f"{format_count(fleet.snapshot.alert_counts['open'], 'alert')}"
+    )
     return line if health.ok else f"{line}; {health.reasons[0]}"

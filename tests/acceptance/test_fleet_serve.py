@@ -1,4 +1,4 @@
-"""`fleet serve`, as a user starts and ends it: made-up servers, a real model's process, keys, and what it refuses."""
+"""`fleet serve` as a user starts and stops it: simulated servers, a real model process, keys, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEY = "a-key-of-good-length"
 
 
 class ServeProcess:
-    """A `fleet serve` that was started, and what it says."""
+    """A running `fleet serve` and its output."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -50,12 +50,12 @@ class ServeProcess:
 
     @property
     def url(self) -> str:
-        """Where it serves, as it says itself."""
+        """The URL from its log."""
         match = self.wait_for(lambda: re.search(r"http://127\.0\.0\.1:\d+", self.output))
         return str(match.group())
 
     def wait_for(self, condition: Callable[[], Any]) -> Any:
-        """What the condition gives as soon as that is true."""
+        """The result of the condition as soon as it is true."""
         end = time.monotonic() + WAIT
         while time.monotonic() < end:
             if result := condition():
@@ -66,10 +66,10 @@ class ServeProcess:
                     return result
                 break
             threading.Event().wait(0.02)
-        raise AssertionError(f"what was waited for did not come; it said:\n{self.output}")
+        raise AssertionError(f"the condition did not become true; output:\n{self.output}")
 
     def get(self, path: str, status: int = 200) -> Any:
-        """What it answers, once it answers with this status."""
+        """The JSON body of the first response with this status."""
         with httpx.Client(base_url=self.url, trust_env=False, timeout=WAIT) as client:
 
             def answered() -> httpx.Response | None:
@@ -82,7 +82,7 @@ class ServeProcess:
             return self.wait_for(answered).json()
 
     def stop(self, number: signal.Signals) -> int:
-        """Send a signal and wait for the end; the exit code."""
+        """Send a signal and wait for the end; returns the exit code."""
         self.process.send_signal(number)
         code = self.process.wait(WAIT)
         self._reader.join(WAIT)
@@ -95,7 +95,7 @@ class StartServe(Protocol):
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A bundle of a network that nobody trained: it forecasts, and what it says means nothing."""
+    """A bundle of an untrained network: its forecasts mean nothing."""
     return make_bundle(tmp_path / "untrained")
 
 
@@ -132,7 +132,7 @@ def make_bundle(path: Path, *, step: int = 5, name: str = "untrained") -> Path:
 
 @pytest.fixture
 def start(root: Path, tmp_path: Path, environment: dict[str, str], bundle: Path) -> Iterator[StartServe]:
-    """Start `fleet serve` on a free port, with the untrained bundle and a state of its own."""
+    """Start `fleet serve` on a free port, with the untrained bundle and a state directory of its own."""
     running: list[ServeProcess] = []
 
     def run(*arguments: str, **more: str) -> ServeProcess:
@@ -154,13 +154,13 @@ def start(root: Path, tmp_path: Path, environment: dict[str, str], bundle: Path)
 
 
 def child_pids(pid: int) -> list[int]:
-    """The processes that this one has started."""
+    """The child processes of this one."""
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(process) for process in listed.split()]
 
 
 def evaluated(status: Any) -> Any:
-    """A status once its servers were judged, which comes a moment after their first forecast."""
+    """The status once its servers are evaluated, shortly after the first forecast."""
     return status if status["servers"]["ready"] else None
 
 
@@ -176,7 +176,7 @@ def test_serve_demo_forecasts_and_leaves_no_files(start: StartServe, tmp_path: P
     assert running.get("/servers")["count"] == 5
     assert "simulated" in running.output
     running.process.send_signal(signal.SIGUSR1)
-    running.wait_for(lambda: "the stacks of all threads" in running.output)
+    running.wait_for(lambda: "stacks of all threads" in running.output)
     started = psutil.Process(running.process.pid).children(recursive=True)
     assert running.stop(signal.SIGTERM) == 0
     assert "Traceback" not in running.output
@@ -220,7 +220,7 @@ def test_serve_rehearsal_keeps_rows_after_kill(start: StartServe, tmp_path: Path
     assert after["now"] > before["now"]
     assert after["window"]["ticks"] >= before["window"]["ticks"]
     assert after["window"]["damaged"] == 0
-    assert "the window: " in again.output
+    assert "loaded the window: " in again.output
     assert again.stop(signal.SIGTERM) == 0
     assert (tmp_path / "state" / "rehearsal" / "fleet" / "window.sqlite").exists()
     assert not (tmp_path / "state" / "fleet").exists()

@@ -1,4 +1,4 @@
-"""The fleet as a real systemd runs it: the program itself in its sandbox, with its model, killed and warm again."""
+"""The fleet under a real systemd: in its sandbox, with its model, killed, and warm after each restart."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def systemctl(*words):
     if subprocess.run(["systemctl", *words]).returncode:
         subprocess.run(["systemctl", "status", "--no-pager", "-l", "{NAME}"])
         subprocess.run("tail -50 /var/log/forecastd/*.log", shell=True)
-        raise SystemExit("it did not go through")
+        raise SystemExit("the command failed")
 
 def show():
-    done = subprocess.run(["systemctl", "show", "{NAME}"], check=True, capture_output=True, text=True)
-    return dict(line.split("=", 1) for line in done.stdout.split("\\n") if "=" in line)
+    process = subprocess.run(["systemctl", "show", "{NAME}"], check=True, capture_output=True, text=True)
+    return dict(line.split("=", 1) for line in process.stdout.split("\\n") if "=" in line)
 
 def status():
     request = urllib.request.Request("http://127.0.0.1:8080/status", headers={{"X-API-Key": KEY}})
@@ -38,24 +38,27 @@ def status():
     except OSError:
         return {{}}
 
-def until(what, condition):
+def wait_until(what, condition):
     for _ in range(900):
-        found = condition()
-        if found:
-            return found
+        result = condition()
+        if result:
+            return result
         threading.Event().wait(0.1)
     subprocess.run("tail -50 /var/log/forecastd/*.log", shell=True)
     raise SystemExit(f"{{what}} did not happen: {{status()}}")
 
 def forecasting():
-    told = status()
-    done = told and told["forecast"]["tft"] == told["servers"]["ready"] == 20 and told["health"]["ok"]
-    return told if done else None
+    report = status()
+    is_ready = report and report["forecast"]["tft"] == report["servers"]["ready"] == 20 and report["health"]["ok"]
+    return report if is_ready else None
 
-def again(before):
-    return until("another start", lambda: show()["ActiveState"] == "active" and int(show()["MainPID"]) not in (before, 0))
+def wait_for_restart(before):
+    def has_restarted():
+        return show()["ActiveState"] == "active" and int(show()["MainPID"]) not in (before, 0)
 
-def of_the_service():
+    return wait_until("another start", has_restarted)
+
+def service_processes():
     return [number for number in os.listdir("/proc") if number.isdigit() and owner(number) == 64000]
 
 def owner(number):
@@ -64,8 +67,8 @@ def owner(number):
     except OSError:
         return None
 
-with socket.socket() as one:  # bring up the box's loopback
-    fcntl.ioctl(one, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))
+with socket.socket() as sock:  # bring up the box's loopback
+    fcntl.ioctl(sock, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))
 pathlib.Path("/etc/credstore").mkdir(mode=0o700)
 pathlib.Path("/etc/credstore/forecastd.fleet-api-keys").write_text(KEY + "\\n")
 shutil.copy("/run/box/unit", UNITS / "{NAME}.service")
@@ -77,18 +80,18 @@ facts["started"] = show()["ActiveState"]
 facts["status"] = show()["StatusText"]
 
 agents = subprocess.Popen(["{PYTHON}", "{PROGRAM}", "fleet", "simulate", "--backfill", "28", "--json", "--api-key", KEY],
-                          stdout=subprocess.PIPE, text=True)  # they send on until they are told to stop
-told = until("a forecast by the model", forecasting)
-facts["ready"] = told["servers"]["ready"]
-facts["health"] = told["health"]
+                          stdout=subprocess.PIPE, text=True)  # they send until they are stopped
+report = wait_until("a forecast by the model", forecasting)
+facts["ready"] = report["servers"]["ready"]
+facts["health"] = report["health"]
 facts["owner"] = (pathlib.Path("/var/lib/forecastd/fleet/window.sqlite").stat().st_uid, owner(show()["MainPID"]))
 
 facts["warm after"] = {{}}
-for how in (signal.SIGKILL, signal.SIGSTOP):
+for signal_number in (signal.SIGKILL, signal.SIGSTOP):
     before = int(show()["MainPID"])
-    os.kill(before, how)
-    again(before)
-    facts["warm after"][how.name] = until("a forecast after a restart", forecasting)["servers"]["total"]
+    os.kill(before, signal_number)
+    wait_for_restart(before)
+    facts["warm after"][signal_number.name] = wait_until("a forecast after a restart", forecasting)["servers"]["total"]
 
 agents.send_signal(signal.SIGINT)
 facts["agents"] = [json.loads(agents.communicate()[0])["as_expected"], agents.returncode]
@@ -96,11 +99,13 @@ log = pathlib.Path("/var/log/forecastd/fleet.log").read_text()
 facts["complaints"] = [line for line in log.split("\\n") if "cpuinfo" in line or "Traceback" in line]
 systemctl("stop", "{NAME}")
 facts["stopped"] = [show()["ActiveState"], show()["Result"]]
-until("the end of all its processes", lambda: not of_the_service())
-facts["left"] = of_the_service()
+wait_until("the end of all its processes", lambda: not service_processes())
+facts["left"] = service_processes()
 print(json.dumps(facts))
 """
-SHORT = "[Service]\nRestartSec=100ms\nWatchdogSec=6\nProtectHome=read-only\n"  # homes: the interpreter may be in one
+SHORT = (
+    "[Service]\nRestartSec=100ms\nWatchdogSec=6\nProtectHome=read-only\n"  # the interpreter may be in a home directory
+)
 
 
 def test_fleet_unit_runs_sandboxed_and_restarts_warm(systemd_box: Any) -> None:
@@ -117,8 +122,8 @@ def test_fleet_unit_runs_sandboxed_and_restarts_warm(systemd_box: Any) -> None:
     assert facts["ready"] == 20
     assert facts["health"]["ok"], facts["health"]
     assert facts["owner"] == [64000, 64000]
-    assert facts["warm after"] == {"SIGKILL": 20, "SIGSTOP": 20}  # at once, from what was on disk
-    assert facts["agents"] == [True, 0]  # every row came to what it should have, whatever happened to the service
+    assert facts["warm after"] == {"SIGKILL": 20, "SIGSTOP": 20}  # at once, from the file
+    assert facts["agents"] == [True, 0]  # every row had the expected result in spite of the kills
     assert facts["complaints"] == []
     assert facts["stopped"] == ["inactive", "success"]
     assert facts["left"] == []

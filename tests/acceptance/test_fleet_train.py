@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture
 def command(root: Path, tmp_path: Path) -> list[str]:
-    """A training that never ends by itself."""
+    """The command of a training that does not end by itself."""
     return [
         sys.executable, str(root / "submit_prediction.py"), "fleet", "train", "--simulate", "4x1", "--until",
         "2026-01-01T00:00:00Z", "--encoder-length", "12", "--encoder-minimum", "6", "--horizon", "6", "--hidden-size", "4",
@@ -28,7 +28,7 @@ def test_train_interrupted_then_finish_writes_bundle(command: list[str], tmp_pat
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         output = ""
-        while output.count("validation loss") < 2:  # at the second one the first epoch is on disk
+        while output.count("validation loss") < 2:  # by the second one the first epoch is on disk
             line = process.stdout.readline()
             assert line, "the training ended by itself"
             output += line

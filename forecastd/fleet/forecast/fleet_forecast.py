@@ -65,7 +65,7 @@ class FleetForecast:
             "step_seconds": self.step,
             "horizon_steps": self.horizon,
             "horizon_seconds": seconds,
-            "horizon": format_duration(seconds),
+            "horizon": format_horizon(seconds),
             "times": {
                 "first": to_iso((self.tick + 1) * self.step),
                 "last": to_iso((self.tick + self.horizon) * self.step),
@@ -111,7 +111,7 @@ def join_metrics(document: dict[str, object], metrics: bytes) -> bytes:
     return b"".join((orjson.dumps(document)[:-1], b',"metrics":', metrics, b"}"))
 
 
-def format_duration(seconds: float) -> str:
+def format_horizon(seconds: float) -> str:
     """A duration in at most two units: 45 s, 8 min, 1 h 30 min, 2 d 4 h."""
     total = round(seconds)
     for size, unit, smaller, smaller_unit in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):

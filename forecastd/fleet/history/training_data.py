@@ -115,7 +115,7 @@ def simulate_data(specification: str, *, until: float, step: int, seed: int) -> 
 
 def describe_data(data: FleetData) -> str:
     """A sentence for the user."""
-    synthetic_note = ", simulated" if data.synthetic else ""
+    synthetic_note = ", synthetic" if data.synthetic else ""
     start, end = (to_iso(tick * data.step) for tick in (data.first, data.first + data.ticks))
     summary = f"{data.source}{synthetic_note}: {data.ticks} ticks of {data.step} s, {start} to {end}"
     missing = (

@@ -17,6 +17,7 @@ from forecastd.fleet.contract import FeedResponse
 from forecastd.fleet.ingest.feed import FleetRows, parse_feed
 from forecastd.fleet.window.store import LoadReport, TickStore
 from forecastd.fleet.window.window import FleetWindow, PutReport, WindowBlock, max_ticks_ahead
+from forecastd.runtime.formatting import format_count
 from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,9 @@ class PersistentWindow:
         self.memory = window
         age = "" if report.age_seconds is None else f", newest {report.age_seconds:.0f} s old,"
         log.info(
-            "loaded the window: %d rows of %d servers in %d ticks%s in %.2f s", report.rows, report.servers, report.ticks,
-            age, self._clock.monotonic() - started, extra={"action": "window"},
+            "loaded the window: %s of %s in %s%s in %.2f s", format_count(report.rows, "row"),
+            format_count(report.servers, "server"), format_count(report.ticks, "tick"), age,
+            self._clock.monotonic() - started, extra={"action": "window"},
         )  # fmt: skip
 
     def ingest(self, body: bytes, content_type: str | None) -> FeedResponse:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecastd.fleet.contract import METRIC_NAMES
+from forecastd.runtime.formatting import format_count
 
 MAX_GAP = 6  # ticks for which a value is carried forward; half a minute at 5 s
 CHUNK_SERVERS = 64  # servers per pass: the arrays fit into the CPU cache
@@ -39,7 +40,9 @@ class PreparedInput:
             return f"silent: no row for more than {MAX_GAP} ticks"
         if code == METRIC_MISSING:
             return f"not reported: {', '.join(np.array(self.names)[self.missing_metrics[server]].tolist())}"
-        return "ready" if code == READY else f"{int(self.missing_ticks[server])} more ticks of history needed"
+        if code == READY:
+            return "ready"
+        return f"needs {format_count(int(self.missing_ticks[server]), 'more tick')} of history"
 
 
 def prepare_input(values: NDArray[np.float32], minimum: int, names: tuple[str, ...] = METRIC_NAMES) -> PreparedInput:

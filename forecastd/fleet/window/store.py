@@ -222,7 +222,7 @@ class TickStore:
             log.warning("Cannot read the fleet window %s: %s. Starting with an empty window.", self.path, error)
             return LoadReport(0, 0, 0, 0, None, None)
         if report.damaged_ticks:
-            log.warning("Skipped %d damaged ticks in %s.", report.damaged_ticks, self.path)
+            log.warning("Damaged ticks in %s: %d skipped.", self.path, report.damaged_ticks)
         if report.age_seconds is not None and report.age_seconds > STALE_SECONDS:
             span = window.retained_ticks * window.step
             usage = "too old to use" if report.age_seconds > span else f"only its last {span / 60:.0f} min are used"

@@ -1,4 +1,4 @@
-"""What `fleet serve` refuses before it begins: each in one line, with the exit code that says whose turn it is."""
+"""What `fleet serve` refuses before it starts: each in one line, with an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEY = "a-key-of-good-length"
 
 @pytest.fixture
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A directory and a state of the test's own; the environment can be added to."""
+    """A directory and a state of the test's own; tests may add to the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("LOG_DIR", str(tmp_path / "logs"))
@@ -22,7 +22,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
         ("--demo --host 192.0.2.1", 5, "Cannot listen"),
         ("--host 0.0.0.0", 5, "FLEET_API_KEYS_FILE"),
@@ -52,9 +52,9 @@ def test_serve_invalid_options_give_one_line(
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
-        ("FLEET_API_KEYS", "short", "key 1 is no good"),
+        ("FLEET_API_KEYS", "short", "key 1 is invalid"),
         ("FLEET_SCRAPE", "nothing", "FLEET_SCRAPE"),
         ("FLEET_THRESHOLDS", "nowhere.toml", "nowhere.toml"),
         ("FLEET_PORT", "many", "FLEET_PORT"),

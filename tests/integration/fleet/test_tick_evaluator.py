@@ -1,4 +1,4 @@
-"""What a tick means, and what of it is kept when the disk takes nothing for a while."""
+"""The evaluation of a tick, and the alert state while the disk cannot be written."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from forecastd.fleet.window.window import WindowBlock
 
 
 class RecordingOperatorNotifier:
-    """Who is told; keeps what."""
+    """Records the messages."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def fire(self, _: str, key: str, text: str) -> None:
-        self.told.append(text)
+        self.messages.append(text)
 
     def resolve(self, _: str, key: str, text: str) -> None:
-        self.told.append(text)
+        self.messages.append(text)
 
 
 def block(tick: int, disk: float) -> WindowBlock:
@@ -37,19 +37,21 @@ def block(tick: int, disk: float) -> WindowBlock:
 
 def test_alert_state_write_failure_is_logged_once_and_retried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    place = tmp_path / "in-the-way"
-    place.write_text("no directory")
-    path, found = place / "alertbook.json", FleetSnapshot(0)
-    judge = TickEvaluator(load_thresholds(), path, 5, RecordingOperatorNotifier())
+    obstacle = tmp_path / "in-the-way"
+    obstacle.write_text("no directory")
+    path, snapshot = obstacle / "alertbook.json", FleetSnapshot(0)
+    evaluator = TickEvaluator(load_thresholds(), path, 5, RecordingOperatorNotifier())
     for tick in range(100, 110):
-        found = judge.evaluate(block(tick, 99.0), None, METRIC_NAMES, 10, found)
-    assert found.alert_counts["open"] >= 1
-    assert caplog.text.count("The alerts' state is not kept") == 1
-    place.unlink()
-    judge.evaluate(block(110, 99.0), None, METRIC_NAMES, 10, found)
-    assert caplog.text.count("The alerts' state is kept again") == 1
+        snapshot = evaluator.evaluate(block(tick, 99.0), None, METRIC_NAMES, 10, snapshot)
+    assert snapshot.alert_counts["open"] >= 1
+    assert caplog.text.count("Cannot save the alert state") == 1
+    obstacle.unlink()
+    evaluator.evaluate(block(110, 99.0), None, METRIC_NAMES, 10, snapshot)
+    assert caplog.text.count("The alert state is saved again") == 1
     assert json.loads(path.read_text())
-    silent = RecordingOperatorNotifier()
-    again = TickEvaluator(load_thresholds(), path, 5, silent).evaluate(block(111, 99.0), None, METRIC_NAMES, 10, found)
-    assert again.alert_counts == found.alert_counts
-    assert silent.told == [], "a restart opens no alert a second time"
+    notifier = RecordingOperatorNotifier()
+    restarted = TickEvaluator(load_thresholds(), path, 5, notifier).evaluate(
+        block(111, 99.0), None, METRIC_NAMES, 10, snapshot
+    )
+    assert restarted.alert_counts == snapshot.alert_counts
+    assert notifier.messages == [], "a restart opens no alert a second time"

@@ -1,4 +1,4 @@
-"""`fleet train` as a user meets it: a history, simulated servers or a table in, a bundle out; and how a bundle is told."""
+"""`fleet train` from a history, a simulation or a table to a bundle, and the commands that describe the bundle."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIMULATED = ("fleet", "train", "--simulate", "5x1:varied", "--until", UNTIL, *TI
 
 
 def store_history(state: Path, *, without: tuple[str, ...] = ()) -> None:
-    """The history of a fleet of four servers over 40 minutes, as the service keeps it."""
+    """The history of four servers over 40 minutes, as the service stores it."""
     fleet = Simulator(4, 4, "varied", 5)
     first = END // 5 - 480
     (state / "fleet").mkdir(parents=True)
@@ -49,14 +49,14 @@ def test_train_on_simulation_writes_checked_bundle(
     state, out = ("--state-dir", str(tmp_path / "state")), tmp_path / "state" / "fleet" / "models" / "mine"
     assert main([*SIMULATED, *state, "--out", str(out)]) == 0
     output = capsys.readouterr().out
-    for words in ("5 servers, seed 0, made up", "last value", "seasonal naive", "AutoETS", "cpu_percent", "80%"):
+    for words in ("5 servers, seed 0, synthetic", "last value", "seasonal naive", "AutoETS", "cpu_percent", "80%"):
         assert words in output
     assert 'POST /admin/reload-model {"name": "mine"}' in " ".join(output.split())
     assert max(len(line) for line in output.splitlines()) <= 80
     bundle = load_fleet_bundle(out)
     assert (bundle.manifest.name, bundle.manifest.names) == ("mine", METRIC_NAMES)
     assert bundle.manifest.training.end == END
-    assert not any(group.startswith("server:") for group in bundle.manifest.groups)  # made-up names say nothing
+    assert not any(group.startswith("server:") for group in bundle.manifest.groups)  # simulated names get no scales
     assert main([*state, "model", "show", str(out)]) == 0
     description = capsys.readouterr().out
     assert max(len(line) for line in description.splitlines()) <= 80
@@ -77,7 +77,7 @@ def test_market_command_describes_fleet_bundle(root: Path, tmp_path: Path, capsy
     bundle = root / "models" / "fleet-demo"
     assert main(["--state-dir", str(tmp_path), "--once", "--model", str(bundle)]) == 5
     output = " ".join(capsys.readouterr().out.split())
-    assert "a model of a fleet of servers" in output
+    assert "is of a fleet model" in output
     assert "forecastd fleet serve" in output
 
 
@@ -125,16 +125,16 @@ def test_train_on_table_writes_bundle(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "output"),
     [
         (["--simulate", "20"], 5, "SERVERSxHOURS"),
         (["--simulate", "5x1:storm"], 5, "the scenarios are healthy"),
-        (["--simulate", "99999x99999"], 5, "Take fewer servers"),
-        (["--simulate", "5x0.1"], 5, "spans 6.0 min, and it takes at least"),
+        (["--simulate", "99999x99999"], 5, "Use fewer servers"),
+        (["--simulate", "5x0.1"], 5, "spans 6.0 min, but the training needs at least"),
         (["--data", "/does/not/exist.csv"], 5, "No such file"),
-        (["--data", "x.csv", "--history", "2"], 5, "Give one of them"),
+        (["--data", "x.csv", "--history", "2"], 5, "Give only one of them"),
         (["--history", "0"], 2, "--history"),
-        (["--history", "2"], 5, "There is no history of a fleet"),
+        (["--history", "2"], 5, "There is no fleet history"),
         (["--simulate", "5x1", "--encoder-minimum", "17"], 5, "--encoder-minimum"),
         (["--simulate", "5x1", "--levels", "0.1"], 5, "0.5"),
         (["--simulate", "5x1", "--levels", "a"], 2, "--levels"),
@@ -173,7 +173,7 @@ def test_train_resume_uses_saved_history(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JOB_ATTEMPTS", "1")
         assert main([*command, str(out), "--fault", "exit:7@4"]) == 5
-    assert "same command goes on" in " ".join(capsys.readouterr().err.split())
+    assert "run the same command again to resume" in " ".join(capsys.readouterr().err.split())
     assert state.load(out) is not None
     shutil.rmtree(tmp_path / "fleet")
     assert main([*command, str(out)]) == 0

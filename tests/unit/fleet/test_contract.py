@@ -66,12 +66,12 @@ def test_unit_factor_converts_to_contract_unit(metric: str, unit: str, expected:
 
 
 @pytest.mark.parametrize(
-    ("metric", "unit", "told"),
+    ("metric", "unit", "message"),
     [
         ("cpu_percent", "kelvin", "percent, pct, ratio"),
         ("latency_ms", "MB/s", "ms, s, us"),
-        ("cpu", "ratio", "its metrics are cpu_percent"),
-        ("x" * 10**6, "ratio", "no metric of this contract"),
+        ("cpu", "ratio", "the metrics are cpu_percent"),
+        ("x" * 10**6, "ratio", "not a metric of this contract"),
     ],
 )
 def test_unit_factor_unknown_unit_is_refused(metric: str, unit: str, message: str) -> None:

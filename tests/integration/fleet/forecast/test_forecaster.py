@@ -1,4 +1,4 @@
-"""A block of the fleet's window becomes a forecast of every server, in a real child process."""
+"""The forecaster with a real child process: a window block becomes a forecast of every server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROFILES = (OTHER_PROFILE, "web", "database")
 
 
 def make_bundle(names: tuple[str, ...], step: int = 5) -> FleetBundle:
-    """A small random network for these metrics of the contract, its canary made by the numpy engine."""
+    """A small random network for these metrics of the contract; its canary comes from the numpy engine."""
     rng = np.random.default_rng(4)
     metrics = tuple(ModelMetric(m.name, m.unit, m.low, m.high, m.transform) for m in METRICS if m.name in names)
     encoder, decoder = fleet_reals(tuple(metric.name for metric in metrics), ("day",))
@@ -49,7 +49,7 @@ def make_bundle(names: tuple[str, ...], step: int = 5) -> FleetBundle:
     manifest = FleetManifest(
         name="small", metrics=metrics, cycles=("day",), profiles=PROFILES, groups=groups, step=step,
         encoder_length=LENGTH, encoder_minimum=MINIMUM, horizon=HORIZON, levels=LEVELS, network=network,
-        training=TrainingRecord(0, 30, 6, "0" * 64, "made up", True, 0, parts, {}), versions={}, scores={}, files={},
+        training=TrainingRecord(0, 30, 6, "0" * 64, "simulated", True, 0, parts, {}), versions={}, scores={}, files={},
     )  # fmt: skip
     weights = {
         name: rng.normal(0, 1 / np.sqrt(shape[-1]) if len(shape) > 1 else 0.4, shape).astype(np.float32)
@@ -103,8 +103,8 @@ def test_forecaster_unready_server_gets_heuristic(forecaster: FleetForecaster) -
     block = make_block(("web-1", "web-2", "web-4", "web-5", "web-6"))
     block.values[1, : LENGTH - MINIMUM + 1] = np.nan  # one tick too few
     block.values[2, : LENGTH - MINIMUM] = np.nan  # just enough
-    block.values[3] = np.nan  # nothing
-    block.values[4, :, 3] = np.nan  # one metric never
+    block.values[3] = np.nan  # no values
+    block.values[4, :, 3] = np.nan  # one metric is missing
     forecast = forecaster.forecast(block)
     assert forecast.models == ("tft", "heuristic", "tft", "heuristic", "heuristic")
     assert np.isnan(forecast.quantiles[3]).all()
@@ -163,7 +163,7 @@ def test_forecaster_with_subset_of_metrics_forecasts_them(tmp_path: Path) -> Non
     block = make_block(("web-1", "web-2"))
     block.values[:, :, METRIC_NAMES.index("swap_percent")] = (
         np.nan
-    )  # a metric that the model does not know may be missing
+    )  # a metric that the model does not use may be missing
     block.values[1, :, METRIC_NAMES.index("latency_ms")] = np.nan
     with FleetForecaster(tmp_path / "some", policy=SupervisionPolicy(), clock=SystemClock()) as running:
         prepared = running.prepare_input(block)
@@ -174,7 +174,7 @@ def test_forecaster_with_subset_of_metrics_forecasts_them(tmp_path: Path) -> Non
 
 
 def test_forecaster_refuses_incompatible_bundle(bundle_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(NeedsHuman, match="ticks of 5 s, the fleet runs on 10 s"):
+    with pytest.raises(NeedsHuman, match="ticks of 5 s, but the fleet uses 10 s"):
         load_compatible_manifest(bundle_path, 10)
     valid = make_bundle(METRIC_NAMES)
     for index, (change, message) in enumerate(

@@ -25,7 +25,7 @@ from forecastd.fleet.history.pickle_reader import PickleRefused, find_records, r
 from forecastd.fleet.history.window_import import ImportReport, import_pickle
 from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.window.store import HistoryChunk, TickStore
-from forecastd.runtime.file_lock import LOCK_NAME, FileLock
+from forecastd.runtime.locks import LOCK_NAME, FileLock
 
 STEP = 5
 NOW = 1_700_000_000.0
@@ -68,9 +68,9 @@ def stored_chunk(store: TickStore) -> HistoryChunk:
 
 TWO_SERVERS = ("db-1", "db-2")
 SHAPES: dict[str, object] = {
-    "a list of records": [record(index, server) for index in range(3) for server in TWO_SERVERS],
-    "a deque of records": collections.deque(record(index, server) for index in range(3) for server in TWO_SERVERS),
-    "a table of columns": {
+    "list of records": [record(index, server) for index in range(3) for server in TWO_SERVERS],
+    "deque of records": collections.deque(record(index, server) for index in range(3) for server in TWO_SERVERS),
+    "table of columns": {
         "timestamp": [time_at(index) for index in range(3) for _ in range(2)],
         "instance": list(TWO_SERVERS) * 3,
         "cpu_percent": [10.0 + index for index in range(3) for _ in range(2)],
@@ -80,7 +80,7 @@ SHAPES: dict[str, object] = {
         server: [{"time": time_at(index).timestamp(), "cpu": 10.0 + index, "mem": 50} for index in range(3)]
         for server in TWO_SERVERS
     },
-    "a table per server": collections.OrderedDict(
+    "table per server": collections.OrderedDict(
         (
             server,
             {
@@ -91,7 +91,7 @@ SHAPES: dict[str, object] = {
         )
         for server in TWO_SERVERS
     ),
-    "a daemon's state": {
+    "daemon state": {
         "rolling_window": [record(index, server) for index in range(3) for server in TWO_SERVERS],
         "name": "a fleet",
         "tick_count": 3,
@@ -99,12 +99,12 @@ SHAPES: dict[str, object] = {
         "server_timesteps": dict.fromkeys(TWO_SERVERS, 3),
         "timestamp": "2025-10-13T16:00:00",
     },
-    "records with metrics inside": [
+    "nested metrics": [
         {"date": time_at(index), "host": server, "metrics": {"cpu_pct": 10.0 + index, "mem_pct": 50}}
         for index in range(3)
         for server in TWO_SERVERS
     ],
-    "idle instead of used": [
+    "idle CPU": [
         {"timestamp": time_at(index), "server": server, "cpu_idle_pct": 90.0 - index, "mem_pct": 50}
         for index in range(3)
         for server in TWO_SERVERS
@@ -137,7 +137,7 @@ def test_import_renames_metrics_to_contract(shape: str, save: Callable[..., Path
 def test_import_twice_changes_nothing(save: Callable[..., Path], store: TickStore) -> None:
     values = np.full((1, len(METRIC_INDEX)), 77.0)
     store.append(FleetRows.from_values(["db-1"], [NOW - 94], values, step=STEP), NOW)
-    path = save(SHAPES["a list of records"])
+    path = save(SHAPES["list of records"])
     first, second = run_import(path, store), run_import(path, store)
     assert (first.imported, first.duplicates) == (5, 1)
     assert (second.imported, second.duplicates) == (0, 6)
@@ -195,7 +195,7 @@ def test_import_accepts_names_and_units(save: Callable[..., Path], store: TickSt
 def test_import_dry_run_changes_nothing(save: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "state" / "fleet" / "window.sqlite"
     with TickStore(path, step=STEP, read_only=True) as store:
-        assert run_import(save(SHAPES["a list of records"]), store, dry_run=True).imported == 6
+        assert run_import(save(SHAPES["list of records"]), store, dry_run=True).imported == 6
     assert not path.parent.parent.exists()
 
 
@@ -206,12 +206,12 @@ def test_import_takes_newest_row_of_a_tick(save: Callable[..., Path], store: Tic
 
 @pytest.mark.parametrize("content", [[], {}, 7, "text", None, [record(server="?")], {"a": {"b": {"c": 1}}}])
 def test_import_without_usable_row_is_refused(content: object, save: Callable[..., Path], store: TickStore) -> None:
-    with pytest.raises(NeedsHuman, match="has no row that can be used"):
+    with pytest.raises(NeedsHuman, match="can be used"):
         run_import(save(content), store)
 
 
 class Reducer:
-    """Pickles as a call of something."""
+    """An object that pickles as a call."""
 
     def __init__(self, call: object, *arguments: object) -> None:
         self.how = (call, arguments)
@@ -237,27 +237,28 @@ MALICIOUS: dict[str, tuple[object, str]] = {
     "eval": (Reducer(eval, "open({marker!r}, 'w')"), "builtins.eval|__builtin__.eval"),
     "getattr": (Reducer(getattr, "text", "upper"), "builtins.getattr|__builtin__.getattr"),
     "open": (Reducer(open, "{marker}", "w"), "io.open"),
-    "an object": ([record(), Stranger()], "Stranger|copy_reg._reconstructor"),
-    "a numpy number": ([record(cpu_pct=np.float64(3))], "numpy"),
-    "a numpy array": (np.arange(3), "numpy"),
-    "inside a row": ([record(), record(1, cpu_pct=Reducer(os.system, "touch {marker}"))], "posix.system"),
-    "as a key of a date": (Reducer(datetime.datetime, Reducer(os.system, "touch {marker}")), "posix.system"),
-    "a factory of numbers": (collections.defaultdict(int), "builtins.int|__builtin__.int|__builtin__.long"),
-    "a chain of calls": (handmade_pickle(names("builtins", "list"), names("os", "system"), b"\x85R"), "os.system"),
-    "a name with dots": (
+    "object": ([record(), Stranger()], "Stranger|copy_reg._reconstructor"),
+    "numpy number": ([record(cpu_pct=np.float64(3))], "numpy"),
+    "numpy array": (np.arange(3), "numpy"),
+    "call in a row": ([record(), record(1, cpu_pct=Reducer(os.system, "touch {marker}"))], "posix.system"),
+    "call in a date": (Reducer(datetime.datetime, Reducer(os.system, "touch {marker}")), "posix.system"),
+    "defaultdict of int": (collections.defaultdict(int), "builtins.int|__builtin__.int|__builtin__.long"),
+    "chain of calls": (handmade_pickle(names("builtins", "list"), names("os", "system"), b"\x85R"), "os.system"),
+    "dotted name": (
         handmade_pickle(b"\x80\x04\x8c\x08builtins\x8c\x0elist.__class__\x93"), "builtins.list.__class__",
     ),
-    "a module with dots": (handmade_pickle(names("os.path", "join"), b")R"), "os.path.join"),
-    "an instance": (handmade_pickle(b"(", b"ios\nsystem\n"), "os.system"),
-    "an object of a class": (handmade_pickle(b"(", names("subprocess", "Popen"), b"o"), "subprocess.Popen"),
-    "a new object": (handmade_pickle(names("types", "CodeType"), b")\x81"), "types.CodeType"),
-    "a new object of a function": (handmade_pickle(names("collections", "defaultdict"), b")\x81"), "no pickle of plain data"),
-    "a state of a function": (
-        handmade_pickle(names("collections", "defaultdict"), b"N}X\x08\x00\x00\x00__code__K\x01s\x86b"), "no pickle of plain data",
+    "dotted module": (handmade_pickle(names("os.path", "join"), b")R"), "os.path.join"),
+    "instance": (handmade_pickle(b"(", b"ios\nsystem\n"), "os.system"),
+    "obj opcode": (handmade_pickle(b"(", names("subprocess", "Popen"), b"o"), "subprocess.Popen"),
+    "newobj": (handmade_pickle(names("types", "CodeType"), b")\x81"), "types.CodeType"),
+    "newobj of a function": (handmade_pickle(names("collections", "defaultdict"), b")\x81"), "not a pickle of plain data"),
+    "state of a function": (
+        handmade_pickle(names("collections", "defaultdict"), b"N}X\x08\x00\x00\x00__code__K\x01s\x86b"),
+        "not a pickle of plain data",
     ),
-    "a persistent name": (handmade_pickle(b"Pevil\n"), "outside of the file"),
-    "an extension": (handmade_pickle(b"\x82\x01"), "no pickle of plain data"),
-    "a wrong way to write bytes": (
+    "persistent id": (handmade_pickle(b"Pevil\n"), "outside of the file"),
+    "extension": (handmade_pickle(b"\x82\x01"), "not a pickle of plain data"),
+    "invalid bytes encoding": (
         handmade_pickle(names("_codecs", "encode"), b"X\x01\x00\x00\x00aX\x04\x00\x00\x00idna\x86R"), "bytes",
     ),
 }  # fmt: skip
@@ -279,7 +280,7 @@ def test_pickle_with_foreign_name_is_refused_and_not_run(
     with pytest.raises(PickleRefused) as refused:
         read_pickle(path)
     assert any(name in str(refused.value) for name in report.split("|")), refused.value
-    with pytest.raises(NeedsHuman, match="is refused"):
+    with pytest.raises(NeedsHuman, match="Refused"):
         run_import(path, store)
     assert not Path(marker).exists()
     assert not store.path.exists()
@@ -295,25 +296,25 @@ def _with_marker(content: object, marker: str) -> object:
 
 
 def deep_key(depth: int) -> bytes:
-    """A tuple in a tuple in a tuple, as the key of a dictionary: its hash would go down as deep in C."""
+    """Nested tuples as the key of a dictionary: computing their hash would recurse as deeply in C."""
     return handmade_pickle(b"}", b")", b"\x85" * depth, b"K\x01s")
 
 
 BOMBS: dict[str, bytes] = {
-    "bytes of a terabyte": handmade_pickle(b"\x8e" + struct.pack("<Q", 2**40) + b"abc"),
-    "an array of a terabyte": handmade_pickle(
+    "terabyte of bytes": handmade_pickle(b"\x8e" + struct.pack("<Q", 2**40) + b"abc"),
+    "terabyte array": handmade_pickle(
         names("builtins", "bytearray"), b"\x8a\x06" + (2**40).to_bytes(6, "little"), b"\x85R"
     ),
-    "a memo of gigabytes": handmade_pickle(b"]r" + struct.pack("<I", 2**32 - 1)),
-    "a deep key": deep_key(2_000_000),
-    "a deep list": handmade_pickle(b"]" * 2_000_000, b"a" * 1_999_999),
-    "a number without end": handmade_pickle(b"I" + b"9" * 100_000 + b"\n"),
+    "huge memo": handmade_pickle(b"]r" + struct.pack("<I", 2**32 - 1)),
+    "deep key": deep_key(2_000_000),
+    "deep list": handmade_pickle(b"]" * 2_000_000, b"a" * 1_999_999),
+    "huge number": handmade_pickle(b"I" + b"9" * 100_000 + b"\n"),
 }
 
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_pickle_bomb_ends_only_the_child(kind: str, save: Callable[..., Path], store: TickStore) -> None:
-    with pytest.raises(NeedsHuman, match=r"is refused|no row"):
+    with pytest.raises(NeedsHuman, match=r"Refused|can be used"):
         run_import(save(BOMBS[kind]), store)
 
 
@@ -325,35 +326,33 @@ def test_pickle_with_shared_lists_is_read_once(save: Callable[..., Path], store:
     assert run_import(save(lists), store).imported == 1
 
 
-@pytest.mark.parametrize(
-    "kind", ["no pickle", "half a pickle", "empty", "a directory", "a pipe", "absent", "too large"]
-)
+@pytest.mark.parametrize("kind", ["not a pickle", "truncated", "empty", "directory", "pipe", "absent", "too large"])
 def test_unreadable_pickle_is_refused_with_reason(
     kind: str, tmp_path: Path, save: Callable[..., Path], store: TickStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save({"no pickle": b"hello there\n", "half a pickle": pickle.dumps([record()])[:-20]}.get(kind, b""))
-    if kind == "a directory":
+    path = save({"not a pickle": b"hello there\n", "truncated": pickle.dumps([record()])[:-20]}.get(kind, b""))
+    if kind == "directory":
         path = tmp_path
     elif kind == "absent":
         path = tmp_path / "else"
-    elif kind == "a pipe":
+    elif kind == "pipe":
         path = tmp_path / "pipe"
         os.mkfifo(path)
         handle = os.open(path, os.O_RDWR)
     elif kind == "too large":
         monkeypatch.setattr("forecastd.fleet.history.pickle_reader.MAX_FILE_BYTES", 10)
         path = save([record()])
-        with pytest.raises(PickleRefused, match="at most"):
+        with pytest.raises(PickleRefused, match="limit is"):
             read_pickle(path)
         return
-    with pytest.raises(NeedsHuman, match="is refused"):
+    with pytest.raises(NeedsHuman, match="Refused"):
         run_import(path, store)
-    if kind == "a pipe":
+    if kind == "pipe":
         os.close(handle)
 
 
 def run(*arguments: str) -> Result:
-    """The command as a user types it, in this process."""
+    """Run the command as a user types it, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["fleet", "import", *arguments])
@@ -374,26 +373,26 @@ def test_import_command_reports_result(save: Callable[..., Path], tmp_path: Path
     dry = run(str(path), *state, "--dry-run", "--json")
     assert dry.exit_code == 0
     report = json.loads(dry.stdout)
-    assert (report["found"], report["taken"], report["dry_run"], report["counts"]) == (5, 4, True, {"old": 1})
+    assert (report["rows"], report["imported"], report["dry_run"], report["counts"]) == (5, 4, True, {"old": 1})
     assert not (tmp_path / "state").exists()
     process = run(str(path), *state, "--map", "gpu=load_per_core")
     assert process.exit_code == 0, process.stderr
-    assert "taken" in process.stdout
-    assert "4 rows of 1 servers (a)" in " ".join(process.stdout.split())
+    assert "imported" in process.stdout
+    assert "4 rows of 1 server (a)" in " ".join(process.stdout.split())
     assert "before the window" in " ".join(process.stdout.split())
     assert all(len(line) <= 80 for line in process.stdout.splitlines())
     again = json.loads(run(str(path), *state, "--json").stdout)
-    assert (again["taken"], again["known"], again["left_out"]) == (0, 4, {"gpu": 4})
+    assert (again["imported"], again["duplicates"], again["unknown_metrics"]) == (0, 4, {"gpu": 4})
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "report"),
     [
         (["{absent}"], 2, "does not exist"),
         (["{file}", "--map", "nonsense"], 2, "OLD=NEW"),
-        (["{file}", "--map", "a=b"], 2, "b is no metric"),
+        (["{file}", "--map", "a=b"], 2, "b is not a metric"),
         (["{file}", "--unit", "cpu_percent=furlong"], 2, "may be in"),
-        (["{file}", "--unit", "cpu=ratio"], 2, "no metric"),
+        (["{file}", "--unit", "cpu=ratio"], 2, "not a metric"),
         (["{evil}"], 5, "posix.system"),
         (["{evil}", "--json"], 5, "posix.system"),
     ],
@@ -417,5 +416,5 @@ def test_import_command_refuses_while_fleet_runs(save: Callable[..., Path], tmp_
     with FileLock(tmp_path / "state" / "fleet" / LOCK_NAME, SystemClock()):
         process = run(str(path), "--state-dir", str(tmp_path / "state"))
         assert process.exit_code == 6
-        assert "stop the other first" in process.stderr
+        assert "Stop it first" in process.stderr
         assert run(str(path), "--state-dir", str(tmp_path / "state"), "--dry-run").exit_code == 0

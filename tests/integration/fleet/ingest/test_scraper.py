@@ -1,4 +1,4 @@
-"""Pages pulled over real loopback sockets: good ones become rows, and whatever is wrong with one is told for it alone."""
+"""The scraper over loopback sockets: valid pages become rows, and an invalid page affects only its own target."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from forecastd.fleet.contract import METRIC_INDEX, FeedResponse
 from forecastd.fleet.ingest.feed import parse_feed
 from forecastd.fleet.ingest.scraper import MAX_PAGE_BYTES, Scraper, ScrapeTarget, TargetStatus, parse_targets
 from forecastd.fleet.window.window import FleetWindow
+from tests.support.waiting import wait_until
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves what is in `pages` by path: a text, a text that a function makes, or a number, which is an answer's status."""
+    """Serves `pages` by path: a text, a function that returns a text, or an HTTP status."""
 
     daemon_threads = True
 
@@ -66,7 +67,7 @@ def exporter() -> Iterator[PageServer]:
 
 
 class RecordingClock(ScaledClock):
-    """20 times as fast as time goes. `asked`: the second at which a page was asked for last."""
+    """Runs 20 times faster than real time. `last_read`: the monotonic second of the last read."""
 
     last_read = 0.0
 
@@ -79,7 +80,7 @@ class RecordingClock(ScaledClock):
 
 
 class IngestTarget:
-    """A fleet's intake and window, fed as `Fleet.feed` is."""
+    """A window with an `ingest` like that of `Fleet`."""
 
     def __init__(self) -> None:
         self.clock = RecordingClock()
@@ -95,7 +96,7 @@ class IngestTarget:
 
 @pytest.fixture
 def closed_port_url() -> Iterator[str]:
-    """An address that is taken, and at which nobody listens."""
+    """A URL with a port that is bound but not listening."""
     with socket.socket() as bound_socket:
         bound_socket.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound_socket.getsockname()[1]}"
@@ -103,7 +104,7 @@ def closed_port_url() -> Iterator[str]:
 
 @pytest.fixture
 def start_scraper() -> Iterator[Callable[..., tuple[Scraper, IngestTarget]]]:
-    """Start pulling these targets, 20 times as fast as time goes: four times a second."""
+    """Start a scraper for these targets at 20 times the speed: four scrapes per second."""
     started: list[Scraper] = []
 
     def start(*targets: str, fleet: IngestTarget | None = None, **options: Any) -> tuple[Scraper, IngestTarget]:
@@ -118,21 +119,12 @@ def start_scraper() -> Iterator[Callable[..., tuple[Scraper, IngestTarget]]]:
         scraper.close()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(1_200):
-        if condition():
-            return
-        pause.wait(0.05)
-    pytest.fail("not within a minute")
-
-
 def target_status(scraper: Scraper, server: str) -> TargetStatus:
     return next(target_report for target_report in scraper.statuses() if target_report.server == server)
 
 
 def growing_page(seconds: float) -> str:
-    """The page of an exporter whose network counter grows by 10 MB a second, and whose CPU is 25 % busy."""
+    """The page of an exporter whose network counter grows by 10 MB/s and whose CPU is 25 % busy."""
     return (
         f'node_network_receive_bytes_total{{device="eth0"}} {1e9 + 10e6 * seconds!r}\n'
         f'node_cpu_seconds_total{{cpu="0",mode="idle"}} {75 * seconds!r}\n'
@@ -144,7 +136,7 @@ def test_scraper_turns_counters_into_rates(exporter: PageServer, start_scraper: 
     fleet = IngestTarget()
     exporter.pages["/metrics"] = lambda: growing_page(
         fleet.clock.last_read
-    )  # how much later it is made, the machine decides
+    )  # the delay of the second page depends on the machine
     scraper, _ = start_scraper(f"db-01={exporter.url}#database", fleet=fleet)
     wait_until(lambda: target_status(scraper, "db-01").rows >= 3)
     assert fleet.window.servers() == ("db-01",)
@@ -174,8 +166,8 @@ def test_scraper_failing_page_is_reported_and_isolated(
     names = ["good", "html", "torn", "error", "moved", "huge", "wrong", "counters"]
     scraper, fleet = start_scraper(*(f"{name}={exporter.url}/{name}" for name in names), f"nobody={closed_port_url}/")
     expected = {
-        "html": "neither node_exporter's metrics nor", "torn": "text format", "error": "answers 500", "moved": "answers 302",
-        "huge": "more than 8 MB", "wrong": "its row was refused: memory_percent 0.5 is below", "nobody": "cannot be reached",
+        "html": "no metrics of node_exporter", "torn": "text format", "error": "HTTP status 500", "moved": "HTTP status 302",
+        "huge": "more than 8 MB", "wrong": "its row was refused: memory_percent 0.5 is below", "nobody": "reach",
     }  # fmt: skip
     wait_until(
         lambda: (
@@ -202,10 +194,8 @@ def test_scraper_recovers_failed_page(
     wait_until(lambda: target_status(scraper, "web-01").rows >= 2)
     assert target_status(scraper, "web-01").error is None
     messages = [record.message for record in caplog.records]
-    assert (
-        len([target_report for target_report in messages if "answers 503" in target_report]) == 1
-    )  # an outage is one line
-    assert len([target_report for target_report in messages if "gives rows again" in target_report]) == 1
+    assert len([line for line in messages if "HTTP status 503" in line]) == 1  # an outage is one line
+    assert len([line for line in messages if "works again" in line]) == 1
 
 
 def test_scraper_hanging_page_blocks_no_other(exporter: PageServer, start_scraper: Any) -> None:
@@ -220,9 +210,9 @@ def test_scraper_hanging_page_blocks_no_other(exporter: PageServer, start_scrape
 def test_scraper_ingests_nothing_after_close(exporter: PageServer, start_scraper: Any) -> None:
     exporter.pages["/metrics"] = "cpu_percent 7\n"
     scraper, fleet = start_scraper(f"web-01={exporter.url}")
-    wait_until(lambda: fleet.fed >= 1)
+    wait_until(lambda: fleet.feeds >= 1)
     scraper.close()
-    wait_until(lambda: not any(target_report.name.startswith("pull-") for target_report in threading.enumerate()))
+    wait_until(lambda: not any(thread.name.startswith("pull-") for thread in threading.enumerate()))
     assert target_status(scraper, "web-01").rows >= 1
 
 
@@ -244,15 +234,15 @@ def test_scrape_targets_are_parsed_from_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("http://10.0.0.7:9100", "names no server"),
-        ("=http://10.0.0.7", "names no server"),
-        ("a b=http://10.0.0.7", "names no server"),
-        ("web-01=10.0.0.7:9100", "no http or https"),
-        ("web-01=file:///etc/passwd", "no http or https"),
+        ("http://10.0.0.7:9100", "is not a server name"),
+        ("=http://10.0.0.7", "is not a server name"),
+        ("a b=http://10.0.0.7", "is not a server name"),
+        ("web-01=10.0.0.7:9100", "not an http or https"),
+        ("web-01=file:///etc/passwd", "not an http or https"),
         ("web-01=http://user:secret@10.0.0.7", "password"),
-        ("web-01=http://10.0.0.7#Web Server", "no profile"),
+        ("web-01=http://10.0.0.7#Web Server", "not a profile"),
     ],
 )
 def test_scrape_target_malformed_is_refused(text: str, message: str) -> None:

@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,16 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forecastd.clock import SystemClock
-from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.contract import METRIC_COUNT, METRIC_NAMES
 from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.window.store import MAX_PENDING_BATCHES, TickStore
 from forecastd.fleet.window.window import FleetWindow
-from forecastd.runtime.file_lock import FileLock
 
 STEP = 5
-START = 340_000_002  # a tick, of steps of 15 s too
+START = 340_000_002  # a tick, also for a step of 15 s
 RETAINED_TICKS = 50
 Cells = dict[tuple[str, int], tuple[float, ...]]
 
@@ -34,7 +30,7 @@ def time_of(tick: int) -> float:
 
 
 def expected_values(server: int, tick: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """What server `server` reports in a tick; some metrics never."""
+    """What server `server` reports in a tick; one metric is always missing."""
     values = (np.arange(METRIC_COUNT) * 7 + server * 13 + tick * 0.25).astype(np.float32)
     values[server % METRIC_COUNT] = np.nan
     return values
@@ -56,7 +52,7 @@ def empty_window(retained_ticks: int = RETAINED_TICKS, step: int = STEP, max_ser
 
 
 def cells(window: FleetWindow, tick: int, length: int = RETAINED_TICKS) -> Cells:
-    """What is in the window up to a tick, empty rows left out."""
+    """The non-empty rows of the window up to a tick."""
     block = window.block(START + tick, length)
     return {
         (server, tick - length + 1 + offset): tuple(row.tolist())
@@ -75,7 +71,7 @@ def expected(ticks: range, servers: range = range(3)) -> Cells:
 
 
 def fill(path: Path, ticks: range = range(20), servers: range = range(3)) -> None:
-    """A file with these ticks, as from a fleet that ran for that long."""
+    """Create a file with these ticks, as a fleet would."""
     batches = [rows(tick, servers) for tick in ticks]
     names = [name for batch in batches for name in batch.servers]
     values, times = (
@@ -89,7 +85,7 @@ def fill(path: Path, ticks: range = range(20), servers: range = range(3)) -> Non
 
 
 def load(path: Path, tick: int = 20, retained_ticks: int = RETAINED_TICKS) -> Cells:
-    """What a fresh process finds at the begin of a tick."""
+    """What a fresh process loads at the beginning of a tick."""
     window = empty_window(retained_ticks)
     with TickStore(path, step=STEP) as store:
         store.load(window, time_of(tick))
@@ -123,7 +119,7 @@ def test_store_load_restores_window(path: Path) -> None:
         assert after.status(server) == "degraded"
         assert after.last_seen(server) == window.last_seen(server)
     again = after.put(rows(19))
-    assert (again.accepted, again.duplicates) == (0, 3), "what was sent before the restart is known"
+    assert (again.accepted, again.duplicates) == (0, 3), "rows from before the restart are known"
 
 
 def test_store_late_rows_add_a_part(path: Path) -> None:
@@ -182,9 +178,9 @@ def test_store_load_reads_only_window_ticks(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "told", "rows_left"),
-    [(1, None, True), (29, None, True), (31, "31 min old; it is used as far as it is in the last 60 min", True),
-     (61, "61 min old; it is too old to be used", False)],
+    ("minutes", "messages", "rows_left"),
+    [(1, None, True), (29, None, True), (31, "31 min old: only its last 60 min are used", True),
+     (61, "61 min old: too old to use", False)],
 )  # fmt: skip
 def test_store_load_reports_window_age(
     path: Path, minutes: int, messages: str | None, rows_left: bool, caplog: pytest.LogCaptureFixture
@@ -221,7 +217,7 @@ def test_store_with_other_step_or_metrics_is_usable(path: Path) -> None:
     block = window.block(window.newest, 4)
     assert block.tick == time_of(12) // 15 - 1
     for server, values in zip(block.servers, block.values, strict=True):
-        for row in range(4):  # of three old ticks the last is the newest row of the new tick
+        for row in range(4):  # the last of three old ticks is the newest row of the new tick
             assert np.array_equal(values[row], expected_values(int(server[1]), 3 * row + 2), equal_nan=True)
     few = ("memory_percent", "of_another_time", "cpu_percent")
     with TickStore(path, few, step=STEP) as store:
@@ -292,7 +288,7 @@ def test_store_trims_old_ticks_gradually(path: Path) -> None:
         for tick in range(400, 410):
             store.append(rows(tick), time_of(tick))
             counts.append(store.state().ticks)
-    # at tick 409 half an hour are 360 ticks
+    # half an hour is 360 ticks
     assert counts[0] == 401 - 40
     assert counts[-1] == 361
     with TickStore(path, step=STEP, hours=0.001) as store:
@@ -340,7 +336,7 @@ def test_store_tick_count_is_correct(path: Path) -> None:
 
 
 def checkpoint(path: Path) -> None:
-    """Everything into the one file that the test damages."""
+    """Move everything into the one file that the test damages."""
     db = sqlite3.connect(path)
     db.execute("PRAGMA journal_mode = DELETE")
     db.close()
@@ -351,15 +347,15 @@ def zero_page(data: bytearray, *pages: int) -> None:
         data[page * 4096 : (page + 1) * 4096] = bytes(4096)
 
 
-DAMAGE: dict[str, tuple[Callable[[bytearray], object], int]] = {  # how, and how many of 200 ticks it may cost at most
+DAMAGE: dict[str, tuple[Callable[[bytearray], object], int]] = {  # how, and the maximum number of lost ticks of 200
     "zeroed": (lambda data: data.__setitem__(slice(None), bytes(len(data))), 200),
     "text": (lambda data: data.__setitem__(slice(None), b"no database\n" * 100), 200),
     "half": (lambda data: data.__delitem__(slice(len(data) // 2, None)), 200),
-    "head lost": (lambda data: data.__setitem__(slice(0, 100), bytes(100)), 200),
-    "a page zeroed": (lambda data: zero_page(data, 20), 10),
+    "header zeroed": (lambda data: data.__setitem__(slice(0, 100), bytes(100)), 200),
+    "one page zeroed": (lambda data: zero_page(data, 20), 10),
     "three pages zeroed": (lambda data: zero_page(data, 15, 30, 45), 30),
     "empty": (lambda data: data.__delitem__(slice(None)), 200),
-    "another kind": (lambda data: data.__setitem__(slice(68, 72), b"abcd"), 0),
+    "other application id": (lambda data: data.__setitem__(slice(68, 72), b"abcd"), 0),
 }
 
 
@@ -375,12 +371,12 @@ def test_store_damaged_file_is_salvaged(path: Path, kind: str, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         recovered = load(path, 200, 200)
     assert all(np.array_equal(recovered[key], original[key], equal_nan=True) for key in recovered), (
-        "never a wrong number"
+        "a read returned a wrong value"
     )
     ticks = {tick for _, tick in recovered}
-    assert len(recovered) == 8 * len(ticks), "a tick comes back whole or not at all"
+    assert len(recovered) == 8 * len(ticks), "a tick must be restored completely or not at all"
     assert len(ticks) >= 200 - lost
-    if kind != "empty":  # SQLite takes an empty file for a new database
+    if kind != "empty":  # SQLite treats an empty file as a new database
         assert "set aside" in caplog.text or "damaged" in caplog.text
     fill(path, range(200, 203), range(8))
     assert equal_cells(load(path, 203, 203), recovered | expected(range(200, 203), range(8)))
@@ -400,11 +396,11 @@ def test_store_flipped_bits_never_change_a_value(path: Path) -> None:
         for _ in range(rng.choice([1, 1, 1, 5])):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
-        for _ in range(2):  # as it is, and after it was mended
+        for _ in range(2):  # as it is, and after the repair
             recovered = load(path, 120, 120)
             assert all(np.array_equal(recovered[key], intact[key], equal_nan=True) for key in recovered)
         lost.append(120 - len({tick for _, tick in recovered}))
-    assert sorted(lost)[len(lost) // 2] <= 1, "a flipped bit costs its tick"
+    assert sorted(lost)[len(lost) // 2] <= 1, "a flipped bit must lose only its tick"
 
 
 def test_store_flipped_bit_loses_one_tick(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -419,7 +415,7 @@ def test_store_flipped_bit_loses_one_tick(path: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         recovered = load(path, 30)
     assert {tick for _, tick in recovered} == set(range(30)) - {7}
-    assert "1 damaged ticks" in caplog.text
+    assert ": 1 skipped" in caplog.text
 
 
 def test_store_lost_name_is_read_from_second_table(path: Path) -> None:
@@ -432,9 +428,7 @@ def test_store_lost_name_is_read_from_second_table(path: Path) -> None:
         recovered = load(path)
         assert equal_cells({key: value for key, value in recovered.items() if key[0] != "s2"},
                     {key: value for key, value in expected(range(20)).items() if key[0] != "s2"})  # fmt: skip
-        assert (("s2", 3) in recovered) == (table == "server"), (
-            "a server whose name is lost has no ticks, not another's"
-        )
+        assert (("s2", 3) in recovered) == (table == "server"), "a server without a name must not get ticks of another"
 
 
 def test_store_reader_skips_damage_without_repair(path: Path) -> None:
@@ -458,7 +452,7 @@ def test_store_syncs_once_a_minute(path: Path, tmp_path: Path) -> None:
             store.append(rows(tick), time_of(tick))
             copy = tmp_path / f"copy-{tick}" / path.name
             copy.parent.mkdir()
-            copy.write_bytes(path.read_bytes())  # without the log beside it, as if that had not reached the disk
+            copy.write_bytes(path.read_bytes())  # without the WAL, as if that had not reached the disk
     on_disk = []
     for tick in range(20):
         with TickStore(tmp_path / f"copy-{tick}" / path.name, step=STEP, read_only=True) as reader:
@@ -476,7 +470,7 @@ def test_store_reader_creates_no_file(path: Path, caplog: pytest.LogCaptureFixtu
 def test_store_is_readable_during_writes(path: Path) -> None:
     fill(path, range(50))
     code = (
-        "import sys; from pathlib import Path; from forecastd.fleet.store import TickStore\n"
+        "import sys; from pathlib import Path; from forecastd.fleet.window.store import TickStore\n"
         "with TickStore(Path(sys.argv[1]), step=5, read_only=True) as store:\n"
         "    for line in sys.stdin:\n"
         "        print(sum(len(chunk) for chunk in store.history(0, 2**40)), store.state().ticks, flush=True)\n"
@@ -504,7 +498,7 @@ def test_store_full_disk_is_logged_once_and_recovered(path: Path, caplog: pytest
 
         def connect() -> sqlite3.Connection:
             db = real()
-            if full:  # SQLite's own way to a full disk: it raises SQLITE_FULL
+            if full:  # SQLite then raises SQLITE_FULL
                 db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
             return db
 
@@ -521,7 +515,7 @@ def test_store_full_disk_is_logged_once_and_recovered(path: Path, caplog: pytest
         assert store.last_error is None
         assert {tick for _, tick in read_history(store)} == set(range(45))
     messages = [record.getMessage() for record in caplog.records]
-    assert [("cannot be written now" in line, "is written again" in line) for line in messages] == [
+    assert [("Cannot write" in line, "is writable again" in line) for line in messages] == [
         (True, False),
         (False, True),
     ]
@@ -529,7 +523,7 @@ def test_store_full_disk_is_logged_once_and_recovered(path: Path, caplog: pytest
 
 def test_store_pending_batches_are_bounded(path: Path) -> None:
     path.parent.mkdir()
-    path.mkdir()  # no file can be made there
+    path.mkdir()  # no file can be created there
     with TickStore(path, step=STEP) as store:
         for tick in range(MAX_PENDING_BATCHES + 10):
             assert not store.append(rows(tick, [1]), time_of(tick))
@@ -568,45 +562,9 @@ def test_store_deleted_file_is_recreated(path: Path, replaced: bool) -> None:
     assert {tick for _, tick in load(path, 9)} == ({1, 2, 7} if replaced else {1, 2})
 
 
-def test_file_lock_admits_one_process(path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from forecastd.clock import SystemClock\n"
-        "from forecastd.fleet.hold import Hold\n"
-        "with Hold(Path(sys.argv[1]), SystemClock(), wait=0): print('held', flush=True); sys.stdin.read()\n"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdin is not None
-    assert other.stdout is not None
-    assert other.stdout.readline() == "held\n"
-    with pytest.raises(RetryLater, match="stop the other first"), FileLock(path, SystemClock(), timeout=0.2):
-        pass
-    waiter: list[float] = []
-
-    def wait_for_it() -> None:
-        with FileLock(path, SystemClock(), timeout=60):
-            waiter.append(1)
-
-    thread = threading.Thread(target=wait_for_it)
-    thread.start()
-    other.kill()
-    thread.join(60)
-    other.wait(60)
-    other.stdin.close()
-    other.stdout.close()
-    assert waiter == [1], "the hold is gone with its process"
-
-
-def test_file_lock_that_cannot_be_created_needs_human(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(NeedsHuman, match="cannot be made"):
-        FileLock(tmp_path / "file" / "serve.lock", SystemClock())
-
-
 @pytest.fixture
 def start_appender(path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
-    """Starts a process that appends ticks from a number on, as fast as it can, and prints each that is done."""
+    """Start a process that appends ticks from a number on, as fast as possible, and prints each stored tick."""
     directory = Path(__file__)
     code = (
         "import importlib.util, sys; from pathlib import Path\n"
@@ -614,7 +572,7 @@ def start_appender(path: Path) -> Iterator[Callable[[int], subprocess.Popen[str]
         "test = importlib.util.module_from_spec(spec); spec.loader.exec_module(test)\n"
         "store = test.TickStore(Path(sys.argv[1]), step=5, hours=1000)\n"
         "for tick in range(int(sys.argv[2]), 10**6):\n"
-        "    assert store.append(test.rows(tick, range(40)), test.moment(tick)); print(tick, flush=True)\n"
+        "    assert store.append(test.rows(tick, range(40)), test.time_of(tick)); print(tick, flush=True)\n"
     )
     started: list[subprocess.Popen[str]] = []
 
@@ -646,7 +604,7 @@ def test_store_kill_loses_at_most_current_tick(
             history = read_history(reader)
         ticks = {tick for _, tick in history}
         assert ticks in (set(range(messages[-1] + 1)), set(range(messages[-1] + 2))), (
-            "at most the one that was being written more"
+            "at most the tick in progress may be stored in addition"
         )
         assert equal_cells(history, expected(range(max(ticks) + 1), range(40)))
         first = max(ticks) + 1

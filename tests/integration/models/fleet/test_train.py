@@ -1,4 +1,6 @@
-"""A fleet's training from history to bundle: honest, resumable to the bit, and what is trained is what is served."""
+"""The training of a fleet model from history to bundle: no look-ahead, exact resume, and the served engine equals the
+network.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ CONFIG = FleetTrainingConfig(
 
 @pytest.fixture(scope="module")
 def data() -> FleetData:
-    """Six servers for an hour and a half, one of which falls silent for a while."""
+    """Six servers for an hour and a half, one of which is silent for a while."""
     simulated_data = simulate_data("6x1.5:varied", until=UNTIL, step=5, seed=3)
     values = simulated_data.values.copy()
     values[2, 300:340] = np.nan
@@ -60,7 +62,7 @@ def train(
     progress: Callable[[TrainingProgress], None] = ignore_progress,
     **how: Any,
 ) -> FleetManifest:
-    """As `models.training.train`, of a fleet."""
+    """`models.training.run.train` for a fleet."""
     manifest = train_any(data, config, out, progress, **{"created": UNTIL, **how})
     assert isinstance(manifest, FleetManifest)
     return manifest
@@ -70,7 +72,7 @@ def train(
 def trained(
     data: FleetData, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, FleetManifest, list[TrainingProgress]]:
-    """A bundle trained in one go, its manifest, and what was reported on the way."""
+    """A bundle trained in one run, its manifest, and the progress reports."""
     out, reports = tmp_path_factory.mktemp("trained") / "bundle", list[TrainingProgress]()
     return out, train(data, CONFIG, out, reports.append), reports
 
@@ -120,7 +122,7 @@ def test_training_progress_never_decreases(trained: TrainingOutput) -> None:
 
 
 def test_training_batch_equals_serving_engine(data: FleetData, trained: TrainingOutput) -> None:
-    """A batch of the training through the network, and the same windows through the engine that serves."""
+    """A training batch through the network, and the same windows through the serving engine."""
     bundle = load_fleet_bundle(trained[0])
     manifest, filled = bundle.manifest, carry_forward(data.values, data.max_gap)
     groups = GroupScales(manifest.groups, bundle.center, bundle.scale)
@@ -279,9 +281,9 @@ def test_training_refuses_engine_that_differs(data: FleetData, tmp_path: Path, m
         return forecast(self, *arguments) + 1
 
     monkeypatch.setattr(library_engine.LibraryEngine, "forecast", wrong)
-    with pytest.raises(BundleError, match="no bundle was written") as refused:
+    with pytest.raises(BundleError, match="no bundle was written") as error_info:
         train(data, replace(CONFIG, epochs=1), tmp_path / "bundle")
-    assert refused.value.check == "canary"
+    assert error_info.value.check == "canary"
     assert not (tmp_path / "bundle").exists()
 
 
@@ -290,10 +292,10 @@ def test_training_refuses_engine_that_differs(data: FleetData, tmp_path: Path, m
     [
         ({"encoder_minimum": 25}, "--encoder-minimum"),
         ({"encoder_minimum": 1}, "--encoder-minimum"),
-        ({"embedding_size": 9}, "told by"),
+        ({"embedding_size": 9}, "embedding of a profile"),
         ({"short": 1.5}, "from 0 to 1"),
         ({"levels": (0.1, 0.9)}, "0.5"),
-        ({"encoder_length": 400}, "it takes at least"),
+        ({"encoder_length": 400}, "needs at least"),
     ],
 )
 def test_training_invalid_options_write_nothing(

@@ -1,4 +1,4 @@
-"""The forecast from too little data: from one value on, always in bounds, never crossing, and not bent by one wild value."""
+"""The heuristic: works from one value on, stays in bounds, does not cross, and resists outliers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_heuristic_single_value_gives_widening_band(metric: int) -> None:
     assert quantiles[:, 3] == pytest.approx(value, rel=1e-5)
     width = quantiles[:, 5] - quantiles[:, 1]
     assert (np.diff(width) > 0).all()
-    assert width[0] > 5  # 10 points for a percentage, a factor of 1.4 to each side for the others
+    assert width[0] > 5  # 10 points for a percentage, a factor of 1.4 each way for the others
     assert np.isnan(
         np.delete(heuristic_forecast(forecast_single_server(value, metric=metric), 1, LEVELS)[0, 0], metric, axis=0)
     ).all()
@@ -75,7 +75,7 @@ def test_heuristic_trend_is_damped() -> None:
     assert quantiles[0] > 40
     assert (steps >= 0).all()
     assert (np.diff(steps) < 1e-4).all()
-    assert 42 < quantiles[-1] < 43  # half a point a tick, for 5.7 ticks at most
+    assert 42 < quantiles[-1] < 43  # half a point per tick, for 5.7 ticks
 
 
 def test_heuristic_ignores_gaps() -> None:

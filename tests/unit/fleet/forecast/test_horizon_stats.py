@@ -1,4 +1,4 @@
-"""What is drawn from a forecast: peaks, crossings and probabilities of what is still ahead, of the right server."""
+"""Peaks, crossings and probabilities over the remaining horizon of a forecast, for the right server."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_horizon_stats_match_servers_by_name() -> None:
     assert reordered is not None
     straight = stats_at(forecast)
     limit = np.full((3, METRIC_COUNT), 95.0)
-    for name in ("peak", "soon"):
+    for name in ("peaks", "weighted_median"):
         assert np.array_equal(getattr(reordered, name)[1:], getattr(straight, name)[[2, 0]])
         assert np.isnan(getattr(reordered, name)[0]).all()
     assert np.array_equal(

@@ -1,4 +1,4 @@
-"""A table of metrics as a history: what fits is taken as it is meant, what does not is refused by line or column."""
+"""A CSV table as a history: valid tables are read, and the message of a refusal names column or line."""
 
 from __future__ import annotations
 
@@ -88,19 +88,19 @@ def test_csv_keeps_series_with_most_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "cannot be read"),
+        ("", "Cannot read"),
         ("a,b\n1,2\n", "has the columns a, b"),
         ("series,timestamp\na,1\n", "has the columns"),
-        ("series,timestamp,value\na,soon,1\n", "line 2: 'soon' is no time"),
-        ("series,timestamp,value\na,1700000000,1\na,1700000005,high\n", "line 3: 'high' is no number of value"),
+        ("series,timestamp,value\na,soon,1\n", "line 2: 'soon' is not a time"),
+        ("series,timestamp,value\na,1700000000,1\na,1700000005,high\n", "line 3: 'high' is not a number for value"),
         ("series,timestamp,value\n,1700000000,1\n", "line 2: the series is missing"),
-        ("series,timestamp,profile,value\na,1700000000,WEB,1\n", "no name of a profile"),
-        ("series,timestamp,c p u\na,1700000000,1\na,1700000005,1\n", "no name of a metric"),
+        ("series,timestamp,profile,value\na,1700000000,WEB,1\n", "not a profile name"),
+        ("series,timestamp,c p u\na,1700000000,1\na,1700000005,1\n", "not a metric name"),
         ("series,timestamp,value\na,1700000000,1\n", "two rows"),
         ("series,timestamp,value\na/b,1700000000,1\na b,1700000005,1\na b,1700000010,1\n", "differ only in"),
-        ("series,timestamp,value\na,1700000000,\na,1700000005,\n", "no number in it"),
+        ("series,timestamp,value\na,1700000000,\na,1700000005,\n", "has no numbers"),
     ],
 )
 def test_csv_invalid_table_is_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which windows a fleet's training may use: honest in time, whole, and treated as the service treats its own."""
+"""The windows that a fleet training uses: no overlap of the parts, no gaps, and filled like those of the service."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_windows_of_complete_history_are_all_used() -> None:
 def test_windows_skip_sparse_server() -> None:
     values = np.random.default_rng(0).uniform(1, 99, (2, 400, 2))
     seldom = np.ones(400, dtype=bool)
-    seldom[::4] = False  # each value is carried on for three ticks: no gap is long, and three of four ticks are missing
+    seldom[::4] = False  # three of four ticks are missing, but no gap is long
     values[0, seldom] = np.nan
     data = history(values)
     servers = split(data, carry_forward(data.values, MAX_GAP), CUT).train.windows // data.ticks
@@ -104,9 +104,9 @@ def test_windows_skip_sparse_server() -> None:
 
 def test_split_too_short_history_is_refused() -> None:
     data = history(np.full((1, 60, 2), 5.0))
-    with pytest.raises(DataError, match=r"spans 5\.0 min, and it takes at least (\d+\.\d) min") as refused:
+    with pytest.raises(DataError, match=r"spans 5\.0 min, but the training needs at least (\d+\.\d) min") as refused:
         split(data, data.values, CUT)
-    needed = 69  # ticks: 12 a window, at least 20 % of the rest each, and two horizons between
+    needed = 69  # ticks: 12 per window, at least 20 % of the rest each, and two horizons between
     assert f"at least {needed * 5 / 60:.1f} min" in str(refused.value)
     enough = history(np.full((1, needed, 2), 5.0))
     assert len(split(enough, enough.values, CUT).test.windows)
@@ -118,7 +118,7 @@ def test_split_missing_metric_is_named() -> None:
     values = np.full((2, 200, 2), 5.0)
     values[..., 1] = np.nan
     data = history(values)
-    with pytest.raises(DataError, match="b came at 0%"):
+    with pytest.raises(DataError, match="b was observed at 0%"):
         split(data, carry_forward(data.values, MAX_GAP), CUT)
 
 

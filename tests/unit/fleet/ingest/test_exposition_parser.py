@@ -1,4 +1,4 @@
-"""A /metrics page in the contract's units: against values that were worked out by hand, and whatever else a page may hold."""
+"""A /metrics page in the contract's units, compared with values computed by hand, and arbitrary pages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ GIB = 2**30
 
 
 def node_page(seconds: float = 0.0, **changed: float) -> str:
-    """A node_exporter's page of a machine with two cores, `seconds` after the first; its rates are round numbers.
+    """A node_exporter page of a machine with two cores, `seconds` after the first; its rates are round numbers.
 
-    CPU: 40 % busy, 10 % waiting. Disk sda: 60 % busy, 100 requests a second of 5 ms. eth0: 12 MB/s in, 3 out, 2 errors.
+    CPU: 40 % busy, 10 % waiting. Disk sda: 60 % busy, 100 requests/s of 5 ms. eth0: 12 MB/s in, 3 out, 2 errors/s.
     """
     seconds_running = {"idle": 0.5, "iowait": 0.1, "user": 0.25, "system": 0.1, "steal": 0.05}
     lines = [
@@ -52,7 +52,7 @@ def node_page(seconds: float = 0.0, **changed: float) -> str:
         'node_network_receive_errs_total{device="eth0"}': 1.5 * seconds,
         'node_network_transmit_drop_total{device="eth0"}': 0.5 * seconds,
     }
-    for device in ("sda", "dm-0"):  # the second is made of the first
+    for device in ("sda", "dm-0"):  # dm-0 is stacked on sda
         numbers |= {
             f'node_disk_reads_completed_total{{device="{device}"}}': 7 + 60 * seconds,
             f'node_disk_writes_completed_total{{device="{device}"}}': 9 + 40 * seconds,
@@ -60,7 +60,7 @@ def node_page(seconds: float = 0.0, **changed: float) -> str:
             f'node_disk_write_time_seconds_total{{device="{device}"}}': 0.2 * seconds,
         }
     lines += [f"{name} {value!r}" for name, value in (numbers | changed).items()]
-    lines += ['go_gc_duration_seconds{quantile="0.5"} 0.1', "this line is of another's, and broken {"]
+    lines += ['go_gc_duration_seconds{quantile="0.5"} 0.1', "this line is foreign and malformed {"]
     return "\n".join(lines) + "\n"
 
 
@@ -99,7 +99,7 @@ def test_no_swap_and_idle_disk_are_zero() -> None:
     metrics = contract_metrics(first, first, 5.0)
     assert metrics["swap_percent"] == 0.0
     assert (metrics["disk_busy_percent"], metrics["disk_latency_ms"]) == (0.0, 0.0)
-    assert "cpu_percent" not in metrics  # time stood still
+    assert "cpu_percent" not in metrics  # no time has passed
 
 
 def test_memory_without_available_uses_free() -> None:
@@ -142,12 +142,12 @@ def test_page_nan_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "neither"),
-        ("<html><body>It works!</body></html>", "neither"),
-        ("cpu_percent NaN\n", "neither"),
-        ("some_other_metric 1\n", "neither"),
+        ("", "no metrics of node_exporter"),
+        ("<html><body>It works!</body></html>", "no metrics of node_exporter"),
+        ("cpu_percent NaN\n", "no metrics of node_exporter"),
+        ("some_other_metric 1\n", "no metrics of node_exporter"),
         ("cpu_percent twelve\n", "text format"),
         ('node_cpu_seconds_total{cpu="0",mode="idle" 1\n', "text format"),
     ],

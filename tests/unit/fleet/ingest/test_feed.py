@@ -68,49 +68,49 @@ def test_parse_feed_missing_metric_becomes_nan() -> None:
 
 
 BAD: dict[str, tuple[Any, str, str]] = {
-    "a text": ("web-01", "not_a_record", "the record is 'web-01'"),
+    "text": ("web-01", "not_a_record", "the record is 'web-01'"),
     "null": (None, "not_a_record", "an object with server, time and metrics"),
-    "a list": ([GOOD], "not_a_record", "the record is a list"),
+    "list": ([GOOD], "not_a_record", "the record is a list"),
     "no server": (record(server=None), "server", "server is missing"),
-    "an empty name": (record(server=""), "server", "letters, digits"),
-    "a name with a blank": (record(server="web 01"), "server", "'web 01'"),
-    "a name with a newline": (record(server="web\n"), "server", r"'web\\n'"),
-    "a number as name": (record(server=7), "server", "server is 7"),
-    "a name of a million": (record(server="a" * 10**6), "server", "128 letters"),
+    "empty name": (record(server=""), "server", "letters, digits"),
+    "name with a space": (record(server="web 01"), "server", "'web 01'"),
+    "name with a newline": (record(server="web\n"), "server", r"'web\\n'"),
+    "number as name": (record(server=7), "server", "server is 7"),
+    "very long name": (record(server="a" * 10**6), "server", "128 letters"),
     "no time": (record(time=None), "time", "time is missing"),
-    "no time at all": ({"server": "a", "metrics": {}}, "time", "time is missing"),
+    "time absent": ({"server": "a", "metrics": {}}, "time", "time is missing"),
     "milliseconds": (record(time=NOW * 1e3), "time", "milliseconds.*send seconds"),
     "nanoseconds": (record(time=int(NOW * 1e9)), "time", "nanoseconds"),
-    "a time without end": (record(time=10**400), "time", "very many digits"),
+    "huge time": (record(time=10**400), "time", "too many digits"),
     "NaN as time": (record(time=math.nan), "time", "send seconds"),
-    "a text as time": (record(time="yesterday"), "time", "'yesterday'; send unix seconds"),
+    "text as time": (record(time="yesterday"), "time", "'yesterday'; send unix seconds"),
     "seconds as text": (record(time="1700000000.5"), "time", "as a number"),
     "true as time": (record(time=True), "time", "time is True"),
-    "a time of a million letters": (record(time="9" * 10**6), "time", "send unix seconds"),
-    "a profile with capitals": (record(profile="Web"), "profile", "lower-case"),
-    "a profile that is a number": (record(profile=1), "profile", "profile is 1"),
-    "a status of its own": (record(status="fine"), "status", "one of ok, degraded, down, maintenance"),
-    "a status that is a list": (record(status=[]), "status", "status is a list"),
-    "metrics that are a list": (record(metrics=[1]), "metrics", "metrics is a list"),
+    "very long time": (record(time="9" * 10**6), "time", "send unix seconds"),
+    "upper-case profile": (record(profile="Web"), "profile", "lower-case"),
+    "number as profile": (record(profile=1), "profile", "profile is 1"),
+    "unknown status": (record(status="fine"), "status", "one of ok, degraded, down, maintenance"),
+    "list as status": (record(status=[]), "status", "status is a list"),
+    "list as metrics": (record(metrics=[1]), "metrics", "metrics is a list"),
     "no metrics": (record(metrics={}), "no_metrics", "cpu_percent, "),
-    "metrics null": (record(metrics=None), "no_metrics", "none of the contract's"),
-    "only unknown metrics": (record(metrics={"cpu": 3}), "no_metrics", "none of the contract's"),
-    "only null metrics": (record(metrics={"cpu_percent": None}), "no_metrics", "none of the contract's"),
-    "a number as text": (with_metrics(latency_ms="12.5"), "not_a_number", "latency_ms is '12.5'; send it as a JSON number"),
+    "metrics null": (record(metrics=None), "no_metrics", "no metric of the contract"),
+    "only unknown metrics": (record(metrics={"cpu": 3}), "no_metrics", "no metric of the contract"),
+    "only null metrics": (record(metrics={"cpu_percent": None}), "no_metrics", "no metric of the contract"),
+    "text as number": (with_metrics(latency_ms="12.5"), "not_a_number", "latency_ms is '12.5'; send it as a JSON number"),
     "true as number": (with_metrics(swap_percent=True), "not_a_number", "swap_percent is True"),
-    "a list as number": (with_metrics(swap_percent=[1.0]), "not_a_number", "swap_percent is a list"),
-    "nested deep": (with_metrics(swap_percent=[[[[[{}]]]]]), "not_a_number", "swap_percent is a list"),
-    "NaN": (with_metrics(latency_ms=math.nan), "nan", "latency_ms is NaN; leave a metric out"),
+    "list as number": (with_metrics(swap_percent=[1.0]), "not_a_number", "swap_percent is a list"),
+    "deeply nested": (with_metrics(swap_percent=[[[[[{}]]]]]), "not_a_number", "swap_percent is a list"),
+    "NaN": (with_metrics(latency_ms=math.nan), "nan", "latency_ms is NaN; omit a metric"),
     "Infinity": (with_metrics(latency_ms=math.inf), "nan", "latency_ms is infinite"),
     "-Infinity": (with_metrics(latency_ms=-math.inf), "nan", "latency_ms is infinite"),
-    "1e400": (with_metrics(latency_ms=10**400), "range", "very many digits"),
-    "a huge integer": (with_metrics(latency_ms=10**30), "range", "more than any machine has"),
+    "1e400": (with_metrics(latency_ms=10**400), "range", "too many digits"),
+    "huge integer": (with_metrics(latency_ms=10**30), "range", "no machine has such a value"),
     "negative": (with_metrics(latency_ms=-0.5), "range", "-0.5 is below 0 ms"),
     "negative percent": (with_metrics(memory_percent=-3), "range", "-3 is below 1 %"),
-    "hundredths": (with_metrics(disk_percent=8500), "unit", "8500 is above 100 %: sent in hundredths"),
-    "just too much": (with_metrics(disk_percent=100.5), "unit", "100.5 is above 100 %"),
+    "hundredths": (with_metrics(disk_percent=8500), "unit", "8500 is above 100 %. Is it in hundredths"),
+    "just above the bound": (with_metrics(disk_percent=100.5), "unit", "100.5 is above 100 %"),
     "bytes for megabytes": (with_metrics(network_in_mb_s=125_000_000), "unit", "smaller unit.*MB/s"),
-    "a ratio of memory": (with_metrics(memory_percent=0.63), "unit", 'sent as a ratio.*"memory_percent": "ratio"'),
+    "memory as ratio": (with_metrics(memory_percent=0.63), "unit", 'If it is a ratio.*"memory_percent": "ratio"'),
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_parse_feed_bad_record_is_refused_alone(kind: str) -> None:
     assert refusal.server is None or len(refusal.server) <= 128
 
 
-@pytest.mark.parametrize("kind", [kind for kind in BAD if kind not in {"a time without end", "1e400"}])
+@pytest.mark.parametrize("kind", [kind for kind in BAD if kind not in {"huge time", "1e400"}])
 def test_parse_feed_ndjson_refuses_like_json(kind: str) -> None:
     lines = [json.dumps(refusal) for refusal in (GOOD, BAD[kind][0], record(server="web-02"))]
     feed = parse_feed("\n".join(lines).encode(), NDJSON, step=STEP)
@@ -170,7 +170,7 @@ def test_parse_feed_ndjson_invalid_line_is_refused_alone(line: bytes) -> None:
         (b'{"version": 1, "records": [], "units": []}', "units"),
         (b'{"version": 1, "records": [], "units": {"cpu_percent": 1}}', "units"),
         (b'{"version": 1, "records": [], "units": {"cpu_percent": "furlong"}}', "may be in %, percent"),
-        (b'{"version": 1, "records": [], "units": {"cpu": "ratio"}}', "its metrics are"),
+        (b'{"version": 1, "records": [], "units": {"cpu": "ratio"}}', "the metrics are"),
     ],
 )
 def test_parse_feed_invalid_body_raises(body: bytes, words: str) -> None:
@@ -316,7 +316,7 @@ def test_filter_by_time_refuses_unit_jump(metrics: dict[str, float], refused: bo
     assert len(rows) == (not refused)
     assert dict(refusals.counts) == ({"unit": 1} if refused else {})
     rows, _ = filter_rows(new, previous=old.values, previous_ticks=old.ticks - JUMP_CHECK_TICKS - 1)
-    assert len(rows) == 1, "what a server said long ago does not speak against it for ever"
+    assert len(rows) == 1, "an old row is not compared any more"
 
 
 KEYS = st.sampled_from(["server", "time", "metrics", "cpu_percent", "x"])

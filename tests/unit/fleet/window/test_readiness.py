@@ -23,7 +23,7 @@ Values = NDArray[np.float32]
 
 
 def expected_run(series: list[float]) -> tuple[int, list[float]]:
-    """The obvious way for one metric: walk on, carry on, begin again after a long gap."""
+    """The simple way for one metric: carry values forward, and restart after a long gap."""
     run: list[float] = []
     gap = 0
     for value in series:
@@ -65,7 +65,7 @@ def blocks(draw: st.DrawFn) -> Values:
     rng = np.random.default_rng(seed)
     values[rng.random(values.shape) < share] = np.nan  # single values
     values[rng.random(values.shape[:2]) < share / 2] = np.nan  # whole rows
-    for server in range(servers):  # a stretch of about the longest gap
+    for server in range(servers):  # a gap of about the maximum length
         index, long = draw(st.integers(0, 30)), draw(st.integers(MAX_GAP - 1, MAX_GAP + 2))
         values[server, index : index + long, draw(st.integers(0, metrics - 1))] = np.nan
     return values
@@ -116,7 +116,7 @@ def test_prepare_needs_recent_run_without_long_gap(empty: slice | None, length: 
     assert prepared.lengths.tolist() == [length]
     assert prepared.missing_ticks.tolist() == [needs]
     assert STATE_NAMES[prepared.codes[0]] == word
-    assert {"ready": "ready", "too_short": "still missing", "silent": "nothing came"}[word] in prepared.reason(0)
+    assert {"ready": "ready", "too_short": "of history", "silent": "no row"}[word] in prepared.reason(0)
 
 
 def test_prepare_names_missing_metric() -> None:
@@ -125,7 +125,7 @@ def test_prepare_names_missing_metric() -> None:
     prepared = prepare_input(values, 12)
     assert prepared.codes.tolist() == [METRIC_MISSING]
     assert prepared.missing_ticks.tolist() == [12]
-    assert prepared.reason(0) == f"never or no longer reported: {METRIC_NAMES[3]}, {METRIC_NAMES[11]}"
+    assert prepared.reason(0) == f"not reported: {METRIC_NAMES[3]}, {METRIC_NAMES[11]}"
 
 
 def test_prepare_counts_missing_ticks_after_silence() -> None:
@@ -157,9 +157,9 @@ def test_prepare_without_servers_is_empty() -> None:
 def test_prepare_accepts_any_memory_order() -> None:
     rng = np.random.default_rng(2)
     values = rng.uniform(1, 50, (7, 30, METRIC_COUNT)).astype(np.float32)
-    values[:, -2:] = np.nan  # what nobody has sent yet
+    values[:, -2:] = np.nan  # not sent yet
     values[3, 10:14] = np.nan
-    chosen = values[:, -20:, list(range(METRIC_COUNT))]  # as the service chooses a model's columns
+    chosen = values[:, -20:, list(range(METRIC_COUNT))]  # as the service selects a model's columns
     assert not chosen.flags["C_CONTIGUOUS"]
     prepared, expected = prepare_input(chosen, 8), prepare_input(np.ascontiguousarray(chosen), 8)
     assert not np.isnan(prepared.filled).any()

@@ -1,4 +1,4 @@
-"""When a tick is closed, and that the ticker tells each closed tick once, whatever the clock does."""
+"""When a tick closes, and that the ticker reports each closed tick once, whatever the clock does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from forecastd.fleet import ticker
 from forecastd.fleet.ticker import CLOSE_DELAY_STEPS, Ticker, closing_time, newest_closed_tick
+from forecastd.testing import ManualClock
 
 WAIT = 60.0
 
@@ -22,19 +23,8 @@ def test_tick_closes_after_delay(tick: int, step: int, share: float) -> None:
     assert newest_closed_tick(end + CLOSE_DELAY_STEPS * step * 1.001 + share * step * 0.99, step) == tick
 
 
-class TickerClock:
-    def __init__(self, now: float) -> None:
-        self.wall = now
-
-    def now(self) -> float:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return 0.0
-
-
 class TickRecorder:
-    """What a ticker told, and a way to wait for it."""
+    """Records the calls of a ticker, and waits for them."""
 
     def __init__(self) -> None:
         self.closed: list[int] = []
@@ -63,14 +53,14 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ticker_reports_newest_tick_and_clock_set_back() -> None:
-    clock, recorder = TickerClock(1000.0), TickRecorder()
+    clock, recorder = ManualClock(1000.0), TickRecorder()
     ticker_thread = Ticker(clock, 5, recorder.close, recorder.rewind)
     ticker_thread.start()
     clock.wall = 1005.6
     recorder.wait_for([200], [])
     clock.wall = 1050.6
     recorder.wait_for([200, 209], [])
-    clock.wall = 1048.0  # less than a tick back: nothing to do, the ticks close when they would have
+    clock.wall = 1048.0  # less than a tick back: no effect
     clock.wall = 1010.6
     recorder.wait_for([200, 209], [201])
     clock.wall = 1015.6
@@ -81,7 +71,7 @@ def test_ticker_reports_newest_tick_and_clock_set_back() -> None:
 
 
 def test_ticker_survives_unexpected_error() -> None:
-    clock, recorder = TickerClock(1000.0), TickRecorder()
+    clock, recorder = ManualClock(1000.0), TickRecorder()
 
     def close(tick: int) -> None:
         recorder.close(tick)
@@ -99,6 +89,6 @@ def test_ticker_survives_unexpected_error() -> None:
 
 
 def test_ticker_unstarted_can_be_stopped() -> None:
-    unstarted = Ticker(TickerClock(1000.0), 5, print, print)
+    unstarted = Ticker(ManualClock(1000.0), 5, print, print)
     unstarted.request_stop()
     assert unstarted.join(WAIT)

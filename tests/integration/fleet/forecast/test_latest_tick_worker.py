@@ -1,4 +1,4 @@
-"""A thread that works on the newest tick only."""
+"""The worker that skips to the newest tick."""
 
 from __future__ import annotations
 

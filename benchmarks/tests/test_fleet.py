@@ -1,4 +1,4 @@
-"""The instruments of `python -m benchmarks fleet`: "nothing is lost" is worth what would have been seen."""
+"""The instruments of the fleet benchmark: a loss that the benchmark reports as zero would have been detected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from forecastd.fleet.window.window import FleetWindow
 
 @pytest.fixture
 def soak_with_history(tmp_path: Path) -> Soak:
-    """A soak that was answered for some ticks, all of them on disk."""
+    """A soak whose acknowledged ticks are all on disk."""
     soak = Soak(tmp_path, 1000, 2, 1)
     with TickStore(soak.path, step=STEP) as store:
         for tick in range(soak.first, soak.first + 6):
@@ -36,9 +36,9 @@ def test_soak_stored_rows_are_not_missing(soak_with_history: Soak) -> None:
 def test_soak_deleted_and_changed_ticks_are_missing(soak_with_history: Soak) -> None:
     deleted, changed = soak_with_history.first + 1, soak_with_history.first + 4
     with closing(sqlite3.connect(soak_with_history.path)) as db, db:
-        starts = {row: row // 65_536 for (row,) in db.execute("SELECT id FROM tick")}
+        rows_on_disk = [row for (row,) in db.execute("SELECT id FROM tick")]
         db.executemany(
-            "DELETE FROM tick WHERE id = ?", [(row,) for row, column in starts.items() if column == deleted * STEP]
+            "DELETE FROM tick WHERE id = ?", [(row,) for row in rows_on_disk if row // 65_536 == deleted * STEP]
         )
     rows = soak_with_history._rows(changed)
     rows.values[0, 0] += 1.0
@@ -50,40 +50,39 @@ def test_soak_deleted_and_changed_ticks_are_missing(soak_with_history: Soak) -> 
 def test_soak_tick_due_before_kill_must_be_stored(soak_with_history: Soak) -> None:
     with closing(sqlite3.connect(soak_with_history.path)) as db, db:
         db.execute("DELETE FROM tick")
+    first = soak_with_history.first
     soak_with_history.killed_at = (
-        written_by(soak_with_history.first, soak_with_history.acknowledged[soak_with_history.first]) + 1.0
-    )  # a moment after the first was due
+        written_by(first, soak_with_history.acknowledged[first]) + 1.0
+    )  # just after it was due
     soak_with_history._check_last_kill()
     assert soak_with_history.lost_ticks == [6]
-    assert not soak_with_history.failures, "they were in flight"
-    soak_with_history.acknowledged = {
-        tick: float(tick * STEP) for tick in range(soak_with_history.first, soak_with_history.first + 6)
-    }
+    assert not soak_with_history.failures, "they were in progress"
+    soak_with_history.acknowledged = {tick: float(tick * STEP) for tick in range(first, first + 6)}
     soak_with_history.killed_at += 1e6
     soak_with_history._check_last_kill()
     assert len(soak_with_history.failures) == 6
 
 
 @pytest.mark.parametrize(
-    ("tick", "answered", "written"),
+    ("tick", "acknowledged_at", "written_at"),
     [
-        (10, 10.2 * STEP, 11.1 * STEP),  # in its own time: when it is closed, a tenth of a step after its end
+        (10, 10.2 * STEP, 11.1 * STEP),  # on time: when it closes, a tenth of a step after its end
         (10, 11.05 * STEP, 11.1 * STEP),
-        (10, 11.2 * STEP, 12.1 * STEP),  # late: with the next tick that is closed
+        (10, 11.2 * STEP, 12.1 * STEP),  # late: with the next tick that closes
         (10, 40.0 * STEP, 40.1 * STEP),
     ],
 )
-def test_soak_rows_are_due_when_next_tick_closes(tick: int, answered: float, written: float) -> None:
-    assert written_by(tick, answered) == pytest.approx(written)
+def test_soak_rows_are_due_when_next_tick_closes(tick: int, acknowledged_at: float, written_at: float) -> None:
+    assert written_by(tick, acknowledged_at) == pytest.approx(written_at)
 
 
 def test_soak_fifth_of_servers_is_absent_longer_than_window(tmp_path: Path) -> None:
     soak = Soak(tmp_path, 17_280, 2, 1)
     ticks = range(soak.first, soak.first + 17_280)
-    away = [[not soak._is_present(index, tick) for tick in ticks] for index in range(SERVERS)]
-    assert sum(map(sum, away)) == pytest.approx(len(ticks) * SERVERS / 5, rel=0.1)
-    for figure in away:
-        spells = "".join("x" if absent else "." for absent in figure).strip(".").split(".")
+    absences = [[not soak._is_present(index, tick) for tick in ticks] for index in range(SERVERS)]
+    assert sum(map(sum, absences)) == pytest.approx(len(ticks) * SERVERS / 5, rel=0.1)
+    for server in absences:
+        spells = "".join("x" if absent else "." for absent in server).strip(".").split(".")
         assert max(map(len, spells)) > 360
 
 
@@ -100,9 +99,9 @@ def test_load_records_are_new_to_window() -> None:
 
 
 def test_peers_absent_library_is_reported(tmp_path: Path) -> None:
-    text = list(peers.run({20: 1.0}, seed=1, turns=1, interpreter=str(empty_interpreter(tmp_path))))
-    assert [type(figure) for figure in text] == [PremiseCount, PremiseCount]
-    assert [figure.name for figure in text] == ["neuralforecast: absent", "darts: absent"]
+    figures = list(peers.run({20: 1.0}, seed=1, turns=1, interpreter=str(empty_interpreter(tmp_path))))
+    assert [type(figure) for figure in figures] == [PremiseCount, PremiseCount]
+    assert [figure.name for figure in figures] == ["neuralforecast: absent", "darts: absent"]
 
 
 def empty_interpreter(directory: Path) -> Path:

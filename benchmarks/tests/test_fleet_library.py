@@ -1,7 +1,8 @@
-"""What the fleet forecasts against the library itself: from_dataset, predict, its own scales, on the same rows.
+"""The engines compared with the baseline library: from_dataset, predict and the library's own scales on the same
+rows.
 
-The engines' tests compare forwards; here everything from the rows to the numbers is the library's, used as its documentation
-says, and what it gets wrong when it is used a little otherwise is shown to be seen.
+The tests of the engines compare forward passes; here the library does everything from the rows to the numbers, as it
+is documented. Further tests show that its pitfalls would be detected.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from benchmarks.fleet.library import BaselineLibrary, frame, quantiles_by_server
 from benchmarks.fleet.request import answer_request
 from benchmarks.fleet.scene import STEP, ModelSize, SimulatedServers
 from models.fleet.base import FleetInput
-from models.fleet.bundle import FleetBundle
-from models.fleet.engines import TOLERANCE, load_fleet_engine, range_difference
+from models.fleet.bundle import FleetBundle, load_fleet_bundle
+from models.fleet.engines import TOLERANCE, load_fleet_engine, range_difference, verify_fleet_canary
 
 SIZE = ModelSize(hidden=8, continuous=4, heads=2, layers=1, encoder=24, minimum=6, horizon=8)
 COUNT = 10
-SIGNIFICANT = 3 * TOLERANCE  # a difference that nobody could take for rounding
+SIGNIFICANT = 3 * TOLERANCE  # larger than any rounding error
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def forecast(
     profiles: tuple[str, ...] | None = None,
     lengths: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Ours, of these values `[S, L, M]`."""
+    """The engine's forecast of these values `[S, L, M]`."""
     return load_fleet_engine(bundle, engine, 1).forecast(
         FleetInput(
             servers.tick if tick is None else tick,
@@ -65,7 +66,7 @@ def forecast(
 
 
 def predict(library: BaselineLibrary, servers: SimulatedServers, rows: Any) -> NDArray[np.float32]:
-    """The library's, in the same order."""
+    """The library's forecast in the same order."""
     return quantiles_by_server(SIZE, *library.predict(rows), servers.names)
 
 
@@ -108,7 +109,7 @@ def test_library_first_step_is_tick_after_last_observed(
     _, index = library.predict(rows)
     assert (index["tick"] == servers.tick + 1).all()
     _, past = library.predict(rows[rows["tick"] <= servers.tick])
-    assert (past["tick"] == servers.tick + 1 - SIZE.horizon).all(), "without rows of the time to come it tells the past"
+    assert (past["tick"] == servers.tick + 1 - SIZE.horizon).all(), "without rows for the horizon it predicts the past"
 
 
 def test_library_scales_each_server_by_its_profile(
@@ -125,7 +126,7 @@ def test_library_scales_each_server_by_its_profile(
 
 
 def test_library_second_encoder_mixes_up_scales(library: BaselineLibrary, servers: SimulatedServers, rows: Any) -> None:
-    """Why the codes are told to be alike: the library's own second encoder is one off where the first has `add_nan`."""
+    """Why both encoders must be the same: the library's own second encoder is off by one if the first has `add_nan`."""
     from pytorch_forecasting import TimeSeriesDataSet
 
     parameters = library.template.get_parameters()
@@ -138,7 +139,7 @@ def test_library_second_encoder_mixes_up_scales(library: BaselineLibrary, server
 
 
 def scales(data_set: Any) -> dict[str, NDArray[np.float64]]:
-    """Center and scale `[M, 2]` that the library undoes each server's outputs with."""
+    """Center and scale `[M, 2]` that the library uses to unscale the outputs of each server."""
     batch, _ = next(iter(data_set.to_dataloader(train=False, batch_size=COUNT)))
     names = data_set.x_to_index(batch)["server"]
     result = np.stack([scale.numpy() for scale in batch["target_scale"]], axis=1)
@@ -149,10 +150,10 @@ def test_forecast_unknown_profile_equals_library(
     library: BaselineLibrary, bundle: FleetBundle, servers: SimulatedServers
 ) -> None:
     others = servers.profiles[1:]
-    # By its own name the library predicts it and then cannot tell whose row it was; "nan" is its word for what it never saw.
+    # The library cannot map an unknown name back to its row; "nan" is its name for an unknown category.
     rows = frame(SIZE, servers.names, ("nan", *others), servers.history(SIZE.encoder), servers.tick)
-    ours = forecast(bundle, servers, servers.block(SIZE.encoder).values, profiles=("never-seen", *others))
-    assert range_difference(ours, predict(library, servers, rows)) < TOLERANCE
+    actual = forecast(bundle, servers, servers.block(SIZE.encoder).values, profiles=("never-seen", *others))
+    assert range_difference(actual, predict(library, servers, rows)) < TOLERANCE
 
 
 def test_forecast_short_window_equals_library(
@@ -165,8 +166,8 @@ def test_forecast_short_window_equals_library(
     values = servers.block(SIZE.encoder).values
     for row, length in enumerate(lengths.tolist()):
         values[row, : SIZE.encoder - length] = 0.0
-    ours = forecast(bundle, servers, values, lengths=lengths)
-    assert range_difference(ours, predict(library, servers, short)) < TOLERANCE
+    actual = forecast(bundle, servers, values, lengths=lengths)
+    assert range_difference(actual, predict(library, servers, short)) < TOLERANCE
 
 
 def test_usual_request_equals_library_and_leaves_no_files(
@@ -186,9 +187,6 @@ def test_usual_request_equals_library_and_leaves_no_files(
 
 
 def test_bundle_of_library_passes_canary(library: BaselineLibrary, tmp_path: Path) -> None:
-    from models.fleet.bundle import load_fleet_bundle
-    from models.fleet.engines import verify_fleet_canary
-
     library.write_bundle(tmp_path / "bundle")
     loaded = load_fleet_bundle(tmp_path / "bundle")
     assert verify_fleet_canary(loaded, load_fleet_engine(loaded, "library", 1)) < TOLERANCE
