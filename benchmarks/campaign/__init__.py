@@ -1,7 +1,8 @@
-"""The campaign that proves exactly once: kills, endpoints, the official worker's cases, a race, a failing disk, the cost.
+"""The campaign that checks exactly-once submission: kills, endpoint faults, the official worker's cases, a race, disk
+faults, cost.
 
-Every random choice comes from one seed, which is printed. A count whose premise does not hold carries its evidence.
-`python -m benchmarks.campaign PART...` runs some of it.
+One seed decides every random choice, and it is printed. A count whose premise does not hold carries its evidence. To
+run some of the parts: `python -m benchmarks.campaign PART...`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PARTS = ("kills", "endpoints", "official", "race", "disk", "cost")
 
 
 def run(*, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED) -> Iterator[Figure | PremiseCount]:
-    """Run the parts in turn; each one's results come as soon as it is through."""
-    logging.getLogger("forecastd").setLevel(logging.ERROR)  # of endpoints that fail there is plenty to tell
+    """Run the parts in turn. The results of a part are yielded as soon as it has finished."""
+    logging.getLogger("forecastd").setLevel(logging.ERROR)  # endpoints fail all the time here
     for part in parts:
         yield from importlib.import_module(f"benchmarks.campaign.{part}").run(quick=quick, seed=seed)

@@ -1,4 +1,4 @@
-"""Some parts of the campaign."""
+"""Runs parts of the campaign."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""What the ledger costs an epoch, and how long it takes from a window that is seen to the first byte sent.
+"""Measures what the ledger costs per epoch, and the time from a visible window to the first byte sent.
 
-The forecast is ready: it costs nothing here, so what is measured is the checks, the pricing, the signature and the commit.
-On the local node, over loopback.
+The forecast is instant, so this measures the checks, the pricing, the signature and the commit, on the local node over
+loopback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.campaign.worker import TOPIC, cycle_options, new_mnemonic, open_context
 from benchmarks.figures import PremiseCount
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
@@ -24,13 +23,15 @@ from forecastd.ledger.ledger import EpochKey, Ledger, Submission, SubmissionStat
 from forecastd.localnet.embedded import open_embedded
 from forecastd.runtime import failpoints
 from forecastd.submission.cycle import run_cycle
+from tests.support.forked_worker import TOPIC, cycle_options, open_context
+from tests.support.mnemonics import new_mnemonic
 
 CLOCK = SystemClock()
 T = TypeVar("T")
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
-    """Medians and the worst tenth over 300 epochs and 60 submissions; quick: 60 and 12."""
+    """Medians and 90th percentiles over 300 epochs and 60 submissions; quick: 60 and 12."""
     with tempfile.TemporaryDirectory() as directory:
         yield _ledger(Path(directory) / "cost.sqlite", 60 if quick else 300, seed)
     with tempfile.TemporaryDirectory() as directory:
@@ -38,7 +39,7 @@ def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
 
 
 def _ledger(path: Path, epochs: int, seed: int) -> PremiseCount:
-    """The three commits that an ordinary epoch makes."""
+    """The three commits of an ordinary epoch."""
     rng = random.Random(seed)
     times: dict[str, list[float]] = {"commit": [], "record its inclusion": [], "settle": []}
     ledger = Ledger(path)
@@ -57,12 +58,12 @@ def _ledger(path: Path, epochs: int, seed: int) -> PremiseCount:
     finally:
         ledger.close()
     totals = [sum(parts) for parts in zip(*times.values(), strict=True)]
-    counts = {what: _spread(samples) for what, samples in {**times, "an epoch in all": totals}.items()}
-    return PremiseCount(f"the ledger's cost, {epochs} epochs", counts, "every commit is on the platter", problems)
+    counts = {what: _spread(samples) for what, samples in {**times, "one epoch in total": totals}.items()}
+    return PremiseCount(f"the ledger's cost, {epochs} epochs", counts, "every commit is on disk", problems)
 
 
 def _submission_latency(directory: Path, windows: int) -> PremiseCount:
-    """From the start of a cycle that finds an open window to its bytes being sent, and to their inclusion."""
+    """From the start of a cycle with an open window to the bytes sent, and to the confirmed inclusion."""
     wallet = Wallet.from_mnemonic(new_mnemonic())
     send_times: list[float] = []
     failpoints.install_hook(lambda name: send_times.append(CLOCK.monotonic()) if name == "before send" else None)
@@ -78,7 +79,7 @@ def _submission_latency(directory: Path, windows: int) -> PremiseCount:
                 outcome = run_cycle(cycle_options(), parts)
                 if outcome.outcome != "submitted":
                     problems.append(f"{outcome.outcome}: {outcome.reason}")
-                if window:  # the first one registers, and loads what is loaded late
+                if window:  # the first window registers and loads lazy modules
                     times["to bytes sent"].append(send_times[-1] - start)
                     times["to their inclusion seen"].append(CLOCK.monotonic() - start)
                 if window == windows or problems:
@@ -87,7 +88,7 @@ def _submission_latency(directory: Path, windows: int) -> PremiseCount:
     finally:
         failpoints.install_hook(None)
     counts = {what: _spread(samples) for what, samples in times.items()} if not problems else {}
-    return PremiseCount(f"from a window seen, {windows} windows", counts, "each one is served", tuple(problems))
+    return PremiseCount(f"from a visible window, {windows} windows", counts, "every window is served", tuple(problems))
 
 
 def _timed(times: list[float], work: Callable[[], T]) -> T:
@@ -98,6 +99,6 @@ def _timed(times: list[float], work: Callable[[], T]) -> T:
 
 
 def _spread(seconds: list[float]) -> str:
-    """The median, and what nine in ten are below."""
+    """The median and the 90th percentile."""
     ordered = sorted(1000 * sample for sample in seconds)
-    return f"{statistics.median(ordered):.1f} ms, nine in ten below {ordered[len(ordered) * 9 // 10]:.1f} ms"
+    return f"{statistics.median(ordered):.1f} ms, 90th percentile {ordered[len(ordered) * 9 // 10]:.1f} ms"

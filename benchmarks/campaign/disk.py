@@ -1,8 +1,8 @@
 """The ledger on a disk that fails, or loses power, at every single operation in turn.
 
-A worker's bookkeeping of some epochs runs over a `FaultyDisk`; bytes count as sent once `commit` returned. Whatever happened
-then, the file that survives must open again with SQLite as it is installed, be whole, hold every signature that was sent,
-and every change that was reported as done.
+The ledger work of some epochs runs over a `FaultyDisk`. Bytes count as sent once `commit` has returned. Whatever
+happened then, the surviving file must open again with the installed SQLite, be intact, and hold every signature that
+was sent and every change that was reported as done.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.campaign.faultydisk import DiskFault, FaultyDisk
+from benchmarks.campaign.faulty_disk import DiskFault, FaultyDisk
 from benchmarks.figures import PremiseCount
 from forecastd.errors import ForecastdError, RetryLater
 from forecastd.ledger.ledger import EpochKey, Ledger, LedgerRow, Submission, SubmissionState
 
 CHAIN, WALLET = "localnet", "allo1disk"
 EPOCHS = 6
-MAX_ATTEMPTS = 3  # of one change by a worker that goes on after an error
+MAX_ATTEMPTS = 3  # of one change, by a worker that retries after an error
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
-    """Every fault at every operation, a power cut with five choices of what is lost; quick: every eighth operation."""
-    memory = Path("/dev/shm")  # noqa: S108 - no more than a faster place
+    """Every fault at every operation; a power cut with five choices of lost data. Quick: every eighth operation."""
+    memory = Path("/dev/shm")  # noqa: S108  # only faster than a disk
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
         yield run_campaign(Path(directory), step=8 if quick else 1, cut_repetitions=2 if quick else 5, seed=seed)
 
 
 def run_campaign(directory: Path, *, step: int, cut_repetitions: int, seed: int) -> PremiseCount:
-    """Every fault at every `step`th operation; a power cut `cuts` times."""
+    """Every fault at every `step`-th operation; each power cut `cut_repetitions` times."""
     baseline = _DiskTrial(directory, None, 0, seed)
     baseline.run(retry_errors=False)
     operations = baseline.disk.operations
@@ -54,7 +54,8 @@ def run_campaign(directory: Path, *, step: int, cut_repetitions: int, seed: int)
                 for repetition in range(cut_repetitions if fault is DiskFault.POWER_CUT else 1):
                     trial = _DiskTrial(directory, fault, operation_number, seed + repetition)
                     trial.run(retry_errors=retry_errors)
-                    how = f"{fault}, at {operations[operation_number - 1]} (number {operation_number}){', and it goes on' if retry_errors else ''}"
+                    retries = ", with retries" if retry_errors else ""
+                    how = f"{fault}, at {operations[operation_number - 1]} (number {operation_number}){retries}"
                     violations += [f"{how}: {evidence}" for evidence in trial.find_losses()]
                     trials[str(fault)] += 1
     kinds = Counter(operation.split()[0] for operation in operations)
@@ -64,16 +65,19 @@ def run_campaign(directory: Path, *, step: int, cut_repetitions: int, seed: int)
             "operations of one run": ", ".join(f"{number} x {what}" for what, number in sorted(kinds.items())),
             "trials": trials.total(),
             "by fault": ", ".join(f"{what} {number}" for what, number in trials.items()),
-            "broken": len(violations),
+            "violations": len(violations),
         },
-        "nothing was sent that is not on disk, nothing reported as done is lost, every file opens again and is whole",
+        "everything sent is on disk, nothing reported as done is lost, every file opens again and is intact",
         tuple(violations[:20]),
     )
 
 
 @dataclass
 class _ReportedState:
-    """What the ledger has said it did: an epoch's state and number of signatures. `begun` may be there or not."""
+    """What the ledger has reported: an epoch's state and number of signatures.
+
+    A started change may be on disk or not.
+    """
 
     completed_changes: dict[EpochKey, tuple[SubmissionState, int]] = field(default_factory=dict)
     started_changes: dict[EpochKey, set[tuple[SubmissionState, int]]] = field(default_factory=dict)
@@ -81,7 +85,7 @@ class _ReportedState:
 
 
 class _DiskTrial:
-    """One run of the bookkeeping with one fault."""
+    """One run of the ledger work with one fault."""
 
     _number = 0
 
@@ -96,18 +100,18 @@ class _DiskTrial:
         self._retry_errors = False
 
     def run(self, *, retry_errors: bool) -> None:
-        """The bookkeeping, to its end or to the error that ends the process. `go_on`: try again after an error."""
+        """Run to the end, or to the error that ends the process. `retry_errors`: retry after an error."""
         self._retry_errors = retry_errors
         with suppress(ForecastdError):
             self._ledger = self._open_ledger()
             self._write_epochs(self._ledger)
         if self._ledger is not None:
-            with suppress(Exception):  # a process that dies does not close either
+            with suppress(Exception):  # a process that dies does not close it either
                 self._ledger.close()
         self.disk.unregister()
 
     def find_losses(self) -> list[str]:
-        """What is wrong with what survived. The power is cut now if it was not before."""
+        """What is wrong with the surviving file. If the fault was not a power cut, the power is cut now."""
         survived = self._directory / "survived"
         survived.mkdir()
         self.disk.write_surviving_files(survived)
@@ -134,7 +138,7 @@ class _DiskTrial:
         raise RetryLater
 
     def _write_epochs(self, ledger: Ledger) -> None:
-        """Some epochs' worth of entries: served at once, on the second signature, missed."""
+        """The entries of some epochs: served at once, served with the second signature, missed."""
         self._attempt(lambda: ledger.set_known_from(CHAIN, WALLET, 0))
         self._attempt(lambda: ledger.record_sequence_use(CHAIN, WALLET, 0, "0" * 64, "register"))
         sequence = 1
@@ -163,7 +167,7 @@ class _DiskTrial:
 
         def commit() -> None:
             entry = ledger.find(key)
-            if entry is None or entry.row.attempts < attempt:  # a worker that goes on sends what is there
+            if entry is None or entry.row.attempts < attempt:  # a worker that continues sends the bytes that are there
                 ledger.commit(submission, 1.0)
 
         self._apply_change(key, (SubmissionState.SIGNED, attempt), commit)
@@ -187,7 +191,7 @@ class _DiskTrial:
         self._reported.started_changes.pop(key)
 
     def _attempt(self, work: Callable[[], None]) -> None:
-        """`work`; once, or as often as a worker would that goes on."""
+        """Call `work` once, or as often as a worker that retries would."""
         for _ in range(MAX_ATTEMPTS - 1 if self._retry_errors else 0):
             try:
                 work()

@@ -1,8 +1,9 @@
-"""Every misbehaviour of an endpoint, in a pool of three of which one is well: each window must get its one submission.
+"""Every behaviour of an endpoint, in a pool of three endpoints of which one is healthy: each window must get one
+submission.
 
-Two endpoints of a pool misbehave in the same way; the well one stands first, second or last. A pool is one worker with a
-wallet of its own, opened once for all its windows as in a daemon. Several pools serve the same chain at a time, blocks come
-every fifth of a second, and a window that the worker has not served within `PATIENCE` is lost.
+Two endpoints of a pool misbehave in the same way; the healthy one is first, second or last. A pool is one worker with
+its own wallet, opened once for all its windows like in a daemon. Several pools use the same chain at a time, and blocks
+come every fifth of a second. A window that the worker has not served within `WINDOW_TIMEOUT_SECONDS` is lost.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.campaign.audit import AuditCounts, audit, read_ledger
-from benchmarks.campaign.worker import TOPIC, cycle_options, new_mnemonic, open_context
 from benchmarks.figures import PremiseCount
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.wallet import Wallet
@@ -25,17 +24,23 @@ from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import BEHAVIOURS
 from forecastd.localnet.topics import TopicSpec
 from forecastd.submission.cycle import run_cycle
+from tests.support.forked_worker import TOPIC, cycle_options, open_context
+from tests.support.ledger_audit import AuditCounts, audit, read_ledger
+from tests.support.mnemonics import new_mnemonic
 
 ENDPOINTS = 3
 PARALLEL_POOLS = 14  # pools at a time
-EPOCH = 500  # blocks, and of the submission window as well: beyond what PATIENCE needs
+EPOCH = 500  # blocks; also the submission window, longer than WINDOW_TIMEOUT_SECONDS needs
 BLOCK_SECONDS = 0.2  # seconds
-WINDOW_TIMEOUT_SECONDS = 75.0  # seconds a window may take; on the real chains an epoch is an hour
+WINDOW_TIMEOUT_SECONDS = 75.0  # on the real chains an epoch is an hour
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
-    """Each behaviour with the well endpoint at every place, over three windows; quick: at one place, over two."""
-    del seed  # nothing here is chosen at random, but for what a behaviour's own text says
+    """Each behaviour with the healthy endpoint at every position, over three windows.
+
+    Quick: at one position, over two.
+    """
+    del seed  # only the seed in a behaviour's own text matters
     places = (
         [(index % ENDPOINTS,) for index in range(len(BEHAVIOURS))] if quick else [range(ENDPOINTS)] * len(BEHAVIOURS)
     )
@@ -58,7 +63,7 @@ class PoolUnderTest:
     problems: list[str] = field(default_factory=list)
 
     def serve_windows(self, windows: int, ready: threading.Barrier) -> None:
-        """In a thread of its own: serve each window, in step with the others; then settle what is left."""
+        """Serve each window in step with the other pools, then settle the rest. Runs in a thread of its own."""
         clock = SystemClock()
         with open_context(self.wallet, self.state_dir, self.endpoints) as parts:
             for _ in range(windows):
@@ -77,7 +82,7 @@ class PoolUnderTest:
                     self.problems.append(f"{self.behaviour}: {outcome}, {reason}")
                 ready.wait()
             ready.wait()
-            # The topic is at rest now. A pool may hold back for a moment while it finds its well endpoint again.
+            # The topic is inactive now. A pool may need a moment until it uses its healthy endpoint again.
             for _ in range(20):
                 run_cycle(cycle_options(), parts)
                 if not parts.ledger.entries(LOCAL_CHAIN_ID, self.wallet.address, unsettled=True):
@@ -86,14 +91,14 @@ class PoolUnderTest:
 
 
 def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: int) -> PremiseCount:
-    """A pool for each case, which is a behaviour and the place of the well endpoint; each serves so many windows."""
+    """Run a pool for each case: a behaviour and the position of the healthy endpoint. Each serves `windows` windows."""
     topic = TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=EPOCH)
     pools: list[PoolUnderTest] = []
     with ExitStack() as stack:
         node = stack.enter_context(
             open_embedded(directory / "node", SystemClock(), topics=(topic,), block_time=None, seal_at_once=False)
         )
-        node.advance(2 * EPOCH)  # so that there is an old state for an endpoint to be behind with
+        node.advance(2 * EPOCH)  # an old state, for endpoints that lag
         for first in range(0, len(cases), PARALLEL_POOLS):
             batch = [
                 _pool(directory / str(first + index), node, behaviour, healthy_index)
@@ -107,7 +112,9 @@ def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: 
         violations += pool.problems
         ledger_contents = read_ledger(pool.state_dir / "ledger.sqlite", record.chain_id, pool.wallet.address)
         problems = audit(record, pool.wallet.address, pool.nonces, ledger_contents, counts)
-        violations += [f"{pool.behaviour}, the well one at {pool.healthy_index}: {evidence}" for evidence in problems]
+        violations += [
+            f"{pool.behaviour}, the healthy endpoint at {pool.healthy_index}: {evidence}" for evidence in problems
+        ]
     slow = sorted(pools, key=lambda pool: -pool.slowest)
     return PremiseCount(
         "pools of three endpoints, two of which misbehave",
@@ -123,7 +130,7 @@ def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: 
             "median and slowest window": f"{slow[len(slow) // 2].slowest:.1f} s, {slow[0].slowest:.1f} s"
             f" ({', '.join(pool.behaviour for pool in slow[:3])})",
         },
-        "every window has one good inclusion, and nothing else was paid for",
+        "every window has one successful inclusion, and nothing else was paid",
         tuple(violations[:20]) + (("paid failures",) if counts.paid_failure_count else ()),
     )
 
@@ -135,7 +142,7 @@ def _pool(state: Path, node: EmbeddedNode, behaviour: str, healthy_index: int) -
 
 
 def _serve(node: EmbeddedNode, topic: TopicSpec, pools: Sequence[PoolUnderTest], windows: int) -> None:
-    """Open one window after the other; make blocks until every pool is through with it."""
+    """Open one window after the other, and make blocks until every pool has served it."""
     ready = threading.Barrier(len(pools) + 1)
 
     def work(pool: PoolUnderTest) -> None:

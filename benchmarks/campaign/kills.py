@@ -1,9 +1,10 @@
-"""Kills a worker with SIGKILL, at named failpoints and at random moments, again and again within an epoch, and audits.
+"""Kills a worker with SIGKILL at named failpoints and at random moments, several times per epoch, and audits the
+result.
 
-Every worker is a process of its own that serves the open epoch of one chain. Blocks come at random moments all the while, but
-never so many that a window closes before its worker has come through once: then each epoch must be served exactly once.
-In a third of the epochs the chain loses, delays or fails some of the payloads, in a third the endpoint loses some or their
-answers; after some kills the state directory is gone.
+Every worker is a process that serves the open epoch of one chain. Blocks come at random moments, but a window never
+closes before its worker has finished once; then each epoch must be served exactly once. In a third of the epochs the
+chain loses, delays or fails some payloads; in another third the endpoint loses some payloads or answers. After some
+kills the state directory is deleted.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.campaign.audit import AuditCounts, audit, read_ledger
-from benchmarks.campaign.worker import TOPIC, ProcessForker, WorkerTask, new_mnemonic
 from benchmarks.figures import PremiseCount
 from benchmarks.processes import ROOT, python
 from forecastd.chain.wallet import Wallet
@@ -30,21 +29,24 @@ from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import NodeFault
 from forecastd.localnet.topics import TopicSpec
 from forecastd.runtime.failpoints import FAILPOINTS
+from tests.support.forked_worker import TOPIC, ProcessForker, WorkerTask
+from tests.support.ledger_audit import AuditCounts, audit, read_ledger
+from tests.support.mnemonics import new_mnemonic
 
-EPOCH = 30  # blocks, and of the submission window as well
-EMPTY_BLOCK_CHANCE = 0.05  # the chance that a block comes which nobody waits for
-SPARE_BLOCKS = 10  # blocks of a window that only the run which nobody kills may see
+EPOCH = 30  # blocks; also the submission window
+EMPTY_BLOCK_CHANCE = 0.05  # probability of a block without a pending transaction
+SPARE_BLOCKS = 10  # blocks of a window that are left for the run without a kill
 WALLET_COUNT = 10  # each has its registration killed too
-PROGRAM_EVERY = 25  # epochs, one is served by the program that users start, model process and all
-STATE_LOSS_CHANCE = 0.05  # of the kills take the state directory with them
-MAX_WORKER_SECONDS = 60.0  # seconds after which a worker that nobody killed counts as stuck
+PROGRAM_EVERY = 25  # epochs: one of them is served by the real program with its model process
+STATE_LOSS_CHANCE = 0.05  # probability that a kill also deletes the state directory
+MAX_WORKER_SECONDS = 60.0  # after which a worker that was not killed counts as stuck
 EARLY_FAILPOINTS = ("before sign", "after sign", "after commit", "before send", "after send", "after record")
 LATE_FAILPOINTS = (
     "after commit",
     "before send",
     "after send",
     "after record",
-)  # what a worker that has signed still comes to
+)  # the failpoints that a worker reaches after it has signed
 _CHAIN_FAULTS = (
     "out-of-gas@p=0.15,seed={seed}",
     "drop-from-mempool@p=0.15,seed={seed}",
@@ -60,7 +62,7 @@ _ENDPOINT_FAULTS = (
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
-    """1,000 kills over 500 epochs; quick: 60 over 30. A few epochs more where too many workers outran their kill."""
+    """1,000 kills over 500 epochs; quick: 60 over 30. More epochs when too many workers finished before their kill."""
     epochs, kills = (30, 60) if quick else (500, 1000)
     with tempfile.TemporaryDirectory() as directory:
         yield KillCampaign(Path(directory), epochs, kills, seed).run()
@@ -68,20 +70,20 @@ def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
 
 @dataclass
 class KilledWorker:
-    """A wallet with its state, and the epochs it was to serve."""
+    """A wallet with its state directory, and the epochs it had to serve."""
 
     phrase: str
     state_dir: Path
     address: str = ""
     nonces: list[int] = field(default_factory=list)
-    first_known_nonce: int = 0  # the first epoch of its present state; what was before is the chain's alone to tell
+    first_known_nonce: int = 0  # the first epoch of its current state; only the chain knows about earlier ones
 
     def __post_init__(self) -> None:
         self.address = Wallet.from_mnemonic(self.phrase).address
 
 
 class BlockProducer:
-    """Makes a node's blocks at random moments up to `limit`, in a thread of its own. Few of them are empty."""
+    """Makes blocks at random moments up to height `limit`, in a thread of its own. Few of them are empty."""
 
     def __init__(self, node: EmbeddedNode, seed: int) -> None:
         self._node = node
@@ -99,7 +101,7 @@ class BlockProducer:
 
     @contextmanager
     def producing(self) -> Iterator[None]:
-        """Blocks come for as long as this lasts."""
+        """Make blocks during the `with` block."""
         self._thread.start()
         try:
             yield
@@ -109,7 +111,7 @@ class BlockProducer:
 
 
 class KillCampaign:
-    """One campaign of `kills` kills over `epochs` epochs under `place`."""
+    """One campaign of `kills` kills over `epochs` epochs under `directory`."""
 
     def __init__(self, directory: Path, epochs: int, kills: int, seed: int) -> None:
         self._directory, self._epochs, self._kills, self._seed = directory, epochs, kills, seed
@@ -122,7 +124,7 @@ class KillCampaign:
         self._violations: list[str] = []
 
     def run(self) -> PremiseCount:
-        """Kill, let it finish, audit."""
+        """Kill, finish, audit."""
         topic = TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=EPOCH)
         workers: list[KilledWorker] = []
         with ProcessForker() as forker, open_embedded(
@@ -139,7 +141,7 @@ class KillCampaign:
                 self._node.inject()
                 self._node.set_faults()
                 self._producer.limit = 0
-                # What is still open is settled by one more cycle, which finds the topic at rest.
+                # One more cycle, with the topic inactive, settles what is still open.
                 node.advance(EPOCH)
                 node.call(lambda chain: chain.configure(replace(chain.config, topics=(replace(topic, active=False),))))
                 for worker in workers:
@@ -182,12 +184,12 @@ class KillCampaign:
                 "paid failures of the chain's faults": counts.paid_failure_count,
                 "outcomes that differ from the node's record": counts.differing_count,
             },
-            "every epoch has one good inclusion, none is paid for again after it, ledgers are whole and agree",
+            "every epoch has one successful inclusion and is not paid again after it; ledgers are intact and agree",
             tuple(self._violations[:20]),
         )
 
     def _choose_faults(self) -> None:
-        """Ten epochs on a chain that is well, ten on one that misbehaves, ten over an endpoint that does."""
+        """Ten epochs without faults, ten with faults of the chain, ten with faults of the endpoint."""
 
         def faults(texts: tuple[str, ...]) -> list[NodeFault]:
             return [NodeFault.parse(text.format(seed=self._seed + self._served_count)) for text in texts]
@@ -198,7 +200,7 @@ class KillCampaign:
             self._node.set_faults(faults(_ENDPOINT_FAULTS) if turn == 2 else ())
 
     def _open_next(self) -> int:
-        """Open the next epoch, and let blocks come for the part of its window in which a worker may be killed."""
+        """Open the next epoch, and allow blocks for the part of its window in which a worker may be killed."""
         self._producer.limit = 0
         height = self._node.advance(0)
         nonce = height + 1 + -height % EPOCH  # nonces of this chain are 1, 1 + EPOCH, ...
@@ -207,7 +209,7 @@ class KillCampaign:
         return nonce
 
     def _serve_epoch(self, worker: KilledWorker) -> None:
-        """Kill the worker some times, then let it come through."""
+        """Kill the worker several times, then let it finish."""
         nonce = self._open_next()
         worker.nonces.append(nonce)
         use_program = self._served_count % PROGRAM_EVERY == PROGRAM_EVERY // 2
@@ -230,7 +232,7 @@ class KillCampaign:
         self._finish(worker, nonce, use_program=use_program)
 
     def _kill(self, worker: KilledWorker, *, signed: bool, state_lost: bool) -> str | None:
-        """Start a worker and kill it; where it died, None when it came through before."""
+        """Start a worker and kill it. Returns where it died, or None when it finished before."""
         places = LATE_FAILPOINTS if signed else EARLY_FAILPOINTS
         failpoint, occurrence = self._random.choice(places), float(self._random.choice((1, 1, 1, 2)))
         if state_lost and signed:
@@ -243,12 +245,12 @@ class KillCampaign:
         return failpoint if ended == -9 else None
 
     def _kill_real(self, worker: KilledWorker) -> str | None:
-        """The same with the program itself, at a random moment of its whole run."""
+        """The same with the real program, at a random moment of its run."""
         code = self._run_program(worker, self._random.uniform(0.3, 2.0))
         return "moment of the whole program" if code == -9 else None
 
     def _finish(self, worker: KilledWorker, nonce: int, *, use_program: bool) -> None:
-        """Start it until the epoch is settled; nobody kills it now, and the window may use up its spare blocks."""
+        """Run the worker until the epoch is settled. Nothing kills it now, and the spare blocks may be used."""
         code = -1
         self._producer.limit = nonce + EPOCH - 2
         for _ in range(12):
@@ -258,7 +260,7 @@ class KillCampaign:
         self._violations.append(f"nonce {nonce}: the worker still ended with {code}")
 
     def _run_to_completion(self, worker: KilledWorker) -> int:
-        """One whole run; its exit code."""
+        """One complete run. Returns its exit code."""
         return self._run(self._task(worker))
 
     def _task(self, worker: KilledWorker, kill: tuple[str, float] | None = None) -> WorkerTask:
@@ -274,7 +276,7 @@ class KillCampaign:
         return ended.code
 
     def _run_program(self, worker: KilledWorker, seconds: float) -> int:
-        """Start the program users start, and kill it after `seconds`."""
+        """Start the real program, and kill it after `seconds`."""
         self._run_count += 1
         environment = {
             "MNEMONIC": worker.phrase,

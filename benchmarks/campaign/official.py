@@ -1,8 +1,8 @@
-"""The six cases in which the official worker (allora_sdk) does badly, for it and for this worker, each on a node of its own.
+"""Six cases in which the official worker (allora_sdk) fails, for it and for this worker, each on a node of its own.
 
-All runs go side by side and last as long as each other. Windows stay open the whole time and every transaction gets its
-block at once, so what is not served was not lost to the clock. The official worker is unmodified; its wallet is registered,
-its model answers at once, it has the node's websocket and polls every two seconds.
+All runs take place at the same time and take equally long. Windows stay open for the whole run and every transaction is
+included at once, so that no window is lost because of time. The official worker is unmodified: its wallet is
+registered, its model answers at once, it has the node's websocket, and it polls every two seconds.
 """
 
 from __future__ import annotations
@@ -19,15 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks.campaign.worker import (
-    TOPIC,
-    InstantForecaster,
-    ProcessForker,
-    WorkerTask,
-    cycle_options,
-    new_mnemonic,
-    open_context,
-)
 from benchmarks.figures import PremiseCount
 from benchmarks.processes import ROOT
 from forecastd.chain.networks import LOCAL_CHAIN_ID
@@ -43,23 +34,26 @@ from forecastd.localnet.topics import TopicSpec
 from forecastd.market.candles import Candles
 from forecastd.settings import DEMO_MODEL
 from forecastd.submission.cycle import run_cycle
+from forecastd.testing import FakeForecaster
 from models.base import Forecast
+from tests.support.forked_worker import TOPIC, ProcessForker, WorkerTask, cycle_options, open_context
+from tests.support.mnemonics import new_mnemonic
 
 EPOCH, WINDOW = 10, 100_000  # blocks
-HEAL_SECONDS = 6.0  # seconds after which a hung call works again
+HEAL_SECONDS = 6.0  # after which a hanging call works again
 OFFICIAL = """
 import asyncio, logging, sys, threading
 from allora_sdk import AlloraNetworkConfig, AlloraWalletConfig, AlloraWorker, LocalWallet
 
-port, websocket, phrase, topic, trouble = sys.argv[1:]
+port, websocket, phrase, topic, fault = sys.argv[1:]
 calls = 0
 
 async def model(context):
     global calls
     calls += 1
-    if calls == 1 and trouble == "raises":
+    if calls == 1 and fault == "raises":
         raise RuntimeError("the model raised")
-    if calls == 1 and trouble == "never returns":
+    if calls == 1 and fault == "never returns":
         await asyncio.Event().wait()
     return 0.01 + calls / 10_000
 
@@ -79,7 +73,7 @@ asyncio.run(main())
 
 @dataclass(frozen=True)
 class ComparisonCase:
-    """A case: how many windows are open, the fault of the node's endpoint, and what else is wrong with the worker."""
+    """A case: the number of open windows, the fault of the node's endpoint, and the fault of the worker."""
 
     name: str
     windows: int
@@ -90,29 +84,29 @@ class ComparisonCase:
 
 CASES = (
     ComparisonCase(
-        "one RPC hangs, and heals after 6 s", 6, fault="hang@method=GetUnfulfilledWorkerNonces", heals_later=True
+        "one RPC hangs and recovers after 6 s", 6, fault="hang@method=GetUnfulfilledWorkerNonces", heals_later=True
     ),
     ComparisonCase("the model raises once", 3, worker_fault="raises"),
     ComparisonCase("CheckTx answers code 32 once", 3, fault="sequence-race@first=1"),
     ComparisonCase("transactions are indexed 40 s late", 1, fault="index-late=40"),
     ComparisonCase("the model never returns, once", 3, worker_fault="never returns"),
-    ComparisonCase("killed after an inclusion, started again", 1, worker_fault="restart"),
+    ComparisonCase("killed after an inclusion and restarted", 1, worker_fault="restart"),
 )
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
-    """150 s of all cases side by side; quick: 85 s, little more than a hung model is waited for."""
-    del seed  # nothing here is chosen at random
+    """All cases at the same time for 150 s. Quick: 85 s, slightly more than the time limit of a hanging model."""
+    del seed  # nothing here is random
     with tempfile.TemporaryDirectory() as directory:
         yield _compare(Path(directory), 85.0 if quick else 150.0)
 
 
 @dataclass
 class CaseResult:
-    """What one worker made of a case."""
+    """The result of one worker in a case."""
 
     served_windows: int = 0
-    max_paid_per_nonce: int = 0  # most transactions in blocks for one nonce
+    max_paid_per_nonce: int = 0  # maximum of included transactions for one nonce
     seconds: float | None = None  # until every window was served
 
     def describe(self, windows: int) -> str:
@@ -146,7 +140,7 @@ def _compare(directory: Path, seconds: float) -> PremiseCount:
 
 
 class _CaseRun:
-    """One worker with one case: its node, and the watching of it."""
+    """One worker in one case: its node, and the observation of it."""
 
     def __init__(self, case: ComparisonCase, result: CaseResult, directory: Path) -> None:
         self.case, self.result, self.directory = case, result, directory
@@ -157,7 +151,7 @@ class _CaseRun:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The case goes on for as long as this lasts; its column is filled in at the end."""
+        """Run the case during the `with` block. The result is complete at its end."""
         rules = ChainConfig(
             topics=(TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=WINDOW),), block_time=None
         )
@@ -181,11 +175,11 @@ class _CaseRun:
             store.close()
 
     def work(self) -> None:
-        """Run the worker until `stop`; sets `works` when it begins."""
+        """Run the worker until `stop`. Sets `started` when it begins."""
         raise NotImplementedError
 
     def inclusions(self) -> dict[int, list[int]]:
-        """Codes of what blocks included, by nonce."""
+        """The codes of the included payloads, by nonce."""
         codes_by_nonce: dict[int, list[int]] = {}
         for record in self.node.record().transactions:
             if record.kind == "payload" and record.sender == self.wallet.address:
@@ -199,7 +193,7 @@ class _CaseRun:
         return self.result.served_windows
 
     def _watch(self) -> None:
-        """Heal the node, and take the time when every window is served."""
+        """Repair the node after a while, and record the time when every window is served."""
         while not self.started.wait(0.1) and not self.stop.is_set():
             pass
         start = self.clock.monotonic()
@@ -212,7 +206,7 @@ class _CaseRun:
 
 
 class _ForecastdRun(_CaseRun):
-    """This worker: its cycle again and again, as the daemon runs it."""
+    """This worker: its cycle in a loop, as the daemon runs it."""
 
     def work(self) -> None:
         self.started.set()
@@ -225,7 +219,7 @@ class _ForecastdRun(_CaseRun):
         fault_signal = {"raises": signal.SIGKILL, "never returns": signal.SIGSTOP}.get(self.case.worker_fault)
         with ExitStack() as stack:
             forecaster = (
-                InstantForecaster() if fault_signal is None else stack.enter_context(_FaultyForecaster(fault_signal))
+                FakeForecaster() if fault_signal is None else stack.enter_context(_FaultyForecaster(fault_signal))
             )
             parts = stack.enter_context(open_context(self.wallet, self.directory, (self.node.endpoint,), forecaster))
             while not self.stop.is_set():
@@ -234,7 +228,7 @@ class _ForecastdRun(_CaseRun):
 
 
 class _FaultyForecaster(Forecaster):
-    """The real model in its real process, which is killed or stopped just as it is asked the first time."""
+    """The real model in its real process, which is killed or stopped at its first request."""
 
     def __init__(self, fault_signal: signal.Signals) -> None:
         super().__init__(DEMO_MODEL)
@@ -249,7 +243,7 @@ class _FaultyForecaster(Forecaster):
 
 
 class _OfficialRun(_CaseRun):
-    """The official worker, in a process of its own."""
+    """The official worker in a process of its own."""
 
     def work(self) -> None:
         with self._process() as process:

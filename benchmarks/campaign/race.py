@@ -1,7 +1,7 @@
-"""64 processes race for one nonce with one wallet: one of them signs, the others leave with an error.
+"""64 processes race for one nonce with one wallet: one of them signs, the others end with an error.
 
-Half of them share a state directory, the others have one each, as a careless host might: the lease keeps all but one from
-signing. They are let go at the same moment, and the block comes when all but one have left.
+Half of them share a state directory, the others have one each, as a misconfigured host might. The wallet lock prevents
+all but one from signing. They start at the same moment, and the block is made when all but one have ended.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.campaign.audit import read_ledger
-from benchmarks.campaign.worker import TOPIC, ProcessForker, WorkerTask, new_mnemonic
 from benchmarks.figures import PremiseCount
 from benchmarks.processes import ROOT
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
+from tests.support.forked_worker import TOPIC, ProcessForker, WorkerTask
+from tests.support.ledger_audit import read_ledger
+from tests.support.mnemonics import new_mnemonic
 
 PROCESSES = 64
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
     """Three races; quick: one."""
-    del seed  # the operating system chooses who wins
+    del seed  # the operating system chooses the winner
     for _ in range(1 if quick else 3):
         with tempfile.TemporaryDirectory() as directory:
             yield run_race(Path(directory), PROCESSES)
 
 
 def run_race(directory: Path, processes: int) -> PremiseCount:
-    """One race of so many processes."""
+    """One race with `processes` processes."""
     phrase = new_mnemonic()
     wallet = Wallet.from_mnemonic(phrase)
     states = [directory / ("shared" if index % 2 else f"own-{index}") for index in range(processes)]
@@ -73,13 +74,13 @@ def run_race(directory: Path, processes: int) -> PremiseCount:
                 for description, number in Counter(_describe(inclusion) for inclusion in outcomes).most_common(4)
             ),
         },
-        "one signature, one inclusion, and everybody else ends with an error",
+        "one signature, one inclusion, and every other process ends with an error",
         tuple(violations),
     )
 
 
 def _register(node: EmbeddedNode, phrase: str, state: Path) -> None:
-    """Have the wallet registered by a cycle of its own, so that the race is about the nonce alone."""
+    """Register the wallet in a cycle of its own, so that the race is about the nonce alone."""
     task = WorkerTask(phrase, str(state), (node.endpoint,))
     with subprocess.Popen(task.command_line(), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
@@ -87,7 +88,7 @@ def _register(node: EmbeddedNode, phrase: str, state: Path) -> None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
     if process.returncode != 0:
-        raise RuntimeError(f"the epoch before the race ended with {process.returncode}")
+        raise RuntimeError(f"the cycle before the race exited with {process.returncode}")
 
 
 def _describe(outcome: dict[str, object]) -> str:

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks.campaign.worker import new_mnemonic
 from benchmarks.daemon.process import TOPIC, DaemonPlan, environment, register_worker, start_daemon
 from benchmarks.figures import Figure, PremiseCount
 from benchmarks.processes import ROOT
@@ -25,6 +24,7 @@ from forecastd.clock import SystemClock
 from forecastd.localnet.chain import ChainBlock
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.topics import TopicSpec
+from tests.support.mnemonics import new_mnemonic
 
 BLOCK_SECONDS, EPOCH_BLOCKS, WINDOW_BLOCKS = 0.05, 240, 200
 POLL_SECONDS = 5.0

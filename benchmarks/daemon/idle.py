@@ -15,13 +15,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.campaign.worker import new_mnemonic
 from benchmarks.daemon.detection import OFFICIAL_WORKER_SCRIPT
 from benchmarks.daemon.process import TOPIC, DaemonPlan, environment, register_worker, start_daemon
 from benchmarks.figures import Figure, PremiseCount
 from benchmarks.processes import ROOT
 from forecastd.clock import SystemClock
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
+from tests.support.mnemonics import new_mnemonic
 
 if TYPE_CHECKING:
     from psutil import Process

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGHUP
 
-from benchmarks.campaign.worker import new_mnemonic
 from benchmarks.daemon.process import TOPIC, DaemonPlan, environment, register_worker, start_daemon
 from benchmarks.figures import Figure, PremiseCount
 from forecastd.clock import SystemClock
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import NodeFault
 from forecastd.localnet.topics import TopicSpec
+from tests.support.mnemonics import new_mnemonic
 
 EPOCH_BLOCKS, WINDOW_BLOCKS = 40, 36  # blocks
 TIMEOUT_SECONDS = 120.0  # seconds that a window is held open for a daemon that is slow

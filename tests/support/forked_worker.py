@@ -1,8 +1,8 @@
-"""The campaign's worker: the product's own cycle on its own parts, with a model that costs nothing.
+"""Runs the product's own submission cycle in forked processes, with an instant model, and kills them where a test says.
 
-Run as `python -m benchmarks.campaign.worker JSON` it is one cycle in a fresh process that prints its outcome at the end.
-Hundreds of them come out of a `Nursery`: a process that has imported everything, opened nothing, and forks one for each
-task. `kill` says where the process ends as `kill -9` ends it.
+`python -m tests.support.forked_worker JSON` runs one cycle in a fresh process and prints its outcome. A `ProcessForker`
+is a process that has imported everything and opened nothing, and forks one child per task. `kill_point` says where a
+child kills itself with SIGKILL.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -23,9 +22,6 @@ from pathlib import Path
 from threading import Event
 from types import TracebackType
 
-import numpy as np
-
-from benchmarks.processes import ROOT
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.submit import FeePolicy
@@ -35,60 +31,24 @@ from forecastd.errors import ForecastdError
 from forecastd.inference.forecaster import Forecaster
 from forecastd.ledger.ledger import Ledger
 from forecastd.ledger.outcome import Outcome, outcome_from_error
-from forecastd.market.candles import Candles
-from forecastd.market.features import parse_features
 from forecastd.market.sources.sample import SampleSource
 from forecastd.market.window import RollingWindow
 from forecastd.runtime import failpoints
-from forecastd.runtime.wallet_lock import WalletLock
-from forecastd.settings import DEMO_MODEL
+from forecastd.runtime.locks import WalletLock
 from forecastd.submission.context import CycleContext, CycleOptions
 from forecastd.submission.cycle import run_cycle
-from models.base import Forecast
-from models.market.bundle import read_market_manifest
+from forecastd.testing import FakeForecaster
 
+ROOT = Path(__file__).resolve().parents[2]
 TOPIC = 67
-SPENDING = FeePolicy(gas_price_floor=1, tier="standard", max_fee=None)
-
-
-def new_mnemonic() -> str:
-    """A wallet's words."""
-    from mnemonic import Mnemonic
-
-    return str(Mnemonic("english").generate(128))
-
-
-class InstantForecaster(Forecaster):
-    """Real candles, real checks and real guards around a random forecast. There is no child process."""
-
-    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
-        """`before` is called where a model would begin to think; what it raises is the model's failure."""
-        self.manifest = read_market_manifest(DEMO_MODEL)
-        self.features = parse_features((*self.manifest.past, *self.manifest.known), "the embedded bundle")
-        self.warnings = ()
-        self._before, self._fallback = before, None
-
-    def check(self, over: Callable[[], bool] = lambda: False) -> str:
-        return self.manifest.sha256
-
-    def forecast(self, candles: Candles, over: Callable[[], bool] = lambda: False) -> Forecast:
-        """Another value at every call, so that a second signature is never by chance the first one's bytes."""
-        self._before()
-        levels = (0.1, 0.5, 0.9)
-        value = random.SystemRandom().uniform(-0.004, 0.004)
-        steps = np.linspace(0, 1, self.manifest.horizon + 1)[1:, None]
-        quantiles = steps * (value + np.array([-0.01, 0.0, 0.01]))
-        return Forecast(candles.end, candles.step, levels, quantiles, value, "0" * 64, self.manifest.sha256)
-
-    def close(self) -> None:
-        """There is nothing to end."""
+FEE_POLICY = FeePolicy(gas_price_floor=1, tier="standard", max_fee=None)
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What one process is to do: for which wallet, with which state, on which endpoints, and where it is killed.
+    """The task of one process: its wallet, state directory, endpoints, and where it is killed.
 
-    `kill` is a failpoint and which time it is reached, or "moment" and after how many seconds.
+    `kill_point` is a failpoint and the number of the hit, or "moment" and a number of seconds.
     """
 
     phrase: str
@@ -102,12 +62,12 @@ class WorkerTask:
         return json.dumps(asdict(self))
 
     def command_line(self) -> list[str]:
-        """The command line of a process that does it."""
-        return [sys.executable, "-m", "benchmarks.campaign.worker", self.to_json()]
+        """The command line of a process that runs the task."""
+        return [sys.executable, "-m", "tests.support.forked_worker", self.to_json()]
 
     @classmethod
     def from_json(cls, text: str) -> WorkerTask:
-        """The task of `text()`."""
+        """Parse the text of `to_json`."""
         fields = json.loads(text)
         return cls(**{**fields, "endpoints": tuple(fields["endpoints"])})
 
@@ -121,7 +81,7 @@ def open_context(
     *,
     lock_wait: float = 5.0,
 ) -> Iterator[CycleContext]:
-    """What `forecastd.worker.open_parts` puts together, in its order, with the cheap forecaster."""
+    """Open what `open_cycle_contexts` of the product opens, in the same order, with an instant forecaster."""
     clock = SystemClock()
     with ExitStack() as stack:
         stack.enter_context(WalletLock(LOCAL_CHAIN_ID, wallet.address, clock, timeout_seconds=lock_wait))
@@ -131,28 +91,28 @@ def open_context(
         stack.callback(window.close)
         chain = stack.enter_context(EndpointPool(endpoints, chain_id=LOCAL_CHAIN_ID, clock=clock))
         source = SampleSource("btcusd")
-        yield CycleContext(source, window, forecaster or InstantForecaster(), ledger, chain, wallet, clock, Event())
+        yield CycleContext(source, window, forecaster or FakeForecaster(), ledger, chain, wallet, clock, Event())
 
 
 def cycle_options(*, persist: bool = False, seconds: float | None = 20.0) -> CycleOptions:
-    """The worker's job on the local network."""
+    """The options of a cycle on the local network."""
     return CycleOptions(
-        TOPIC, SPENDING, register=True, dry_run=False, retry_until_closed=persist, timeout_seconds=seconds
+        TOPIC, FEE_POLICY, register=True, dry_run=False, retry_until_closed=persist, timeout_seconds=seconds
     )
 
 
 def serve(task: WorkerTask) -> Outcome:
-    """One cycle, as the product runs it."""
+    """Run one cycle as the product does."""
     wallet = Wallet.from_mnemonic(task.phrase)
     try:
-        with open_context(wallet, Path(task.state_dir), task.endpoints, lock_wait=task.lock_wait) as parts:
-            return run_cycle(cycle_options(seconds=task.seconds), parts)
+        with open_context(wallet, Path(task.state_dir), task.endpoints, lock_wait=task.lock_wait) as context:
+            return run_cycle(cycle_options(seconds=task.seconds), context)
     except ForecastdError as error:
         return outcome_from_error(error, Outcome("failed", topic_id=TOPIC))
 
 
 def schedule_kill(name: str, occurrence: float) -> None:
-    """See to it that this process ends for good: at the `when`th time at a failpoint, or `when` seconds from now."""
+    """Kill this process: at hit number `occurrence` of a failpoint, or `occurrence` seconds from now."""
     if name == "moment":
         timer = threading.Timer(occurrence, lambda: os.kill(os.getpid(), signal.SIGKILL))
         timer.daemon = True
@@ -170,23 +130,23 @@ def schedule_kill(name: str, occurrence: float) -> None:
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """How a process ended: its exit status, negative for a signal, and what it told."""
+    """How a process ended: its exit status (negative for a signal) and its outcome."""
 
     code: int
     outcome: dict[str, object]
 
 
 class ProcessForker:
-    """Forks a process for each task. Use as a context manager."""
+    """Forks a process for each task. Use it as a context manager."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.campaign.worker"], cwd=ROOT, stdin=subprocess.PIPE,
+            [sys.executable, "-m", "tests.support.forked_worker"], cwd=ROOT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def run(self, task: WorkerTask) -> ProcessResult:
-        """One task in a process of its own, to its end."""
+        """Run one task in a process of its own, to its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps([task.to_json()]), file=self._process.stdin, flush=True)
@@ -196,9 +156,10 @@ class ProcessForker:
     def run_together(
         self, tasks: Sequence[WorkerTask], release_last: Callable[[], object]
     ) -> tuple[list[int], list[dict[str, object]]]:
-        """All tasks at the same moment, each in a process. Exit codes, outcomes.
+        """Start all tasks at the same moment, each in a process. Returns exit codes and outcomes.
 
-        From when one is left, `last` is called five times a second: it may still be on its way to what it waits for.
+        Once only one process is left, `release_last` is called five times a second: that process may only now start to
+        wait for it.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -238,17 +199,22 @@ class ProcessForker:
 
 
 def _run_task(text: str) -> int:
-    """One task in this process: print its outcome, and give its exit code."""
+    """Run one task in this process and print its outcome. Returns the exit code."""
     task = WorkerTask.from_json(text)
     if task.kill_point is not None:
         schedule_kill(*task.kill_point)
     outcome = serve(task)
-    os.write(1, f"{json.dumps(outcome.as_json())}\n".encode())  # whole, though others write to the same pipe
+    os.write(
+        1, f"{json.dumps(outcome.as_json())}\n".encode()
+    )  # one write, because other processes write to the same pipe
     return outcome.exit_code
 
 
 def _fork_tasks(lines: Iterator[str]) -> None:
-    """Children for each line of tasks, let go at the same moment: what they print, each one's status, an empty line."""
+    """For each line of tasks, fork the children and start them at the same moment.
+
+    Prints what they print, the exit status of each, and an empty line.
+    """
     for line in lines:
         read_end, write_end = os.pipe()
         tasks = json.loads(line)

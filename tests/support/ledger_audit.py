@@ -1,4 +1,4 @@
-"""Compares a worker's ledger with the node's own record, epoch by epoch. What comes back is the evidence against it."""
+"""Compares a worker's ledger with the node's own record, epoch by epoch, and returns every difference."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.campaign.worker import TOPIC
 from forecastd.ledger.ledger import SETTLED_STATES, EpochKey, Ledger, LedgerEntry, Submission, SubmissionState
 from forecastd.localnet.record import ChainRecord, InferenceStatus
 from forecastd.localnet.state import TxRecord
+from tests.support.forked_worker import TOPIC
 
-_OUTCOMES = {
+_LEDGER_STATES = {
     InferenceStatus.ADMITTED: SubmissionState.ADMITTED,
     InferenceStatus.EVICTED: SubmissionState.EVICTED,
     InferenceStatus.PASSIVE: SubmissionState.PASSIVE,
@@ -21,7 +21,7 @@ _OUTCOMES = {
 
 @dataclass(frozen=True)
 class LedgerContents:
-    """A ledger's contents and SQLite's verdict on its file."""
+    """The contents of a ledger, and the result of SQLite's integrity check."""
 
     entries: dict[EpochKey, LedgerEntry]
     attempts: dict[EpochKey, list[Submission]]
@@ -29,7 +29,7 @@ class LedgerContents:
 
 
 def read_ledger(path: Path, chain_id: str, wallet: str) -> LedgerContents:
-    """Read a ledger that no process holds any more."""
+    """Read a ledger that no process has open."""
     ledger = Ledger(path)
     try:
         entries = {entry.key: entry for entry in ledger.entries(chain_id, wallet)}
@@ -58,10 +58,10 @@ def audit(
     *,
     first_known_nonce: int = 0,
 ) -> list[str]:
-    """Count into `tally` what became of a wallet's epochs; every one had its window open long enough.
+    """Add the results of a wallet's epochs to `counts` and return the violations. Every window was open long enough.
 
-    The ledger must know the epochs from `remembers` on, whose own bytes may have been a lost ledger's; the chain's record
-    counts for all.
+    The ledger must know the epochs from `first_known_nonce` on. The transaction of that epoch may have been signed by a
+    ledger that was lost. The chain's record must be right for all epochs.
     """
     violations = [] if ledger_contents.integrity == "ok" else [f"the ledger of {wallet}: {ledger_contents.integrity}"]
     for nonce in nonces:
@@ -80,7 +80,7 @@ def audit(
         problems = []
         if not good:
             problems.append("lost")
-        if any(earlier.code == 0 for earlier in inclusions[:-1]):
+        if any(inclusion.code == 0 for inclusion in inclusions[:-1]):
             problems.append("paid again after a success")
         entry = ledger_contents.entries.get((record.chain_id, TOPIC, nonce, wallet))
         is_forgotten = entry is None and nonce < first_known_nonce
@@ -99,15 +99,15 @@ def audit(
 def _differences(
     record: ChainRecord, nonce: int, wallet: str, *, good: list[TxRecord], entry: LedgerEntry | None
 ) -> list[str]:
-    """In what an epoch's entry differs from the node's record."""
+    """The differences between an epoch's ledger entry and the node's record."""
     if entry is None:
         return ["not in the ledger"]
-    row, standing = entry.row, record.inference_status(TOPIC, nonce, wallet)
+    row, status = entry.row, record.inference_status(TOPIC, nonce, wallet)
     if row.state not in SETTLED_STATES:
         return [f"still {row.state} in the ledger"]
     problems = []
-    if row.state is not _OUTCOMES[standing]:
-        problems.append(f"the ledger says {row.state} ({row.reason}), the chain {standing}")
+    if row.state is not _LEDGER_STATES[status]:
+        problems.append(f"the ledger says {row.state} ({row.reason}), the chain says {status}")
     value = record.active.get((TOPIC, nonce), {}).get(wallet)
     if value is not None and entry.value != value:
         problems.append(f"the ledger has the value {entry.value}, the chain {value}")

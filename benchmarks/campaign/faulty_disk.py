@@ -1,8 +1,8 @@
-"""A disk beneath SQLite that fails or loses power at a chosen operation, and remembers what would have survived.
+"""A disk for SQLite that fails or loses power at a chosen operation, and keeps what would survive.
 
-A shim over SQLite's own file access, by apsw. Reads see every write; a power cut keeps what was synced, and of each write
-after that nothing, the whole, or its first sectors. A file's name, and its removal, survive once its directory was synced.
-Sync follows Linux: one that fails leaves the pages looking clean, so that they never reach the disk by themselves.
+It wraps SQLite's file access with apsw. Reads see every write. A power cut keeps what was synced; of each later write
+it keeps nothing, all, or the first sectors. The name of a file, and its removal, survive once the directory was synced.
+Sync follows Linux: after a failed sync the pages look clean, so they never reach the disk by themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SECTOR = 512
 
 
 class DiskFault(StrEnum):
-    """What goes wrong at the chosen operation."""
+    """The fault at the chosen operation."""
 
     POWER_CUT = "the power is cut"
     FULL = "the disk is full once"
@@ -35,7 +35,7 @@ _PERSISTENT = (DiskFault.POWER_CUT, DiskFault.STAYS_FULL, DiskFault.STAYS_FAILIN
 
 @dataclass
 class _FileImage:
-    """A file as it is on the platter, and what was written since and may be lost. A truncation is (size, None)."""
+    """A file as it is on disk, and later writes that may be lost. A truncation is (size, None)."""
 
     durable: bytearray = field(default_factory=bytearray)
     pending: list[tuple[int, bytes | None]] = field(default_factory=list)
@@ -47,7 +47,10 @@ class _FileImage:
 
 
 class FaultyDisk(apsw.VFS):
-    """The files of one database. `at`: the number of the write, truncation, sync or removal at which `ill` strikes."""
+    """The files of one database.
+
+    `fault_operation`: the number of the write, truncation, sync or removal at which `fault` occurs.
+    """
 
     def __init__(self, name: str, fault: DiskFault | None, fault_operation: int, seed: int) -> None:
         self.name, self._fault, self._fault_operation = name, fault, fault_operation
@@ -55,16 +58,16 @@ class FaultyDisk(apsw.VFS):
         self.operations: list[str] = []
         self.triggered = False
         self._images: dict[str, _FileImage] = {}
-        self._names: set[str] = set()  # that survive
+        self._names: set[str] = set()  # names that survive
         self._removed: dict[str, _FileImage] = {}  # by name: files whose removal may not survive
         super().__init__(name, base="")
 
     def connect(self, path: Path, wait: float) -> sqlite3.Connection:
         """A connection over this disk, for a `Ledger`."""
-        return _Connection(path, wait, self.name)  # type: ignore[return-value]  # the part of it that a ledger uses
+        return _Connection(path, wait, self.name)  # type: ignore[return-value]  # only what a ledger uses
 
     def write_surviving_files(self, directory: Path) -> None:
-        """Write what is left after the power was cut now into `place`."""
+        """Write what is left after a power cut now into `directory`."""
         for name, image in {**self._removed, **self._images}.items():
             name_survives = name in self._names
             if not name_survives and self._random.random() < 0.5:
@@ -80,7 +83,7 @@ class FaultyDisk(apsw.VFS):
                     _apply(data, offset, content[: SECTOR * self._random.randrange(1 + len(content) // SECTOR)])
             (directory / Path(name).name).write_bytes(data)
 
-    # SQLite's side
+    # Callbacks of SQLite
 
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - SQLite's name
         file = _File(self, name, flags)
@@ -96,10 +99,10 @@ class FaultyDisk(apsw.VFS):
         if syncdir:
             self.sync_names()
 
-    # The files' side
+    # Called by the files
 
     def count_operation(self, kind: str, path: str) -> None:
-        """Count an operation, and fail it when its time has come."""
+        """Count an operation, and raise when it must fail."""
         self.operations.append(f"{kind} {Path(path).suffix or path[-8:]}")
         number = len(self.operations)
         if (
@@ -156,13 +159,13 @@ class _File(apsw.VFSFile):
         self._disk.record_write(self.path, newsize, None)
 
     def xSync(self, flags: int) -> None:  # noqa: N802 - SQLite's name
-        del flags  # the real file is thrown away: only its image is asked what survived
+        del flags  # the real file is discarded; only its image counts
         self._disk.count_operation("sync", self.path)
         self._disk.record_sync(self.path)
 
 
 class _Rows:
-    """An answer, read whole, as a cursor of Python's own module gives it."""
+    """A complete result, with the interface of a cursor of the sqlite3 module."""
 
     def __init__(self, rows: list[Any]) -> None:
         self._rows = rows
@@ -178,7 +181,7 @@ class _Rows:
 
 
 class _Connection:
-    """What a ledger uses of `sqlite3.Connection`, over apsw."""
+    """The part of `sqlite3.Connection` that a ledger uses, over apsw."""
 
     def __init__(self, path: Path, wait: float, vfs: str) -> None:
         try:
@@ -198,12 +201,12 @@ class _Connection:
             raise _translate_error(error) from error
 
     def close(self) -> None:
-        with suppress(apsw.Error):  # Python's own module does not tell what fails while a file is closed
+        with suppress(apsw.Error):  # the sqlite3 module does not report errors while a file is closed
             self._db.close(True)
 
 
 def _translate_error(error: apsw.Error) -> sqlite3.Error:
-    """The error as Python's own module raises it."""
+    """The error that the sqlite3 module would raise."""
     sqlite_error = sqlite3.OperationalError(str(error))
     sqlite_error.sqlite_errorcode = getattr(error, "extendedresult", apsw.SQLITE_IOERR)
     return sqlite_error
