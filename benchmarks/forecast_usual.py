@@ -18,20 +18,20 @@ def prepare(bundle_path: str, directory: str) -> None:
     """Save checkpoint and rows below `place`."""
     from lightning.pytorch import Trainer
 
-    from benchmarks import usual
     from models.market.bundle import load_market_bundle
+    from tests.support import library_reference
 
     bundle = load_market_bundle(Path(bundle_path))
     manifest = bundle.manifest
-    data = usual.rows(bundle.canary.inputs, manifest)
+    data = library_reference.rows(bundle.canary.inputs, manifest)
     data.target[manifest.encoder_length :] += 1e-3  # rows of a training would move
-    dataset = usual.dataset(data, manifest.scalers, manifest.encoder_length, manifest.horizon)
-    model = usual.network(manifest, bundle.weights)
+    dataset = library_reference.dataset(data, manifest.scalers, manifest.encoder_length, manifest.horizon)
+    model = library_reference.network(manifest, bundle.weights)
     model.dataset_parameters = dataset.get_parameters()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(f"{directory}/model.ckpt")
-    usual.frame(usual.rows(bundle.canary.inputs, manifest)).to_parquet(f"{directory}/rows.parquet")
+    library_reference.frame(library_reference.rows(bundle.canary.inputs, manifest)).to_parquet(f"{directory}/rows.parquet")
 
 
 def predict(directory: str) -> None:

@@ -53,13 +53,13 @@ def make_training_data() -> MarketData:
 
 
 def _loaders(data: MarketData, scalers: dict[str, Scaler], config: TrainingConfig) -> tuple[Any, Any]:
-    from benchmarks import usual
     from models.market.batches import MarketWindowDataset, make_loaders
+    from tests.support import library_reference
 
     length, horizon, size = config.encoder_length, config.horizon, config.batch_size
     origins = np.arange(length - 1, ROWS - horizon)
     ours, _ = make_loaders(MarketWindowDataset(data, scalers, length, horizon), origins, origins[:1], config)
-    dataset = usual.dataset(data, scalers, length, horizon)
+    dataset = library_reference.dataset(data, scalers, length, horizon)
     return ours, dataset.to_dataloader(train=True, batch_size=size, num_workers=0, shuffle=True)
 
 

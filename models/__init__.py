@@ -1,1 +1,1 @@
-"""Forecasting models: what a bundle is, how it is run, how it is trained and judged. Never imports the product."""
+"""Forecasting models: bundles, engines, training, evaluation. Never imports the product."""

@@ -12,8 +12,8 @@ class ModelError(Exception):
 class BundleError(ModelError):
     """The bundle is missing, damaged, of another kind, or does not reproduce its canary.
 
-    `check` is the stable name of the check that failed, and part of the text: missing, pickle, schema, hash, weights, finite,
-    canary, features, exists, busy.
+    `check` is the stable name of the check that failed, and part of the text: missing, pickle, schema, hash, weights,
+    finite, canary, features, exists, busy.
     """
 
     def __init__(self, message: str, *, check: str) -> None:

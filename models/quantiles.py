@@ -1,4 +1,4 @@
-"""Quantiles at other levels than a model's own."""
+"""Interpolate quantiles to other levels than those of a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 def interpolate_quantiles(
     quantiles: NDArray[np.float32], levels: Sequence[float], target_levels: Sequence[float]
 ) -> NDArray[np.float32]:
-    """Quantiles `[..., Q, H]` at `levels`, linearly between them, at the `wanted` levels: `[..., len(wanted), H]`.
+    """Quantiles `[..., Q, H]` at `levels`, interpolated linearly to `target_levels`: `[..., len(target_levels), H]`.
 
-    Beyond the outermost levels the outermost quantile is given: nothing is known of the tails.
+    Beyond the outermost levels the result is the outermost quantile: a model says nothing about the tails.
     """
     positions = np.interp(target_levels, levels, np.arange(len(levels)))
     lower = np.minimum(positions.astype(np.int64), len(levels) - 1)

@@ -1,4 +1,4 @@
-"""The kinds of model that can be trained, by name: the only module that knows all of them."""
+"""The kinds of model that can be trained. This is the only module that knows all of them."""
 
 from __future__ import annotations
 

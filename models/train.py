@@ -1,7 +1,7 @@
 """Train a model of any kind: check the options, keep one training at an output, continue it after any interruption.
 
-Torch and Lightning are imported by `run_training` only. The command line prepares a training without them and leaves the
-rest to a child process, which may be replaced: all that the two share is on disk (`models.training.state`).
+Torch and Lightning are imported by `run_training` only. The command line prepares a training without them and leaves
+the rest to a child process, which may be replaced: all that the two share is on disk (`models.training.state`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def train(
 ) -> TrainedManifest:
     """Train a network on `data` and write it as a bundle at `out`; continue where an interrupted training stopped.
 
-    `created`: unix time for the manifest. `force`: replace a bundle at `out` and discard an unfinished training with other
-    options. `finish`: fit no further and use the best checkpoint.
+    `created`: unix time for the manifest. `force`: replace a bundle at `out` and discard an unfinished training with
+    other options. `finish`: fit no further and use the best checkpoint.
 
     Raises:
         DataError: the rows do not suffice, or an option makes no sense.

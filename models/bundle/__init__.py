@@ -1,1 +1,1 @@
-"""A bundle on disk: files, fields, records, canary."""
+"""Bundles on disk: files, JSON fields, records of a manifest, canary check."""

@@ -1,4 +1,4 @@
-"""A bundle's proof: its canary run again gives what the trained network gave."""
+"""Check a bundle's canary: an input, run again, must give the quantiles that the trained network gave."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from models.errors import BundleError, DataError
 
 
 def check_canary(path: Path, measure: Callable[[], float], tolerance: float) -> float:
-    """The `difference` that running the canary of the bundle at `path` comes to, of the quantile range.
+    """Run the canary of the bundle at `path`; returns what `measure` gives, a difference as a share of the quantile range.
 
     Raises:
-        BundleError: (check "canary") it is above the tolerance, or the canary does not run at all.
+        BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
     """
     try:
         deviation = measure()
@@ -23,7 +23,7 @@ def check_canary(path: Path, measure: Callable[[], float], tolerance: float) -> 
         ) from error
     if not deviation <= tolerance:
         raise BundleError(
-            f"The model at {path} does not reproduce its canary: it is off by {deviation:.1e} of the quantile range, "
+            f"The model at {path} does not reproduce its canary: it differs by {deviation:.1e} of the quantile range, "
             f"{tolerance:.0e} is allowed. {RESTORE_HINT}",
             check="canary",
         )

@@ -1,6 +1,6 @@
-"""The manifest's JSON, taken apart strictly: a field is asked for by name and type, what nobody asked for is refused.
+"""Strict reading of a manifest's JSON: each field has a name and a type, and unknown fields are refused.
 
-Each refusal is a `BundleError` of the check "schema" that names the field and what to do.
+Each refusal is a `BundleError` (check "schema") that names the field and what to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class StrictFields:
-    """One JSON object, taken apart field by field; `end` refuses whatever was not asked for."""
+    """One JSON object that is read field by field. At the end, `expect_empty` refuses the fields that were not read."""
 
     def __init__(self, value: object, location: str) -> None:
         if not isinstance(value, dict):
@@ -34,7 +34,7 @@ class StrictFields:
         return f"{self._location}.{name}" if self._location else name
 
     def take(self, name: str, kind: type[T]) -> T:
-        """The field, of this type."""
+        """Read a field of this type."""
         if name not in self._fields:
             refuse(f"lacks {self._path(name)}")
         value = self._fields.pop(name)
@@ -43,23 +43,23 @@ class StrictFields:
         return value
 
     def child(self, name: str) -> StrictFields:
-        """The object in a field."""
+        """Read a field that is an object, to be read strictly too."""
         return StrictFields(self.take(name, dict), self._path(name))
 
     def mapping(self, name: str) -> Mapping[str, object]:
-        """The object in a field, whatever is in it."""
+        """Read a field that is an object with any content."""
         value: dict[str, object] = self.take(name, dict)
         return value
 
     def integer(self, name: str, low: int, high: int) -> int:
-        """A whole number from `low` to `high`."""
+        """Read an integer from `low` to `high`."""
         value = self.take(name, int)
         if not low <= value <= high:
             refuse(f"must have a number from {low} to {high} at {self._path(name)}, not {value}")
         return value
 
     def number(self, name: str) -> float:
-        """A finite number."""
+        """Read a finite number."""
         value = self._fields.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             self._fields[name] = float(value) if abs(value) < 2**53 else math.inf
@@ -69,39 +69,39 @@ class StrictFields:
         return number
 
     def names(self, name: str) -> tuple[str, ...]:
-        """A list of names."""
+        """Read a list of names."""
         return tuple(check_name(item, self._path(name)) for item in self.take(name, list))
 
     def strings(self) -> Mapping[str, str]:
-        """All fields that are left, each a text."""
+        """Read all remaining fields, each a string."""
         return {name: self.take(name, str) for name in self.keys()}
 
     def sha256(self, name: str) -> str:
-        """A hash in hexadecimal digits."""
+        """Read a SHA-256 in hexadecimal digits."""
         value = self.take(name, str)
         if not _SHA256.fullmatch(value):
             refuse(f"must have 64 lower-case hexadecimal digits at {self._path(name)}")
         return value
 
     def keys(self) -> tuple[str, ...]:
-        """The names of the fields that are left."""
+        """The names of the remaining fields."""
         return tuple(self._fields)
 
     def expect_empty(self) -> None:
-        """Refuse what is left."""
+        """Refuse remaining fields."""
         if self._fields:
             refuse(f"has unknown fields: {', '.join(self._path(name) for name in self._fields)}")
 
 
 def check_name(value: object, location: str) -> str:
-    """`value`, which must be a name of letters, digits, - and _."""
+    """`value`, if it is a name of letters, digits, - and _."""
     if not isinstance(value, str) or not _NAME.fullmatch(value.replace("-", "_")):
         refuse(f"must have names of letters, digits and _ at {location}, not {value!r}")
     return value
 
 
 def parse_object(content: bytes) -> StrictFields:
-    """The one object that `content` is."""
+    """The JSON object in `content`."""
     try:
         document = json.loads(content, parse_constant=_reject_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -121,5 +121,5 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def refuse(what: str, fix: str = RESTORE_HINT) -> NoReturn:
-    """Say what is wrong with the manifest, and what to do."""
+    """Raise the error that says what is wrong with the manifest, and what to do."""
     raise BundleError(f"manifest.json {what}. {fix}", check="schema")

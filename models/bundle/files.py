@@ -1,7 +1,7 @@
-"""A bundle's directory: its files read once, bounded and checked by their hashes, or written whole or not at all.
+"""The directory of a bundle: read its files, with bounded sizes and checked hashes, or write them whole or not at all.
 
-Nothing is ever unpickled, and the very bytes that were hashed are the ones that are parsed. What the files mean is not
-known here: a manifest's parser and the shapes of its arrays are given.
+Invariant: nothing is ever unpickled, and the bytes that were hashed are the bytes that are parsed. The kind of model
+is not known here: the caller gives the parser of the manifest and the shapes of the arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.errors import BundleError
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_HEADER_BYTES = 1 << 20  # what a safetensors file may hold beside its numbers
+MAX_HEADER_BYTES = 1 << 20  # of a safetensors file, beside its numbers
 
 Shapes = Mapping[str, tuple[int, ...]]
 ManifestT = TypeVar("ManifestT")
@@ -47,15 +47,15 @@ _ZIP, _PICKLE, _OLD_PICKLE = b"PK\x03\x04", b"\x80", b"(dp"
 
 
 def load_manifest(path: Path, parse: Callable[[bytes, str], ManifestT]) -> ManifestT:
-    """What `parse` makes of the manifest of the bundle at `path` and its sha256. Reads no other file.
+    """The manifest of the bundle at `path`, from `parse(content, sha256)`. Reads no other file.
 
     Raises:
-        BundleError: missing, a pickle instead of a bundle, or a manifest that is not as it must be.
+        BundleError: there is no bundle, it is a pickle, or its manifest is not valid.
     """
     try:
         _check_directory(path)
     except OSError as error:
-        fail("missing", f"Cannot look into {path}: {error.strerror}. Check the path and its permissions.")
+        fail("missing", f"Cannot read {path}: {error.strerror}. Check the path and its permissions.")
     content = read_manifest_bytes(path)
     try:
         return parse(content, hashlib.sha256(content).hexdigest())
@@ -64,17 +64,17 @@ def load_manifest(path: Path, parse: Callable[[bytes, str], ManifestT]) -> Manif
 
 
 def read_manifest_bytes(path: Path) -> bytes:
-    """The bytes of the manifest of the bundle at `path`. Raises BundleError."""
+    """The bytes of `manifest.json` of the bundle at `path`. Raises BundleError."""
     return read_file(path, MANIFEST, MAX_MANIFEST_BYTES)
 
 
 def read_arrays(
     path: Path, files: Mapping[str, FileRecord], weights: Shapes, canary: Shapes
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float64]]]:
-    """The arrays of the two files of a bundle, with exactly these names and shapes; every hash and number checked.
+    """The arrays of the two files of a bundle, with exactly these names and shapes; every hash and number is checked.
 
     Raises:
-        BundleError: whatever is wrong, with the name of the check that found it.
+        BundleError: a check failed; the error names it.
     """
     contents = {
         WEIGHTS: read_verified(path, files[WEIGHTS], WEIGHTS, weights, 4),
@@ -95,18 +95,19 @@ def write_arrays(
     *,
     replace_old: bool,
 ) -> ManifestT:
-    """Write a bundle, whole or not at all, and give its manifest as it will be read.
+    """Write a bundle, whole or not at all, and return its manifest as `load_manifest` will read it.
 
-    `describe` makes the manifest's bytes from the records of the files; `parse` refuses what could not be read again.
+    `describe` makes the bytes of the manifest from the records of the files; `parse` refuses a manifest that could
+    not be read again.
 
     Raises:
-        BundleError: (check "exists") something is there already and `replace_old` is false; or what `parse` finds.
-        OSError: the disk is full, or the place may not be written.
+        BundleError: (check "exists") `path` exists and `replace_old` is false; or an error of `parse`.
+        OSError: the disk is full, or `path` may not be written.
     """
     from safetensors.numpy import save
 
     if not replace_old and path.exists():
-        fail("exists", f"{path} exists already. Choose another place, or have it replaced (--force).")
+        fail("exists", f"{path} exists already. Choose another path, or replace it with --force.")
     contents = {
         WEIGHTS: save({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}),
         CANARY: save({name: np.ascontiguousarray(value, dtype=np.float64) for name, value in canary.items()}),
@@ -120,7 +121,7 @@ def write_arrays(
 
 
 def copy_files(source: Path, target: Path, manifest: bytes, files: Mapping[str, FileRecord]) -> None:
-    """Copy a bundle: the bytes of its manifest and these files of it, whole or not at all, and only with the right hashes.
+    """Copy a bundle, whole or not at all: the bytes of its manifest and these files, if their hashes are right.
 
     Raises:
         BundleError: a file is missing or was changed.
@@ -136,12 +137,12 @@ def copy_files(source: Path, target: Path, manifest: bytes, files: Mapping[str, 
 
 
 def unknown_files(path: Path, files: Mapping[str, FileRecord]) -> tuple[str, ...]:
-    """The names of what lies in the bundle and is not in its manifest; none of it is ever read."""
+    """The names of files in the bundle that are not in its manifest. They are never read."""
     return tuple(sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *files}))
 
 
 def _write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
-    """Put a directory with these files at `path`."""
+    """Create or replace the directory `path` with these files."""
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         for name, content in contents.items():
@@ -154,7 +155,7 @@ def _write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _swap(staging: Path, path: Path) -> None:
-    """Put the finished directory in its place; what was there is removed last, and is put back when that fails."""
+    """Rename the finished directory to `path`. The old one is removed last, and restored when the rename fails."""
     old = staging.with_name(f"{staging.name}.old")
     existed = path.exists()
     if existed:
@@ -201,7 +202,7 @@ def _check_directory(path: Path) -> None:
 
 def _pickle_message(path: Path) -> str:
     return (
-        f"{path} is a checkpoint or pickle, which can run code when it is opened; it was not opened. "
+        f"{path} is a checkpoint or pickle, which can run code when it is opened. It was not opened. "
         "Models are bundles (safetensors and JSON): train one with `forecastd train`."
     )
 
@@ -221,7 +222,7 @@ def read_file(path: Path, name: str, limit: int) -> bytes:
     """The bytes of a regular file inside the bundle, at most `limit` of them."""
     target = (path / name).resolve()
     if not target.is_relative_to(path.resolve()):
-        fail("missing", f"{path / name} is a link that leads out of the bundle. Copy the file into the bundle.")
+        fail("missing", f"{path / name} is a link to a file outside the bundle. Copy the file into the bundle.")
     try:
         descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -243,17 +244,18 @@ def read_file(path: Path, name: str, limit: int) -> bytes:
 def read_verified(
     path: Path, record: FileRecord, name: str, shapes: Mapping[str, tuple[int, ...]], width: int
 ) -> bytes:
-    """The bytes of a file whose size and hash are those of the manifest."""
+    """The bytes of a file, with the size and the hash of the manifest."""
     numbers = width * sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
     if not numbers <= record.size <= numbers + MAX_HEADER_BYTES + 256 * len(shapes):
         fail(
-            "schema", f"The manifest of {path} gives {name} a size that its network cannot have. Train the model again."
+            "schema",
+            f"The manifest of {path} records an impossible size of {name} for its network. Train the model again.",
         )
     content = read_file(path, name, record.size)
     if hashlib.sha256(content).hexdigest() != record.sha256:
         if _is_pickle(content[:8]):
             fail("pickle", _pickle_message(path / name))
-        what = f"is cut off at {len(content)} of {record.size} bytes" if len(content) < record.size else "was changed"
+        what = f"is truncated: {len(content)} of {record.size} bytes" if len(content) < record.size else "was changed"
         fail("hash", f"{path / name} {what}: its hash is not the manifest's. Restore it, or train the model again.")
     return content
 
@@ -261,7 +263,7 @@ def read_verified(
 def parse_tensors(
     path: Path, name: str, content: bytes, shapes: Mapping[str, tuple[int, ...]], dtype: type[Scalar]
 ) -> dict[str, NDArray[Scalar]]:
-    """The arrays of a safetensors file, with exactly the names, shapes and type they must have, all finite."""
+    """The arrays of a safetensors file, with exactly these names and shapes and this type, all finite."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -273,8 +275,8 @@ def parse_tensors(
         fail("weights", f"{path / name} is not a safetensors file ({error}). Train the model again.")
     missing, unknown = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
     if missing or unknown:
-        what = f"lacks {missing[0]}" if missing else f"holds the unknown {unknown[0]}"
-        fail("weights", f"{path / name} {what}: it is not of the network in the manifest. Train the model again.")
+        what = f"lacks {missing[0]}" if missing else f"contains the unknown {unknown[0]}"
+        fail("weights", f"{path / name} {what}: it does not match the network in the manifest. Train the model again.")
     for key, shape in shapes.items():
         array = arrays[key]
         if array.shape != shape or array.dtype != dtype:
@@ -284,7 +286,7 @@ def parse_tensors(
                 "Train the model again.",
             )
         if not np.isfinite(array).all():
-            fail("finite", f"{key} in {path / name} holds a number that is not finite. Train the model again.")
+            fail("finite", f"{key} in {path / name} contains a number that is not finite. Train the model again.")
     return arrays
 
 

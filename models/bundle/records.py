@@ -1,4 +1,4 @@
-"""What every bundle's manifest records, whichever model it describes: what it was made from, its levels, its files."""
+"""The records in the manifest of every bundle, of whichever kind: its training, its levels, its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_STEP_SECONDS = 366 * 86_400
 
 @dataclass(frozen=True)
 class Interval:
-    """One part of the rows, in unix seconds: opening of its first row, close of its last; how many windows it holds."""
+    """One part of the rows: unix seconds at which its first row opens and its last row closes, and its number of windows."""
 
     start: int
     end: int
@@ -29,9 +29,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What the model was made from. `start`, `end` in unix seconds: opening of the first row, close of the last.
+    """How a model was trained. `start`, `end`: unix seconds at which the first row opens and the last row closes.
 
-    They span all rows, those held out for validation and test too; what the network learnt from ends at `learnt_until`.
+    They span all rows, with those of validation and test. The rows that the weights were fitted to end at
+    `trained_until`.
     """
 
     start: int
@@ -41,18 +42,18 @@ class TrainingRecord:
     source: str
     synthetic: bool
     created: int  # unix seconds
-    parts: Mapping[str, Interval]  # of the train, the validation and the test part
-    config: Mapping[str, object]  # the options of the training, as given
+    parts: Mapping[str, Interval]  # train, validation and test
+    config: Mapping[str, object]  # options of the training
 
     @property
     def trained_until(self) -> int:
-        """Unix seconds: close of the last row of the train part, the newest that the weights were fitted to."""
+        """Unix seconds at which the last row of the train part closes: the newest that the weights were fitted to."""
         return self.parts["train"].end
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file of the bundle must be."""
+    """Hash and size of a file of the bundle."""
 
     sha256: str
     size: int
@@ -64,7 +65,7 @@ def iso(seconds: int) -> str:
 
 
 def training_json(training: TrainingRecord) -> dict[str, object]:
-    """The record of a training, for a manifest."""
+    """The record of a training as JSON."""
     return {
         **_times_json(training),
         "rows": training.rows,
@@ -78,7 +79,7 @@ def training_json(training: TrainingRecord) -> dict[str, object]:
 
 
 def files_json(files: Mapping[str, FileRecord]) -> dict[str, object]:
-    """The record of a bundle's files, for a manifest."""
+    """The records of a bundle's files as JSON."""
     return {name: {"sha256": record.sha256, "size": record.size} for name, record in files.items()}
 
 
@@ -91,17 +92,17 @@ def _times_json(part: Interval | TrainingRecord) -> dict[str, object]:
 
 
 def read_levels(root: StrictFields) -> tuple[float, ...]:
-    """The levels of the quantiles."""
+    """Read the levels of the quantiles."""
     levels = root.take("levels", list)
     if not all(isinstance(level, float) and 0 < level < 1 for level in levels) or len(levels) > MAX_LEVELS:
         refuse("must have probabilities between 0 and 1 at levels")
     if any(b <= a for a, b in itertools.pairwise(levels)) or 0.5 not in levels:
-        refuse("must have increasing levels with 0.5 among them")
+        refuse("must have increasing levels that include 0.5")
     return tuple(levels)
 
 
 def read_training(training: StrictFields) -> TrainingRecord:
-    """The record of a training."""
+    """Read the record of a training."""
     start, end = _times(training, "training")
     record = TrainingRecord(
         start=start,
@@ -119,7 +120,7 @@ def read_training(training: StrictFields) -> TrainingRecord:
 
 
 def _parts(parts: StrictFields, start: int, end: int) -> Mapping[str, Interval]:
-    """The parts of the rows, in the order of time, one after the other between `start` and `end`."""
+    """Read the parts of the rows: in order of time, without overlap, between `start` and `end`."""
     intervals = {}
     for name in PART_NAMES:
         part = parts.child(name)
@@ -137,18 +138,18 @@ def _times(interval: StrictFields, location: str) -> tuple[int, int]:
     try:
         times = iso(start), iso(end)
     except (ValueError, OverflowError, OSError):
-        refuse(f"has an interval beyond the calendar at {location}")
+        refuse(f"has a time that is out of range at {location}")
     if (interval.take("start_iso", str), interval.take("end_iso", str)) != times or start >= end:
-        refuse(f"has an interval that contradicts itself at {location}")
+        refuse(f"has contradictory interval times at {location}")
     return start, end
 
 
 def read_files(files: StrictFields) -> Mapping[str, FileRecord]:
-    """The record of a bundle's files."""
+    """Read the records of a bundle's files."""
     if set(files.keys()) != {WEIGHTS, CANARY}:
         refuse(f"must describe exactly the files {WEIGHTS} and {CANARY}")
     records = {}
-    for name in files.keys():  # not a dict: it is emptied field by field  # noqa: SIM118  # not a dict: it is emptied field by field
+    for name in files.keys():  # noqa: SIM118  # not a dict: reading removes its fields
         record = files.child(name)
         records[name] = FileRecord(record.sha256("sha256"), record.integer("size", 1, 2**40))
         record.expect_empty()

@@ -1,1 +1,1 @@
-"""Forecasting many metrics of many servers at once: bundle, engines, training."""
+"""Fleet models, which forecast many metrics of many servers at once: manifest, bundle, engines, data set, training."""

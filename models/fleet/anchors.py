@@ -1,10 +1,10 @@
-"""What a metric's forecast is counted from: the level of its window, and what is left of the last value's distance to it.
+"""Anchors: simple forecasts of each metric, to which the network's outputs are added.
 
-A network that must carry the last values of many metrics through one narrow state loses some of each on the way, and is
-beaten by the last value for the first steps. So what it says is added to an anchor that is computed outside it, as in the
-hybrid of Smyl 2020 (https://doi.org/10.1016/j.ijforecast.2019.03.017). The anchor is simple exponential smoothing with an
-error that dies out: the level `l` is a mean with exponential weights (pandas' `ewm(alpha=..., adjust=True)`), and that of
-step `h` is `l + damping ** h * (last - l)`.
+A network that carries the last values of many metrics through one narrow state loses precision, and the last value
+alone is better for the first steps. So the network predicts the difference from an anchor that is computed outside it,
+as in the hybrid of Smyl 2020 (https://doi.org/10.1016/j.ijforecast.2019.03.017). The anchor is simple exponential
+smoothing with a damped error: the level `l` is a mean with exponential weights (pandas' `ewm(alpha=..., adjust=True)`),
+and the anchor of step `h` is `l + damping ** h * (last - l)`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def anchor_forecast(values: Floats, anchors: tuple[Anchor, ...], horizon: int) -
 
 
 def fit_anchors(windows: Floats, outcomes: Floats) -> tuple[Anchor, ...]:
-    """For each metric the anchor that is nearest to `outcomes` `[N, M, H]` of `windows` `[N, L, M]`.
+    """For each metric, the anchor nearest to `outcomes` `[N, M, H]` of `windows` `[N, L, M]`.
 
-    Nearest in the mean of the absolute errors over what was observed; the last value where nothing was.
+    Nearest by the mean absolute error over observed outcomes; the last value if no outcome was observed.
     """
     metrics, horizon = outcomes.shape[1:]
     errors = np.empty((len(CANDIDATES), metrics))

@@ -1,6 +1,6 @@
-"""What an engine of the fleet gets and what it must give, stated once.
+"""The contract of a fleet engine: its input, its output, its callbacks.
 
-Nothing here knows where the numbers came from or what is done with the forecast.
+It is independent of the source of the data and of the use of the forecast.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from models.fleet.manifest import FleetManifest
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-ProgressCallback = Callable[[int, int], None]  # steps done, steps in all
-ResultCallback = Callable[[Indices, Floats], None]  # some servers' rows, and their quantiles `[n, M, Q, H]`
+ProgressCallback = Callable[[int, int], None]  # steps done, total steps
+ResultCallback = Callable[[Indices, Floats], None]  # rows of some servers, and their quantiles `[n, M, Q, H]`
 
 
 @dataclass(frozen=True, eq=False)
 class FleetInput:
-    """The windows of `S` servers that end with the same tick.
+    """The windows of `S` servers, all of which end with the same tick.
 
-    tick:     of the last observed step; its time is `tick * step`, in unix seconds
+    tick:     of the last observed step; its time is `tick * step` in unix seconds
     step:     seconds
     servers:  names, each once
     profiles: of each server
-    values:   float32 `[S, L, M]`, the bundle's metrics in their units, without holes, the newest step last; they do not
-              change afterwards, for an engine may keep them
-    lengths:  int64 `[S]`, how many of the last steps of a server are there; what lies before them is not read
+    values:   float32 `[S, L, M]`, the bundle's metrics in their units, without missing values, the newest step last;
+              an engine may store them, so they must not change afterwards
+    lengths:  int64 `[S]`, number of the last steps that a server has; values before them are not read
     """
 
     tick: int
@@ -42,16 +42,17 @@ class FleetInput:
 
 
 class FleetEngine(Protocol):
-    """Runs one bundle. `name` is the one it is chosen by; `manifest` is the bundle's."""
+    """Runs one bundle. `name` is that in `models.fleet.engines.ENGINES`; `manifest` is the bundle's."""
 
     name: str
     manifest: FleetManifest
 
     def forecast(self, inputs: FleetInput, progress: ProgressCallback = ..., on_result: ResultCallback = ...) -> Floats:
-        """Quantiles float32 `[S, M, Q, H]` in the metrics' units, not decreasing along Q, within the metrics' bounds.
+        """Quantiles float32 `[S, M, Q, H]` in the metrics' units, non-decreasing along Q, within the metrics' bounds.
 
-        Column `h` speaks of the tick `inputs.tick + 1 + h`. `progress` hears of every part of the work that is done, and
-        `done`, from any of the engine's threads, of every server once, as soon as its quantiles are what they will be.
+        Column `h` speaks of the tick `inputs.tick + 1 + h`. `progress` hears of every part of the work that is done,
+        and `done`, from any of the engine's threads, of every server once, as soon as its quantiles are what they
+        will be.
 
         Raises:
             DataError: the input does not fit the bundle.
@@ -60,5 +61,5 @@ class FleetEngine(Protocol):
         ...
 
     def look_ahead(self, tick: int) -> None:
-        """Nobody waits now: do what a forecast from this tick on will need and is known already."""
+        """Compute in advance what is known of the inputs of the forecast at `tick`. Called when the engine is idle."""
         ...

@@ -1,7 +1,8 @@
-"""Forecasts that anybody could have written down: what a fleet's model must be compared with before it is believed.
+"""Forecasts without a model, which a fleet model is compared with: persistence and the seasonal naive forecast.
 
-All speak in the groups' scales, of windows given as servers and origins, and see nothing after a window's origin. Their
-quantiles are those of their own errors over the training part, for every step of the horizon and every metric.
+They are in the groups' scales, for windows given as servers and origins. Their quantiles are those of their own
+errors in the train part, for every step of the horizon and every metric. Invariant: they read nothing after the
+origin of a window.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ import numpy as np
 from models.fleet.base import Floats, Indices
 
 DAY_SECONDS = 86_400
-MIN_DAYS = 3  # of training before the season of a day can be learnt: two whole days and their errors
-SEASON_SECONDS = (300, 600, 900, 1_800, 3_600)  # seconds: shorter ones, of which the best on the training part is taken
+MIN_DAYS = 3  # of the train part, for a season of a day: two whole days and their errors
+SEASON_SECONDS = (300, 600, 900, 1_800, 3_600)  # shorter seasons, of which the best on the train part is used
 _CHUNK_WINDOWS = 256
 
 
 @dataclass(frozen=True, eq=False)
 class SeasonalBaseline:
-    """The value `season` ticks before each step, the nearest whole season before the origin; 0: the last value.
+    """The value a whole number of seasons of `season` ticks before each step, at or before the origin; 0: the last value.
 
-    errors: `[M, Q, H]`, the quantiles of what was added to it in the training part
+    errors: `[M, Q, H]`, quantiles of its errors in the train part
     """
 
     season: int
     errors: Floats
 
     def forecast(self, values: Floats, servers: Indices, origins: Indices) -> Floats:
-        """Quantiles `[N, M, Q, H]` for windows of scaled values `[S, T, M]`, with what is missing carried on."""
+        """Quantiles `[N, M, Q, H]` for windows of scaled values `[S, T, M]`, in which gaps are carried forward."""
         base = _repeat(values, servers, origins, self.season, self.errors.shape[2])
         return np.asarray(base[:, :, None] + self.errors, dtype=np.float32)
 
@@ -37,15 +38,16 @@ class SeasonalBaseline:
 def fit_persistence(
     values: Floats, windows: tuple[Indices, Indices], horizon: int, levels: tuple[float, ...]
 ) -> SeasonalBaseline:
-    """The last value, with the quantiles of its errors on these windows of the training part."""
+    """The last value, with the quantiles of its errors on these windows of the train part."""
     return _fit(values, windows, 0, horizon, levels)
 
 
 def fit_seasonal(
     values: Floats, windows: tuple[Indices, Indices], horizon: int, levels: tuple[float, ...], *, step: int, ticks: int
 ) -> SeasonalBaseline:
-    """The seasonal naive forecast: by the day, where the training part (`ticks`) has enough of them, else the shorter season
-    that is best on these windows.
+    """The seasonal naive forecast: with the season of a day if the train part (`ticks`) has enough days.
+
+    Otherwise with the shorter season that is best on these windows.
     """
     day = DAY_SECONDS // step
     if ticks >= MIN_DAYS * day and DAY_SECONDS % step == 0:
@@ -56,7 +58,7 @@ def fit_seasonal(
 
 
 def outcome(values: Floats, servers: Indices, origins: Indices, horizon: int) -> Floats:
-    """What came true: `[N, M, H]`, NaN where it was not observed."""
+    """The outcomes `[N, M, H]`, NaN where nothing was observed."""
     rows = origins[:, None] + np.arange(1, horizon + 1)
     return np.asarray(values[servers[:, None], rows].swapaxes(1, 2))
 
@@ -70,14 +72,15 @@ def _fit(
         usable = np.ones(len(origins), dtype=bool)
     servers, origins = servers[usable], origins[usable]
     errors = np.concatenate([
-        outcome(values, servers[part], origins[part], horizon) - _repeat(values, servers[part], origins[part], season, horizon)
+        outcome(values, servers[part], origins[part], horizon)
+        - _repeat(values, servers[part], origins[part], season, horizon)
         for part in np.array_split(np.arange(len(servers)), -(-len(servers) // _CHUNK_WINDOWS))
     ])  # fmt: skip
     return SeasonalBaseline(season, np.nanquantile(errors, levels, axis=0).transpose(1, 0, 2).astype(np.float32))
 
 
 def _repeat(values: Floats, servers: Indices, origins: Indices, season: int, horizon: int) -> Floats:
-    """What is repeated, `[N, M, H]`; the last value where the past does not reach back to a season."""
+    """The repeated values `[N, M, H]`; the last value where a season before the step is not in the data."""
     last = values[servers, origins][:, :, None]
     if not season:
         return np.broadcast_to(last, (*last.shape[:2], horizon))

@@ -1,6 +1,6 @@
-"""What every engine does with the windows of many servers: check, scale, group by length, run in pieces, restore.
+"""The common part of all fleet engines: check the windows, scale them, group them by length, run chunks, restore units.
 
-Servers whose encoders are shorter are run by their length, rounded down to one of a few, so that they share batches.
+Shorter encoders are rounded down to one of a few lengths, so that servers share batches.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from models.fleet.base import FleetInput, Floats, Indices, ProgressCallback, Res
 from models.fleet.bundle import FleetBundle
 from models.fleet.scaling import FleetScaling, calendar
 
-CHUNK_SERVERS = 10  # servers at a time; 8 to 12 are equally fast, 16 is slower by a third: its arrays leave the cache
-_MAX_LENGTHS = 24  # how many different encoder lengths are run
-ChunkCallback = Callable[[slice], None]  # some of the servers that are run are done
+CHUNK_SERVERS = (
+    10  # servers at a time; 8 to 12 are equally fast, 16 is slower by a third: the arrays do not fit the cache
+)
+_MAX_LENGTHS = 24  # number of different encoder lengths
+ChunkCallback = Callable[[slice], None]  # called with the servers of a chunk that is done
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """Progress that nobody listens to."""
+    """A progress callback that does nothing."""
 
 
 def ignore_results(rows: Indices, quantiles: Floats) -> None:
-    """Quantiles that nobody waits for."""
+    """A result callback that does nothing."""
 
 
 class BatchedEngine:
-    """An engine but for its network: a subclass runs what is scaled."""
+    """An engine without its network: a subclass runs the scaled windows."""
 
     name = ""
 
@@ -59,7 +61,9 @@ class BatchedEngine:
             rows = np.flatnonzero(lengths == length)
             windows = _take_servers(inputs, rows, length)
             if not np.isfinite(windows.values).all():
-                raise DataError("A window holds a number that is not finite. Fill its gaps, or leave the server out.")
+                raise DataError(
+                    "A window contains a number that is not finite. Fill its gaps, or leave the server out."
+                )
             part = outputs if len(rows) == total else outputs[rows]
             self.run_batch(windows, groups[rows], part, advance, _chunk_callback(on_result, rows, part))
             if part is not outputs:
@@ -68,52 +72,54 @@ class BatchedEngine:
         return outputs
 
     def look_ahead(self, tick: int) -> None:
-        """As `FleetEngine.look_ahead`; most have nothing to do."""
+        """As `FleetEngine.look_ahead`; does nothing by default."""
 
     def run_batch(
         self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], on_chunk: ChunkCallback
     ) -> None:
-        """Put the quantiles of windows that are all as long as `inputs.values` is into `outputs` `[S, M, Q, H]`.
+        """Write the quantiles of windows, all as long as `inputs.values`, to `outputs` `[S, M, Q, H]`.
 
-        `advance` is called at most twice for each piece, `done` once.
+        `advance` is called at most twice for each chunk, `on_chunk` once.
         """
         raise NotImplementedError
 
     def write_outputs(self, raw: Floats, values: Floats, groups: Indices, outputs: Floats) -> None:
-        """Put the network's outputs `[S, M * Q, H]` for windows `values` into `outputs` in the metrics' units, while they
-        are in the cache."""
+        """Write the network's outputs `[S, M * Q, H]` for windows `values` to `outputs` in the metrics' units.
+
+        This is done chunk by chunk, while the arrays are in the cache.
+        """
         outputs[...] = self.scaling.restore(raw.reshape(outputs.shape), values, groups)
 
     def _round_lengths(self, lengths: Indices) -> Indices:
-        """Lengths rounded down to one of a few; one that would fall below the minimum is the minimum."""
+        """Lengths rounded down to one of a few, but not below the minimum."""
         manifest = self.manifest
-        grain = max(1, (manifest.encoder_length - manifest.encoder_minimum) // _MAX_LENGTHS)
+        step = max(1, (manifest.encoder_length - manifest.encoder_minimum) // _MAX_LENGTHS)
         return np.where(
             lengths >= manifest.encoder_length,
             manifest.encoder_length,
-            manifest.encoder_minimum + (lengths - manifest.encoder_minimum) // grain * grain,
+            manifest.encoder_minimum + (lengths - manifest.encoder_minimum) // step * step,
         )
 
     def encoder_variables(self, values: Floats, tick: int, groups: Indices) -> Floats:
-        """The encoder's variables `[S, L, V]` of metrics `[S, L, M]` up to `tick`."""
+        """The encoder variables `[S, L, V]` of metrics `[S, L, M]` up to `tick`."""
         scaled = self.scaling.scale(values, groups)
         known = self.calendar_variables(np.arange(tick - scaled.shape[1] + 1, tick + 1))
         return np.concatenate([np.broadcast_to(known, (*scaled.shape[:2], known.shape[-1])), scaled], axis=-1)
 
     def decoder_variables(self, tick: int) -> Floats:
-        """The decoder's variables `[H, V]` after `tick`, the same for all servers."""
+        """The decoder variables `[H, V]` after `tick`, equal for all servers."""
         manifest = self.manifest
         ahead = np.arange(manifest.horizon)
         relative = (ahead / manifest.encoder_length).astype(np.float32)
         return np.concatenate([self.calendar_variables(tick + 1 + ahead), relative[:, None]], axis=-1)
 
     def calendar_variables(self, ticks: Indices) -> Floats:
-        """The calendar's variables `[T, K]` of these ticks."""
+        """The calendar variables `[T, K]` of these ticks."""
         return calendar(self.manifest.cycles, self.manifest.step, ticks)
 
 
 def chunk_slices(count: int, max_size: int = CHUNK_SERVERS) -> list[slice]:
-    """Slices of nearly the same size, none longer than `most`, that make up `count`."""
+    """Split `range(count)` into slices of nearly the same size, none longer than `max_size`."""
     bounds = np.linspace(0, count, -(-count // max_size) + 1).round().astype(int).tolist()
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 

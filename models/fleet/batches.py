@@ -1,7 +1,8 @@
-"""Fitting a fleet's network: batches of windows of several servers, and the loss in the groups' scales.
+"""Batches of fleet windows for the fit, and the loss of a batch in the groups' scales.
 
-An epoch's batches are drawn from (seed, epoch) alone. All windows of a batch have one encoder length, now and then a short
-one, and some are scaled as those of a server that the model has never seen: so it learns what it will be asked for.
+Invariant: the batches of an epoch depend on (seed, epoch) alone. All windows of a batch have the same encoder length.
+Some batches have a short one, and some windows are scaled like those of an unknown server, so that the network learns
+both cases.
 """
 
 from __future__ import annotations
@@ -25,17 +26,15 @@ from models.fleet.scaling import GroupScales, calendar, transform
 from models.tft.config import TftConfig
 from models.training.lightning import BaseModule
 
-WARM_UP_SHARE = (
-    0.05  # the share of the steps over which the learning rate rises; then it falls as a cosine, to nearly nothing
-)
-FINAL_RATE = 0.01  # of the highest
-_UNKNOWN_PROFILE_SHARE = 1 / 3  # of the windows of unknown servers: of an unknown profile too
+WARM_UP_SHARE = 0.05  # of the steps: the learning rate rises; afterwards it falls as a cosine
+FINAL_RATE = 0.01  # of the highest learning rate
+_UNKNOWN_PROFILE_SHARE = 1 / 3  # of the windows of unknown servers: their profile is unknown too
 
 FleetBatch = dict[str, Any]  # the library's `x`, and `target` [B, H, M] with NaN where nothing was observed
 
 
 class BatchSpec(NamedTuple):
-    """Windows for one batch: the encoders' length, and of each its server, origin, row of the scales, and profile."""
+    """The windows of one batch: their encoder length, and server, origin, row of the scales and profile of each."""
 
     length: int
     servers: Indices
@@ -46,9 +45,11 @@ class BatchSpec(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GroupIndex:
-    """Each server's row of the scales as one that is known, and as one of which only the profile is; and its profile `[S]`.
+    """Rows of the scales for each server `[S]`, and its profile `[S]`.
 
-    `default`: the row of servers of which not even that is known; they have profile 0.
+    server_rows:  of the server's own scale, or its profile's if it has none
+    profile_rows: of its profile's scale, for a server that is treated as unknown
+    default_row:  of servers with an unknown profile; their profile is 0
     """
 
     server_rows: Indices
@@ -58,7 +59,7 @@ class GroupIndex:
 
     @classmethod
     def build(cls, data: FleetData, groups: GroupScales, profiles: tuple[str, ...]) -> GroupIndex:
-        """`profiles`: of the manifest."""
+        """Look up the rows by name; `profiles` is the list of the manifest."""
         rows = {name: row for row, name in enumerate(groups.names)}
         profile_rows = [rows[f"profile:{profile}"] for profile in data.profiles]
         server_rows = [rows.get(f"server:{name}", row) for name, row in zip(data.servers, profile_rows, strict=True)]
@@ -68,7 +69,7 @@ class GroupIndex:
 
 
 class FleetBatchSampler(Sampler[BatchSpec]):
-    """Random batches of a part: different ones each epoch, the same ones for the same seed and epoch."""
+    """Random batches of a part; they depend on the seed and the epoch alone."""
 
     def __init__(self, part: FleetPart, group_index: GroupIndex, ticks: int, config: FleetTrainingConfig) -> None:
         order = np.argsort(-part.runs, kind="stable")
@@ -112,7 +113,7 @@ class FleetBatchSampler(Sampler[BatchSpec]):
 def validation_batches(
     servers: Indices, origins: Indices, length: int, group_index: GroupIndex, batch_size: int
 ) -> list[BatchSpec]:
-    """Batches of all these windows, as of servers that are known."""
+    """Batches of all these windows, each with its server's own scale."""
     parts = np.array_split(np.arange(len(servers)), -(-len(servers) // batch_size))
     return [
         BatchSpec(
@@ -127,9 +128,10 @@ def validation_batches(
 
 
 class FleetWindowDataset(Dataset[FleetBatch]):
-    """Batches in the library's own format, gathered at once from the transformed metrics `[S, T, M]`.
+    """Batches in the library's own format, each gathered at once from the transformed metrics `[S, T, M]`.
 
-    `filled`: in the metrics' units, with missing values carried on, for the encoder; what was not observed is no target.
+    `filled`: in the metrics' units, with missing values carried forward, for the encoder. Only observed values are
+    targets.
     """
 
     def __init__(
@@ -160,9 +162,9 @@ class FleetWindowDataset(Dataset[FleetBatch]):
 
 
 class FleetQuantileModule(BaseModule):
-    """A fleet's network with the pinball loss of all its metrics, and Adam with a rate that rises, then falls to the end.
+    """A fleet network with the pinball loss of all its metrics, and Adam with a learning rate that rises, then falls.
 
-    `weights` `[M]`: how much each metric counts. `steps`: of the whole training.
+    `weights` `[M]`: of the metrics in the loss. `steps`: of the whole training.
     """
 
     def __init__(self, network: Any, config: FleetTrainingConfig, weights: Floats, steps: int) -> None:
@@ -172,7 +174,7 @@ class FleetQuantileModule(BaseModule):
         self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
 
     def loss(self, batch: FleetBatch) -> torch.Tensor:
-        """The mean over what was observed, in the groups' scales."""
+        """The mean loss over observed values, in the groups' scales."""
         outputs = self.network(batch["x"])["prediction"]
         quantiles = torch.stack(list(outputs), dim=2) if isinstance(outputs, list | tuple) else outputs[:, :, None]
         target, levels = batch["target"][..., None], self.get_buffer("levels")
@@ -201,7 +203,7 @@ class FleetQuantileModule(BaseModule):
 def make_loaders(
     windows: FleetWindowDataset, sampler: FleetBatchSampler, validation: list[BatchSpec]
 ) -> tuple[DataLoader[FleetBatch], DataLoader[FleetBatch]]:
-    """The batches to learn from and those to validate with, each made by one gather."""
+    """Loaders of the batches to learn from and of those to validate with; each batch is one gather."""
     return DataLoader(windows, batch_size=None, sampler=sampler), DataLoader(
         windows, batch_size=None, sampler=validation
     )

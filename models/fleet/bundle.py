@@ -1,4 +1,4 @@
-"""A fleet's bundle: a network, the scales of its groups, and a canary, in the files and under the rules of every bundle."""
+"""The bundle of a fleet model: a network, the scales of its groups, and a canary."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from models.fleet.manifest import FleetManifest, parse, to_json
 from models.tft.parameters import parameter_shapes
 
 CENTER_KEY, SCALE_KEY = "groups.center", "groups.scale"
-CANARY_SERVERS = 2  # how many servers a canary has
+CANARY_SERVERS = 2  # in a canary
 
 
 @dataclass(frozen=True, eq=False)
 class FleetCanary:
-    """Windows of a few servers, and the quantiles `[S, M, Q, H]`, in the metrics' units, that the trained network gave.
+    """Windows of a few servers, and the quantiles `[S, M, Q, H]` in the metrics' units that the trained network gave.
 
-    `profiles` and `groups` `[S]`: which rows of the manifest's lists each of them has.
+    `profiles`, `groups` `[S]`: indices in the lists of the manifest.
     """
 
     tick: int
@@ -34,7 +34,7 @@ class FleetCanary:
 
 @dataclass(frozen=True, eq=False)
 class FleetBundle:
-    """A checked bundle. `center`, `scale` `[G, M]`: of each group and metric, after the metric's transformation."""
+    """A checked bundle. `center`, `scale` `[G, M]`: of each group, in transformed metrics. `ignored`: unknown files."""
 
     path: Path
     manifest: FleetManifest
@@ -50,19 +50,19 @@ class FleetBundle:
 
 
 def read_fleet_manifest(path: Path) -> FleetManifest:
-    """The manifest of the bundle at `path`. Reads no other file and proves nothing about them.
+    """The manifest of the bundle at `path`. Neither reads nor checks the other files.
 
     Raises:
-        BundleError: missing, a pickle instead of a bundle, of another kind, or a manifest that is not as it must be.
+        BundleError: there is no bundle, it is a pickle or of another kind, or its manifest is not valid.
     """
     return load_manifest(path, parse)
 
 
 def load_fleet_bundle(path: Path) -> FleetBundle:
-    """The bundle at `path`, every hash, name, shape and number checked. The canary is compared by `verify_fleet_canary`.
+    """The bundle at `path`; every hash, name, shape and number is checked. `verify_fleet_canary` runs the canary.
 
     Raises:
-        BundleError: whatever is wrong, with the name of the check that found it.
+        BundleError: a check failed; the error names it.
     """
     manifest = read_fleet_manifest(path)
     table = len(manifest.groups), len(manifest.metrics)
@@ -70,10 +70,10 @@ def load_fleet_bundle(path: Path) -> FleetBundle:
     weights, canary = read_arrays(path, manifest.files, shapes, _canary_shapes(manifest))
     center, scale = weights.pop(CENTER_KEY), weights.pop(SCALE_KEY)
     if not (scale > 0).all():
-        fail("weights", f"A group in {path} has a scale that is not above 0. Train the model again.")
+        fail("weights", f"A group in {path} has a scale of 0 or below. Train the model again.")
     profiles, groups = canary["profiles"].astype(np.int64), canary["groups"].astype(np.int64)
     if not (_within(profiles, len(manifest.profiles)) and _within(groups, len(manifest.groups))):
-        fail("weights", f"The canary in {path} names a profile or a group that there is not. Train the model again.")
+        fail("weights", f"The canary in {path} refers to an unknown profile or group. Train the model again.")
     return FleetBundle(
         path=path,
         manifest=manifest,
@@ -92,11 +92,11 @@ def load_fleet_bundle(path: Path) -> FleetBundle:
 
 
 def write_fleet_bundle(path: Path, bundle: FleetBundle, *, replace_old: bool = False) -> FleetManifest:
-    """Write a bundle at `path`, whole or not at all; gives its manifest, with the files' hashes and its own.
+    """Write a bundle at `path`, whole or not at all, and return its manifest with `files` and `sha256` filled in.
 
     Raises:
-        BundleError: (check "exists") something is there already and `replace_old` is false.
-        OSError: the disk is full, or the place may not be written.
+        BundleError: (check "exists") `path` exists and `replace_old` is false.
+        OSError: the disk is full, or `path` may not be written.
     """
     canary = bundle.canary
     arrays = {
@@ -117,7 +117,7 @@ def write_fleet_bundle(path: Path, bundle: FleetBundle, *, replace_old: bool = F
 
 
 def canary_input(bundle: FleetBundle) -> FleetInput:
-    """The canary's windows as an input. Its servers are named so that each finds the group it had in training."""
+    """The canary's windows as an input. The names of its servers select the groups in the canary."""
     manifest, canary = bundle.manifest, bundle.canary
     servers, profiles = [], []
     for index, (profile, group) in enumerate(zip(canary.profiles, canary.groups, strict=True)):

@@ -1,4 +1,4 @@
-"""Every choice of a fleet's training, as one value that is saved with what it made."""
+"""The options of the training of a fleet model, as one value that is saved in the manifest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from models.training.config import TrainingConfig
 class FleetTrainingConfig(TrainingConfig):
     """As `TrainingConfig`, with defaults for windows of 24 minutes in steps of 5 s, 8 minutes ahead.
 
-    encoder_minimum: with how few observed steps the model shall be of use
+    encoder_minimum: minimum number of observed steps that the model needs
     embedding_size:  of the profile
-    short:           the share of batches with a shorter encoder, of any length from `encoder_minimum` on
-    unknown:         the share of windows that are scaled as those of a server which the model has never seen
-    own_scales:      whether servers have scales of their own; else those of their profiles
-    compared_windows: how many windows are forecast by the slow baseline too
+    short:           share of batches with a shorter encoder, of any length from `encoder_minimum`
+    unknown:         share of windows that are scaled like those of a server that the model has never seen
+    own_scales:      whether each server has its own scale, not that of its profile
+    compared_windows: number of windows that the slow baseline, AutoETS, forecasts too
     """
 
     kind: ClassVar[str] = "fleet"

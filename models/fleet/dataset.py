@@ -1,9 +1,10 @@
-"""What a fleet's training learns from: the metrics of some servers on the time grid, and which windows of them may be used.
+"""The history of a fleet on the time grid, split by time, and the windows that a training may use.
 
-A window at *origin* `o` has its encoder in the ticks `.. o` and its decoder in `o + 1 .. o + H`. The ticks are cut into
-train | validation | test, with `H` unused ones between them, and a window lies wholly inside one part, whichever server it
-is of: no tick that is scored was ever learnt from. Gaps are treated as where the model is run: a value is carried on for
-up to `max_gap` ticks, and a longer gap in any metric ends the history before it.
+A window at *origin* `o` has its encoder in the ticks `.. o` and its decoder in `o + 1 .. o + H`. The ticks are split
+into train | validation | test with `H` unused ticks between them. Gaps are treated as in service: a value is carried
+forward for up to `max_gap` ticks, and a longer gap in any metric ends the history before it.
+
+Invariant: a window of any server is completely inside one part. So no tick that is scored was learnt from.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from models.fleet.base import Floats, Indices
 from models.fleet.manifest import ModelMetric
 from models.training.task import FLEET
 
-MAX_MISSING = 0.5  # of a window's encoder or decoder that was not observed; one with more is not drawn
+MAX_MISSING = 0.5  # share of a window's encoder or decoder that was not observed; windows with more are not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +30,9 @@ class FleetData:
 
     first:   tick of the first column: its time is `first * step`, in unix seconds
     values:  float32 `[S, T, M]`, in the metrics' units, NaN where nothing was observed
-    max_gap: for how many ticks a value is carried on where the model is run
-    data_sha256: of the values and what they are; source, synthetic: where they came from
-    request: what was asked for, as text; an interrupted training is continued for the same request only
+    max_gap: ticks for which a value is carried forward in service
+    data_sha256: of the values and their metadata; source, synthetic: where they came from
+    request: what the user asked for, as text; an interrupted training is resumed for the same request only
     """
 
     KIND: ClassVar[str] = FLEET
@@ -51,17 +52,17 @@ class FleetData:
 
     @property
     def ticks(self) -> int:
-        """How many there are."""
+        """The number of ticks."""
         return int(self.values.shape[1])
 
     def to_metadata(self) -> dict[str, object]:
-        """The fields that are no arrays, for JSON."""
+        """The fields that are not arrays, for JSON."""
         metadata = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.ARRAYS}
         return {**metadata, "metrics": [vars(metric) for metric in self.metrics]}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], arrays: Mapping[str, Any]) -> Self:
-        """What was described, with its arrays. Raises ValueError, KeyError or TypeError."""
+        """The data with this metadata and these arrays. Raises ValueError, KeyError or TypeError."""
         names = {name: tuple(metadata[name]) for name in ("servers", "profiles")}
         metrics = tuple(ModelMetric(**metric) for metric in metadata["metrics"])
         return cls(**{**metadata, **names, "metrics": metrics, "values": arrays["values"]})
@@ -69,9 +70,10 @@ class FleetData:
 
 @dataclass(frozen=True, eq=False)
 class FleetPart:
-    """Ticks `start .. stop - 1`, counted from the first, and the windows wholly inside them.
+    """Ticks `start .. stop - 1`, counted from the first, and the windows that are completely inside them.
 
-    windows: int64 `[N]`, `server * T + origin`; runs: int64 `[N]`, how many steps of each encoder can be used
+    windows: int64 `[N]`, `server * T + origin`
+    runs:    int64 `[N]`, number of usable steps of each encoder
     """
 
     name: str
@@ -81,9 +83,9 @@ class FleetPart:
     runs: Indices
 
     def spread_windows(self, count: int, length: int, ticks: int) -> tuple[Indices, Indices]:
-        """Servers and origins of about `count` windows with encoders of `length`, of all servers at evenly spread origins.
+        """Servers and origins of about `count` windows with encoders of `length`: all servers at evenly spaced origins.
 
-        With shorter encoders where the part has no full one.
+        The encoders are shorter if the part has none of this length.
         """
         full = self.windows[self.runs >= min(length, int(self.runs.max()))]
         servers, origins = full // ticks, full % ticks
@@ -107,7 +109,7 @@ class FleetSplit:
 
 
 def carry_forward(values: Floats, max_gap: int) -> Floats:
-    """A copy of `[S, T, M]` with every value carried on over up to `most` missing ones."""
+    """A copy of `[S, T, M]` with every value carried forward over up to `max_gap` missing ones."""
     filled = values.copy()
     for server in np.flatnonzero(np.isnan(values).any(axis=(1, 2))):
         part = filled[server]
@@ -120,7 +122,7 @@ def carry_forward(values: Floats, max_gap: int) -> Floats:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How windows are cut: the least and the most steps of their encoders, the horizon, and the shares of the later parts."""
+    """Shortest and longest encoder of a window, the horizon, and the shares of the validation and the test part."""
 
     min_length: int
     max_length: int
@@ -130,10 +132,10 @@ class SplitOptions:
 
 
 def split(data: FleetData, filled: Floats, options: SplitOptions) -> FleetSplit:
-    """Cut the ticks into parts; `filled` as `carried` gives it.
+    """Split the ticks into parts; `filled` is the result of `carry_forward`.
 
     Raises:
-        DataError: too little history, or gaps leave a part without a window.
+        DataError: the history is too short, or gaps leave a part without a window.
     """
     sizes, horizon = _part_sizes(data, options), options.horizon
     observed = np.zeros((len(data.servers), data.ticks + 1))
@@ -149,10 +151,11 @@ def split(data: FleetData, filled: Floats, options: SplitOptions) -> FleetSplit:
     parts = [_make_part(name, start, stop, grid, options) for name, start, stop in bounds]
     for part in parts:
         if not len(part.windows):
+            span = _format_span(data.step * (part.stop - part.start))
             raise DataError(
-                f"No server has {options.min_length + horizon} steps without a long gap in every metric in the {part.name} part of "
-                f"{_format_span(data.step * (part.stop - part.start))}. A model forecasts servers that report all of its metrics: "
-                f"{_describe_missing(data)}. Take a longer history, or one with fewer gaps."
+                f"No server has {options.min_length + horizon} steps without a long gap in every metric in the {part.name} "
+                f"part of {span}. A model forecasts servers that report all of its metrics: {_describe_missing(data)}. "
+                "Use a longer history, or one with fewer gaps."
             )
     return FleetSplit(*parts)
 
@@ -164,16 +167,21 @@ def _part_sizes(data: FleetData, options: SplitOptions) -> list[int]:
     if min(sizes) < window:
         needed = int(np.ceil(window / min(shares))) + between + 1
         raise DataError(
-            f"The history spans {_format_span(data.ticks * data.step)}, and it takes at least {_format_span(needed * data.step)}: each of "
-            f"three parts must hold a window of {window} steps of {data.step} s, with a gap between. Wait for more history, "
-            "or train with a shorter encoder (--encoder-length) or horizon (--horizon)."
+            f"The history spans {_format_span(data.ticks * data.step)}, but the training needs at least "
+            f"{_format_span(needed * data.step)}: each of three parts must contain a window of {window} steps of "
+            f"{data.step} s, with a gap between parts. Wait for more history, or train with a shorter encoder "
+            "(--encoder-length) or horizon (--horizon)."
         )
     return sizes
 
 
 @dataclass(frozen=True, eq=False)
 class _GridMask:
-    """`usable` `[S, T]`: whether every metric is there, or carried on; `seen` `[S, T + 1]`: ticks observed before each."""
+    """Which ticks windows may use.
+
+    usable:          `[S, T]`, whether every metric was observed or carried forward
+    observed_before: `[S, T + 1]`, number of observed ticks before each tick
+    """
 
     usable: NDArray[np.bool_]
     observed_before: NDArray[np.float64]
@@ -196,14 +204,14 @@ def _make_part(name: str, start: int, stop: int, grid: _GridMask, options: Split
 
 
 def _describe_missing(data: FleetData) -> str:
-    """Which metrics come least, for a person."""
+    """The metrics that were observed least, for a message."""
     share = np.isfinite(data.values).mean(axis=(0, 1))
     worst = np.argsort(share)[:3]
-    return ", ".join(f"{data.metrics[index].name} came at {share[index]:.0%} of the ticks" for index in worst)
+    return ", ".join(f"{data.metrics[index].name} was observed at {share[index]:.0%} of the ticks" for index in worst)
 
 
 def _format_span(seconds: float) -> str:
-    """A length of time for a person."""
+    """A duration, for a message."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,10 +1,10 @@
-"""The engines that run a fleet's bundle, all with the same outputs: the library's own forward, and three faster ones.
+"""The engines that run a fleet bundle, all with the same outputs: the library's own network, and three faster ones.
 
-- `library`: pytorch_forecasting's network itself; slow to start and to run, the measure of the others
-- `fused`: the folded network in numpy (`models.tft`)
+- `library`: the network of pytorch_forecasting; slow to start and to run, the reference for the others
+- `fused`: the folded network in numpy (`models.tft.forward`)
 - `onnx`: the folded network in ONNX Runtime
-- `stream`: as `onnx`, and what the variable selection made of past ticks is kept: of a window that moves on by one tick
-  only that tick is new. That needs a full encoder; servers with a shorter one are run as by `onnx`
+- `stream`: as `onnx`, but it caches the variable selection of past ticks, so that only the new tick of a window is
+  computed. This needs a full encoder; servers with a shorter one are run as by `onnx`
 - `auto`: `stream`, since the scales of a bundle are always fixed
 """
 
@@ -19,14 +19,14 @@ from models.fleet.base import FleetEngine, Floats, ProgressCallback
 from models.fleet.batched_engine import ignore_progress
 from models.fleet.bundle import FleetBundle, canary_input
 
-ENGINES = {  # the class of each; its module is imported when it is used, for it may need torch or ONNX Runtime
+ENGINES = {  # name -> class; its module is imported on first use, because it may need torch or ONNX Runtime
     "auto": "models.fleet.stream_engine:StreamEngine",
     "library": "models.fleet.library_engine:LibraryEngine",
     "fused": "models.fleet.folded_engines:FusedEngine",
     "stream": "models.fleet.stream_engine:StreamEngine",
     "onnx": "models.fleet.folded_engines:OnnxEngine",
 }
-TOLERANCE = 1e-3  # of the quantile range: how far an engine may be from the network it was made of
+TOLERANCE = 1e-3  # of the quantile range: the largest difference between an engine and its network
 
 
 def load_fleet_engine(bundle: FleetBundle, name: str = "auto", threads: int = 1) -> FleetEngine:
@@ -44,7 +44,7 @@ def load_fleet_engine(bundle: FleetBundle, name: str = "auto", threads: int = 1)
 def verify_fleet_canary(
     bundle: FleetBundle, engine: FleetEngine, progress: ProgressCallback = ignore_progress
 ) -> float:
-    """Run the bundle's canary; gives its largest difference from what the trained network gave, of the quantile range.
+    """Run the bundle's canary; returns the largest difference from the trained network, as a share of the quantile range.
 
     Raises:
         BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.

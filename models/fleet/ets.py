@@ -1,8 +1,8 @@
-"""AutoETS of statsforecast as a baseline: exponential smoothing of each window's metric by itself, with its own intervals.
+"""AutoETS of statsforecast as a baseline: exponential smoothing of each metric of a window, with prediction intervals.
 
-It chooses error, trend and damping by AICc from the window's encoder alone, as anybody would who wants a forecast without a
-model; a season it is not told, since those of a fleet (the day, the hour) are longer than an encoder, or than the 24 steps
-that it takes. It is slow, so only some windows are given to it.
+It selects error, trend and damping by AICc from the encoder of the window alone. It gets no season, because the
+seasons of a fleet (day, hour) are longer than an encoder, or than the 24 steps that it allows. It is slow, so it
+forecasts some windows only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.fleet.base import Floats
 def forecast_auto_ets(past: Floats, horizon: int, levels: tuple[float, ...]) -> Floats:
     """Quantiles `[M, Q, H]` for one window `[L, M]` of transformed metrics.
 
-    Hyndman and Khandakar 2008, https://doi.org/10.18637/jss.v027.i03, as statsforecast has it.
+    Hyndman and Khandakar 2008, https://doi.org/10.18637/jss.v027.i03, as implemented by statsforecast.
     """
     from statsforecast.models import AutoETS
 
@@ -36,7 +36,7 @@ def forecast_auto_ets(past: Floats, horizon: int, levels: tuple[float, ...]) -> 
 
 
 def _column_name(level: float) -> str:
-    """The column of statsforecast's answer that holds this quantile."""
+    """The column of this quantile in the result of statsforecast."""
     interval = round(100 * abs(1 - 2 * level), 6)
     if not interval:
         return "mean"

@@ -1,7 +1,7 @@
-"""A fleet's model beside the baselines, on windows that nothing was learnt from, all scored in the same way.
+"""Compare a fleet model with the baselines, on windows that are not in the train part.
 
-The model is asked as it will be: all servers at one origin, by the engine that serves. A baseline is fitted on the training
-part alone, and sees of a window what came before its origin.
+The model is run as in service: all servers at one origin, by the engine that serves. A baseline is fitted on the
+train part alone and reads nothing after the origin of a window.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from models.fleet.dataset import FleetData, FleetPart
 from models.fleet.metrics import Scores, score
 from models.fleet.scaling import GroupScales, transform
 
-BASELINE_WINDOWS = 4096  # windows of the training part that a baseline's errors are taken from
-ShareCallback = Callable[[float], None]  # the share that is done
+BASELINE_WINDOWS = 4096  # windows of the train part for the errors of a baseline
+ShareCallback = Callable[[float], None]  # the share of the work that is done
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """What forecasts are compared on: the data, with gaps filled, in the groups' scales.
+    """The data that forecasts are compared on, in the scales of the groups.
 
-    filled: `[S, T, M]`, in the metrics' units, missing values carried on; scaled: the same in the scales; actual: the
-    scaled outcomes, NaN where nothing was observed; rows: each server's row of `groups`
+    filled:     `[S, T, M]` in the metrics' units, missing values carried forward
+    group_rows: `[S]`, row of each server in `groups`
+    scaled:     `filled` in the scales
+    actual:     observed values in the scales, NaN where nothing was observed
     """
 
     data: FleetData
@@ -39,14 +41,14 @@ class EvaluationData:
 
     @classmethod
     def build(cls, data: FleetData, filled: Floats, groups: GroupScales, rows: Indices) -> EvaluationData:
-        """In the scales of these rows of the groups."""
+        """Scale `filled` by these rows of the groups, one for each server."""
         center, scale = groups.center[rows][:, None], groups.scale[rows][:, None]
         scaled = (transform(filled, data.metrics) - center) / scale
         actual = np.where(np.isfinite(data.values), scaled, np.nan)
         return cls(data, filled, groups, rows, scaled, actual)
 
     def scale_quantiles(self, quantiles: Floats, servers: Indices) -> Floats:
-        """Transformed quantiles `[N, M, Q, H]` of these servers, in the scales."""
+        """Scale transformed quantiles `[N, M, Q, H]` of these servers."""
         rows = self.group_rows[servers]
         scaled = quantiles - self.groups.center[rows][:, :, None, None]
         scaled /= self.groups.scale[rows][:, :, None, None]
@@ -55,7 +57,7 @@ class EvaluationData:
 
 @dataclass(frozen=True, eq=False)
 class FleetBaselines:
-    """The baselines, fitted on a training part."""
+    """The baselines, fitted on a train part."""
 
     persistence: SeasonalBaseline
     seasonal: SeasonalBaseline
@@ -64,7 +66,7 @@ class FleetBaselines:
     def fit(
         cls, evaluation: EvaluationData, part: FleetPart, horizon: int, levels: tuple[float, ...]
     ) -> FleetBaselines:
-        """Fitted on windows spread over `part`."""
+        """Fit them on windows spread over `part`."""
         ticks, step = evaluation.data.ticks, evaluation.data.step
         windows = part.spread_windows(BASELINE_WINDOWS, 1, ticks)
         return cls(
@@ -75,7 +77,7 @@ class FleetBaselines:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How much is compared: `length` of the encoders; windows for the quick ones, and those of them for AutoETS too."""
+    """Size of a comparison: `length` of the encoders, number of `windows`, and `ets_windows` among them for AutoETS too."""
 
     length: int
     horizon: int
@@ -94,9 +96,9 @@ def compare(
     *,
     report: ShareCallback,
 ) -> Scores:
-    """The scores of the model and the quick baselines on windows of a part, and of all of them on some of these (`sample`).
+    """Scores of the model and the fast baselines on windows of `part`, and of all with AutoETS on some of them (`sample`).
 
-    Of the sample `windows` is 0 and AutoETS not there when `size.compared` is 0.
+    There is no `sample` if `options.ets_windows` is 0.
     """
     data = evaluation.data
     servers, origins = part.spread_windows(options.windows, options.length, data.ticks)
@@ -173,7 +175,7 @@ def _forecast_ets(
 
 
 def _transform_quantiles(quantiles: Floats, data: FleetData) -> Floats:
-    """Quantiles `[N, M, Q, H]` in units, transformed."""
+    """Transform quantiles `[N, M, Q, H]` from the metrics' units."""
     return transform(np.moveaxis(quantiles, 1, -1), data.metrics).transpose(0, 3, 1, 2)
 
 

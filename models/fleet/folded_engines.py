@@ -1,4 +1,4 @@
-"""The folded network as an engine: in numpy, and in ONNX Runtime."""
+"""Engines that run the folded network: in numpy, and in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class FusedEngine(BatchedEngine):
             advance()
 
     def look_ahead(self, tick: int) -> None:
-        """The steps to come are known from the calendar alone."""
+        """Select the variables of the future steps, which depend on the calendar alone."""
         self._next_future = tick, self.select_future(tick)
 
     def select_future(self, tick: int) -> Floats:
-        """What is chosen of the steps to come, for each profile: `[P, H, hidden]`."""
+        """Selected variables of the future steps, for each profile: `[P, H, hidden]`."""
         if self._next_future is not None and self._next_future[0] == tick:
             return self._next_future[1]
         profiles = np.arange(len(self.manifest.profiles))
@@ -76,13 +76,13 @@ class OnnxEngine(FusedEngine):
             advance()
 
     def decode(self, past: Floats, future: Floats, profile_index: Indices, part: slice) -> Floats:
-        """The network's outputs `[B, M * Q, H]` for these servers."""
+        """The network's outputs `[B, M * Q, H]` for the servers in `part`."""
         return self.sessions.decode(past, future, profile_index)
 
     def select_past(
         self, inputs: FleetInput, groups: Indices, profile_index: Indices, advance: Callable[[], None]
     ) -> Floats:
-        """What is chosen of the past steps: `[S, L, hidden]`."""
+        """Selected variables of the past steps: `[S, L, hidden]`."""
         servers, length = inputs.values.shape[:2]
         selection = np.empty((servers, length, self.manifest.network.hidden_size), dtype=np.float32)
 

@@ -1,7 +1,7 @@
-"""The library's own network as an engine: what the other engines must equal.
+"""The library's own network as an engine: the reference for the other engines.
 
-It imports torch and pytorch_forecasting, which takes seconds and hundreds of megabytes: it is for comparison, and for a
-user who wants nothing between the network that was trained and the forecast.
+It imports torch and pytorch_forecasting, which takes seconds and hundreds of megabytes. It is for comparison, and for
+users who want the trained network itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.fleet.bundle import FleetBundle
 
 
 class LibraryEngine(BatchedEngine):
-    """pytorch_forecasting's forward."""
+    """Runs pytorch_forecasting's own forward pass."""
 
     name = "library"
 
@@ -48,7 +48,7 @@ class LibraryEngine(BatchedEngine):
 
 @contextmanager
 def _torch_threads(number: int) -> Iterator[None]:
-    """torch's threads are the process's: a training beside this engine would give other weights with another number."""
+    """Set the number of torch's threads, which is global, and restore it: a training beside would give other weights."""
     previous = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

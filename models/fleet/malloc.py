@@ -1,6 +1,6 @@
-"""glibc told to keep the memory that it has: a process that makes the same large arrays at every tick needs them again.
+"""Make glibc keep freed memory, for a process that allocates the same large arrays at every tick.
 
-By default it gives large blocks back to the kernel, and hundreds of thousands of page faults a forecast bring them again.
+By default glibc returns large blocks to the kernel, and each forecast then costs hundreds of thousands of page faults.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _THRESHOLD_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Whether it could be told; another C library has no such call, and is left as it is."""
+    """Returns whether the C library supports it. Others than glibc do not, and nothing is changed."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(
         mallopt(_MMAP_THRESHOLD, _THRESHOLD_BYTES) and mallopt(_TRIM_THRESHOLD, _THRESHOLD_BYTES)

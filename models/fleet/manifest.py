@@ -1,7 +1,7 @@
-"""The manifest of a fleet's bundle: one network for all metrics of all servers, told apart by profile and scaled by group.
+"""The manifest of a fleet bundle: one network for all metrics of all servers, which have profiles and scales by group.
 
-The strictness is that of `models.manifest`: a manifest is either fully understood or not used. A group is a name with a
-row in the tables of centers and scales: `server:web-01`, `profile:web`, or `default`, which is the last resort.
+Invariant: as for a market, a manifest is either completely valid or not used. A group is a name with a row in the
+tables of centers and scales: `server:web-01`, `profile:web`, or `default` for all other servers.
 """
 
 from __future__ import annotations
@@ -28,13 +28,9 @@ from models.tft.config import MAX_SIZES, RELATIVE_TIME, TftConfig, read_network_
 
 SCHEMA = 1
 NORMALIZER = "group"  # pytorch_forecasting's GroupNormalizer: center and scale of a group, fixed by the training
-CYCLE_SECONDS = {
-    "hour": 3600,
-    "day": 86_400,
-    "week": 604_800,
-}  # seconds; each cycle is known as `<name>_sin` and `<name>_cos`
-OTHER_PROFILE = "other"  # the profile of servers whose own was not among those of the training; always the first
-DEFAULT_GROUP = "default"  # the group of servers of such a profile
+CYCLE_SECONDS = {"hour": 3600, "day": 86_400, "week": 604_800}  # the variables are `<name>_sin` and `<name>_cos`
+OTHER_PROFILE = "other"  # of servers whose profile was not in the training; always the first
+DEFAULT_GROUP = "default"  # the group of servers with such a profile
 MAX_METRICS, MAX_PROFILES, MAX_GROUPS = 256, 1000, 20_000
 
 Transform = Literal["none", "log1p"]
@@ -43,7 +39,7 @@ _GROUP = re.compile(r"default|(?:server|profile):[A-Za-z0-9][A-Za-z0-9._:-]{0,12
 
 @dataclass(frozen=True)
 class ModelMetric:
-    """What is forecast: a name, its unit, its bounds, and whether the network sees its logarithm, `log(1 + x)`."""
+    """A metric that the model forecasts: name, unit, bounds, and whether the network reads `log(1 + x)`."""
 
     name: str
     unit: str
@@ -54,10 +50,10 @@ class ModelMetric:
 
 @dataclass(frozen=True)
 class Anchor:
-    """What a metric's outputs are counted from, see `models.fleet.anchors`.
+    """The forecast that a metric's outputs are added to, see `models.fleet.anchors`.
 
-    smoothing: the weight of the newest value in the window's level, above 0; 1 is the last value
-    damping:   what is left after a step of the last value's distance to the level
+    smoothing: weight of the newest value in the level of the window, above 0; 1 is the last value
+    damping:   share of the distance between last value and level that remains after a step
     """
 
     smoothing: float
@@ -66,10 +62,11 @@ class Anchor:
 
 @dataclass(frozen=True)
 class FleetManifest:
-    """A fleet bundle's description. `step` in seconds; `encoder_minimum`: with how few observed steps it may be run.
+    """The manifest of a fleet bundle. `step` in seconds; `encoder_minimum`: minimum number of observed steps.
 
-    `cycles`: those of `CALENDAR` that the network is told of; `profiles` begin with `OTHER`; `scores`: of the evaluation.
-    `anchors`: for each metric, what the network's outputs are counted from; none when they are scaled metrics as they are.
+    `cycles`: the keys of `CYCLE_SECONDS` that are inputs; `profiles`: `OTHER_PROFILE` first; `scores`: of the
+    evaluation. `anchors`: for each metric, what the network's outputs are added to; empty if the outputs are scaled
+    metrics.
     """
 
     name: str
@@ -97,27 +94,26 @@ class FleetManifest:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """The variables known for the future too, in the network's order."""
+        """The variables that are known for the future too, in the network's order."""
         return known_reals(self.cycles)
 
 
 def known_reals(cycles: tuple[str, ...]) -> tuple[str, ...]:
-    """The calendar's variables."""
+    """The calendar variables."""
     return tuple(f"{cycle}_{wave}" for cycle in cycles for wave in ("sin", "cos"))
 
 
 def fleet_reals(metrics: tuple[str, ...], cycles: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The variables of the network's encoder and decoder, in the order pytorch_forecasting gives them.
 
-    The relative time is told to the decoder only: so what the variable selection makes of a past step does not change when
-    time goes on, and can be kept.
+    Only the decoder has the relative time, so the variable selection of a past step never changes and can be cached.
     """
     known = known_reals(cycles)
     return (*known, *metrics), (*known, RELATIVE_TIME)
 
 
 def to_json(manifest: FleetManifest) -> bytes:
-    """The manifest as the bytes of `manifest.json`. `sha256` is not part of them, it is their hash."""
+    """The bytes of `manifest.json`, without `sha256`, which is their hash."""
     document = {
         "schema": SCHEMA,
         "kind": FLEET_KIND,
@@ -143,10 +139,10 @@ def to_json(manifest: FleetManifest) -> bytes:
 
 
 def parse(content: bytes, sha256: str) -> FleetManifest:
-    """The manifest of the bytes of a `manifest.json`.
+    """Read the bytes of `manifest.json`.
 
     Raises:
-        BundleError: (check "schema") not JSON, of another kind, or a field that is not as it must be; the message names it.
+        BundleError: (check "schema") not JSON, of another kind, or a field is not valid; the message names it.
     """
     root = parse_object(content)
     if (schema := root.take("schema", int)) != SCHEMA:
@@ -157,7 +153,7 @@ def parse(content: bytes, sha256: str) -> FleetManifest:
         refuse(f"has another normalizer than {NORMALIZER}")
     metrics, cycles, profiles = _metrics(root), root.names("cycles"), root.names("profiles")
     if not set(cycles) <= CYCLE_SECONDS.keys() or len(set(cycles)) != len(cycles):
-        refuse("has cycles that are not of the calendar")
+        refuse("has cycles that are not in the calendar")
     if len(set(profiles)) != len(profiles) or profiles[:1] != (OTHER_PROFILE,) or len(profiles) > MAX_PROFILES:
         refuse(f"must have distinct profiles, {OTHER_PROFILE} first")
     encoder_length = root.integer("encoder_length", 2, MAX_SIZES["encoder_length"])
@@ -199,11 +195,11 @@ def _metrics(root: StrictFields) -> tuple[ModelMetric, ...]:
         )
         fields.expect_empty()
         if transform not in {"none", "log1p"} or metric.low >= metric.high or (transform == "log1p" and metric.low < 0):
-            refuse(f"has a metric without sense at metrics.{index}")
+            refuse(f"has an invalid metric at metrics.{index}")
         metrics.append(metric)
     names = {metric.name for metric in metrics}
     if not 0 < len(names) == len(metrics) <= MAX_METRICS or names & {*known_reals(tuple(CYCLE_SECONDS)), RELATIVE_TIME}:
-        refuse("must have metrics, each once, and none like a variable of the calendar")
+        refuse("must have distinct metrics, none with the name of a calendar variable")
     return tuple(metrics)
 
 
@@ -214,7 +210,7 @@ def _anchors(root: StrictFields, metrics: int) -> tuple[Anchor, ...]:
         anchor = Anchor(fields.number("smoothing"), fields.number("damping"))
         fields.expect_empty()
         if not (0 < anchor.smoothing <= 1 and 0 <= anchor.damping <= 1):
-            refuse(f"has an anchor without sense at anchors.{index}")
+            refuse(f"has an invalid anchor at anchors.{index}")
         anchors.append(anchor)
     if len(anchors) not in {0, metrics}:
         refuse("must have an anchor for each metric, or none")
@@ -226,7 +222,7 @@ def _groups(root: StrictFields) -> tuple[str, ...]:
     if not all(isinstance(group, str) and _GROUP.fullmatch(group) for group in groups):
         refuse("must have groups named server:NAME, profile:NAME or default")
     if len(set(groups)) != len(groups) or DEFAULT_GROUP not in groups or len(groups) > MAX_GROUPS:
-        refuse("must have distinct groups, default among them")
+        refuse("must have distinct groups that include default")
     return tuple(groups)
 
 
@@ -249,4 +245,4 @@ def _check_network(manifest: FleetManifest) -> None:
     ):  # fmt: skip
         refuse("has a network whose variables, targets or profiles differ from its metrics, levels and profiles")
     if network.attention_heads > network.hidden_size or network.embedding_size > network.hidden_size:
-        refuse("has more attention heads, or numbers of a profile, than hidden units")
+        refuse("has more attention heads, or a larger embedding, than hidden units")

@@ -1,7 +1,7 @@
-"""How good a fleet's forecasts were, once the truth is known: pinball loss and coverage, per metric and in the mean.
+"""Scores of fleet forecasts against outcomes: pinball loss and coverage, by metric and on average.
 
-Everything is in the groups' scales, as the network sees it, so that metrics of all units can be added up; what was not
-observed counts for nothing.
+All values are in the groups' scales, as for the network, so that metrics of different units can be averaged. Outcomes
+that were not observed are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Scores = Mapping[str, object]
 def pinball(quantiles: Floats, actual: Floats, levels: tuple[float, ...]) -> Floats:
     """Mean over the levels of the pinball loss: `[N, M, H]` of quantiles `[N, M, Q, H]` against outcomes `[N, M, H]`.
 
-    `max(q * e, (q - 1) * e)`; Koenker and Bassett 1978. NaN where the outcome is.
+    `max(q * e, (q - 1) * e)`; Koenker and Bassett 1978. NaN where the outcome is NaN.
     """
     loss = np.zeros_like(actual)
     for index, level in enumerate(levels):
@@ -30,7 +30,7 @@ def pinball(quantiles: Floats, actual: Floats, levels: tuple[float, ...]) -> Flo
 
 
 def interval_hits(quantiles: Floats, actual: Floats, levels: tuple[float, ...]) -> dict[str, Floats]:
-    """For each central interval that the levels hold (0.1 and 0.9: "0.8"), 1 where the outcome is inside, 0 where not."""
+    """By central interval of the levels (0.1 and 0.9: "0.8"): 1 where the outcome is inside, else 0, NaN if unknown."""
     hits = {}
     for low, level in enumerate(levels):
         high = next((index for index, other in enumerate(levels) if abs(level + other - 1) < 1e-9), None)
@@ -43,7 +43,7 @@ def interval_hits(quantiles: Floats, actual: Floats, levels: tuple[float, ...]) 
 def score(quantiles: Floats, actual: Floats, levels: tuple[float, ...], names: tuple[str, ...]) -> Scores:
     """All scores of one forecaster.
 
-    pinball: mean over the metrics, of which each counts the same; pinball_first, pinball_last: of those steps only;
+    pinball: mean over the metrics, with equal weights; pinball_first, pinball_last: of the first and the last step;
     coverage: the share of outcomes inside each central interval; by_metric: pinball and coverage of each
     """
     losses, inside = pinball(quantiles, actual, levels), interval_hits(quantiles, actual, levels)
@@ -65,7 +65,7 @@ def score(quantiles: Floats, actual: Floats, levels: tuple[float, ...], names: t
 
 
 def mean_by_metric(values: Floats) -> Reals:
-    """The mean `[M]` of `[N, M, H]` over what is there; NaN where nothing is."""
+    """The mean `[M]` of `[N, M, H]` over values that are not NaN; NaN where all are."""
     observed = np.isfinite(values)
     total = np.where(observed, values, 0).sum(axis=(0, 2), dtype=np.float64)
     return np.asarray(total / np.where(observed.any(axis=(0, 2)), observed.sum(axis=(0, 2)), np.nan))

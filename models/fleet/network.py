@@ -1,4 +1,4 @@
-"""Everything of a fleet's model that touches pytorch_forecasting: its network, freshly built or with a bundle's weights."""
+"""The network of pytorch_forecasting for a fleet model: newly built, or with the weights of a bundle."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from models.tft.config import PROFILE, RELATIVE_TIME, TftConfig
 from models.tft.torch_model import quiet_library
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what third parties deprecate inside each other while they are imported
+    warnings.simplefilter("ignore")  # deprecations between third parties, at import
     from pytorch_forecasting import TemporalFusionTransformer
     from pytorch_forecasting.data.encoders import GroupNormalizer, MultiNormalizer
     from pytorch_forecasting.metrics import MultiLoss, QuantileLoss
 
 
 def all_reals(network: TftConfig) -> list[str]:
-    """The variables in the order of the library's data set: what is known, the relative time last, then the metrics."""
+    """The variables in the order of the library's data set: known variables, relative time, metrics."""
     known = [name for name in network.decoder_reals if name != RELATIVE_TIME]
     return [*known, RELATIVE_TIME, *network.encoder_reals[len(known) :]]
 
 
 def build_network(network: TftConfig, levels: tuple[float, ...], encoder_length: int, dropout: float = 0.0) -> Any:
-    """A `TemporalFusionTransformer` of these sizes, freshly initialised from torch's global generator."""
+    """A new `TemporalFusionTransformer` of these sizes, initialised from torch's global generator."""
     losses = [QuantileLoss(list(levels)) for _ in range(network.targets)]
     single = network.targets == 1
     with quiet_library():
@@ -50,7 +50,7 @@ def build_network(network: TftConfig, levels: tuple[float, ...], encoder_length:
 
 
 def build_with_weights(network: TftConfig, levels: tuple[float, ...], encoder_length: int, weights: Any) -> Any:
-    """The library's network with the parameters of a bundle, ready to be run."""
+    """The library's network with the parameters of a bundle, in eval mode."""
     model = build_network(network, levels, encoder_length).eval()
     state = model.state_dict()
     model.load_state_dict({**state, **{name: torch.as_tensor(value.copy()) for name, value in weights.items()}})
@@ -60,7 +60,7 @@ def build_with_weights(network: TftConfig, levels: tuple[float, ...], encoder_le
 def make_inputs(
     network: TftConfig, past: Floats, future: Floats, profile_index: Indices
 ) -> dict[str, torch.Tensor | list[torch.Tensor]]:
-    """The library's `x` of scaled variables `[B, L, encoder]` and `[B, H, decoder]` and profiles `[B]`."""
+    """The library's `x` from scaled variables `[B, L, encoder]` and `[B, H, decoder]` and profiles `[B]`."""
     batch, length, horizon = len(past), past.shape[1], future.shape[1]
     reals, known_count = all_reals(network), len(network.decoder_reals)
     cont = torch.zeros(batch, length + horizon, len(reals))

@@ -1,7 +1,7 @@
-"""ONNX Runtime's sessions for one network, and the threads that run them.
+"""ONNX Runtime sessions for one network, and the threads that run them.
 
-A piece of the servers is run by one thread: small pieces at the same time are faster than a large batch on all threads,
-because a piece's arrays stay in a core's cache.
+Each chunk of servers is run by one thread: small chunks in parallel are faster than a large batch on all threads,
+because the arrays of a chunk fit the cache of a core.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from models.fleet.batched_engine import chunk_slices
 from models.tft.forward import Tft
 from models.tft.onnx_graph import build_decoder_graph, build_past_graph, build_selection_graph
 
-_CHUNK_ROWS = 1024  # of the selection at a time
+_CHUNK_ROWS = 1024  # rows of the selection at a time
 
 
 @dataclass(frozen=True, eq=False)
 class EncoderState:
-    """What the network keeps of steps that are over: `states` `[2 * layers, B, hidden]` of its LSTMs, `keys`
-    `[B, heads, size, L]` and `values` `[B, 1, L, width + 1]` of its attention."""
+    """The network's state after past steps.
+
+    states: `[2 * layers, B, hidden]`, of its LSTMs
+    keys, values: `[B, heads, size, L]`, `[B, 1, L, width + 1]`, of its attention
+    """
 
     states: Floats
     keys: Floats
@@ -33,7 +36,7 @@ class EncoderState:
 
 
 class OnnxSessions:
-    """The graphs of a network, ready to be run by `threads` threads."""
+    """The graphs of a network, run by `threads` threads."""
 
     def __init__(self, tft: Tft, horizon: int, threads: int) -> None:
         self._selection_session, self._past_session = (
@@ -51,29 +54,31 @@ class OnnxSessions:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="engine") if threads > 1 else None
 
     def select(self, variables: Floats, profile_index: Indices) -> Floats:
-        """What is chosen of steps `[N, V]` of series with the profiles `which` `[N]`: `[N, hidden]`."""
+        """Variable selection of past steps `[N, V]` of series with profiles `[N]`: `[N, hidden]`."""
         outputs = []
         for start in range(0, len(variables), _CHUNK_ROWS):
             part = slice(start, start + _CHUNK_ROWS)
-            outputs.append(self._selection_session.run(None, {"x": variables[part], "which": profile_index[part]})[0])
+            outputs.append(
+                self._selection_session.run(None, {"x": variables[part], "profile_index": profile_index[part]})[0]
+            )
         return np.concatenate(outputs)
 
     def run_past(self, past: Floats, profile_index: Indices) -> EncoderState:
-        """What the network makes of the selections `[B, L, hidden]` before more is known."""
-        inputs = {"past": past, "which": profile_index, "states": self._initial_state(profile_index).states}
+        """The encoder state after past steps with the selected variables `[B, L, hidden]`."""
+        inputs = {"past": past, "profile_index": profile_index, "states": self._initial_state(profile_index).states}
         return EncoderState(*self._past_session.run(["after", "keys", "values"], inputs))
 
     def decode(self, past: Floats, future: Floats, profile_index: Indices, state: EncoderState | None = None) -> Floats:
-        """The outputs `[B, outputs, H]` from the selections `[B, L, hidden]`, `[P, H, hidden]`, and of the steps before."""
+        """The outputs `[B, outputs, H]` from selected variables `[B, L, hidden]` and `[P, H, hidden]`, after `state`."""
         previous = self._initial_state(profile_index) if state is None else state
-        inputs = {"past": past, "future": future, "which": profile_index, **vars(previous)}
+        inputs = {"past": past, "future": future, "profile_index": profile_index, **vars(previous)}
         outputs: Floats = self._decoder_session.run(None, inputs)[0]
         if not np.isfinite(outputs).all():
             outputs = self._safe_decoder_session.run(None, inputs)[0]
         return outputs
 
     def _initial_state(self, profile_index: Indices) -> EncoderState:
-        """Where a window begins: states that go by profile, and nothing to attend to."""
+        """The state at the start of a window: LSTM states by profile, no keys and no values."""
         states = np.stack([layer_state[profile_index] for layer_state in self._initial_states] * self._layers)
         shape, width = self._heads, self._width
         return EncoderState(
@@ -83,13 +88,12 @@ class OnnxSessions:
         )
 
     def plan_chunks(self, rows: int, max_chunks: int) -> list[slice]:
-        """The parts in which so many rows of the selection are run: one a thread, or more where that is too much for one,
-        but no more than `most`."""
+        """Split `rows` into chunks: one for each thread, more if these are too large, at most `max_chunks`."""
         count = min(max_chunks, max(self._threads, -(-rows // _CHUNK_ROWS)))
         return chunk_slices(rows, max(1, -(-rows // max(1, count))))
 
     def run_chunks(self, run: Callable[[slice], None], parts: list[slice]) -> Iterator[None]:
-        """Run the parts on all threads, in no order; yields as they are done. Nothing runs any more when it has ended."""
+        """Run the chunks on all threads, in any order; yields after each one. When it ends, nothing runs any more."""
         if self._pool is None:
             yield from map(run, parts)
             return

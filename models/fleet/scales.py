@@ -1,7 +1,7 @@
 """Fit the scales of a fleet's groups: pytorch_forecasting's GroupNormalizer on the train part alone.
 
-Only training imports this module. Invariant: the row of a group is looked up by its name, never by a position. The library's
-own encoders shift the codes, see `test_library_second_encoder_mixes_up_scales`.
+Only training imports this module. Invariant: the row of a group is looked up by its name, never by a position. The
+library's own encoders shift the codes, see `test_library_second_encoder_mixes_up_scales`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.fleet.manifest import DEFAULT_GROUP
 from models.fleet.scaling import GroupScales, transform
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what third parties deprecate inside each other while they are imported
+    warnings.simplefilter("ignore")  # deprecations between third parties, at import
     from pytorch_forecasting.data.encoders import GroupNormalizer
 
 SERVER_PREFIX, PROFILE_PREFIX = "server:", "profile:"

@@ -1,7 +1,7 @@
-"""From the metrics' units to what the network sees and back: the part of the library's data set that a forecast needs.
+"""Scale metrics for the network and restore their units: what a forecast needs of the library's data set.
 
-As pytorch_forecasting's GroupNormalizer: a metric is transformed, then centered and scaled by its group, with numbers fixed
-by the training. So the scaled value of a tick does not change when time goes on.
+As in pytorch_forecasting's GroupNormalizer, a metric is transformed, then centered and scaled by its group. The
+numbers are fixed by the training, so the scaled value of a tick never changes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GroupScales:
 
 
 class FleetScaling:
-    """The scales of one bundle, and which of them a server has."""
+    """The scales of one bundle, and their assignment to servers."""
 
     def __init__(self, bundle: FleetBundle) -> None:
         manifest = bundle.manifest
@@ -46,11 +46,11 @@ class FleetScaling:
         self._high = np.array([metric.high for metric in manifest.metrics], dtype=np.float32)
 
     def profiles(self, inputs: FleetInput) -> Indices:
-        """Which profile the network is told of each server: its own, or that of all others."""
+        """The index of each server's profile; that of `OTHER_PROFILE` if the bundle does not know its profile."""
         return np.array([self._profiles.get(profile, 0) for profile in inputs.profiles], dtype=np.int64)
 
     def groups(self, inputs: FleetInput) -> Indices:
-        """Which row of the scales each server has: its own, else its profile's, else the default."""
+        """The row of the scales of each server: its own, else its profile's, else the default."""
         default_row = self._groups[DEFAULT_GROUP]
         rows = [
             self._groups.get(f"server:{server}", self._groups.get(f"profile:{profile}", default_row))
@@ -59,7 +59,7 @@ class FleetScaling:
         return np.array(rows, dtype=np.int64)
 
     def scale(self, values: Floats, groups: Indices) -> Floats:
-        """Metrics `[S, T, M]` of servers of these groups `[S]` as the network sees them."""
+        """Scale metrics `[S, T, M]` of servers with these groups `[S]`."""
         transformed = self._transformed(values)
         transformed -= self._center[groups][:, None]
         transformed /= self._scale[groups][:, None]
@@ -72,7 +72,7 @@ class FleetScaling:
         return clipped
 
     def restore(self, outputs: Floats, values: Floats, groups: Indices) -> Floats:
-        """Network outputs `[S, M, Q, H]` in the metrics' units, sorted along Q and within the bounds; changes `outputs`.
+        """Restore network outputs `[S, M, Q, H]` to the metrics' units, sorted along Q and within the bounds, in place.
 
         `values` `[S, L, M]`: the windows, in the metrics' units.
 
@@ -88,30 +88,30 @@ class FleetScaling:
             raise BundleError(_NOT_FINITE, check="finite")
         sort_quantiles(outputs)
         for metric in np.flatnonzero(self._logarithmic):
-            with np.errstate(over="ignore"):  # beyond every bound, and cut to it
+            with np.errstate(over="ignore"):  # beyond every bound, and clipped below
                 np.expm1(outputs[:, metric], out=outputs[:, metric])
-        np.maximum(outputs, self._low[:, None, None], out=outputs)  # np.clip with arrays takes five times as long
+        np.maximum(outputs, self._low[:, None, None], out=outputs)  # np.clip with arrays is five times slower
         np.minimum(outputs, self._high[:, None, None], out=outputs)
         return outputs
 
     def check(self, inputs: FleetInput) -> None:
-        """Refuse an input that is not of this bundle. Raises DataError."""
+        """Refuse an input that does not fit this bundle. Raises DataError."""
         manifest = self._manifest
         count = len(inputs.servers)
         expected_shape = count, manifest.encoder_length, len(manifest.metrics)
         if inputs.step != manifest.step:
             raise DataError(
-                f"The windows have a step of {inputs.step} s; the model was trained on {manifest.step} s. "
-                "Run it on that grid, or train a model on this one."
+                f"The windows have a step of {inputs.step} s, but the model was trained on {manifest.step} s. "
+                "Run it with that step, or train a model with this one."
             )
         if inputs.values.shape != expected_shape or len(inputs.profiles) != count or inputs.lengths.shape != (count,):
             raise DataError(f"The windows must have shape {expected_shape}, not {inputs.values.shape}.")
         if len(set(inputs.servers)) != count:
-            raise DataError("A server appears twice among the windows.")
+            raise DataError("A server is twice among the windows.")
         if count and not (
             manifest.encoder_minimum <= inputs.lengths.min() <= inputs.lengths.max() <= expected_shape[1]
         ):
-            raise DataError(f"A window must hold {manifest.encoder_minimum} to {expected_shape[1]} steps.")
+            raise DataError(f"A window must have {manifest.encoder_minimum} to {expected_shape[1]} steps.")
 
 
 def transform(values: Floats, metrics: tuple[ModelMetric, ...]) -> Floats:
@@ -125,7 +125,7 @@ def transform(values: Floats, metrics: tuple[ModelMetric, ...]) -> Floats:
 
 
 def calendar(cycles: tuple[str, ...], step: int, ticks: Indices) -> Floats:
-    """Sine and cosine `[..., 2 * cycles]` of where in each cycle the ticks are; UTC."""
+    """Sine and cosine `[..., 2 * cycles]` of the position of the ticks in each cycle, in UTC."""
     seconds = ticks * step
     waves = [
         wave(2 * np.pi * ((seconds % CYCLE_SECONDS[cycle]) / CYCLE_SECONDS[cycle]))
@@ -141,8 +141,8 @@ def sort_quantiles(outputs: Floats) -> None:
     """Sort `[S, M, Q, H]` along Q in place.
 
     Crossed quantiles are rearranged by sorting, which never moves them further from the true ones (Chernozhukov,
-    Fernandez-Val and Galichon 2010, https://doi.org/10.3982/ECTA7880). By exchanging neighbours whole rows at a time: that
-    is many times faster than sorting millions of tiny lists.
+    Fernandez-Val and Galichon 2010, https://doi.org/10.3982/ECTA7880). This is an odd-even sort that exchanges whole
+    rows, which is many times faster than sorting millions of tiny lists.
     """
     levels = outputs.shape[2]
     for step in range(levels):

@@ -1,9 +1,11 @@
-"""The engine that keeps what it has computed of the past, and computes in the pause between two ticks what it can.
+"""The engine that caches the selected variables of past ticks, and computes in advance between two ticks.
 
-With fixed scales, what the variable selection makes of a tick depends on that tick alone, so it is computed once. And all but
-the newest tick of a window is known before that one comes, so the network goes through it in advance. What is kept is held
-against the very values it was made from at every forecast: a row that came late, a corrected one, another profile or another
-server under an old name cost their own ticks and are never wrong. Not to be shared by threads.
+With fixed scales, the variable selection of a tick depends on that tick alone, so it is computed once. All ticks of a
+window except the newest are known before the newest arrives, so the network is run over them in advance.
+
+Invariant: at every forecast, the cache is compared with the values that it was computed from. A late or corrected
+row, another profile, or another server with an old name costs the computation of its ticks, and never gives a wrong
+forecast. An engine must not be shared by threads.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class SelectionCache:
-    """The last forecast's windows `[S, L, M]`, and what was chosen `[S, L, hidden]` of the L ticks up to `end`.
+    """The windows `[S, L, M]` of the last forecast, and the selected variables `[S, L, hidden]` of the L ticks up to `end`.
 
-    That is `tick`, or, after a look ahead, the tick after it: what is chosen of that one is still to come.
+    `end` is `tick`, or after `look_ahead` the next tick, whose selection is not computed yet.
     """
 
     tick: int
@@ -40,26 +42,29 @@ class SelectionCache:
 
 
 class StreamEngine(OnnxEngine):
-    """The folded network in ONNX Runtime, the selections of past ticks kept."""
+    """The folded network in ONNX Runtime, with a cache of the selected variables of past ticks."""
 
     name = "stream"
 
     def __init__(self, bundle: FleetBundle, threads: int) -> None:
         super().__init__(bundle, threads)
         self._cache: SelectionCache | None = None
-        self._consecutive = False  # whether the last forecast was of the tick after that of the one before
-        self._prepared_states = dict[tuple[int, int], EncoderState]()  # pieces of the next windows, by where they are
-        self._prepared_rows: Mask = np.zeros(0, dtype=bool)  # servers of which nothing but the newest tick is new
+        self._consecutive = False  # whether the last two forecasts were of consecutive ticks
+        self._prepared_states: dict[
+            tuple[int, int], EncoderState
+        ] = {}  # of chunks of the next windows, by their bounds
+        self._prepared_rows: Mask = np.zeros(0, dtype=bool)  # servers for which only the newest tick is new
 
     def look_ahead(self, tick: int) -> None:
-        """All but the newest tick of the next windows is known: the network is taken through it, where ticks are not
-        skipped anyway because there is no time for them. On one thread: the others have to take the forecast in.
+        """Run the network over the known ticks of the next windows, unless ticks are skipped anyway for lack of time.
+
+        This uses one thread: the others are busy with the results of the last forecast.
         """
         super().look_ahead(tick)
         cache, self._prepared_states = self._cache, {}
         if cache is None or not self._consecutive or not cache.tick == cache.end == tick - 1:
             return
-        self._cache = None  # until what was chosen has moved as a whole
+        self._cache = None  # until the whole selection has moved
         for part in chunk_slices(len(cache.selection)):
             past = np.ascontiguousarray(cache.selection[part, 1:])
             cache.selection[part, :-1] = past
@@ -67,7 +72,7 @@ class StreamEngine(OnnxEngine):
         self._cache = replace(cache, end=tick)
 
     def decode(self, past: Floats, future: Floats, profile_index: Indices, part: slice) -> Floats:
-        """As `Onnx.rest`."""
+        """As `OnnxEngine.decode`."""
         state = self._prepared_states.pop((part.start, part.stop), None) if self._prepared_rows[part].all() else None
         if state is None:
             return super().decode(past, future, profile_index, part)
@@ -76,11 +81,11 @@ class StreamEngine(OnnxEngine):
     def select_past(
         self, inputs: FleetInput, groups: Indices, profile_index: Indices, advance: Callable[[], None]
     ) -> Floats:
-        """As `Onnx.chosen_past`."""
+        """As `OnnxEngine.select_past`."""
         self._prepared_rows = np.zeros(len(profile_index), dtype=bool)
         if inputs.values.shape[1] < self.manifest.encoder_length:
             return super().select_past(inputs, groups, profile_index, advance)
-        cache, self._cache = self._cache, None  # until what is chosen is whole again
+        cache, self._cache = self._cache, None  # until the selection is complete again
         rows = None if cache is None else _find_rows(cache, inputs, groups, profile_index)
         is_next = cache is not None and rows is not None and _matches_next(cache, inputs.tick, rows)
         if cache is not None and is_next:
@@ -102,16 +107,15 @@ class StreamEngine(OnnxEngine):
         return selection
 
     def _fill_selection(self, current: SelectionCache, stale: Mask, advance: Callable[[], None]) -> None:
-        """Fill in what is fresh `[S, L]`."""
+        """Compute the selection of the stale ticks `[S, L]`."""
         servers, steps = np.nonzero(stale)
         max_chunks = len(chunk_slices(len(stale)))
         parts = self.sessions.plan_chunks(len(servers), max_chunks)
 
         def run(part: slice) -> None:
             server_rows, step_rows = servers[part], steps[part]
-            scaled = self.scaling.scale(current.values[server_rows, step_rows][:, None], current.groups[server_rows])[
-                :, 0
-            ]
+            values = current.values[server_rows, step_rows][:, None]
+            scaled = self.scaling.scale(values, current.groups[server_rows])[:, 0]
             calendar_values = self.calendar_variables(current.tick - current.values.shape[1] + 1 + step_rows)
             variables = np.concatenate([calendar_values, scaled], axis=-1)
             current.selection[server_rows, step_rows] = self.sessions.select(
@@ -125,12 +129,12 @@ class StreamEngine(OnnxEngine):
 
 
 def _matches_next(cache: SelectionCache, tick: int, rows: Indices) -> bool:
-    """Whether the windows up to `tick`, of which `rows` are kept, are those that were looked ahead to."""
+    """Whether the windows up to `tick`, with cached `rows`, are those that `look_ahead` prepared."""
     return cache.tick + 1 == cache.end == tick and np.array_equal(rows, np.arange(len(cache.servers)))
 
 
 def _find_rows(cache: SelectionCache, inputs: FleetInput, groups: Indices, profile_index: Indices) -> Indices | None:
-    """Where each server is in what is kept, -1 where it is not or is another; None when nothing kept is of use."""
+    """The row of each server in the cache, -1 if it is not there or has changed; None if the cache is of no use."""
     if not 0 <= inputs.tick - cache.tick < inputs.values.shape[1]:
         return None
     row_by_server = {server: row for row, server in enumerate(cache.servers)}
@@ -139,7 +143,7 @@ def _find_rows(cache: SelectionCache, inputs: FleetInput, groups: Indices, profi
 
 
 def _copy_cached(cache: SelectionCache, current: SelectionCache, rows: Indices, stale: Mask, part: slice) -> None:
-    """Put what is kept of some servers into its place, and strike it from `fresh` `[S, L]`."""
+    """Copy the cached selection of some servers to `current`, and clear it in `stale` `[S, L]`."""
     in_place, source_rows = current.selection is cache.selection, rows[part]
     shift = current.tick - cache.end
     start, stop = max(0, -shift), stale.shape[1] - (current.tick - cache.tick)

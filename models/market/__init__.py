@@ -1,1 +1,1 @@
-"""Market models: manifest, bundle, data set, engine, training."""
+"""Market models, which forecast the log-return of one price: manifest, bundle, engine, data set, training."""

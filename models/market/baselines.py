@@ -1,6 +1,6 @@
-"""Forecasts that know nothing of a model's inputs: what a model must be compared with before it is believed.
+"""Forecasts without a model, which a model is compared with.
 
-All are made from the k-step log-returns of the training part, for every step k of the horizon.
+All are fitted to the k-step log-returns of the train part, for every step k of the horizon.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from models.base import FloatArray
 class MarketBaselines:
     """Quantiles `[H, Q]` and point `[H]` of the baselines; `volatility` is in units of a window's target scale.
 
-    zero:       the empirical distribution of the returns, shifted to mean zero; its point is zero
-    drift:      the same, not shifted; its point is the mean return
-    volatility: zero, after dividing every return by the volatility before it: it knows how wild the market is now
+    zero:       empirical distribution of the returns, shifted to mean zero; the point is zero
+    drift:      the same, not shifted; the point is the mean return
+    volatility: as zero, but every return is divided by the volatility before it, so it follows the current volatility
     """
 
     zero: FloatArray
@@ -27,7 +27,7 @@ class MarketBaselines:
     volatility: FloatArray
 
     def forecasts(self, scales: FloatArray) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """For windows with these target scales `[N]`: name -> quantiles `[N, H, Q]`, points `[N, H]`."""
+        """Forecasts for windows with target scales `[N]`: name -> quantiles `[N, H, Q]`, points `[N, H]`."""
         count, horizon = len(scales), len(self.drift_point)
         zeros = np.zeros((count, horizon))
         return {
@@ -41,7 +41,7 @@ class MarketBaselines:
 
 
 def fit_baselines(returns: FloatArray, scales: FloatArray, levels: tuple[float, ...]) -> MarketBaselines:
-    """Baselines of the training part: `returns` `[N, H]` after each origin, `scales` `[N]` of the target there."""
+    """Fit the baselines to `returns` `[N, H]` after each origin of the train part and target `scales` `[N]` at them."""
     mean = returns.mean(axis=0)
     standard = returns / scales[:, None]
     return MarketBaselines(

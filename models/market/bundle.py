@@ -1,8 +1,8 @@
-"""A bundle: a directory with everything one model is, checked whole before anything in it is used.
+"""The bundle of a market model: a directory, which is checked completely before anything in it is used.
 
-`manifest.json` describes the model and holds size and sha256 of the other files; its own sha256 names the bundle.
-`weights.safetensors` holds the network's parameters, `canary.safetensors` an input with the output it must give.
-Nothing is ever unpickled. Each file is read once, through a bounded read, and the very bytes that were hashed are parsed.
+`manifest.json` describes the model and records the size and the sha256 of the other files; its own sha256 identifies
+the bundle. `weights.safetensors` holds the parameters of the network, `canary.safetensors` an input and the expected
+output.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from models.tft.parameters import parameter_shapes
 
 @dataclass(frozen=True, eq=False)
 class MarketCanary:
-    """An input and the quantiles `[H, Q]` that the trained network itself gave for it."""
+    """An input, and the quantiles `[H, Q]` that the trained network gave for it."""
 
     inputs: ModelInput
     quantiles: FloatArray
@@ -39,7 +39,7 @@ class MarketCanary:
 
 @dataclass(frozen=True, eq=False)
 class MarketBundle:
-    """A checked bundle. `sha256` is its manifest's; `ignored` names files the manifest does not know: never read."""
+    """A checked bundle. `sha256`: of its manifest. `ignored`: files that are not in the manifest and are never read."""
 
     path: Path
     manifest: MarketManifest
@@ -50,19 +50,19 @@ class MarketBundle:
 
 
 def read_market_manifest(path: Path) -> MarketManifest:
-    """The manifest of the bundle at `path`. Reads no other file and proves nothing about them.
+    """The manifest of the bundle at `path`. Neither reads nor checks the other files.
 
     Raises:
-        BundleError: missing, a pickle instead of a bundle, or a manifest that is not as it must be.
+        BundleError: there is no bundle, it is a pickle, or its manifest is not valid.
     """
     return load_manifest(path, parse)
 
 
 def load_market_bundle(path: Path) -> MarketBundle:
-    """The bundle at `path`, every hash, name, shape and number checked. The canary is compared by `verify_canary`.
+    """The bundle at `path`; every hash, name, shape and number is checked. `verify_market_canary` runs the canary.
 
     Raises:
-        BundleError: whatever is wrong, with the name of the check that found it.
+        BundleError: a check failed; the error names it.
     """
     manifest = read_market_manifest(path)
     weights, canary = read_arrays(path, manifest.files, parameter_shapes(manifest.network), _canary_shapes(manifest))
@@ -91,13 +91,11 @@ def write_market_bundle(
     *,
     replace_old: bool = False,
 ) -> MarketManifest:
-    """Write a bundle, whole or not at all, and return its manifest with the files' hashes and its own.
-
-    `manifest.files` and `manifest.sha256` are made here.
+    """Write a bundle, whole or not at all, and return its manifest with `files` and `sha256` filled in.
 
     Raises:
-        BundleError: (check "exists") something is there already and `replace_old` is false.
-        OSError: the disk is full, or the place may not be written.
+        BundleError: (check "exists") `path` exists and `replace_old` is false.
+        OSError: the disk is full, or `path` may not be written.
     """
     arrays = {
         "end": np.array([canary.inputs.end], dtype=np.float64),
@@ -112,16 +110,16 @@ def write_market_bundle(
 
 
 def copy_market_bundle(source: Path, target: Path, sha256: str) -> None:
-    """Copy the bundle `sha256` from `source`: what its manifest knows, whole or not at all, and only with the right hashes.
+    """Copy the bundle `sha256` from `source`, whole or not at all: its manifest and the files in it, with checked hashes.
 
     Raises:
-        BundleError: another bundle or none lies there now, or a file of it is missing or was changed.
+        BundleError: there is no bundle or another one at `source`, or a file of it is missing or was changed.
         OSError: the disk is full, or `target` may not be written.
     """
     content = read_manifest_bytes(source)
     manifest = parse(content, hashlib.sha256(content).hexdigest())
     if manifest.sha256 != sha256:
-        fail("hash", f"At {source} lies another bundle than {sha256[:12]} now.")
+        fail("hash", f"{source} is no longer the bundle {sha256[:12]}: it was replaced by another one.")
     copy_files(source, target, content, manifest.files)
 
 

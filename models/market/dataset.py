@@ -1,8 +1,9 @@
-"""Which windows a training may use: an honest split by time, and never a window across a gap.
+"""The rows of a market training, split by time, and the windows that a training may use.
 
-A window at *origin* row `o` has its encoder in the rows `o - L + 1 .. o` and its decoder in `o + 1 .. o + H`. The rows are
-cut into three parts, train | validation | test, with `H` unused rows between them, and a window lies wholly inside one
-part: no row is shared, so nothing that is scored was ever learnt from.
+A window at *origin* row `o` has its encoder in the rows `o - L + 1 .. o` and its decoder in `o + 1 .. o + H`. The
+rows are split into train | validation | test with `H` unused rows between them.
+
+Invariant: a window is completely inside one part, and never crosses a gap. So no row that is scored was learnt from.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class MarketData:
     known:  float64 `[n, K]`, features known for the future too; `known_names` in order
     step:   seconds between rows
     data_sha256: of the candles; source, synthetic: where they came from
-    request: what was asked for, as text; an interrupted training is continued for the same request only
+    request: what the user asked for, as text; an interrupted training is resumed for the same request only
     """
 
     KIND: ClassVar[str] = MARKET
@@ -55,17 +56,17 @@ class MarketData:
         return len(self.time)
 
     def to_metadata(self) -> dict[str, object]:
-        """The fields that are no arrays, for JSON."""
+        """The fields that are not arrays, for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.ARRAYS}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], arrays: Mapping[str, Any]) -> Self:
-        """What was described, with its arrays. Raises ValueError, KeyError or TypeError."""
+        """The rows with this metadata and these arrays. Raises ValueError, KeyError or TypeError."""
         names = {name: tuple(metadata[name]) for name in ("past_names", "known_names")}
         return cls(**{**metadata, **names, **arrays})
 
     def window(self, origin: int, length: int, horizon: int) -> ModelInput:
-        """What a model sees at `origin`."""
+        """The input of a model at `origin`."""
         first = origin - length + 1
         return ModelInput(
             end=int(self.time[origin]) + self.step,
@@ -76,14 +77,14 @@ class MarketData:
         )
 
     def outcomes(self, origins: Indices, horizon: int) -> FloatArray:
-        """`[N, H]`: the log-returns that came true after each origin."""
+        """The observed log-returns `[N, H]` after each origin."""
         future = origins[:, None] + np.arange(1, horizon + 1)
         return np.asarray(self.target[future] - self.target[origins][:, None])
 
 
 @dataclass(frozen=True, eq=False)
 class MarketPart:
-    """Rows `start .. stop - 1` and the origins of the windows that lie wholly inside them."""
+    """Rows `start .. stop - 1`, and the origins of the windows that are completely inside them."""
 
     name: str
     start: int
@@ -91,7 +92,7 @@ class MarketPart:
     origins: Indices
 
     def thin(self, count: int) -> Indices:
-        """At most `count` origins, evenly spread; neighbouring windows overlap almost wholly."""
+        """At most `count` origins, evenly spaced; neighbouring windows overlap almost completely."""
         if len(self.origins) <= count:
             return self.origins
         return self.origins[np.linspace(0, len(self.origins) - 1, count).round().astype(np.int64)]
@@ -107,10 +108,10 @@ class MarketSplit:
 
 
 def split(data: MarketData, length: int, horizon: int, validation: float, test: float) -> MarketSplit:
-    """Cut the rows into parts; `validation` and `test` are shares of the rows, whatever is left trains.
+    """Split the rows into parts; `validation` and `test` are shares of the rows, the rest is train.
 
     Raises:
-        DataError: too few rows, or gaps leave a part without a window.
+        DataError: there are too few rows, or gaps leave a part without a window.
     """
     usable = _run_lengths(data)
     first = int(np.argmax(usable > 0)) if (usable > 0).any() else len(data)
@@ -122,8 +123,8 @@ def split(data: MarketData, length: int, horizon: int, validation: float, test: 
         needed = int(np.ceil(window / smallest)) + 2 * horizon + first + 1
         raise DataError(
             f"Training needs at least {needed} candles for an encoder of {length} and a horizon of {horizon} "
-            f"(each of three parts must hold a window, with a gap between), and there are {len(data)}. "
-            "Ask for a longer range, or train with a shorter encoder or horizon."
+            f"(each of three parts must contain a window, with a gap between parts), but there are {len(data)}. "
+            "Use a longer range, or train with a shorter encoder or horizon."
         )
     train_end = first + sizes[0]
     validation_end = train_end + horizon + sizes[1]
@@ -140,20 +141,20 @@ def split(data: MarketData, length: int, horizon: int, validation: float, test: 
 
 
 def _origins(data: MarketData, usable: Indices, rows: tuple[int, int], length: int, horizon: int) -> Indices:
-    """The origins of the windows wholly inside `rows` without a gap and with a price that moves."""
+    """The origins of the windows that are completely inside `rows`, have no gap, and a price that moves."""
     origins = np.arange(rows[0] + length - 1, rows[1] - horizon, dtype=np.int64)
     origins = origins[usable[origins + horizon] >= length + horizon]
     origins = origins[_scales(data.target, origins, length, horizon) >= MIN_SCALE]
     if not len(origins):
         raise DataError(
-            f"Gaps in the candles, or a price that stands still, leave no whole window of {length + horizon} rows in one "
-            "of the three parts. Ask for a longer range, or another source."
+            f"Because of gaps in the candles or a constant price, one of the three parts has no complete window of "
+            f"{length + horizon} rows. Use a longer range, or another source."
         )
     return origins
 
 
 def _run_lengths(data: MarketData) -> Indices:
-    """`[n]`: how many rows without a gap end at each row."""
+    """`[n]`: the number of rows without a gap that end at each row."""
     finite = np.isfinite(data.target) & np.isfinite(data.past).all(axis=1) & np.isfinite(data.known).all(axis=1)
     starts = np.ones(len(data), dtype=bool)
     starts[1:] = (np.diff(data.time) != data.step) | ~finite[:-1]
@@ -163,7 +164,7 @@ def _run_lengths(data: MarketData) -> Indices:
 
 
 def _scales(target: FloatArray, origins: Indices, length: int, horizon: int) -> FloatArray:
-    """The target scale at each origin; `target` may be anything elsewhere."""
+    """The target scale at each origin. Values of `target` outside the windows are not used."""
     windows = sliding_window_view(target, length)
     scales = [
         target_scale(windows[part - length + 1], horizon) for part in np.array_split(origins, len(origins) // 4096 + 1)

@@ -1,7 +1,6 @@
-"""How a bundle is run: from what a model sees to quantiles of the log-return.
+"""Run a market bundle: from a `ModelInput` to quantiles of the log-return.
 
-An engine holds a network with its weights folded and nothing else. It sets nothing global, reads no file and no clock,
-and may be shared by threads.
+Invariant: an engine changes no global state, reads no file and no clock, and may be shared by threads.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from models.market.bundle import MarketBundle
 from models.market.manifest import MarketManifest
 from models.tft.forward import PROGRESS_STEPS, Tft
 
-TOLERANCE = 1e-4  # of the quantile range: how far an engine may be from the network it was made of
-MIN_SCALE = 1e-6  # of the target; below it the price stands still and nothing can be standardised by it
-ProgressCallback = Callable[[int, int], None]  # steps done, steps in all
-_CHUNK_SIZE = 16  # series at a time: the attention of more does not fit a processor's cache
+TOLERANCE = 1e-4  # of the quantile range: the largest difference between an engine and its network
+MIN_SCALE = 1e-6  # of the target; below it the price is constant and cannot be standardised
+ProgressCallback = Callable[[int, int], None]  # steps done, total steps
+_CHUNK_SIZE = 16  # series at a time: the attention of more does not fit the cache
 
 
 class MarketEngine:
-    """Runs one bundle."""
+    """Runs one market bundle."""
 
     def __init__(self, bundle: MarketBundle) -> None:
         self.manifest = bundle.manifest
@@ -35,10 +34,10 @@ class MarketEngine:
         self._network = Tft(bundle.manifest.network, bundle.weights, bundle.manifest.horizon)
 
     def predict(self, inputs: ModelInput, progress: ProgressCallback = lambda done, total: None) -> Forecast:
-        """The forecast of one series. `progress` hears of every step of the work that is done.
+        """The forecast of one series. `progress` is called after every step of the work.
 
         Raises:
-            DataError: the input has another shape or step than the bundle, is not finite, or does not move at all.
+            DataError: the input has another shape or step than the bundle, is not finite, or is constant.
             BundleError: (check "finite") the network gave a number that is not finite.
         """
         return self.predict_batch([inputs], progress)[0]
@@ -46,7 +45,7 @@ class MarketEngine:
     def predict_batch(
         self, inputs: Sequence[ModelInput], progress: ProgressCallback = lambda done, total: None
     ) -> list[Forecast]:
-        """The forecasts of several series, each as `predict` gives it up to rounding."""
+        """The forecasts of several series, equal to those of `predict` up to rounding."""
         starts = range(0, len(inputs), _CHUNK_SIZE)
         steps = count(1)
 
@@ -80,7 +79,7 @@ class MarketEngine:
 
 
 class MarketScaling:
-    """From a `ModelInput` to the network's variables: the part of the library's data set that a prediction needs."""
+    """From a `ModelInput` to the scaled variables of the network: what a prediction needs of the library's data set."""
 
     def __init__(self, manifest: MarketManifest) -> None:
         self._manifest = manifest
@@ -101,7 +100,7 @@ class MarketScaling:
         scale = float(target_scale(inputs.target, self._manifest.horizon))
         if scale < MIN_SCALE:
             raise DataError(
-                f"The price does not move over all {length} steps of the encoder: there is nothing to forecast from. "
+                f"The price does not move in any of the {length} steps of the encoder, so there is nothing to forecast from. "
                 "Check the source."
             )
         target = (inputs.target - inputs.target[-1]) / scale
@@ -115,7 +114,7 @@ class MarketScaling:
         length, horizon = manifest.encoder_length, manifest.horizon
         if inputs.step != manifest.step:
             raise DataError(
-                f"The candles are {inputs.step} s apart; the model was trained on steps of {manifest.step} s. "
+                f"The candles are {inputs.step} s apart, but the model was trained on steps of {manifest.step} s. "
                 "Choose another source, or train a model on this one."
             )
         for name, array, shape in (
@@ -126,22 +125,22 @@ class MarketScaling:
             if array.shape != shape:
                 raise DataError(
                     f"The model's input {name!r} must have shape {shape}, not {array.shape}. "
-                    "Give it the features and the lengths of its manifest."
+                    "Use the features and the lengths in its manifest."
                 )
             if not np.isfinite(array).all():
-                raise DataError(f"The model's input {name!r} holds a number that is not finite. Check the source.")
+                raise DataError(f"The model's input {name!r} contains a number that is not finite. Check the source.")
 
 
 def target_scale(target: FloatArray, horizon: int) -> FloatArray:
-    """How far the logarithm of the price moves in `horizon` steps if it walks at random as it did in `target` `[..., L]`.
+    """The scale `[...]` of log-prices `target` `[..., L]`: standard deviation of one-step differences * sqrt(horizon).
 
-    The standard deviation of its one-step differences, times the root of the horizon: `[...]`.
+    It is the standard deviation of the log-return over `horizon` steps if the price is a random walk.
     """
     return np.asarray(np.diff(target, axis=-1).std(axis=-1) * np.sqrt(horizon))
 
 
 def to_quantiles(outputs: FloatArray, scale: float) -> FloatArray:
-    """Network outputs `[H, Q]` as quantiles of the log-return from the origin, not decreasing along Q.
+    """Network outputs `[H, Q]` as quantiles of the log-return from the origin, non-decreasing along Q.
 
     Crossed quantiles are rearranged by sorting, which never moves them further from the true ones (Chernozhukov,
     Fernandez-Val and Galichon 2010, https://doi.org/10.3982/ECTA7880).
@@ -155,7 +154,7 @@ def load_market_engine(bundle: MarketBundle) -> MarketEngine:
 
 
 def relative_difference(actual: FloatArray, expected: FloatArray) -> float:
-    """The largest difference between quantiles `[H, Q]`, relative to the widest quantile range of `wanted`."""
+    """The largest difference between quantiles `[H, Q]`, relative to the widest quantile range of `expected`."""
     width = float((expected[:, -1] - expected[:, 0]).max())
     return float(np.abs(actual - expected).max()) / (width or 1.0)
 
@@ -163,7 +162,7 @@ def relative_difference(actual: FloatArray, expected: FloatArray) -> float:
 def verify_market_canary(
     bundle: MarketBundle, engine: MarketEngine, progress: ProgressCallback = lambda done, total: None
 ) -> float:
-    """Run the bundle's canary; return its relative difference from what the trained network gave.
+    """Run the bundle's canary; returns the relative difference from the quantiles of the trained network.
 
     Raises:
         BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.

@@ -1,7 +1,7 @@
-"""The manifest of a bundle: everything about a model that is not a number of its network, as strict JSON.
+"""The manifest of a market bundle as strict JSON: everything about the model except the parameters of its network.
 
-Reading it needs the standard library only and opens no other file. A field that is missing, unknown, of the wrong type
-or out of its bounds is refused by name: a manifest is either fully understood or not used.
+Reading it needs the standard library only and opens no other file. Invariant: a manifest is either completely valid
+or not used. A field that is missing, unknown, of the wrong type or out of bounds is refused, and the error names it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULTED_SIZES = ("targets", "profiles", "embedding_size")  # of a network with
 
 @dataclass(frozen=True)
 class Scaler:
-    """A feature enters the network as `(value - center) / scale`; fitted on the training part only."""
+    """The network reads a feature as `(value - center) / scale`; fitted on the train part only."""
 
     center: float
     scale: float
@@ -41,7 +41,7 @@ class Scaler:
 
 @dataclass(frozen=True)
 class MarketManifest:
-    """A bundle's description. `step` in seconds; `levels` increasing, 0.5 among them; `sha256` of its own bytes."""
+    """The manifest of a market bundle. `step` in seconds; `levels` increasing, with 0.5; `sha256` of its own bytes."""
 
     name: str
     past: tuple[str, ...]
@@ -66,7 +66,7 @@ def network_reals(past: tuple[str, ...], known: tuple[str, ...]) -> tuple[tuple[
 
 
 def to_json(manifest: MarketManifest) -> bytes:
-    """The manifest as the bytes of `manifest.json`. `sha256` is not part of them, it is their hash."""
+    """The bytes of `manifest.json`, without `sha256`, which is their hash."""
     document = {
         "schema": SCHEMA,
         "kind": MARKET_KIND,
@@ -93,17 +93,17 @@ def to_json(manifest: MarketManifest) -> bytes:
 
 
 def parse(content: bytes, sha256: str) -> MarketManifest:
-    """The manifest of the bytes of a `manifest.json`.
+    """Read the bytes of `manifest.json`.
 
     Raises:
-        BundleError: (check "schema") not JSON, or a field that is not as it must be; the message names it.
+        BundleError: (check "schema") not JSON, or a field is not valid; the message names it.
     """
     root = parse_object(content)
     if (schema := root.take("schema", int)) != SCHEMA:
         refuse(f"has schema {schema}; this version reads schema {SCHEMA}", "Use the version that wrote it.")
     if (kind := root.take("kind", str)) == FLEET_KIND:
         refuse(
-            "is of a model of a fleet of servers",
+            "is of a fleet model, not of a market model",
             "Run it with `forecastd fleet serve --model`, or choose another model.",
         )
     if kind != MARKET_KIND:
@@ -113,7 +113,7 @@ def parse(content: bytes, sha256: str) -> MarketManifest:
     features.expect_empty()
     names = (*past, *known)
     if len(set(names) | {TARGET, RELATIVE_TIME}) != len(names) + 2:
-        refuse("names a feature twice, or one like the target")
+        refuse("has a feature twice, or one with the name of the target")
     _check_target(root.child("target"))
     root.child("encoders").expect_empty()
     levels = read_levels(root)

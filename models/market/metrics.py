@@ -1,4 +1,4 @@
-"""How good forecasts were, once the truth is known. Pure functions of arrays; the same for a model and for a baseline."""
+"""Scores of forecasts against outcomes, for models and baselines alike. Pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pinball(quantiles: FloatArray, actual: FloatArray, levels: tuple[float, ...]
 
 
 def coverage(quantiles: FloatArray, actual: FloatArray, levels: tuple[float, ...]) -> dict[str, float]:
-    """For each central interval that the levels hold (0.1 and 0.9: "0.8"), the share of outcomes inside it."""
+    """The share of outcomes inside each central interval of the levels (0.1 and 0.9: "0.8")."""
     shares = {}
     for low, level in enumerate(levels):
         high = next((i for i, other in enumerate(levels) if abs(level + other - 1) < 1e-9), None)
@@ -33,7 +33,7 @@ def coverage(quantiles: FloatArray, actual: FloatArray, levels: tuple[float, ...
 
 
 def direction_accuracy(point: FloatArray, actual: FloatArray) -> float | None:
-    """The share of outcomes whose sign the point forecast had, or None when it never said up or down."""
+    """The share of outcomes with the sign of the point forecast; None when all forecasts or outcomes are zero."""
     mask = (point != 0) & (actual != 0)
     return float((np.sign(point[mask]) == np.sign(actual[mask])).mean()) if mask.any() else None
 
@@ -41,8 +41,8 @@ def direction_accuracy(point: FloatArray, actual: FloatArray) -> float | None:
 def score(quantiles: FloatArray, point: FloatArray, actual: FloatArray, levels: tuple[float, ...]) -> Scores:
     """All scores of forecasts: quantiles `[N, H, Q]`, points `[N, H]`, outcomes `[N, H]`, all log-returns.
 
-    `pinball*` are means over windows (and steps); `*_last` and the others that name no step are of the last step, which
-    is what a topic asks for, except `coverage`, which is over all steps.
+    `pinball` and `pinball_by_level` are means over windows and steps, `coverage` is over all steps. All other scores
+    are of the last step, which is what a topic asks for.
     """
     losses = pinball(quantiles, actual, levels)
     error = point[:, -1] - actual[:, -1]

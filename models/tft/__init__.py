@@ -1,1 +1,1 @@
-"""The Temporal Fusion Transformer."""
+"""The Temporal Fusion Transformer: sizes, parameters, forward pass in numpy, ONNX graphs, the library's network."""

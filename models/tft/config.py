@@ -1,4 +1,4 @@
-"""The sizes of a Temporal Fusion Transformer and the names of its variables: what every other module of the network reads."""
+"""Sizes and variables of a Temporal Fusion Transformer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_SIZES = {  # the largest sizes that a manifest may have
 class TftConfig:
     """The sizes of a Temporal Fusion Transformer and its variables, in the order the network reads them.
 
-    `outputs`: of each target. `profiles`, `embedding_size`: how many values the static profile has, and how many numbers
-    embed one; 0 for a network without a profile.
+    `outputs`: of each target. `profiles`, `embedding_size`: how many values the static profile has, and how many
+    numbers embed one; 0 for a network without a profile.
     """
 
     hidden_size: int

@@ -1,14 +1,15 @@
-"""The Temporal Fusion Transformer's forward pass in numpy: the small engine that predictions run.
+"""The forward pass of the Temporal Fusion Transformer in numpy, which runs every prediction of a market model.
 
-It must equal `TemporalFusionTransformer.forward` of pytorch_forecasting 1.8 in eval mode, with its defaults (causal
-attention; no categoricals but one static one, the profile; full decoder), on the weights of its own `state_dict`; a test
-compares the two on random networks and guards an upgrade of the library. The network is that of Lim et al. 2019
-(https://arxiv.org/abs/1912.09363) with the library's changes. What makes it small and fast: every linear layer that
-follows another one is folded into it, all variables go through one batched product, and of the LSTM only the recurrent
-product is left inside the loop over time.
+Invariant: it equals `TemporalFusionTransformer.forward` of pytorch_forecasting 1.8 in eval mode with its defaults
+(causal attention, full decoder, no categoricals except one static one, the profile), on the weights of its
+`state_dict`. A test compares the two on random networks and so guards an upgrade of the library. The network is that
+of Lim et al. 2019 (https://arxiv.org/abs/1912.09363) with the library's changes.
 
-Floating-point flags are ignored: OpenBLAS's vector kernels compute on padding too, and now and then raise one though
-every result is right. Whether a result is finite is seen by looking at it.
+It is small and fast for three reasons: a linear layer that follows another one is folded into it, all variables go
+through one batched product, and the loop over time of an LSTM contains the recurrent product only.
+
+Floating-point flags are ignored: OpenBLAS's vector kernels compute on padding too, and sometimes raise a flag
+although every result is right. The caller checks that results are finite.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from models.tft.layers import (
 )
 from models.tft.variable_selection import VariableSelectionNetwork
 
-PROGRESS_STEPS = 7  # how often a call says that it got on
+PROGRESS_STEPS = 7  # how often a call reports progress
 
 
 class Tft:
-    """A network with its weights folded and ready. Calls do not change it, so threads may share it."""
+    """A network with folded weights. Calls do not change it, so threads may share it."""
 
     @np.errstate(all="ignore")
     def __init__(self, network: TftConfig, weights: Weights, horizon: int) -> None:
-        """Fold the weights, which must have the names and shapes of `expected_shapes`."""
+        """Fold `weights`, which must have the names and shapes that `parameter_shapes` gives."""
         w = {name: np.asarray(value, dtype=np.float64) for name, value in weights.items()}
         static = _static_embedding(network, w)
         selection, state, cell, enrichment = (
@@ -69,10 +70,10 @@ class Tft:
     def __call__(
         self, past: Array, future: Array, advance: Callable[[], None] = lambda: None, profile_index: ContextIndex = None
     ) -> NDArray[np.float32]:
-        """The network's outputs `[B, H, outputs]`, in units of the normalised target, which the caller checks to be finite.
+        """The network's outputs `[B, H, outputs]` in units of the normalised target. They may be infinite or NaN.
 
         `past` is `[B, L, encoder variables]`, `future` is `[B, H, decoder variables]`, both scaled; `which` `[B]` the
-        profile of each series. `advance` is called `STEPS` times on the way, each time that a part of the work is done.
+        profile of each series. `advance` is called `PROGRESS_STEPS` times, after each part of the work.
         """
         selected_past = self.select(self.encoder_selection, past, profile_index)
         advance()
@@ -85,14 +86,14 @@ class Tft:
     def select(
         selection: VariableSelectionNetwork, variables: Array, profile_index: ContextIndex
     ) -> NDArray[np.float32]:
-        """What a selection makes of scaled variables `[B, T, V]`: `[B, T, hidden]`. No step of it depends on another."""
+        """Variable selection of scaled variables `[B, T, V]`: `[B, T, hidden]`. Each step depends on itself only."""
         return np.asarray(selection(variables.astype(np.float32), profile_index))
 
     @np.errstate(all="ignore")
     def forward_selected(
         self, past: Array, future: Array, advance: Callable[[], None] = lambda: None, profile_index: ContextIndex = None
     ) -> NDArray[np.float32]:
-        """The network's outputs from the selections `[B, L, hidden]` and `[B, H, hidden]`; five calls of `advance`."""
+        """The outputs for selected variables `[B, L, hidden]` and `[B, H, hidden]`; calls `advance` five times."""
         length, rows = past.shape[1], slice(None) if profile_index is None else profile_index
         initial = self.initial_state[0][rows], self.initial_state[1][rows]
         encoded, states = run_lstm_stack(self.encoder, past, [initial] * len(self.encoder))
@@ -111,7 +112,7 @@ class Tft:
 
 
 def _static_embedding(network: TftConfig, w: Mapping[str, Array]) -> Array:
-    """`[P, hidden]`, what the static encoders read: of each profile, or the zeros that the library feeds without any."""
+    """The input `[P, hidden]` of the static encoders, a row for each profile; zeros, as in the library, without profiles."""
     if not network.profiles:
         return np.zeros((1, network.hidden_size), dtype=np.float32)
     name = f"static_variable_selection.single_variable_grns.{PROFILE}"
@@ -121,7 +122,7 @@ def _static_embedding(network: TftConfig, w: Mapping[str, Array]) -> Array:
 
 
 def _output_layer(network: TftConfig, w: Mapping[str, Array]) -> tuple[Array, Array]:
-    """The output layers of all targets as one: target by target, its levels in a row."""
+    """The output layers of all targets as one: ordered by target, then by level."""
     names = ["output_layer"] if network.targets == 1 else [f"output_layer.{index}" for index in range(network.targets)]
     weight = np.concatenate([w[f"{name}.weight"] for name in names])
     bias = np.concatenate([w[f"{name}.bias"] for name in names])

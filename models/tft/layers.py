@@ -1,8 +1,9 @@
-"""The parts of a Temporal Fusion Transformer in numpy, with the library's weights folded.
+"""The layers of a Temporal Fusion Transformer in numpy, with the library's weights folded.
 
-Each class takes the weights by the names of pytorch_forecasting's `state_dict`, in float64, and keeps what a forecast needs
-of them in float32. The folded arrays are public: another engine may put them into a graph of its own (`models.fleet.graph`).
-A context is what the network is told of a series that does not change, by way of a table with a row each.
+Each class reads its weights by their names in pytorch_forecasting's `state_dict`, in float64, and stores what a
+forecast needs in float32. The folded arrays are public: `models.tft.onnx_graph` builds its graphs from them. A
+context is a vector for the static properties of a series; contexts are rows of a table, and a series has the index of
+its row.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MASKED = -1e9  # the library's mask_bias
 
 
 def elu(x: Array) -> Array:
-    """torch's ELU. `exp(x) - 1` rather than `expm1`: as exact as float32 needs, and many times faster."""
+    """torch's ELU. `exp(x) - 1` is exact enough for float32 and many times faster than `expm1`."""
     return np.asarray(np.maximum(x, 0) + (np.exp(np.minimum(x, 0)) - 1))
 
 
@@ -44,7 +45,7 @@ def softmax(x: Array) -> Array:
 
 
 def fold_glu(weight: Array, bias: Array) -> tuple[Array, Array]:
-    """A gated linear unit's layer, halved: `a * sigmoid(b) == a/2 * (1 + tanh(b/2))`, and tanh cannot overflow."""
+    """The layer of a gated linear unit, halved: `a * sigmoid(b) == a/2 * (1 + tanh(b/2))`, and tanh cannot overflow."""
     return (weight / 2).T.astype(np.float32), (bias / 2).astype(np.float32)
 
 
@@ -63,7 +64,7 @@ def interpolation_matrix(inputs: int, outputs: int) -> Array:
 
 
 def skip_resampling(w: Weights, name: str, inputs: int, outputs: int) -> Array:
-    """`[outputs, inputs]`: how a residual connection fits its input to its output, before its norm."""
+    """`[outputs, inputs]`: the matrix that fits the input of a skip connection to its output size, before the norm."""
     return np.eye(inputs) if inputs == outputs else resample_matrix(w, f"{name}.resample_norm", inputs, outputs)
 
 
@@ -73,7 +74,7 @@ def resample_matrix(w: Weights, name: str, inputs: int, outputs: int) -> Array:
 
 
 def fold_output_layers(w: Weights, name: str) -> tuple[Array, Array]:
-    """fc2 and the gate's layer have nothing between them (dropout is off): one layer."""
+    """fc2 and the gate's layer as one layer: nothing is between them, since dropout is off."""
     gate, bias = w[f"{name}.gate_norm.glu.fc.weight"], w[f"{name}.gate_norm.glu.fc.bias"]
     return fold_glu(gate @ w[f"{name}.fc2.weight"], gate @ w[f"{name}.fc2.bias"] + bias)
 
@@ -83,12 +84,12 @@ def norm_weights(w: Weights, name: str) -> tuple[Array, Array]:
 
 
 def select_bias(table: Array, context_index: ContextIndex) -> Array:
-    """The rows `[B, 1, inner]` of a table of biases `[P, inner]`; the first for all of them where `which` is None."""
+    """Rows `[B, 1, inner]` of a table of biases `[P, inner]`; the first row for all series if `context_index` is None."""
     return np.asarray(table[0] if context_index is None else table[context_index][:, None])
 
 
 class GateAddNorm:
-    """Gated linear unit, skip connection, norm."""
+    """Gated linear unit, skip connection, layer norm."""
 
     def __init__(self, w: Weights, linear: str, add_norm: str) -> None:
         self.weight, self.bias = fold_glu(w[f"{linear}.weight"], w[f"{linear}.bias"])
@@ -99,7 +100,7 @@ class GateAddNorm:
 
 
 class GatedResidualNetwork:
-    """Gated residual network of equal input and output size. `contexts` `[P, hidden]`: what it may be told besides."""
+    """Gated residual network with equal input and output sizes. `contexts` `[P, hidden]`: optional second input."""
 
     def __init__(self, w: Weights, name: str, contexts: Array | None = None) -> None:
         bias = w[f"{name}.fc1.bias"][None]
@@ -110,7 +111,7 @@ class GatedResidualNetwork:
         self.norm = norm_weights(w, f"{name}.gate_norm.add_norm.norm")
 
     def __call__(self, x: Array, context_index: ContextIndex = None) -> Array:
-        """`[B, ..., hidden]` of the same shape. `which` `[B]`: which context each series has; None for the only one."""
+        """`[B, ..., hidden]` -> the same shape. `context_index` `[B]`: row of each series' context; None: the only row."""
         inner = elu(x @ self.first + select_bias(self.first_bias, context_index))
         return layer_norm(glu(inner @ self.second + self.second_bias) + x, *self.norm)
 
@@ -119,19 +120,19 @@ LstmState = tuple[Array, Array]
 
 
 def run_lstm_stack(layers: list[LstmLayer], x: Array, states: list[LstmState]) -> tuple[Array, list[LstmState]]:
-    """A stack of LSTM layers over `[B, T, hidden]`, from and to one state a layer."""
+    """Run a stack of LSTM layers over `[B, T, hidden]`; returns the outputs and the final state of each layer."""
     final_states = []
     for layer, state in zip(layers, states, strict=True):
-        x, state = layer(x, state)  # each layer reads the one before  # noqa: PLW2901  # each layer reads the one before
+        x, state = layer(x, state)  # noqa: PLW2901  # the output of a layer is the input of the next
         final_states.append(state)
     return x, final_states
 
 
 class LstmLayer:
-    """One LSTM layer. Gates are kept in the order input, forget, output, cell, so that one call serves three of them.
+    """One LSTM layer. The gates are in the order input, forget, output, cell, so that one call computes three sigmoids.
 
-    Inside the loop a sigmoid is `(1 + tanh(z / 2)) / 2`: the inner half is folded into the weights, the outer one into
-    the recurrent weights (the hidden state is carried doubled) and one product of the cell state.
+    Inside the loop a sigmoid is `(1 + tanh(z / 2)) / 2`. The inner half is folded into the weights; the outer half is
+    folded into the recurrent weights, where the hidden state is doubled, and into one product of the cell state.
     """
 
     def __init__(self, w: Weights, name: str, layer: int) -> None:
@@ -147,7 +148,7 @@ class LstmLayer:
 
     @property
     def onnx_weights(self) -> tuple[Array, Array, Array]:
-        """Weights `[4 * hidden, inputs]` and `[4 * hidden, hidden]` and bias `[8 * hidden]` as ONNX's LSTM wants them."""
+        """Weights `[4 * hidden, inputs]` and `[4 * hidden, hidden]` and bias `[8 * hidden]` in the order of ONNX's LSTM."""
         hidden = self.recurrent.shape[0]
         gates = np.arange(4 * hidden).reshape(4, hidden)
         order = gates[[0, 2, 1, 3]].reshape(-1)  # input, output, forget, cell
@@ -171,13 +172,13 @@ class LstmLayer:
         added, retained = products[:, :hidden], products[:, hidden:]
         doubled = np.broadcast_to(state[0] * 2, (batch, hidden))
         cell[:] = state[1]
-        one, half, weight = np.float32(1), np.float32(0.5), self.recurrent
+        unit, half, weight = np.float32(1), np.float32(0.5), self.recurrent
         matmul, add, multiply, tanh = np.matmul, np.add, np.multiply, np.tanh
         for inputs, output in zip(projected, outputs, strict=True):
             matmul(doubled, weight, out=recurrent)
             add(recurrent, inputs, out=gates)
             tanh(gates, out=gates)
-            add(sigmoids, one, out=sigmoids)
+            add(sigmoids, unit, out=sigmoids)
             multiply(input_forget, candidate_cell, out=products)
             add(added, retained, out=cell)
             multiply(cell, half, out=cell)
@@ -203,17 +204,17 @@ class InterpretableMultiHeadAttention:
             )
 
         self.query, self.key = heads("q", scale), heads("k", 1.0)
-        # The value and the output layer have only the averaging between them: one layer, and since the weights of
-        # attention sum to one its bias stays what it is.
+        # Between the value layer and the output layer is only an average over heads: they are one layer. Its bias does
+        # not change, since the attention weights sum to one.
         out = w["multihead_attn.w_h.weight"]
         self.value = (out @ w["multihead_attn.v_layer.weight"]).T.astype(np.float32)
         self.value_bias = (out @ w["multihead_attn.v_layer.bias"]).astype(np.float32)
         self.value_layers = (
             w["multihead_attn.v_layer.weight"].T.astype(np.float32),
             out.T.astype(np.float32),
-        )  # the two apart
+        )  # as two layers
         steps = np.arange(horizon)
-        # A step sees all of the past, and of the future the steps before it, not itself.
+        # A step attends to the whole past and to the future steps before it, not to itself.
         self.mask = np.where(steps[None, :] >= steps[:, None], MASKED, 0.0).astype(np.float32)
 
     def __call__(self, x: Array) -> Array:

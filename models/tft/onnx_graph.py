@@ -1,9 +1,10 @@
-"""The folded network as ONNX graphs: what ONNX Runtime runs instead of numpy.
+"""The folded network as ONNX graphs, for ONNX Runtime instead of numpy.
 
-They are built from the very arrays of `models.tft` when a model is loaded, so that a bundle holds its weights once. The
-first graph is the variable selection of past steps, row by row; the second what the network makes of past steps before the
-newest one is known; the third everything else, or all but the selection. Rows are steps times
-series, time first, as an LSTM wants them, until the attention. Equal to the numpy engine up to rounding.
+The graphs are built from the arrays of `models.tft.forward` when a model is loaded, so that a bundle stores its
+weights once. The first graph selects the variables of past steps, row by row. The second computes the encoder state
+of past steps before the newest step is known. The third computes everything after the selection, with or without such
+a state. Until the attention, rows are steps times series, time first, as an LSTM needs them. Invariant: equal to
+numpy up to rounding.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from models.tft.layers import (
 )
 from models.tft.variable_selection import SkipConnections, VariableSelectionNetwork
 
-_CHUNK_STEPS = 48  # of the future at a time, in the attention
-_AXIS_END = 2**31  # of whatever axis
-OPSET, IR = 18, 9  # of ONNX; old enough for every runtime that is asked for
+_CHUNK_STEPS = 48  # future steps at a time, in the attention
+_AXIS_END = 2**31  # the end of any axis, for Slice
+OPSET, IR = 18, 9  # of ONNX; supported by every runtime version that is allowed
 
 
 class _GraphBuilder:
-    """Collects nodes and constants; a node's output is known by a name of its own."""
+    """Collects nodes and constants. Each output of a node has a unique name."""
 
     def __init__(self) -> None:
         self._nodes: list[Any] = []
@@ -47,7 +48,7 @@ class _GraphBuilder:
         return self.constant(np.array(values, dtype=np.int64))
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """One node; gives its output's name, or the names of several."""
+        """Add a node; returns the name of its output, or a list of names for several outputs."""
         names = [f"n{len(self._nodes)}_{index}" for index in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names[0] if outputs == 1 else names
@@ -59,7 +60,7 @@ class _GraphBuilder:
         return str(self.op("Slice", x, *(self.integers(value) for value in (start, end, axis))))
 
     def linear(self, rows: str, weight: Array, bias: Array) -> str:
-        """`rows @ weight + bias`, of rows in two dimensions."""
+        """`rows @ weight + bias`, for rows in two dimensions."""
         return str(self.op("Gemm", rows, self.constant(weight), self.constant(bias.reshape(-1))))
 
     def norm(self, x: str, weight: Array, bias: Array) -> str:
@@ -67,14 +68,14 @@ class _GraphBuilder:
         return str(self.op("LayerNormalization", x, *constants, axis=-1, epsilon=EPSILON))
 
     def apply_gate(self, x: str) -> str:
-        """What a gate lets through of `[..., 2 * hidden]`, the value and its gate."""
+        """Value times sigmoid of the gate, from `[..., 2 * hidden]`: the values, then the gates."""
         value, gate = self.op("Split", x, outputs=2, axis=-1, num_outputs=2)
         return str(self.op("Mul", value, self.op("Sigmoid", gate)))
 
     def glu(self, rows: str, weight: Array, bias: Array) -> str:
-        """A gated linear unit on rows in two dimensions, of a layer that `models.layers.glu_parts` has halved.
+        """A gated linear unit on rows in two dimensions, with a layer that `models.tft.layers.fold_glu` has halved.
 
-        As two layers, for taking one's rows apart would take as long as half of it.
+        It is computed as two layers: splitting the output of one would take half as long as the layer itself.
         """
         half = weight.shape[1] // 2
         value, gate = (
@@ -84,7 +85,7 @@ class _GraphBuilder:
         return str(self.op("Mul", value, self.op("Sigmoid", gate)))
 
     def elu(self, x: str) -> str:
-        """`Elu`, in operations that the runtime has for many numbers at a time."""
+        """`Elu`, in operations that the runtime has vectorised."""
         below = self.op(
             "Sub", self.op("Exp", self.op("Min", x, self.constant(np.zeros(())))), self.constant(np.ones(()))
         )
@@ -94,7 +95,7 @@ class _GraphBuilder:
         return self.norm(self.op("Add", self.glu(rows, gate.weight, gate.bias), skip), *gate.norm)
 
     def residual(self, layer: GatedResidualNetwork, rows: str, first: str) -> str:
-        """A residual network of which `first` has been through the first linear layer."""
+        """A residual network; `first` is the output of its first linear layer for `rows`."""
         gated = self.glu(self.elu(first), layer.second, layer.second_bias)
         return self.norm(self.op("Add", gated, rows), *layer.norm)
 
@@ -114,11 +115,14 @@ class _GraphBuilder:
 
 
 def build_selection_graph(tft: Tft) -> bytes:
-    """`x` `[N, V]`, scaled variables of past steps, and `which` `[N]`, their series' profiles -> `y` `[N, hidden]`."""
+    """The variable selection of past steps.
+
+    Inputs: `x` `[N, V]`, scaled variables; `profile_index` `[N]`, the profile of each series. Output: `y` `[N, hidden]`.
+    """
     graph, selection = _GraphBuilder(), tft.encoder_selection
     count, hidden = selection.norm_weight.shape
     columns = graph.op("Unsqueeze", graph.op("Transpose", "x", perm=[1, 0]), graph.integers(2))  # [V, N, 1]
-    # A one beside each value and a last inner unit that stays one: products with a bias in them need no further pass.
+    # A one beside each value, and a last inner unit that stays one: the products then include the biases.
     ones = graph.op(
         "ConstantOfShape", graph.op("Shape", columns), value=numpy_helper.from_array(np.ones(1, np.float32))
     )
@@ -129,7 +133,7 @@ def build_selection_graph(tft: Tft) -> bytes:
     second = np.concatenate([selection.second, selection.second_bias], axis=1) * 2
     gated = graph.apply_gate(graph.op("MatMul", inner, graph.constant(second)))
     normed = graph.norm(graph.op("Add", gated, _skip(graph, selection.skip, pairs)), np.ones(hidden), np.zeros(hidden))
-    # The norms' own weights come after the selection weights: a pass over [V, N, hidden] less.
+    # The weights of the norms are applied after the selection weights: that saves a pass over [V, N, hidden].
     bias = graph.constant(selection.norm_bias)
     if count > 1:
         weights = _selection_weights(graph, selection)
@@ -140,11 +144,11 @@ def build_selection_graph(tft: Tft) -> bytes:
     scaled = graph.op("Mul", normed, graph.constant(selection.norm_weight[:, None]))
     y = graph.op("Add", graph.op("ReduceSum", scaled, graph.integers(0), keepdims=0), bias)
     variables: list[str | int] = ["N", count]
-    return graph.model({"x": (TensorProto.FLOAT, variables), "which": (TensorProto.INT64, ["N"])}, y=y)
+    return graph.model({"x": (TensorProto.FLOAT, variables), "profile_index": (TensorProto.INT64, ["N"])}, y=y)
 
 
 def _affine(slopes: list[Array], offsets: list[Array]) -> Array:
-    """`[V, 2, units]`: what takes a value and a one to `slope * value + offset`."""
+    """`[V, 2, units]`: the matrix that maps a value and a one to `slope * value + offset`."""
     return np.concatenate([np.concatenate(slopes, axis=-1), np.concatenate(offsets, axis=-1)], axis=1)
 
 
@@ -160,23 +164,24 @@ def _skip(graph: _GraphBuilder, skip: SkipConnections, pairs: str) -> str:
 
 def _selection_weights(graph: _GraphBuilder, selection: VariableSelectionNetwork) -> str:
     """`[N, V]`"""
-    weighing = selection.weights
-    assert weighing is not None  # there is one wherever there is more than one variable  # noqa: S101  # there is one wherever there is more than one variable
-    skip = graph.linear("x", weighing.skip, weighing.skip_bias)
-    if weighing.skip_norm is not None:
-        skip = graph.norm(skip, *weighing.skip_norm)
-    bias = graph.op("Gather", graph.constant(weighing.first_bias), "which", axis=0)
-    first = graph.op("Add", graph.op("MatMul", "x", graph.constant(weighing.first)), bias)
-    gated = graph.glu(graph.op("Elu", first), weighing.second, weighing.second_bias)
-    return str(graph.op("Softmax", graph.norm(graph.op("Add", gated, skip), *weighing.norm), axis=-1))
+    layer = selection.weights
+    assert layer is not None  # noqa: S101  # it is None for a single variable only
+    skip = graph.linear("x", layer.skip, layer.skip_bias)
+    if layer.skip_norm is not None:
+        skip = graph.norm(skip, *layer.skip_norm)
+    bias = graph.op("Gather", graph.constant(layer.first_bias), "profile_index", axis=0)
+    first = graph.op("Add", graph.op("MatMul", "x", graph.constant(layer.first)), bias)
+    gated = graph.glu(graph.op("Elu", first), layer.second, layer.second_bias)
+    return str(graph.op("Softmax", graph.norm(graph.op("Add", gated, skip), *layer.norm), axis=-1))
 
 
 def build_past_graph(tft: Tft) -> bytes:
-    """What the network makes of past steps before the newest is known.
+    """The encoder state of past steps, before the newest step is known.
 
-    `past` `[B, L, hidden]` is what was chosen of them, `which` `[B]` the series' rows in all that goes by profile, `states`
-    `[2 * layers, B, hidden]` as before the first of them -> `after`, the states after the last, `keys` `[B, heads, size, L]`
-    and `values` `[B, 1, L, width + 1]` of the attention.
+    Inputs: `past` `[B, L, hidden]`, the selected variables of the steps; `profile_index` `[B]`, the row of each
+    series in all tables by profile; `states` `[2 * layers, B, hidden]`, the LSTM states before the first step.
+    Outputs: `after`, the LSTM states after the last step; `keys` `[B, heads, size, L]` and `values` `[B, 1, L, width
+    + 1]` of the attention.
     """
     graph = _GraphBuilder()
     past = graph.op("Transpose", "past", perm=[1, 0, 2])
@@ -189,16 +194,16 @@ def build_past_graph(tft: Tft) -> bytes:
 
 
 def build_decoder_graph(tft: Tft, horizon: int, *, safe: bool) -> bytes:
-    """Everything after the selections.
+    """Everything after the variable selection.
 
-    `past` `[B, L, hidden]` and `future` `[P, H, hidden]` are what was chosen of steps, `which` `[B]` the series' rows in all
-    that goes by profile; `states`, `keys` and `values` what `past_graph` makes of the steps before `past`, if there are any
-    -> `y` `[B, outputs, H]`. `safe`: whatever the scores of the attention are.
+    Inputs: `past` `[B, L, hidden]` and `future` `[P, H, hidden]`, the selected variables; `profile_index` `[B]`, the
+    row of each series in all tables by profile; `states`, `keys` and `values`, the outputs of `build_past_graph` for
+    the steps before `past`, or empty. Output: `y` `[B, outputs, H]`. `safe`: valid for attention scores of any size.
     """
     graph = _GraphBuilder()
     attention, hidden = tft.attention, tft.initial_state[0].shape[-1]
     past = graph.op("Transpose", "past", perm=[1, 0, 2])
-    future = graph.op("Transpose", graph.op("Gather", "future", "which", axis=0), perm=[1, 0, 2])
+    future = graph.op("Transpose", graph.op("Gather", "future", "profile_index", axis=0), perm=[1, 0, 2])
     encoded, states = _lstm_stack(graph, tft.encoder, past, _split_states(graph, "states", len(tft.encoder)))
     decoded, _ = _lstm_stack(graph, tft.decoder, future, states)
     series, local = _position_features(
@@ -228,15 +233,18 @@ def build_decoder_graph(tft: Tft, horizon: int, *, safe: bool) -> bytes:
 
 
 def _inputs(tft: Tft, shapes: dict[str, list[str | int]]) -> dict[str, tuple[int, list[str | int]]]:
-    """Those of both graphs, and these."""
+    """The inputs that both graphs have, and `shapes`."""
     hidden = tft.initial_state[0].shape[-1]
     states: list[str | int] = [2 * len(tft.encoder), "B", hidden]
     floats = {"states": states, **shapes}
-    return {"which": (TensorProto.INT64, ["B"]), **{name: (TensorProto.FLOAT, shape) for name, shape in floats.items()}}
+    return {
+        "profile_index": (TensorProto.INT64, ["B"]),
+        **{name: (TensorProto.FLOAT, shape) for name, shape in floats.items()},
+    }
 
 
 def _split_states(graph: _GraphBuilder, states: str, layers: int) -> list[list[str]]:
-    """State and cell `[1, B, hidden]` of each layer."""
+    """Hidden state and cell state `[1, B, hidden]` of each layer."""
     parts = graph.op("Split", states, outputs=2 * layers, axis=0, num_outputs=2 * layers)
     return [list(parts[start : start + 2]) for start in range(0, 2 * layers, 2)]
 
@@ -244,7 +252,7 @@ def _split_states(graph: _GraphBuilder, states: str, layers: int) -> list[list[s
 def _lstm_stack(
     graph: _GraphBuilder, layers: list[LstmLayer], x: str, states: list[list[str]]
 ) -> tuple[str, list[list[str]]]:
-    """`[T, B, hidden]` through all layers, and their states after it."""
+    """Outputs `[T, B, hidden]` of all layers, and their final states."""
     after = []
     for layer, state in zip(layers, states, strict=True):
         x, *last = _lstm_layer(graph, layer, x, *state)
@@ -253,7 +261,7 @@ def _lstm_stack(
 
 
 def _position_features(graph: _GraphBuilder, tft: Tft, recurrent: str, selection: str) -> tuple[str, str]:
-    """`[B, T, hidden]` of steps `[T, B, hidden]`: as the attention sees them, and before the static enrichment."""
+    """Features `[B, T, hidden]` of steps `[T, B, hidden]`: after the static enrichment, and before it."""
     hidden = tft.initial_state[0].shape[-1]
     local = graph.gate(
         tft.lstm_gate, graph.reshape(recurrent, -1, hidden), graph.reshape(selection, -1, hidden)
@@ -266,22 +274,22 @@ def _position_features(graph: _GraphBuilder, tft: Tft, recurrent: str, selection
 
 
 def _timed(graph: _GraphBuilder, rows: str, hidden: int) -> str:
-    """Rows `[T * B, hidden]` as `[T, B, hidden]`: B is read off `which`."""
-    shape = graph.op("Concat", graph.integers(-1), graph.op("Shape", "which"), graph.integers(hidden), axis=0)
+    """Reshape rows `[T * B, hidden]` to `[T, B, hidden]`; B is the length of `profile_index`."""
+    shape = graph.op("Concat", graph.integers(-1), graph.op("Shape", "profile_index"), graph.integers(hidden), axis=0)
     return str(graph.op("Reshape", rows, shape))
 
 
 def _enrich(graph: _GraphBuilder, layer: GatedResidualNetwork, rows: str) -> str:
-    """The static enrichment of rows `[T * B, hidden]`: its bias goes by series."""
+    """The static enrichment of rows `[T * B, hidden]`; its bias depends on the series."""
     hidden = layer.first.shape[0]
-    bias = graph.op("Gather", graph.constant(layer.first_bias), "which", axis=0)
+    bias = graph.op("Gather", graph.constant(layer.first_bias), "profile_index", axis=0)
     first = graph.op("MatMul", rows, graph.constant(layer.first))
     first = graph.reshape(graph.op("Add", _timed(graph, first, hidden), bias), -1, hidden)
     return graph.residual(layer, rows, first)
 
 
 def _lstm_layer(graph: _GraphBuilder, layer: LstmLayer, x: str, state: str, cell: str) -> list[str]:
-    """`[T, B, hidden]`, the last state and the last cell."""
+    """Outputs `[T, B, hidden]`, the final hidden state and the final cell state."""
     weight, recurrent, bias = layer.onnx_weights
     hidden = recurrent.shape[1]
     constants = (graph.constant(np.stack([part])) for part in (weight, recurrent, bias))
@@ -296,7 +304,7 @@ def _split_heads(
     layer: tuple[Array, Array],
     order: list[int],
 ) -> str:
-    """A layer's outputs for `[B, T, hidden]`, apart by heads: `[B, T, heads, size]` in this order."""
+    """The outputs of a layer for `[B, T, hidden]`, split by heads: `[B, T, heads, size]` with axes permuted to `order`."""
     hidden, units = layer[0].shape
     steps = graph.op("Slice", graph.op("Shape", series), graph.integers(1), graph.integers(2))
     rows = graph.linear(graph.reshape(series, -1, hidden), *layer)
@@ -312,7 +320,7 @@ def _keys(graph: _GraphBuilder, attention: InterpretableMultiHeadAttention, seri
 
 
 def _values(graph: _GraphBuilder, attention: InterpretableMultiHeadAttention, series: str) -> str:
-    """`[B, 1, T, width + 1]`: a one stands beside each step's value."""
+    """`[B, 1, T, width + 1]`: the value of each step, and a one."""
     narrow = attention.value_layers[0]
     hidden, width = narrow.shape
     weight = np.concatenate([narrow, np.zeros((hidden, 1))], axis=1)
@@ -331,26 +339,26 @@ def _attention(
     *,
     safe: bool,
 ) -> str:
-    """`[B * H, hidden]` of the future `[B * H, hidden]`; `past` and `future` are keys and values.
+    """Attention outputs `[B * H, hidden]` of future steps `[B * H, hidden]`; `past` and `future` are keys and values.
 
-    A step's weights are exponentials over their sum. The ones beside the values make the sum by the way, past and future
-    apart: that takes half the passes of a softmax over both. Without the largest score taken off first an exponential may be
-    out of float32's range, and the outcome not finite; `safe` takes it off.
+    The weights of a step are exponentials divided by their sum. The ones beside the values add up to the sum,
+    separately for past and future: that takes half the passes of a softmax over both. Unless the largest score is
+    subtracted first, an exponential may be out of float32's range and the result not finite; `safe` subtracts it.
     """
     heads, horizon, (narrow, out) = attention.heads, len(attention.mask), attention.value_layers
     width = narrow.shape[1]
 
     def seen(query: str, past_keys: str, future_keys: str, mask: Array) -> str:
-        """What one head's steps `[B, 1, steps, size]` see, `[B, 1, steps, width + 1]`."""
+        """Attention of one head for queries `[B, 1, steps, size]`: `[B, 1, steps, width + 1]`."""
         visible = mask == 0
-        count = int(np.flatnonzero(visible.any(axis=0)).max(initial=-1)) + 1  # what none of them sees is left out
+        count = int(np.flatnonzero(visible.any(axis=0)).max(initial=-1)) + 1  # without steps that no query attends to
         visible_future = graph.slice_axis(future_keys, 3, 0, count), graph.slice_axis(future[1], 2, 0, count)
         scores = graph.op("MatMul", query, past_keys), graph.op("MatMul", query, visible_future[0])
         if safe:
             masked = graph.op("Add", scores[1], graph.constant(mask[:, :count]))
             weights = graph.op("Softmax", graph.op("Concat", scores[0], masked, axis=3), axis=-1)
             return str(graph.op("MatMul", weights, graph.op("Concat", past[1], visible_future[1], axis=2)))
-        # Struck out afterwards, for exponentials of next to nothing take twenty times as long.
+        # Masked after the exponential: exponentials of very small numbers take twenty times as long.
         near = graph.op("Mul", graph.op("Exp", scores[1]), graph.constant(visible[:, :count].astype(np.float32)))
         far = graph.op("MatMul", graph.op("Exp", scores[0]), past[1])
         return str(graph.op("Add", far, graph.op("MatMul", near, visible_future[1])))
@@ -361,7 +369,7 @@ def _attention(
 
     series = graph.reshape(ahead, -1, horizon, attention.query[0].shape[0])
     query = _split_heads(graph, attention, series, attention.query, [0, 2, 1, 3])
-    # One head after the other, and few steps at a time: more scores leave the cache.
+    # One head at a time and few steps at a time: more scores do not fit the cache.
     steps = range(0, horizon, _CHUNK_STEPS)
     per_head = []
     for head_query, past_keys, future_keys in zip(*map(by_head, (query, past[0], future[0])), strict=True):
@@ -376,7 +384,7 @@ def _attention(
         ]
         per_head.append(graph.op("Concat", *parts, axis=2))
     total, sums = graph.op("Split", graph.op("Concat", *per_head, axis=1), graph.integers(width, 1), outputs=2, axis=-1)
-    # Nothing, but not finite where the sum is none that can be divided by.
+    # Zero, but not finite where the sum cannot be a divisor.
     nan_guard = graph.op("Mul", graph.op("Add", sums, graph.op("Reciprocal", sums)), graph.constant(np.zeros(())))
     head_means = graph.op("Add", graph.op("Div", total, sums), nan_guard)
     mean = graph.op("ReduceMean", head_means, graph.integers(1), keepdims=0)  # over the heads

@@ -1,6 +1,7 @@
-"""Names and shapes of a Temporal Fusion Transformer's parameters, as pytorch_forecasting's `state_dict` has them.
+"""Names and shapes of the parameters of a Temporal Fusion Transformer, as in pytorch_forecasting's `state_dict`.
 
-A bundle's weights are checked against this before they are used, so it has to say exactly what the network needs.
+Invariant: they are exactly those that the network needs. A bundle's weights are checked against them before they are
+used.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from models.tft.config import TftConfig
 
 
 def parameter_shapes(network: TftConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the network's parameters, as its `state_dict` names them, each shared one once."""
+    """Names and shapes of the network's parameters, by their names in `state_dict`; a shared parameter appears once."""
     hidden, small = network.hidden_size, network.hidden_continuous_size
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -80,7 +81,7 @@ def parameter_shapes(network: TftConfig) -> dict[str, tuple[int, ...]]:
 
 
 def export_parameters(model: Any, network: TftConfig) -> dict[str, NDArray[np.float32]]:
-    """The parameters of the library's network as a bundle holds them. Raises Diverged when one is not finite."""
+    """The parameters of the library's network, as a bundle stores them. Raises TrainingDiverged if one is not finite."""
     state = model.state_dict()
     weights = {name: np.asarray(state[name].numpy(), dtype=np.float32) for name in parameter_shapes(network)}
     if not all(np.isfinite(value).all() for value in weights.values()):

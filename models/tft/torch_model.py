@@ -1,6 +1,6 @@
-"""Everything that touches pytorch_forecasting: the network that is trained, and the normaliser of its target.
+"""The network of pytorch_forecasting that a market model is trained with, and the normaliser of its target.
 
-Only training imports this module. The numpy engine must equal what is built here (`models.tft`).
+Only training imports this module. Invariant: `models.tft.forward` equals the network that is built here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.base import FloatArray
 from models.tft.config import TftConfig
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what third parties deprecate inside each other while they are imported
+    warnings.simplefilter("ignore")  # deprecations between third parties, at import
     from lightning.pytorch import seed_everything
     from pytorch_forecasting import TemporalFusionTransformer
     from pytorch_forecasting.data.encoders import EncoderNormalizer
@@ -28,8 +28,8 @@ with warnings.catch_warnings():
 class LastValueNormalizer(EncoderNormalizer):  # type: ignore[misc]  # the library has no types
     """Centers on the encoder's last value; scales by the volatility of its steps over the horizon.
 
-    The network so sees and predicts the log-return since the origin in units of what the recent volatility makes likely;
-    the level of the price never enters. The same as `models.engines.target_scale`.
+    So the network reads and predicts log-returns from the origin in units of the recent volatility; the price level
+    never enters. Equal to `models.market.engine.target_scale`.
     """
 
     def __init__(self, horizon: int) -> None:
@@ -37,7 +37,7 @@ class LastValueNormalizer(EncoderNormalizer):  # type: ignore[misc]  # the libra
         self.horizon = horizon
 
     def fit(self, y: Any) -> LastValueNormalizer:
-        """Take center and scale of one encoder `[L]`."""
+        """Center and scale of one encoder `[L]`."""
         values = y if isinstance(y, torch.Tensor) else torch.as_tensor(np.array(y))
         self.center_ = values[-1]
         self.scale_ = values.diff().std(correction=0) * self.horizon**0.5
@@ -45,14 +45,14 @@ class LastValueNormalizer(EncoderNormalizer):  # type: ignore[misc]  # the libra
 
 
 def seed_all(value: int) -> None:
-    """Seed every generator that initialisation, dropout and the loader may draw from."""
+    """Seed every generator that initialisation, dropout and the loader draw from."""
     seed_everything(value, workers=False, verbose=False)
 
 
 def build_network(
     network: TftConfig, levels: tuple[float, ...], encoder_length: int, horizon: int, dropout: float
 ) -> Any:
-    """A `TemporalFusionTransformer` of these sizes, freshly initialised from torch's global generator."""
+    """A new `TemporalFusionTransformer` of these sizes, initialised from torch's global generator."""
     with quiet_library():
         return TemporalFusionTransformer(
             hidden_size=network.hidden_size,
@@ -72,9 +72,9 @@ def build_network(
 
 
 def initialise_output(model: Any, quantiles: FloatArray) -> None:
-    """Let the untrained network say `quantiles` `[Q]` (normalised) plus a little of its own, instead of noise around zero.
+    """Make the untrained network predict about `quantiles` `[Q]` (normalised), instead of noise around zero.
 
-    Otherwise the first epochs go into learning how wide the distribution is, which the baselines know already.
+    Otherwise the first epochs are spent on the width of the distribution, which the baselines give.
     """
     with torch.no_grad():
         model.output_layer.weight.mul_(0.1)
@@ -84,7 +84,7 @@ def initialise_output(model: Any, quantiles: FloatArray) -> None:
 def make_inputs(past: NDArray[np.float32], future: NDArray[np.float32]) -> dict[str, torch.Tensor]:
     """The library's `x` of scaled variables `[B, L, encoder]` and `[B, H, decoder]`, its target in normalised units."""
     batch, horizon = len(past), future.shape[1]
-    # The decoder's tensor has every variable's column; the network reads the known ones, which come first.
+    # The decoder tensor has a column for every variable; the network reads the known ones, which come first.
     decoder = np.zeros((batch, horizon, past.shape[2]), dtype=np.float32)
     decoder[:, :, : future.shape[2]] = future
     return {
@@ -108,15 +108,15 @@ def forward(model: Any, past: NDArray[np.float32], future: NDArray[np.float32]) 
 
 HARMLESS_WARNINGS = (
     r"Attribute '.*' is an instance of `nn\.Module`",  # the library saves its loss among its hyperparameters
-    r".*does not have many workers",  # batches are made in one gather: workers would only copy them about
-    r"Checkpoint directory .* exists and is not empty",  # that is where an interrupted training goes on
+    r".*does not have many workers",  # a batch is one gather: workers would only copy it
+    r"Checkpoint directory .* exists and is not empty",  # an interrupted training resumes there
     r".*LeafSpec.* is deprecated",  # Lightning's own use of torch
 )
 
 
 @contextmanager
 def quiet_library() -> Iterator[None]:
-    """Silence what is known to be harmless, and nothing else."""
+    """Silence the warnings that are known to be harmless."""
     with warnings.catch_warnings():
         for message in HARMLESS_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

@@ -1,7 +1,8 @@
-"""Variable selection over real variables, folded: which of them count at a step, and what they say together.
+"""The variable selection network over real variables, folded.
 
-A variable enters as one number, so its prescaler, the first layer of its residual network and the interpolated skip
-connection are all of the form `slope * x + offset`. The arrays of these classes stack that over the variables, axis 0.
+A variable is one number, so its prescaler, the first layer of its residual network and the interpolated skip
+connection all have the form `slope * x + offset`. The arrays of these classes stack these over the variables, on axis
+0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from models.tft.layers import (
 
 
 class VariableSelectionNetwork:
-    """Variable selection network over the variables `reals`. `contexts` `[P, hidden]`: what it may be told of a series."""
+    """Variable selection network over the variables `reals`. `contexts` `[P, hidden]`: static input."""
 
     def __init__(self, w: Weights, name: str, reals: tuple[str, ...], contexts: Array) -> None:
         each = [f"{name}.single_variable_grns.{variable}" for variable in reals]
@@ -54,7 +55,7 @@ class VariableSelectionNetwork:
         self.weights = SelectionWeights(w, f"{name}.flattened_grn", slopes, offsets, contexts) if count > 1 else None
 
     def __call__(self, x: Array, context_index: ContextIndex = None) -> Array:
-        """`[B, T, V]` -> `[B, T, hidden]`. `which` `[B]`: which context each series has; None for the only one."""
+        """`[B, T, V]` -> `[B, T, hidden]`. `context_index` `[B]`: row of each series' context; None: the only row."""
         rows = x.reshape(-1, x.shape[-1])
         columns = np.ascontiguousarray(rows.T)[:, :, None]  # [V, N, 1]
         inner = elu(columns * self.slope + self.offset)
@@ -66,14 +67,14 @@ class VariableSelectionNetwork:
             selection = y[0] * scale[0][:, None] * self.norm_weight[0] + self.norm_bias[0]
         else:
             weights = self.weights(x, context_index).reshape(rows.shape)
-            # The norms' own weights come after the selection weights: one pass over [V, N, hidden] less.
+            # The weights of the norms are applied after the selection weights: that saves a pass over [V, N, hidden].
             selection = np.einsum("vnh,vn,vh->nh", y, scale * weights.T, self.norm_weight, optimize=False)
             selection += weights @ self.norm_bias
         return np.asarray(selection.reshape(*x.shape[:-1], -1))
 
 
 class SkipConnections:
-    """The normed skip connections of the variables, `norm(slope * x + offset)`; mean and variance in closed form."""
+    """The normalised skip connections of the variables, `norm(slope * x + offset)`, with mean and variance in closed form."""
 
     def __init__(self, w: Weights, slope: Array, offset: Array, norms: list[str] | None) -> None:
         self.variance: tuple[Array, ...] | None = None
@@ -104,7 +105,7 @@ class SkipConnections:
 
 
 class SelectionWeights:
-    """The selection weights: a residual network over all variables at once, softmax."""
+    """The selection weights: the softmax of a residual network over all variables together."""
 
     def __init__(self, w: Weights, name: str, slopes: Array, offsets: Array, contexts: Array) -> None:
         count, small = slopes.shape

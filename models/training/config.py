@@ -1,4 +1,4 @@
-"""Every choice of a training, as one value that is saved with what it made."""
+"""The options of a training, as one value that is saved in the manifest."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Every choice of a training; saved in the manifest. The defaults fit topic 67: hourly candles, 168 h ahead.
+    """The options of a training. The defaults fit topic 67: hourly candles, 168 h ahead.
 
-    `batches_per_epoch` bounds an epoch, since consecutive windows overlap almost wholly; `scored_windows` bounds, for the
-    same reason, how many windows of the validation and of the test part are looked at. `accelerator` is Lightning's name
-    of a device: auto, cpu, gpu.
+    `batches_per_epoch` limits an epoch, because consecutive windows overlap almost completely. `scored_windows`
+    limits, for the same reason, the scored windows of the validation and of the test part. `patience`: epochs without
+    improvement until the training stops. `accelerator` is Lightning's name of a device: auto, cpu, gpu.
     """
 
     kind: ClassVar[str] = "market"

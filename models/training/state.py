@@ -1,7 +1,7 @@
 """The directory `NAME.training` beside a bundle: what an unfinished training keeps on disk.
 
-`state.json` holds the kind and the options, `data.safetensors` the rows, so that a training is continued without its source
-and never on newer rows; the checkpoints are beside them. The directory is removed once the bundle is written.
+`state.json` holds the kind and the options, `data.safetensors` the rows, so that a training is continued without its
+source and never on newer rows; the checkpoints are beside them. The directory is removed once the bundle is written.
 
 There are two locks, and each is released when its process ends. The process that a user started locks the directory
 (`lock_output`): two trainings never share one. The process that fits and writes locks the rows (`lock_rows`): a process

@@ -1,8 +1,10 @@
 """What a kind of model gives to be trained: the protocols of its rows and its manifest, and the steps of its training.
 
-The steps are called by `models.training.run`, which is the same for every kind. A kind is registered in `models.registry`.
+The steps are called by `models.training.run`, which is the same for every kind. A kind is registered in
+`models.registry`.
 
-Invariant: importing this module, or the module of a kind's task, imports no torch. A method that needs torch imports it.
+Invariant: importing this module, or the module of a kind's task, imports no torch. A method that needs torch imports
+it.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def test_engine_quantiles_are_sorted_and_within_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"step": 10}, "step"),
         ({"values": np.zeros((4, 23, 3), np.float32)}, "shape"),
@@ -236,9 +236,9 @@ def test_engine_quantiles_are_sorted_and_within_bounds() -> None:
         ({"lengths": np.array([24, 24, 24, 25])}, "8 to 24"),
     ],
 )
-def test_engine_wrong_input_is_refused(change: dict[str, Any], told: str) -> None:
+def test_engine_wrong_input_is_refused(change: dict[str, Any], message: str) -> None:
     bundle = make_bundle("small")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         load_fleet_engine(bundle, "auto").forecast(replace(FakeFleet(bundle, 4, 1).window(0), **change))
 
 
@@ -267,9 +267,9 @@ def test_engine_network_overflow_raises_bundle_error() -> None:
     bundle = make_bundle("small")
     wild = replace(bundle, weights={name: np.full_like(value, 1e30) for name, value in bundle.weights.items()})
     for name in sorted(FAST_ENGINES):
-        with pytest.raises(BundleError) as caught:
+        with pytest.raises(BundleError) as error_info:
             load_fleet_engine(wild, name).forecast(FakeFleet(bundle, 3, 1).window(0))
-        assert caught.value.check == "finite"
+        assert error_info.value.check == "finite"
 
 
 def test_engine_progress_is_reported_and_increases(bundle: FleetBundle) -> None:
@@ -306,9 +306,9 @@ def test_bundle_reloaded_is_equal_and_passes_canary(bundle_on_disk: tuple[FleetB
 def test_bundle_changed_weights_fails_canary(bundle: FleetBundle) -> None:
     name = next(key for key in bundle.weights if key.startswith("output_layer") and key.endswith("weight"))
     moved = replace(bundle, weights={**bundle.weights, name: bundle.weights[name] * np.float32(1.05)})
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(BundleError) as error_info:
         verify_fleet_canary(moved, load_fleet_engine(moved, "auto"))
-    assert caught.value.check == "canary"
+    assert error_info.value.check == "canary"
 
 
 def test_bundle_unreadable_manifest_is_not_written(bundle: FleetBundle, tmp_path: Path) -> None:

@@ -212,9 +212,9 @@ def test_engine_mismatch_writes_no_bundle(data: MarketData, tmp_path: Path, monk
             return replace(forecast, quantiles=forecast.quantiles + 1e-4)
 
     monkeypatch.setattr(market_train, "MarketEngine", Wrong)
-    with pytest.raises(BundleError, match="no bundle was written") as refused:
+    with pytest.raises(BundleError, match="no bundle was written") as error_info:
         train_market(data, replace(CONFIG, epochs=1), tmp_path / "bundle", ignore_progress, created=0.0)
-    assert refused.value.check == "canary"
+    assert error_info.value.check == "canary"
     assert not (tmp_path / "bundle").exists()
 
 
@@ -234,9 +234,9 @@ def test_concurrent_training_of_same_output_is_refused(data: MarketData, tmp_pat
 
     def again(reached: TrainingProgress) -> None:
         for force in (False, True) if reached.stage == "fit" else ():
-            with pytest.raises(BundleError, match="Another training is running in") as caught:
+            with pytest.raises(BundleError, match="Another training is running in") as error_info:
                 train_market(data, replace(CONFIG, epochs=1), out, ignore_progress, created=0.0, force=force)
-            refused.append(caught.value)
+            refused.append(error_info.value)
 
     manifest = train_market(data, replace(CONFIG, epochs=1), out, again, created=0.0)
     assert {error.check for error in refused} == {"busy"}

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import usual
 from models.market.batches import MarketBatchSampler, MarketWindowDataset
 from models.market.dataset import MarketData
 from models.market.engine import target_scale
@@ -19,6 +18,7 @@ from models.tft.config import TftConfig
 from models.tft.forward import Tft
 from models.tft.parameters import parameter_shapes
 from models.tft.torch_model import LastValueNormalizer, build_network, forward
+from tests.support import library_reference
 
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -108,7 +108,9 @@ SCALERS = {"p0": Scaler(2.0, 3.0), "p1": Scaler(1.0, 2.0), "k0": Scaler(-0.5, 0.
 def batches(data: MarketData) -> tuple[Any, Any]:
     """The same windows from our loader and from the library's."""
     origins = list(range(11, 55))
-    theirs = usual.dataset(data, SCALERS, 12, 5).to_dataloader(train=False, batch_size=len(origins), num_workers=0)
+    theirs = library_reference.dataset(data, SCALERS, 12, 5).to_dataloader(
+        train=False, batch_size=len(origins), num_workers=0
+    )
     return MarketWindowDataset(data, SCALERS, 12, 5)[origins], next(iter(theirs))
 
 

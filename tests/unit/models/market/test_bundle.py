@@ -197,14 +197,14 @@ def make_fifo(path: Path) -> None:
 )
 def test_load_bundle_damaged_names_the_check(path: Path, damage: Callable[[Path], None], check: str) -> None:
     damage(path)
-    with pytest.raises(BundleError) as refused:
+    with pytest.raises(BundleError) as error_info:
         load_market_bundle(path)
-    assert refused.value.check == check
-    message = str(refused.value)
+    assert error_info.value.check == check
+    message = str(error_info.value)
     assert message.endswith(f"(check: {check})")
     assert str(path) in message, "the message names the bundle"
     assert re.search(r"restore|train the model again|train one|copy|check the", message, re.IGNORECASE), message
-    assert str(path) in str(refused.value)
+    assert str(path) in str(error_info.value)
 
 
 class Bomb:
@@ -219,27 +219,27 @@ class Bomb:
 def test_load_bundle_pickle_is_refused_without_running_it(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
     for path_to_load in (tmp_path / name, tmp_path) if name != "model" else (tmp_path / name,):
-        with pytest.raises(BundleError, match="not opened") as refused:
+        with pytest.raises(BundleError, match="not opened") as error_info:
             load_market_bundle(path_to_load)
-        assert refused.value.check == "pickle"
+        assert error_info.value.check == "pickle"
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text("text")])
 def test_read_manifest_no_bundle_is_missing(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "model")
-    with pytest.raises(BundleError) as refused:
+    with pytest.raises(BundleError) as error_info:
         read_market_manifest(tmp_path / "model")
-    assert refused.value.check == "missing"
+    assert error_info.value.check == "missing"
 
 
 def test_write_bundle_existing_needs_replace(path: Path, bundle_in_memory: MarketBundle) -> None:
     before = (path / MANIFEST).read_bytes()
-    with pytest.raises(BundleError) as refused:
+    with pytest.raises(BundleError) as error_info:
         write_market_bundle(
             path, replace(bundle_in_memory.manifest, name="other"), bundle_in_memory.weights, bundle_in_memory.canary
         )
-    assert refused.value.check == "exists"
+    assert error_info.value.check == "exists"
     assert (path / MANIFEST).read_bytes() == before
     write_market_bundle(
         path,
@@ -276,9 +276,9 @@ def test_verify_canary_different_output_is_refused(path: Path) -> None:
     arrays["quantiles"] = arrays["quantiles"] * 1.001
     replace_file(path, CANARY, save(arrays))
     bundle = load_market_bundle(path)
-    with pytest.raises(BundleError) as refused:
+    with pytest.raises(BundleError) as error_info:
         verify_market_canary(bundle, load_market_engine(bundle))
-    assert refused.value.check == "canary"
+    assert error_info.value.check == "canary"
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -309,7 +309,7 @@ def test_engine_batch_and_threads_equal_single_predictions(bundle_in_memory: Mar
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"step": 60}, "60 s apart"),
         ({"target": np.arange(LENGTH - 1.0)}, "target"),
@@ -319,8 +319,8 @@ def test_engine_batch_and_threads_equal_single_predictions(bundle_in_memory: Mar
         ({"target": np.zeros(LENGTH)}, "does not move"),
     ],
 )
-def test_engine_wrong_input_is_refused(bundle_in_memory: MarketBundle, change: dict[str, object], told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_engine_wrong_input_is_refused(bundle_in_memory: MarketBundle, change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         MarketEngine(bundle_in_memory).predict(replace(make_input(0), **change))  # type: ignore[arg-type]
 
 

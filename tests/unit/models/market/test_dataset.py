@@ -84,9 +84,9 @@ def test_split_too_little_data_is_refused(data: MarketData) -> None:
 
 
 def test_split_error_names_enough_candles() -> None:
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(DataError) as error_info:
         split(make_data(50), 8, 4, 0.15, 0.15)
-    needed = int(str(refused.value).split("at least ")[1].split(" ")[0])
+    needed = int(str(error_info.value).split("at least ")[1].split(" ")[0])
     assert split(make_data(needed), 8, 4, 0.15, 0.15).test.origins.size
     with pytest.raises(DataError):
         split(make_data(needed - 3), 8, 4, 0.15, 0.15)

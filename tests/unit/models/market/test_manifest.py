@@ -83,7 +83,7 @@ def swap_values(path: str, first: str, second: str) -> Callable[[Document], None
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (set_value("schema", 2), "schema 2"),
         (set_value("schema", True), "schema"),
@@ -125,14 +125,14 @@ def swap_values(path: str, first: str, second: str) -> Callable[[Document], None
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_refused_by_name(
-    manifest: MarketManifest, change: Callable[[Document], None], told: str
+    manifest: MarketManifest, change: Callable[[Document], None], message: str
 ) -> None:
     document = json.loads(to_json(manifest))
     change(document)
-    with pytest.raises(BundleError, match=told) as refused:
+    with pytest.raises(BundleError, match=message) as error_info:
         parse(json.dumps(document).encode(), "")
-    assert refused.value.check == "schema"
-    assert re.search(r"(Restore|Use) [^.]+\. \(check: schema\)$", str(refused.value)), "the message says what to do"
+    assert error_info.value.check == "schema"
+    assert re.search(r"(Restore|Use) [^.]+\. \(check: schema\)$", str(error_info.value)), "the message says what to do"
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_a_wrong_field_is_refused_by_name(
     [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 200_000, b'{"schema": NaN}', b'{"schema": 1, "schema": 1}'],
 )
 def test_what_is_not_a_json_object_is_refused(content: bytes) -> None:
-    with pytest.raises(BundleError) as refused:
+    with pytest.raises(BundleError) as error_info:
         parse(content, "")
-    assert refused.value.check == "schema"
-    assert "Restore the bundle" in str(refused.value)
+    assert error_info.value.check == "schema"
+    assert "Restore the bundle" in str(error_info.value)
 
 
 def test_a_number_too_large_for_a_float_is_refused(manifest: MarketManifest) -> None:

@@ -13,9 +13,9 @@ from models.market.metrics import coverage, direction_accuracy, pinball, score
 LEVELS = (0.1, 0.5, 0.9)
 
 
-@pytest.mark.parametrize(("forecast", "actual", "wanted"), [(0, 1, 0.1), (1, 0, 0.9), (2, 2, 0), (-1, 3, 0.4)])
-def test_pinball_at_a_tenth_weighs_overshooting_nine_times(forecast: float, actual: float, wanted: float) -> None:
-    assert pinball(np.array([[[forecast]]]), np.array([[actual]]), (0.1,)).item() == pytest.approx(wanted)
+@pytest.mark.parametrize(("forecast", "actual", "expected"), [(0, 1, 0.1), (1, 0, 0.9), (2, 2, 0), (-1, 3, 0.4)])
+def test_pinball_at_a_tenth_weighs_overshooting_nine_times(forecast: float, actual: float, expected: float) -> None:
+    assert pinball(np.array([[[forecast]]]), np.array([[actual]]), (0.1,)).item() == pytest.approx(expected)
 
 
 @given(st.integers(0, 1000))

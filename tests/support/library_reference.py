@@ -1,6 +1,6 @@
-"""The peer: the same data and the same network, used the way pytorch_forecasting's documentation does.
+"""The reference for market models: the same data and network, used as in pytorch_forecasting's documentation.
 
-Tests compare our batches and our forward pass with what is built here.
+Tests compare batches and forward passes with it; benchmarks compare times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.tft.torch_model import LastValueNormalizer, build_network, quiet_lib
 
 
 def frame(data: MarketData) -> pd.DataFrame:
-    """The rows as the library wants them: one column a variable, a group, an integer time."""
+    """The rows as the library needs them: a column for each variable, the group, an integer time."""
     columns: dict[str, Any] = {
         "time_idx": ((data.time - data.time[0]) // data.step).astype(np.int64),
         "series": "0",
@@ -64,7 +64,7 @@ def network(manifest: MarketManifest, weights: Mapping[str, Any]) -> Any:
 
 
 def rows(inputs: ModelInput, manifest: MarketManifest) -> MarketData:
-    """One series to predict from, with the future rows that the library's `predict` mode needs appended."""
+    """One series to predict from, followed by the future rows that the library's `predict` mode needs."""
     horizon, length = manifest.horizon, manifest.encoder_length
     first = inputs.end - length * inputs.step
     return MarketData(
@@ -82,7 +82,7 @@ def rows(inputs: ModelInput, manifest: MarketManifest) -> MarketData:
 
 
 def _sklearn(name: str, scaler: Scaler) -> Any:
-    from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]  # no stubs, one use
+    from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]  # no stubs
 
     fitted = StandardScaler()
     fitted.mean_, fitted.scale_ = np.array([scaler.center]), np.array([scaler.scale])
