@@ -15,8 +15,8 @@ from cli.rows import console, row
 from forecastd.clock import SystemClock, to_iso
 from forecastd.fleet.contract import METRIC_NAMES, FeedError, unit_factor
 from forecastd.fleet.history.window_import import ImportReport, import_pickle
-from forecastd.fleet.window.store import TickStore
-from forecastd.runtime.file_lock import LOCK_NAME, FileLock
+from forecastd.fleet.window.store import FILE_NAME, LOCK_NAME, TickStore
+from forecastd.runtime.locks import FileLock
 from forecastd.settings import load_settings
 
 EPILOG = """\b
@@ -94,7 +94,7 @@ def _import_window(
         if not dry_run:
             stack.enter_context(FileLock(settings.fleet_state_path / LOCK_NAME, clock, timeout=0.0))
         store = TickStore(
-            settings.fleet_state_path / "window.sqlite", step=settings.fleet_step, hours=settings.fleet_history_hours,
+            settings.fleet_state_path / FILE_NAME, step=settings.fleet_step, hours=settings.fleet_history_hours,
             megabytes=settings.fleet_history_mb, read_only=dry_run,
         )  # fmt: skip
         stack.enter_context(store)

@@ -25,7 +25,7 @@ from forecastd.fleet.snapshot import FleetSnapshot
 from forecastd.fleet.tick_evaluator import TickEvaluator
 from forecastd.fleet.ticker import Ticker
 from forecastd.fleet.window.persistent_window import PersistentWindow
-from forecastd.fleet.window.store import TickStore
+from forecastd.fleet.window.store import FILE_NAME, TickStore
 from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Fleet:
             thresholds, settings.fleet_state_path / "alertbook.json", self.step, self._alerts
         )
         store = TickStore(
-            settings.fleet_state_path / "window.sqlite", step=self.step, hours=settings.fleet_history_hours,
+            settings.fleet_state_path / FILE_NAME, step=self.step, hours=settings.fleet_history_hours,
             megabytes=settings.fleet_history_mb,
         )  # fmt: skip
         self.model = ModelManager(settings, clock, factory or forecaster_factory(settings, clock), WINDOW_TICKS)

@@ -24,6 +24,7 @@ from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
 from forecastd.fleet.api.listen_address import listen
 from forecastd.fleet.demo import DemoFeed, DemoOptions
 from forecastd.fleet.fleet import Fleet
+from forecastd.fleet.window.store import LOCK_NAME
 from forecastd.logs import reopen
 from forecastd.runtime.formatting import format_count
 from forecastd.runtime.locks import FileLock
@@ -99,7 +100,7 @@ def _with_state_dir(settings: Settings, state: Path) -> Settings:
 
 def _lock_state(settings: Settings, clock: Clock) -> FileLock:
     try:
-        return FileLock(settings.fleet_state_path / "serve.lock", clock, timeout=LOCK_WAIT_SECONDS)
+        return FileLock(settings.fleet_state_path / LOCK_NAME, clock, timeout=LOCK_WAIT_SECONDS)
     except RetryLater as error:
         raise NeedsHuman(str(error)) from None
 

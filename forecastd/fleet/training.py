@@ -13,6 +13,7 @@ from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.history import training_data
 from forecastd.fleet.history.csv_history import data_from_csv
+from forecastd.fleet.window.store import FILE_NAME
 from forecastd.settings import Settings
 from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
 from models.fleet.bundle import read_fleet_manifest
@@ -95,7 +96,7 @@ def _collect_history(settings: Settings, request: FleetTrainingRequest, now: flo
     if request.data is not None:
         return data_from_csv(request.data, max_series=request.servers)
     hours = settings.fleet_history_hours if request.history is None else request.history
-    path = settings.fleet_state_path / training_data.STORE_NAME
+    path = settings.fleet_state_path / FILE_NAME
     return training_data.data_from_store(
         path, hours=hours, now=until, step=settings.fleet_step, max_servers=request.servers
     )

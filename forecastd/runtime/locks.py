@@ -13,7 +13,6 @@ from threading import Event
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
 
-LOCK_NAME = "serve.lock"  # in the state directory of a fleet
 RETRY_SECONDS = 0.1  # between two attempts to take a lock
 
 

@@ -20,7 +20,7 @@ from forecastd.fleet.api.responses import ApiContext, error_responses
 from forecastd.fleet.api.schemas import HistoryResponse
 from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, SERVER_PATTERN
 from forecastd.fleet.fleet import Fleet
-from forecastd.fleet.window.store import HistoryChunk
+from forecastd.fleet.history.chunks import HistoryChunk
 
 DEFAULT_SECONDS = 3600.0
 MAX_ROWS = 20_000  # of a JSON response

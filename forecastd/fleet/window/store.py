@@ -49,10 +49,9 @@ from forecastd.fleet.window.tick_tables import (
 from forecastd.fleet.window.window import FleetWindow
 from forecastd.market.window_file import FileUnavailableError, WindowFile
 
-__all__ = ["HistoryChunk", "LoadReport", "StoreState", "TickStore"]
-
 log = logging.getLogger(__name__)
 
+FILE_NAME, LOCK_NAME = "window.sqlite", "serve.lock"  # in the state directory of a fleet; see `FileLock`
 BUSY_TIMEOUT_SECONDS = 1.0  # the ticker must not be blocked for long
 STALE_SECONDS = 1800.0  # an older window is logged
 SYNC_SECONDS = 60.0

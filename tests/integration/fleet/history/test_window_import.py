@@ -21,11 +21,12 @@ from cli.main import main
 from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.contract import METRIC_INDEX
+from forecastd.fleet.history.chunks import HistoryChunk
 from forecastd.fleet.history.pickle_reader import PickleRefused, find_records, read_pickle
 from forecastd.fleet.history.window_import import ImportReport, import_pickle
 from forecastd.fleet.ingest.feed import FleetRows
-from forecastd.fleet.window.store import HistoryChunk, TickStore
-from forecastd.runtime.locks import LOCK_NAME, FileLock
+from forecastd.fleet.window.store import LOCK_NAME, TickStore
+from forecastd.runtime.locks import FileLock
 
 STEP = 5
 NOW = 1_700_000_000.0
