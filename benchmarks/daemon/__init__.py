@@ -1,6 +1,6 @@
-"""What the daemon is held to: every window accounted for over a long time with faults, cheap to keep, quick to notice.
+"""Benchmarks of the daemon: how soon it notices a window, what it costs while idle, and a long run with faults.
 
-Every daemon here is a process of its own on a local node in this one. `python -m benchmarks.daemon PART...` runs some of it.
+Each daemon is a separate process on a local node in this process. `python -m benchmarks.daemon PART...` runs some parts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ PARTS = ("detection", "idle", "soak")
 
 
 def run(*, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED) -> Iterator[Figure | PremiseCount]:
-    """Run the parts in turn; each one's results come as soon as it is through."""
+    """Run the parts in turn; yields the results of each part when it ends."""
     log = logging.getLogger("forecastd")
     level = log.level
-    log.setLevel(logging.ERROR)  # of endpoints that fail there is plenty to tell
+    log.setLevel(logging.ERROR)  # failing endpoints cause many warnings
     try:
         for part in parts:
             yield from importlib.import_module(f"benchmarks.daemon.{part}").run(quick=quick, seed=seed)

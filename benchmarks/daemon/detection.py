@@ -1,7 +1,7 @@
-"""How soon a cycle starts when a window has opened: by polling alone, by events alone, and the official worker with both.
+"""How soon a cycle starts after a window opened: by polling only, by events only, and the official worker with both.
 
-Blocks come every 50 ms and a window is open for ten seconds, which is as short as makes sense of a poll of five seconds at
-the least. When a cycle starts is read from the daemon's own log, when the official worker's does from its model.
+Blocks come every 50 ms, and a window is open for ten seconds, the minimum for a poll interval of five seconds. The start of a
+cycle is read from the daemon's log; for the official worker it is the call of its model.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ asyncio.run(main())
 
 @dataclass
 class WindowTimes:
-    """When windows opened and when they were noticed, by nonce, in unix seconds."""
+    """When windows opened and when they were noticed: unix seconds by nonce."""
 
     opened_at: dict[int, float] = field(default_factory=dict)
     noticed_at: dict[int, float] = field(default_factory=dict)
 
     def lags(self) -> list[float]:
-        """Seconds from one to the other. The first window may have been open before anybody looked."""
+        """Seconds from opened to noticed. Without the first window, which may have opened before the start."""
         both = sorted(set(self.opened_at) & set(self.noticed_at))[1:]
         return [self.noticed_at[nonce] - self.opened_at[nonce] for nonce in both]
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """40 windows, all three side by side; quick: 4."""
-    del seed  # nothing here is chosen at random
+    """40 windows for all three in parallel; quick: 4."""
+    del seed  # nothing here is random
     windows = 4 if quick else 40
     times = {name: WindowTimes() for name in ("polling", "events", "official")}
     with tempfile.TemporaryDirectory() as directory:
@@ -87,10 +87,10 @@ def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
     for name in ("polling", "events"):
         lags = times[name].lags()
         yield PremiseCount(
-            f"from window opened to cycle started, {name} alone, {windows} windows of {WINDOW_BLOCKS * BLOCK_SECONDS:g} s",
+            f"from window opened to cycle started, {name} only, {windows} windows of {WINDOW_BLOCKS * BLOCK_SECONDS:g} s",
             {"noticed": len(lags), "median, ms": _median_ms(lags), "longest, ms": 1000 * max(lags, default=0.0),
              "official worker, websocket and polling: noticed": len(peer), "official worker: median, ms": _median_ms(peer)},
-            "every window is noticed" + (f", within the poll of {POLL_SECONDS:g} s and its look" if name == "polling" else ""),
+            "every window is noticed" + (f", within the poll interval of {POLL_SECONDS:g} s" if name == "polling" else ""),
             tuple(f"only {len(lags)} of {windows - 1}" for _ in range(1) if len(lags) < windows - 1),
         )  # fmt: skip
     if peer and times["events"].lags():
@@ -105,7 +105,7 @@ def _median_ms(lags: list[float]) -> float:
 
 
 def _wait_for_windows(times: WindowTimes, windows: int) -> None:
-    """Until so many windows have closed."""
+    """Wait until `windows` windows have closed."""
     wait = threading.Event()
     while len(times.opened_at) < windows + 1:
         wait.wait(0.1)
@@ -114,12 +114,12 @@ def _wait_for_windows(times: WindowTimes, windows: int) -> None:
 def _open_node(directory: Path, times: WindowTimes) -> Iterator[EmbeddedNode]:
     spec = TopicSpec(TOPIC, epoch_length=EPOCH_BLOCKS, worker_submission_window=WINDOW_BLOCKS)
 
-    def made(block: ChainBlock) -> None:
+    def record_windows(block: ChainBlock) -> None:
         for _, nonce in block.opened_windows:
             times.opened_at[nonce] = SystemClock().now()
 
     with open_embedded(directory, SystemClock(), topics=(spec,), block_time=BLOCK_SECONDS, events=True) as node:
-        node.call(lambda chain: chain.listeners.append(made))
+        node.call(lambda chain: chain.listeners.append(record_windows))
         yield node
 
 
@@ -135,11 +135,11 @@ def _run_daemon(directory: Path, plan: DaemonPlan, windows: int, times: WindowTi
 
 
 def _cycle_start_times(log: Path) -> dict[int, float]:
-    """When the cycle began that served each nonce: the last beginning before the line that names the nonce."""
+    """The start of the cycle that served each nonce: the last start before the first line with the nonce."""
     start_times: dict[int, float] = {}
     started_at = 0.0
     for line in log.read_text().splitlines():
-        if line.endswith(" chain begins"):
+        if line.endswith(" chain starts"):
             started_at = datetime.fromisoformat(line.split()[0].rstrip("Z")).replace(tzinfo=UTC).timestamp()
         elif " chain: " in line and " nonce " in line:
             start_times.setdefault(int(line.split(" nonce ")[1].split()[0]), started_at)
@@ -151,18 +151,8 @@ def _run_official_worker(directory: Path, windows: int, times: WindowTimes) -> N
     for node in _open_node(directory / "node", times):
         register_worker(node, phrase)
         port = node.endpoint.rpartition(":")[2]
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            OFFICIAL_WORKER_SCRIPT,
-            port,
-            str(node.websocket),
-            phrase,
-            str(TOPIC),
-            "5",
-        ]
+        script = [sys.executable, "-W", "ignore", "-c", OFFICIAL_WORKER_SCRIPT]
+        command = [*script, port, str(node.websocket), phrase, str(TOPIC), "5"]
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:

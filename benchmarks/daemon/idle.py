@@ -1,7 +1,7 @@
-"""What waiting costs: CPU time and memory of the daemon's parent process beside the official worker's, on nodes alike.
+"""The cost of waiting: CPU time and memory of the daemon's parent process and of the official worker, on equal nodes.
 
-Blocks come every five seconds, the window of an hour is open and served, and nothing is to be done. Both have a websocket
-and look every two minutes. The model's processes, which the official worker does not have, are told besides.
+Blocks come every five seconds, the hour's window is open and served, and there is nothing to do. Both have a websocket and
+poll every two minutes. The model processes, which the official worker does not have, are reported separately.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from psutil import Process
 
 from benchmarks.daemon.detection import OFFICIAL_WORKER_SCRIPT
 from benchmarks.daemon.process import TOPIC, DaemonPlan, environment, register_worker, start_daemon
@@ -23,20 +24,17 @@ from forecastd.clock import SystemClock
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from tests.support.mnemonics import new_mnemonic
 
-if TYPE_CHECKING:
-    from psutil import Process
-
-SETTLE_SECONDS = 15.0  # seconds after the submission before the measurement begins
-SUBMISSION_TIMEOUT_SECONDS = 120.0  # seconds that the first submission may take
+SETTLE_SECONDS = 15.0  # from the submission to the start of the measurement
+SUBMISSION_TIMEOUT_SECONDS = 120.0  # for the first submission
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """Ten minutes of waiting, both side by side; quick: half a minute."""
-    del seed  # nothing here is chosen at random
+    """Ten minutes of waiting for both in parallel; quick: 30 s."""
+    del seed  # nothing here is random
     seconds = 30.0 if quick else 600.0
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        daemon_process = stack.enter_context(_run_daemon(Path(directory) / "ours"))
-        official_process = stack.enter_context(_run_official_worker(Path(directory) / "theirs"))
+        daemon_process = stack.enter_context(_run_daemon(Path(directory) / "daemon"))
+        official_process = stack.enter_context(_run_official_worker(Path(directory) / "official"))
         threading.Event().wait(SETTLE_SECONDS)
         before = (_cpu_seconds(daemon_process), _cpu_seconds(official_process))
         peaks, children = [0.0, 0.0], 0.0
@@ -56,13 +54,13 @@ def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
         peer_cpu_seconds,
         "s",
         peer,
-        "below 20 s; ours watches its models, too",
+        "below 20 s; the daemon also supervises its models",
     )
     yield Figure(f"peak memory in {description}", peaks[0], peaks[1], "MB", peer, "ratio >= 1.5")
     yield PremiseCount(
         "the daemon while it waits",
         {
-            "memory of the model's processes, MB": round(children),
+            "memory of the model processes, MB": round(children),
             "heavy libraries in the parent": ", ".join(heavy_libraries) or "none",
         },
         "the parent has imported neither torch nor pandas",
@@ -77,7 +75,7 @@ def _run_daemon(directory: Path) -> Iterator[Process]:
         address = register_worker(node, phrase)
         with start_daemon(DaemonPlan(), environment(directory, phrase, node), directory) as process:
             _wait_until_served(node, address)
-            yield _process(process.pid)
+            yield Process(process.pid)
 
 
 @contextmanager
@@ -86,22 +84,12 @@ def _run_official_worker(directory: Path) -> Iterator[Process]:
     with open_embedded(directory / "node", SystemClock(), events=True) as node:
         address = register_worker(node, phrase)
         port = node.endpoint.rpartition(":")[2]
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            OFFICIAL_WORKER_SCRIPT,
-            port,
-            str(node.websocket),
-            phrase,
-            str(TOPIC),
-            "120",
-        ]
+        script = [sys.executable, "-W", "ignore", "-c", OFFICIAL_WORKER_SCRIPT]
+        command = [*script, port, str(node.websocket), phrase, str(TOPIC), "120"]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 _wait_until_served(node, address)
-                yield _process(process.pid)
+                yield Process(process.pid)
             finally:
                 process.kill()
 
@@ -118,14 +106,8 @@ def _wait_until_served(node: EmbeddedNode, address: str) -> None:
     raise RuntimeError(f"nothing was submitted within {SUBMISSION_TIMEOUT_SECONDS:g} s")
 
 
-def _process(pid: int) -> Process:
-    from psutil import Process
-
-    return Process(pid)
-
-
 def _cpu_seconds(process: Process) -> float:
-    """CPU seconds so far, its own only."""
+    """CPU seconds of the process so far, without its children."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
@@ -135,6 +117,6 @@ def _megabytes(process: Process) -> float:
 
 
 def _heavy_libraries(pid: int) -> list[str]:
-    """Libraries whose native parts the process has mapped although it must not have imported them."""
+    """The libraries that the process must not import but whose native code it has mapped."""
     mapped = Path(f"/proc/{pid}/maps").read_text()
     return [name for name in ("torch", "pandas", "pyarrow") if f"/site-packages/{name}/" in mapped]

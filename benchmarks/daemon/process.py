@@ -1,6 +1,6 @@
-"""The daemon as a process to be measured: the product's own, with settings from the environment and small log files.
+"""The daemon as a process to measure, with settings from the environment.
 
-Run as `python -m benchmarks.daemon.process JSON`; what JSON may hold is `Plan`.
+Run as `python -m benchmarks.daemon.process JSON`, where JSON has the fields of `DaemonPlan`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from pathlib import Path
 from benchmarks.processes import ROOT
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
+from forecastd.daemon.loop import Daemon
+from forecastd.daemon.threads import PollOptions
 from forecastd.localnet.embedded import EmbeddedNode
 from forecastd.localnet.state import Effect
+from forecastd.logs import configure, install_hooks
+from forecastd.settings import load_settings
 
 TOPIC = 67
 
 
 @dataclass(frozen=True)
 class DaemonPlan:
-    """How windows are found, how often is looked at least and at most (seconds), and how large a log file may grow."""
+    """How windows are found, the bounds of the poll interval in seconds, and the size of a log file before rotation."""
 
     poll: bool = True
     events: bool = True
@@ -36,7 +40,7 @@ class DaemonPlan:
 
 
 def environment(directory: Path, phrase: str, node: EmbeddedNode, endpoints: tuple[str, ...] = ()) -> dict[str, str]:
-    """What a daemon on this node is told."""
+    """The environment of a daemon on this node."""
     return {
         "PATH": os.defpath,
         "HOME": str(directory),
@@ -49,7 +53,7 @@ def environment(directory: Path, phrase: str, node: EmbeddedNode, endpoints: tup
 
 
 def register_worker(node: EmbeddedNode, phrase: str) -> str:
-    """Fund the phrase's wallet and register it for the topic; its address."""
+    """Fund the phrase's wallet and register it for the topic. Returns its address."""
     address = Wallet.from_mnemonic(phrase).address
     node.call(lambda chain: chain.fund(address, 10**24))
     node.call(lambda chain: chain.state.apply(Effect(worker=(TOPIC, address))))
@@ -58,7 +62,7 @@ def register_worker(node: EmbeddedNode, phrase: str) -> str:
 
 @contextmanager
 def start_daemon(plan: DaemonPlan, variables: dict[str, str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon while the block runs; killed at its end where it has not ended by then."""
+    """A daemon while the block runs; killed at the end if it is still running."""
     command = [sys.executable, "-m", "benchmarks.daemon.process", json.dumps(asdict(plan))]
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "console").open("ab") as console, subprocess.Popen(
@@ -72,11 +76,6 @@ def start_daemon(plan: DaemonPlan, variables: dict[str, str], directory: Path) -
 
 
 def main() -> int:
-    from forecastd.daemon.loop import Daemon
-    from forecastd.daemon.threads import PollOptions
-    from forecastd.logs import configure, install_hooks
-    from forecastd.settings import load_settings
-
     plan = DaemonPlan(**json.loads(sys.argv[1]))
     settings = load_settings()
     configure(settings.log_path, verbose=False, console_level=logging.INFO, timestamps=True, max_bytes=plan.log_bytes)

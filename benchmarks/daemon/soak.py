@@ -1,8 +1,8 @@
-"""Hundreds of epochs in minutes, with faults on: every window accounted for, memory and files flat, logs rotated for real.
+"""Hundreds of epochs in minutes with faults: every window is accounted for, memory and open files stay flat, logs rotate.
 
-One of two endpoints has another fault in each epoch and the other is well, so each window can be served and must be, once.
-In every twentieth epoch nobody answers until the window has closed: those must be recorded as missed. Once the daemon is
-killed, and once the log is moved away under it and SIGHUP sent, as logrotate does.
+In each epoch one of two endpoints has another fault and the other works, so each window must be served exactly once. In every
+twentieth epoch no endpoint answers until the window has closed; it must be recorded as missed. Once the daemon is killed, and
+once its log is renamed and SIGHUP sent, as logrotate does.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from forecastd.localnet.topics import TopicSpec
 from tests.support.mnemonics import new_mnemonic
 
 EPOCH_BLOCKS, WINDOW_BLOCKS = 40, 36  # blocks
-TIMEOUT_SECONDS = 120.0  # seconds that a window is held open for a daemon that is slow
-MAX_GROWTH_KB = 300.0  # kB of growth in 100 epochs that count as none: an allocator's noise, 26 MB in a year
+TIMEOUT_SECONDS = 120.0  # how long a window stays open for a slow daemon
+MAX_GROWTH_KB = 300.0  # kB in 100 epochs, which is allocator noise: 26 MB in a year
 FAULTS = (
     "ok", "hang", "slow=0.5", "unavailable", "rate-limit", "internal", "garbage", "truncated", "html", "disconnect", "goaway",
     "refuse", "drop", "lose-answer", "hang-answer", "mempool-full", "index-behind=2", "behind=100", "frozen-height",
@@ -40,7 +40,7 @@ PLAN = DaemonPlan(min_poll_seconds=0.5, max_poll_seconds=0.5, log_bytes=20_000)
 
 @dataclass
 class SoakTest:
-    """A chain, a daemon on it, and what is measured epoch by epoch; memory in kB."""
+    """A chain, a daemon on it, and the measurements of each epoch; memory in kB."""
 
     directory: Path
     node: EmbeddedNode
@@ -54,7 +54,7 @@ class SoakTest:
     failures: list[str] = field(default_factory=list)
 
     def run(self) -> PremiseCount:
-        """All epochs, with a kill after a fifth of them and a log that is moved away after two fifths."""
+        """Run all epochs; kill the daemon after a fifth of them, and rename its log after two fifths."""
         self.wallet = register_worker(self.node, self.phrase)
         self.second = self.node.add_endpoint()
         variables = environment(self.directory, self.phrase, self.node, (self.node.endpoint, self.second))
@@ -68,16 +68,16 @@ class SoakTest:
                 if index == 2 * self.epoch_count // 5:
                     self._logrotate(process)
             if process.poll() is not None:
-                self.failures.append(f"the daemon ended by itself, with {process.returncode}")
+                self.failures.append(f"the daemon exited by itself with {process.returncode}")
             if not _wait_until(self._is_last_confirmed):
                 self.failures.append("the last submission was not confirmed")
             process.terminate()
             if process.wait(TIMEOUT_SECONDS) != 0:
-                self.failures.append(f"the daemon ended with {process.returncode}")
+                self.failures.append(f"the daemon exited with {process.returncode}")
         return self._verify()
 
     def _epoch(self) -> None:
-        """Open a window, wait until it is served, and close it; or have nobody answer all the while."""
+        """Open a window, wait until it is served, and close it; or let no endpoint answer meanwhile."""
         index = len(self.nonces)
         nonce = 1 + EPOCH_BLOCKS * index
         self.nonces.append(nonce)
@@ -99,13 +99,13 @@ class SoakTest:
         self._advance_to(nonce + EPOCH_BLOCKS - 1)
 
     def _is_served(self, nonce: int) -> bool:
-        """Whether it is in a block; a block is made where the window has room for one."""
+        """Whether the nonce is served. Makes a block if the window stays open."""
         if self.node.advance(0) < nonce + WINDOW_BLOCKS - 8:
             self.node.advance()
         return any(inclusion.code == 0 for inclusion in self.node.record().inclusions(TOPIC, nonce, self.wallet))
 
     def _is_last_confirmed(self) -> bool:
-        """Whether the daemon tells of the last submission itself."""
+        """Whether the daemon's status has the last submission."""
         status = json.loads((self.directory / "state" / "daemon.json").read_text())
         return bool(status["topics"][0]["confirmed_nonce"] == self.nonces[-1])
 
@@ -127,10 +127,10 @@ class SoakTest:
         log.rename(log.with_name("moved.log"))
         process.send_signal(SIGHUP)
         if not _wait_until(lambda: log.exists() and " reloaded" in log.read_text()):
-            self.failures.append("the log was moved away, and after SIGHUP there was no new one")
+            self.failures.append("after the log was renamed, SIGHUP created no new one")
 
     def _verify(self) -> PremiseCount:
-        """Each window by the node's record and by the ledger."""
+        """Check each window against the node's record and the ledger."""
         record = self.node.record()
         with sqlite3.connect(self.directory / "state" / "ledger.sqlite") as database:
             states = dict(database.execute("SELECT nonce, state FROM epochs WHERE topic_id = ?", (TOPIC,)).fetchall())
@@ -142,7 +142,7 @@ class SoakTest:
             wasted += len(codes) - included
             expected_states = ("missed",) if nonce in self.unserved_nonces else ("included", "admitted")
             if included != (nonce not in self.unserved_nonces) or state not in expected_states:
-                self.failures.append(f"nonce {nonce}: {included} good inclusions, {state or 'nothing'} in the ledger")
+                self.failures.append(f"nonce {nonce}: {included} good inclusions, {state or 'no row'} in the ledger")
         memory, files = 100 * _slope(self.memory), 100 * _slope(self.files)
         rotated = len(list((self.directory / "logs").glob("submission.log.*")))
         self.failures += (
@@ -157,8 +157,8 @@ class SoakTest:
         return PremiseCount(
             f"{self.epoch_count} epochs with faults",
             {
-                "served, once each": served, "missed and recorded, nobody answered": len(self.unserved_nonces),
-                "paid in vain": wasted, "logs that were full and rotated away, kept": rotated,
+                "served, once each": served, "recorded as missed, no endpoint answered": len(self.unserved_nonces),
+                "fees without effect": wasted, "rotated logs": rotated,
                 "memory, kB in 100 epochs": round(memory, 1), "memory at the end, MB": round(self.memory[-1] / 1000, 1),
                 "open files, in 100 epochs": round(files, 2), "open files at the end": int(self.files[-1]),
             },
@@ -168,7 +168,7 @@ class SoakTest:
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """500 epochs; quick: 40, too few to judge a slope by."""
+    """500 epochs; quick: 40, too few to measure growth."""
     spec = TopicSpec(TOPIC, epoch_length=EPOCH_BLOCKS, worker_submission_window=WINDOW_BLOCKS)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -177,7 +177,7 @@ def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
 
 
 def _wait_until(condition: Callable[[], bool]) -> bool:
-    """Whether something is so within the patience there is."""
+    """Whether the condition becomes true in time."""
     pause = threading.Event()
     for _ in range(int(TIMEOUT_SECONDS / 0.05)):
         if condition():
@@ -187,6 +187,6 @@ def _wait_until(condition: Callable[[], bool]) -> bool:
 
 
 def _slope(values: list[float]) -> float:
-    """Growth an epoch, without the first half, in which caches fill."""
+    """Growth per epoch, without the first half, in which caches fill."""
     second_half = values[len(values) // 2 :]
     return statistics.linear_regression(range(len(second_half)), second_half).slope if len(second_half) > 1 else 0.0
