@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import hide
+from forecastd.runtime.files import read_text_file
 from forecastd.runtime.http import fetch_url, host_and_port
-from forecastd.runtime.text_file import read_text_file
 from forecastd.settings import Settings
 
 REQUEST_SECONDS = 10.0  # for a whole request and its response

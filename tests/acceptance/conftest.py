@@ -1,8 +1,7 @@
-"""The command a user types, as a subprocess with nothing of the machine's environment but a state directory of its own."""
+"""Runs commands as subprocesses with a clean environment and a separate state directory."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,35 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from xmlrpc.client import ServerProxy
 
 import pytest
+from supervisor.xmlrpc import SupervisorTransport
 
-
-@dataclass(frozen=True)
-class CommandResult:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """The one JSON object on stdout; fails when there is anything else."""
-        document: dict[str, Any] = json.loads(self.out)
-        return document
-
-
-class Command(Protocol):
-    def __call__(self, *arguments: str, timeout: float = 120, **environment: str) -> CommandResult: ...
+from forecastd.clock import SystemClock
+from forecastd.localnet.chain import ChainConfig, LocalChain
+from forecastd.localnet.store import ChainStore, chain_path
+from forecastd.localnet.topics import TopicSpec
+from forecastd.service import supervisord as supervisord_service
+from forecastd.service.launch import DAEMON_SERVICE, ENTRY_POINT, FLEET_SERVICE, LaunchSpec
+from tests.support.commands import Command, CommandResult
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """What every command gets: where programs are, an empty home, and its own state."""
+    """The environment of every command: PATH, an empty home, and a separate state directory."""
     home = tmp_path / "home"
     home.mkdir()
     return {
@@ -54,7 +43,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def command(root: Path, tmp_path: Path, environment: dict[str, str]) -> Command:
-    """Run `submit_prediction.py` with arguments, in a directory of the test's own."""
+    """Run `submit_prediction.py` with arguments, in the directory of the test."""
 
     def run(*arguments: str, timeout: float = 120, **environment_overrides: str) -> CommandResult:
         completed = subprocess.run(
@@ -76,13 +65,8 @@ def command(root: Path, tmp_path: Path, environment: dict[str, str]) -> Command:
 def one_epoch(environment: dict[str, str]) -> None:
     """The embedded chain of the command's state, with a single epoch that outlasts every test.
 
-    The default one ends on the hour of the wall clock, and takes nothing any more in its last seconds.
+    The default epoch ends on the hour of the wall clock, and its last seconds are too late for a submission.
     """
-    from forecastd.clock import SystemClock
-    from forecastd.localnet.chain import ChainConfig, LocalChain
-    from forecastd.localnet.store import ChainStore, chain_path
-    from forecastd.localnet.topics import TopicSpec
-
     rules = ChainConfig(topics=(TopicSpec(67, epoch_length=10**9, worker_submission_window=17_280),))  # a day of blocks
     store = ChainStore(chain_path(Path(environment["STATE_DIR"]), rules.chain_id))
     LocalChain(rules, store, SystemClock())
@@ -91,7 +75,7 @@ def one_epoch(environment: dict[str, str]) -> None:
 
 @pytest.fixture
 def time_left_in_the_hour() -> None:
-    """For the embedded chain as it is by default: its epoch is not about to end."""
+    """Wait until the default epoch of the embedded chain is not about to end."""
     pause_event = threading.Event()
     while (remaining := 3600 - time.time() % 3600) < 100:
         pause_event.wait(remaining)
@@ -99,7 +83,7 @@ def time_left_in_the_hour() -> None:
 
 @pytest.fixture
 def once(command: Command, one_epoch: None) -> Callable[..., CommandResult]:
-    """`--once --json` with more arguments, on a chain of one epoch; the answer is always exactly one JSON object."""
+    """Run `--once --json` with more arguments, on a chain of one epoch; the output is exactly one JSON object."""
 
     def run(*arguments: str, **environment_overrides: str) -> CommandResult:
         completed = command("--once", "--json", *arguments, timeout=120, **environment_overrides)
@@ -111,7 +95,7 @@ def once(command: Command, one_epoch: None) -> Callable[..., CommandResult]:
 
 
 class Supervisord:
-    """A real supervisord in a directory of its own, driven with `supervisorctl` over its unix socket.
+    """A real supervisord in a separate directory, controlled by `supervisorctl` over its unix socket.
 
     Programs are files in `programs`; `NAME` is the one that `add` writes, as `forecastd service install` would.
     """
@@ -132,23 +116,23 @@ class Supervisord:
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self._config)],
             cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        self.wait_until(lambda: "supervisord started" in self.log)  # said when its socket listens
+        self.wait_until(lambda: "supervisord started" in self.log)  # logged when its socket listens
 
     def add(
         self, directory: Path, *options: str, python: Path | None = None, fleet: bool = False, **seconds: int
     ) -> None:
-        """Install the daemon (or the fleet), or what stands in for it as `python`, to run in `directory`, and take it over.
+        """Install the daemon (or the fleet), or a replacement for it as `python`, with `directory` as working directory.
 
-        `seconds`: instead of those in the file that ships; a program counts as started after 1 unless `startsecs` is given.
+        `seconds` replace those of the shipped file; `startsecs` is 1 by default.
         """
-        from forecastd.service import supervisord
-        from forecastd.service.launch import DAEMON_SERVICE, ENTRY_POINT, FLEET_SERVICE, LaunchSpec
-
         launch = LaunchSpec(
             python=python or Path(sys.executable), program=ENTRY_POINT, directory=directory, options=options,
-            user=None, per_user=False, state=None, logs=None, credential=None, service=FLEET_SERVICE if fleet else DAEMON_SERVICE,
+            user=None, per_user=False, state=None, logs=None, credential=None,
+            service=FLEET_SERVICE if fleet else DAEMON_SERVICE,
         )  # fmt: skip
-        text = supervisord.render(launch.service.template_path("supervisord").read_text(encoding="utf-8"), launch)
+        text = supervisord_service.render(
+            launch.service.template_path("supervisord").read_text(encoding="utf-8"), launch
+        )
         self.NAME = launch.service.name
         for name, value in ({"startsecs": 1} | seconds).items():
             text, count = re.subn(rf"^{name}=\d+$", f"{name}={value}", text, flags=re.MULTILINE)
@@ -158,7 +142,7 @@ class Supervisord:
         assert "added process group" in self.ctl("update").out
 
     def ctl(self, *arguments: str) -> CommandResult:
-        """`supervisorctl` with these arguments, to its end."""
+        """Run `supervisorctl` with these arguments."""
         completed = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(self._config), *arguments],
             cwd=self.home, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
@@ -168,26 +152,22 @@ class Supervisord:
 
     @property
     def state(self) -> str:
-        """Such as RUNNING, STOPPED, EXITED, BACKOFF."""
+        """The state of the program: RUNNING, STOPPED, EXITED, BACKOFF, ..."""
         return str(self._process_info()["statename"])
 
     @property
     def pid(self) -> int:
-        """The program's process, 0 when none runs."""
+        """The pid of the program, 0 when it does not run."""
         return int(self._process_info()["pid"])
 
     @property
     def output(self) -> str:
-        """What the program has written."""
+        """The output of the program."""
         path = Path(self._process_info()["stdout_logfile"])
         return path.read_text(encoding="utf-8")
 
     def _process_info(self) -> dict[str, Any]:
-        """What supervisord knows of the program, over the same socket as `supervisorctl` but in milliseconds."""
-        from xmlrpc.client import ServerProxy
-
-        from supervisor.xmlrpc import SupervisorTransport
-
+        """The program's state by supervisord, over the socket of `supervisorctl` but in milliseconds."""
         with closing(SupervisorTransport(None, None, serverurl=f"unix://{self.home}/socket")) as transport:
             document: dict[str, Any] = ServerProxy("http://127.0.0.1", transport=transport).supervisor.getProcessInfo(
                 self.NAME
@@ -195,7 +175,7 @@ class Supervisord:
         return document
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
-        """Wait until something is so; fails with supervisord's own log when it is not in time."""
+        """Wait until `condition()` is true; fail with supervisord's log when it is not within `seconds`."""
         pause_event = threading.Event()
         for _ in range(int(seconds / 0.1)):
             if condition():
@@ -218,7 +198,7 @@ class Supervisord:
 
 @pytest.fixture
 def supervisord(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Supervisord]:
-    """A real supervisord without programs. Its own directory has a short path: a socket's name has room for 107 bytes."""
+    """A real supervisord without programs. Its directory has a short path: a socket's name has at most 107 bytes."""
     supervisor = Supervisord(tmp_path_factory.mktemp("sv"), environment)
     yield supervisor
     supervisor.close()
@@ -230,12 +210,13 @@ class SystemdBox(Protocol):
 
 @pytest.fixture
 def systemd_box(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SystemdBox:
-    """Run a job, a script, as root beside a real systemd that is process 1 of a box of its own; gives what it said.
+    """Run a script as root beside a real systemd, which is process 1 of a separate namespace; returns its output.
 
-    `files` go into /run/box, with the job; test_service_box.sh tells what else is there. Skips where none can be booted.
+    `files` are copied to /run/box together with the script; test_service_box.sh describes the rest. Skips where systemd
+    cannot be booted.
     """
     if os.getuid() != 0 or shutil.which("unshare") is None or not Path("/lib/systemd/systemd").exists():
-        pytest.skip("a box with a systemd of its own needs root, unshare and systemd")
+        pytest.skip("a separate systemd needs root, unshare and systemd")
 
     def run(job: str, **files: str) -> str:
         share = tmp_path_factory.mktemp("box")
@@ -249,10 +230,10 @@ def systemd_box(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Systemd
             ["/bin/bash", str(script), str(share), str(root), sys.prefix, str(base)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280, check=False,
         )  # fmt: skip
-        output_file = share / "said"
+        output_file = share / "output"
         return (output_file.read_text(encoding="utf-8") if output_file.is_file() else "") + completed.stdout
 
     output = run("#!/bin/sh\necho the box is up\n")
     if "the box is up\n" not in output:
-        pytest.skip(f"no systemd can be booted here: {output}")
+        pytest.skip(f"systemd cannot be booted here: {output}")
     return run

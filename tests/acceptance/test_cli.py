@@ -1,13 +1,16 @@
-"""The command line itself: help that costs nothing, usage errors, completion."""
+"""The command line itself: cheap help, usage errors, completion."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from cli.main import main
+
+Capture = pytest.CaptureFixture[str]
 
 HEAVY = (
     "torch",
@@ -34,21 +37,21 @@ def test_help_imports_nothing_heavy(root: Path) -> None:
     assert result.stderr.strip() == "[]"
 
 
-def test_help_lists_every_variable_and_exit_code(command: Any) -> None:
-    result = command("--help")
-    assert result.code == 0
+def test_help_lists_every_variable_and_exit_code(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    output = capsys.readouterr().out
     for variable in ("TOPIC_ID", "ALLORA_NETWORK", "DATA_SOURCE", "MODEL", "FEATURES", "STATE_DIR", "LOG_DIR"):
-        assert f"[{variable}" in result.out, variable
+        assert f"[{variable}" in output, variable
     for code in range(7):
-        assert f"  {code}  " in result.out
-    assert max(map(len, result.out.splitlines())) <= 80
+        assert f"  {code}  " in output
+    assert max(map(len, output.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", ["completion", "data", "doctor", "ledger", "localnet", "model", "train"])
-def test_every_command_has_help(command: Any, name: str) -> None:
-    result = command(name, "--help")
-    assert result.code == 0, result.err
-    assert "Usage: forecastd" in result.out
+def test_every_command_has_help(name: str, capsys: Capture) -> None:
+    assert main([name, "--help"]) == 0
+    assert "Usage: forecastd" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -65,23 +68,23 @@ def test_every_command_has_help(command: Any, name: str) -> None:
         ("--once", "train"),
     ],
 )
-def test_wrong_usage_exits_2_with_reason(command: Any, arguments: tuple[str, ...]) -> None:
-    result = command(*arguments)
-    assert result.code == 2
-    assert "Error: " in result.err
-    assert "Traceback" not in result.err
-    assert result.out == ""
+def test_wrong_usage_exits_2_with_reason(arguments: tuple[str, ...], capsys: Capture) -> None:
+    assert main([*arguments]) == 2
+    output = capsys.readouterr()
+    assert "Error: " in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script_for_the_shell(command: Any, shell: str) -> None:
-    result = command("completion", shell)
-    assert result.code == 0
-    assert "_FORECASTD_COMPLETE" in result.out
+def test_completion_prints_a_script_for_the_shell(shell: str, capsys: Capture) -> None:
+    assert main(["completion", shell]) == 0
+    assert "_FORECASTD_COMPLETE" in capsys.readouterr().out
 
 
-def test_version_is_printed(command: Any) -> None:
-    assert command("--version").out.startswith("forecastd 0.")
+def test_version_is_printed(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("forecastd 0.")
 
 
 UNEXPECTED_ERROR = """
@@ -100,4 +103,4 @@ def test_unexpected_error_is_one_line_and_exits_1(root: Path) -> None:
         [sys.executable, "-c", code, "--once"], cwd=root, capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    assert result.stderr == "Unforeseen error: RuntimeError: boom. Run again with -v for the traceback.\n"
+    assert result.stderr == "Unexpected error: RuntimeError: boom. Run again with -v for the traceback.\n"

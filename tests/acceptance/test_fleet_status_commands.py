@@ -1,23 +1,25 @@
-"""`forecastd fleet status` and `forecastd fleet top`, beside a fleet that is well, ill, slow, locked, or no fleet at all."""
+"""`forecastd fleet status` and `forecastd fleet top` against healthy, unhealthy, protected and missing fleets."""
 
 from __future__ import annotations
 
 import json
 import os
 import pty
-import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
+
+from tests.support.commands import Command
+from tests.support.terminal import TerminalReader
 
 PATIENCE = 60.0  # seconds that a busy machine may take
 KEY = "0123456789abcdef-first"
@@ -37,23 +39,11 @@ FORECAST: dict[str, Any] = {
 }
 
 
-class CommandResult(Protocol):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]: ...
-
-
-Command = Callable[..., CommandResult]
-
-
 @pytest.fixture
 def fleet(httpserver: HTTPServer) -> HTTPServer:
     """A service that answers as a fleet does."""
-    for path, told in {"/status": STATUS, "/risk": RISK, "/alerts": ALERTS, "/forecast": FORECAST}.items():
-        httpserver.expect_request(path).respond_with_json(told)
+    for path, document in {"/status": STATUS, "/risk": RISK, "/alerts": ALERTS, "/forecast": FORECAST}.items():
+        httpserver.expect_request(path).respond_with_json(document)
     return httpserver
 
 
@@ -77,21 +67,21 @@ def test_status_json_is_service_response(command: Command, fleet: HTTPServer) ->
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
 def test_status_unhealthy_exits_with_6(command: Command, httpserver: HTTPServer, option: tuple[str, ...]) -> None:
-    ill = {**STATUS, "health": {"ok": False, "reasons": ["the ticker stands still"]}}
-    httpserver.expect_request("/status").respond_with_json(ill)
+    unhealthy = {**STATUS, "health": {"ok": False, "reasons": ["the ticker has stopped"]}}
+    httpserver.expect_request("/status").respond_with_json(unhealthy)
     httpserver.expect_request("/risk").respond_with_json(RISK)
     httpserver.expect_request("/alerts").respond_with_json(ALERTS)
     done = command("fleet", "status", *url_option(httpserver), *option)
     assert done.code == 6
-    assert "the ticker stands still" in done.out
+    assert "the ticker has stopped" in done.out
 
 
 @pytest.fixture
 def unused_url() -> Iterator[str]:
     """An address of this machine where nobody listens, and nobody else will begin to."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("name", ["status", "top"])
@@ -115,10 +105,10 @@ def protected_fleet(httpserver: HTTPServer) -> HTTPServer:
     """A fleet that asks for the key."""
 
     def answer(request: Request) -> Response:
-        told = {"/status": STATUS, "/risk": RISK, "/alerts": ALERTS, "/forecast": FORECAST}[request.path]
+        document = {"/status": STATUS, "/risk": RISK, "/alerts": ALERTS, "/forecast": FORECAST}[request.path]
         if request.headers.get("X-API-Key") != KEY:
-            return Response('{"error": "The API key is not known here.", "fix": "Send one as X-API-Key."}', 401)
-        return Response(json.dumps(told), 200, content_type="application/json")
+            return Response('{"error": "The API key is unknown.", "fix": "Send one as X-API-Key."}', 401)
+        return Response(json.dumps(document), 200, content_type="application/json")
 
     for path in ("/status", "/risk", "/alerts", "/forecast"):
         httpserver.expect_request(path).respond_with_handler(answer)
@@ -129,7 +119,7 @@ def protected_fleet(httpserver: HTTPServer) -> HTTPServer:
 def test_refused_key_exits_with_5_and_is_not_shown(command: Command, protected_fleet: HTTPServer, name: str) -> None:
     done = command("fleet", name, *url_option(protected_fleet), "--api-key", "a-wrong-key-of-somebody")
     assert (done.code, done.out) == (5, "")
-    assert "The API key is not known here." in done.err
+    assert "The API key is unknown." in done.err
     assert "wrong-key" not in done.err
 
 
@@ -145,15 +135,15 @@ def test_top_once_prints_one_screen(command: Command, fleet: HTTPServer) -> None
     assert "91→98" in done.out
     assert "db-01            91 critical     6m" in done.out
     assert max(map(len, done.out.splitlines())) <= 80
-    (asked,) = (request for request, _ in fleet.log if request.path == "/forecast")
-    assert asked.args["servers"] == "db-01"
+    (forecast_request,) = (request for request, _ in fleet.log if request.path == "/forecast")
+    assert forecast_request.args["servers"] == "db-01"
     assert "91>98" in command("fleet", "top", "--once", *url_option(fleet), LC_ALL="C", PYTHONIOENCODING="ascii").out
 
 
 def test_top_without_forecast_is_shown(command: Command, httpserver: HTTPServer) -> None:
-    for path, told in {"/status": STATUS, "/risk": RISK, "/alerts": ALERTS}.items():
-        httpserver.expect_request(path).respond_with_json(told)
-    httpserver.expect_request("/forecast").respond_with_json({"error": "There is no forecast yet."}, 503)
+    for path, document in {"/status": STATUS, "/risk": RISK, "/alerts": ALERTS}.items():
+        httpserver.expect_request(path).respond_with_json(document)
+    httpserver.expect_request("/forecast").respond_with_json({"error": "No forecast yet."}, 503)
     done = command("fleet", "top", "--once", *url_option(httpserver))
     assert (done.code, done.err) == (0, "")
     assert "db-01" in done.out
@@ -199,38 +189,15 @@ def test_top_on_terminal_shows_errors_until_ctrl_c(root: Path, environment: dict
         process = stack.enter_context(live(root, terminal, fleet, stdin=theirs, stdout=theirs, start_new_session=True))
         os.close(theirs)
         screen = TerminalReader(ours)
-        screen.until(b"db-01")
+        screen.read_until(b"db-01")
         fleet.expect_oneshot_request("/status").respond_with_data("", 503)
-        screen.until(b"What follows is old")
-        screen.until(b"db-01")
+        screen.read_until(b"The data below is old")
+        screen.read_until(b"db-01")
         os.killpg(process.pid, signal.SIGINT)
-        screen.until(None)
+        screen.read_until(None)
         assert process.stderr is not None
         assert (process.wait(PATIENCE), process.stderr.read().strip()) == (130, b"Interrupted.")
-        assert b"\x1b[?25h" in screen.seen  # the cursor is back
-
-
-class TerminalReader:
-    """The other side of a terminal."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.seen = b""
-
-    def until(self, text: bytes | None) -> None:
-        """Read until `text` has come, or until the program has left when it is None."""
-        start = len(self.seen)
-        while text is None or text not in self.seen[start:]:
-            ready, _, _ = select.select([self._descriptor], [], [], PATIENCE)
-            assert ready, self.seen[-2000:]
-            try:
-                data = os.read(self._descriptor, 65_536)
-            except OSError:  # EIO: nobody has the terminal open any more
-                data = b""
-            if not data:
-                assert text is None, self.seen[-2000:]
-                return
-            self.seen += data
+        assert b"\x1b[?25h" in screen.output  # the cursor is visible again
 
 
 def test_help_imports_nothing_heavy(root: Path, environment: dict[str, str]) -> None:

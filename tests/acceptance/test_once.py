@@ -1,4 +1,4 @@
-"""`--once`: one forecast submitted, the same epoch never twice, and every refusal with its documented code."""
+"""`--once`: one submission per epoch, never two, and each refusal with its documented exit code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from forecastd.supervise.process import child_environment
+
 Once = Callable[..., Any]
 KEYS = {
     "outcome", "reason", "chain_id", "topic_id", "nonce", "wallet", "value", "quantiles", "tx_hash", "height", "source",
@@ -20,7 +22,7 @@ KEYS = {
 }  # fmt: skip
 # BIP-39's own example.
 PHRASE = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about"
-CLOSED = "127.0.0.1:9"  # the discard port, which nothing listens on
+CLOSED = "127.0.0.1:9"  # the discard port: nothing listens there
 
 
 def query_ledger(state: Path) -> list[tuple[Any, ...]]:
@@ -34,7 +36,7 @@ def query_ledger(state: Path) -> list[tuple[Any, ...]]:
 @pytest.mark.usefixtures("time_left_in_the_hour")
 def test_defaults_submit_in_a_block(command: Any, tmp_path: Path) -> None:
     result = command("--once", "--json")
-    document = result.told
+    document = result.document
     assert (result.code, document["exit_code"]) == (0, 0), result.err
     assert set(document) >= KEYS
     assert (document["outcome"], document["chain_id"], document["topic_id"]) == ("submitted", "localnet", 67)
@@ -52,9 +54,9 @@ def test_second_run_reports_already_submitted(once: Once, tmp_path: Path) -> Non
     moment = ("--as-of", "2026-03-01T12:30:00Z")
     first, second = once(*moment), once(*moment)
     assert (first.code, second.code) == (0, 0)
-    assert second.told["outcome"] == "already_submitted"
+    assert second.document["outcome"] == "already_submitted"
     for field in ("nonce", "tx_hash", "value", "height"):
-        assert second.told[field] == first.told[field], field
+        assert second.document[field] == first.document[field], field
     assert len(query_ledger(tmp_path / "state")) == 1
 
 
@@ -63,21 +65,21 @@ def test_lost_ledger_does_not_submit_twice(once: Once, tmp_path: Path) -> None:
     first = once(*moment)
     (tmp_path / "state" / "ledger.sqlite").unlink()
     second = once(*moment)
-    assert second.told["outcome"] == "already_submitted"
-    assert second.told["nonce"] == first.told["nonce"]
+    assert second.document["outcome"] == "already_submitted"
+    assert second.document["nonce"] == first.document["nonce"]
 
 
 def test_replay_uses_reference_time_and_own_chain(once: Once) -> None:
-    document = once("--as-of", "2026-03-01T12:30:00+02:00").told
+    document = once("--as-of", "2026-03-01T12:30:00+02:00").document
     assert document["as_of"] == "2026-03-01T10:30:00Z"
     assert document["chain_id"].startswith("localnet-20260301T103000Z-")
-    repeated_run = once("--as-of", "2026-03-01T10:30:00Z", "--state-dir", "elsewhere").told
-    assert repeated_run["value"] == document["value"], "the same candles and the same model give the same forecast"
+    repeated_run = once("--as-of", "2026-03-01T10:30:00Z", "--state-dir", "elsewhere").document
+    assert repeated_run["value"] == document["value"], "the same candles and the same model must give the same forecast"
 
 
 def test_replay_from_other_source_is_another_chain(once: Once) -> None:
     first, second = (
-        once("--as-of", "2026-03-01T12:30:00Z", "--source", source).told for source in ("sample", "sample:7")
+        once("--as-of", "2026-03-01T12:30:00Z", "--source", source).document for source in ("sample", "sample:7")
     )
     assert (first["outcome"], second["outcome"]) == ("submitted", "submitted")
     assert first["chain_id"] != second["chain_id"]
@@ -86,17 +88,17 @@ def test_replay_from_other_source_is_another_chain(once: Once) -> None:
 
 def test_dry_run_after_submission_signs_nothing(once: Once) -> None:
     moment = ("--as-of", "2026-03-01T12:30:00Z")
-    submission = once(*moment).told
-    document = once("--dry-run", *moment).told
+    submission = once(*moment).document
+    document = once("--dry-run", *moment).document
     assert document["outcome"] == "dry_run"
-    assert "has its submission already" in document["reason"]
+    assert "already has its submission" in document["reason"]
     assert document["value"] == pytest.approx(submission["value"])
 
 
 def test_replay_refuses_a_running_node(once: Once) -> None:
     result = once("--as-of", "2026-03-01T12:30:00Z", RPC_ENDPOINTS="127.0.0.1:9090")
     assert result.code == 5
-    assert "RPC_ENDPOINTS" in result.told["reason"]
+    assert "RPC_ENDPOINTS" in result.document["reason"]
 
 
 @pytest.mark.usefixtures("one_epoch")
@@ -138,13 +140,13 @@ def test_log_contains_every_outcome(command: Any, tmp_path: Path) -> None:
 
 def test_dry_run_shows_submission_and_sends_nothing(command: Any, once: Once, tmp_path: Path) -> None:
     moment = ("--as-of", "2026-03-01T12:30:00Z")
-    dry_run_document = command("--once", "--dry-run", *moment)
-    assert dry_run_document.code == 0
+    result = command("--once", "--dry-run", *moment)
+    assert result.code == 0
     for words in ("dry run", "nonce", "fee", "value"):
-        assert words in dry_run_document.out
+        assert words in result.out
     assert query_ledger(tmp_path / "state") == []
-    assert once("--dry-run", *moment).told["tx_hash"] is None
-    assert once(*moment).told["outcome"] == "submitted"
+    assert once("--dry-run", *moment).document["tx_hash"] is None
+    assert once(*moment).document["outcome"] == "submitted"
 
 
 @pytest.mark.usefixtures("one_epoch")
@@ -187,8 +189,8 @@ def test_refusal_has_exit_code_and_cause(
     demo = str(root / "models" / "demo")
     result = once(*(demo if argument == "DEMO" else argument for argument in arguments), **variables)
     assert result.code == code, result.out
-    assert words in result.told["reason"]
-    assert result.told["tx_hash"] is None
+    assert words in result.document["reason"]
+    assert result.document["tx_hash"] is None
 
 
 def test_readable_mnemonic_file_is_refused(once: Once, tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_invalid_candle_file_is_reported(once: Once, tmp_path: Path, content: st
     path.write_text(content)
     result = once("--source", f"file:{path}", "--as-of", "2026-03-01T12:30:00Z")
     assert result.code in (4, 5), result.out
-    assert "candles.csv" in result.told["reason"]
+    assert "candles.csv" in result.document["reason"]
 
 
 def test_features_in_other_order_are_refused(once: Once, root: Path, tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_features_in_other_order_are_refused(once: Once, root: Path, tmp_path: P
     path.write_text(path.read_text().replace('"x"', '"ret_24h"'))
     result = once("--features", str(path))
     assert result.code == 5
-    assert "another order" in result.told["reason"]
+    assert "another order" in result.document["reason"]
 
 
 @pytest.mark.parametrize("damage", ["truncated weights", "flipped bit", "no manifest", "pickle"])
@@ -244,16 +246,16 @@ def test_damaged_bundle_signs_nothing(once: Once, root: Path, tmp_path: Path, da
     result = once("--model", str(bundle))
     assert result.code == 5, result.out
     assert not (tmp_path / "owned").exists()
-    assert result.told["tx_hash"] is None
+    assert result.document["tx_hash"] is None
 
 
 @pytest.mark.usefixtures("one_epoch")
 def test_mnemonic_never_appears_in_output_or_files(command: Any, tmp_path: Path) -> None:
-    # No other file of tests has this one.
+    # No other test file contains this mnemonic.
     phrase = "canoe ostrich banana giraffe tortoise gorilla mushroom lizard turtle donkey trumpet raccoon"
     all_output = ""
-    for extra_variables in ((), ("-v",), ("--json",), ("--dry-run",), ("--topic-id", "4242")):
-        result = command("--once", "-v", *extra_variables, MNEMONIC=phrase)
+    for options in ((), ("-v",), ("--json",), ("--dry-run",), ("--topic-id", "4242")):
+        result = command("--once", "-v", *options, MNEMONIC=phrase)
         all_output += result.out + result.err
     result = command("--once", "-v", MNEMONIC=phrase.replace("raccoon", "canoe"))
     all_output += result.out + result.err
@@ -265,6 +267,4 @@ def test_mnemonic_never_appears_in_output_or_files(command: Any, tmp_path: Path)
 
 
 def test_child_environment_contains_no_secret() -> None:
-    from forecastd.supervise.process import child_environment
-
     assert set(child_environment()) == {"PATH", "LANG", "PYTHONPATH", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"}

@@ -1,4 +1,4 @@
-"""`--once` from a server over HTTP and from a user's own download: accepted, incremental, and safe against faults."""
+"""`--once` with candles from an HTTP server and from a downloaded file: incremental, and safe against faults."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_http_source_is_asked_only_for_missing_candles(once: Once, tmp_path: Pat
     with tiingo() as server:
         environment = {"TIINGO_URL": server.url, "TIINGO_API_KEY": KEY}
         first = once("--source", "tiingo", "--as-of", NOW, **environment)
-        assert (first.code, first.told["outcome"]) == (0, "submitted"), first.told["reason"]
+        assert (first.code, first.document["outcome"]) == (0, "submitted"), first.document["reason"]
         first_bytes = server.bytes_sent
         second = once("--source", "tiingo", "--as-of", LATER, **environment)
-        assert second.told["outcome"] == "submitted"
+        assert second.document["outcome"] == "submitted"
         assert server.bytes_sent - first_bytes <= 0.02 * first_bytes
         request_count = server.request_count
         once("--source", "tiingo", "--as-of", LATER, "--state-dir", str(tmp_path / "state"), **environment)
-        assert server.request_count == request_count, "nothing is missing, so nothing is asked"
-    assert first.told["source"].startswith("tiingo:btcusd")
+        assert server.request_count == request_count, "no candle is missing, so nothing may be requested"
+    assert first.document["source"].startswith("tiingo:btcusd")
     assert KEY not in first.out + first.err
 
 
@@ -57,24 +57,24 @@ def test_http_source_is_asked_only_for_missing_candles(once: Once, tmp_path: Pat
 def test_faulty_server_skips_or_fails_the_epoch(once: Once, fault: str, code: int) -> None:
     with tiingo(fault) as server:
         result = once("--source", "tiingo", "--as-of", NOW, TIINGO_URL=server.url, TIINGO_API_KEY=KEY)
-    assert result.code == code, result.told["reason"]
-    assert result.told["tx_hash"] is None
+    assert result.code == code, result.document["reason"]
+    assert result.document["tx_hash"] is None
     assert KEY not in result.out + result.err
 
 
 def test_temporary_faults_are_retried(once: Once) -> None:
     with tiingo("rate-limit@first=1") as server:
         result = once("--source", "tiingo", "--as-of", NOW, TIINGO_URL=server.url, TIINGO_API_KEY=KEY)
-    assert result.told["outcome"] == "submitted", result.told["reason"]
+    assert result.document["outcome"] == "submitted", result.document["reason"]
 
 
 def test_user_download_is_accepted(once: Once, real_candles: Path) -> None:
     result = once("--source", f"file:{real_candles}", "--as-of", "2019-10-17T09:00:00Z")
-    assert result.told["outcome"] == "submitted", result.told["reason"]
-    assert result.told["synthetic"] is False
-    assert abs(result.told["value"]) < 0.5
+    assert result.document["outcome"] == "submitted", result.document["reason"]
+    assert result.document["synthetic"] is False
+    assert abs(result.document["value"]) < 0.5
 
 
 def test_old_download_is_stale(once: Once, real_candles: Path) -> None:
     result = once("--source", f"file:{real_candles}", "--as-of", "2019-10-20T09:00:00Z")
-    assert (result.code, result.told["check"]) == (4, "stale")
+    assert (result.code, result.document["check"]) == (4, "stale")

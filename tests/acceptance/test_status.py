@@ -1,4 +1,4 @@
-"""`forecastd status` from another shell: beside a daemon that is well, ill, killed, ended, or was never there."""
+"""`forecastd status` beside a daemon that is healthy, unhealthy, killed, stopped, or never ran."""
 
 from __future__ import annotations
 
@@ -7,56 +7,44 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
-TIMEOUT_SECONDS = 60.0  # seconds that a busy machine may take
+from tests.support.commands import Command
+from tests.support.terminal import TIMEOUT_SECONDS, TerminalReader
 
 DAEMON = """
 import os, sys
 from dataclasses import replace
 from pathlib import Path
 from forecastd.clock import SystemClock
-from forecastd.outcome import Outcome
-from forecastd.pulse import Pulse, TopicPulse, WindowPulse
-from forecastd.pulsefile import PulseFile
+from forecastd.ledger.outcome import Outcome
+from forecastd.status.file import StatusFile
+from forecastd.status.model import DaemonStatus, TopicStatus, WindowStatus
 
 now = SystemClock().now()
-topic = TopicPulse(67, "allo1abc", active=True, height=5040738, height_age=1.0, epoch_length=720, newest_nonce=5040720,
-                   window=WindowPulse(False, None, 5041440, 5041500, 702, 3510.0))
-topic = topic.after(Outcome("submitted", nonce=5040720, height=5040723, stages={"data": 1.5}), now - 60)
-pulse = Pulse(os.getpid(), now - 3600, now + 1e9, 3600.0, "daemon", "running", "local", topics=(topic,))
-file = PulseFile(Path(sys.argv[1]))
-file.write(pulse)
-print("told", flush=True)
+topic = TopicStatus(67, "allo1abc", active=True, height=5040738, height_age=1.0, epoch_length=720, newest_nonce=5040720,
+                    window=WindowStatus(False, None, 5041440, 5041500, 702, 3510.0))
+topic = topic.with_outcome(Outcome("submitted", nonce=5040720, height=5040723, stages={"data": 1.5}), now - 60)
+status = DaemonStatus(os.getpid(), now - 3600, now + 1e9, 3600.0, "daemon", "running", "local", topics=(topic,))
+file = StatusFile(Path(sys.argv[1]))
+file.write(status)
+print("written", flush=True)
 for line in sys.stdin:
-    file.write(replace(pulse, state=line.strip()))
-    print("told", flush=True)
+    file.write(replace(status, state=line.strip()))
+    print("written", flush=True)
 """
 
 
-class CommandResult(Protocol):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> dict[str, Any]: ...
-
-
-Command = Callable[..., CommandResult]
-
-
 class FakeDaemon:
-    """A process that tells of itself as the daemon does, and of the state that it is given."""
+    """A process that writes the status file as the daemon does, with the state that a test sets."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -70,7 +58,7 @@ class FakeDaemon:
 
     def _wait_for_write(self) -> None:
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "told\n"
+        assert self.process.stdout.readline() == "written\n"
 
 
 @pytest.fixture
@@ -98,8 +86,8 @@ def test_json_is_one_document(command: Command, daemon: FakeDaemon) -> None:
     document = result.document
     assert (document["running"], document["alive"], document["exit_code"], document["epochs"]) == (True, True, 0, [])
     assert document["health"] == {"ok": True, "reasons": []}
-    assert document["pulse"]["pid"] == daemon.process.pid
-    assert document["pulse"]["topics"][0]["last_submitted"]["nonce"] == 5040720
+    assert document["status"]["pid"] == daemon.process.pid
+    assert document["status"]["topics"][0]["last_submitted"]["nonce"] == 5040720
 
 
 def test_unhealthy_daemon_exits_6(command: Command, daemon: FakeDaemon) -> None:
@@ -107,7 +95,7 @@ def test_unhealthy_daemon_exits_6(command: Command, daemon: FakeDaemon) -> None:
     assert command("status").code == 6
     document = command("status", "--json").document
     assert (document["running"], document["health"], document["exit_code"]) == (
-        True, {"ok": False, "reasons": ["The daemon is ending."]}, 6,
+        True, {"ok": False, "reasons": ["The daemon is shutting down."]}, 6,
     )  # fmt: skip
 
 
@@ -116,7 +104,7 @@ def test_killed_daemon_shows_last_status(command: Command, daemon: FakeDaemon) -
     daemon.process.wait()
     result = command("status")
     assert (result.code, result.err) == (3, "")
-    assert f"The daemon's process {daemon.process.pid} is gone" in result.out
+    assert f"The daemon's process {daemon.process.pid} exited unexpectedly" in result.out
     assert "nonce 5040720, in block 5040723" in result.out
 
 
@@ -129,10 +117,10 @@ def test_stopped_daemon_with_live_process_is_not_running(command: Command, daemo
 def test_no_daemon_exits_3(command: Command, tmp_path: Path) -> None:
     result = command("status")
     assert (result.code, result.err) == (3, "")
-    assert "none has run with the state in" in result.out
+    assert "none has run with the state directory" in result.out
     assert not (tmp_path / "state").exists()
     document = command("status", "--json").document
-    assert (document["running"], document["pulse"], document["alive"], document["exit_code"]) == (False, None, None, 3)
+    assert (document["running"], document["status"], document["alive"], document["exit_code"]) == (False, None, None, 3)
 
 
 @pytest.mark.usefixtures("one_epoch")
@@ -154,8 +142,8 @@ def test_damaged_status_file_is_an_error_with_fix(command: Command, tmp_path: Pa
     (tmp_path / "state" / "daemon.json").write_text("{", encoding="utf-8")
     result = command("status")
     assert result.code == 5
-    assert "makes no sense" in result.err
-    assert "delete it" in result.err
+    assert "is invalid" in result.err
+    assert "Delete it" in result.err
     assert command("status", "--json").document["exit_code"] == 5
 
 
@@ -163,7 +151,7 @@ def test_damaged_status_file_is_an_error_with_fix(command: Command, tmp_path: Pa
 def watching(
     root: Path, environment: dict[str, str], *options: str, **streams: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`status --watch` in a process of its own."""
+    """`status --watch` in a separate process."""
     arguments = [sys.executable, str(root / "submit_prediction.py"), "status", "--watch", "--interval", "0.1", *options]
     with subprocess.Popen(arguments, cwd=root.parent, env=environment, stderr=subprocess.PIPE, **streams) as process:
         yield process
@@ -180,7 +168,7 @@ def test_watch_without_terminal_prints_snapshots(root: Path, environment: dict[s
             assert b"\x1b" not in line
             snapshots += line.startswith(b"health")
         daemon.set_state("stopping")
-        while not line.startswith(b"health     The daemon is ending"):
+        while not line.startswith(b"health     The daemon is shutting down"):
             line = process.stdout.readline()
             assert line
         process.send_signal(signal.SIGINT)
@@ -215,41 +203,18 @@ def test_watch_on_terminal_is_live_and_ctrl_c_keeps_last_state(
         )
         os.close(child_descriptor)
         screen = TerminalReader(parent_descriptor)
-        screen.until(b"good")
+        screen.read_until(b"good")
         daemon.set_state("stopping")
-        screen.until(b"The daemon is ending")
+        screen.read_until(b"The daemon is shutting down")
         os.killpg(process.pid, signal.SIGINT)
         assert process.stderr is not None
-        screen.until(None)
+        screen.read_until(None)
         assert (process.wait(TIMEOUT_SECONDS), process.stderr.read()) == (6, b"")
-        assert b"\x1b[?25h" in screen.seen  # the cursor is back
-
-
-class TerminalReader:
-    """The other side of a terminal."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.seen = b""
-
-    def until(self, text: bytes | None) -> None:
-        """Read until `text` has come, or until the program has left when it is None."""
-        start = len(self.seen)
-        while text is None or text not in self.seen[start:]:
-            ready, _, _ = select.select([self._descriptor], [], [], TIMEOUT_SECONDS)
-            assert ready, self.seen[-2000:]
-            try:
-                data = os.read(self._descriptor, 65_536)
-            except OSError:  # EIO: nobody has the terminal open any more
-                data = b""
-            if not data:
-                assert text is None, self.seen[-2000:]
-                return
-            self.seen += data
+        assert b"\x1b[?25h" in screen.output  # the cursor is visible again
 
 
 def test_status_takes_no_locks(command: Command, daemon: FakeDaemon, tmp_path: Path) -> None:
-    """Beside a daemon that holds everything that it has, `status` answers and leaves every file as it is."""
+    """Beside a daemon that holds all locks, `status` works and changes no file."""
     state = tmp_path / "state"
     (state / "ledger.sqlite").write_bytes(b"held")
     before = {path.name: path.read_bytes() for path in state.iterdir()}

@@ -1,3 +1,5 @@
+"""The `data` commands: ranges, exports, exit codes, and the fake Tiingo over HTTP."""
+
 from __future__ import annotations
 
 import json
@@ -58,17 +60,8 @@ def test_export_range_is_half_open(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_exported_file_is_a_source(tmp_path: Path) -> None:
-    arguments = [
-        "data",
-        "export",
-        "out/candles.parquet",
-        "--source",
-        "sample",
-        "--as-of",
-        REFERENCE_TIME,
-        "--hours",
-        "30",
-    ]
+    path = "out/candles.parquet"
+    arguments = ["data", "export", path, "--source", "sample", "--as-of", REFERENCE_TIME, "--hours", "30"]
     assert main(arguments) == 0
     assert len(FileSource(tmp_path / "out" / "candles.parquet", "btcusd").fetch(0, 2**33, 4e9)) == 30
     assert main(arguments) == 5
@@ -97,19 +90,8 @@ def test_invalid_options_have_their_exit_code(
 
 def test_fetch_from_fake_tiingo_over_http(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TIINGO_API_KEY", "k3y-of-a-test")
-    serve = [
-        "data",
-        "fake-tiingo",
-        "--source",
-        "sample",
-        "--port",
-        "0",
-        "--require-key",
-        "--json",
-        "--as-of",
-        REFERENCE_TIME,
-    ]
-    serve += ["--fault", "html@first=1"]
+    serve = ["data", "fake-tiingo", "--source", "sample", "--port", "0", "--require-key", "--json"]
+    serve += ["--as-of", REFERENCE_TIME, "--fault", "html@first=1"]
     command = [sys.executable, "-c", "from cli.main import run; run()", *serve]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -1,4 +1,4 @@
-"""`model` as a user meets it: what a good bundle looks like, and which check a bad one failed."""
+"""The `model` commands: the output for a good bundle, and the failed check of an invalid one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_check_good_bundle_passes_with_notes(
     assert main([*state, "model", "check", str(bundle), *AS_OF]) == 0
     output = " ".join(capsys.readouterr().out.split())
     for words in (
-        "hashes, weights and canary are right",
+        "hashes, weights and canary are correct",
         "testnet and mainnet refuse it",
         "never read: notes.txt",
         "good",
@@ -71,9 +71,9 @@ def test_check_bad_bundle_names_the_failed_check(
     for flags in ([], ["--json"]):
         assert main(["--state-dir", str(tmp_path), "model", "check", str(bundle), *AS_OF, *flags]) == 5
         captured = capsys.readouterr()
-        check_name = json.dumps(json.loads(captured.out)) if flags else " ".join(captured.err.split())
-        assert f"(check: {check})" in check_name
-        assert re.search(r"restore|train one|train the model", check_name, re.IGNORECASE)
+        message = json.dumps(json.loads(captured.out)) if flags else " ".join(captured.err.split())
+        assert f"(check: {check})" in message
+        assert re.search(r"restore|train one|train the model", message, re.IGNORECASE)
 
 
 def test_show_bad_bundle_prints_one_json_object(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,13 +91,13 @@ def test_show_bundle_fits_80_columns(
     assert max(len(line) for line in output.splitlines()) <= 80
     assert "…" not in output
     assert "2016-07-06T00:00:00Z to 2023-06-23T02:00:00Z" in " ".join(output.split())
-    # Of the last step, in both commands: 74 % of the outcomes at the horizon, 76 % of those at all steps.
+    # The scores of the last step: 74 % of the outcomes at the horizon; at all steps it would be 76 %.
     assert re.search(r"this model .* 74% +56%", output)
     assert {"validation", "test"} <= set(output.split())
 
 
 def test_manifest_with_other_scores_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     for scores in (5, {}, {"model": {"coverage_last": 3, "pinball": "low"}}, {"other": {"mae": None}}):
-        for line in score_rows("test", scores):
-            console().print(line)
+        for table in score_rows("test", scores):
+            console().print(table)
     assert "other" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What must never be signed for a real network, however it comes about: driven on a node that claims to be one."""
+"""What must never be signed for a real network, tested on a local node with the chain id of testnet."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ PHRASE = "legal winner thank year wave sausage worth useful legal winner thank y
 TESTNET = "allora-testnet-1"
 
 
-class MidHour(SystemClock):
-    """The machine's clock put back to the middle of the hour: what is asked for an hour has its hour."""
+class MidHourClock(SystemClock):
+    """The machine's clock moved to the middle of the hour, so the candle of the last hour is complete."""
 
     def __init__(self) -> None:
-        self._back = super().now() % 3600 - 1800
+        self._offset = super().now() % 3600 - 1800
 
     def now(self) -> float:
-        return super().now() - self._back
+        return super().now() - self._offset
 
 
 @pytest.fixture
 def trained_bundle(root: Path, tmp_path: Path) -> Path:
-    """The demo bundle, saying that it was trained on real candles."""
+    """The demo bundle, with a manifest that claims training on real candles."""
     path = tmp_path / "bundle"
     path.mkdir()
     for part in (root / "models" / "demo").iterdir():
@@ -66,34 +66,34 @@ def settings(tmp_path: Path, trained_bundle: Path, testnet: str, monkeypatch: py
 def test_synthetic_candles_from_real_source_are_not_signed(settings: Settings) -> None:
     clock = SystemClock()
     with FakeTiingo(open_source("sample", settings), clock) as server:
-        settings_of_topic = settings.model_copy(update={"tiingo_url": server.url})
-        (outcome,) = run_once([settings_of_topic], clock, register=True)
+        topic_settings = settings.model_copy(update={"tiingo_url": server.url})
+        (outcome,) = run_once([topic_settings], clock, register=True)
     assert outcome.exit_code == 5
     assert outcome.synthetic is True
     assert "synthetic" in outcome.reason
     assert outcome.tx_hash is None
 
 
-@pytest.mark.parametrize("off", [-86_400.0, 86_400.0])
-def test_wrong_clock_uses_chain_time_with_warning(settings: Settings, tmp_path: Path, off: float) -> None:
+@pytest.mark.parametrize("offset", [-86_400.0, 86_400.0])
+def test_wrong_clock_uses_chain_time_with_warning(settings: Settings, tmp_path: Path, offset: float) -> None:
     stages: list[StageResult] = []
-    right = MidHour()
-    wrong = ReplayClock(right.now() + off)
+    right = MidHourClock()
+    wrong = ReplayClock(right.now() + offset)
     with (
         FakeTiingo(open_source("sample", settings), right) as server,
         open_embedded(tmp_path / "right", right, chain_id=TESTNET) as node,
     ):
-        settings_of_topic = settings.model_copy(update={"tiingo_url": server.url, "rpc_endpoints": (node.endpoint,)})
-        run_once([settings_of_topic], wrong, register=True, on_stage_end=stages.append)
+        topic_settings = settings.model_copy(update={"tiingo_url": server.url, "rpc_endpoints": (node.endpoint,)})
+        run_once([topic_settings], wrong, register=True, on_stage_end=stages.append)
     (data,) = (stage.text for stage in stages if stage.name == "data")
-    assert "the chain's time is used" in data
+    assert "using the chain's time" in data
     assert f"candles to {to_iso(right.now() // 3600 * 3600)}" in data
 
 
 def test_model_with_other_horizon_is_refused(settings: Settings) -> None:
     (outcome,) = run_once([settings.model_copy(update={"horizon_hours": 24.0})], SystemClock(), register=True)
     assert outcome.exit_code == 5
-    assert "asks for 24 h ahead" in outcome.reason
+    assert "needs a horizon of 24 h" in outcome.reason
 
 
 def test_unregistered_worker_is_refused_with_the_fee(settings: Settings) -> None:
@@ -105,7 +105,7 @@ def test_unregistered_worker_is_refused_with_the_fee(settings: Settings) -> None
 
 def test_maximum_fee_limits_the_registration(settings: Settings, tmp_path: Path) -> None:
     local = load_settings(state_dir=tmp_path / "local", log_dir=tmp_path / "l", max_fee_uallo=463_000)
-    clock = MidHour()
+    clock = MidHourClock()
     (outcome,) = run_once([local], clock)
     assert outcome.exit_code == 5
     assert "MAX_FEE_UALLO" in outcome.reason
@@ -118,17 +118,17 @@ def test_lost_ledger_is_recovered_from_chain(tmp_path: Path, root: Path) -> None
         state_dir=tmp_path / "s", log_dir=tmp_path / "l", mnemonic=PHRASE, model=root / "models" / "demo"
     )
     with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
-        settings_of_topic = settings.model_copy(update={"rpc_endpoints": (node.endpoint,)})
+        topic_settings = settings.model_copy(update={"rpc_endpoints": (node.endpoint,)})
         nonces = []
         for _ in range(3):
-            (outcome,) = run_once([settings_of_topic], SystemClock())
+            (outcome,) = run_once([topic_settings], SystemClock())
             assert outcome.outcome == "submitted", outcome.reason
             nonces.append(outcome.nonce)
             assert outcome.nonce is not None
             node.advance(outcome.nonce + 720 - node.advance(0))
         for part in (tmp_path / "s").glob("ledger.sqlite*"):
             part.unlink()
-        (outcome,) = run_once([settings_of_topic], SystemClock())
+        (outcome,) = run_once([topic_settings], SystemClock())
         assert outcome.outcome == "submitted", outcome.reason
     with closing(Ledger(tmp_path / "s" / "ledger.sqlite")) as ledger:
         entries = ledger.entries("localnet", str(outcome.wallet))
@@ -137,17 +137,17 @@ def test_lost_ledger_is_recovered_from_chain(tmp_path: Path, root: Path) -> None
 
 
 def test_retrying_cycle_waits_for_the_first_endpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody listens at the endpoint when the cycle begins; a node does a moment later, and the epoch is served."""
+    """The only endpoint refuses connections when the cycle starts and answers a moment later; the epoch is served."""
     caplog.set_level(logging.INFO)
     with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
         node.set_faults([NodeFault("refuse")])
         settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l", rpc_endpoints=(node.endpoint,))
 
-        outcomes = threading.Event()
+        finished = threading.Event()
 
         def start_node() -> None:
-            while "Trying again" not in caplog.text and not outcomes.is_set():
-                outcomes.wait(0.05)
+            while "Retrying" not in caplog.text and not finished.is_set():
+                finished.wait(0.05)
             node.set_faults()
 
         thread = threading.Thread(target=start_node)
@@ -155,7 +155,7 @@ def test_retrying_cycle_waits_for_the_first_endpoint(tmp_path: Path, caplog: pyt
         try:
             (outcome,) = run_once([settings], SystemClock(), retry_until_closed=True)
         finally:
-            outcomes.set()
+            finished.set()
             thread.join()
     assert outcome.outcome == "submitted", outcome.reason
 
