@@ -1,1 +1,1 @@
-"""Figures measured beside a named peer in one run: `python -m benchmarks [NAME ...] [--quick] [--json]`."""
+"""Measurements next to a named peer in one run: `python -m benchmarks [NAME ...] [--quick] [--json]`."""

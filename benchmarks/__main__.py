@@ -1,6 +1,6 @@
-"""Runs the named benchmarks, or all of them, and prints ours, the peer's and the ratio, or what was counted.
+"""Run the named benchmarks, or all. Prints our figure, the peer's and the ratio, or counts and whether their premise holds.
 
-Ends with 1 when the premise of a count does not hold.
+Exits with 1 when the premise of a count does not hold.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "dae
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(NAMES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, for a check that they run")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, to check that the benchmarks run")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--data", metavar="CSV", help="fleet: real metrics to forecast too (series, timestamp, value)")
     parser.add_argument(
-        "--others", metavar="PYTHON", help="fleet: the interpreter that has neuralforecast and darts, if not this one"
+        "--data", metavar="CSV", help="fleet: also forecast these real metrics (series, timestamp, value)"
+    )
+    parser.add_argument(
+        "--others",
+        metavar="PYTHON",
+        help="fleet: the Python interpreter that has neuralforecast and darts, if not this one",
     )
     options = parser.parse_args()
     extra_options = {"fleet": {"data": options.data, "others": options.others}}
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
-        parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        parser.error(f"unknown benchmarks: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
     results: dict[str, list[Figure | PremiseCount]] = {}
     for name in options.names or NAMES:
         results[name] = []
@@ -49,7 +53,7 @@ def main() -> int:
 
 
 def as_json(figure: Figure | PremiseCount) -> dict[str, object]:
-    """One figure's fields."""
+    """The fields of one figure."""
     return (
         {**asdict(figure), "ratio": figure.ratio, "met": figure.is_met}
         if isinstance(figure, Figure)
@@ -58,7 +62,7 @@ def as_json(figure: Figure | PremiseCount) -> dict[str, object]:
 
 
 def format_figure(name: str, figure: Figure | PremiseCount) -> str:
-    """One figure as two lines of at most 80 columns or so; a count has one line each, and its evidence."""
+    """One figure as two lines of about 80 columns; counts have one line each, followed by the evidence."""
     if isinstance(figure, PremiseCount):
         counts = [f"  {label}: {number}" for label, number in figure.counts.items()]
         verdict = [f"  BROKEN: {evidence}" for evidence in figure.violations] or [f"  holds: {figure.premise}"]

@@ -1,4 +1,4 @@
-"""What a benchmark gives: a figure of ours beside the peer's and what is aimed at, or counts whose premise must hold."""
+"""Results of a benchmark: a figure with the peer's figure and a target, or counts with a premise that must hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured comparison; `ratio` above 1 means ours is smaller (faster, leaner). `target` says what is aimed at."""
+    """One measured comparison. `ratio` above 1: ours is smaller (faster, leaner). `target`: the aim, in words."""
 
     name: str
     ours: float
@@ -24,14 +24,14 @@ class Figure:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the ratio is what `target` asks for; None when it asks for none."""
+        """Whether the ratio meets the target; None when the target names no ratio."""
         minimum = re.search(r"ratio >= ([\d.]+)", self.target)
         return self.ratio >= float(minimum[1]) if minimum else None
 
 
 @dataclass(frozen=True)
 class PremiseCount:
-    """What a run counted, by what it is a count of. `broken`: the evidence against its premise, empty when that holds."""
+    """Counts of a run by name. `violations`: the evidence against the premise; empty when it holds."""
 
     name: str
     counts: Mapping[str, int | float | str]

@@ -1,6 +1,6 @@
 """One forecast of one series in a fresh process: ours, and the usual way with pytorch_forecasting and Lightning.
 
-Both have the same weights and the same input, the canary of the embedded demo bundle, and begin at `python`.
+Both use the same weights and the same input, the canary of the demo bundle, and are measured from the start of `python`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUNDLE = Path(__file__).resolve().parent.parent / "models" / "demo"
 
 
 def run(*, quick: bool) -> list[Figure]:
-    """Wall time, peak memory, and how far the numbers differ."""
+    """Wall time, peak memory, and the largest difference of the numbers."""
     with tempfile.TemporaryDirectory() as directory:
         measure(python("-m", "benchmarks.forecast_usual", "prepare", str(BUNDLE), directory))
         ours, usual = alternate(

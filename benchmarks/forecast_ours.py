@@ -1,4 +1,4 @@
-"""The child of the forecast benchmark that does it our way: load the bundle, check it, predict, print."""
+"""The forecast benchmark's process for our way: load and check the bundle, predict, print."""
 
 from __future__ import annotations
 

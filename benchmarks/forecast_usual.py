@@ -1,8 +1,7 @@
-"""The child of the forecast benchmark that does it the usual way.
+"""The forecast benchmark's process for the usual way.
 
-`prepare` saves what a training leaves behind, a Lightning checkpoint with the data set's parameters, and the rows to
-predict from; `predict`, the part that is measured, imports the libraries, loads the network, makes the data set of the
-new rows and predicts.
+`prepare` saves what a training leaves: a Lightning checkpoint with the parameters of the data set, and the rows to predict
+from. `predict` is measured: it imports the libraries, loads the network, builds the data set of the new rows, and predicts.
 """
 
 from __future__ import annotations
@@ -24,14 +23,16 @@ def prepare(bundle_path: str, directory: str) -> None:
     bundle = load_market_bundle(Path(bundle_path))
     manifest = bundle.manifest
     data = library_reference.rows(bundle.canary.inputs, manifest)
-    data.target[manifest.encoder_length :] += 1e-3  # rows of a training would move
+    data.target[manifest.encoder_length :] += 1e-3  # rows of a real training would vary
     dataset = library_reference.dataset(data, manifest.scalers, manifest.encoder_length, manifest.horizon)
     model = library_reference.network(manifest, bundle.weights)
     model.dataset_parameters = dataset.get_parameters()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(f"{directory}/model.ckpt")
-    library_reference.frame(library_reference.rows(bundle.canary.inputs, manifest)).to_parquet(f"{directory}/rows.parquet")
+    library_reference.frame(library_reference.rows(bundle.canary.inputs, manifest)).to_parquet(
+        f"{directory}/rows.parquet"
+    )
 
 
 def predict(directory: str) -> None:
@@ -45,7 +46,7 @@ def predict(directory: str) -> None:
     dataset = TimeSeriesDataSet.from_parameters(model.dataset_parameters, rows, predict=True)
     trainer = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     quantiles = model.predict(dataset, mode="quantiles", batch_size=1, trainer_kwargs=trainer)[0].double().numpy()
-    origin = rows["log_close"].iloc[-1]  # the rows after the last close repeat it
+    origin = rows["log_close"].iloc[-1]  # the future rows repeat the last close
     quantiles.sort(axis=1)
     print(json.dumps({"quantiles": (quantiles - origin).tolist()}))
 

@@ -1,6 +1,6 @@
-"""A whole `--once`, fresh process, warm state, local node included, beside the usual way's forecast and the SDK's import.
+"""A whole `--once` in a fresh process with warm state and a local node, next to the usual forecast and the SDK's import.
 
-The peer only imports the SDK and forecasts; it checks, signs and submits nothing, so the comparison is in its favour.
+The peer only imports the SDK and forecasts; it checks, signs and submits nothing, so the comparison favours it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ USUAL = (
 
 
 def run(*, quick: bool) -> list[Figure]:
-    """Wall time and peak memory; each `--once` replays another hour and so makes a submission of its own."""
+    """Wall time and peak memory; each `--once` replays another hour, so each makes a submission."""
     start = from_iso("2026-03-01T00:30:00Z")
     hours = itertools.count()
     with tempfile.TemporaryDirectory() as directory:

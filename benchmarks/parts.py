@@ -1,4 +1,4 @@
-"""Runs some parts of a benchmark that has several: `python -m benchmarks.NAME [PART...] [--quick] [--seed N]`."""
+"""The command line of a benchmark with several parts: `python -m benchmarks.NAME [PART...] [--quick] [--seed N]`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Run = Callable[..., Iterable[Figure | PremiseCount]]
 
 
 def main(name: str, parts: Sequence[str], seed: int, run: Run, extra_options: Mapping[str, str] | None = None) -> int:
-    """The exit code: 1 when the premise of a count does not hold.
+    """Run the chosen parts; return the exit code, 1 when the premise of a count does not hold.
 
-    `more`: options of this benchmark alone, by name with their help; they are given to `run` as they are.
+    `extra_options`: further options of this benchmark and their help; they are passed to `run`.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=__doc__)
     parser.add_argument("parts", nargs="*", default=parts, choices=parts)
-    parser.add_argument("--quick", action="store_true", help="fewer of everything")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--seed", type=int, default=seed)
     for option, help_text in (extra_options or {}).items():
         parser.add_argument(f"--{option}", help=help_text)

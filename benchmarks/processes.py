@@ -1,4 +1,4 @@
-"""Fresh processes, timed: wall seconds and peak memory of a command, its children included."""
+"""Wall time and peak memory of a command in a fresh process, including its children."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """Wall seconds, peak resident memory in MB (the sum over the process and its children), and what it printed."""
+    """Wall seconds, peak resident memory in MB (sum of the process and its children), and stdout."""
 
     seconds: float
     megabytes: float
@@ -25,7 +25,7 @@ class MeasuredRun:
 
 
 def measure(arguments: Sequence[str], environment: dict[str, str] | None = None) -> MeasuredRun:
-    """Run a command to its end. Raises RuntimeError with what it wrote when it fails."""
+    """Run a command to its end. Raises RuntimeError with its output when it fails."""
     started = time.perf_counter()
     with subprocess.Popen(
         arguments, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -43,7 +43,7 @@ def measure(arguments: Sequence[str], environment: dict[str, str] | None = None)
 
 
 def _sample_memory(pid: int, peak: list[float]) -> None:
-    """Sample the resident memory of the process tree until it is gone."""
+    """Sample the resident memory of the process tree until it ends."""
     import psutil
 
     try:
@@ -64,7 +64,7 @@ def _sample_memory(pid: int, peak: list[float]) -> None:
 def alternate(
     ours: Callable[[], MeasuredRun], peer: Callable[[], MeasuredRun], runs: int
 ) -> tuple[MeasuredRun, MeasuredRun]:
-    """Both in turns, so that a noisy machine disturbs both alike; medians of seconds and megabytes."""
+    """Run both in turns, so that a noisy machine affects both alike; return medians of seconds and megabytes."""
     pairs = [(ours(), peer()) for _ in range(runs)]
     return _median([pair[0] for pair in pairs]), _median([pair[1] for pair in pairs])
 

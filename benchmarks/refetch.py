@@ -1,4 +1,4 @@
-"""Bytes over HTTP of a second run after a restart, beside the first's: only missing candles may be asked for."""
+"""HTTP bytes of a second run after a restart, next to the first: only missing candles may be fetched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOUR = 3600
 
 
 def run(*, quick: bool) -> list[Figure]:
-    """`--once` from a fake Tiingo over HTTP, then again one hour later in a new process."""
+    """`--once` with a fake Tiingo server, and again one hour later in a new process."""
     first_hour = from_iso("2026-03-01T12:05:00Z")
     source = open_source("sample", load_settings())
     figures = []

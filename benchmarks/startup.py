@@ -1,4 +1,4 @@
-"""What `--help` costs beside importing Click, the least any Click program can cost."""
+"""The time of `--help`, next to importing Click, which is the minimum for any Click program."""
 
 from __future__ import annotations
 

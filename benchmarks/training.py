@@ -1,6 +1,6 @@
-"""Training throughput: the same network and the same step, fed by our batches and by the library's own loader.
+"""Training throughput: the same network and step, fed by our batches and by the library's own loader.
 
-Most of a step is forward and backward, so the loader alone is shown too.
+Forward and backward passes dominate a step, so the loader alone is measured too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS = 3000
 
 
 def run(*, quick: bool) -> list[Figure]:
-    """Milliseconds a sample, with ours and with the library's loader in turns."""
+    """Milliseconds per sample, with our loader and the library's in turns."""
     config = TrainingConfig(encoder_length=48, horizon=24) if quick else TrainingConfig()
     data = make_training_data()
     names = (*data.past_names, *data.known_names)
@@ -36,7 +36,7 @@ def run(*, quick: bool) -> list[Figure]:
 
 
 def make_training_data() -> MarketData:
-    """A random walk with nine past features and four known ones, as the standard feature list has."""
+    """A random walk with nine past and four known features, as in the standard feature list."""
     rng = np.random.default_rng(0)
     return MarketData(
         time=1_600_000_000 + 3600 * np.arange(ROWS, dtype=np.int64),
@@ -88,7 +88,7 @@ def _step(data: MarketData, config: TrainingConfig) -> Callable[[Any], None]:
 
 
 def _alternate(ours: Any, theirs: Any, consume: Callable[[Any], None], count: int) -> list[float]:
-    """Median seconds of a batch of each loader, `count` of each in turns, after one of each that warms up."""
+    """Median seconds per batch of each loader, over `count` batches of each in turns, after one for warm-up."""
     sources: list[Iterator[Any]] = [iter(ours), iter(theirs)]
     times: list[list[float]] = [[], []]
     for _ in range(count + 1):

@@ -102,13 +102,17 @@ def command(
     ctx.with_resource(single_interrupt())
     if verbose:
         sys.excepthook = sys.__excepthook__
-    clock, plan = SystemClock(), {name: options.pop(name) for name in ("jobs", "faults", "faulty", "deadline")}
-    plan["candles_at"] = _candle_time(as_of, clock.now(), from_source=options["data_source"] is not None)
+    clock = SystemClock()
+    plan = SupervisionPlan(
+        jobs=options.pop("jobs"),
+        faults=options.pop("faults"),
+        faulty_launches=options.pop("faulty"),
+        deadline=options.pop("deadline"),
+        as_of=_candle_time(as_of, clock.now(), from_source=options["data_source"] is not None),
+    )
     settings = load_settings(**(ctx.obj or {}), **timeouts, **options)
     with SupervisionScreen(clock, quiet=as_json, verbose=verbose) as screen:
-        report = run_supervision(
-            settings, SupervisionPlan(**plan), clock, observer=screen.on_event, on_start=screen.set_children
-        )
+        report = run_supervision(settings, plan, clock, observer=screen.on_event, on_start=screen.set_children)
     if as_json:
         click.echo(json.dumps(report.as_json()))
     else:

@@ -1,7 +1,7 @@
-"""What supervision is held to: nothing lost under random faults, hangs found in time, no false alarm, and what it costs.
+"""Benchmark of supervision: no job lost under random faults, hangs detected in time, no false alarms, and its cost.
 
-Every random choice comes from one seed, which is printed. Times are read where the pool tells its events, on the machine's
-monotonic clock. `python -m benchmarks.supervise PART...` runs some of it.
+Every random choice comes from one seed, which is printed. Times are taken when the pool publishes its events,
+from the monotonic clock. `python -m benchmarks.supervise PART...` runs some of it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from benchmarks.figures import Figure, PremiseCount
 
 SEED = 20260301
-PARTS = ("handover", "detection", "costs", "healthy", "faults")
+PARTS = ("failover", "detection", "costs", "healthy", "faults")
 
 
 def run(*, quick: bool, parts: Sequence[str] = PARTS, seed: int = SEED) -> Iterator[Figure | PremiseCount]:
-    """Run the parts in turn; each one's results come as soon as it is through."""
+    """Run the parts in turn; yield the results of each part as soon as it ends."""
     log = logging.getLogger("forecastd.supervise")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # of children that hang there is plenty to tell
+    log.setLevel(logging.CRITICAL)  # hung children log a lot
     try:
         for part in parts:
             yield from importlib.import_module(f"benchmarks.supervise.{part}").run(quick=quick, seed=seed)

@@ -1,4 +1,4 @@
-"""Some parts of the benchmark of supervision."""
+"""Runs some parts of the supervision benchmark."""
 
 import sys
 

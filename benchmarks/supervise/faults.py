@@ -1,8 +1,7 @@
-"""Random faults of every kind, at random places, in pools of every shape: each job ends exactly once, nothing stays behind.
+"""Random faults of every kind, at random places, in pools of every shape: each job ends exactly once, nothing is left over.
 
-Besides the faults that a child brings on itself, children are killed and stopped from outside at random moments. Some jobs
-cannot be done, some have little time, some pools are closed while jobs are under way. Every result is held against what
-the engine gives in this process.
+Besides injected faults, children are killed and stopped by signals at random times. Some jobs are invalid, some have little
+time, and some pools are closed while jobs run. Every result is compared with the engine's result in this process.
 """
 
 from __future__ import annotations
@@ -21,25 +20,26 @@ from typing import Any
 import psutil
 
 from benchmarks.figures import PremiseCount
-from benchmarks.supervise.leftovers import current_resources
-from benchmarks.supervise.scene import (
+from benchmarks.supervise.common import (
     CLOCK,
     ExpectedForecast,
-    TimedEventLog,
     make_expected_forecasts,
     open_pool,
     seeded_random,
 )
+from benchmarks.supervise.resources import current_resources
+from forecastd.inference.market_job import check_job
 from forecastd.supervise.detector import Phase, PhaseLimits
 from forecastd.supervise.faults import FAULT_KINDS, parse_faults
-from forecastd.supervise.jobs import Job, check_job
+from forecastd.supervise.jobs import Job
 from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.process import ChildFailed, ModelFailed
+from tests.support.supervision import EventLog
 
 CONCURRENCY = 4
-SETTLE_SECONDS = 60.0  # seconds after its deadline by which a job has ended, or is lost
+SETTLE_SECONDS = 60.0  # after its deadline; a job that has not ended by then is lost
 LIMITS = PhaseLimits(
-    starting=15, loading=3, warming_up=3, predicting=0.8, post_processing=0.8, stopping=1.5, silence=2.5
+    starting=15, loading=3, warming_up=3, predicting=0.8, post_processing=0.8, stopping=1.5, heartbeat=2.5
 )  # fmt: skip
 VALUE_RANGES = {"exit": (0, 255), "slow": (0, 1), "print": (1, 2048), "nan": (0, 3)}
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
@@ -47,9 +47,10 @@ SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP}
 
 @dataclass(frozen=True)
 class FaultTrial:
-    """One pool, made up at random. `kind` is its fault's, or a signal's that one child gets after `after` seconds.
+    """One random pool. `kind`: the kind of its fault, or a signal that one child gets after `signal_after` seconds.
 
-    `faults` are brought on by the first `faulty` children; `asked`: of each job what it is and its seconds.
+    `faults`: injected into the first `faulty` children. `jobs`: the kind of each job and its seconds. `close_after`:
+    close the pool after so many seconds; None waits for all jobs.
     """
 
     kind: str
@@ -64,13 +65,13 @@ class FaultTrial:
 
     @property
     def injected(self) -> int:
-        """How many children have a fault brought on them for sure."""
+        """The number of children that get a fault for certain."""
         return min(self.faulty, self.size + self.standbys)
 
 
 @dataclass
 class TrialResult:
-    """What one trial came to."""
+    """The outcomes of one trial."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
@@ -101,7 +102,7 @@ def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
         if leftovers
     ]
     yield PremiseCount(
-        f"random faults, seed {seed}", counts, "each job ends once, nothing is left behind", tuple(violations)
+        f"random faults, seed {seed}", counts, "each job ends once, nothing is left over", tuple(violations)
     )
 
 
@@ -112,7 +113,7 @@ def _describe(outcomes: Counter[str]) -> str:
 
 
 def plan_trials(faults: int, seed: int) -> list[FaultTrial]:
-    """As many trials as bring on that many faults, every kind about as often."""
+    """Trials that together inject at least `faults` faults, each kind about equally often."""
     kinds = [*FAULT_KINDS, *SIGNALS]
     trials: list[FaultTrial] = []
     while sum(trial.injected for trial in trials) < faults:
@@ -143,7 +144,7 @@ def _make_trial(kind: str, rng: random.Random) -> FaultTrial:
 
 
 def _random_fault(kind: str, rng: random.Random) -> str:
-    """A fault of this kind in the writing of `faults.py`, with a random value and at a random place where it takes them."""
+    """A fault of this kind in the syntax of `faults.py`, with a random value and place where it takes them."""
     value = f":{round(rng.uniform(*VALUE_RANGES[kind]), 2 if kind == 'slow' else None)}" if kind in VALUE_RANGES else ""
     places = ["", *(f"@{percent}" for percent in (0, 1, 25, rng.randint(0, 100), 75, 99)), *(f"@{p}" for p in Phase)]
     return f"{kind}{value}{rng.choice([place for place in places if _is_valid(f'{kind}{value}{place}')])}"
@@ -158,8 +159,8 @@ def _is_valid(text: str) -> bool:
 
 
 def _run_trial(number: int, trial: FaultTrial, forecasts: Sequence[ExpectedForecast]) -> TrialResult:
-    """Open the pool, have its jobs done, and see how they end."""
-    result, event_log, rng = TrialResult(), TimedEventLog(), random.Random(number)
+    """Open the pool, run its jobs, and record how they end."""
+    result, event_log, rng = TrialResult(), EventLog(), random.Random(number)
     futures: dict[str, tuple[Future[Any], ExpectedForecast]] = {}
     callbacks: Counter[str] = Counter()
     with open_pool(
@@ -184,7 +185,9 @@ def _run_trial(number: int, trial: FaultTrial, forecasts: Sequence[ExpectedForec
     result.outcomes["jobs"] += len(futures)
     for name, (future, expected) in futures.items():
         _record_outcome(result, name, future, expected)
-        finished = sum(event.kind in {"finished", "refused"} and event.job == name for _, event in event_log.events)
+        finished = sum(
+            event.kind in {"finished", "refused"} and event.job == name for _, event in event_log.timed_events
+        )
         if max(callbacks[name], finished) > 1:
             result.outcomes["doubled"] += 1
             result.violations.append(f"{name}: ended {max(callbacks[name], finished)} times")
@@ -197,13 +200,13 @@ def _run_trial(number: int, trial: FaultTrial, forecasts: Sequence[ExpectedForec
 def _make_job(job_kind: str, name: str, seconds: float, trial: FaultTrial, expected: ExpectedForecast) -> Job:
     if job_kind == "check":
         return replace(check_job(CLOCK.monotonic() + seconds, trial.attempts), name=name)
-    if job_kind == "misfit":  # a model must refuse it, and say why
+    if job_kind == "misfit":  # the model must refuse it with a reason
         expected = replace(expected, inputs=replace(expected.inputs, past=expected.inputs.past[:, 1:]))
     return expected.job(name, seconds=seconds, attempts=trial.attempts)
 
 
 def _send_signal(pool: ProcessPool, number: signal.Signals, rng: random.Random) -> None:
-    """Send a signal to one of the pool's children, if there is one."""
+    """Send a signal to a random child of the pool, if there is one."""
     pids = [int(str(child["pid"])) for child in pool.children()]
     pid = rng.choice(pids) if pids else 0
     if pid and psutil.pid_exists(pid) and psutil.Process(pid).ppid() == os.getpid():
@@ -211,7 +214,7 @@ def _send_signal(pool: ProcessPool, number: signal.Signals, rng: random.Random) 
 
 
 def _record_outcome(result: TrialResult, name: str, future: Future[Any], expected: ExpectedForecast) -> None:
-    """Count how a job ended."""
+    """Record how a job ended."""
     try:
         error = future.exception(0)
     except FutureTimeout:
@@ -222,7 +225,7 @@ def _record_outcome(result: TrialResult, name: str, future: Future[Any], expecte
         is_correct = isinstance(future.result(), str) or expected.matches(future.result())
         result.outcomes["results" if is_correct else "wrong"] += 1
         if not is_correct:
-            result.violations.append(f"{name}: its answer is wrong")
+            result.violations.append(f"{name}: its result is wrong")
     elif isinstance(error, ChildFailed | ModelFailed) and str(error):
         result.outcomes["named failures"] += 1
         result.outcomes[f"failed ({type(error).__name__})"] += 1

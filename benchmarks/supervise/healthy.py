@@ -1,8 +1,7 @@
-"""Healthy children of very different speed, none of which may be found to hang: forecasts from 10 ms to three times a limit.
+"""False alarms: healthy children of very different speed, none of which may be considered hung.
 
-The slow ones take a fixed time longer for each report of progress; the first of a job tells nothing new, so that up to
-70 % of what a step may take passes without any. One pool is left idle for longer than any limit between its jobs. All pools
-work at the same time, on however many cores there are.
+Slow children add a fixed time to each progress report. The first report of a job is no progress, so up to 70 % of a limit
+passes without any. One pool idles longer than any limit between its jobs. All pools run at the same time.
 """
 
 from __future__ import annotations
@@ -14,17 +13,18 @@ from dataclasses import dataclass
 from threading import Event
 
 from benchmarks.figures import PremiseCount
-from benchmarks.supervise.scene import ExpectedForecast, TimedEventLog, make_expected_forecasts, open_pool
+from benchmarks.supervise.common import ExpectedForecast, make_expected_forecasts, open_pool
 from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.process import ChildFailed
+from tests.support.supervision import EventLog
 
-LIMITS = PhaseLimits(predicting=4.0, post_processing=4.0, silence=10.0, stopping=2.0)
-CONCURRENCY = 8  # jobs of a pool that wait or are worked at
+LIMITS = PhaseLimits(predicting=4.0, post_processing=4.0, heartbeat=10.0, stopping=2.0)
+CONCURRENCY = 8  # jobs of a pool that wait or run at a time
 
 
 @dataclass(frozen=True)
 class PoolSpeed:
-    """A pool: of all jobs it has `share`, `slow` seconds longer for each step, `pause` seconds after each job."""
+    """A pool: its `share` of all jobs, `slow` extra seconds for each step, `pause` seconds after each job."""
 
     share: float
     slow: float = 0.0
@@ -54,25 +54,25 @@ def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
     totals = sum((pool_counts for pool_counts, _ in pools), Counter[str]())
     names = (
         "jobs",
-        "right answers",
+        "correct results",
         "hung",
         "died",
         "other failures",
-        "wrong answers",
-        "slow, and warned of",
-        "slow but fine",
+        "wrong results",
+        "slow warnings",
+        "recovered stalls",
     )
     counts = {name: totals[name] for name in names}
-    violations = [f"{counts[name]} {name}" for name in ("other failures", "wrong answers") if counts[name]]
+    violations = [f"{counts[name]} {name}" for name in ("other failures", "wrong results") if counts[name]]
     violations += [evidence for _, failures in pools for evidence in failures]
     slowest = 2 * max(speed.slow for speed in SPEEDS)
     title = f"false alarms, up to {slowest:g} s without progress of {LIMITS.predicting:g} s allowed"
-    yield PremiseCount(title, counts, "no healthy child is found to hang", tuple(violations))
+    yield PremiseCount(title, counts, "no healthy child is considered hung", tuple(violations))
 
 
 def _run_pool(speed: PoolSpeed, jobs: int, forecasts: Sequence[ExpectedForecast]) -> tuple[Counter[str], list[str]]:
-    """One pool's jobs, a few of them under way at a time: what was counted, and why a child was ended."""
-    event_log, counts = TimedEventLog(), Counter({"jobs": jobs})
+    """Run the jobs of one pool, a few at a time: the counts, and why children were replaced."""
+    event_log, counts = EventLog(), Counter({"jobs": jobs})
     fault = f"slow:{speed.slow}@predicting" if speed.slow else ""
     with (
         open_pool(event_log, LIMITS, faults=fault, faulty=1 << 30, size=speed.size, standbys=speed.standbys) as pool,
@@ -86,12 +86,12 @@ def _run_pool(speed: PoolSpeed, jobs: int, forecasts: Sequence[ExpectedForecast]
             except ChildFailed:
                 return "other failures"
             Event().wait(speed.pause)
-            return "right answers" if is_correct else "wrong answers"
+            return "correct results" if is_correct else "wrong results"
 
         counts.update(callers.map(run_job, range(jobs)))
-        counts["slow but fine"] += pool.counts.recovered_stalls
-    counts["hung"] += event_log.count("hung")
-    counts["died"] += event_log.count("died") + event_log.count("bad")
-    counts["slow, and warned of"] += event_log.count("slow")
-    lost = [event for _, event in event_log.events if event.kind in {"hung", "died", "bad"}]
+        counts["recovered stalls"] += pool.counts.recovered_stalls
+    counts["hung"] += len(event_log.by_kind("hung"))
+    counts["died"] += len(event_log.by_kind("died")) + len(event_log.by_kind("invalid_result"))
+    counts["slow warnings"] += len(event_log.by_kind("slow"))
+    lost = [event for _, event in event_log.timed_events if event.kind in {"hung", "died", "invalid_result"}]
     return counts, [f"{speed}: {event.text}, at {event.state.percent:.0f} % of {event.state.phase}" for event in lost]

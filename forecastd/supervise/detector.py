@@ -33,7 +33,7 @@ _PHASE_ORDER = {phase: index for index, phase in enumerate(Phase)}
 
 @dataclass(frozen=True)
 class PhaseLimits:
-    """Seconds that each phase may go without progress. `silence`: seconds without any message.
+    """Seconds that each phase may go without progress. `heartbeat`: seconds without any message.
 
     A starting child cannot send messages yet, so only the limit of that phase applies to it.
     """
@@ -45,15 +45,15 @@ class PhaseLimits:
     training: float = 900.0
     post_processing: float = 10.0
     stopping: float = 5.0
-    silence: float = 20.0
+    heartbeat: float = 20.0
 
     def for_phase(self, phase: Phase) -> float:
         """The progress limit of a phase in seconds; infinite while idle."""
         return math.inf if phase is Phase.IDLE else float(getattr(self, phase.value))
 
-    def silence_for(self, phase: Phase) -> float:
-        """The silence limit in a phase, in seconds; infinite while starting."""
-        return math.inf if phase is Phase.STARTING else self.silence
+    def heartbeat_limit(self, phase: Phase) -> float:
+        """The heartbeat limit in a phase, in seconds; infinite while starting."""
+        return math.inf if phase is Phase.STARTING else self.heartbeat
 
 
 @dataclass(frozen=True)
@@ -143,29 +143,29 @@ def reset_timers(state: ProcessState, now: float) -> ProcessState:
 
 def assess(now: float, state: ProcessState, limits: PhaseLimits) -> ProcessVerdict:
     """The health of the child at `now`."""
-    limit, silence = limits.for_phase(state.phase), limits.silence_for(state.phase)
+    limit, heartbeat_limit = limits.for_phase(state.phase), limits.heartbeat_limit(state.phase)
     since_progress, since_heartbeat = now - state.last_progress, now - state.last_heartbeat
-    if since_heartbeat > silence:
-        return ProcessVerdict("hung", f"no heartbeat for {since_heartbeat:.1f} s, the limit is {silence:g} s")
+    if since_heartbeat > heartbeat_limit:
+        return ProcessVerdict("hung", f"no heartbeat for {since_heartbeat:.1f} s, the limit is {heartbeat_limit:g} s")
     if since_progress > limit:
         return ProcessVerdict(
             "hung", f"no progress for {since_progress:.1f} s, the limit in {state.phase} is {limit:g} s"
         )
     if since_progress > limit / 2:
         return ProcessVerdict("slow", f"no progress for {since_progress:.1f} s of {limit:g} s in {state.phase}")
-    if since_heartbeat > silence / 2:
-        return ProcessVerdict("slow", f"no heartbeat for {since_heartbeat:.1f} s of {silence:g} s")
+    if since_heartbeat > heartbeat_limit / 2:
+        return ProcessVerdict("slow", f"no heartbeat for {since_heartbeat:.1f} s of {heartbeat_limit:g} s")
     return OK
 
 
 def next_change(now: float, state: ProcessState, limits: PhaseLimits) -> float:
     """The time until which the verdict of `now` holds if no message comes; infinite if it never changes."""
-    limit, silence = limits.for_phase(state.phase), limits.silence_for(state.phase)
+    limit, heartbeat_limit = limits.for_phase(state.phase), limits.heartbeat_limit(state.phase)
     changes = (
         state.last_progress + limit / 2,
         state.last_progress + limit,
-        state.last_heartbeat + silence / 2,
-        state.last_heartbeat + silence,
+        state.last_heartbeat + heartbeat_limit / 2,
+        state.last_heartbeat + heartbeat_limit,
     )
     return min((time for time in changes if time >= now), default=math.inf)
 

@@ -109,6 +109,6 @@ def policy_from_settings(settings: Settings, *, standbys: int) -> SupervisionPol
         training=settings.training_timeout,
         post_processing=settings.post_processing_timeout,
         stopping=settings.stopping_timeout,
-        silence=settings.child_heartbeat_timeout,
+        heartbeat=settings.child_heartbeat_timeout,
     )
     return SupervisionPolicy(limits, settings.job_attempts, standbys, settings.model_memory_mb << 20)

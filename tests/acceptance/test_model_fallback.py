@@ -1,4 +1,4 @@
-"""`--once` with models that misbehave or were spoilt: the last good one serves the epoch, or the reason is told."""
+"""`--once` with faulty or damaged models: the last good bundle serves the epoch, or the reason is reported."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ from models.market.engine import load_market_engine
 
 Once = Callable[..., Any]
 FIRST, SECOND = "2026-03-01T12:30:00Z", "2026-03-02T12:30:00Z"
-PHRASE = (
-    "battle skin client soda volume govern buddy achieve bike whale same load"  # no other file of tests has this one
-)
+PHRASE = "battle skin client soda volume govern buddy achieve bike whale same load"  # used by no other test file
 
-# The command with faults in the first launches of each model's children.
+# The command, with faults injected into the first launches of each model.
 FAULTY_COMMAND = """
 import functools, sys
-from forecastd import forecaster
-from forecastd.supervise.policy import Setup
-forecaster.Setup = functools.partial(Setup, faults=sys.argv[1], faulty=int(sys.argv[2]))
+from forecastd.inference import forecaster
+from forecastd.supervise.policy import ChildSetup
+forecaster.ChildSetup = functools.partial(ChildSetup, faults=sys.argv[1], faulty_launches=int(sys.argv[2]))
 del sys.argv[1:3]
 from cli.main import run
 run()
@@ -39,17 +37,17 @@ run()
 
 
 @pytest.fixture
-def mine(root: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(root / "models" / "demo", tmp_path / "mine"))
+def copy(root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(root / "models" / "demo", tmp_path / "copy"))
 
 
 @pytest.fixture
 def faulty(tmp_path: Path, environment: dict[str, str]) -> Callable[..., dict[str, Any]]:
-    """`--once --json` of a model whose children have faults; what it told."""
+    """Runs `--once --json` with faults in the first launches; gives the JSON document."""
 
     def run(faults: str, launches: int, *arguments: str, **more: str) -> dict[str, Any]:
         command = [sys.executable, "-c", FAULTY_COMMAND, faults, str(launches), "--once", "--json", *arguments]
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             cwd=tmp_path,
             env={**environment, "PREDICTING_TIMEOUT": "3", "MODEL_MEMORY_MB": "512", **more},
@@ -59,9 +57,9 @@ def faulty(tmp_path: Path, environment: dict[str, str]) -> Callable[..., dict[st
             timeout=240,
             check=False,
         )
-        assert "Traceback" not in done.stderr, done.stderr
-        report: dict[str, Any] = json.loads(done.stdout)
-        assert report["exit_code"] == done.returncode
+        assert "Traceback" not in result.stderr, result.stderr
+        report: dict[str, Any] = json.loads(result.stdout)
+        assert report["exit_code"] == result.returncode
         return report
 
     return run
@@ -71,51 +69,51 @@ def read_log(tmp_path: Path) -> str:
     return (tmp_path / "logs" / "submission.log").read_text()
 
 
-@pytest.mark.parametrize("damage", ["cut off", "gone"])
-def test_damaged_model_is_replaced_by_its_last_good_copy(once: Once, mine: Path, tmp_path: Path, damage: str) -> None:
-    model = ("--model", str(mine))
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_model_is_replaced_by_its_last_good_copy(once: Once, copy: Path, tmp_path: Path, damage: str) -> None:
+    model = ("--model", str(copy))
     good = once(*model, "--as-of", FIRST)
     assert good.code == 0
-    assert good.told["warnings"] == []
-    if damage == "gone":
-        shutil.rmtree(mine)
+    assert good.document["warnings"] == []
+    if damage == "missing":
+        shutil.rmtree(copy)
     else:
-        weights = mine / "weights.safetensors"
+        weights = copy / "weights.safetensors"
         weights.write_bytes(weights.read_bytes()[:4000])
-    done = once(*model, "--as-of", SECOND)
-    assert done.code == 0, done.out
-    assert done.told["outcome"] == "submitted"
-    assert done.told["bundle"] == good.told["bundle"]
-    (warning,) = done.told["warnings"]
-    assert "stands in" in warning
+    result = once(*model, "--as-of", SECOND)
+    assert result.code == 0, result.out
+    assert result.document["outcome"] == "submitted"
+    assert result.document["bundle"] == good.document["bundle"]
+    (warning,) = result.document["warnings"]
+    assert "Falling back to the last good model" in warning
     assert warning in read_log(tmp_path)
     other_topic = once(*model, "--as-of", SECOND, "--topic-id", "69")
-    assert other_topic.code == 5, "another topic has none of its own"
+    assert other_topic.code == 5, "another topic has no fallback"
 
 
-def test_fallback_trained_on_synthetic_data_is_refused_on_testnet(once: Once, mine: Path) -> None:
-    assert once("--model", str(mine), "--as-of", FIRST).code == 0
-    (mine / "manifest.json").write_text("{")
-    done = once("--model", str(mine), "--network", "testnet", "--source", "exchange:kraken", MNEMONIC=PHRASE)
-    assert done.code == 5
-    assert "manifest" in done.told["reason"]
+def test_fallback_trained_on_synthetic_data_is_refused_on_testnet(once: Once, copy: Path) -> None:
+    assert once("--model", str(copy), "--as-of", FIRST).code == 0
+    (copy / "manifest.json").write_text("{")
+    result = once("--model", str(copy), "--network", "testnet", "--source", "exchange:kraken", MNEMONIC=PHRASE)
+    assert result.code == 5
+    assert "manifest" in result.document["reason"]
 
 
 @pytest.mark.parametrize("blocked", ["a file", "garbage"])
 def test_unusable_bundle_store_does_not_prevent_submission(once: Once, tmp_path: Path, blocked: str) -> None:
-    place = tmp_path / "state" / "bundles"
-    place.parent.mkdir(exist_ok=True)
+    directory = tmp_path / "state" / "bundles"
+    directory.parent.mkdir(exist_ok=True)
     if blocked == "a file":
-        place.write_text("")
+        directory.write_text("")
     else:
-        place.mkdir()
-        (place / INDEX_NAME).write_bytes(b"\xff" * 100)
+        directory.mkdir()
+        (directory / INDEX_NAME).write_bytes(b"\xff" * 100)
     assert once("--as-of", FIRST).code == 0
     assert "bundles" in read_log(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("faults", "words"),
+    ("faults", "message"),
     [
         ("leak@50", "out of memory"),
         ("print:300,fork,exit:3@50", "exit status 3"),
@@ -132,15 +130,15 @@ def test_misbehaving_child_does_not_prevent_submission(
 
 
 def test_always_failing_model_skips_epoch_then_runs_again(
-    faulty: Callable[..., dict[str, Any]], once: Once, mine: Path, tmp_path: Path
+    faulty: Callable[..., dict[str, Any]], once: Once, copy: Path, tmp_path: Path
 ) -> None:
-    report = faulty("raise@loading", 100, "--as-of", FIRST, "--model", str(mine))
+    report = faulty("raise@loading", 100, "--as-of", FIRST, "--model", str(copy))
     assert (report["outcome"], report["exit_code"], report["check"]) == ("skipped", 4, "model_process")
     assert "a_library_that_is_not_there" in report["reason"]
     assert report["tx_hash"] is None
     index = json.loads((tmp_path / "state" / "bundles" / INDEX_NAME).read_text())
-    assert list(index["quarantined"]) == [read_market_manifest(mine).sha256]
-    assert once("--as-of", FIRST, "--model", str(mine)).code == 0, "an unsure model is better than none"
+    assert list(index["quarantined"]) == [read_market_manifest(copy).sha256]
+    assert once("--as-of", FIRST, "--model", str(copy)).code == 0, "a doubtful model is better than none"
 
 
 def test_fallback_with_longer_encoder_serves_the_same_epoch(

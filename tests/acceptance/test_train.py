@@ -1,6 +1,6 @@
-"""`train` as a subprocess: Ctrl-C keeps the best checkpoint, the same command goes on, `--finish` writes the bundle.
+"""`train` as a subprocess: Ctrl-C keeps the best checkpoint, the same command resumes, `--finish` writes the bundle.
 
-Its own process never imports torch, and takes the one that trains with it, however it ends.
+The command's own process never imports torch, and its child ends with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 
 def interrupt_until_exit(process: subprocess.Popen[str]) -> str:
-    """Ctrl-C again and again until the process has ended; gives its errors."""
+    """Send SIGINT repeatedly until the process has ended; gives its stderr."""
     while True:
         try:
             return process.communicate(timeout=0.005)[1]
@@ -39,11 +39,11 @@ def command(root: Path, tmp_path: Path) -> list[str]:
 
 @contextmanager
 def start_training(command: list[str], cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command, and what it told until its first epoch was on disk."""
+    """The running command, and its output until the first epoch is saved."""
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         output = ""
-        while output.count("validation loss") < 2:  # at the second one the first epoch is on disk
+        while output.count("validation loss") < 2:  # the second one means that the first epoch is saved
             line = process.stdout.readline()
             assert line, "the training ended by itself"
             output += line
@@ -51,14 +51,14 @@ def start_training(command: list[str], cwd: Path) -> Iterator[tuple[subprocess.P
 
 
 def test_interrupted_training_resumes_with_same_command(command: list[str], tmp_path: Path) -> None:
-    for goes_on in (False, True):
+    for resumes in (False, True):
         with start_training(command, tmp_path) as (process, output):
             process.send_signal(signal.SIGINT)
-            errors = interrupt_until_exit(process) if goes_on else process.communicate(timeout=60)[1]
+            errors = interrupt_until_exit(process) if resumes else process.communicate(timeout=60)[1]
         assert process.returncode == 130
         assert errors == "Interrupted. Best checkpoint kept; run the same command again to resume.\n"
-        assert ("going on with the interrupted training" in output) == goes_on
-        assert "epoch 1:" in output or goes_on
+        assert ("resuming the interrupted training" in output) == resumes
+        assert "epoch 1:" in output or resumes
         assert not (tmp_path / "bundle").exists()
     done = subprocess.run([*command, "--finish", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["kind"] == "temporal-fusion-transformer"

@@ -1,4 +1,4 @@
-"""The forecaster on real children: every bad model costs at most its own epoch, and the last good one stands in."""
+"""The forecaster with real children: a faulty model costs at most its own epoch, and the last good bundle takes over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman, SkipEpoch
-from forecastd.inference import forecaster as rooms
+from forecastd.inference import forecaster as forecaster_module
 from forecastd.inference.bundle_store import BundleStore, FallbackBundles
 from forecastd.inference.forecaster import Forecaster, TooFewCandles
 from forecastd.market.candles import Candles
@@ -38,6 +37,8 @@ from models.market.bundle import (
 )
 from models.market.engine import load_market_engine
 from models.market.manifest import MarketManifest
+from tests.support.supervision import is_running
+from tests.support.waiting import wait_until
 
 NOW = 1_790_000_000.0
 SOURCE = SampleSource("btcusd")
@@ -59,19 +60,19 @@ def bundle(demo: Path) -> MarketBundle:
 
 
 @pytest.fixture
-def mine(demo: Path, tmp_path: Path) -> Path:
-    """A copy of the demo bundle that a test may spoil."""
-    return Path(shutil.copytree(demo, tmp_path / "mine"))
+def copy(demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo bundle that a test may damage."""
+    return Path(shutil.copytree(demo, tmp_path / "copy"))
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> BundleStore:
+def store(tmp_path: Path) -> BundleStore:
     return BundleStore(tmp_path / "state" / "bundles", SystemClock())
 
 
 @pytest.fixture
-def reserve(shelf: BundleStore) -> FallbackBundles:
-    return FallbackBundles(shelf, 67)
+def fallback(store: BundleStore) -> FallbackBundles:
+    return FallbackBundles(store, 67)
 
 
 @pytest.fixture
@@ -81,25 +82,25 @@ def gather(tmp_path: Path) -> Iterator[Gather]:
 
 
 @pytest.fixture(autouse=True)
-def no_child_is_left() -> Iterator[None]:
+def no_leftover_children() -> Iterator[None]:
     yield
-    assert [
-        child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE
-    ] == []
+    assert [child for child in psutil.Process().children(recursive=True) if is_running(child)] == []
 
 
 @pytest.fixture
-def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """From now on the first launches of every forecaster have this fault."""
+def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives the first launches of every later forecaster these faults."""
 
-    def give(faults: str, faulty: int = 1) -> None:
-        monkeypatch.setattr(rooms, "ChildSetup", functools.partial(ChildSetup, faults=faults, faulty_launches=faulty))
+    def set_faults(faults: str, faulty: int = 1) -> None:
+        monkeypatch.setattr(
+            forecaster_module, "ChildSetup", functools.partial(ChildSetup, faults=faults, faulty_launches=faulty)
+        )
 
-    return give
+    return set_faults
 
 
 def run_cycle(forecaster: Forecaster, gather: Gather) -> float:
-    """A whole forecast, as a cycle makes it."""
+    """Check, forecast and guards, as in a cycle; gives the point value."""
     with forecaster:
         sha256 = forecaster.check()
         assert sha256 == forecaster.manifest.sha256
@@ -111,7 +112,7 @@ def run_cycle(forecaster: Forecaster, gather: Gather) -> float:
 
 
 @pytest.fixture(scope="module")
-def right(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+def expected(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
     with RollingWindow.open(tmp_path_factory.mktemp("window") / "w.sqlite") as window:
         return run_cycle(Forecaster(demo), lambda forecaster: forecaster.gather_candles(SOURCE, window, NOW)[0])
 
@@ -126,7 +127,7 @@ MISBEHAVIOURS = {
     "raise@50": "No module named",
     "crash": "SIGSEGV",
     "torn": "SIGKILL",
-    "garbage": "no message",
+    "garbage": "invalid message",
     "shape": "shape",
     "nan": "not finite",
     "deaf": "no progress",
@@ -137,34 +138,34 @@ MISBEHAVIOURS = {
 @pytest.mark.parametrize("faults", MISBEHAVIOURS)
 def test_misbehaving_child_is_logged_and_replaced(
     demo: Path,
-    fault: Callable[..., None],
+    inject: Callable[..., None],
     gather: Gather,
     *,
-    right: float,
+    expected: float,
     caplog: pytest.LogCaptureFixture,
     faults: str,
 ) -> None:
-    fault(faults)
+    inject(faults)
     forecaster = Forecaster(demo, policy=replace(POLICY, memory=512 << 20, standbys=0))
     with caplog.at_level(logging.WARNING):
-        assert run_cycle(forecaster, gather) == right
+        assert run_cycle(forecaster, gather) == expected
     assert MISBEHAVIOURS[faults] in caplog.text
     assert forecaster.counts.jobs["result"] == 1
 
 
 @pytest.mark.parametrize("faults", ["exit:3@50", "shape", "raise@loading"])
 def test_always_failing_model_skips_epoch_and_is_retried_next_epoch(
-    demo: Path, fault: Callable[..., None], gather: Gather, right: float, faults: str
+    demo: Path, inject: Callable[..., None], gather: Gather, expected: float, faults: str
 ) -> None:
-    fault(faults, 100)
+    inject(faults, 100)
     with Forecaster(demo, policy=POLICY) as forecaster:
         with pytest.raises(SkipEpoch) as caught:
             forecast_once(forecaster, gather)
         assert caught.value.check == "model_process"
         assert "demo" in str(caught.value)
         assert MISBEHAVIOURS[faults] in str(caught.value)
-        fault("")
-        assert forecast_once(forecaster, gather) == right, "the next attempt starts anew"
+        inject("")
+        assert forecast_once(forecaster, gather) == expected, "the next attempt starts new children"
 
 
 def forecast_once(forecaster: Forecaster, gather: Gather) -> float:
@@ -173,18 +174,15 @@ def forecast_once(forecaster: Forecaster, gather: Gather) -> float:
 
 
 def test_nan_after_ten_valid_results_is_never_returned(
-    demo: Path, fault: Callable[..., None], gather: Gather, right: float, caplog: pytest.LogCaptureFixture
+    demo: Path, inject: Callable[..., None], gather: Gather, expected: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fault("nan:10", 2)
+    inject("nan:10", 2)
     with Forecaster(demo, policy=POLICY) as forecaster:
         candles = gather(forecaster)
         values = {forecaster.forecast(candles).value for _ in range(25)}
-    assert values == {right}
+    assert values == {expected}
     assert forecaster.counts.invalid_results >= 1
     assert "not finite" in caplog.text
-
-
-# ---- the last good one -------------------------------------------------------------------------------------------------
 
 
 def truncate(path: Path) -> None:
@@ -208,75 +206,83 @@ def replace_canary(path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated": (truncate, "is cut off"),
+    "truncated": (truncate, "is truncated"),
     "flipped": (flip_bit, "was changed"),
-    "garbled": (corrupt_manifest, "manifest"),
+    "corrupt": (corrupt_manifest, "manifest"),
     "canary": (replace_canary, "canary"),
-    "gone": (shutil.rmtree, "There is no model"),
+    "missing": (shutil.rmtree, "There is no model"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_bundle_falls_back_to_its_own_copy(
-    mine: Path, reserve: FallbackBundles, gather: Gather, *, right: float, caplog: pytest.LogCaptureFixture, damage: str
+    copy: Path,
+    fallback: FallbackBundles,
+    gather: Gather,
+    *,
+    expected: float,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
 ) -> None:
-    assert run_cycle(Forecaster(mine, policy=POLICY, fallback=reserve), gather) == right
+    assert run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather) == expected
     damage_bundle, message = DAMAGE[damage]
-    damage_bundle(mine)
-    again = Forecaster(mine, policy=POLICY, fallback=reserve)
+    damage_bundle(copy)
+    again = Forecaster(copy, policy=POLICY, fallback=fallback)
     with caplog.at_level(logging.ERROR):
-        assert run_cycle(again, gather) == right
-    (remark,) = again.warnings
-    assert message in remark
-    assert "stands in" in remark
-    assert remark in caplog.text
-    assert run_cycle(Forecaster(mine, policy=POLICY, fallback=reserve), gather) == right, "and the next time, too"
+        assert run_cycle(again, gather) == expected
+    (warning,) = again.warnings
+    assert message in warning
+    assert "Falling back to the last good model" in warning
+    assert warning in caplog.text
+    assert run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather) == expected, (
+        "and so does the next forecaster"
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_bundle_without_fallback_raises_needs_human(mine: Path, reserve: FallbackBundles, damage: str) -> None:
+def test_damaged_bundle_without_fallback_raises_needs_human(copy: Path, fallback: FallbackBundles, damage: str) -> None:
     damage_bundle, message = DAMAGE[damage]
-    damage_bundle(mine)
-    with pytest.raises(NeedsHuman, match=message), Forecaster(mine, policy=POLICY, fallback=reserve) as forecaster:
+    damage_bundle(copy)
+    with pytest.raises(NeedsHuman, match=message), Forecaster(copy, policy=POLICY, fallback=fallback) as forecaster:
         forecaster.check()
 
 
 def test_crashing_bundle_is_quarantined_and_fallback_serves_same_epoch(
-    demo: Path, mine: Path, reserve: FallbackBundles, gather: Gather, *, right: float, fault: Callable[..., None]
+    demo: Path, copy: Path, fallback: FallbackBundles, gather: Gather, *, expected: float, inject: Callable[..., None]
 ) -> None:
-    assert run_cycle(Forecaster(demo, policy=POLICY, fallback=reserve), gather) == right
-    bundle = load_market_bundle(mine)
+    assert run_cycle(Forecaster(demo, policy=POLICY, fallback=fallback), gather) == expected
+    bundle = load_market_bundle(copy)
     bad = write_market_bundle(
-        mine, replace(bundle.manifest, name="bad"), bundle.weights, bundle.canary, replace_old=True
+        copy, replace(bundle.manifest, name="bad"), bundle.weights, bundle.canary, replace_old=True
     )
-    fault("exit:9@50", 4)  # three for the job, one that stood by
-    forecaster = Forecaster(mine, policy=POLICY, fallback=reserve)
-    assert run_cycle(forecaster, gather) == right
+    inject("exit:9@50", 4)  # three attempts at the job, and the standby
+    forecaster = Forecaster(copy, policy=POLICY, fallback=fallback)
+    assert run_cycle(forecaster, gather) == expected
     assert forecaster.manifest.name == read_market_manifest(demo).name
     assert "in quarantine" in forecaster.warnings[0]
     assert forecaster.counts.quarantines == 1
-    entry = reserve.store.list_quarantined()[bad.sha256]
+    entry = fallback.store.list_quarantined()[bad.sha256]
     assert "exit status 9" in entry.reason
 
-    fault("")
-    from_the_start = Forecaster(mine, policy=POLICY, fallback=reserve)
-    assert run_cycle(from_the_start, gather) == right
-    assert from_the_start.manifest.name == read_market_manifest(demo).name
-    assert "in quarantine since" in from_the_start.warnings[0]
-    assert from_the_start.counts.crashes == 0, "it was not even started"
+    inject("")
+    later = Forecaster(copy, policy=POLICY, fallback=fallback)
+    assert run_cycle(later, gather) == expected
+    assert later.manifest.name == read_market_manifest(demo).name
+    assert "in quarantine since" in later.warnings[0]
+    assert later.counts.crashes == 0, "the quarantined bundle was not started"
 
-    assert reserve.store.release(bad.sha256[:12])
-    freed = Forecaster(mine, policy=POLICY, fallback=reserve)
-    assert run_cycle(freed, gather) == right
-    assert (freed.manifest.name, freed.warnings) == ("bad", ())
+    assert fallback.store.release(bad.sha256[:12])
+    released = Forecaster(copy, policy=POLICY, fallback=fallback)
+    assert run_cycle(released, gather) == expected
+    assert (released.manifest.name, released.warnings) == ("bad", ())
 
 
 def test_quarantined_bundle_without_fallback_still_runs(
-    mine: Path, reserve: FallbackBundles, gather: Gather, right: float, caplog: pytest.LogCaptureFixture
+    copy: Path, fallback: FallbackBundles, gather: Gather, expected: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reserve.store.quarantine(read_market_manifest(mine), "it hung")
-    assert run_cycle(Forecaster(mine, policy=POLICY, fallback=reserve), gather) == right
-    assert "no earlier model" in caplog.text
+    fallback.store.quarantine(read_market_manifest(copy), "it hung")
+    assert run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather) == expected
+    assert "no fallback model" in caplog.text
 
 
 def write_longer_bundle(path: Path, bundle: MarketBundle, more: int) -> MarketManifest:
@@ -298,15 +304,15 @@ def test_fallback_with_longer_encoder_raises_too_few_candles(
     demo: Path,
     bundle: MarketBundle,
     tmp_path: Path,
-    reserve: FallbackBundles,
+    fallback: FallbackBundles,
     *,
     gather: Gather,
-    fault: Callable[..., None],
+    inject: Callable[..., None],
 ) -> None:
     write_longer_bundle(tmp_path / "longer", bundle, 24)
-    run_cycle(Forecaster(tmp_path / "longer", policy=POLICY, fallback=reserve), gather)
-    fault("exit:9@50", 4)
-    with Forecaster(demo, policy=POLICY, fallback=reserve) as forecaster:
+    run_cycle(Forecaster(tmp_path / "longer", policy=POLICY, fallback=fallback), gather)
+    inject("exit:9@50", 4)
+    with Forecaster(demo, policy=POLICY, fallback=fallback) as forecaster:
         forecaster.check()
         candles = gather(forecaster)
         with pytest.raises(TooFewCandles):
@@ -317,94 +323,91 @@ def test_fallback_with_longer_encoder_raises_too_few_candles(
         assert np.isfinite(forecaster.forecast(more).value)
 
 
-def test_rejected_bundle_is_no_fallback(mine: Path, reserve: FallbackBundles, gather: Gather) -> None:
-    """As on a real network, where the last good one was trained on made-up data."""
-    run_cycle(Forecaster(mine, policy=POLICY, fallback=reserve), gather)
-    truncate(mine)
+def test_rejected_bundle_is_no_fallback(copy: Path, fallback: FallbackBundles, gather: Gather) -> None:
+    """As on a real network, when the last good bundle was trained on synthetic data."""
+    run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather)
+    truncate(copy)
 
     def refuse(manifest: MarketManifest) -> None:
         if manifest.training.synthetic and accepted:
-            raise NeedsHuman("made up")
+            raise NeedsHuman("synthetic")
         accepted.append(manifest)
 
     accepted: list[MarketManifest] = []
-    with Forecaster(mine, policy=POLICY, fallback=reserve, validate=refuse) as forecaster:
-        with pytest.raises(NeedsHuman, match="is cut off"):
+    with Forecaster(copy, policy=POLICY, fallback=fallback, validate=refuse) as forecaster:
+        with pytest.raises(NeedsHuman, match="is truncated"):
             forecaster.check()
         assert forecaster.warnings == ()
 
 
 def test_bundle_with_other_features_is_no_fallback(
-    mine: Path, bundle: MarketBundle, reserve: FallbackBundles, gather: Gather
+    copy: Path, bundle: MarketBundle, fallback: FallbackBundles, gather: Gather
 ) -> None:
-    run_cycle(Forecaster(mine, policy=POLICY, fallback=reserve), gather)
-    corrupt_manifest(mine)
+    run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather)
+    corrupt_manifest(copy)
     names = (*bundle.manifest.past, *bundle.manifest.known)
     other = parse_features(tuple(name for name in names if name != bundle.manifest.past[0]), "a test")
     with pytest.raises(NeedsHuman, match="manifest"):
-        Forecaster(mine, other, policy=POLICY, fallback=reserve)
+        Forecaster(copy, other, policy=POLICY, fallback=fallback)
 
 
-def test_fallback_of_another_topic_is_not_used(mine: Path, shelf: BundleStore, gather: Gather) -> None:
-    run_cycle(Forecaster(mine, policy=POLICY, fallback=FallbackBundles(shelf, 1)), gather)
-    truncate(mine)
-    with pytest.raises(NeedsHuman), Forecaster(mine, policy=POLICY, fallback=FallbackBundles(shelf, 2)) as forecaster:
+def test_fallback_of_another_topic_is_not_used(copy: Path, store: BundleStore, gather: Gather) -> None:
+    run_cycle(Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 1)), gather)
+    truncate(copy)
+    with pytest.raises(NeedsHuman), Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 2)) as forecaster:
         forecaster.check()
-
-
-# ---- a bundle that changes while it runs --------------------------------------------------------------------------------
 
 
 def kill_children(forecaster: Forecaster) -> None:
     pids = {int(str(child["pid"])) for child in forecaster.children()}
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    end = time.monotonic() + 60
-    while pids & {int(str(child["pid"])) for child in forecaster.children()}:
-        assert time.monotonic() < end
+    wait_until(
+        lambda: not pids & {int(str(child["pid"])) for child in forecaster.children()}, "the children are replaced"
+    )
 
 
 def test_bundle_replaced_on_disk_is_loaded_by_the_next_child(
-    mine: Path, reserve: FallbackBundles, gather: Gather, bundle: MarketBundle, right: float
+    copy: Path, fallback: FallbackBundles, gather: Gather, bundle: MarketBundle, expected: float
 ) -> None:
-    with Forecaster(mine, policy=POLICY, fallback=reserve) as forecaster:
+    with Forecaster(copy, policy=POLICY, fallback=fallback) as forecaster:
         old = forecaster.check()
         candles = gather(forecaster)
         new = write_market_bundle(
-            mine, replace(bundle.manifest, name="new"), bundle.weights, bundle.canary, replace_old=True
+            copy, replace(bundle.manifest, name="new"), bundle.weights, bundle.canary, replace_old=True
         ).sha256
-        assert forecaster.check() == old, "what is loaded goes on"
+        assert forecaster.check() == old, "the loaded model stays in use"
         assert forecaster.forecast(candles).bundle_sha256 == old
         kill_children(forecaster)
         assert forecaster.forecast(candles).bundle_sha256 == new
         assert forecaster.manifest.name == "new"
         assert forecaster.check() == new
         forecast = forecaster.forecast(candles)
-        assert forecast.value == right
+        assert forecast.value == expected
         forecaster.check_guards(forecast, candles)
-    assert [manifest.sha256 for _, manifest in reserve.candidates(set())] == [new]
+    assert [manifest.sha256 for _, manifest in fallback.candidates(set())] == [new]
 
 
 def test_bundle_damaged_while_running_falls_back_when_children_die(
-    mine: Path, reserve: FallbackBundles, gather: Gather, right: float
+    copy: Path, fallback: FallbackBundles, gather: Gather, expected: float
 ) -> None:
-    with Forecaster(mine, policy=POLICY, fallback=reserve) as forecaster:
+    with Forecaster(copy, policy=POLICY, fallback=fallback) as forecaster:
         forecaster.check()
         candles = gather(forecaster)
         forecaster.check_guards(forecaster.forecast(candles), candles)
-        truncate(mine)
-        assert forecaster.forecast(candles).value == right
+        truncate(copy)
+        assert forecaster.forecast(candles).value == expected
         kill_children(forecaster)
-        assert forecaster.forecast(candles).value == right
-        assert "is cut off" in forecaster.warnings[0]
+        assert forecaster.forecast(candles).value == expected
+        assert "is truncated" in forecaster.warnings[0]
 
 
 def test_child_with_wrong_bundle_hash_skips_epoch(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Forecaster(demo, policy=POLICY) as forecaster:
         forecaster.check()
         forecaster.manifest = replace(forecaster.manifest, sha256="0" * 64)
-        monkeypatch.setattr(rooms, "read_manifest", lambda _: forecaster.manifest)
-        with pytest.raises(SkipEpoch, match="not 000000000000 as it was told to"):
+        monkeypatch.setattr(forecaster_module, "read_market_manifest", lambda _: forecaster.manifest)
+        with pytest.raises(SkipEpoch, match="instead of 000000000000"):
             forecaster.check()
 
 
@@ -413,9 +416,9 @@ def test_closed_forecaster_raises_skip_epoch(demo: Path, gather: Gather) -> None
     candles = gather(forecaster)
     forecaster.close()
     forecaster.close()
-    for ask in (forecaster.check, lambda: forecaster.forecast(candles)):
-        with pytest.raises(SkipEpoch, match="being ended"):
-            ask()
+    for call in (forecaster.check, lambda: forecaster.forecast(candles)):
+        with pytest.raises(SkipEpoch, match="shutting down"):
+            call()
     assert forecaster.children() == []
 
 
@@ -425,7 +428,7 @@ def test_invalid_bundle_path_raises_needs_human(path: str) -> None:
         Forecaster(Path(path))
 
 
-def test_observer_receives_all_lifecycle_events(demo: Path, gather: Gather, right: float) -> None:
+def test_observer_receives_all_lifecycle_events(demo: Path, gather: Gather, expected: float) -> None:
     events: list[Any] = []
-    assert run_cycle(Forecaster(demo, policy=POLICY, observer=events.append), gather) == right
-    assert {"launched", "ready", "dispatched", "finished", "gone"} <= {event.kind for event in events}
+    assert run_cycle(Forecaster(demo, policy=POLICY, observer=events.append), gather) == expected
+    assert {"launched", "ready", "dispatched", "finished", "exited"} <= {event.kind for event in events}

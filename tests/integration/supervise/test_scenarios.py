@@ -77,7 +77,7 @@ def open_pool(demo: Path, clock: MonotonicOnlyClock, event_log: EventLog) -> Ite
         own_log: EventLog | None = None,
         **limits: float,
     ) -> ProcessPool:
-        phase_limits = PhaseLimits(**{"stopping": 10.0, "silence": 30.0, **limits})
+        phase_limits = PhaseLimits(**{"stopping": 10.0, "heartbeat": 30.0, **limits})
         setup = child_setup(demo, faults, faulty)
         pools.append(
             ProcessPool(
@@ -176,7 +176,7 @@ def check_stall(
 def test_silent_child_hangs_before_phase_limit(
     open_pool: OpenPool, make_job: Callable[..., Job], event_log: EventLog
 ) -> None:
-    pool = open_pool("silent@50", silence=8)
+    pool = open_pool("silent@50", heartbeat=8)
     wait_all_ready(pool, event_log)
     assert pool.run(make_job()).value
     (hung,) = event_log.wait("hung")
@@ -188,7 +188,7 @@ def test_silent_child_hangs_before_phase_limit(
 def test_silent_child_hangs_while_loading(
     open_pool: OpenPool, make_job: Callable[..., Job], event_log: EventLog
 ) -> None:
-    pool = open_pool("silent@loading", standbys=0, silence=8)
+    pool = open_pool("silent@loading", standbys=0, heartbeat=8)
     assert pool.run(make_job()).value
     hung = event_log.wait("hung")[0]
     assert hung.state.phase is Phase.LOADING
@@ -246,7 +246,7 @@ def test_clock_jump_resets_timers_and_later_hang_is_detected(
     clock: MonotonicOnlyClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pool = open_pool("slow:0.3@predicting,hang@75", predicting=5, silence=10)
+    pool = open_pool("slow:0.3@predicting,hang@75", predicting=5, heartbeat=10)
     wait_all_ready(pool, event_log)
     job = pool.submit(make_job(seconds=3 * 3600))
     event_log.wait("dispatched")
@@ -352,7 +352,7 @@ path, action = Path(sys.argv[1]), sys.argv[2]
 bundle, clock = load_market_bundle(path), SystemClock()
 faults = "fork" if action == "killed" else "slow:0.3@predicting"
 setup = ChildSetup(path, "demo", faults, 9, command=child_command())
-with ProcessPool(setup, SupervisionPolicy(PhaseLimits(predicting=4, silence=30), standbys=1), clock) as pool:
+with ProcessPool(setup, SupervisionPolicy(PhaseLimits(predicting=4, heartbeat=30), standbys=1), clock) as pool:
     pool.wait_ready(120)
     if action == "killed":
         while len(children := psutil.Process().children(recursive=True)) < 4:

@@ -1,4 +1,4 @@
-"""`train` as a user meets it: any source in, a bundle out, and a clear end when it cannot work."""
+"""The `train` command: any source in, a bundle out, and a clear message when it cannot work."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_train_on_sample_writes_and_describes_bundle(
     monkeypatch.chdir(tmp_path)
     out = Path("models/mine")
     assert main([*SAMPLE, "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "500 rows" in told
-    assert "zero return" in told
-    assert "forecastd --once --model models/mine" in told
+    output = capsys.readouterr().out
+    assert "500 rows" in output
+    assert "zero return" in output
+    assert "forecastd --once --model models/mine" in output
     bundle = load_market_bundle(out)
     assert verify_market_canary(bundle, load_market_engine(bundle)) < 1e-5
     manifest, feature_list = bundle.manifest, load_features(root / "features.json")
@@ -45,18 +45,18 @@ def test_train_on_sample_writes_and_describes_bundle(
     assert (manifest.name, manifest.step, manifest.training.rows) == ("mine", 3600, 500)
     assert (manifest.training.source, manifest.training.synthetic) == ("sample", True)
     assert manifest.training.end == 1_735_689_600
-    assert max(len(line) for line in told.splitlines()) <= 80
+    assert max(len(line) for line in output.splitlines()) <= 80
 
 
 def test_json_prints_manifest_and_default_output_is_in_state_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--state-dir", str(tmp_path), *SAMPLE, "--json", "--fault", "crash@4"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out) == json.loads((tmp_path / "models" / "btcusd-6h" / "manifest.json").read_text())
-    assert re.fullmatch(  # one line on the process that was replaced
-        r"training process \d+ died in phase training, killed by SIGSEGV; process \d+ goes on from the last checkpoint",
-        " ".join(told.err.split()),
+    output = capsys.readouterr()
+    assert json.loads(output.out) == json.loads((tmp_path / "models" / "btcusd-6h" / "manifest.json").read_text())
+    assert re.fullmatch(  # one line on the replaced process
+        r"training process \d+ died in phase training, killed by SIGSEGV; process \d+ resumes from the last checkpoint",
+        " ".join(output.err.split()),
     )
 
 
@@ -71,7 +71,7 @@ def test_old_file_is_trained_up_to_its_end(real_candles: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["--source", "sample", "--hours", "40"], 5, "at least"),
         (["--source", "nowhere"], 5, "no data source"),
@@ -83,14 +83,14 @@ def test_old_file_is_trained_up_to_its_end(real_candles: Path, tmp_path: Path) -
         (["--features", "/does/not/exist.json"], 5, "--features"),
         (["--finish"], 5, "without --finish"),
         (["--seed", "4294967296"], 2, "--seed"),
-        (["--fault", "headache"], 2, "no fault 'headache'"),
+        (["--fault", "headache"], 2, "unknown fault 'headache'"),
     ],
 )
 def test_impossible_training_exits_with_code_and_reason(
-    arguments: list[str], code: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*SAMPLE, *arguments, "--out", str(tmp_path / "b")]) == code
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,16 +137,16 @@ def test_concurrent_training_is_reported_before_fetching(tmp_path: Path, capsys:
 def test_unusable_output_is_reported_before_fetching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "bundle").mkdir()
-    for out, flags, told in (("bundle", [], "--force"), ("file", [], "--force"), ("file", ["--force"], "is a file"),
-                             ("file/below", [], "cannot be written")):  # fmt: skip
+    for out, flags, message in (("bundle", [], "--force"), ("file", [], "--force"), ("file", ["--force"], "is a file"),
+                             ("file/below", [], "Cannot write to")):  # fmt: skip
         assert main([*SAMPLE, "--source", "file:/does/not/exist", "--out", str(tmp_path / out), *flags]) == 5
-        assert told in capsys.readouterr().err.replace("\n", " ")
+        assert message in capsys.readouterr().err.replace("\n", " ")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """No file may be longer than this, for this process and those it starts."""
+    """Limit the size of files for this process and those it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -157,15 +157,15 @@ def full_disk(limit: int) -> Iterator[None]:
 
 def test_full_disk_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b"
-    for limit in (10_000, 100_000):  # too little for the rows; enough for them, and too little for a checkpoint
+    for limit in (10_000, 100_000):  # too small for the rows; enough for the rows, too small for a checkpoint
         with full_disk(limit):
             assert main([*SAMPLE, "--out", str(out)]) == 5
-        told = capsys.readouterr().err.replace("\n", " ")
-        assert f"Cannot write {out}: " in told
-        assert "Make room" in told
+        output = capsys.readouterr().err.replace("\n", " ")
+        assert f"Cannot write {out}: " in output
+        assert "Make room" in output
     assert state.load(out) is not None  # the rows are kept for the next attempt
     assert main([*SAMPLE, "--out", str(out)]) == 0
-    assert "going on with the interrupted training" in capsys.readouterr().out
+    assert "resuming the interrupted training" in capsys.readouterr().out
 
 
 def test_training_without_surviving_process_needs_human(
@@ -173,10 +173,10 @@ def test_training_without_surviving_process_needs_human(
 ) -> None:
     monkeypatch.setenv("JOB_ATTEMPTS", "1")
     assert main([*SAMPLE, "--out", str(tmp_path / "b"), "--fault", "exit:7@4"]) == 5
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "No process brought the training to its end" in told
-    assert "exit status 7" in told
-    assert "same command goes on" in told
+    (output,) = capsys.readouterr().err.splitlines()
+    assert "No process completed the training" in output
+    assert "exit status 7" in output
+    assert "same command again to resume" in output
 
 
 def test_training_rows_do_not_cross_gaps() -> None:
@@ -187,6 +187,6 @@ def test_training_rows_do_not_cross_gaps() -> None:
     data = make_training_data(candles.take(keep), feature_list)
     assert len(data) == 290
     assert np.array_equal(data.target, np.log(candles.close[keep]))
-    assert np.isnan(data.past[114:124]).all()  # 24 h before them there was no candle
+    assert np.isnan(data.past[114:124]).all()  # no candle 24 h earlier
     assert np.array_equal(data.past[124:], past_matrix(feature_list.past, candles)[134:])
     assert make_training_data(candles, feature_list).data_sha256 != data.data_sha256

@@ -1,4 +1,4 @@
-"""A training in a supervised child: the same weights as in this process, whatever becomes of the child on the way."""
+"""Training in a supervised child: the same weights as in this process, even when children hang, die or are interrupted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from forecastd.clock import SystemClock
+from forecastd.inference.child_command import child_command
 from forecastd.inference.training_job import error_from_child, train_job
 from forecastd.settings import numeric_environment
 from forecastd.supervise.detector import PhaseLimits
@@ -36,7 +37,7 @@ CONFIG = TrainingConfig(
 )  # fmt: skip
 CREATED = 1_700_000_000.0
 FIRST_STEP, SECOND_STEP, SECOND_EPOCH, LAST_STEP = "4", "8", "48", "100"
-LONG_LIMITS = PhaseLimits(starting=120, training=240, silence=120, stopping=20)
+LONG_LIMITS = PhaseLimits(starting=120, training=240, heartbeat=120, stopping=20)
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +59,16 @@ def data() -> MarketData:
 
 
 class TrainingLog:
-    """What a training told, and whom it had at work."""
+    """The progress and replacements that a training reported. `hook` is called with each progress."""
 
     def __init__(self) -> None:
         self.progress: list[TrainingProgress] = []
         self.replacements: list[str] = []
         self.hook: Callable[[TrainingProgress], None] = lambda _: None
 
-    def on_progress(self, reached: TrainingProgress) -> None:
-        self.progress.append(reached)
-        self.hook(reached)
+    def on_progress(self, progress: TrainingProgress) -> None:
+        self.progress.append(progress)
+        self.hook(progress)
 
     def batches(self) -> list[tuple[int, int]]:
         return [(p.epoch, p.batch) for p in self.progress if p.loss is not None]
@@ -77,27 +78,32 @@ Supervised = Callable[..., str]
 
 
 @pytest.fixture
-def told() -> TrainingLog:
+def training_log() -> TrainingLog:
     return TrainingLog()
 
 
 @pytest.fixture
-def supervised(data: MarketData, told: TrainingLog) -> Iterator[Supervised]:
-    """Trains in a child, as the command does; afterwards none is left."""
+def supervised(data: MarketData, training_log: TrainingLog) -> Iterator[Supervised]:
+    """Trains in a child, as the command does; afterwards no child may be left."""
 
     def run(out: Path, faults: str = "", *, limits: PhaseLimits = LONG_LIMITS, faulty: int = 1, attempts: int = 3,
-            at_once: bool = False, config: TrainingConfig = CONFIG) -> str:  # fmt: skip
+            stop_now: bool = False, config: TrainingConfig = CONFIG) -> str:  # fmt: skip
         setup = ChildSetup(
-            name="tiny", faults=faults, faulty_launches=faulty, threads=0, environment=numeric_environment()
+            name="tiny",
+            faults=faults,
+            faulty_launches=faulty,
+            threads=0,
+            environment=numeric_environment(),
+            command=child_command(),
         )
         policy = SupervisionPolicy(limits, attempts, standbys=0, memory=0, quarantine_after=attempts + 1)
         trainer = TrainingSupervisor(
             setup,
             policy,
             SystemClock(),
-            on_progress=told.on_progress,
-            on_replacement=told.replacements.append,
-            stop_now=lambda: at_once,
+            on_progress=training_log.on_progress,
+            on_replacement=training_log.replacements.append,
+            stop_now=lambda: stop_now,
         )
         with state.lock_output(out):
             prepare_training(data, config, out, force=False, finish=False)
@@ -108,54 +114,54 @@ def supervised(data: MarketData, told: TrainingLog) -> Iterator[Supervised]:
 
 
 @pytest.fixture(scope="module")
-def here(data: MarketData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle that a training in this process gives."""
-    out = tmp_path_factory.mktemp("here") / "bundle"
+def local_bundle(data: MarketData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the same training in this process."""
+    out = tmp_path_factory.mktemp("local") / "bundle"
     train(data, CONFIG, out, lambda _: None, created=CREATED)
     return out
 
 
-def assert_same_bundle(out: Path, here: Path, sha256: str) -> MarketManifest:
-    """The bundle is the other one to the byte, and nothing lies beside it."""
+def assert_same_bundle(out: Path, local_bundle: Path, sha256: str) -> MarketManifest:
+    """The bundle equals the local one byte for byte, and no other file is beside it."""
     for name in ("weights.safetensors", "canary.safetensors"):
-        assert (out / name).read_bytes() == (here / name).read_bytes()
+        assert (out / name).read_bytes() == (local_bundle / name).read_bytes()
     manifest = read_market_manifest(out)
-    assert manifest.sha256 == sha256 == read_market_manifest(here).sha256
+    assert manifest.sha256 == sha256 == read_market_manifest(local_bundle).sha256
     assert [entry.name for entry in out.parent.iterdir()] == [out.name]
     return manifest
 
 
 def test_supervised_training_gives_identical_bundle_after_crash(
-    supervised: Supervised, told: TrainingLog, here: Path, tmp_path: Path
+    supervised: Supervised, training_log: TrainingLog, local_bundle: Path, tmp_path: Path
 ) -> None:
     sha256 = supervised(tmp_path / "bundle", f"crash@{LAST_STEP}")
-    assert_same_bundle(tmp_path / "bundle", here, sha256)
-    (remark,) = told.replacements
-    assert "died in phase training" in remark
-    assert "goes on from the last checkpoint" in remark
-    assert told.batches() == [(epoch, batch) for epoch in (1, 2, 3) for batch in (1, 2)]
-    assert [p.epoch for p in told.progress if p.validation_loss is not None] == [1, 2, 3]
-    done = [p.done for p in told.progress]
+    assert_same_bundle(tmp_path / "bundle", local_bundle, sha256)
+    (sentence,) = training_log.replacements
+    assert "died in phase training" in sentence
+    assert "resumes from the last checkpoint" in sentence
+    assert training_log.batches() == [(epoch, batch) for epoch in (1, 2, 3) for batch in (1, 2)]
+    assert [p.epoch for p in training_log.progress if p.validation_loss is not None] == [1, 2, 3]
+    done = [p.done for p in training_log.progress]
     assert done == sorted(done)
-    assert {p.total for p in told.progress} == {25}
+    assert {p.total for p in training_log.progress} == {25}
 
 
 def test_hung_training_child_is_replaced_and_resumes(
-    supervised: Supervised, told: TrainingLog, here: Path, tmp_path: Path
+    supervised: Supervised, training_log: TrainingLog, local_bundle: Path, tmp_path: Path
 ) -> None:
-    limits = PhaseLimits(starting=120, training=20, silence=120, stopping=20)
+    limits = PhaseLimits(starting=120, training=20, heartbeat=120, stopping=20)
     sha256 = supervised(tmp_path / "bundle", f"hang@{SECOND_EPOCH}", limits=limits, attempts=10)
-    assert_same_bundle(tmp_path / "bundle", here, sha256)
-    assert any("hung (no progress for" in remark for remark in told.replacements)
-    assert [told.batches().count((epoch, 1)) for epoch in (1, 2, 3)] == [1, 2, 1]
+    assert_same_bundle(tmp_path / "bundle", local_bundle, sha256)
+    assert any("hung (no progress for" in sentence for sentence in training_log.replacements)
+    assert [training_log.batches().count((epoch, 1)) for epoch in (1, 2, 3)] == [1, 2, 1]
 
 
 def test_training_fails_when_every_child_dies_and_keeps_state(
-    supervised: Supervised, told: TrainingLog, tmp_path: Path
+    supervised: Supervised, training_log: TrainingLog, tmp_path: Path
 ) -> None:
     with pytest.raises(ChildFailed, match=r"training of bundle: .* died in phase training, exit status 7"):
         supervised(tmp_path / "bundle", f"exit:7@{FIRST_STEP}", attempts=2, faulty=2)
-    assert len(told.replacements) == 1
+    assert len(training_log.replacements) == 1
     assert state.load(tmp_path / "bundle") is not None
 
 
@@ -163,52 +169,54 @@ def interrupt(_: TrainingProgress) -> None:
     raise KeyboardInterrupt
 
 
-def interrupt_second_epoch(reached: TrainingProgress) -> None:
-    if reached.epoch == 2:
+def interrupt_second_epoch(progress: TrainingProgress) -> None:
+    if progress.epoch == 2:
         raise KeyboardInterrupt
 
 
-def test_interrupt_stops_child_and_keeps_checkpoint(supervised: Supervised, told: TrainingLog, tmp_path: Path) -> None:
+def test_interrupt_stops_child_and_keeps_checkpoint(
+    supervised: Supervised, training_log: TrainingLog, tmp_path: Path
+) -> None:
     out = tmp_path / "bundle"
-    told.hook = interrupt_second_epoch
+    training_log.hook = interrupt_second_epoch
     with pytest.raises(ModelFailed) as failed:
         supervised(out, f"hang@{SECOND_EPOCH}")
     interrupted = error_from_child(failed.value, out)
     assert isinstance(interrupted, TrainingInterrupted)
     assert interrupted.has_checkpoint
     assert "Best checkpoint kept" in str(interrupted)
-    assert told.replacements == []
+    assert training_log.replacements == []
 
 
 def test_child_ignoring_interrupt_is_killed_on_stop_now(
-    supervised: Supervised, told: TrainingLog, tmp_path: Path
+    supervised: Supervised, training_log: TrainingLog, tmp_path: Path
 ) -> None:
-    told.hook = interrupt
-    limits = PhaseLimits(starting=120, training=240, silence=240, stopping=240)
+    training_log.hook = interrupt
+    limits = PhaseLimits(starting=120, training=240, heartbeat=240, stopping=240)
     with pytest.raises(KeyboardInterrupt):
-        supervised(tmp_path / "bundle", f"silent@{SECOND_STEP}", limits=limits, at_once=True)
+        supervised(tmp_path / "bundle", f"silent@{SECOND_STEP}", limits=limits, stop_now=True)
     assert state.load(tmp_path / "bundle") is not None
 
 
 def test_interrupt_before_launch_starts_nothing(
-    supervised: Supervised, told: TrainingLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    supervised: Supervised, training_log: TrainingLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Impatient(SimpleQueue[object]):
+    class InterruptedQueue(SimpleQueue[object]):
         def get(self, *_: object, **__: object) -> object:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("forecastd.training.trainer.SimpleQueue", Impatient)
+    monkeypatch.setattr("forecastd.training.trainer.SimpleQueue", InterruptedQueue)
     with pytest.raises(KeyboardInterrupt):
         supervised(tmp_path / "bundle")
-    assert told.progress == []
+    assert training_log.progress == []
 
 
 def test_second_trainer_waits_for_first_to_release_rows(data: MarketData, tmp_path: Path) -> None:
     out, entered = tmp_path / "bundle", Event()
 
     def take_over() -> None:
-        with state.lock_rows(out) as begun:
-            assert begun
+        with state.lock_rows(out) as exists:
+            assert exists
             entered.set()
 
     with state.lock_output(out):
@@ -220,8 +228,8 @@ def test_second_trainer_waits_for_first_to_release_rows(data: MarketData, tmp_pa
         assert entered.wait(60)
         second.join()
         state.open_or_create(out, data, CONFIG, discard=True).remove()
-        with state.lock_rows(out) as begun:
-            assert not begun
+        with state.lock_rows(out) as exists:
+            assert not exists
 
 
 def test_row_lock_timeout_is_reported(data: MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,40 +242,39 @@ def test_row_lock_timeout_is_reported(data: MarketData, tmp_path: Path, monkeypa
 
 
 def test_child_environment_has_device_and_thread_settings(
-    supervised: Supervised, told: TrainingLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    supervised: Supervised, training_log: TrainingLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TIINGO_API_KEY", "a-secret-key")
-    seen: dict[str, str] = {}
+    environment: dict[str, str] = {}
 
-    def look(_: TrainingProgress) -> None:
+    def read_environment(_: TrainingProgress) -> None:
         (child,) = psutil.Process().children()
-        seen.update(child.environ())
+        environment.update(child.environ())
         raise KeyboardInterrupt
 
-    told.hook = look
+    training_log.hook = read_environment
     with pytest.raises(ModelFailed):
         supervised(tmp_path / "bundle", f"hang@{SECOND_STEP}")
-    assert seen["CUDA_VISIBLE_DEVICES"] == "7"
-    assert seen["OMP_NUM_THREADS"] == "1"
-    assert "OPENBLAS_NUM_THREADS" not in seen
-    assert "a-secret-key" not in seen.values()
+    assert environment["CUDA_VISIBLE_DEVICES"] == "7"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert "OPENBLAS_NUM_THREADS" not in environment
+    assert "a-secret-key" not in environment.values()
 
 
 def test_interrupt_after_completion_still_returns_bundle(
     supervised: Supervised, data: MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Pressed(ProcessPool):
+    class InterruptedPool(ProcessPool):
         def close(self) -> None:
             super().close()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("forecastd.training.trainer.Pool", Pressed)
+    monkeypatch.setattr("forecastd.training.trainer.ProcessPool", InterruptedPool)
     out = tmp_path / "bundle"
     train(data, replace(CONFIG, epochs=1), out, lambda _: None, created=CREATED)
     with state.lock_output(out):
-        prepare_training(
-            data, replace(CONFIG, epochs=1), out, force=False, finish=False
-        )  # as if its child had died right after
+        # As if the child had died right after it wrote the bundle.
+        prepare_training(data, replace(CONFIG, epochs=1), out, force=False, finish=False)
     assert supervised(out, config=replace(CONFIG, epochs=1)) == read_market_manifest(out).sha256

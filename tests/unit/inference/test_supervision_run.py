@@ -1,11 +1,10 @@
-"""What a trial makes of what it hears: the slowest steps, who finished what, how it ended, and how that reads."""
+"""The report of a supervised run: slowest steps, finished jobs, outcome, JSON and text."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from rich.console import Console
@@ -22,31 +21,20 @@ from forecastd.inference.supervision_run import (
 )
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Phase, ProcessState
-from forecastd.supervise.events import EventKind, ProcessEvent, SupervisionCounts
+from forecastd.supervise.events import ProcessEvent, SupervisionCounts
 from forecastd.supervise.policy import SupervisionPolicy
+from forecastd.testing import ManualClock
 from models.market.bundle import read_market_manifest
-
-
-class StoppedClock:
-    """A clock that stands where it is put."""
-
-    time = 0.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
 
 
 @pytest.fixture
 def recorder() -> SupervisionRecorder:
-    return SupervisionRecorder(StoppedClock(), lambda _: None)
+    return SupervisionRecorder(ManualClock(elapsed=0.0), lambda _: None)
 
 
 @pytest.fixture
-def trial(root: Path) -> SupervisionReport:
-    """A trial of the demo with one good job."""
+def report(root: Path) -> SupervisionReport:
+    """A report on the demo bundle with one successful job."""
     bundle = root / "models" / "demo"
     jobs = (JobOutcome("forecast 1", "result", 0.02, -0.0003, 11),)
     return SupervisionReport(
@@ -83,7 +71,7 @@ def test_recorder_keeps_slowest_step_of_each_phase(recorder: SupervisionRecorder
     recorder(ProcessEvent("dispatched", 1, state))
     state = progress(state, 100.25, Phase.PREDICTING, 1)
     recorder(ProcessEvent("progress", 1, state))
-    for now in (100.5, 101.0):  # up and down is no step
+    for now in (100.5, 101.0):  # going up and down is no progress
         state = progress(state, now, Phase.PREDICTING, 0.5)
         recorder(ProcessEvent("progress", 1, state))
     recorder(ProcessEvent("finished", 1, detector.record_heartbeat(state, 101.75, "a"), "forecast 1"))
@@ -105,31 +93,6 @@ def test_recorder_separates_launches_with_same_pid(recorder: SupervisionRecorder
     assert recorder.slowest == {}
 
 
-@pytest.mark.parametrize(
-    ("kinds", "waits"),
-    [
-        (["ready"], True),
-        (["ready", "ready"], False),
-        (["ready", "ready", "died"], True),
-        (["ready", "quarantined"], False),
-        (["refused"], False),
-        (["backing_off"], False),
-    ],
-)
-def test_recorder_waits_until_children_are_ready_or_failed(
-    recorder: SupervisionRecorder, kinds: list[EventKind], waits: bool
-) -> None:
-    for pid, kind in enumerate(kinds):
-        recorder(ProcessEvent(kind, 0 if kind == "died" else pid, detector.start(0.0, str(pid))))
-    waiting = Thread(target=recorder.wait_until_ready, args=(2, 60.0), daemon=True)
-    waiting.start()
-    waiting.join(0.1 if waits else 60.0)
-    assert waiting.is_alive() is waits
-    recorder(ProcessEvent("quarantined", 0, detector.start(0.0, "")))
-    waiting.join(60.0)
-    assert not waiting.is_alive()
-
-
 def test_recorded_events_are_bounded(recorder: SupervisionRecorder) -> None:
     state = detector.start(0.0, "a")
     for _ in range(MAX_EVENTS + 10):
@@ -149,47 +112,47 @@ def test_recorded_events_are_bounded(recorder: SupervisionRecorder) -> None:
     ],
 )
 def test_exit_code_reflects_job_outcomes(
-    trial: SupervisionReport, endings: list[str], code: int, outcome: str, reason: str | None
+    report: SupervisionReport, endings: list[str], code: int, outcome: str, reason: str | None
 ) -> None:
     jobs = tuple(
         JobOutcome(f"forecast {number}", "result", 0.1, 0.5, 7) if ending == "result"
         else JobOutcome(f"forecast {number}", "failed" if ending == "failed" else "refused", 0.1, reason=f"why {number}")
         for number, ending in enumerate(endings)
     )  # fmt: skip
-    document = json.loads(json.dumps(replace(trial, jobs=jobs).as_json()))
+    document = json.loads(json.dumps(replace(report, jobs=jobs).as_json()))
     assert (document["exit_code"], document["outcome"], document["reason"]) == (code, outcome, reason)
 
 
-def test_report_serializes_to_json(trial: SupervisionReport) -> None:
+def test_report_serializes_to_json(report: SupervisionReport) -> None:
     counts = SupervisionCounts(failovers=1)
     counts.hangs["predicting", "9d25b61c3ca0"] += 1
     event = TimedEvent(1.23456, ProcessEvent("hung", 11, detector.start(0.0, "a"), "forecast 1", "hung"))
     document = json.loads(
-        json.dumps(replace(trial, counts=counts, events=(event,), slowest={Phase.PREDICTING: 0.0123456}).as_json())
+        json.dumps(replace(report, counts=counts, events=(event,), slowest={Phase.PREDICTING: 0.0123456}).as_json())
     )
     assert document["counts"]["hangs"] == [{"phase": "predicting", "bundle": "9d25b61c3ca0", "count": 1}]
     assert document["slowest"] == {"predicting": 0.0123}
-    assert document["events"][0]["at"] == 1.235
+    assert document["events"][0]["seconds"] == 1.235
     assert document["settings"]["limits"]["predicting"] == 30.0
 
 
-def render(trial: SupervisionReport) -> str:
+def render(report: SupervisionReport) -> str:
     out = Console(width=80, file=None, highlight=False)
     with out.capture() as captured:
-        for line in result_rows(trial):
+        for line in result_rows(report):
             out.print(line)
     return captured.get()
 
 
-def test_report_lists_failed_jobs_first_and_truncates(trial: SupervisionReport) -> None:
+def test_report_lists_failed_jobs_first_and_truncates(report: SupervisionReport) -> None:
     good = tuple(JobOutcome(f"forecast {number}", "result", 0.1, 0.5, 7) for number in range(3 * MAX_LISTED_JOBS))
-    text = render(replace(trial, jobs=(*good, JobOutcome("forecast x", "failed", 0.1, reason="it crashed"))))
+    text = render(replace(report, jobs=(*good, JobOutcome("forecast x", "failed", 0.1, reason="it crashed"))))
     assert "forecast x: failed, it crashed" in text
     assert f"and {2 * MAX_LISTED_JOBS + 1} more" in text
     assert f"skipped: {3 * MAX_LISTED_JOBS} of {3 * MAX_LISTED_JOBS + 1} jobs" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_report_says_quarantine_is_not_saved(trial: SupervisionReport) -> None:
-    assert "quarantine" not in render(trial)
-    assert "in this trial only" in render(replace(trial, counts=SupervisionCounts(quarantines=1)))
+def test_report_says_quarantine_is_not_saved(report: SupervisionReport) -> None:
+    assert "quarantine" not in render(report)
+    assert "in this run only" in render(replace(report, counts=SupervisionCounts(quarantines=1)))

@@ -1,4 +1,4 @@
-"""A training as a job: what goes to the child and comes back is checked, and an error there is the same error here."""
+"""Training jobs: the messages of both sides, and errors of the child that are raised in the parent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHA256 = "ab" * 32
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """A training decides what an interrupt does to its process; here that is this one."""
+    """Restores the SIGINT handler, which a training changes in its process."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -43,20 +43,20 @@ def make_message(out: Path) -> ChildMessage:
     [
         DataError("too few rows"),
         TrainingDiverged(),
-        BundleError("it is there", check="exists"),
+        BundleError("it exists", check="exists"),
         OSError(errno.ENOSPC, "No space left on device"),
     ],
 )
 def test_child_error_is_restored_in_parent(
     error: Exception, signals: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def broken(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(training_job, "go_on", broken)
+    monkeypatch.setattr(training_job, "run_training", fail)
     kind, fields = train_in_child(make_message(tmp_path / "b"), lambda *_: None)
     assert kind == "error"
-    assert fields["error"] not in {"memory", "bundle"}  # which would have another child try it
+    assert fields["error"] not in {"memory", "bundle"}  # else another child would try it
     rebuilt = error_from_child(
         ModelFailed(str(fields["message"]), str(fields["error"]), str(fields["check"])), tmp_path / "b"
     )
@@ -65,23 +65,23 @@ def test_child_error_is_restored_in_parent(
     assert vars(rebuilt) == vars(error)
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("has_checkpoint", [True, False])
 def test_interrupt_reports_whether_checkpoint_exists(
-    kept: bool, signals: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    has_checkpoint: bool, signals: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_job, "go_on", interrupted)
+    monkeypatch.setattr(training_job, "run_training", interrupt)
     directory = state.state_directory(tmp_path / "b")
     directory.mkdir()
-    if kept:
+    if has_checkpoint:
         (directory / state.BEST_CHECKPOINT).touch()
     kind, fields = train_in_child(make_message(tmp_path / "b"), lambda *_: None)
     assert kind == "error"
     error = error_from_child(ModelFailed(str(fields["message"]), str(fields["error"]), ""), tmp_path / "b")
     assert isinstance(error, TrainingInterrupted)
-    assert error.has_checkpoint == kept
+    assert error.has_checkpoint == has_checkpoint
 
 
 def test_invalid_errno_is_tolerated(tmp_path: Path) -> None:
@@ -95,11 +95,11 @@ def test_train_message_has_path_and_options_but_no_rows(
 ) -> None:
     received: dict[str, object] = {}
 
-    def note(out: Path, _: object, **options: object) -> None:
+    def record(out: Path, _: object, **options: object) -> None:
         received.update(options, out=out)
         raise DataError("enough")
 
-    monkeypatch.setattr(training_job, "go_on", note)
+    monkeypatch.setattr(training_job, "run_training", record)
     monkeypatch.chdir(tmp_path)
     message = make_message(Path("below/b"))
     assert message.arrays == {}
@@ -121,7 +121,7 @@ def test_progress_round_trips() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "changes",
     [{"stage": None}, {"epoch": "2"}, {"batch": True}, {"loss": "0.5"}, {"validation_loss": []}, {"done": 1}],
 )
 def test_progress_with_wrong_types_is_ignored(changes: dict[str, object]) -> None:
@@ -146,8 +146,8 @@ def test_progress_meter_is_monotonic_and_ends_at_total(
         for batch in range(1, batches + 1):
             meter.report_fit(epoch, batch, loss=0.0)
         for check in range(1, checks + 1):
-            meter.report_fit(epoch, batches, checked=check)
-        meter.report_fit(epoch, batches, checked=checks, validation=0.0)
+            meter.report_fit(epoch, batches, validation_batch=check)
+        meter.report_fit(epoch, batches, validation_batch=checks, validation_loss=0.0)
     for step in range(3):
         meter.report_stage("score", step)
     for part in range(scored + 1):
@@ -171,7 +171,7 @@ def test_numeric_environment_contains_no_secret(monkeypatch: pytest.MonkeyPatch)
     assert set(numeric_environment()) == {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_LIBRARY_PATH"}
 
 
-@pytest.mark.parametrize(("threads", "given"), [(0, None), (1, "1"), (3, "3")])
-def test_child_environment_sets_thread_count(threads: int, given: str | None) -> None:
+@pytest.mark.parametrize(("threads", "expected"), [(0, None), (1, "1"), (3, "3")])
+def test_child_environment_sets_thread_count(threads: int, expected: str | None) -> None:
     environment = child_environment(threads)
-    assert environment.get("OMP_NUM_THREADS") == environment.get("OPENBLAS_NUM_THREADS") == given
+    assert environment.get("OMP_NUM_THREADS") == environment.get("OPENBLAS_NUM_THREADS") == expected

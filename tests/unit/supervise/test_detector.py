@@ -16,7 +16,7 @@ from forecastd.supervise import detector
 from forecastd.supervise.detector import Phase, PhaseLimits, ProcessState, ProcessVerdict, assess
 
 LIMITS = PhaseLimits(
-    starting=5, loading=6, warming_up=7, predicting=8, training=9, post_processing=3, stopping=2, silence=4
+    starting=5, loading=6, warming_up=7, predicting=8, training=9, post_processing=3, stopping=2, heartbeat=4
 )
 WORK_PHASES = [phase for phase in Phase if phase not in {Phase.IDLE, Phase.STOPPING}]
 
@@ -182,7 +182,7 @@ def test_child_with_timely_progress_is_never_hung(inputs: list[ChildInput], phas
     state = detector.start(0.0, "l")
     if job is not None or phase is not Phase.STARTING:
         state = detector.assign_job(state, 0.0, job, phase)  # type: ignore[arg-type]
-    now, step, done = 0.0, 0.9 * min(LIMITS.for_phase(phase), LIMITS.silence_for(phase)), 1000.0
+    now, step, done = 0.0, 0.9 * min(LIMITS.for_phase(phase), LIMITS.heartbeat_limit(phase)), 1000.0
     for child_input in inputs:
         if child_input.kind == "same job" and list(Phase).index(child_input.phase) > list(Phase).index(phase):
             continue  # a later phase would change the limit; the next test covers that
@@ -229,7 +229,7 @@ def test_verdict_holds_until_next_change(
     state = ProcessState("l", phase, "j", now - since_heartbeat, now - since_progress)
     result = assess(now, state, LIMITS)
     limit = LIMITS.for_phase(phase)
-    worst_ratio = max((now - state.last_progress) / limit, (now - state.last_heartbeat) / LIMITS.silence_for(phase))
+    worst_ratio = max((now - state.last_progress) / limit, (now - state.last_heartbeat) / LIMITS.heartbeat_limit(phase))
     expected = "hung" if worst_ratio > 1 else "slow" if worst_ratio > 0.5 else "ok"
     if abs(worst_ratio - 1) > 1e-6 and abs(worst_ratio - 0.5) > 1e-6:
         assert result.state == expected

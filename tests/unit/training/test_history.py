@@ -1,4 +1,4 @@
-"""The history that a training asks for: as many hours as were asked for, whatever the minute."""
+"""The fetched training history has exactly the requested number of hours, whatever the minute."""
 
 from __future__ import annotations
 

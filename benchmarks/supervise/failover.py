@@ -1,6 +1,6 @@
-"""How soon a hung child's job runs again: on a standby, and beside it with a child that has to be started for it.
+"""Failover time of a hung child's job: to a standby, and to a child that has to be started.
 
-Both in turns, on the same model. A job runs when its new child has reported the first step of it.
+Both in turns, with the same model. The job runs again when its new child has reported the first step.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import time
 from collections.abc import Iterator
 
 from benchmarks.figures import Figure, PremiseCount
-from benchmarks.supervise.scene import ExpectedForecast, TimedEventLog, make_expected_forecasts, open_pool
+from benchmarks.supervise.common import ExpectedForecast, make_expected_forecasts, open_pool
 from forecastd.supervise.detector import Phase, PhaseLimits
 from forecastd.supervise.events import ProcessEvent
 from forecastd.supervise.process import ChildFailed
+from tests.support.supervision import EventLog
 
 STANDBY_LIMITS = PhaseLimits(predicting=1.0, stopping=2.0)
-NO_STANDBY_LIMITS = PhaseLimits(predicting=2.0, stopping=2.0)  # half of it is enough to start another
+NO_STANDBY_LIMITS = PhaseLimits(predicting=2.0, stopping=2.0)  # half of it is enough to start a child
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
-    """40 hand-overs and cold starts in turns; quick: 3."""
+    """40 failovers and cold starts in turns; quick: 3."""
     trials = 3 if quick else 40
     failovers: dict[int, list[float]] = {1: [], 0: []}
     cold_starts: list[float] = []
@@ -33,8 +34,8 @@ def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
             except (ChildFailed, AssertionError) as error:
                 violations.append(f"trial {number} with {standbys} standbys: {error}")
     names = {
-        1: "hand-over, verdict to the job running on the standby",
-        0: "hand-over without a standby, to a child started when the first was slow",
+        1: "failover, from the verdict to the job running on the standby",
+        0: "failover without a standby, to a child started when the first was slow",
     }
     for standbys, times in failovers.items():
         if times:
@@ -43,34 +44,35 @@ def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:
                 f"{names[standbys]}, median of {len(times)}", median_ms, cold_ms, "ms", "cold start", "ratio >= 10"
             )
             yield Figure(f"{names[standbys]}, the worst", 1000 * max(times), 500.0, "ms", "allowed", "ratio >= 1")
-    counts = {"hung children": 2 * trials, "their jobs answered by another": sum(map(len, failovers.values()))}
-    yield PremiseCount("hand-over", counts, "every job goes on", tuple(violations))
+    counts = {"hung children": 2 * trials, "jobs completed by another child": sum(map(len, failovers.values()))}
+    yield PremiseCount("failover", counts, "every job fails over", tuple(violations))
 
 
 def _measure_failover(expected: ExpectedForecast, standbys: int) -> float:
-    """Seconds from the verdict to the first step on another child. Raises ChildFailed, AssertionError when there is none."""
-    event_log = TimedEventLog()
+    """Seconds from the verdict to the first step on another child. Raises ChildFailed or AssertionError without one."""
+    event_log = EventLog()
     limits = STANDBY_LIMITS if standbys else NO_STANDBY_LIMITS
     with open_pool(event_log, limits, faults="hang@50", standbys=standbys) as pool:
-        assert event_log.wait_kind("ready", 1 + standbys), "no child became ready"
-        result = pool.run(expected.job("hand-over"))
-    assert expected.matches(result), "the answer is wrong"
-    hung = next((event_time for event_time, event in event_log.events if event.kind == "hung"), None)
-    assert hung is not None, "the child was not found to hang"
+        assert event_log.wait("ready", 1 + standbys)
+        result = pool.run(expected.job("failover"))
+    assert expected.matches(result), "the result is wrong"
+    hung = next((event_time for event_time, event in event_log.timed_events if event.kind == "hung"), None)
+    assert hung is not None, "the hang was not detected"
     return (
-        next(event_time for event_time, event in event_log.events if event_time > hung and _is_first_step(event)) - hung
+        next(event_time for event_time, event in event_log.timed_events if event_time > hung and _is_first_step(event))
+        - hung
     )
 
 
 def _measure_cold_start(expected: ExpectedForecast) -> float:
     """Seconds from the start of a child to the first step of its job."""
-    event_log = TimedEventLog()
+    event_log = EventLog()
     started = time.monotonic()
     with open_pool(event_log, NO_STANDBY_LIMITS) as pool:
         pool.run(expected.job("cold start"))
-    return next(event_time for event_time, event in event_log.events if _is_first_step(event)) - started
+    return next(event_time for event_time, event in event_log.timed_events if _is_first_step(event)) - started
 
 
 def _is_first_step(event: ProcessEvent) -> bool:
-    """The child tells that it has done a step of a job, not only that it was given one."""
+    """Whether the child has completed a step of a job, not only received it."""
     return event.kind == "progress" and event.state.phase is Phase.PREDICTING and event.state.done > 0

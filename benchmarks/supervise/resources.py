@@ -1,7 +1,7 @@
-"""What a process has to itself at a moment: children, grandchildren, descriptors, shared memory, threads.
+"""The resources that a process holds: children, grandchildren, descriptors, shared memory, threads.
 
-Taken before and after, and compared. A grandchild whose parent is dead belongs to nobody; it is known by its command line,
-which names the process that started it all.
+Taken before and after a run, and compared. A grandchild whose parent is dead is recognized by its command line, which names
+the pid of the process that started the children.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 
 @dataclass(frozen=True)
 class ProcessResources:
-    """Each as texts that tell one from another."""
+    """Each resource as a unique text."""
 
     processes: frozenset[str]
     descriptors: frozenset[str]
@@ -25,11 +25,11 @@ class ProcessResources:
     threads: frozenset[str]
 
     def count_added(self, before: ProcessResources) -> dict[str, int]:
-        """How many of each are there that were not there before."""
+        """The number of resources of each kind that were not held before."""
         return {name: len(added) for name, added in self.added_since(before).items()}
 
     def added_since(self, before: ProcessResources) -> dict[str, frozenset[str]]:
-        """What is there that was not there before."""
+        """The resources of each kind that were not held before."""
         names = {
             "processes": "processes left",
             "descriptors": "file handles left",
@@ -40,7 +40,7 @@ class ProcessResources:
 
 
 def current_resources() -> ProcessResources:
-    """What this process holds now."""
+    """The resources that this process holds now."""
     gc.collect()
     return ProcessResources(_processes(), _descriptors(), frozenset(_names(Path("/dev/shm"))), _threads())  # noqa: S108
 
@@ -60,7 +60,7 @@ def _descriptors() -> frozenset[str]:
     for name in _names(Path("/proc/self/fd")):
         try:
             descriptors.add(f"{name} {(Path('/proc/self/fd') / name).readlink()}")
-        except FileNotFoundError:  # the one that listed them
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return frozenset(descriptors)
 

@@ -1,4 +1,6 @@
-"""The instruments of `python -m benchmarks supervise`: "nothing left" is worth what it would have seen."""
+"""The instruments of `python -m benchmarks supervise`: leftovers, wrong results and missed targets are detected."""
+
+from __future__ import annotations
 
 import os
 import subprocess
@@ -11,29 +13,29 @@ from pathlib import Path
 import pytest
 
 from benchmarks.figures import Figure
+from benchmarks.supervise.common import make_expected_forecasts
 from benchmarks.supervise.faults import SIGNALS, plan_trials
-from benchmarks.supervise.leftovers import current_resources
-from benchmarks.supervise.scene import make_expected_forecasts
+from benchmarks.supervise.resources import current_resources
 from forecastd.supervise.faults import FAULT_KINDS, parse_faults
 
 
 @pytest.mark.parametrize(
-    ("ours", "target", "met"),
+    ("ours", "target", "is_met"),
     [
         (1.0, "ratio >= 10", True),
         (1.1, "ratio >= 10", False),
         (30.0, "at most 3x: ratio >= 0.33", True),
         (31.0, "at most 3x: ratio >= 0.33", False),
-        (1.0, "told, nothing is claimed", None),
+        (1.0, "no target", None),
     ],
 )
-def test_figure_reports_whether_target_is_met(ours: float, target: str, met: bool | None) -> None:
-    assert Figure("name", ours, 10.0, "s", "a peer", target).is_met is met
+def test_figure_reports_whether_target_is_met(ours: float, target: str, is_met: bool | None) -> None:
+    assert Figure("name", ours, 10.0, "s", "a peer", target).is_met is is_met
 
 
 def test_leftover_resources_are_detected() -> None:
     before = current_resources()
-    # Others on this machine use shared memory as well, and of what was before, something may be on its way out.
+    # Other programs use shared memory too, and something of earlier tests may just be ending.
     again = current_resources().count_added(before)
     assert (again["processes left"], again["file handles left"], again["threads left"]) == (0, 0, 0)
     before = current_resources()
@@ -59,7 +61,7 @@ def test_leftover_resources_are_detected() -> None:
 
 
 def test_orphaned_grandchild_is_detected(tmp_path: Path) -> None:
-    """Its parent is dead, so it is nobody's child; its command line still names the process that started it all."""
+    """Its parent is dead, but its command line names the process that started the children."""
     before = current_resources()
     reader, writer = os.pipe()
     pid_file = tmp_path / "pid"

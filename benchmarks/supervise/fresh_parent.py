@@ -1,7 +1,7 @@
-"""A parent of its own, for what can only be measured in a fresh process: memory, processor time, what is imported.
+"""A parent process for measurements that need a fresh one: memory, CPU time, imports.
 
-`supervised STANDBYS FORECASTS SECONDS` makes forecasts in children and then waits; `alone FORECASTS` makes them in this
-process, without supervision; `beside FORECASTS` asks both in turns. Each prints one JSON object.
+`supervised STANDBYS FORECASTS SECONDS` makes forecasts in children and then idles; `unsupervised FORECASTS` makes them in
+this process; `compare FORECASTS` does both in turns. Each prints one JSON object.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEAVY_MODULES = ("torch", "lightning", "pytorch_forecasting", "pandas")
 
 @dataclass(frozen=True)
 class ProcessCost:
-    """One process: its peak and its share of memory in MB, and the processor seconds an hour that it takes to wait."""
+    """One process: its peak and proportional share of memory in MB, and the CPU seconds per hour that it uses while idle."""
 
     peak: float
     share: float
@@ -42,8 +42,8 @@ class ProcessCost:
 
 @dataclass(frozen=True)
 class ParentReport:
-    """What was found. `launches`, `reads`, `mapped`: what the forecasts of ready children cost in new processes, in reading
-    system calls of theirs, and in libraries they mapped. `heavy`: what the parent has imported and should not."""
+    """The measurements. `launches`, `reads`, `mapped`: new processes, read system calls and mapped files during forecasts of
+    ready children. `heavy`: heavy modules that the parent has imported."""
 
     processes: tuple[ProcessCost, ...]
     heavy: tuple[str, ...]
@@ -53,7 +53,7 @@ class ParentReport:
 
 
 def run_supervised(standbys: int, forecasts: int, seconds: float) -> ParentReport:
-    """The parent as the daemon has it. Its own process comes first, then its children."""
+    """The parent as in the daemon. Its own process comes first, then its children."""
     with Forecaster(BUNDLE, policy=SupervisionPolicy(standbys=standbys), clock=SystemClock()) as forecaster:
         forecaster.check()
         candles = _load_candles(forecaster.manifest)
@@ -72,7 +72,7 @@ def run_supervised(standbys: int, forecasts: int, seconds: float) -> ParentRepor
 
 
 def run_unsupervised(forecasts: int) -> ParentReport:
-    """The same forecasts in this process."""
+    """The same forecasts in this process, without supervision."""
     bundle = load_market_bundle(BUNDLE)
     manifest, engine = bundle.manifest, load_market_engine(bundle)
     verify_market_canary(bundle, engine)
@@ -85,7 +85,7 @@ def run_unsupervised(forecasts: int) -> ParentReport:
 
 def compare_calls(forecasts: int) -> dict[str, list[float]]:
     """Milliseconds of each forecast by the engine in this process, and by a ready child."""
-    from benchmarks.supervise.scene import TimedEventLog, make_expected_forecasts, open_pool
+    from benchmarks.supervise.common import TimedEventLog, make_expected_forecasts, open_pool
     from forecastd.supervise.detector import PhaseLimits
 
     [expected] = make_expected_forecasts(1, 0)
@@ -118,7 +118,7 @@ def _load_candles(manifest: MarketManifest) -> Candles:
 
 
 def _measure_idle(pids: Sequence[str], seconds: float) -> tuple[ProcessCost, ...]:
-    """What each process has in memory, and takes of the processor while all of them wait for `seconds`."""
+    """Memory of each process, and its CPU time while all of them idle for `seconds`."""
     before = [_cpu_seconds(pid) for pid in pids]
     Event().wait(seconds)
     used = [_cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True)]
@@ -131,7 +131,7 @@ def _measure_idle(pids: Sequence[str], seconds: float) -> tuple[ProcessCost, ...
 
 
 def _cpu_seconds(pid: str) -> float:
-    """Processor seconds of all threads, from the process's own clock; what `/proc` tells of them is in ticks of 10 ms."""
+    """CPU seconds of all threads, from the process's own clock; `/proc` has ticks of 10 ms only."""
     if pid == "self":
         return time.process_time()
     return time.clock_gettime((~int(pid) << 3) | 2)  # clock_getcpuclockid(3), as the kernel encodes it
@@ -143,13 +143,13 @@ def _megabytes(pid: str, file: str, field: str) -> float:
 
 
 def _count_reads(pids: Sequence[int]) -> int:
-    """How often the processes have read from a file; a socket is read in another way."""
+    """The number of read system calls of the processes, without sockets."""
     lines = [line for pid in pids for line in Path(f"/proc/{pid}/io").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("syscr:"))
 
 
 def _mapped_files(pids: Sequence[int]) -> set[tuple[int, str]]:
-    """The files that the processes have mapped: their libraries."""
+    """The files that the processes have mapped, mostly libraries."""
     lines = [(pid, line) for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
     return {(pid, line.split(maxsplit=5)[5]) for pid, line in lines if "/" in line}
 
@@ -162,7 +162,7 @@ def main() -> None:
     mode, *arguments = sys.argv[1:]
     if mode == "supervised":
         print(json.dumps(asdict(run_supervised(int(arguments[0]), int(arguments[1]), float(arguments[2])))))
-    elif mode == "alone":
+    elif mode == "unsupervised":
         print(json.dumps(asdict(run_unsupervised(int(arguments[0])))))
     else:
         print(json.dumps(compare_calls(int(arguments[0]))))
