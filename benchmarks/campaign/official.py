@@ -152,11 +152,11 @@ class _CaseRun:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run the case during the `with` block. The result is complete at its end."""
-        rules = ChainConfig(
+        config = ChainConfig(
             topics=(TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=WINDOW),), block_time=None
         )
         store = ChainStore(chain_path(self.directory, LOCAL_CHAIN_ID))
-        self.node = EmbeddedNode(LocalChain(rules, store, self.clock), seal_at_once=True, events=True)
+        self.node = EmbeddedNode(LocalChain(config, store, self.clock), seal_at_once=True, events=True)
         self.node.call(lambda chain: chain.fund(self.wallet.address, 10**24))
         self.node.call(lambda chain: chain.state.apply(Effect(worker=(TOPIC, self.wallet.address))))
         self.node.advance(EPOCH * (self.case.windows - 1) + 1)

@@ -319,9 +319,7 @@ class EndpointPool:
             self._requests.wait_for_probes(self._requests.start_probes(stale))
 
     def _rank(self, *, include_lagging: bool) -> tuple[list[PooledEndpoint], dict[PooledEndpoint, ForecastdError]]:
-        """The endpoints to call, best first and resting ones last; and the others, each with the reason it is
-        skipped.
-        """
+        """The endpoints to call, best first and resting ones last; and the skipped ones, each with the reason."""
         healths = self._requests.healths()
         ranked: list[tuple[tuple[bool, bool, float], PooledEndpoint]] = []
         skipped: dict[PooledEndpoint, ForecastdError] = {}
@@ -334,8 +332,8 @@ class EndpointPool:
                     chain_id=health.wrong_chain,
                 )
             elif is_lagging and not include_lagging:
-                why = f"{health.lag(healths.values())} blocks behind"
-                skipped[endpoint] = NoUsableResponse(f"The node {endpoint.name} is {why}.", reason=why)
+                reason = f"{health.lag(healths.values())} blocks behind"
+                skipped[endpoint] = NoUsableResponse(f"The node {endpoint.name} is {reason}.", reason=reason)
             else:
                 tie_breaker = float(health.rank) if health.rest_until is None else health.rest_until
                 ranked.append(((health.rest_until is not None, is_lagging, tie_breaker), endpoint))

@@ -162,14 +162,14 @@ def check_websocket(text: str, position: int) -> str:
     Raises:
         NeedsHuman: it is not a websocket URL.
     """
-    name, form = f"Item {position} of EVENT_ENDPOINTS", "Write wss://HOST/websocket or ws://HOST:PORT/websocket."
+    name, format_help = f"Item {position} of EVENT_ENDPOINTS", "Write wss://HOST/websocket or ws://HOST:PORT/websocket."
     try:
         parts = urlsplit(text.strip())
         _ = parts.port
     except ValueError:
-        raise NeedsHuman(f"{name} has no usable port. {form}") from None
+        raise NeedsHuman(f"{name} has no usable port. {format_help}") from None
     if parts.scheme not in ("ws", "wss") or not parts.hostname or "@" in parts.netloc or parts.fragment:
-        raise NeedsHuman(f"{name} is not the address of a websocket. {form}")
+        raise NeedsHuman(f"{name} is not the address of a websocket. {format_help}")
     return text.strip()
 
 
@@ -240,8 +240,8 @@ class EventListener:
             ) as connection:  # fmt: skip
                 topics = self._topics
                 _EventSession(self, connection, wake).run(topics)
-        except _ConnectionLost as connection_error:
-            return str(connection_error), connection_error.reconnect_seconds
+        except _ConnectionLost as lost:
+            return str(lost), lost.reconnect_seconds
         except (InvalidHandshake, InvalidURI) as error:
             return f"no websocket there ({type(error).__name__})", None
         except (WebSocketException, TimeoutError) as error:

@@ -232,8 +232,10 @@ class RequestPool:
                 errors[endpoint] = NoUsableResponse("The connection to the chain is closed.", reason="closed")
                 return {}
             if endpoint.in_flight >= MAX_IN_FLIGHT:
-                why = f"{MAX_IN_FLIGHT} calls are still in progress"
-                errors[endpoint] = NoUsableResponse(f"The node {endpoint.name} was not called: {why}.", reason=why)
+                reason = f"{MAX_IN_FLIGHT} calls are still in progress"
+                errors[endpoint] = NoUsableResponse(
+                    f"The node {endpoint.name} was not called: {reason}.", reason=reason
+                )
                 return {}
             endpoint.in_flight += 1
             return {self._executor.submit(self._run_call, endpoint, call): endpoint}
@@ -251,8 +253,8 @@ class RequestPool:
             # A refused query says nothing about other queries. A refused probe (chain id and height) counts as a
             # failure.
             if not isinstance(error, UnexpectedRefusal) or call == self._probe:
-                why = brief_cause(error)
-                self._update_health(endpoint, lambda health, now: health.record_failure(why, now))
+                cause = brief_cause(error)
+                self._update_health(endpoint, lambda health, now: health.record_failure(cause, now))
             raise
         else:
             self._update_health(endpoint, lambda health, now: health.record_success(now - start))

@@ -144,12 +144,12 @@ def open_embedded(
         RetryLater: another node runs on this state.
         NeedsHuman: the state cannot be written or read.
     """
-    rules = ChainConfig(
+    config = ChainConfig(
         chain_id=chain_id, version=version, topics=topics, block_time=block_time, faucet=faucet, fees=fees or Fees()
     )
     store = ChainStore(chain_path(state_dir, chain_id))
     try:
-        node = EmbeddedNode(LocalChain(rules, store, clock), seal_at_once=seal_at_once, events=events)
+        node = EmbeddedNode(LocalChain(config, store, clock), seal_at_once=seal_at_once, events=events)
         try:
             yield node
         finally:

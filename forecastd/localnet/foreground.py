@@ -67,7 +67,7 @@ class NodeStartup:
 def run_node(
     state_dir: Path,
     clock: Clock,
-    rules: ChainConfig,
+    config: ChainConfig,
     *,
     port: int,
     ws_port: int,
@@ -87,17 +87,17 @@ def run_node(
         NeedsHuman: a port is in use, another node runs on the state, or the state cannot be used.
     """
     with ExitStack() as stack:
-        store = _open_store(chain_path(state_dir, rules.chain_id))
+        store = _open_store(chain_path(state_dir, config.chain_id))
         stack.callback(store.close)
         sock = _listen_on(port, "--port")
         stack.callback(sock.close)
         ws_sock = _listen_on(ws_port, "--ws-port")
         stack.callback(ws_sock.close)
-        chain = LocalChain(rules, store, clock)
+        chain = LocalChain(config, store, clock)
         chain.inject(*(fault for fault in faults if not fault.kind.is_endpoint_fault))
         endpoint_faults = [fault for fault in faults if fault.kind.is_endpoint_fault]
         node = LocalNode(chain, sock, seal_at_once=seal_at_once, faults=endpoint_faults)
-        hub = EventHub(lambda: node.is_down, chain_id=rules.chain_id)
+        hub = EventHub(lambda: node.is_down, chain_id=config.chain_id)
         node.on_down = hub.drop_connections
         rest = node.add_endpoint(_listen_on(rest_port, "--rest-port"), rest=True).url if rest_port is not None else None
         extra_endpoints = tuple(
@@ -107,7 +107,7 @@ def run_node(
         startup = NodeStartup(
             chain.state, node.main_listener.url, websocket, rest, tuple(map(str, faults)), extra_endpoints
         )
-        stack.enter_context(publish_endpoint(state_dir, startup.endpoint, rules.chain_id, websocket))
+        stack.enter_context(publish_endpoint(state_dir, startup.endpoint, config.chain_id, websocket))
 
         def on_new_block(block: ChainBlock) -> None:
             hub.publish(block, chain.state.version)

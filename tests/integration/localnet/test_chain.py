@@ -38,11 +38,11 @@ def open_chain(tmp_path: Path) -> Iterator[Open]:
     """Opens the chain on one state. Opening it again closes it first."""
     stores: list[ChainStore] = []
 
-    def open_again(clock: ManualClock | None = None, **rules: Any) -> LocalChain:
+    def open_again(clock: ManualClock | None = None, **settings: Any) -> LocalChain:
         for store in stores:
             store.close()
         stores.append(ChainStore(tmp_path / "chain.sqlite", timeout_seconds=0.0))
-        options = {"block_time": None, "topics": (TOPIC,), **rules}
+        options = {"block_time": None, "topics": (TOPIC,), **settings}
         return LocalChain(ChainConfig(**options), stores[-1], clock or ManualClock(1_000_000.0))
 
     yield open_again
@@ -95,9 +95,9 @@ def broadcast_code(chain: LocalChain, raw: bytes) -> tuple[str, int]:
     return answer.codespace, answer.code
 
 
-def registered_chain(open_chain: Open, **rules: Any) -> LocalChain:
+def registered_chain(open_chain: Open, **settings: Any) -> LocalChain:
     """A chain with the worker registered and nonce 1 open for its last two blocks."""
-    chain = open_chain(**rules)
+    chain = open_chain(**settings)
     assert include(chain, register(chain)) == ("", 0, "")
     assert chain.state.height == 2
     return chain
@@ -445,9 +445,9 @@ def test_chain_any_transactions_conserve_total_uallo(
 ) -> None:
     path = tmp_path_factory.mktemp("chain") / "chain.sqlite"
     wallets = [Wallet(bytes([number]) * 32) for number in (1, 2, 3)]
-    rules = ChainConfig(block_time=None, topics=(TOPIC,), fees=Fees(registration=7, data_sending=3))
+    config = ChainConfig(block_time=None, topics=(TOPIC,), fees=Fees(registration=7, data_sending=3))
     store = ChainStore(path)
-    chain = LocalChain(rules, store, ManualClock(1_000_000.0))
+    chain = LocalChain(config, store, ManualClock(1_000_000.0))
     for kind, number, off in actions:
         wallet = wallets[number % 3]
         newest = TOPIC.newest_nonce(chain.state.height) or 1
@@ -463,7 +463,7 @@ def test_chain_any_transactions_conserve_total_uallo(
         else:
             store.close()
             store = ChainStore(path)
-            chain = LocalChain(rules, store, ManualClock(1_000_000.0))
+            chain = LocalChain(config, store, ManualClock(1_000_000.0))
         assert total_uallo(chain) == chain.state.minted
     chain.advance(1)
     store.close()

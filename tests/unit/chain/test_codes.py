@@ -46,8 +46,8 @@ def test_classify_same_code_differs_by_codespace() -> None:
 
 
 def test_classify_text_never_overrides_a_known_code() -> None:
-    for (codespace, code), meaning in CODES.items():
-        assert classify(codespace, code, "inference already submitted; out of gas") is meaning
+    for (codespace, code), classification in CODES.items():
+        assert classify(codespace, code, "inference already submitted; out of gas") is classification
 
 
 def test_classify_unknown_answer_is_verified() -> None:
@@ -55,12 +55,12 @@ def test_classify_unknown_answer_is_verified() -> None:
     assert UNKNOWN.action is Action.VERIFY
 
 
-@pytest.mark.parametrize(("text", "meaning"), TEXT_PATTERNS)
-def test_classify_text_ignores_case_and_surroundings(text: str, meaning: object) -> None:
-    assert classify_text(f"failed to execute message; message index: 0: {text.upper()}: [cosmos]") == meaning
+@pytest.mark.parametrize(("text", "classification"), TEXT_PATTERNS)
+def test_classify_text_ignores_case_and_surroundings(text: str, classification: object) -> None:
+    assert classify_text(f"failed to execute message; message index: 0: {text.upper()}: [cosmos]") == classification
 
 
 def test_classifications_have_description_and_advice() -> None:
-    for meaning in (*CODES.values(), *(meaning for _, meaning in TEXT_PATTERNS), UNKNOWN):
-        assert meaning.description
-        assert meaning.advice.endswith(".")
+    for classification in (*CODES.values(), *(classification for _, classification in TEXT_PATTERNS), UNKNOWN):
+        assert classification.description
+        assert classification.advice.endswith(".")
