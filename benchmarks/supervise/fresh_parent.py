@@ -85,13 +85,15 @@ def run_unsupervised(forecasts: int) -> ParentReport:
 
 def compare_calls(forecasts: int) -> dict[str, list[float]]:
     """Milliseconds of each forecast by the engine in this process, and by a ready child."""
-    from benchmarks.supervise.common import TimedEventLog, make_expected_forecasts, open_pool
+    # Imported here, because the other modes measure a process that has imported nothing more than the daemon.
+    from benchmarks.supervise.common import make_expected_forecasts, open_pool
     from forecastd.supervise.detector import PhaseLimits
+    from tests.support.supervision import EventLog
 
     [expected] = make_expected_forecasts(1, 0)
     engine = load_market_engine(load_market_bundle(BUNDLE))
     times: dict[str, list[float]] = {"in process": [], "supervised": []}
-    with open_pool(TimedEventLog(), PhaseLimits()) as pool:
+    with open_pool(EventLog(), PhaseLimits()) as pool:
         for _ in range(3):
             pool.run(expected.job("first"))
             engine.predict(expected.inputs)

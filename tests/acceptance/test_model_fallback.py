@@ -7,18 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from forecastd.clock import SystemClock
 from forecastd.inference.bundle_store import INDEX_NAME, BundleStore
-from models.base import ModelInput
-from models.market.bundle import MarketCanary, load_market_bundle, read_market_manifest, write_market_bundle
-from models.market.engine import load_market_engine
+from models.market.bundle import load_market_bundle, read_market_manifest
+from tests.support.bundles import write_longer_bundle
 
 Once = Callable[..., Any]
 FIRST, SECOND = "2026-03-01T12:30:00Z", "2026-03-02T12:30:00Z"
@@ -145,17 +142,7 @@ def test_fallback_with_longer_encoder_serves_the_same_epoch(
     faulty: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
     demo = load_market_bundle(root / "models" / "demo")
-    old, more = demo.canary.inputs, 48
-    inputs = ModelInput(
-        old.end,
-        old.step,
-        np.concatenate([old.target[:more] + 0.01, old.target]),
-        np.concatenate([old.past[:more], old.past]),
-        np.concatenate([old.known[:more], old.known]),
-    )
-    manifest = replace(demo.manifest, name="longer", encoder_length=demo.manifest.encoder_length + more)
-    quantiles = load_market_engine(replace(demo, manifest=manifest)).predict(inputs).quantiles
-    written = write_market_bundle(tmp_path / "longer", manifest, demo.weights, MarketCanary(inputs, quantiles))
+    written = write_longer_bundle(tmp_path / "longer", demo, 48)
     BundleStore(tmp_path / "state" / "bundles", SystemClock()).add(67, tmp_path / "longer", written)
     report = faulty("exit:9@50", 3, "--as-of", FIRST)
     assert report["outcome"] == "submitted", report

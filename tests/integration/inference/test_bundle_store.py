@@ -93,7 +93,7 @@ def test_bundle_changed_since_load_is_not_added(
     copy = path.with_name("copy")
     shutil.copytree(other, copy)
     store.add(1, copy, manifest)
-    assert "another bundle" in caplog.text
+    assert "replaced by another one" in caplog.text
     shutil.rmtree(copy)
     shutil.copytree(path, copy)
     weights = bytearray((copy / "weights.safetensors").read_bytes())

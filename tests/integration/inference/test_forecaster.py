@@ -27,16 +27,14 @@ from forecastd.market.sources.sample import SampleSource
 from forecastd.market.window import RollingWindow
 from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
-from models.base import ModelInput
 from models.market.bundle import (
     MarketBundle,
-    MarketCanary,
     load_market_bundle,
     read_market_manifest,
     write_market_bundle,
 )
-from models.market.engine import load_market_engine
 from models.market.manifest import MarketManifest
+from tests.support.bundles import write_longer_bundle
 from tests.support.supervision import is_running
 from tests.support.waiting import wait_until
 
@@ -283,21 +281,6 @@ def test_quarantined_bundle_without_fallback_still_runs(
     fallback.store.quarantine(read_market_manifest(copy), "it hung")
     assert run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather) == expected
     assert "no fallback model" in caplog.text
-
-
-def write_longer_bundle(path: Path, bundle: MarketBundle, more: int) -> MarketManifest:
-    """The same network with a longer encoder."""
-    manifest = replace(bundle.manifest, name="longer", encoder_length=bundle.manifest.encoder_length + more)
-    old = bundle.canary.inputs
-    inputs = ModelInput(
-        old.end,
-        old.step,
-        np.concatenate([old.target[:more] + 0.01, old.target]),
-        np.concatenate([old.past[:more], old.past]),
-        np.concatenate([old.known[:more], old.known]),
-    )
-    quantiles = load_market_engine(replace(bundle, manifest=manifest)).predict(inputs).quantiles
-    return write_market_bundle(path, manifest, bundle.weights, MarketCanary(inputs, quantiles))
 
 
 def test_fallback_with_longer_encoder_raises_too_few_candles(
