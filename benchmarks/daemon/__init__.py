@@ -1,6 +1,7 @@
 """Benchmarks of the daemon: how soon it notices a window, what it costs while idle, and a long run with faults.
 
-Each daemon is a separate process on a local node in this process. `python -m benchmarks.daemon PART...` runs some parts.
+Each daemon is a separate process on a local node in this process. `python -m benchmarks.daemon PART...` runs some
+parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How soon a cycle starts after a window opened: by polling only, by events only, and the official worker with both.
 
-Blocks come every 50 ms, and a window is open for ten seconds, the minimum for a poll interval of five seconds. The start of a
-cycle is read from the daemon's log; for the official worker it is the call of its model.
+Blocks come every 50 ms, and a window is open for ten seconds, the minimum for a poll interval of five seconds. The
+start of a cycle is read from the daemon's log; for the official worker it is the call of its model.
 """
 
 from __future__ import annotations

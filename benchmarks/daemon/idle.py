@@ -1,7 +1,8 @@
 """The cost of waiting: CPU time and memory of the daemon's parent process and of the official worker, on equal nodes.
 
-Blocks come every five seconds, the hour's window is open and served, and there is nothing to do. Both have a websocket and
-poll every two minutes. The model processes, which the official worker does not have, are reported separately.
+Blocks come every five seconds, the hour's window is open and served, and there is nothing to do. Both have a
+websocket and poll every two minutes. The model processes, which the official worker does not have, are reported
+separately.
 """
 
 from __future__ import annotations

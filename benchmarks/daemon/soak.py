@@ -1,8 +1,9 @@
-"""Hundreds of epochs in minutes with faults: every window is accounted for, memory and open files stay flat, logs rotate.
+"""Hundreds of epochs in minutes with faults: every window is accounted for, memory and open files stay flat, logs
+rotate.
 
-In each epoch one of two endpoints has another fault and the other works, so each window must be served exactly once. In every
-twentieth epoch no endpoint answers until the window has closed; it must be recorded as missed. Once the daemon is killed, and
-once its log is renamed and SIGHUP sent, as logrotate does.
+In each epoch one of two endpoints has another fault and the other works, so each window must be served exactly once.
+In every twentieth epoch no endpoint answers until the window has closed; it must be recorded as missed. Once the
+daemon is killed, and once its log is renamed and SIGHUP sent, as logrotate does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decides which alerts to send and delivers them in its own thread, so that a slow receiver delays no cycle.
 
-Invariant: what was sent is recorded in STATE_DIR/alerts.json, so a restart does not send it again. A message counts as not
-sent until it was delivered: after a crash it may be sent twice, but it is never lost.
+Invariant: what was sent is recorded in STATE_DIR/alerts.json, so a restart does not send it again. A message counts
+as not sent until it was delivered: after a crash it may be sent twice, but it is never lost.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from forecastd.alerts.rules import VERSION, AlertCondition, AlertMessage, AlertS
 from forecastd.clock import Clock, to_iso
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import redacted
-from forecastd.runtime.files import write_atomic
-from forecastd.runtime.text_file import read_text_file
+from forecastd.runtime.files import read_text_file, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class AlertDispatcher:
         self._fire((kind, key), text)
 
     def resolve(self, kind: str, key: str, text: str) -> None:
-        """The condition has ended. Sends one message if the alert was sent; does nothing when the condition did not hold."""
+        """The condition has ended. Sends one message if an alert was sent; otherwise does nothing."""
         self._resolve((kind, key), text)
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:

@@ -1,8 +1,9 @@
-"""Which alert messages are sent, and when: a pure state machine. Times are unix seconds, because they survive a restart.
+"""Which alert messages are sent, and when: a pure state machine. Times are unix seconds, because they survive a
+restart.
 
-Invariant: the rate limit never loses a message. A suppressed alert is counted in the next message and causes that message
-when the interval is over; an undelivered message counts as suppressed. When nothing is pending, the last message that the
-person received describes the current state.
+Invariant: the rate limit never loses a message. A suppressed alert is counted in the next message and causes that
+message when the interval is over; an undelivered message counts as suppressed. When nothing is pending, the last
+message that the person received describes the current state.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ class AlertMessage:
 
 @dataclass(frozen=True)
 class AlertCondition:
-    """`firing`: the condition holds. `notified`: the last message that was sent of it is an alert. Times in unix seconds.
+    """`firing`: the condition holds. `notified`: the last message that was sent of it is an alert. Times in unix
+    seconds.
 
-    `last_sent_at`: when the last message was sent. `suppressed`: alerts that were not sent since then. `nonces`: the missed
-    epochs that were counted, the newest last.
+    `last_sent_at`: when the last message was sent. `suppressed`: alerts that were not sent since then. `nonces`: the
+    missed epochs that were counted, the newest last.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -172,7 +174,7 @@ class AlertState:
         return condition.last_sent_at is None or not 0 <= now - condition.last_sent_at < self.interval
 
     def _send(self, condition: AlertCondition, now: float) -> tuple[AlertState, AlertMessage]:
-        """The state after sending the condition's message, and the message. A resolution does not delay the next alert."""
+        """The state after sending the condition's message, and that message. `resolved` does not delay the next alert."""
         message = AlertMessage(
             "firing" if condition.firing else "resolved",
             condition.kind,

@@ -13,7 +13,7 @@ CHECK_INTERVAL_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class WalletBalance:
-    """A wallet's balance in uallo, and how many epochs of all its topics it pays for at the last fee (None: unknown)."""
+    """A wallet's balance in uallo. `epochs`: how many epochs of all its topics it pays for; None if unknown."""
 
     uallo: int
     epochs: int | None

@@ -1,8 +1,8 @@
 """The submission deadline, after which no cycle starts, kept even if the wall clock jumps.
 
-Invariant: a wall clock that jumped is not trusted until the chain's time confirms it. Otherwise a jump past the deadline
-would stop the daemon for good, and a jump back would let it continue. Until then, time advances from the last trusted
-time, or from the chain's time.
+Invariant: a wall clock that jumped is not trusted until the chain's time confirms it. Otherwise a jump past the
+deadline would stop the daemon for good, and a jump back would let it continue. Until then, time advances from the
+last trusted time, or from the chain's time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class SubmissionDeadline:
         jump = clock_jump(mono, wall, *previous)
         if jump:
             log.warning(
-                "This machine's clock jumped by %.0f s, or the machine was suspended; it now shows %s.", jump, to_iso(wall),
-                extra={"action": "clock"},
+                "This machine's clock jumped by %.0f s, or the machine was suspended; it now shows %s.",
+                jump, to_iso(wall), extra={"action": "clock"},
             )  # fmt: skip
             if self._offset is None:
                 self._offset = previous[1] - previous[0]

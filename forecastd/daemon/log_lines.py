@@ -67,7 +67,8 @@ def shutdown_summary(status: DaemonStatus, reason: str) -> str:
             counts[count.outcome] = counts.get(count.outcome, 0) + count.count
     outcomes = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in sorted(counts.items())) or "none"
     cycles = format_count(sum(topic.cycles for topic in status.topics), "cycle")
-    return f"shutdown complete: {reason}. Up {format_duration(status.uptime)}, {cycles}: {outcomes}; {_missed_epochs(status)}"
+    uptime, missed = format_duration(status.uptime), _missed_epochs(status)
+    return f"shutdown complete: {reason}. Up {uptime}, {cycles}: {outcomes}; {missed}"
 
 
 def _missed_epochs(status: DaemonStatus) -> str:

@@ -1,7 +1,7 @@
 """The main loop of the daemon: a tick every second or two, from startup to shutdown.
 
-Invariant: the loop never blocks. Startup, reload, watching and serving run in their own threads. The loop checks that they
-make progress, and only while all of them do does it ping the service manager's watchdog.
+Invariant: the loop never blocks. Startup, reload, watching and serving run in their own threads. The loop checks that
+they make progress, and only while all of them do does it ping the service manager's watchdog.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Daemon:
             log.info("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
 
     def _begin_shutdown(self, exit_code: int, reason: str) -> None:
-        """Exit now: cycles finish what they can immediately and abandon the rest. Signed submissions are in the ledger."""
+        """Exit now: cycles finish what they can immediately and abandon the rest. The ledger has what is signed."""
         if self._shutdown is not None and self._shutdown.since is not None:
             return
         self._shutdown = Shutdown(exit_code, reason, self._clock.monotonic())

@@ -1,7 +1,7 @@
 """The daemon's resources, opened once: wallet locks, ledger, rolling window, chain connection, and resources per topic.
 
-Invariant: a reload opens everything new first and replaces the current resources only when all of it is valid. The replaced
-resources stay open until no cycle uses them.
+Invariant: a reload opens everything new first and replaces the current resources only when all of it is valid. The
+replaced resources stay open until no cycle uses them.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class ResourceManager:
         return sorted(bundle.name for bundle in self._bundle_store.list_quarantined().values())
 
     def close(self, seconds: float) -> None:
-        """Stop the model processes, in parallel and within `seconds`, then close the connection and the wallet locks."""
+        """Stop the model processes in parallel, within `seconds`; then close connection and wallet locks."""
         close_forecasters([topic.forecaster for topic in self.current.topics.values()], self._clock, seconds)
         self.current.exit_stack.close()
         for wallet_lock in self._wallet_locks.values():

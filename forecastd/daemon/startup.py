@@ -1,7 +1,8 @@
 """The daemon's startup: its banner, and the checks of host and chain before it is ready.
 
-Invariant: the daemon starts even when the network is down. Only what needs a person prevents the start: a topic that does not
-exist, a worker that is not registered, another signer of the account, endpoints that are all on another chain.
+Invariant: the daemon starts even when the network is down. Only what needs a person prevents the start: a topic that
+does not exist, a worker that is not registered, another signer of the account, endpoints that are all on another
+chain.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ ERROR_PAUSE_SECONDS = 30.0  # pause of a thread after an unexpected error
 
 @dataclass(frozen=True)
 class PollOptions:
-    """How windows are found, for tests and benchmarks: by polling (`poll`), by websocket events (`events`), or by both."""
+    """How windows are found: by polling (`poll`), by websocket events (`events`), or both. Tests change it."""
 
     poll: bool = True
     events: bool = True
@@ -52,7 +52,7 @@ class ThreadManager:
         may_start: Callable[[], bool],
         poll_options: PollOptions,
     ) -> None:
-        """`interval`: seconds between two cycles that run even without a window. `may_start`: whether a cycle may start."""
+        """`interval`: seconds between cycles that run without a window. `may_start`: whether a cycle may start."""
         self._resources, self._clock, self._liveness = resources, clock, liveness
         self._registry, self._reporter = registry, reporter
         self._may_start, self._poll_options = may_start, poll_options
@@ -188,7 +188,7 @@ class ThreadManager:
                 worker.add_window(window)
 
     def _run_watcher(self) -> None:
-        """The watcher's thread. When an interval starts, every worker runs a cycle too, which settles open submissions."""
+        """The watcher's thread. When an interval starts, every worker runs a cycle, which settles open submissions."""
         last_slot = None
         while not self._stopped:
             self._wake.clear()

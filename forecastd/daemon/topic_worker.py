@@ -1,7 +1,8 @@
 """Serves one topic of one wallet: runs the cycles, one after the other, in its own thread.
 
-Invariant: the cycle decides from the chain and the ledger which epoch to serve and whether it is already served. The worker
-only remembers the windows that were reported and are not settled yet, so losing one, or getting it again, does no harm.
+Invariant: the cycle decides from the chain and the ledger which epoch to serve and whether it is already served. The
+worker only remembers the windows that were reported and are not settled yet, so losing one, or getting it again, does
+no harm.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class TopicResources:
 
 
 class EpochReporter(Protocol):
-    """Receives the results of epochs. Every method returns immediately; an empty `reason` ends the need for a person."""
+    """Receives the results of epochs. Every method returns immediately; an empty `reason` clears the attention."""
 
     def report_missed(self, key: TopicKey, nonce: int, reason: str) -> None: ...
     def report_balance(self, key: TopicKey, balance: WalletBalance) -> None: ...
@@ -72,7 +73,7 @@ class EpochReporter(Protocol):
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What all workers share. `view` returns what the watcher knows of a topic, `may_start` whether a cycle may start."""
+    """What all workers share. `view`: what the watcher knows of a topic. `may_start`: whether a cycle may start."""
 
     ledger: Ledger
     window: RollingWindow
@@ -87,7 +88,8 @@ class WorkerContext:
 class TopicWorker:
     """The worker of one topic of one wallet; `start` starts its thread.
 
-    `predecessor`: the previous worker of this topic, which may still run its last cycle; two never run at the same time.
+    `predecessor`: the previous worker of this topic, which may still run its last cycle; two never run at the same
+    time.
     """
 
     def __init__(
@@ -299,7 +301,7 @@ class TopicWorker:
             self._report_missed(resources)
 
     def _check_balance(self, resources: TopicResources) -> None:
-        """Report the wallet's balance. A failure only waits for the next check, because the balance is for a warning."""
+        """Report the wallet's balance. A failure waits for the next check: the balance only serves a warning."""
         wallet = self.key[1]
         try:
             balance = check_balance(

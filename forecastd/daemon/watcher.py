@@ -1,7 +1,7 @@
 """Finds open submission windows, by polling the chain and by websocket events, and passes them on.
 
-Invariant: a poll queries the network and may take seconds. The event methods, which websocket threads call, never wait for a
-poll, and a topic whose poll fails delays the next topic only by the time of that poll.
+Invariant: a poll queries the network and may take seconds. The event methods, which websocket threads call, never
+wait for a poll, and a topic whose poll fails delays the next topic only by the time of that poll.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class _WatchedTopic:
 class Watcher:
     """Watches topics. `window_handler` is called with every open window, again at each poll; it must not block.
 
-    `interval`: seconds; every topic is polled when an interval starts. Without `poll`, topics are polled only on request.
-    `wake` is set when `poll_due_topics` should be called now.
+    `interval`: seconds; every topic is polled when an interval starts. Without `poll`, topics are polled only on
+    request. `wake` is set when `poll_due_topics` should be called now.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class Watcher:
     # Events
 
     def on_block(self, height: int) -> None:
-        """An event reports a new block. Makes each topic due whose next window should be open by then, once per window."""
+        """An event reports a new block. Polls each topic whose next window should be open then, once per window."""
         with self._lock:
             for watched in self._watched_topics.values():
                 topic, newest = watched.view.topic, watched.view.newest_nonce

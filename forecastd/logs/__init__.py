@@ -1,9 +1,9 @@
 """Logging: a rotating file with every record, a console with the important ones, and no secret in either.
 
-Invariant: logging never stops a submission. A file that cannot be written or a console that nobody reads loses lines; the
-loss is reported once, and writing resumes when it is possible again. Secrets are removed from the finished text, tracebacks
-included, so code that reads a secret calls `hide` before it uses it. A hidden secret stays hidden for the life of the
-process, across every `configure`.
+Invariant: logging never stops a submission. A file that cannot be written or a console that nobody reads loses lines;
+the loss is reported once, and writing resumes when it is possible again. Secrets are removed from the finished text,
+tracebacks included, so code that reads a secret calls `hide` before it uses it. A hidden secret stays hidden for the
+life of the process, across every `configure`.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def configure(
 ) -> None:
     """Log records of at least `console_level` to the console, and every record to the rotating file `file_name`.
 
-    `verbose`: the console shows DEBUG records and tracebacks. `timestamps`: each console line starts with the UTC time.
-    `json`: every line of console and file is a JSON object. `stream`: used instead of stderr. `max_bytes`: size of a file
-    before it is rotated. A second call replaces the earlier configuration. Never raises when `directory` cannot be written:
-    the failure is logged and the file is retried later.
+    `verbose`: the console shows DEBUG records and tracebacks. `timestamps`: each console line starts with the UTC
+    time. `json`: every line of console and file is a JSON object. `stream`: used instead of stderr. `max_bytes`: size
+    of a file before it is rotated. A second call replaces the earlier configuration. Never raises when `directory`
+    cannot be written: the failure is logged and the file is retried later.
     """
     hide(*secrets)
     _replace_handlers(_console_handler(console_level, verbose=verbose, timestamps=timestamps, json=json, stream=stream))
@@ -68,7 +68,7 @@ def configure(
 
 
 def configure_console(*, verbose: bool, warnings: bool = True, secrets: Iterable[str] = (), json: bool = False) -> None:
-    """Log to stderr only: WARNING and above, ERROR and above without `warnings`, DEBUG and tracebacks with `verbose`."""
+    """Log to stderr only: WARNING and above; without `warnings` only ERROR; with `verbose` DEBUG and tracebacks."""
     hide(*secrets)
     level = logging.WARNING if warnings else logging.ERROR
     _replace_handlers(_console_handler(level, verbose=verbose, timestamps=False, json=json, stream=None))

@@ -1,8 +1,8 @@
 """The console: a text stream that never blocks long on its reader.
 
-Invariant: a stopped terminal, a full pipe or a closed descriptor loses lines and never stops the worker. The stream's file is
-reopened or its descriptor duplicated, so that only our writes are non-blocking: O_NONBLOCK on the original would also affect
-the user's shell. Nobody else can close our own descriptor and reuse its number for another file.
+Invariant: a stopped terminal, a full pipe or a closed descriptor loses lines and never stops the worker. The stream's
+file is reopened or its descriptor duplicated, so that only our writes are non-blocking: O_NONBLOCK on the original
+would also affect the user's shell. Nobody else can close our own descriptor and reuse its number for another file.
 """
 
 from __future__ import annotations

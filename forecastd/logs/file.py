@@ -1,14 +1,14 @@
 """The log file: appended to and rotated by size, by one process or by several at the same time.
 
-concurrent-log-handler was evaluated first. It waits without limit for its lock on every line, so one stopped process blocks
-all others; its buffered stream leaves a partial line on a full disk; it blocks when it opens a named pipe; and every line
-that fails prints the record, secrets included, to stderr. This module relies on the following:
+concurrent-log-handler was evaluated first. It waits without limit for its lock on every line, so one stopped process
+blocks all others; its buffered stream leaves a partial line on a full disk; it blocks when it opens a named pipe; and
+every line that fails prints the record, secrets included, to stderr. This module relies on the following:
 
 - A record is one `write` to a descriptor opened with O_APPEND, which Linux appends completely and atomically.
-- A shared lock on the file is held during a write, an exclusive lock during a rollover or a repair. Neither waits: without
-  the exclusive lock, writing continues in the current file.
-- Before each write, the open file must still be the one at the path. It is not after another process or logrotate renamed
-  or removed it; then the path is opened again. Truncation in place (logrotate's copytruncate) needs no action.
+- A shared lock on the file is held during a write, an exclusive lock during a rollover or a repair. Neither waits:
+  without the exclusive lock, writing continues in the current file.
+- Before each write, the open file must still be the one at the path. It is not after another process or logrotate
+  renamed or removed it; then the path is opened again. Truncation in place (logrotate's copytruncate) needs no action.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class RotatingFile:
 
 @contextlib.contextmanager
 def _lock(descriptor: int, operation: int) -> Iterator[bool]:
-    """Try to lock the open file without waiting; yields whether it is locked. Releases an outer lock on the same file."""
+    """Try to lock the open file without waiting; yields whether that worked. Releases an outer lock on the file."""
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         locked = True
@@ -183,7 +183,7 @@ def _write_line(descriptor: int, line: bytes) -> None:
 
 
 def _truncate_tail(descriptor: int, count: int) -> None:
-    """Remove the last `count` bytes, unless another process has written after them; `_end_last_line` repairs that case."""
+    """Remove the last `count` bytes, unless another process wrote after them; then `_end_last_line` repairs it."""
     with contextlib.suppress(OSError), _lock(descriptor, fcntl.LOCK_EX) as locked:
         end = os.lseek(descriptor, 0, os.SEEK_CUR)
         if locked and os.fstat(descriptor).st_size == end:

@@ -1,7 +1,7 @@
 """Formats of a log record: a line of text, or one JSON object per line.
 
-Invariant: all text of a record passes `Redactor.redact` before it is cleaned, shortened or indented. A record starts exactly
-one line: continuation lines are indented, and characters that could move the cursor are escaped.
+Invariant: all text of a record passes `Redactor.redact` before it is cleaned, shortened or indented. A record starts
+exactly one line: continuation lines are indented, and characters that could move the cursor are escaped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LineFormatter(logging.Formatter):
 
 
 class TextFormatter(LineFormatter):
-    """Lines for people. `locations` adds process, function and line number, for the file; `timestamps` adds the time."""
+    """Lines for people. `locations`: with process, function and line number. `timestamps`: with the time."""
 
     def __init__(
         self, redactor: Redactor, *, tracebacks: bool, timestamps: bool = True, locations: bool = False
@@ -79,7 +79,7 @@ class TextFormatter(LineFormatter):
 
 
 class JsonFormatter(LineFormatter):
-    """One ASCII JSON object per line: time, level, logger, function, line, process, message, and traceback if present."""
+    """One ASCII JSON object per line: time, level, logger, function, line, process, message, and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""

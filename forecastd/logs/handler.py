@@ -1,7 +1,7 @@
 """The log handler of file and console: it passes finished lines to a sink that never raises.
 
-Invariant: a sink reports its own problems in `notices`, which are logged after the handler's lock is released. They go to the
-other sink too, so two handlers that logged while holding their locks could deadlock.
+Invariant: a sink reports its own problems in `notices`, which are logged after the handler's lock is released. They
+go to the other sink too, so two handlers that logged while holding their locks could deadlock.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Removes secrets from text, as they are and in the spellings that they get on their way into an error message.
 
-Text is compared without spaces, line breaks and invisible characters, so a wrapped or indented secret is found too. Every run
-of 16 characters of a longer secret is removed, because messages are shortened; of a mnemonic, every two consecutive words. A
-single word of the mnemonic is kept: removing it from ordinary sentences would reveal it.
+Text is compared without spaces, line breaks and invisible characters, so a wrapped or indented secret is found too.
+Every run of 16 characters of a longer secret is removed, because messages are shortened; of a mnemonic, every two
+consecutive words. A single word of the mnemonic is kept: removing it from ordinary sentences would reveal it.
 
-The cost per line does not depend on the number of secrets: a run of 16 characters contains at least one complete 8-character
-block of the line, so only the line's blocks are looked up.
+The cost per line does not depend on the number of secrets: a run of 16 characters contains at least one complete
+8-character block of the line, so only the line's blocks are looked up.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _normalized_spellings(spelling: Spelling) -> Iterator[_NormalizedSecret]:
 
 
 def _normalize(text: str, *, escapes: bool) -> str:
-    """Lower case, without invisible characters; with `escapes` also without backslash escapes of line breaks and tabs."""
+    """Lower case, without invisible characters; `escapes`: also without escapes of line breaks and tabs."""
     normalized = "".join((_BACKSLASH_PATTERN.sub("", text) if escapes else text).split())
     return _lower(normalized if normalized.isprintable() else _INVISIBLE_PATTERN.sub("", normalized))
 

@@ -1,6 +1,7 @@
 """Liveness of a process's loops: each one sends a heartbeat within its own limit, or the watchdog gets no more pings.
 
-A loop sends a heartbeat before and after each wait, so the limit covers one wait or one step of work, not a whole cycle.
+A loop sends a heartbeat before and after each wait, so the limit covers one wait or one step of work, not a whole
+cycle.
 """
 
 from __future__ import annotations

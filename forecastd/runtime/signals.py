@@ -1,7 +1,7 @@
 """Signals: a handler only queues the signal and wakes the main loop, which acts on it.
 
-Invariant: a handler takes no lock, not even an Event's, because it runs between two instructions of the main thread, which
-may hold any lock. The loop therefore waits on a socket that the interpreter writes to.
+Invariant: a handler takes no lock, not even an Event's, because it runs between two instructions of the main thread,
+which may hold any lock. The loop therefore waits on a socket that the interpreter writes to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The outermost exception handler: an unexpected exception ends one unit of work, never the process.
 
-Invariant: this is the only place in the project that catches every exception. None is lost: the console gets one line, the
-log file the traceback, and the caller an `UnexpectedError` with the reason.
+Invariant: this is the only place in the project that catches every exception. None is lost: the console gets one
+line, the log file the traceback, and the caller an `UnexpectedError` with the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The daemon's status: the model, its file, the health check, the metrics, and /healthz, /metrics, /status over HTTP."""
+"""The daemon's status: model, file, health check, metrics, and /healthz, /metrics, /status over HTTP."""
 
 from forecastd.status.health import DaemonHealth, check_health
 from forecastd.status.server import HealthServer

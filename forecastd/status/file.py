@@ -1,7 +1,7 @@
 """The status file STATE_DIR/daemon.json: written atomically by the daemon, read by anyone without a lock.
 
-Invariant: no failure here reaches the daemon's cycles. A reader takes the file's process as alive only if its pid still has
-the same process identity.
+Invariant: no failure here reaches the daemon's cycles. A reader takes the file's process as alive only if its pid
+still has the same process identity.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from forecastd.errors import ForecastdError, NeedsHuman
-from forecastd.runtime.files import write_atomic
-from forecastd.runtime.text_file import read_text_file
+from forecastd.runtime.files import read_text_file, write_atomic
 from forecastd.status.model import VERSION, DaemonStatus
 
 log = logging.getLogger(__name__)

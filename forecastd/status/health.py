@@ -1,7 +1,7 @@
 """The health of the daemon: a pure function of its status.
 
-Invariant: a running process is not necessarily healthy, and a topic without open windows is not unhealthy. What counts is the
-number of blocks since the oldest epoch opened that should have been served and was not.
+Invariant: a running process is not necessarily healthy, and a topic without open windows is not unhealthy. What
+counts is the number of blocks since the oldest epoch opened that should have been served and was not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The status of a running daemon as one value: written to a file, checked for /healthz, exported as metrics.
 
-Invariant: another process reads it, perhaps of another release, so a field that is added, renamed or changes its meaning
-needs a new `VERSION`. Times are unix seconds, for people. Durations (an age, the uptime) come from the monotonic clock and
-are seconds at `written_at`. None means unknown.
+Invariant: another process reads it, perhaps of another release, so a field that is added, renamed or changes its
+meaning needs a new `VERSION`. Times are unix seconds, for people. Durations (an age, the uptime) come from the
+monotonic clock and are seconds at `written_at`. None means unknown.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class OutcomeCount(_StrictModel):
 
 @dataclass(frozen=True)
 class CycleRecord(_StrictModel):
-    """The end of one cycle. `stages`: seconds by stage. `lag`: blocks from the window's first block to the submission's."""
+    """The end of one cycle. `stages`: seconds by stage. `lag`: blocks from the window's start to the submission."""
 
     ended_at: float
     outcome: str
@@ -96,8 +96,8 @@ class SubmissionRecord(_StrictModel):
 class WindowStatus(_StrictModel):
     """A submission window: the open one, else the next one as predicted from the epoch length.
 
-    `first_height` and `last_height` are block heights. `blocks_until_change` and `seconds_until_change`: until the window
-    closes if it is open, else until it opens, counted from `written_at`.
+    `first_height` and `last_height` are block heights. `blocks_until_change` and `seconds_until_change`: until the
+    window closes if it is open, else until it opens, counted from `written_at`.
     """
 
     open: bool
@@ -112,12 +112,12 @@ class WindowStatus(_StrictModel):
 class TopicStatus(_StrictModel):
     """One topic with one wallet.
 
-    `nonce` is being served, in `phase` (a stage's name, or `waiting`) since `phase_since`. Block heights: `height` as last
-    reported, `height_age` seconds before `written_at`; `watch_start_height`, at which this process began to poll;
-    `newest_nonce`, the newest epoch known to have opened; `confirmed_nonce`, the newest one whose submission is on the chain;
-    `oldest_unserved_nonce`, the oldest one after that whose window opened and which is not served. `cycles`, `submitted`,
-    `missed`, `outcomes` and `stages` count this process's cycles; `last_outcomes` are the latest ones, newest first. The
-    balance is in uallo, the runway in epochs.
+    `nonce` is being served, in `phase` (a stage's name, or `waiting`) since `phase_since`. Block heights: `height` as
+    last reported, `height_age` seconds before `written_at`; `watch_start_height`, at which this process began to
+    poll; `newest_nonce`, the newest epoch known to have opened; `confirmed_nonce`, the newest one whose submission is
+    on the chain; `oldest_unserved_nonce`, the oldest one after that whose window opened and which is not served.
+    `cycles`, `submitted`, `missed`, `outcomes` and `stages` count this process's cycles; `last_outcomes` are the
+    latest ones, newest first. The balance is in uallo, the runway in epochs.
     """
 
     topic_id: int
@@ -283,8 +283,8 @@ class WatchdogStatus(_StrictModel):
 class DaemonStatus(_StrictModel):
     """The daemon. `uptime` and `write_interval` in seconds, `deadline` in unix seconds.
 
-    `process_identity` tells its process from a later one with the same pid; see `forecastd.status.file.process_identity`.
-    `attention`: what needs a person now; empty if nothing does.
+    `process_identity` tells its process from a later one with the same pid; see
+    `forecastd.status.file.process_identity`. `attention`: what needs a person now; empty if nothing does.
     """
 
     pid: int

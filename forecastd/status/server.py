@@ -1,8 +1,9 @@
 """Three read-only HTTP endpoints on this machine: /healthz, /metrics, /status.
 
-They use the standard library's server, because they run in the daemon's parent process, which must stay small: FastAPI with
-uvicorn would cost tens of megabytes. Invariant: a client may send nothing or never stop sending. A request is therefore read
-completely first, bounded in bytes and in time, and the number of concurrent connections is limited.
+They use the standard library's server, because they run in the daemon's parent process, which must stay small:
+FastAPI with uvicorn would cost tens of megabytes. Invariant: a client may send nothing or never stop sending. A
+request is therefore read completely first, bounded in bytes and in time, and the number of concurrent connections is
+limited.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ ALLOWED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})  # others may be DN
 class HealthServer:
     """Serves while the block runs. `read_status` returns the daemon's current status and must be thread-safe.
 
-    If the port cannot be bound, a warning is logged, `port` is None and nothing is served: monitoring must not stop what it
-    monitors.
+    If the port cannot be bound, a warning is logged, `port` is None and nothing is served: monitoring must not stop
+    what it monitors.
     """
 
     def __init__(self, port: int, read_status: Callable[[], DaemonStatus], clock: Clock) -> None:
@@ -133,7 +134,7 @@ class _HealthRequestHandler(BaseHTTPRequestHandler):
         self.connection.settimeout(RESPONSE_SECONDS)
 
     def _read_request(self) -> bytes:
-        """The bytes up to the blank line; empty if the request is too long or too slow, which the base class rejects."""
+        """The bytes up to the blank line; empty, and so rejected, if the request is too long or too slow."""
         clock, data = self.server.clock, bytearray()
         deadline = clock.monotonic() + REQUEST_SECONDS
         while b"\r\n\r\n" not in data and b"\n\n" not in data and len(data) < MAX_REQUEST_BYTES:

@@ -44,8 +44,9 @@ def full_status() -> DaemonStatus:
     """A status with every field."""
     now = CLOCK.now()
     topic = TopicStatus(
-        67, "allo1abc", active=True, height=7300, height_age=2.0, watch_start_height=100, newest_nonce=7200, epoch_length=720,
-        block_seconds=5.0, window=WindowStatus(True, 7200, 7200, 7260, 20, 100.0), balance_uallo=5 * 10**18, runway_epochs=900,
+        67, "allo1abc", active=True, height=7300, height_age=2.0, watch_start_height=100, newest_nonce=7200,
+        epoch_length=720, block_seconds=5.0, window=WindowStatus(True, 7200, 7200, 7260, 20, 100.0), balance_uallo=5 * 10**18,
+        runway_epochs=900,
     )  # fmt: skip
     for outcome in (
         Outcome("skipped", check="stale", reason="a sentence that must not become a label", nonce=5760),

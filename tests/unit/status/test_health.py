@@ -49,7 +49,8 @@ CASES: dict[str, tuple[DaemonStatus, bool | None, str | None]] = {
     "clock-set-back": (replace(STATUS, written_at=NOW + 90_000), True, None),
     "one-missed": (make_status(TOPIC, confirmed_nonce=9 * EPOCH_BLOCKS), True, None),
     "two-missed": (
-        make_status(TOPIC, confirmed_nonce=8 * EPOCH_BLOCKS), True, "no submission confirmed since nonce 5760 for more than 2 epochs",
+        make_status(TOPIC, confirmed_nonce=8 * EPOCH_BLOCKS), True,
+        "no submission confirmed since nonce 5760 for more than 2 epochs",
     ),
     "two-missed-just-started": (
         make_status(TOPIC, confirmed_nonce=8 * EPOCH_BLOCKS, watch_start_height=9 * EPOCH_BLOCKS), True, None,
@@ -59,10 +60,14 @@ CASES: dict[str, tuple[DaemonStatus, bool | None, str | None]] = {
     ),
     "no-window": (make_status(TOPIC, height=100 * EPOCH_BLOCKS), True, None),
     "window-after-pause": (
-        make_status(TOPIC, height=100 * EPOCH_BLOCKS + 9, newest_nonce=100 * EPOCH_BLOCKS, oldest_unserved_nonce=100 * EPOCH_BLOCKS), True, None,
+        make_status(
+            TOPIC, height=100 * EPOCH_BLOCKS + 9, newest_nonce=100 * EPOCH_BLOCKS, oldest_unserved_nonce=100 * EPOCH_BLOCKS
+        ), True, None,
     ),
     "window-after-pause-unserved": (
-        make_status(TOPIC, height=101 * EPOCH_BLOCKS + 1, newest_nonce=101 * EPOCH_BLOCKS, oldest_unserved_nonce=100 * EPOCH_BLOCKS), True, "1 block overdue",
+        make_status(
+            TOPIC, height=101 * EPOCH_BLOCKS + 1, newest_nonce=101 * EPOCH_BLOCKS, oldest_unserved_nonce=100 * EPOCH_BLOCKS
+        ), True, "1 block overdue",
     ),
     "no-node-short": (make_status(TOPIC, height_age=2 * 3600.0), True, None),
     "no-node-two-epochs": (make_status(TOPIC, height_age=2 * 3600.0 + 1), True, "no node has reported the chain's height"),

@@ -1,4 +1,4 @@
-"""The fleet's alerts on their way to a person, through the same webhook as the daemon's."""
+"""Fleet alerts reach the operator through the same webhook as those of the daemon."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from forecastd.fleet.conditions.notifier import AlertNotifier
 
 def test_server_alarm_and_recovery_reach_webhook(httpserver: HTTPServer, tmp_path: Path) -> None:
     httpserver.expect_request("/hook", method="POST").respond_with_data("")
-    found = FleetAlert("db-01", "database", "disk_percent", "critical", 5.0, 5.0, 97.0, 80.0, 92.0)
+    alert = FleetAlert("db-01", "database", "disk_percent", "critical", 5.0, 5.0, 97.0, 80.0, 92.0)
     url = httpserver.url_for("/hook")
-    for known, now in (((), (found,)), ((found,), ())):  # a restart in between
+    for open_alerts, new_alerts in (((), (alert,)), ((alert,), ())):  # a restart in between
         with AlertDispatcher(
             url, None, interval=3600, clock=SystemClock(), state_dir=tmp_path, network="fleet"
         ) as alerts:
-            AlertNotifier(alerts, known).update(now)
+            AlertNotifier(alerts, open_alerts).update(new_alerts)
             alerts.close(60)
-    told = [request.get_json() for request, _ in httpserver.log]
-    assert [(one["event"], one["kind"], one["key"], one["network"]) for one in told] == [
-        ("alarm", "server_critical", "db-01", "fleet"), ("recovery", "server_critical", "db-01", "fleet"),
+    messages = [request.get_json() for request, _ in httpserver.log]
+    assert [(message["event"], message["kind"], message["key"], message["network"]) for message in messages] == [
+        ("firing", "server_critical", "db-01", "fleet"), ("resolved", "server_critical", "db-01", "fleet"),
     ]  # fmt: skip
-    assert told[0]["text"] == "db-01 (database): disk space at 97 %, critical from 92 %."
+    assert messages[0]["text"] == "db-01 (database): disk space at 97 %, critical from 92 %."
