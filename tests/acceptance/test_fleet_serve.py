@@ -12,23 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-import numpy as np
 import psutil
 import pytest
 
 from forecastd.fleet.contract import METRICS
-from models.bundle.records import Interval, TrainingRecord
-from models.fleet.bundle import FleetBundle, FleetCanary, canary_input, write_fleet_bundle
-from models.fleet.folded_engines import FusedEngine
-from models.fleet.manifest import FleetManifest, ModelMetric, fleet_reals
-from models.tft.config import TftConfig
-from models.tft.parameters import parameter_shapes
+from models.fleet.bundle import write_fleet_bundle
+from tests.support.bundles import model_metrics, random_fleet_bundle
 
 WAIT = 120.0
 KEY = "a-key-of-good-length"
@@ -100,33 +94,8 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def make_bundle(path: Path, *, step: int = 5, name: str = "untrained") -> Path:
-    generator = np.random.default_rng(0)
-    metrics = tuple(
-        ModelMetric(metric.name, metric.unit, metric.low, metric.high, metric.transform) for metric in METRICS
-    )
-    encoder, decoder = fleet_reals(tuple(metric.name for metric in metrics), ("day",))
-    network = TftConfig(
-        hidden_size=8, hidden_continuous_size=4, attention_heads=2, lstm_layers=1, encoder_reals=encoder,
-        decoder_reals=decoder, outputs=3, targets=len(metrics), profiles=2, embedding_size=2,
-    )  # fmt: skip
-    parts = {"train": Interval(0, 600, 1), "validation": Interval(600, 800, 1), "test": Interval(800, 1000, 1)}
-    manifest = FleetManifest(
-        name=name, metrics=metrics, cycles=("day",), profiles=("other", "web"), groups=("default", "profile:web"),
-        step=step, encoder_length=32, encoder_minimum=8, horizon=12, levels=(0.1, 0.5, 0.9), network=network,
-        training=TrainingRecord(0, 1000, 100, "0" * 64, "test", True, 1000, parts, {}), versions={}, scores={}, files={},
-    )  # fmt: skip
-    weights = {
-        part: (0.2 * generator.normal(size=shape)).astype(np.float32)
-        for part, shape in parameter_shapes(network).items()
-    }
-    center = np.array([[5.0 if metric.transform == "none" else 1.0 for metric in metrics]] * 2, np.float32)
-    values = np.clip(generator.normal(40, 10, (2, 32, len(metrics))), 2, 90).astype(np.float32)
-    canary = FleetCanary(
-        1000, values, np.array([0, 1]), np.array([0, 1]), np.zeros((2, len(metrics), 3, 12), np.float32)
-    )
-    bundle = FleetBundle(path, manifest, weights, center, np.ones_like(center), canary)
-    canary = replace(canary, quantiles=FusedEngine(bundle).forecast(canary_input(bundle)))
-    write_fleet_bundle(path, replace(bundle, canary=canary))
+    bundle = random_fleet_bundle(model_metrics(METRICS), encoder_length=32, horizon=12, name=name, step=step)
+    write_fleet_bundle(path, bundle)
     return path
 
 

@@ -25,7 +25,7 @@ from forecastd.fleet.window.store import TickStore
 from models.fleet.dataset import FleetData
 from models.fleet.manifest import ModelMetric
 
-CONTRACT_METRICS = tuple(ModelMetric(one.name, one.unit, one.low, one.high, one.transform) for one in contract.METRICS)
+CONTRACT_METRICS = tuple(ModelMetric(m.name, m.unit, m.low, m.high, m.transform) for m in contract.METRICS)
 _SIMULATE_PATTERN = re.compile(r"(\d{1,5})x(\d{1,6}(?:\.\d+)?)(?::([a-z]+))?")
 _MAX_VALUES = 600_000_000  # 2.4 GB; a training needs several times that
 

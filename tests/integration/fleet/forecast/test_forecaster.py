@@ -16,20 +16,15 @@ from forecastd.fleet.contract import METRIC_NAMES, METRICS
 from forecastd.fleet.forecast.forecaster import FleetForecaster, load_compatible_manifest
 from forecastd.fleet.window.window import WindowBlock
 from forecastd.supervise.policy import SupervisionPolicy
-from models.bundle.records import Interval, TrainingRecord
 from models.fleet.base import FleetInput
 from models.fleet.bundle import (
-    CANARY_SERVERS,
     FleetBundle,
-    FleetCanary,
-    canary_input,
     load_fleet_bundle,
     write_fleet_bundle,
 )
 from models.fleet.engines import load_fleet_engine
-from models.fleet.manifest import DEFAULT_GROUP, OTHER_PROFILE, FleetManifest, ModelMetric, fleet_reals
-from models.tft.config import TftConfig
-from models.tft.parameters import parameter_shapes
+from models.fleet.manifest import OTHER_PROFILE, fleet_reals
+from tests.support.bundles import model_metrics, random_fleet_bundle
 
 TICK, LENGTH, MINIMUM, HORIZON = 344_000_000, 20, 8, 12
 LEVELS = (0.1, 0.5, 0.9)
@@ -38,31 +33,11 @@ PROFILES = (OTHER_PROFILE, "web", "database")
 
 def make_bundle(names: tuple[str, ...], step: int = 5) -> FleetBundle:
     """A small random network for these metrics of the contract; its canary comes from the numpy engine."""
-    rng = np.random.default_rng(4)
-    metrics = tuple(ModelMetric(m.name, m.unit, m.low, m.high, m.transform) for m in METRICS if m.name in names)
-    encoder, decoder = fleet_reals(tuple(metric.name for metric in metrics), ("day",))
-    network = TftConfig(8, 4, 2, 1, encoder, decoder, len(LEVELS), len(metrics), len(PROFILES), 2)
-    parts = {
-        name: Interval(10 * index, 10 * index + 10, 1) for index, name in enumerate(("train", "validation", "test"))
-    }
-    groups = (DEFAULT_GROUP, "profile:web", "profile:database", "server:web-3")
-    manifest = FleetManifest(
-        name="small", metrics=metrics, cycles=("day",), profiles=PROFILES, groups=groups, step=step,
-        encoder_length=LENGTH, encoder_minimum=MINIMUM, horizon=HORIZON, levels=LEVELS, network=network,
-        training=TrainingRecord(0, 30, 6, "0" * 64, "simulated", True, 0, parts, {}), versions={}, scores={}, files={},
+    metrics = model_metrics(tuple(metric for metric in METRICS if metric.name in names))
+    return random_fleet_bundle(
+        metrics, profiles=PROFILES, groups=("server:web-3",), encoder_length=LENGTH, encoder_minimum=MINIMUM,
+        horizon=HORIZON, levels=LEVELS, name="small", step=step, seed=4,
     )  # fmt: skip
-    weights = {
-        name: rng.normal(0, 1 / np.sqrt(shape[-1]) if len(shape) > 1 else 0.4, shape).astype(np.float32)
-        for name, shape in parameter_shapes(network).items()
-    }
-    table, rows = (len(groups), len(metrics)), np.arange(CANARY_SERVERS)
-    values = rng.uniform(2, 60, (CANARY_SERVERS, LENGTH, len(metrics))).astype(np.float32)
-    empty_quantiles = np.zeros((CANARY_SERVERS, len(metrics), len(LEVELS), HORIZON), dtype=np.float32)
-    canary = FleetCanary(TICK, values, rows, rows, empty_quantiles)
-    center, scale = rng.uniform(2, 4, table), rng.uniform(0.5, 1, table)
-    bundle = FleetBundle(Path("-"), manifest, weights, center.astype(np.float32), scale.astype(np.float32), canary)
-    quantiles = load_fleet_engine(bundle, "fused").forecast(canary_input(bundle))
-    return replace(bundle, canary=replace(canary, quantiles=quantiles))
 
 
 @pytest.fixture(scope="module")
