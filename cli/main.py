@@ -7,7 +7,9 @@ than Click.
 from __future__ import annotations
 
 import errno
+import json
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +19,10 @@ import click
 
 from cli.lazy import LazyGroup
 from cli.options import SettingOption
+from cli.output import install_output
 from forecastd import __version__
 from forecastd.errors import ForecastdError
-from forecastd.logs import configure_console
+from forecastd.logs import configure_console, redacted
 from models.errors import ModelError
 
 COMMANDS = {
@@ -110,10 +113,10 @@ def command(
     mode = _select_mode(ctx, once=once, continuous=continuous, daemon=daemon)
     mode_options = _mode_options(ctx, mode, **options)
     if once:
-        from cli.cycle import run_cycle_command
+        from cli.cycle import run_cycle_command  # lazy: `--help` must not import the product
 
         ctx.exit(run_cycle_command(verbose=verbose, **ctx.obj, **mode_options))
-    from cli.daemon import run_daemon_command
+    from cli.daemon import run_daemon_command  # lazy, as above
 
     ctx.exit(run_daemon_command(mode, verbose=verbose, **ctx.obj, **mode_options))
 
@@ -159,7 +162,6 @@ def _print_error_line(error_type: type[BaseException], error: BaseException, _: 
 
 
 def _print_traceback(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    import traceback
 
     _report_failure(
         "".join(traceback.format_exception(error_type, error, trace)).rstrip(), 1, sys.argv[1:], reason=str(error)
@@ -168,7 +170,6 @@ def _print_traceback(error_type: type[BaseException], error: BaseException, trac
 
 def run() -> None:
     """The entry point: run the command and exit with the documented exit code."""
-    from cli.output import install_output
 
     output = install_output()
     sys.excepthook = _print_error_line  # -v replaces it
@@ -198,12 +199,10 @@ def main(arguments: list[str]) -> int:
 
 def _report_failure(message: str, code: int, arguments: list[str], *, reason: str = "") -> int:
     """Print the error on stderr and, with `--json`, as an object on stdout; returns the exit code."""
-    from forecastd.logs import redacted
 
     if message:
         click.echo(redacted(message), err=True)
     if "--json" in arguments:
-        import json
 
         click.echo(json.dumps({"outcome": "failed", "reason": redacted(reason or message), "exit_code": code}))
     return code

@@ -59,7 +59,7 @@ class EntryVerdict:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """The ledger against the chain. `elsewhere`: entries of other chains, which were not asked about, by chain."""
+    """The ledger compared with the chain. `other_chains`: the number of entries of each other chain, not compared."""
 
     chain_id: str
     height: int
