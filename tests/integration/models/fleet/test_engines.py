@@ -13,26 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundle.records import Interval, TrainingRecord
 from models.errors import BundleError, DataError
 from models.fleet.anchors import LAST_VALUE
 from models.fleet.base import FleetEngine, FleetInput
 from models.fleet.bundle import (
-    CANARY_SERVERS,
     FleetBundle,
-    FleetCanary,
-    canary_input,
     load_fleet_bundle,
     read_fleet_manifest,
     write_fleet_bundle,
 )
 from models.fleet.engines import ENGINES, TOLERANCE, load_fleet_engine, range_difference, verify_fleet_canary
-from models.fleet.manifest import DEFAULT_GROUP, OTHER_PROFILE, Anchor, FleetManifest, ModelMetric, fleet_reals
+from models.fleet.manifest import OTHER_PROFILE, Anchor, ModelMetric
 from models.fleet.onnx_sessions import OnnxSessions
-from models.tft.config import TftConfig
-from models.tft.parameters import parameter_shapes
+from tests.support.bundles import TICK, random_fleet_bundle
 
-TICK = 344_000_000
 FAST_ENGINES = sorted(set(ENGINES) - {"library"})
 ANCHORS = (LAST_VALUE, Anchor(0.5, 0.0), Anchor(0.25, 0.9), Anchor(0.1, 1.0), Anchor(0.05, 0.5))
 SIZES = {  # hidden, continuous, heads, layers, metrics, profiles, embedding, cycles, encoder, minimum, horizon
@@ -46,39 +40,18 @@ SIZES = {  # hidden, continuous, heads, layers, metrics, profiles, embedding, cy
 
 
 def make_bundle(size: str, seed: int = 0) -> FleetBundle:
-    """A bundle with a random network, not checked and not on disk."""
+    """A bundle with a random network, not checked and not on disk; its canary is the library's."""
     hidden, small, heads, layers, count, profiles, embedding, cycles, length, minimum, horizon = SIZES[size]
-    rng = np.random.default_rng(seed)
     metrics = tuple(
         ModelMetric(f"metric_{index}", "%", -1e6 if index % 2 else 0.0, 1e9, "none" if index % 2 else "log1p")
         for index in range(count)
     )
-    names = (OTHER_PROFILE, *(f"profile{index}" for index in range(1, profiles)))
-    groups = (DEFAULT_GROUP, *(f"profile:{name}" for name in names[1:]), "server:s2")
-    encoder, decoder = fleet_reals(tuple(metric.name for metric in metrics), cycles)
-    network = TftConfig(hidden, small, heads, layers, encoder, decoder, 5, count, profiles, embedding)
-    parts = {
-        name: Interval(10 * index, 10 * index + 10, 1) for index, name in enumerate(("train", "validation", "test"))
-    }
-    manifest = FleetManifest(
-        name="random", metrics=metrics, cycles=cycles, profiles=names, groups=groups, step=5, encoder_length=length,
-        encoder_minimum=minimum, horizon=horizon, levels=(0.1, 0.3, 0.5, 0.7, 0.9), network=network,
-        training=TrainingRecord(0, 30, 6, "0" * 64, "made up", True, 0, parts, {}), versions={}, scores={}, files={},
-        anchors=ANCHORS if size == "deep" else (),
+    return random_fleet_bundle(
+        metrics, profiles=(OTHER_PROFILE, *(f"profile{index}" for index in range(1, profiles))), groups=("server:s2",),
+        cycles=cycles, sizes=(hidden, small, heads, layers), embedding_size=embedding, encoder_length=length,
+        encoder_minimum=minimum, horizon=horizon, levels=(0.1, 0.3, 0.5, 0.7, 0.9),
+        anchors=ANCHORS if size == "deep" else (), engine="library", seed=seed,
     )  # fmt: skip
-    weights = {
-        name: rng.normal(0, 1.2 / np.sqrt(shape[-1]) if len(shape) > 1 else 0.4, shape).astype(np.float32)
-        for name, shape in parameter_shapes(network).items()
-    }
-    table = len(groups), count
-    center, scale = rng.uniform(1, 3, table).astype(np.float32), rng.uniform(0.3, 1.0, table).astype(np.float32)
-    rows = np.arange(CANARY_SERVERS)
-    values = rng.uniform(1, 9, (CANARY_SERVERS, length, count)).astype(np.float32)
-    quantiles = np.zeros((CANARY_SERVERS, count, 5, horizon), dtype=np.float32)
-    canary = FleetCanary(TICK, values, rows % profiles, rows % len(groups), quantiles)
-    bundle = FleetBundle(Path("nowhere"), manifest, weights, center, scale, canary)
-    outputs = load_fleet_engine(bundle, "library").forecast(canary_input(bundle))
-    return replace(bundle, canary=replace(canary, quantiles=outputs))
 
 
 @pytest.fixture(scope="module", params=sorted(SIZES))
