@@ -78,7 +78,7 @@ def test_old_ledger_is_read_beside_the_file_without_changing_it(state: Path) -> 
 
 def test_old_ledger_migration_that_fails_leaves_the_old_file(state: Path) -> None:
     class Failing(sqlite3.Connection):
-        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:  # type: ignore[override]
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
             if sql.startswith("DROP TABLE epochs_2"):
                 raise sqlite3.OperationalError("disk I/O error")
             return super().execute(sql, *values)  # type: ignore[arg-type]
