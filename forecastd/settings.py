@@ -21,7 +21,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from forecastd.errors import NeedsHuman
-from forecastd.runtime.text_file import read_text_file
+from forecastd.runtime.files import read_text_file
 
 NetworkName = Literal["local", "testnet", "mainnet"]
 FeeTier = Literal["eco", "standard", "priority"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from forecastd.clock import to_iso
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.market.candles import HOUR, Candles
-from forecastd.runtime.text_file import read_text_file
+from forecastd.runtime.files import read_text_file
 from models.base import ModelInput
 
 FloatArray = NDArray[np.float64]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 FAILPOINTS = (
-    "before sign", "after sign", "after commit", "before send", "after send", "after record", "before recover", "before register",
+    "before sign", "after sign", "after commit", "before send", "after send", "after record", "before recover",
+    "before register",
 )  # fmt: skip
 _hook: Callable[[str], None] | None = None
 

@@ -15,8 +15,7 @@ from typing import Literal
 from platformdirs import user_config_path
 
 from forecastd.errors import NeedsHuman
-from forecastd.runtime.files import write_atomic
-from forecastd.runtime.text_file import read_text_file
+from forecastd.runtime.files import read_text_file, write_atomic
 from forecastd.service import supervisord, systemd
 from forecastd.service.launch import DAEMON_SERVICE, SERVICES, FileReferences, LaunchSpec, ServiceKind, ServiceManager
 

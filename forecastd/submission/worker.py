@@ -182,7 +182,8 @@ def check_horizon(settings: Settings, manifest: MarketManifest) -> None:
     hours = manifest.horizon * manifest.step / 3600
     if topic_hours is None or hours == topic_hours:
         return
-    message = f"Topic {settings.topic_id} needs a horizon of {topic_hours:g} h, but the model {manifest.name} has {hours:g} h."
+    need = f"Topic {settings.topic_id} needs a horizon of {topic_hours:g} h"
+    message = f"{need}, but the model {manifest.name} has {hours:g} h."
     if settings.allora_network != "local":
         raise NeedsHuman(f"{message} Choose another --model; if the topic's horizon has changed, set HORIZON_HOURS.")
     log.warning("%s On a real network this is an error.", message)

@@ -239,7 +239,7 @@ def test_service_install_accepts_any_directory_and_env(
         (("show", "--manager", "systemd", "--run-as", "nobody-of-this-name"), 5, "useradd"),
         (("show", "--manager", "systemd", "--run-as", "root"), 5, "does not need root"),
         (("show", "--manager", "systemd", *WHO, "--python", "/a\nb"), 5, "A service file cannot express"),
-        (("install", "--manager", "systemd", *WHO, "--to", "/proc/nowhere"), 5, "cannot be written"),
+        (("install", "--manager", "systemd", *WHO, "--to", "/proc/nowhere"), 5, "Cannot write"),
         (("uninstall", "--manager", "systemd", "--to", "/nowhere"), 5, "does not exist"),
     ],
 )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, METRICS, PROFILE_PATTERN
-from forecastd.runtime.text_file import read_text_file
+from forecastd.runtime.files import read_text_file
 
 BUILTIN_FILE = Path(__file__).with_name("thresholds.toml")
 DEFAULT = ""  # the key of `[default]`; no profile has an empty name

@@ -130,7 +130,8 @@ def test_used_sequences_contains_every_signed_sequence(ledger: Ledger) -> None:
 
 def test_second_process_cannot_open_the_ledger(ledger: Ledger) -> None:
     code = (
-        "import sys; from pathlib import Path; from forecastd.ledger.ledger import Ledger; from forecastd.errors import RetryLater\n"
+        "import sys; from pathlib import Path; from forecastd.ledger.ledger import Ledger\n"
+        "from forecastd.errors import RetryLater\n"
         "try: Ledger(Path(sys.argv[1]), timeout_seconds=0.1)\n"
         "except RetryLater as error: print(error); sys.exit(6)"
     )
@@ -154,13 +155,13 @@ def downgrade_to_version_2(path: Path) -> None:
     """Rewrite a closed ledger as version 2 wrote it: `dead` for `abandoned`, and the high-water mark under its old name."""
     database = sqlite3.connect(path, isolation_level=None)
     columns = ", ".join(EPOCH_COLUMNS)
-    rows = database.execute(f"SELECT {columns} FROM epochs").fetchall()
+    rows = database.execute(f"SELECT {columns} FROM epochs").fetchall()  # noqa: S608
     database.execute("DROP TABLE epochs")
     database.execute(_EPOCHS_TABLE.replace("'abandoned'", "'dead'"))
     for row in rows:
         values = ["dead" if value == "abandoned" else value for value in row]
         marks = ",".join("?" * (len(values) + 1))
-        database.execute(f"INSERT INTO epochs ({columns}, crc) VALUES ({marks})", (*values, row_checksum(values)))
+        database.execute(f"INSERT INTO epochs ({columns}, crc) VALUES ({marks})", (*values, row_checksum(values)))  # noqa: S608
     database.execute("PRAGMA user_version=2")
     database.close()
     high_water = path.with_name(path.name + ".high-water")

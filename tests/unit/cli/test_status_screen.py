@@ -28,7 +28,9 @@ TOPIC = TopicStatus(
     67, "allo1w0xya4rcpmm5d9zsdmv3fa4k9v9z2wnc8pd6rh", active=True, height=5040738, height_age=2.0, epoch_length=720,
     newest_nonce=5040720, window=WindowStatus(False, None, 5041440, 5041500, 702, 3510.0), balance_uallo=12_345 * 10**15,
     runway_epochs=1234,
-).with_outcome(Outcome("submitted", nonce=5040720, height=5040723, stages={"data": 1.5, "submit": 2.5}), NOW - 67)  # fmt: skip
+).with_outcome(
+    Outcome("submitted", nonce=5040720, height=5040723, stages={"data": 1.5, "submit": 2.5}), NOW - 67
+)  # fmt: skip
 STATUS = DaemonStatus(
     4711, NOW - 2.5 * DAY, NOW - 1, 2.5 * DAY, "daemon", "running", "testnet", chain_id="allora-testnet-1", topics=(TOPIC,),
     models=(ModelStatus("tft-btc-168h", "ab12cd34ef567890", NOW - 12 * DAY, NOW - DAY, 90 * DAY),),

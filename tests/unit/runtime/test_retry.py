@@ -33,7 +33,9 @@ def test_temporary_failure_is_retried(error: Exception) -> None:
     assert retry_while(lambda: True, work, Event()) == "done"
 
 
-@pytest.mark.parametrize(("results", "expected_attempts"), [([True, True, True, True, False], 3), ([True, True, True, False], 2)])
+@pytest.mark.parametrize(
+    ("results", "expected_attempts"), [([True, True, True, True, False], 3), ([True, True, True, False], 2)]
+)
 def test_no_time_left_raises_the_last_failure(results: list[bool], expected_attempts: int) -> None:
     time_left_results, attempts = iter(results), []
 

@@ -394,6 +394,6 @@ def test_export_failure_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(NeedsHuman, match="format"):
         export.export_candles(candles, tmp_path / "out.xlsx")
     (tmp_path / "file").touch()
-    with pytest.raises(NeedsHuman, match="cannot be written"):
+    with pytest.raises(NeedsHuman, match="Cannot write"):
         export.export_candles(candles, tmp_path / "file" / "out.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
