@@ -194,7 +194,7 @@ def _forecast_text(forecast: ForecastView, status: StatusView) -> Text:
         old = forecast.age_seconds > 6 * status.step_seconds * max(status.speed, 1)
         age = format_duration(forecast.age_seconds)
         text.append(f"made {age} ago{duration}, {horizon} ahead", style="yellow" if old else "")
-        text.append(f"; {forecast.tft} by the model, {forecast.heuristic} by the heuristic")
+        text.append(f"; {forecast.tft} by model, {forecast.heuristic} by heuristic")
     if forecast.skipped_ticks:
         ticks = "tick" if forecast.skipped_ticks == 1 else "ticks"
         text.append(f", {forecast.skipped_ticks} {ticks} skipped", style="yellow")

@@ -53,9 +53,9 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[Any]) -> An
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
-        (("--url", "127.0.0.1:8080"), 5, "no address of a fleet"),
+        (("--url", "127.0.0.1:8080"), 5, "not a fleet URL"),
         (("--bad", "2"), 2, "--bad"),
         (("--scenario", "calm"), 2, "calm"),
         (("--servers", "0"), 2, "--servers"),
@@ -75,20 +75,20 @@ def test_simulate_invalid_input_prints_one_line(
 def test_simulate_no_listener_exits_with_6(command: Any, unused_url: str) -> None:
     done = command("fleet", "simulate", "--url", unused_url, "--patience", "0.2")
     assert done.code == 6
-    assert "nobody listens" in done.err
-    assert "Given up after 0.2 s" in done.err
-    told = command("fleet", "simulate", "--url", unused_url, "--patience", "0.2", "--json")
-    assert (told.code, told.told["exit_code"]) == (6, 6)
+    assert "connection refused" in done.err
+    assert "Gave up after 0.2 s" in done.err
+    finished = command("fleet", "simulate", "--url", unused_url, "--patience", "0.2", "--json")
+    assert (finished.code, finished.document["exit_code"]) == (6, 6)
 
 
 def test_simulate_bad_rows_are_refused_as_expected(command: Any, fleet: str) -> None:
-    # Half of what the window holds: the rest of it is the half minute that a busy machine has before rows are too old.
+    # Half of the window: a busy machine has the other half before the rows are too old.
     done = command("fleet", "simulate", "--url", fleet, "--backfill", "14", "--duration", "0", "--bad", "0.1", "--json")
     assert done.code == 0, done.err
-    assert done.told["as_expected"]
-    assert done.told["ticks"] == 14 * 12
-    assert done.told["accepted"] + done.told["before_window"] == 20 * 14 * 12
-    assert len(done.told["bad"]) > 10
+    assert done.document["as_expected"]
+    assert done.document["ticks"] == 14 * 12
+    assert done.document["accepted"] + done.document["before_window"] == 20 * 14 * 12
+    assert len(done.document["bad"]) > 10
     again = command("fleet", "simulate", "--url", fleet, "--backfill", "1", "--duration", "2", "--format", "ndjson")
     assert again.code == 0, again.err
     assert "as expected" in again.out
@@ -107,9 +107,9 @@ def test_simulate_ctrl_c_prints_result(root: Path, environment: dict[str, str], 
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
-    told = json.loads(out)
-    assert told["as_expected"]
-    assert told["rows"] > 0
+    document = json.loads(out)
+    assert document["as_expected"]
+    assert document["rows"] > 0
 
 
 def rows_taken(url: str) -> int:

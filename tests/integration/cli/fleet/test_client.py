@@ -1,4 +1,4 @@
-"""Asking a running fleet: where it is looked for, with which key, and what is said of an answer that is none."""
+"""The fleet client: its default address and key, and invalid responses."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ STATUS: dict[str, Any] = {
 KEY = "0123456789abcdef-first"
 
 
-@pytest.mark.parametrize(("answer", "kind", "told"), [
-    ((200, "<html>"), NeedsHuman, "is no fleet that this program knows: /status answered with 200 that is not JSON."),
-    ((200, "[]"), NeedsHuman, "is no fleet"),
-    ((200, "{}"), NeedsHuman, "in what /status tells, version makes no sense"),
+@pytest.mark.parametrize(("answer", "kind", "message"), [
+    ((200, "<html>"), NeedsHuman, "is not a fleet of a known version: /status returned 200 without JSON."),
+    ((200, "[]"), NeedsHuman, "is not a fleet"),
+    ((200, "{}"), NeedsHuman, "/status: version is invalid"),
     ((200, '{"version": "1", "now": "x", "step_seconds": "often", "tick": {}, "servers": {}}'), NeedsHuman, "step_seconds"),
-    ((200, "[" * 100_000), NeedsHuman, "is no fleet"),
-    ((200, b"\xff"), NeedsHuman, "is no fleet"),
-    ((404, '{"detail": "Not Found"}'), NeedsHuman, "/status answered with 404"),
-    ((302, ""), NeedsHuman, "/status answered with 302"),
-    ((401, '{"error": "No API key was given.", "fix": "Send one."}'), FleetAccessDenied, "(401). No API key was given. Send one."),
-    ((403, ""), FleetAccessDenied, "Pass a key that it knows with --api-key"),
-    ((429, '{"error": "Too many.", "fix": "Wait."}'), RetryLater, "cannot answer now (429). Too many. Wait."),
-    ((503, ""), RetryLater, "cannot answer now (503)."),
+    ((200, "[" * 100_000), NeedsHuman, "is not a fleet"),
+    ((200, b"\xff"), NeedsHuman, "is not a fleet"),
+    ((404, '{"detail": "Not Found"}'), NeedsHuman, "/status returned 404"),
+    ((302, ""), NeedsHuman, "/status returned 302"),
+    ((401, '{"error": "No API key.", "fix": "Send one."}'), FleetAccessDenied, "(401). No API key. Send one."),
+    ((403, ""), FleetAccessDenied, "Pass a valid key with --api-key"),
+    ((429, '{"error": "Too many.", "fix": "Wait."}'), RetryLater, "is not available now (429). Too many. Wait."),
+    ((503, ""), RetryLater, "is not available now (503)."),
 ])  # fmt: skip
 def test_invalid_response_names_problem(
     httpserver: HTTPServer, answer: tuple[int, str | bytes], kind: type[ForecastdError], message: str
@@ -57,7 +57,7 @@ def test_unknown_fields_are_ignored(httpserver: HTTPServer) -> None:
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """A server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -69,9 +69,9 @@ def test_silent_server_differs_from_no_server(silent_server: str, monkeypatch: p
 
 
 def test_no_listener_is_not_running() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
         with pytest.raises(FleetNotRunning, match="No fleet is running at") as caught:
             FleetClient(url).get("/status")
     assert caught.value.exit_code == 3
@@ -79,7 +79,7 @@ def test_no_listener_is_not_running() -> None:
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://", "http://x:99999999", "http://[::1"])
 def test_invalid_url_is_refused(url: str) -> None:
-    with pytest.raises(NeedsHuman, match="is no address of a fleet"):
+    with pytest.raises(NeedsHuman, match="is not a fleet URL"):
         FleetClient(url)
 
 
@@ -102,5 +102,5 @@ def test_api_key_is_option_or_first_of_settings(httpserver: HTTPServer, tmp_path
         ({}, KEY), ({"fleet_api_keys": f" {KEY} ,other"}, None), ({"fleet_api_keys_file": file}, None),
         ({"fleet_api_keys": "other-key-of-somebody"}, KEY),
     ]  # fmt: skip
-    for given, key in cases:
-        assert make_client(Settings(**given), url, key).get("/status") == STATUS
+    for values, key in cases:
+        assert make_client(Settings(**values), url, key).get("/status") == STATUS

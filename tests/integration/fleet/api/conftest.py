@@ -1,4 +1,4 @@
-"""A fleet whose model is a stand-in, served on a real socket; and a clock that a test moves."""
+"""A fleet with a fake model, served on a real socket, and a manual clock."""
 
 from __future__ import annotations
 
@@ -27,102 +27,88 @@ from forecastd.fleet.window.window import WindowBlock
 from forecastd.inference.quantile_json import metrics_json
 from forecastd.settings import Settings
 from forecastd.supervise.events import SupervisionCounts
+from forecastd.testing import ManualClock
+from tests.support.waiting import wait_until
 
 STEP, HORIZON, ENCODER, MINIMUM = 5, 4, 8, 3
 LEVELS = (0.1, 0.5, 0.9)
-START = 1_769_860_800.0  # 2026-01-31T12:00:00Z, on the grid
-WAIT = 60.0  # the longest that a test waits for what must come
-
-
-class FleetTestClock:
-    """Wall time goes on when a test says so; monotonic time with it."""
-
-    def __init__(self, now: float = START + 1) -> None:
-        self._now = now
-        self._mono = 1000.0
-
-    def now(self) -> float:
-        return self._now
-
-    def monotonic(self) -> float:
-        return self._mono
-
-    def advance(self, seconds: float) -> None:
-        self._now += seconds
-        self._mono += max(0.0, seconds)
+START = 1_769_860_800.0  # 2026-01-31T12:00:00Z, the start of a tick
+WAIT = 60.0  # seconds; longer than a busy machine needs
 
 
 @dataclass
 class ForecasterScript:
-    """What the stand-in models do. `go` holds a forecast up until it is set; `ready_after` holds getting ready up."""
+    """The behaviour of the fake models. Forecasts wait for `proceed`, loading waits for `loaded`."""
 
-    go: threading.Event = field(default_factory=threading.Event)
+    proceed: threading.Event = field(default_factory=threading.Event)
     loaded: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
-    bad: dict[str, str] = field(default_factory=dict)  # bundles that turn out to be no good, with why
-    opened: list[str] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)
-    begun: int = 0
+    invalid_bundles: dict[str, str] = field(default_factory=dict)  # bundle name -> why it is invalid
+    opened_names: list[str] = field(default_factory=list)
+    closed_names: list[str] = field(default_factory=list)
+    started: int = 0
 
 
 class FakeFleetForecaster:
-    """A forecaster of the shape of `inference.FleetForecaster`: the last value goes on, in a band."""
+    """A fake `FleetForecaster`: repeats the last value, within a band."""
 
     def __init__(self, bundle: Path, script: ForecasterScript) -> None:
         if not bundle.is_dir() and bundle.name != "first":
-            raise NeedsHuman(f"There is no bundle at {bundle}.")
-        self._script, self._name, self._over = script, bundle.name, threading.Event()
+            raise NeedsHuman(f"No bundle at {bundle}.")
+        self._script, self._name, self._closed = script, bundle.name, threading.Event()
         self.manifest: Any = SimpleNamespace(
             name=bundle.name, sha256=(bundle.name.encode().hex() + "0" * 64)[:64], step=STEP, encoder_length=ENCODER,
             encoder_minimum=MINIMUM, horizon=HORIZON, levels=LEVELS, names=METRIC_NAMES, metrics=METRICS,
         )  # fmt: skip
         self.counts = SupervisionCounts()
-        script.opened.append(bundle.name)
+        script.opened_names.append(bundle.name)
 
     def wait_until_ready(self, seconds: float | None = None, is_cancelled: Callable[[], bool] = lambda: False) -> str:
         self._wait(self._script.loaded, is_cancelled)
-        if self._name in self._script.bad:
-            raise NeedsHuman(self._script.bad[self._name])
+        if self._name in self._script.invalid_bundles:
+            raise NeedsHuman(self._script.invalid_bundles[self._name])
         return str(self.manifest.sha256)
 
     def forecast(
         self, block: WindowBlock, prepared: Any = None, is_cancelled: Callable[[], bool] = lambda: False
     ) -> FleetForecast:
-        self._script.begun += 1
-        self._wait(self._script.go, is_cancelled)
+        self._script.started += 1
+        self._wait(self._script.proceed, is_cancelled)
         if self._script.error is not None:
             raise self._script.error
         last = np.nan_to_num(block.values[:, -1], nan=1.0)
         quantiles = np.stack([last * 0.9, last, last * 1.1], axis=-1)[:, None].repeat(HORIZON, axis=1)
-        seen = (~np.isnan(block.values).all(axis=2)).sum(axis=1)
-        found = FleetForecast(
-            tick=block.tick, step=STEP, made_at=(block.tick + 1) * STEP + 1.0, seconds=0.1, metrics=METRIC_NAMES, levels=LEVELS,
-            servers=block.servers, profiles=block.profiles,
-            models=tuple(TFT if count >= MINIMUM else HEURISTIC for count in seen),
+        counts = (~np.isnan(block.values).all(axis=2)).sum(axis=1)
+        forecast = FleetForecast(
+            tick=block.tick, step=STEP, made_at=(block.tick + 1) * STEP + 1.0, seconds=0.1, metrics=METRIC_NAMES,
+            levels=LEVELS, servers=block.servers, profiles=block.profiles,
+            models=tuple(TFT if count >= MINIMUM else HEURISTIC for count in counts),
             quantiles=quantiles.astype(np.float32), bundle=self._name, bundle_sha256=self.manifest.sha256, engine="fake",
         )  # fmt: skip
-        return found.with_encoded(metrics_json(found.quantiles.transpose(0, 2, 3, 1), METRICS, LEVELS, STORED_LEVELS))
+        return forecast.with_encoded(
+            metrics_json(forecast.quantiles.transpose(0, 2, 3, 1), METRICS, LEVELS, STORED_LEVELS)
+        )
 
     def children(self) -> list[dict[str, object]]:
         return []
 
     def close(self) -> None:
-        self._over.set()
-        self._script.closed.append(self._name)
+        self._closed.set()
+        self._script.closed_names.append(self._name)
 
-    def _wait(self, gate: threading.Event, over: Callable[[], bool]) -> None:
-        while not gate.wait(0.02):
-            if over() or self._over.is_set():
-                raise SkipEpoch("The model's processes are being ended.", check="fleet_forecast")
+    def _wait(self, event: threading.Event, is_cancelled: Callable[[], bool]) -> None:
+        while not event.wait(0.02):
+            if is_cancelled() or self._closed.is_set():
+                raise SkipEpoch("The model processes are being stopped.", check="fleet_forecast")
 
 
 @dataclass
 class ServedFleet:
-    """A fleet that is served. `client` asks it with no key; `feed` sends rows of servers at a tick."""
+    """A served fleet. `client` sends no key; `feed` sends rows of servers at a time."""
 
     fleet: Fleet
     client: httpx.Client
-    clock: FleetTestClock
+    clock: ManualClock
     script: ForecasterScript
     port: int
 
@@ -133,76 +119,70 @@ class ServedFleet:
         ]
         answer = self.client.post("/feed", json={"version": 1, "records": records})
         assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        document: dict[str, Any] = answer.json()
+        return document
 
-    def until(self, condition: Callable[[], object]) -> Any:
-        """Wait until it is true of what is published; the clock of the ticker's waits stands still meanwhile."""
-        return wait_until(condition)
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition is true; the clock of the fleet does not move meanwhile."""
+        wait_until(condition, seconds=WAIT)
 
     def close_tick(self) -> int:
-        """Let the open tick end and be closed and judged; gives its number."""
+        """End the open tick, wait until it is closed and evaluated, and return its number."""
         tick = int(self.clock.now() // STEP)
         self.clock.advance((tick + 1) * STEP + 1 - self.clock.now())
         wait_until(lambda: self.fleet.snapshot.tick >= tick)
         return tick
 
     def forecast_tick(self) -> int:
-        """As `close_tick`, with its forecast."""
+        """As `close_tick`, and wait for its forecast."""
         tick = self.close_tick()
-        wait_until(lambda: (made := self.fleet.snapshot.forecast) is not None and made.tick >= tick)
+        wait_until(lambda: (forecast := self.fleet.snapshot.forecast) is not None and forecast.tick >= tick)
         return tick
 
 
 class ServeFleet(Protocol):
     def __call__(
-        self, *, keys: tuple[str, ...] = (), opened: bool = True, clock: FleetTestClock | None = None, **settings: Any
+        self,
+        *,
+        keys: tuple[str, ...] = (),
+        loads_at_once: bool = True,
+        clock: ManualClock | None = None,
+        **settings: Any,
     ) -> ServedFleet: ...
-
-
-def wait_until(condition: Callable[[], object]) -> Any:
-    """What the condition gives as soon as that is true; fails after a time that no machine needs."""
-    found, pause = condition(), threading.Event()
-    for _ in range(int(WAIT / 0.01)):
-        if found:
-            return found
-        pause.wait(0.01)
-        found = condition()
-    raise AssertionError("what was waited for did not come")
 
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeFleet]:
-    """Serve a fleet; it ends with the test. `opened`: whether its model gets ready and forecasts at once."""
-    monkeypatch.setattr(ticker, "MAX_WAIT_SECONDS", 0.01)  # nobody wakes it when a test moves the clock
-    monkeypatch.setattr(fleet, "FORECAST_SHARE", 0.02)  # a model that hangs is not waited for long
-    monkeypatch.setattr(fleet, "CLOSE_SECONDS", WAIT)  # whatever does not hang has time to end
-    ends: list[Callable[[], object]] = []
+    """Serve a fleet until the end of the test. `loads_at_once`: its model loads and forecasts without waiting."""
+    monkeypatch.setattr(ticker, "MAX_WAIT_SECONDS", 0.01)  # advancing the manual clock does not wake it
+    monkeypatch.setattr(fleet, "FORECAST_SHARE", 0.02)  # do not wait long for a hung model
+    monkeypatch.setattr(fleet, "CLOSE_SECONDS", WAIT)  # time for everything that does not hang
+    cleanups: list[Callable[[], object]] = []
 
     def run(
-        *, keys: tuple[str, ...] = (), opened: bool = True, clock: FleetTestClock | None = None, **options: Any
+        *, keys: tuple[str, ...] = (), loads_at_once: bool = True, clock: ManualClock | None = None, **options: Any
     ) -> ServedFleet:
-        script, own = ForecasterScript(), clock or FleetTestClock()
-        if opened:
-            script.go.set()
+        script, test_clock = ForecasterScript(), clock or ManualClock(START + 1)
+        if loads_at_once:
+            script.proceed.set()
             script.loaded.set()
-        given: dict[str, Any] = {"state_dir": tmp_path / "state", "fleet_model": Path("first"), "fleet_step": STEP}
-        settings = Settings(**(given | options))
-        fleet = Fleet(settings, own, factory=lambda bundle, _: FakeFleetForecaster(bundle, script))
+        values: dict[str, Any] = {"state_dir": tmp_path / "state", "fleet_model": Path("first"), "fleet_step": STEP}
+        settings = Settings(**(values | options))
+        fleet = Fleet(settings, test_clock, factory=lambda bundle, _: FakeFleetForecaster(bundle, script))
         fleet.start()
-        ends.append(fleet.close)
-        listening = listen("127.0.0.1", 0)
-        http = FleetHttpServer(create_app(fleet, ApiKeys(keys)), listening)
+        cleanups.append(fleet.close)
+        listener = listen("127.0.0.1", 0)
+        http = FleetHttpServer(create_app(fleet, ApiKeys(keys)), listener)
         http.__enter__()
-        ends.append(http.__exit__)
+        cleanups.append(http.__exit__)
         client = httpx.Client(base_url=f"http://127.0.0.1:{http.port}", timeout=WAIT, trust_env=False)
-        ends.append(client.close)
+        cleanups.append(client.close)
         wait_until(lambda: _answers(client))
-        return ServedFleet(fleet, client, own, script, http.port)
+        return ServedFleet(fleet, client, test_clock, script, http.port)
 
     yield run
-    for end in reversed(ends):
-        end()
+    for cleanup in reversed(cleanups):
+        cleanup()
 
 
 def _answers(client: httpx.Client) -> bool:
@@ -214,6 +194,6 @@ def _answers(client: httpx.Client) -> bool:
 
 
 @pytest.fixture
-def moment() -> Callable[[float], str]:
-    """ISO 8601 of a time so many seconds after the start."""
+def iso_time() -> Callable[[float], str]:
+    """The ISO 8601 text of a time some seconds after the start."""
     return lambda seconds: to_iso(START + seconds)

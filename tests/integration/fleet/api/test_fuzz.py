@@ -1,4 +1,4 @@
-"""No request makes the fleet fail: whatever is asked or sent, the answer is one that the API knows."""
+"""No request makes the fleet fail: every response has a status that the API documents."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ feed = st.fixed_dictionaries(
 
 @pytest.fixture
 def fed_fleet(serve: Any) -> Iterator[Any]:
-    served = serve(fleet_rate_limit=0)
-    served.feed(START, "a", "b")
-    served.forecast_tick()
-    yield served
-    assert served.client.get("/healthz").json()["warnings"] == []
+    fleet = serve(fleet_rate_limit=0)
+    fleet.feed(START, "a", "b")
+    fleet.forecast_tick()
+    yield fleet
+    assert fleet.client.get("/healthz").json()["warnings"] == []
 
 
-def assert_known_response(answer: Any) -> None:
-    assert answer.status_code in EXPECTED, (answer.status_code, answer.text)
-    if answer.status_code >= 400:
-        assert set(answer.json()) == {"error", "fix"}
+def assert_known_response(response: Any) -> None:
+    assert response.status_code in EXPECTED, (response.status_code, response.text)
+    if response.status_code >= 400:
+        assert set(response.json()) == {"error", "fix"}
 
 
 requests = st.fixed_dictionaries(
@@ -80,7 +80,7 @@ requests = st.fixed_dictionaries(
         "headers": st.fixed_dictionaries(
             {"Content-Type": st.sampled_from(["application/json", "application/x-ndjson", "text/plain", "x"])}
         ),
-        "content": st.binary(max_size=200) | feed.map(lambda one: json.dumps(one).encode()),
+        "content": st.binary(max_size=200) | feed.map(lambda document: json.dumps(document).encode()),
     }
 )
 
@@ -88,27 +88,27 @@ requests = st.fixed_dictionaries(
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests)
 def test_any_request_gets_known_status(fed_fleet: Any, request: dict[str, Any]) -> None:
-    answer = fed_fleet.client.request(**request)
+    response = fed_fleet.client.request(**request)
     if request["method"] == "HEAD":
-        assert answer.status_code in EXPECTED
+        assert response.status_code in EXPECTED
     else:
-        assert_known_response(answer)
+        assert_known_response(response)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sent=feed)
-def test_any_feed_is_checked_row_by_row(fed_fleet: Any, sent: Any) -> None:
-    answer = fed_fleet.client.post("/feed", content=json.dumps(sent).encode())
-    assert_known_response(answer)
-    if answer.status_code == 200:
-        told = answer.json()
-        assert told["accepted"] + told["refused"] + told["duplicates"] == len(sent["records"])
+@given(body=feed)
+def test_any_feed_is_checked_row_by_row(fed_fleet: Any, body: Any) -> None:
+    response = fed_fleet.client.post("/feed", content=json.dumps(body).encode())
+    assert_known_response(response)
+    if response.status_code == 200:
+        document = response.json()
+        assert document["accepted"] + document["refused"] + document["duplicates"] == len(body["records"])
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sent=st.binary(max_size=300) | st.text(max_size=100).map(lambda text: f"GET /{text} HTTP/1.1\r\n\r\n".encode()))
-def test_any_bytes_on_connection_leave_service_alive(fed_fleet: Any, sent: bytes) -> None:
+@given(body=st.binary(max_size=300) | st.text(max_size=100).map(lambda text: f"GET /{text} HTTP/1.1\r\n\r\n".encode()))
+def test_any_bytes_on_connection_leave_service_alive(fed_fleet: Any, body: bytes) -> None:
     with socket.create_connection(("127.0.0.1", fed_fleet.port), timeout=60) as connection:
-        connection.sendall(sent)
+        connection.sendall(body)
         connection.shutdown(socket.SHUT_WR)
     assert fed_fleet.client.get("/healthz").status_code == 200

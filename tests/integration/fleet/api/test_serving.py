@@ -1,4 +1,4 @@
-"""What a client of the fleet's API gets: rows taken in, forecasts, how it stands, history; and every error in one shape."""
+"""The API of the fleet: ingest, forecasts, status, history, metrics, and every error in one shape."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ STEP = 5
 
 
 def test_rows_become_forecast_after_last_tick(serve: Any) -> None:
-    served = serve()
-    assert served.feed(START + 1, "web-01", "web-02")["accepted"] == 2
-    tick = served.forecast_tick()
-    served.clock.go_on(2.5)
-    found = served.client.get("/forecast").json()
-    assert found["count"] == 2
-    assert {one["server"] for one in found["forecasts"]} == {"web-01", "web-02"}
-    one = served.client.get("/forecast/web-02").json()
-    assert one["origin"] == "2026-01-31T12:00:00Z"
+    fleet = serve()
+    assert fleet.feed(START + 1, "web-01", "web-02")["accepted"] == 2
+    tick = fleet.forecast_tick()
+    fleet.clock.advance(2.5)
+    result = fleet.client.get("/forecast").json()
+    assert result["count"] == 2
+    assert {entry["server"] for entry in result["forecasts"]} == {"web-01", "web-02"}
+    entry = fleet.client.get("/forecast/web-02").json()
+    assert entry["origin"] == "2026-01-31T12:00:00Z"
     assert tick * STEP == START
-    assert one["times"] == {"first": "2026-01-31T12:00:05Z", "last": "2026-01-31T12:00:20Z"}
-    assert one["metrics"]["cpu_percent"]["0.5"] == [20.0] * 4
-    assert one["model"] == "heuristic"
-    assert one["age_seconds"] == found["age_seconds"] == 2.5
-    assert found["forecasts"][0] == {key: value for key, value in served.client.get("/forecast/web-01").json().items()
+    assert entry["times"] == {"first": "2026-01-31T12:00:05Z", "last": "2026-01-31T12:00:20Z"}
+    assert entry["metrics"]["cpu_percent"]["0.5"] == [20.0] * 4
+    assert entry["model"] == "heuristic"
+    assert entry["age_seconds"] == result["age_seconds"] == 2.5
+    assert result["forecasts"][0] == {key: value for key, value in fleet.client.get("/forecast/web-01").json().items()
                                      if key != "age_seconds"}  # fmt: skip
 
 
 def test_bad_rows_are_refused_individually(serve: Any) -> None:
-    served = serve()
+    fleet = serve()
     records = [
         {"server": "web-01", "time": START, "metrics": {"cpu_percent": 10}},
         {"server": "no name", "time": START, "metrics": {"cpu_percent": 10}},
         {"server": "web-02", "time": START + 1e6, "metrics": {"cpu_percent": 10}},
     ]
-    answer = served.client.post("/feed", json={"version": 1, "records": records}).json()
-    assert (answer["accepted"], answer["refused"]) == (1, 2)
-    assert {(one["row"], one["code"]) for one in answer["reasons"]} == {(1, "server"), (2, "future")}
-    again = served.client.post("/feed", json={"version": 1, "records": records[:1]}).json()
-    assert (again["accepted"], again["duplicates"]) == (0, 1)
-    told = served.client.get("/status").json()["ingest"]
-    assert told == {"accepted": 1, "refused": 2, "duplicates": 1, "by_reason": {"server": 1, "future": 1}}
+    response = fleet.client.post("/feed", json={"version": 1, "records": records}).json()
+    assert (response["accepted"], response["refused"]) == (1, 2)
+    assert {(entry["row"], entry["code"]) for entry in response["reasons"]} == {(1, "server"), (2, "future")}
+    repeated = fleet.client.post("/feed", json={"version": 1, "records": records[:1]}).json()
+    assert (repeated["accepted"], repeated["duplicates"]) == (0, 1)
+    document = fleet.client.get("/status").json()["ingest"]
+    assert document == {"accepted": 1, "refused": 2, "duplicates": 1, "by_reason": {"server": 1, "future": 1}}
 
 
 def test_ndjson_feed_is_accepted(serve: Any) -> None:
-    served = serve()
+    fleet = serve()
     lines = "\n".join(json.dumps({"server": f"db-{n}", "time": START, "metrics": {"cpu_percent": n}}) for n in range(3))
-    answer = served.client.post(
+    response = fleet.client.post(
         "/feed", content=f"{lines}\n{{", headers={"Content-Type": "application/x-ndjson"}
     ).json()
-    assert (answer["accepted"], answer["refused"]) == (3, 1)
+    assert (response["accepted"], response["refused"]) == (3, 1)
 
 
 def test_invalid_feed_gets_400_with_fix(serve: Any) -> None:
-    served = serve()
+    fleet = serve()
     bodies = (
         b"",
         b"[]",
@@ -74,55 +74,55 @@ def test_invalid_feed_gets_400_with_fix(serve: Any) -> None:
         b"null",
     )
     for body in bodies:
-        answer = served.client.post("/feed", content=body)
-        assert answer.status_code == 400, body
-        assert set(answer.json()) == {"error", "fix"}
-    assert served.client.post("/feed", content=b'{"version": 1, "records": []}').status_code == 200
+        response = fleet.client.post("/feed", content=body)
+        assert response.status_code == 400, body
+        assert set(response.json()) == {"error", "fix"}
+    assert fleet.client.post("/feed", content=b'{"version": 1, "records": []}').status_code == 200
 
 
 def test_forecast_before_first_gets_retry_after(serve: Any) -> None:
-    served = serve(opened=False)
-    assert served.client.get("/forecast").json() == {"made_at": None, "age_seconds": None, "count": 0, "forecasts": []}
-    served.feed(START, "web-01")
-    answer = served.client.get("/forecast")
-    assert answer.status_code == 503
-    assert int(answer.headers["Retry-After"]) >= 1
-    assert served.client.get("/forecast/web-01").status_code == 503
-    assert served.client.get("/forecast/web-09").status_code == 404
-    assert served.client.get("/healthz").status_code == 503
+    fleet = serve(loads_at_once=False)
+    assert fleet.client.get("/forecast").json() == {"made_at": None, "age_seconds": None, "count": 0, "forecasts": []}
+    fleet.feed(START, "web-01")
+    response = fleet.client.get("/forecast")
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert fleet.client.get("/forecast/web-01").status_code == 503
+    assert fleet.client.get("/forecast/web-09").status_code == 404
+    assert fleet.client.get("/healthz").status_code == 503
 
 
 def test_unchanged_forecast_gets_304(serve: Any) -> None:
-    served = serve()
-    served.feed(START, "web-01")
-    served.forecast_tick()
+    fleet = serve()
+    fleet.feed(START, "web-01")
+    fleet.forecast_tick()
     for path in ("/forecast", "/forecast/web-01", "/forecast?metrics=cpu_percent"):
-        tag = served.client.get(path).headers["ETag"]
-        again = served.client.get(path, headers={"If-None-Match": tag})
-        assert (again.status_code, again.content) == (304, b"")
-    served.feed(START + 5, "web-01")
-    served.forecast_tick()
-    assert served.client.get("/forecast", headers={"If-None-Match": tag}).status_code == 200
+        tag = fleet.client.get(path).headers["ETag"]
+        repeated = fleet.client.get(path, headers={"If-None-Match": tag})
+        assert (repeated.status_code, repeated.content) == (304, b"")
+    fleet.feed(START + 5, "web-01")
+    fleet.forecast_tick()
+    assert fleet.client.get("/forecast", headers={"If-None-Match": tag}).status_code == 200
 
 
 def test_forecast_selects_servers_metrics_and_levels(serve: Any) -> None:
-    served = serve()
-    served.feed(START, "a", "b", "c")
-    served.forecast_tick()
-    asked = {"servers": "c,a", "metrics": "latency_ms,cpu_percent", "levels": "0.5,0.7"}
-    told = served.client.get("/forecast", params=asked).json()
-    assert [one["server"] for one in told["forecasts"]] == ["c", "a"]
-    for one in told["forecasts"]:
-        assert set(one["metrics"]) == {"latency_ms", "cpu_percent"}
-        assert set(one["metrics"]["cpu_percent"]) == {"unit", "0.5", "0.7"}
-        assert one["levels"] == [0.5, 0.7]
-    page = served.client.get("/forecast", params={"limit": 2, "offset": 2}).json()
+    fleet = serve()
+    fleet.feed(START, "a", "b", "c")
+    fleet.forecast_tick()
+    params = {"servers": "c,a", "metrics": "latency_ms,cpu_percent", "levels": "0.5,0.7"}
+    document = fleet.client.get("/forecast", params=params).json()
+    assert [entry["server"] for entry in document["forecasts"]] == ["c", "a"]
+    for entry in document["forecasts"]:
+        assert set(entry["metrics"]) == {"latency_ms", "cpu_percent"}
+        assert set(entry["metrics"]["cpu_percent"]) == {"unit", "0.5", "0.7"}
+        assert entry["levels"] == [0.5, 0.7]
+    page = fleet.client.get("/forecast", params={"limit": 2, "offset": 2}).json()
     assert (page["count"], len(page["forecasts"])) == (3, 1)
-    whole = served.client.get("/forecast/a", params={"metrics": ",".join(METRIC_NAMES)}).json()
-    assert whole == served.client.get("/forecast/a").json()
+    all_metrics = fleet.client.get("/forecast/a", params={"metrics": ",".join(METRIC_NAMES)}).json()
+    assert all_metrics == fleet.client.get("/forecast/a").json()
 
 
-ERRORS = {
+INVALID_PATHS = {
     422: ["/forecast?metrics=nothing", "/forecast?metrics=,", "/forecast?levels=2", "/forecast?levels=x",
           "/forecast?levels=nan",
           "/forecast?limit=0", "/forecast?limit=x", "/servers?state=x", "/risk?top=-1", "/history?start=x",
@@ -134,89 +134,89 @@ ERRORS = {
 
 
 def test_every_error_has_fix(serve: Any) -> None:
-    served = serve()
-    served.feed(START, "a")
-    served.forecast_tick()
-    for status, paths in ERRORS.items():
+    fleet = serve()
+    fleet.feed(START, "a")
+    fleet.forecast_tick()
+    for status, paths in INVALID_PATHS.items():
         for path in paths:
-            answer = served.client.get(path)
-            assert answer.status_code == status, path
-            assert set(answer.json()) == {"error", "fix"}, path
-            assert answer.headers["content-type"] == "application/json", path
+            response = fleet.client.get(path)
+            assert response.status_code == status, path
+            assert set(response.json()) == {"error", "fix"}, path
+            assert response.headers["content-type"] == "application/json", path
 
 
 def test_servers_count_missing_ticks_down(serve: Any) -> None:
-    served = serve()
-    needs = []
+    fleet = serve()
+    missing_ticks = []
     for tick in range(3):
-        served.feed(START + 5 * tick, "web-01")
-        served.forecast_tick()
-        told = served.client.get("/servers").json()
-        needs.append(told["servers"][0]["needs"])
-    assert needs == [2, 1, 0]
-    assert told["states"] == {"total": 1, "ready": 1, "warming": 0, "silent": 0}
-    one = told["servers"][0]
-    assert (one["server"], one["profile"], one["state"], one["model"]) == ("web-01", "web", "ready", "tft")
-    assert one["last_seen"] == "2026-01-31T12:00:10Z"
-    assert served.client.get("/servers?state=warming").json()["count"] == 0
-    assert served.client.get("/forecast/web-01").json()["model"] == "tft"
+        fleet.feed(START + 5 * tick, "web-01")
+        fleet.forecast_tick()
+        document = fleet.client.get("/servers").json()
+        missing_ticks.append(document["servers"][0]["missing_ticks"])
+    assert missing_ticks == [2, 1, 0]
+    assert document["states"] == {"total": 1, "ready": 1, "warming": 0, "silent": 0}
+    entry = document["servers"][0]
+    assert (entry["server"], entry["profile"], entry["state"], entry["model"]) == ("web-01", "web", "ready", "tft")
+    assert entry["last_seen"] == "2026-01-31T12:00:10Z"
+    assert fleet.client.get("/servers?state=warming").json()["count"] == 0
+    assert fleet.client.get("/forecast/web-01").json()["model"] == "tft"
 
 
 def test_risk_is_worst_first_and_alerts_are_listed(serve: Any) -> None:
-    served = serve()
+    fleet = serve()
     for tick in range(5):
-        served.feed(START + 5 * tick, "calm", metrics={"cpu_percent": 3.0})
-        served.feed(START + 5 * tick, "hot", metrics={"cpu_percent": 99.5})
-        served.close_tick()
-    told = served.client.get("/risk").json()
-    assert [one["server"] for one in told["servers"]] == ["hot", "calm"]
-    assert told["servers"][0]["score"] > told["servers"][1]["score"]
-    assert told["summary"]["servers"] == 2
-    assert len(served.client.get("/risk?top=1").json()["servers"]) == 1
-    assert served.client.get("/risk?top=0").json()["servers"] == []
-    alerts = served.client.get("/alerts").json()
-    assert {one["server"] for one in alerts["open"]} == {"hot"}
-    assert served.client.get("/status").json()["alerts"]["open"] == len(alerts["open"])
+        fleet.feed(START + 5 * tick, "calm", metrics={"cpu_percent": 3.0})
+        fleet.feed(START + 5 * tick, "hot", metrics={"cpu_percent": 99.5})
+        fleet.close_tick()
+    document = fleet.client.get("/risk").json()
+    assert [entry["server"] for entry in document["servers"]] == ["hot", "calm"]
+    assert document["servers"][0]["score"] > document["servers"][1]["score"]
+    assert document["summary"]["servers"] == 2
+    assert len(fleet.client.get("/risk?top=1").json()["servers"]) == 1
+    assert fleet.client.get("/risk?top=0").json()["servers"] == []
+    alerts = fleet.client.get("/alerts").json()
+    assert {entry["server"] for entry in alerts["open"]} == {"hot"}
+    assert fleet.client.get("/status").json()["alerts"]["open"] == len(alerts["open"])
 
 
 def test_history_returns_sent_rows_as_json_and_csv(serve: Any) -> None:
-    served = serve()
+    fleet = serve()
     for tick in range(3):
-        served.feed(START + 5 * tick, "a", "b", value=10.0 + tick)
-        served.close_tick()
-    asked = {
+        fleet.feed(START + 5 * tick, "a", "b", value=10.0 + tick)
+        fleet.close_tick()
+    params = {
         "server": "b",
         "metrics": "cpu_percent,swap_percent",
         "start": "2026-01-31T12:00:05Z",
         "end": str(START + 600),
     }
-    # A tick is told as judged before it is kept.
-    served.until(lambda: served.client.get("/history", params=asked).json()["count"] == 2)
-    told = served.client.get("/history", params=asked).json()
-    assert told["metrics"] == ["cpu_percent", "swap_percent"]
-    assert [(one["time"], one["server"], one["values"]) for one in told["rows"]] == [
+    # A tick is published before it is stored.
+    fleet.until(lambda: fleet.client.get("/history", params=params).json()["count"] == 2)
+    document = fleet.client.get("/history", params=params).json()
+    assert document["metrics"] == ["cpu_percent", "swap_percent"]
+    assert [(entry["time"], entry["server"], entry["values"]) for entry in document["rows"]] == [
         (START + 5, "b", [11.0, 11.0]), (START + 10, "b", [12.0, 12.0]),
     ]  # fmt: skip
-    answer = served.client.get("/history", params={**asked, "format": "csv"})
-    assert answer.headers["content-type"].startswith("text/csv")
-    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    response = fleet.client.get("/history", params={**params, "format": "csv"})
+    assert response.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(io.StringIO(response.text)))
     assert [(row["time"], row["server"], row["cpu_percent"]) for row in rows] == [
         ("2026-01-31T12:00:05Z", "b", "11"), ("2026-01-31T12:00:10Z", "b", "12"),
     ]  # fmt: skip
-    short = served.client.get("/history", params={"limit": 2, "start": START}).json()
-    assert (short["count"], short["truncated"]) == (2, True)
+    limited = fleet.client.get("/history", params={"limit": 2, "start": START}).json()
+    assert (limited["count"], limited["truncated"]) == (2, True)
 
 
 def test_metrics_series_are_bounded(serve: Any) -> None:
-    served = serve()
-    served.feed(START, "web-01")
-    served.forecast_tick()
+    fleet = serve()
+    fleet.feed(START, "web-01")
+    fleet.forecast_tick()
     for number in range(3):
-        _guess(served.client, number)
-    before = _series(served.client)
+        _guess(fleet.client, number)
+    before = _series(fleet.client)
     for number in range(3, 30):
-        _guess(served.client, number)
-    after = _series(served.client)
+        _guess(fleet.client, number)
+    after = _series(fleet.client)
     assert set(after) == set(before)
     assert not any("guess" in name.lower() for name in after)
     assert after["forecastd_fleet_up{}"] == 1
@@ -243,8 +243,8 @@ def _series(client: httpx.Client) -> dict[str, float]:
 
 
 def test_openapi_describes_every_route(serve: Any) -> None:
-    served = serve(keys=("a-key-of-good-length",))
-    document = served.client.get("/openapi.json", headers={"X-API-Key": "a-key-of-good-length"}).json()
+    fleet = serve(keys=("a-key-of-good-length",))
+    document = fleet.client.get("/openapi.json", headers={"X-API-Key": "a-key-of-good-length"}).json()
     text = json.dumps(document)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]} <= names
@@ -256,14 +256,14 @@ def test_openapi_describes_every_route(serve: Any) -> None:
         for operation in operations.values():
             assert operation["description"], path
     assert document["components"]["securitySchemes"]
-    assert served.client.get("/docs", headers={"X-API-Key": "a-key-of-good-length"}).status_code == 200
+    assert fleet.client.get("/docs", headers={"X-API-Key": "a-key-of-good-length"}).status_code == 200
 
 
 def test_api_docs_need_no_network(serve: Any) -> None:
-    served = serve()
-    page = served.client.get("/docs").text
-    found = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert len(found) >= 3
-    for address in found:
+    fleet = serve()
+    page = fleet.client.get("/docs").text
+    result = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(result) >= 3
+    for address in result:
         assert address.startswith("/"), address
-        assert served.client.get(address).status_code == 200, address
+        assert fleet.client.get(address).status_code == 200, address

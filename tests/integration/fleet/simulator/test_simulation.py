@@ -1,11 +1,11 @@
-"""Rows over a real socket to a service that judges them as the fleet does, and is away, busy or narrow now and then."""
+"""Simulations over a real socket to a service that is unavailable, busy or limited at times."""
 
 from __future__ import annotations
 
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,15 +16,17 @@ from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.contract import FeedError
 from forecastd.fleet.ingest.feed import parse_feed
 from forecastd.fleet.simulator.client import FeedClient
+from forecastd.fleet.simulator.feeds import ACCEPTED, DUPLICATE
 from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan
 from forecastd.fleet.simulator.tally import SimulationTally
 from forecastd.fleet.window.window import FleetWindow
+from tests.support.waiting import wait_until
 
 STEP = 5
 
 
 class FakeFleetServer(ThreadingHTTPServer):
-    """A fleet's GET /status and POST /feed, without the rest. `faults` are taken one a feed, from the left."""
+    """GET /status and POST /feed of a fleet. `faults`: the next feed uses the first one."""
 
     daemon_threads = True
 
@@ -33,20 +35,20 @@ class FakeFleetServer(ThreadingHTTPServer):
         self.clock = SystemClock()
         self.window = FleetWindow(STEP, 400, 1_000)
         self.now = 1_795_000_000.0 + 2.5
-        self.began = self.clock.monotonic()
-        self.speed, self.skew, self.key, self.most = 50.0, 30.0, "", 1 << 20
+        self.started_at = self.clock.monotonic()
+        self.speed, self.skew, self.key, self.max_bytes = 50.0, 30.0, "", 1 << 20
         self.status: dict[str, Any] | None = None
         self.faults: list[str] = []
         self.bodies: list[tuple[str, bytes]] = []
-        self.wanted = 0
-        self.enough = threading.Event()
+        self.expected_bodies = 0
+        self.has_bodies = threading.Event()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def time(self) -> float:
-        return self.now + (self.clock.monotonic() - self.began) * self.speed
+        return self.now + (self.clock.monotonic() - self.started_at) * self.speed
 
     def status_document(self) -> dict[str, Any]:
         now = self.time()
@@ -56,8 +58,8 @@ class FakeFleetServer(ThreadingHTTPServer):
             "tick": {"newest": newest, "time": to_iso(newest * STEP), "age_seconds": round(now - (newest + 1) * STEP, 3)},
         }  # fmt: skip
 
-    def take(self, text: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
-        if len(text) > self.most:
+    def ingest(self, text: bytes, content_type: str) -> tuple[int, dict[str, Any]]:
+        if len(text) > self.max_bytes:
             return 413, {"error": "The body is too large.", "fix": "Send smaller batches."}
         try:
             parsed = parse_feed(text, content_type, step=STEP)
@@ -66,8 +68,8 @@ class FakeFleetServer(ThreadingHTTPServer):
         self.window.advance(int(self.time() // STEP) - 1)
         answer = self.window.ingest(parsed, now=self.time(), max_skew=self.skew)
         self.bodies.append((content_type, text))
-        if len(self.bodies) >= self.wanted:
-            self.enough.set()
+        if len(self.bodies) >= self.expected_bodies:
+            self.has_bodies.set()
         return 200, answer.model_dump()
 
 
@@ -76,23 +78,23 @@ class FakeFleetHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.answer(*self.checked(200, self.server.status_document()))
+        self.answer(*self.check_key(200, self.server.status_document()))
 
     def do_POST(self) -> None:
         text = self.rfile.read(int(self.headers["Content-Length"]))
         fault = self.server.faults.pop(0) if self.server.faults else ""
-        if fault == "drop":  # taken, but the answer is lost
-            self.server.take(text, self.headers["Content-Type"])
+        if fault == "drop":  # ingested, but the response is lost
+            self.server.ingest(text, self.headers["Content-Type"])
             self.close_connection = True
             return
         if fault:
             self.answer(int(fault), {"error": "Not now.", "fix": "Wait."})
             return
-        self.answer(*self.checked(*self.server.take(text, self.headers["Content-Type"])))
+        self.answer(*self.check_key(*self.server.ingest(text, self.headers["Content-Type"])))
 
-    def checked(self, code: int, document: Any) -> tuple[int, Any]:
+    def check_key(self, code: int, document: Any) -> tuple[int, Any]:
         if self.server.key and self.headers.get("X-API-Key") != self.server.key:
-            return 401, {"error": "The API key is not known here.", "fix": "Send one."}
+            return 401, {"error": "The API key is unknown.", "fix": "Send one."}
         return code, document
 
     def answer(self, code: int, document: Any) -> None:
@@ -120,32 +122,23 @@ def service() -> Iterator[FakeFleetServer]:
 
 @pytest.fixture
 def unused_url() -> Iterator[str]:
-    """An address that is taken, and at which nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    never = threading.Event()
-    for _ in range(1_200):
-        if condition():
-            return
-        never.wait(0.05)
-    pytest.fail("not within a minute")
+    """A reserved address without a listener."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
 
 class SimulationRun:
-    """A simulation, its sentences, and what came of it."""
+    """A simulation and its messages."""
 
     def __init__(self, url: str, key: str | None = None, **plan: Any) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.stop = threading.Event()
         self.client = FeedClient(url, key)
-        self.moves: list[float] = []
+        self.progress: list[float] = []
         self.simulation = Simulation(
-            SimulationPlan(**({"servers": 7, "duration": 0.0, "backfill": 5.0} | plan)), self.client, SystemClock(), self.stop,
-            report=self.told.append, on_progress=lambda _, until: self.moves.append(until),
+            SimulationPlan(**({"servers": 7, "duration": 0.0, "backfill": 5.0} | plan)), self.client, SystemClock(),
+            self.stop, report=self.messages.append, on_progress=lambda _, until: self.progress.append(until),
         )  # fmt: skip
 
     def __call__(self) -> SimulationTally:
@@ -165,27 +158,27 @@ def test_backfill_sends_every_past_tick(service: FakeFleetServer, kind: str) -> 
     }
     begin = run.simulation._fleet.start
     block = service.window.block(begin - 1, 60)
-    made = run.simulation._fleet.block(begin - 60, 60)
+    simulated = run.simulation._fleet.block(begin - 60, 60)
     assert set(block.servers) == set(run.simulation._fleet.names)
     order = [block.servers.index(name) for name in run.simulation._fleet.names]
-    assert abs(block.values[order] - made).max() <= 1e-4
+    assert abs(block.values[order] - simulated).max() <= 1e-4
 
 
 def test_live_ticks_follow_service_speed(service: FakeFleetServer) -> None:
-    service.wanted = 12
+    service.expected_bodies = 12
     run = SimulationRun(service.url, backfill=0.0, duration=None, join_leave=60.0)
     thread = threading.Thread(target=run)
     thread.start()
-    assert service.enough.wait(60)
+    assert service.has_bodies.wait(60)
     tally = run.simulation.tally
     wait_until(lambda: tally.left + tally.joined > 0)
     run.stop.set()
     thread.join()
     assert tally.as_expected, tally.mismatches
     assert tally.ticks >= 12
-    sent = [record["time"] for _, text in service.bodies for record in json.loads(text)["records"]]
-    assert sent == sorted(sent)
-    assert set(sent) <= {run.simulation._fleet.start * STEP + STEP * tick for tick in range(tally.ticks)}
+    times = [record["time"] for _, text in service.bodies for record in json.loads(text)["records"]]
+    assert times == sorted(times)
+    assert set(times) <= {run.simulation._fleet.start * STEP + STEP * tick for tick in range(tally.ticks)}
 
 
 def test_tally_matches_refusals_with_lost_responses(service: FakeFleetServer) -> None:
@@ -195,16 +188,14 @@ def test_tally_matches_refusals_with_lost_responses(service: FakeFleetServer) ->
     assert tally.as_expected, tally.mismatches
     assert tally.retries == 4
     assert sum(tally.refused.values()) > 100
-    assert tally.refused == {
-        code: count for code, count in tally.expected.items() if code not in {"taken", "duplicate"}
-    }
-    assert [told for told in run.told if "503" in told]
-    assert [told for told in run.told if "answers again" in told]
+    assert tally.refused == {code: count for code, count in tally.expected.items() if code not in {ACCEPTED, DUPLICATE}}
+    assert [message for message in run.messages if "503" in message]
+    assert [message for message in run.messages if "responds again" in message]
     assert len(service.window.servers()) == 40
 
 
 def test_too_large_body_is_split(service: FakeFleetServer) -> None:
-    service.most = 20_000
+    service.max_bytes = 20_000
     tally = SimulationRun(service.url)()
     assert (tally.accepted, tally.as_expected) == (420, True)
     assert all(len(text) <= 20_000 for _, text in service.bodies)
@@ -212,13 +203,13 @@ def test_too_large_body_is_split(service: FakeFleetServer) -> None:
 
 
 def test_service_refusing_one_row_stops_simulation(service: FakeFleetServer) -> None:
-    service.most = 100
-    with pytest.raises(NeedsHuman, match="not even one row"):
+    service.max_bytes = 100
+    with pytest.raises(NeedsHuman, match="refuses even a single row"):
         SimulationRun(service.url)()
 
 
 def test_rows_before_window_are_counted_apart(service: FakeFleetServer) -> None:
-    tally = SimulationRun(service.url, servers=2, backfill=60.0)()  # 720 ticks, of which the window keeps 400
+    tally = SimulationRun(service.url, servers=2, backfill=60.0)()  # 720 ticks; the window has 400
     assert tally.as_expected, tally.mismatches
     assert tally.before_window > 0
     assert tally.before_window + tally.accepted == tally.rows
@@ -228,7 +219,7 @@ def test_full_fleet_is_a_mismatch(service: FakeFleetServer) -> None:
     service.window = FleetWindow(STEP, 400, 3)
     tally = SimulationRun(service.url)()
     assert not tally.as_expected
-    assert any("FLEET_MAX_SERVERS" in told for told in tally.mismatches)
+    assert any("FLEET_MAX_SERVERS" in message for message in tally.mismatches)
 
 
 def test_api_key_is_sent_and_missing_key_is_refused(service: FakeFleetServer) -> None:
@@ -247,21 +238,21 @@ def test_other_speed_than_service_is_refused(service: FakeFleetServer) -> None:
 @pytest.mark.parametrize("status", [{"version": "7"}, {"now": "noon", "step_seconds": 5, "tick": {"newest": 1}}])
 def test_unknown_service_gets_no_rows(service: FakeFleetServer, status: dict[str, Any]) -> None:
     service.status = status
-    with pytest.raises(NeedsHuman, match="not as a fleet does"):
+    with pytest.raises(NeedsHuman, match="not as a fleet"):
         SimulationRun(service.url)()
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:8080", "http://"])
 def test_simulation_invalid_url_is_refused(url: str) -> None:
-    with pytest.raises(NeedsHuman, match="no address of a fleet"):
+    with pytest.raises(NeedsHuman, match="not a fleet URL"):
         FeedClient(url)
 
 
 def test_no_listener_gives_up_after_patience(unused_url: str) -> None:
     run = SimulationRun(unused_url, patience=0.3)
-    with pytest.raises(RetryLater, match=r"nobody listens.*Given up"):
+    with pytest.raises(RetryLater, match=r"connection refused.*Gave up"):
         run()
-    assert len(run.told) == 1  # the same trouble is told once
+    assert len(run.messages) == 1  # the same error is reported once
 
 
 def test_stop_ends_wait_for_service(unused_url: str) -> None:
@@ -275,16 +266,16 @@ def test_stop_ends_wait_for_service(unused_url: str) -> None:
 
 
 def test_service_clock_set_back_is_followed(service: FakeFleetServer) -> None:
-    service.wanted, service.skew = 4, 3_600.0
+    service.expected_bodies, service.skew = 4, 3_600.0
     run = SimulationRun(service.url, backfill=0.0, duration=None)
     thread = threading.Thread(target=run)
     thread.start()
-    assert service.enough.wait(60)
-    service.began += 300 / service.speed * STEP  # 300 ticks back, half a minute of ours
+    assert service.has_bodies.wait(60)
+    service.started_at += 300 / service.speed * STEP  # 300 ticks back, 30 s of the test's time
     service.faults = ["503"]
-    wait_until(lambda: any("set back" in told for told in run.told))
-    before = len(service.bodies)
-    wait_until(lambda: len(service.bodies) >= before + 4)
+    wait_until(lambda: any("set back" in message for message in run.messages))
+    body_count = len(service.bodies)
+    wait_until(lambda: len(service.bodies) >= body_count + 4)
     run.stop.set()
     thread.join()
     assert run.simulation.tally.as_expected, run.simulation.tally.mismatches

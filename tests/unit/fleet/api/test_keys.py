@@ -1,4 +1,4 @@
-"""API keys: where they come from, what is refused, and that none is ever shown."""
+"""API keys: their sources, invalid keys, and that no key is ever shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.logs import redacted
 from forecastd.settings import Settings
 
-ONE, TWO = "one-key-of-good-length", "two-key-of-good-length"
+FIRST_KEY, SECOND_KEY = "one-key-of-good-length", "two-key-of-good-length"
 key = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=16, max_size=40)
 
 
@@ -34,32 +34,34 @@ def test_api_key_matches_its_number_only(keys: list[str], other: str) -> None:
 
 def test_keys_from_variable_file_and_credential_are_merged(tmp_path: Path) -> None:
     file, credential = tmp_path / "keys", tmp_path / "fleet-api-keys"
-    file.write_text(f"# two lines of keys\n{TWO}\n\n")
+    file.write_text(f"# two lines of keys\n{SECOND_KEY}\n\n")
     file.chmod(0o600)
     credential.write_text("the-key-of-the-credential\n")
-    loaded = load_keys(settings(fleet_api_keys=f" {ONE} ,", fleet_api_keys_file=file, credentials_directory=tmp_path))
-    assert [loaded.match(path) for path in (ONE, TWO, "the-key-of-the-credential")] == [0, 1, 2]
+    loaded = load_keys(
+        settings(fleet_api_keys=f" {FIRST_KEY} ,", fleet_api_keys_file=file, credentials_directory=tmp_path)
+    )
+    assert [loaded.match(path) for path in (FIRST_KEY, SECOND_KEY, "the-key-of-the-credential")] == [0, 1, 2]
     assert len(loaded) == 3
     assert not load_keys(settings())
-    assert ONE not in redacted(f"a line with {ONE}")
+    assert FIRST_KEY not in redacted(f"a line with {FIRST_KEY}")
 
 
-@pytest.mark.parametrize("bad", ["short", "a blank in the middle of it", "x" * 257, "ключ-достаточной-длины"])
-def test_invalid_key_is_refused_by_number_and_not_shown(bad: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("invalid", ["short", "a key with blanks in it", "x" * 257, "ключ-достаточной-длины"])
+def test_invalid_key_is_refused_by_number_and_not_shown(invalid: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"{ONE}\n{bad}\n")
+    file.write_text(f"{FIRST_KEY}\n{invalid}\n")
     file.chmod(0o600)
-    for given_ in ({"fleet_api_keys": f"{ONE},{bad}"}, {"fleet_api_keys_file": file}):
-        with pytest.raises(NeedsHuman, match="key 2 is no good") as caught:
-            load_keys(settings(**given_))
-        assert bad not in str(caught.value)
-        assert ONE not in str(caught.value)
+    for values in ({"fleet_api_keys": f"{FIRST_KEY},{invalid}"}, {"fleet_api_keys_file": file}):
+        with pytest.raises(NeedsHuman, match="key 2 is invalid") as caught:
+            load_keys(settings(**values))
+        assert invalid not in str(caught.value)
+        assert FIRST_KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o700])
 def test_key_file_readable_by_others_is_refused(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "keys"
-    file.write_text(ONE)
+    file.write_text(FIRST_KEY)
     file.chmod(mode)
     with pytest.raises(NeedsHuman, match="chmod 600"):
         load_keys(settings(fleet_api_keys_file=file))
@@ -82,7 +84,7 @@ def test_key_file_empty_or_missing_is_refused(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_non_loopback_host_requires_key(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
-    require_keys(ApiKeys([ONE]), host)
+    require_keys(ApiKeys([FIRST_KEY]), host)
     if loopback:
         require_keys(ApiKeys(), host)
     else:

@@ -1,4 +1,4 @@
-"""Alerts of the fleet: one for a condition however its value wavers, told in time, and a restart changes nothing."""
+"""The alert tracker: one alert per condition however its value fluctuates, in time, and unchanged by a restart."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from forecastd.fleet.risk.assessment import assess_risk
 from forecastd.fleet.risk.current_values import SILENT_CRITICAL_TICKS, SILENT_WARNING_TICKS, CurrentValues
 from forecastd.fleet.risk.thresholds import load_thresholds
 
-LIMITS = load_thresholds()
+THRESHOLDS = load_thresholds()
 MEMORY = METRIC_INDEX["memory_percent"]  # generic: warning from 85, critical from 95
-CLEAR = 85 * 0.95  # where a warning is on its way out
-H, STEP, START = 96, 5, 1000
+CLEAR = 85 * 0.95  # below this a warning may clear
+HORIZON, STEP, START = 96, 5, 1000
 NAN = float("nan")
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -48,7 +48,7 @@ class LinearForecast:
 
 @dataclass(frozen=True)
 class Reading:
-    """One server at one tick: its memory now, `age` ticks old, and where its p50 is at the horizon's end."""
+    """One server at one tick: its memory, `age` ticks old, and `ahead`: its p50 at the end of the horizon."""
 
     memory: float = 50.0
     ahead: float = 50.0
@@ -58,35 +58,46 @@ class Reading:
 
 
 class FleetScript:
-    """A book, and a clock of ticks."""
+    """An alert tracker and a clock of ticks."""
 
     def __init__(self) -> None:
-        self.book, self.tick, self.events = AlertTracker(), START, list[AlertEvent]()
+        self.tracker, self.tick, self.events = AlertTracker(), START, list[AlertEvent]()
 
     def observe(self, *servers: Reading, repeat: bool = False) -> list[AlertEvent]:
-        """What the book makes of a tick in which these servers, `a`, `b` and so on, are so."""
+        """The changes at a tick with these readings of the servers `a`, `b` and so on."""
         self.tick += not repeat
         count, names = len(servers), tuple("abcdefgh"[: len(servers)])
         current = np.full((count, METRIC_COUNT), NAN)
-        current[:, MEMORY] = [one.memory for one in servers]
-        age = np.array([[one.age] * METRIC_COUNT for one in servers], dtype=np.int64).reshape(count, METRIC_COUNT)
-        silent = np.array([one.silent for one in servers], dtype=np.int64)
-        seen = CurrentValues(
-            self.tick, STEP, names, ("generic",) * count, tuple(one.status for one in servers), current, age, silent
+        current[:, MEMORY] = [reading.memory for reading in servers]
+        age = np.array([[reading.age] * METRIC_COUNT for reading in servers], dtype=np.int64).reshape(
+            count, METRIC_COUNT
         )
-        quantiles = np.full((count, H, METRIC_COUNT, 3), NAN, dtype=np.float32)
-        for row, one in enumerate(servers):
-            quantiles[row, :, MEMORY] = np.linspace(one.memory, one.ahead, H)[:, None]
-        found = list(self.book.update(assess_risk(seen, LinearForecast(self.tick, names, quantiles), LIMITS)))
-        self.events += found
-        return found
+        silent = np.array([reading.silent for reading in servers], dtype=np.int64)
+        observation = CurrentValues(
+            self.tick,
+            STEP,
+            names,
+            ("generic",) * count,
+            tuple(reading.status for reading in servers),
+            current,
+            age,
+            silent,
+        )
+        quantiles = np.full((count, HORIZON, METRIC_COUNT, 3), NAN, dtype=np.float32)
+        for row, reading in enumerate(servers):
+            quantiles[row, :, MEMORY] = np.linspace(reading.memory, reading.ahead, HORIZON)[:, None]
+        changes = list(
+            self.tracker.update(assess_risk(observation, LinearForecast(self.tick, names, quantiles), THRESHOLDS))
+        )
+        self.events += changes
+        return changes
 
     def restart(self) -> None:
-        """Another process takes over."""
-        self.book = AlertTracker.from_state(json.loads(json.dumps(self.book.to_state(), allow_nan=False)))
+        """Continue in a new tracker with the saved state."""
+        self.tracker = AlertTracker.from_state(json.loads(json.dumps(self.tracker.to_state(), allow_nan=False)))
 
     @property
-    def told(self) -> list[tuple[str, str]]:
+    def transitions(self) -> list[tuple[str, str]]:
         return [(event.kind, event.alert.severity) for event in self.events]
 
 
@@ -95,40 +106,42 @@ def fleet() -> FleetScript:
     return FleetScript()
 
 
-# Memory at each tick; what is told of it, by the number of the tick (from 1).
-COURSES = {
-    "nothing": ([84.9] * 30, []),
-    "two values are no alert": ([90, 90, 50, 90, 90, 50], []),
-    "three are": ([90] * OPEN_TICKS, [(3, "opened", "warning")]),
-    "exactly at the threshold": ([85] * 3, [(3, "opened", "warning")]),
-    "at once critical": ([99] * 3, [(3, "opened", "critical")]),
+# The memory at each tick, and the expected events: the number of the tick (from 1), kind, severity.
+SEQUENCES = {
+    "below_warning": ([84.9] * 30, []),
+    "two_values": ([90, 90, 50, 90, 90, 50], []),
+    "three_values": ([90] * OPEN_TICKS, [(3, "opened", "warning")]),
+    "at_threshold": ([85] * 3, [(3, "opened", "warning")]),
+    "critical_at_once": ([99] * 3, [(3, "opened", "critical")]),
     "escalates": ([90] * 5 + [96] * 3, [(3, "opened", "warning"), (8, "escalated", "critical")]),
-    "escalates after three in a row only": ([90] * 5 + [96, 96, 90, 96, 96], [(3, "opened", "warning")]),
+    "not_consecutive": ([90] * 5 + [96, 96, 90, 96, 96], [(3, "opened", "warning")]),
     "clears": ([90] * 3 + [50] * CLEAR_TICKS, [(3, "opened", "warning"), (15, "cleared", "warning")]),
-    "does not clear within the margin": ([90] * 3 + [CLEAR] * 50, [(3, "opened", "warning")]),
-    "one value within the margin starts it anew": (
+    "within_hysteresis": ([90] * 3 + [CLEAR] * 50, [(3, "opened", "warning")]),
+    "interrupted_clear": (
         [90] * 3 + [50] * 11 + [82] + [50] * 11, [(3, "opened", "warning")],
     ),
     "eases": ([99] * 3 + [90] * 12, [(3, "opened", "critical"), (15, "eased", "warning")]),
-    "from critical to nothing": ([99] * 3 + [50] * 12, [(3, "opened", "critical"), (15, "cleared", "critical")]),
-    "a wavering around critical": ([99] * 3 + [94, 96] * 30, [(3, "opened", "critical")]),
-    "gaps say nothing": (
+    "critical_to_cleared": ([99] * 3 + [50] * 12, [(3, "opened", "critical"), (15, "cleared", "critical")]),
+    "fluctuates_around_critical": ([99] * 3 + [94, 96] * 30, [(3, "opened", "critical")]),
+    "gaps": (
         [90, NAN, 90, NAN, NAN, 90] + [50, NAN] * 11 + [NAN] * 5 + [50],
         [(6, "opened", "warning"), (34, "cleared", "warning")],
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("course", "expected"), COURSES.values(), ids=COURSES.keys())
+@pytest.mark.parametrize(("values", "expected"), SEQUENCES.values(), ids=SEQUENCES.keys())
 def test_alert_opens_escalates_eases_and_clears(
-    fleet: FleetScript, course: list[float], expected: list[tuple[int, str, str]]
+    fleet: FleetScript, values: list[float], expected: list[tuple[int, str, str]]
 ) -> None:
-    for memory in course:
+    for memory in values:
         fleet.observe(Reading(memory, memory))
-    assert [(int(one.at / STEP) - START, one.kind, one.alert.severity) for one in fleet.events] == expected
+    assert [
+        (int(reading.at / STEP) - START, reading.kind, reading.alert.severity) for reading in fleet.events
+    ] == expected
 
 
-nows = st.builds(
+readings = st.builds(
     Reading,
     memory=st.one_of(st.floats(1, 100), st.sampled_from([50.0, CLEAR, 84.9, 85.0, 94.0, 95.0, 99.0, NAN])),
     ahead=st.one_of(st.floats(1, 100), st.sampled_from([50.0, 90.0, 99.0, NAN])),
@@ -140,79 +153,89 @@ nows = st.builds(
 
 @st.composite
 def reading_sequences(draw: st.DrawFn) -> list[Reading]:
-    """A server's ticks, where most things last a while."""
-    runs = draw(st.lists(st.tuples(nows, st.integers(1, 15)), max_size=6))
-    return [now for now, length in runs for _ in range(length)]
+    """The readings of a server; most of them last for several ticks."""
+    runs = draw(st.lists(st.tuples(readings, st.integers(1, 15)), max_size=6))
+    return [reading for reading, length in runs for _ in range(length)]
 
 
-few = settings(max_examples=50)  # each is a hundred ticks of a whole assessment
+few_examples = settings(max_examples=50)  # each has a hundred ticks of a whole assessment
 
 
-@few
+@few_examples
 @given(reading_sequences(), st.lists(st.integers(0, 120), max_size=4), st.booleans())
-def test_alerts_restart_changes_nothing(life: list[Reading], restarts: list[int], twice: bool) -> None:
-    straight, broken = FleetScript(), FleetScript()
-    for place, now in enumerate(life):
-        straight.observe(now)
-        broken.observe(now)
-        if place in restarts:
-            kept = broken.book
-            broken.restart()
-            assert (broken.book.open_alerts, broken.book.recent_events) == (kept.open_alerts, kept.recent_events)
-            broken.book._started = kept._started  # silence before it listened is told by a test of its own
+def test_alerts_restart_changes_nothing(sequence: list[Reading], restarts: list[int], twice: bool) -> None:
+    uninterrupted, restarted = FleetScript(), FleetScript()
+    for index, reading in enumerate(sequence):
+        uninterrupted.observe(reading)
+        restarted.observe(reading)
+        if index in restarts:
+            previous = restarted.tracker
+            restarted.restart()
+            assert (restarted.tracker.open_alerts, restarted.tracker.recent_events) == (
+                previous.open_alerts,
+                previous.recent_events,
+            )
+            restarted.tracker._started = previous._started  # another test covers silence before the start
             if twice:
-                assert broken.observe(now, repeat=True) == []  # the tick in which it ended comes again
-    assert broken.events == straight.events
-    assert broken.book.open_alerts == straight.book.open_alerts
+                assert restarted.observe(reading, repeat=True) == []  # the tick of the restart again
+    assert restarted.events == uninterrupted.events
+    assert restarted.tracker.open_alerts == uninterrupted.tracker.open_alerts
 
 
-@few
+@few_examples
 @given(reading_sequences())
-def test_alert_events_are_a_valid_sequence(life: list[Reading]) -> None:
-    """An alert opens once, changes its severity as it says, and ends once; what is open is what was told and is not over."""
+def test_alert_events_are_a_valid_sequence(sequence: list[Reading]) -> None:
+    """An alert opens once, changes its severity as its events say, and clears once; the others are open."""
     fleet, rank = FleetScript(), {"early": 1, "warning": 2, "critical": 3}
-    stories: dict[str, list[AlertEvent]] = {}
-    for now in life:
-        for event in fleet.observe(now):
-            stories.setdefault(event.alert.id, []).append(event)
-    for story in stories.values():
-        assert [event.kind for event in story].count("opened") == 1
-        assert story[0].kind == "opened"
-        assert all(event.kind != "cleared" for event in story[:-1])
-        for earlier, later in pairwise(story):
+    histories: dict[str, list[AlertEvent]] = {}
+    for reading in sequence:
+        for event in fleet.observe(reading):
+            histories.setdefault(event.alert.id, []).append(event)
+    for history in histories.values():
+        assert [event.kind for event in history].count("opened") == 1
+        assert history[0].kind == "opened"
+        assert all(event.kind != "cleared" for event in history[:-1])
+        for earlier, later in pairwise(history):
             change = rank[later.alert.severity] - rank[earlier.alert.severity]
             assert {"escalated": change > 0, "eased": change < 0, "cleared": change == 0}[later.kind]
-    alive = {name: story[-1].alert.severity for name, story in stories.items() if story[-1].kind != "cleared"}
-    assert {alert.id: alert.severity for alert in fleet.book.open_alerts} == alive
-    assert len({(alert.server, alert.condition) for alert in fleet.book.open_alerts}) == len(fleet.book.open_alerts)
-    assert fleet.book.counts() == {"open": len(alive), "critical": list(alive.values()).count("critical")}
+    open_severities = {
+        name: history[-1].alert.severity for name, history in histories.items() if history[-1].kind != "cleared"
+    }
+    assert {alert.id: alert.severity for alert in fleet.tracker.open_alerts} == open_severities
+    assert len({(alert.server, alert.condition) for alert in fleet.tracker.open_alerts}) == len(
+        fleet.tracker.open_alerts
+    )
+    assert fleet.tracker.counts() == {
+        "open": len(open_severities),
+        "critical": list(open_severities.values()).count("critical"),
+    }
 
 
-wavering = st.lists(st.floats(CLEAR, 89.9), min_size=1, max_size=100)
+fluctuating = st.lists(st.floats(CLEAR, 89.9), min_size=1, max_size=100)
 
 
-@few
-@given(wavering, st.integers(0, 100))
+@few_examples
+@given(fluctuating, st.integers(0, 100))
 def test_value_around_threshold_opens_at_most_one_alert(values: list[float], restart: int) -> None:
     fleet = FleetScript()
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         fleet.observe(Reading(value, 50))
-        if place == restart:
+        if index == restart:
             fleet.restart()
-    assert fleet.told in ([], [("opened", "warning")])
+    assert fleet.transitions in ([], [("opened", "warning")])
 
 
-@few
+@few_examples
 @given(
     st.lists(st.tuples(st.integers(1, OPEN_TICKS + 2), st.integers(1, CLEAR_TICKS - 1)), max_size=8), st.integers(0, 90)
 )
-def test_value_with_short_drops_opens_at_most_one_alert(rhythm: list[tuple[int, int]], restart: int) -> None:
+def test_value_with_short_drops_opens_at_most_one_alert(cycles: list[tuple[int, int]], restart: int) -> None:
     fleet = FleetScript()
-    for place, value in enumerate(value for high, low in rhythm for value in [90.0] * high + [10.0] * low):
+    for index, value in enumerate(value for high, low in cycles for value in [90.0] * high + [10.0] * low):
         fleet.observe(Reading(value, 10))
-        if place == restart:
+        if index == restart:
             fleet.restart()
-    assert fleet.told in ([], [("opened", "warning")])
+    assert fleet.transitions in ([], [("opened", "warning")])
 
 
 def test_forecast_above_threshold_opens_early_alert_with_minutes(fleet: FleetScript) -> None:
@@ -246,7 +269,7 @@ def test_forecast_above_threshold_opens_early_alert_with_minutes(fleet: FleetScr
 def test_early_alert_clears_when_forecast_falls(fleet: FleetScript) -> None:
     for ahead in [90] * 3 + [83] * 20 + [70] * CLEAR_TICKS:
         fleet.observe(Reading(60, ahead))
-    assert fleet.told == [("opened", "early"), ("cleared", "early")]
+    assert fleet.transitions == [("opened", "early"), ("cleared", "early")]
     assert fleet.events[1].at == (START + 23 + CLEAR_TICKS) * STEP
 
 
@@ -254,47 +277,50 @@ def test_repeated_value_counts_once(fleet: FleetScript) -> None:
     fleet.observe(Reading(90))
     for age in range(1, 4):
         fleet.observe(Reading(90, age=age))
-    assert fleet.told == []
+    assert fleet.transitions == []
     fleet.observe(Reading(90))
     fleet.observe(Reading(90))
-    assert fleet.told == [("opened", "warning")]
+    assert fleet.transitions == [("opened", "warning")]
 
 
 def test_server_down_or_silent_opens_alert(fleet: FleetScript) -> None:
     for _ in range(3):
         fleet.observe(Reading(status="down"), Reading(status="degraded"), Reading())
-    assert [event.alert.message for event in fleet.events] == ["a: says that it is down", "b: says that it is degraded"]
-    assert fleet.told == [("opened", "critical"), ("opened", "warning")]
+    assert [event.alert.message for event in fleet.events] == ["a: reports status down", "b: reports status degraded"]
+    assert fleet.transitions == [("opened", "critical"), ("opened", "warning")]
     fleet.events.clear()
     for silent in range(1, SILENT_CRITICAL_TICKS + 1):
         fleet.observe(Reading(status="down", silent=silent), Reading(), Reading(silent=silent))
-    of_c = [event for event in fleet.events if event.alert.server == "c"]
-    assert [(event.kind, event.alert.severity) for event in of_c] == [("opened", "warning"), ("escalated", "critical")]
-    assert [event.alert.message for event in of_c] == ["c: has sent nothing for 1 min", "c: has sent nothing for 5 min"]
+    events_of_c = [event for event in fleet.events if event.alert.server == "c"]
+    assert [(event.kind, event.alert.severity) for event in events_of_c] == [
+        ("opened", "warning"),
+        ("escalated", "critical"),
+    ]
+    assert [event.alert.message for event in events_of_c] == ["c: no data for 1 min", "c: no data for 5 min"]
     fleet.events.clear()
     for _ in range(CLEAR_TICKS):
         fleet.observe(Reading(), Reading(), Reading())
     assert {(event.alert.server, event.reason) for event in fleet.events if event.kind == "cleared"} >= {
-        ("a", "it says that it is well"), ("c", "it reports again"),
+        ("a", "it reports status ok"), ("c", "it reports again"),
     }  # fmt: skip
 
 
 def test_slow_agent_opens_one_silence_alert(fleet: FleetScript) -> None:
     for tick in range(200):
         fleet.observe(Reading(silent=tick % (SILENT_WARNING_TICKS + 1)))
-    assert fleet.told == [("opened", "warning")]
+    assert fleet.transitions == [("opened", "warning")]
 
 
 def test_silence_before_start_opens_no_alert(fleet: FleetScript) -> None:
     for _ in range(SILENT_WARNING_TICKS):
         fleet.observe(Reading(silent=500))
-    assert fleet.told == []
+    assert fleet.transitions == []
     fleet.observe(Reading(silent=500))
-    assert fleet.told == [("opened", "warning")]
+    assert fleet.transitions == [("opened", "warning")]
     fleet.restart()
     for _ in range(SILENT_CRITICAL_TICKS - SILENT_WARNING_TICKS):
         fleet.observe(Reading(silent=500))
-    assert len(fleet.told) == 1  # neither cleared nor told again
+    assert len(fleet.transitions) == 1  # neither cleared nor opened again
 
 
 def test_removed_server_clears_its_alerts_with_reason(fleet: FleetScript) -> None:
@@ -302,7 +328,7 @@ def test_removed_server_clears_its_alerts_with_reason(fleet: FleetScript) -> Non
         fleet.observe(Reading(), Reading(90, 90))
     events = fleet.observe(Reading())
     assert [(event.kind, event.alert.server, event.reason) for event in events] == [("cleared", "b", SERVER_REMOVED)]
-    assert fleet.book.open_alerts == ()
+    assert fleet.tracker.open_alerts == ()
     for _ in range(3):
         fleet.observe(Reading(), Reading(90, 90))
     assert len({event.alert.id for event in fleet.events}) == 2
@@ -323,7 +349,7 @@ def test_clock_set_back_still_updates_alerts(fleet: FleetScript) -> None:
     fleet.tick -= 700
     for _ in range(CLEAR_TICKS):
         fleet.observe(Reading(50, 50))
-    assert fleet.told == [("opened", "warning"), ("cleared", "warning")]
+    assert fleet.transitions == [("opened", "warning"), ("cleared", "warning")]
 
 
 def test_values_before_long_gap_do_not_count(fleet: FleetScript) -> None:
@@ -331,36 +357,36 @@ def test_values_before_long_gap_do_not_count(fleet: FleetScript) -> None:
         fleet.observe(Reading(90, 90))
     fleet.tick += FORGET_TICKS + 1
     fleet.observe(Reading(90, 90))
-    assert fleet.told == []
+    assert fleet.transitions == []
 
 
 def test_tracker_count_is_bounded_by_servers(fleet: FleetScript) -> None:
     for _ in range(MAX_RECENT_EVENTS // 8):
-        for now in [Reading(90, 90)] * 3 + [Reading(50, 50)] * CLEAR_TICKS:
-            fleet.observe(*[now] * 8)
+        for reading in [Reading(90, 90)] * 3 + [Reading(50, 50)] * CLEAR_TICKS:
+            fleet.observe(*[reading] * 8)
     fleet.observe(*[Reading(50, 50)] * 8)
     assert len(fleet.events) == 2 * MAX_RECENT_EVENTS
-    assert len(fleet.book.recent_events) == MAX_RECENT_EVENTS
-    assert fleet.book.recent_events[0] == fleet.events[-1]
-    assert fleet.book._trackers == {}
+    assert len(fleet.tracker.recent_events) == MAX_RECENT_EVENTS
+    assert fleet.tracker.recent_events[0] == fleet.events[-1]
+    assert fleet.tracker._trackers == {}
     fleet.observe()
-    assert fleet.book.to_state()["watches"] == []
+    assert fleet.tracker.to_state()["watches"] == []
 
 
 def test_open_alerts_are_sorted_by_severity(fleet: FleetScript) -> None:
     for _ in range(3):
         fleet.observe(Reading(60, 90), Reading(90, 90), Reading(99, 99), Reading(50, 50))
-    assert [alert.server for alert in fleet.book.open_alerts] == ["c", "b", "a"]
-    told = fleet.book.as_json()
-    assert [one["severity"] for one in told["open"]] == ["critical", "warning", "early"]
-    assert told["open"][1] == {
+    assert [alert.server for alert in fleet.tracker.open_alerts] == ["c", "b", "a"]
+    transitions = fleet.tracker.as_json()
+    assert [reading["severity"] for reading in transitions["open"]] == ["critical", "warning", "early"]
+    assert transitions["open"][1] == {
         "id": "b/memory_percent/5015", "server": "b", "profile": "generic", "condition": "memory_percent",
         "severity": "warning", "opened_at": "1970-01-01T01:23:35Z", "since": "1970-01-01T01:23:35Z", "value": 90.0,
         "warning": 85.0, "critical": 95.0, "minutes_ahead": None, "unit": "%",
         "message": "b: memory at 90 %, warning from 85 %",
     }  # fmt: skip
-    assert told["recent"][0]["event"] == "opened"
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert transitions["recent"][0]["event"] == "opened"
+    assert json.loads(json.dumps(transitions, allow_nan=False)) == transitions
 
 
 def test_many_events_log_limited_lines(fleet: FleetScript, caplog: pytest.LogCaptureFixture) -> None:
@@ -369,30 +395,30 @@ def test_many_events_log_limited_lines(fleet: FleetScript, caplog: pytest.LogCap
     current = np.full((300, METRIC_COUNT), NAN)
     current[:, MEMORY] = 99
     zeros = np.zeros((300, METRIC_COUNT), dtype=np.int64)
-    seen = CurrentValues(START, STEP, names, ("web",) * 300, ("ok",) * 300, current, zeros, zeros[:, 0])
+    observation = CurrentValues(START, STEP, names, ("web",) * 300, ("ok",) * 300, current, zeros, zeros[:, 0])
     for tick in range(3):
-        fleet.book.update(assess_risk(replace(seen, tick=START + tick), None, LIMITS))
+        fleet.tracker.update(assess_risk(replace(observation, tick=START + tick), None, THRESHOLDS))
     assert len(caplog.messages) == MAX_LOGGED_EVENTS + 1
     assert caplog.messages[0] == "Alert opened, critical: server-0: memory at 99 %, critical from 95 %."
     assert caplog.messages[-1] == "250 more alerts changed."
 
 
-WATCH = {"server": "a", "condition": "memory_percent", "seen": 1, "over": [1, 1, 1], "under": [0, 0, 0], "rank": 0,
+SAVED_TRACKER = {"server": "a", "condition": "memory_percent", "seen": 1, "over": [1, 1, 1], "under": [0, 0, 0], "rank": 0,
          "alert": None}  # fmt: skip
 
 
 def test_saved_state_is_accepted() -> None:
-    book = AlertTracker.from_state({"version": 1, "tick": 1, "watches": [WATCH], "recent": []})
-    assert book.to_state() == {"version": 1, "tick": 1, "watches": [WATCH], "recent": []}
+    tracker = AlertTracker.from_state({"version": 1, "tick": 1, "watches": [SAVED_TRACKER], "recent": []})
+    assert tracker.to_state() == {"version": 1, "tick": 1, "watches": [SAVED_TRACKER], "recent": []}
 
 
 @pytest.mark.parametrize("state", [
     None, [], {}, "x", {"version": 1}, {"version": 2, "tick": 1, "watches": [], "recent": []},
     {"version": 1, "tick": "1", "watches": [], "recent": []}, {"version": 1, "tick": 1, "watches": [{}], "recent": []},
     {"version": 1, "tick": 1, "watches": [], "recent": [], "more": 1}, {1j: 2}, float("nan"),
-    {"version": 1, "tick": 1, "watches": [WATCH | {"over": [1, 1]}], "recent": []},
-    {"version": 1, "tick": 1, "watches": [WATCH | {"rank": 2}], "recent": []},
-    {"version": 1, "tick": 1, "watches": [WATCH | {"rank": -1}], "recent": []},
+    {"version": 1, "tick": 1, "watches": [SAVED_TRACKER | {"over": [1, 1]}], "recent": []},
+    {"version": 1, "tick": 1, "watches": [SAVED_TRACKER | {"rank": 2}], "recent": []},
+    {"version": 1, "tick": 1, "watches": [SAVED_TRACKER | {"rank": -1}], "recent": []},
 ])  # fmt: skip
 def test_invalid_state_is_refused(state: object) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -402,6 +428,6 @@ def test_invalid_state_is_refused(state: object) -> None:
 def test_removed_metric_is_dropped_from_state(fleet: FleetScript) -> None:
     for _ in range(3):
         fleet.observe(Reading(90, 90))
-    state = fleet.book.to_state()
+    state = fleet.tracker.to_state()
     state["watches"][0]["condition"] = "memory_of_old"
     assert AlertTracker.from_state(state).open_alerts == ()

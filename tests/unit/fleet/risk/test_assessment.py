@@ -1,4 +1,4 @@
-"""The risk of servers: the score rises with every metric, levels mean what they say, and the reasons can be read."""
+"""The risk of servers: the score rises with every metric, the levels follow it, and the reasons explain it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from forecastd.fleet.risk.current_values import (
 from forecastd.fleet.risk.thresholds import Thresholds, load_thresholds
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-H, TICK = 12, 1000
-LIMITS = load_thresholds()
-PROFILES = (*LIMITS.profiles, "generic")
+HORIZON, TICK = 12, 1000
+THRESHOLDS = load_thresholds()
+PROFILES = (*THRESHOLDS.profiles, "generic")
 LOW, HIGH = (np.array([getattr(metric, end) for metric in METRICS]) for end in ("low", "high"))
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -49,7 +49,7 @@ class QuantileForecast:
 
 
 def observed(current: Array, profile: str = "web", status: str = "ok", silent: int = 0) -> CurrentValues:
-    """[S, M] now."""
+    """Servers with these current values [S, M]."""
     count = len(current)
     names = tuple(f"server-{row}" for row in range(count))
     zeros = np.zeros(current.shape, dtype=np.int64)
@@ -60,16 +60,16 @@ def observed(current: Array, profile: str = "web", status: str = "ok", silent: i
 
 
 def forecast(middle: Array, spread: float = 0.05) -> QuantileForecast:
-    """[S, M] or [S, H, M] is the median; the others are a share of it away."""
+    """A forecast with this median, [S, M] or [S, H, M]; the other quantiles differ from it by a share."""
     if middle.ndim == 2:
-        middle = np.repeat(middle[:, None], H, axis=1)
+        middle = np.repeat(middle[:, None], HORIZON, axis=1)
     factors = 1 + spread * np.linspace(-1, 1, len(LEVELS))
     names = tuple(f"server-{row}" for row in range(len(middle)))
     return QuantileForecast(TICK, 5, names, LEVELS, (middle[..., None] * factors).astype(np.float32))
 
 
 def assess_values(
-    now: Array, future: Array | None = None, limits: Thresholds = LIMITS, **options: Any
+    now: Array, future: Array | None = None, limits: Thresholds = THRESHOLDS, **options: Any
 ) -> RiskAssessment:
     return assess_risk(observed(now, **options), None if future is None else forecast(future), limits)
 
@@ -80,12 +80,12 @@ def scores(assessment: RiskAssessment) -> Array:
 
 def quiet(profile: str, count: int = 1, share: float = 0.3) -> Array:
     """Servers whose every metric is at a share of its warning threshold."""
-    return np.repeat(LIMITS.arrays([profile])[0] * share, count, axis=0)
+    return np.repeat(THRESHOLDS.arrays([profile])[0] * share, count, axis=0)
 
 
 def value_steps(metric: int, profile: str) -> Array:
-    """A metric's whole range: evenly, and by steps of a few per cent from near nought."""
-    limits = LIMITS.get(profile, METRIC_NAMES[metric])
+    """The whole range of a metric: in even steps, and in steps of a few percent from near 0."""
+    limits = THRESHOLDS.get(profile, METRIC_NAMES[metric])
     low, high = METRICS[metric].low, METRICS[metric].high
     parts = [np.linspace(low, high, 80), np.geomspace(limits.warning * 1e-4, high, 80)]
     around = [limit * np.linspace(0.9, 1.1, 11) for limit in (limits.warning, limits.critical)]
@@ -93,7 +93,7 @@ def value_steps(metric: int, profile: str) -> Array:
     return rows[(rows >= low) & (rows <= high)]
 
 
-@pytest.mark.parametrize("others", [0.0, 1.2], ids="others at {} of their warnings".format)
+@pytest.mark.parametrize("others", [0.0, 1.2], ids="others_at_{}_of_warning".format)
 @pytest.mark.parametrize("metric", range(METRIC_COUNT), ids=METRIC_NAMES)
 def test_score_rises_with_every_metric_over_its_range(metric: int, others: float) -> None:
     for profile in PROFILES:
@@ -102,23 +102,23 @@ def test_score_rises_with_every_metric_over_its_range(metric: int, others: float
         moving = still.copy()
         moving[:, metric] = steps
         for now, ahead in ((moving, still), (still, moving), (moving, moving), (moving, None)):
-            found = scores(assess_values(now, ahead, profile=profile))
-            assert (np.diff(found) > 0).all(), (profile, others)
-            assert 0 <= found[0] < found[-1] <= 100
+            risk_scores = scores(assess_values(now, ahead, profile=profile))
+            assert (np.diff(risk_scores) > 0).all(), (profile, others)
+            assert 0 <= risk_scores[0] < risk_scores[-1] <= 100
 
 
 values = st.lists(st.floats(0, 1, width=32), min_size=METRIC_COUNT, max_size=METRIC_COUNT)
 
 
 def test_score_rises_with_critical_threshold_at_maximum(tmp_path: Path) -> None:
-    path = tmp_path / "own.toml"
+    path = tmp_path / "thresholds.toml"
     path.write_text("[default]\ncpu_percent = { warning = 50, critical = 100 }")
     limits, values = load_thresholds(path), np.linspace(0, 100, 201)
     now = quiet("generic", len(values))
     now[:, 0] = values
-    found = assess_values(now, profile="generic", limits=limits)
-    assert (np.diff(scores(found)) > 0).all()
-    assert found.risks[-1].level == "critical"
+    assessment = assess_values(now, profile="generic", limits=limits)
+    assert (np.diff(scores(assessment)) > 0).all()
+    assert assessment.risks[-1].level == "critical"
 
 
 steps = st.tuples(
@@ -135,18 +135,18 @@ states = st.tuples(
 def test_score_rises_with_any_metric_in_any_state(
     now: list[float], ahead: list[float], step: tuple[int, float, float, str], state: tuple[str, str, int]
 ) -> None:
-    (metric, start, more, which), (profile, status, silent) = step, state
-    critical = LIMITS.arrays([profile])[1]
+    (metric, start, gap, moved_part), (profile, status, silent) = step, state
+    critical = THRESHOLDS.arrays([profile])[1]
     current, coming = (np.clip(np.array([share]) * critical * 1.5, LOW, HIGH) for share in (now, ahead))
     low, high = LOW[metric], min(HIGH[metric], 3 * critical[0, metric])
-    less = low + start * (high - low) * (1 - more)
-    pair = [less, less + more * (high - low)]
+    base_value = low + start * (high - low) * (1 - gap)
+    pair = [base_value, base_value + gap * (high - low)]
     both = {"now": np.repeat(current, 2, axis=0), "ahead": np.repeat(coming, 2, axis=0)}
     for name in ("now", "ahead"):
-        if which in {name, "both"}:
+        if moved_part in {name, "both"}:
             both[name][:, metric] = pair
-    found = scores(assess_values(both["now"], both["ahead"], profile=profile, status=status, silent=silent))
-    assert found[0] < found[1]
+    risk_scores = scores(assess_values(both["now"], both["ahead"], profile=profile, status=status, silent=silent))
+    assert risk_scores[0] < risk_scores[1]
 
 
 def single_risk(assessment: RiskAssessment) -> ServerRisk:
@@ -156,7 +156,7 @@ def single_risk(assessment: RiskAssessment) -> ServerRisk:
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("metric", range(METRIC_COUNT), ids=METRIC_NAMES)
 def test_single_metric_at_threshold_sets_level(metric: int, profile: str) -> None:
-    limits = LIMITS.get(profile, METRIC_NAMES[metric])
+    limits = THRESHOLDS.get(profile, METRIC_NAMES[metric])
     low = LOW[None, :].copy()
     for limit, now, likely in ((limits.critical, "critical", "warning"), (limits.warning, "warning", "watch")):
         # The forecast is float32, which may lie just below the limit; so its value is a little above.
@@ -168,15 +168,15 @@ def test_single_metric_at_threshold_sets_level(metric: int, profile: str) -> Non
         )
     possible = forecast(low)
     possible.quantiles[..., metric, 5:] = limits.critical
-    found = single_risk(assess_risk(observed(low, profile), possible, LIMITS))
-    assert found.level == "watch"
-    assert (found.minutes_ahead, found.quantile_ahead) == (5 / 60, 0.9)
+    risk = single_risk(assess_risk(observed(low, profile), possible, THRESHOLDS))
+    assert risk.level == "watch"
+    assert (risk.minutes_ahead, risk.quantile_ahead) == (5 / 60, 0.9)
 
 
 def test_ordinary_load_is_ok_without_reasons() -> None:
-    found = single_risk(assess_values(quiet("web", share=0.6), quiet("web", share=0.6)))
-    assert (found.level, found.reasons, found.minutes_ahead) == ("ok", (), None)
-    assert found.incident_probability == pytest.approx(0, abs=0.01)
+    risk = single_risk(assess_values(quiet("web", share=0.6), quiet("web", share=0.6)))
+    assert (risk.level, risk.reasons, risk.minutes_ahead) == ("ok", (), None)
+    assert risk.incident_probability == pytest.approx(0, abs=0.01)
 
 
 def test_level_follows_score() -> None:
@@ -193,24 +193,24 @@ def test_level_follows_score() -> None:
 
 
 @pytest.mark.parametrize(("status", "silent", "level", "reason"), [
-    ("down", 0, "critical", "says that it is down"),
-    ("degraded", 0, "warning", "says that it is degraded"),
+    ("down", 0, "critical", "reports status down"),
+    ("degraded", 0, "warning", "reports status degraded"),
     ("ok", SILENT_WARNING_TICKS, "warning", "no data for 1 min (12 ticks)"),
     ("ok", SILENT_CRITICAL_TICKS, "critical", "no data for 5 min (60 ticks)"),
     ("ok", SILENT_WARNING_TICKS - 1, "ok", None),
-    ("maintenance", SILENT_CRITICAL_TICKS, "ok", "in maintenance: not judged, no alerts"),
+    ("maintenance", SILENT_CRITICAL_TICKS, "ok", "in maintenance: not assessed, no alerts"),
 ])  # fmt: skip
 def test_status_and_silence_raise_level(status: str, silent: int, level: str, reason: str | None) -> None:
-    found = single_risk(assess_values(quiet("web"), quiet("web"), status=status, silent=silent))
-    assert found.level == level
-    assert found.reasons == (() if reason is None else (reason,))
-    assert (found.incident_probability == 1.0) == (status == "down")
+    risk = single_risk(assess_values(quiet("web"), quiet("web"), status=status, silent=silent))
+    assert risk.level == level
+    assert risk.reasons == (() if reason is None else (reason,))
+    assert (risk.incident_probability == 1.0) == (status == "down")
 
 
 def test_unknown_metric_does_not_count() -> None:
     nothing = np.full((1, METRIC_COUNT), np.nan)
-    found = single_risk(assess_values(nothing))
-    assert (found.score, found.level, found.reasons, found.incident_probability) == (0.0, "ok", (), None)
+    risk = single_risk(assess_values(nothing))
+    assert (risk.score, risk.level, risk.reasons, risk.incident_probability) == (0.0, "ok", (), None)
     busy = quiet("web", share=0.9)
     partly = busy.copy()
     partly[0, 3:] = np.nan
@@ -218,16 +218,16 @@ def test_unknown_metric_does_not_count() -> None:
     assert single_risk(assess_values(nothing, busy)).score > LEVEL_MIN_SCORES["watch"]
     no_forecast = forecast(busy)
     no_forecast.quantiles[:] = np.nan
-    assert single_risk(assess_risk(observed(busy), no_forecast, LIMITS)) == single_risk(assess_values(busy))
+    assert single_risk(assess_risk(observed(busy), no_forecast, THRESHOLDS)) == single_risk(assess_values(busy))
 
 
 def rising_values(now: float, at_end: float, metric: str) -> tuple[Array, Array]:
-    """A metric that goes from one value to another over the horizon, all else quiet."""
+    """A metric that moves from one value to another over the horizon; the others stay low."""
     column = METRIC_INDEX[metric]
     current = quiet("generic")
     current[0, column] = now
-    ahead = np.repeat(current[:, None], H, axis=1)
-    ahead[0, :, column] = np.linspace(now, at_end, H + 1)[1:]
+    ahead = np.repeat(current[:, None], HORIZON, axis=1)
+    ahead[0, :, column] = np.linspace(now, at_end, HORIZON + 1)[1:]
     return current, ahead
 
 
@@ -260,12 +260,12 @@ def test_reasons_name_three_worst_metrics() -> None:
 def test_minutes_ahead_follow_first_metric_and_shrink() -> None:
     current, ahead = rising_values(60, 99, "memory_percent")
     ahead[0, 8:, METRIC_INDEX["cpu_percent"]] = 96
-    found = assess_risk(observed(current, "generic"), forecast(ahead), LIMITS)
-    assert (single_risk(found).minutes_ahead, single_risk(found).quantile_ahead) == (9 * 5 / 60, 0.5)
-    assert found.to_critical[0, METRIC_INDEX["memory_percent"]] == 11
-    later = assess_risk(replace(observed(current, "generic"), tick=TICK + 6), forecast(ahead), LIMITS)
+    assessment = assess_risk(observed(current, "generic"), forecast(ahead), THRESHOLDS)
+    assert (single_risk(assessment).minutes_ahead, single_risk(assessment).quantile_ahead) == (9 * 5 / 60, 0.5)
+    assert assessment.to_critical[0, METRIC_INDEX["memory_percent"]] == 11
+    later = assess_risk(replace(observed(current, "generic"), tick=TICK + 6), forecast(ahead), THRESHOLDS)
     assert single_risk(later).minutes_ahead == 3 * 5 / 60
-    over = assess_risk(replace(observed(current, "generic"), tick=TICK + H), forecast(ahead), LIMITS)
+    over = assess_risk(replace(observed(current, "generic"), tick=TICK + HORIZON), forecast(ahead), THRESHOLDS)
     assert (single_risk(over).minutes_ahead, single_risk(over).incident_probability) == (None, None)
     now = single_risk(assess_values(rising_values(96, 96, "memory_percent")[0], ahead, profile="generic"))
     assert (now.minutes_ahead, now.quantile_ahead, now.incident_probability) == (0.0, None, 1.0)
@@ -273,78 +273,81 @@ def test_minutes_ahead_follow_first_metric_and_shrink() -> None:
 
 def test_incident_probability_multiplies_metrics() -> None:
     ahead = forecast(quiet("generic"))
-    limits = LIMITS.arrays(["generic"])[1][0]
-    for metric, place in ((0, 5), (3, 3)):  # critical at the p90 of one, at the p50 of another
-        ahead.quantiles[0, :, metric] = limits[metric] + np.arange(len(LEVELS)) - place
-    found = single_risk(assess_risk(observed(quiet("generic"), "generic"), ahead, LIMITS))
-    assert found.incident_probability == pytest.approx(1 - 0.9 * 0.5, abs=1e-4)
+    limits = THRESHOLDS.arrays(["generic"])[1][0]
+    for metric, index in ((0, 5), (3, 3)):  # critical at the p90 of one metric, at the p50 of another
+        ahead.quantiles[0, :, metric] = limits[metric] + np.arange(len(LEVELS)) - index
+    risk = single_risk(assess_risk(observed(quiet("generic"), "generic"), ahead, THRESHOLDS))
+    assert risk.incident_probability == pytest.approx(1 - 0.9 * 0.5, abs=1e-4)
 
 
 def test_forecast_is_matched_by_server_name() -> None:
     now = np.concatenate([quiet("web", share=share) for share in (0.2, 0.7, 1.1)])
-    seen, ahead = observed(now), forecast(np.concatenate([quiet("web", share=share) for share in (1.3, 0.1, 0.9)]))
+    observation, ahead = (
+        observed(now),
+        forecast(np.concatenate([quiet("web", share=share) for share in (1.3, 0.1, 0.9)])),
+    )
     order = [2, 0, 1]
     shuffled = replace(ahead, servers=tuple(ahead.servers[i] for i in order), quantiles=ahead.quantiles[order])
-    assert assess_risk(seen, shuffled, LIMITS).risks == assess_risk(seen, ahead, LIMITS).risks
+    assert assess_risk(observation, shuffled, THRESHOLDS).risks == assess_risk(observation, ahead, THRESHOLDS).risks
 
 
 def test_risk_summary_counts_fleet() -> None:
     now = np.concatenate([quiet("web", 2, 0.2), quiet("web", share=0.9), quiet("web", share=20)])
-    found = assess_values(np.clip(now, LOW, HIGH), quiet("web", 4))
-    told = found.summary
-    assert told.counts == {"ok": 2, "watch": 1, "warning": 0, "critical": 1}
-    assert (told.servers, told.maintenance, told.silent) == (4, 0, 0)
-    assert told.mean_score == pytest.approx(np.mean(scores(found)))
-    assert told.worst == {"server": "server-3", "score": found.risks[3].score, "level": "critical"}
-    assert told.incident_probability == 1.0
-    assert told.expected_incidents == pytest.approx(1.0, abs=0.01)
-    assert [risk.server for risk in found.worst_first][:2] == ["server-3", "server-2"]
-    assert [one["server"] for one in found.as_json(top=2)["servers"]] == ["server-3", "server-2"]
-    assert found.as_json()["time"] == "1970-01-01T01:23:20Z"
+    assessment = assess_values(np.clip(now, LOW, HIGH), quiet("web", 4))
+    summary = assessment.summary
+    assert summary.counts == {"ok": 2, "watch": 1, "warning": 0, "critical": 1}
+    assert (summary.servers, summary.maintenance, summary.silent) == (4, 0, 0)
+    assert summary.mean_score == pytest.approx(np.mean(scores(assessment)))
+    assert summary.worst == {"server": "server-3", "score": assessment.risks[3].score, "level": "critical"}
+    assert summary.incident_probability == 1.0
+    assert summary.expected_incidents == pytest.approx(1.0, abs=0.01)
+    assert [risk.server for risk in assessment.worst_first][:2] == ["server-3", "server-2"]
+    assert [server["server"] for server in assessment.as_json(top=2)["servers"]] == ["server-3", "server-2"]
+    assert assessment.as_json()["time"] == "1970-01-01T01:23:20Z"
     assert summarize(()).as_json() == {
         "servers": 0, "counts": dict.fromkeys(RISK_LEVELS, 0), "maintenance": 0, "silent": 0, "mean_score": None,
-        "worst": None, "incident_probability": None, "incidents_expected": None,
+        "worst": None, "incident_probability": None, "expected_incidents": None,
     }  # fmt: skip
 
 
 def test_maintenance_servers_come_last_and_count_apart() -> None:
     risks = assess_values(quiet("web", 2, 0.9)).risks
     away = replace(risks[1], status="maintenance", score=99.0, level="ok", incident_probability=1.0)
-    found = replace(assess_values(quiet("web", 2)), risks=(away, risks[0]))
-    assert [risk.status for risk in found.worst_first] == ["ok", "maintenance"]
-    told = found.summary
-    assert (told.servers, told.maintenance, sum(told.counts.values())) == (2, 1, 1)
-    assert (told.worst or {})["server"] == "server-0"
-    assert told.incident_probability is None
+    assessment = replace(assess_values(quiet("web", 2)), risks=(away, risks[0]))
+    assert [risk.status for risk in assessment.worst_first] == ["ok", "maintenance"]
+    summary = assessment.summary
+    assert (summary.servers, summary.maintenance, sum(summary.counts.values())) == (2, 1, 1)
+    assert (summary.worst or {})["server"] == "server-0"
+    assert summary.incident_probability is None
 
 
 def block(*columns: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[S, L, M] where the first metric has these values and the others none."""
-    found = np.full((len(columns), len(columns[0]), METRIC_COUNT), np.nan, dtype=np.float32)
-    found[:, :, 0] = columns
-    return found
+    """[S, L, M] with these values of the first metric and none of the others."""
+    values = np.full((len(columns), len(columns[0]), METRIC_COUNT), np.nan, dtype=np.float32)
+    values[:, :, 0] = columns
+    return values
 
 
 def test_missing_value_is_carried_for_few_ticks() -> None:
-    gone = [np.nan]
-    columns = [[1.0] * (6 - age) + gone * age for age in range(6)] + [gone * 6]
+    missing = [np.nan]
+    columns = [[1.0] * (6 - age) + missing * age for age in range(6)] + [missing * 6]
     names = [str(row) for row in range(len(columns))]
-    found = current_values(50, block(*columns), step=5, servers=names, profiles=names, statuses=names)
-    assert found.values[:, 0].tolist()[: MAX_CARRY_TICKS + 1] == [1.0] * (MAX_CARRY_TICKS + 1)
-    assert np.isnan(found.values[MAX_CARRY_TICKS + 1 :, 0]).all()
-    assert found.age_ticks[: MAX_CARRY_TICKS + 1, 0].tolist() == list(range(MAX_CARRY_TICKS + 1))
-    assert found.silent_ticks.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert np.isnan(found.values[:, 1:]).all()
+    observation = current_values(50, block(*columns), step=5, servers=names, profiles=names, statuses=names)
+    assert observation.values[:, 0].tolist()[: MAX_CARRY_TICKS + 1] == [1.0] * (MAX_CARRY_TICKS + 1)
+    assert np.isnan(observation.values[MAX_CARRY_TICKS + 1 :, 0]).all()
+    assert observation.age_ticks[: MAX_CARRY_TICKS + 1, 0].tolist() == list(range(MAX_CARRY_TICKS + 1))
+    assert observation.silent_ticks.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert np.isnan(observation.values[:, 1:]).all()
 
 
 @pytest.mark.parametrize(("servers", "length"), [(0, 5), (0, 0), (3, 0)])
 def test_observe_accepts_empty_fleet_and_history(servers: int, length: int) -> None:
     names = [str(row) for row in range(servers)]
     values_ = np.zeros((servers, length, METRIC_COUNT), dtype=np.float32)
-    seen = current_values(50, values_, step=5, servers=names, profiles=names, statuses=["ok"] * servers)
-    found = assess_risk(seen, forecast(np.zeros((servers, METRIC_COUNT))), LIMITS)
-    assert len(found.risks) == servers
-    assert all(risk.level == "ok" for risk in found.risks)
+    observation = current_values(50, values_, step=5, servers=names, profiles=names, statuses=["ok"] * servers)
+    assessment = assess_risk(observation, forecast(np.zeros((servers, METRIC_COUNT))), THRESHOLDS)
+    assert len(assessment.risks) == servers
+    assert all(risk.level == "ok" for risk in assessment.risks)
 
 
 @pytest.mark.parametrize(("value", "text"), [

@@ -1,4 +1,4 @@
-"""Every bad row is refused with the code that its maker says: held against the fleet's own intake and window."""
+"""Bad rows are refused with their code by the fleet's own ingest; tallies and presence of a simulation."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def parse_records(encoded: Any, kind: Any) -> dict[str, Any]:
     text, content_type = encode_body(encoded, kind)
     window = FleetWindow(5, 400, 100)
     window.advance(NOW - 1)
-    answer = window.ingest(parse_feed(text, content_type, step=5), now=NOW * 5 + 1.0, max_skew=30.0)
-    return answer.model_dump()
+    response = window.ingest(parse_feed(text, content_type, step=5), now=NOW * 5 + 1.0, max_skew=30.0)
+    return response.model_dump()
 
 
 @pytest.mark.parametrize("kind", ["json", "ndjson"])
 @pytest.mark.parametrize("name", BAD_ROW_KINDS)
 def test_bad_row_is_refused_with_its_code_alone(name: str, kind: Any) -> None:
     rows = Simulator(0, 20).rows(NOW)
-    found = encode_records(rows)
-    picked = [record for index, kind_of, record in make_bad_records(to_plain_records(rows), kind) if kind_of == name][
-        :5
-    ]
+    encoded = encode_records(rows)
+    picked = [
+        record for index, record_kind, record in make_bad_records(to_plain_records(rows), kind) if record_kind == name
+    ][:5]
     if BAD_ROW_KINDS[name][0] == "not_json" and kind == "json":
-        assert not picked  # half a record would cost the whole body
+        assert not picked  # a truncated record would invalidate the whole body
         return
     assert picked
-    answer = parse_records([*found, *picked], kind)
+    response = parse_records([*encoded, *picked], kind)
     tally = SimulationTally()
-    tally.record(count_expected([*found, *picked]), answer, resent=False, is_past=False)
+    tally.record(count_expected([*encoded, *picked]), response, resent=False, is_past=False)
     assert tally.as_expected, tally.mismatches
-    assert answer["accepted"] == 20
+    assert response["accepted"] == 20
     code = BAD_ROW_KINDS[name][0]
-    assert (answer["duplicates"] if code == DUPLICATE else answer["counts"][code]) == len(picked)
+    assert (response["duplicates"] if code == DUPLICATE else response["counts"][code]) == len(picked)
 
 
 def make_bad_records(plain: Any, kind: Any) -> list[Any]:
-    return [one for seed in range(60) for one in bad_records(plain, 0.5, kind, seed)]
+    return [record for seed in range(60) for record in bad_records(plain, 0.5, kind, seed)]
 
 
 def test_bad_rows_match_share_and_repeat_with_seed() -> None:
@@ -86,7 +86,7 @@ def test_encoded_records_parse_to_same_rows() -> None:
         assert read.refusals.total == 0
 
 
-def make_response(**fields: Any) -> dict[str, Any]:
+def respond(**fields: Any) -> dict[str, Any]:
     return {"version": 1, "accepted": 10, "refused": 0, "duplicates": 0, "reasons": [], "counts": {}} | fields
 
 
@@ -95,68 +95,66 @@ def refusal(code: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("due", "answer", "again", "past", "told"),
+    ("expected", "response", "resent", "is_past", "mismatches"),
     [
-        ({ACCEPTED: 10}, make_response(), False, False, None),
-        ({ACCEPTED: 10}, make_response(accepted=0, duplicates=10), False, False, None),  # it was fed the same before
-        ({ACCEPTED: 8, "nan": 2}, make_response(accepted=8, refused=2, counts={"nan": 2}), False, False, None),
-        ({ACCEPTED: 10}, make_response(counts={"superseded": 3, "unknown_metric": 1}), False, False, None),  # notes, no refusals
-        ({ACCEPTED: 8, DUPLICATE: 2}, make_response(accepted=8, duplicates=2), False, False, None),
-        ({ACCEPTED: 10}, make_response(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, True, None),
+        ({ACCEPTED: 10}, respond(), False, False, None),
+        ({ACCEPTED: 10}, respond(accepted=0, duplicates=10), False, False, None),  # sent before
+        ({ACCEPTED: 8, "nan": 2}, respond(accepted=8, refused=2, counts={"nan": 2}), False, False, None),
+        ({ACCEPTED: 10}, respond(counts={"superseded": 3, "unknown_metric": 1}), False, False, None),  # notes only
+        ({ACCEPTED: 8, DUPLICATE: 2}, respond(accepted=8, duplicates=2), False, False, None),
+        ({ACCEPTED: 10}, respond(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, True, None),
         ({ACCEPTED: 6, DUPLICATE: 2, "nan": 2},
-         make_response(accepted=3, duplicates=1, refused=6, counts={"old": 5, "nan": 1},
+         respond(accepted=3, duplicates=1, refused=6, counts={"old": 5, "nan": 1},
                    reasons=[refusal("old"), refusal("nan")]), False, True, None),
-        # and what is not as it should be
-        ({ACCEPTED: 6, DUPLICATE: 4}, make_response(accepted=8, refused=2, counts={"old": 2}, reasons=[refusal("old")]), False,
-         True, "4 rows were sent twice, 0 were seen to be"),
-        ({ACCEPTED: 8, "nan": 2}, make_response(accepted=9, refused=1, counts={"old": 1}, reasons=[refusal("old")]), False, True,
-         "2 rows were to be refused as nan, 0 were"),
-        ({ACCEPTED: 10}, make_response(accepted=9), False, False, "10 rows were good, 9 were taken"),
-        ({ACCEPTED: 10}, make_response(accepted=9, refused=1, counts={"servers": 1}, reasons=[refusal("servers")]), False, False,
+        # mismatches
+        ({ACCEPTED: 6, DUPLICATE: 4}, respond(accepted=8, refused=2, counts={"old": 2}, reasons=[refusal("old")]), False,
+         True, "4 rows were sent twice, 0 were counted as duplicates"),
+        ({ACCEPTED: 8, "nan": 2}, respond(accepted=9, refused=1, counts={"old": 1}, reasons=[refusal("old")]), False, True,
+         "2 rows should have been refused as nan, 0 were"),
+        ({ACCEPTED: 10}, respond(accepted=9), False, False, "10 rows were valid, 9 were accepted"),
+        ({ACCEPTED: 10}, respond(accepted=9, refused=1, counts={"servers": 1}, reasons=[refusal("servers")]), False, False,
          "because of servers"),
-        ({ACCEPTED: 10}, make_response(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, False,
-         "0 rows were to be refused as old, 6 were"),
-        ({ACCEPTED: 8, "nan": 2}, make_response(), False, False, "2 rows were to be refused as nan, 0 were"),
-        ({ACCEPTED: 8, DUPLICATE: 2}, make_response(), False, False, "2 rows were sent twice, 0 were seen to be"),
-        ({ACCEPTED: 8, DUPLICATE: 2}, make_response(), True, False, None),
-        ({ACCEPTED: 12}, make_response(), False, False, "12 rows were sent, the answer speaks of 10"),
+        ({ACCEPTED: 10}, respond(accepted=4, refused=6, counts={"old": 6}, reasons=[refusal("old")]), False, False,
+         "0 rows should have been refused as old, 6 were"),
+        ({ACCEPTED: 8, "nan": 2}, respond(), False, False, "2 rows should have been refused as nan, 0 were"),
+        ({ACCEPTED: 8, DUPLICATE: 2}, respond(), False, False, "2 rows were sent twice, 0 were counted as duplicates"),
+        ({ACCEPTED: 8, DUPLICATE: 2}, respond(), True, False, None),
+        ({ACCEPTED: 12}, respond(), False, False, "12 rows were sent, the response counts 10"),
     ],
 )  # fmt: skip
 def test_tally_compares_response_with_expected(
-    expected: dict[str, int], answer: dict[str, Any], resent: bool, past: bool, mismatches: str | None
+    expected: dict[str, int], response: dict[str, Any], resent: bool, is_past: bool, mismatches: str | None
 ) -> None:
     tally = SimulationTally()
-    tally.record(Counter(expected), answer, resent=resent, is_past=past)
+    tally.record(Counter(expected), response, resent=resent, is_past=is_past)
     assert tally.as_expected is (mismatches is None), tally.mismatches
     if mismatches is not None:
         assert mismatches in tally.mismatches
     assert tally.as_json()["rows"] == sum(expected.values())
 
 
-@pytest.mark.parametrize(
-    "answer", [{}, {"accepted": "many"}, make_response(reasons=7), make_response(counts={"nan": "x"})]
-)
-def test_tally_invalid_response_is_not_counted(answer: dict[str, Any]) -> None:
+@pytest.mark.parametrize("response", [{}, {"accepted": "many"}, respond(reasons=7), respond(counts={"nan": "x"})])
+def test_tally_invalid_response_is_not_counted(response: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        SimulationTally().record(Counter({ACCEPTED: 10}), answer, resent=False, is_past=False)
+        SimulationTally().record(Counter({ACCEPTED: 10}), response, resent=False, is_past=False)
 
 
 def test_mismatches_are_listed_once_and_bounded() -> None:
     tally = SimulationTally()
     for count in range(200):
-        tally.record(Counter({ACCEPTED: 10}), make_response(accepted=count % 9), resent=False, is_past=False)
-        tally.record(Counter({ACCEPTED: 1000 + count}), make_response(), resent=False, is_past=False)
+        tally.record(Counter({ACCEPTED: 10}), respond(accepted=count % 9), resent=False, is_past=False)
+        tally.record(Counter({ACCEPTED: 1000 + count}), respond(), resent=False, is_past=False)
     assert tally.mismatched_feeds == 400
     assert len(tally.mismatches) == len(set(tally.mismatches)) <= 20
 
 
 def test_presence_absences_match_rate() -> None:
-    presence = PresenceModel(keys(0, 100), 2.0, 5)
-    there = [presence.present(NOW + at) for at in range(7_200)]  # ten hours
-    left = sum(int((before & ~after).sum()) for before, after in pairwise(there))
-    assert 0.8 * 1_200 < left < 1.2 * 1_200
-    assert all(row.any() for row in there)
-    away = sum(int((~row).sum()) for row in there) / left  # ticks a time
-    assert 12 <= away <= 120
+    model = PresenceModel(keys(0, 100), 2.0, 5)
+    presence_rows = [model.present(NOW + offset) for offset in range(7_200)]  # ten hours
+    departures = sum(int((previous & ~current).sum()) for previous, current in pairwise(presence_rows))
+    assert 0.8 * 1_200 < departures < 1.2 * 1_200
+    assert all(row.any() for row in presence_rows)
+    mean_absence = sum(int((~row).sum()) for row in presence_rows) / departures  # ticks per absence
+    assert 12 <= mean_absence <= 120
     assert PresenceModel(keys(0, 100), 0.0, 5).present(NOW).all()
-    assert (presence.present(NOW + 77) == there[77]).all()  # without state
+    assert (model.present(NOW + 77) == presence_rows[77]).all()  # without state

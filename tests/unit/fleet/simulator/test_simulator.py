@@ -1,4 +1,4 @@
-"""The fleet that does not exist: the same at any tick however it is asked, within bounds, and with something to foresee."""
+"""The simulated fleet: reproducible at any tick, within bounds, realistic and predictable."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def column(block: Any, name: str) -> Any:
 def test_tick_is_same_alone_in_block_and_other_process(
     seed: int, servers: int, scenario: Any, step: int, first: int
 ) -> None:
-    start, at = first + 20, first % 40
+    start, offset = first + 20, first % 40
     block = Simulator(seed, servers, scenario, step, start=start).block(first, 40)
-    rows = Simulator(seed, servers, scenario, step, start=start).rows(first + at)
-    np.testing.assert_allclose(rows.values, block[:, at], rtol=1e-5, atol=1e-6)
-    assert rows.ticks.tolist() == [first + at] * servers
-    assert rows.times.tolist() == [(first + at) * step] * servers
+    rows = Simulator(seed, servers, scenario, step, start=start).rows(first + offset)
+    np.testing.assert_allclose(rows.values, block[:, offset], rtol=1e-5, atol=1e-6)
+    assert rows.ticks.tolist() == [first + offset] * servers
+    assert rows.times.tolist() == [(first + offset) * step] * servers
 
 
 @settings(max_examples=25)
@@ -59,9 +59,9 @@ def test_values_are_within_contract_bounds(seed: int, servers: int, scenario: An
 
 
 def test_server_is_independent_of_fleet_size() -> None:
-    few, many = Simulator(7, 3), Simulator(7, 40)
-    assert many.names[:3] == few.names
-    np.testing.assert_array_equal(many.block(MONDAY, 30)[:3], few.block(MONDAY, 30))
+    small, large = Simulator(7, 3), Simulator(7, 40)
+    assert large.names[:3] == small.names
+    np.testing.assert_array_equal(large.block(MONDAY, 30)[:3], small.block(MONDAY, 30))
 
 
 def test_seed_changes_fleet() -> None:
@@ -71,23 +71,23 @@ def test_seed_changes_fleet() -> None:
 
 def test_long_block_equals_its_parts() -> None:
     simulator = Simulator(3, 50, "varied")
-    whole = simulator.block(MONDAY, 9_000)  # more than is worked on at a time
-    np.testing.assert_allclose(whole[:, 5_000:5_100], simulator.block(MONDAY + 5_000, 100), rtol=1e-5, atol=1e-6)
+    block = simulator.block(MONDAY, 9_000)  # more than one batch
+    np.testing.assert_allclose(block[:, 5_000:5_100], simulator.block(MONDAY + 5_000, 100), rtol=1e-5, atol=1e-6)
 
 
 def test_profile_shares_are_respected() -> None:
     assert Simulator(0, 20).profiles.count("web") == 8
-    chosen = Simulator(0, 9, profiles={"cache": 2, "batch": 1}).profiles
-    assert (chosen.count("cache"), chosen.count("batch")) == (6, 3)
+    assigned = Simulator(0, 9, profiles={"cache": 2, "batch": 1}).profiles
+    assert (assigned.count("cache"), assigned.count("batch")) == (6, 3)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        ({"scenario": "calm"}, "no scenario 'calm'"),
+        ({"scenario": "calm"}, "Unknown scenario 'calm'"),
         ({"servers": 0}, "at least one server"),
         ({"step": 0}, "at least one second"),
-        ({"profiles": {"mainframe": 1}}, "no profile 'mainframe'"),
+        ({"profiles": {"mainframe": 1}}, "Unknown profile 'mainframe'"),
         ({"profiles": {"web": 0}}, "shares"),
         ({"profiles": {"web": -1, "cache": 2}}, "shares"),
     ],
@@ -117,7 +117,7 @@ def test_load_follows_day_and_week(week: Any) -> None:
 def test_requests_raise_cpu_network_and_latency(week: Any) -> None:
     simulator, block = week
     for server in range(len(simulator.names)):
-        if simulator.profiles[server] == "batch":  # whose jobs run by the clock
+        if simulator.profiles[server] == "batch":  # its jobs run on a schedule
             continue
         rate = block[server, :, METRIC_INDEX["requests_per_s"]]
         for name in ("cpu_percent", "load_per_core", "network_in_mb_s", "latency_ms"):
@@ -136,12 +136,12 @@ def test_jobs_run_on_schedule() -> None:
     simulator = Simulator(0, 20)
     batch = [i for i, profile in enumerate(simulator.profiles) if profile == "batch"]
     cpu = column(simulator.block(MONDAY + 10 * 720, 4 * 720), "cpu_percent")[batch].reshape(len(batch), 4 * 4, 180)
-    inside, outside = cpu[:, :, 12:30].mean(), cpu[:, :, 80:170].mean()  # a quarter of an hour from its start
+    inside, outside = cpu[:, :, 12:30].mean(), cpu[:, :, 80:170].mean()  # of each quarter of an hour
     assert inside > outside + 15
 
 
 def test_next_minutes_are_more_predictable_than_last_value() -> None:
-    """Each server sways and collects its garbage in minutes: one period ago says more than just now."""
+    """Autoscaling and garbage collection are periodic: the value one period ago predicts better than the last one."""
     simulator = Simulator(0, 20)
     block = simulator.block(MONDAY, 4_000).astype(np.float64)
     gains = []
@@ -161,21 +161,21 @@ def test_noise_grows_with_load(week: Any) -> None:
     assert jumps[busy].mean() > 1.3 * jumps[~busy].mean()
 
 
-# What a fleet's own thresholds take for a warning, roughly: what must be below it in health and above it in trouble.
-WARNING = {"cpu_percent": 80, "memory_percent": 85, "swap_percent": 25, "disk_percent": 85, "disk_busy_percent": 85,
+# Approximate warning thresholds: healthy servers stay below them, faulty servers exceed them.
+WARNING_BY_METRIC = {"cpu_percent": 80, "memory_percent": 85, "swap_percent": 25, "disk_percent": 85, "disk_busy_percent": 85,
            "cpu_iowait_percent": 20, "network_errors_per_s": 5, "error_percent": 2}  # fmt: skip
-OVER = np.array([WARNING.get(metric.name, np.inf) for metric in METRICS])
+WARNING_LEVELS = np.array([WARNING_BY_METRIC.get(metric.name, np.inf) for metric in METRICS])
 
 
-def over(block: Any) -> Any:
-    """[S]: whether the server is above a warning in most of these ticks."""
-    return ((block > OVER).mean(axis=1) > 0.5).any(axis=1)
+def is_above_warning(block: Any) -> Any:
+    """[S] whether the server is above a warning in most of these ticks."""
+    return ((block > WARNING_LEVELS).mean(axis=1) > 0.5).any(axis=1)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_healthy_scenario_crosses_no_threshold(seed: int) -> None:
     block = Simulator(seed, 20).block(MONDAY, 17_280)
-    assert (block > OVER).any(axis=2).mean() < 0.01
+    assert (block > WARNING_LEVELS).any(axis=2).mean() < 0.01
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -183,54 +183,60 @@ def test_degrading_scenario_crosses_within_an_hour(seed: int) -> None:
     start = MONDAY + 7_000
     simulator, healthy = Simulator(seed, 20, "degrading", start=start), Simulator(seed, 20)
     np.testing.assert_array_equal(simulator.block(start - 300, 200), healthy.block(start - 300, 200))
-    assert not over(simulator.block(start - 12, 24)).any()
-    assert over(simulator.block(start + 300, 60)).sum() >= 3
+    assert not is_above_warning(simulator.block(start - 12, 24)).any()
+    assert is_above_warning(simulator.block(start + 300, 60)).sum() >= 3
     memory = column(simulator.block(start, 360), "memory_percent")
     leaking = memory[:, 300:].mean(axis=1) - memory[:, :60].mean(axis=1) > 10
     assert leaking.any()
-    thirds = [memory[leaking, at : at + 60].mean() for at in (0, 120, 240)]
-    assert thirds == sorted(thirds)  # it climbs, it does not jump
+    thirds = [memory[leaking, offset : offset + 60].mean() for offset in (0, 120, 240)]
+    assert thirds == sorted(thirds)  # it rises gradually
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_critical_scenario_crosses_at_start(seed: int) -> None:
     for servers in (5, 20, 60):
         simulator = Simulator(seed, servers, "critical", start=MONDAY)
-        assert over(simulator.block(MONDAY, 20)).sum() >= min(4, servers)
+        assert is_above_warning(simulator.block(MONDAY, 20)).sum() >= min(4, servers)
         assert "degraded" in simulator.rows(MONDAY + 5).statuses
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_cascade_scenario_starts_at_database(seed: int) -> None:
-    sick, well = Simulator(seed, 20, "cascade", start=MONDAY).block(MONDAY, 720), Simulator(seed, 20).block(MONDAY, 720)
+    faulty, healthy = (
+        Simulator(seed, 20, "cascade", start=MONDAY).block(MONDAY, 720),
+        Simulator(seed, 20).block(MONDAY, 720),
+    )
     names = Simulator(seed, 20).profiles
-    changed = np.abs(sick - well).max(axis=2) > 1e-6
-    begins = {server: int(changed[server].argmax()) for server in range(20) if changed[server].any()}
-    first = min(begins, key=lambda server: begins[server])
+    differs = np.abs(faulty - healthy).max(axis=2) > 1e-6
+    first_difference = {server: int(differs[server].argmax()) for server in range(20) if differs[server].any()}
+    first = min(first_difference, key=lambda server: first_difference[server])
     assert names[first] == "database"
-    assert column(sick, "disk_latency_ms")[first, 400] > 5 * column(well, "disk_latency_ms")[first, 400]
-    slower = column(sick, "latency_ms")[:, 350:450].mean(axis=1) / column(well, "latency_ms")[:, 350:450].mean(axis=1)
-    followers = [server for server in begins if slower[server] > 3 and server != first]
+    assert column(faulty, "disk_latency_ms")[first, 400] > 5 * column(healthy, "disk_latency_ms")[first, 400]
+    slower = column(faulty, "latency_ms")[:, 350:450].mean(axis=1) / column(healthy, "latency_ms")[:, 350:450].mean(
+        axis=1
+    )
+    followers = [server for server in first_difference if slower[server] > 3 and server != first]
     assert followers
     assert {names[server] for server in followers} <= {"web", "worker"}
-    assert all(begins[server] > begins[first] for server in followers)
-    errors = column(sick, "error_percent")[followers, 350:450].mean()
-    assert errors > 10 * column(well, "error_percent")[followers, 350:450].mean()
+    assert all(first_difference[server] > first_difference[first] for server in followers)
+    errors = column(faulty, "error_percent")[followers, 350:450].mean()
+    assert errors > 10 * column(healthy, "error_percent")[followers, 350:450].mean()
     busier = [
         i
-        for i in begins
-        if column(sick, "requests_per_s")[i, 350:450].sum() > 1.2 * column(well, "requests_per_s")[i, 350:450].sum()
+        for i in first_difference
+        if column(faulty, "requests_per_s")[i, 350:450].sum()
+        > 1.2 * column(healthy, "requests_per_s")[i, 350:450].sum()
     ]
-    assert busier  # others take over
+    assert busier  # other servers take over the load
     assert not set(busier) & {first, *followers}
 
 
 def test_varied_scenario_has_every_fault() -> None:
     block = Simulator(0, 40, "varied").block(MONDAY, 17_280)
-    for name, level in WARNING.items():
+    for name, level in WARNING_BY_METRIC.items():
         share = (column(block, name) > level).mean()
         assert 0.0005 < share < 0.2, name
-    assert 0.005 < (block > OVER).any(axis=2).mean() < 0.5
+    assert 0.005 < (block > WARNING_LEVELS).any(axis=2).mean() < 0.5
 
 
 def test_single_server_supports_every_scenario() -> None:
