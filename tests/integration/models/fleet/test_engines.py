@@ -1,6 +1,6 @@
-"""Every engine of the fleet gives what the library's own forward gives, on random networks and over hundreds of ticks.
+"""Every fleet engine gives the outputs of the library's network, for random networks and over hundreds of ticks.
 
-These tests guard an upgrade of pytorch-forecasting: what it changes in its network shows here first.
+These tests guard an upgrade of pytorch-forecasting: a change of its network fails here first.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def bundle(request: pytest.FixtureRequest) -> FleetBundle:
 
 
 class FakeFleet:
-    """Servers whose metrics walk; `window` gives what an engine sees at a tick."""
+    """Servers whose metrics are random walks; `window` gives the input of an engine at a tick."""
 
     def __init__(self, bundle: FleetBundle, servers: int, ticks: int, seed: int = 1) -> None:
         manifest = bundle.manifest
@@ -294,7 +294,7 @@ def test_bundle_unreadable_manifest_is_not_written(bundle: FleetBundle, tmp_path
 @pytest.mark.parametrize("name", ["onnx", "stream"])
 @pytest.mark.parametrize("score", [80.0, 85.6, 88.0, 95.0, -80.0, -90.0, -102.0, -104.0])
 def test_attention_extreme_scores_equal_library(name: str, score: float) -> None:
-    """The sum of exponentials may overflow where none of them does, and be too small to divide by."""
+    """A sum of exponentials may overflow although no exponential does, or be too small for a division."""
     bundle, weights = make_bundle("small"), dict[str, Any]()
     size = next(len(value) for key, value in bundle.weights.items() if key.endswith("q_layers.0.bias"))
     for key, value in bundle.weights.items():

@@ -1,4 +1,4 @@
-"""Scales of groups: each server's are those of its own data, whatever the order; none knows what comes after the training."""
+"""Scales of groups: each server has that of its own data, in any order; later data has no influence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STOP = 300
 
 @pytest.fixture(scope="module")
 def data() -> FleetData:
-    """Nine servers with levels and spreads of their own, whose names are in no order; then all is different."""
+    """Nine servers with different levels and spreads and unsorted names; after tick STOP all values are different."""
     rng = np.random.default_rng(0)
     names = ("web-9", "db-1", "web-10", "a", "Z", "web-1", "db-10", "m.x", "n:1")
     level, spread = rng.uniform(20, 70, (9, 1, 1)), rng.uniform(1, 8, (9, 1, 1))

@@ -1,4 +1,4 @@
-"""What we replaced of pytorch_forecasting must equal it: the forward pass, the batches, the target's normaliser."""
+"""Our forward pass, batches and target normaliser equal those of pytorch_forecasting."""
 
 from __future__ import annotations
 

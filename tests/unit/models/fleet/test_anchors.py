@@ -1,4 +1,4 @@
-"""What forecasts are counted from: pandas' exponential mean, the distance to it dying out, and which suits which metric."""
+"""Anchors: the level equals pandas' exponential mean, the distance to it is damped, and the fit selects the best anchor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_anchor_damping_applies_per_metric() -> None:
 
 
 def split_windows(series: Floats) -> tuple[Floats, Floats]:
-    """The first 60 ticks of `[N, 80, M]`, and the 20 after them."""
+    """The first 60 ticks of `[N, 80, M]`, and the next 20."""
     return series[:, :60], series[:, 60:].swapaxes(1, 2).copy()
 
 
@@ -46,7 +46,7 @@ def random_walk(steps: float, noise: float) -> Floats:
 
 
 def mean_reverting(share: float) -> Floats:
-    """Of which this share of the distance to zero is left after a tick."""
+    """A process that keeps this share of its distance to zero after a tick."""
     values = RNG.normal(0, 1, (600, 80))
     for tick in range(1, 80):
         values[:, tick] = share * values[:, tick - 1] + np.sqrt(1 - share**2) * values[:, tick]

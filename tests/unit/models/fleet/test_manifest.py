@@ -1,4 +1,4 @@
-"""The manifest of a fleet's bundle reads back as it was written, and is not used when any of it makes no sense."""
+"""The manifest of a fleet bundle is read as it was written, and refused when any of it is not valid."""
 
 from __future__ import annotations
 

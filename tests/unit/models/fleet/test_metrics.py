@@ -1,4 +1,4 @@
-"""Scores and baselines of a fleet against the market's, numbers worked out by hand, and the rule that nothing looks ahead."""
+"""Fleet scores equal those of a market and values computed by hand; baselines never read values after the origin."""
 
 from __future__ import annotations
 

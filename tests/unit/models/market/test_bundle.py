@@ -1,4 +1,4 @@
-"""A bundle is checked whole before it is used, and its engine is held against its canary."""
+"""A market bundle is checked completely before it is used, and its engine is compared with its canary."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_bundle_unknown_files_are_listed(path: Path) -> None:
 
 
 def replace_file(path: Path, name: str, content: bytes) -> None:
-    """Replace a file and make the manifest agree with it, as somebody who means harm would."""
+    """Replace a file and change the manifest accordingly, like an attacker."""
     (path / name).write_bytes(content)
     document = json.loads((path / MANIFEST).read_text())
     document["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}

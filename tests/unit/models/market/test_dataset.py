@@ -1,4 +1,4 @@
-"""The split is honest: parts share no row, keep the horizon between them, and no window crosses a gap."""
+"""The split: parts share no row, have the horizon between them, and no window crosses a gap."""
 
 from __future__ import annotations
 

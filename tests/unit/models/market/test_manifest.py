@@ -1,4 +1,4 @@
-"""A manifest is either fully understood or refused by the name of what is wrong with it."""
+"""A manifest is either completely valid or refused, and the error names what is wrong."""
 
 from __future__ import annotations
 

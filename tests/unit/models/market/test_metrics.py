@@ -1,4 +1,4 @@
-"""Scores and baselines against numbers worked out by hand or by another route."""
+"""Scores and baselines against values computed by hand or by another method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine judges what came out of the network, not the processor's flags on the way."""
+"""The market engine checks the outputs of the network, not the floating-point flags."""
 
 from __future__ import annotations
 
