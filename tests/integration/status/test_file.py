@@ -16,7 +16,7 @@ import pytest
 from forecastd.errors import NeedsHuman
 from forecastd.runtime.files import write_atomic
 from forecastd.status.file import STATUS_FILE_NAME, StatusFile, StoredStatus, process_identity, read_status
-from forecastd.status.model import DaemonStatus, TopicStatus
+from forecastd.status.model import VERSION, DaemonStatus, SubmissionRecord, TopicStatus, WindowStatus
 
 NOW = 1_790_000_000.0
 STATUS = DaemonStatus(os.getpid(), NOW, NOW, 0.0, "daemon", "running", "local", topics=(TopicStatus(67, "allo1abc"),))
@@ -109,6 +109,34 @@ def test_foreign_file_is_rejected_with_a_fix(tmp_path: Path, text: str, message:
     with pytest.raises(NeedsHuman, match=message) as caught:
         read_status(tmp_path)
     assert str(tmp_path / STATUS_FILE_NAME) in str(caught.value)
+
+
+def test_status_of_version_1_is_read_with_the_new_field_names(tmp_path: Path) -> None:
+    topic = {
+        "topic_id": 67, "lags": {"count": 1, "sum": 3.0, "largest": 3.0}, "oldest_unserved": 720, "watched_from": 5,
+        "stages": {"window": {"count": 1, "sum": 0.5, "largest": 0.5}},
+        "last_submitted": {"nonce": 1, "at": NOW},
+        "last_outcomes": [{"at": NOW, "outcome": "failed", "stages": {"data": 1.0}}],
+        "window": {"open": True, "changes_in_blocks": 7, "changes_in_seconds": 35.0},
+    }  # fmt: skip
+    document = {
+        "version": 1, "pid": 1, "started": NOW, "written": NOW, "up": 5.0, "mode": "daemon", "state": "running",
+        "network": "local", "birth": "b/1/2", "every": 15.0, "trouble": "Send ALLO.", "log": "/log", "topics": [topic],
+        "endpoints": [{"endpoint": "a:1", "state": "ok", "streak": 2}],
+        "streams": [{"endpoint": "ws://a", "connected": True, "last_at": NOW}],
+        "models": [{"name": "btc", "sha256": "ab", "since": NOW, "most_age": 9.0}],
+        "supervision": {"hand_overs": 2, "slow_but_fine": 3}, "watchdog": {"fed_at": NOW, "age": 1.0, "limit": 60.0},
+    }  # fmt: skip
+    (tmp_path / STATUS_FILE_NAME).write_text(json.dumps(document), encoding="utf-8")
+    stored = read_status(tmp_path)
+    assert stored is not None
+    status = stored.status
+    assert (status.version, status.uptime, status.attention, status.log_file) == (VERSION, 5.0, "Send ALLO.", "/log")
+    assert (status.topics[0].submission_lag.max, status.topics[0].stages["window"].max) == (3.0, 0.5)
+    assert status.topics[0].last_submitted == SubmissionRecord(1, NOW)
+    assert status.topics[0].window == WindowStatus(True, blocks_until_change=7, seconds_until_change=35.0)
+    assert (status.supervision.failovers, status.supervision.recovered_stalls) == (2, 3)
+    assert (status.endpoints[0].consecutive_failures, status.models[0].max_age) == (2, 9.0)
 
 
 def test_named_pipe_at_the_path_does_not_block(tmp_path: Path) -> None:
