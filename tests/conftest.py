@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,11 @@ def real_candles(root: Path) -> Path:
     if not path.is_file():
         pytest.skip("the real candles are not here")
     return path
+
+
+@pytest.fixture
+def unused_url() -> Iterator[str]:
+    """A URL of this machine whose port is reserved, so that no server listens there."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"

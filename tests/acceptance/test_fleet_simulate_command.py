@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,14 +14,6 @@ from typing import Any
 
 import pytest
 import requests
-
-
-@pytest.fixture
-def unused_url() -> Iterator[str]:
-    """An address of this machine where nobody listens, and nobody else will begin to."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture

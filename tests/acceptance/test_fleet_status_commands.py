@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,14 +73,6 @@ def test_status_unhealthy_exits_with_6(command: Command, httpserver: HTTPServer,
     done = command("fleet", "status", *url_option(httpserver), *option)
     assert done.code == 6
     assert "the ticker has stopped" in done.out
-
-
-@pytest.fixture
-def unused_url() -> Iterator[str]:
-    """An address of this machine where nobody listens, and nobody else will begin to."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("name", ["status", "top"])

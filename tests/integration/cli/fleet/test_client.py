@@ -68,12 +68,9 @@ def test_silent_server_differs_from_no_server(silent_server: str, monkeypatch: p
         FleetClient(silent_server).get("/status")
 
 
-def test_no_listener_is_not_running() -> None:
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
-        with pytest.raises(FleetNotRunning, match="No fleet is running at") as caught:
-            FleetClient(url).get("/status")
+def test_no_listener_is_not_running(unused_url: str) -> None:
+    with pytest.raises(FleetNotRunning, match="No fleet is running at") as caught:
+        FleetClient(unused_url).get("/status")
     assert caught.value.exit_code == 3
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,14 +117,6 @@ def service() -> Iterator[FakeFleetServer]:
         yield server
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture
-def unused_url() -> Iterator[str]:
-    """A reserved address without a listener."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
 
 
 class SimulationRun:

@@ -226,7 +226,7 @@ def test_screens_escape_text_and_fit_80_columns() -> None:
 
 @pytest.mark.parametrize(("series", "top", "text"), [
     ((), 100, ""), ((50.0,), 100, "▅▅▅▅▅▅"), ((0.0,) * 6, 100, "▁▁▁▁▁▁"), ((100.0, 200.0), 100, "██████"),
-    ((0.0, 20.0, 40.0, 60.0, 80.0, 100.0), 100, "▁▂▄▅▇█"), (tuple(float(forecast) for forecast in range(97)), 96, "▂▃▄▆▇█"),
+    ((0.0, 20.0, 40.0, 60.0, 80.0, 100.0), 100, "▁▂▄▅▇█"), (tuple(float(step) for step in range(97)), 96, "▂▃▄▆▇█"),
 ])  # fmt: skip
 def test_format_bars(series: tuple[float, ...], top: float, text: str) -> None:
     assert format_bars(series, top) == text
