@@ -177,4 +177,4 @@ def test_train_resume_uses_saved_history(tmp_path: Path, capsys: pytest.CaptureF
     assert state.load(out) is not None
     shutil.rmtree(tmp_path / "fleet")
     assert main([*command, str(out)]) == 0
-    assert "going on with the interrupted training" in " ".join(capsys.readouterr().out.split())
+    assert "resuming the interrupted training" in " ".join(capsys.readouterr().out.split())
