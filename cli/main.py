@@ -203,6 +203,5 @@ def _report_failure(message: str, code: int, arguments: list[str], *, reason: st
     if message:
         click.echo(redacted(message), err=True)
     if "--json" in arguments:
-
         click.echo(json.dumps({"outcome": "failed", "reason": redacted(reason or message), "exit_code": code}))
     return code

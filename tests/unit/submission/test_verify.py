@@ -6,8 +6,8 @@ import pytest
 
 from cli.ledger.list import STATES
 from forecastd.chain.types import TxResult
-from forecastd.ledger.ledger import LedgerEntry, LedgerRow, SubmissionState
 from forecastd.ledger.export import STATE_MEANINGS
+from forecastd.ledger.ledger import LedgerEntry, LedgerRow, SubmissionState
 from forecastd.submission.account import AccountStatus, format_ranges
 from forecastd.submission.verify import ChainFacts, VerificationReport, check_entry
 
