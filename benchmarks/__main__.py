@@ -10,16 +10,29 @@ import importlib
 import json
 import sys
 from dataclasses import asdict
+from typing import Any
 
 from benchmarks.figures import Figure, PremiseCount
 
 NAMES = ("startup", "forecast", "once", "refetch", "training", "supervise", "daemon", "campaign", "fleet")
+# What `--ci` runs, and of a benchmark with several parts which: about two minutes.
+CI_PARTS: dict[str, tuple[str, ...]] = {
+    "startup": (),
+    "forecast": (),
+    "once": (),
+    "refetch": (),
+    "training": (),
+    "supervise": ("failover",),
+    "campaign": ("kills", "race", "disk", "cost"),
+    "fleet": ("forecast", "persistence"),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run, of: {', '.join(NAMES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, to check that the benchmarks run")
+    parser.add_argument("--ci", action="store_true", help="the shortest form of all: --quick, and only some parts")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument(
         "--data", metavar="CSV", help="fleet: also forecast these real metrics (series, timestamp, value)"
@@ -30,15 +43,19 @@ def main() -> int:
         help="fleet: the Python interpreter that has neuralforecast and darts, if not this one",
     )
     options = parser.parse_args()
-    extra_options = {"fleet": {"data": options.data, "others": options.others}}
+    extra_options: dict[str, dict[str, Any]] = {"fleet": {"data": options.data, "others": options.others}}
+    if options.ci:
+        for name, parts in CI_PARTS.items():
+            if parts:
+                extra_options.setdefault(name, {})["parts"] = parts
     unknown = [name for name in options.names if name not in NAMES]
     if unknown:
         parser.error(f"unknown benchmarks: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
     results: dict[str, list[Figure | PremiseCount]] = {}
-    for name in options.names or NAMES:
+    for name in options.names or (CI_PARTS if options.ci else NAMES):
         results[name] = []
         for figure in importlib.import_module(f"benchmarks.{name}").run(
-            quick=options.quick, **extra_options.get(name, {})
+            quick=options.quick or options.ci, **extra_options.get(name, {})
         ):
             results[name].append(figure)
             if not options.json:

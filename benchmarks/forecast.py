@@ -24,7 +24,7 @@ def run(*, quick: bool) -> list[Figure]:
         ours, usual = alternate(
             lambda: measure(python("-m", "benchmarks.forecast_ours", str(BUNDLE))),
             lambda: measure(python("-m", "benchmarks.forecast_usual", "predict", directory)),
-            runs=2 if quick else 7,
+            runs=1 if quick else 7,
         )
     name = f"forecast alone, {describe_shape(ours)}"
     return [

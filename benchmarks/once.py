@@ -37,7 +37,7 @@ def run(*, quick: bool) -> list[Figure]:
 
         measure(python("-m", "benchmarks.forecast_usual", "prepare", str(BUNDLE), directory))
         once()
-        ours, usual = alternate(once, lambda: measure(python("-c", USUAL, directory)), runs=2 if quick else 7)
+        ours, usual = alternate(once, lambda: measure(python("-c", USUAL, directory)), runs=1 if quick else 7)
     peer = "SDK import and the usual forecast"
     return [
         Figure("--once, whole", ours.seconds, usual.seconds, "s", peer, "ratio >= 4"),

@@ -62,8 +62,8 @@ _ENDPOINT_FAULTS = (
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
-    """1,000 kills over 500 epochs; quick: 60 over 30. More epochs when too many workers finished before their kill."""
-    epochs, kills = (30, 60) if quick else (500, 1000)
+    """1,000 kills over 500 epochs; quick: 20 over 10. More epochs when too many workers finished before their kill."""
+    epochs, kills = (10, 20) if quick else (500, 1000)
     with tempfile.TemporaryDirectory() as directory:
         yield KillCampaign(Path(directory), epochs, kills, seed).run()
 

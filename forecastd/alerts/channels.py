@@ -1,6 +1,6 @@
 """The channels of an alert: a webhook that gets a JSON object, or a command that gets it on its standard input.
 
-Invariant: both belong to somebody else and may hang or answer without end, so each has one limit on its total time. The
+Invariant: both belong to another party and may hang or answer without end, so each has one limit on its total time. The
 webhook's URL is a secret, because whoever knows it can post there: no message and no log line contains it.
 """
 
@@ -145,7 +145,7 @@ class CommandChannel:
         if process.returncode:
             raise RetryLater(
                 f"The command of ALERT_COMMAND failed with exit code {process.returncode}. Run it manually with a line of "
-                "JSON on its standard input; its environment has PATH, HOME, USER and LANG only."
+                "JSON on its standard input; its environment has PATH, LANG, HOME, USER and LOGNAME only."
             )
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -36,7 +36,7 @@ CLOSE_SECONDS = 3.0  # to deliver queued messages, when the daemon exits
 MAX_WAIT_SECONDS = 60.0  # of one sleep: the wall clock, which decides what is due, may jump meanwhile
 _FIELDS_SINCE_1 = {
     "raised": "firing",
-    "told": "notified",
+    "told": "notified",  # codespell:ignore
     "at": "last_sent_at",
     "untold": "suppressed",
     "about": "labels",

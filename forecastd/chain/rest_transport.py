@@ -100,7 +100,7 @@ class RestTransport:
 
     def _timed_out(self, method: str, future: Future[tuple[int, bytes]]) -> NoUsableResponse:
         with suppress(InvalidStateError):
-            future.set_exception(UnusableResponse("too late"))  # shows the thread that nobody waits for it
+            future.set_exception(UnusableResponse("too late"))  # shows the thread that no caller waits for it
         return no_usable_response(self.endpoint, method, f"no complete answer within {self._deadline:g} s")
 
     def _new_session(self) -> requests.Session:

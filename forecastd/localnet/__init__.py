@@ -2,5 +2,5 @@
 SQLite.
 
 It verifies what a real chain verifies, in the same order and with the same codes. The demo and the tests use it, and
-anybody can use it to try a worker without a network.
+anyone can use it to try a worker without a network.
 """

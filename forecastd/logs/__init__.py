@@ -1,6 +1,6 @@
 """Logging: a rotating file with every record, a console with the important ones, and no secret in either.
 
-Invariant: logging never stops a submission. A file that cannot be written or a console that nobody reads loses lines;
+Invariant: logging never stops a submission. A file that cannot be written or a console that no one reads loses lines;
 the loss is reported once, and writing resumes when it is possible again. Secrets are removed from the finished text,
 tracebacks included, so code that reads a secret calls `hide` before it uses it. A hidden secret stays hidden for the
 life of the process, across every `configure`.

@@ -2,7 +2,7 @@
 
 Invariant: a stopped terminal, a full pipe or a closed descriptor loses lines and never stops the worker. The stream's
 file is reopened or its descriptor duplicated, so that only our writes are non-blocking: O_NONBLOCK on the original
-would also affect the user's shell. Nobody else can close our own descriptor and reuse its number for another file.
+would also affect the user's shell. No other process can close our own descriptor and reuse its number for another file.
 """
 
 from __future__ import annotations

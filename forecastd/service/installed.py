@@ -24,7 +24,7 @@ SYSTEMD_RUNTIME_DIR = Path("/run/systemd/system")  # exists when systemd is the 
 SUPERVISORD_DIRS = (Path("/etc/supervisor/conf.d"), Path("/etc/supervisord.d"))
 _HEADER = '# Written by "forecastd service install", which replaces only what nobody has changed. sha256 of the rest: '
 _FIX = "Check it, and remove it yourself if you do not need it."
-FileOwner = Literal["nobody", "ours", "changed", "foreign"]
+FileOwner = Literal["absent", "ours", "changed", "foreign"]
 
 
 def default_manager() -> ServiceManager:
@@ -90,7 +90,7 @@ def file_owner(path: Path) -> FileOwner:
     if path.is_symlink():
         return "foreign"
     if not path.exists():
-        return "nobody"
+        return "absent"
     header, _, rest = read_text_file(path, "The file", _FIX).partition("\n")
     if not header.startswith(_HEADER):
         return "foreign"
@@ -115,7 +115,7 @@ def uninstall(path: Path, *, force: bool) -> list[str]:
         NeedsHuman: the file does not exist, is not ours, is still enabled in systemd, or cannot be removed.
     """
     ownership = file_owner(path)
-    if ownership == "nobody":
+    if ownership == "absent":
         raise NeedsHuman(f"{path} does not exist. Use --manager, --user or --to to select where it was installed.")
     if not force:
         _require_own_file(path, ownership, "Pass --force to remove it.")

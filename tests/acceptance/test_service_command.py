@@ -75,7 +75,7 @@ def test_service_analyze_detects_exposed_or_broken_unit(analyze: SystemdAnalyze,
             analyze.approves(tmp_path / UNIT)
 
 
-HOMES = Path("/home/somebody")
+HOMES = Path("/home/someone")
 LAUNCHES: dict[str, dict[str, Any]] = {
     "plain": {},
     "at_home": {"directory": HOMES, "state": HOMES / "state", "logs": HOMES / "my logs"},

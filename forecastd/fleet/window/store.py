@@ -253,7 +253,7 @@ class TickStore:
         """The stored rows with `start` <= time < `end`, in chunks of some ticks, sorted by tick; damaged ticks are
         skipped.
 
-        Each chunk is a read of its own, so a slow reader blocks nobody. None for `servers` or `metrics` selects all.
+        Each chunk is a read of its own, so a slow reader blocks no other. None for `servers` or `metrics` selects all.
 
         Raises:
             ValueError: the store does not have one of the metrics.

@@ -137,7 +137,7 @@ def test_stream_engine_changing_fleet_equals_library(size: str, monkeypatch: pyt
         if rng.random() < 0.8:
             stream.look_ahead(part.tick + 1)
         index += int(rng.choice([0, 1, 1, 1, 1, 2, 5, length + 3], p=[0.05, 0.3, 0.2, 0.15, 0.15, 0.1, 0.04, 0.01]))
-    assert 50 < sum(used_states) < len(used_states), "some were foreseen"
+    assert 50 < sum(used_states) < len(used_states), "some were prepared"
 
 
 def test_stream_engine_earlier_tick_equals_library() -> None:
