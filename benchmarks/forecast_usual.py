@@ -1,7 +1,7 @@
 """The forecast benchmark's process for the usual way.
 
-`prepare` saves what a training leaves: a Lightning checkpoint with the parameters of the data set, and the rows to predict
-from. `predict` is measured: it imports the libraries, loads the network, builds the data set of the new rows, and predicts.
+`prepare` saves what a training run leaves: a Lightning checkpoint with the parameters of the data set, and the rows to
+predict from. `predict` is measured: it imports the libraries, loads the network, builds the data set of the new rows, and predicts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def prepare(bundle_path: str, directory: str) -> None:
     bundle = load_market_bundle(Path(bundle_path))
     manifest = bundle.manifest
     data = library_reference.rows(bundle.canary.inputs, manifest)
-    data.target[manifest.encoder_length :] += 1e-3  # rows of a real training would vary
+    data.target[manifest.encoder_length :] += 1e-3  # rows of a real training run would vary
     dataset = library_reference.dataset(data, manifest.scalers, manifest.encoder_length, manifest.horizon)
     model = library_reference.network(manifest, bundle.weights)
     model.dataset_parameters = dataset.get_parameters()

@@ -1,4 +1,4 @@
-"""A bundle's manifest as tables: target, inputs, training data, and scores beside those of the baselines."""
+"""A bundle's manifest as tables: target, inputs, training data, and scores next to those of the baselines."""
 
 from __future__ import annotations
 

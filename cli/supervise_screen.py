@@ -2,8 +2,8 @@
 
 Log lines go to the same stream, so everything appears in its order.
 
-Invariant: a separate thread prints, for the thread that reports events supervises the processes and must never wait for a
-terminal.
+Invariant: a separate thread prints, because the thread that reports events supervises the processes and must never wait
+for a terminal.
 """
 
 from __future__ import annotations

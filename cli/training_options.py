@@ -1,4 +1,4 @@
-"""What the training commands share: options, and running a training with its screen."""
+"""What the training commands share: options, and the run with its screen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def training_options(
     learning_rate: float,
     learning_rate_name: str,
 ) -> Callable[[CommandFunction], CommandFunction]:
-    """The options of every training. The arguments are defaults, and `learning_rate_name` begins a help text."""
+    """The options of every training run. The arguments are defaults, and `learning_rate_name` begins a help text."""
     number: dict[str, Any] = {"type": POSITIVE_INT, "show_default": True}
     options = [
         click.option("--dropout", type=float, default=dropout, show_default=True, help="Dropout rate."),
@@ -46,7 +46,7 @@ def training_options(
         click.option("--accelerator", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True),
         click.option("--finish", is_flag=True, help="Stop training: write the bundle from the best checkpoint so far."),
         click.option("--force", is_flag=True,
-                     help="Replace what is in DIR, and discard an interrupted training with other options."),
+                     help="Replace what is in DIR, and discard an interrupted training run with other options."),
         click.option("--fault", "faults", multiple=True, callback=join_faults, metavar="KIND[:VALUE][@PLACE]",
                      help="Inject a fault into the first training process; may be repeated."),
         click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object on stdout."),
@@ -70,7 +70,7 @@ def _parse_levels(_: click.Context, __: click.Parameter, text: str) -> tuple[flo
 def run_training(
     ctx: click.Context, interrupts: InterruptCounter, train: Callable[[TrainingListener], T], *, quiet: bool
 ) -> tuple[TrainingScreen, T]:
-    """Run a training with its screen; returns the closed screen and the result. Exits when the training is interrupted."""
+    """Train with a screen; returns the closed screen and the result. Exits when the training is interrupted."""
     with TrainingScreen(quiet=quiet, verbose=bool(ctx.find_root().params.get("verbose"))) as screen:
         try:
             trained = train(

@@ -1,4 +1,4 @@
-"""The terminal output of a training: a progress bar of batches, then the scores beside those of the baselines.
+"""The terminal output of a training run: a progress bar of batches, then the scores next to those of the baselines.
 
 Without a terminal, it prints one line per epoch instead of the bar.
 """
@@ -19,7 +19,7 @@ from models.training.progress import TrainingProgress
 
 
 class TrainingScreen:
-    """Shows the progress of a training of any kind. With `quiet`, stdout is reserved for one JSON object.
+    """Shows the progress of a training run of any kind. With `quiet`, stdout is reserved for one JSON object.
 
     The log lines of supervision are shown with `verbose`; otherwise a replaced process is one line on stderr.
     """

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     heartbeat_interval: Seconds = 3600.0
     log_format: LogFormat = "text"
     health_port: int | None = Field(default=None, ge=0, le=65_535)
-    alert_webhook: SecretStr | None = None  # such an address is a secret: who knows it may write there
+    alert_webhook: SecretStr | None = None  # such an address is a secret: anyone who knows it can post there
     alert_command: str | None = None
     alert_repeat_interval: Seconds = 3600.0
     notify_socket: str | None = None  # set by systemd for Type=notify

@@ -25,7 +25,7 @@ class BundleError(ModelError):
 
 
 class DataError(ModelError):
-    """The data for a training, an evaluation or a forecast does not suffice: too short, not finite, or of another shape."""
+    """The data is unusable: too short, not finite, or of the wrong shape."""
 
 
 class TrainingDiverged(DataError):

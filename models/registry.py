@@ -29,7 +29,7 @@ def get_task(kind: str) -> AnyTask:
 
 
 def restore(state: TrainingState) -> tuple[TrainingRows, TrainingConfig]:
-    """The rows and the options of an unfinished training.
+    """The rows and the options of an unfinished training run.
 
     Raises:
         DataError: another version wrote them.

@@ -1,6 +1,6 @@
-"""Train a model of any kind: check the options, keep one training at an output, continue it after any interruption.
+"""Train a model of any kind: check the options, keep one training run at an output, continue it after any interruption.
 
-Torch and Lightning are imported by `run_training` only. The command line prepares a training without them and leaves
+Torch and Lightning are imported by `run_training` only. The command line prepares a training run without them and leaves
 the rest to a child process, which may be replaced: all that the two share is on disk (`models.training.state`).
 """
 
@@ -32,9 +32,9 @@ def train(
     force: bool = False,
     finish: bool = False,
 ) -> TrainedManifest:
-    """Train a network on `data` and write it as a bundle at `out`; continue where an interrupted training stopped.
+    """Train a network on `data` and write it as a bundle at `out`; continue where an interrupted training run stopped.
 
-    `created`: unix time for the manifest. `force`: replace a bundle at `out` and discard an unfinished training with
+    `created`: unix time for the manifest. `force`: replace a bundle at `out` and discard an unfinished training run with
     other options. `finish`: fit no further and use the best checkpoint.
 
     Raises:

@@ -19,5 +19,5 @@ COMMANDS = {
 def command() -> None:
     """List, show, export and verify what was signed and submitted.
 
-    Reading works beside a running worker.
+    Reading works while a worker runs.
     """

@@ -1,4 +1,4 @@
-"""`model quarantine`: the bundles that are not run any more because they hung or crashed their processes."""
+"""`model quarantine`: the bundles that are no longer run because they hung or crashed their processes."""
 
 from __future__ import annotations
 

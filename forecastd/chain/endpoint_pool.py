@@ -158,7 +158,7 @@ class EndpointPool:
         ]
 
     def broadcast(self, tx_bytes: bytes) -> BroadcastResult:
-        """As `broadcast_all`.
+        """See `broadcast_all`.
 
         Returns the answer of a node that accepted the bytes, otherwise of the best that answered.
         """

@@ -72,7 +72,7 @@ class EventStreamReport:
 
 
 class _ConnectionLost(Exception):
-    """The connection is not usable any more.
+    """The connection is no longer usable.
 
     `reconnect_seconds`: the pause before the next one, None for the usual pause.
     """

@@ -80,7 +80,7 @@ class GrpcTransport:
             raise no_usable_response(self.endpoint, method, "an unreadable answer") from None
 
     def send(self, method: str, request: Any) -> bytes:
-        """As `call`, but returns the bytes of the answer."""
+        """Like `call`, but returns the bytes of the answer."""
         import grpc  # type: ignore[import-untyped]  # no stubs
 
         if self._channel is None:

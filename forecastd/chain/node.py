@@ -357,7 +357,7 @@ class Node:
         return self._transport.call(method, request, reply)
 
     def _ask_or_raise(self, method: str, request: Any, reply: Any) -> Any:
-        """As `_ask`, for calls that a working node never refuses."""
+        """Like `_ask`, for calls that a working node never refuses."""
         try:
             return self._ask(method, request, reply)
         except RpcError as error:

@@ -75,7 +75,7 @@ class RestTransport:
             raise no_usable_response(self.endpoint, method, "an unreadable answer") from None
 
     def send(self, method: str, request: Any) -> dict[str, Any]:
-        """As `call`, but returns the JSON of the answer."""
+        """Like `call`, but returns the JSON of the answer."""
         future: Future[tuple[int, bytes]] = Future()
         route = ROUTES[method]
         url, body = _request(self.endpoint.url, route, request)

@@ -188,7 +188,7 @@ def wait_for_transaction(
 ) -> TxResult | None:
     """Wait for the result of a transaction in a block.
 
-    Returns None when no block has it within `timeout_seconds`, or when none can include it any more. Errors of the node
+    Returns None when no block has it within `timeout_seconds`, or when a block can no longer include it. Errors of the node
     are retried. `resend` is called every `RESEND_SECONDS`: an accepted transaction can be lost, and sending the same
     bytes again is harmless. Its result is ignored. The wait ends early, after one more lookup, when `wake` is set or
     the chain is past `timeout_height`.

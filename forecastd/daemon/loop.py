@@ -1,7 +1,8 @@
 """The main loop of the daemon: a tick every second or two, from startup to shutdown.
 
-Invariant: the loop never blocks. Startup, reload, watching and serving run in their own threads. The loop checks that
-they make progress, and only while all of them do does it ping the service manager's watchdog.
+Invariant: the loop never blocks, except for a pause after an unexpected error. Startup, reload, watching and serving run
+in their own threads. The loop checks that they make progress, and only while all of them do does it ping the service
+manager's watchdog.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ SettingsLoader = Callable[[], tuple[list[Settings], list[str]]]
 
 @dataclass
 class Shutdown:
-    """Why the daemon exits, and with which code. `since`: the monotonic second of a request to exit immediately."""
+    """Why the daemon exits, and with which code.
+
+    `since`: monotonic time of a request to exit immediately; None: running cycles may finish.
+    """
 
     exit_code: int
     reason: str
@@ -213,7 +217,8 @@ class Daemon:
             log.info("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
 
     def _begin_shutdown(self, exit_code: int, reason: str) -> None:
-        """Exit now: cycles finish what they can immediately and abandon the rest. The ledger has what is signed."""
+        """Begin to exit: running cycles finish what they can at once and abandon the rest; signed submissions are safe in the
+        ledger."""
         if self._shutdown is not None and self._shutdown.since is not None:
             return
         self._shutdown = Shutdown(exit_code, reason, self._clock.monotonic())
@@ -284,7 +289,7 @@ class Daemon:
     # Shutdown
 
     def _should_exit(self) -> bool:
-        """Whether to exit: a shutdown was requested, and nothing is running any more or it takes too long."""
+        """Whether to exit: a shutdown was requested, and no cycle is running or it takes too long."""
         shutdown = self._shutdown
         if shutdown is None:
             return False

@@ -158,7 +158,7 @@ class TopicWorker:
         self._work_available.set()
 
     def join(self, seconds: float) -> bool:
-        """Wait up to `seconds` for the thread to end; whether it has ended."""
+        """Wait up to `seconds` for the thread to end; return whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return not self._thread.is_alive()
@@ -272,7 +272,7 @@ class TopicWorker:
             self._cycle_requested = self._cycle_requested or failed
 
     def _drop_served(self, resources: TopicResources) -> bool:
-        """Forget the pending windows whose epoch is served according to the ledger; whether there were any."""
+        """Forget the pending windows whose epoch is served according to the ledger; return whether there were any."""
         served = [nonce for nonce in self._pending_nonces() if _is_served(self._entry(resources, nonce))]
         with self._lock:
             for nonce in served:

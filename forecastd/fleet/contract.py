@@ -2,7 +2,7 @@
 
 Invariant: the order of `METRICS` is the order of columns everywhere (window, store, bundle, forecast). Adding,
 removing or moving a metric makes old bundles unusable and needs a new `CONTRACT_VERSION`; the store saves the names
-beside the numbers and maps the columns. For every metric a higher value is worse.
+next to the numbers and maps the columns. For every metric a higher value is worse.
 """
 
 from __future__ import annotations

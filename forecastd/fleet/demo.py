@@ -1,6 +1,6 @@
 """Simulated servers for `fleet serve --demo`: a simulator in the same process replaces the agents that send rows.
 
-Invariant: simulated rows are never stored beside real data. The window is filled with a simulated history first, so
+Invariant: simulated rows are never stored together with real data. The window is filled with a simulated history first, so
 that the model can forecast at once.
 """
 

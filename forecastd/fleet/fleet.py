@@ -101,7 +101,7 @@ class Fleet:
             self.scraper.start(self.ingest)
 
     def stop(self) -> None:
-        """Request the end of all threads. Returns at once."""
+        """Ask all threads to stop. Returns immediately."""
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -116,7 +116,7 @@ class Fleet:
     def close(self) -> None:
         """Stop everything within `CLOSE_SECONDS`; a thread that hangs ends with the process.
 
-        Only the rows of the open tick are not saved.
+        Rows of the open tick are lost.
         """
         self.stop()
         end = self.clock.monotonic() + CLOSE_SECONDS
@@ -148,7 +148,7 @@ class Fleet:
         return change
 
     def _close_tick(self, tick: int) -> None:
-        """Save a closed tick and submit it. Runs in the ticker thread."""
+        """Close a tick: forecast, evaluate, save. Runs in the ticker thread."""
         self.window.advance(tick)
         self._submit_tick(tick)
         self.window.save()
@@ -167,7 +167,7 @@ class Fleet:
         self.evaluation.submit(tick)
 
     def _wait_for_model(self) -> bool:
-        """Wait until the model is ready. Runs in the forecast thread; False if the fleet cannot continue."""
+        """Wait until the model is ready. Runs in the forecast thread; False if the fleet is stopping or cannot continue."""
         while not self._stopping.is_set():
             try:
                 self.model.wait_until_ready()

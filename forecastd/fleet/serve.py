@@ -56,7 +56,7 @@ class _ServerParts:
     notify: SystemdNotifier
 
     def stop(self) -> None:
-        """Request the end of everything. Returns at once."""
+        """Ask everything to stop. Returns immediately."""
         self.http.stop()
         self.fleet.stop()
 

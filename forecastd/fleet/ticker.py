@@ -61,7 +61,7 @@ class Ticker:
         self._stop.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds for the end of the thread; whether it has ended."""
+        """Wait at most `timeout` seconds for the end of the thread; return whether it has ended."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()

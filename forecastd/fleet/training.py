@@ -1,6 +1,6 @@
 """Trains a bundle on a fleet's history: collects the history, and runs the training in a supervised child.
 
-A resumed training uses the history that it began with, saved beside its output.
+A resumed training run uses the history that it began with, saved next to its output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_NAME = "trained"
 
 @dataclass(frozen=True)
 class FleetTrainingRequest:
-    """What to train on, and where to write: the history of so many hours, `simulate`, or a table at `data`.
+    """What to train on, and where to write: the last `hours` of history, `simulate`, or a table at `data`.
 
     `until`: unix seconds, default now. `servers`: the maximum number. `out`: default the directory of the fleet's
     models, under the model's name. `faults`: faults that the first child injects into itself, for a supervision run.
@@ -57,7 +57,7 @@ class FleetTrainingResult:
 def train_fleet(
     settings: Settings, request: FleetTrainingRequest, clock: Clock, listener: TrainingListener
 ) -> FleetTrainingResult:
-    """Train as `request` says, or resume an interrupted training.
+    """Train as `request` says, or resume an interrupted training run.
 
     Raises:
         NeedsHuman: the history, an option or the output is invalid, or no child could train.

@@ -188,7 +188,7 @@ class ChildServer:
 def main() -> None:
     descriptor, launch, parent, memory = sys.argv[1:]
     exit_with_parent(int(parent))
-    # SIGINT is meant for a training. One that arrives before it waits, so that it is not lost and does not end the process.
+    # SIGINT is meant for a training run. One that arrives earlier waits, so that it is neither lost nor ends the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR1, all_threads=True)

@@ -141,7 +141,7 @@ class Forecaster:
         return gather_candles(self.manifest, source, window, now)
 
     def forecast(self, candles: Candles, should_stop: Callable[[], bool] = lambda: False) -> Forecast:
-        """The forecast from the end of `candles`. `should_stop` is polled every second; true gives the forecast up.
+        """The forecast from the end of `candles`. `should_stop` is polled every second; true abandons the forecast.
 
         Raises:
             TooFewCandles: a fallback model is used now, and it needs more candles.

@@ -1,4 +1,4 @@
-"""A training as a job for a child: messages of both sides.
+"""A training run as a job for a child: messages of both sides.
 
 Rows, options and checkpoints are on disk, in the state directory that the parent has prepared and locked
 (`models.training.state`). The channel carries only its path and the progress, so a job of any size costs a few bytes, and a
@@ -79,7 +79,7 @@ def _error_fields(error: str, text: str, check: str = "") -> tuple[str, dict[str
 
 
 def error_from_child(error: ModelFailed, out: Path) -> Exception:
-    """The child's error as the exception that a training in this process would have raised."""
+    """The child's error as the exception that a training run in this process would have raised."""
     text = str(error)
     if error.kind == "interrupted":
         directory = state.state_directory(out)

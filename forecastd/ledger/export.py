@@ -1,4 +1,4 @@
-"""Epochs of the ledger with their signatures, for lists and exports. Reads a snapshot, so it works beside a worker."""
+"""Epochs of the ledger with their signatures, for lists and exports. Reads a snapshot, so it works while a worker runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LedgerEpoch:
         return dict(zip(EXPORT_COLUMNS, values, strict=True))
 
     def as_json(self) -> dict[str, object]:
-        """As `as_row`, with every signature and its exact bytes in base64."""
+        """Like `as_row`, with every signature and its exact bytes in base64."""
         return {**self.as_row(), "signatures": [_attempt_json(attempt) for attempt in self.attempts]}
 
 

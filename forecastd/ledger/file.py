@@ -1,7 +1,7 @@
 """The ledger's SQLite file: open it durably and for one process only, create or migrate its schema, translate SQLite errors.
 
 A file that is damaged, or older than the last one this host wrote (a restored backup), is renamed, never deleted, and a new
-ledger is created; the chain then supplies what was submitted. The *high-water mark*, a small file beside the ledger with the
+ledger is created; the chain then supplies what was submitted. The *high-water mark*, a small file next to the ledger with the
 number of signatures made so far, shows that a ledger is older than it should be.
 """
 
@@ -209,7 +209,7 @@ def _read_number(path: Path) -> int:
 
 
 def write_high_water_mark(path: Path, signature_count: int) -> None:
-    """Write the number of signatures beside the ledger. Without it a restored backup is not detected, nothing else fails."""
+    """Write the number of signatures next to the ledger. Without it a restored backup is not detected."""
     temporary = path.with_name(path.name + ".high-water.new")
     try:
         temporary.write_text(str(signature_count), encoding="ascii")

@@ -120,7 +120,7 @@ class Ledger:
             NeedsHuman: the path cannot be written, the file is not a ledger, or a newer version wrote it.
         """
         self.path = path
-        self.disk_failed = False  # then nothing can be written any more; the next start reconciles with the chain
+        self.disk_failed = False  # then nothing can be written; the next start reconciles with the chain
         self._lock = RLock()
         self._db = open_database(path, timeout_seconds, connect)
 
@@ -306,7 +306,7 @@ class Ledger:
         return int(rows[0][0]) if rows else None
 
     def set_known_from(self, chain_id: str, wallet: str, sequence: int) -> None:
-        """Accept the account as it is: sequences below `sequence` are not checked any more."""
+        """Accept the account as it is: sequences below `sequence` are no longer checked."""
         self._execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?)", (chain_id, wallet, sequence))
 
     def delete_account(self, chain_id: str, wallet: str) -> None:

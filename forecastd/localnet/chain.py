@@ -300,7 +300,7 @@ class LocalChain:
                 effects.append(foreign)
             account = state.accounts.get(tx.sender)
             refusal = check_ante(state, tx, height, Payer(account) if account else None)
-            if refusal is not None:  # valid on arrival but not any more: dropped, as a recheck does
+            if refusal is not None:  # valid on arrival but no longer: dropped, as a recheck does
                 log.info("dropped %s: %s %d %s", tx.hash, refusal.codespace, refusal.code, refusal.log)
                 continue
             factor = self.faults.gas_factor(height) if tx.is_payload else 1.0

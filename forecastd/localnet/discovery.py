@@ -50,7 +50,7 @@ def find_endpoint(state_dir: Path, *, chain_id: str = LOCAL_CHAIN_ID) -> str | N
 
 
 def find_running_node(state_dir: Path, *, chain_id: str = LOCAL_CHAIN_ID) -> RunningNode | None:
-    """As `find_endpoint`, with the node's websocket."""
+    """Like `find_endpoint`, with the node's websocket."""
     try:
         document = json.loads(endpoint_file(state_dir).read_text(encoding="utf-8"))
         endpoint, websocket = str(document["endpoint"]), document.get("websocket")

@@ -186,7 +186,7 @@ class LocalNode:
         return listener
 
     def open_endpoint(self, faults: Iterable[NodeFault] = (), *, rest: bool = False) -> EndpointListener:
-        """As `add_endpoint` on a free port while the node serves. Call it in the thread of the loop."""
+        """Like `add_endpoint` on a free port while the node serves. Call it in the thread of the loop."""
         listener = self.add_endpoint(listen(0), faults, rest=rest)
         self.update_listeners()
         return listener

@@ -28,7 +28,7 @@ class LocalAccount:
 
 @dataclass(frozen=True)
 class StoredInference:
-    """An inference that the chain stored. An evicted one does not count any more."""
+    """An inference that the chain stored. An evicted one no longer counts."""
 
     topic_id: int
     nonce: int

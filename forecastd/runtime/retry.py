@@ -21,7 +21,7 @@ def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake:
 
     Raises:
         RetryLater, SkipEpoch: the last failure, when there is no time left.
-        RetryLater: `wake` was set, for the worker must stop.
+        RetryLater: `wake` was set, because the worker must stop.
     """
     pause_seconds, last_message = MIN_PAUSE_SECONDS, ""
     while True:

@@ -68,7 +68,7 @@ def open_unexplained_accounts(settings: Settings, clock: Clock) -> Iterator[tupl
 
 
 def trust_account(ledger: Ledger, account: AccountStatus) -> None:
-    """Accept the account's sequence: the unexplained ones are not checked any more.
+    """Accept the account's sequence: the unexplained ones are no longer checked.
 
     Raises:
         RetryLater: the ledger could not be written.

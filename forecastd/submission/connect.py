@@ -48,7 +48,7 @@ def open_endpoints(settings: Settings, clock: Clock, chain_id: str, *, replay: b
 def open_connection(
     settings: Settings, clock: Clock, chain_id: str, *, replay: bool = False, with_websockets: bool = True
 ) -> Iterator[ChainConnection]:
-    """As `open_endpoints`, with the websockets: the user's, or those of the default endpoints or the local node."""
+    """Like `open_endpoints`, with the websockets: the user's, or those of the default endpoints or the local node."""
     with ExitStack() as stack:
         network = NETWORKS[settings.allora_network]
         websockets: tuple[str, ...] = ()

@@ -1,7 +1,6 @@
 """One cycle: serve one epoch, from the open submission window to the outcome.
 
-A stage gets values, returns values, or raises an error of `errors.py`, which ends the cycle and becomes its outcome in one
-place.
+A stage takes and returns values. An error from `errors.py` ends the cycle; `run_cycle` turns it into the outcome.
 
 Invariant: nothing is sent before it is in the ledger, and open entries of the ledger are settled before anything new is
 signed.
@@ -56,7 +55,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SAFETY_MARGIN_BLOCKS = 2  # before a window's end: a transaction signed later is unlikely to be included
-FETCH_SHARE, MODEL_SHARE, SIGN_SHARE = 0.5, 0.8, 1.0  # the share of the window's blocks by which a stage must succeed
+# The latest point, as a share of the window, at which a stage may still succeed.
+FETCH_SHARE, MODEL_SHARE, SIGN_SHARE = 0.5, 0.8, 1.0
 MAX_OUTAGE_SECONDS = 3600.0  # how long a retrying cycle waits for the first endpoint to answer
 _cycle_numbers = itertools.count(1)  # the cycles of this process
 
@@ -268,7 +268,10 @@ def _make_submission(run: _CycleRun, epoch: OpenEpoch) -> Submission | None:
 
 
 def _wait_for_epoch(run: _CycleRun) -> OpenEpoch | None:
-    """As `_find_epoch`, retried while no endpoint answers. Without one no window's end is known, so for an hour at most."""
+    """See `_find_epoch`; retried while no endpoint answers.
+
+    The end of the window is unknown then, so retry for at most an hour.
+    """
     clock = run.context.clock
     deadline = clock.monotonic() + MAX_OUTAGE_SECONDS
 
@@ -353,7 +356,7 @@ def _is_cancelled(run: _CycleRun, epoch: OpenEpoch) -> bool:
 
 
 def _network_inferences(run: _CycleRun) -> tuple[float, ...]:
-    """The latest inferences of the other workers; none when no node answers, for they are used for a warning only."""
+    """The latest inferences of the other workers; empty if no node answers, because they only serve a warning."""
     try:
         inferences = run.context.chain.network_inferences(run.options.topic_id)
     except RetryLater as error:

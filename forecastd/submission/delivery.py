@@ -36,7 +36,8 @@ from forecastd.submission.state_machine import (
 
 log = logging.getLogger(__name__)
 
-ABSENCE_PROOF_ENDPOINTS = 2  # past the timeout height, so many must not have a transaction before it counts as lost
+# This many endpoints past the timeout height must lack a transaction before it counts as lost.
+ABSENCE_PROOF_ENDPOINTS = 2
 MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.05, 5.0  # each wait is 1.6 times the last, with 10 % jitter
 _ACTION_PRIORITY = (Action.ACCEPTED, Action.PENDING, Action.DONE, Action.VERIFY, Action.WINDOW_CLOSED, Action.RESIGN)
 
@@ -245,6 +246,6 @@ def _check_counted(context: DeliveryContext, entry: LedgerEntry) -> Observation 
     if any(inference.worker == wallet for inference in epoch_inferences):
         return CountVerdict(SubmissionState.ADMITTED)
     if not epoch_inferences and (is_stored or (latest is not None and latest.nonce > nonce)):
-        # The chain does not keep the set any more, and nothing contradicts the inclusion.
+        # The chain no longer keeps the set, and nothing contradicts the inclusion.
         return CountVerdict(SubmissionState.ADMITTED)
     return CountVerdict(SubmissionState.EVICTED if is_stored else SubmissionState.PASSIVE)

@@ -1,7 +1,7 @@
 """Which epoch to serve, and whether this wallet may sign: everything that is checked before a forecast is made.
 
 Invariant: the chain's account is compared with the ledger first. A sequence that is not in the ledger means that another
-signer uses this key; nothing is signed any more until a person resolves it.
+signer uses this key; nothing is signed until a person resolves it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def list_open_epochs(chain: ChainClient, topic: Topic, chain_id: str, wallet: st
 
 
 def select_epoch(ledger: Ledger, epochs: list[OpenEpoch]) -> OpenEpoch:
-    """The newest epoch that is not served yet; the newest of all when every epoch is served."""
+    """The newest epoch that still needs work; the newest of all if none does."""
     for epoch in epochs:
         entry = ledger.find(epoch.key)
         if entry is None or entry.row.state not in SERVED_STATES:

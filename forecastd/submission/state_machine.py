@@ -2,7 +2,7 @@
 
 Nothing here reads a clock, a disk or a network. The same observation a second time changes nothing.
 
-Invariant: new bytes are signed only when the old ones can no longer take effect beside them: a block included them with a
+Invariant: new bytes are signed only when the old ones can no longer take effect as well: a block included them with a
 code other than 0, or their fee was refused and the new ones have the same sequence, which the chain includes at most once.
 """
 
@@ -138,7 +138,7 @@ def _apply_absence(row: LedgerRow, observation: Absence) -> tuple[LedgerRow, Nex
         ), NextStep.CHECK_COUNTED
     endpoints_past_timeout = sum(height > row.timeout_height for height in observation.heights)
     is_sequence_used = observation.sequence is not None and observation.sequence > row.sequence
-    # Long past the timeout nothing can be signed for this epoch any more. If the sequence is unused too, one endpoint is
+    # Long past the timeout nothing can be signed for this epoch. If the sequence is unused too, one endpoint is
     # proof enough: others that do not answer for days must not block the next epochs.
     is_sequence_unused = (
         observation.sequence is not None and not is_sequence_used and is_long_past_timeout(row, observation)

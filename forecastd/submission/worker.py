@@ -53,7 +53,7 @@ def run_once(
 
     `topics`: the settings of each topic, which share network, endpoints and state. `as_of` (unix seconds) replays that time
     on the local network. `retry_until_closed`: retry until the window closes. On the local network the worker is always
-    registered, in a dry run too, for it costs nothing there.
+    registered, in a dry run too, because it costs nothing there.
     """
     clock = clock if as_of is None else ReplayClock(as_of)
     try:

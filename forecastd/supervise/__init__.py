@@ -1,1 +1,1 @@
-"""Models run in child processes, with no secrets in their environment, bounded memory and a deadline a phase."""
+"""Models run in child processes, with no secrets in their environment, bounded memory and a deadline per phase."""

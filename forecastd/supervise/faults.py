@@ -1,7 +1,7 @@
 """Fault injection: a child that is asked to can hang, crash or misbehave at a given point of its real work.
 
 Used by `forecastd supervise --fault` and by tests. A fault is written `KIND[:VALUE][@PLACE]`. PLACE is a percentage of the
-job's work (a prediction or a training) or the name of a phase. `hang@99` stops for ever at 99 % of a job;
+job's work (a prediction or a training run) or the name of a phase. `hang@99` stops for ever at 99 % of a job;
 `slow:0.5@post_processing` adds half a second to each step of that phase.
 """
 

@@ -22,7 +22,7 @@ class InvalidResult(Exception):
 class Job:
     """One piece of work for a child.
 
-    `name`: shown to people. `deadline`: monotonic seconds after which the result is not needed any more. `attempts`: how many
+    `name`: shown to people. `deadline`: monotonic seconds after which the result is no longer needed. `attempts`: how many
     children may try it. `read`: turns the result message into the value; raises InvalidResult.
     """
 

@@ -251,7 +251,10 @@ class ProcessMonitor:
         self._queue.reject(item, ModelFailed(text, kind, message.text("check")))
 
     def _handle_bundle_error(self, slot: WorkerSlot, message: ChildMessage, now: float) -> None:
-        """The child reported that its bundle is invalid, as every child would. The next request tries the bundle again."""
+        """The child reported that its bundle is invalid; every other child would report the same.
+
+        The next request tries the bundle again.
+        """
         text = printable(message.text("message"))
         if message.text("error") == "memory":
             self._replace_child(slot, now, "invalid_result", f"reported: {text}")
@@ -327,7 +330,7 @@ class ProcessMonitor:
         self._replace_child(slot, now, "died", f"died in phase {child.state.phase}, {exit_description}")
 
     def _handle_deadline(self, slot: WorkerSlot, child: ChildProcess, item: WorkItem, now: float) -> None:
-        """The result is not needed any more. The child is replaced, because its work cannot be cancelled."""
+        """The result is no longer needed. The child is replaced, because its work cannot be cancelled."""
         self._counts.deadlines_exceeded += 1
         self._publish("deadline_exceeded", slot)
         where = f"at {child.state.percent:.0f} % of {child.state.phase}"
@@ -357,7 +360,10 @@ class ProcessMonitor:
         return actions
 
     def _record_failed_start(self, slot: WorkerSlot, reason: str) -> None:
-        """Count a child that did not reach the loading phase. Callers fail only when every slot has used its attempts."""
+        """Count a child that did not reach the loading phase.
+
+        All waiting jobs fail once every slot has used up its attempts.
+        """
         slot.failed_starts += 1
         if all(other.failed_starts >= self._policy.attempts and not other.is_ready for other in self.slots):
             for other in self.slots:

@@ -1,4 +1,4 @@
-"""The jobs of a pool, from submission to their one end, and the failures counted against the pool's bundle.
+"""The jobs of a pool, from submission to their single result, and the failures counted against the pool's bundle.
 
 Invariant: a job ends exactly once, with a value or with an error. Until then it waits here, is taken by a child, and is
 requeued when that child is lost.
@@ -17,7 +17,7 @@ from forecastd.supervise.process import ChildFailed, ModelFailed
 
 
 class BundleQuarantined(ChildFailed):
-    """The bundle hung or crashed its children too often in a row. No child is started with it any more."""
+    """The bundle hung or crashed its children too often in a row. No child is started with it."""
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """Market training: fetch the history, compute its features, and train a bundle on the rows.
 
-An interrupted training resumes with the rows that it started with; nothing is fetched again.
+An interrupted training run resumes with the rows that it started with; nothing is fetched again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ REQUIRED_CHECKS = ("empty", "unit", "future", "grid", "nonfinite", "inconsistent
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A user's request for a training. `start`, `until`: unix seconds. Without `start`, the last `hours` are used.
+    """A user's request for a training run. `start`, `until`: unix seconds. Without `start`, the last `hours` are used.
 
     `faults`: injected into the first child, in the syntax of `supervise.faults`.
     """
@@ -58,7 +58,7 @@ class TrainedBundle:
 def train_model(
     settings: Settings, request: TrainingRequest, clock: Clock, listener: TrainingListener
 ) -> TrainedBundle:
-    """Train a bundle on the candles of `settings.data_source`, or resume an interrupted training.
+    """Train a bundle on the candles of `settings.data_source`, or resume an interrupted training run.
 
     Raises:
         NeedsHuman: the source, the features, an option or the output must be changed, or every child failed.
@@ -89,7 +89,7 @@ def _load_rows(
     now: float,
     on_message: Callable[[str], None],
 ) -> MarketData:
-    """The saved rows of an interrupted training of the same request, or rows of a history that is fetched now."""
+    """The saved rows of an interrupted training run of the same request, or rows of a history that is fetched now."""
     key = _request_key(source, features, request)
     saved = saved_rows(run, key, MarketData)
     if saved is not None:

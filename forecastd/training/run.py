@@ -1,7 +1,7 @@
-"""A training of any kind: check the output, save the rows, and train on them in a supervised child.
+"""A training run of any kind: check the output, save the rows, and train on them in a supervised child.
 
-This process may hold keys and never imports torch; the child reads the rows from disk. An interrupted training resumes with
-the rows saved beside its output: nothing is fetched again, and newer data cannot change the training data.
+This process may hold keys and never imports torch; the child reads the rows from disk. An interrupted training run
+resumes with the rows saved next to its output: nothing is fetched again, and newer data cannot change the training data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from models.training.task import ManifestT, RowsT, TrainingRows
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training: its options, its output directory, and what to do with an existing one.
+    """One training run: its options, its output directory, and what to do with an existing one.
 
     `faults`: injected into the first child, in the syntax of `supervise.faults`.
     """
@@ -44,7 +44,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class TrainingListener:
-    """Callbacks of a training. `on_message` gets a sentence on the data, `on_replacement` one on each replaced child.
+    """Callbacks of a training run. `on_message` gets a sentence on the data, `on_replacement` one on each replaced child.
 
     `stop_now`: polled after an interrupt; true kills the child without waiting for it.
     """
@@ -64,7 +64,7 @@ def run_training(
     *,
     read_manifest: Callable[[Path], ManifestT],
 ) -> ManifestT:
-    """Train on the rows of `load_rows`, or resume an interrupted training; return the manifest of the written bundle.
+    """Train on the rows of `load_rows`, or resume an interrupted training run; return the manifest of the written bundle.
 
     `load_rows` is called while the output is locked. The options must have been checked (`check_config`).
 
@@ -139,7 +139,7 @@ def _run_supervised(
 
 
 def saved_rows(run: TrainingRun, key: str, rows_type: type[RowsT]) -> RowsT | None:
-    """The rows of an interrupted training of the same request; None without one.
+    """The rows of an interrupted training run of the same request; None without one.
 
     Raises:
         NeedsHuman: there are none, but `finish` needs them.
@@ -166,7 +166,7 @@ def bundle_name(out: Path) -> str:
 
 
 def _require_writable(out: Path, *, force: bool) -> None:
-    """Report before a long training, not after it, that its bundle cannot be written. Raises NeedsHuman."""
+    """Report before a long training run, not after it, that its bundle cannot be written. Raises NeedsHuman."""
     if out.exists() and not force:
         raise NeedsHuman(f"{out} exists already. Choose another --out, or replace it with --force.")
     if out.is_file():

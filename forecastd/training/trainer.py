@@ -1,4 +1,4 @@
-"""Runs one training in a supervised child and reports its progress to the caller.
+"""Runs one training run in a supervised child and reports its progress to the caller.
 
 A child that hangs or dies is replaced, and the next one resumes from the last checkpoint. An interrupt is passed to the
 child, which saves its work and ends; a child that does not, or that must stop now, is killed. The checkpoint stays valid.
@@ -51,7 +51,7 @@ class TrainingSupervisor:
         Raises:
             ModelFailed: a child reported that the training cannot be done.
             ChildFailed: every child that tried it hung or died.
-            KeyboardInterrupt: the training was interrupted, and no child works on it any more.
+            KeyboardInterrupt: the training was interrupted, and no child works on it.
         """
         events: EventQueue = SimpleQueue()
         sha256: Future[str] = Future()

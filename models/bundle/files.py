@@ -23,7 +23,7 @@ from models.errors import BundleError
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_HEADER_BYTES = 1 << 20  # of a safetensors file, beside its numbers
+MAX_HEADER_BYTES = 1 << 20  # of a safetensors file, in addition to its numbers
 
 Shapes = Mapping[str, tuple[int, ...]]
 ManifestT = TypeVar("ManifestT")

@@ -65,7 +65,7 @@ def iso(seconds: int) -> str:
 
 
 def training_json(training: TrainingRecord) -> dict[str, object]:
-    """The record of a training as JSON."""
+    """The record of a training run as JSON."""
     return {
         **_times_json(training),
         "rows": training.rows,
@@ -102,7 +102,7 @@ def read_levels(root: StrictFields) -> tuple[float, ...]:
 
 
 def read_training(training: StrictFields) -> TrainingRecord:
-    """Read the record of a training."""
+    """Read the record of a training run."""
     start, end = _times(training, "training")
     record = TrainingRecord(
         start=start,

@@ -50,9 +50,8 @@ class FleetEngine(Protocol):
     def forecast(self, inputs: FleetInput, progress: ProgressCallback = ..., on_result: ResultCallback = ...) -> Floats:
         """Quantiles float32 `[S, M, Q, H]` in the metrics' units, non-decreasing along Q, within the metrics' bounds.
 
-        Column `h` speaks of the tick `inputs.tick + 1 + h`. `progress` hears of every part of the work that is done,
-        and `done`, from any of the engine's threads, of every server once, as soon as its quantiles are what they
-        will be.
+        Column `h` is the forecast for tick `inputs.tick + 1 + h`. `progress` is called after each part of the work;
+        `on_result`, from any engine thread, once per server when its quantiles are final.
 
         Raises:
             DataError: the input does not fit the bundle.

@@ -46,7 +46,7 @@ class BatchedEngine:
         progress: ProgressCallback = ignore_progress,
         on_result: ResultCallback = ignore_results,
     ) -> Floats:
-        """As `FleetEngine.forecast`."""
+        """See `FleetEngine.forecast`."""
         self.scaling.check(inputs)
         manifest, total = self.manifest, len(inputs.servers)
         levels, horizon = len(manifest.levels), manifest.horizon
@@ -72,7 +72,7 @@ class BatchedEngine:
         return outputs
 
     def look_ahead(self, tick: int) -> None:
-        """As `FleetEngine.look_ahead`; does nothing by default."""
+        """See `FleetEngine.look_ahead`; does nothing by default."""
 
     def run_batch(
         self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], on_chunk: ChunkCallback

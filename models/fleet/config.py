@@ -10,7 +10,7 @@ from models.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class FleetTrainingConfig(TrainingConfig):
-    """As `TrainingConfig`, with defaults for windows of 24 minutes in steps of 5 s, 8 minutes ahead.
+    """Like `TrainingConfig`, with defaults for windows of 24 minutes in steps of 5 s, 8 minutes ahead.
 
     encoder_minimum: minimum number of observed steps that the model needs
     embedding_size:  of the profile

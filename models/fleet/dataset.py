@@ -1,4 +1,4 @@
-"""The history of a fleet on the time grid, split by time, and the windows that a training may use.
+"""The history of a fleet on the time grid, split by time, and the windows that a training run may use.
 
 A window at *origin* `o` has its encoder in the ticks `.. o` and its decoder in `o + 1 .. o + H`. The ticks are split
 into train | validation | test with `H` unused ticks between them. Gaps are treated as in service: a value is carried
@@ -32,7 +32,7 @@ class FleetData:
     values:  float32 `[S, T, M]`, in the metrics' units, NaN where nothing was observed
     max_gap: ticks for which a value is carried forward in service
     data_sha256: of the values and their metadata; source, synthetic: where they came from
-    request: what the user asked for, as text; an interrupted training is resumed for the same request only
+    request: what the user asked for, as text; an interrupted training run is resumed for the same request only
     """
 
     KIND: ClassVar[str] = FLEET

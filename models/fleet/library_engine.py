@@ -48,7 +48,10 @@ class LibraryEngine(BatchedEngine):
 
 @contextmanager
 def _torch_threads(number: int) -> Iterator[None]:
-    """Set the number of torch's threads, which is global, and restore it: a training beside would give other weights."""
+    """Set the number of torch's threads, which is global, and restore it.
+
+    Training in the same process would otherwise give different weights.
+    """
     previous = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

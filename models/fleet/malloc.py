@@ -12,7 +12,7 @@ _THRESHOLD_BYTES = 1 << 30
 
 
 def keep_freed_memory() -> bool:
-    """Returns whether the C library supports it. Others than glibc do not, and nothing is changed."""
+    """Return whether glibc was configured to keep memory; other C libraries are left unchanged."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(
         mallopt(_MMAP_THRESHOLD, _THRESHOLD_BYTES) and mallopt(_TRIM_THRESHOLD, _THRESHOLD_BYTES)

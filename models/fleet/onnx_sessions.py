@@ -93,7 +93,7 @@ class OnnxSessions:
         return chunk_slices(rows, max(1, -(-rows // max(1, count))))
 
     def run_chunks(self, run: Callable[[slice], None], parts: list[slice]) -> Iterator[None]:
-        """Run the chunks on all threads, in any order; yields after each one. When it ends, nothing runs any more."""
+        """Run the chunks on all threads, in any order; yields after each one. When it ends, no thread runs one."""
         if self._pool is None:
             yield from map(run, parts)
             return

@@ -4,8 +4,8 @@ With fixed scales, the variable selection of a tick depends on that tick alone, 
 window except the newest are known before the newest arrives, so the network is run over them in advance.
 
 Invariant: at every forecast, the cache is compared with the values that it was computed from. A late or corrected
-row, another profile, or another server with an old name costs the computation of its ticks, and never gives a wrong
-forecast. An engine must not be shared by threads.
+row, another profile, or a new server that reuses a name only forces recomputation; the forecast stays correct. An
+engine must not be shared by threads.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class SelectionCache:
     """The windows `[S, L, M]` of the last forecast, and the selected variables `[S, L, hidden]` of the L ticks up to `end`.
 
     `end` is `tick`, or after `look_ahead` the next tick, whose selection is not computed yet.
+    `selection` is updated in place.
     """
 
     tick: int
@@ -50,13 +51,13 @@ class StreamEngine(OnnxEngine):
         super().__init__(bundle, threads)
         self._cache: SelectionCache | None = None
         self._consecutive = False  # whether the last two forecasts were of consecutive ticks
-        self._prepared_states: dict[
-            tuple[int, int], EncoderState
-        ] = {}  # of chunks of the next windows, by their bounds
+        # encoder states of the next windows, by (start, stop) of the chunk
+        self._prepared_states: dict[tuple[int, int], EncoderState] = {}
         self._prepared_rows: Mask = np.zeros(0, dtype=bool)  # servers for which only the newest tick is new
 
     def look_ahead(self, tick: int) -> None:
-        """Run the network over the known ticks of the next windows, unless ticks are skipped anyway for lack of time.
+        """Run the network over the known ticks of the next windows, unless the last forecast skipped a tick (too little time
+        to gain from it).
 
         This uses one thread: the others are busy with the results of the last forecast.
         """
@@ -72,7 +73,7 @@ class StreamEngine(OnnxEngine):
         self._cache = replace(cache, end=tick)
 
     def decode(self, past: Floats, future: Floats, profile_index: Indices, part: slice) -> Floats:
-        """As `OnnxEngine.decode`."""
+        """See `OnnxEngine.decode`."""
         state = self._prepared_states.pop((part.start, part.stop), None) if self._prepared_rows[part].all() else None
         if state is None:
             return super().decode(past, future, profile_index, part)
@@ -81,7 +82,7 @@ class StreamEngine(OnnxEngine):
     def select_past(
         self, inputs: FleetInput, groups: Indices, profile_index: Indices, advance: Callable[[], None]
     ) -> Floats:
-        """As `OnnxEngine.select_past`."""
+        """See `OnnxEngine.select_past`."""
         self._prepared_rows = np.zeros(len(profile_index), dtype=bool)
         if inputs.values.shape[1] < self.manifest.encoder_length:
             return super().select_past(inputs, groups, profile_index, advance)
@@ -145,13 +146,17 @@ def _find_rows(cache: SelectionCache, inputs: FleetInput, groups: Indices, profi
 def _copy_cached(cache: SelectionCache, current: SelectionCache, rows: Indices, stale: Mask, part: slice) -> None:
     """Copy the cached selection of some servers to `current`, and clear it in `stale` `[S, L]`."""
     in_place, source_rows = current.selection is cache.selection, rows[part]
-    shift = current.tick - cache.end
-    start, stop = max(0, -shift), stale.shape[1] - (current.tick - cache.tick)
-    before = cache.values[part if in_place else source_rows, start + current.tick - cache.tick :]
-    after = current.values[part, start:stop]
-    if np.array_equal(before, after) and (source_rows >= 0).all():
+    # A tick at step `i` of the new window is at step `i + value_offset` of `cache.values` and at step
+    # `i + selection_offset` of `cache.selection`. The new steps `start:stop` are those that the cache has.
+    value_offset, selection_offset = current.tick - cache.tick, current.tick - cache.end
+    start, stop = max(0, -selection_offset), stale.shape[1] - value_offset
+    cached_values = cache.values[part if in_place else source_rows, start + value_offset :]
+    new_values = current.values[part, start:stop]
+    if np.array_equal(cached_values, new_values) and (source_rows >= 0).all():
         stale[part, start:stop] = False
     else:
-        stale[part, start:stop] = ~((before == after).all(axis=-1) & (source_rows >= 0)[:, None])
+        stale[part, start:stop] = ~((cached_values == new_values).all(axis=-1) & (source_rows >= 0)[:, None])
     if not in_place:
-        current.selection[part, start:stop] = cache.selection[source_rows, start + shift : stop + shift]
+        current.selection[part, start:stop] = cache.selection[
+            source_rows, start + selection_offset : stop + selection_offset
+        ]

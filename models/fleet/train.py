@@ -45,7 +45,7 @@ _ANCHOR_WINDOWS = 2048  # windows of the train part that the anchors are fitted 
 
 @dataclass(frozen=True, eq=False)
 class _FleetRun:
-    """What a training is given, and what follows from it alone.
+    """The inputs of a training run, and values derived only from them.
 
     anchors:           of the metrics
     initial_quantiles: `[M, Q]`, quantiles of the distance between the outcomes of the train part and the anchors: the best
@@ -74,7 +74,7 @@ class FleetTask(
     config_type = FleetTrainingConfig
 
     def check_options(self, config: FleetTrainingConfig) -> None:
-        """As `TrainingTask.check_options`."""
+        """See `TrainingTask.check_options`."""
         if not 2 <= config.encoder_minimum <= config.encoder_length:
             raise DataError(
                 f"--encoder-minimum must be from 2 to the encoder length, {config.encoder_length}, not "
@@ -88,7 +88,7 @@ class FleetTask(
             raise DataError("The shares of short encoders and of unknown servers must be from 0 to 1.")
 
     def check_data(self, rows: FleetData, config: FleetTrainingConfig) -> None:
-        """As `TrainingTask.check_data`."""
+        """See `TrainingTask.check_data`."""
         max_servers = MAX_GROUPS - len(set(rows.profiles)) - 1
         if len(rows.servers) > max_servers:
             raise DataError(
@@ -97,17 +97,17 @@ class FleetTask(
         self.split(rows, config)
 
     def split(self, rows: FleetData, config: FleetTrainingConfig) -> FleetSplit:
-        """As `TrainingTask.split`."""
+        """See `TrainingTask.split`."""
         return _split_data(rows, carry_forward(rows.values, rows.max_gap), config)
 
     def count_batches(self, rows: FleetData, config: FleetTrainingConfig, parts: FleetSplit) -> BatchCounts:
-        """As `TrainingTask.count_batches`."""
+        """See `TrainingTask.count_batches`."""
         validation = _count_validation_batches(rows, config, parts)
         train = min(config.batches_per_epoch, -(-len(parts.train.windows) // config.batch_size))
         return BatchCounts(train, validation, 2 * validation)
 
     def load_libraries(self) -> None:
-        """As `TrainingTask.load_libraries`."""
+        """See `TrainingTask.load_libraries`."""
         import models.fleet.batches
         import models.fleet.initialisation
         import models.fleet.scales  # noqa: F401
@@ -115,7 +115,7 @@ class FleetTask(
         keep_freed_memory()
 
     def make_run(self, rows: FleetData, config: FleetTrainingConfig, parts: FleetSplit) -> _FleetRun:
-        """As `TrainingTask.make_run`."""
+        """See `TrainingTask.make_run`."""
         from models.fleet.batches import GroupIndex
         from models.fleet.scales import fit_groups
 
@@ -143,7 +143,7 @@ class FleetTask(
         )
 
     def build_network(self, run: _FleetRun) -> Any:
-        """As `TrainingTask.build_network`."""
+        """See `TrainingTask.build_network`."""
         from models.fleet.initialisation import initialise_weights
         from models.fleet.network import build_network
 
@@ -153,7 +153,7 @@ class FleetTask(
         return network
 
     def make_module(self, run: _FleetRun, network: Any) -> tuple[Any, tuple[Any, Any]]:
-        """As `TrainingTask.make_module`."""
+        """See `TrainingTask.make_module`."""
         from models.fleet.batches import (
             FleetBatchSampler,
             FleetQuantileModule,
@@ -177,12 +177,12 @@ class FleetTask(
         return module, make_loaders(windows, sampler, validation)
 
     def export(self, run: _FleetRun, network: Any, out: Path, created: int) -> FleetBundle:
-        """As `TrainingTask.export`; the quantiles of the canary are zero until `check_engine`."""
+        """See `TrainingTask.export`; the quantiles of the canary are zero until `check_engine`."""
         weights, manifest = export_parameters(network, run.network), _make_manifest(run, created)
         return FleetBundle(out, manifest, weights, run.groups.center, run.groups.scale, _make_canary(run))
 
     def check_engine(self, bundle: FleetBundle, network: Any) -> tuple[FleetBundle, FleetEngine]:
-        """As `TrainingTask.check_engine`; the canary's quantiles are those of the library's network."""
+        """See `TrainingTask.check_engine`; the canary's quantiles are those of the library's network."""
         import torch
 
         threads = torch.get_num_threads()
@@ -199,7 +199,7 @@ class FleetTask(
         return replace(bundle, canary=replace(bundle.canary, quantiles=quantiles)), engine
 
     def score(self, run: _FleetRun, engine: FleetEngine, report: Callable[[float], None]) -> dict[str, object]:
-        """As `TrainingTask.score`: the model and the baselines on the same windows."""
+        """See `TrainingTask.score`: the model and the baselines on the same windows."""
         config, scores = run.config, dict[str, object]()
         batches = _count_validation_batches(run.data, config, run.parts)
         for index, part in enumerate((run.parts.validation, run.parts.test)):
@@ -219,12 +219,12 @@ class FleetTask(
         return scores
 
     def write(self, out: Path, bundle: FleetBundle, scores: dict[str, object], *, replace_old: bool) -> FleetManifest:
-        """As `TrainingTask.write`."""
+        """See `TrainingTask.write`."""
         manifest = replace(bundle.manifest, scores=scores)
         return write_fleet_bundle(out, replace(bundle, manifest=manifest), replace_old=replace_old)
 
     def read_manifest(self, path: Path) -> FleetManifest:
-        """As `TrainingTask.read_manifest`."""
+        """See `TrainingTask.read_manifest`."""
         return read_fleet_manifest(path)
 
 

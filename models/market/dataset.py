@@ -1,4 +1,4 @@
-"""The rows of a market training, split by time, and the windows that a training may use.
+"""The rows of a market training run, split by time, and the windows that a training run may use.
 
 A window at *origin* row `o` has its encoder in the rows `o - L + 1 .. o` and its decoder in `o + 1 .. o + H`. The
 rows are split into train | validation | test with `H` unused rows between them.
@@ -34,7 +34,7 @@ class MarketData:
     known:  float64 `[n, K]`, features known for the future too; `known_names` in order
     step:   seconds between rows
     data_sha256: of the candles; source, synthetic: where they came from
-    request: what the user asked for, as text; an interrupted training is resumed for the same request only
+    request: what the user asked for, as text; an interrupted training run is resumed for the same request only
     """
 
     KIND: ClassVar[str] = MARKET

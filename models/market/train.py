@@ -32,7 +32,7 @@ BASELINE_WINDOWS = 20_000
 
 @dataclass(frozen=True, eq=False)
 class _MarketRun:
-    """What a training is given, and what follows from it alone."""
+    """The inputs of a training run, and values derived only from them."""
 
     data: MarketData
     config: TrainingConfig
@@ -53,15 +53,15 @@ class MarketTask(
         """A market has no options of its own."""
 
     def check_data(self, rows: MarketData, config: TrainingConfig) -> None:
-        """As `TrainingTask.check_data`."""
+        """See `TrainingTask.check_data`."""
         self.split(rows, config)
 
     def split(self, rows: MarketData, config: TrainingConfig) -> MarketSplit:
-        """As `TrainingTask.split`."""
+        """See `TrainingTask.split`."""
         return split(rows, config.encoder_length, config.horizon, config.validation, config.test)
 
     def count_batches(self, rows: MarketData, config: TrainingConfig, parts: MarketSplit) -> BatchCounts:
-        """As `TrainingTask.count_batches`."""
+        """See `TrainingTask.count_batches`."""
         validation, test = (
             -(-len(part.thin(config.scored_windows)) // config.batch_size) for part in (parts.validation, parts.test)
         )
@@ -69,16 +69,16 @@ class MarketTask(
         return BatchCounts(train, validation, validation + test)
 
     def load_libraries(self) -> None:
-        """As `TrainingTask.load_libraries`."""
+        """See `TrainingTask.load_libraries`."""
         import models.market.batches
         import models.tft.torch_model  # noqa: F401
 
     def make_run(self, rows: MarketData, config: TrainingConfig, parts: MarketSplit) -> _MarketRun:
-        """As `TrainingTask.make_run`."""
+        """See `TrainingTask.make_run`."""
         return _MarketRun(rows, config, _make_network(rows, config), _fit_scalers(rows, parts.train), parts)
 
     def build_network(self, run: _MarketRun) -> Any:
-        """As `TrainingTask.build_network`."""
+        """See `TrainingTask.build_network`."""
         from models.tft.torch_model import build_network, initialise_output
 
         config = run.config
@@ -87,7 +87,7 @@ class MarketTask(
         return network
 
     def make_module(self, run: _MarketRun, network: Any) -> tuple[Any, tuple[Any, Any]]:
-        """As `TrainingTask.make_module`."""
+        """See `TrainingTask.make_module`."""
         from models.market.batches import MarketQuantileModule, MarketWindowDataset, make_loaders
 
         config, parts = run.config, run.parts
@@ -96,7 +96,7 @@ class MarketTask(
         return MarketQuantileModule(network, config), make_loaders(windows, parts.train.origins, validation, config)
 
     def export(self, run: _MarketRun, network: Any, out: Path, created: int) -> MarketBundle:
-        """As `TrainingTask.export`; the canary's quantiles are the network's own."""
+        """See `TrainingTask.export`; the canary's quantiles are the network's own."""
         from models.tft.torch_model import forward
 
         weights, manifest = export_parameters(network, run.network), _make_manifest(run, created)
@@ -107,7 +107,7 @@ class MarketTask(
         return MarketBundle(out, manifest, "", weights, canary, ())
 
     def check_engine(self, bundle: MarketBundle, network: Any) -> tuple[MarketBundle, MarketEngine]:
-        """As `TrainingTask.check_engine`."""
+        """See `TrainingTask.check_engine`."""
         engine, canary = MarketEngine(bundle), bundle.canary
         difference = relative_difference(engine.predict(canary.inputs).quantiles, canary.quantiles)
         if not difference <= TOLERANCE:
@@ -120,7 +120,7 @@ class MarketTask(
         return bundle, engine
 
     def score(self, run: _MarketRun, engine: MarketEngine, report: Callable[[float], None]) -> dict[str, object]:
-        """As `TrainingTask.score`: the model and the baselines on the same windows."""
+        """See `TrainingTask.score`: the model and the baselines on the same windows."""
         baselines = _fit_baselines(run)
         scores, scored_batches = dict[str, object](), 0.0
         for part in (run.parts.validation, run.parts.test):
@@ -136,12 +136,12 @@ class MarketTask(
         return scores
 
     def write(self, out: Path, bundle: MarketBundle, scores: dict[str, object], *, replace_old: bool) -> MarketManifest:
-        """As `TrainingTask.write`."""
+        """See `TrainingTask.write`."""
         manifest = replace(bundle.manifest, metrics=scores)
         return write_market_bundle(out, manifest, bundle.weights, bundle.canary, replace_old=replace_old)
 
     def read_manifest(self, path: Path) -> MarketManifest:
-        """As `TrainingTask.read_manifest`."""
+        """See `TrainingTask.read_manifest`."""
         return read_market_manifest(path)
 
 

@@ -122,7 +122,7 @@ def build_selection_graph(tft: Tft) -> bytes:
     graph, selection = _GraphBuilder(), tft.encoder_selection
     count, hidden = selection.norm_weight.shape
     columns = graph.op("Unsqueeze", graph.op("Transpose", "x", perm=[1, 0]), graph.integers(2))  # [V, N, 1]
-    # A one beside each value, and a last inner unit that stays one: the products then include the biases.
+    # A one next to each value, and a last inner unit that stays one: the products then include the biases.
     ones = graph.op(
         "ConstantOfShape", graph.op("Shape", columns), value=numpy_helper.from_array(np.ones(1, np.float32))
     )
@@ -341,7 +341,7 @@ def _attention(
 ) -> str:
     """Attention outputs `[B * H, hidden]` of future steps `[B * H, hidden]`; `past` and `future` are keys and values.
 
-    The weights of a step are exponentials divided by their sum. The ones beside the values add up to the sum,
+    The weights of a step are exponentials divided by their sum. The ones next to the values add up to the sum,
     separately for past and future: that takes half the passes of a softmax over both. Unless the largest score is
     subtracted first, an exponential may be out of float32's range and the result not finite; `safe` subtracts it.
     """

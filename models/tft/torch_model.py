@@ -109,7 +109,7 @@ def forward(model: Any, past: NDArray[np.float32], future: NDArray[np.float32]) 
 HARMLESS_WARNINGS = (
     r"Attribute '.*' is an instance of `nn\.Module`",  # the library saves its loss among its hyperparameters
     r".*does not have many workers",  # a batch is one gather: workers would only copy it
-    r"Checkpoint directory .* exists and is not empty",  # an interrupted training resumes there
+    r"Checkpoint directory .* exists and is not empty",  # an interrupted training run resumes there
     r".*LeafSpec.* is deprecated",  # Lightning's own use of torch
 )
 

@@ -1,1 +1,1 @@
-"""What every training needs: the task protocol, options, state on disk, Lightning, progress, the template."""
+"""What every training run needs: the task protocol, options, state on disk, Lightning, progress, the template."""

@@ -1,4 +1,4 @@
-"""The options of a training, as one value that is saved in the manifest."""
+"""The options of a training run, as one value that is saved in the manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The options of a training. The defaults fit topic 67: hourly candles, 168 h ahead.
+    """The options of a training run. The defaults fit topic 67: hourly candles, 168 h ahead.
 
     `batches_per_epoch` limits an epoch, because consecutive windows overlap almost completely. `scored_windows`
     limits, for the same reason, the scored windows of the validation and of the test part. `patience`: epochs without

@@ -1,6 +1,6 @@
 """Fit a network with Lightning: the training step, early stopping, checkpoints without pickled objects.
 
-Invariant: a training that was interrupted and continued gives exactly the weights of one that was not. So an epoch's
+Invariant: a training run that was interrupted and continued gives exactly the weights of one that was not. So an epoch's
 batches depend on (seed, epoch) alone, and dropout is seeded again in every epoch. Checkpoints hold tensors and plain
 values only, are read with `weights_only=True`, and are written whole or not at all: the process may be killed at any
 time.

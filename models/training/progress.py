@@ -1,4 +1,4 @@
-"""The progress of a training as one count over all its work: imports, batches, scoring, writing.
+"""The progress of a training run as one count over all its work: imports, batches, scoring, writing.
 
 The unit is a batch of the fit; other work has a size in that unit.
 
@@ -16,7 +16,7 @@ _SCORE_STEPS = 3  # units: the export, the comparison of engine and network, the
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """The progress of a training. `stage` is start, fit, score or write; a loss is None until it is known.
+    """The progress of a training run. `stage` is start, fit, score or write; a loss is None until it is known.
 
     `done` of `total`: all the work, stages and epochs together, in units of a batch.
     """
@@ -33,7 +33,7 @@ class TrainingProgress:
 
 
 class ProgressMeter:
-    """Counts the work of one training, and reports it.
+    """Counts the work of one training run, and reports it.
 
     `batches`: of an epoch; `validation_batches`: of each validation; `scoring_batches`: of all the scoring.
     """

@@ -1,4 +1,4 @@
-"""One training from its rows to a written bundle: fit, export, check the engine, score, write. The same for every kind.
+"""One training run from its rows to a written bundle: fit, export, check the engine, score, write. The same for every kind.
 
 What a step does is the kind's (`models.training.task.TrainingTask`). Torch and Lightning are imported here, when a
 training runs, and nowhere before.

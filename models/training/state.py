@@ -1,10 +1,10 @@
-"""The directory `NAME.training` beside a bundle: what an unfinished training keeps on disk.
+"""The directory `NAME.training` next to a bundle: what an unfinished training run keeps on disk.
 
-`state.json` holds the kind and the options, `data.safetensors` the rows, so that a training is continued without its
-source and never on newer rows; the checkpoints are beside them. The directory is removed once the bundle is written.
+`state.json` holds the kind and the options, `data.safetensors` the rows, so that a training run is continued without its
+source and never on newer rows; the checkpoints are next to them. The directory is removed once the bundle is written.
 
 There are two locks, and each is released when its process ends. The process that a user started locks the directory
-(`lock_output`): two trainings never share one. The process that fits and writes locks the rows (`lock_rows`): a process
+(`lock_output`): two training runs never share one. The process that fits and writes locks the rows (`lock_rows`): a process
 that replaces another one, which is being stopped or has lost its parent, waits until that one has ended.
 """
 
@@ -57,7 +57,7 @@ def lock_output(out: Path) -> Iterator[None]:
     Creates its directory and missing parents, and removes those that are still empty at the end.
 
     Raises:
-        BundleError: (check "busy") another training holds the lock.
+        BundleError: (check "busy") another training run holds the lock.
         OSError: the directory cannot be created.
     """
     path = state_directory(out)
@@ -89,7 +89,7 @@ def _lock_directory(path: Path) -> int:
             if not isinstance(error, BlockingIOError):
                 raise
             raise BundleError(
-                f"Another training is running in {path}. Wait until it ends, stop it, or choose another --out.",
+                f"Another training run is active in {path}. Wait until it ends, stop it, or choose another --out.",
                 check="busy",
             ) from error
         if _is_same_file(path, descriptor):
@@ -101,7 +101,7 @@ def _lock_directory(path: Path) -> int:
 def lock_rows(out: Path) -> Iterator[bool]:
     """Hold the lock of the rows of the unfinished training of `out`; waits for a process that is being stopped.
 
-    Yields whether there is an unfinished training.
+    Yields whether there is an unfinished training run.
 
     Raises:
         BundleError: (check "busy") another process holds the lock and does not end.
@@ -145,7 +145,7 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """An unfinished training on disk.
+    """An unfinished training run on disk.
 
     kind:     name of the kind, see `models.registry`
     metadata: what `TrainingRows.to_metadata` gave
@@ -242,7 +242,7 @@ def open_or_create(out: Path, data: TrainingRows, config: TrainingConfig, *, dis
     """The unfinished training of `out` for this data and these options, or a new one. The caller holds `lock_output(out)`.
 
     Raises:
-        BundleError: (check "exists") without `discard`, and the directory holds a training with other data or options, or
+        BundleError: (check "exists") without `discard`, and the directory holds a training run with other data or options, or
             files of something else.
         DataError: without `discard`, and the training in the directory cannot be read.
     """
@@ -260,7 +260,7 @@ def open_or_create(out: Path, data: TrainingRows, config: TrainingConfig, *, dis
     path = state_directory(out)
     if state is not None and not discard:
         raise BundleError(
-            f"A training with other options or other data was interrupted at {path}. Repeat its command to continue it, "
+            f"A training run with other options or other data was interrupted at {path}. Repeat its command to continue it, "
             "add --finish to write a bundle from its best checkpoint, or discard it with --force.",
             check="exists",
         )
@@ -268,8 +268,8 @@ def open_or_create(out: Path, data: TrainingRows, config: TrainingConfig, *, dis
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in STATE_FILES)
     if state is None and foreign and not discard:
         raise BundleError(
-            f"{path}, where the training would keep its checkpoints, contains {foreign[0]}, which is not part of a training. "
-            "Move it, choose another --out, or discard it with --force.",
+            f"{path}, where the training would keep its checkpoints, contains {foreign[0]}, which is not part of a training "
+            "run. Move it, choose another --out, or discard it with --force.",
             check="exists",
         )
     with lock_rows(out):

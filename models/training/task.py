@@ -1,4 +1,5 @@
-"""What a kind of model gives to be trained: the protocols of its rows and its manifest, and the steps of its training.
+"""The interface that a kind of model implements to be trained: the protocols of its rows and its manifest, and the
+steps of its training.
 
 The steps are called by `models.training.run`, which is the same for every kind. A kind is registered in
 `models.registry`.
@@ -21,13 +22,13 @@ from models.bundle.records import TrainingRecord
 from models.training.config import TrainingConfig
 from models.training.progress import TrainingProgress
 
-MARKET, FLEET = "market", "fleet"  # names of kinds; they are written in the state of an unfinished training
+MARKET, FLEET = "market", "fleet"  # names of kinds; they are written in the state of an unfinished training run
 
 TrainingCallback = Callable[[TrainingProgress], None]
 
 
 class TrainingRows(Protocol):
-    """What a training learns from. `ARRAYS`: the fields that are stored as arrays; the others are stored as JSON."""
+    """What a training run learns from. `ARRAYS`: the fields that are stored as arrays; the others are stored as JSON."""
 
     KIND: ClassVar[str]
     ARRAYS: ClassVar[tuple[str, ...]]
@@ -104,7 +105,7 @@ class TrainingTask(ABC, Generic[RowsT, ConfigT, PartsT, RunT, BundleT, EngineT, 
 
     @abstractmethod
     def load_libraries(self) -> None:
-        """Import what the following steps need beside torch and Lightning, so that the import counts as progress."""
+        """Import what the following steps need in addition to torch and Lightning, so that the import counts as progress."""
 
     @abstractmethod
     def make_run(self, rows: RowsT, config: ConfigT, parts: PartsT) -> RunT:
@@ -144,6 +145,6 @@ class TrainingTask(ABC, Generic[RowsT, ConfigT, PartsT, RunT, BundleT, EngineT, 
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that take part in a training, for the manifest."""
+    """Versions of Python and of the libraries that take part in a training run, for the manifest."""
     names = ("torch", "lightning", "pytorch-forecasting", "numpy", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -210,7 +210,7 @@ class SystemdBox(Protocol):
 
 @pytest.fixture
 def systemd_box(root: Path, tmp_path_factory: pytest.TempPathFactory) -> SystemdBox:
-    """Run a script as root beside a real systemd, which is process 1 of a separate namespace; returns its output.
+    """Run a script as root next to a real systemd, which is process 1 of a separate namespace; returns its output.
 
     `files` are copied to /run/box together with the script; test_service_box.sh describes the rest. Skips where systemd
     cannot be booted.

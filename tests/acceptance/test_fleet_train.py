@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture
 def command(root: Path, tmp_path: Path) -> list[str]:
-    """The command of a training that does not end by itself."""
+    """The command of a training run that does not end by itself."""
     return [
         sys.executable, str(root / "submit_prediction.py"), "fleet", "train", "--simulate", "4x1", "--until",
         "2026-01-01T00:00:00Z", "--encoder-length", "12", "--encoder-minimum", "6", "--horizon", "6", "--hidden-size", "4",

@@ -1,4 +1,4 @@
-"""`forecastd status` beside a daemon that is healthy, unhealthy, killed, stopped, or never ran."""
+"""`forecastd status` next to a daemon that is healthy, unhealthy, killed, stopped, or never ran."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_watch_on_terminal_is_live_and_ctrl_c_keeps_last_state(
 
 
 def test_status_takes_no_locks(command: Command, daemon: FakeDaemon, tmp_path: Path) -> None:
-    """Beside a daemon that holds all locks, `status` works and changes no file."""
+    """While a daemon holds all locks, `status` works and changes no file."""
     state = tmp_path / "state"
     (state / "ledger.sqlite").write_bytes(b"held")
     before = {path.name: path.read_bytes() for path in state.iterdir()}

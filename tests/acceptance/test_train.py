@@ -29,7 +29,7 @@ def interrupt_until_exit(process: subprocess.Popen[str]) -> str:
 
 @pytest.fixture
 def command(root: Path, tmp_path: Path) -> list[str]:
-    """A training that never ends by itself."""
+    """A training run that never ends by itself."""
     return [
         sys.executable, str(root / "submit_prediction.py"), "train", "--source", "sample", "--hours", "400",
         "--encoder-length", "12", "--horizon", "6", "--hidden-size", "4", "--epochs", "100000", "--patience", "100000",
@@ -76,7 +76,7 @@ def test_terminated_training_leaves_no_process_and_a_valid_checkpoint(
         assert any("torch" in entry.path for entry in child.memory_maps())
         refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert refused.returncode == 5
-        assert "Another training is running" in refused.stderr
+        assert "Another training run is active" in refused.stderr
         process.send_signal(number)
         errors = process.communicate(timeout=60)[1]
         psutil.wait_procs([child], timeout=60)

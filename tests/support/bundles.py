@@ -47,7 +47,8 @@ def random_fleet_bundle(
 ) -> FleetBundle:
     """A bundle in memory with random weights and scales; its canary is what `engine` gives.
 
-    `sizes`: hidden size, hidden continuous size, attention heads, LSTM layers. `groups`: beside those of the profiles.
+    `sizes`: hidden size, hidden continuous size, attention heads, LSTM layers. `groups`: in addition to those
+    of the profiles.
     """
     rng = np.random.default_rng(seed)
     groups = (DEFAULT_GROUP, *(f"profile:{profile}" for profile in profiles[1:]), *groups)

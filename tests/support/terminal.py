@@ -23,7 +23,7 @@ class TerminalReader:
             assert ready, self.output[-2000:]
             try:
                 data = os.read(self._descriptor, 65_536)
-            except OSError:  # EIO: no process has the terminal open any more
+            except OSError:  # EIO: no process has the terminal open
                 data = b""
             if not data:
                 assert text is None, self.output[-2000:]

@@ -23,11 +23,12 @@ LEVEL_WINDOW = 5  # values whose median is the start of the forecast: one outlie
 DAMPING = 0.85  # of the trend, per tick: in total the trend continues for 5.7 ticks
 # scale(k) = scale(0) * sqrt(1 + k / VARIANCE_DOUBLING_TICKS)
 VARIANCE_DOUBLING_TICKS = 24.0
-PRIOR_WEIGHT = 6.0  # the prior spread counts as many values; for a single value it is the only information
+# The prior spread weighs as much as this number of values. For a single value it is the only information.
+PRIOR_WEIGHT = 6.0
 # How far a metric plausibly moves within minutes:
 PERCENT_SPREAD = 0.05  # a metric without transform: a share of its range, for a value in the middle of it
 LOG_SPREAD = 0.3  # a "log1p" metric: a share of its value
-MIN_SPREAD_SHARE = 0.1  # a value at a bound: this share of the two; an error rate of 0 usually stays 0
+MIN_SPREAD_SHARE = 0.1  # near a bound, at least this share of the spreads above; an error rate of 0 usually stays 0
 _NORMAL_MAD = 1.4826  # standard deviation of a normal per median absolute deviation
 _CHUNK_SERVERS = 64  # servers per pass: the arrays fit into the CPU cache
 

@@ -2,7 +2,7 @@
 
 Wide: `series,timestamp,cpu_percent,...`; long: `series,timestamp,metric,value`; `series,timestamp,value` is one
 metric of that name. A `profile` column is optional. Metrics of the contract use its units and bounds; other metrics
-are accepted as they are. Series from different times are shifted by whole days until they overlap, because a training
+are accepted as they are. Series from different times are shifted by whole days until they overlap, because a training run
 splits all of them at the same times.
 """
 

@@ -1,4 +1,4 @@
-"""Reads a window that another program has pickled, without running any of it; a program of its own, for a child
+"""Reads a window that another program has pickled, without running any of it; run as a separate program in a child
 process.
 
 Invariant: a pickle is a program, and this is the only module that reads one. Three barriers protect the machine. The

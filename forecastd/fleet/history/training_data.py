@@ -1,7 +1,7 @@
 """Builds the training data of a fleet model from a fleet's history or a simulation, on the grid of ticks.
 
-Every source is bounded: at most so many servers, those with the most data first, because a training needs all of it
-in memory.
+Every source is bounded: a maximum number of servers, those with the most data, because training holds everything in
+memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from models.fleet.manifest import ModelMetric
 
 CONTRACT_METRICS = tuple(ModelMetric(m.name, m.unit, m.low, m.high, m.transform) for m in contract.METRICS)
 _SIMULATE_PATTERN = re.compile(r"(\d{1,5})x(\d{1,6}(?:\.\d+)?)(?::([a-z]+))?")
-_MAX_VALUES = 600_000_000  # 2.4 GB; a training needs several times that
+_MAX_VALUES = 600_000_000  # 2.4 GB; a training run needs several times that
 
 
 def data_from_store(path: Path, *, hours: float, now: float, step: int, max_servers: int) -> FleetData:
@@ -153,7 +153,7 @@ def _check_size(servers: int, ticks: int, metrics: int = contract.METRIC_COUNT) 
     if servers < 1 or ticks < 1 or servers * ticks * metrics > _MAX_VALUES:
         max_rows = _MAX_VALUES // max(1, metrics)
         raise NeedsHuman(
-            f"{servers} servers at {ticks} ticks are {servers * ticks} rows; a training needs 1 to {max_rows}. "
+            f"{servers} servers at {ticks} ticks are {servers * ticks} rows; a training run needs 1 to {max_rows}. "
             "Use fewer servers, or fewer hours."
         )
 

@@ -180,7 +180,7 @@ class ParsedFeed:
     unknown_metrics: Counter[str]  # unknown metric name -> number of rows with it; at most `MAX_REASONS` names
 
     def notices(self) -> dict[str, int]:
-        """Counts reported beside the refusals, by name."""
+        """Counts reported in addition to the refusals, by name."""
         return {"unknown_metric": self.unknown_metrics.total()} if self.unknown_metrics else {}
 
 

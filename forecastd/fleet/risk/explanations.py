@@ -15,7 +15,7 @@ MAX_METRICS = 3  # metrics that are listed per server
 
 
 class ReasonBuilder:
-    """Writes the reasons of each server. Arrays become lists, for it reads thousands of single values at a tick."""
+    """Writes the reasons of each server. Arrays become lists, because it reads thousands of single values at a tick."""
 
     def __init__(
         self, observed: CurrentValues, prospects: ThresholdStats, warning: Reals, critical: Reals, worst: Reals

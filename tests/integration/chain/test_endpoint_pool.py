@@ -84,7 +84,7 @@ class Proxy:
     def _stop_listening(self) -> None:
         _close_socket(self._server)
         if self._thread is not None:
-            self._thread.join()  # after this, no client is accepted any more
+            self._thread.join()  # after this, no client is accepted
 
     def _accept(self, server: socket.socket) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Snapshots of the ledger beside the process that holds it: committed states only, and its lock stays."""
+"""Snapshots of the ledger while another process holds it: committed states only, and its lock stays."""
 
 from __future__ import annotations
 

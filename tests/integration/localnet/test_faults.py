@@ -1,5 +1,5 @@
-"""Every fault of the local node: what a real client gets, what the chain's record shows, and a healthy endpoint beside
-it.
+"""Every fault of the local node: what a real client gets, what the chain's record shows, and a healthy endpoint next
+to it.
 """
 
 from __future__ import annotations

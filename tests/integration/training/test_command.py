@@ -130,7 +130,7 @@ def test_concurrent_training_is_reported_before_fetching(tmp_path: Path, capsys:
     out = tmp_path / "b"
     with state.lock_output(out):
         assert main([*SAMPLE, "--source", f"file:{tmp_path / 'missing.csv'}", "--out", str(out), "--force"]) == 5
-        assert "Another training is running" in capsys.readouterr().err.replace("\n", " ")
+        assert "Another training run is active" in capsys.readouterr().err.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
 
 

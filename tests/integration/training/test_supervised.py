@@ -59,7 +59,7 @@ def data() -> MarketData:
 
 
 class TrainingLog:
-    """The progress and replacements that a training reported. `hook` is called with each progress."""
+    """The progress and replacements that a training run reported. `hook` is called with each progress."""
 
     def __init__(self) -> None:
         self.progress: list[TrainingProgress] = []
@@ -122,7 +122,7 @@ def local_bundle(data: MarketData, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def assert_same_bundle(out: Path, local_bundle: Path, sha256: str) -> MarketManifest:
-    """The bundle equals the local one byte for byte, and no other file is beside it."""
+    """The bundle equals the local one byte for byte, and no other file is next to it."""
     for name in ("weights.safetensors", "canary.safetensors"):
         assert (out / name).read_bytes() == (local_bundle / name).read_bytes()
     manifest = read_market_manifest(out)

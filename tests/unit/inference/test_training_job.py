@@ -27,7 +27,7 @@ SHA256 = "ab" * 32
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Restores the SIGINT handler, which a training changes in its process."""
+    """Restores the SIGINT handler, which a training run changes in its process."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)

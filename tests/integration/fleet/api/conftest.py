@@ -134,7 +134,7 @@ class ServedFleet:
         return tick
 
     def forecast_tick(self) -> int:
-        """As `close_tick`, and wait for its forecast."""
+        """See `close_tick`: and wait for its forecast."""
         tick = self.close_tick()
         wait_until(lambda: (forecast := self.fleet.snapshot.forecast) is not None and forecast.tick >= tick)
         return tick

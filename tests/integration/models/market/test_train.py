@@ -58,7 +58,7 @@ def ignore_progress(_: TrainingProgress) -> None:
 def train_market(
     data: MarketData, config: TrainingConfig, out: Path, progress: Callable[[TrainingProgress], None], **options: Any
 ) -> MarketManifest:
-    """As `models.training.train`, of a market."""
+    """See `models.training.train`: of a market."""
     manifest = train_any(data, config, out, progress, **options)
     assert isinstance(manifest, MarketManifest)
     return manifest
@@ -234,7 +234,7 @@ def test_concurrent_training_of_same_output_is_refused(data: MarketData, tmp_pat
 
     def again(reached: TrainingProgress) -> None:
         for force in (False, True) if reached.stage == "fit" else ():
-            with pytest.raises(BundleError, match="Another training is running in") as error_info:
+            with pytest.raises(BundleError, match="Another training run is active in") as error_info:
                 train_market(data, replace(CONFIG, epochs=1), out, ignore_progress, created=0.0, force=force)
             refused.append(error_info.value)
 

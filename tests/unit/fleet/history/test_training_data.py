@@ -1,4 +1,4 @@
-"""The windows that a fleet training uses: no overlap of the parts, no gaps, and filled like those of the service."""
+"""The windows that a fleet training run uses: no overlap of the parts, no gaps, and filled like those of the service."""
 
 from __future__ import annotations
 

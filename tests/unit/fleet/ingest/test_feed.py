@@ -316,7 +316,7 @@ def test_filter_by_time_refuses_unit_jump(metrics: dict[str, float], refused: bo
     assert len(rows) == (not refused)
     assert dict(refusals.counts) == ({"unit": 1} if refused else {})
     rows, _ = filter_rows(new, previous=old.values, previous_ticks=old.ticks - JUMP_CHECK_TICKS - 1)
-    assert len(rows) == 1, "an old row is not compared any more"
+    assert len(rows) == 1, "an old row is no longer compared"
 
 
 KEYS = st.sampled_from(["server", "time", "metrics", "cpu_percent", "x"])
