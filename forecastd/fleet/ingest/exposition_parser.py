@@ -79,7 +79,9 @@ def parse_page(text: str) -> MetricsPage:
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise MetricsPageError(f"it is not a metrics page in Prometheus' text format: {error}") from None
     if not samples:
-        raise MetricsPageError("it has no metrics of node_exporter or of the contract; docs/fleet.md lists the names")
+        raise MetricsPageError(
+            "it has no metrics of node_exporter or of the contract; docs/fleet-feed.md lists the names"
+        )
     return MetricsPage(samples)
 
 

@@ -1,7 +1,7 @@
 """Scrapes metrics: at each tick fetches the /metrics page of every target and ingests it like a posted feed.
 
 Invariant: one target must not affect another. Each fetch is bounded in time and bytes and runs in a small thread pool
-beside the ticker; errors are reported per target (`statuses`).
+while the ticker runs; errors are reported per target (`statuses`).
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Scraper:
         values = contract_metrics(page, previous[0], elapsed)
         if not values:
             raise MetricsPageError(
-                "it has no usable metrics, or all its counters were reset; docs/fleet.md lists the names"
+                "it has no usable metrics, or all its counters were reset; docs/fleet-feed.md lists the names"
             )
         return values
 
