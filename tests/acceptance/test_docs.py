@@ -43,10 +43,11 @@ def shell(checkout: Path, tmp_path: Path) -> Callable[[str], subprocess.Complete
     home, programs = tmp_path / "home", tmp_path / "programs"
     home.mkdir()
     programs.mkdir()
-    (programs / "forecastd").write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/submit_prediction.py "$@"\n')
-    (programs / "forecastd").chmod(0o755)
-    for name in ("python", "python3"):
-        (programs / name).symlink_to(sys.executable)
+    commands = {"forecastd": f"{sys.executable} {ROOT}/submit_prediction.py"}
+    commands |= dict.fromkeys(("python", "python3"), sys.executable)  # a link would not find the virtual environment
+    for name, program in commands.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+        (programs / name).chmod(0o755)
     environment = {
         "PATH": f"{programs}:{os.defpath}",
         "HOME": str(home),
