@@ -25,6 +25,7 @@ from forecastd.localnet.topics import TopicSpec
 from forecastd.service import supervisord as supervisord_service
 from forecastd.service.launch import DAEMON_SERVICE, ENTRY_POINT, FLEET_SERVICE, LaunchSpec
 from tests.support.commands import Command, CommandResult
+from tests.support.fork_server import ForkServer
 
 
 @pytest.fixture
@@ -41,22 +42,21 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def fork_server(root: Path) -> Iterator[ForkServer]:
+    """The process that runs the commands of `command`."""
+    with ForkServer(root) as server:
+        yield server
+
+
 @pytest.fixture
-def command(root: Path, tmp_path: Path, environment: dict[str, str]) -> Command:
+def command(fork_server: ForkServer, tmp_path: Path, environment: dict[str, str]) -> Command:
     """Run `submit_prediction.py` with arguments, in the directory of the test."""
 
     def run(*arguments: str, timeout: float = 120, **environment_overrides: str) -> CommandResult:
-        completed = subprocess.run(
-            [sys.executable, str(root / "submit_prediction.py"), *arguments],
-            cwd=tmp_path,
-            env={**environment, **environment_overrides},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+        return fork_server.run(
+            arguments, directory=tmp_path, environment={**environment, **environment_overrides}, timeout=timeout
         )
-        return CommandResult(completed.returncode, completed.stdout, completed.stderr)
 
     return run
 
