@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the command line, as documented in docs/operating.md."""
+        """The exit code of the command line, as documented in docs/exit-codes.md."""
         return 5 if self.needs_human else _EXIT_CODES[self.outcome]
 
     def as_json(self) -> dict[str, object]:

@@ -21,7 +21,7 @@ FOREIGN_OPTIONS = {
 }  # fmt: skip
 # Variables that are not settings: of the shell, of systemd, and examples.
 FOREIGN_VARIABLES = {
-    "CODE", "COLUMNS", "HOME", "INSTALL", "LANG", "LISTEN", "LOGNAME", "MODEL_DIR", "NOTIFY_SOCKET", "PATH", "PYTHONPATH",
+    "CODE", "COLUMNS", "HOME", "INSTALL", "LANG", "LISTEN", "LOGNAME", "MODEL_DIR", "PATH", "PYTHONPATH",
     "SIGHUP", "SIGINT", "SIGKILL", "SIGTERM", "SIGUSR1", "USER", "XDG_STATE_HOME",
 }  # fmt: skip
 
