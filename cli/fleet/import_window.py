@@ -114,7 +114,7 @@ def _print_report(report: ImportReport, *, dry_run: bool) -> None:
     period = "" if report.first is None or report.last is None else f", {to_iso(report.first)} to {to_iso(report.last)}"
     servers = f"{len(report.servers)} server" if len(report.servers) == 1 else f"{len(report.servers)} servers"
     details = f" of {servers} ({_abbreviate(list(report.servers))}){period}" if report.imported else ""
-    lines.append(("would import" if dry_run else "imported", f"{_count_rows(report.imported)}{details}"))
+    lines.append(("importable" if dry_run else "imported", f"{_count_rows(report.imported)}{details}"))
     if report.duplicates:
         lines.append(("duplicates", f"{_count_rows(report.duplicates)} already in the window, or repeated in the file"))
     for code, count in report.refusals.counts.most_common():
