@@ -65,7 +65,7 @@ def running_listener(
 
 @contextmanager
 def websocket_server(behaviour: Callable[[ServerConnection], None]) -> Iterator[str]:
-    """A websocket server that runs `talk` for each connection. Yields its URL."""
+    """A websocket server that runs `behaviour` for each connection. Yields its URL."""
 
     def handle(connection: ServerConnection) -> None:
         with suppress(ConnectionClosed):

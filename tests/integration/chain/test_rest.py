@@ -29,7 +29,7 @@ CHUNK_BYTES = 2**20  # bytes that a scripted server sends at once
 
 
 class ScriptedServer:
-    """A server that answers every connection with `play`, which gets the socket and an event that ends it."""
+    """A server that answers every connection with `behaviour`, which gets the socket and an event that ends it."""
 
     def __init__(self, behaviour: Callable[[socket.socket, threading.Event], None]) -> None:
         self._behaviour = behaviour
