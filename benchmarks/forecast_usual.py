@@ -1,7 +1,8 @@
 """The forecast benchmark's process for the usual way.
 
 `prepare` saves what a training run leaves: a Lightning checkpoint with the parameters of the data set, and the rows to
-predict from. `predict` is measured: it imports the libraries, loads the network, builds the data set of the new rows, and predicts.
+predict from. `predict` is measured: it imports the libraries, loads the network, builds the data set of the new rows,
+and predicts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 
 def prepare(bundle_path: str, directory: str) -> None:
-    """Save checkpoint and rows below `place`."""
+    """Save checkpoint and rows below `directory`."""
     from lightning.pytorch import Trainer
 
     from models.market.bundle import load_market_bundle

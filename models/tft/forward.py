@@ -72,8 +72,9 @@ class Tft:
     ) -> NDArray[np.float32]:
         """The network's outputs `[B, H, outputs]` in units of the normalised target. They may be infinite or NaN.
 
-        `past` is `[B, L, encoder variables]`, `future` is `[B, H, decoder variables]`, both scaled; `which` `[B]` the
-        profile of each series. `advance` is called `PROGRESS_STEPS` times, after each part of the work.
+        `past` is `[B, L, encoder variables]`, `future` is `[B, H, decoder variables]`, both scaled;
+        `profile_index` `[B]` is the profile of each series. `advance` is called `PROGRESS_STEPS` times, after each
+        part of the work.
         """
         selected_past = self.select(self.encoder_selection, past, profile_index)
         advance()
