@@ -13,14 +13,25 @@ from rich.text import Text
 from cli.rows import console, row, stage_row
 from cli.times import parse_time
 from forecastd.clock import SystemClock
-from forecastd.errors import ForecastdError
+from forecastd.errors import ExitCode, ForecastdError
 from forecastd.ledger.outcome import Outcome, outcome_from_error
 from forecastd.logs import configure
 from forecastd.settings import load_settings
 from forecastd.submission.topics import load_topics
 from forecastd.submission.worker import run_once
 
-OUTCOME_STYLES = {0: "bold green", 3: "bold yellow", 4: "bold yellow"}
+OUTCOME_STYLES = {
+    ExitCode.SUCCESS: "bold green",
+    ExitCode.NOTHING_TO_DO: "bold yellow",
+    ExitCode.REFUSED: "bold yellow",
+}
+_WORST_FIRST = (
+    ExitCode.NEEDS_HUMAN,
+    ExitCode.TEMPORARY,
+    ExitCode.REFUSED,
+    ExitCode.NOTHING_TO_DO,
+    ExitCode.SUCCESS,
+)
 
 
 def run_cycle_command(
@@ -66,9 +77,9 @@ def run_cycle_command(
     return _worst_exit_code(outcomes)
 
 
-def _worst_exit_code(outcomes: list[Outcome]) -> int:
-    """The exit code of several outcomes. Worst first: needs a person, missed, skipped, no window."""
-    return min((outcome.exit_code for outcome in outcomes), key=(5, 6, 4, 3, 0).index)
+def _worst_exit_code(outcomes: list[Outcome]) -> ExitCode:
+    """The exit code of several outcomes."""
+    return min((outcome.exit_code for outcome in outcomes), key=_WORST_FIRST.index)
 
 
 def outcome_rows(outcome: Outcome) -> Iterator[Table]:

@@ -14,11 +14,10 @@ from cli.doctor_rows import print_finding
 from cli.options import SettingOption
 from forecastd.clock import SystemClock
 from forecastd.doctor import Level, diagnose, worst_level
-from forecastd.errors import NeedsHuman
+from forecastd.errors import ExitCode, NeedsHuman
 from forecastd.settings import Settings, load_valid_settings, variable_sources
 from forecastd.submission.topics import load_topics
 
-EXIT_FAILED = 5
 PATH_TYPE = click.Path(path_type=Path)
 
 
@@ -52,7 +51,7 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
                 {"ok": ok, "worst": worst_level(findings), "findings": [asdict(finding) for finding in findings]}
             )
         )
-    ctx.exit(0 if ok else EXIT_FAILED)
+    ctx.exit(ExitCode.SUCCESS if ok else ExitCode.NEEDS_HUMAN)
 
 
 def _topics(options: dict[str, Any]) -> tuple[list[Settings], dict[str, str]]:

@@ -21,7 +21,7 @@ from cli.lazy import LazyGroup
 from cli.options import SettingOption
 from cli.output import install_output
 from forecastd import __version__
-from forecastd.errors import ForecastdError
+from forecastd.errors import ExitCode, ForecastdError
 from forecastd.logs import configure_console, redacted
 from models.errors import ModelError
 
@@ -40,7 +40,6 @@ COMMANDS = {
 }
 ONCE_OPTIONS = ("as_of", "dry_run", "until_closed", "as_json")
 DAEMON_OPTIONS = ("submission_deadline", "submission_interval", "health_port")
-EXIT_NEEDS_HUMAN, EXIT_INTERRUPTED = 5, 130
 EPILOG = """\b
 Exit codes:
   0  submitted, already submitted, or dry run done
@@ -157,14 +156,19 @@ def _refuse_cycle_options(ctx: click.Context, **options: Any) -> None:
 
 def _print_error_line(error_type: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
     _report_failure(
-        f"Unexpected error: {error_type.__name__}: {error}. Run again with -v for the traceback.", 1, sys.argv[1:]
+        f"Unexpected error: {error_type.__name__}: {error}. Run again with -v for the traceback.",
+        ExitCode.UNEXPECTED,
+        sys.argv[1:],
     )
 
 
 def _print_traceback(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
 
     _report_failure(
-        "".join(traceback.format_exception(error_type, error, trace)).rstrip(), 1, sys.argv[1:], reason=str(error)
+        "".join(traceback.format_exception(error_type, error, trace)).rstrip(),
+        ExitCode.UNEXPECTED,
+        sys.argv[1:],
+        reason=str(error),
     )
 
 
@@ -175,26 +179,26 @@ def run() -> None:
     sys.excepthook = _print_error_line  # -v replaces it
     code = main(sys.argv[1:])
     output.finish()
-    if output.broken is not None and code == 0 and "--once" not in sys.argv:
+    if output.broken is not None and code == ExitCode.SUCCESS and "--once" not in sys.argv:
         if output.broken.errno != errno.EPIPE:
             click.echo(f"Error: cannot write the output: {output.broken.strerror}.", err=True)
-        code = 1
+        code = ExitCode.UNEXPECTED
     sys.exit(code)
 
 
 def main(arguments: list[str]) -> int:
     """Run the command with these arguments and return its exit code. Expected errors become one line on stderr."""
     try:
-        return int(command.main(arguments, prog_name="forecastd", standalone_mode=False) or 0)
+        return int(command.main(arguments, prog_name="forecastd", standalone_mode=False) or ExitCode.SUCCESS)
     except click.ClickException as error:
         error.show()
         return _report_failure("", error.exit_code, arguments, reason=error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        return _report_failure("Interrupted.", EXIT_INTERRUPTED, arguments)
+        return _report_failure("Interrupted.", ExitCode.INTERRUPTED, arguments)
     except ForecastdError as error:
         return _report_failure(f"Error: {error}", error.exit_code, arguments, reason=str(error))
     except ModelError as error:
-        return _report_failure(f"Error: {error}", EXIT_NEEDS_HUMAN, arguments, reason=str(error))
+        return _report_failure(f"Error: {error}", ExitCode.NEEDS_HUMAN, arguments, reason=str(error))
 
 
 def _report_failure(message: str, code: int, arguments: list[str], *, reason: str = "") -> int:

@@ -17,18 +17,17 @@ from rich.text import Text
 from cli.rows import console, row
 from cli.status_screen import format_time, status_screen
 from forecastd.clock import SystemClock, to_iso
-from forecastd.errors import ForecastdError
+from forecastd.errors import ExitCode, ForecastdError
 from forecastd.ledger.export import LedgerEpoch, find_epochs
 from forecastd.ledger.snapshot import open_snapshot
 from forecastd.status import DaemonHealth, check_health
 from forecastd.status.file import StoredStatus, read_status
 
-EXIT_HEALTHY, EXIT_NOT_RUNNING, EXIT_UNHEALTHY = 0, 3, 6
 MAX_EPOCHS = 5  # the newest of the ledger
 
 
 @dataclass(frozen=True)
-class StatusView:
+class DaemonView:
     """What was read at `now` (unix seconds). `epochs` of the ledger are read only when no daemon runs."""
 
     now: float
@@ -42,11 +41,11 @@ class StatusView:
         return self.daemon is not None and self.daemon.alive is not False
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> ExitCode:
         """The exit code of `status`."""
         if not self.is_running:
-            return EXIT_NOT_RUNNING
-        return EXIT_HEALTHY if self.health.ok else EXIT_UNHEALTHY
+            return ExitCode.NOTHING_TO_DO
+        return ExitCode.SUCCESS if self.health.ok else ExitCode.TEMPORARY
 
     def as_json(self) -> dict[str, Any]:
         """The view as one JSON object."""
@@ -65,7 +64,7 @@ class StatusViewer:
 
     def __init__(self, state: Path) -> None:
         self._state, self._clock = state, SystemClock()
-        self.exit_code = EXIT_HEALTHY
+        self.exit_code = ExitCode.SUCCESS
 
     def print(self, *, as_json: bool) -> None:
         """Read the state and print it."""
@@ -87,14 +86,14 @@ class StatusViewer:
             lines.append(row("next", Text("start `forecastd --daemon` or its service")))
         return Group(*lines)
 
-    def _read(self) -> StatusView:
+    def _read(self) -> DaemonView:
         now, daemon = self._clock.now(), read_status(self._state)
         if daemon is None:
-            view = StatusView(now, None, DaemonHealth(False, ("No daemon has run with this STATE_DIR.",)))
+            view = DaemonView(now, None, DaemonHealth(False, ("No daemon has run with this STATE_DIR.",)))
         else:
-            view = StatusView(now, daemon, check_health(daemon.status, now, alive=daemon.alive))
+            view = DaemonView(now, daemon, check_health(daemon.status, now, alive=daemon.alive))
         if not view.is_running:
-            view = StatusView(now, daemon, view.health, _newest_epochs(self._state))
+            view = DaemonView(now, daemon, view.health, _newest_epochs(self._state))
         self.exit_code = view.exit_code
         return view
 

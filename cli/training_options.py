@@ -10,10 +10,10 @@ import click
 from cli.fault_option import join_faults
 from cli.signals import InterruptCounter
 from cli.training_screen import TrainingScreen
+from forecastd.errors import ExitCode
 from forecastd.training.run import TrainingListener
 from models.errors import TrainingInterrupted
 
-EXIT_INTERRUPTED = 130
 POSITIVE_INT = click.IntRange(min=1)
 T = TypeVar("T")
 CommandFunction = Callable[..., None]
@@ -79,5 +79,5 @@ def run_training(
         except TrainingInterrupted as interrupted:
             screen.close()
             click.echo(str(interrupted), err=True)
-            ctx.exit(EXIT_INTERRUPTED)
+            ctx.exit(ExitCode.INTERRUPTED)
     return screen, trained

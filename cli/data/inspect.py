@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from cli.data.common import JSON_OPTION, load_report, print_report, range_options
-
-EXIT_REFUSED = 4
+from forecastd.errors import ExitCode
 
 
 @click.command(name="inspect")
@@ -22,4 +21,4 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """
     _, report = load_report(ctx.obj or {}, **options)
     print_report(report, as_json=as_json, checks=True)
-    ctx.exit(EXIT_REFUSED if any(report.checks.values()) else 0)
+    ctx.exit(ExitCode.REFUSED if any(report.checks.values()) else ExitCode.SUCCESS)

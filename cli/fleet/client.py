@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import hide
 from forecastd.runtime.files import read_text_file
 from forecastd.runtime.http import fetch_url, host_and_port
@@ -26,7 +26,7 @@ WILDCARD_HOSTS = {"0.0.0.0", "::", "[::]", ""}  # noqa: S104 - addresses to list
 class FleetNotRunning(ForecastdError):
     """No fleet is running at this address."""
 
-    exit_code = 3
+    exit_code = ExitCode.NOTHING_TO_DO
 
 
 class FleetAccessDenied(NeedsHuman):

@@ -14,7 +14,7 @@ from models.fleet.manifest import FleetManifest
 
 
 def manifest_rows(manifest: FleetManifest) -> Iterator[Table]:
-    """The manifest as labelled rows, the scores last."""
+    """The manifest as labeled rows, the scores last."""
     training, step = manifest.training, manifest.step
     levels = ", ".join(f"{100 * level:g}%" for level in manifest.levels)
     servers = sum(group.startswith("server:") for group in manifest.groups)

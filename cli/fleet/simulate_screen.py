@@ -17,13 +17,13 @@ from rich.text import Text
 from cli.fleet.client import default_key, default_url
 from cli.rows import console, row
 from forecastd.clock import SystemClock, to_iso
+from forecastd.errors import ExitCode
 from forecastd.fleet.simulator.client import FeedClient
 from forecastd.fleet.simulator.feeds import ACCEPTED, DUPLICATE
 from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan
 from forecastd.fleet.simulator.tally import SimulationTally
 from forecastd.settings import load_settings
 
-AS_EXPECTED, NOT_AS_EXPECTED = 0, 4  # exit codes
 LINE_INTERVAL_SECONDS = 60.0  # between two lines without a terminal
 
 
@@ -39,7 +39,7 @@ def run_simulation(
         )  # fmt: skip
         tally = simulation.run()
         screen.show_result(tally)
-    return AS_EXPECTED if tally.as_expected else NOT_AS_EXPECTED
+    return ExitCode.SUCCESS if tally.as_expected else ExitCode.REFUSED
 
 
 class SimulationScreen:

@@ -30,9 +30,9 @@ from cli.fleet.schemas import (
 from cli.rows import LABEL_WIDTH, console, row
 from cli.status_screen import format_ago, format_duration, format_time, printable
 from forecastd.clock import from_iso
+from forecastd.errors import ExitCode
 from forecastd.settings import load_valid_settings
 
-HEALTHY, UNHEALTHY = 0, 6  # exit codes
 LEVEL_STYLES = {"critical": "bold red", "warning": "yellow", "watch": "cyan", "early": "cyan"}
 MAX_ROWS = 5  # of alerts and of servers
 SERVER_WIDTH = 20  # characters of a server's name
@@ -45,7 +45,7 @@ def show_status(options: Mapping[str, Any], url: str | None, api_key: str | None
     paths: dict[str, dict[str, str | int]] = {"status": {}, "risk": {"top": MAX_ROWS}, "alerts": {}}
     documents = {name: client.get(f"/{name}", **params) for name, params in paths.items()}
     status = parse_response(client, StatusView, "/status", documents["status"])
-    code = HEALTHY if status.health.ok else UNHEALTHY
+    code = ExitCode.SUCCESS if status.health.ok else ExitCode.TEMPORARY
     if as_json:
         click.echo(json.dumps({**documents, "exit_code": code}))
         return code

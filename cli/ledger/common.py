@@ -15,7 +15,6 @@ from forecastd.settings import load_settings
 F = TypeVar("F", bound=Callable[..., Any])
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 TOPIC_OPTION = click.option("--topic-id", type=click.IntRange(min=1), metavar="ID", help="Only epochs of this topic.")
-EXIT_DISAGREEMENT = 5
 
 
 def network_option(command: F) -> F:

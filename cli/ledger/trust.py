@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from cli.ledger.common import EXIT_DISAGREEMENT, network_option
+from cli.ledger.common import network_option
 from forecastd.clock import SystemClock
+from forecastd.errors import ExitCode
 from forecastd.settings import load_settings
 from forecastd.submission.account import format_ranges, open_unexplained_accounts, trust_account
 
@@ -26,7 +27,7 @@ def command(ctx: click.Context, /, allora_network: str | None, yes: bool) -> Non
             click.echo(f"used by another signer: {format_ranges(account.unexplained)}")
             if not yes and not click.confirm("Is the other signer stopped, and do you accept these sequences?"):
                 click.echo("Nothing was changed.")
-                ctx.exit(EXIT_DISAGREEMENT)
+                ctx.exit(ExitCode.NEEDS_HUMAN)
             trust_account(ledger, account)
             click.echo(f"Accepted. The ledger tracks this account from sequence {account.sequence}.")
         if not accounts:

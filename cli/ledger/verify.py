@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from cli.ledger.common import EXIT_DISAGREEMENT, JSON_OPTION, TOPIC_OPTION, network_option
+from cli.ledger.common import JSON_OPTION, TOPIC_OPTION, network_option
 from cli.ledger.rows import print_report, print_verdict, report_json
 from forecastd.clock import SystemClock
+from forecastd.errors import ExitCode
 from forecastd.ledger.snapshot import open_snapshot
 from forecastd.settings import load_settings
 from forecastd.submission.connect import chain_id_for, open_endpoints
@@ -37,4 +38,4 @@ def command(ctx: click.Context, /, allora_network: str | None, as_json: bool, **
         click.echo(json.dumps(report_json(report)))
     else:
         print_report(report)
-    ctx.exit(EXIT_DISAGREEMENT if report.disagreements else 0)
+    ctx.exit(ExitCode.NEEDS_HUMAN if report.disagreements else ExitCode.SUCCESS)
