@@ -1,6 +1,6 @@
 """A whole `--once` in a fresh process with warm state and a local node, next to the usual forecast and the SDK's import.
 
-The peer only imports the SDK and forecasts; it checks, signs and submits nothing, so the comparison favours it.
+The peer only imports the SDK and forecasts; it checks, signs and submits nothing, so the comparison favors it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws docs/architecture.svg from the imports of the code: `python docs/draw_architecture.py`.
 
-A box is a folder, or a module at the top level; its number counts the modules in it. Boxes in one row do not import each
+A box is a folder, or a module at the top level. Boxes in one row do not import each
 other; an arrow leads from a box to what it imports, always to a row below. An import that follows from two other arrows
 is left out. The rows are those of the contracts in pyproject.toml, so picture and contracts cannot differ.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections import Counter
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -19,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "architecture.svg"
 PACKAGES = ("cli", "forecastd", "models")
 WIDTH, ROW, BOX_HEIGHT, BOX_WIDTH, MARGIN = 720, 64, 38, 136, 24
-COLOURS = {"cli": "#dbeafe", "forecastd": "#ecfdf5", "models": "#fef3c7"}
+COLORS = {"cli": "#dbeafe", "forecastd": "#ecfdf5", "models": "#fef3c7"}
 
 
 def read_rows() -> list[list[str]]:
@@ -32,28 +31,23 @@ def read_rows() -> list[list[str]]:
     return rows
 
 
-def count_imports(boxes: set[str]) -> tuple[Counter[str], Counter[tuple[str, str]]]:
-    """How many modules each box holds, and how many imports lead from one box to another."""
+def read_arrows(boxes: set[str]) -> set[tuple[str, str]]:
+    """Which box imports which: (importing, imported)."""
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
 
     def box_of(module: str) -> str | None:
         return next((box for box in boxes if module == box or module.startswith(f"{box}.")), None)
 
-    sizes: Counter[str] = Counter()
-    arrows: Counter[tuple[str, str]] = Counter()
+    arrows = set()
     for module in graph.modules:
-        source = box_of(module)
-        if source is None:
-            continue
-        sizes[source] += 1
         for imported in graph.find_modules_directly_imported_by(module):
-            target = box_of(imported)
-            if target is not None and target != source:
-                arrows[source, target] += 1
-    return sizes, arrows
+            source, target = box_of(module), box_of(imported)
+            if source is not None and target is not None and source != target:
+                arrows.add((source, target))
+    return arrows
 
 
-def drop_implied(rows: list[list[str]], arrows: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+def drop_implied(rows: list[list[str]], arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """The arrows without those that a path of other arrows implies (the transitive reduction)."""
     height = {box: index for index, row in enumerate(rows) for box in row}
     below: dict[str, set[str]] = {}
@@ -70,10 +64,10 @@ def drop_implied(rows: list[list[str]], arrows: Counter[tuple[str, str]]) -> Cou
         for target in targets
         if any(target in reach(other) for other in targets - {target})
     }
-    return Counter({arrow: number for arrow, number in arrows.items() if arrow not in implied})
+    return arrows - implied
 
 
-def draw(rows: list[list[str]], sizes: Counter[str], arrows: Counter[tuple[str, str]]) -> str:
+def draw(rows: list[list[str]], arrows: set[tuple[str, str]]) -> str:
     """The picture as SVG."""
     places: dict[str, tuple[float, float]] = {}
     for index, row in enumerate(rows):
@@ -89,7 +83,7 @@ def draw(rows: list[list[str]], sizes: Counter[str], arrows: Counter[tuple[str, 
         '<path d="M0 0 L8 4 L0 8 z" fill="#94a3b8"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
     ]
-    for (source, target), number in sorted(arrows.items()):
+    for source, target in sorted(arrows):
         (x1, y1), (x2, y2) = places[source], places[target]
         y1 += BOX_HEIGHT
         bend = (y2 - y1) / 2
@@ -97,17 +91,17 @@ def draw(rows: list[list[str]], sizes: Counter[str], arrows: Counter[tuple[str, 
         parts.append(
             f'<path d="M{x1:.0f} {y1:.0f} C{x1 + side:.0f} {y1 + bend:.0f} {x2 + side:.0f} {y2 - bend:.0f} '
             f'{x2:.0f} {y2:.0f}" '
-            f'fill="none" stroke="#94a3b8" stroke-opacity="0.55" stroke-width="{min(0.6 + number / 12, 3):.1f}" '
-            f'marker-end="url(#head)"><title>{source} imports {target}: {number}</title></path>'
+            f'fill="none" stroke="#94a3b8" stroke-opacity="0.7" '
+            f'marker-end="url(#head)"><title>{source} imports {target}</title></path>'
         )
     for box, (x, y) in places.items():
         package, _, name = box.partition(".")
         parts.append(
             f'<rect x="{x - BOX_WIDTH / 2:.0f}" y="{y:.0f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6" '
-            f'fill="{COLOURS[package]}" stroke="#475569"/>'
+            f'fill="{COLORS[package]}" stroke="#475569"/>'
             f'<text x="{x:.0f}" y="{y + 17:.0f}" text-anchor="middle" font-weight="bold">{escape(name or package)}</text>'
             f'<text x="{x:.0f}" y="{y + 31:.0f}" text-anchor="middle" fill="#475569" font-size="10">'
-            f"{package}, {sizes[box]} module{'' if sizes[box] == 1 else 's'}</text>"
+            f"{package if name else 'command line'}</text>"
         )
     return "\n".join([*parts, "</svg>", ""])
 
@@ -115,8 +109,7 @@ def draw(rows: list[list[str]], sizes: Counter[str], arrows: Counter[tuple[str, 
 def render() -> str:
     """The picture of the code as it is."""
     rows = read_rows()
-    sizes, arrows = count_imports({box for row in rows for box in row})
-    return draw(rows, sizes, drop_implied(rows, arrows))
+    return draw(rows, drop_implied(rows, read_arrows({box for row in rows for box in row})))
 
 
 def main() -> None:

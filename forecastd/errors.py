@@ -1,15 +1,30 @@
-"""Error classes by what the caller does next. The docstring of a class is its default message.
+"""Error classes by what the caller does next, and the exit codes. The docstring of an error class is its default message.
 
 Invariant: a message names the cause and the fix, and never a secret. `exit_code` is the exit code of the command line.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of the command line, as documented in docs/exit-codes.md."""
+
+    SUCCESS = 0
+    UNEXPECTED = 1  # an unexpected error
+    USAGE = 2  # wrong usage
+    NOTHING_TO_DO = 3  # no window is open, or no daemon or fleet is running
+    REFUSED = 4  # the data or a result was refused
+    NEEDS_HUMAN = 5  # a person must act
+    TEMPORARY = 6  # a temporary failure
+    INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
 
 class ForecastdError(Exception):
     """Something went wrong."""
 
-    exit_code = 1
+    exit_code: ExitCode = ExitCode.UNEXPECTED
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").splitlines()[0])
@@ -18,7 +33,7 @@ class ForecastdError(Exception):
 class RetryLater(ForecastdError):
     """A temporary error: the same call may succeed later."""
 
-    exit_code = 6
+    exit_code = ExitCode.TEMPORARY
 
 
 class SkipEpoch(ForecastdError):
@@ -27,7 +42,7 @@ class SkipEpoch(ForecastdError):
     `check` is the stable name of the check that refused, as documented in docs/operating.md.
     """
 
-    exit_code = 4
+    exit_code = ExitCode.REFUSED
 
     def __init__(self, message: str | None = None, *, check: str = "unnamed") -> None:
         super().__init__(message)
@@ -37,4 +52,4 @@ class SkipEpoch(ForecastdError):
 class NeedsHuman(ForecastdError):
     """A person must change something (configuration, model, wallet) before this can work."""
 
-    exit_code = 5
+    exit_code = ExitCode.NEEDS_HUMAN

@@ -1,4 +1,4 @@
-"""Every behaviour of an endpoint, in a pool of three endpoints of which one is healthy: each window must get one
+"""Every behavior of an endpoint, in a pool of three endpoints of which one is healthy: each window must get one
 submission.
 
 Two endpoints of a pool misbehave in the same way; the healthy one is first, second or last. A pool is one worker with
@@ -21,7 +21,7 @@ from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
-from forecastd.localnet.faults import BEHAVIOURS
+from forecastd.localnet.faults import BEHAVIORS
 from forecastd.localnet.topics import TopicSpec
 from forecastd.submission.cycle import run_cycle
 from tests.support.forked_worker import TOPIC, cycle_options, open_context
@@ -36,15 +36,13 @@ WINDOW_TIMEOUT_SECONDS = 75.0  # on the real chains an epoch is an hour
 
 
 def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
-    """Each behaviour with the healthy endpoint at every position, over three windows.
+    """Each behavior with the healthy endpoint at every position, over three windows.
 
     Quick: at one position, over two.
     """
-    del seed  # only the seed in a behaviour's own text matters
-    places = (
-        [(index % ENDPOINTS,) for index in range(len(BEHAVIOURS))] if quick else [range(ENDPOINTS)] * len(BEHAVIOURS)
-    )
-    cases = [(name, place) for name, wells in zip(BEHAVIOURS, places, strict=True) for place in wells]
+    del seed  # only the seed in a behavior's own text matters
+    places = [(index % ENDPOINTS,) for index in range(len(BEHAVIORS))] if quick else [range(ENDPOINTS)] * len(BEHAVIORS)
+    cases = [(name, place) for name, wells in zip(BEHAVIORS, places, strict=True) for place in wells]
     with tempfile.TemporaryDirectory() as place:
         yield run_campaign(Path(place), cases, windows=2 if quick else 3)
 
@@ -53,7 +51,7 @@ def run(*, quick: bool, seed: int) -> Iterator[PremiseCount]:
 class PoolUnderTest:
     """One worker with three endpoints."""
 
-    behaviour: str
+    behavior: str
     healthy_index: int
     endpoints: tuple[str, ...]
     state_dir: Path
@@ -79,7 +77,7 @@ class PoolUnderTest:
                     parts.wake.wait(0.1)
                 self.slowest = max(self.slowest, clock.monotonic() - start)
                 if outcome not in ("submitted", "already_submitted"):
-                    self.problems.append(f"{self.behaviour}: {outcome}, {reason}")
+                    self.problems.append(f"{self.behavior}: {outcome}, {reason}")
                 ready.wait()
             ready.wait()
             # The topic is inactive now. A pool may need a moment until it uses its healthy endpoint again.
@@ -91,7 +89,7 @@ class PoolUnderTest:
 
 
 def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: int) -> PremiseCount:
-    """Run a pool for each case: a behaviour and the position of the healthy endpoint. Each serves `windows` windows."""
+    """Run a pool for each case: a behavior and the position of the healthy endpoint. Each serves `windows` windows."""
     topic = TopicSpec(TOPIC, epoch_length=EPOCH, worker_submission_window=EPOCH)
     pools: list[PoolUnderTest] = []
     with ExitStack() as stack:
@@ -101,8 +99,8 @@ def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: 
         node.advance(2 * EPOCH)  # an old state, for endpoints that lag
         for first in range(0, len(cases), PARALLEL_POOLS):
             batch = [
-                _pool(directory / str(first + index), node, behaviour, healthy_index)
-                for index, (behaviour, healthy_index) in enumerate(cases[first : first + PARALLEL_POOLS])
+                _pool(directory / str(first + index), node, behavior, healthy_index)
+                for index, (behavior, healthy_index) in enumerate(cases[first : first + PARALLEL_POOLS])
             ]
             _serve(node, topic, batch, windows)
             pools += batch
@@ -113,13 +111,13 @@ def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: 
         ledger_contents = read_ledger(pool.state_dir / "ledger.sqlite", record.chain_id, pool.wallet.address)
         problems = audit(record, pool.wallet.address, pool.nonces, ledger_contents, counts)
         violations += [
-            f"{pool.behaviour}, the healthy endpoint at {pool.healthy_index}: {evidence}" for evidence in problems
+            f"{pool.behavior}, the healthy endpoint at {pool.healthy_index}: {evidence}" for evidence in problems
         ]
     slow = sorted(pools, key=lambda pool: -pool.slowest)
     return PremiseCount(
         "pools of three endpoints, two of which misbehave",
         {
-            "behaviours": len({pool.behaviour for pool in pools}),
+            "behaviors": len({pool.behavior for pool in pools}),
             "pools": len(pools),
             "windows": sum(len(pool.nonces) for pool in pools),
             "windows served by one inclusion": counts.served_count,
@@ -128,17 +126,17 @@ def run_campaign(directory: Path, cases: Sequence[tuple[str, int]], *, windows: 
             "paid failures": counts.paid_failure_count,
             "outcomes that differ from the node's record": counts.differing_count,
             "median and slowest window": f"{slow[len(slow) // 2].slowest:.1f} s, {slow[0].slowest:.1f} s"
-            f" ({', '.join(pool.behaviour for pool in slow[:3])})",
+            f" ({', '.join(pool.behavior for pool in slow[:3])})",
         },
         "every window has one successful inclusion, and nothing else was paid",
         tuple(violations[:20]) + (("paid failures",) if counts.paid_failure_count else ()),
     )
 
 
-def _pool(state: Path, node: EmbeddedNode, behaviour: str, healthy_index: int) -> PoolUnderTest:
-    bad = [node.add_endpoint((BEHAVIOURS[behaviour],)) for _ in range(ENDPOINTS - 1)]
+def _pool(state: Path, node: EmbeddedNode, behavior: str, healthy_index: int) -> PoolUnderTest:
+    bad = [node.add_endpoint((BEHAVIORS[behavior],)) for _ in range(ENDPOINTS - 1)]
     bad.insert(healthy_index, node.add_endpoint())
-    return PoolUnderTest(behaviour, healthy_index, tuple(bad), state, Wallet.from_mnemonic(new_mnemonic()))
+    return PoolUnderTest(behavior, healthy_index, tuple(bad), state, Wallet.from_mnemonic(new_mnemonic()))
 
 
 def _serve(node: EmbeddedNode, topic: TopicSpec, pools: Sequence[PoolUnderTest], windows: int) -> None:
@@ -149,10 +147,10 @@ def _serve(node: EmbeddedNode, topic: TopicSpec, pools: Sequence[PoolUnderTest],
         try:
             pool.serve_windows(windows, ready)
         except (ForecastdError, threading.BrokenBarrierError) as error:
-            pool.problems.append(f"{pool.behaviour}: {error!r}")
+            pool.problems.append(f"{pool.behavior}: {error!r}")
             ready.abort()
 
-    threads = [threading.Thread(target=work, args=(pool,), name=pool.behaviour) for pool in pools]
+    threads = [threading.Thread(target=work, args=(pool,), name=pool.behavior) for pool in pools]
     for thread in threads:
         thread.start()
     try:

@@ -1,7 +1,7 @@
 """Random faults of every kind, at random places, in pools of every shape: each job ends exactly once, nothing is left over.
 
-Apart from the injected faults, children are killed and stopped by signals at random times. Some jobs are invalid, some have little
-time, and some pools are closed while jobs run. Every result is compared with the engine's result in this process.
+Apart from the injected faults, children are killed and stopped by signals at random times. Some jobs are invalid, some have
+little time, and some pools are closed while jobs run. Every result is compared with the engine's result in this process.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def _decimal_value(message: Any) -> str:
 
 
 def _first_decimal(value: Any) -> str:
-    """The first decimal of a bare string, of a list of strings, or of a list of labelled values."""
+    """The first decimal of a bare string, of a list of strings, or of a list of labeled values."""
     if isinstance(value, list):
         if not value:
             return ""

@@ -24,7 +24,7 @@ from forecastd.daemon.startup import banner, check_chain, check_host
 from forecastd.daemon.status_publisher import StatusPublisher, StatusSources, versions
 from forecastd.daemon.status_registry import StatusRegistry
 from forecastd.daemon.threads import PollOptions, ThreadManager
-from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import reopen
 from forecastd.runtime.background import BackgroundTask
 from forecastd.runtime.formatting import format_count
@@ -43,7 +43,7 @@ TICK_SECONDS, BUSY_TICK_SECONDS = 2.0, 0.1  # between two ticks: normally, and d
 LIVE_TICK_SECONDS = 1.0  # between two ticks when each status is shown on a terminal
 ABORT_CALLS_SECONDS, GRACE_SECONDS, CLOSE_SECONDS = 2.5, 5.0, 8.0  # after SIGTERM, see `_should_exit` and `_shut_down`
 ERROR_PAUSE_SECONDS = 10.0  # after a tick that an unexpected error ended
-RESTART_EXIT_CODE = 6  # asks the service manager for a restart
+RESTART_EXIT_CODE = ExitCode.TEMPORARY  # asks the service manager for a restart
 MAX_TICK_GAP_SECONDS = 15.0  # a longer gap between two ticks is logged
 _STARTUP_SETTINGS = ("log_dir", "logs_directory", "log_format", "health_port")  # a reload does not change them
 
@@ -57,7 +57,7 @@ class Shutdown:
     `since`: monotonic time of a request to exit immediately; None: running cycles may finish.
     """
 
-    exit_code: int
+    exit_code: ExitCode
     reason: str
     since: float | None = None
 
@@ -74,8 +74,8 @@ class Daemon:
         `on_status` is called with the daemon's status at every tick.
         """
         self._load, self._clock, self._on_status, self._register = load, clock, on_status, register
-        self._topics, self._settings_errors = load()
-        settings = self._topics[0]
+        self._topic_settings, self._settings_errors = load()
+        settings = self._topic_settings[0]
         self._signals, self._wake = SignalQueue(), threading.Event()
         self._deadline = SubmissionDeadline(_deadline_of(settings), clock.monotonic(), clock.now(), self._block_time)
         liveness, registry = LivenessMonitor(clock), StatusRegistry()
@@ -94,15 +94,15 @@ class Daemon:
         self._reload_task: BackgroundTask[tuple[list[Settings], ResourceSet]] | None = None
         self._reload_requested = False
 
-    def run(self) -> int:
+    def run(self) -> ExitCode:
         """Serve until a signal, the deadline, or an error that needs a restart. Returns the exit code."""
         with self._signals.handled(), ExitStack() as stack:
             if self._deadline_passed():
                 log.info("The deadline %s has passed; nothing is started.", to_iso(self._deadline.timestamp or 0.0))
                 # Without READY, systemd would treat the exit as a failed start.
                 self._publisher.notify.ready("the deadline has passed")
-                return 0
-            log.info("%s", banner(self._topics, versions(), self._clock.now()), extra={"action": "start"})
+                return ExitCode.SUCCESS
+            log.info("%s", banner(self._topic_settings, versions(), self._clock.now()), extra={"action": "start"})
             self._serve_health(stack)
             self._startup = BackgroundTask("startup", self._open)
             while not self._should_exit():
@@ -116,11 +116,12 @@ class Daemon:
 
     def _open(self) -> None:
         """Check and open everything, retrying temporary failures. Runs in its own thread."""
-        settings, settings_errors = self._topics[0], [*self._settings_errors, *check_host(self._topics[0])]
+        settings = self._topic_settings[0]
+        settings_errors = [*self._settings_errors, *check_host(settings)]
 
         def open_resources() -> None:
             self._resources.open(
-                self._topics,
+                self._topic_settings,
                 settings_errors,
                 lambda connection, components: check_chain(
                     connection, components, self._clock, register=self._register
@@ -130,14 +131,14 @@ class Daemon:
         retry_while(lambda: True, open_resources, self._wake)
         retry_while(lambda: True, lambda: self._resources.open_storage(settings.state_path), self._wake)
 
-    def _check_startup(self) -> None:
+    def _finish_startup_if_done(self) -> None:
         if self._publisher.state != "starting" or self._startup is None or not self._startup.done or self._shutdown:
             return
         result = self._startup.result
         if isinstance(result, StartupProblems):
             for number, problem in enumerate(result.messages, start=1):
                 log.error("%d. %s", number, problem, extra={"action": "start"})
-            self._reporter.start(lambda: self._make_alerts(self._topics[0]))
+            self._reporter.start(lambda: self._make_alerts(self._topic_settings[0]))
             self._reporter.set_startup_error(str(result))
             self._begin_shutdown(
                 result.exit_code, f"{format_count(len(result.messages), 'problem')} above must be fixed first"
@@ -150,7 +151,7 @@ class Daemon:
             self._begin_shutdown(RESTART_EXIT_CODE, f"the start failed: {result.reason}")
         else:
             # Not earlier: another daemon of this state directory may have been sending alerts.
-            self._reporter.start(lambda: self._make_alerts(self._topics[0]))
+            self._reporter.start(lambda: self._make_alerts(self._topic_settings[0]))
             self._reporter.set_startup_error("")
             start_result = run_guarded("startup", self._threads.start)
             if isinstance(start_result, UnexpectedError):
@@ -169,8 +170,8 @@ class Daemon:
             log.warning("The daemon was paused for %.0f s (stopped, suspended or starved of CPU).", gap,
                         extra={"action": "paused"})  # fmt: skip
         self._deadline.tick(mono, self._clock.now())
-        self._check_startup()
-        self._check_reload()
+        self._finish_startup_if_done()
+        self._advance_reload()
         self._threads.release_replaced()
         ledger = self._resources.ledger
         if ledger is not None and ledger.disk_failed and (self._shutdown is None or self._shutdown.since is None):
@@ -179,7 +180,7 @@ class Daemon:
             )
         if self._shutdown is None and self._deadline_passed():
             log.info("The deadline %s has passed; no more cycles start.", to_iso(self._deadline.timestamp or 0.0))
-            self._shutdown = Shutdown(0, "the deadline has passed")
+            self._shutdown = Shutdown(ExitCode.SUCCESS, "the deadline has passed")
             self._threads.drain()
         self._publisher.tick()
         if self._on_status is not None:
@@ -208,7 +209,7 @@ class Daemon:
 
     def _on_signal(self, number: int) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
-            self._begin_shutdown(0, f"received {signal.Signals(number).name}")
+            self._begin_shutdown(ExitCode.SUCCESS, f"received {signal.Signals(number).name}")
         elif number == signal.SIGHUP:
             reopen()
             self._reload_requested = True
@@ -216,7 +217,7 @@ class Daemon:
             log.info("status: %s", self._publisher.status().to_json().decode(), extra={"action": "status"})
             log.info("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
 
-    def _begin_shutdown(self, exit_code: int, reason: str) -> None:
+    def _begin_shutdown(self, exit_code: ExitCode, reason: str) -> None:
         """Begin to exit: running cycles finish what they can at once and abandon the rest; signed submissions are safe in the
         ledger."""
         if self._shutdown is not None and self._shutdown.since is not None:
@@ -233,10 +234,10 @@ class Daemon:
     def _prepare_reload(self) -> tuple[list[Settings], ResourceSet]:
         topics, settings_errors = self._load()
         problems = list(settings_errors)
-        self._make_alerts(topics[0], problems)
+        self._make_alerts(topics[0], problems)  # only to validate them: adds what is wrong to `problems`
         return topics, self._resources.prepare_reload(topics, problems)
 
-    def _check_reload(self) -> None:
+    def _advance_reload(self) -> None:
         if self._reload_requested and self._reload_task is None and self._publisher.state == "running":
             self._reload_requested = False
             self._publisher.notify.reloading(int(self._clock.monotonic() * 1e6))
@@ -253,8 +254,8 @@ class Daemon:
         self._publisher.notify.ready("running")
 
     def _apply_reload(self, topics: list[Settings], resource_set: ResourceSet) -> None:
-        previous, settings = self._topics[0], topics[0]
-        self._topics, self._publisher.settings = topics, settings
+        previous, settings = self._topic_settings[0], topics[0]
+        self._topic_settings, self._publisher.settings = topics, settings
         self._deadline.timestamp = _deadline_of(settings)
         self._threads.apply_reload(resource_set, settings.submission_interval)
         if _alert_settings(previous) != _alert_settings(settings):
@@ -281,7 +282,7 @@ class Daemon:
         return AlertDispatcher(None, None, interval=interval, clock=self._clock, state_dir=settings.state_path)
 
     def _serve_health(self, stack: ExitStack) -> None:
-        port = self._topics[0].health_port
+        port = self._topic_settings[0].health_port
         if port is not None:
             server = stack.enter_context(HealthServer(port, self._publisher.status, self._clock))
             self._publisher.health_port = server.port
@@ -300,8 +301,8 @@ class Daemon:
             self._resources.abort_calls()
         return elapsed >= GRACE_SECONDS
 
-    def _shut_down(self) -> int:
-        shutdown = self._shutdown or Shutdown(0, "done")
+    def _shut_down(self) -> ExitCode:
+        shutdown = self._shutdown or Shutdown(ExitCode.SUCCESS, "done")
         since = self._clock.monotonic() if shutdown.since is None else shutdown.since
         self._publisher.state = "stopping"
         self._publisher.notify.stopping(f"shutting down: {shutdown.reason}")
@@ -317,10 +318,10 @@ class Daemon:
                 log.warning("a running cycle is abandoned; the next start resumes it", extra={"action": "shutdown"})
             else:
                 self._resources.close_storage()
-        if shutdown.exit_code == 0:
+        if shutdown.exit_code == ExitCode.SUCCESS:
             self._publisher.state = "ended"  # only a requested exit counts as ended
         self._publisher.write()
-        self._reporter.close(1.0 if shutdown.exit_code == 0 else 5.0)
+        self._reporter.close(1.0 if shutdown.exit_code == ExitCode.SUCCESS else 5.0)
         return shutdown.exit_code
 
 

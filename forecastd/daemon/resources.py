@@ -17,7 +17,7 @@ from forecastd.chain.wallet import Wallet, open_wallet
 from forecastd.clock import Clock
 from forecastd.daemon.status_registry import TopicKey
 from forecastd.daemon.topic_worker import TopicResources
-from forecastd.errors import ForecastdError, NeedsHuman, RetryLater, SkipEpoch
+from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, RetryLater, SkipEpoch
 from forecastd.inference.bundle_store import BundleStore, open_bundle_store
 from forecastd.inference.forecaster import Forecaster
 from forecastd.ledger.ledger import Ledger
@@ -56,7 +56,7 @@ class StartupProblems(NeedsHuman):
 class AlreadyRunning(ForecastdError):
     """Another process on this host uses this wallet."""
 
-    exit_code = 6
+    exit_code = ExitCode.TEMPORARY
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,9 @@ class ResourceManager:
 
 def close_forecasters(forecasters: Sequence[Forecaster], clock: Clock, seconds: float) -> None:
     """Stop the processes of several models in parallel; those that take longer than `seconds` end with this process."""
-    threads = [threading.Thread(target=forecaster.close, name="closing", daemon=True) for forecaster in forecasters]
+    threads = [
+        threading.Thread(target=forecaster.close, name="closing the model", daemon=True) for forecaster in forecasters
+    ]
     for thread in threads:
         thread.start()
     end = clock.monotonic() + seconds

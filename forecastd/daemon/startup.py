@@ -58,7 +58,7 @@ def _wallet(settings: Settings) -> str:
 def check_host(settings: Settings) -> list[str]:
     """Check this machine; returns the problems that need a person. An unwritable log does not prevent the start."""
     problems = []
-    for finding in check_settings({}, variable_sources()):  # a misspelt name, such as of the deadline, has no effect
+    for finding in check_settings({}, variable_sources()):  # a misspelled name, such as of the deadline, has no effect
         if finding.level is Level.WARN:
             log.warning("%s: %s", finding.check, _describe(finding), extra={"action": "start"})
     for finding in check_disk("STATE_DIR", settings.state_path, required=True):

@@ -24,7 +24,7 @@ from forecastd.daemon.watcher import SubmissionWindow, TopicView
 from forecastd.errors import ForecastdError
 from forecastd.inference.forecaster import Forecaster
 from forecastd.inference.stages import StageResult
-from forecastd.ledger.ledger import SERVED_STATES, Ledger, LedgerEntry, SubmissionState
+from forecastd.ledger.ledger import FINISHED_STATES, Ledger, LedgerEntry, SubmissionState
 from forecastd.ledger.outcome import Outcome
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow
@@ -352,4 +352,4 @@ class TopicWorker:
 
 
 def _is_served(entry: LedgerEntry | None) -> bool:
-    return entry is not None and entry.row.state in SERVED_STATES
+    return entry is not None and entry.row.state in FINISHED_STATES

@@ -77,10 +77,10 @@ class Fleet:
         self._attempt_condition = threading.Condition()
         self._attempted_tick = -1
         self._stopping = threading.Event()
-        self._close_thread = threading.Thread(target=self.model.close, name="closing", daemon=True)
+        self._model_close_thread = threading.Thread(target=self.model.close, name="closing the model", daemon=True)
         self.ticker = Ticker(clock, self.step, self._close_tick, self._rewind)
-        self.forecasting = LatestTickWorker("the fleet forecast", self._forecast, self._wait_for_model)
-        self.evaluation = LatestTickWorker("the fleet evaluation", self._evaluate_tick)
+        self.forecast_worker = LatestTickWorker("the fleet forecast", self._forecast, self._wait_for_model)
+        self.evaluation_worker = LatestTickWorker("the fleet evaluation", self._evaluate_tick)
 
     def __enter__(self) -> Fleet:
         self.start()
@@ -95,7 +95,7 @@ class Fleet:
         if not self.synthetic:
             self.window.load()
         self._submit_tick(self.window.memory.newest)
-        for thread in (self.ticker, self.forecasting, self.evaluation):
+        for thread in (self.ticker, self.forecast_worker, self.evaluation_worker):
             thread.start()
         if not self.synthetic:
             self.scraper.start(self.ingest)
@@ -107,11 +107,11 @@ class Fleet:
         self._stopping.set()
         self.scraper.close()
         self.ticker.request_stop()
-        self.forecasting.request_stop()
-        self.evaluation.request_stop()
+        self.forecast_worker.request_stop()
+        self.evaluation_worker.request_stop()
         with self._attempt_condition:
             self._attempt_condition.notify_all()
-        self._close_thread.start()
+        self._model_close_thread.start()
 
     def close(self) -> None:
         """Stop everything within `CLOSE_SECONDS`; a thread that hangs ends with the process.
@@ -126,9 +126,9 @@ class Fleet:
 
         if self.ticker.join(remaining()):
             self.window.save()
-        self._close_thread.join(remaining())
-        self.evaluation.join(remaining())
-        self.forecasting.join(remaining())
+        self._model_close_thread.join(remaining())
+        self.evaluation_worker.join(remaining())
+        self.forecast_worker.join(remaining())
         self._alerts.close(remaining())
         self.window.store.close()
 
@@ -144,7 +144,7 @@ class Fleet:
         """Change to the model of this name. If it raises ReloadInProgress or IncompatibleModel, the old model stays."""
         change = self.model.change_to(name)
         self.last_error = None
-        self.forecasting.submit(self.window.memory.newest)
+        self.forecast_worker.submit(self.window.memory.newest)
         return change
 
     def _close_tick(self, tick: int) -> None:
@@ -163,8 +163,8 @@ class Fleet:
 
     def _submit_tick(self, tick: int) -> None:
         if len(self.window.memory):
-            self.forecasting.submit(tick)
-        self.evaluation.submit(tick)
+            self.forecast_worker.submit(tick)
+        self.evaluation_worker.submit(tick)
 
     def _wait_for_model(self) -> bool:
         """Wait until the model is ready. Runs in the forecast thread; False if the fleet is stopping or cannot continue."""

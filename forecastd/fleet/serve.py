@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from forecastd import __version__
 from forecastd.clock import Clock, ScaledClock, to_iso
-from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.errors import ExitCode, NeedsHuman, RetryLater
 from forecastd.fleet import status
 from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
 from forecastd.fleet.api.listen_address import listen
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 LOG_NAME = "fleet.log"
 REHEARSAL_DIR = "rehearsal"  # below STATE_DIR: the state of a fleet with an accelerated clock
-EXIT_INTERRUPTED = 130
 POLL_SECONDS = 1.0
 LOCK_WAIT_SECONDS = 3.0  # for another process that is shutting down
 _SECOND_SIGNAL_MESSAGE = b"Interrupted again: exiting at once.\n"
@@ -141,7 +140,7 @@ def _main_loop(parts: _ServerParts) -> int:
                 notify.stopping("shutting down")
                 log.info("shutting down: %s", signal.Signals(number).name, extra={"action": "end"})
                 parts.stop()
-                return EXIT_INTERRUPTED if number == signal.SIGINT else 0
+                return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.SUCCESS
             if number == signal.SIGHUP:
                 reopen()
             if number == signal.SIGUSR1:
@@ -161,7 +160,7 @@ def _is_alive(parts: _ServerParts) -> bool:
     """Whether every thread makes progress. A restart helps if a thread died, but not if the model is slow."""
     fleet = parts.fleet
     is_ticking = fleet.clock.monotonic() - fleet.ticker.last_heartbeat < status.MAX_TICKER_SILENCE_SECONDS
-    return is_ticking and fleet.forecasting.alive and fleet.evaluation.alive and parts.http.alive
+    return is_ticking and fleet.forecast_worker.alive and fleet.evaluation_worker.alive and parts.http.alive
 
 
 def _status_line(fleet: Fleet) -> str:

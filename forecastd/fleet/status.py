@@ -32,7 +32,7 @@ def check_health(fleet: Fleet) -> FleetHealth:
     reasons = []
     if not fleet.ticker.alive or fleet.clock.monotonic() - fleet.ticker.last_heartbeat > MAX_TICKER_SILENCE_SECONDS:
         reasons.append("no ticks are closed: the ticker has stopped")
-    workers = (fleet.forecasting, fleet.evaluation)
+    workers = (fleet.forecast_worker, fleet.evaluation_worker)
     reasons += [f"{worker.name} has stopped: its thread ended" for worker in workers if not worker.alive]
     if fleet.fatal_error is not None:
         reasons.append(str(fleet.fatal_error))
@@ -43,7 +43,7 @@ def check_health(fleet: Fleet) -> FleetHealth:
         warnings.append(f"the window is not written to disk: {fleet.window.store.last_error}")
     if fleet.last_error is not None:
         warnings.append(f"the newest forecast failed: {fleet.last_error}")
-    if fleet.evaluation.errors or fleet.forecasting.errors:
+    if fleet.evaluation_worker.errors or fleet.forecast_worker.errors:
         warnings.append("an unexpected error occurred; see the log")
     return FleetHealth(not reasons, tuple(reasons), tuple(warnings))
 
@@ -115,7 +115,7 @@ def _forecast_status(fleet: Fleet) -> dict[str, Any]:
         "servers": len(models),
         "tft": models.count(TFT),
         "heuristic": len(models) - models.count(TFT),
-        "skipped_ticks": fleet.forecasting.skipped_ticks,
+        "skipped_ticks": fleet.forecast_worker.skipped_ticks,
         "failures": fleet.failures,
         "last_error": fleet.last_error,
     }

@@ -46,9 +46,9 @@ def exit_with_parent(parent: int) -> None:
 class ChildServer:
     """One launch: its channel and the model that it loaded."""
 
-    def __init__(self, channel: socket.socket, launch: str) -> None:
+    def __init__(self, channel: socket.socket, launch_id: str) -> None:
         self._channel = channel
-        self._parent_channel = ChildChannel(channel, launch)
+        self._parent_channel = ChildChannel(channel, launch_id)
         self._fault_injector = FaultInjector((), self._parent_channel)
         self._engine: MarketEngine | None = None
         self._fleet_engine: FleetEngine | None = None
@@ -98,7 +98,7 @@ class ChildServer:
             self._report_progress(None, Phase.WARMING_UP, 0, 1)
             self._run_canary(None, Phase.WARMING_UP)
             fields = {"bundle_sha256": self._sha256}
-        self._parent_channel.send(ChildMessage("ready", self._parent_channel.launch, fields))
+        self._parent_channel.send(ChildMessage("ready", self._parent_channel.launch_id, fields))
 
     def _load_bundle(self, path: Path, engine_name: str, threads: int) -> None:
         """Load a fleet model when an engine is named, else a market model. Raises BundleError."""
@@ -127,7 +127,7 @@ class ChildServer:
             read_model_input(message), lambda done, total: self._report_progress(job, Phase.PREDICTING, done, total)
         )
         self._report_progress(job, Phase.POST_PROCESSING, 0, 1)
-        result = self._fault_injector.on_result(forecast_message(forecast, self._parent_channel.launch, job))
+        result = self._fault_injector.on_result(forecast_message(forecast, self._parent_channel.launch_id, job))
         self._report_progress(job, Phase.POST_PROCESSING, 1, 1)
         self._parent_channel.send(result)
 
@@ -140,7 +140,7 @@ class ChildServer:
         quantiles, encoded = run_forecast(message, engine, self._throttled_progress(job))
         self._report_progress(job, Phase.POST_PROCESSING, 0, 1)
         result = self._fault_injector.on_result(
-            result_message(message, quantiles, encoded, self._parent_channel.launch, self._sha256)
+            result_message(message, quantiles, encoded, self._parent_channel.launch_id, self._sha256)
         )
         self._fault_injector.on_progress(job, Phase.POST_PROCESSING, 1, 1)
         self._parent_channel.send(result)
@@ -164,7 +164,7 @@ class ChildServer:
         job = message.text("job")
         self._run_canary(job, Phase.PREDICTING)
         self._parent_channel.send(
-            ChildMessage("result", self._parent_channel.launch, {"job": job, "bundle_sha256": self._sha256})
+            ChildMessage("result", self._parent_channel.launch_id, {"job": job, "bundle_sha256": self._sha256})
         )
 
     def _train(self, message: ChildMessage) -> None:
@@ -172,7 +172,7 @@ class ChildServer:
         kind, fields = train_in_child(
             message, lambda done, total, detail: self._report_progress(job, Phase.TRAINING, done, total, detail)
         )
-        self._parent_channel.send(ChildMessage(kind, self._parent_channel.launch, {"job": job, **fields}))
+        self._parent_channel.send(ChildMessage(kind, self._parent_channel.launch_id, {"job": job, **fields}))
 
     def _report_progress(
         self, job: str | None, phase: Phase, done: float, total: float, detail: dict[str, object] | None = None
@@ -182,11 +182,11 @@ class ChildServer:
 
     def _send_error(self, job: object, error: str, text: str, check: str = "") -> None:
         fields = {"job": job, "error": error, "message": text, "check": check}
-        self._parent_channel.send(ChildMessage("error", self._parent_channel.launch, fields))
+        self._parent_channel.send(ChildMessage("error", self._parent_channel.launch_id, fields))
 
 
 def main() -> None:
-    descriptor, launch, parent, memory = sys.argv[1:]
+    descriptor, launch_id, parent, memory = sys.argv[1:]
     exit_with_parent(int(parent))
     # SIGINT is meant for a training run. One that arrives earlier waits, so that it is neither lost nor ends the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -207,7 +207,7 @@ def main() -> None:
 
         os.register_at_fork(before=before_fork, after_in_child=after_fork_in_child)
         try:
-            ChildServer(channel, launch).serve()
+            ChildServer(channel, launch_id).serve()
         except ChannelClosed:
             return
 

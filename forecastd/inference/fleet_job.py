@@ -93,7 +93,7 @@ def run_forecast(
 
 
 def result_message(
-    message: ChildMessage, quantiles: NDArray[np.float32], encoded: list[bytes], launch: str, sha256: str
+    message: ChildMessage, quantiles: NDArray[np.float32], encoded: list[bytes], launch_id: str, sha256: str
 ) -> ChildMessage:
     """The result message of a `fleet` job."""
     fields: dict[str, Any] = {"job": message.text("job"), "tick": message.fields["tick"], "bundle_sha256": sha256}
@@ -102,7 +102,7 @@ def result_message(
         "sizes": np.array([len(part) for part in encoded], dtype=np.int64),
         "encoded": np.frombuffer(b"".join(encoded), dtype=np.uint8),
     }
-    return ChildMessage("result", launch, fields, arrays)
+    return ChildMessage("result", launch_id, fields, arrays)
 
 
 def _read_result(message: ChildMessage, inputs: FleetInput, manifest: FleetManifest) -> FleetResult:

@@ -35,7 +35,7 @@ def read_model_input(message: ChildMessage) -> ModelInput:
     return ModelInput(fields["end"], fields["step"], arrays["target"], arrays["past"], arrays["known"])
 
 
-def forecast_message(forecast: Forecast, launch: str, job: str) -> ChildMessage:
+def forecast_message(forecast: Forecast, launch_id: str, job: str) -> ChildMessage:
     """The result message of a `predict` job."""
     fields = {
         "job": job,
@@ -46,7 +46,7 @@ def forecast_message(forecast: Forecast, launch: str, job: str) -> ChildMessage:
         "input_sha256": forecast.input_sha256,
         "bundle_sha256": forecast.bundle_sha256,
     }
-    return ChildMessage("result", launch, fields, {"quantiles": forecast.quantiles})
+    return ChildMessage("result", launch_id, fields, {"quantiles": forecast.quantiles})
 
 
 def _read_forecast(message: ChildMessage, inputs: ModelInput, rows: int, levels: tuple[float, ...]) -> Forecast:

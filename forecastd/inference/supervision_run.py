@@ -1,6 +1,6 @@
 """`forecastd supervise`: run one bundle under supervision, with injected faults if asked for.
 
-Children, detector and failover are those of a worker. Nothing is written to disk: behaviour under injected faults says
+Children, detector and failover are those of a worker. Nothing is written to disk: behavior under injected faults says
 nothing about the bundle, so a quarantine of such a run is not recorded in the bundle store.
 """
 
@@ -15,7 +15,7 @@ from threading import Condition
 from typing import Literal
 
 from forecastd.clock import Clock
-from forecastd.errors import NeedsHuman
+from forecastd.errors import ExitCode, NeedsHuman
 from forecastd.inference.child_command import child_command
 from forecastd.inference.forecaster import gather_candles
 from forecastd.inference.market_job import predict_job
@@ -39,7 +39,6 @@ ListChildren = Callable[[], list[dict[str, object]]]
 JobStatus = Literal["result", "refused", "failed"]
 
 MAX_EVENTS, MAX_TEXT_LENGTH = 1000, 4000
-EXIT_SKIPPED = 4
 _LOST_KINDS = {"hung", "died", "invalid_result", "deadline_exceeded", "exited"}
 
 
@@ -104,9 +103,9 @@ class SupervisionReport:
     slowest: Mapping[Phase, float]
 
     @property
-    def exit_code(self) -> int:
-        """0 when every job has its result."""
-        return 0 if all(job.outcome == "result" for job in self.jobs) else EXIT_SKIPPED
+    def exit_code(self) -> ExitCode:
+        """The exit code of `supervise`: success when every job has its result."""
+        return ExitCode.SUCCESS if all(job.outcome == "result" for job in self.jobs) else ExitCode.REFUSED
 
     @property
     def reason(self) -> str:
@@ -185,7 +184,7 @@ class SupervisionRecorder:
     def _measure(self, event: ProcessEvent) -> None:
         """Record the time without progress before this event, which the limit of the phase must exceed."""
         previous, now = self._last_events.get(event.pid), event.state
-        if previous is None or previous.state.launch != now.launch:
+        if previous is None or previous.state.launch_id != now.launch_id:
             return
         phase, start = previous.state.phase, previous.state.last_progress
         end = now.last_progress if event.kind == "progress" else now.last_heartbeat

@@ -55,7 +55,7 @@ class _UnusableFile(Exception):
 
 
 def connect(path: Path, timeout_seconds: float) -> sqlite3.Connection:
-    """Open the database. The ledger begins transactions itself and serialises its threads with a lock."""
+    """Open the database. The ledger begins transactions itself and serializes its threads with a lock."""
     return sqlite3.connect(path, timeout=timeout_seconds, isolation_level=None, check_same_thread=False)
 
 

@@ -52,7 +52,7 @@ SEQUENCE_USED_REASON = "another transaction of this account used its sequence"
 SETTLED_STATES = frozenset(
     {SubmissionState.ADMITTED, SubmissionState.PASSIVE, SubmissionState.EVICTED, SubmissionState.MISSED}
 )
-SERVED_STATES = SETTLED_STATES | {SubmissionState.INCLUDED}  # no work is left inside the window
+FINISHED_STATES = SETTLED_STATES | {SubmissionState.INCLUDED}  # no work is left inside the window
 
 
 @dataclass(frozen=True)
@@ -236,12 +236,14 @@ class Ledger:
         others = self._query("SELECT sequence FROM uses WHERE chain_id = ? AND wallet = ?", account)
         return {int(values[0]) for values in (*signed, *others)}
 
-    def next_free_sequence(self, key: EpochKey, minimum: int, *, excluded_topics: frozenset[int] = frozenset()) -> int:
+    def next_free_sequence(
+        self, key: EpochKey, minimum: int, *, topics_of_other_threads: frozenset[int] = frozenset()
+    ) -> int:
         """The first sequence from `minimum` on that no other epoch's submission of this wallet uses.
 
         `minimum` comes from an endpoint, and one that lags reports too little: every sequence of this wallet that a block
-        includes is certainly used. `excluded_topics`: topics that other threads serve; they may be about to sign again with
-        the sequence of a refused transaction.
+        includes is certainly used. `topics_of_other_threads`: topics that other threads serve;
+        they may be about to sign again with the sequence of a refused transaction.
         """
         chain_id, topic_id, nonce, wallet = key
         included = (
@@ -259,7 +261,8 @@ class Ledger:
         used_sequences = {
             entry.row.sequence
             for entry in self.entries(chain_id, wallet, states=(SubmissionState.SIGNED, SubmissionState.ABANDONED))
-            if entry.key != key and (entry.row.state is SubmissionState.SIGNED or entry.key[1] in excluded_topics)
+            if entry.key != key
+            and (entry.row.state is SubmissionState.SIGNED or entry.key[1] in topics_of_other_threads)
         }
         while minimum in used_sequences:
             minimum += 1

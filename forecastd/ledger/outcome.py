@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from forecastd.errors import ForecastdError, NeedsHuman, SkipEpoch
+from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, SkipEpoch
 
 OutcomeName = Literal["submitted", "already_submitted", "dry_run", "no_window", "skipped", "missed", "failed"]
-_EXIT_CODES: Mapping[OutcomeName, int] = {
-    "submitted": 0,
-    "already_submitted": 0,
-    "dry_run": 0,
-    "no_window": 3,
-    "skipped": 4,
-    "missed": 6,
-    "failed": 6,
+_EXIT_CODES: Mapping[OutcomeName, ExitCode] = {
+    "submitted": ExitCode.SUCCESS,
+    "already_submitted": ExitCode.SUCCESS,
+    "dry_run": ExitCode.SUCCESS,
+    "no_window": ExitCode.NOTHING_TO_DO,
+    "skipped": ExitCode.REFUSED,
+    "missed": ExitCode.TEMPORARY,
+    "failed": ExitCode.TEMPORARY,
 }
 
 
@@ -50,9 +50,9 @@ class Outcome:
     needs_human: bool = False
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> ExitCode:
         """The exit code of the command line, as documented in docs/exit-codes.md."""
-        return 5 if self.needs_human else _EXIT_CODES[self.outcome]
+        return ExitCode.NEEDS_HUMAN if self.needs_human else _EXIT_CODES[self.outcome]
 
     def as_json(self) -> dict[str, object]:
         """The fields as one JSON object."""

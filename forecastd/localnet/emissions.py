@@ -157,16 +157,16 @@ def _network_inferences(chain: ChainView, request: Any, em: Any) -> Any:
 
 
 def _network_inferences_v10(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[str, str]) -> Any:
-    def labelled(value: str) -> Any:
+    def labeled(value: str) -> Any:
         return [em.LabeledValue(label_id=0, label_name=VALUE_LABEL, value=value)]
 
     return em.NetworkInferenceBundle(
         topic_id=topic_id,
         nonce=nonce,
-        combined_value=labelled(mean),
-        naive_value=labelled(mean),
+        combined_value=labeled(mean),
+        naive_value=labeled(mean),
         inferer_values=[
-            em.WorkerInference(worker=worker, values=labelled(value)) for worker, value in by_worker.items()
+            em.WorkerInference(worker=worker, values=labeled(value)) for worker, value in by_worker.items()
         ],
     )
 

@@ -25,7 +25,7 @@ class FaultLevel(Enum):
     VIEW = "view"  # what the endpoint knows of the chain
     BROADCAST = "broadcast"  # what happens to a transaction that is sent to the endpoint
     ARRIVAL = "arrival"  # of a payload at the chain, through any endpoint, before it is checked
-    MEMPOOL = "taken"  # a payload was added to the mempool
+    MEMPOOL = "mempool"  # a payload was added to the mempool
     EXECUTION = "execution"  # a payload is executed in a block
     WINDOW = "window"  # a submission window opens
     BLOCK = "block"  # every block
@@ -272,7 +272,7 @@ def _parse_rule(name: str, kind: FaultKind, key: str, text: str) -> dict[str, An
     raise NeedsHuman(f"The fault {name} cannot be limited by @{key[:20]}={text[:20]}. {_FORMAT_HELP}")
 
 
-BEHAVIOURS: dict[str, NodeFault] = {
+BEHAVIORS: dict[str, NodeFault] = {
     text: NodeFault.parse(text)
     for text in (
         "refuse", "reset", "silent", "web-server", "hang", "hang@method=BroadcastTx", "slow=2", "drip", "http-429",
@@ -283,4 +283,4 @@ BEHAVIOURS: dict[str, NodeFault] = {
         "mempool-full", "sequence-race", "tx-cache", "panic", "strange-code", "hang@p=0.3,seed=7",
     )
 }  # fmt: skip
-"""The behaviours of an endpoint, by the text of the fault. A campaign runs through all of them."""
+"""The behaviors of an endpoint, by the text of the fault. A campaign runs through all of them."""

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 
+from forecastd.errors import ExitCode
+
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-SECOND_INTERRUPT_EXIT_CODE = 130  # after SIGINT: 128 + 2, as a shell reports it
 INTERRUPT_MESSAGE = (
     b"Interrupted again: exiting now. Signed submissions are in the ledger; the next start resumes them.\n"
 )
@@ -53,7 +54,7 @@ class SignalQueue:
         if number == signal.SIGINT:
             if self._interrupted:
                 os.write(2, self._interrupt_message)
-                os._exit(SECOND_INTERRUPT_EXIT_CODE)
+                os._exit(ExitCode.INTERRUPTED)
             self._interrupted = True
         self._queue.append(number)
 

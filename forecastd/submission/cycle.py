@@ -29,7 +29,7 @@ from forecastd.inference.stages import (
     describe_submission,
     quantiles_at_horizon,
 )
-from forecastd.ledger.ledger import SERVED_STATES, LedgerEntry, Submission, SubmissionState
+from forecastd.ledger.ledger import FINISHED_STATES, LedgerEntry, Submission, SubmissionState
 from forecastd.ledger.outcome import Outcome, outcome_from_error
 from forecastd.market.candles import Candles
 from forecastd.runtime.failpoints import failpoint
@@ -152,15 +152,15 @@ def _describe_next_window(run: _CycleRun) -> str:
 
 
 def _serve_epoch(run: _CycleRun) -> None:
-    epoch = _wait_for_epoch(run)
-    if epoch is None or _check_already_served(run, epoch):
+    epoch = _find_epoch_with_retry(run)
+    if epoch is None or _finish_existing_submission(run, epoch):
         return
     if _make_submission(run, epoch) is not None and not run.options.dry_run:
         _deliver(run, epoch, never_sent=True)
 
 
-def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
-    """The epoch to serve, None when no window is open. Settles the open entries of earlier runs first."""
+def _prepare_and_find_epoch(run: _CycleRun) -> OpenEpoch | None:
+    """Settle, recover or record earlier epochs; return the epoch to serve, None when no window is open."""
     context, options, address = run.context, run.options, run.context.wallet.address
     with run.stage("chain") as lines:
         chain_id = context.chain.chain_id()
@@ -170,7 +170,7 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
             context.delivery_context,
             chain_id,
             address,
-            excluded_topics=context.shared_wallet.topics - {options.topic_id},
+            topics_of_other_threads=context.shared_wallet.topics - {options.topic_id},
         )
         with context.shared_wallet.signing_lock:
             is_new_account = check_account(context.chain, context.ledger, chain_id, address)
@@ -201,9 +201,9 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
             run.update_outcome(outcome="no_window", reason=f"no submission window of topic {topic.id}: {reason}")
             lines.append(f"{chain_id}, height {height}: no open submission window")
             return None
-        now, reason = context.clock.now(), run.chain_error
+        now = context.clock.now()
         missed_count = record_missed_epochs(
-            context.ledger, topic, chain_id, address, before_nonce=before_nonce, now=now, chain_error=reason
+            context.ledger, topic, chain_id, address, before_nonce=before_nonce, now=now, chain_error=run.chain_error
         )
         if missed_count:
             lines.append(f"recorded {format_count(missed_count, 'epoch')} since the last run as missed")
@@ -215,8 +215,8 @@ def _find_epoch(run: _CycleRun) -> OpenEpoch | None:
     return epoch
 
 
-def _check_already_served(run: _CycleRun, epoch: OpenEpoch) -> bool:
-    """Whether the ledger or the chain already has a submission for this epoch. An open one is delivered."""
+def _finish_existing_submission(run: _CycleRun, epoch: OpenEpoch) -> bool:
+    """Deliver the submission that this epoch already has, if it is open; return whether there was one."""
     entry = run.context.ledger.find(epoch.key)
     latest = run.context.chain.latest_inference(epoch.topic_id, epoch.wallet) if entry is None else None
     on_chain = latest is not None and latest.nonce == epoch.nonce
@@ -233,7 +233,7 @@ def _check_already_served(run: _CycleRun, epoch: OpenEpoch) -> bool:
         )
         run.update_outcome(outcome="already_submitted", value=float(latest.value), reason=reason, source=None)
         return True
-    if entry.row.state in SERVED_STATES:
+    if entry.row.state in FINISHED_STATES:
         _set_final_outcome(run, entry, settled_earlier=True)
         return True
     if entry.row.state is SubmissionState.ABANDONED:
@@ -267,8 +267,8 @@ def _make_submission(run: _CycleRun, epoch: OpenEpoch) -> Submission | None:
         return None
 
 
-def _wait_for_epoch(run: _CycleRun) -> OpenEpoch | None:
-    """See `_find_epoch`; retried while no endpoint answers.
+def _find_epoch_with_retry(run: _CycleRun) -> OpenEpoch | None:
+    """See `_prepare_and_find_epoch`; retried while no endpoint answers.
 
     The end of the window is unknown then, so retry for at most an hour.
     """
@@ -277,7 +277,7 @@ def _wait_for_epoch(run: _CycleRun) -> OpenEpoch | None:
 
     def find() -> OpenEpoch | None:
         try:
-            return _find_epoch(run)
+            return _prepare_and_find_epoch(run)
         except RetryLater as error:
             run.chain_error = str(error)
             raise
@@ -321,7 +321,7 @@ def _forecast_with_refetch(run: _CycleRun, epoch: OpenEpoch, candles: Candles) -
     """Check the model, forecast and check the guards; fetch again when a fallback model needs more candles."""
     forecaster = run.context.forecaster
     with run.stage("model") as lines:
-        run.update_outcome(bundle=forecaster.check(lambda: _is_cancelled(run, epoch)))
+        run.update_outcome(bundle=forecaster.check(lambda: _should_stop_forecast(run, epoch)))
         lines.append(describe_model(forecaster))
         lines.extend(f"warning: {warning}" for warning in forecaster.warnings)
     if len(candles) < forecaster.required_candles:  # a fallback model replaced the one the candles were fetched for
@@ -336,7 +336,7 @@ def _forecast_and_guard(run: _CycleRun, epoch: OpenEpoch, candles: Candles) -> F
     """Forecast from these candles and check the guards."""
     forecaster = run.context.forecaster
     with run.stage("forecast") as lines:
-        forecast = forecaster.forecast(candles, lambda: _is_cancelled(run, epoch))
+        forecast = forecaster.forecast(candles, lambda: _should_stop_forecast(run, epoch))
         quantiles = quantiles_at_horizon(forecast)
         run.update_outcome(value=forecast.value, quantiles=quantiles, bundle=forecast.bundle_sha256)
         lines.extend(describe_forecast(forecast))
@@ -347,7 +347,7 @@ def _forecast_and_guard(run: _CycleRun, epoch: OpenEpoch, candles: Candles) -> F
     return forecast
 
 
-def _is_cancelled(run: _CycleRun, epoch: OpenEpoch) -> bool:
+def _should_stop_forecast(run: _CycleRun, epoch: OpenEpoch) -> bool:
     """Whether the forecast is useless now: the epoch's last safe block has passed, or this process is stopping."""
     try:
         return run.context.wake.is_set() or run.query_height() >= epoch.last_height - SAFETY_MARGIN_BLOCKS
@@ -373,7 +373,7 @@ def _sign_and_commit(run: _CycleRun, epoch: OpenEpoch, forecast: Forecast) -> Su
             context, options = run.context, run.options
             registration_cost = register_worker(
                 context.chain, context.wallet, context.ledger, epoch, spending=options.spending, clock=context.clock,
-                wake=context.wake, excluded_topics=context.shared_wallet.topics - {epoch.topic_id},
+                wake=context.wake, topics_of_other_threads=context.shared_wallet.topics - {epoch.topic_id},
             )  # fmt: skip
             run.must_register = False
             lines.append(f"registered {epoch.wallet} for topic {epoch.topic_id}; fee {registration_cost} uallo")
@@ -414,7 +414,7 @@ def _sign_value(run: _CycleRun, epoch: OpenEpoch, value: str, *, gas_factor: flo
         synthetic=run.synthetic is not False or context.forecaster.manifest.training.synthetic,
         account_number=tx_price.account_number,
         sequence=context.ledger.next_free_sequence(
-            epoch.key, tx_price.sequence, excluded_topics=context.shared_wallet.topics - {epoch.topic_id}
+            epoch.key, tx_price.sequence, topics_of_other_threads=context.shared_wallet.topics - {epoch.topic_id}
         ),
         gas=tx_price.gas,
         fee_uallo=tx_price.fee_uallo,
@@ -466,7 +466,7 @@ def _set_final_outcome(run: _CycleRun, entry: LedgerEntry, *, settled_earlier: b
         run.update_outcome(source=None)  # the ledger does not record the source
     if row.state is SubmissionState.MISSED:
         run.update_outcome(outcome="missed", reason=row.reason or "this epoch was missed")
-    elif row.state in SERVED_STATES:
+    elif row.state in FINISHED_STATES:
         reason_by_state = {
             SubmissionState.PASSIVE: "accepted, but outside the active set",
             SubmissionState.EVICTED: "evicted from the active set",

@@ -106,18 +106,18 @@ def deliver(
 
 
 def reconcile(
-    context: DeliveryContext, chain_id: str, wallet: str, *, excluded_topics: frozenset[int] = frozenset()
+    context: DeliveryContext, chain_id: str, wallet: str, *, topics_of_other_threads: frozenset[int] = frozenset()
 ) -> None:
     """Settle the open entries of earlier runs by what the chain knows. Signs and sends nothing.
 
-    `excluded_topics`: other threads serve these at the same time and settle their own entries.
+    `topics_of_other_threads`: other threads serve these at the same time and settle their own entries.
 
     Raises:
         RetryLater: the ledger could not be written, or no endpoint answered.
         NeedsHuman: another signer uses the wallet's key.
     """
     for entry in context.ledger.entries(chain_id, wallet, unsettled=True):
-        if entry.key[1] in excluded_topics:
+        if entry.key[1] in topics_of_other_threads:
             continue
         row, value = entry.row, None
         for _ in range(2):  # first the inclusion, then whether the chain counts it

@@ -17,7 +17,7 @@ from forecastd.chain.types import Topic
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock, to_iso
 from forecastd.errors import NeedsHuman
-from forecastd.ledger.ledger import SERVED_STATES, EpochKey, Ledger, SubmissionState
+from forecastd.ledger.ledger import FINISHED_STATES, EpochKey, Ledger, SubmissionState
 from forecastd.runtime.failpoints import failpoint
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def select_epoch(ledger: Ledger, epochs: list[OpenEpoch]) -> OpenEpoch:
     """The newest epoch that still needs work; the newest of all if none does."""
     for epoch in epochs:
         entry = ledger.find(epoch.key)
-        if entry is None or entry.row.state not in SERVED_STATES:
+        if entry is None or entry.row.state not in FINISHED_STATES:
             return epoch
     return epochs[0]
 
@@ -90,11 +90,11 @@ def needs_registration(chain: ChainClient, chain_id: str, topic_id: int, wallet:
 
 def register_worker(
     chain: ChainClient, wallet: Wallet, ledger: Ledger, epoch: OpenEpoch, *, spending: FeePolicy, clock: Clock, wake: Event,
-    excluded_topics: frozenset[int] = frozenset(),
+    topics_of_other_threads: frozenset[int] = frozenset(),
 ) -> int:  # fmt: skip
     """Register the worker for the epoch's topic; returns the cost in uallo. The ledger has the transaction first.
 
-    `excluded_topics`: topics that other threads serve with this wallet.
+    `topics_of_other_threads`: topics that other threads serve with this wallet.
 
     Raises:
         NeedsHuman: the balance or the user's maximum does not cover it, or the chain refuses.
@@ -109,7 +109,9 @@ def register_worker(
 
     return register(
         chain, wallet, epoch.topic_id, spending, chain_id=epoch.chain_id, clock=clock, wake=wake, commit=commit,
-        next_free_sequence=lambda sequence: ledger.next_free_sequence(epoch.key, sequence, excluded_topics=excluded_topics),
+        next_free_sequence=lambda sequence: ledger.next_free_sequence(
+            epoch.key, sequence, topics_of_other_threads=topics_of_other_threads
+        ),
     )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ HEARTBEAT_SECONDS = 1.0
 
 
 class ChildChannel:
-    """Sends a child's messages to its parent. `launch`: the id that every message carries."""
+    """Sends a child's messages to its parent. `launch_id`: the id that every message carries."""
 
-    def __init__(self, channel: socket.socket, launch: str) -> None:
-        self.launch = launch
+    def __init__(self, channel: socket.socket, launch_id: str) -> None:
+        self.launch_id = launch_id
         self._channel = channel
         self._lock = Lock()
 
@@ -36,7 +36,7 @@ class ChildChannel:
         """Report how far the work is. Called by the work itself, never by a timer. Raises ChannelClosed."""
         fields: dict[str, Any] = {"job": job, "phase": phase.value, "done": done, "total": total}
         fields["detail"] = dict(detail or {})
-        self.send(ChildMessage("progress", self.launch, fields))
+        self.send(ChildMessage("progress", self.launch_id, fields))
 
     def report_stale_progress(self, job: str | None, phase: Phase) -> None:
         """Report progress as an earlier launch would. Raises ChannelClosed."""
@@ -55,6 +55,6 @@ class ChildChannel:
         never = Event()
         while not never.wait(HEARTBEAT_SECONDS):
             try:
-                self.send(ChildMessage("heartbeat", self.launch))
+                self.send(ChildMessage("heartbeat", self.launch_id))
             except ChannelClosed:
                 return

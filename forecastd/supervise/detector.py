@@ -60,11 +60,11 @@ class PhaseLimits:
 class ProcessState:
     """The last known state of one child. Every message gives a new value.
 
-    `launch`: the id of the child's launch. `last_heartbeat`, `last_progress`: monotonic seconds of its last message and of
+    `launch_id`: that of the child's launch. `last_heartbeat`, `last_progress`: monotonic seconds of its last message and of
     its last progress. `done` of `total`: the maximum reached in this phase of this job, in units of the work.
     """
 
-    launch: str
+    launch_id: str
     phase: Phase
     job: str | None
     last_heartbeat: float
@@ -89,9 +89,9 @@ class ProcessVerdict:
 OK = ProcessVerdict("ok")
 
 
-def start(now: float, launch: str) -> ProcessState:
+def start(now: float, launch_id: str) -> ProcessState:
     """The state of a child that was just started."""
-    return ProcessState(launch, Phase.STARTING, None, now, now)
+    return ProcessState(launch_id, Phase.STARTING, None, now, now)
 
 
 def assign_job(state: ProcessState, now: float, job: str, phase: Phase) -> ProcessState:
@@ -109,20 +109,20 @@ def begin_stop(state: ProcessState, now: float) -> ProcessState:
     return replace(state, phase=Phase.STOPPING, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
-def record_heartbeat(state: ProcessState, now: float, launch: str) -> ProcessState:
+def record_heartbeat(state: ProcessState, now: float, launch_id: str) -> ProcessState:
     """Record a message of the child. One of another launch is ignored."""
-    return replace(state, last_heartbeat=now) if launch == state.launch else state
+    return replace(state, last_heartbeat=now) if launch_id == state.launch_id else state
 
 
 def record_progress(
-    state: ProcessState, now: float, *, launch: str, job: str | None, phase: Phase, done: float, total: float
+    state: ProcessState, now: float, *, launch_id: str, job: str | None, phase: Phase, done: float, total: float
 ) -> ProcessState:
     """Record a progress report.
 
     A report of another launch is ignored. A report of another job, of an earlier phase or without a new maximum counts as a
     heartbeat only, and so does any report while the child is stopping or idle.
     """
-    if launch != state.launch:
+    if launch_id != state.launch_id:
         return state
     updated = replace(state, last_heartbeat=now)
     if job != state.job or state.phase in {Phase.STOPPING, Phase.IDLE} or phase in {Phase.STOPPING, Phase.IDLE}:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from threading import Condition, Thread, current_thread
 from typing import Any, Literal
 
+from forecastd.supervise import detector
 from forecastd.supervise.detector import ProcessState
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ class ProcessEvent:
     job: str = ""
     text: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def without_child(cls, kind: EventKind, now: float, text: str) -> ProcessEvent:
+        """An event of the pool as a whole: pid 0, and the state of a child that was just started."""
+        return cls(kind, 0, detector.start(now, ""), text=text)
 
 
 Observer = Callable[[ProcessEvent], None]

@@ -169,7 +169,7 @@ class FaultInjector:
 
     def _send_partial_message(self) -> None:
         frame = encode(
-            ChildMessage("result", self._channel.launch, {"job": "partial"}, {"quantiles": np.zeros((64, 7))})
+            ChildMessage("result", self._channel.launch_id, {"job": "partial"}, {"quantiles": np.zeros((64, 7))})
         )
         self._channel.send_raw(frame[: len(frame) // 2])
         os.kill(os.getpid(), signal.SIGKILL)

@@ -60,11 +60,11 @@ class ChildSetup:
     engine_threads: int = 1
     command: tuple[str, ...] = field(kw_only=True)
 
-    def load_fields(self, launch: int) -> dict[str, object]:
-        """The fields of the `load` message for this launch, counted from 1."""
+    def load_fields(self, launch_number: int) -> dict[str, object]:
+        """The fields of the `load` message. `launch_number`: of the launch in the pool, from 1."""
         return {
             "bundle": str(self.bundle.resolve()) if self.bundle else "",
-            "faults": self.faults if launch <= self.faulty_launches else "",
+            "faults": self.faults if launch_number <= self.faulty_launches else "",
             "engine": self.engine,
             "threads": self.engine_threads,
         }

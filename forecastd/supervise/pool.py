@@ -20,9 +20,9 @@ from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from forecastd.clock import Clock
+from forecastd.supervise.child_manager import MAX_POLL_SECONDS, ChildManager
 from forecastd.supervise.events import EventDispatcher, Observer, SupervisionCounts
 from forecastd.supervise.jobs import Job
-from forecastd.supervise.monitor import MAX_POLL_SECONDS, ProcessMonitor
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
 from forecastd.supervise.process import ChildFailed
 from forecastd.supervise.queue import JobQueue, WorkItem
@@ -58,7 +58,7 @@ class ProcessPool:
         self._numbers = count(1)
         self._queue = JobQueue(self.counts, setup.name, policy.quarantine_after)
         self._dispatcher = EventDispatcher(observer)
-        self._monitor = ProcessMonitor(
+        self._child_manager = ChildManager(
             setup, policy, size, queue=self._queue, counts=self.counts, dispatcher=self._dispatcher
         )
         self._commands: deque[Callable[[], object]] = deque()
@@ -66,7 +66,7 @@ class ProcessPool:
         self._wake_writer, self._wake_reader = socket.socketpair()
         self._wake_writer.setblocking(False)
         self._wake_reader.setblocking(False)
-        self._monitor.selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._child_manager.selector.register(self._wake_reader, selectors.EVENT_READ)
         self._thread = Thread(target=self._supervise, name="supervisor", daemon=True)
         self._thread.start()
 
@@ -143,7 +143,7 @@ class ProcessPool:
                 "heartbeat_age_s": round(now - child.state.last_heartbeat, 1),
                 "progress_age_s": round(now - child.state.last_progress, 1),
             }
-            for slot in list(self._monitor.slots)
+            for slot in list(self._child_manager.slots)
             if (child := slot.child) is not None
         ]
 
@@ -173,46 +173,46 @@ class ProcessPool:
 
     def _await_ready(self, future: Future[str]) -> None:
         self._queue.add_ready_waiter(future)
-        ready = next((slot.bundle_sha256 for slot in self._monitor.slots if slot.is_ready), None)
+        ready = next((slot.bundle_sha256 for slot in self._child_manager.slots if slot.is_ready), None)
         if ready is not None:
             self._queue.notify_ready(ready)
 
     def _interrupt(self) -> None:
-        for slot in self._monitor.slots:
+        for slot in self._child_manager.slots:
             if slot.child is not None and slot.item is not None and not self._stopped:
                 slot.child.signal(signal.SIGINT)
 
     def _close(self) -> None:
         self._queue.close()
         if not self._stopped:
-            self._monitor.stop_all(self._clock.monotonic())
+            self._child_manager.stop_all(self._clock.monotonic())
 
     def _supervise(self) -> None:
         """The pool's thread: runs until the pool is closed and every child has exited."""
-        monitor, clock = self._monitor, self._clock
+        manager, clock = self._child_manager, self._clock
         try:
             last_check = clock.monotonic()
-            while not self._queue.closed or monitor.stopping:
-                monitor.fill_slots(last_check)
-                for key, _ in monitor.selector.select(monitor.seconds_to_next_event(clock.monotonic())):
+            while not self._queue.closed or manager.stopping:
+                manager.fill_slots(last_check)
+                for key, _ in manager.selector.select(manager.seconds_to_next_event(clock.monotonic())):
                     if key.fileobj is self._wake_reader:
                         self._wake_reader.recv(4096)
                 now = clock.monotonic()
                 while self._commands:
                     self._commands.popleft()()
-                monitor.read_children(now)
+                manager.read_children(now)
                 if now - last_check > MAX_POLL_SECONDS + _SUSPENDED_SECONDS:
                     log.warning(
                         "The supervisor was not scheduled for %.1f s; process timers were reset.", now - last_check
                     )
-                    monitor.reset_timers(now)
+                    manager.reset_timers(now)
                 last_check = now
-                monitor.check_children(now)
+                manager.handle_due_events(now)
         finally:
             with self._lock:
                 self._stopped = True
                 self._queue.close()
-                monitor.kill_all()
+                manager.kill_all()
                 while self._commands:
                     self._commands.popleft()()
                 self._wake_writer.close()

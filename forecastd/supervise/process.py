@@ -106,7 +106,7 @@ class ChildProcess:
         for end in (self.channel, child_end):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)  # capped by the system
         self.output_fd = reader
-        arguments = [str(child_end.fileno()), self.launch, str(os.getpid()), str(memory)]
+        arguments = [str(child_end.fileno()), self.launch_id, str(os.getpid()), str(memory)]
         try:
             with child_end:
                 self._process = subprocess.Popen(
@@ -130,8 +130,8 @@ class ChildProcess:
         self.exit_fd = _open_pidfd(self._process.pid)
 
     @property
-    def launch(self) -> str:
-        return self.state.launch
+    def launch_id(self) -> str:
+        return self.state.launch_id
 
     @property
     def pid(self) -> int:
@@ -151,7 +151,7 @@ class ChildProcess:
         self, kind: str, fields: dict[str, object] | None = None, arrays: dict[str, NDArray[Any]] | None = None
     ) -> None:
         """Send a message as soon as the child reads it. A child that never reads does not block the parent."""
-        self._unsent += frame_buffers(ChildMessage(kind, self.launch, fields or {}, arrays or {}))
+        self._unsent += frame_buffers(ChildMessage(kind, self.launch_id, fields or {}, arrays or {}))
         self.flush()
 
     def flush(self) -> None:

@@ -47,7 +47,7 @@ class ChildMessage:
     """
 
     kind: str
-    launch: str
+    launch_id: str
     fields: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ def frame_buffers(message: ChildMessage) -> list[memoryview]:
         for name, type_code in type_codes.items()
     }
     array_specs = {name: [type_codes[name], *part.shape] for name, part in parts.items()}
-    header = {"kind": message.kind, "launch": message.launch, "fields": message.fields, "arrays": array_specs}
+    header = {"kind": message.kind, "launch": message.launch_id, "fields": message.fields, "arrays": array_specs}
     head = json.dumps(header).encode()
     size = sum(part.nbytes for part in parts.values())
     bodies = [part.reshape(-1).view(np.uint8).data for part in parts.values() if part.size]
@@ -190,15 +190,18 @@ def _parse_sizes(prefix: bytes | bytearray) -> tuple[int, int]:
 def _parse_message(head: bytes, body: NDArray[np.uint8]) -> ChildMessage:
     try:
         header = json.loads(head)
-        kind, launch, fields, array_specs = (header[name] for name in ("kind", "launch", "fields", "arrays"))
+        kind, launch_id, fields, array_specs = (header[name] for name in ("kind", "launch", "fields", "arrays"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidMessage(str(error)[:200]) from error
     if not (
-        isinstance(kind, str) and isinstance(launch, str) and isinstance(fields, dict) and isinstance(array_specs, dict)
+        isinstance(kind, str)
+        and isinstance(launch_id, str)
+        and isinstance(fields, dict)
+        and isinstance(array_specs, dict)
     ):
         raise InvalidMessage("a header field has the wrong type")
     body.flags.writeable = False
-    return ChildMessage(kind, launch, fields, _parse_arrays(array_specs, body))
+    return ChildMessage(kind, launch_id, fields, _parse_arrays(array_specs, body))
 
 
 def _parse_arrays(array_specs: dict[str, Any], body: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

@@ -128,8 +128,10 @@ class JobQueue:
             resolve(waiter, bundle)
         self._ready_waiters.clear()
 
-    def record_failure(self, reason: str) -> bool:
-        """Count a child lost to the bundle. True when the bundle is quarantined because of it."""
+    def record_failure_and_quarantine(self, reason: str) -> bool:
+        """Count a child lost to the bundle. After too many in a row, quarantine the bundle and fail every waiting
+        job; return whether that happened.
+        """
         self._failures += 1
         if self._failures < self._quarantine_after or self.quarantine_error is not None:
             return False

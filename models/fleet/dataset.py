@@ -4,7 +4,7 @@ A window at *origin* `o` has its encoder in the ticks `.. o` and its decoder in 
 into train | validation | test with `H` unused ticks between them. Gaps are treated as in service: a value is carried
 forward for up to `max_gap` ticks, and a longer gap in any metric ends the history before it.
 
-Invariant: a window of any server is completely inside one part. So no tick that is scored was learnt from.
+Invariant: a window of any server is completely inside one part. So no tick that is scored was learned from.
 """
 
 from __future__ import annotations

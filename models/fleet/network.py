@@ -25,7 +25,7 @@ def all_reals(network: TftConfig) -> list[str]:
 
 
 def build_network(network: TftConfig, levels: tuple[float, ...], encoder_length: int, dropout: float = 0.0) -> Any:
-    """A new `TemporalFusionTransformer` of these sizes, initialised from torch's global generator."""
+    """A new `TemporalFusionTransformer` of these sizes, initialized from torch's global generator."""
     losses = [QuantileLoss(list(levels)) for _ in range(network.targets)]
     single = network.targets == 1
     with quiet_library():
@@ -81,6 +81,6 @@ def make_inputs(
 
 
 def forward(model: Any, network: TftConfig, past: Floats, future: Floats, profile_index: Indices) -> torch.Tensor:
-    """The network's outputs `[B, H, M, Q]` in units of the normalised metrics."""
+    """The network's outputs `[B, H, M, Q]` in units of the normalized metrics."""
     outputs = model(make_inputs(network, past, future, profile_index))["prediction"]
     return outputs[:, :, None] if network.targets == 1 else torch.stack(list(outputs), dim=2)

@@ -49,7 +49,7 @@ class _FleetRun:
 
     anchors:           of the metrics
     initial_quantiles: `[M, Q]`, quantiles of the distance between the outcomes of the train part and the anchors: the best
-                       that a network can give before it has learnt anything
+                       that a network can give before it has learned anything
     """
 
     data: FleetData
@@ -109,7 +109,7 @@ class FleetTask(
     def load_libraries(self) -> None:
         """See `TrainingTask.load_libraries`."""
         import models.fleet.batches
-        import models.fleet.initialisation
+        import models.fleet.initialization
         import models.fleet.scales  # noqa: F401
 
         keep_freed_memory()
@@ -144,12 +144,12 @@ class FleetTask(
 
     def build_network(self, run: _FleetRun) -> Any:
         """See `TrainingTask.build_network`."""
-        from models.fleet.initialisation import initialise_weights
+        from models.fleet.initialization import initialize_weights
         from models.fleet.network import build_network
 
         config = run.config
         network = build_network(run.network, config.levels, config.encoder_length, config.dropout)
-        initialise_weights(network, run.network, run.initial_quantiles)
+        initialize_weights(network, run.network, run.initial_quantiles)
         return network
 
     def make_module(self, run: _FleetRun, network: Any) -> tuple[Any, tuple[Any, Any]]:

@@ -3,7 +3,7 @@
 A window at *origin* row `o` has its encoder in the rows `o - L + 1 .. o` and its decoder in `o + 1 .. o + H`. The
 rows are split into train | validation | test with `H` unused rows between them.
 
-Invariant: a window is completely inside one part, and never crosses a gap. So no row that is scored was learnt from.
+Invariant: a window is completely inside one part, and never crosses a gap. So no row that is scored was learned from.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class MarketPart:
     origins: Indices
 
     def thin(self, count: int) -> Indices:
-        """At most `count` origins, evenly spaced; neighbouring windows overlap almost completely."""
+        """At most `count` origins, evenly spaced; neighboring windows overlap almost completely."""
         if len(self.origins) <= count:
             return self.origins
         return self.origins[np.linspace(0, len(self.origins) - 1, count).round().astype(np.int64)]

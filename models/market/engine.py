@@ -19,7 +19,7 @@ from models.market.manifest import MarketManifest
 from models.tft.forward import PROGRESS_STEPS, Tft
 
 TOLERANCE = 1e-4  # of the quantile range: the largest difference between an engine and its network
-MIN_SCALE = 1e-6  # of the target; below it the price is constant and cannot be standardised
+MIN_SCALE = 1e-6  # of the target; below it the price is constant and cannot be standardized
 ProgressCallback = Callable[[int, int], None]  # steps done, total steps
 _CHUNK_SIZE = 16  # series at a time: the attention of more does not fit the cache
 

@@ -79,11 +79,11 @@ class MarketTask(
 
     def build_network(self, run: _MarketRun) -> Any:
         """See `TrainingTask.build_network`."""
-        from models.tft.torch_model import build_network, initialise_output
+        from models.tft.torch_model import build_network, initialize_output
 
         config = run.config
         network = build_network(run.network, config.levels, config.encoder_length, config.horizon, config.dropout)
-        initialise_output(network, _fit_baselines(run).volatility.mean(axis=0))
+        initialize_output(network, _fit_baselines(run).volatility.mean(axis=0))
         return network
 
     def make_module(self, run: _MarketRun, network: Any) -> tuple[Any, tuple[Any, Any]]:

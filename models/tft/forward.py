@@ -70,7 +70,7 @@ class Tft:
     def __call__(
         self, past: Array, future: Array, advance: Callable[[], None] = lambda: None, profile_index: ContextIndex = None
     ) -> NDArray[np.float32]:
-        """The network's outputs `[B, H, outputs]` in units of the normalised target. They may be infinite or NaN.
+        """The network's outputs `[B, H, outputs]` in units of the normalized target. They may be infinite or NaN.
 
         `past` is `[B, L, encoder variables]`, `future` is `[B, H, decoder variables]`, both scaled;
         `profile_index` `[B]` is the profile of each series. `advance` is called `PROGRESS_STEPS` times, after each

@@ -85,7 +85,7 @@ class _GraphBuilder:
         return str(self.op("Mul", value, self.op("Sigmoid", gate)))
 
     def elu(self, x: str) -> str:
-        """`Elu`, in operations that the runtime has vectorised."""
+        """`Elu`, in operations that the runtime has vectorized."""
         below = self.op(
             "Sub", self.op("Exp", self.op("Min", x, self.constant(np.zeros(())))), self.constant(np.ones(()))
         )
@@ -100,7 +100,7 @@ class _GraphBuilder:
         return self.norm(self.op("Add", gated, rows), *layer.norm)
 
     def model(self, inputs: dict[str, tuple[int, list[str | int]]], **outputs: str) -> bytes:
-        """The graph, serialised, with these outputs."""
+        """The graph, serialized, with these outputs."""
         self._nodes += [helper.make_node("Identity", [source], [name]) for name, source in outputs.items()]
         graph = helper.make_graph(
             self._nodes,

@@ -1,4 +1,4 @@
-"""The network of pytorch_forecasting that a market model is trained with, and the normaliser of its target.
+"""The network of pytorch_forecasting that a market model is trained with, and the normalizer of its target.
 
 Only training imports this module. Invariant: `models.tft.forward` equals the network that is built here.
 """
@@ -45,14 +45,14 @@ class LastValueNormalizer(EncoderNormalizer):  # type: ignore[misc]  # the libra
 
 
 def seed_all(value: int) -> None:
-    """Seed every generator that initialisation, dropout and the loader draw from."""
+    """Seed every generator that initialization, dropout and the loader draw from."""
     seed_everything(value, workers=False, verbose=False)
 
 
 def build_network(
     network: TftConfig, levels: tuple[float, ...], encoder_length: int, horizon: int, dropout: float
 ) -> Any:
-    """A new `TemporalFusionTransformer` of these sizes, initialised from torch's global generator."""
+    """A new `TemporalFusionTransformer` of these sizes, initialized from torch's global generator."""
     with quiet_library():
         return TemporalFusionTransformer(
             hidden_size=network.hidden_size,
@@ -71,8 +71,8 @@ def build_network(
         )
 
 
-def initialise_output(model: Any, quantiles: FloatArray) -> None:
-    """Make the untrained network predict about `quantiles` `[Q]` (normalised), instead of noise around zero.
+def initialize_output(model: Any, quantiles: FloatArray) -> None:
+    """Make the untrained network predict about `quantiles` `[Q]` (normalized), instead of noise around zero.
 
     Otherwise the first epochs are spent on the width of the distribution, which the baselines give.
     """
@@ -82,7 +82,7 @@ def initialise_output(model: Any, quantiles: FloatArray) -> None:
 
 
 def make_inputs(past: NDArray[np.float32], future: NDArray[np.float32]) -> dict[str, torch.Tensor]:
-    """The library's `x` of scaled variables `[B, L, encoder]` and `[B, H, decoder]`, its target in normalised units."""
+    """The library's `x` of scaled variables `[B, L, encoder]` and `[B, H, decoder]`, its target in normalized units."""
     batch, horizon = len(past), future.shape[1]
     # The decoder tensor has a column for every variable; the network reads the known ones, which come first.
     decoder = np.zeros((batch, horizon, past.shape[2]), dtype=np.float32)
@@ -99,7 +99,7 @@ def make_inputs(past: NDArray[np.float32], future: NDArray[np.float32]) -> dict[
 
 
 def forward(model: Any, past: NDArray[np.float32], future: NDArray[np.float32]) -> FloatArray:
-    """The library's own forward pass in eval mode: outputs `[B, H, Q]` in units of the normalised target."""
+    """The library's own forward pass in eval mode: outputs `[B, H, Q]` in units of the normalized target."""
     model.eval()
     with torch.no_grad():
         outputs = model(make_inputs(past, future))["prediction"]

@@ -74,7 +74,7 @@ class VariableSelectionNetwork:
 
 
 class SkipConnections:
-    """The normalised skip connections of the variables, `norm(slope * x + offset)`, with mean and variance in closed form."""
+    """The normalized skip connections of the variables, `norm(slope * x + offset)`, with mean and variance in closed form."""
 
     def __init__(self, w: Weights, slope: Array, offset: Array, norms: list[str] | None) -> None:
         self.variance: tuple[Array, ...] | None = None

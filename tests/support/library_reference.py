@@ -30,7 +30,7 @@ def frame(data: MarketData) -> pd.DataFrame:
 
 
 def dataset(data: MarketData, scalers: Mapping[str, Scaler], length: int, horizon: int) -> Any:
-    """A `TimeSeriesDataSet` of all windows, with our scalers and our normaliser of the target."""
+    """A `TimeSeriesDataSet` of all windows, with our scalers and our normalizer of the target."""
     from pytorch_forecasting import TimeSeriesDataSet
 
     with quiet_library():

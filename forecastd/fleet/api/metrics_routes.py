@@ -39,7 +39,7 @@ def router(context: ApiContext, registry: CollectorRegistry) -> APIRouter:
     return routes
 
 
-LabelledValues = Mapping[Any, float | None]  # key: a tuple of the label values
+LabeledValues = Mapping[Any, float | None]  # key: a tuple of the label values
 
 
 class FleetCollector(Collector):
@@ -102,7 +102,7 @@ def _supervision_metrics(counts: Mapping[str, object]) -> Iterator[Metric]:
         yield _counter("model_jobs", "Jobs by result.", {(str(k),): v for k, v in jobs.items()}, "result")
 
 
-def _gauge(name: str, text: str, values: LabelledValues, *labels: str) -> Metric:
+def _gauge(name: str, text: str, values: LabeledValues, *labels: str) -> Metric:
     family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
     for key, value in values.items():
         if value is not None:
@@ -110,7 +110,7 @@ def _gauge(name: str, text: str, values: LabelledValues, *labels: str) -> Metric
     return family
 
 
-def _counter(name: str, text: str, values: LabelledValues, *labels: str) -> Metric:
+def _counter(name: str, text: str, values: LabeledValues, *labels: str) -> Metric:
     family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
     for key, value in values.items():
         if value is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _METRIC_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 ID_COLUMNS = ("series", "timestamp", "profile")
-# 99.9 % quantile over median, above which a metric that is never negative is modelled as log(1 + x)
+# 99.9 % quantile over median, above which a metric that is never negative is modeled as log(1 + x)
 _HEAVY_TAIL_RATIO = 10.0
 _MAX_SPAN_RATIO = 1.5  # total span over the median span of a series, above which the series are from different times
 _DAY_SECONDS = 86_400

@@ -27,11 +27,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from forecastd.errors import ExitCode
+
 MAX_FILE_BYTES = 256 * 2**20  # size of a file
 MAX_MEMORY_BYTES = 4 * 2**30  # address space of the process that reads the file
 CPU_SECONDS = 600
 MAX_DEPTH = 6  # nesting of containers that are searched for rows
-EXIT_REFUSED = 5
 
 TIME_KEYS = ("timestamp", "time", "ts", "datetime", "date", "@timestamp")
 SERVER_KEYS = ("server", "server_name", "instance", "host", "hostname", "server_id", "node", "name")
@@ -220,8 +221,8 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
     except (PickleRefused, MemoryError) as error:
         sys.stderr.write(f"{error}" or f"it needs more than {MAX_MEMORY_BYTES >> 30} GB of memory")
-        return EXIT_REFUSED
-    return 0
+        return ExitCode.NEEDS_HUMAN
+    return ExitCode.SUCCESS
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class MetricsPage:
 
     samples: Mapping[str, Mapping[frozenset[tuple[str, str]], float]]
 
-    def labelled_values(self, name: str) -> Iterator[tuple[Labels, float]]:
+    def labeled_values(self, name: str) -> Iterator[tuple[Labels, float]]:
         """Labels and value of each sample with this name."""
         for labels, value in self.samples.get(name, {}).items():
             yield dict(labels), value
@@ -145,7 +145,7 @@ def _cpu_metrics(increases: _CounterIncreases) -> dict[str, float | None]:
 def _load_per_core(page: MetricsPage) -> float | None:
     load, cores = (
         page.max_value("node_load1"),
-        len({labels.get("cpu") for labels, _ in page.labelled_values("node_cpu_seconds_total")}),
+        len({labels.get("cpu") for labels, _ in page.labeled_values("node_cpu_seconds_total")}),
     )
     return load / cores if load is not None and cores else None
 

@@ -83,7 +83,7 @@ class Faults:
     def upstream(self, ticks: TickArray, pool_offset: int, lag_factor: float) -> FloatArray:
         """[S, T] the level of the disk fault of the database that each server depends on; 0 for servers without one.
 
-        `pool_offset`: use the database of a neighbouring pool. `lag_factor`: multiplies the lag of each server.
+        `pool_offset`: use the database of a neighboring pool. `lag_factor`: multiplies the lag of each server.
         """
         if not self.pools:
             return np.zeros((len(self._all), len(ticks)))

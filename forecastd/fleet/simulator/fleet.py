@@ -1,6 +1,6 @@
 """The simulated fleet: 14 metrics from load, jobs, traits and faults, correlated as in real servers.
 
-Demand drives utilisation; utilisation drives CPU, load, network and, by the queueing formula rho / (1 - rho),
+Demand drives utilization; utilization drives CPU, load, network and, by the queueing formula rho / (1 - rho),
 latency; a busy disk slows its database, which slows the servers that depend on it a little later.
 """
 
@@ -101,16 +101,16 @@ class Simulator:
         jobs = self._job_schedule.load_at(seconds)
         faults = self._fault_levels(ticks)
         demand = self._demand(ticks, seconds, faults)
-        utilisation = np.clip(traits.utilisation * demand, 0.01, 0.93)
-        utilisation += faults["rush"] * np.maximum(0.965 - utilisation, 0)
-        utilisation = np.clip(utilisation, 0.0, 0.975)
+        utilization = np.clip(traits.utilization * demand, 0.01, 0.93)
+        utilization += faults["rush"] * np.maximum(0.965 - utilization, 0)
+        utilization = np.clip(utilization, 0.0, 0.975)
         collection = self._garbage_collection(seconds)
         memory = self._memory(ticks, seconds, demand, collection, faults)
-        disk = self._disk(ticks, seconds, utilisation, jobs.disk, faults)
+        disk = self._disk(ticks, seconds, utilization, jobs.disk, faults)
         thrash = np.maximum(memory - 90, 0) / 10
-        cpu = 2 + 96 * utilisation + jobs.cpu + 9 * collection + 12 * thrash
-        cpu += (0.5 + 5 * utilisation * (1 - utilisation)) * self._white(_CPU, ticks)
-        rho = np.clip(0.6 * utilisation + 0.4 * np.clip(cpu, 0, 98) / 100, 0, 0.975)
+        cpu = 2 + 96 * utilization + jobs.cpu + 9 * collection + 12 * thrash
+        cpu += (0.5 + 5 * utilization * (1 - utilization)) * self._white(_CPU, ticks)
+        rho = np.clip(0.6 * utilization + 0.4 * np.clip(cpu, 0, 98) / 100, 0, 0.975)
         waiting = rho / (1 - rho)
         slowdown = (
             (1 + 9 * faults["upstream"])
@@ -185,14 +185,14 @@ class Simulator:
         return np.asarray(memory + faults["leak"] * np.maximum(99.5 - memory, 0))
 
     def _disk(
-        self, ticks: TickArray, seconds: FloatArray, utilisation: FloatArray, job: FloatArray, faults: Mapping[str, Any]
+        self, ticks: TickArray, seconds: FloatArray, utilization: FloatArray, job: FloatArray, faults: Mapping[str, Any]
     ) -> dict[str, FloatArray]:
         """The disk metrics: space used, busy time, latency, and the I/O wait of the CPU."""
         traits = self._traits
         space_used = traits.disk + traits.daily_fill * (((seconds - traits.fill_offset) % DAY) / DAY)
         space_used += 0.08 * self._drift(_DISK, ticks, 300, 3_500)
         space_used += faults["fill"] * np.maximum(98.5 - space_used, 0)
-        busy = np.clip(3 + 45 * traits.io * utilisation + job + 2.2 * self._drift(_BUSY, ticks, 5, 60), 0.2, 88)
+        busy = np.clip(3 + 45 * traits.io * utilization + job + 2.2 * self._drift(_BUSY, ticks, 5, 60), 0.2, 88)
         busy += faults["disk"] * np.maximum(97 - busy, 0)
         share = np.clip(busy / 100, 0, 0.985)
         slow = traits.disk_ms * (0.9 + 0.8 * share / (1.02 - share)) * (1 + 7 * faults["disk"] ** 2)

@@ -38,7 +38,7 @@ class ServerProfile:
 
     `peak_hour`: the crest of the daily wave; `second_peak_hour`: the crest of the wave with two cycles a day.
     `daily_amplitude`, `second_amplitude`: the amplitudes as shares of the daily mean. `weekend`: the demand on
-    Saturday and Sunday as a share of a working day's. `utilisation`: its mean. `rate`: requests per second.
+    Saturday and Sunday as a share of a working day's. `utilization`: its mean. `rate`: requests per second.
     `base_ms`: latency without load. `io`: the share of disk work.
     """
 
@@ -49,7 +49,7 @@ class ServerProfile:
     second_peak_hour: float
     second_amplitude: float
     weekend: float
-    utilisation: tuple[float, float]
+    utilization: tuple[float, float]
     rate: tuple[float, float]
     base_ms: tuple[float, float]
     memory: tuple[float, float]
@@ -124,7 +124,7 @@ class ServerTraits:
     daily_wave: FloatArray
     second_wave: FloatArray
     weekend: FloatArray
-    utilisation: FloatArray
+    utilization: FloatArray
     rate: FloatArray
     base_ms: FloatArray
     memory: FloatArray
@@ -166,7 +166,7 @@ def draw_traits(key: KeyArray, kinds: tuple[ServerProfile, ...]) -> ServerTraits
             fixed("second_amplitude") * draw(7, 0.8, 1.2), fixed("second_peak_hour") + draw(8, -0.5, 0.5), 2
         ),
         weekend=fixed("weekend"),
-        utilisation=draw_range(9, "utilisation"),
+        utilization=draw_range(9, "utilization"),
         rate=draw_range(10, "rate"),
         base_ms=draw_range(11, "base_ms"),
         memory=draw_range(12, "memory"),

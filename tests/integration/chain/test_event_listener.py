@@ -64,12 +64,12 @@ def running_listener(
 
 
 @contextmanager
-def websocket_server(behaviour: Callable[[ServerConnection], None]) -> Iterator[str]:
-    """A websocket server that runs `behaviour` for each connection. Yields its URL."""
+def websocket_server(behavior: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """A websocket server that runs `behavior` for each connection. Yields its URL."""
 
     def handle(connection: ServerConnection) -> None:
         with suppress(ConnectionClosed):
-            behaviour(connection)
+            behavior(connection)
 
     with serve(handle, "127.0.0.1", 0, compression=None) as running:
         thread = threading.Thread(target=running.serve_forever)
@@ -191,12 +191,12 @@ def decline_subscriptions(connection: ServerConnection) -> None:
 
 
 @pytest.mark.parametrize(
-    "behaviour",
+    "behavior",
     [disconnect, send_garbage, send_oversized, decline_subscriptions],
     ids=["disconnect", "garbage", "oversized", "declined"],
 )
 def test_listener_misbehaving_server_is_retried_until_it_works(
-    behaviour: Callable[[ServerConnection], None],
+    behavior: Callable[[ServerConnection], None],
 ) -> None:
     received, connections = ReceivedEvents(), list[int]()
     opening = {"type": events.WINDOW_OPENED_EVENTS[0], "attributes": [
@@ -206,7 +206,7 @@ def test_listener_misbehaving_server_is_retried_until_it_works(
     def badly_at_first(connection: ServerConnection) -> None:
         connections.append(1)
         if len(connections) < 3:
-            behaviour(connection)
+            behavior(connection)
             return
         acknowledge_requests(connection)
         connection.send(json.dumps(window_event))

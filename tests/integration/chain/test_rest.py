@@ -29,10 +29,10 @@ CHUNK_BYTES = 2**20  # bytes that a scripted server sends at once
 
 
 class ScriptedServer:
-    """A server that answers every connection with `behaviour`, which gets the socket and an event that ends it."""
+    """A server that answers every connection with `behavior`, which gets the socket and an event that ends it."""
 
-    def __init__(self, behaviour: Callable[[socket.socket, threading.Event], None]) -> None:
-        self._behaviour = behaviour
+    def __init__(self, behavior: Callable[[socket.socket, threading.Event], None]) -> None:
+        self._behavior = behavior
         self._end = threading.Event()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._server.getsockname()[1]}/some/path"
@@ -61,7 +61,7 @@ class ScriptedServer:
     def _serve(self, caller: socket.socket) -> None:
         with caller, suppress(OSError):
             self.requests.append(caller.recv(65_536))
-            self._behaviour(caller, self._end)
+            self._behavior(caller, self._end)
 
 
 def _http(status: int, body: bytes, more: str = "") -> Callable[[socket.socket, threading.Event], None]:
@@ -139,8 +139,8 @@ def start_node(stack: ExitStack, tmp_path: Path) -> Callable[..., EmbeddedNode]:
 def scripted_server(stack: ExitStack) -> Callable[[Callable[[socket.socket, threading.Event], None]], ScriptedServer]:
     """Starts a scripted server."""
 
-    def begin(behaviour: Callable[[socket.socket, threading.Event], None]) -> ScriptedServer:
-        server = ScriptedServer(behaviour)
+    def begin(behavior: Callable[[socket.socket, threading.Event], None]) -> ScriptedServer:
+        server = ScriptedServer(behavior)
         stack.callback(server.close)
         return server
 
@@ -208,8 +208,8 @@ def test_rest_answers_equal_grpc_answers(
 def test_rest_unusable_response_raises_retry_later(
     scripted_server: Callable[..., ScriptedServer], stack: ExitStack, case: str
 ) -> None:
-    behaviour, text = UNUSABLE_SERVERS[case]
-    server = scripted_server(behaviour)
+    behavior, text = UNUSABLE_SERVERS[case]
+    server = scripted_server(behavior)
     patient = case not in ("silence", "a body that drips", "a head that drips")
     node = stack.enter_context(Node(server.endpoint, chain_id=CHAIN, deadline=60.0 if patient else 0.3))
     with pytest.raises(RetryLater, match=text) as caught:
@@ -228,9 +228,9 @@ def test_pool_with_two_unusable_endpoints_uses_the_third(
     wallet: Wallet,
     case: str,
 ) -> None:
-    behaviour, _ = UNUSABLE_SERVERS[case]
+    behavior, _ = UNUSABLE_SERVERS[case]
     node = start_node()
-    listed = [scripted_server(behaviour).endpoint, scripted_server(behaviour).endpoint, node.add_endpoint(rest=True)]
+    listed = [scripted_server(behavior).endpoint, scripted_server(behavior).endpoint, node.add_endpoint(rest=True)]
     endpoints = stack.enter_context(
         EndpointPool(
             listed,

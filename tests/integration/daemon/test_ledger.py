@@ -82,8 +82,8 @@ def test_sequence_reserved_for_another_epoch_is_not_free(ledger: Ledger) -> None
     )
     other = ("localnet", 69, 1, WALLET)
     assert ledger.next_free_sequence(other, 5) == 5
-    assert ledger.next_free_sequence(other, 5, excluded_topics=frozenset({67})) == 6
-    assert ledger.next_free_sequence(reservation.key, 5, excluded_topics=frozenset({69})) == 5
+    assert ledger.next_free_sequence(other, 5, topics_of_other_threads=frozenset({67})) == 6
+    assert ledger.next_free_sequence(reservation.key, 5, topics_of_other_threads=frozenset({69})) == 5
 
 
 def record_overtaken(ledger: Ledger, reservation: Submission) -> None:

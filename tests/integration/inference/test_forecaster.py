@@ -115,7 +115,7 @@ def expected(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
         return run_cycle(Forecaster(demo), lambda forecaster: forecaster.gather_candles(SOURCE, window, NOW)[0])
 
 
-MISBEHAVIOURS = {
+MISBEHAVIORS = {
     "print:256": "",
     "fork": "",
     "leak@50": "ran out of memory",
@@ -133,7 +133,7 @@ MISBEHAVIOURS = {
 }
 
 
-@pytest.mark.parametrize("faults", MISBEHAVIOURS)
+@pytest.mark.parametrize("faults", MISBEHAVIORS)
 def test_misbehaving_child_is_logged_and_replaced(
     demo: Path,
     inject: Callable[..., None],
@@ -147,7 +147,7 @@ def test_misbehaving_child_is_logged_and_replaced(
     forecaster = Forecaster(demo, policy=replace(POLICY, memory=512 << 20, standbys=0))
     with caplog.at_level(logging.WARNING):
         assert run_cycle(forecaster, gather) == expected
-    assert MISBEHAVIOURS[faults] in caplog.text
+    assert MISBEHAVIORS[faults] in caplog.text
     assert forecaster.counts.jobs["result"] == 1
 
 
@@ -161,7 +161,7 @@ def test_always_failing_model_skips_epoch_and_is_retried_next_epoch(
             forecast_once(forecaster, gather)
         assert caught.value.check == "model_process"
         assert "demo" in str(caught.value)
-        assert MISBEHAVIOURS[faults] in str(caught.value)
+        assert MISBEHAVIORS[faults] in str(caught.value)
         inject("")
         assert forecast_once(forecaster, gather) == expected, "the next attempt starts new children"
 

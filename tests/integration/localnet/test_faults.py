@@ -29,7 +29,7 @@ from forecastd.ledger.ledger import Submission
 from forecastd.localnet.chain import ChainConfig, LocalChain
 from forecastd.localnet.chain_faults import competitor_address
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
-from forecastd.localnet.faults import BEHAVIOURS, NodeFault, parse_faults
+from forecastd.localnet.faults import BEHAVIORS, NodeFault, parse_faults
 from forecastd.localnet.history import state_at
 from forecastd.localnet.record import InferenceStatus
 from forecastd.localnet.state import TxRecord
@@ -167,12 +167,12 @@ EXPECTED: dict[str, tuple[str, str, bool]] = {
     "panic": (r"^\d+$", "sdk 111222", False),
     "strange-code": (r"^\d+$", "wasm 9999", False),
 }
-COUNTED_BEHAVIOURS = {"flapping=5", "unavailable@every=2", "hang@p=0.3,seed=7", "duplicate"}
-"""Behaviours that differ between calls. They have tests of their own."""
+COUNTED_BEHAVIORS = {"flapping=5", "unavailable@every=2", "hang@p=0.3,seed=7", "duplicate"}
+"""Behaviors that differ between calls. They have tests of their own."""
 
 
-def test_behaviours_all_have_a_test() -> None:
-    assert set(EXPECTED) | COUNTED_BEHAVIOURS == set(BEHAVIOURS)
+def test_behaviors_all_have_a_test() -> None:
+    assert set(EXPECTED) | COUNTED_BEHAVIORS == set(BEHAVIORS)
 
 
 @pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
@@ -181,7 +181,7 @@ def test_fault_shows_its_described_effect_and_the_chain_continues(start_node: St
     running = start_node()
     height, broadcast, accepted = EXPECTED[name]
     submission = running.sign()
-    faulty = running.embedded.add_endpoint([BEHAVIOURS[name]], rest=rest)
+    faulty = running.embedded.add_endpoint([BEHAVIORS[name]], rest=rest)
     with connect(faulty, hangs=height == TIMEOUT) as node:
         answer = describe_call(node.height)
         assert re.search(height, answer), answer

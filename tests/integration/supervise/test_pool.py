@@ -294,7 +294,7 @@ def test_failed_standby_start_does_not_fail_running_jobs(
         return start(*arguments, **more)
 
     monkeypatch.setattr(subprocess, "Popen", only_one)
-    monkeypatch.setattr("forecastd.supervise.monitor.MAX_POLL_SECONDS", 0.1)
+    monkeypatch.setattr("forecastd.supervise.child_manager.MAX_POLL_SECONDS", 0.1)
     with ProcessPool(
         child_setup(demo, "slow:0.15@predicting"), make_policy(standbys=1), CLOCK, observer=event_log
     ) as pool:
@@ -421,7 +421,7 @@ def test_job_is_not_dispatched_to_child_with_closed_channel(
     setup = hostile_setup("channel.sendall(message('ready')); channel.close(); threading.Event().wait()")
     with ProcessPool(setup, make_policy(quarantine_after=10**6, attempts=1), CLOCK, observer=event_log) as pool:
         event_log.wait("ready")
-        wait_until(lambda: pool._monitor.slots[0].channel_closed_at, "the channel is closed")
+        wait_until(lambda: pool._child_manager.slots[0].channel_closed_at, "the channel is closed")
         with pytest.raises(ChildFailed, match="deadline"):
             pool.run(make_job(seconds=1.5))
         event_log.wait("died")

@@ -1,4 +1,4 @@
-"""The schedule of polls and heartbeats, for any behaviour of the clocks."""
+"""The schedule of polls and heartbeats, for any behavior of the clocks."""
 
 from __future__ import annotations
 

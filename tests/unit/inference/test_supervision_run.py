@@ -52,7 +52,9 @@ def report(root: Path) -> SupervisionReport:
 
 
 def progress(state: ProcessState, now: float, phase: Phase, done: float) -> ProcessState:
-    return detector.record_progress(state, now, launch=state.launch, job=state.job, phase=phase, done=done, total=4)
+    return detector.record_progress(
+        state, now, launch_id=state.launch_id, job=state.job, phase=phase, done=done, total=4
+    )
 
 
 def test_recorder_keeps_slowest_step_of_each_phase(recorder: SupervisionRecorder) -> None:

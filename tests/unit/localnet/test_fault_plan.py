@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.errors import NeedsHuman
-from forecastd.localnet.faults import BEHAVIOURS, FAULTS, REQUEST_LEVELS, FaultLevel, FaultPlan, NodeFault, parse_faults
+from forecastd.localnet.faults import BEHAVIORS, FAULTS, REQUEST_LEVELS, FaultLevel, FaultPlan, NodeFault, parse_faults
 from forecastd.localnet.topics import TopicSpec
 
 
@@ -51,9 +51,7 @@ def test_fault_counts_only_matching_requests() -> None:
     assert [bool(plan.select(REQUEST_LEVELS, *value)) for value in selected] == [False, False, True, False]
 
 
-@pytest.mark.parametrize(
-    "text", [*BEHAVIOURS, *FAULTS, "upgrade=v9@from=100", "slow=0.5@method=GetTx+Simulate@every=2"]
-)
+@pytest.mark.parametrize("text", [*BEHAVIORS, *FAULTS, "upgrade=v9@from=100", "slow=0.5@method=GetTx+Simulate@every=2"])
 def test_fault_text_round_trips(text: str) -> None:
     fault = NodeFault.parse(text)
     assert NodeFault.parse(str(fault)) == fault
@@ -106,10 +104,10 @@ def test_parse_any_text_raises_only_needs_human(text: str) -> None:
     assert parse_faults(",".join(map(str, faults))) == faults
 
 
-def test_behaviours_cover_every_endpoint_level_without_duplicates() -> None:
-    assert len(set(BEHAVIOURS.values())) == len(BEHAVIOURS) >= 24
-    assert {fault.kind.level for fault in BEHAVIOURS.values()} == REQUEST_LEVELS | {FaultLevel.CONNECTION}
-    assert {fault.name for fault in BEHAVIOURS.values()} == {
+def test_behaviors_cover_every_endpoint_level_without_duplicates() -> None:
+    assert len(set(BEHAVIORS.values())) == len(BEHAVIORS) >= 24
+    assert {fault.kind.level for fault in BEHAVIORS.values()} == REQUEST_LEVELS | {FaultLevel.CONNECTION}
+    assert {fault.name for fault in BEHAVIORS.values()} == {
         name for name, kind in FAULTS.items() if kind.is_endpoint_fault
     }
 

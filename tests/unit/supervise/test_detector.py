@@ -28,9 +28,9 @@ def report_progress(
     phase: Phase = Phase.PREDICTING,
     *,
     job: str | None = "j",
-    launch: str = "l",
+    launch_id: str = "l",
 ) -> ProcessState:
-    return detector.record_progress(state, now, launch=launch, job=job, phase=phase, done=done, total=100)
+    return detector.record_progress(state, now, launch_id=launch_id, job=job, phase=phase, done=done, total=100)
 
 
 def working_state(now: float = 0.0) -> ProcessState:
@@ -114,7 +114,7 @@ def test_reset_timers_after_suspend_still_detects_hang() -> None:
 
 def test_message_of_earlier_launch_is_ignored() -> None:
     state = working_state()
-    assert report_progress(state, 3, 99, launch="earlier") is state
+    assert report_progress(state, 3, 99, launch_id="earlier") is state
     assert detector.record_heartbeat(state, 3, "earlier") is state
 
 
@@ -134,7 +134,7 @@ def test_non_finite_progress_counts_as_zero(number: float) -> None:
     state = report_progress(working_state(), 1, number)
     assert (state.done, state.last_progress) == (0, 0)
     state = detector.record_progress(
-        working_state(), 1, launch="l", job="j", phase=Phase.POST_PROCESSING, done=number, total=number
+        working_state(), 1, launch_id="l", job="j", phase=Phase.POST_PROCESSING, done=number, total=number
     )
     assert (state.done, state.total, state.percent) == (0, 0, 0)
 
@@ -171,8 +171,8 @@ def apply_input(state: ProcessState, now: float, child_input: ChildInput) -> Pro
     if child_input.kind == "reset":
         return detector.reset_timers(state, now)
     job = "another" if child_input.kind == "other job" else state.job
-    launch = "e" if child_input.kind == "earlier launch" else "l"
-    return report_progress(state, now, child_input.done, child_input.phase, job=job, launch=launch)
+    launch_id = "e" if child_input.kind == "earlier launch" else "l"
+    return report_progress(state, now, child_input.done, child_input.phase, job=job, launch_id=launch_id)
 
 
 @given(st.lists(CHILD_INPUTS, max_size=60), st.sampled_from(WORK_PHASES))
@@ -210,7 +210,7 @@ def test_progress_only_advances_on_new_maximum_or_phase(inputs: list[ChildInput]
         later = order.index(state.phase) > order.index(before.phase)
         assert not moved or child_input.kind == "reset" or (child_input.kind == "same job" and (further or later))
         assert state.last_heartbeat in {before.last_heartbeat, now}
-        assert (state.launch, state.job) == ("l", "j")
+        assert (state.launch_id, state.job) == ("l", "j")
         past = state.last_progress + LIMITS.for_phase(state.phase) + 1e-6
         assert assess(past, detector.record_heartbeat(state, past, "l"), LIMITS).state == "hung"
 

@@ -39,7 +39,7 @@ JSON_VALUES = st.recursive(
 MESSAGES = st.builds(
     ChildMessage,
     kind=st.text(max_size=10),
-    launch=st.text(max_size=10),
+    launch_id=st.text(max_size=10),
     fields=st.dictionaries(st.text(max_size=6), JSON_VALUES, max_size=4),
     arrays=st.dictionaries(st.text(max_size=6), ARRAYS, max_size=3),
 )
@@ -63,7 +63,7 @@ def test_decoder_restores_messages_from_any_chunks(messages: list[ChildMessage],
     assert decoder.error == ""
     assert len(decoded) == len(messages)
     for actual, expected in zip(decoded, messages, strict=True):
-        assert (actual.kind, actual.launch, actual.fields) == (expected.kind, expected.launch, expected.fields)
+        assert (actual.kind, actual.launch_id, actual.fields) == (expected.kind, expected.launch_id, expected.fields)
         assert actual.arrays.keys() == expected.arrays.keys()
         for name, array in expected.arrays.items():
             np.testing.assert_array_equal(actual.arrays[name], array)

@@ -92,7 +92,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.items) > 4)
     @rule()
     def record_failure(self) -> None:
-        self.queue.record_failure("it crashed")
+        self.queue.record_failure_and_quarantine("it crashed")
 
     @rule()
     def reject_bundle(self) -> None:
@@ -142,16 +142,16 @@ test_job_queue_ends_each_job_once = JobQueueMachine.TestCase
 
 def test_three_failures_without_result_quarantine_bundle() -> None:
     queue = make_queue()
-    assert not queue.record_failure("a")
+    assert not queue.record_failure_and_quarantine("a")
     queue.complete(make_item(), 1)
-    assert not queue.record_failure("b")
-    assert not queue.record_failure("c")
+    assert not queue.record_failure_and_quarantine("b")
+    assert not queue.record_failure_and_quarantine("c")
     waiting: Future[str] = Future()
     queue.add_ready_waiter(waiting)
     queued = make_item()
     queue.submit(queued)
-    assert queue.record_failure("d")
-    assert not queue.record_failure("e"), "it is reported once"
+    assert queue.record_failure_and_quarantine("d")
+    assert not queue.record_failure_and_quarantine("e"), "it is reported once"
     for future in (waiting, queued.future):
         assert isinstance(future.exception(), BundleQuarantined)
     late = make_item()
@@ -165,7 +165,7 @@ def test_passed_check_does_not_reset_failures() -> None:
     quarantined = []
     for _ in range(QUARANTINE_AFTER):
         queue.complete(make_item(kind="check"), "sha")
-        quarantined.append(queue.record_failure("it hung"))
+        quarantined.append(queue.record_failure_and_quarantine("it hung"))
     assert quarantined == [False, False, True]
 
 

@@ -38,7 +38,7 @@ WAIT = 60.0  # seconds; longer than a busy machine needs
 
 @dataclass
 class ForecasterScript:
-    """The behaviour of the fake models. Forecasts wait for `proceed`, loading waits for `loaded`."""
+    """The behavior of the fake models. Forecasts wait for `proceed`, loading waits for `loaded`."""
 
     proceed: threading.Event = field(default_factory=threading.Event)
     loaded: threading.Event = field(default_factory=threading.Event)

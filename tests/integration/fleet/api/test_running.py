@@ -256,7 +256,7 @@ def test_shutdown_does_not_wait_for_model(serve: Any) -> None:
     thread.start()
     fleet.until(lambda: "second" in fleet.script.opened_names)
     fleet.fleet.close()
-    assert not fleet.fleet.forecasting.alive
+    assert not fleet.fleet.forecast_worker.alive
     fleet.until(lambda: {"first", "second"} <= set(fleet.script.closed_names))
     thread.join(60)
     assert not thread.is_alive()

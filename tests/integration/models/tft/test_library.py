@@ -1,4 +1,4 @@
-"""Our forward pass, batches and target normaliser equal those of pytorch_forecasting."""
+"""Our forward pass, batches and target normalizer equal those of pytorch_forecasting."""
 
 from __future__ import annotations
 

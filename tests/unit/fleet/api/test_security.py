@@ -60,9 +60,9 @@ def test_client_bucket_count_is_bounded(address: ipaddress.IPv4Address | ipaddre
     name = client_bucket(str(address), salt)
     assert int(name.removeprefix("address-")) < CLIENT_BUCKETS
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        neighbour = ipaddress.IPv6Address(int(address) ^ 1)
-        if neighbour.ipv4_mapped is None:
-            assert client_bucket(str(neighbour), salt) == name
+        neighbor = ipaddress.IPv6Address(int(address) ^ 1)
+        if neighbor.ipv4_mapped is None:
+            assert client_bucket(str(neighbor), salt) == name
     elif isinstance(address, ipaddress.IPv4Address):
         assert client_bucket(f"::ffff:{address}", salt) == name
 

@@ -85,7 +85,7 @@ def test_horizon_stats_match_servers_by_name() -> None:
     assert np.isnan(reordered.exceedance_probability(limit)[0]).all()
 
 
-def test_weighted_median_favours_early_steps() -> None:
+def test_weighted_median_favors_early_steps() -> None:
     forecast = random_forecast(servers=2)
     forecast.quantiles[:] = 10.0
     forecast.quantiles[0, 0], forecast.quantiles[1, -1] = 80.0, 80.0

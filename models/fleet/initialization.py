@@ -23,7 +23,7 @@ _GATE_BIAS = 2.0  # of the gate after the LSTM: open
 _OUTPUT_FACTOR = 0.3
 
 
-def initialise_weights(model: Any, network: TftConfig, initial_quantiles: Floats) -> None:
+def initialize_weights(model: Any, network: TftConfig, initial_quantiles: Floats) -> None:
     """Change the initial weights of a `TemporalFusionTransformer`. Draws from torch's global generator.
 
     `initial_quantiles` `[M, Q]`: what the untrained network predicts.

@@ -61,7 +61,7 @@ class WorkerSlot:
         return self.child is not None and self.child.state.phase not in STARTUP_PHASES
 
 
-class ProcessMonitor:
+class ChildManager:
     """The slots, children and selector of one pool."""
 
     def __init__(
@@ -87,8 +87,8 @@ class ProcessMonitor:
             target += 1  # a slow child may turn out hung: start its replacement now
         while len(self.slots) < target:
             self.slots.append(WorkerSlot())
-        spare = sorted((slot for slot in self.slots if slot.item is None), key=lambda slot: slot.is_idle)
-        for slot in spare[: max(0, len(self.slots) - target)]:  # children that are not ready come first
+        jobless = sorted((slot for slot in self.slots if slot.item is None), key=lambda slot: slot.is_idle)
+        for slot in jobless[: max(0, len(self.slots) - target)]:  # children that are not ready come first
             self._stop_child(slot, now)
             self.slots.remove(slot)
         for slot in self.slots:
@@ -168,8 +168,8 @@ class ProcessMonitor:
         self._read_output(child)
         for message in child.read_messages():
             if slot.child is not child:
-                return  # an earlier message made the monitor replace it
-            if message.launch != child.launch:
+                return  # an earlier message made the manager replace it
+            if message.launch_id != child.launch_id:
                 self._counts.stale_messages += 1
                 continue
             try:
@@ -187,14 +187,14 @@ class ProcessMonitor:
             self._update_write_interest(child)
 
     def _handle_message(self, slot: WorkerSlot, child: ChildProcess, message: ChildMessage, now: float) -> None:
-        child.state = detector.record_heartbeat(child.state, now, message.launch)
+        child.state = detector.record_heartbeat(child.state, now, message.launch_id)
         item = slot.item if slot.item is not None and message.fields.get("job") == slot.item.name else None
         if message.kind == "progress":
             self._handle_progress(slot, child, message, now)
         elif message.kind == "ready" and child.state.phase in STARTUP_PHASES:
             slot.bundle_sha256, slot.failed_starts = printable(message.text("bundle_sha256")), 0
             self._publish("ready", slot)
-            self._finish_job(slot, child, now)
+            self._make_idle(slot, child, now)
             self._queue.notify_ready(slot.bundle_sha256)
         elif message.kind == "result" and item is not None:
             self._handle_result(slot, child, item, message, now)
@@ -212,7 +212,7 @@ class ProcessMonitor:
         child.state = detector.record_progress(
             child.state,
             now,
-            launch=message.launch,
+            launch_id=message.launch_id,
             job=job if isinstance(job, str) else None,
             phase=phase,
             done=message.number("done"),
@@ -234,7 +234,7 @@ class ProcessMonitor:
             return
         self._counts.recovered_stalls += slot.last_warning is not None
         self._publish("finished", slot)
-        self._finish_job(slot, child, now)
+        self._make_idle(slot, child, now)
         self._queue.complete(item, value)
 
     def _handle_job_error(
@@ -247,7 +247,7 @@ class ProcessMonitor:
             self._replace_child(slot, now, "invalid_result", f"reported: {text}")
             return
         self._publish("refused", slot, text)
-        self._finish_job(slot, child, now)
+        self._make_idle(slot, child, now)
         self._queue.reject(item, ModelFailed(text, kind, message.text("check")))
 
     def _handle_bundle_error(self, slot: WorkerSlot, message: ChildMessage, now: float) -> None:
@@ -269,11 +269,11 @@ class ProcessMonitor:
                 self._stop_child(other, now)
 
     @staticmethod
-    def _finish_job(slot: WorkerSlot, child: ChildProcess, now: float) -> None:
+    def _make_idle(slot: WorkerSlot, child: ChildProcess, now: float) -> None:
         slot.item, slot.last_warning = None, None
         child.state = detector.finish_job(child.state, now)
 
-    def check_children(self, now: float) -> None:
+    def handle_due_events(self, now: float) -> None:
         """Check every child and do what is due: replace, expire, shut down."""
         for slot in self.slots:
             if slot.child is not None:
@@ -352,8 +352,8 @@ class ProcessMonitor:
         self._stop_child(slot, now, mode)
         if phase is Phase.STARTING:
             self._record_failed_start(slot, f"{description}.")
-        elif phase is not Phase.IDLE and self._queue.record_failure(description):
-            self._quarantine_bundle(now)
+        elif phase is not Phase.IDLE and self._queue.record_failure_and_quarantine(description):
+            self._announce_quarantine(now)
         actions = f"{self._fail_over(item, description, now)} {self._schedule_replacement(slot, now)}"
         if kind != "hung":  # `_handle_hang` logs its own line
             log.error("%s; job %s. %s", description, item.job.name if item else "none", actions)
@@ -390,14 +390,12 @@ class ProcessMonitor:
         wait = slot.backoff.record_replacement(now)
         if not wait:
             return "A replacement is starting."
-        self._dispatcher.publish(ProcessEvent("backing_off", 0, detector.start(now, ""), text=f"{wait:g} s"))
+        self._dispatcher.publish(ProcessEvent.without_child("backing_off", now, f"{wait:g} s"))
         return f"Replaced too often recently: the next replacement starts in {wait:g} s."
 
-    def _quarantine_bundle(self, now: float) -> None:
+    def _announce_quarantine(self, now: float) -> None:
         log.error("%s", self._queue.quarantine_error)
-        self._dispatcher.publish(
-            ProcessEvent("quarantined", 0, detector.start(now, ""), text=str(self._queue.quarantine_error))
-        )
+        self._dispatcher.publish(ProcessEvent.without_child("quarantined", now, str(self._queue.quarantine_error)))
         for slot in self.slots:
             if slot.item is None:
                 self._stop_child(slot, now)
