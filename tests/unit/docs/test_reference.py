@@ -15,9 +15,9 @@ from tests.support.pages import all_text, page_paths, table_rows
 
 # Options of other programs that pages use, and of benchmarks and tests.
 FOREIGN_OPTIONS = {
-    "--create-home", "--data", "--data-binary", "--dist", "--fail", "--group", "--header", "--home", "--home-dir", "--json",
-    "--no-create-home", "--no-loadscope-reorder", "--now", "--others", "--quick", "--request", "--seed", "--shell", "--silent", "--system", "--upgrade",
-    "--user", "--version", "--web.listen-address",
+    "--create-home", "--data", "--data-binary", "--dist", "--fail", "--group", "--header", "--home", "--home-dir",
+    "--json", "--no-create-home", "--no-loadscope-reorder", "--now", "--others", "--quick", "--request", "--seed",
+    "--shell", "--silent", "--system", "--upgrade", "--user", "--version", "--web.listen-address",
 }  # fmt: skip
 # Variables that are not settings: of the shell, of systemd, and examples.
 FOREIGN_VARIABLES = {
