@@ -40,7 +40,8 @@ def test_wheel_contains_program_demo_bundle_and_features(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for required in (
         "submit_prediction.py", "features.json", "cli/main.py", "forecastd/submission/cycle.py", "forecastd/py.typed",
-        "models/tft/forward.py", "models/demo/manifest.json", "models/demo/weights.safetensors", "models/demo/canary.safetensors",
+        "models/tft/forward.py", "models/demo/manifest.json", "models/demo/weights.safetensors",
+        "models/demo/canary.safetensors",
     ):  # fmt: skip
         assert required in names, required
 

@@ -30,6 +30,7 @@ PRELOADED = (
     "cli.main", "cli.cycle", "cli.doctor", "cli.fleet", "cli.ledger.list", "cli.ledger.verify", "cli.status", "cli.supervise",
     "forecastd.localnet.embedded", "forecastd.submission.worker", "numpy", "requests",
 )  # fmt: skip
+INTERPRETER_VARIABLES = ("LANG", "LC_", "PYTHON")  # read when an interpreter starts: a fork comes too late for them
 _MAX_REQUEST_BYTES = 1 << 17
 
 
@@ -63,6 +64,8 @@ class ForkServer:
         Raises:
             subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
         """
+        if any(name.startswith(INTERPRETER_VARIABLES) for name in environment):
+            return self._run_interpreter(arguments, directory, environment, timeout)
         request = {"arguments": list(arguments), "directory": str(directory), "environment": dict(environment)}
         reader, writer = os.pipe()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, os.fdopen(reader, "rb", 0) as status:
@@ -77,6 +80,15 @@ class ForkServer:
             out.seek(0)
             err.seek(0)
             return CommandResult(code, out.read().decode(), err.read().decode())
+
+    def _run_interpreter(
+        self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str], timeout: float
+    ) -> CommandResult:
+        completed = subprocess.run(
+            [sys.executable, str(self._root / "submit_prediction.py"), *arguments], cwd=directory, env=environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        return CommandResult(completed.returncode, completed.stdout, completed.stderr)
 
 
 def serve(descriptor: int) -> None:
@@ -113,8 +125,8 @@ def _run(request: Mapping[str, object], out: int, err: int) -> None:
     for source, target in ((out, 1), (err, 2)):
         os.dup2(source, target)
         os.close(source)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(str(request["directory"]))
     os.environ.clear()
     os.environ.update(dict(request["environment"]))  # type: ignore[call-overload]
@@ -125,7 +137,7 @@ def _run(request: Mapping[str, object], out: int, err: int) -> None:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:  # noqa: BLE001 - as an interpreter ends
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     finally:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
