@@ -43,10 +43,10 @@ class ForkServer:
     def __enter__(self) -> ForkServer:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from tests.support.fork_server import serve; serve({theirs.fileno()})"],
+            subprocess.run(
+                [sys.executable, "-c", f"from tests.support.fork_server import detach; detach({theirs.fileno()})"],
                 cwd=self._root, env={"PATH": os.defpath, "PYTHONPATH": str(self._root), "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], check=True,
             )  # fmt: skip
         return self
 
@@ -54,7 +54,6 @@ class ForkServer:
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._socket.close()  # which ends the server
-        self._process.wait(30)
 
     def run(
         self, arguments: Sequence[str], *, directory: Path, environment: Mapping[str, str], timeout: float
@@ -89,6 +88,13 @@ class ForkServer:
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
         return CommandResult(completed.returncode, completed.stdout, completed.stderr)
+
+
+def detach(descriptor: int) -> None:
+    """Serve in a process that is not a descendant of the test's: tests look for children that were left behind."""
+    if os.fork() == 0:
+        serve(descriptor)
+    os._exit(0)
 
 
 def serve(descriptor: int) -> None:
