@@ -19,6 +19,9 @@ SETTING_PREFIXES = (*(name.upper() for name in Settings.model_fields), "XDG")
 settings.register_profile("forecastd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("forecastd")
 
+# The tests run in several processes: one that computes with a thread per processor only slows the others down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell ignores SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
