@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from forecastd.supervise.faults import parse_faults
-
 
 def join_faults(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str:
     """The callback of a repeated option: its faults as one comma-separated list, validated."""
+    from forecastd.supervise.faults import parse_faults  # with numpy, which --help does not need
+
     text = ",".join(values)
     try:
         parse_faults(text)

@@ -12,11 +12,8 @@ import click
 from cli.fault_option import join_faults
 from cli.options import SettingOption
 from cli.signals import single_interrupt
-from cli.supervise_screen import SupervisionScreen, print_faults
 from cli.times import parse_time
 from forecastd.clock import SystemClock
-from forecastd.inference.supervision_run import SupervisionPlan, run_supervision
-from forecastd.settings import load_settings
 
 PHASES = ("starting", "loading", "warming_up", "predicting", "post_processing", "stopping", "heartbeat")
 MAX_SECONDS = 86_400.0  # as for the settings
@@ -33,6 +30,8 @@ Exit codes:
 def _list_faults(ctx: click.Context, _: click.Parameter, enabled: bool) -> None:
     """Print the table of faults and exit."""
     if enabled and not ctx.resilient_parsing:
+        from cli.supervise_screen import print_faults
+
         print_faults()
         ctx.exit()
 
@@ -99,6 +98,10 @@ def command(
     With --fault its process hangs, stops its heartbeat, crashes, leaks memory and more, at a chosen point of its work, and
     you see what happens to the job. Nothing is submitted or written; docs/supervision.md shows real runs.
     """
+    from cli.supervise_screen import SupervisionScreen  # with numpy, pydantic and rich, which --help does not need
+    from forecastd.inference.supervision_run import SupervisionPlan, run_supervision
+    from forecastd.settings import load_settings
+
     ctx.with_resource(single_interrupt())
     if verbose:
         sys.excepthook = sys.__excepthook__
