@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 
 def interrupt_until_exit(process: subprocess.Popen[str]) -> str:
@@ -83,5 +82,7 @@ def test_terminated_training_leaves_no_process_and_a_valid_checkpoint(
     assert not child.is_running()
     assert process.returncode == (130 if number == signal.SIGTERM else -number)
     assert ("Best checkpoint kept" in errors) == (number == signal.SIGTERM)
+    import torch
+
     for name in ("best.ckpt", "last.ckpt"):
         assert torch.load(tmp_path / "bundle.training" / name, weights_only=True)["state_dict"]

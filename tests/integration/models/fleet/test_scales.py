@@ -9,7 +9,6 @@ import pytest
 
 from models.fleet.dataset import FleetData
 from models.fleet.manifest import DEFAULT_GROUP, ModelMetric
-from models.fleet.scales import MIN_GLOBAL_SHARE, MIN_LOG, MIN_SHARE, fit_groups
 from models.fleet.scaling import GroupScales
 
 EPS = float(np.finfo(np.float16).eps)  # pytorch_forecasting adds it to every scale
@@ -37,6 +36,13 @@ def data() -> FleetData:
         source="test",
         synthetic=True,
     )
+
+
+def fit_groups(data: FleetData, stop: int, min_ticks: int) -> GroupScales:
+    """`models.fleet.scales.fit_groups`, which imports pandas and pytorch_forecasting."""
+    from models.fleet import scales
+
+    return scales.fit_groups(data, stop, min_ticks)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,8 @@ def test_fit_groups_short_history_gives_no_own_scale(data: FleetData) -> None:
 
 
 def test_fit_groups_constant_metric_has_minimum_scale(data: FleetData) -> None:
+    from models.fleet.scales import MIN_GLOBAL_SHARE, MIN_LOG, MIN_SHARE
+
     values = data.values.copy()
     values[5] = 3.0
     still = fit_groups(replace(data, values=values), STOP, 100)

@@ -13,16 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecastd.fleet.history.training_data import simulate_data
 from models.errors import BundleError, DataError, TrainingInterrupted
-from models.fleet import network as library
 from models.fleet.anchors import anchor_forecast
 from models.fleet.base import FleetInput
-from models.fleet.batches import BatchSpec, FleetBatchSampler, FleetQuantileModule, FleetWindowDataset, GroupIndex
 from models.fleet.bundle import load_fleet_bundle
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, SplitOptions, carry_forward, split
@@ -123,6 +120,11 @@ def test_training_progress_never_decreases(trained: TrainingOutput) -> None:
 
 def test_training_batch_equals_serving_engine(data: FleetData, trained: TrainingOutput) -> None:
     """A training batch through the network, and the same windows through the serving engine."""
+    import torch
+
+    from models.fleet import network as library
+    from models.fleet.batches import BatchSpec, FleetWindowDataset, GroupIndex
+
     bundle = load_fleet_bundle(trained[0])
     manifest, filled = bundle.manifest, carry_forward(data.values, data.max_gap)
     groups = GroupScales(manifest.groups, bundle.center, bundle.scale)
@@ -164,6 +166,8 @@ def test_training_batch_equals_serving_engine(data: FleetData, trained: Training
 @settings(max_examples=25)
 @given(seed=st.integers(0, 1000), epoch=st.integers(0, 5))
 def test_batch_sampling_is_repeatable_per_epoch(data: FleetData, seed: int, epoch: int) -> None:
+    from models.fleet.batches import FleetBatchSampler, GroupIndex
+
     filled = carry_forward(data.values, data.max_gap)
     part = split(data, filled, SplitOptions(8, 24, 12, 0.2, 0.2)).train
     profiles = ("other", *dict.fromkeys(data.profiles))
@@ -190,6 +194,11 @@ def test_batch_sampling_is_repeatable_per_epoch(data: FleetData, seed: int, epoc
 
 
 def test_training_loss_is_pinball_loss(data: FleetData, trained: TrainingOutput) -> None:
+    import torch
+
+    from models.fleet import network as library
+    from models.fleet.batches import FleetQuantileModule
+
     bundle = load_fleet_bundle(trained[0])
     manifest = bundle.manifest
     network = library.build_with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)

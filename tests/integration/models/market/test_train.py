@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from models import train
 from models.errors import BundleError, DataError, TrainingInterrupted
@@ -168,6 +167,8 @@ def test_finish_writes_bundle_from_best_checkpoint(data: MarketData, tmp_path: P
 
 
 def test_checkpoints_load_weights_only_and_rows_are_saved(data: MarketData, tmp_path: Path) -> None:
+    import torch
+
     out = tmp_path / "bundle"
     with pytest.raises(TrainingInterrupted):
         train_market(data, CONFIG, out, interrupt_at(2, 1), created=0.0)
@@ -293,7 +294,10 @@ def test_invalid_options_are_refused_before_writing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_missing_gpu_is_reported(data: MarketData, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
     with pytest.raises(DataError, match="accelerator"):
         train_market(data, replace(CONFIG, accelerator="cuda"), tmp_path / "bundle", ignore_progress, created=0.0)

@@ -6,25 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.market.batches import MarketBatchSampler, MarketWindowDataset
 from models.market.dataset import MarketData
 from models.market.engine import target_scale
 from models.market.manifest import Scaler, network_reals
 from models.tft.config import TftConfig
 from models.tft.forward import Tft
 from models.tft.parameters import parameter_shapes
-from models.tft.torch_model import LastValueNormalizer, build_network, forward
-from tests.support import library_reference
 
 LEVELS = (0.1, 0.5, 0.9)
 
 
 def max_difference(network: TftConfig, length: int, horizon: int, seed: int, spread: float = 1.0) -> float:
     """The largest difference between our forward pass and the library's, relative to the width of the quantiles."""
+    import torch
+
+    from models.tft.torch_model import build_network, forward
+
     torch.manual_seed(seed)
     model = build_network(network, LEVELS, length, horizon, dropout=0.3)
     with torch.no_grad():
@@ -107,6 +107,9 @@ SCALERS = {"p0": Scaler(2.0, 3.0), "p1": Scaler(1.0, 2.0), "k0": Scaler(-0.5, 0.
 @pytest.fixture(scope="module")
 def batches(data: MarketData) -> tuple[Any, Any]:
     """The same windows from our loader and from the library's."""
+    from models.market.batches import MarketWindowDataset
+    from tests.support import library_reference
+
     origins = list(range(11, 55))
     theirs = library_reference.dataset(data, SCALERS, 12, 5).to_dataloader(
         train=False, batch_size=len(origins), num_workers=0
@@ -116,6 +119,8 @@ def batches(data: MarketData) -> tuple[Any, Any]:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_batches_equal_library_batches(batches: tuple[Any, Any]) -> None:
+    import torch
+
     (x, (y, weight)), (theirs, (their_y, their_weight)) = batches
     assert x.keys() == theirs.keys()
     center = theirs["target_scale"][:, :1]
@@ -136,6 +141,10 @@ def test_batches_equal_library_batches(batches: tuple[Any, Any]) -> None:
 
 
 def test_normalizer_equals_engine_target_scale(data: MarketData) -> None:
+    import torch
+
+    from models.tft.torch_model import LastValueNormalizer
+
     normalizer = LastValueNormalizer(7).fit(torch.as_tensor(data.target))
     center, scale = normalizer.get_parameters().tolist()
     assert center == data.target[-1]
@@ -143,6 +152,8 @@ def test_normalizer_equals_engine_target_scale(data: MarketData) -> None:
 
 
 def test_epoch_sampler_is_reproducible_per_seed_and_epoch() -> None:
+    from models.market.batches import MarketBatchSampler
+
     origins = np.arange(100, dtype=np.int64)
 
     def drawn(seed: int, epoch: int) -> list[list[int]]:

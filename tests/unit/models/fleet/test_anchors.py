@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
@@ -17,6 +16,8 @@ Floats = NDArray[np.float32]
 @pytest.mark.parametrize("alpha", [1.0, *SMOOTHINGS])
 @pytest.mark.parametrize("length", [1, 2, 40])
 def test_anchor_level_equals_pandas_ewm(alpha: float, length: int) -> None:
+    import pandas as pd
+
     values = RNG.normal(50, 10, (3, length, 2)).astype(np.float32)
     ewm = [[pd.Series(values[s, :, m]).ewm(alpha=alpha, adjust=True).mean().iloc[-1] for m in (0, 1)] for s in range(3)]
     anchors = anchor_forecast(values, (Anchor(alpha, 0.0),) * 2, 5)
