@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cli.rows import LABEL_WIDTH, row
 from forecastd.clock import to_iso
-from forecastd.runtime.formatting import format_count
+from forecastd.runtime.formatting import format_count, format_duration
 from forecastd.status import DaemonHealth, check_health
 from forecastd.status.model import (
     CycleRecord,
@@ -244,18 +244,6 @@ def _memory_text(status: DaemonStatus) -> str:
 def printable(text: str) -> str:
     """A text from outside on one line, without control characters."""
     return "".join(character if character.isprintable() else " " for character in text)
-
-
-def format_duration(seconds: float) -> str:
-    """A duration in its two largest units."""
-    remaining = max(0, round(seconds))
-    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-    parts: list[str] = []
-    for name, size in units:
-        number, remaining = divmod(remaining, size)
-        if number or parts:
-            parts.append(f"{number} {name}")
-    return " ".join(part for part in parts[:2] if not part.startswith("0 ")) or "0 s"
 
 
 def format_ago(time: float, now: float) -> str:

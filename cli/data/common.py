@@ -18,6 +18,7 @@ from forecastd.market.candles import Candles
 from forecastd.market.inspect import CandleReport, TimeRange, inspect_candles, load_candles
 from forecastd.market.sources import open_source
 from forecastd.market.window import RollingWindow
+from forecastd.runtime.formatting import format_duration
 from forecastd.settings import load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,7 +67,7 @@ def print_report(report: CandleReport, *, as_json: bool, checks: bool) -> None:
         return
     synthetic = " (synthetic)" if report.synthetic else ""
     lines = [("source", f"{report.source}{synthetic}, {report.symbol}, one candle every {report.step} s")]
-    age = "" if report.age_seconds is None else f", closed {report.age_seconds / 3600:.1f} h ago"
+    age = "" if report.age_seconds is None else f", closed {format_duration(report.age_seconds)} ago"
     lines.append(("candles", f"{report.rows}, {report.start} to {report.end}{age}" if report.rows else "none"))
     gaps = "; ".join(f"{count} from {first}" for first, count in report.gaps[:MAX_GAPS])
     more = f"; and {len(report.gaps) - MAX_GAPS} more" if len(report.gaps) > MAX_GAPS else ""

@@ -28,9 +28,10 @@ from cli.fleet.schemas import (
     parse_response,
 )
 from cli.rows import LABEL_WIDTH, console, row
-from cli.status_screen import format_ago, format_duration, format_time, printable
+from cli.status_screen import format_ago, format_time, printable
 from forecastd.clock import from_iso
 from forecastd.errors import ExitCode
+from forecastd.runtime.formatting import format_duration
 from forecastd.settings import load_valid_settings
 
 LEVEL_STYLES = {"critical": "bold red", "warning": "yellow", "watch": "cyan", "early": "cyan"}

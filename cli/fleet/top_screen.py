@@ -22,9 +22,10 @@ from cli.fleet.status_screen import LEVEL_STYLES, alert_lines, format_probabilit
 from cli.live import show_live
 from cli.rows import console, row
 from cli.signals import single_interrupt
-from cli.status_screen import format_duration, printable
+from cli.status_screen import printable
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.formatting import format_number
+from forecastd.runtime.formatting import format_duration
 from forecastd.settings import load_valid_settings
 
 METRICS: Mapping[str, str] = {

@@ -15,6 +15,7 @@ from forecastd.market.features import load_features, parse_features
 from forecastd.market.guards import DAY, MAX_MODEL_AGE_DAYS
 from forecastd.market.inspect import DEFAULT_HOURS
 from forecastd.market.sources import open_source
+from forecastd.runtime.formatting import format_duration
 from forecastd.settings import Settings
 from forecastd.supervise.policy import policy_from_settings
 from models.errors import ModelError
@@ -101,8 +102,9 @@ def _model_age_finding(manifest: MarketManifest, message: str, settings: Setting
             fix = "Train one on real candles with `forecastd train --source ...`."
             return Finding("model", Level.FAIL, f"{message}; trained on synthetic candles", fix)
         return Finding("model", Level.OK, f"{message}; trained on synthetic candles, for the local network")
-    days = (clock.now() - training.trained_until) / DAY
-    message = f"{message}; trained to {to_iso(training.trained_until)}, {days:.0f} days ago"
+    age = clock.now() - training.trained_until
+    days = age / DAY
+    message = f"{message}; trained to {to_iso(training.trained_until)}, {format_duration(age)} ago"
     if days <= AGE_WARNING_FRACTION * MAX_MODEL_AGE_DAYS:
         return Finding("model", Level.OK, message)
     is_expired = days > MAX_MODEL_AGE_DAYS

@@ -20,6 +20,7 @@ from forecastd.clock import Clock, to_iso
 from forecastd.doctor.finding import Finding, Level
 from forecastd.errors import ForecastdError
 from forecastd.ledger.snapshot import LedgerNotFound, open_snapshot
+from forecastd.runtime.formatting import format_duration
 from forecastd.settings import Settings
 from forecastd.submission.account import compare_account, format_ranges
 
@@ -169,15 +170,13 @@ def check_clock(chain: ChainClient, clock: Clock) -> list[Finding]:
 def evaluate_clock(now: float, block_time: float) -> Finding:
     """Compare wall time `now` with a block's time (unix seconds). A stalled chain looks like a clock that is ahead."""
     offset = now - block_time
-    message = f"{to_iso(now)}, {abs(offset):.0f} s {'after' if offset >= 0 else 'before'} the latest block"
+    message = f"{to_iso(now)}, {format_duration(abs(offset))} {'after' if offset >= 0 else 'before'} the latest block"
     if abs(offset) <= MAX_CLOCK_SKEW:
         return Finding("clock", Level.OK, message)
     fix = "Correct the clock (chrony or timedatectl set-ntp true)"
     fix += "; or check the chain and the endpoint, which may have stalled." if offset > 0 else "."
     if abs(offset) > DAY:
-        return Finding(
-            "clock", Level.FAIL, f"{message}, {abs(offset) / DAY:.1f} days: the age of candles would be wrong", fix
-        )
+        return Finding("clock", Level.FAIL, f"{message}: the age of candles would be wrong", fix)
     return Finding("clock", Level.WARN, message, fix)
 
 

@@ -1,4 +1,4 @@
-"""Text for metrics, values and durations in reasons, alerts and screens."""
+"""Text for metrics and values in reasons, alerts and screens."""
 
 from __future__ import annotations
 
@@ -40,13 +40,6 @@ def format_number(value: float) -> str:
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if digits else text
-
-
-def format_minutes(value: float) -> str:
-    """A duration in minutes, below one minute in seconds."""
-    if value < 0.995:
-        return f"{round(value * 60)} s"
-    return f"{format_number(round(value, 1) if value < 10 else round(value))} min"
 
 
 def join_words(parts: list[str]) -> str:

@@ -9,6 +9,7 @@ from forecastd import __version__
 from forecastd.clock import to_iso
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.fleet_forecast import TFT
+from forecastd.runtime.formatting import format_duration
 
 MAX_TICKER_SILENCE_SECONDS = 10.0  # without a heartbeat the ticker counts as stopped
 STALE_TICKS, STALE_SECONDS = 6, 30.0  # a forecast older than both is stale
@@ -62,8 +63,10 @@ def _stale_reason(fleet: Fleet) -> str | None:
     limit = max(STALE_TICKS * fleet.step, STALE_SECONDS * fleet.speed)
     if age is None:
         text = "no forecast yet"
-        return f"{text}: {fleet.last_error}" if fleet.last_error else f"{text}, {uptime:.0f} s after the start"
-    return f"the newest forecast is {age:.0f} s old" if age > limit else None
+        return (
+            f"{text}: {fleet.last_error}" if fleet.last_error else f"{text}, {format_duration(uptime)} after the start"
+        )
+    return f"the newest forecast is {format_duration(age)} old" if age > limit else None
 
 
 def status_document(fleet: Fleet) -> dict[str, Any]:

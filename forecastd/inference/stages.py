@@ -11,6 +11,7 @@ from forecastd.inference.forecaster import Forecaster
 from forecastd.ledger.ledger import LedgerEntry
 from forecastd.market.candles import Candles
 from forecastd.market.guards import GuardReport
+from forecastd.runtime.formatting import format_duration
 from models.base import Forecast
 
 
@@ -41,8 +42,7 @@ def stage_timer(
 def describe_candles(candles: Candles, source: str, now: float) -> str:
     """Source, number, end and age of the candles of a forecast."""
     kind = "synthetic, " if candles.provenance.synthetic else ""
-    minutes = (now - candles.end) / 60
-    return f"{source}: {kind}{len(candles)} candles to {to_iso(candles.end)}, {minutes:.0f} min old"
+    return f"{source}: {kind}{len(candles)} candles to {to_iso(candles.end)}, {format_duration(now - candles.end)} old"
 
 
 def describe_model(forecaster: Forecaster) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from forecastd.clock import to_iso
 from forecastd.errors import SkipEpoch
+from forecastd.runtime.formatting import format_duration
 
 HOUR = 3600
 COLUMNS = ("open", "high", "low", "close", "volume")
@@ -278,8 +279,8 @@ def _check_stale(candles: Candles, criteria: CheckCriteria) -> str | None:
     if age <= criteria.max_age:
         return None
     return (
-        f"the last candle closed at {format_time(candles.end)}, {age / 3600:.1f} h before {format_time(criteria.now)}; "
-        f"the limit is {criteria.max_age / 3600:.1f} h."
+        f"the last candle closed at {format_time(candles.end)}, {format_duration(age)} before {format_time(criteria.now)}; "
+        f"the limit is {format_duration(criteria.max_age)}."
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))  # with their seconds
+
 
 def format_duration(seconds: float) -> str:
-    """A duration in its two largest units: `3 d 4 h`, `2 h 5 min`, `40 s`."""
-    remaining, parts = max(0, int(seconds)), []
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+    """A duration, rounded to seconds, in its largest unit and the next smaller one: `3 d 4 h`, `2 h 5 min`, `40 s`."""
+    remaining = max(0, round(seconds))
+    parts: list[tuple[int, str]] = []
+    for unit, size in UNITS:
         number, remaining = divmod(remaining, size)
-        parts += [f"{number} {unit}"] if number else []
-    return " ".join(parts[:2]) or "0 s"
+        if number or parts:
+            parts.append((number, unit))
+    return " ".join(f"{number} {unit}" for number, unit in parts[:2] if number) or "0 s"
 
 
 def format_count(number: int, singular: str, plural: str = "") -> str:

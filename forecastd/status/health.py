@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forecastd.runtime.formatting import format_duration
 from forecastd.status.model import DaemonStatus, TopicStatus
 
 MAX_UNCONFIRMED_EPOCHS = 2  # maximum age of the last confirmed submission
@@ -50,9 +51,8 @@ def _stale_reasons(status: DaemonStatus, now: float) -> list[str]:
     """The status is not renewed although the process is running. A clock that was set back is not an error."""
     age = now - status.written_at
     if age > max(MIN_STALE_SECONDS, MAX_MISSED_WRITES * status.write_interval):
-        return [
-            f"The daemon has not written its status for {age:.0f} s: it hangs, is stopped, or cannot write STATE_DIR."
-        ]
+        since = format_duration(age)
+        return [f"The daemon has not written its status for {since}: it hangs, is stopped, or cannot write STATE_DIR."]
     return []
 
 
@@ -60,7 +60,7 @@ def _watchdog_reasons(status: DaemonStatus) -> list[str]:
     watchdog = status.watchdog
     if watchdog is None or not watchdog.would_fire:
         return []
-    since = "" if watchdog.age is None else f" for {watchdog.age:.0f} s"
+    since = "" if watchdog.age is None else f" for {format_duration(watchdog.age)}"
     return [f"The daemon's loop has made no progress{since}: the watchdog would kill it."]
 
 
@@ -70,7 +70,9 @@ def _topic_reasons(topic: TopicStatus, up: float) -> list[str]:
     epoch_seconds = epoch_length * (topic.block_seconds or 0.0) or DEFAULT_EPOCH_SECONDS
     height_age = up if topic.height_age is None else topic.height_age
     if height_age > MAX_UNCONFIRMED_EPOCHS * epoch_seconds:
-        reasons.append(f"Topic {topic.topic_id}: no node has reported the chain's height for {height_age:.0f} s.")
+        reasons.append(
+            f"Topic {topic.topic_id}: no node has reported the chain's height for {format_duration(height_age)}."
+        )
     overdue = blocks_overdue(topic)
     if overdue > 0:
         since_nonce = "" if topic.confirmed_nonce is None else f" since nonce {topic.confirmed_nonce}"

@@ -33,7 +33,7 @@ from forecastd.ledger.ledger import FINISHED_STATES, LedgerEntry, Submission, Su
 from forecastd.ledger.outcome import Outcome, outcome_from_error
 from forecastd.market.candles import Candles
 from forecastd.runtime.failpoints import failpoint
-from forecastd.runtime.formatting import format_count
+from forecastd.runtime.formatting import format_count, format_duration
 from forecastd.runtime.retry import retry_while
 from forecastd.submission.context import CycleContext, CycleOptions
 from forecastd.submission.delivery import deliver, reconcile
@@ -147,8 +147,8 @@ def _describe_next_window(run: _CycleRun) -> str:
     blocks = run.next_window_height - max(run.height, run.outcome.height or 0)
     if blocks <= 0:
         return "; the next submission window is open"
-    minutes = blocks * run.context.block_seconds / 60
-    return f"; next submission window in {format_count(blocks, 'block')}, about {minutes:.0f} min"
+    duration = format_duration(blocks * run.context.block_seconds)
+    return f"; next submission window in {format_count(blocks, 'block')}, about {duration}"
 
 
 def _serve_epoch(run: _CycleRun) -> None:

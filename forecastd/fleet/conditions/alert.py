@@ -15,7 +15,8 @@ from pydantic import ConfigDict
 
 from forecastd.clock import to_iso
 from forecastd.fleet.contract import METRIC_INDEX, METRICS
-from forecastd.fleet.formatting import format_minutes, format_value, metric_label
+from forecastd.fleet.formatting import format_value, metric_label
+from forecastd.runtime.formatting import format_duration
 
 Severity = Literal["early", "warning", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("early", "warning", "critical")  # by rank, from 1
@@ -62,7 +63,7 @@ class FleetAlert:
         if self.condition == STATUS:
             return f"reports status {'down' if self.severity == 'critical' else 'degraded'}"
         if self.condition == SILENCE:
-            return f"no data for {format_minutes(self.value or 0.0)}"
+            return f"no data for {format_duration(60 * (self.value or 0.0))}"
         value_text = "without a value" if self.value is None else f"at {format_value(self.condition, self.value)}"
         return f"{metric_label(self.condition)} {value_text}, {self._threshold_text()}"
 
@@ -73,9 +74,8 @@ class FleetAlert:
         next_threshold = self.warning if self.severity == "early" else self.critical
         forecast_text = ""
         if self.minutes_ahead is not None and next_threshold is not None:
-            forecast_text = (
-                f"likely above {format_value(self.condition, next_threshold)} in {format_minutes(self.minutes_ahead)}"
-            )
+            duration = format_duration(60 * self.minutes_ahead)
+            forecast_text = f"likely above {format_value(self.condition, next_threshold)} in {duration}"
         if self.severity == "early":
             return forecast_text or f"was forecast above {format_value(self.condition, threshold)}"
         is_below = self.value is not None and self.value < threshold

@@ -36,6 +36,7 @@ from forecastd.fleet.contract import (
     unit_factor,
 )
 from forecastd.fleet.ingest.record import InvalidRecord, describe_violation, parse_record
+from forecastd.runtime.formatting import format_duration
 
 LOWER_BOUNDS = np.array([metric.low for metric in METRICS])
 UPPER_BOUNDS = np.array([metric.high for metric in METRICS])
@@ -310,7 +311,7 @@ def filter_by_time(
     def too_early(row: int) -> str:
         time = rows.times[row]
         return (
-            f"time {_format_time(time)} is {time - now:.0f} s in the future (now {_format_time(now)}); "
+            f"time {_format_time(time)} is {format_duration(time - now)} in the future (now {_format_time(now)}); "
             "set the server's clock, or raise FLEET_MAX_CLOCK_SKEW"
         )
 

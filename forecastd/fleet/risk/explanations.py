@@ -8,8 +8,9 @@ import numpy as np
 
 from forecastd.fleet.contract import METRIC_NAMES
 from forecastd.fleet.forecast.horizon_stats import LIKELY_LEVEL, POSSIBLE_LEVEL, Reals, ThresholdStats
-from forecastd.fleet.formatting import format_minutes, format_value, metric_label
+from forecastd.fleet.formatting import format_value, metric_label
 from forecastd.fleet.risk.current_values import SILENT_WARNING_TICKS, CurrentValues
+from forecastd.runtime.formatting import format_duration
 
 MAX_METRICS = 3  # metrics that are listed per server
 
@@ -89,4 +90,4 @@ class ReasonBuilder:
         return f"warning from {format_value(name, warning)}{p90}"
 
     def _duration_text(self, ticks: float) -> str:
-        return format_minutes(ticks * self.observed.step / 60)
+        return format_duration(ticks * self.observed.step)

@@ -17,7 +17,7 @@ from forecastd.fleet.contract import FeedResponse
 from forecastd.fleet.ingest.feed import FleetRows, parse_feed
 from forecastd.fleet.window.store import LoadReport, TickStore
 from forecastd.fleet.window.window import FleetWindow, PutReport, WindowBlock, max_ticks_ahead
-from forecastd.runtime.formatting import format_count
+from forecastd.runtime.formatting import format_count, format_duration
 from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class PersistentWindow:
         started, window, now = self._clock.monotonic(), self._empty_window(), self._clock.now()
         self.load_report = report = self.store.load(window, now)
         self.memory = window
-        age = "" if report.age_seconds is None else f", newest {report.age_seconds:.0f} s old,"
+        age = "" if report.age_seconds is None else f", newest {format_duration(report.age_seconds)} old,"
         log.info(
             "loaded the window: %s of %s in %s%s in %.2f s", format_count(report.rows, "row"),
             format_count(report.servers, "server"), format_count(report.ticks, "tick"), age,

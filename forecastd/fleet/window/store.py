@@ -48,6 +48,7 @@ from forecastd.fleet.window.tick_tables import (
 )
 from forecastd.fleet.window.window import FleetWindow
 from forecastd.market.window_file import FileUnavailableError, WindowFile
+from forecastd.runtime.formatting import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -224,8 +225,8 @@ class TickStore:
             log.warning("Damaged ticks in %s: %d skipped.", self.path, report.damaged_ticks)
         if report.age_seconds is not None and report.age_seconds > STALE_SECONDS:
             span = window.retained_ticks * window.step
-            usage = "too old to use" if report.age_seconds > span else f"only its last {span / 60:.0f} min are used"
-            log.warning("The fleet window %s is %.0f min old: %s.", self.path, report.age_seconds / 60, usage)
+            usage = "too old to use" if report.age_seconds > span else f"only its last {format_duration(span)} are used"
+            log.warning("The fleet window %s is %s old: %s.", self.path, format_duration(report.age_seconds), usage)
         return report
 
     def _load_into(self, db: sqlite3.Connection, window: FleetWindow, now: float) -> LoadReport:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from cli.status_screen import format_ago, format_duration, format_time, status_screen
+from cli.status_screen import format_ago, format_time, status_screen
 from forecastd.ledger.outcome import Outcome
 from forecastd.status.model import (
     DaemonStatus,
@@ -80,7 +80,7 @@ def topic_with(**changes: object) -> DaemonStatus:
         (replace(STATUS, deadline=NOW + 2 * DAY), True, "           until 2026-09-23T14:13:20Z (in 2 d)"),
         (replace(STATUS, attention="No node answers."), True, "attention  No node answers."),
         (replace(STATUS, watchdog=WatchdogStatus(None, 90.0, 60.0, would_fire=True)), True,
-         "health     The daemon's loop has made no progress for 90 s: the watchdog would"),
+         "health     The daemon's loop has made no progress for 1 min 30 s: the watchdog"),
         (topic_with(window=WindowStatus(True, 5040720, 5040720, 5040780, 42, 210.0)), True,
          "window     open for nonce 5040720, closes in about 3 min 30 s (42 blocks)"),
         (topic_with(window=WindowStatus(True, 5040720, blocks_until_change=42)), True,
@@ -150,15 +150,6 @@ def test_daemon_without_data_is_rendered() -> None:
     text = render(DaemonStatus(1, NOW, NOW, 0.0, "daemon", "starting", "local", topics=(TopicStatus(67),)))
     assert text.splitlines()[0] == "daemon     starting, on local for 0 s, since 14:13:20Z, pid 1"
     assert "no wallet yet" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-5, "0 s"), (0, "0 s"), (0.6, "1 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (3605, "1 h"),
-     (7260, "2 h 1 min"), (86_400, "1 d"), (90_000, "1 d 1 h"), (400 * DAY, "400 d")],
-)  # fmt: skip
-def test_format_duration_has_two_units(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
 
 
 def test_format_time_of_other_day_has_date_and_tolerates_clock_reset() -> None:

@@ -41,10 +41,10 @@ CASES: dict[str, tuple[DaemonStatus, bool | None, str | None]] = {
     "killed": (STATUS, False, "process 4711 exited unexpectedly"),
     "other-container": (STATUS, None, None),
     "watchdog-would-fire": (
-        replace(STATUS, watchdog=WatchdogStatus(NOW - 90, 90.0, 60.0, would_fire=True)), True, "no progress for 90 s",
+        replace(STATUS, watchdog=WatchdogStatus(NOW - 90, 90.0, 60.0, would_fire=True)), True, "no progress for 1 min 30 s",
     ),
     "watchdog-pinged": (replace(STATUS, watchdog=WatchdogStatus(NOW - 9, 9.0, 60.0)), True, None),
-    "stale": (replace(STATUS, written_at=NOW - 300), True, "has not written its status for 300 s"),
+    "stale": (replace(STATUS, written_at=NOW - 300), True, "has not written its status for 5 min"),
     "long-write-interval": (replace(STATUS, written_at=NOW - 300, write_interval=60.0), True, None),
     "clock-set-back": (replace(STATUS, written_at=NOW + 90_000), True, None),
     "one-missed": (make_status(TOPIC, confirmed_nonce=9 * EPOCH_BLOCKS), True, None),
@@ -72,7 +72,7 @@ CASES: dict[str, tuple[DaemonStatus, bool | None, str | None]] = {
     "no-node-short": (make_status(TOPIC, height_age=2 * 3600.0), True, None),
     "no-node-two-epochs": (make_status(TOPIC, height_age=2 * 3600.0 + 1), True, "no node has reported the chain's height"),
     "no-node-since-start": (
-        replace(STATUS, uptime=7300.0, topics=(TopicStatus(67),)), True, "no node has reported the chain's height for 7300 s",
+        replace(STATUS, uptime=7300.0, topics=(TopicStatus(67),)), True, "has reported the chain's height for 2 h 1 min",
     ),
     "no-node-short-epochs": (
         make_status(TOPIC, height_age=61.0, epoch_length=6, block_seconds=5.0), True, "no node has reported",

@@ -247,10 +247,10 @@ def test_forecast_above_threshold_opens_early_alert_with_minutes(fleet: FleetScr
     assert alert.minutes_ahead == pytest.approx(
         81 * STEP / 60
     )  # the 81st of 96 steps from 60 to 90 is the first above 85
-    assert event.text == "opened, early: a: memory at 60 %, likely above 85 % in 6.8 min"
+    assert event.text == "opened, early: a: memory at 60 %, likely above 85 % in 6 min 45 s"
     for _ in range(3):
         events = fleet.observe(Reading(86, 99))
-    assert events[0].text == "escalated, warning: a: memory at 86 %, warning from 85 %, likely above 95 % in 5.6 min"
+    assert events[0].text == "escalated, warning: a: memory at 86 %, warning from 85 %, likely above 95 % in 5 min 35 s"
     for _ in range(3):
         events = fleet.observe(Reading(97, 99))
     assert events[0].text == "escalated, critical: a: memory at 97 %, critical from 95 %"

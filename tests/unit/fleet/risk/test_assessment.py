@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.fleet.contract import METRIC_COUNT, METRIC_INDEX, METRIC_NAMES, METRICS, STATUSES
-from forecastd.fleet.formatting import format_minutes, format_number, format_value
+from forecastd.fleet.formatting import format_number, format_value
 from forecastd.fleet.risk.assessment import (
     LEVEL_MIN_SCORES,
     RISK_LEVELS,
@@ -358,10 +358,7 @@ def test_format_number_has_three_digits(value: float, text: str) -> None:
     assert format_number(value) == text
 
 
-def test_format_value_and_minutes() -> None:
+def test_format_value_has_its_unit() -> None:
     assert [format_value(name, 12.5) for name in ("cpu_percent", "load_per_core", "requests_per_s", "network_in_mb_s")] == [
         "12.5 %", "12.5", "12.5/s", "12.5 MB/s",
-    ]  # fmt: skip
-    assert [format_minutes(value) for value in (0.0, 5 / 60, 59.7 / 60, 1, 2.55, 9.99, 12.4)] == [
-        "0 s", "5 s", "1 min", "1 min", "2.5 min", "10 min", "12 min",
     ]  # fmt: skip
