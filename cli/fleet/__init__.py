@@ -7,7 +7,6 @@ import click
 from cli.lazy import LazyGroup
 
 COMMANDS = {
-    "import": ("cli.fleet.import_window", "Import the pickled window of another program."),
     "serve": ("cli.fleet.serve", "Ingest rows, forecast at each tick, and serve over HTTP."),
     "simulate": ("cli.fleet.simulate", "Send the metrics of simulated servers to a fleet."),
     "status": ("cli.fleet.status", "Show the state of a running fleet."),

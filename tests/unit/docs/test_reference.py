@@ -62,8 +62,11 @@ def test_every_option_is_in_a_page(options: dict[str, set[str]], pages: str) -> 
     assert missing == set()
 
 
-def test_pages_name_no_option_that_does_not_exist(options: dict[str, set[str]], pages: str) -> None:
-    known = set().union(*options.values(), FOREIGN_OPTIONS, {"--help"})
+def test_pages_name_no_option_that_does_not_exist(options: dict[str, set[str]], pages: str, root: Path) -> None:
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (root / "contrib").glob("*.py"))
+    known = set().union(
+        *options.values(), FOREIGN_OPTIONS, {"--help"}, re.findall(r'add_argument\("(--[a-z-]+)"', scripts)
+    )
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+(?:\.[a-z-]+)?", pages)) - known == set()
 
 
