@@ -49,12 +49,12 @@ def run_cycle_command(
     screen = console()
     try:
         settings = load_settings(**options)
-        topics = [settings] if settings.topics_file is None else load_topics(settings.topics_file, settings)
+        topics = [settings] if settings.topic.file is None else load_topics(settings.topic.file, settings)
     except ForecastdError as error:
         outcomes = [outcome_from_error(error, Outcome("failed"))]
     else:
         secrets = [secret for topic in topics for secret in topic.secret_values]
-        configure(settings.log_path, verbose=verbose, json=settings.log_format == "json", secrets=secrets)
+        configure(settings.log_path, verbose=verbose, json=settings.files.log_format == "json", secrets=secrets)
         outcomes = run_once(
             topics,
             SystemClock(),

@@ -39,7 +39,7 @@ def run_daemon_command(mode: DaemonMode, *, verbose: bool, register: bool, **opt
         configure(
             settings.log_path,
             verbose=verbose,
-            json=settings.log_format == "json",
+            json=settings.files.log_format == "json",
             console_level=logging.INFO,
             timestamps=True,
             stream=stream,
@@ -58,9 +58,9 @@ def _load(options: dict[str, Any]) -> tuple[list[Settings], list[str]]:
         f"{name} from {origins.get(name, 'an option')}: {reason}. See .env.example." for name, reason in invalid.items()
     ]
     topics = [settings]
-    if settings.topics_file is not None:
+    if settings.topic.file is not None:
         try:
-            topics = load_topics(settings.topics_file, settings)
+            topics = load_topics(settings.topic.file, settings)
         except NeedsHuman as error:
             problems.append(str(error))
     for topic in topics:

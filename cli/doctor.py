@@ -57,9 +57,9 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
 def _topics(options: dict[str, Any]) -> tuple[list[Settings], dict[str, str]]:
     """The settings of each topic, and the invalid settings with their problems; an invalid topics.toml is one of these."""
     settings, problems = load_valid_settings(**options)
-    if settings.topics_file is None:
+    if settings.topic.file is None:
         return [settings], problems
     try:
-        return load_topics(settings.topics_file, settings), problems
+        return load_topics(settings.topic.file, settings), problems
     except NeedsHuman as error:
         return [settings], {**problems, "TOPICS_FILE": str(error)}

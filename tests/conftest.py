@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from forecastd.settings import Settings
+from forecastd.settings import DEFAULTS
 
-SETTING_PREFIXES = (*(name.upper() for name in Settings.model_fields), "XDG")
+SETTING_PREFIXES = (*DEFAULTS, "XDG")
 
 # On a busy machine the duration of an example has no meaning.
 settings.register_profile("forecastd", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -53,7 +53,7 @@ def load_report(
     reference = parse_time(as_of)
     now = SystemClock().now() if reference is None else reference
     start, end = parse_time(candle_range["start"], "--start"), parse_time(candle_range["end"], "--end")
-    source = open_source(settings.data_source, settings)
+    source = open_source(settings.source.name, settings)
     with RollingWindow.open(settings.state_path / "window.sqlite") as window:
         candles = load_candles(source, window, TimeRange(start, end, candle_range["hours"]), now=now)
     return candles, inspect_candles(candles, now=now)

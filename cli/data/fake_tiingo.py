@@ -52,7 +52,7 @@ def command(
     reference = parse_time(as_of)
     clock = SystemClock() if reference is None else ReplayClock(reference)
     key = require_api_key(settings) if require_key else None
-    source = open_source(settings.data_source, settings)
+    source = open_source(settings.source.name, settings)
     with FakeTiingo(source, clock, key=key, faults=[TiingoFault.parse(text) for text in faults], **options) as server:
         document = {"url": server.url, "source": source.name, "symbol": source.symbol, "faults": list(faults)}
         line = f"Serving {source.name} at {server.url} (TIINGO_URL={server.url}, DATA_SOURCE=tiingo). Ctrl-C stops it."

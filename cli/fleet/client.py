@@ -104,18 +104,18 @@ def make_client(settings: Settings, url: str | None, key: str | None) -> FleetCl
 
 def default_url(settings: Settings) -> str:
     """The URL of the service that the settings would start on this machine."""
-    host = "127.0.0.1" if settings.fleet_host in WILDCARD_HOSTS else settings.fleet_host
+    host = "127.0.0.1" if settings.fleet.host in WILDCARD_HOSTS else settings.fleet.host
     address = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http://{address}:{settings.fleet_port}"
+    return f"http://{address}:{settings.fleet.port}"
 
 
 def default_key(settings: Settings) -> str | None:
     """The first key of FLEET_API_KEYS, else of FLEET_API_KEYS_FILE."""
     keys: list[str] = []
-    if settings.fleet_api_keys is not None:
-        keys += settings.fleet_api_keys.get_secret_value().split(",")
-    if settings.fleet_api_keys_file is not None:
-        text = read_text_file(settings.fleet_api_keys_file, "The API key file", "Or pass --api-key.")
+    if settings.fleet.api_keys is not None:
+        keys += settings.fleet.api_keys.get_secret_value().split(",")
+    if settings.fleet.api_keys_file is not None:
+        text = read_text_file(settings.fleet.api_keys_file, "The API key file", "Or pass --api-key.")
         keys += [line for line in text.splitlines() if not line.strip().startswith("#")]
     return next((key.strip() for key in keys if key.strip()), None)
 

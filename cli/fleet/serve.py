@@ -81,7 +81,7 @@ def _serve(options: dict[str, Any], clock: ScaledClock, demo: DemoOptions | None
 
     settings = load_settings(**options)
     configure(
-        settings.log_path, verbose=verbose, secrets=settings.secret_values, json=settings.log_format == "json",
+        settings.log_path, verbose=verbose, secrets=settings.secret_values, json=settings.files.log_format == "json",
         console_level=logging.INFO, timestamps=True, file_name=LOG_NAME,
     )  # fmt: skip
     install_hooks()

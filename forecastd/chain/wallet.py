@@ -63,7 +63,7 @@ def open_wallet(settings: Settings) -> Wallet:
             `ALLORA_WALLET_ADDR`.
     """
     wallet = _load_wallet(settings)
-    expected_address = settings.allora_wallet_addr
+    expected_address = settings.wallet.address
     if expected_address is not None and expected_address.strip() != wallet.address:
         raise NeedsHuman(
             f"ALLORA_WALLET_ADDR is {expected_address.strip()}, but the mnemonic's address is {wallet.address}. "
@@ -73,18 +73,19 @@ def open_wallet(settings: Settings) -> Wallet:
 
 
 def _load_wallet(settings: Settings) -> Wallet:
-    if settings.mnemonic is not None:
-        return Wallet.from_mnemonic(settings.mnemonic.get_secret_value(), origin="MNEMONIC")
-    if settings.mnemonic_file is not None:
-        return Wallet.from_mnemonic(_read_private(settings.mnemonic_file), origin=f"The file {settings.mnemonic_file}")
-    if settings.credentials_directory is not None:
-        credential = settings.credentials_directory / "mnemonic"
+    mnemonic, file = settings.wallet.mnemonic, settings.wallet.mnemonic_file
+    if mnemonic is not None:
+        return Wallet.from_mnemonic(mnemonic.get_secret_value(), origin="MNEMONIC")
+    if file is not None:
+        return Wallet.from_mnemonic(_read_private(file), origin=f"The file {file}")
+    if settings.systemd.credentials_directory is not None:
+        credential = settings.systemd.credentials_directory / "mnemonic"
         if credential.exists():
             return Wallet.from_mnemonic(_read(credential), origin="The systemd credential mnemonic")
-    if settings.allora_network == "local":
+    if settings.chain.network == "local":
         return _local_wallet(settings.state_path / "localnet" / "wallet")
     raise NeedsHuman(
-        f"No wallet is set for {settings.allora_network}. Set MNEMONIC_FILE to a file with the phrase (chmod 600), "
+        f"No wallet is set for {settings.chain.network}. Set MNEMONIC_FILE to a file with the phrase (chmod 600), "
         "or MNEMONIC, or give systemd the credential mnemonic."
     )
 

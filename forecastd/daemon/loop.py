@@ -82,7 +82,7 @@ class Daemon:
         self._resources = ResourceManager(clock, register=register)
         self._reporter = AlertReporter(self._make_alerts(settings))
         self._threads = ThreadManager(
-            self._resources, clock, liveness, registry, self._reporter, interval=settings.submission_interval,
+            self._resources, clock, liveness, registry, self._reporter, interval=settings.daemon.submission_interval,
             may_start=lambda: not self._deadline_passed(), poll_options=poll_options or PollOptions(),
         )  # fmt: skip
         self._publisher = StatusPublisher(
@@ -257,10 +257,11 @@ class Daemon:
         previous, settings = self._topic_settings[0], topics[0]
         self._topic_settings, self._publisher.settings = topics, settings
         self._deadline.timestamp = _deadline_of(settings)
-        self._threads.apply_reload(resource_set, settings.submission_interval)
-        if _alert_settings(previous) != _alert_settings(settings):
+        self._threads.apply_reload(resource_set, settings.daemon.submission_interval)
+        if previous.alerts != settings.alerts:
             self._reporter.start(lambda: self._make_alerts(settings))
-        deferred = [name.upper() for name in _STARTUP_SETTINGS if getattr(previous, name) != getattr(settings, name)]
+        old, new = previous.values(), settings.values()
+        deferred = [name.upper() for name in _STARTUP_SETTINGS if old[name] != new[name]]
         if deferred:
             log.warning("The new %s takes effect after a restart.", ", ".join(deferred), extra={"action": "reload"})
         log.info("reloaded", extra={"action": "reload"})
@@ -275,14 +276,14 @@ class Daemon:
                 interval=interval,
                 clock=self._clock,
                 state_dir=settings.state_path,
-                network=settings.allora_network,
+                network=settings.chain.network,
             )
         except NeedsHuman as error:
             (self._settings_errors if problems is None else problems).append(str(error))
         return AlertDispatcher(None, None, interval=interval, clock=self._clock, state_dir=settings.state_path)
 
     def _serve_health(self, stack: ExitStack) -> None:
-        port = self._topic_settings[0].health_port
+        port = self._topic_settings[0].daemon.health_port
         if port is not None:
             server = stack.enter_context(HealthServer(port, self._publisher.status, self._clock))
             self._publisher.health_port = server.port
@@ -326,14 +327,11 @@ class Daemon:
 
 
 def _deadline_of(settings: Settings) -> float | None:
-    deadline = settings.submission_deadline
+    deadline = settings.daemon.submission_deadline
     return None if deadline is None else deadline.timestamp()
 
 
 def _alert_settings(settings: Settings) -> tuple[str | None, str | None, float]:
-    webhook = settings.alert_webhook
-    return (
-        None if webhook is None else webhook.get_secret_value(),
-        settings.alert_command,
-        settings.alert_repeat_interval,
-    )
+    alerts = settings.alerts
+    webhook = None if alerts.webhook is None else alerts.webhook.get_secret_value()
+    return webhook, alerts.command, alerts.repeat_interval

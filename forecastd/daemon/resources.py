@@ -34,16 +34,6 @@ from models.market.bundle import read_market_manifest
 
 log = logging.getLogger(__name__)
 
-# The settings that each component depends on: a reload reopens the component when one of them differs.
-_FORECASTER_SETTINGS = (
-    "allora_network", "model", "features", "starting_timeout", "loading_timeout", "warming_up_timeout",
-    "predicting_timeout", "post_processing_timeout", "stopping_timeout", "child_heartbeat_timeout", "job_attempts",
-    "standbys", "model_memory_mb",
-)  # fmt: skip
-_SOURCE_SETTINGS = ("data_source", "symbol", "tiingo_api_key", "tiingo_url")
-_CHAIN_SETTINGS = ("rpc_endpoints", "event_endpoints")
-_FIXED_SETTINGS = ("allora_network", "state_dir", "state_directory")  # only a restart can change them
-
 
 class StartupProblems(NeedsHuman):
     """Everything that a person must change before the daemon can run; `messages` has one message for each."""
@@ -139,12 +129,13 @@ class ResourceManager:
         """
         current, problems, new = self.current, list(settings_errors), ResourceSet()
         current_settings = next(iter(current.topics.values())).settings
-        if _settings_differ(current_settings, topics[0], _FIXED_SETTINGS):
+        same_network = current_settings.chain.network == topics[0].chain.network
+        if not same_network or current_settings.state_path != topics[0].state_path:
             problems.append("ALLORA_NETWORK and STATE_DIR cannot change while the daemon runs. Restart the daemon.")
         components = self._open_topics(topics, current, problems)
         try:
             new.connection = current.connection
-            if _settings_differ(current_settings, topics[0], _CHAIN_SETTINGS):
+            if current_settings.chain != topics[0].chain:
                 with collect_errors(problems):
                     new.connection = new.exit_stack.enter_context(
                         open_connection(topics[0], self._clock, chain_id_for(topics[0]))
@@ -231,7 +222,7 @@ class ResourceManager:
             raise StartupProblems(problems)
         topics_by_wallet: dict[str, set[int]] = {}
         for component in components:
-            topics_by_wallet.setdefault(component.wallet.address, set()).add(component.settings.topic_id)
+            topics_by_wallet.setdefault(component.wallet.address, set()).add(component.settings.topic.id)
         for address, topic_ids in topics_by_wallet.items():
             # The lock never changes: cycles that started before a reload hold it.
             self._shared_wallets[address] = replace(
@@ -242,7 +233,7 @@ class ResourceManager:
                 component.settings, dry_run=False, register=self._register, retry_until_closed=True
             )
             address = component.wallet.address
-            resource_set.topics[component.settings.topic_id, address] = TopicResources(
+            resource_set.topics[component.settings.topic.id, address] = TopicResources(
                 component.settings,
                 chain_id_for(component.settings),
                 options,
@@ -307,19 +298,19 @@ def _open_topic(
     forecaster: Forecaster | None = None
     with collect_errors(problems):
         wallet = open_wallet(settings)
-    topic = None if wallet is None else old.topics.get((settings.topic_id, wallet.address))
+    topic = None if wallet is None else old.topics.get((settings.topic.id, wallet.address))
     with collect_errors(problems):
-        unchanged = topic is not None and not _settings_differ(topic.settings, settings, _SOURCE_SETTINGS)
-        source = topic.source if topic is not None and unchanged else open_source(settings.data_source, settings)
+        unchanged = topic is not None and topic.settings.source == settings.source
+        source = topic.source if topic is not None and unchanged else open_source(settings.source.name, settings)
         refuse_synthetic(settings, synthetic=source.synthetic)
     with collect_errors(problems):
         unchanged = (
             topic is not None
-            and not _settings_differ(topic.settings, settings, _FORECASTER_SETTINGS)
+            and (topic.settings.model, topic.settings.supervision) == (settings.model, settings.supervision)
             and _is_bundle_unchanged(topic)
         )
         forecaster = topic.forecaster if topic is not None and unchanged else open_forecaster(
-            settings, bundle_store, clock, standbys=settings.standbys
+            settings, bundle_store, clock, standbys=settings.supervision.standbys
         )  # fmt: skip
     if source is not None and forecaster is not None and wallet is not None:
         return TopicComponents(settings, wallet, source, forecaster)
@@ -341,7 +332,3 @@ def _is_bundle_unchanged(topic: TopicResources) -> bool:
         return read_market_manifest(topic.settings.model_path).sha256 == topic.forecaster.manifest.sha256
     except ModelError:
         return False
-
-
-def _settings_differ(settings: Settings, other: Settings, names: Sequence[str]) -> bool:
-    return any(getattr(settings, name) != getattr(other, name) for name in names)

@@ -31,20 +31,20 @@ _FATAL_CHECKS = ("topic", "sequence")  # failures of other checks may be tempora
 def banner(topics: Sequence[Settings], versions: dict[str, str], now: float) -> str:
     """The settings that this daemon starts with, as one block of text. Nothing is opened or checked yet."""
     settings = topics[0]
-    deadline = "none" if settings.submission_deadline is None else to_iso(settings.submission_deadline.timestamp())
+    deadline = settings.daemon.submission_deadline
     lines = [
-        ("network", f"{settings.allora_network}, chain {chain_id_for(settings)}"),
+        ("network", f"{settings.chain.network}, chain {chain_id_for(settings)}"),
         ("now", to_iso(now)),
-        ("interval", f"{settings.submission_interval} s"),
-        ("deadline", deadline),
+        ("interval", f"{settings.daemon.submission_interval} s"),
+        ("deadline", "none" if deadline is None else to_iso(deadline.timestamp())),
         ("state", str(settings.state_path)),
         ("logs", str(settings.log_path)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     for topic in topics:
-        model = "the embedded demo" if topic.model is None else str(topic.model)
-        lines.append((f"topic {topic.topic_id}", f"wallet {_wallet(topic)}"))
-        lines.append(("", f"model {model}, features {topic.features_path}, source {topic.data_source}"))
+        model = "the embedded demo" if topic.model.bundle is None else str(topic.model.bundle)
+        lines.append((f"topic {topic.topic.id}", f"wallet {_wallet(topic)}"))
+        lines.append(("", f"model {model}, features {topic.model.features_path}, source {topic.source.name}"))
     return "\n".join(["forecastd starts", *(f"  {name:<9} {text}" for name, text in lines)])
 
 

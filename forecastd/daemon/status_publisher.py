@@ -70,9 +70,9 @@ class StatusPublisher:
         self.settings = settings
         self.state: DaemonState = "starting"
         self.health_port: int | None = None
-        self.notify = SystemdNotifier(settings.notify_socket)
+        self.notify = SystemdNotifier(settings.systemd.notify_socket)
         self._mode, self._clock, self._sources = mode, clock, sources
-        interval = watchdog_interval(settings.watchdog_usec, settings.watchdog_pid, os.getpid())
+        interval = watchdog_interval(settings.systemd.watchdog_usec, settings.systemd.watchdog_pid, os.getpid())
         self.watchdog_interval = None if interval is None else min(MAX_WATCHDOG_INTERVAL_SECONDS, interval)
         self._watchdog_timeout = None if interval is None else 2 * interval
         self._status_file, self._log_path = StatusFile(settings.state_path), str(settings.log_path / FILE_NAME)
@@ -91,7 +91,7 @@ class StatusPublisher:
         mono = self._clock.monotonic()
         self._check_stalled_loops()
         heartbeat_count = latest_due_heartbeat(
-            self._started, self._heartbeat_count, mono, self.settings.heartbeat_interval
+            self._started, self._heartbeat_count, mono, self.settings.daemon.heartbeat_interval
         )
         if heartbeat_count > self._heartbeat_count:
             self._heartbeat_count, self._heartbeat_times = heartbeat_count, (mono, self._clock.now())
@@ -133,7 +133,7 @@ class StatusPublisher:
         for topic in topics:
             self._in_use_since.setdefault(topic.forecaster.manifest.sha256, wall)
         last_ping = self._watchdog_times
-        deadline = settings.submission_deadline
+        deadline = settings.daemon.submission_deadline
         supervision = supervision_status(topics, sources.resources.quarantined)
         return DaemonStatus(
             pid=os.getpid(),
@@ -142,11 +142,11 @@ class StatusPublisher:
             uptime=mono - self._started,
             mode=self._mode,
             state=self.state,
-            network=settings.allora_network,
+            network=settings.chain.network,
             write_interval=WRITE_INTERVAL_SECONDS,
             chain_id=chain_id_for(settings),
             deadline=None if deadline is None else deadline.timestamp(),
-            interval=float(settings.submission_interval),
+            interval=float(settings.daemon.submission_interval),
             attention=sources.reporter.attention,
             topics=sources.registry.snapshot(sources.threads.views(), mono),
             endpoints=() if connection is None else endpoint_statuses(connection.endpoints),
@@ -154,7 +154,7 @@ class StatusPublisher:
             models=model_statuses(topics, self._in_use_since),
             supervision=supervision,
             heartbeat=HeartbeatStatus(
-                self._heartbeat_times[1], mono - self._heartbeat_times[0], settings.heartbeat_interval
+                self._heartbeat_times[1], mono - self._heartbeat_times[0], settings.daemon.heartbeat_interval
             ),
             watchdog=WatchdogStatus(
                 last_ping and last_ping[1],

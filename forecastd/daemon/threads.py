@@ -263,7 +263,7 @@ class EventListeners:
 
 def _initial_status(topic: TopicResources) -> TopicStatus:
     return TopicStatus(
-        topic.settings.topic_id,
+        topic.settings.topic.id,
         wallet=topic.wallet.address,
         model=topic.forecaster.manifest.name,
         source=topic.source.name,

@@ -59,7 +59,7 @@ class TopicResources:
 
     @property
     def key(self) -> TopicKey:
-        return self.settings.topic_id, self.wallet.address
+        return self.settings.topic.id, self.wallet.address
 
 
 class EpochReporter(Protocol):

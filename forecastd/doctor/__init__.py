@@ -84,11 +84,8 @@ def diagnose(
 
 def _local_checks(common: Settings, topics: Sequence[Settings], clock: Clock) -> list[DoctorCheck]:
     """The checks that need no chain. Sources and models that several topics share are checked once."""
-    sources = {
-        (topic_settings.data_source, topic_settings.symbol, topic_settings.model): topic_settings
-        for topic_settings in topics
-    }.values()
-    models = {(topic_settings.model, topic_settings.features): topic_settings for topic_settings in topics}.values()
+    sources = {(topic_settings.source, topic_settings.model): topic_settings for topic_settings in topics}.values()
+    models = {topic_settings.model: topic_settings for topic_settings in topics}.values()
     state, logs = common.state_path, common.log_path
     return [
         *(

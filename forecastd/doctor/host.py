@@ -19,7 +19,7 @@ from forecastd.errors import NeedsHuman
 from forecastd.ledger.ledger import SubmissionState
 from forecastd.ledger.snapshot import LedgerNotFound, open_snapshot
 from forecastd.service.installed import known_file_paths, missing_paths
-from forecastd.settings import ENV_FILE, Settings
+from forecastd.settings import DEFAULTS, ENV_FILE, Settings
 
 LOW_DISK_BYTES, CRITICAL_DISK_BYTES = 500_000_000, 20_000_000  # bytes free
 _SECRETS = ("MNEMONIC", "TIINGO_API_KEY", "FLEET_API_KEYS", "ALERT_WEBHOOK")
@@ -31,7 +31,7 @@ def check_settings(invalid_settings: Mapping[str, str], sources: Mapping[str, st
 
     `invalid_settings`: the reason by variable name. `sources`: the source of every variable that is set.
     """
-    setting_names = {name.upper() for name in Settings.model_fields}
+    setting_names = set(DEFAULTS)
     findings = []
     for name, reason in invalid_settings.items():
         message = f"{name} from {sources.get(name, 'an option')}: {reason}; the checks below use its default"
@@ -73,20 +73,21 @@ def check_wallet(settings: Settings) -> tuple[Finding, str | None]:
         wallet = open_wallet(settings)
     except NeedsHuman as error:
         return Finding("wallet", Level.FAIL, *split_message(str(error))), None
-    address_note = ", matches ALLORA_WALLET_ADDR" if settings.allora_wallet_addr else ""
+    address_note = ", matches ALLORA_WALLET_ADDR" if settings.wallet.address else ""
     message = f"{wallet.address}{address_note}, from {_wallet_source(settings)}"
-    if settings.mnemonic is not None and settings.mnemonic_file is not None:
+    if settings.wallet.mnemonic is not None and settings.wallet.mnemonic_file is not None:
         fix = "Remove one of the two."
         return Finding("wallet", Level.WARN, f"{message}; MNEMONIC_FILE is also set but not used", fix), wallet.address
     return Finding("wallet", Level.OK, message), wallet.address
 
 
 def _wallet_source(settings: Settings) -> str:
-    if settings.mnemonic is not None:
+    if settings.wallet.mnemonic is not None:
         return "MNEMONIC"
-    if settings.mnemonic_file is not None:
-        return f"{settings.mnemonic_file}, mode {stat.S_IMODE(settings.mnemonic_file.stat().st_mode):04o}"
-    if settings.credentials_directory is not None and (settings.credentials_directory / "mnemonic").exists():
+    if settings.wallet.mnemonic_file is not None:
+        return f"{settings.wallet.mnemonic_file}, mode {stat.S_IMODE(settings.wallet.mnemonic_file.stat().st_mode):04o}"
+    credentials = settings.systemd.credentials_directory
+    if credentials is not None and (credentials / "mnemonic").exists():
         return "the systemd credential mnemonic"
     return "the local network's own file"
 

@@ -28,8 +28,8 @@ AGE_WARNING_FRACTION = 0.9  # of the maximum model age; an older model causes a 
 
 def check_source(settings: Settings, clock: Clock) -> list[Finding]:
     """Fetch the candles of a forecast directly from the source, without the rolling window, and check them."""
-    source, now = open_source(settings.data_source, settings), clock.now()
-    if source.synthetic and settings.allora_network != "local":
+    source, now = open_source(settings.source.name, settings), clock.now()
+    if source.synthetic and settings.chain.network != "local":
         message = f"{source.name} is synthetic and is for the local network only"
         return [Finding("source", Level.FAIL, message, "Set DATA_SOURCE to tiingo, exchange:NAME or file:PATH.")]
     step, min_length = _model_requirements(settings) or (source.step, DEFAULT_HOURS)
@@ -61,8 +61,8 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
 
     If the bundle fails, a second finding names the fallback bundle, if there is one.
     """
-    features, path = load_features(settings.features_path), settings.model_path
-    fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic_id)
+    features, path = load_features(settings.model.features_path), settings.model_path
+    fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic.id)
     try:
         manifest = read_market_manifest(path)
     except ModelError as error:
@@ -98,7 +98,7 @@ def _model_age_finding(manifest: MarketManifest, message: str, settings: Setting
     """The finding on a bundle that runs, which `message` describes: its allowed network and the age of its data."""
     training = manifest.training
     if training.synthetic:
-        if settings.allora_network != "local":
+        if settings.chain.network != "local":
             fix = "Train one on real candles with `forecastd train --source ...`."
             return Finding("model", Level.FAIL, f"{message}; trained on synthetic candles", fix)
         return Finding("model", Level.OK, f"{message}; trained on synthetic candles, for the local network")

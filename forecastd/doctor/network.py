@@ -63,8 +63,8 @@ def check_balance(chain: ChainClient, settings: Settings, chain_id: str, address
     """The balance, and how many epochs it pays at the last fee, or at the current fee without one."""
     fee, fee_source = _last_fee(ledger, chain_id, address), "the last fee"
     if fee is None:
-        floor = NETWORKS[settings.allora_network].gas_price_floor
-        fee = quote_fee(None, chain.gas_price(), floor=floor, tier=settings.fee_tier).fee_uallo
+        floor = NETWORKS[settings.chain.network].gas_price_floor
+        fee = quote_fee(None, chain.gas_price(), floor=floor, tier=settings.fees.tier).fee_uallo
         fee_source = "the current fee"
     return [evaluate_balance(address, chain.balance(address), fee + chain.params().data_sending_fee, fee_source)]
 
@@ -101,7 +101,7 @@ def check_topic(
 
     `register`: the next cycle may register the worker.
     """
-    topic_id = settings.topic_id
+    topic_id = settings.topic.id
     topic = chain.topic(topic_id)
     if topic is None:
         return [

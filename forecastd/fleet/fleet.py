@@ -53,22 +53,22 @@ class Fleet:
             NeedsHuman: the model, the thresholds or the settings are invalid.
         """
         self.settings, self.clock, self.synthetic = settings, clock, synthetic
-        self.step = settings.fleet_step
+        self.step = settings.fleet.step
         self.speed = clock.speed if isinstance(clock, ScaledClock) else 1.0
         self.fatal_error: NeedsHuman | None = None
         self.failures = 0
         self.last_error: str | None = None  # why the newest forecast failed
         self.started_at, self.started_monotonic = clock.now(), clock.monotonic()
         self._on_fatal = on_fatal
-        thresholds = load_thresholds(settings.fleet_thresholds)
-        self.scraper = Scraper(parse_targets(settings.fleet_scrape), self.step, clock)
+        thresholds = load_thresholds(settings.fleet.thresholds)
+        self.scraper = Scraper(parse_targets(settings.fleet.scrape), self.step, clock)
         self._alerts = _create_alerts(settings, clock, synthetic=synthetic)
         self._evaluator = TickEvaluator(
             thresholds, settings.fleet_state_path / "alertbook.json", self.step, self._alerts
         )
         store = TickStore(
-            settings.fleet_state_path / FILE_NAME, step=self.step, hours=settings.fleet_history_hours,
-            megabytes=settings.fleet_history_mb,
+            settings.fleet_state_path / FILE_NAME, step=self.step, hours=settings.fleet.history_hours,
+            megabytes=settings.fleet.history_mb,
         )  # fmt: skip
         self.model = ModelManager(settings, clock, factory or forecaster_factory(settings, clock), WINDOW_TICKS)
         self.window = PersistentWindow(settings, clock, store, self.model.retained_ticks)
@@ -230,8 +230,8 @@ class Fleet:
 
 def _create_alerts(settings: Settings, clock: Clock, *, synthetic: bool) -> AlertDispatcher:
     """The alert dispatcher. Alerts about simulated servers go only to the log."""
-    webhook = settings.alert_webhook.get_secret_value() if settings.alert_webhook and not synthetic else None
-    command = None if synthetic else settings.alert_command
+    webhook = settings.alerts.webhook.get_secret_value() if settings.alerts.webhook and not synthetic else None
+    command = None if synthetic else settings.alerts.command
     return AlertDispatcher(
-        webhook, command, interval=settings.alert_repeat_interval, clock=clock, state_dir=settings.fleet_state_path
+        webhook, command, interval=settings.alerts.repeat_interval, clock=clock, state_dir=settings.fleet_state_path
     )

@@ -42,7 +42,7 @@ def check_fleet_model(
     """
     stage = stage_timer(clock, report)
     policy = policy_from_settings(settings, standbys=0)
-    with FleetForecaster(bundle, policy=policy, clock=clock, engine=settings.fleet_engine) as forecaster:
+    with FleetForecaster(bundle, policy=policy, clock=clock, engine=settings.fleet.engine) as forecaster:
         manifest = forecaster.manifest
         with stage("model") as lines:
             forecaster.wait_until_ready()

@@ -68,14 +68,14 @@ def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> 
         NeedsHuman: the fleet cannot start, or cannot continue.
     """
     keys = load_keys(settings)
-    require_keys(keys, settings.fleet_host)
+    require_keys(keys, settings.fleet.host)
     with SignalQueue(_SECOND_SIGNAL_MESSAGE).handled() as signals, ExitStack() as stack:
         if demo is not None:
             state = stack.enter_context(tempfile.TemporaryDirectory(prefix="forecastd-fleet-demo-"))
             settings = _with_state_dir(settings, Path(state))
         elif isinstance(clock, ScaledClock) and clock.speed != 1:
             settings = _with_state_dir(settings, settings.state_path / REHEARSAL_DIR)
-        listening_socket = stack.enter_context(listen(settings.fleet_host, settings.fleet_port))
+        listening_socket = stack.enter_context(listen(settings.fleet.host, settings.fleet.port))
         stack.enter_context(_lock_state(settings, clock))
         fleet = Fleet(settings, clock, synthetic=demo is not None, on_fatal=signals.wake)
         stack.callback(fleet.close)
@@ -89,12 +89,12 @@ def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> 
 
         http = stack.enter_context(FleetHttpServer(create_app(fleet, keys), listening_socket))
         log.info("%s", _banner(fleet, http.port, keys), extra={"action": "start"})
-        return _main_loop(_ServerParts(signals, fleet, http, SystemdNotifier(settings.notify_socket)))
+        return _main_loop(_ServerParts(signals, fleet, http, SystemdNotifier(settings.systemd.notify_socket)))
 
 
 def _with_state_dir(settings: Settings, state: Path) -> Settings:
     """The settings with another state directory: rows with simulated times must never be read as real ones."""
-    return settings.model_copy(update={"fleet_models_dir": settings.fleet_models_path, "state_dir": state})
+    return settings.with_values(fleet_models_dir=settings.fleet_models_path, state_dir=state)
 
 
 def _lock_state(settings: Settings, clock: Clock) -> FileLock:
@@ -107,11 +107,11 @@ def _lock_state(settings: Settings, clock: Clock) -> FileLock:
 def _banner(fleet: Fleet, port: int, keys: ApiKeys) -> str:
     """The log block that says what is running."""
     settings, manifest = fleet.settings, fleet.model.manifest
-    host = f"[{settings.fleet_host}]" if ":" in settings.fleet_host else settings.fleet_host
+    host = f"[{settings.fleet.host}]" if ":" in settings.fleet.host else settings.fleet.host
     lines = [
         ("serving", f"http://{host}:{port}  (POST /feed, GET /forecast, /docs)"),
         ("keys", format_count(len(keys), "API key") if keys else "none; only this machine has access"),
-        ("model", f"{manifest.name} ({manifest.sha256[:12]}), engine {settings.fleet_engine}"),
+        ("model", f"{manifest.name} ({manifest.sha256[:12]}), engine {settings.fleet.engine}"),
         ("forecast", f"{manifest.horizon} steps of {manifest.step} s from {manifest.encoder_minimum} to "
                      f"{manifest.encoder_length} ticks of each server"),
         ("state", str(settings.fleet_state_path)),
@@ -131,7 +131,7 @@ def _main_loop(parts: _ServerParts) -> int:
         NeedsHuman: the fleet cannot continue.
     """
     settings, notify, fleet = parts.fleet.settings, parts.notify, parts.fleet
-    interval = watchdog_interval(settings.watchdog_usec, settings.watchdog_pid, os.getpid())
+    interval = watchdog_interval(settings.systemd.watchdog_usec, settings.systemd.watchdog_pid, os.getpid())
     notify.ready(f"serving on port {parts.http.port}")
     last_line = ""
     while True:

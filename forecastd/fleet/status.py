@@ -85,7 +85,7 @@ def status_document(fleet: Fleet) -> dict[str, Any]:
         "model": {
             "name": manifest.name,
             "sha256": manifest.sha256,
-            "engine": fleet.settings.fleet_engine,
+            "engine": fleet.settings.fleet.engine,
             "metrics": list(manifest.names),
             "horizon_steps": manifest.horizon,
             "encoder_length": manifest.encoder_length,

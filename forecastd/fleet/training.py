@@ -91,14 +91,14 @@ def _collect_history(settings: Settings, request: FleetTrainingRequest, now: flo
     until = now if request.until is None else request.until
     if request.simulate is not None:
         return training_data.simulate_data(
-            request.simulate, until=until, step=settings.fleet_step, seed=request.config.seed
+            request.simulate, until=until, step=settings.fleet.step, seed=request.config.seed
         )
     if request.data is not None:
         return data_from_csv(request.data, max_series=request.servers)
-    hours = settings.fleet_history_hours if request.history is None else request.history
+    hours = settings.fleet.history_hours if request.history is None else request.history
     path = settings.fleet_state_path / FILE_NAME
     return training_data.data_from_store(
-        path, hours=hours, now=until, step=settings.fleet_step, max_servers=request.servers
+        path, hours=hours, now=until, step=settings.fleet.step, max_servers=request.servers
     )
 
 
@@ -106,4 +106,4 @@ def _source_key(settings: Settings, request: FleetTrainingRequest) -> str:
     source = request.simulate or (
         str(request.data.absolute()) if request.data else str(settings.fleet_state_path.absolute())
     )
-    return json.dumps([source, request.history, request.until, request.servers, settings.fleet_step])
+    return json.dumps([source, request.history, request.until, request.servers, settings.fleet.step])

@@ -42,8 +42,8 @@ def check_model(
         SkipEpoch, RetryLater: the candles for the test prediction cannot be used, or the prediction failed.
     """
     stage = stage_timer(clock, report)
-    features = load_features(settings.features_path)
-    source = open_source(settings.data_source, settings)
+    features = load_features(settings.model.features_path)
+    source = open_source(settings.source.name, settings)
     with (
         Forecaster(bundle, features) as forecaster,
         RollingWindow.open(settings.state_path / "window.sqlite") as window,

@@ -214,7 +214,7 @@ def run_supervision(
         bundle = load_market_bundle(path)
     except ModelError as error:
         raise NeedsHuman(str(error)) from error
-    manifest, policy = bundle.manifest, policy_from_settings(settings, standbys=settings.standbys)
+    manifest, policy = bundle.manifest, policy_from_settings(settings, standbys=settings.supervision.standbys)
     inputs, description = bundle.canary.inputs, "the bundle's canary"
     if plan.as_of is not None:
         inputs, description = _inputs_from_candles(settings, manifest, plan.as_of)
@@ -247,7 +247,7 @@ def run_supervision(
 def _inputs_from_candles(settings: Settings, manifest: MarketManifest, now: float) -> tuple[ModelInput, str]:
     """The model input at `now` from the data source, and a description of it."""
     features = parse_features((*manifest.past, *manifest.known), "The bundle")
-    source = open_source(settings.data_source, settings)
+    source = open_source(settings.source.name, settings)
     if source.step != manifest.step:
         raise NeedsHuman(
             f"The model needs candles of {manifest.step} s, but {source.name} has candles of {source.step} s. "

@@ -20,7 +20,7 @@ from forecastd.service.launch import (
     find_problems,
     plan_launch,
 )
-from forecastd.settings import ENV_FILE, Settings
+from forecastd.settings import DEFAULTS, ENV_FILE, Settings
 
 _LOOPBACK_HOSTS = {"127.0.0.1", "::1", "localhost"}
 _MANAGER_VARIABLES = {
@@ -92,7 +92,7 @@ def draft_service(request: ServiceRequest, settings: Settings, sources: Mapping[
             "This kernel allows user namespaces to root only, so the unit will fail with 226/NAMESPACE. "
             f"Install it for the system instead: as root, with --run-as {launch.user}."
         )
-    if request.service is FLEET_SERVICE and request.manager == "systemd" and settings.fleet_engine == "library":
+    if request.service is FLEET_SERVICE and request.manager == "systemd" and settings.fleet.engine == "library":
         warnings.append(
             "The unit forbids memory that is both writable and executable, which FLEET_ENGINE=library requires. Choose "
             "another engine, or run: systemctl edit forecastd-fleet, and add: [Service] MemoryDenyWriteExecute=no"
@@ -119,7 +119,7 @@ def _choose_account(request: ServiceRequest) -> UnixAccount | None:
 
 def _shell_only_warnings(sources: Mapping[str, str], launch: LaunchSpec) -> list[str]:
     passed_on = {"STATE_DIR", "LOG_DIR"} | _MANAGER_VARIABLES
-    setting_names = {name.upper() for name in Settings.model_fields} - passed_on
+    setting_names = set(DEFAULTS) - passed_on
     names = sorted(name for name, source in sources.items() if name in setting_names and source != str(ENV_FILE))
     if not names:
         return []
@@ -127,21 +127,26 @@ def _shell_only_warnings(sources: Mapping[str, str], launch: LaunchSpec) -> list
 
 
 def _wallet_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
-    if settings.allora_network == "local" or settings.mnemonic or settings.mnemonic_file or launch.credential:
+    if (
+        settings.chain.network == "local"
+        or settings.wallet.mnemonic
+        or settings.wallet.mnemonic_file
+        or launch.credential
+    ):
         return []
     return _missing_secret_warnings("No wallet is set", request)
 
 
 def _api_key_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
     if (
-        settings.fleet_host in _LOOPBACK_HOSTS
-        or settings.fleet_api_keys
-        or settings.fleet_api_keys_file
+        settings.fleet.host in _LOOPBACK_HOSTS
+        or settings.fleet.api_keys
+        or settings.fleet.api_keys_file
         or launch.credential
     ):
         return []
     return _missing_secret_warnings(
-        f"FLEET_HOST is {settings.fleet_host}, and the fleet does not start there without an API key", request
+        f"FLEET_HOST is {settings.fleet.host}, and the fleet does not start there without an API key", request
     )
 
 

@@ -141,8 +141,8 @@ def plan_launch(
     directories: dict[str, Path | None] = {}
     defaults = _default_directories(settings, manager, account, per_user=per_user)
     for name, flag, setting in (
-        ("STATE_DIR", "--state-dir", settings.state_dir),
-        ("LOG_DIR", "--log-dir", settings.log_dir),
+        ("STATE_DIR", "--state-dir", settings.files.state_dir),
+        ("LOG_DIR", "--log-dir", settings.files.log_dir),
     ):
         value = setting or defaults[name]
         directories[name] = None if value is None else _absolute(base / value)
@@ -227,16 +227,16 @@ def _settings_files(settings: Settings, service: ServiceKind) -> Iterator[Path]:
     """The files that the settings name, without the directories that the service writes to."""
     if service is FLEET_SERVICE:
         fleet = (
-            settings.fleet_model,
-            settings.fleet_models_dir,
-            settings.fleet_thresholds,
-            settings.fleet_api_keys_file,
+            settings.fleet.model,
+            settings.fleet.models_dir,
+            settings.fleet.thresholds,
+            settings.fleet.api_keys_file,
         )
         yield from (path for path in fleet if path is not None)
         return
-    if settings.data_source.startswith("file:"):
-        yield Path(settings.data_source.removeprefix("file:"))
-    for path in (settings.model, settings.features, settings.topics_file, settings.mnemonic_file):
+    if settings.source.name.startswith("file:"):
+        yield Path(settings.source.name.removeprefix("file:"))
+    for path in (settings.model.bundle, settings.model.features, settings.topic.file, settings.wallet.mnemonic_file):
         if path is not None:
             yield path
 

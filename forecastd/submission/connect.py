@@ -21,7 +21,7 @@ from forecastd.settings import Settings
 
 def chain_id_for(settings: Settings) -> str:
     """The id of the chain to sign for. A replay has a separate chain instead."""
-    return NETWORKS[settings.allora_network].chain_id
+    return NETWORKS[settings.chain.network].chain_id
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def open_connection(
 ) -> Iterator[ChainConnection]:
     """Like `open_endpoints`, with the websockets: the user's, or those of the default endpoints or the local node."""
     with ExitStack() as stack:
-        network = NETWORKS[settings.allora_network]
+        network = NETWORKS[settings.chain.network]
         websockets: tuple[str, ...] = ()
-        if settings.rpc_endpoints:
-            endpoints = settings.rpc_endpoints
-        elif settings.allora_network != "local":
+        if settings.chain.rpc_endpoints:
+            endpoints = settings.chain.rpc_endpoints
+        elif settings.chain.network != "local":
             endpoints, websockets = network.endpoints, network.websockets
         else:
             node = (None if replay else find_running_node(settings.state_path)) or stack.enter_context(
@@ -62,7 +62,7 @@ def open_connection(
             )
             endpoints = (node.endpoint,)
             websockets = () if node.websocket is None else (node.websocket,)
-        numbered_urls = enumerate(settings.event_endpoints, start=1)
+        numbered_urls = enumerate(settings.chain.event_endpoints, start=1)
         websocket_urls = tuple(check_websocket(url, position) for position, url in numbered_urls) or websockets
         yield ChainConnection(
             stack.enter_context(EndpointPool(endpoints, chain_id=chain_id, clock=clock)), websocket_urls

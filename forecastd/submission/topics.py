@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from forecastd.errors import NeedsHuman
 from forecastd.runtime.files import read_text_file
 from forecastd.settings import Settings
@@ -61,10 +63,10 @@ def load_topics(path: Path, common: Settings) -> list[Settings]:
     topics = [_topic_settings(path, position, entry, common) for position, entry in enumerate(tables, start=1)]
     identities: set[tuple[object, ...]] = set()
     for position, settings in enumerate(topics, start=1):
-        identity = (settings.topic_id, settings.mnemonic_file)
+        identity = (settings.topic.id, settings.wallet.mnemonic_file)
         if identity in identities:
             raise NeedsHuman(
-                f"{path}, topic {position}: topic {settings.topic_id} appears twice with the same wallet. Remove one."
+                f"{path}, topic {position}: topic {settings.topic.id} appears twice with the same wallet. Remove one."
             )
         identities.add(identity)
     return topics
@@ -85,15 +87,8 @@ def _topic_settings(path: Path, position: int, entry: object, common: Settings) 
         update[setting] = path.parent / str(value) if key in _PATH_KEYS else value
     if "mnemonic_file" in update:
         update["mnemonic"] = None  # the topic's own wallet replaces the common one
-    merged = {**common.model_dump(), **update}
     try:
-        return Settings.model_validate(merged)
-    except ValueError as error:
-        raise NeedsHuman(f"{path}, topic {position}: {_error_text(error)}") from None
-
-
-def _error_text(error: ValueError) -> str:
-    list_errors = getattr(error, "errors", None)
-    if list_errors is None:
-        return str(error)
-    return "; ".join(f"{detail['loc'][0]}: {detail['msg']}" for detail in list_errors(include_input=False))
+        return common.with_values(**update)
+    except ValidationError as error:
+        reasons = "; ".join(f"{detail['loc'][-1]}: {detail['msg']}" for detail in error.errors(include_input=False))
+        raise NeedsHuman(f"{path}, topic {position}: {reasons}") from None

@@ -70,26 +70,26 @@ def run_once(
             ]
     except ForecastdError as error:
         return [
-            outcome_from_error(error, Outcome("failed", topic_id=settings.topic_id, as_of=to_iso(clock.now())))
+            outcome_from_error(error, Outcome("failed", topic_id=settings.topic.id, as_of=to_iso(clock.now())))
             for settings in topics
         ]
 
 
 def _check_replay(topics: Sequence[Settings]) -> None:
     """A replay must use the embedded node's separate chain, never a chain that is running now."""
-    if any(settings.allora_network != "local" for settings in topics):
+    if any(settings.chain.network != "local" for settings in topics):
         raise NeedsHuman("--as-of works on the local network only. Omit --as-of, or use --network local.")
-    if topics[0].rpc_endpoints:
+    if topics[0].chain.rpc_endpoints:
         raise NeedsHuman("--as-of uses an embedded node. Omit --as-of, or unset RPC_ENDPOINTS.")
 
 
 def cycle_options_for(settings: Settings, *, dry_run: bool, register: bool, retry_until_closed: bool) -> CycleOptions:
     """The options of a cycle with these settings."""
-    is_local = settings.allora_network == "local"
-    floor = NETWORKS[settings.allora_network].gas_price_floor
+    is_local = settings.chain.network == "local"
+    floor = NETWORKS[settings.chain.network].gas_price_floor
     return CycleOptions(
-        settings.topic_id,
-        FeePolicy(floor, settings.fee_tier, settings.max_fee_uallo),
+        settings.topic.id,
+        FeePolicy(floor, settings.fees.tier, settings.fees.max_uallo),
         register=is_local or (register and not dry_run),
         dry_run=dry_run,
         retry_until_closed=retry_until_closed,
@@ -115,7 +115,7 @@ def open_cycle_contexts(
             stack.enter_context(open_forecaster(settings, bundle_store, clock, standbys=standbys))
             for settings in topics
         ]
-        sources = [open_source(settings.data_source, settings) for settings in topics]
+        sources = [open_source(settings.source.name, settings) for settings in topics]
         for settings, source in zip(topics, sources, strict=True):
             refuse_synthetic(settings, synthetic=source.synthetic)
         wallets = [open_wallet(settings) for settings in topics]
@@ -142,16 +142,16 @@ def open_forecaster(settings: Settings, bundle_store: BundleStore, clock: Clock,
     """
     return Forecaster(
         settings.model_path,
-        load_features(settings.features_path),
+        load_features(settings.model.features_path),
         policy=policy_from_settings(settings, standbys=standbys),
         clock=clock,
-        fallback=FallbackBundles(bundle_store, settings.topic_id),
+        fallback=FallbackBundles(bundle_store, settings.topic.id),
         validate=lambda manifest: _check_manifest(settings, manifest),
     )
 
 
 def _check_manifest(settings: Settings, manifest: MarketManifest) -> None:
-    if manifest.training.synthetic and settings.allora_network != "local":
+    if manifest.training.synthetic and settings.chain.network != "local":
         raise NeedsHuman(
             f"The model {manifest.name} was trained on synthetic candles and may run on the local network only. "
             "Train one on real candles with `forecastd train --source ...`."
@@ -165,9 +165,9 @@ def refuse_synthetic(settings: Settings, *, synthetic: bool) -> None:
     Raises:
         NeedsHuman: a real network with synthetic data.
     """
-    if synthetic and settings.allora_network != "local":
+    if synthetic and settings.chain.network != "local":
         raise NeedsHuman(
-            f"The data source {settings.data_source!r} is synthetic and may be used on the local network only. "
+            f"The data source {settings.source.name!r} is synthetic and may be used on the local network only. "
             "Set DATA_SOURCE (or --source) to tiingo, exchange:NAME or file:PATH."
         )
 
@@ -178,13 +178,13 @@ def check_horizon(settings: Settings, manifest: MarketManifest) -> None:
     Raises:
         NeedsHuman: a real network, and a model with another horizon.
     """
-    topic_hours = settings.horizon_hours or TOPIC_HORIZON_HOURS.get(settings.topic_id)
+    topic_hours = settings.topic.horizon_hours or TOPIC_HORIZON_HOURS.get(settings.topic.id)
     hours = manifest.horizon * manifest.step / 3600
     if topic_hours is None or hours == topic_hours:
         return
-    need = f"Topic {settings.topic_id} needs a horizon of {topic_hours:g} h"
+    need = f"Topic {settings.topic.id} needs a horizon of {topic_hours:g} h"
     message = f"{need}, but the model {manifest.name} has {hours:g} h."
-    if settings.allora_network != "local":
+    if settings.chain.network != "local":
         raise NeedsHuman(f"{message} Choose another --model; if the topic's horizon has changed, set HORIZON_HOURS.")
     log.warning("%s On a real network this is an error.", message)
 
@@ -192,7 +192,7 @@ def check_horizon(settings: Settings, manifest: MarketManifest) -> None:
 def _replay_chain_id(topics: Sequence[Settings], forecasters: Sequence[Forecaster], clock: Clock) -> str:
     """A chain id per replayed time, source and model: a replay submits once, a different one submits again."""
     inputs = [
-        (settings.topic_id, settings.data_source, settings.symbol, forecaster.manifest.sha256)
+        (settings.topic.id, settings.source.name, settings.source.symbol, forecaster.manifest.sha256)
         for settings, forecaster in zip(topics, forecasters, strict=True)
     ]
     timestamp = to_iso(clock.now()).replace("-", "").replace(":", "")

@@ -101,14 +101,15 @@ class SlotBackoff:
 
 def policy_from_settings(settings: Settings, *, standbys: int) -> SupervisionPolicy:
     """The policy of these settings."""
+    supervision = settings.supervision
     limits = PhaseLimits(
-        starting=settings.starting_timeout,
-        loading=settings.loading_timeout,
-        warming_up=settings.warming_up_timeout,
-        predicting=settings.predicting_timeout,
-        training=settings.training_timeout,
-        post_processing=settings.post_processing_timeout,
-        stopping=settings.stopping_timeout,
-        heartbeat=settings.child_heartbeat_timeout,
+        starting=supervision.starting_timeout,
+        loading=supervision.loading_timeout,
+        warming_up=supervision.warming_up_timeout,
+        predicting=supervision.predicting_timeout,
+        training=supervision.training_timeout,
+        post_processing=supervision.post_processing_timeout,
+        stopping=supervision.stopping_timeout,
+        heartbeat=supervision.child_heartbeat_timeout,
     )
-    return SupervisionPolicy(limits, settings.job_attempts, standbys, settings.model_memory_mb << 20)
+    return SupervisionPolicy(limits, supervision.job_attempts, standbys, supervision.model_memory_mb << 20)

@@ -67,8 +67,8 @@ def train_model(
     """
     now = clock.now()
     check_config(request.config)
-    features = load_features(settings.features_path)
-    source = open_source(settings.data_source, settings)
+    features = load_features(settings.model.features_path)
+    source = open_source(settings.source.name, settings)
     out = request.out or settings.state_path / "models" / _default_name(source, request.config)
     config = replace(request.config, name=bundle_name(out))
     run = TrainingRun(config, out, force=request.force, finish=request.finish, faults=request.faults)

@@ -94,7 +94,7 @@ def run_training(
                 on_replacement=listener.on_replacement,
                 stop_now=listener.stop_now,
             )
-            return _run_supervised(trainer, run, read_manifest, now, settings.job_attempts)
+            return _run_supervised(trainer, run, read_manifest, now, settings.supervision.job_attempts)
     except OSError as error:
         raise NeedsHuman(
             f"Cannot write {out}: {error.strerror or error}. Make room, or choose another --out."
@@ -107,7 +107,8 @@ def _training_policy(settings: Settings) -> SupervisionPolicy:
     Torch reserves far more address space than it uses (hundreds of GiB with a GPU), so a limit would be meaningless; a
     training may use the machine like any program that its user starts. There is no bundle to quarantine.
     """
-    return replace(policy_from_settings(settings, standbys=0), memory=0, quarantine_after=settings.job_attempts + 1)
+    policy = policy_from_settings(settings, standbys=0)
+    return replace(policy, memory=0, quarantine_after=policy.attempts + 1)
 
 
 def _run_supervised(

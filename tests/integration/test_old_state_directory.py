@@ -26,7 +26,7 @@ from forecastd.inference.bundle_store import open_bundle_store
 from forecastd.ledger.ledger import Ledger, SubmissionState
 from forecastd.ledger.snapshot import open_snapshot
 from forecastd.market.window import RollingWindow
-from forecastd.settings import Settings
+from forecastd.settings import load_settings
 from forecastd.status.file import read_status
 from forecastd.testing import ManualClock
 
@@ -128,7 +128,7 @@ def test_old_alerts_are_not_sent_again(state: Path, tmp_path: Path) -> None:
 
 
 def test_good_bundle_of_an_old_store_is_offered(state: Path) -> None:
-    store = open_bundle_store(Settings(state_dir=state), ManualClock())
+    store = open_bundle_store(load_settings(state_dir=state), ManualClock())
     (bundle,) = store.list_good(67)
     assert (bundle / "manifest.json").is_file()
 

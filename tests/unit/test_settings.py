@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.settings import DEMO_MODEL, RENAMED_VARIABLES, Settings, load_settings
+from forecastd.settings import DEFAULTS, DEMO_MODEL, RENAMED_VARIABLES, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -19,13 +19,13 @@ def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_precedence_is_options_environment_file_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load_settings().topic_id == 67
+    assert load_settings().topic.id == 67
     (tmp_path / ".env").write_text("TOPIC_ID=1\n")
-    assert load_settings().topic_id == 1
+    assert load_settings().topic.id == 1
     monkeypatch.setenv("TOPIC_ID", "2")
-    assert load_settings().topic_id == 2
-    assert load_settings(topic_id=3).topic_id == 3
-    assert load_settings(topic_id=None).topic_id == 2
+    assert load_settings().topic.id == 2
+    assert load_settings(topic_id=3).topic.id == 3
+    assert load_settings(topic_id=None).topic.id == 2
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_settings_endpoint_list_accepts_commas_or_json(
     monkeypatch: pytest.MonkeyPatch, text: str, expected: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("RPC_ENDPOINTS", text)
-    assert load_settings().rpc_endpoints == expected
+    assert load_settings().chain.rpc_endpoints == expected
 
 
 @pytest.mark.parametrize(
@@ -79,28 +79,27 @@ def test_settings_directories_follow_systemd_and_xdg(monkeypatch: pytest.MonkeyP
 
 def test_settings_are_documented_with_defaults(root: Path) -> None:
     documented = dict(re.findall(r"^([A-Z_]+)=(.*)$", (root / ".env.example").read_text(), re.MULTILINE))
-    assert set(documented) == {name.upper() for name in Settings.model_fields}
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        assert documented[name.upper()] == ("" if default in (None, ()) else str(default)), name
+    assert set(documented) == set(DEFAULTS)
+    for name, default in DEFAULTS.items():
+        assert documented[name] == ("" if default in (None, ()) else str(default)), name
 
 
 def test_settings_empty_value_is_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = load_settings()
-    (tmp_path / ".env").write_text("".join(f"{name.upper()}=\n" for name in Settings.model_fields))
+    (tmp_path / ".env").write_text("".join(f"{name}=\n" for name in DEFAULTS))
     assert load_settings() == plain
     (tmp_path / ".env").unlink()
     for empty in ("", "  "):
-        for name in Settings.model_fields:
-            monkeypatch.setenv(name.upper(), empty)
+        for name in DEFAULTS:
+            monkeypatch.setenv(name, empty)
         assert load_settings() == plain
-    assert load_settings(**dict.fromkeys(Settings.model_fields, "")) == plain
+    assert load_settings(**dict.fromkeys(map(str.lower, DEFAULTS), "")) == plain
 
 
 def test_settings_empty_value_falls_back_to_lower_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("TOPIC_ID=5\n")
     monkeypatch.setenv("TOPIC_ID", "")
-    assert load_settings(topic_id="").topic_id == 5
+    assert load_settings(topic_id="").topic.id == 5
 
 
 def test_settings_example_file_changes_nothing(tmp_path: Path, root: Path) -> None:
@@ -108,7 +107,7 @@ def test_settings_example_file_changes_nothing(tmp_path: Path, root: Path) -> No
     plain = load_settings()
     (tmp_path / ".env").write_text((root / ".env.example").read_text())
     assert load_settings() == plain
-    assert load_settings().credentials_directory is None
+    assert load_settings().systemd.credentials_directory is None
 
 
 def test_settings_credentials_directory_must_be_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +115,7 @@ def test_settings_credentials_directory_must_be_absolute(monkeypatch: pytest.Mon
     with pytest.raises(NeedsHuman, match=r"CREDENTIALS_DIRECTORY.*absolute"):
         load_settings()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/forecastd.service")
-    assert load_settings().credentials_directory == Path("/run/credentials/forecastd.service")
+    assert load_settings().systemd.credentials_directory == Path("/run/credentials/forecastd.service")
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED_VARIABLES.items())
@@ -124,7 +123,7 @@ def test_settings_credentials_directory_must_be_absolute(monkeypatch: pytest.Mon
 def test_settings_old_variable_name_is_refused_with_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, in_file: bool
 ) -> None:
-    assert new.lower() in Settings.model_fields
+    assert new in DEFAULTS
     if in_file:
         (tmp_path / ".env").write_text(f"{old}=20\n")
     else:
@@ -135,12 +134,12 @@ def test_settings_old_variable_name_is_refused_with_the_new(
 
 def test_settings_empty_old_variable_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("".join(f"{old}=\n" for old in RENAMED_VARIABLES))
-    assert load_settings() == Settings()
+    assert load_settings() == Settings.from_values({})
 
 
 @pytest.mark.parametrize("symbol", ["BTCUSD", "BTC/USD", "btc-usd", " BtcUsd "])
 def test_settings_symbol_is_normalized(symbol: str) -> None:
-    assert load_settings(symbol=symbol).symbol == "btcusd"
+    assert load_settings(symbol=symbol).source.symbol == "btcusd"
 
 
 @pytest.mark.parametrize("symbol", ["/", "btc€", "ß"])

@@ -43,8 +43,8 @@ def create_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
     """The API of this fleet. `keys`: the valid API keys; empty means that no key is needed."""
     settings, registry = fleet.settings, CollectorRegistry()
     policy = AccessPolicy(
-        keys, is_loopback(settings.fleet_host), RateLimit(settings.fleet_rate_limit), settings.fleet_max_body_mb << 20,
-        settings.fleet_cors_origins,
+        keys, is_loopback(settings.fleet.host), RateLimit(settings.fleet.rate_limit), settings.fleet.max_body_mb << 20,
+        settings.fleet.cors_origins,
     )  # fmt: skip
     refusal_log, context = RefusalLog(fleet.clock), ApiContext(fleet, BodyReader(policy.max_body_bytes))
     app = FastAPIOffline(  # /docs serves its own scripts: a fleet may have no access to the internet
@@ -58,9 +58,9 @@ def create_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
     app.add_middleware(
         SecurityMiddleware, policy=policy, metrics=RequestMetrics(registry), refusal_log=refusal_log, clock=fleet.clock
     )
-    if settings.fleet_cors_origins:
+    if settings.fleet.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.fleet_cors_origins), allow_methods=["GET", "POST"],
+            CORSMiddleware, allow_origins=list(settings.fleet.cors_origins), allow_methods=["GET", "POST"],
             allow_headers=["X-API-Key", "Authorization", "Content-Type"], max_age=PREFLIGHT_SECONDS,
         )  # fmt: skip
     return app

@@ -48,12 +48,12 @@ def load_keys(settings: Settings) -> ApiKeys:
         NeedsHuman: a file is unreadable or readable by others, or a key is invalid. The message contains no key.
     """
     keys: list[str] = []
-    if settings.fleet_api_keys is not None:
-        text = settings.fleet_api_keys.get_secret_value()
+    if settings.fleet.api_keys is not None:
+        text = settings.fleet.api_keys.get_secret_value()
         keys += _check_keys([part.strip() for part in text.split(",") if part.strip()], "FLEET_API_KEYS")
-    if settings.fleet_api_keys_file is not None:
-        keys += _read_keys(settings.fleet_api_keys_file, private=True)
-    directory = settings.credentials_directory
+    if settings.fleet.api_keys_file is not None:
+        keys += _read_keys(settings.fleet.api_keys_file, private=True)
+    directory = settings.systemd.credentials_directory
     if directory is not None and (directory / CREDENTIAL_NAME).exists():
         keys += _read_keys(directory / CREDENTIAL_NAME, private=False)  # only this service can read it
     return ApiKeys(keys)

@@ -91,13 +91,13 @@ class ModelManager:
             NeedsHuman: there is no such bundle, or it does not fit this fleet.
         """
         self._settings, self._clock, self._factory, self._retained_ticks = settings, clock, factory, MAX_LOOKBACK_TICKS
-        policy = policy_from_settings(settings, standbys=settings.standbys)
+        policy = policy_from_settings(settings, standbys=settings.supervision.standbys)
         limits = replace(policy.limits, stopping=min(policy.limits.stopping, STOP_SECONDS))
         self.policy = replace(policy, limits=limits)
         self._change_lock, self._lock = threading.Lock(), threading.Lock()
         self._closed = False
         self._candidate: FleetForecasterProtocol | None = None
-        self._path = settings.fleet_model_path
+        self._path = settings.fleet.model_path
         self._current = self._open(self._path)
         self._retry_delay, self._quarantined_at = RETRY_SECONDS[0], -math.inf
         self.retained_ticks = self._retained_ticks = max(retained_ticks, self.manifest.encoder_length + LOOKBACK_MARGIN)
@@ -207,7 +207,7 @@ class ModelManager:
                 "A model name consists of letters, digits and . _ - and begins with a letter or digit."
             )
         path = self._settings.fleet_models_path / name
-        initial_path = self._settings.fleet_model_path
+        initial_path = self._settings.fleet.model_path
         if not path.is_dir() and initial_path.name == name:
             return initial_path
         if not path.is_dir():
@@ -235,7 +235,7 @@ def forecaster_factory(settings: Settings, clock: Clock) -> ForecasterFactory:
 
     def open_bundle(bundle: Path, policy: SupervisionPolicy) -> FleetForecasterProtocol:
         return FleetForecaster(
-            bundle, policy=policy, clock=clock, engine=settings.fleet_engine, step=settings.fleet_step
+            bundle, policy=policy, clock=clock, engine=settings.fleet.engine, step=settings.fleet.step
         )
 
     return open_bundle

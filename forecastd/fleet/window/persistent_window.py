@@ -50,14 +50,14 @@ class PersistentWindow:
             settings,
             clock,
             retained_ticks,
-            settings.fleet_step,
+            settings.fleet.step,
         )
         self._lock = threading.Lock()  # guards the counters
         self.memory = self._empty_window()
 
     def _empty_window(self) -> FleetWindow:
-        ahead = max_ticks_ahead(self._settings.fleet_max_clock_skew, self._step)
-        return FleetWindow(self._step, self._retained_ticks, self._settings.fleet_max_servers, ticks_ahead=ahead)
+        ahead = max_ticks_ahead(self._settings.fleet.max_clock_skew, self._step)
+        return FleetWindow(self._step, self._retained_ticks, self._settings.fleet.max_servers, ticks_ahead=ahead)
 
     def load(self) -> None:
         """Load the window from disk. Rows that are in memory already are lost: call it before any can arrive."""
@@ -74,7 +74,7 @@ class PersistentWindow:
     def ingest(self, body: bytes, content_type: str | None) -> FeedResponse:
         """Parse a feed and put its rows in. Raises FeedError if the body is not one."""
         parsed = parse_feed(body, content_type, step=self._step)
-        response = self.memory.ingest(parsed, now=self._clock.now(), max_skew=self._settings.fleet_max_clock_skew)
+        response = self.memory.ingest(parsed, now=self._clock.now(), max_skew=self._settings.fleet.max_clock_skew)
         with self._lock:
             self.counters.accepted += response.accepted
             self.counters.refused += response.refused

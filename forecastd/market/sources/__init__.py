@@ -24,20 +24,19 @@ def open_source(spec: str, settings: Settings) -> Source:
         NeedsHuman: there is no such source, or it lacks a required setting (an API key).
     """
     kind, _, argument = spec.strip().partition(":")
+    symbol, key = settings.source.symbol, settings.source.tiingo_api_key
     if kind == "sample":
         if argument and not (argument.isascii() and argument.isdigit() and len(argument) <= 9):
             raise NeedsHuman(
                 f"The seed of the sample source must be a whole number below 1000000000, not {argument!r}."
             )
-        return SampleSource(settings.symbol, int(argument or 0))
+        return SampleSource(symbol, int(argument or 0))
     if kind == "tiingo":
-        key = settings.tiingo_api_key
-        return TiingoSource(
-            argument.lower() or settings.symbol, None if key is None else key.get_secret_value(), settings.tiingo_url
-        )
+        key_text = None if key is None else key.get_secret_value()
+        return TiingoSource(argument.lower() or symbol, key_text, settings.source.tiingo_url)
     if kind == "exchange" and argument:
         name, _, market = argument.partition(":")
-        return ExchangeSource(name.lower(), market.upper() or None, settings.symbol)
+        return ExchangeSource(name.lower(), market.upper() or None, symbol)
     if kind == "file" and argument:
-        return FileSource(Path(argument), settings.symbol)
+        return FileSource(Path(argument), symbol)
     raise NeedsHuman(f"There is no data source {spec!r}. The allowed forms are: {SOURCE_FORMATS}.")

@@ -135,9 +135,9 @@ def require_api_key(settings: Settings) -> str:
     Raises:
         NeedsHuman: no key is set.
     """
-    if settings.tiingo_api_key is None:
+    if settings.source.tiingo_api_key is None:
         raise NeedsHuman("TIINGO_API_KEY is not set. Set the key that the server requires; any text is allowed.")
-    return settings.tiingo_api_key.get_secret_value()
+    return settings.source.tiingo_api_key.get_secret_value()
 
 
 class _FakeTiingoServer(ThreadingHTTPServer):

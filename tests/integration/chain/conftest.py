@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from forecastd.chain.wallet import Wallet, open_wallet
-from forecastd.settings import Settings
+from forecastd.settings import load_settings
 
 
 @pytest.fixture
@@ -20,4 +20,4 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def wallet(tmp_path: Path) -> Wallet:
-    return open_wallet(Settings(state_dir=tmp_path / "wallet", _env_file=None))  # type: ignore[call-arg]
+    return open_wallet(load_settings(state_dir=tmp_path / "wallet"))

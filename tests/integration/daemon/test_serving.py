@@ -30,7 +30,7 @@ from forecastd.localnet.topics import TopicSpec
 from forecastd.market.sources.fake_tiingo import FakeTiingo, TiingoFault
 from forecastd.market.sources.sample import SampleSource
 from forecastd.runtime.failpoints import install_hook
-from forecastd.settings import DEMO_MODEL, Settings
+from forecastd.settings import DEMO_MODEL, Settings, load_settings
 from forecastd.status.model import DaemonStatus
 from forecastd.submission.state_machine import LONG_PAST_BLOCKS
 from forecastd.supervise.events import SupervisionCounts
@@ -75,7 +75,7 @@ class DaemonHarness:
             "rpc_endpoints": (self.node.endpoint,),
             "event_endpoints": (self.node.websocket,),
         }
-        return Settings(**{**defaults, **overrides})
+        return load_settings(**{**defaults, **overrides})
 
     def is_served(self, topic_id: int, nonce: int) -> bool:
         return any(inclusion.code == 0 for inclusion in self.node.record().inclusions(topic_id, nonce, self.wallet))
@@ -166,7 +166,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaemonH
     with open_harness(tmp_path) as harness:
 
         def open_forecaster(settings: Settings, *_: Any, **__: Any) -> NamedForecaster:
-            return NamedForecaster(harness.models.get(settings.topic_id, lambda: None))
+            return NamedForecaster(harness.models.get(settings.topic.id, lambda: None))
 
         monkeypatch.setattr(resources, "open_forecaster", open_forecaster)
         yield harness

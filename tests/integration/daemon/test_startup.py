@@ -15,7 +15,7 @@ from forecastd.clock import SystemClock
 from forecastd.daemon import resources
 from forecastd.daemon.loop import Daemon
 from forecastd.runtime.locks import WalletLock
-from forecastd.settings import Settings
+from forecastd.settings import Settings, load_settings
 from forecastd.submission.connect import chain_id_for
 
 
@@ -26,7 +26,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     script = tmp_path / "alert"
     script.write_text(f"#!/bin/sh\n(cat; echo) >> {tmp_path}/alerts\n")
     script.chmod(0o700)
-    return Settings(state_dir=tmp_path / "state", log_dir=tmp_path / "logs", alert_command=str(script))
+    return load_settings(state_dir=tmp_path / "state", log_dir=tmp_path / "logs", alert_command=str(script))
 
 
 def run(settings: Settings, *settings_errors: str) -> int:

@@ -17,7 +17,7 @@ from forecastd.ledger.ledger import Ledger, SubmissionState
 from forecastd.ledger.snapshot import open_snapshot
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import parse_faults
-from forecastd.settings import Settings
+from forecastd.settings import Settings, load_settings
 from forecastd.submission.account import compare_account
 from forecastd.submission.verify import verify_ledger
 
@@ -44,7 +44,7 @@ def pool(*endpoints: str) -> Iterator[EndpointPool]:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.chdir(tmp_path)
-    return Settings()
+    return load_settings()
 
 
 @pytest.mark.parametrize("version", ["v9", "v10"])
@@ -91,7 +91,7 @@ def test_topic_check_unregistered_fails_except_on_local_network(
         assert (active.level, unregistered.level) == (Level.OK, Level.FAIL)
         assert "--register" in unregistered.fix
         assert levels(network.check_topic(chain, settings, "localnet", None)) == [Level.OK, Level.SKIP]
-        missing_topic = settings.model_copy(update={"topic_id": 4242})
+        missing_topic = settings.with_values(topic_id=4242)
         assert levels(network.check_topic(chain, missing_topic, "localnet", ADDRESS)) == [Level.FAIL]
 
 

@@ -63,4 +63,4 @@ def test_deeply_nested_lists_are_refused(name: str, before: str) -> None:
 
 def test_directory_named_env_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".env").mkdir()
-    assert load_settings().topic_id == 67
+    assert load_settings().topic.id == 67

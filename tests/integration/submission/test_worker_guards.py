@@ -66,7 +66,7 @@ def settings(tmp_path: Path, trained_bundle: Path, testnet: str, monkeypatch: py
 def test_synthetic_candles_from_real_source_are_not_signed(settings: Settings) -> None:
     clock = SystemClock()
     with FakeTiingo(open_source("sample", settings), clock) as server:
-        topic_settings = settings.model_copy(update={"tiingo_url": server.url})
+        topic_settings = settings.with_values(tiingo_url=server.url)
         (outcome,) = run_once([topic_settings], clock, register=True)
     assert outcome.exit_code == 5
     assert outcome.synthetic is True
@@ -83,7 +83,7 @@ def test_wrong_clock_uses_chain_time_with_warning(settings: Settings, tmp_path: 
         FakeTiingo(open_source("sample", settings), right) as server,
         open_embedded(tmp_path / "right", right, chain_id=TESTNET) as node,
     ):
-        topic_settings = settings.model_copy(update={"tiingo_url": server.url, "rpc_endpoints": (node.endpoint,)})
+        topic_settings = settings.with_values(tiingo_url=server.url, rpc_endpoints=(node.endpoint,))
         run_once([topic_settings], wrong, register=True, on_stage_end=stages.append)
     (data,) = (stage.text for stage in stages if stage.name == "data")
     assert "using the chain's time" in data
@@ -91,7 +91,7 @@ def test_wrong_clock_uses_chain_time_with_warning(settings: Settings, tmp_path: 
 
 
 def test_model_with_other_horizon_is_refused(settings: Settings) -> None:
-    (outcome,) = run_once([settings.model_copy(update={"horizon_hours": 24.0})], SystemClock(), register=True)
+    (outcome,) = run_once([settings.with_values(horizon_hours=24.0)], SystemClock(), register=True)
     assert outcome.exit_code == 5
     assert "needs a horizon of 24 h" in outcome.reason
 
@@ -118,7 +118,7 @@ def test_lost_ledger_is_recovered_from_chain(tmp_path: Path, root: Path) -> None
         state_dir=tmp_path / "s", log_dir=tmp_path / "l", mnemonic=PHRASE, model=root / "models" / "demo"
     )
     with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
-        topic_settings = settings.model_copy(update={"rpc_endpoints": (node.endpoint,)})
+        topic_settings = settings.with_values(rpc_endpoints=(node.endpoint,))
         nonces = []
         for _ in range(3):
             (outcome,) = run_once([topic_settings], SystemClock())
@@ -164,10 +164,10 @@ def test_lost_answer_keeps_registration_and_submission(tmp_path: Path) -> None:
     settings = load_settings(state_dir=tmp_path / "s", log_dir=tmp_path / "l")
     with open_embedded(tmp_path / "node", SystemClock(), block_time=None) as node:
         endpoint = node.add_endpoint([NodeFault("lose-answer")])
-        (outcome,) = run_once([settings.model_copy(update={"rpc_endpoints": (endpoint,)})], SystemClock())
+        (outcome,) = run_once([settings.with_values(rpc_endpoints=(endpoint,))], SystemClock())
         assert outcome.outcome == "submitted", outcome.reason
         assert len(node.record().inclusions(67, outcome.nonce or 0, outcome.wallet or "")) == 1
 
 
 def replace_fee(settings: Settings) -> Settings:
-    return settings.model_copy(update={"max_fee_uallo": 10**9})
+    return settings.with_values(max_fee_uallo=10**9)

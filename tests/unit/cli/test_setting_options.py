@@ -11,7 +11,7 @@ import pytest
 from cli.main import COMMANDS
 from cli.main import command as root_command
 from cli.options import SettingOption
-from forecastd.settings import Settings
+from forecastd.settings import DEFAULTS
 
 
 def walk(command: click.Command) -> Iterator[click.Option]:
@@ -30,8 +30,7 @@ def test_setting_option_empty_value_counts_as_unset(name: str) -> None:
     command = importlib.import_module(COMMANDS[name][0]).command if name else root_command
     with click.Context(command) as context:
         for option in walk(command):
-            variable = (option.help or "").rpartition("[")[2].rstrip("]").lower()
-            if variable in Settings.model_fields:
+            if (option.help or "").rpartition("[")[2].rstrip("]") in DEFAULTS:
                 assert isinstance(option, SettingOption), option.name
                 assert option.type_cast_value(context, "") is None
                 assert option.type_cast_value(context, " ") is None

@@ -41,7 +41,7 @@ from forecastd.fleet.simulator.feeds import DUPLICATE
 from forecastd.fleet.status import STALE_SECONDS, STALE_TICKS, FleetHealth
 from forecastd.fleet.tick_evaluator import STATE_NAMES
 from forecastd.fleet.window.readiness import MAX_GAP
-from forecastd.settings import FleetEngine, Settings
+from forecastd.settings import DEFAULTS, FleetEngine, load_settings
 from forecastd.supervise.events import SupervisionCounts
 from forecastd.testing import ManualClock
 from tests.support.pages import read_blocks, table_rows
@@ -60,7 +60,7 @@ def pages(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
     """The API of a fleet that does not run: enough for its routes."""
-    fleet = SimpleNamespace(settings=Settings(), clock=ManualClock())
+    fleet = SimpleNamespace(settings=load_settings(), clock=ManualClock())
     return create_app(cast(Fleet, fleet), ApiKeys())
 
 
@@ -160,14 +160,14 @@ def test_api_page_lists_every_status_code(pages: dict[str, str], app: FastAPI) -
 
 
 def test_api_page_states_limits_of_the_program(pages: dict[str, str]) -> None:
-    settings = Settings()
+    settings = load_settings()
     rows = table_rows(section(pages["fleet-api"], "## Limits"), r".*")
     assert [numbers(cells[1])[0] for cells in rows if numbers(cells[1])] == [
-        settings.fleet_max_body_mb,
+        settings.fleet.max_body_mb,
         request_bodies.BODY_TIMEOUT_SECONDS,
         request_bodies.MAX_CONCURRENT_BODIES,
-        settings.fleet_rate_limit,
-        settings.fleet_max_servers,
+        settings.fleet.rate_limit,
+        settings.fleet.max_servers,
         connection_timeouts.MAX_CONNECTIONS,
         connection_timeouts.HEADER_TIMEOUT_SECONDS,
         http_server.HEADER_BYTES >> 10,
@@ -213,7 +213,7 @@ def test_api_page_lists_every_metric(pages: dict[str, str], monkeypatch: pytest.
 
 def test_pages_name_only_settings_of_the_fleet_and_all_of_them(pages: dict[str, str]) -> None:
     named = {name for page in pages.values() for name in re.findall(r"\bFLEET_[A-Z_]+[A-Z]", page)}
-    assert named == {name.upper() for name in Settings.model_fields if name.startswith("fleet_")}
+    assert named == {name for name in DEFAULTS if name.startswith("FLEET_")}
 
 
 # Risk and alerts

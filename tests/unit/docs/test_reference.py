@@ -10,7 +10,7 @@ import click
 import pytest
 
 from cli.main import EPILOG, command
-from forecastd.settings import Settings
+from forecastd.settings import DEFAULTS
 from tests.support.pages import all_text, page_paths, table_rows
 
 # Options of other programs that pages use, and of benchmarks and tests.
@@ -76,19 +76,18 @@ def test_every_setting_is_in_the_configuration_page_with_its_default(root: Path)
         for cells in table_rows((root / "docs" / "configuration.md").read_text(encoding="utf-8"), r"[A-Z][A-Z0-9_, ]+")
         for name in cells[0].split(", ")
     }
-    assert set(rows) - FOREIGN_VARIABLES == {name.upper() for name in Settings.model_fields}
-    for name, field in Settings.model_fields.items():
-        default = field.get_default()
+    assert set(rows) - FOREIGN_VARIABLES == set(DEFAULTS)
+    for name, default in DEFAULTS.items():
         if isinstance(default, (int, float, str)) and not isinstance(default, bool):
-            stated = rows[name.upper()][1].replace(",", "")
+            stated = rows[name][1].replace(",", "")
             assert re.search(
                 rf"(?<![\w.]){re.escape(f'{default:g}' if isinstance(default, float) else str(default))}", stated
-            ), f"{name.upper()}: the page says {stated!r}, the program {default!r}"
+            ), f"{name}: the page says {stated!r}, the program {default!r}"
 
 
 def test_pages_name_no_variable_that_does_not_exist(pages: str) -> None:
     names = set(re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", pages))
-    assert names - {name.upper() for name in Settings.model_fields} - FOREIGN_VARIABLES == set()
+    assert names - set(DEFAULTS) - FOREIGN_VARIABLES == set()
 
 
 def test_exit_codes_page_agrees_with_help(root: Path) -> None:

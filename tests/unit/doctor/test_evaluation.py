@@ -12,9 +12,9 @@ from forecastd.doctor import Finding, Level, worst_level
 from forecastd.doctor.finding import split_message
 from forecastd.doctor.host import check_services, check_settings, find_misspelled
 from forecastd.doctor.network import evaluate_balance, evaluate_clock, evaluate_endpoints
-from forecastd.settings import Settings
+from forecastd.settings import DEFAULTS
 
-NAMES = {name.upper() for name in Settings.model_fields}
+NAMES = set(DEFAULTS)
 NOON = 1_700_000_000.0
 
 

@@ -19,7 +19,7 @@ from forecastd.service.launch import (
     find_problems,
     plan_launch,
 )
-from forecastd.settings import Settings, load_settings
+from forecastd.settings import DEFAULTS, load_settings
 
 WORKER = UnixAccount("worker", 1234, frozenset({1234}))
 PYTHON = Path("/opt/forecastd/.venv/bin/python")
@@ -29,7 +29,7 @@ DIRECTORY = Path("/opt/forecastd")
 def make_launch(
     manager: ServiceManager = "systemd", account: UnixAccount | None = WORKER, **overrides: Any
 ) -> LaunchSpec:
-    settings = {name: overrides.pop(name) for name in list(overrides) if name in Settings.model_fields}
+    settings = {name: overrides.pop(name) for name in list(overrides) if name.upper() in DEFAULTS}
     arguments: dict[str, Any] = {
         "per_user": False,
         "directory": DIRECTORY,

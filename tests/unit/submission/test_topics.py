@@ -31,12 +31,12 @@ def test_topic_overrides_common_settings(file: Path, monkeypatch: pytest.MonkeyP
     )
     common = load_settings(fee_tier="eco")
     first, second = load_topics(file, common)
-    assert first == common.model_copy(update={"topic_id": 67})
-    assert (second.topic_id, second.data_source, second.fee_tier) == (69, "sample:7", "eco")
-    assert second.model == file.parent / "eth"
-    assert second.mnemonic_file == Path("/second")
-    assert second.mnemonic is None
-    assert second.rpc_endpoints == ("a:1", "b:2")
+    assert first == common.with_values(topic_id=67)
+    assert (second.topic.id, second.source.name, second.fees.tier) == (69, "sample:7", "eco")
+    assert second.model.bundle == file.parent / "eth"
+    assert second.wallet.mnemonic_file == Path("/second")
+    assert second.wallet.mnemonic is None
+    assert second.chain.rpc_endpoints == ("a:1", "b:2")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pytest_httpserver import HTTPServer
 from cli.fleet.client import FleetAccessDenied, FleetClient, FleetNotRunning, make_client
 from cli.fleet.schemas import StatusView, fetch
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
-from forecastd.settings import Settings
+from forecastd.settings import load_settings
 
 STATUS: dict[str, Any] = {
     "version": "1",
@@ -85,7 +85,7 @@ def test_invalid_url_is_refused(url: str) -> None:
     ("::1", "[::1]:8231"), ("[::1]", "[::1]:8231"), ("fleet.example.org", "fleet.example.org:8231"),
 ])  # fmt: skip
 def test_default_url_follows_settings(host: str, name: str) -> None:
-    settings = Settings(fleet_host=host, fleet_port=8231)
+    settings = load_settings(fleet_host=host, fleet_port=8231)
     assert make_client(settings, None, None).name == name
     assert make_client(settings, "https://user:secret@other/", None).name == "other"
 
@@ -100,4 +100,4 @@ def test_api_key_is_option_or_first_of_settings(httpserver: HTTPServer, tmp_path
         ({"fleet_api_keys": "other-key-of-somebody"}, KEY),
     ]  # fmt: skip
     for values, key in cases:
-        assert make_client(Settings(**values), url, key).get("/status") == STATUS
+        assert make_client(load_settings(**values), url, key).get("/status") == STATUS

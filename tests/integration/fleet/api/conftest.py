@@ -25,7 +25,7 @@ from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.fleet_forecast import HEURISTIC, STORED_LEVELS, TFT, FleetForecast
 from forecastd.fleet.window.window import WindowBlock
 from forecastd.inference.quantile_json import metrics_json
-from forecastd.settings import Settings
+from forecastd.settings import load_settings
 from forecastd.supervise.events import SupervisionCounts
 from forecastd.testing import ManualClock
 from tests.support.waiting import wait_until
@@ -167,7 +167,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeFlee
             script.proceed.set()
             script.loaded.set()
         values: dict[str, Any] = {"state_dir": tmp_path / "state", "fleet_model": Path("first"), "fleet_step": STEP}
-        settings = Settings(**(values | options))
+        settings = load_settings(**(values | options))
         fleet = Fleet(settings, test_clock, factory=lambda bundle, _: FakeFleetForecaster(bundle, script))
         fleet.start()
         cleanups.append(fleet.close)

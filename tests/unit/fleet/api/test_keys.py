@@ -13,14 +13,14 @@ from forecastd.errors import NeedsHuman
 from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
 from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.logs import redacted
-from forecastd.settings import Settings
+from forecastd.settings import Settings, load_settings
 
 FIRST_KEY, SECOND_KEY = "one-key-of-good-length", "two-key-of-good-length"
 key = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=16, max_size=40)
 
 
 def settings(**values: Any) -> Settings:
-    return Settings(**values)
+    return load_settings(**values)
 
 
 @given(keys=st.lists(key, min_size=1, max_size=5, unique=True), other=key | st.text(max_size=40))
