@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, RetryLater
+from forecastd.fleet.documents import parse_document
 from forecastd.logs import hide
 from forecastd.runtime.files import read_text_file
 from forecastd.runtime.http import fetch_url, host_and_port
 from forecastd.settings import Settings
 
+T = TypeVar("T")
 REQUEST_SECONDS = 10.0  # for a whole request and its response
 CONNECT_SECONDS = 2.0
 WILDCARD_HOSTS = {"0.0.0.0", "::", "[::]", ""}  # noqa: S104 - addresses to listen on, not to connect to
@@ -77,6 +80,17 @@ class FleetClient:
             raise RetryLater(f"{self.name} is not available now ({response.status}). {reason}".rstrip())
         kind = "" if document is not None else " without JSON"
         raise self.not_a_fleet(f"{path} returned {response.status}{kind}. {reason}")
+
+    def fetch(self, kind: type[T], path: str, **params: str | int) -> T:
+        """The document at a path. Raises as `get` does, and NeedsHuman when it is not of this kind."""
+        return self.parse(kind, path, self.get(path, **params))
+
+    def parse(self, kind: type[T], path: str, document: Mapping[str, Any]) -> T:
+        """A document that was read from a path. Raises NeedsHuman when it is not of this kind."""
+        try:
+            return parse_document(kind, document)
+        except ValueError as error:
+            raise self.not_a_fleet(f"{path}: {error}.") from None
 
     def not_a_fleet(self, problem: str) -> NeedsHuman:
         """The error for a server that is not a fleet, or is one of an incompatible version."""

@@ -16,21 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.fleet.client import make_client
-from cli.fleet.schemas import (
-    AlertsView,
-    ForecastView,
-    HealthView,
-    RiskSummaryView,
-    RisksView,
-    RiskView,
-    ServersView,
-    StatusView,
-    parse_response,
-)
 from cli.rows import LABEL_WIDTH, console, row
 from cli.status_screen import format_ago, format_time, printable
 from forecastd.clock import from_iso
 from forecastd.errors import ExitCode
+from forecastd.fleet.documents import (
+    AlertsResponse,
+    ForecastSummary,
+    HealthResponse,
+    RisksResponse,
+    RiskSummary,
+    ServerCounts,
+    ServerRisk,
+    StatusResponse,
+)
 from forecastd.runtime.formatting import format_duration
 from forecastd.settings import load_valid_settings
 
@@ -45,18 +44,18 @@ def show_status(options: Mapping[str, Any], url: str | None, api_key: str | None
     client = make_client(settings, url, api_key)
     paths: dict[str, dict[str, str | int]] = {"status": {}, "risk": {"top": MAX_ROWS}, "alerts": {}}
     documents = {name: client.get(f"/{name}", **params) for name, params in paths.items()}
-    status = parse_response(client, StatusView, "/status", documents["status"])
+    status = client.parse(StatusResponse, "/status", documents["status"])
     code = ExitCode.SUCCESS if status.health.ok else ExitCode.TEMPORARY
     if as_json:
         click.echo(json.dumps({**documents, "exit_code": code}))
         return code
-    risks = parse_response(client, RisksView, "/risk", documents["risk"])
-    alerts = parse_response(client, AlertsView, "/alerts", documents["alerts"])
+    risks = client.parse(RisksResponse, "/risk", documents["risk"])
+    alerts = client.parse(AlertsResponse, "/alerts", documents["alerts"])
     console().print(status_screen(client.name, status, risks, alerts))
     return code
 
 
-def status_screen(name: str, status: StatusView, risks: RisksView, alerts: AlertsView) -> RenderableType:
+def status_screen(name: str, status: StatusResponse, risks: RisksResponse, alerts: AlertsResponse) -> RenderableType:
     """The screen for the fleet at the address `name`."""
     now = parse_time(status.now) or 0.0
     lines: list[RenderableType] = [
@@ -71,7 +70,7 @@ def status_screen(name: str, status: StatusView, risks: RisksView, alerts: Alert
     return Group(*lines)
 
 
-def _fleet_text(name: str, status: StatusView, now: float) -> Text:
+def _fleet_text(name: str, status: StatusResponse, now: float) -> Text:
     uptime = "" if status.uptime_seconds is None else f", up {format_duration(status.uptime_seconds)}"
     started = parse_time(status.started_at)
     started_text = "" if started is None else f", since {format_time(started, now)}"
@@ -83,13 +82,13 @@ def _fleet_text(name: str, status: StatusView, now: float) -> Text:
     return text
 
 
-def _health_text(health: HealthView) -> Text:
+def _health_text(health: HealthResponse) -> Text:
     if health.ok:
         return Text("good", style="green")
     return Text("\n".join(printable(reason) for reason in health.reasons) or "not good", style="bold red")
 
 
-def servers_text(servers: ServersView, name: str = "") -> Text:
+def servers_text(servers: ServerCounts, name: str = "") -> Text:
     """The number of servers in total and by state. `name` follows the total."""
     text = Text(f"{servers.total}{name}: {servers.ready} ready")
     text.append(f", {servers.warming} warming up" if servers.warming else "")
@@ -97,7 +96,7 @@ def servers_text(servers: ServersView, name: str = "") -> Text:
     return text
 
 
-def risk_text(summary: RiskSummaryView) -> Text:
+def risk_text(summary: RiskSummary) -> Text:
     """The number of servers by risk level, the worst first."""
     text = Text()
     for level in ("critical", "warning", "watch", "ok"):
@@ -110,7 +109,7 @@ def risk_text(summary: RiskSummaryView) -> Text:
     return text
 
 
-def _incident_rows(summary: RiskSummaryView, status: StatusView) -> Iterable[RenderableType]:
+def _incident_rows(summary: RiskSummary, status: StatusResponse) -> Iterable[RenderableType]:
     """The probability of an incident within the horizon."""
     if summary.incident_probability is None:
         return
@@ -121,7 +120,7 @@ def _incident_rows(summary: RiskSummaryView, status: StatusView) -> Iterable[Ren
     yield row("", Text(text))
 
 
-def _worst_servers(risks: Sequence[RiskView]) -> list[RenderableType]:
+def _worst_servers(risks: Sequence[ServerRisk]) -> list[RenderableType]:
     names = [printable(risk.server) for risk in risks]
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL_WIDTH, no_wrap=True)
@@ -135,7 +134,7 @@ def _worst_servers(risks: Sequence[RiskView]) -> list[RenderableType]:
     return [table] if table.row_count else []
 
 
-def _alert_rows(alerts: AlertsView, now: float) -> Iterable[RenderableType]:
+def _alert_rows(alerts: AlertsResponse, now: float) -> Iterable[RenderableType]:
     critical = sum(alert.severity == "critical" for alert in alerts.open)
     text = Text(f"{len(alerts.open)} open" if alerts.open else "none open")
     text.append(f", {critical} critical" if critical else "", style=LEVEL_STYLES["critical"])
@@ -145,7 +144,7 @@ def _alert_rows(alerts: AlertsView, now: float) -> Iterable[RenderableType]:
         yield row("", Text(f"and {len(alerts.open) - MAX_ROWS} more; --json lists them all"))
 
 
-def alert_lines(alerts: AlertsView, now: float, limit: int, *, wrap: bool = True) -> Iterable[RenderableType]:
+def alert_lines(alerts: AlertsResponse, now: float, limit: int, *, wrap: bool = True) -> Iterable[RenderableType]:
     """The most severe alerts, one row each: severity, message and age. Without `wrap` each is cut off at the width."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL_WIDTH, no_wrap=True)
@@ -161,7 +160,7 @@ def alert_lines(alerts: AlertsView, now: float, limit: int, *, wrap: bool = True
         yield table
 
 
-def _service_rows(status: StatusView, now: float) -> Iterable[RenderableType]:
+def _service_rows(status: StatusResponse, now: float) -> Iterable[RenderableType]:
     """The state of the service itself: tick, forecast, model, rows, window and processes."""
     yield row("tick", _tick_text(status))
     yield row("forecast", _forecast_text(status.forecast, status))
@@ -177,7 +176,7 @@ def _service_rows(status: StatusView, now: float) -> Iterable[RenderableType]:
     yield row("processes", _processes_text(status))
 
 
-def _tick_text(status: StatusView) -> Text:
+def _tick_text(status: StatusResponse) -> Text:
     if status.tick.newest < 0 or status.tick.age_seconds is None:
         return Text("no rows received yet", style="yellow")
     age, step = status.tick.age_seconds, status.step_seconds
@@ -185,7 +184,7 @@ def _tick_text(status: StatusView) -> Text:
     return Text(text, style="yellow" if age > 6 * step else "")
 
 
-def _forecast_text(forecast: ForecastView, status: StatusView) -> Text:
+def _forecast_text(forecast: ForecastSummary, status: StatusResponse) -> Text:
     text = Text()
     if forecast.made_at is None or forecast.age_seconds is None:
         text.append("none yet", style="yellow")
@@ -205,7 +204,7 @@ def _forecast_text(forecast: ForecastView, status: StatusView) -> Text:
     return text
 
 
-def _rows_text(status: StatusView) -> Text:
+def _rows_text(status: StatusResponse) -> Text:
     ingest = status.ingest
     text = Text(f"{ingest.accepted:,} accepted")
     text.append(f", {ingest.duplicates:,} duplicates" if ingest.duplicates else "")
@@ -216,7 +215,7 @@ def _rows_text(status: StatusView) -> Text:
     return text
 
 
-def _window_text(status: StatusView, now: float) -> Text:
+def _window_text(status: StatusResponse, now: float) -> Text:
     window, oldest = status.window, parse_time(status.window.oldest)
     since_text = "" if oldest is None else f", back to {format_ago(oldest, now)}"
     text = Text(f"{window.ticks:,} ticks on disk{since_text}, {window.disk_bytes / 1e6:,.1f} MB")
@@ -227,7 +226,7 @@ def _window_text(status: StatusView, now: float) -> Text:
     return text
 
 
-def _processes_text(status: StatusView) -> Text:
+def _processes_text(status: StatusResponse) -> Text:
     supervision = status.supervision
     phases = [printable(str(child.get("phase", "running"))).replace("_", " ") for child in supervision.children]
     text = Text(", ".join(f"{phases.count(phase)} {phase}" for phase in dict.fromkeys(phases)) or "none")

@@ -17,13 +17,20 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.fleet.client import FleetClient, FleetNotRunning, make_client
-from cli.fleet.schemas import AlertsView, ForecastsView, RisksView, RiskView, ServerForecastView, StatusView, fetch
 from cli.fleet.status_screen import LEVEL_STYLES, alert_lines, format_probability, parse_time, risk_text, servers_text
 from cli.live import show_live
 from cli.rows import console, row
 from cli.signals import single_interrupt
 from cli.status_screen import printable
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.fleet.documents import (
+    AlertsResponse,
+    ForecastsResponse,
+    RisksResponse,
+    ServerForecastResponse,
+    ServerRisk,
+    StatusResponse,
+)
 from forecastd.fleet.formatting import format_number
 from forecastd.runtime.formatting import format_duration
 from forecastd.settings import load_valid_settings
@@ -70,10 +77,10 @@ class TopData:
     """The data of one screen. `error`: why there is no newer data; None when it is new."""
 
     name: str
-    status: StatusView
-    risks: RisksView
-    alerts: AlertsView
-    forecasts: Mapping[str, ServerForecastView]
+    status: StatusResponse
+    risks: RisksResponse
+    alerts: AlertsResponse
+    forecasts: Mapping[str, ServerForecastResponse]
     error: str | None = None
 
 
@@ -145,19 +152,19 @@ class TopMonitor:
 
     def _fetch(self, height: int | None) -> TopData:
         client = self._client
-        status = fetch(client, StatusView, "/status")
-        risks = fetch(client, RisksView, "/risk", top=self._servers or server_capacity(height))
-        alerts = fetch(client, AlertsView, "/alerts")
+        status = client.fetch(StatusResponse, "/status")
+        risks = client.fetch(RisksResponse, "/risk", top=self._servers or server_capacity(height))
+        alerts = client.fetch(AlertsResponse, "/alerts")
         return TopData(client.name, status, risks, alerts, self._forecasts(risks))
 
-    def _forecasts(self, risks: RisksView) -> dict[str, ServerForecastView]:
+    def _forecasts(self, risks: RisksResponse) -> dict[str, ServerForecastResponse]:
         """The forecasts of these servers; empty while there is none, or while one of the servers is being removed."""
         if not risks.servers:
             return {}
         names = ",".join(risk.server for risk in risks.servers)
         try:
-            response = fetch(
-                self._client, ForecastsView, "/forecast", servers=names, metrics=",".join(METRICS), levels="0.5,0.9"
+            response = self._client.fetch(
+                ForecastsResponse, "/forecast", servers=names, metrics=",".join(METRICS), levels="0.5,0.9"
             )
         except (RetryLater, NeedsHuman):
             return {}
@@ -214,7 +221,7 @@ def _server_table(data: TopData, width: int, *, ascii_only: bool) -> RenderableT
     return table
 
 
-def _time_to_critical(risk: RiskView) -> Text:
+def _time_to_critical(risk: ServerRisk) -> Text:
     """The time until a server is critical, with a question mark where that is only possible."""
     if risk.minutes_ahead is None:
         return Text("")
@@ -226,7 +233,7 @@ def _time_to_critical(risk: RiskView) -> Text:
     return Text(text, style="yellow") if risk.quantile_ahead == LIKELY_LEVEL else Text(f"{text}?", style="dim")
 
 
-def _metric_cell(name: str, now: float | None, forecast: ServerForecastView | None, *, ascii_only: bool) -> Text:
+def _metric_cell(name: str, now: float | None, forecast: ServerForecastResponse | None, *, ascii_only: bool) -> Text:
     """The bars, the current value and the highest p90 ahead.
 
     A full bar is 100 for percentages, else twice the value now.

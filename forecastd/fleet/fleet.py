@@ -16,8 +16,9 @@ from forecastd.alerts import AlertDispatcher
 from forecastd.clock import Clock, ScaledClock
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater, SkipEpoch
 from forecastd.fleet.contract import FeedResponse
+from forecastd.fleet.documents import ReloadResponse
 from forecastd.fleet.forecast.latest_tick_worker import LatestTickWorker
-from forecastd.fleet.forecast.model_manager import ForecasterFactory, ModelChange, ModelManager, forecaster_factory
+from forecastd.fleet.forecast.model_manager import ForecasterFactory, ModelManager, forecaster_factory
 from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.ingest.scraper import Scraper, parse_targets
 from forecastd.fleet.risk.thresholds import load_thresholds
@@ -140,7 +141,7 @@ class Fleet:
         """Accept rows that are known to be valid, such as a simulator's."""
         self.window.put(rows)
 
-    def reload(self, name: str) -> ModelChange:
+    def reload(self, name: str) -> ReloadResponse:
         """Change to the model of this name. If it raises ReloadInProgress or IncompatibleModel, the old model stays."""
         change = self.model.change_to(name)
         self.last_error = None
@@ -156,7 +157,8 @@ class Fleet:
     def _rewind(self, tick: int) -> None:
         """Reload the window after the clock was set back. Runs in the ticker thread."""
         self.window.rewind()
-        self._attempted_tick = -1
+        with self._attempt_condition:
+            self._attempted_tick = -1
         with self._snapshot_lock:
             self.snapshot = replace(self.snapshot, forecast=None, forecast_rows={})
         self._submit_tick(tick)

@@ -167,7 +167,7 @@ def _status_line(fleet: Fleet) -> str:
     """The line that `systemctl status` shows."""
     states, health = fleet.snapshot.count_states(), status.check_health(fleet)
     line = (
-        f"{format_count(states['total'], 'server')}, {states['ready']} ready, "
-        f"{format_count(fleet.snapshot.alert_counts['open'], 'alert')}"
+        f"{format_count(states.total, 'server')}, {states.ready} ready, "
+        f"{format_count(fleet.snapshot.alert_counts.open, 'alert')}"
     )
     return line if health.ok else f"{line}; {health.reasons[0]}"

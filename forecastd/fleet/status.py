@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from operator import attrgetter
 
 from forecastd import __version__
 from forecastd.clock import to_iso
+from forecastd.fleet.documents import (
+    ForecastSummary,
+    HealthResponse,
+    NewestTick,
+    ServedModel,
+    ServersResponse,
+    StatusResponse,
+    SupervisionSummary,
+)
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.fleet_forecast import TFT
 from forecastd.runtime.formatting import format_duration
@@ -15,20 +24,7 @@ MAX_TICKER_SILENCE_SECONDS = 10.0  # without a heartbeat the ticker counts as st
 STALE_TICKS, STALE_SECONDS = 6, 30.0  # a forecast older than both is stale
 
 
-@dataclass(frozen=True)
-class FleetHealth:
-    """Whether the fleet is healthy, and the `reasons` if not. `warnings` do not make it unhealthy."""
-
-    ok: bool
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, object]:
-        """The health as `GET /healthz` returns it."""
-        return {"ok": self.ok, "reasons": list(self.reasons), "warnings": list(self.warnings)}
-
-
-def check_health(fleet: Fleet) -> FleetHealth:
+def check_health(fleet: Fleet) -> HealthResponse:
     """Healthy: every thread is running and the forecast is recent."""
     reasons = []
     if not fleet.ticker.alive or fleet.clock.monotonic() - fleet.ticker.last_heartbeat > MAX_TICKER_SILENCE_SECONDS:
@@ -46,7 +42,7 @@ def check_health(fleet: Fleet) -> FleetHealth:
         warnings.append(f"the newest forecast failed: {fleet.last_error}")
     if fleet.evaluation_worker.errors or fleet.forecast_worker.errors:
         warnings.append("an unexpected error occurred; see the log")
-    return FleetHealth(not reasons, tuple(reasons), tuple(warnings))
+    return HealthResponse(not reasons, tuple(reasons), tuple(warnings))
 
 
 def forecast_age(fleet: Fleet) -> float | None:
@@ -69,74 +65,78 @@ def _stale_reason(fleet: Fleet) -> str | None:
     return f"the newest forecast is {format_duration(age)} old" if age > limit else None
 
 
-def status_document(fleet: Fleet) -> dict[str, Any]:
+def status_document(fleet: Fleet) -> StatusResponse:
     """The document of `GET /status`."""
     clock, snapshot, window, manifest = fleet.clock, fleet.snapshot, fleet.window, fleet.model.manifest
     now, newest_tick = clock.now(), window.memory.newest
-    return {
-        "version": __version__,
-        "started_at": to_iso(fleet.started_at),
-        "now": to_iso(now),
-        "uptime_seconds": round(clock.monotonic() - fleet.started_monotonic, 3),
-        "step_seconds": fleet.step,
-        "synthetic": fleet.synthetic,
-        "speed": fleet.speed,
-        "health": check_health(fleet).as_json(),
-        "model": {
-            "name": manifest.name,
-            "sha256": manifest.sha256,
-            "engine": fleet.settings.fleet.engine,
-            "metrics": list(manifest.names),
-            "horizon_steps": manifest.horizon,
-            "encoder_length": manifest.encoder_length,
-            "encoder_minimum": manifest.encoder_minimum,
-        },
-        "tick": {
-            "newest": newest_tick,
-            "time": to_iso(newest_tick * fleet.step),
-            "age_seconds": round(now - (newest_tick + 1) * fleet.step, 3),
-        },
-        "forecast": _forecast_status(fleet),
-        "servers": {**snapshot.count_states(), "total": len(window.memory)},
-        "window": window.as_json(now),
-        "ingest": window.counters.as_json(),
-        "scrapes": [scrape.as_json() for scrape in fleet.scraper.statuses()],
-        "risk": dict(snapshot.summary),
-        "alerts": dict(snapshot.alert_counts),
-        "supervision": fleet.model.counts(),
-    }
+    return StatusResponse(
+        version=__version__,
+        started_at=to_iso(fleet.started_at),
+        now=to_iso(now),
+        uptime_seconds=round(clock.monotonic() - fleet.started_monotonic, 3),
+        step_seconds=fleet.step,
+        synthetic=fleet.synthetic,
+        speed=fleet.speed,
+        health=check_health(fleet),
+        model=ServedModel(
+            name=manifest.name,
+            sha256=manifest.sha256,
+            engine=fleet.settings.fleet.engine,
+            metrics=manifest.names,
+            horizon_steps=manifest.horizon,
+            encoder_length=manifest.encoder_length,
+            encoder_minimum=manifest.encoder_minimum,
+        ),
+        tick=NewestTick(newest_tick, to_iso(newest_tick * fleet.step), round(now - (newest_tick + 1) * fleet.step, 3)),
+        forecast=_forecast_summary(fleet),
+        servers=replace(snapshot.count_states(), total=len(window.memory)),
+        window=window.document(now),
+        ingest=window.counters,
+        scrapes=fleet.scraper.statuses(),
+        risk=snapshot.summary,
+        alerts=snapshot.alert_counts,
+        supervision=SupervisionSummary(**fleet.model.counts()),
+    )
 
 
-def _forecast_status(fleet: Fleet) -> dict[str, Any]:
+def _forecast_summary(fleet: Fleet) -> ForecastSummary:
+    counts = ForecastSummary(
+        skipped_ticks=fleet.forecast_worker.skipped_ticks, failures=fleet.failures, last_error=fleet.last_error
+    )
     forecast, age = fleet.snapshot.forecast, forecast_age(fleet)
-    models = () if forecast is None else forecast.models
-    return {
-        "made_at": None if forecast is None else to_iso(forecast.made_at),
-        "origin": None if forecast is None else to_iso(forecast.tick * forecast.step),
-        "age_seconds": None if age is None else round(age, 3),
-        "seconds": None if forecast is None else round(forecast.seconds, 4),
-        "servers": len(models),
-        "tft": models.count(TFT),
-        "heuristic": len(models) - models.count(TFT),
-        "skipped_ticks": fleet.forecast_worker.skipped_ticks,
-        "failures": fleet.failures,
-        "last_error": fleet.last_error,
-    }
+    if forecast is None or age is None:
+        return counts
+    by_model = forecast.models.count(TFT)
+    return replace(
+        counts,
+        made_at=to_iso(forecast.made_at),
+        origin=to_iso(forecast.tick * forecast.step),
+        age_seconds=round(age, 3),
+        seconds=round(forecast.seconds, 4),
+        servers=len(forecast.models),
+        tft=by_model,
+        heuristic=len(forecast.models) - by_model,
+    )
 
 
-def list_servers(fleet: Fleet, state: str | None = None, profile: str | None = None) -> list[dict[str, Any]]:
-    """Every server as `GET /servers` returns it, sorted by name. `state`, `profile`: only these servers."""
+def servers_document(fleet: Fleet, state: str | None, profile: str | None, page: slice) -> ServersResponse:
+    """The document of `GET /servers`. `state`, `profile`: only these servers. `page`: which of them are listed."""
     snapshot, window, now = fleet.snapshot, fleet.window.memory, fleet.clock.now()
-    rows = []
-    for view in snapshot.servers:
-        if state not in {None, view.state} or profile not in {None, view.profile}:
-            continue
-        last_seen = window.last_seen(view.server)
-        rows.append({
-            **vars(view),
-            "score": round(view.score, 2),
-            "model": snapshot.model_for(view.server),
-            "last_seen": None if last_seen is None else to_iso(last_seen),
-            "age_seconds": None if last_seen is None else round(now - last_seen, 3),
-        })  # fmt: skip
-    return sorted(rows, key=lambda row: str(row["server"]))
+    selected = sorted(
+        (server for server in snapshot.servers if state in {None, server.state} and profile in {None, server.profile}),
+        key=attrgetter("server"),
+    )
+    servers = []
+    for server in selected[page]:
+        last_seen = window.last_seen(server.server)
+        servers.append(
+            replace(
+                server,
+                score=round(server.score, 2),
+                model=snapshot.model_for(server.server),
+                last_seen=None if last_seen is None else to_iso(last_seen),
+                age_seconds=None if last_seen is None else round(now - last_seen, 3),
+            )
+        )
+    time = to_iso(snapshot.tick * fleet.step)
+    return ServersResponse(snapshot.tick, time, len(selected), snapshot.count_states(), tuple(servers))

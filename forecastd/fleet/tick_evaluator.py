@@ -18,11 +18,12 @@ from forecastd.errors import NeedsHuman
 from forecastd.fleet.conditions.alert_tracker import AlertTracker
 from forecastd.fleet.conditions.notifier import AlertNotifier, OperatorNotifier
 from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES
+from forecastd.fleet.documents import ServerStatus
 from forecastd.fleet.forecast.fleet_forecast import FleetForecast
-from forecastd.fleet.risk.assessment import RiskAssessment, assess_risk
+from forecastd.fleet.risk.assessment import assess_risk
 from forecastd.fleet.risk.current_values import current_values
 from forecastd.fleet.risk.thresholds import Thresholds
-from forecastd.fleet.snapshot import FleetSnapshot, ServerView
+from forecastd.fleet.snapshot import FleetSnapshot
 from forecastd.fleet.window.readiness import READY, SILENT, PreparedInput, prepare_input
 from forecastd.fleet.window.window import WindowBlock
 from forecastd.runtime.files import write_atomic
@@ -63,16 +64,30 @@ class TickEvaluator:
             ),
             None if forecast is None else _with_all_metrics(forecast), self._thresholds,
         )  # fmt: skip
+        prepared = check_readiness(block, metrics, minimum)
+        servers = tuple(
+            ServerStatus(
+                server,
+                block.profiles[row],
+                block.statuses[row],
+                STATE_NAMES.get(int(prepared.codes[row]), "warming"),
+                prepared.reason(row),
+                int(prepared.missing_ticks[row]),
+                risk.score,
+                risk.level,
+            )
+            for row, (server, risk) in enumerate(zip(block.servers, assessment.risks, strict=True))
+        )
         events = self._alerts.update(assessment)
         self._notifier.update(self._alerts.open_alerts)
         self._save(block.tick, has_events=bool(events))
         return replace(
             previous,
             tick=block.tick,
-            servers=_server_views(block, check_readiness(block, metrics, minimum), assessment),
-            risk=tuple(orjson.dumps(risk.as_json()) for risk in assessment.worst_first),
-            summary=assessment.summary.as_json(),
-            alerts=orjson.dumps(self._alerts.as_json()),
+            servers=servers,
+            risk=tuple(orjson.dumps(risk) for risk in assessment.worst_first),
+            summary=assessment.summary,
+            alerts=orjson.dumps(self._alerts.document()),
             alert_counts=self._alerts.counts(),
         )
 
@@ -109,22 +124,6 @@ def _with_all_metrics(forecast: FleetForecast) -> FleetForecast:
     quantiles = np.full((servers, rows, len(METRIC_NAMES), levels), np.nan, np.float32)
     quantiles[:, :, [METRIC_INDEX[name] for name in forecast.metrics]] = forecast.quantiles
     return replace(forecast, metrics=METRIC_NAMES, quantiles=quantiles)
-
-
-def _server_views(block: WindowBlock, prepared: PreparedInput, assessment: RiskAssessment) -> tuple[ServerView, ...]:
-    return tuple(
-        ServerView(
-            server=server,
-            profile=block.profiles[row],
-            status=block.statuses[row],
-            state=STATE_NAMES.get(int(prepared.codes[row]), "warming"),
-            reason=prepared.reason(row),
-            missing_ticks=int(prepared.missing_ticks[row]),
-            score=risk.score,
-            level=risk.level,
-        )
-        for row, (server, risk) in enumerate(zip(block.servers, assessment.risks, strict=True))
-    )
 
 
 def _load_alerts(path: Path) -> AlertTracker:

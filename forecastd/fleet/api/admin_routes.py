@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from functools import partial
+from concurrent.futures import Future
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from forecastd.errors import ForecastdError
 from forecastd.fleet.api.errors import RequestRefused
 from forecastd.fleet.api.responses import JSON, ApiContext, error_responses, json_response
-from forecastd.fleet.api.schemas import ReloadRequest, ReloadResponse
+from forecastd.fleet.documents import ReloadRequest, ReloadResponse, adapter
 from forecastd.fleet.fleet import Fleet
-from forecastd.fleet.forecast.model_manager import IncompatibleModel, ModelChange, ReloadInProgress
+from forecastd.fleet.forecast.model_manager import IncompatibleModel, ReloadInProgress
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 
 REQUEST_BODY: dict[str, Any] = {
@@ -37,7 +37,7 @@ def router(context: ApiContext) -> APIRouter:
         """Switch to the bundle of this name. It is checked first; if the check fails, the current model stays."""
         async with context.bodies.read(request) as body:
             try:
-                name = ReloadRequest.model_validate_json(body).name
+                name = adapter(ReloadRequest).validate_json(body).name
             except ValidationError as error:
                 first = error.errors(include_input=False, include_url=False)[0]
                 location = ".".join(str(part) for part in first["loc"][:2]) or "The body"
@@ -45,8 +45,8 @@ def router(context: ApiContext) -> APIRouter:
                     422, f"{location}: {first['msg']}.", 'Send {"name": "the bundle\'s directory"}.'
                 ) from None
         outcome = await _reload_in_thread(context.fleet, name)
-        if isinstance(outcome, ModelChange):
-            return json_response(outcome.as_json())
+        if isinstance(outcome, ReloadResponse):
+            return json_response(outcome)
         if isinstance(outcome, ReloadInProgress):
             raise RequestRefused(409, str(outcome), "Retry when it is finished; /status shows the model in use.")
         failed = "The model could not be loaded; see the log."
@@ -56,25 +56,19 @@ def router(context: ApiContext) -> APIRouter:
     return routes
 
 
-async def _reload_in_thread(fleet: Fleet, name: str) -> ModelChange | ForecastdError | UnexpectedError:
+async def _reload_in_thread(fleet: Fleet, name: str) -> ReloadResponse | ForecastdError | UnexpectedError:
     """Reload in a daemon thread: it takes as long as the model needs to load, and must not delay a shutdown."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[ModelChange | ForecastdError | UnexpectedError] = loop.create_future()
+    result: Future[ReloadResponse | ForecastdError | UnexpectedError] = Future()
+    result.set_running_or_notify_cancel()  # a request that is cancelled does not cancel the reload
 
-    def attempt() -> ModelChange | ForecastdError:
+    def attempt() -> ReloadResponse | ForecastdError:
         try:
             return fleet.reload(name)
         except ForecastdError as error:
             return error
 
-    def finish(result: ModelChange | ForecastdError | UnexpectedError) -> None:
-        if not done.done():
-            done.set_result(result)
-
     def run() -> None:
-        result = run_guarded("the model reload", attempt)
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(partial(finish, result))
+        result.set_result(run_guarded("the model reload", attempt))
 
     threading.Thread(target=run, name="reload", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(result)

@@ -26,9 +26,9 @@ from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.fleet.api.request_bodies import BodyReader
 from forecastd.fleet.api.request_counts import RequestMetrics
 from forecastd.fleet.api.responses import ApiContext
-from forecastd.fleet.api.schemas import ReloadRequest
 from forecastd.fleet.api.security import AccessPolicy, RateLimit, SecurityMiddleware
 from forecastd.fleet.contract import Feed
+from forecastd.fleet.documents import ReloadRequest, adapter
 from forecastd.fleet.fleet import Fleet
 
 DESCRIPTION = """Quantile forecasts, risk and alerts of a fleet of servers.
@@ -106,7 +106,7 @@ def _extend_openapi(app: FastAPI, *, with_keys: bool) -> None:
         document = build_openapi()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for model in (Feed, ReloadRequest):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema = adapter(model).json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
         for path in document["paths"].values():

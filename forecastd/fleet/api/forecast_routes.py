@@ -15,8 +15,8 @@ from fastapi import APIRouter, Query, Request, Response
 from forecastd.clock import to_iso
 from forecastd.fleet.api.errors import RequestRefused, quote
 from forecastd.fleet.api.responses import JSON, ApiContext, chunked_response, error_responses, etag_matches
-from forecastd.fleet.api.schemas import ForecastsResponse, ServerForecastResponse
 from forecastd.fleet.contract import METRIC_INDEX, METRICS
+from forecastd.fleet.documents import ForecastsResponse, ServerForecastResponse
 from forecastd.fleet.forecast.fleet_forecast import STORED_LEVELS, FleetForecast
 from forecastd.fleet.snapshot import FleetSnapshot
 

@@ -17,8 +17,8 @@ from starlette.responses import StreamingResponse
 from forecastd.clock import from_iso, to_iso
 from forecastd.fleet.api.errors import RequestRefused, quote
 from forecastd.fleet.api.responses import ApiContext, error_responses
-from forecastd.fleet.api.schemas import HistoryResponse
 from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, SERVER_PATTERN
+from forecastd.fleet.documents import HistoryResponse, HistoryRow
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.history.chunks import HistoryChunk
 
@@ -105,28 +105,17 @@ def _parse_time(text: str, name: str) -> float:
     return seconds
 
 
-def _document(fleet: Fleet, query: _HistoryQuery, limit: int) -> dict[str, object]:
-    rows: list[dict[str, object]] = []
-    truncated = False
+def _document(fleet: Fleet, query: _HistoryQuery, limit: int) -> HistoryResponse:
+    rows: list[HistoryRow] = []
     for chunk in query.chunks(fleet):
-        values = chunk.values.tolist()
-        for index in range(len(chunk)):
-            if len(rows) == limit:
-                truncated = True
-                break
-            rows.append({
-                "server": chunk.servers[index],
-                "time": float(chunk.times[index]),
-                "profile": chunk.profiles[index],
-                "status": chunk.statuses[index],
-                "values": values[index],
-            })  # fmt: skip
-        if truncated:
+        part = slice(limit + 1 - len(rows))  # one more than is shown, to know whether there are more
+        times, values = chunk.times[part].tolist(), chunk.values[part].tolist()
+        rows += map(HistoryRow, chunk.servers[part], times, chunk.profiles[part], chunk.statuses[part], values)
+        if len(rows) > limit:
             break
-    return {
-        "start": to_iso(query.start), "end": to_iso(query.end), "metrics": list(query.metrics), "count": len(rows),
-        "truncated": truncated, "rows": rows,
-    }  # fmt: skip
+    shown = rows[:limit]
+    start, end = to_iso(query.start), to_iso(query.end)
+    return HistoryResponse(start, end, query.metrics, len(shown), len(rows) > limit, shown)
 
 
 async def _csv(context: ApiContext, query: _HistoryQuery) -> AsyncIterator[bytes]:

@@ -5,6 +5,7 @@ Invariant: nothing that a client sends decides the number of time series.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,9 +14,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from forecastd import __version__
 from forecastd.fleet import status
 from forecastd.fleet.api.responses import ApiContext, error_responses
+from forecastd.fleet.documents import SupervisionSummary
 from forecastd.fleet.fleet import Fleet
 
 PREFIX = "forecastd_fleet"
@@ -39,7 +40,7 @@ def router(context: ApiContext, registry: CollectorRegistry) -> APIRouter:
     return routes
 
 
-LabeledValues = Mapping[Any, float | None]  # key: a tuple of the label values
+Values = float | None | Mapping[Any, float]  # the only value, or those by the values of the labels
 
 
 class FleetCollector(Collector):
@@ -54,65 +55,58 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the fleet."""
-        fleet, document, health = self._fleet, status.status_document(self._fleet), status.check_health(self._fleet)
-        tick, forecast, ingest, window = document["tick"], document["forecast"], document["ingest"], document["window"]
-        yield _gauge("up", "1 while the fleet is healthy.", {(): float(health.ok)})
-        info = (__version__, str(document["model"]["name"]), str(document["model"]["sha256"])[:12])
+        document = status.status_document(self._fleet)
+        forecast, ingest, servers, window = document.forecast, document.ingest, document.servers, document.window
+        yield _gauge("up", "1 while the fleet is healthy.", float(document.health.ok))
+        info = (document.version, document.model.name, document.model.sha256[:12])
         yield _gauge("info", "Version and model.", {info: 1.0}, "version", "model", "sha256")
-        yield _gauge("synthetic", "1 when the servers are simulated.", {(): float(fleet.synthetic)})
-        yield _gauge("tick_age_seconds", "Time since the end of the newest closed tick.", {(): tick["age_seconds"]})
-        yield _gauge("forecast_age_seconds", "Age of the newest forecast.", {(): forecast["age_seconds"]})
-        yield _gauge("forecast_seconds", "Duration of the newest forecast.", {(): forecast["seconds"]})
-        by_model = {("tft",): forecast["tft"], ("heuristic",): forecast["heuristic"]}
+        yield _gauge("synthetic", "1 when the servers are simulated.", float(document.synthetic))
+        yield _gauge("tick_age_seconds", "Time since the end of the newest closed tick.", document.tick.age_seconds)
+        yield _gauge("forecast_age_seconds", "Age of the newest forecast.", forecast.age_seconds)
+        yield _gauge("forecast_seconds", "Duration of the newest forecast.", forecast.seconds)
+        by_model = {"tft": forecast.tft, "heuristic": forecast.heuristic}
         yield _gauge("forecast_servers", "Servers in the newest forecast by model.", by_model, "model")
-        yield _counter(
-            "skipped_ticks", "Ticks without a forecast because the model was busy.", {(): forecast["skipped_ticks"]}
-        )
-        yield _counter("forecast_failures", "Forecasts that failed.", {(): forecast["failures"]})
-        states = {(state,): document["servers"][state] for state in ("ready", "warming", "silent")}
+        yield _counter("skipped_ticks", "Ticks without a forecast because the model was busy.", forecast.skipped_ticks)
+        yield _counter("forecast_failures", "Forecasts that failed.", forecast.failures)
+        states = {"ready": servers.ready, "warming": servers.warming, "silent": servers.silent}
         yield _gauge("servers", "Servers by state.", states, "state")
-        rows = {(result,): ingest[result] for result in ("accepted", "refused", "duplicates")}
+        rows = {"accepted": ingest.accepted, "refused": ingest.refused, "duplicates": ingest.duplicates}
         yield _counter("rows", "Received rows by result.", rows, "result")
-        reasons = {(code,): number for code, number in sorted(ingest["by_reason"].items())[:MAX_REASONS]}
+        reasons = dict(sorted(ingest.by_reason.items())[:MAX_REASONS])
         yield _counter("row_reasons", "Rows that were refused or noted, by reason.", reasons, "reason")
-        yield _gauge("window_ticks", "Ticks in the window on disk.", {(): window["ticks"]})
-        yield _gauge("window_bytes", "Size of the window on disk.", {(): window["disk_bytes"]})
-        yield _gauge(
-            "window_write_failed",
-            "1 while the window cannot be written to disk.",
-            {(): float(window["last_error"] is not None)},
-        )
-        yield _gauge("alerts", "Open alerts.", {(kind,): n for kind, n in document["alerts"].items()}, "kind")
-        levels = {(level,): number for level, number in (document["risk"].get("counts") or {}).items()}
-        yield _gauge("risk_servers", "Servers by risk level.", levels, "level")
-        yield from _supervision_metrics(document["supervision"])
+        yield _gauge("window_ticks", "Ticks in the window on disk.", window.ticks)
+        yield _gauge("window_bytes", "Size of the window on disk.", window.disk_bytes)
+        is_failing = float(window.last_error is not None)
+        yield _gauge("window_write_failed", "1 while the window cannot be written to disk.", is_failing)
+        yield _gauge("alerts", "Open alerts.", vars(document.alerts), "kind")
+        yield _gauge("risk_servers", "Servers by risk level.", document.risk.counts, "level")
+        yield from _supervision_metrics(document.supervision)
 
 
-def _supervision_metrics(counts: Mapping[str, object]) -> Iterator[Metric]:
-    for name, value in counts.items():
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield _counter(f"model_{name}", f"Model processes: {name.replace('_', ' ')}.", {(): value})
-    hangs, jobs = counts.get("hangs"), counts.get("jobs")
-    if isinstance(hangs, list):
-        by_phase: dict[tuple[str, ...], float | None] = {}
-        for hang in hangs:
-            by_phase[(str(hang["phase"]),)] = (by_phase.get((str(hang["phase"]),)) or 0) + hang["count"]
-        yield _counter("model_hangs", "Model processes that made no progress, by phase.", by_phase, "phase")
-    if isinstance(jobs, dict):
-        yield _counter("model_jobs", "Jobs by result.", {(str(k),): v for k, v in jobs.items()}, "result")
+def _supervision_metrics(summary: SupervisionSummary) -> Iterator[Metric]:
+    for name, value in vars(summary).items():
+        if isinstance(value, int):
+            yield _counter(f"model_{name}", f"Model processes: {name.replace('_', ' ')}.", value)
+    hangs: Counter[str] = Counter()
+    for hang in summary.hangs:
+        hangs[hang["phase"]] += hang["count"]
+    yield _counter("model_hangs", "Model processes that made no progress, by phase.", hangs, "phase")
+    yield _counter("model_jobs", "Jobs by result.", summary.jobs, "result")
 
 
-def _gauge(name: str, text: str, values: LabeledValues, *labels: str) -> Metric:
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
-    for key, value in values.items():
-        if value is not None:
-            family.add_metric(key, value)
-    return family
+def _gauge(name: str, text: str, values: Values, *labels: str) -> Metric:
+    return _with_values(GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels), values)
 
 
-def _counter(name: str, text: str, values: LabeledValues, *labels: str) -> Metric:
-    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
-    for key, value in values.items():
-        if value is not None:
-            family.add_metric(key, value)
+def _counter(name: str, text: str, values: Values, *labels: str) -> Metric:
+    return _with_values(CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels), values)
+
+
+def _with_values(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
+    """The family with these values; an unknown value has no sample."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            family.add_metric(key if isinstance(key, tuple) else (key,), value)
+    elif values is not None:
+        family.add_metric((), values)
     return family

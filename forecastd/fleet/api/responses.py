@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
 from forecastd.fleet.api.request_bodies import BodyReader
-from forecastd.fleet.api.schemas import ErrorResponse
+from forecastd.fleet.documents import ErrorResponse
 from forecastd.fleet.fleet import Fleet
 
 INGEST_THREADS = (

@@ -11,8 +11,7 @@ from fastapi import APIRouter, Query, Response
 from forecastd.clock import to_iso
 from forecastd.fleet import status as fleet_status
 from forecastd.fleet.api.responses import JSON, NO_STORE, ApiContext, chunked_response, error_responses, json_response
-from forecastd.fleet.api.schemas import AlertsResponse, HealthResponse, RisksResponse, ServersResponse, StatusResponse
-from forecastd.fleet.fleet import Fleet
+from forecastd.fleet.documents import AlertsResponse, HealthResponse, RisksResponse, ServersResponse, StatusResponse
 
 
 def router(context: ApiContext) -> APIRouter:
@@ -33,7 +32,7 @@ def router(context: ApiContext) -> APIRouter:
     ) -> Response:
         """The servers: whether the model can forecast each, and what is missing if not."""
         page = slice(offset, None if limit is None else offset + limit)
-        return await context.json_document(partial(_servers_document, fleet, state, profile, page))
+        return await context.json_document(partial(fleet_status.servers_document, fleet, state, profile, page))
 
     @routes.get("/risk", response_model=RisksResponse, responses=error_responses(422))
     async def risk(top: Annotated[int | None, Query(ge=0, le=100_000)] = None) -> Response:
@@ -55,18 +54,6 @@ def router(context: ApiContext) -> APIRouter:
     async def healthz() -> Response:
         """200 while ticks are closed and the forecast is recent, else 503 with the reasons. Needs no key."""
         health = fleet_status.check_health(fleet)
-        return json_response(health.as_json(), 200 if health.ok else 503, NO_STORE)
+        return json_response(health, 200 if health.ok else 503, NO_STORE)
 
     return routes
-
-
-def _servers_document(fleet: Fleet, state: str | None, profile: str | None, page: slice) -> dict[str, object]:
-    snapshot = fleet.snapshot
-    rows = fleet_status.list_servers(fleet, state, profile)
-    return {
-        "tick": snapshot.tick,
-        "time": to_iso(snapshot.tick * fleet.step),
-        "count": len(rows),
-        "states": snapshot.count_states(),
-        "servers": rows[page],
-    }

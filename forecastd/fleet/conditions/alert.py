@@ -9,12 +9,13 @@ Invariant: an alert stores numbers only; its text is made when it is read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
 from forecastd.clock import to_iso
 from forecastd.fleet.contract import METRIC_INDEX, METRICS
+from forecastd.fleet.documents import AlertDocument, AlertEventDocument
 from forecastd.fleet.formatting import format_value, metric_label
 from forecastd.runtime.formatting import format_duration
 
@@ -82,17 +83,11 @@ class FleetAlert:
         threshold_text = f"{'was ' if is_below else ''}{self.severity} from {format_value(self.condition, threshold)}"
         return f"{threshold_text}, {forecast_text}" if forecast_text and self.severity == "warning" else threshold_text
 
-    def as_json(self) -> dict[str, Any]:
+    def document(self) -> AlertDocument:
         """The alert as `GET /alerts` returns it."""
+        times = {"opened_at": to_iso(self.opened_at), "since": to_iso(self.since)}
         unit = METRICS[METRIC_INDEX[self.condition]].unit if self.condition in METRIC_INDEX else None
-        return {
-            "id": self.id,
-            **vars(self),
-            "unit": unit,
-            "opened_at": to_iso(self.opened_at),
-            "since": to_iso(self.since),
-            "message": self.message,
-        }
+        return AlertDocument(**{**vars(self), **times}, id=self.id, unit=unit, message=self.message)
 
 
 @dataclass(frozen=True)
@@ -116,6 +111,6 @@ class AlertEvent:
             return f"cleared: {self.alert.message}; {self.reason}"
         return f"{self.kind}, {self.alert.severity}: {self.alert.message}"
 
-    def as_json(self) -> dict[str, Any]:
+    def document(self) -> AlertEventDocument:
         """The event as `GET /alerts` returns it."""
-        return {"event": self.kind, "at": to_iso(self.at), "reason": self.reason, "alert": self.alert.as_json()}
+        return AlertEventDocument(event=self.kind, at=to_iso(self.at), reason=self.reason, alert=self.alert.document())

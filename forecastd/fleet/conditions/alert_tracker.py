@@ -28,6 +28,7 @@ from forecastd.fleet.conditions.rules import (
     ConditionTable,
     evaluate_conditions,
 )
+from forecastd.fleet.documents import AlertCounts, AlertsResponse
 from forecastd.fleet.formatting import format_value, metric_label
 from forecastd.fleet.risk.assessment import RiskAssessment
 from forecastd.fleet.risk.current_values import CurrentValues
@@ -140,17 +141,17 @@ class AlertTracker:
         self._recent.extend(events)
         return tuple(events)
 
-    def as_json(self) -> dict[str, Any]:
+    def document(self) -> AlertsResponse:
         """Open alerts and recent events as `GET /alerts` returns them."""
-        return {
-            "open": [alert.as_json() for alert in self.open_alerts],
-            "recent": [event.as_json() for event in self.recent_events],
-        }
+        return AlertsResponse(
+            tuple(alert.document() for alert in self.open_alerts),
+            tuple(event.document() for event in self.recent_events),
+        )
 
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> AlertCounts:
         """Counts of open and of critical alerts, as `GET /status` returns them."""
         ranks = [tracker.rank for tracker in self._trackers.values() if tracker.alert is not None]
-        return {"open": len(ranks), "critical": sum(rank == len(SEVERITIES) for rank in ranks)}
+        return AlertCounts(len(ranks), ranks.count(len(SEVERITIES)))
 
     def to_state(self) -> dict[str, Any]:
         """The state that must survive a restart, as a JSON document."""

@@ -12,12 +12,13 @@ import math
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError, NeedsHuman
+from forecastd.fleet.documents import ModelReference, ReloadResponse
 from forecastd.fleet.forecast.fleet_forecast import FleetForecast
 from forecastd.fleet.forecast.forecaster import FleetForecaster
 from forecastd.fleet.window.readiness import PreparedInput
@@ -60,21 +61,6 @@ class ReloadInProgress(ForecastdError):
 
 class IncompatibleModel(ForecastdError):
     """The bundle cannot be run here. The old model stays."""
-
-
-@dataclass(frozen=True)
-class ModelChange:
-    """One model replaced another: their names and sha256."""
-
-    old_name: str
-    old_sha256: str
-    new_name: str
-    new_sha256: str
-
-    def as_json(self) -> dict[str, object]:
-        """The response of `POST /admin/reload-model`."""
-        old, new = (self.old_name, self.old_sha256), (self.new_name, self.new_sha256)
-        return {key: {"name": identity[0], "sha256": identity[1]} for key, identity in (("old", old), ("new", new))}
 
 
 class ModelManager:
@@ -150,7 +136,7 @@ class ModelManager:
                 self._current, new = new, current
         new.close()
 
-    def change_to(self, name: str) -> ModelChange:
+    def change_to(self, name: str) -> ReloadResponse:
         """Change to the bundle of this name, if it is valid.
 
         Raises:
@@ -175,7 +161,7 @@ class ModelManager:
         for forecaster in forecasters:
             forecaster.close()
 
-    def _replace(self, bundle: Path) -> ModelChange:
+    def _replace(self, bundle: Path) -> ReloadResponse:
         try:
             new = self._open(bundle)
         except NeedsHuman as error:
@@ -198,7 +184,10 @@ class ModelManager:
             "the model %s (%s) replaced %s (%s)", new.manifest.name, new.manifest.sha256[:12],
             old.manifest.name, old.manifest.sha256[:12], extra={"action": "model"},
         )  # fmt: skip
-        return ModelChange(old.manifest.name, old.manifest.sha256, new.manifest.name, new.manifest.sha256)
+        return ReloadResponse(
+            ModelReference(old.manifest.name, old.manifest.sha256),
+            ModelReference(new.manifest.name, new.manifest.sha256),
+        )
 
     def _bundle_path(self, name: str) -> Path:
         """The bundle of this name: in the directory of models, or the one the fleet was started with."""

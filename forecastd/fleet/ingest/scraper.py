@@ -10,8 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
@@ -19,6 +18,7 @@ import orjson
 from forecastd.clock import Clock, seconds_until, to_iso
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.contract import CONTRACT_VERSION, DEFAULT_PROFILE, PROFILE_PATTERN, SERVER_PATTERN, FeedResponse
+from forecastd.fleet.documents import ScrapeStatus
 from forecastd.fleet.ingest.exposition_parser import MetricsPage, MetricsPageError, contract_metrics, parse_page
 from forecastd.runtime.http import fetch_url, host_and_port
 
@@ -39,34 +39,6 @@ class ScrapeTarget:
     server: str
     url: str
     profile: str = DEFAULT_PROFILE
-
-
-@dataclass(frozen=True)
-class TargetStatus:
-    """The state of a target. `metrics`: their number in the last row. `error`: why the last scrape failed, None after
-    a success.
-    """
-
-    server: str
-    page: str
-    rows: int = 0
-    failures: int = 0
-    metrics: int = 0
-    last_row: float | None = None
-    error: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """An entry of `scrapes` in `GET /status`."""
-        return {
-            "server": self.server,
-            "page": self.page,
-            "ok": self.error is None and self.rows > 0,
-            "rows": self.rows,
-            "failures": self.failures,
-            "metrics": self.metrics,
-            "last_row": None if self.last_row is None else to_iso(self.last_row),
-            "error": self.error,
-        }
 
 
 def parse_targets(texts: Iterable[str]) -> tuple[ScrapeTarget, ...]:
@@ -112,7 +84,7 @@ class Scraper:
         """`timeout`: seconds for a page; by default slightly less than a tick."""
         self._targets, self._step, self._clock = targets, step, clock
         self._timeout = timeout or min(MAX_TIMEOUT_SECONDS, 0.8 * step)
-        self._statuses = [TargetStatus(target.server, _display_url(target.url)) for target in targets]
+        self._statuses = [ScrapeStatus(target.server, _display_url(target.url)) for target in targets]
         self._previous_pages: list[tuple[MetricsPage, float] | None] = [None] * len(targets)
         self._in_progress: set[int] = set()
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -136,7 +108,7 @@ class Scraper:
         for _ in range(THREADS):
             self._queue.put(-1)
 
-    def statuses(self) -> tuple[TargetStatus, ...]:
+    def statuses(self) -> tuple[ScrapeStatus, ...]:
         """The state of each target, in the order of the targets."""
         with self._lock:
             return tuple(self._statuses)
@@ -203,15 +175,10 @@ class Scraper:
             raise RetryLater("The scraper is stopped.")
         return self._ingest(orjson.dumps({"version": CONTRACT_VERSION, "records": [record]}), "application/json")
 
-    def _record(self, number: int, error: str | None, *, metrics: int = 0, time: float | None = None) -> None:
+    def _record(self, number: int, error: str | None, *, metrics: int = 0, time: float = 0.0) -> None:
         with self._lock:
             old = self._statuses[number]
-            new = (
-                replace(old, rows=old.rows + 1, metrics=metrics, last_row=time, error=None)
-                if error is None
-                else replace(old, failures=old.failures + 1, error=error)
-            )
-            self._statuses[number] = new
+            self._statuses[number] = old.with_error(error) if error is not None else old.with_row(metrics, to_iso(time))
         if error is not None and error != old.error:
             log.warning("Scraping %s (%s) failed: %s.", old.server, old.page, error)
         elif error is None and old.error is not None:

@@ -12,22 +12,19 @@ and of the highest p90. The score is 100 * (`WORST_METRIC_SHARE` * the largest p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
 
 import numpy as np
 
-from forecastd.clock import to_iso
 from forecastd.fleet.contract import METRICS
+from forecastd.fleet.documents import RISK_LEVELS, RiskSummary, ServerRisk
 from forecastd.fleet.forecast.horizon_stats import HorizonForecast, Reals, ThresholdStats, horizon_stats
 from forecastd.fleet.risk.current_values import SILENT_CRITICAL_TICKS, SILENT_WARNING_TICKS, CurrentValues
 from forecastd.fleet.risk.explanations import ReasonBuilder
 from forecastd.fleet.risk.thresholds import Thresholds
 
-RiskLevel = Literal["ok", "watch", "warning", "critical"]
-RISK_LEVELS: tuple[RiskLevel, ...] = ("ok", "watch", "warning", "critical")
 LEVEL_MIN_SCORES = {"watch": 30.0, "warning": 55.0, "critical": 80.0}  # the lowest score of each level
 AT_WARNING, AT_CRITICAL = 0.6, 0.85
 # 0.95 * AT_CRITICAL > 0.80: one metric at its critical threshold makes the server critical; likewise 0.55 for warning.
@@ -37,58 +34,6 @@ WEIGHTS = {"now": 1.0, "soon": 1.0, "p50": 0.9, "p90": 0.65}
 
 _LOG = np.array([metric.transform == "log1p" for metric in METRICS])
 _LOW, _HIGH = (np.array([getattr(metric, end) for metric in METRICS]) for end in ("low", "high"))
-
-
-@dataclass(frozen=True)
-class ServerRisk:
-    """The risk of one server: `score` 0 to 100, its `level`, and `reasons`, the worst first (none at level ok).
-
-    `incident_probability`: the probability that any metric is at or above its critical threshold now or within the
-    horizon; None without a forecast. It treats metrics as independent and the steps of one metric as fully dependent.
-    `minutes_ahead`: minutes until the p50 of a metric first reaches its critical threshold; where no p50 does, until
-    a p90 does (`quantile_ahead` is the quantile); 0 where a value is critical now; None where none becomes critical.
-    `current`: the current values of the known metrics. A server in maintenance has a score, but its level is `ok` and
-    it raises no alert.
-    """
-
-    server: str
-    profile: str
-    status: str
-    score: float
-    level: RiskLevel
-    reasons: tuple[str, ...] = ()
-    incident_probability: float | None = None
-    minutes_ahead: float | None = None
-    quantile_ahead: float | None = None
-    current: Mapping[str, float] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """The risk as `GET /risk` returns it."""
-        return {**vars(self), "reasons": list(self.reasons)}
-
-
-@dataclass(frozen=True)
-class RiskSummary:
-    """The risk of the fleet. `counts`: servers by level; servers in maintenance count in `maintenance` only.
-
-    `incident_probability`: the probability that at least one server has an incident within the horizon, treating
-    servers as independent; a shared fault makes the true probability smaller. `expected_incidents`: the expected
-    number of servers with an incident, which needs no independence. Both ignore servers without a forecast and are
-    None where no server has one.
-    """
-
-    servers: int
-    counts: dict[str, int]
-    maintenance: int
-    silent: int
-    mean_score: float | None
-    worst: dict[str, Any] | None
-    incident_probability: float | None
-    expected_incidents: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """The summary as `GET /risk` and `GET /status` return it."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -115,15 +60,6 @@ class RiskAssessment:
     def summary(self) -> RiskSummary:
         """The risk of the whole fleet."""
         return summarize(self.risks, silent=int((self.observed.silent_ticks >= SILENT_WARNING_TICKS).sum()))
-
-    def as_json(self, top: int | None = None) -> dict[str, Any]:
-        """The `top` worst servers (all when None) as `GET /risk` returns them."""
-        return {
-            "tick": self.observed.tick,
-            "time": to_iso(self.observed.tick * self.observed.step),
-            "summary": self.summary.as_json(),
-            "servers": [risk.as_json() for risk in self.worst_first[:top]],
-        }
 
 
 def assess_risk(observed: CurrentValues, forecast: HorizonForecast | None, thresholds: Thresholds) -> RiskAssessment:
@@ -200,12 +136,21 @@ def _incident_probability(observed: CurrentValues, probability: Reals, critical:
 def _server_risk(builder: ReasonBuilder, row: int, score: float, level: int, probability: float) -> ServerRisk:
     """The risk of one server. `level`: its index in `RISK_LEVELS`. `probability`: NaN where unknown."""
     observed = builder.observed
-    identity = observed.servers[row], observed.profiles[row], observed.statuses[row]
     needs_reasons = level > 0 or observed.statuses[row] != "ok"
     reasons = builder.reasons_for(row, LEVEL_MIN_SCORES["watch"] / (100 * WORST_METRIC_SHARE)) if needs_reasons else ()
-    incident = None if np.isnan(probability) else probability
-    time_ahead = builder.minutes_ahead(row)
-    return ServerRisk(*identity, score, RISK_LEVELS[level], reasons, incident, *time_ahead, builder.current_values(row))
+    minutes_ahead, quantile_ahead = builder.minutes_ahead(row)
+    return ServerRisk(
+        server=observed.servers[row],
+        profile=observed.profiles[row],
+        status=observed.statuses[row],
+        score=score,
+        level=RISK_LEVELS[level],
+        reasons=reasons,
+        incident_probability=None if np.isnan(probability) else probability,
+        minutes_ahead=minutes_ahead,
+        quantile_ahead=quantile_ahead,
+        current=builder.current_values(row),
+    )
 
 
 def summarize(risks: Sequence[ServerRisk], *, silent: int = 0) -> RiskSummary:

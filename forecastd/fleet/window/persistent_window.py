@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
 from forecastd.clock import Clock, to_iso
 from forecastd.fleet.contract import FeedResponse
+from forecastd.fleet.documents import IngestCounters, StoredWindow
 from forecastd.fleet.ingest.feed import FleetRows, parse_feed
 from forecastd.fleet.window.store import LoadReport, TickStore
 from forecastd.fleet.window.window import FleetWindow, PutReport, WindowBlock, max_ticks_ahead
@@ -23,20 +22,6 @@ from forecastd.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_LOGGED_SERVERS = 5  # removed servers named in one log line
-
-
-@dataclass
-class IngestCounters:
-    """Row counts since the start."""
-
-    accepted: int = 0
-    refused: int = 0
-    duplicates: int = 0
-    by_reason: Counter[str] = field(default_factory=Counter)
-
-    def as_json(self) -> dict[str, object]:
-        """The `ingest` part of `GET /status`."""
-        return {**vars(self), "by_reason": dict(self.by_reason)}
 
 
 class PersistentWindow:
@@ -75,22 +60,18 @@ class PersistentWindow:
         """Parse a feed and put its rows in. Raises FeedError if the body is not one."""
         parsed = parse_feed(body, content_type, step=self._step)
         response = self.memory.ingest(parsed, now=self._clock.now(), max_skew=self._settings.fleet.max_clock_skew)
-        with self._lock:
-            self.counters.accepted += response.accepted
-            self.counters.refused += response.refused
-            self.counters.duplicates += response.duplicates
-            self.counters.by_reason.update(response.counts)
+        self._count(response.accepted, response.refused, response.duplicates, response.counts)
         return response
 
     def put(self, rows: FleetRows) -> PutReport:
         """Put in rows that are known to be valid."""
         report = self.memory.put(rows)
-        with self._lock:
-            self.counters.accepted += report.accepted
-            self.counters.refused += report.refusals.total
-            self.counters.duplicates += report.duplicates
-            self.counters.by_reason.update(report.refusals.counts)
+        self._count(report.accepted, report.refusals.total, report.duplicates, report.refusals.counts)
         return report
+
+    def _count(self, accepted: int, refused: int, duplicates: int, by_reason: Mapping[str, int]) -> None:
+        with self._lock:
+            self.counters = self.counters.add(accepted, refused, duplicates, by_reason)
 
     def advance(self, tick: int) -> None:
         """Close the ticks up to this one."""
@@ -116,17 +97,16 @@ class PersistentWindow:
         window = self.memory
         return window.block(window.newest, length)
 
-    def as_json(self, now: float) -> dict[str, Any]:
+    def document(self, now: float) -> StoredWindow:
         """The `window` part of `GET /status`."""
         state, loaded = self.store.state(), self.load_report
-        return {
-            "ticks": state.ticks,
-            "age_seconds": None if state.newest is None else round(now - state.newest, 3),
-            "oldest": None if state.oldest is None else to_iso(state.oldest),
-            "loaded_age_seconds": None
-            if loaded is None or loaded.age_seconds is None
-            else round(loaded.age_seconds, 3),
-            "damaged": 0 if loaded is None else loaded.damaged_ticks,
-            "disk_bytes": round(state.megabytes * 1e6),
-            "last_error": state.last_error,
-        }
+        loaded_age = None if loaded is None else loaded.age_seconds
+        return StoredWindow(
+            ticks=state.ticks,
+            age_seconds=None if state.newest is None else round(now - state.newest, 3),
+            oldest=None if state.oldest is None else to_iso(state.oldest),
+            loaded_age_seconds=None if loaded_age is None else round(loaded_age, 3),
+            damaged=0 if loaded is None else loaded.damaged_ticks,
+            disk_bytes=round(state.megabytes * 1e6),
+            last_error=state.last_error,
+        )

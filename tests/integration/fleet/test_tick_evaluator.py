@@ -43,7 +43,7 @@ def test_alert_state_write_failure_is_logged_once_and_retried(tmp_path: Path, ca
     evaluator = TickEvaluator(load_thresholds(), path, 5, RecordingOperatorNotifier())
     for tick in range(100, 110):
         snapshot = evaluator.evaluate(block(tick, 99.0), None, METRIC_NAMES, 10, snapshot)
-    assert snapshot.alert_counts["open"] >= 1
+    assert snapshot.alert_counts.open >= 1
     assert caplog.text.count("Cannot save the alert state") == 1
     obstacle.unlink()
     evaluator.evaluate(block(110, 99.0), None, METRIC_NAMES, 10, snapshot)

@@ -29,16 +29,26 @@ from forecastd.fleet.conditions.alert_tracker import CLEAR_TICKS, MAX_RECENT_EVE
 from forecastd.fleet.conditions.notifier import AGGREGATE_ABOVE, AGGREGATE_UNTIL, FLEET_KIND, SERVER_KIND
 from forecastd.fleet.conditions.rules import HYSTERESIS
 from forecastd.fleet.contract import MAX_REASONS, METRIC_NAMES, METRICS, UNIT_FACTORS
+from forecastd.fleet.documents import (
+    RISK_LEVELS,
+    ForecastSummary,
+    IngestCounters,
+    NewestTick,
+    RiskSummary,
+    ServerCounts,
+    StatusResponse,
+    SupervisionSummary,
+)
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.ingest import record
 from forecastd.fleet.ingest.feed import filter_by_time, parse_feed
-from forecastd.fleet.risk.assessment import LEVEL_MIN_SCORES, RISK_LEVELS
+from forecastd.fleet.risk.assessment import LEVEL_MIN_SCORES
 from forecastd.fleet.risk.current_values import MAX_CARRY_TICKS, SILENT_CRITICAL_TICKS, SILENT_WARNING_TICKS
 from forecastd.fleet.risk.thresholds import DEFAULT, load_thresholds
 from forecastd.fleet.simulator import SCENARIOS
 from forecastd.fleet.simulator.bad_records import BAD_ROW_KINDS
 from forecastd.fleet.simulator.feeds import DUPLICATE
-from forecastd.fleet.status import STALE_SECONDS, STALE_TICKS, FleetHealth
+from forecastd.fleet.status import STALE_SECONDS, STALE_TICKS
 from forecastd.fleet.tick_evaluator import STATE_NAMES
 from forecastd.fleet.window.readiness import MAX_GAP
 from forecastd.settings import DEFAULTS, FleetEngine, load_settings
@@ -182,19 +192,16 @@ def test_api_page_states_limits_of_the_program(pages: dict[str, str]) -> None:
 
 def exposed_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """The name of every metric at the fleet's `/metrics`, with its labels."""
-    supervision = SupervisionCounts().as_json() | {"hangs": [{"phase": "loading", "count": 1}], "jobs": {"done": 1}}
-    document: dict[str, Any] = {
-        "model": {"name": "m", "sha256": "0" * 64}, "tick": {"age_seconds": 1.0},
-        "forecast": {"age_seconds": 1.0, "seconds": 1.0, "tft": 1, "heuristic": 1, "skipped_ticks": 0, "failures": 0},
-        "servers": {"ready": 1, "warming": 0, "silent": 0},
-        "ingest": {"accepted": 1, "refused": 0, "duplicates": 0, "by_reason": {"unit": 1}},
-        "window": {"ticks": 1, "disk_bytes": 1, "last_error": None}, "alerts": {"open": 0, "critical": 0},
-        "risk": {"counts": {"ok": 1}}, "supervision": supervision,
-    }  # fmt: skip
+    counts = SupervisionCounts().as_json() | {"hangs": ({"phase": "loading", "count": 1},), "jobs": {"done": 1}}
+    document = StatusResponse(
+        version="1", now="2026-01-31T12:00:00Z", step_seconds=STEP, tick=NewestTick(1, None, 1.0),
+        forecast=ForecastSummary(age_seconds=1.0, seconds=1.0), servers=ServerCounts(),
+        ingest=IngestCounters(by_reason={"unit": 1}), risk=RiskSummary(counts={"ok": 1}),
+        supervision=SupervisionSummary(**cast(dict[str, Any], counts)),
+    )  # fmt: skip
     monkeypatch.setattr(fleet_status, "status_document", lambda _: document)
-    monkeypatch.setattr(fleet_status, "check_health", lambda _: FleetHealth(True, ()))
     registry = CollectorRegistry()
-    registry.register(FleetCollector(cast(Fleet, SimpleNamespace(synthetic=False))))
+    registry.register(FleetCollector(cast(Fleet, SimpleNamespace())))
     scope: dict[str, Any] = {"method": "GET", "route": SimpleNamespace(path="/status")}
     RequestMetrics(registry).record(scope, 200, 0.1)
     return {

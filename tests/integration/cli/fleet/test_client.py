@@ -11,8 +11,8 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from cli.fleet.client import FleetAccessDenied, FleetClient, FleetNotRunning, make_client
-from cli.fleet.schemas import StatusView, fetch
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.fleet.documents import StatusResponse
 from forecastd.settings import load_settings
 
 STATUS: dict[str, Any] = {
@@ -45,14 +45,14 @@ def test_invalid_response_names_problem(
 ) -> None:
     httpserver.expect_request("/status").respond_with_data(answer[1], answer[0])
     with pytest.raises(kind) as caught:
-        fetch(FleetClient(httpserver.url_for("")), StatusView, "/status")
+        FleetClient(httpserver.url_for("")).fetch(StatusResponse, "/status")
     assert message in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
 def test_unknown_fields_are_ignored(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/status").respond_with_json(STATUS)
-    assert fetch(FleetClient(httpserver.url_for("/")), StatusView, "/status").step_seconds == 5
+    assert FleetClient(httpserver.url_for("/")).fetch(StatusResponse, "/status").step_seconds == 5
 
 
 @pytest.fixture

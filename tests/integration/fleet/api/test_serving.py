@@ -9,9 +9,22 @@ import re
 from typing import Any
 
 import httpx
+import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from forecastd.fleet.contract import METRIC_NAMES
+from forecastd.fleet.documents import (
+    AlertsResponse,
+    ErrorResponse,
+    ForecastsResponse,
+    HealthResponse,
+    HistoryResponse,
+    RisksResponse,
+    ServerForecastResponse,
+    ServersResponse,
+    StatusResponse,
+    parse_document,
+)
 
 START = 1_769_860_800.0
 STEP = 5
@@ -240,6 +253,27 @@ def _series(client: httpx.Client) -> dict[str, float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+RESPONSES = {
+    "/status": StatusResponse, "/servers": ServersResponse, "/risk": RisksResponse, "/alerts": AlertsResponse,
+    "/healthz": HealthResponse, "/forecast": ForecastsResponse, "/forecast/hot": ServerForecastResponse,
+    "/history": HistoryResponse, "/nothing": ErrorResponse,
+}  # fmt: skip
+
+
+def test_responses_have_exactly_the_fields_of_their_documents(serve: Any) -> None:
+    fleet = serve(fleet_scrape=("db-01=http://127.0.0.1:9",))
+    for tick in range(5):
+        fleet.feed(START + 5 * tick, "hot", metrics={"cpu_percent": 99.5})
+        fleet.forecast_tick()
+    fleet.until(lambda: fleet.client.get("/history").json()["count"] == 5)
+    for path, kind in RESPONSES.items():
+        document = fleet.client.get(path).json()
+        complete = orjson.loads(orjson.dumps(parse_document(kind, document)))
+        for forecast in document.get("forecasts", ()):
+            forecast["age_seconds"] = None  # given once, for all of them
+        assert document == complete, path
 
 
 def test_openapi_describes_every_route(serve: Any) -> None:

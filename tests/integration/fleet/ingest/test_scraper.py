@@ -13,8 +13,9 @@ import pytest
 from forecastd.clock import ScaledClock
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.contract import METRIC_INDEX, FeedResponse
+from forecastd.fleet.documents import ScrapeStatus
 from forecastd.fleet.ingest.feed import parse_feed
-from forecastd.fleet.ingest.scraper import MAX_PAGE_BYTES, Scraper, ScrapeTarget, TargetStatus, parse_targets
+from forecastd.fleet.ingest.scraper import MAX_PAGE_BYTES, Scraper, ScrapeTarget, parse_targets
 from forecastd.fleet.window.window import FleetWindow
 from tests.support.waiting import wait_until
 
@@ -119,7 +120,7 @@ def start_scraper() -> Iterator[Callable[..., tuple[Scraper, IngestTarget]]]:
         scraper.close()
 
 
-def target_status(scraper: Scraper, server: str) -> TargetStatus:
+def target_status(scraper: Scraper, server: str) -> ScrapeStatus:
     return next(target_report for target_report in scraper.statuses() if target_report.server == server)
 
 
@@ -151,8 +152,8 @@ def test_scraper_turns_counters_into_rates(exporter: PageServer, start_scraper: 
     assert seen["cpu_percent"] == pytest.approx(25.0, abs=0.1)
     assert len(seen["network_in_mb_s"])
     assert seen["network_in_mb_s"] == pytest.approx(10.0, abs=0.01)
-    status = target_status(scraper, "db-01").as_json()
-    assert (status["ok"], status["error"], status["metrics"]) == (True, None, 4)
+    status = target_status(scraper, "db-01")
+    assert (status.ok, status.error, status.metrics) == (True, None, 4)
 
 
 def test_scraper_failing_page_is_reported_and_isolated(
@@ -177,7 +178,7 @@ def test_scraper_failing_page_is_reported_and_isolated(
     for name, failure in expected.items():
         assert failure in str(target_status(scraper, name).error), name
         assert target_status(scraper, name).rows == 0
-        assert not target_status(scraper, name).as_json()["ok"]
+        assert not target_status(scraper, name).ok
     assert target_status(scraper, "good").error is None
     wait_until(lambda: target_status(scraper, "counters").rows >= 1)
     assert set(fleet.window.servers()) == {"good", "counters"}

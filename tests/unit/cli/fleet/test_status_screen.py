@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from cli.fleet.schemas import AlertsView, ForecastsView, RisksView, StatusView
 from cli.fleet.status_screen import format_probability, status_screen
 from cli.fleet.top_screen import TopData, TopScreen, format_bars, format_short, server_capacity
+from forecastd.fleet.documents import AlertsResponse, ForecastsResponse, RisksResponse, StatusResponse, parse_document
 
 STATUS: dict[str, Any] = {
     "version": "0.1.0", "started_at": "2026-09-19T02:13:20Z", "now": "2026-09-21T14:13:20Z", "uptime_seconds": 216_000.0,
@@ -59,19 +59,22 @@ def render(screen: RenderableType, width: int = 80) -> str:
 
 
 def status(changes: dict[str, Any] | None = None, risks: Any = RISKS, alerts: Any = ALERTS) -> str:
-    document = StatusView.model_validate({**STATUS, **(changes or {})})
+    document = parse_document(StatusResponse, {**STATUS, **(changes or {})})
     return render(
-        status_screen("127.0.0.1:8080", document, RisksView.model_validate(risks), AlertsView.model_validate(alerts)),
+        status_screen(
+            "127.0.0.1:8080", document, parse_document(RisksResponse, risks), parse_document(AlertsResponse, alerts)
+        ),
         80,
     )
 
 
 def top_data(**changes: Any) -> TopData:
-    forecasts = {forecast.server: forecast for forecast in ForecastsView.model_validate(FORECASTS).forecasts}
+    forecasts = {forecast.server: forecast for forecast in parse_document(ForecastsResponse, FORECASTS).forecasts}
     document = {"status": STATUS, "risks": RISKS, "alerts": ALERTS, **changes}
     return TopData(
-        "127.0.0.1:8080", StatusView.model_validate(document["status"]), RisksView.model_validate(document["risks"]),
-        AlertsView.model_validate(document["alerts"]), forecasts, document.get("error"),
+        "127.0.0.1:8080", parse_document(StatusResponse, document["status"]),
+        parse_document(RisksResponse, document["risks"]),
+        parse_document(AlertsResponse, document["alerts"]), forecasts, document.get("error"),
     )  # fmt: skip
 
 
@@ -128,8 +131,8 @@ def test_status_screen_shows_each_situation(changes: dict[str, Any], line: str) 
 
 def test_status_screen_new_fleet_is_shown() -> None:
     minimal = {"version": "9", "now": "2026-09-21T14:13:20Z", "step_seconds": 5, "tick": {}, "servers": {}}
-    document = StatusView.model_validate(minimal)
-    text = render(status_screen("x", document, RisksView(servers=()), AlertsView(open=())))
+    document = parse_document(StatusResponse, minimal)
+    text = render(status_screen("x", document, RisksResponse(servers=()), AlertsResponse(open=())))
     assert "risk       0 critical" in text
     assert "alerts     none open" in text
     assert "worst" not in text

@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.fleet.contract import METRIC_COUNT, METRIC_INDEX, METRIC_NAMES, METRICS, STATUSES
+from forecastd.fleet.documents import RISK_LEVELS, ServerRisk
 from forecastd.fleet.formatting import format_number, format_value
 from forecastd.fleet.risk.assessment import (
     LEVEL_MIN_SCORES,
-    RISK_LEVELS,
     RiskAssessment,
-    ServerRisk,
     assess_risk,
     summarize,
 )
@@ -302,9 +301,7 @@ def test_risk_summary_counts_fleet() -> None:
     assert summary.incident_probability == 1.0
     assert summary.expected_incidents == pytest.approx(1.0, abs=0.01)
     assert [risk.server for risk in assessment.worst_first][:2] == ["server-3", "server-2"]
-    assert [server["server"] for server in assessment.as_json(top=2)["servers"]] == ["server-3", "server-2"]
-    assert assessment.as_json()["time"] == "1970-01-01T01:23:20Z"
-    assert summarize(()).as_json() == {
+    assert vars(summarize(())) == {
         "servers": 0, "counts": dict.fromkeys(RISK_LEVELS, 0), "maintenance": 0, "silent": 0, "mean_score": None,
         "worst": None, "incident_probability": None, "expected_incidents": None,
     }  # fmt: skip
