@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 CONTRACT_VERSION = 1
 NDJSON = "application/x-ndjson"
@@ -108,17 +109,33 @@ def format_value(value: object) -> str:
     return text if len(text) <= 64 else f"{text[:60]}..."
 
 
-class FeedRecord(BaseModel):
+# The metrics of a record: a finite number, or null. Other names are ignored. mypy knows no keys that are computed.
+MetricValues = TypedDict(  # type: ignore[misc]
+    "MetricValues",
+    {name: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] for name in METRIC_NAMES},
+    total=False,
+)
+
+
+@with_config(ConfigDict(title="FeedRecord", strict=True, extra="ignore"))
+class FeedRecord(TypedDict):
     """One server at one time. A missing or null metric has no value; metrics with unknown names are counted and
     ignored."""
 
-    model_config = ConfigDict(title="FeedRecord", strict=True, extra="ignore")
-
     server: Annotated[str, Field(pattern=f"^{SERVER_PATTERN.pattern}$", examples=["web-01"])]
     time: Annotated[float | str, Field(description="Unix seconds, or ISO 8601; a time without an offset is UTC.")]
-    profile: Annotated[str, Field(pattern=f"^{PROFILE_PATTERN.pattern}$")] | None = DEFAULT_PROFILE
-    status: Literal["ok", "degraded", "down", "maintenance"] | None = "ok"
-    metrics: dict[str, float | None] | None = Field(default=None, examples=[{"cpu_percent": 12.5}])
+    profile: NotRequired[
+        Annotated[
+            str | None, Field(pattern=f"^{PROFILE_PATTERN.pattern}$", json_schema_extra={"default": DEFAULT_PROFILE})
+        ]
+    ]
+    status: NotRequired[
+        Annotated[
+            Literal["ok", "degraded", "down", "maintenance"] | None,
+            Field(json_schema_extra={"default": DEFAULT_STATUS}),
+        ]
+    ]
+    metrics: NotRequired[Annotated[MetricValues | None, Field(examples=[{"cpu_percent": 12.5}])]]
 
 
 class Feed(BaseModel):
@@ -137,7 +154,7 @@ class FeedEnvelope(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    version: Literal[1]
+    version: Annotated[int, Field(ge=CONTRACT_VERSION, le=CONTRACT_VERSION)]  # a Literal would accept true
     units: dict[str, str] | None = None
     records: list[Any]
 

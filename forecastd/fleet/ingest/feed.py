@@ -9,7 +9,7 @@ batch of 2,000 rows takes a few milliseconds: Python looks at each row once, num
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,14 +32,17 @@ from forecastd.fleet.contract import (
     SERVER_PATTERN,
     FeedEnvelope,
     FeedError,
+    FeedRejection,
     format_value,
     unit_factor,
 )
-from forecastd.fleet.ingest.record import InvalidRecord, describe_violation, parse_record
+from forecastd.fleet.ingest.record import InvalidRecord, ParsedRecord, describe_violation, parse_record
 from forecastd.runtime.formatting import format_duration
 
 LOWER_BOUNDS = np.array([metric.low for metric in METRICS])
 UPPER_BOUNDS = np.array([metric.high for metric in METRICS])
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+FEED_SHAPE = f'a feed is {{"version": {CONTRACT_VERSION}, "records": [...]}}'
 ROUNDING_TOLERANCE = 1e-9  # for rounding errors of the sender: 100.00000000000001 % is 100 %
 JUMP_FACTORS = (50.0, 200.0)  # "by a factor of about 100"
 MIN_JUMPED_METRICS = 3  # minimum number of percent metrics that jump together
@@ -107,64 +110,30 @@ class FleetRows:
             self.positions[indices],
         )
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[FleetRows]) -> FleetRows:
-        """All rows of several parts."""
-        parts = parts or [cls.empty()]
-        return cls(
-            tuple(name for part in parts for name in part.servers),
-            tuple(name for part in parts for name in part.profiles),
-            tuple(name for part in parts for name in part.statuses),
-            np.concatenate([part.times for part in parts]),
-            np.concatenate([part.ticks for part in parts]),
-            np.concatenate([part.values for part in parts]),
-            np.concatenate([part.positions for part in parts]),
-        )
-
-
-@dataclass(frozen=True)
-class RowRefusal:
-    """Why a row was refused, in words for its sender; `code` is the stable name that is counted."""
-
-    row: int
-    server: str | None
-    reason: str
-    code: str
-
 
 @dataclass
 class RowRefusals:
     """The refusals of one feed: the first `MAX_REASONS` in words, all of them counted. Bounded for any input."""
 
-    first: list[RowRefusal] = field(default_factory=list)
+    first: list[FeedRejection] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: int, server: object, reason: str, code: str) -> None:
         """Add one refusal."""
         self.counts[code] += 1
         if len(self.first) < MAX_REASONS:
-            is_valid_name = isinstance(server, str) and SERVER_PATTERN.fullmatch(server) is not None
-            self.first.append(
-                RowRefusal(
-                    int(row),
-                    str(server) if is_valid_name else None if server is None else format_value(server),
-                    reason,
-                    code,
-                )
-            )
+            is_name = isinstance(server, str) and SERVER_PATTERN.fullmatch(server) is not None
+            name = None if server is None else str(server) if is_name else format_value(server)
+            self.first.append(FeedRejection(row=row, server=name, reason=reason, code=code))
 
-    def add_rows(self, rows: FleetRows, indices: NDArray[np.int64], code: str, describe: Callable[[int], str]) -> None:
-        """Add several of `rows` for the same cause; `describe` is called only for refusals in words."""
+    def add_rows(self, rows: FleetRows, mask: NDArray[np.bool_], code: str, describe: Callable[[int], str]) -> None:
+        """Add the rows where `mask` is true for one cause; `describe` is called only for refusals in words."""
+        indices = np.flatnonzero(mask)
         reported = indices[: max(0, MAX_REASONS - len(self.first))].tolist()
         for index in reported:
             self.add(int(rows.positions[index]), rows.servers[index], describe(index), code)
         if len(indices) > len(reported):
             self.counts[code] += len(indices) - len(reported)
-
-    def merge(self, other: RowRefusals) -> None:
-        """Add those of another part of the same feed."""
-        self.counts.update(other.counts)
-        self.first += other.first[: MAX_REASONS - len(self.first)]
 
     @property
     def total(self) -> int:
@@ -195,92 +164,86 @@ def parse_feed(body: bytes, content_type: str | None, *, step: int) -> ParsedFee
     if (content_type or "").partition(";")[0].strip().lower() in {NDJSON, "application/ndjson", "application/jsonl"}:
         return _parse_ndjson(body, step)
     if not body.strip():
-        raise FeedError(f'the body is empty; a feed is {{"version": {CONTRACT_VERSION}, "records": [...]}}')
+        raise FeedError(f"the body is empty; {FEED_SHAPE}")
     try:
-        document = from_json(body.removeprefix(b"\xef\xbb\xbf"), allow_inf_nan=True)
-    except ValueError as error:
-        raise FeedError(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise FeedError(
-            f'the body is {format_value(document)}; a feed is {{"version": {CONTRACT_VERSION}, "records": [...]}}'
-        )
-    version = document.get("version")
-    if isinstance(version, bool) or version != CONTRACT_VERSION:
-        problem = "is missing" if version is None else f"is {format_value(version)}"
-        raise FeedError(f"the feed's version {problem}; this forecastd takes version {CONTRACT_VERSION}")
-    try:
+        document = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=True)
         envelope = FeedEnvelope.model_validate(document)
     except ValidationError as error:
-        first_error = error.errors()[0]
-        location = ".".join(format_value(key).strip("'") for key in first_error["loc"])
-        raise FeedError(
-            f"{location}: {first_error['msg']}; records must be a list of objects, units an object of strings"
-        ) from None
+        raise FeedError(_describe_envelope(document, error)) from None
+    except ValueError as error:
+        raise FeedError(f"the body is not JSON: {error}") from None
     return check_records(envelope.records, step=step, units=envelope.units)
 
 
-def check_records(
-    records: Sequence[object], *, step: int, units: dict[str, str] | None = None, first_position: int = 0
-) -> ParsedFeed:
-    """Validate records as a feed's `records`, from any source; `first_position` is the position of the first.
+def _describe_envelope(document: object, error: ValidationError) -> str:
+    """What is wrong with a JSON document that is not a feed."""
+    if not isinstance(document, dict):
+        return f"the body is {format_value(document)}; {FEED_SHAPE}"
+    first_error = error.errors(include_url=False, include_input=False)[0]
+    if first_error["loc"][0] == "version":
+        version = document.get("version")
+        problem = "is missing" if version is None else f"is {format_value(version)}"
+        return f"the feed's version {problem}; this forecastd takes version {CONTRACT_VERSION}"
+    location = ".".join(format_value(key).strip("'") for key in first_error["loc"])
+    return f"{location}: {first_error['msg']}; records must be a list of objects, units an object of strings"
+
+
+def check_records(records: Sequence[object], *, step: int, units: Mapping[str, str] | None = None) -> ParsedFeed:
+    """Validate records as a feed's `records`, from any source.
 
     Raises:
         FeedError: `units` names an unknown metric or unit.
     """
     factors = np.ones(METRIC_COUNT)
     for metric, unit in (units or {}).items():
-        unit_scale = unit_factor(metric, unit)
-        factors[METRIC_INDEX[metric]] = unit_scale
-    return _parse_records(records, step, factors, RowRefusals(), range(first_position, first_position + len(records)))
+        factor = unit_factor(metric, unit)
+        factors[METRIC_INDEX[metric]] = factor
+    return _parse_records(enumerate(records), step, factors, RowRefusals())
 
 
 def _parse_ndjson(body: bytes, step: int) -> ParsedFeed:
     """NDJSON: a line that is not JSON is refused alone."""
     refusals = RowRefusals()
-    records: list[object] = []
-    positions: list[int] = []
-    for position, line in enumerate(body.removeprefix(b"\xef\xbb\xbf").split(b"\n")):
-        if not line.strip():
-            continue
-        try:
-            records.append(from_json(line, allow_inf_nan=True))
-            positions.append(position)
-        except ValueError as error:
-            refusals.add(position, None, f"the line is not JSON: {error}; send one record per line", "not_json")
-    return _parse_records(records, step, np.ones(METRIC_COUNT), refusals, positions)
+
+    def records() -> Iterator[tuple[int, object]]:
+        for position, line in enumerate(body.removeprefix(BYTE_ORDER_MARK).split(b"\n")):
+            if line.strip():
+                try:
+                    yield position, from_json(line, allow_inf_nan=True)
+                except ValueError as error:
+                    reason = f"the line is not JSON: {error}; send one record per line"
+                    refusals.add(position, None, reason, "not_json")
+
+    return _parse_records(records(), step, np.ones(METRIC_COUNT), refusals)
 
 
 def _parse_records(
-    records: Sequence[object], step: int, factors: NDArray[np.float64], refusals: RowRefusals, positions: Sequence[int]
+    records: Iterable[tuple[int, object]], step: int, factors: NDArray[np.float64], refusals: RowRefusals
 ) -> ParsedFeed:
-    servers, profiles, statuses = [], [], []
-    times, row_values, missing_counts, row_positions = [], [], [], []
+    """The rows of records with their positions in the feed."""
+    valid: list[ParsedRecord] = []
+    positions: list[int] = []
     unknown: Counter[str] = Counter()
-    for position, record in zip(positions, records, strict=True):
+    for position, record in records:
         try:
-            server, time, profile, status, values, missing_count = parse_record(record, unknown)
+            valid.append(parse_record(record, unknown))
+            positions.append(position)
         except InvalidRecord as error:
             refusals.add(position, record.get("server") if isinstance(record, dict) else None, str(error), error.code)
-            continue
-        servers.append(server)
-        profiles.append(profile)
-        statuses.append(status)
-        times.append(time)
-        row_values.append(values)
-        missing_counts.append(missing_count)
-        row_positions.append(position)
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled = np.array(row_values, dtype=np.float64).reshape(-1, METRIC_COUNT) * factors
-    clipped = np.clip(scaled, LOWER_BOUNDS, UPPER_BOUNDS)
+    servers, times, profiles, statuses, raw_values = zip(*valid, strict=True) if valid else ((),) * 5
+    with np.errstate(over="ignore"):
+        scaled = np.array(raw_values, dtype=np.float64).reshape(-1, METRIC_COUNT) * factors
     rows = replace(
-        FleetRows.from_values(servers, times, clipped, step=step, profiles=profiles, statuses=statuses),
-        positions=np.array(row_positions, dtype=np.int64),
+        FleetRows.from_values(
+            servers, times, np.clip(scaled, LOWER_BOUNDS, UPPER_BOUNDS), step=step, profiles=profiles, statuses=statuses
+        ),
+        positions=np.array(positions, dtype=np.int64),
     )
     out_of_bounds = (scaled < LOWER_BOUNDS - ROUNDING_TOLERANCE) | (scaled > UPPER_BOUNDS * (1 + ROUNDING_TOLERANCE))
-    is_invalid = out_of_bounds.any(axis=1) | (np.isnan(scaled).sum(axis=1) != np.array(missing_counts, dtype=np.int64))
+    is_invalid = np.asarray(out_of_bounds.any(axis=1))
     for index in np.flatnonzero(is_invalid).tolist():
-        reason, code = describe_violation(row_values[index], scaled[index], out_of_bounds[index])
-        refusals.add(row_positions[index], servers[index], reason, code)
+        reason, code = describe_violation(scaled[index], out_of_bounds[index])
+        refusals.add(positions[index], servers[index], reason, code)
     return ParsedFeed(rows.filter(~is_invalid), refusals, unknown)
 
 
@@ -319,20 +282,18 @@ def filter_by_time(
         time = _format_time(rows.times[row])
         return f"time {time} is before the window, which begins at {_format_time(oldest)}; it is too old"
 
-    refusals.add_rows(rows, np.flatnonzero(early), "future", too_early)
-    refusals.add_rows(rows, np.flatnonzero(late), "old", too_late)
+    refusals.add_rows(rows, early, "future", too_early)
+    refusals.add_rows(rows, late, "old", too_late)
     accepted = ~(early | late)
     if previous is not None and previous_ticks is not None:
         jumped = (
             accepted & _unit_jumped(rows.values, previous) & (np.abs(rows.ticks - previous_ticks) <= JUMP_CHECK_TICKS)
         )
-        message = "all percent metrics are about 100 times more or less than in the server's last row"
-        refusals.add_rows(
-            rows,
-            np.flatnonzero(jumped),
-            "unit",
-            lambda _: f"{message}: sent as a ratio, or in hundredths? Send percent",
+        message = (
+            "all percent metrics are about 100 times more or less than in the server's last row: sent as a ratio, or in "
+            "hundredths? Send percent"
         )
+        refusals.add_rows(rows, jumped, "unit", lambda _: message)
         accepted &= ~jumped
     return rows.filter(accepted)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.contract import DEFAULT_STATUS, MAX_REASONS, METRIC_COUNT, STATUSES, FeedRejection, FeedResponse
+from forecastd.fleet.contract import DEFAULT_STATUS, MAX_REASONS, METRIC_COUNT, STATUSES, FeedResponse
 from forecastd.fleet.ingest.feed import FleetRows, ParsedFeed, RowRefusals, filter_by_time
 from forecastd.fleet.window.ring import TickRing
 from forecastd.fleet.window.tick_codec import SavedTick
@@ -123,15 +123,11 @@ class FleetWindow:
         counts = refusals.counts + report.refusals.counts + Counter(parsed.notices())
         if report.superseded:
             counts["superseded"] = report.superseded
-        reported = [*refusals.first, *report.refusals.first][:MAX_REASONS]
         return FeedResponse(
             accepted=report.accepted,
             refused=refusals.total + report.refusals.total,
             duplicates=report.duplicates,
-            reasons=[
-                FeedRejection(row=refusal.row, server=refusal.server, reason=refusal.reason, code=refusal.code)
-                for refusal in reported
-            ],
+            reasons=[*refusals.first, *report.refusals.first][:MAX_REASONS],
             counts=dict(counts),
         )
 
@@ -284,7 +280,7 @@ class FleetWindow:
             ("future", early, "is too far in the future for the window; set the server's clock"),
             ("old", late, "is before the window; it is too old"),
         ):
-            refusals.add_rows(rows, np.flatnonzero(mask), code, lambda _, reason=reason: f"its time {reason}")  # type: ignore[misc]
+            refusals.add_rows(rows, mask, code, lambda _, reason=reason: f"its time {reason}")  # type: ignore[misc]
         return rows.filter(~(early | late))
 
     def _assign_slots(self, rows: FleetRows, refusals: RowRefusals) -> NDArray[np.int64]:
@@ -296,7 +292,7 @@ class FleetWindow:
             slots[row] = self._slot_for(rows.servers[row], rows.profiles[row])
         message = f"{self.max_servers} servers are in the window, which is the limit"
         refusals.add_rows(
-            rows, np.flatnonzero(slots < 0), "too_many_servers",
+            rows, slots < 0, "too_many_servers",
             lambda _: f"{message}; raise FLEET_MAX_SERVERS, or wait until silent servers are removed",
         )  # fmt: skip
         return slots
