@@ -7,22 +7,18 @@ and a response that is not a fleet's is an error.
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping
-from contextlib import closing
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, RetryLater
 from forecastd.fleet.documents import parse_document
 from forecastd.logs import hide
 from forecastd.runtime.files import read_text_file
-from forecastd.runtime.http import fetch_url, host_and_port
+from forecastd.runtime.http import HttpRequestFailed, fetch_url, host_and_port, split_http_url
 from forecastd.settings import Settings
 
 T = TypeVar("T")
 REQUEST_SECONDS = 10.0  # for a whole request and its response
-CONNECT_SECONDS = 2.0
 WILDCARD_HOSTS = {"0.0.0.0", "::", "[::]", ""}  # noqa: S104 - addresses to listen on, not to connect to
 
 
@@ -41,16 +37,11 @@ class FleetClient:
 
     def __init__(self, url: str, key: str | None = None) -> None:
         """Raises NeedsHuman when `url` is not an HTTP URL."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError:
-            parts, port = urlsplit(""), 0
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if split_http_url(url) is None:
             raise NeedsHuman(f"{url!r} is not a fleet URL. Pass one such as --url http://127.0.0.1:8080.")
         hide(key or "")
         self.name = host_and_port(url)
-        self._url, self._address = url.rstrip("/"), (parts.hostname, port)
+        self._url = url.rstrip("/")
         self._headers = {"X-API-Key": key} if key else {}
 
     def get(self, path: str, **params: str | int) -> dict[str, Any]:
@@ -66,9 +57,13 @@ class FleetClient:
             response = fetch_url(
                 self._url + path, {name: str(value) for name, value in params.items()}, self._headers, REQUEST_SECONDS
             )
-        except RetryLater:
-            self._check_listening()
-            raise
+        except HttpRequestFailed as error:
+            if not error.connect_error:
+                raise
+            raise FleetNotRunning(
+                f"No fleet is running at {self.name} ({error.connect_error}). "
+                "Start it with `forecastd fleet serve`, or pass its --url."
+            ) from None
         document = _parse_object(response.body)
         if response.status == 200 and document is not None:
             return document
@@ -95,20 +90,6 @@ class FleetClient:
     def not_a_fleet(self, problem: str) -> NeedsHuman:
         """The error for a server that is not a fleet, or is one of an incompatible version."""
         return NeedsHuman(f"{self.name} is not a fleet of a known version: {problem.strip()} Check --url.")
-
-    def _check_listening(self) -> None:
-        """Raises FleetNotRunning when the connection is refused; a server that does not respond is another problem."""
-        try:
-            with closing(socket.create_connection(self._address, CONNECT_SECONDS)):
-                return
-        except TimeoutError:
-            return
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "unknown host"
-            raise FleetNotRunning(
-                f"No fleet is running at {self.name} ({reason}). "
-                "Start it with `forecastd fleet serve`, or pass its --url."
-            ) from None
 
 
 def make_client(settings: Settings, url: str | None, key: str | None) -> FleetClient:

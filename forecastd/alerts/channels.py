@@ -15,21 +15,19 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
-from typing import Protocol, cast
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Protocol
 
-from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.logs import hide
-from forecastd.runtime.http import is_loopback, request_thread_name, run_with_timeout
+from forecastd.runtime.http import HttpClient, ResponseTooLarge, request_thread_name, split_http_url
 
 WEBHOOK_SECONDS = 10.0
 COMMAND_SECONDS = 30.0
 MAX_RESPONSE_BYTES = 65_536  # of a webhook's response; its content is ignored
-SOCKET_TIMEOUT_SECONDS = 5.0  # seconds for one socket operation
 MIN_SECRET_CHARACTERS = 16  # a shorter URL path may be an ordinary word, which would be redacted everywhere
 COMMAND_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_WEBHOOK_NAME = "the webhook"
+_WEBHOOK = "The webhook of ALERT_WEBHOOK"
 log = logging.getLogger(__name__)
 
 
@@ -53,60 +51,32 @@ class WebhookChannel:
 
     def __init__(self, url: str, *, timeout: float = WEBHOOK_SECONDS) -> None:
         """Raises NeedsHuman when `url` is not an HTTP URL."""
-        message = "ALERT_WEBHOOK is not a URL: it must be https://HOST/... or http://HOST/..."
-        try:
-            parts = urlsplit(url)
-            if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-                raise NeedsHuman(message)
-        except ValueError:
-            raise NeedsHuman(message) from None
+        parts = split_http_url(url)
+        if parts is None:
+            raise NeedsHuman("ALERT_WEBHOOK is not a URL: it must be https://HOST/... or http://HOST/...")
         path = url.partition(parts.netloc)[2]
         hide(parts.password or "", path if len(path) >= MIN_SECRET_CHARACTERS else "")
-        self._url, self._host, self._timeout = url, parts.hostname, timeout
+        self._timeout = timeout
+        self._client = HttpClient(
+            url, name=_WEBHOOK, headers={"Content-Type": "application/json"}, max_bytes=MAX_RESPONSE_BYTES
+        )
         for library in ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry"):
             logging.getLogger(library).addFilter(_is_address_free)
 
     def send(self, body: bytes) -> None:
-        receiver = "The webhook of ALERT_WEBHOOK"
-        result = run_with_timeout(self._timeout, _WEBHOOK_NAME, lambda is_abandoned: self._post(body, is_abandoned))
-        if isinstance(result, ForecastdError):
-            raise result
-        if 200 <= result < 300:
-            return
-        if 300 <= result < 400:
-            raise NeedsHuman(
-                f"{receiver} answers with a redirect ({result}), which is not followed. Set ALERT_WEBHOOK to the final URL."
-            )
-        if result in {408, 425, 429} or result >= 500:
-            raise RetryLater(f"{receiver} answered with {result}.")
-        raise NeedsHuman(f"{receiver} refused the message with {result}. Check the URL with its provider.")
-
-    def _post(self, body: bytes, is_abandoned: Callable[[], bool]) -> int | ForecastdError:
-        import requests
-        import urllib3
-
         try:
-            with requests.Session() as session:
-                session.trust_env = not is_loopback(self._host)
-                response = session.post(
-                    self._url,
-                    data=body,
-                    headers={"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"},
-                    auth=lambda request: request,  # else requests would add this host's credentials from .netrc
-                    timeout=SOCKET_TIMEOUT_SECONDS,
-                    stream=True,
-                    allow_redirects=False,
-                )
-                with response:
-                    raw, size = cast("urllib3.response.HTTPResponse", response.raw), 0
-                    while size < MAX_RESPONSE_BYTES and not is_abandoned() and (chunk := raw.read1(4096)):
-                        size += len(chunk)
-                    return response.status_code
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            # Only the type: the text of these errors contains the URL.
-            return RetryLater(
-                f"The webhook of ALERT_WEBHOOK is unreachable or closed the connection ({type(error).__name__})."
+            status = self._client.request("POST", body=body, deadline=self._timeout).status
+        except ResponseTooLarge as error:
+            status = error.response.status
+        if 200 <= status < 300:
+            return
+        if 300 <= status < 400:
+            raise NeedsHuman(
+                f"{_WEBHOOK} answers with a redirect ({status}), which is not followed. Set ALERT_WEBHOOK to the final URL."
             )
+        if status in {408, 425, 429} or status >= 500:
+            raise RetryLater(f"{_WEBHOOK} answered with {status}.")
+        raise NeedsHuman(f"{_WEBHOOK} refused the message with {status}. Check the URL with its provider.")
 
     def stop(self) -> None:
         """Do nothing: the thread ends with the process."""
@@ -204,4 +174,4 @@ def command_environment() -> Mapping[str, str]:
 
 def _is_address_free(record: logging.LogRecord) -> bool:
     """A log filter: whether the record cannot contain the webhook's URL, as those of its thread do."""
-    return record.threadName != request_thread_name(_WEBHOOK_NAME)
+    return record.threadName != request_thread_name(_WEBHOOK)

@@ -9,13 +9,13 @@ query or a fragment in the URL is refused, and the error does not repeat the tex
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from forecastd.errors import NeedsHuman
+from forecastd.runtime.http import is_loopback
 
 _GRPC_SCHEMES = {"grpc+https": True, "grpc+http": False}
 _REST_SCHEMES = {"rest+https": True, "rest+http": False, "https": True, "http": False}
@@ -51,12 +51,7 @@ class Endpoint:
     @property
     def is_loopback(self) -> bool:
         """Whether the host is this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def channel(self, max_bytes: int) -> Any:
         """A new grpcio channel that accepts answers of at most `max_bytes`. It connects at the first call."""

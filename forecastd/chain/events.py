@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Event, Lock
@@ -22,6 +21,8 @@ from urllib.parse import urlsplit
 
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
+from forecastd.runtime.http import is_loopback
+from forecastd.runtime.retry import backoff_seconds
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class EventListener:
 
     def run(self, wake: Event) -> None:
         """Connect, listen, and reconnect until `stop`. Between two connections it waits on `wake`."""
-        reconnect_seconds = MIN_RECONNECT_SECONDS
+        failures = 0
         while not self._stopped.is_set():
             started_at = self._clock.monotonic()
             reason, requested_seconds = self._run_connection(wake)
@@ -220,9 +221,9 @@ class EventListener:
                 break
             self._update_report(connected=False, error=reason)
             if self._clock.monotonic() - started_at > STABLE_SECONDS:
-                reconnect_seconds = MIN_RECONNECT_SECONDS
-            wake.wait((requested_seconds or reconnect_seconds) * random.uniform(0.8, 1.2))  # noqa: S311  # jitter
-            reconnect_seconds = min(MAX_RECONNECT_SECONDS, 2 * reconnect_seconds)
+                failures = 0
+            failures += 1
+            wake.wait(requested_seconds or backoff_seconds(failures, MIN_RECONNECT_SECONDS, MAX_RECONNECT_SECONDS))
 
     def _run_connection(self, wake: Event) -> tuple[str, float | None]:
         """Run one connection to its end.
@@ -232,7 +233,7 @@ class EventListener:
         from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
         from websockets.sync.client import connect
 
-        loopback = urlsplit(self._url).hostname in ("127.0.0.1", "::1", "localhost")
+        loopback = is_loopback(urlsplit(self._url).hostname or "")
         try:
             with connect(
                 self._url, open_timeout=CONNECT_SECONDS, ping_interval=PING_SECONDS, ping_timeout=PING_SECONDS,

@@ -8,7 +8,6 @@ no harm.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from forecastd.ledger.outcome import Outcome
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow
 from forecastd.runtime.liveness import HeartbeatEvent, LivenessMonitor
+from forecastd.runtime.retry import backoff_seconds
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 from forecastd.settings import Settings
 from forecastd.submission.context import CycleContext, CycleOptions, SharedWallet
@@ -266,8 +266,8 @@ class TopicWorker:
                 if failed
                 else (UNSEEN_RETRY_SECONDS, MAX_UNSEEN_RETRY_SECONDS)
             )
-            pause = min(max_pause, first * 2 ** min(self._failures, 10)) * random.uniform(0.9, 1.1)  # noqa: S311 - jitter
             self._failures += 1
+            pause = backoff_seconds(self._failures, first, max_pause)
             self._next_attempt = context.clock.monotonic() + pause
             self._cycle_requested = self._cycle_requested or failed
 

@@ -24,6 +24,7 @@ from forecastd.daemon.schedule import (
     seconds_until_poll,
 )
 from forecastd.errors import ForecastdError
+from forecastd.runtime.retry import backoff_seconds
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +156,9 @@ class Watcher:
                 return 0.0
             if not self._poll_enabled and not watched.failures:
                 return self._max_poll_seconds
-            retry_seconds = min(watched.view.poll_seconds, FIRST_RETRY_SECONDS * 2 ** min(watched.failures - 1, 10))
-            poll = retry_seconds if watched.failures else watched.view.poll_seconds
+            poll = watched.view.poll_seconds
+            if watched.failures:
+                poll = backoff_seconds(watched.failures, FIRST_RETRY_SECONDS, poll, jitter=0)
             return seconds_until_poll(watched.last_poll, mono, wall, poll_seconds=poll, interval=self.interval)
 
     def _poll_topic(self, topic_id: int) -> None:

@@ -13,7 +13,17 @@ from forecastd.errors import RetryLater, SkipEpoch
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0  # between two attempts; each is twice the last, with 20 % jitter
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0  # between two attempts
+MAX_DOUBLINGS = 20  # of a pause; more would not fit into a float after some months of failures
+
+
+def backoff_seconds(failures: int, first: float, longest: float, *, jitter: float = 0.2) -> float:
+    """The pause after `failures` failures in a row, 1 or more: `first`, doubled with each, at most `longest`.
+
+    `jitter`: the pause varies at random by up to this fraction of it, so that many processes do not retry at once.
+    """
+    pause = min(first * 2.0 ** min(failures - 1, MAX_DOUBLINGS), longest)
+    return pause * random.uniform(1 - jitter, 1 + jitter)  # noqa: S311 - jitter is no secret
 
 
 def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake: Event) -> T:
@@ -23,7 +33,7 @@ def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake:
         RetryLater, SkipEpoch: the last failure, when there is no time left.
         RetryLater: `wake` was set, because the worker must stop.
     """
-    pause_seconds, last_message = MIN_PAUSE_SECONDS, ""
+    failures, last_message = 0, ""
     while True:
         try:
             return operation()
@@ -34,8 +44,8 @@ def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake:
             # An outage of hours gets one line, and another line each time its reason changes.
             log.log(logging.DEBUG if str(error) == last_message else logging.WARNING, "%s Retrying.", error)
             last_message = str(error)
-        if wake.wait(pause_seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter is no secret
+        failures += 1
+        if wake.wait(backoff_seconds(failures, MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS)):
             raise RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
         if not time_left():  # the pause has used the rest of the time
             raise failure
-        pause_seconds = min(2 * pause_seconds, MAX_PAUSE_SECONDS)

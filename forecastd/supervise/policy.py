@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forecastd.runtime.retry import backoff_seconds
 from forecastd.settings import Settings
 from forecastd.supervise.detector import PhaseLimits
 
@@ -76,7 +77,7 @@ class SlotBackoff:
 
     not_before: float = 0.0
     _replacements: deque[float] = field(default_factory=lambda: deque(maxlen=BACKOFF_AFTER_REPLACEMENTS))
-    _next_wait: float = MIN_BACKOFF_SECONDS
+    _waits: int = 0  # since the history was cleared
 
     def record_replacement(self, now: float) -> float:
         """Count the loss of the slot's child; return the seconds to wait before the next start.
@@ -86,15 +87,16 @@ class SlotBackoff:
         """
         if self._replacements and now - max(self._replacements[-1], self.not_before) > BACKOFF_WINDOW_SECONDS:
             self._replacements.clear()
-            self._next_wait = MIN_BACKOFF_SECONDS
+            self._waits = 0
         self._replacements.append(now)
         is_frequent = (
             len(self._replacements) == BACKOFF_AFTER_REPLACEMENTS
             and now - self._replacements[0] <= BACKOFF_WINDOW_SECONDS
         )
-        if not is_frequent and self._next_wait == MIN_BACKOFF_SECONDS:
+        if not is_frequent and not self._waits:
             return 0.0
-        wait, self._next_wait = self._next_wait, min(2 * self._next_wait, MAX_BACKOFF_SECONDS)
+        self._waits += 1
+        wait = backoff_seconds(self._waits, MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, jitter=0)
         self.not_before = now + wait
         return wait
 

@@ -66,7 +66,7 @@ def test_simulate_invalid_input_prints_one_line(
 def test_simulate_no_listener_exits_with_6(command: Any, unused_url: str) -> None:
     done = command("fleet", "simulate", "--url", unused_url, "--patience", "0.2")
     assert done.code == 6
-    assert "connection refused" in done.err
+    assert "Connection refused" in done.err
     assert "Gave up after 0.2 s" in done.err
     finished = command("fleet", "simulate", "--url", unused_url, "--patience", "0.2", "--json")
     assert (finished.code, finished.document["exit_code"]) == (6, 6)

@@ -22,7 +22,6 @@ from forecastd.fleet.api import (
 )
 from forecastd.fleet.api.errors import RefusalLog, RequestRefused, error_response, to_response
 from forecastd.fleet.api.keys import ApiKeys
-from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.fleet.api.request_bodies import BodyReader
 from forecastd.fleet.api.request_counts import RequestMetrics
 from forecastd.fleet.api.responses import ApiContext
@@ -30,6 +29,7 @@ from forecastd.fleet.api.security import AccessPolicy, RateLimit, SecurityMiddle
 from forecastd.fleet.contract import Feed
 from forecastd.fleet.documents import ReloadRequest, adapter
 from forecastd.fleet.fleet import Fleet
+from forecastd.runtime.http import is_loopback
 
 DESCRIPTION = """Quantile forecasts, risk and alerts of a fleet of servers.
 

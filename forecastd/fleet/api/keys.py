@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman
-from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.logs import hide
 from forecastd.runtime.files import read_text_file
+from forecastd.runtime.http import is_loopback
 from forecastd.settings import Settings
 
 MIN_KEY_LENGTH, MAX_KEY_LENGTH = 16, 256  # characters of a key

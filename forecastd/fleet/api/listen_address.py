@@ -1,8 +1,7 @@
-"""The address that the API listens on, and whether other machines can reach it."""
+"""The address that the API listens on."""
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from forecastd.errors import NeedsHuman
@@ -30,13 +29,3 @@ def listen(host: str, port: int) -> socket.socket:
     # and the body of a response wait 40 ms for each other.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address. A host name other than `localhost` may be any machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

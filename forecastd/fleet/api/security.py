@@ -26,10 +26,10 @@ from forecastd.clock import Clock
 from forecastd.fleet.api.errors import RefusalLog, RequestRefused, to_response
 from forecastd.fleet.api.keys import ApiKeys
 from forecastd.fleet.api.request_counts import RequestMetrics
+from forecastd.runtime.http import is_loopback
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-LOCAL_NAMES = frozenset({"localhost"})
 CLIENT_BUCKETS = 4096  # number of counters for clients without a key
 PUBLIC_PATHS = frozenset({"/healthz"})  # for service managers and load balancers, which have no key
 WRITE_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -168,13 +168,7 @@ def request_key(headers: Headers) -> str | None:
 
 def is_local_name(host: str | None) -> bool:
     """Whether a Host header is a name that only programs of this machine use: localhost or a loopback address."""
-    name = host_name(host)
-    if name in LOCAL_NAMES:
-        return True
-    try:
-        return name is not None and ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(host_name(host) or "")
 
 
 def host_name(host: str | None) -> str | None:

@@ -23,6 +23,7 @@ from forecastd.fleet.forecast.fleet_forecast import FleetForecast
 from forecastd.fleet.forecast.forecaster import FleetForecaster
 from forecastd.fleet.window.readiness import PreparedInput
 from forecastd.fleet.window.window import WindowBlock
+from forecastd.runtime.retry import backoff_seconds
 from forecastd.settings import Settings
 from forecastd.supervise.events import SupervisionCounts
 from forecastd.supervise.policy import SupervisionPolicy, policy_from_settings
@@ -85,7 +86,7 @@ class ModelManager:
         self._candidate: FleetForecasterProtocol | None = None
         self._path = settings.fleet.model_path
         self._current = self._open(self._path)
-        self._retry_delay, self._quarantined_at = RETRY_SECONDS[0], -math.inf
+        self._reopenings, self._quarantined_at = 0, -math.inf
         self.retained_ticks = self._retained_ticks = max(retained_ticks, self.manifest.encoder_length + LOOKBACK_MARGIN)
 
     @property
@@ -126,9 +127,9 @@ class ModelManager:
             return
         if self._quarantined_at == -math.inf:
             self._quarantined_at = now
-        if now - self._quarantined_at < self._retry_delay:
+        if now - self._quarantined_at < backoff_seconds(self._reopenings + 1, *RETRY_SECONDS, jitter=0):
             return
-        self._quarantined_at, self._retry_delay = -math.inf, min(2 * self._retry_delay, RETRY_SECONDS[1])
+        self._quarantined_at, self._reopenings = -math.inf, self._reopenings + 1
         log.warning("reopening the quarantined model %s", current.manifest.name, extra={"action": "model"})
         new = self._open(self._path)
         with self._lock:
@@ -178,7 +179,7 @@ class ModelManager:
             raise IncompatibleModel(str(error)) from None
         with self._lock:
             old, self._current, self._candidate, self._path = self._current, new, None, bundle
-            self._retry_delay, self._quarantined_at = RETRY_SECONDS[0], -math.inf
+            self._reopenings, self._quarantined_at = 0, -math.inf
         old.close()
         log.info(
             "the model %s (%s) replaced %s (%s)", new.manifest.name, new.manifest.sha256[:12],

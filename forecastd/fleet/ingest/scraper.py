@@ -20,7 +20,7 @@ from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.fleet.contract import CONTRACT_VERSION, DEFAULT_PROFILE, PROFILE_PATTERN, SERVER_PATTERN, FeedResponse
 from forecastd.fleet.documents import ScrapeStatus
 from forecastd.fleet.ingest.exposition_parser import MetricsPage, MetricsPageError, contract_metrics, parse_page
-from forecastd.runtime.http import fetch_url, host_and_port
+from forecastd.runtime.http import fetch_url, host_and_port, split_http_url
 
 log = logging.getLogger(__name__)
 Ingest = Callable[[bytes, str], FeedResponse]
@@ -50,12 +50,12 @@ def parse_targets(texts: Iterable[str]) -> tuple[ScrapeTarget, ...]:
     targets: list[ScrapeTarget] = []
     for text in texts:
         name, equals, url = text.partition("=")
-        parts = urlsplit(url.strip())
+        parts = split_http_url(url.strip())
         if not equals or SERVER_PATTERN.fullmatch(name.strip()) is None:
             raise NeedsHuman(
                 f"FLEET_SCRAPE: {name[:80]!r} is not a server name; write NAME=URL, such as web-01=http://10.0.0.7:9100."
             )
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if parts is None:
             raise NeedsHuman(f"FLEET_SCRAPE: the page of {name.strip()} is not an http or https URL.")
         if "@" in parts.netloc:
             raise NeedsHuman(

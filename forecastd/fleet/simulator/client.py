@@ -9,18 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 from forecastd.clock import from_iso
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.logs import hide
-from forecastd.runtime.http import host_and_port, is_loopback
+from forecastd.runtime.http import HttpClient, HttpRequestFailed, host_and_port, split_http_url
 
-if TYPE_CHECKING:
-    import requests
-
-TIMEOUT_SECONDS = (3.05, 30.0)  # to connect, and for one read
+DEADLINE_SECONDS = 30.0  # for a request and its response
 MAX_RESPONSE_BYTES = 4 << 20
 
 
@@ -53,24 +49,20 @@ class FeedClient:
     """A client of one fleet. `key`: its API key, None where it needs none."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        import requests
-
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if split_http_url(url) is None:
             raise NeedsHuman(
                 f"{host_and_port(url) or url!r} is not a fleet URL. Pass one such as http://127.0.0.1:8080."
             )
         hide(key or "")
-        self._url, self.name = url.rstrip("/"), host_and_port(url)
-        self._session = requests.Session()
-        self._session.trust_env = not is_loopback(parts.hostname)  # a proxy cannot reach the ports of this machine
-        self._session.auth = lambda request: request  # ignore the user's .netrc
-        if key is not None:
-            self._session.headers["X-API-Key"] = key
+        self.name = host_and_port(url)
+        self._client = HttpClient(
+            url.rstrip("/"), headers={} if key is None else {"X-API-Key": key}, max_bytes=MAX_RESPONSE_BYTES,
+            socket_timeout=DEADLINE_SECONDS, keep_alive=True,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close the connection."""
-        self._session.close()
+        self._client.close()
 
     def get_time(self) -> ServiceTime:
         """The service's clock.
@@ -100,29 +92,15 @@ class FeedClient:
     def _request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        import requests
-        import urllib3
-
         try:
-            with self._session.request(
-                method, self._url + path, data=body, headers=dict(headers or {}), timeout=TIMEOUT_SECONDS,
-                allow_redirects=False, stream=True,
-            ) as response:  # fmt: skip
-                text = response.raw.read(MAX_RESPONSE_BYTES, decode_content=True)
-                return self._parse_response(response, text)
-        except requests.ConnectionError as error:
-            refused = "NewConnectionError" in repr(error)
-            problem = "is not running: connection refused" if refused else "closed the connection"
-            raise FleetUnavailable(f"{self.name} {problem}.", maybe_accepted=not refused) from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise FleetUnavailable(
-                f"{self.name} did not respond ({type(error).__name__}).", maybe_accepted=True
-            ) from None
-
-    def _parse_response(self, response: requests.Response, text: bytes) -> dict[str, Any]:
-        status = response.status_code
+            response = self._client.request(method, path, headers=headers, body=body, deadline=DEADLINE_SECONDS)
+        except HttpRequestFailed as error:
+            if error.connect_error:
+                raise FleetUnavailable(f"{self.name} is not running ({error.connect_error}).") from None
+            raise FleetUnavailable(str(error), maybe_accepted=True) from None
+        status = response.status
         try:
-            document = json.loads(text)
+            document = json.loads(response.body)
         except ValueError:
             document = None
         if status == 200 and isinstance(document, dict):
@@ -134,7 +112,7 @@ class FeedClient:
         if status in {408, 429} or status >= 500:
             raise FleetUnavailable(
                 f"{self.name} returned {status}. {reason}".rstrip(),
-                retry_after_seconds=_parse_retry_after(response.headers.get("Retry-After")),
+                retry_after_seconds=_parse_retry_after(response.headers.get("retry-after")),
                 maybe_accepted=status >= 500 and status != 503,
             )
         if status in {401, 403}:

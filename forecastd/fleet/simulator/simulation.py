@@ -7,7 +7,6 @@ backfill only starts earlier, and rows that became due while the service was una
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
@@ -30,6 +29,7 @@ from forecastd.fleet.simulator.feeds import (
 from forecastd.fleet.simulator.fleet import Simulator
 from forecastd.fleet.simulator.presence import PresenceModel
 from forecastd.fleet.simulator.tally import SimulationTally
+from forecastd.runtime.retry import backoff_seconds
 
 T = TypeVar("T")
 MAX_RECORDS = 2_000  # per feed: well below a megabyte
@@ -201,7 +201,7 @@ class Simulation:
     def _call_with_retries(self, call: Callable[[], T], retry: _RetryState | None = None) -> T:
         """The result of `call`, which is retried with increasing pauses."""
         retry = retry or _RetryState()
-        pause, last_message = MIN_PAUSE_SECONDS, ""
+        failures, last_message = 0, ""
         while True:
             try:
                 result = call()
@@ -221,9 +221,9 @@ class Simulation:
                 self._report(f"{last_message} Retrying.")
             if self._clock.monotonic() - self._last_response_at > self.plan.patience:
                 raise RetryLater(f"{failure} Gave up after {self.plan.patience:g} s without a response.")
-            if self._stop.wait(max(seconds or 0.0, pause * random.uniform(0.7, 1.0))):  # noqa: S311 - jitter
+            failures += 1
+            if self._stop.wait(max(seconds or 0.0, backoff_seconds(failures, MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS))):
                 raise _Stopped
-            pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
 @dataclass

@@ -13,7 +13,6 @@ import threading
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from forecastd.runtime.http import (
     host_and_port,
     is_loopback,
     retry_transient,
+    split_http_url,
 )
 
 TIINGO_HOST = "api.tiingo.com"
@@ -164,16 +164,12 @@ class TiingoSource:
 
 def _parse_url(url: str) -> tuple[str, str]:
     """Host and scheme of `TIINGO_URL`. Refuses a user name or password, which messages would show."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
+    parts = split_http_url(url)
+    if parts is None or parts.query or parts.fragment:
         raise NeedsHuman("TIINGO_URL is not a web address. Leave it unset for Tiingo itself.")
     if "@" in parts.netloc:
         raise NeedsHuman("TIINGO_URL contains a user name or a password. Remove it; the key belongs in TIINGO_API_KEY.")
-    return host, parts.scheme
+    return parts.hostname or "", parts.scheme
 
 
 def _rate_limit_error(seconds: float | None, detail: str) -> RetryLater:

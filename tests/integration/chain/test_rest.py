@@ -103,9 +103,9 @@ def _not_http(caller: socket.socket, end: threading.Event) -> None:
 
 
 UNUSABLE_SERVERS: dict[str, tuple[Callable[[socket.socket, threading.Event], None], str]] = {
-    "silence": (_silent, "no complete answer within"),
-    "a body that drips": (_dripping_body, "no complete answer within"),
-    "a head that drips": (_dripping_head, "no complete answer within"),
+    "silence": (_silent, "did not answer in full within"),
+    "a body that drips": (_dripping_body, "did not answer in full within"),
+    "a head that drips": (_dripping_head, "did not answer in full within"),
     "a body without end": (_endless, "more than 4 MB"),
     "a body cut off": (_cut, "connection broke"),
     "bytes that are not HTTP": (_not_http, "connection broke"),

@@ -122,7 +122,7 @@ def describe_call(call: Callable[[], Any]) -> str:
     return f"{answer.codespace} {answer.code}".strip() if hasattr(answer, "codespace") else str(answer)
 
 
-TIMEOUT = "deadline exceeded|no complete answer"
+TIMEOUT = "deadline exceeded|answer in full"
 BROKEN = "unavailable|cannot be reached|connection broke"
 NO_GRPC = "http2 header|END_STREAM|HTTP|Failed parsing|internal"
 UNREADABLE = "unreadable|not JSON|without a chain id|unimplemented|internal|INTERNAL"

@@ -9,7 +9,13 @@ import pytest
 
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.runtime import http
-from forecastd.runtime.http import MAX_ATTEMPTS, TransientHttpError, host_and_port, retry_transient
+from forecastd.runtime.http import (
+    MAX_ATTEMPTS,
+    TransientHttpError,
+    host_and_port,
+    retry_transient,
+    split_http_url,
+)
 from forecastd.testing import ManualClock
 
 
@@ -91,3 +97,23 @@ def test_http_stop_event_ends_a_wait(time: FakeTime, total: Callable[..., tuple[
 
 def test_http_host_and_port_hides_credentials() -> None:
     assert host_and_port("http://user:p4ss@host:80/x") == "host:80"
+
+
+@pytest.mark.parametrize(
+    ("url", "is_valid"),
+    [
+        ("http://host", True),
+        ("https://user@host:8080/path?query", True),
+        ("http://[::1]:80", True),
+        ("ftp://host", False),
+        ("http://", False),
+        ("http://:80", False),
+        ("http://host:0", False),
+        ("http://host:port", False),
+        ("http://host:99999", False),
+        ("http://[::1", False),
+        ("host", False),
+    ],
+)
+def test_http_url_needs_a_host_and_a_port(url: str, is_valid: bool) -> None:
+    assert (split_http_url(url) is not None) is is_valid

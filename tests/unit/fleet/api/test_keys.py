@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from forecastd.errors import NeedsHuman
 from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
-from forecastd.fleet.api.listen_address import is_loopback
 from forecastd.logs import redacted
+from forecastd.runtime.http import is_loopback
 from forecastd.settings import Settings, load_settings
 
 FIRST_KEY, SECOND_KEY = "one-key-of-good-length", "two-key-of-good-length"
