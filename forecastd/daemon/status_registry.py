@@ -25,7 +25,7 @@ class StatusRegistry:
         """Replace the topics. A topic that is already present keeps its counters and nonces."""
         with self._lock:
             self._topics = {
-                key: _with_counters(topic, self._topics[key]) if key in self._topics else topic
+                key: replace(self._topics.get(key, topic), model=topic.model, source=topic.source)
                 for key, topic in topics.items()
             }
 
@@ -73,24 +73,6 @@ class StatusRegistry:
             _with_view(topic, views[topic.topic_id], mono) if topic.topic_id in views else topic
             for topic in topic_statuses
         )
-
-
-def _with_counters(topic: TopicStatus, previous: TopicStatus) -> TopicStatus:
-    return replace(
-        topic,
-        cycles=previous.cycles,
-        submitted=previous.submitted,
-        missed=previous.missed,
-        outcomes=previous.outcomes,
-        stages=previous.stages,
-        submission_lag=previous.submission_lag,
-        last_outcomes=previous.last_outcomes,
-        last_submitted=previous.last_submitted,
-        confirmed_nonce=previous.confirmed_nonce,
-        newest_nonce=previous.newest_nonce,
-        oldest_unserved_nonce=previous.oldest_unserved_nonce,
-        watch_start_height=previous.watch_start_height,
-    )
 
 
 def _with_view(topic: TopicStatus, view: TopicView, mono: float) -> TopicStatus:
