@@ -198,6 +198,10 @@ class AlertSettings(SettingsGroup):
     command: str | None = None
     repeat_interval: Seconds = 3600.0
 
+    def without_receivers(self) -> Self:
+        """The same, but alerts go only to the log."""
+        return self.model_copy(update={"webhook": None, "command": None})
+
 
 class FileSettings(SettingsGroup):
     """The directories of state and logs, and the format of the log."""

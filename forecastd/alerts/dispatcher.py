@@ -25,6 +25,7 @@ from forecastd.clock import Clock, to_iso
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import redacted
 from forecastd.runtime.files import read_text_file, write_atomic
+from forecastd.settings import AlertSettings
 
 log = logging.getLogger(__name__)
 
@@ -51,26 +52,27 @@ class AlertDispatcher:
 
     def __init__(
         self,
-        webhook: str | None,
-        command: str | None,
-        *,
-        interval: float,
-        clock: Clock,
+        settings: AlertSettings,
         state_dir: Path,
+        clock: Clock,
+        *,
         network: str = "",
         pauses: Sequence[float] = RETRY_PAUSES,
     ) -> None:
-        """`interval`: seconds between two alerts of one kind and key. `pauses`: seconds before each further attempt.
+        """`pauses`: seconds before each further attempt.
 
         Raises:
             NeedsHuman: the webhook is not an HTTP URL, or the command cannot be parsed.
         """
-        channels: list[AlertChannel] = [] if webhook is None else [WebhookChannel(webhook)]
-        channels += [] if command is None else [CommandChannel(command)]
+        channels: list[AlertChannel] = []
+        if settings.webhook is not None:
+            channels.append(WebhookChannel(settings.webhook.get_secret_value()))
+        if settings.command is not None:
+            channels.append(CommandChannel(settings.command))
         self._channels, self._clock, self._pauses = tuple(channels), clock, tuple(pauses)
         self._common_fields = {"network": network, "host": socket.gethostname(), "program": f"forecastd {__version__}"}
         self._path = state_dir / ALERTS_FILE_NAME
-        self._alert_state = AlertState(interval, _load(self._path))
+        self._alert_state = AlertState(settings.repeat_interval, _load(self._path))
         self._queue: deque[AlertMessage] = deque()
         self._changed = self._closing = self._save_failed = False
         self._condition = threading.Condition()

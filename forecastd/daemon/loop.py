@@ -268,19 +268,12 @@ class Daemon:
 
     def _make_alerts(self, settings: Settings, problems: list[str] | None = None) -> AlertDispatcher:
         """The dispatcher of these settings. If they are invalid, the error goes to `problems` and nothing is sent."""
-        webhook, command, interval = _alert_settings(settings)
+        path, network = settings.state_path, settings.chain.network
         try:
-            return AlertDispatcher(
-                webhook,
-                command,
-                interval=interval,
-                clock=self._clock,
-                state_dir=settings.state_path,
-                network=settings.chain.network,
-            )
+            return AlertDispatcher(settings.alerts, path, self._clock, network=network)
         except NeedsHuman as error:
             (self._settings_errors if problems is None else problems).append(str(error))
-        return AlertDispatcher(None, None, interval=interval, clock=self._clock, state_dir=settings.state_path)
+        return AlertDispatcher(settings.alerts.without_receivers(), path, self._clock, network=network)
 
     def _serve_health(self, stack: ExitStack) -> None:
         port = self._topic_settings[0].daemon.health_port
@@ -329,9 +322,3 @@ class Daemon:
 def _deadline_of(settings: Settings) -> float | None:
     deadline = settings.daemon.submission_deadline
     return None if deadline is None else deadline.timestamp()
-
-
-def _alert_settings(settings: Settings) -> tuple[str | None, str | None, float]:
-    alerts = settings.alerts
-    webhook = None if alerts.webhook is None else alerts.webhook.get_secret_value()
-    return webhook, alerts.command, alerts.repeat_interval

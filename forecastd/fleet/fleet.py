@@ -232,8 +232,5 @@ class Fleet:
 
 def _create_alerts(settings: Settings, clock: Clock, *, synthetic: bool) -> AlertDispatcher:
     """The alert dispatcher. Alerts about simulated servers go only to the log."""
-    webhook = settings.alerts.webhook.get_secret_value() if settings.alerts.webhook and not synthetic else None
-    command = None if synthetic else settings.alerts.command
-    return AlertDispatcher(
-        webhook, command, interval=settings.alerts.repeat_interval, clock=clock, state_dir=settings.fleet_state_path
-    )
+    alerts = settings.alerts.without_receivers() if synthetic else settings.alerts
+    return AlertDispatcher(alerts, settings.fleet_state_path, clock)

@@ -26,7 +26,7 @@ from forecastd.inference.bundle_store import open_bundle_store
 from forecastd.ledger.ledger import Ledger, SubmissionState
 from forecastd.ledger.snapshot import open_snapshot
 from forecastd.market.window import RollingWindow
-from forecastd.settings import load_settings
+from forecastd.settings import AlertSettings, load_settings
 from forecastd.status.file import read_status
 from forecastd.testing import ManualClock
 
@@ -118,7 +118,9 @@ def test_old_status_file_is_understood(state: Path) -> None:
 def test_old_alerts_are_not_sent_again(state: Path, tmp_path: Path) -> None:
     received = tmp_path / "received"
     with AlertDispatcher(
-        None, f"tee -a {received}", interval=1e9, clock=ManualClock(ALERT_TIME + 60), state_dir=state
+        AlertSettings.model_validate({"alert_command": f"tee -a {received}", "alert_repeat_interval": 86_400}),
+        state,
+        ManualClock(ALERT_TIME + 60),
     ) as alerts:
         alerts.epoch_missed(67, 359_177_040, "the same epoch", wallet=WALLET)
         alerts.fire("needs_human", "topic 68", "Register first.")

@@ -23,6 +23,7 @@ from forecastd.alerts import AlertDispatcher
 from forecastd.alerts.channels import CommandChannel, WebhookChannel
 from forecastd.alerts.dispatcher import MAX_QUEUED_MESSAGES
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.settings import AlertSettings
 from forecastd.testing import ManualClock
 from tests.support.waiting import wait_until
 
@@ -48,11 +49,16 @@ def received(httpserver: HTTPServer) -> list[dict[str, Any]]:
     return bodies
 
 
+def alert_settings(webhook: str | None = None, command: str | None = None) -> AlertSettings:
+    """Settings with these receivers, and the default interval of an hour."""
+    return AlertSettings.model_validate({"alert_webhook": webhook, "alert_command": command})
+
+
 @pytest.fixture
 def make_alerts(httpserver: HTTPServer, tmp_path: Path, clock: ManualClock) -> Callable[..., AlertDispatcher]:
     def make(webhook: str | None = httpserver.url_for(SECRET), command: str | None = None) -> AlertDispatcher:
         return AlertDispatcher(
-            webhook, command, interval=3600.0, clock=clock, state_dir=tmp_path, network="testnet", pauses=(0.01, 0.01)
+            alert_settings(webhook, command), tmp_path, clock, network="testnet", pauses=(0.01, 0.01)
         )
 
     return make
@@ -130,9 +136,7 @@ def test_hanging_webhook_delays_no_caller_and_loses_no_message(
         return Response(status=200)
 
     httpserver.expect_request(SECRET).respond_with_handler(hang)
-    with AlertDispatcher(
-        httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=tmp_path
-    ) as dispatcher:
+    with AlertDispatcher(alert_settings(httpserver.url_for(SECRET)), tmp_path, clock) as dispatcher:
         dispatcher.epoch_missed(1, 720, "first")
         assert requests_received.wait(TIMEOUT_SECONDS)
         for topic in range(2, MAX_QUEUED_MESSAGES + 50):  # more than the queue holds: none of these calls may block
@@ -141,9 +145,7 @@ def test_hanging_webhook_delays_no_caller_and_loses_no_message(
         wait_until(lambda: len(bodies) == MAX_QUEUED_MESSAGES)
         dispatcher.close(TIMEOUT_SECONDS)
     clock.advance(300)
-    with AlertDispatcher(
-        httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=tmp_path
-    ) as dispatcher:
+    with AlertDispatcher(alert_settings(httpserver.url_for(SECRET)), tmp_path, clock) as dispatcher:
         dispatcher.close(TIMEOUT_SECONDS)
     assert {body["topic_id"] for body in bodies} == set(range(1, MAX_QUEUED_MESSAGES + 50))
 
@@ -409,9 +411,7 @@ def test_corrupt_alerts_file_is_replaced(
 def test_unwritable_alerts_file_only_logs_a_warning(
     httpserver: HTTPServer, received: list[dict[str, Any]], clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with AlertDispatcher(
-        httpserver.url_for(SECRET), None, interval=3600.0, clock=clock, state_dir=Path(os.devnull) / "state"
-    ) as dispatcher:
+    with AlertDispatcher(alert_settings(httpserver.url_for(SECRET)), Path(os.devnull) / "state", clock) as dispatcher:
         dispatcher.epoch_missed(67, 720, "no data")
         dispatcher.epoch_missed(68, 720, "no data")
         dispatcher.close(TIMEOUT_SECONDS)

@@ -10,6 +10,7 @@ from forecastd.alerts import AlertDispatcher
 from forecastd.clock import SystemClock
 from forecastd.fleet.conditions.alert import FleetAlert
 from forecastd.fleet.conditions.notifier import AlertNotifier
+from forecastd.settings import AlertSettings
 
 
 def test_server_alarm_and_recovery_reach_webhook(httpserver: HTTPServer, tmp_path: Path) -> None:
@@ -18,7 +19,7 @@ def test_server_alarm_and_recovery_reach_webhook(httpserver: HTTPServer, tmp_pat
     url = httpserver.url_for("/hook")
     for open_alerts, new_alerts in (((), (alert,)), ((alert,), ())):  # a restart in between
         with AlertDispatcher(
-            url, None, interval=3600, clock=SystemClock(), state_dir=tmp_path, network="fleet"
+            AlertSettings.model_validate({"alert_webhook": url}), tmp_path, SystemClock(), network="fleet"
         ) as alerts:
             AlertNotifier(alerts, open_alerts).update(new_alerts)
             alerts.close(60)
