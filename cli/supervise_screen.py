@@ -169,8 +169,8 @@ def print_faults() -> None:
     """Print every fault with its syntax and its effect."""
     output = Console(highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for kind, description in FAULT_KINDS.items():
-        table.add_row(kind, description)
+    for name, kind in FAULT_KINDS.items():
+        table.add_row(name, kind.effect)
     output.print(table)
     output.print(
         "\nA fault is KIND[:VALUE][@PLACE]. A place is a percentage of the prediction (default 50) or the name of a "

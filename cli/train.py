@@ -13,6 +13,7 @@ from cli.signals import STOP_SIGNALS, single_interrupt
 from cli.times import parse_time
 from cli.training_options import POSITIVE_INT, run_training, training_options
 from forecastd.clock import SystemClock
+from forecastd.inference.job_runner import open_job_runner
 from forecastd.settings import load_settings
 from forecastd.training.market import TrainingRequest, train_model
 from models.market.manifest import to_json
@@ -62,15 +63,17 @@ def command(ctx: click.Context, /, as_json: bool, start: str | None, until: str 
     """
     interrupts = ctx.with_resource(single_interrupt(*STOP_SIGNALS))
     setting_options = {name: options.pop(name) for name in ("data_source", "features")}
-    request_options = {name: options.pop(name) for name in ("out", "hours", "finish", "force", "faults")}
+    request_options = {name: options.pop(name) for name in ("out", "hours", "finish", "force")}
+    faults = options.pop("faults")
     config = TrainingConfig(**options)
     request = TrainingRequest(
         config, start=parse_time(start, "--start"), until=parse_time(until, "--until"), **request_options
     )
     settings = load_settings(**(ctx.obj or {}), **setting_options)
     clock = SystemClock()
+    jobs = open_job_runner(settings, clock, faults=faults)
     screen, trained = run_training(
-        ctx, interrupts, lambda listener: train_model(settings, request, clock, listener), quiet=as_json
+        ctx, interrupts, lambda listener: train_model(settings, request, clock, listener, jobs), quiet=as_json
     )
     manifest, path = trained.manifest, trained.path
     next_commands = f"forecastd model check {path}\nforecastd --once --model {path}"

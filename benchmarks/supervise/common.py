@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.forecast import BUNDLE
 from forecastd.clock import SystemClock
-from forecastd.inference.market_job import predict_job
+from forecastd.inference.market_runner import predict_job
 from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import SupervisionPolicy

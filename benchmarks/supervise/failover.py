@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from benchmarks.figures import Figure, PremiseCount
 from benchmarks.supervise.common import ExpectedForecast, make_expected_forecasts, open_pool
+from forecastd.runtime.jobs import ChildFailed
 from forecastd.supervise.detector import Phase, PhaseLimits
 from forecastd.supervise.events import ProcessEvent
-from forecastd.supervise.process import ChildFailed
 from tests.support.supervision import EventLog
 
 STANDBY_LIMITS = PhaseLimits(predicting=1.0, stopping=2.0)

@@ -28,12 +28,11 @@ from benchmarks.supervise.common import (
     seeded_random,
 )
 from benchmarks.supervise.resources import current_resources
-from forecastd.inference.market_job import check_job
+from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise.detector import Phase, PhaseLimits
 from forecastd.supervise.faults import FAULT_KINDS, parse_faults
-from forecastd.supervise.jobs import Job
+from forecastd.supervise.jobs import Job, check_job
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed, ModelFailed
 from tests.support.supervision import EventLog
 
 CONCURRENCY = 4

@@ -14,8 +14,8 @@ from threading import Event
 
 from benchmarks.figures import PremiseCount
 from benchmarks.supervise.common import ExpectedForecast, make_expected_forecasts, open_pool
+from forecastd.runtime.jobs import ChildFailed
 from forecastd.supervise.detector import PhaseLimits
-from forecastd.supervise.process import ChildFailed
 from tests.support.supervision import EventLog
 
 LIMITS = PhaseLimits(predicting=4.0, post_processing=4.0, heartbeat=10.0, stopping=2.0)

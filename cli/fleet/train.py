@@ -86,20 +86,23 @@ def command(ctx: click.Context, /, as_json: bool, until: str | None, **options: 
     # Imported after the signal handlers are installed, because these imports take a while.
     from cli.fleet.score_tables import score_rows
     from forecastd.fleet.training import FleetTrainingRequest, train_fleet
+    from forecastd.inference.job_runner import open_job_runner
     from forecastd.settings import load_settings
     from models.fleet.config import FleetTrainingConfig
     from models.fleet.manifest import to_json
 
     setting_values = {name: value for name in ("state_dir", "fleet_step") if (value := options.pop(name)) is not None}
-    names = ("out", "history", "simulate", "data", "servers", "finish", "force", "faults")
+    names = ("out", "history", "simulate", "data", "servers", "finish", "force")
+    faults = options.pop("faults")
     request_options = {name: options.pop(name) for name in names}
     request = FleetTrainingRequest(
         FleetTrainingConfig(**options), until=parse_time(until, "--until"), **request_options
     )
     settings = load_settings(**{**(ctx.obj or {}), **setting_values})
     clock = SystemClock()
+    jobs = open_job_runner(settings, clock, faults=faults)
     screen, trained = run_training(
-        ctx, interrupts, lambda listener: train_fleet(settings, request, clock, listener), quiet=as_json
+        ctx, interrupts, lambda listener: train_fleet(settings, request, clock, listener, jobs), quiet=as_json
     )
     manifest, path = trained.manifest, trained.path
     scores = score_rows("test", manifest.scores.get("test"))

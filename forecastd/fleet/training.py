@@ -14,6 +14,7 @@ from forecastd.errors import NeedsHuman
 from forecastd.fleet.history import training_data
 from forecastd.fleet.history.csv_history import data_from_csv
 from forecastd.fleet.window.store import FILE_NAME
+from forecastd.runtime.jobs import JobRunner
 from forecastd.settings import Settings
 from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
 from models.fleet.bundle import read_fleet_manifest
@@ -30,7 +31,7 @@ class FleetTrainingRequest:
     """What to train on, and where to write: the last `hours` of history, `simulate`, or a table at `data`.
 
     `until`: unix seconds, default now. `servers`: the maximum number. `out`: default the directory of the fleet's
-    models, under the model's name. `faults`: faults that the first child injects into itself, for a supervision run.
+    models, under the model's name.
     """
 
     config: FleetTrainingConfig
@@ -42,7 +43,6 @@ class FleetTrainingRequest:
     servers: int = 100
     force: bool = False
     finish: bool = False
-    faults: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FleetTrainingResult:
 
 
 def train_fleet(
-    settings: Settings, request: FleetTrainingRequest, clock: Clock, listener: TrainingListener
+    settings: Settings, request: FleetTrainingRequest, clock: Clock, listener: TrainingListener, jobs: JobRunner
 ) -> FleetTrainingResult:
     """Train as `request` says, or resume an interrupted training run.
 
@@ -70,7 +70,7 @@ def train_fleet(
     out = request.out or settings.fleet_models_path / DEFAULT_NAME
     # A model must not treat a real server as the simulated server of the same name.
     config = replace(request.config, name=bundle_name(out), own_scales=request.simulate is None)
-    run = TrainingRun(config, out, force=request.force, finish=request.finish, faults=request.faults)
+    run = TrainingRun(config, out, force=request.force, finish=request.finish)
 
     def rows() -> FleetData:
         key = _source_key(settings, request)
@@ -82,7 +82,7 @@ def train_fleet(
         listener.on_message(training_data.describe_data(data))
         return data
 
-    manifest = run_training(settings, run, rows, clock, listener, read_manifest=read_fleet_manifest)
+    manifest = run_training(settings, run, rows, clock, listener, jobs=jobs, read_manifest=read_fleet_manifest)
     return FleetTrainingResult(out, manifest, settings.fleet_models_path)
 
 

@@ -14,17 +14,17 @@ from pathlib import Path
 from forecastd.clock import Clock, SystemClock
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.inference.bundle_store import FallbackBundles
-from forecastd.inference.child_command import child_command
-from forecastd.inference.market_job import check_job, predict_job
+from forecastd.inference.market_runner import market_setup, predict_job
 from forecastd.market.candles import MAX_STALE_STEPS, Candles, check_candles
 from forecastd.market.features import FeatureList, build_model_input, parse_features, warm_up_candles
 from forecastd.market.guards import GuardReport, check_forecast
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow, refresh
+from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise.events import Observer, SupervisionCounts
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.jobs import check_job
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed, ModelFailed
 from forecastd.supervise.queue import BundleQuarantined
 from models.base import Forecast
 from models.errors import ModelError
@@ -225,7 +225,7 @@ class Forecaster:
         self._validate(manifest)
         self.close()
         self._bundle, self.manifest, self.features, self._just_loaded = bundle, manifest, features, True
-        setup = ChildSetup(bundle, manifest.name, command=child_command())
+        setup = market_setup(bundle, manifest.name)
         self._pool = ProcessPool(setup, self._policy, self._clock, counts=self.counts, observer=self._observer)
 
     def _reload(self, sha256: str) -> None:

@@ -16,20 +16,19 @@ from typing import Literal
 
 from forecastd.clock import Clock
 from forecastd.errors import ExitCode, NeedsHuman
-from forecastd.inference.child_command import child_command
 from forecastd.inference.forecaster import gather_candles
-from forecastd.inference.market_job import predict_job
+from forecastd.inference.market_runner import market_setup, predict_job
 from forecastd.inference.stages import describe_candles
 from forecastd.market.features import build_model_input, parse_features
 from forecastd.market.sources import open_source
 from forecastd.market.window import RollingWindow
+from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.settings import Settings
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.events import ProcessEvent, SupervisionCounts
 from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy, policy_from_settings
+from forecastd.supervise.policy import SupervisionPolicy, policy_from_settings
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed, ModelFailed
 from models.base import Forecast, ModelInput
 from models.errors import ModelError
 from models.market.bundle import load_market_bundle
@@ -226,7 +225,7 @@ def run_supervision(
         rows, levels = manifest.horizon, manifest.levels
         return predict_job(inputs, name=name, deadline=deadline, attempts=policy.attempts, rows=rows, levels=levels)
 
-    setup = ChildSetup(path, manifest.name, plan.faults, plan.faulty_launches or sys.maxsize, command=child_command())
+    setup = market_setup(path, manifest.name, faults=plan.faults, faulty_launches=plan.faulty_launches or sys.maxsize)
     with ProcessPool(setup, policy, clock, counts=counts, observer=recorder) as pool:
         on_start(pool.children)
         jobs = _run_jobs(pool, recorder, policy, plan, make_job, clock=clock)

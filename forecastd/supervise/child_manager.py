@@ -10,12 +10,12 @@ import logging
 import selectors
 from dataclasses import dataclass, field
 
+from forecastd.runtime.jobs import ChildFailed, InvalidResult, ModelFailed
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.events import EventDispatcher, EventKind, ProcessEvent, SupervisionCounts
-from forecastd.supervise.jobs import InvalidResult
 from forecastd.supervise.policy import ChildSetup, SlotBackoff, SupervisionPolicy
-from forecastd.supervise.process import ChildFailed, ChildProcess, ModelFailed, StopMode, output_lines
+from forecastd.supervise.process import ChildProcess, StopMode, output_lines
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage, printable
 from forecastd.supervise.queue import JobQueue, WorkItem
 
@@ -117,7 +117,8 @@ class ChildManager:
         slot.launch_number = self._counts.launches
         for source in child.sources:
             self.selector.register(source, selectors.EVENT_READ)
-        child.send("load", setup.load_fields(self._counts.launches))
+        idle_heartbeat = self._policy.limits.idle_heartbeat
+        child.send("load", {**setup.load_fields(self._counts.launches), "idle_heartbeat": idle_heartbeat})
         self._publish("launched", slot)
 
     def _dispatch_jobs(self, now: float) -> None:
@@ -126,9 +127,8 @@ class ChildManager:
             if busy >= self._size:
                 return
             if slot.is_idle and slot.child is not None and (item := self._queue.take()) is not None:
-                phase = Phase.TRAINING if item.job.kind == "train" else Phase.PREDICTING
                 slot.item, slot.last_warning = item, None
-                slot.child.state = detector.assign_job(slot.child.state, now, item.name, phase)
+                slot.child.state = detector.assign_job(slot.child.state, now, item.name, item.job.phase)
                 slot.child.send(item.job.kind, {"job": item.name, **item.job.fields}, item.job.arrays)
                 self._update_write_interest(slot.child)
                 self._publish("dispatched", slot)

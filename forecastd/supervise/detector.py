@@ -55,6 +55,11 @@ class PhaseLimits:
         """The heartbeat limit in a phase, in seconds; infinite while starting."""
         return math.inf if phase is Phase.STARTING else self.heartbeat
 
+    @property
+    def idle_heartbeat(self) -> float:
+        """Seconds between two heartbeats of an idle child: several fit into the limit."""
+        return max(1.0, self.heartbeat / 4)
+
 
 @dataclass(frozen=True)
 class ProcessState:

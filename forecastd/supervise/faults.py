@@ -11,11 +11,14 @@ import ctypes
 import math
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from threading import Event
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forecastd.supervise.child_channel import ChildChannel
 from forecastd.supervise.detector import Phase
@@ -23,29 +26,39 @@ from forecastd.supervise.protocol import ChildMessage, encode
 
 _LEAK_BYTES = 16 << 20
 _PRINTED_LINE = "a model that prints\n" * 51 + "\n"  # about 1 KiB
+_REPORT_SECONDS = 0.05  # between two reports of false progress
 
-# What each kind does. VALUE is explained where the kind takes one.
-FAULT_KINDS: Mapping[str, str] = {
-    "hang": "stop making progress, but keep sending heartbeats",
-    "silent": "stop in native code that holds the GIL: no heartbeats either",
-    "oscillate": "move one percent forward and back, for ever",
-    "stale": "report progress for another launch, and none for this one",
-    "crash": "crash with a segmentation fault",
-    "exit": "call os._exit(VALUE, 3 by default)",
-    "torn": "be killed in the middle of sending a message",
-    "leak": "allocate memory until there is no more",
-    "garbage": "send bytes that are not a message",
-    "raise": "raise an unexpected ImportError",
-    "slow": "add VALUE seconds (1 by default) to each step; healthy below the limit",
-    "deaf": "never read its channel once the model is loaded",
-    "fork": "start a process of its own and leave it running",
-    "print": "print VALUE KiB (64 by default) to stdout",
-    "shape": "return a result with one row too few",
-    "nan": "return NaN after VALUE valid results (0 by default)",
-    "ignore-term": "ignore SIGTERM",
+
+@dataclass(frozen=True)
+class ChildFaultKind:
+    """What a kind of fault does; whether it takes a place; its default value, None when it takes none."""
+
+    effect: str
+    has_place: bool = False
+    default: float | None = None
+
+
+FAULT_KINDS = {
+    "hang": ChildFaultKind("stop making progress, but keep sending heartbeats", has_place=True),
+    "silent": ChildFaultKind("stop in native code that holds the GIL: no heartbeats either", has_place=True),
+    "oscillate": ChildFaultKind("move one percent forward and back, for ever", has_place=True),
+    "stale": ChildFaultKind("report progress for another launch, and none for this one", has_place=True),
+    "crash": ChildFaultKind("crash with a segmentation fault", has_place=True),
+    "exit": ChildFaultKind("call os._exit(VALUE, 3 by default)", has_place=True, default=3.0),
+    "torn": ChildFaultKind("be killed in the middle of sending a message", has_place=True),
+    "leak": ChildFaultKind("allocate memory until there is no more", has_place=True),
+    "garbage": ChildFaultKind("send bytes that are not a message", has_place=True),
+    "raise": ChildFaultKind("raise an unexpected ImportError", has_place=True),
+    "slow": ChildFaultKind(
+        "add VALUE seconds (1 by default) to each step; healthy below the limit", has_place=True, default=1.0
+    ),
+    "deaf": ChildFaultKind("never read its channel once the model is loaded"),
+    "fork": ChildFaultKind("start a process of its own and leave it running"),
+    "print": ChildFaultKind("print VALUE KiB (64 by default) to stdout", default=64.0),
+    "shape": ChildFaultKind("return a result with one row too few"),
+    "nan": ChildFaultKind("return NaN after VALUE valid results (0 by default)", default=0.0),
+    "ignore-term": ChildFaultKind("ignore SIGTERM"),
 }
-_KINDS_WITH_PLACE = {"hang", "silent", "oscillate", "stale", "crash", "exit", "torn", "leak", "garbage", "raise"}
-_DEFAULT_VALUES = {"exit": 3.0, "slow": 1.0, "print": 64.0, "nan": 0.0}
 _PHASE_NAMES = tuple(phase.value for phase in Phase if phase not in {Phase.STARTING, Phase.IDLE, Phase.TRAINING})
 
 
@@ -70,24 +83,22 @@ def parse_faults(text: str) -> tuple[ChildFault, ...]:
 
 def _parse_fault(text: str) -> ChildFault:
     head, _, place = text.partition("@")
-    kind, _, value = head.partition(":")
-    if kind not in FAULT_KINDS:
-        raise ValueError(f"unknown fault {kind!r}; choose from {', '.join(FAULT_KINDS)}")
-    if value and kind not in _DEFAULT_VALUES:
-        raise ValueError(f"{kind} takes no value; remove {value!r}")
-    if place and kind not in _KINDS_WITH_PLACE and kind != "slow":
-        raise ValueError(f"{kind} takes no place; remove {place!r}")
+    name, _, value = head.partition(":")
+    if (kind := FAULT_KINDS.get(name)) is None:
+        raise ValueError(f"unknown fault {name!r}; choose from {', '.join(FAULT_KINDS)}")
+    if value and kind.default is None:
+        raise ValueError(f"{name} takes no value; remove {value!r}")
+    if place and not kind.has_place:
+        raise ValueError(f"{name} takes no place; remove {place!r}")
     phase: Phase | None = Phase.PREDICTING
     percent = 50.0
     if place in _PHASE_NAMES:
         phase, percent = Phase(place), 0.0
     elif place:
         percent = _parse_number(place, f"a percentage or one of {', '.join(_PHASE_NAMES)}", 100)
-    elif kind == "slow":
+    elif name == "slow":
         phase = None
-    return ChildFault(
-        kind, _parse_number(value, "a number", 1e6) if value else _DEFAULT_VALUES.get(kind, 0.0), phase, percent
-    )
+    return ChildFault(name, _parse_number(value, "a number", 1e6) if value else kind.default or 0.0, phase, percent)
 
 
 def _parse_number(text: str, expected: str, maximum: float) -> float:
@@ -109,8 +120,9 @@ class FaultInjector:
         for fault in faults:
             if fault.kind == "ignore-term":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            elif fault.kind == "fork":
-                self._fork()
+            elif fault.kind == "fork" and os.fork() == 0:
+                while True:
+                    signal.pause()
             elif fault.kind == "print":
                 print(_PRINTED_LINE * int(fault.value), flush=True)  # noqa: T201 - the fault is to print
 
@@ -123,7 +135,7 @@ class FaultInjector:
             if fault.kind == "slow":
                 if done > 0:  # a phase that begins has made no step yet
                     self._never.wait(fault.value)
-            elif fault.kind in _KINDS_WITH_PLACE and 100 * done >= fault.percent * total:
+            elif FAULT_KINDS[fault.kind].has_place and 100 * done >= fault.percent * total:
                 self._channel.report_progress(job, phase, total * fault.percent / 100, total)
                 self._trigger(fault, job, phase, total)
 
@@ -132,57 +144,57 @@ class FaultInjector:
         if any(fault.kind == "deaf" for fault in self._faults):
             self._never.wait()
 
-    def on_result(self, message: ChildMessage) -> ChildMessage:
-        """Falsify a valid result, if a fault says so."""
+    def on_result(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Falsify the quantiles of a valid result, if a fault says so."""
         self._result_count += 1
         for fault in self._faults:
-            quantiles = message.arrays["quantiles"]
-            if fault.kind == "shape":
-                message.arrays["quantiles"] = quantiles[:-1]
-            elif fault.kind == "nan" and self._result_count > fault.value:
-                message.arrays["quantiles"] = np.full_like(quantiles, np.nan)
-        return message
+            if fault.kind == "shape" and "quantiles" in arrays:
+                arrays["quantiles"] = arrays["quantiles"][:-1]
+            elif fault.kind == "nan" and "quantiles" in arrays and self._result_count > fault.value:
+                arrays["quantiles"] = np.full_like(arrays["quantiles"], np.nan)
 
     def _trigger(self, fault: ChildFault, job: str | None, phase: Phase, total: float) -> None:
-        position = total * fault.percent / 100
-        actions: Mapping[str, Callable[[], object]] = {
-            "hang": self._never.wait,
-            "silent": _hold_gil,
-            "oscillate": lambda: self._repeat(
-                lambda step: self._channel.report_progress(job, phase, position + step * total / 100, total)
-            ),
-            "stale": lambda: self._repeat(lambda _: self._channel.report_stale_progress(job, phase)),
-            "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
-            "exit": lambda: os._exit(int(fault.value)),
-            "torn": self._send_partial_message,
-            "leak": self._leak_memory,
-            "garbage": lambda: self._channel.send_raw(b"this is not a message\n" * 5),
-            "raise": _raise_import_error,
-        }
-        actions[fault.kind]()
+        match fault.kind:
+            case "hang":
+                self._never.wait()
+            case "silent":
+                _hold_gil()
+            case "oscillate":
+                for percent in cycle((fault.percent + 1, fault.percent)):
+                    self._never.wait(_REPORT_SECONDS)
+                    self._channel.report_progress(job, phase, total * percent / 100, total)
+            case "stale":
+                self._report_for_another_launch(job, phase)
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "exit":
+                os._exit(int(fault.value))
+            case "torn":
+                self._send_partial_message()
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "leak":
+                _leak_memory()
+            case "garbage":
+                self._channel.send_raw(b"this is not a message\n" * 5)
+            case "raise":
+                raise ImportError("No module named 'a_library_that_is_not_there'")
 
-    def _repeat(self, report: Callable[[int], None]) -> None:
-        step = 1
-        while not self._never.wait(0.05):
-            report(step)
-            step = 1 - step
+    def _report_for_another_launch(self, job: str | None, phase: Phase) -> None:
+        fields = {"job": job, "phase": phase.value, "done": 1.0, "total": 1.0}
+        frame = encode(ChildMessage("progress", "an-earlier-launch", fields))
+        while not self._never.wait(_REPORT_SECONDS):
+            self._channel.send_raw(frame)
 
     def _send_partial_message(self) -> None:
-        frame = encode(
-            ChildMessage("result", self._channel.launch_id, {"job": "partial"}, {"quantiles": np.zeros((64, 7))})
-        )
+        arrays = {"quantiles": np.zeros((64, 7))}
+        frame = encode(ChildMessage("result", self._channel.launch_id, {"job": "partial"}, arrays))
         self._channel.send_raw(frame[: len(frame) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
 
-    def _leak_memory(self) -> None:
-        blocks = []
-        while True:
-            blocks.append(bytearray(_LEAK_BYTES))  # zeroed, so the pages are really allocated
 
-    def _fork(self) -> None:
-        if os.fork() == 0:
-            while True:
-                signal.pause()
+def _leak_memory() -> None:
+    blocks = []
+    while True:
+        blocks.append(bytearray(_LEAK_BYTES))  # zeroed, so the pages are really allocated
 
 
 def _hold_gil() -> None:
@@ -190,7 +202,3 @@ def _hold_gil() -> None:
     libc = ctypes.PyDLL(None)
     while True:
         libc.pause()
-
-
-def _raise_import_error() -> None:
-    raise ImportError("No module named 'a_library_that_is_not_there'")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from forecastd.runtime.retry import backoff_seconds
 from forecastd.settings import Settings
@@ -42,33 +41,27 @@ class SupervisionPolicy:
 
 @dataclass(frozen=True)
 class ChildSetup:
-    """How children are started and what they load.
+    """How children are started and what they run.
 
-    `command`: the command line of the child's main, without its arguments. `bundle`: None for training, which loads no
-    model. `faults`: injected into the first `faulty_launches` children, in the syntax of `faults.py`. `threads`: for the
-    numeric libraries, 0 for their own default. `environment`: extra variables for the child.
-
-    `engine`: the engine of a fleet bundle, which gets `engine_threads`; empty for a market bundle.
+    `command`: the command line of the child's main, without its arguments. `runner`: the kind of work, which the child's
+    main knows; `options`: what it loads. `name`: of the model. `faults`: injected into the first `faulty_launches` children,
+    in the syntax of `faults.py`. `threads`: for the numeric libraries, 0 for their own default. `environment`: extra
+    variables for the child.
     """
 
-    bundle: Path | None = None
+    command: tuple[str, ...]
+    runner: str
+    options: Mapping[str, object] = field(default_factory=dict)
     name: str = ""
     faults: str = ""
     faulty_launches: int = 1
     threads: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
-    engine: str = ""
-    engine_threads: int = 1
-    command: tuple[str, ...] = field(kw_only=True)
 
     def load_fields(self, launch_number: int) -> dict[str, object]:
         """The fields of the `load` message. `launch_number`: of the launch in the pool, from 1."""
-        return {
-            "bundle": str(self.bundle.resolve()) if self.bundle else "",
-            "faults": self.faults if launch_number <= self.faulty_launches else "",
-            "engine": self.engine,
-            "threads": self.engine_threads,
-        }
+        faults = self.faults if launch_number <= self.faulty_launches else ""
+        return {"runner": self.runner, "faults": faults, **self.options}
 
 
 @dataclass

@@ -20,11 +20,11 @@ from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from forecastd.clock import Clock
+from forecastd.runtime.jobs import ChildFailed
 from forecastd.supervise.child_manager import MAX_POLL_SECONDS, ChildManager
 from forecastd.supervise.events import EventDispatcher, Observer, SupervisionCounts
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
-from forecastd.supervise.process import ChildFailed
 from forecastd.supervise.queue import JobQueue, WorkItem
 
 log = logging.getLogger(__name__)

@@ -37,18 +37,6 @@ _DUMP_SECONDS = 0.1  # a stack dump is complete this long after its first line
 StopMode = Literal["graceful", "dump_stacks", "kill"]
 
 
-class ChildFailed(Exception):
-    """The child died, hung or sent invalid messages, and so did its replacements. The message describes the last failure."""
-
-
-class ModelFailed(Exception):
-    """A healthy child reported an error. `kind`: data, bundle or model. `check`: the name of the failed check, or empty."""
-
-    def __init__(self, message: str, kind: str, check: str) -> None:
-        super().__init__(message)
-        self.kind, self.check = kind, check
-
-
 def child_environment(threads: int = 1) -> dict[str, str]:
     """The child's whole environment: the paths of Python and the project, and the threads of the numeric libraries.
 

@@ -40,8 +40,8 @@ class InvalidMessage(Exception):
 
 @dataclass(frozen=True, eq=False)
 class ChildMessage:
-    """One message. `kind` to the parent: heartbeat, progress, ready, result, error; to the child: load, predict, fleet,
-    check, train, stop.
+    """One message. `kind` to the parent: heartbeat, progress, ready, result, error; to the child: load, run, check,
+    stop.
 
     `arrays`: float64, float32, int64 or uint8.
     """

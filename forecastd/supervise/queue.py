@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise.events import SupervisionCounts
 from forecastd.supervise.jobs import Job
-from forecastd.supervise.process import ChildFailed, ModelFailed
 
 
 class BundleQuarantined(ChildFailed):

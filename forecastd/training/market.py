@@ -18,6 +18,7 @@ from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.market.candles import COLUMNS, HOUR, Candles, run_checks
 from forecastd.market.features import FeatureList, check_causal, known_matrix, load_features, past_matrix
 from forecastd.market.sources import Source, open_source
+from forecastd.runtime.jobs import JobRunner
 from forecastd.settings import Settings
 from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
 from models.market.bundle import read_market_manifest
@@ -32,10 +33,7 @@ REQUIRED_CHECKS = ("empty", "unit", "future", "grid", "nonfinite", "inconsistent
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A user's request for a training run. `start`, `until`: unix seconds. Without `start`, the last `hours` are used.
-
-    `faults`: injected into the first child, in the syntax of `supervise.faults`.
-    """
+    """A user's request for a training run. `start`, `until`: unix seconds. Without `start`, the last `hours` are used."""
 
     config: TrainingConfig
     out: Path | None = None
@@ -44,7 +42,6 @@ class TrainingRequest:
     hours: int = 17_520
     force: bool = False
     finish: bool = False
-    faults: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class TrainedBundle:
 
 
 def train_model(
-    settings: Settings, request: TrainingRequest, clock: Clock, listener: TrainingListener
+    settings: Settings, request: TrainingRequest, clock: Clock, listener: TrainingListener, jobs: JobRunner
 ) -> TrainedBundle:
     """Train a bundle on the candles of `settings.data_source`, or resume an interrupted training run.
 
@@ -71,12 +68,12 @@ def train_model(
     source = open_source(settings.source.name, settings)
     out = request.out or settings.state_path / "models" / _default_name(source, request.config)
     config = replace(request.config, name=bundle_name(out))
-    run = TrainingRun(config, out, force=request.force, finish=request.finish, faults=request.faults)
+    run = TrainingRun(config, out, force=request.force, finish=request.finish)
 
     def load_rows() -> MarketData:
         return _load_rows(source, features, request, run, now=now, on_message=listener.on_message)
 
-    manifest = run_training(settings, run, load_rows, clock, listener, read_manifest=read_market_manifest)
+    manifest = run_training(settings, run, load_rows, clock, listener, jobs=jobs, read_manifest=read_market_manifest)
     return TrainedBundle(out, manifest)
 
 

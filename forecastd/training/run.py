@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman
-from forecastd.inference.child_command import child_command
-from forecastd.inference.training_job import error_from_child, train_job
-from forecastd.settings import Settings, numeric_environment
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy, policy_from_settings
-from forecastd.supervise.process import ChildFailed, ModelFailed
-from forecastd.training.trainer import TrainingSupervisor
+from forecastd.inference.training_runner import error_from_child, parse_progress, training_request
+from forecastd.runtime.jobs import ChildFailed, JobListener, JobRequest, JobRunner, ModelFailed
+from forecastd.settings import Settings
 from models.errors import BundleError, DataError, TrainingInterrupted
 from models.train import prepare_training
 from models.training import state
@@ -30,16 +28,12 @@ from models.training.task import ManifestT, RowsT, TrainingRows
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training run: its options, its output directory, and what to do with an existing one.
-
-    `faults`: injected into the first child, in the syntax of `supervise.faults`.
-    """
+    """One training run: its options, its output directory, and what to do with an existing one."""
 
     config: TrainingConfig
     out: Path
     force: bool = False
     finish: bool = False
-    faults: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,11 +56,13 @@ def run_training(
     clock: Clock,
     listener: TrainingListener,
     *,
+    jobs: JobRunner,
     read_manifest: Callable[[Path], ManifestT],
 ) -> ManifestT:
     """Train on the rows of `load_rows`, or resume an interrupted training run; return the manifest of the written bundle.
 
-    `load_rows` is called while the output is locked. The options must have been checked (`check_config`).
+    `load_rows` is called while the output is locked; `jobs` runs the training. The options must have been checked
+    (`check_config`).
 
     Raises:
         NeedsHuman: the output must be changed, or every child failed.
@@ -79,50 +75,27 @@ def run_training(
             data = load_rows()
             prepare_training(data, run.config, out, force=run.force, finish=run.finish)
             del data
-            setup = ChildSetup(
-                name=run.config.name,
-                faults=run.faults,
-                threads=0,
-                environment=numeric_environment(),
-                command=child_command(),
-            )
-            trainer = TrainingSupervisor(
-                setup,
-                _training_policy(settings),
-                clock,
-                on_progress=listener.on_progress,
-                on_replacement=listener.on_replacement,
-                stop_now=listener.stop_now,
-            )
-            return _run_supervised(trainer, run, read_manifest, now, settings.supervision.job_attempts)
+            request = training_request(out, created=now, force=run.force, finish=run.finish)
+            sha256 = _run_job(jobs, request, listener, out, settings.supervision.job_attempts)
+            manifest = read_manifest(out)
+            if manifest.sha256 != sha256:
+                raise BundleError(f"{out} was replaced by another bundle just after the training.", check="hash")
+            return manifest
     except OSError as error:
         raise NeedsHuman(
             f"Cannot write {out}: {error.strerror or error}. Make room, or choose another --out."
         ) from error
 
 
-def _training_policy(settings: Settings) -> SupervisionPolicy:
-    """The policy of predictions, without a memory limit and without quarantine.
+def _run_job(jobs: JobRunner, request: JobRequest, listener: TrainingListener, out: Path, attempts: int) -> str:
+    """Run the prepared training of `out` to its end; return the bundle's sha256. Raises the job's error."""
 
-    Torch reserves far more address space than it uses (hundreds of GiB with a GPU), so a limit would be meaningless; a
-    training may use the machine like any program that its user starts. There is no bundle to quarantine.
-    """
-    policy = policy_from_settings(settings, standbys=0)
-    return replace(policy, memory=0, quarantine_after=policy.attempts + 1)
+    def on_progress(detail: Mapping[str, Any]) -> None:
+        if (progress := parse_progress(detail)) is not None:
+            listener.on_progress(progress)
 
-
-def _run_supervised(
-    trainer: TrainingSupervisor,
-    run: TrainingRun,
-    read_manifest: Callable[[Path], ManifestT],
-    created: float,
-    attempts: int,
-) -> ManifestT:
-    """Run the prepared training to its end. Raises the child's error."""
-    out = run.out
-    job = train_job(out, created=created, force=run.force, finish=run.finish, attempts=attempts)
     try:
-        sha256 = trainer.run(job)
+        sha256: str = jobs.run(request, JobListener(on_progress, listener.on_replacement, listener.stop_now))
     except ModelFailed as error:
         raise error_from_child(error, out) from None
     except ChildFailed as error:
@@ -133,10 +106,7 @@ def _run_supervised(
     except KeyboardInterrupt:
         directory = state.state_directory(out)
         raise TrainingInterrupted(directory, has_checkpoint=(directory / state.BEST_CHECKPOINT).exists()) from None
-    manifest = read_manifest(out)
-    if manifest.sha256 != sha256:
-        raise BundleError(f"{out} was replaced by another bundle just after the training.", check="hash")
-    return manifest
+    return sha256
 
 
 def saved_rows(run: TrainingRun, key: str, rows_type: type[RowsT]) -> RowsT | None:

@@ -9,8 +9,7 @@ from threading import Condition
 
 import psutil
 
-from forecastd.inference.child_command import child_command
-from forecastd.inference.market_job import predict_job
+from forecastd.inference.market_runner import market_setup, predict_job
 from forecastd.supervise.events import ProcessEvent
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import ChildSetup
@@ -72,7 +71,7 @@ def canary_job(
 
 def child_setup(path: Path, faults: str = "", faulty_launches: int = 1) -> ChildSetup:
     """Children that load the bundle at `path`, the first ones with faults."""
-    return ChildSetup(path, "demo", faults, faulty_launches, command=child_command())
+    return market_setup(path, "demo", faults=faults, faulty_launches=faulty_launches)
 
 
 def is_running(process: psutil.Process) -> bool:

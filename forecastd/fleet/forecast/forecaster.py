@@ -19,13 +19,12 @@ from forecastd.fleet.forecast.fleet_forecast import HEURISTIC, STORED_LEVELS, TF
 from forecastd.fleet.forecast.heuristic import heuristic_forecast
 from forecastd.fleet.window.readiness import PreparedInput, prepare_input
 from forecastd.fleet.window.window import WindowBlock
-from forecastd.inference.child_command import child_command
-from forecastd.inference.fleet_job import FleetResult, fleet_job
+from forecastd.inference.fleet_runner import FleetResult, fleet_job, fleet_setup
 from forecastd.inference.quantile_json import metrics_json
+from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise.events import Observer, SupervisionCounts
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed, ModelFailed
 from models.errors import BundleError
 from models.fleet.base import FleetInput
 from models.fleet.bundle import read_fleet_manifest
@@ -61,7 +60,7 @@ class FleetForecaster:
         self._metrics = tuple(METRICS[column] for column in columns)
         # Columns of a block; a slice avoids a copy.
         self._columns = slice(None) if columns == list(range(len(METRICS))) else columns
-        setup = ChildSetup(bundle, self.manifest.name, engine=engine, engine_threads=threads, command=child_command())
+        setup = fleet_setup(bundle, self.manifest.name, engine, threads)
         self._pool = ProcessPool(setup, policy, clock, observer=observer)
 
     @property

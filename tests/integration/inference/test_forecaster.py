@@ -21,12 +21,13 @@ from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.inference import forecaster as forecaster_module
 from forecastd.inference.bundle_store import BundleStore, FallbackBundles
 from forecastd.inference.forecaster import Forecaster, TooFewCandles
+from forecastd.inference.market_runner import market_setup
 from forecastd.market.candles import Candles
 from forecastd.market.features import parse_features
 from forecastd.market.sources.sample import SampleSource
 from forecastd.market.window import RollingWindow
 from forecastd.supervise.detector import PhaseLimits
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.policy import SupervisionPolicy
 from models.market.bundle import (
     MarketBundle,
     load_market_bundle,
@@ -91,7 +92,7 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def set_faults(faults: str, faulty: int = 1) -> None:
         monkeypatch.setattr(
-            forecaster_module, "ChildSetup", functools.partial(ChildSetup, faults=faults, faulty_launches=faulty)
+            forecaster_module, "market_setup", functools.partial(market_setup, faults=faults, faulty_launches=faulty)
         )
 
     return set_faults

@@ -26,15 +26,13 @@ import psutil
 import pytest
 
 from forecastd.clock import SystemClock
-from forecastd.inference.child_command import child_command
-from forecastd.inference.market_job import check_job
+from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise import policy as policy_module
 from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.events import ProcessEvent
-from forecastd.supervise.jobs import Job
+from forecastd.supervise.jobs import Job, check_job
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed, ModelFailed
 from models.market.bundle import MarketBundle, copy_market_bundle
 from tests.support.supervision import WAIT_SECONDS, EventLog, canary_job, child_setup, is_running
 from tests.support.waiting import wait_until
@@ -97,7 +95,7 @@ def test_random_faults_end_each_job_once_and_leave_nothing(
     ended: list[Future[Any]] = []
     futures: list[Future[Any]] = []
     with ProcessPool(
-        RandomFaults(demo, "demo", faulty_launches=10**6, command=child_command()),
+        RandomFaults(**vars(replace(child_setup(demo), faulty_launches=10**6))),
         policy,
         CLOCK,
         size=2,
@@ -216,14 +214,14 @@ import os, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
 from forecastd.clock import SystemClock
-from forecastd.inference.market_job import check_job
-from forecastd.inference.child_command import child_command
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.inference.market_runner import market_setup
+from forecastd.runtime.jobs import ChildFailed
+from forecastd.supervise.jobs import check_job
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed
 clock = SystemClock()
 job = lambda: check_job(clock.monotonic() + 60, 3)
-setup = ChildSetup(Path({str(demo)!r}), "demo", command=child_command())
+setup = market_setup(Path({str(demo)!r}), "demo")
 with ProcessPool(setup, SupervisionPolicy(), clock) as pool:
     sha = pool.run(job())
     before = pool.children()[0]["pid"]
@@ -384,7 +382,7 @@ def hostile_setup(demo: Path, tmp_path: Path) -> Callable[[str], ChildSetup]:
     def make(code: str) -> ChildSetup:
         script = tmp_path / "hostile.py"
         script.write_text(PRELUDE + code)
-        return ChildSetup(demo, "demo", command=(sys.executable, str(script)))
+        return replace(child_setup(demo), command=(sys.executable, str(script)))
 
     return make
 

@@ -18,12 +18,11 @@ import numpy as np
 import psutil
 import pytest
 
-from forecastd.inference.market_job import check_job
+from forecastd.runtime.jobs import ChildFailed
 from forecastd.supervise.detector import Phase, PhaseLimits
-from forecastd.supervise.jobs import Job
+from forecastd.supervise.jobs import Job, check_job
 from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed
 from models.base import Forecast
 from models.market.bundle import MarketBundle
 from tests.support.supervision import WAIT_SECONDS, EventLog, canary_job, child_setup, is_running
@@ -341,17 +340,16 @@ import os, signal, sys, threading
 from pathlib import Path
 import psutil
 from forecastd.clock import SystemClock
-from forecastd.inference.child_command import child_command
-from forecastd.inference.market_job import predict_job
+from forecastd.inference.market_runner import market_setup, predict_job
 from forecastd.supervise.detector import PhaseLimits
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from models.market.bundle import load_market_bundle
 
 path, action = Path(sys.argv[1]), sys.argv[2]
 bundle, clock = load_market_bundle(path), SystemClock()
 faults = "fork" if action == "killed" else "slow:0.3@predicting"
-setup = ChildSetup(path, "demo", faults, 9, command=child_command())
+setup = market_setup(path, "demo", faults=faults, faulty_launches=9)
 with ProcessPool(setup, SupervisionPolicy(PhaseLimits(predicting=4, heartbeat=30), standbys=1), clock) as pool:
     pool.wait_ready(120)
     if action == "killed":

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from forecastd.clock import SystemClock
-from forecastd.inference.child_command import child_command
-from forecastd.inference.training_job import error_from_child, train_job
-from forecastd.settings import numeric_environment
+from forecastd.inference.job_runner import LocalJobRunner
+from forecastd.inference.training_runner import error_from_child, parse_progress, training_request
+from forecastd.runtime.jobs import ChildFailed, JobListener, ModelFailed
 from forecastd.supervise.detector import PhaseLimits
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from forecastd.supervise.process import ChildFailed, ModelFailed
-from forecastd.training.trainer import TrainingSupervisor
 from models.errors import BundleError, TrainingInterrupted
 from models.market.bundle import read_market_manifest
 from models.market.dataset import MarketData
@@ -66,7 +65,9 @@ class TrainingLog:
         self.replacements: list[str] = []
         self.hook: Callable[[TrainingProgress], None] = lambda _: None
 
-    def on_progress(self, progress: TrainingProgress) -> None:
+    def on_progress(self, detail: Mapping[str, Any]) -> None:
+        progress = parse_progress(detail)
+        assert progress is not None
         self.progress.append(progress)
         self.hook(progress)
 
@@ -88,26 +89,12 @@ def supervised(data: MarketData, training_log: TrainingLog) -> Iterator[Supervis
 
     def run(out: Path, faults: str = "", *, limits: PhaseLimits = LONG_LIMITS, faulty: int = 1, attempts: int = 3,
             stop_now: bool = False, config: TrainingConfig = CONFIG) -> str:  # fmt: skip
-        setup = ChildSetup(
-            name="tiny",
-            faults=faults,
-            faulty_launches=faulty,
-            threads=0,
-            environment=numeric_environment(),
-            command=child_command(),
-        )
-        policy = SupervisionPolicy(limits, attempts, standbys=0, memory=0, quarantine_after=attempts + 1)
-        trainer = TrainingSupervisor(
-            setup,
-            policy,
-            SystemClock(),
-            on_progress=training_log.on_progress,
-            on_replacement=training_log.replacements.append,
-            stop_now=lambda: stop_now,
-        )
+        jobs = LocalJobRunner(SupervisionPolicy(limits, attempts), SystemClock(), faults=faults, faulty_launches=faulty)
+        listener = JobListener(training_log.on_progress, training_log.replacements.append, lambda: stop_now)
         with state.lock_output(out):
             prepare_training(data, config, out, force=False, finish=False)
-            return trainer.run(train_job(out, created=CREATED, force=False, finish=False, attempts=attempts))
+            sha256: str = jobs.run(training_request(out, created=CREATED, force=False, finish=False), listener)
+            return sha256
 
     yield run
     assert psutil.Process().children() == []
@@ -205,7 +192,7 @@ def test_interrupt_before_launch_starts_nothing(
         def get(self, *_: object, **__: object) -> object:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("forecastd.training.trainer.SimpleQueue", InterruptedQueue)
+    monkeypatch.setattr("forecastd.inference.job_runner.SimpleQueue", InterruptedQueue)
     with pytest.raises(KeyboardInterrupt):
         supervised(tmp_path / "bundle")
     assert training_log.progress == []
@@ -271,7 +258,7 @@ def test_interrupt_after_completion_still_returns_bundle(
             super().close()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("forecastd.training.trainer.ProcessPool", InterruptedPool)
+    monkeypatch.setattr("forecastd.inference.job_runner.ProcessPool", InterruptedPool)
     out = tmp_path / "bundle"
     train(data, replace(CONFIG, epochs=1), out, lambda _: None, created=CREATED)
     with state.lock_output(out):

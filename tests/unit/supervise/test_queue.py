@@ -9,19 +9,19 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise.events import SupervisionCounts
 from forecastd.supervise.jobs import Job
-from forecastd.supervise.process import ChildFailed, ModelFailed
 from forecastd.supervise.queue import BundleQuarantined, JobQueue, WorkItem, resolve
 
 ATTEMPTS, QUARANTINE_AFTER = 3, 3
 
 
-def make_job(kind: Any = "predict", name: str = "forecast") -> Job:
+def make_job(kind: Any = "run", name: str = "forecast") -> Job:
     return Job(kind, name, 100.0, ATTEMPTS, lambda message: message)
 
 
-def make_item(name: str = "a", kind: Any = "predict", deadline: float = 100.0) -> WorkItem:
+def make_item(name: str = "a", kind: Any = "run", deadline: float = 100.0) -> WorkItem:
     return WorkItem(name, make_job(kind, name), Future(), ATTEMPTS, deadline)
 
 
@@ -42,7 +42,7 @@ class JobQueueMachine(RuleBasedStateMachine):
         self.end_counts: dict[str, int] = {}
         self.waiting: list[Future[str]] = []
 
-    @rule(kind=st.sampled_from(["predict", "check", "train"]), seconds=st.floats(-1, 20))
+    @rule(kind=st.sampled_from(["run", "check"]), seconds=st.floats(-1, 20))
     def submit(self, kind: str, seconds: float) -> None:
         item = make_item(f"t{len(self.items)}", kind, self.now + seconds)
         item.future.add_done_callback(

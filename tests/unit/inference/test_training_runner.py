@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.inference import training_job
-from forecastd.inference.training_job import error_from_child, parse_progress, train_in_child, train_job
+from forecastd.inference import training_runner
+from forecastd.inference.child import describe_error
+from forecastd.inference.training_runner import TrainingRunner, error_from_child, parse_progress, training_request
+from forecastd.runtime.jobs import InvalidResult, ModelFailed
 from forecastd.settings import numeric_environment
-from forecastd.supervise.jobs import InvalidResult
-from forecastd.supervise.process import ModelFailed, child_environment
+from forecastd.supervise.process import child_environment
 from forecastd.supervise.protocol import ChildMessage
-from models.errors import BundleError, DataError, TrainingDiverged, TrainingInterrupted
+from models.errors import BundleError, DataError, ModelError, TrainingDiverged, TrainingInterrupted
 from models.training import state
 from models.training.progress import ProgressMeter, TrainingProgress
 
@@ -34,8 +35,17 @@ def signals() -> Iterator[None]:
 
 
 def make_message(out: Path) -> ChildMessage:
-    job = train_job(out, created=1.5, force=True, finish=False, attempts=3)
-    return ChildMessage(job.kind, "launch", {"job": "a", **job.fields})
+    request = training_request(out, created=1.5, force=True, finish=False)
+    return ChildMessage("run", "launch", {"job": "a", **request.fields})
+
+
+def run_and_fail(out: Path) -> ModelFailed:
+    """Run the training in this process; return its error."""
+    try:
+        TrainingRunner().run(make_message(out), lambda *_, **__: None)
+    except (ModelFailed, ModelError) as error:
+        return describe_error(error)
+    raise AssertionError("the training did not fail")
 
 
 @pytest.mark.parametrize(
@@ -53,13 +63,10 @@ def test_child_error_is_restored_in_parent(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(training_job, "run_training", fail)
-    kind, fields = train_in_child(make_message(tmp_path / "b"), lambda *_: None)
-    assert kind == "error"
-    assert fields["error"] not in {"memory", "bundle"}  # else another child would try it
-    rebuilt = error_from_child(
-        ModelFailed(str(fields["message"]), str(fields["error"]), str(fields["check"])), tmp_path / "b"
-    )
+    monkeypatch.setattr(training_runner, "run_training", fail)
+    reported = run_and_fail(tmp_path / "b")
+    assert reported.kind not in {"memory", "bundle"}  # else another child would try it
+    rebuilt = error_from_child(reported, tmp_path / "b")
     assert type(rebuilt) is type(error)
     assert str(rebuilt) == str(error)
     assert vars(rebuilt) == vars(error)
@@ -72,14 +79,12 @@ def test_interrupt_reports_whether_checkpoint_exists(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_job, "run_training", interrupt)
+    monkeypatch.setattr(training_runner, "run_training", interrupt)
     directory = state.state_directory(tmp_path / "b")
     directory.mkdir()
     if has_checkpoint:
         (directory / state.BEST_CHECKPOINT).touch()
-    kind, fields = train_in_child(make_message(tmp_path / "b"), lambda *_: None)
-    assert kind == "error"
-    error = error_from_child(ModelFailed(str(fields["message"]), str(fields["error"]), ""), tmp_path / "b")
+    error = error_from_child(run_and_fail(tmp_path / "b"), tmp_path / "b")
     assert isinstance(error, TrainingInterrupted)
     assert error.has_checkpoint == has_checkpoint
 
@@ -99,20 +104,19 @@ def test_train_message_has_path_and_options_but_no_rows(
         received.update(options, out=out)
         raise DataError("enough")
 
-    monkeypatch.setattr(training_job, "run_training", record)
+    monkeypatch.setattr(training_runner, "run_training", record)
     monkeypatch.chdir(tmp_path)
-    message = make_message(Path("below/b"))
-    assert message.arrays == {}
-    train_in_child(message, lambda *_: None)
+    assert make_message(Path("below/b")).arrays == {}
+    run_and_fail(Path("below/b"))
     assert received == {"out": tmp_path / "below" / "b", "created": 1.5, "force": True, "finish": False}
 
 
 @pytest.mark.parametrize("fields", [{}, {"bundle_sha256": ""}, {"bundle_sha256": 7}])
 def test_result_without_bundle_hash_is_invalid(fields: dict[str, object], tmp_path: Path) -> None:
-    job = train_job(tmp_path / "b", created=0, force=False, finish=False, attempts=1)
+    request = training_request(tmp_path / "b", created=0, force=False, finish=False)
     with pytest.raises(InvalidResult):
-        job.read(ChildMessage("result", "launch", fields))
-    assert job.read(ChildMessage("result", "launch", {"bundle_sha256": SHA256})) == SHA256
+        request.read(fields)
+    assert request.read({"bundle_sha256": SHA256}) == SHA256
 
 
 def test_progress_round_trips() -> None:

@@ -1,12 +1,26 @@
-"""The forecast of one market series, and the check of a loaded model, as jobs for a child: messages of both sides."""
+"""The forecast of one market series: the job that the parent sends, and its runner in the child."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
-from forecastd.supervise.jobs import InvalidResult, Job
-from forecastd.supervise.protocol import ChildMessage, InvalidMessage, printable
+from forecastd.inference.runner import ProgressReport, Runner, RunnerResult, StepReport, child_setup
+from forecastd.runtime.jobs import InvalidResult
+from forecastd.supervise.detector import Phase
+from forecastd.supervise.jobs import Job
+from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.protocol import ChildMessage, InvalidMessage
 from models.base import Forecast, ModelInput
+from models.market.bundle import MarketBundle, load_market_bundle
+from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
+
+
+def market_setup(bundle: Path, name: str, **fields: Any) -> ChildSetup:
+    """Children that load the market model `name` from `bundle`."""
+    return child_setup("market", name=name, options={"bundle": str(bundle.resolve())}, **fields)
 
 
 def predict_job(
@@ -14,7 +28,7 @@ def predict_job(
 ) -> Job:
     """The forecast of one series: quantiles `[rows, len(levels)]`. The job's value is a `Forecast`."""
     return Job(
-        kind="predict",
+        kind="run",
         name=name,
         deadline=deadline,
         attempts=attempts,
@@ -24,21 +38,37 @@ def predict_job(
     )
 
 
-def check_job(deadline: float, attempts: int) -> Job:
-    """Run the canary of the loaded model again. The job's value is the bundle's sha256."""
-    return Job("check", "model check", deadline, attempts, lambda message: printable(message.text("bundle_sha256")))
+class MarketRunner(Runner):
+    """Loads a market bundle, and forecasts one series a job."""
+
+    _bundle: MarketBundle
+    _engine: MarketEngine
+
+    def load(self, options: ChildMessage, report: ProgressReport) -> str:
+        report(Phase.LOADING, 1, 3)
+        self._bundle = load_market_bundle(Path(options.text("bundle")))
+        report(Phase.LOADING, 2, 3)
+        self._engine = load_market_engine(self._bundle)
+        return self._bundle.sha256
+
+    def check(self, report: StepReport) -> None:
+        verify_market_canary(self._bundle, self._engine, report)
+
+    def run(self, job: ChildMessage, report: ProgressReport) -> RunnerResult:
+        report(Phase.PREDICTING, 0, 1)
+        inputs = ModelInput(
+            job.fields["end"], job.fields["step"], job.arrays["target"], job.arrays["past"], job.arrays["known"]
+        )
+        forecast = self._engine.predict(inputs, lambda done, total: report(Phase.PREDICTING, done, total))
+        report(Phase.POST_PROCESSING, 0, 1)
+        result = forecast_result(forecast)
+        report(Phase.POST_PROCESSING, 1, 1)
+        return result
 
 
-def read_model_input(message: ChildMessage) -> ModelInput:
-    """The model input of a `predict` message."""
-    fields, arrays = message.fields, message.arrays
-    return ModelInput(fields["end"], fields["step"], arrays["target"], arrays["past"], arrays["known"])
-
-
-def forecast_message(forecast: Forecast, launch_id: str, job: str) -> ChildMessage:
-    """The result message of a `predict` job."""
+def forecast_result(forecast: Forecast) -> RunnerResult:
+    """The result of a job."""
     fields = {
-        "job": job,
         "end": forecast.end,
         "step": forecast.step,
         "levels": list(forecast.levels),
@@ -46,7 +76,7 @@ def forecast_message(forecast: Forecast, launch_id: str, job: str) -> ChildMessa
         "input_sha256": forecast.input_sha256,
         "bundle_sha256": forecast.bundle_sha256,
     }
-    return ChildMessage("result", launch_id, fields, {"quantiles": forecast.quantiles})
+    return RunnerResult(fields, {"quantiles": forecast.quantiles})
 
 
 def _read_forecast(message: ChildMessage, inputs: ModelInput, rows: int, levels: tuple[float, ...]) -> Forecast:

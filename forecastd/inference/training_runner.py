@@ -1,4 +1,4 @@
-"""A training run as a job for a child: messages of both sides.
+"""A training run: the request that the parent makes, and its runner in the child.
 
 Rows, options and checkpoints are on disk, in the state directory that the parent has prepared and locked
 (`models.training.state`). The channel carries only its path and the progress, so a job of any size costs a few bytes, and a
@@ -8,74 +8,61 @@ replacement child resumes from the last checkpoint.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import inf
 from pathlib import Path
 from typing import Any
 
-from forecastd.supervise.jobs import InvalidResult, Job
-from forecastd.supervise.process import ModelFailed
-from forecastd.supervise.protocol import ChildMessage, InvalidMessage
+from forecastd.inference.runner import ProgressReport, Runner, RunnerResult
+from forecastd.runtime.jobs import InvalidResult, JobRequest, ModelFailed
+from forecastd.supervise.detector import Phase
+from forecastd.supervise.protocol import ChildMessage
 from models.errors import BundleError, DataError, TrainingDiverged, TrainingInterrupted
 from models.train import run_training
 from models.training import state
 from models.training.progress import TrainingProgress
 
-ProgressReport = Callable[[float, float, dict[str, object]], None]  # done, total, all fields of the progress
-
 _INTEGERS = ("epoch", "epochs", "batch", "batches")
 _LOSSES = ("loss", "validation_loss")
 
 
-def train_job(out: Path, *, created: float, force: bool, finish: bool, attempts: int) -> Job:
-    """Run the prepared training of `out` to its end, without a deadline. The job's value is the bundle's sha256."""
+def training_request(out: Path, *, created: float, force: bool, finish: bool) -> JobRequest:
+    """Run the prepared training of `out` to its end. The job's value is the bundle's sha256."""
     fields = {"out": str(out.absolute()), "created": created, "force": force, "finish": finish}
-    return Job("train", f"training of {out.name}", inf, attempts, _read_sha256, fields)
+    return JobRequest("training", out.name, fields, _read_sha256)
 
 
-def _read_sha256(message: ChildMessage) -> str:
-    try:
-        sha256 = message.text("bundle_sha256")
-    except InvalidMessage as error:
-        raise InvalidResult(f"a field is missing or invalid: {error}") from error
-    if not sha256:
+def _read_sha256(fields: Mapping[str, Any]) -> str:
+    sha256 = fields.get("bundle_sha256")
+    if not isinstance(sha256, str) or not sha256:
         raise InvalidResult("the bundle's sha256 is missing")
     return sha256
 
 
-def train_in_child(message: ChildMessage, report: ProgressReport) -> tuple[str, dict[str, object]]:
-    """Run a `train` job in the child; return the kind and the fields of its result message.
+class TrainingRunner(Runner):
+    """Trains one bundle. A failure that every other child would meet too ends the job."""
 
-    A failure that every other child would meet too becomes an error message, which ends the job.
-    """
+    def run(self, job: ChildMessage, report: ProgressReport) -> RunnerResult:
+        def report_progress(progress: TrainingProgress) -> None:
+            report(Phase.TRAINING, progress.done, progress.total, asdict(progress))
 
-    def report_progress(progress: TrainingProgress) -> None:
-        report(progress.done, progress.total, asdict(progress))
-
-    try:
-        with _interruptible():
-            manifest = run_training(
-                Path(message.text("out")),
-                report_progress,
-                created=message.number("created"),
-                force=message.fields.get("force") is True,
-                finish=message.fields.get("finish") is True,
-            )
-    except (KeyboardInterrupt, TrainingInterrupted):
-        return _error_fields("interrupted", "The training was interrupted.")
-    except BundleError as error:
-        return _error_fields("output", str(error.args[0]), error.check)
-    except DataError as error:
-        return _error_fields("data", str(error), type(error).__name__)
-    except OSError as error:
-        return _error_fields("disk", error.strerror or str(error), str(error.errno or 0))
-    return "result", {"bundle_sha256": manifest.sha256}
-
-
-def _error_fields(error: str, text: str, check: str = "") -> tuple[str, dict[str, object]]:
-    return "error", {"error": error, "message": text, "check": check}
+        try:
+            with _interruptible():
+                manifest = run_training(
+                    Path(job.text("out")),
+                    report_progress,
+                    created=job.number("created"),
+                    force=job.fields.get("force") is True,
+                    finish=job.fields.get("finish") is True,
+                )
+        except (KeyboardInterrupt, TrainingInterrupted):
+            raise ModelFailed("The training was interrupted.", "interrupted") from None
+        except BundleError as error:
+            raise ModelFailed(str(error.args[0]), "output", error.check) from error
+        except OSError as error:
+            raise ModelFailed(error.strerror or str(error), "disk", str(error.errno or 0)) from error
+        return RunnerResult({"bundle_sha256": manifest.sha256})
 
 
 def error_from_child(error: ModelFailed, out: Path) -> Exception:

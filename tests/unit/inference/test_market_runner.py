@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forecastd.inference.market_job import forecast_message, predict_job
-from forecastd.supervise.jobs import InvalidResult
-from forecastd.supervise.protocol import MessageDecoder, encode
+from forecastd.inference.market_runner import forecast_result, predict_job
+from forecastd.runtime.jobs import InvalidResult
+from forecastd.supervise.protocol import ChildMessage, MessageDecoder, encode
 from models.base import Forecast, ModelInput
 
 INPUTS = ModelInput(1000, 10, np.zeros(4), np.zeros((4, 1)), np.zeros((6, 1)))
@@ -18,7 +18,8 @@ FORECAST = Forecast(1000, 10, LEVELS, np.tile([-0.1, 0.0, 0.1], (2, 1)), 0.0, IN
 
 
 def read_result(**changes: Any) -> object:
-    message = forecast_message(FORECAST, "l", "j")
+    result = forecast_result(FORECAST)
+    message = ChildMessage("result", "l", {**result.fields, "job": "j"}, result.arrays)
     quantiles = changes.pop("quantiles", None)
     if quantiles is not None:
         message.arrays["quantiles"] = quantiles
