@@ -24,6 +24,7 @@ from forecastd.alerts.rules import VERSION, AlertCondition, AlertMessage, AlertS
 from forecastd.clock import Clock, to_iso
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
 from forecastd.logs import redacted
+from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.files import read_text_file, write_atomic
 from forecastd.settings import AlertSettings
 
@@ -44,7 +45,7 @@ _FIELDS_SINCE_1 = {
 }  # fields of a condition that were renamed after version 1 of the state file
 
 
-class AlertDispatcher:
+class AlertDispatcher(Closeable):
     """Sends alerts by webhook, by command, or by both; only to the log when neither is set.
 
     Use it as a context manager. Every method returns immediately and is thread-safe.
@@ -79,12 +80,8 @@ class AlertDispatcher:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
-    def __enter__(self) -> AlertDispatcher:
+    def start(self) -> None:
         self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def epoch_missed(self, topic_id: int, nonce: int, reason: str, *, wallet: str = "") -> None:
         """An epoch was missed. Each epoch fires one alert, however often it is reported and across restarts."""

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from types import TracebackType
 from typing import TypeVar
 
 from forecastd.chain.codes import Action, classify
@@ -40,6 +39,7 @@ from forecastd.chain.types import (
 )
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError
+from forecastd.runtime.closeable import Closeable
 
 MAX_BROADCAST_ENDPOINTS = 5  # endpoints that get the same bytes
 GRACE_SECONDS = 0.5  # time left for the others after one has accepted the bytes
@@ -91,7 +91,7 @@ class EndpointReport:
     error: str
 
 
-class EndpointPool:
+class EndpointPool(Closeable):
     """A pool of endpoints with the methods of `Node`.
 
     `chain_id` is the chain that every endpoint must be on; None accepts any chain. `hedge_seconds` and
@@ -125,14 +125,6 @@ class EndpointPool:
         self._requests = RequestPool(pooled, clock, hedge_seconds=hedge_seconds, timeout_seconds=timeout_seconds)
         self._clock = clock
         self._max_lag = max_lag
-
-    def __enter__(self) -> EndpointPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close all connections and threads. Calls in progress end with an error."""

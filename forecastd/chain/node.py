@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from decimal import Decimal, InvalidOperation
-from types import TracebackType
 from typing import Any, Protocol
 
 from forecastd.chain.endpoint import Endpoint, parse_endpoint
@@ -38,6 +37,7 @@ from forecastd.chain.types import (
     read_network_inferences,
 )
 from forecastd.errors import NeedsHuman
+from forecastd.runtime.closeable import Closeable
 
 CALL_TIMEOUT_SECONDS = 10.0  # total time for one call
 _VERSIONS: tuple[EmissionsVersion, ...] = ("v10", "v9")
@@ -65,7 +65,7 @@ class WrongChain(NeedsHuman):
         self.chain_id = chain_id
 
 
-class Node:
+class Node(Closeable):
     """The client of one endpoint.
 
     `chain_id` is the expected chain; None accepts any. Safe to use from several threads.
@@ -84,14 +84,6 @@ class Node:
         self._expected_chain_id = chain_id
         self._chain_checked = chain_id is None
         self._version: EmissionsVersion | None = None
-
-    def __enter__(self) -> Node:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection. A later call opens a new one."""

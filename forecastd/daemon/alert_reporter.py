@@ -28,7 +28,7 @@ class AlertReporter:
         """Start, or replace, the dispatcher. The old one saves its state before the new one reads it."""
         self._alerts.close(1.0)
         self._alerts = open_alerts()
-        self._alerts.__enter__()
+        self._alerts.start()
 
     def close(self, seconds: float) -> None:
         """Send the queued alerts, for at most `seconds`."""

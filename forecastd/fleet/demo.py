@@ -13,6 +13,7 @@ from forecastd.clock import seconds_until
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Scenario, Simulator
+from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.unexpected import run_guarded
 
 MAX_WAIT_SECONDS = 1.0  # the clock may be set while the thread waits
@@ -29,7 +30,7 @@ class DemoOptions:
     seed: int = 1
 
 
-class DemoFeed:
+class DemoFeed(Closeable):
     """Puts simulated rows into a fleet. Use as a context manager, after `fill_window`."""
 
     def __init__(self, fleet: Fleet, options: DemoOptions) -> None:
@@ -55,11 +56,10 @@ class DemoFeed:
             if index % TICKS_PER_SAVE == 0:
                 self._fleet.window.save()
 
-    def __enter__(self) -> DemoFeed:
+    def start(self) -> None:
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stop.set()
         self._thread.join(JOIN_SECONDS)
 

@@ -27,6 +27,7 @@ from forecastd.fleet.tick_evaluator import TickEvaluator
 from forecastd.fleet.ticker import Ticker
 from forecastd.fleet.window.persistent_window import PersistentWindow
 from forecastd.fleet.window.store import FILE_NAME, TickStore
+from forecastd.runtime.closeable import Closeable
 from forecastd.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ CLOSE_SECONDS = 0.5  # for all threads and processes together
 RETRY_SECONDS = 5.0  # between two attempts to start the model
 
 
-class Fleet:
+class Fleet(Closeable):
     """One fleet. Use as a context manager: entering starts it, leaving stops it.
 
     `snapshot`: what readers need; any thread may read it at any time. `synthetic`: the rows are simulated.
@@ -83,16 +84,9 @@ class Fleet:
         self.forecast_worker = LatestTickWorker("the fleet forecast", self._forecast, self._wait_for_model)
         self.evaluation_worker = LatestTickWorker("the fleet evaluation", self._evaluate_tick)
 
-    def __enter__(self) -> Fleet:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def start(self) -> None:
         """Start the threads. The first forecast uses the loaded window and is made as soon as the model is ready."""
-        self._alerts.__enter__()
+        self._alerts.start()
         if not self.synthetic:
             self.window.load()
         self._submit_tick(self.window.memory.newest)

@@ -20,6 +20,7 @@ from forecastd.market.features import FeatureList, build_model_input, parse_feat
 from forecastd.market.guards import GuardReport, check_forecast
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow, refresh
+from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise.events import Observer, SupervisionCounts
 from forecastd.supervise.jobs import check_job
@@ -38,7 +39,7 @@ class TooFewCandles(SkipEpoch):
     """The model needs more candles than there are."""
 
 
-class Forecaster:
+class Forecaster(Closeable):
     """Runs one bundle in its own children. A context manager that stops them on exit.
 
     `manifest`, `features`: of the current bundle. `warnings`: what a person should know about it. `counts`: supervision
@@ -201,12 +202,6 @@ class Forecaster:
         """Stop the children."""
         if self._pool is not None:
             self._pool.close()
-
-    def __enter__(self) -> Forecaster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _current_pool(self) -> ProcessPool:
         """The pool; a new one when the bundle was quarantined without a fallback."""

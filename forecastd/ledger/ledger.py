@@ -29,6 +29,7 @@ from forecastd.ledger.file import (
     translate_error,
     write_high_water_mark,
 )
+from forecastd.runtime.closeable import Closeable
 
 EpochKey = tuple[str, int, int, str]  # chain id, topic id, nonce, wallet
 _KEY_FILTER = "chain_id = ? AND topic_id = ? AND nonce = ? AND wallet = ?"
@@ -109,7 +110,7 @@ class LedgerEntry:
         return self.key[2]
 
 
-class Ledger:
+class Ledger(Closeable):
     """The ledger's file. One process at a time; every write is one durable transaction."""
 
     def __init__(self, path: Path, *, timeout_seconds: float = 5.0, connect: ConnectFunction = connect) -> None:

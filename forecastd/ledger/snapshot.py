@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, RLock
 
@@ -117,7 +117,7 @@ def open_snapshot(path: Path, *, timeout_seconds: float = 5.0) -> Iterator[Ledge
         except OSError as error:
             reason = f"Cannot copy the ledger for reading: {error.strerror}. Set TMPDIR to a directory with free space."
             raise NeedsHuman(reason) from error
-        yield stack.enter_context(closing(_open_copy(path, copy)))
+        yield stack.enter_context(_open_copy(path, copy))
 
 
 def _open_copy(path: Path, copy: Path) -> LedgerSnapshot:

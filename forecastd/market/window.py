@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
@@ -35,6 +34,7 @@ from forecastd.market.candles import (
 )
 from forecastd.market.sources.base import Source
 from forecastd.market.window_file import BUSY_SECONDS, FileUnavailableError, WindowFile
+from forecastd.runtime.closeable import Closeable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS absent (
 LOSS_MESSAGE = "missing rows will be fetched again"
 
 
-class RollingWindow:
+class RollingWindow(Closeable):
     """Series on disk, each bounded, shared by several threads and processes at once.
 
     No method raises for a damaged, full, locked, read-only or deleted file: it logs a warning and behaves as if the
@@ -90,14 +90,6 @@ class RollingWindow:
     def close(self) -> None:
         """Close the file. The next use opens it again."""
         self._file.close()
-
-    def __enter__(self) -> RollingWindow:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def append(self, candles: Candles) -> None:
         """Store `candles` under their source, symbol and step; existing rows of the same time are replaced.

@@ -13,13 +13,14 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import SplitResult, urlsplit
 
 from forecastd.clock import SystemClock
 from forecastd.errors import RetryLater
+from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.retry import backoff_seconds
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class HttpResponse:
     body: bytes = field(repr=False)
 
 
-class HttpClient:
+class HttpClient(Closeable):
     """Requests to one server. Redirects are not followed: they would send the headers and the body to another host.
 
     Thread-safe. No credentials of this host's .netrc are sent, and no proxy is used for this machine's own ports.
@@ -194,7 +195,7 @@ def fetch_url(
     max_bytes: int = MAX_RESPONSE_BYTES,
 ) -> HttpResponse:
     """GET `url`. Raises as `HttpClient.request` does."""
-    with closing(HttpClient(url, headers=headers, max_bytes=max_bytes)) as client:
+    with HttpClient(url, headers=headers, max_bytes=max_bytes) as client:
         return client.request("GET", params=params, deadline=deadline)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from forecastd.clock import Clock
+from forecastd.runtime.closeable import Closeable
 from forecastd.status.health import check_health
 from forecastd.status.model import DaemonStatus
 
@@ -33,7 +34,7 @@ RESPONSE_SECONDS = 5.0  # for one send call of the response
 ALLOWED_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})  # others may be DNS rebinding
 
 
-class HealthServer:
+class HealthServer(Closeable):
     """Serves while the block runs. `read_status` returns the daemon's current status and must be thread-safe.
 
     If the port cannot be bound, a warning is logged, `port` is None and nothing is served: monitoring must not stop
@@ -56,17 +57,13 @@ class HealthServer:
         else:
             self.port = self._server.server_address[1]
 
-    def __enter__(self) -> HealthServer:
+    def start(self) -> None:
         if self._server is not None:
             self._thread = threading.Thread(target=self._serve, args=(self._server,), name="health", daemon=True)
             self._thread.start()
             log.info(
                 "health over HTTP: http://%s:%s/healthz, /metrics, /status", HOST, self.port, extra={"action": "health"}
             )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the port. Responses in progress finish by themselves."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from forecastd.chain.client import ChainClient
@@ -62,7 +62,7 @@ def open_unexplained_accounts(settings: Settings, clock: Clock) -> Iterator[tupl
     path, chain_id = settings.state_path / "ledger.sqlite", chain_id_for(settings)
     with open_snapshot(path) as snapshot:  # opening the ledger itself could create or rename it
         wallets = [wallet for account_chain_id, wallet in snapshot.accounts() if account_chain_id == chain_id]
-    with closing(Ledger(path)) as ledger, open_endpoints(settings, clock, chain_id) as chain:
+    with Ledger(path) as ledger, open_endpoints(settings, clock, chain_id) as chain:
         accounts = [compare_account(ledger, chain, chain.chain_id(), wallet) for wallet in wallets]
         yield ledger, [account for account in accounts if account.unexplained]
 

@@ -20,6 +20,7 @@ from threading import RLock, Thread
 from typing import Any, TypeVar
 
 from forecastd.clock import Clock
+from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.jobs import ChildFailed
 from forecastd.supervise.child_manager import MAX_POLL_SECONDS, ChildManager
 from forecastd.supervise.events import EventDispatcher, Observer, SupervisionCounts
@@ -35,7 +36,7 @@ _OBSERVER_FLUSH_SECONDS = 1.0  # how long a caller waits for the observer to cat
 _RESPONSE_MARGIN_SECONDS = 10.0  # in which the supervisor must end a job whose caller has stopped waiting
 
 
-class ProcessPool:
+class ProcessPool(Closeable):
     """The children of one setup. A context manager that stops them on exit."""
 
     def __init__(
@@ -152,12 +153,6 @@ class ProcessPool:
         self._run_on_thread(self._close)
         self._thread.join()
         self._dispatcher.close(_OBSERVER_FLUSH_SECONDS)
-
-    def __enter__(self) -> ProcessPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _run_on_thread(self, command: Callable[[], object]) -> None:
         """Run a command on the pool's thread; here, when that thread has ended or belongs to the parent of a fork."""

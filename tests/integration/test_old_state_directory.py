@@ -13,7 +13,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,7 +54,7 @@ def state(root: Path, tmp_path: Path) -> Path:
 
 
 def test_old_ledger_keeps_every_row_and_signature(state: Path) -> None:
-    with closing(Ledger(state / "ledger.sqlite")) as ledger:
+    with Ledger(state / "ledger.sqlite") as ledger:
         entries = {entry.nonce: entry for entry in ledger.entries("localnet", WALLET)}
         assert {nonce: entry.row.state for nonce, entry in entries.items()} == STATES
         assert [len(ledger.attempts(entries[nonce].key)) for nonce in (359_177_760, 359_178_480)] == [1, 2]
@@ -65,7 +64,7 @@ def test_old_ledger_keeps_every_row_and_signature(state: Path) -> None:
         assert opened.row.state is SubmissionState.SIGNED
         assert ledger.integrity_check() == "ok"
     assert not list(state.glob("*.damaged-*"))
-    with closing(Ledger(state / "ledger.sqlite")) as ledger:  # and once more, as the new version
+    with Ledger(state / "ledger.sqlite") as ledger:  # and once more, as the new version
         assert len(ledger.entries("localnet", WALLET)) == len(STATES)
 
 
@@ -88,7 +87,7 @@ def test_old_ledger_migration_that_fails_leaves_the_old_file(state: Path) -> Non
 
     with pytest.raises(Exception, match="disk I/O error"):
         Ledger(state / "ledger.sqlite", connect=connect)
-    with closing(Ledger(state / "ledger.sqlite")) as ledger:
+    with Ledger(state / "ledger.sqlite") as ledger:
         assert {entry.nonce: entry.row.state for entry in ledger.entries("localnet", WALLET)} == STATES
 
 
@@ -141,7 +140,7 @@ def test_rolling_window_and_fleet_window_are_loaded(state: Path) -> None:
     assert stored_candles is not None
     assert len(stored_candles) == 408
     window = FleetWindow(5, 720, 10)
-    with closing(TickStore(state / "fleet" / "window.sqlite", step=5)) as store:
+    with TickStore(state / "fleet" / "window.sqlite", step=5) as store:
         report = store.load(window, FLEET_TIME)
     assert (report.servers, report.damaged_ticks) == (1, 0)
     assert window.servers() == ("web-1",)

@@ -84,7 +84,7 @@ def open_context(
     """Open what `open_cycle_contexts` of the product opens, in the same order, with an instant forecaster."""
     clock = SystemClock()
     with ExitStack() as stack:
-        stack.enter_context(WalletLock(LOCAL_CHAIN_ID, wallet.address, clock, timeout_seconds=lock_wait))
+        stack.enter_context(WalletLock(LOCAL_CHAIN_ID, wallet.address, clock, timeout=lock_wait))
         ledger = Ledger(state_dir / "ledger.sqlite")
         stack.callback(ledger.close)
         window = RollingWindow.open(state_dir / "window.sqlite")

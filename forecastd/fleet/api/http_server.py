@@ -10,13 +10,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from forecastd.fleet.api.connection_timeouts import TimeoutProtocol
+from forecastd.runtime.closeable import Closeable
 
 KEEP_ALIVE_SECONDS = 30  # of an idle connection
 HEADER_BYTES = 32_768
 SHUTDOWN_SECONDS = 0.3  # for pending responses at shutdown, and again to abort them
 
 
-class FleetHttpServer:
+class FleetHttpServer(Closeable):
     """Serves `app` on a listening socket while the block runs."""
 
     def __init__(self, app: FastAPI, listener: socket.socket) -> None:
@@ -35,15 +36,14 @@ class FleetHttpServer:
         """Whether the server thread is running."""
         return self._thread.is_alive()
 
-    def __enter__(self) -> FleetHttpServer:
+    def start(self) -> None:
         self._thread.start()
-        return self
 
     def stop(self) -> None:
         """Begin to shut down. Returns immediately."""
         self._server.should_exit = True
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.stop()
         self._thread.join(SHUTDOWN_SECONDS)
         self._server.force_exit = True

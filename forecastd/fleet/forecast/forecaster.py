@@ -21,6 +21,7 @@ from forecastd.fleet.window.readiness import PreparedInput, prepare_input
 from forecastd.fleet.window.window import WindowBlock
 from forecastd.inference.fleet_runner import FleetResult, fleet_job, fleet_setup
 from forecastd.inference.quantile_json import metrics_json
+from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise.events import Observer, SupervisionCounts
 from forecastd.supervise.policy import SupervisionPolicy
@@ -31,7 +32,7 @@ from models.fleet.bundle import read_fleet_manifest
 from models.fleet.manifest import FleetManifest
 
 
-class FleetForecaster:
+class FleetForecaster(Closeable):
     """Runs one bundle in children of its own. Use as a context manager: leaving ends them.
 
     `manifest`: the manifest of the bundle. Not thread-safe.
@@ -172,12 +173,6 @@ class FleetForecaster:
     def close(self) -> None:
         """End the children."""
         self._pool.close()
-
-    def __enter__(self) -> FleetForecaster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def load_compatible_manifest(bundle: Path, step: int | None = None) -> FleetManifest:

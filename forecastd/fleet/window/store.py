@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 
 import numpy as np
 
@@ -48,6 +47,7 @@ from forecastd.fleet.window.tick_tables import (
 )
 from forecastd.fleet.window.window import FleetWindow
 from forecastd.market.window_file import FileUnavailableError, WindowFile
+from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.formatting import format_duration
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class StoreState:
     last_error: str | None
 
 
-class TickStore:
+class TickStore(Closeable):
     """The ticks of a fleet in one SQLite file: the newest `hours` of them and at most `megabytes`.
 
     No method raises for a damaged, full, busy, read-only or deleted file: an error is logged once, reported by
@@ -127,14 +127,6 @@ class TickStore:
     def close(self) -> None:
         """Close the file. Nothing is pending for it."""
         self._file.close()
-
-    def __enter__(self) -> TickStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def append(self, rows: FleetRows, now: float) -> bool:
         """Save rows, such as those of `FleetWindow.unsaved`, as one part of each of their ticks; returns whether it

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 
 from forecastd.clock import Clock, from_iso
@@ -22,6 +21,7 @@ from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.market.candles import Candles
 from forecastd.market.sources.base import Source
 from forecastd.market.sources.tiingo import PRICES_PATH
+from forecastd.runtime.closeable import Closeable
 from forecastd.settings import Settings
 
 MAX_RESPONSE_ROWS = 5_000  # candles per response; a longer range is truncated
@@ -76,7 +76,7 @@ class TiingoFault:
         return self.every is None or number % self.every == 0
 
 
-class FakeTiingo:
+class FakeTiingo(Closeable):
     """The server; it runs in its own thread inside a `with` block.
 
     `request_count` and `bytes_sent` (headers and bodies) count requests and responses.
@@ -110,13 +110,10 @@ class FakeTiingo:
             target=self._server.serve_forever, args=(0.05,), name="fake tiingo", daemon=True
         )
 
-    def __enter__(self) -> FakeTiingo:
+    def start(self) -> None:
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.stopping.set()
         self._server.shutdown()
         self._server.server_close()

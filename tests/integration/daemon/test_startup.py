@@ -48,7 +48,7 @@ def test_startup_failure_is_alerted_once(settings: Settings, tmp_path: Path) -> 
 def test_second_daemon_keeps_the_files_of_the_first(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(resources, "WalletLock", partial(WalletLock, timeout_seconds=0.1))
+    monkeypatch.setattr(resources, "WalletLock", partial(WalletLock, timeout=0.1))
     settings.state_path.mkdir(parents=True)
     files = [settings.state_path / name for name in ("daemon.json", "alerts.json")]
     for file in files:

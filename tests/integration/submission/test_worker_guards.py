@@ -6,7 +6,6 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -130,7 +129,7 @@ def test_lost_ledger_is_recovered_from_chain(tmp_path: Path, root: Path) -> None
             part.unlink()
         (outcome,) = run_once([topic_settings], SystemClock())
         assert outcome.outcome == "submitted", outcome.reason
-    with closing(Ledger(tmp_path / "s" / "ledger.sqlite")) as ledger:
+    with Ledger(tmp_path / "s" / "ledger.sqlite") as ledger:
         entries = ledger.entries("localnet", str(outcome.wallet))
     assert [entry.nonce for entry in entries] == [*nonces, outcome.nonce]
     assert [entry.row.state for entry in entries] == [SubmissionState.ADMITTED] * 3 + [SubmissionState.INCLUDED]

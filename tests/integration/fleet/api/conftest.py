@@ -173,7 +173,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeFlee
         cleanups.append(fleet.close)
         listener = listen("127.0.0.1", 0)
         http = FleetHttpServer(create_app(fleet, ApiKeys(keys)), listener)
-        http.__enter__()
+        http.start()
         cleanups.append(http.__exit__)
         client = httpx.Client(base_url=f"http://127.0.0.1:{http.port}", timeout=WAIT, trust_env=False)
         cleanups.append(client.close)
