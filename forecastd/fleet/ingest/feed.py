@@ -88,11 +88,6 @@ class FleetRows:
             np.arange(count, dtype=np.int64),
         )
 
-    @classmethod
-    def empty(cls) -> FleetRows:
-        """No rows."""
-        return cls.from_values((), (), np.empty((0, METRIC_COUNT), np.float32), step=1)
-
     def filter(self, mask: NDArray[np.bool_]) -> FleetRows:
         """The rows where `mask` `[N]` is true."""
         return self if bool(mask.all()) else self.select(np.flatnonzero(mask))
@@ -126,14 +121,14 @@ class RowRefusals:
             name = None if server is None else str(server) if is_name else format_value(server)
             self.first.append(FeedRejection(row=row, server=name, reason=reason, code=code))
 
-    def add_rows(self, rows: FleetRows, mask: NDArray[np.bool_], code: str, describe: Callable[[int], str]) -> None:
-        """Add the rows where `mask` is true for one cause; `describe` is called only for refusals in words."""
+    def add_rows(self, rows: FleetRows, mask: NDArray[np.bool_], code: str, reason: str | Callable[[int], str]) -> None:
+        """Add the rows where `mask` is true. `reason`: of all, or of the row with an index, called only when listed."""
         indices = np.flatnonzero(mask)
-        reported = indices[: max(0, MAX_REASONS - len(self.first))].tolist()
-        for index in reported:
-            self.add(int(rows.positions[index]), rows.servers[index], describe(index), code)
-        if len(indices) > len(reported):
-            self.counts[code] += len(indices) - len(reported)
+        listed = indices[: max(0, MAX_REASONS - len(self.first))].tolist()
+        for index in listed:
+            text = reason if isinstance(reason, str) else reason(index)
+            self.add(int(rows.positions[index]), rows.servers[index], text, code)
+        self.counts.update({code: len(indices) - len(listed)} if len(indices) > len(listed) else {})
 
     @property
     def total(self) -> int:
@@ -148,10 +143,6 @@ class ParsedFeed:
     rows: FleetRows
     refusals: RowRefusals
     unknown_metrics: Counter[str]  # unknown metric name -> number of rows with it; at most `MAX_REASONS` names
-
-    def notices(self) -> dict[str, int]:
-        """Counts reported in addition to the refusals, by name."""
-        return {"unknown_metric": self.unknown_metrics.total()} if self.unknown_metrics else {}
 
 
 def parse_feed(body: bytes, content_type: str | None, *, step: int) -> ParsedFeed:
@@ -293,7 +284,7 @@ def filter_by_time(
             "all percent metrics are about 100 times more or less than in the server's last row: sent as a ratio, or in "
             "hundredths? Send percent"
         )
-        refusals.add_rows(rows, jumped, "unit", lambda _: message)
+        refusals.add_rows(rows, jumped, "unit", message)
         accepted &= ~jumped
     return rows.filter(accepted)
 

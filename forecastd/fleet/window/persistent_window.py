@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
 
 from forecastd.clock import Clock, to_iso
 from forecastd.fleet.contract import FeedResponse
 from forecastd.fleet.documents import IngestCounters, StoredWindow
 from forecastd.fleet.ingest.feed import FleetRows, parse_feed
 from forecastd.fleet.window.store import LoadReport, TickStore
-from forecastd.fleet.window.window import FleetWindow, PutReport, WindowBlock, max_ticks_ahead
+from forecastd.fleet.window.window import FleetWindow, WindowBlock, max_ticks_ahead
 from forecastd.runtime.formatting import format_count, format_duration
 from forecastd.settings import Settings
 
@@ -31,18 +30,14 @@ class PersistentWindow:
         """`retained_ticks`: ticks of each server in memory. Does not load anything."""
         self.counters, self.store = IngestCounters(), store
         self.load_report: LoadReport | None = None
-        self._settings, self._clock, self._retained_ticks, self._step = (
-            settings,
-            clock,
-            retained_ticks,
-            settings.fleet.step,
-        )
+        self._settings, self._clock, self._retained_ticks = settings.fleet, clock, retained_ticks
         self._lock = threading.Lock()  # guards the counters
         self.memory = self._empty_window()
 
     def _empty_window(self) -> FleetWindow:
-        ahead = max_ticks_ahead(self._settings.fleet.max_clock_skew, self._step)
-        return FleetWindow(self._step, self._retained_ticks, self._settings.fleet.max_servers, ticks_ahead=ahead)
+        settings = self._settings
+        ahead = max_ticks_ahead(settings.max_clock_skew, settings.step)
+        return FleetWindow(settings.step, self._retained_ticks, settings.max_servers, ticks_ahead=ahead)
 
     def load(self) -> None:
         """Load the window from disk. Rows that are in memory already are lost: call it before any can arrive."""
@@ -58,20 +53,17 @@ class PersistentWindow:
 
     def ingest(self, body: bytes, content_type: str | None) -> FeedResponse:
         """Parse a feed and put its rows in. Raises FeedError if the body is not one."""
-        parsed = parse_feed(body, content_type, step=self._step)
-        response = self.memory.ingest(parsed, now=self._clock.now(), max_skew=self._settings.fleet.max_clock_skew)
-        self._count(response.accepted, response.refused, response.duplicates, response.counts)
-        return response
+        parsed = parse_feed(body, content_type, step=self._settings.step)
+        return self._count(self.memory.ingest(parsed, now=self._clock.now(), max_skew=self._settings.max_clock_skew))
 
-    def put(self, rows: FleetRows) -> PutReport:
+    def put(self, rows: FleetRows) -> FeedResponse:
         """Put in rows that are known to be valid."""
-        report = self.memory.put(rows)
-        self._count(report.accepted, report.refusals.total, report.duplicates, report.refusals.counts)
-        return report
+        return self._count(self.memory.put(rows))
 
-    def _count(self, accepted: int, refused: int, duplicates: int, by_reason: Mapping[str, int]) -> None:
+    def _count(self, response: FeedResponse) -> FeedResponse:
         with self._lock:
-            self.counters = self.counters.add(accepted, refused, duplicates, by_reason)
+            self.counters = self.counters.add(response.accepted, response.refused, response.duplicates, response.counts)
+        return response
 
     def advance(self, tick: int) -> None:
         """Close the ticks up to this one."""

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from forecastd.fleet.contract import METRIC_COUNT
 
 INITIAL_CAPACITY = 64  # slots; doubled when all are used
+NO_TICK = np.iinfo(np.int64).min // 2
+EMPTY_CELLS = {"values": np.nan, "offsets": np.nan, "status_codes": 0, "unsaved": False, "last_ticks": NO_TICK}
 MAX_ROWS_PER_TICK = 16  # of one slot in one batch: only the newest are merged
 
 
@@ -29,6 +31,7 @@ class TickRing:
         self.offsets = np.empty((0, size), np.float32)  # seconds into the tick; NaN for no row
         self.status_codes = np.empty((0, size), np.uint8)
         self.unsaved = np.empty((0, size), np.bool_)
+        self.last_ticks = np.empty(0, np.int64)  # [capacity], the tick of each slot's newest row
 
     def reserve(self, slots: int, max_slots: int) -> None:
         """Make room for `slots` slots, of at most `max_slots` ever. Existing cells keep their place."""
@@ -36,10 +39,9 @@ class TickRing:
         if slots <= capacity:
             return
         extra = max(min(max(INITIAL_CAPACITY, 2 * capacity, slots), max_slots), slots) - capacity
-        self.values = np.concatenate([self.values, np.full((extra, self.size, METRIC_COUNT), np.nan, np.float32)])
-        self.offsets = np.concatenate([self.offsets, np.full((extra, self.size), np.nan, np.float32)])
-        self.status_codes = np.concatenate([self.status_codes, np.zeros((extra, self.size), np.uint8)])
-        self.unsaved = np.concatenate([self.unsaved, np.zeros((extra, self.size), np.bool_)])
+        for name, empty in EMPTY_CELLS.items():
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.full((extra, *array.shape[1:]), empty, array.dtype)]))
 
     def clear(self, slots: slice, ticks: NDArray[np.int64]) -> None:
         """Clear these ticks of these slots."""
@@ -84,10 +86,8 @@ class TickRing:
                 is_update = is_newer | (np.isnan(old) & has_value).any(axis=1)
                 updated[part], repeated[part] = is_update, ~is_update & (offset == old_offset)
                 new = np.where((is_newer[:, None] & has_value) | np.isnan(old), new, old)
-                offset, status = (
-                    np.where(is_newer, offset, old_offset),
-                    np.where(is_newer, status, self.status_codes[cells]),
-                )
+                offset = np.where(is_newer, offset, old_offset)
+                status = np.where(is_newer, status, self.status_codes[cells])
             self.values[cells], self.offsets[cells], self.status_codes[cells] = new, offset, status
         return updated, repeated
 

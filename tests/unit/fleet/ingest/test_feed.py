@@ -196,7 +196,7 @@ def test_parse_feed_unknown_metric_is_counted() -> None:
     )
     assert len(feed.rows) == 3
     assert feed.unknown_metrics["gpu_percent"] == 2
-    assert feed.notices() == {"unknown_metric": 3}
+    assert feed.unknown_metrics.total() == 3
     assert max(map(len, feed.unknown_metrics)) == 64
 
 
