@@ -5,7 +5,17 @@ Invariant: a message names the cause and the fix, and never a secret. `exit_code
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from importlib.util import find_spec
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {  # the modules that an extra of the package installs
+    "exchange": ("ccxt",),
+    "files": ("pyarrow",),
+    "fleet": ("fastapi", "fastapi_offline", "limits", "uvicorn"),
+    "onnx": ("onnx", "onnxruntime"),
+    "train": ("torch", "lightning", "pytorch_forecasting", "statsforecast"),
+}
 
 
 class ExitCode(IntEnum):
@@ -53,3 +63,23 @@ class NeedsHuman(ForecastdError):
     """A person must change something (configuration, model, wallet) before this can work."""
 
     exit_code = ExitCode.NEEDS_HUMAN
+
+
+def has_extra(extra: str) -> bool:
+    """Whether all modules of an extra are installed. Imports none of them."""
+    return all(find_spec(module) is not None for module in EXTRAS[extra])
+
+
+def require_extra(extra: str, purpose: str) -> None:
+    """Check that the modules of an extra are installed; `purpose` is what needs them, as the start of the message.
+
+    Raises:
+        NeedsHuman: a module is missing. The message says what to install.
+    """
+    missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise NeedsHuman(
+            f"{purpose} needs {', '.join(missing)}, which {verb} not installed. "
+            f"Run: pip install 'forecastd[{extra}]' (in a checkout: pip install '.[{extra}]')."
+        )

@@ -11,6 +11,7 @@ import click
 
 from cli.main import setting_option
 from forecastd.clock import ScaledClock, from_iso
+from forecastd.errors import require_extra
 from forecastd.logs import configure, install_hooks
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _make_clock(ctx: click.Context, options: dict[str, Any]) -> ScaledClock:
 
 
 def _serve(options: dict[str, Any], clock: ScaledClock, demo: DemoOptions | None, *, verbose: bool) -> NoReturn:
+    require_extra("fleet", "The HTTP server of the fleet")
     from forecastd.fleet.serve import LOG_NAME, serve  # with FastAPI and uvicorn
     from forecastd.settings import load_settings
 

@@ -55,7 +55,7 @@ class TrainedBundle:
 def train_model(
     settings: Settings, request: TrainingRequest, clock: Clock, listener: TrainingListener, jobs: JobRunner
 ) -> TrainedBundle:
-    """Train a bundle on the candles of `settings.data_source`, or resume an interrupted training run.
+    """Train a bundle on the candles of `settings.source`, or resume an interrupted training run.
 
     Raises:
         NeedsHuman: the source, the features, an option or the output must be changed, or every child failed.

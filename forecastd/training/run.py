@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from forecastd.clock import Clock
-from forecastd.errors import NeedsHuman
+from forecastd.errors import NeedsHuman, require_extra
 from forecastd.inference.training_runner import error_from_child, parse_progress, training_request
 from forecastd.runtime.jobs import ChildFailed, JobListener, JobRequest, JobRunner, ModelFailed
 from forecastd.settings import Settings
@@ -68,6 +68,7 @@ def run_training(
         NeedsHuman: the output must be changed, or every child failed.
         ModelError: the data is not fit for the training, or it was interrupted (`TrainingInterrupted`).
     """
+    require_extra("train", "Training")
     now, out = clock.now(), run.out
     try:
         _require_writable(out, force=run.force)

@@ -5,11 +5,12 @@
 - `onnx`: the folded network in ONNX Runtime
 - `stream`: as `onnx`, but it caches the variable selection of past ticks, so that only the new tick of a window is
   computed. This needs a full encoder; servers with a shorter one are run as by `onnx`
-- `auto`: `stream`, since the scales of a bundle are always fixed
+- `auto`: `stream`, or `fused` where ONNX Runtime is not installed
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pkgutil import resolve_name
 
 import numpy as np
@@ -20,7 +21,6 @@ from models.fleet.batched_engine import ignore_progress
 from models.fleet.bundle import FleetBundle, canary_input
 
 ENGINES = {  # name -> class; its module is imported on first use, because it may need torch or ONNX Runtime
-    "auto": "models.fleet.stream_engine:StreamEngine",
     "library": "models.fleet.library_engine:LibraryEngine",
     "fused": "models.fleet.folded_engines:FusedEngine",
     "stream": "models.fleet.stream_engine:StreamEngine",
@@ -30,13 +30,15 @@ TOLERANCE = 1e-3  # of the quantile range: the largest difference between an eng
 
 
 def load_fleet_engine(bundle: FleetBundle, name: str = "auto", threads: int = 1) -> FleetEngine:
-    """The engine `name` of `ENGINES` for a bundle, with this number of threads.
+    """The engine `name`, "auto" or one of `ENGINES`, for a bundle, with this number of threads.
 
     Raises:
         ValueError: there is no such engine.
     """
+    if name == "auto":
+        name = "stream" if find_spec("onnx") and find_spec("onnxruntime") else "fused"
     if name not in ENGINES:
-        raise ValueError(f"There is no engine {name!r}; the engines are {', '.join(ENGINES)}.")
+        raise ValueError(f"There is no engine {name!r}; the engines are auto, {', '.join(ENGINES)}.")
     engine: FleetEngine = resolve_name(ENGINES[name])(bundle, threads)
     return engine
 

@@ -6,6 +6,7 @@ forecast is never left out or mixed up with another: it gets the heuristic, and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecastd.clock import Clock
-from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.errors import NeedsHuman, SkipEpoch, has_extra, require_extra
 from forecastd.fleet.contract import METRIC_INDEX, METRICS
 from forecastd.fleet.forecast.fleet_forecast import HEURISTIC, STORED_LEVELS, TFT, FleetForecast
 from forecastd.fleet.forecast.heuristic import heuristic_forecast
@@ -30,6 +31,10 @@ from models.errors import BundleError
 from models.fleet.base import FleetInput
 from models.fleet.bundle import read_fleet_manifest
 from models.fleet.manifest import FleetManifest
+
+log = logging.getLogger(__name__)
+
+ENGINE_EXTRAS = {"library": "train", "onnx": "onnx", "stream": "onnx"}  # the extra that an engine needs
 
 
 class FleetForecaster(Closeable):
@@ -52,9 +57,14 @@ class FleetForecaster(Closeable):
         """Read the manifest, check it against the contract and `step`, and start the children.
 
         Raises:
-            NeedsHuman: there is no bundle, its manifest is invalid, or it is for other metrics or another step.
+            NeedsHuman: there is no bundle, its manifest is invalid, or it is for other metrics or another step; or
+                the libraries of the engine are not installed.
         """
         self.manifest = load_compatible_manifest(bundle, step)
+        if engine in ENGINE_EXTRAS:
+            require_extra(ENGINE_EXTRAS[engine], f"The engine {engine}")
+        elif engine == "auto" and not has_extra("onnx"):
+            log.warning("ONNX Runtime is not installed, so the engine is fused. Faster: pip install 'forecastd[onnx]'.")
         self.engine = engine
         self._policy, self._clock = policy, clock
         columns = [METRIC_INDEX[name] for name in self.manifest.names]

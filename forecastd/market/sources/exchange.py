@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.errors import NeedsHuman, RetryLater, require_extra
 from forecastd.market.candles import COLUMNS, HOUR, Candles, Provenance, repair
 from forecastd.runtime.http import DEFAULT_DEADLINE, TransientHttpError, retry_transient, run_with_timeout
 
@@ -34,13 +34,18 @@ STABLECOINS = {"USD": ("USD", "USDT", "USDC")}  # substitutes, with a warning, w
 
 
 class ExchangeSource:
-    """Hourly candles of one market of one exchange. `client`: a ccxt exchange to use instead of a new one."""
+    """Hourly candles of one market of one exchange. `client`: a ccxt exchange to use instead of a new one.
+
+    Raises:
+        NeedsHuman: ccxt is not installed.
+    """
 
     step = HOUR
     synthetic = False
     local = False
 
     def __init__(self, exchange: str, market: str | None, symbol: str, client: Any = None) -> None:
+        require_extra("exchange", f"The source exchange:{exchange}")
         self.exchange = exchange
         self.market = market  # in ccxt's spelling: "BTC/USD"; None: the market that matches `symbol`
         self.symbol = re.sub(r"[^a-z0-9]", "", market.lower()) if market else symbol

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from forecastd.clock import to_iso
-from forecastd.errors import NeedsHuman
+from forecastd.errors import NeedsHuman, require_extra
 from forecastd.market.candles import COLUMNS, Candles
 from forecastd.market.sources.table import PROVENANCE_MARKER
 from forecastd.runtime.files import write_atomic
@@ -40,6 +40,7 @@ def to_csv(candles: Candles) -> str:
 
 def to_parquet(candles: Candles) -> bytes:
     """A Parquet file: times as UTC timestamps, the provenance in the metadata."""
+    require_extra("files", "Writing a Parquet file")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -11,7 +11,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from forecastd.errors import NeedsHuman, SkipEpoch
+from forecastd.errors import NeedsHuman, SkipEpoch, require_extra
 from forecastd.market.candles import HOUR, Candles, Provenance, repair
 from forecastd.market.sources.csv_file import read_csv
 from forecastd.market.sources.table import MAX_BYTES, CandleTable
@@ -105,6 +105,7 @@ def _parse_file(path: Path, version: tuple[int, ...], symbol: str, step: int) ->
     with path.open("rb") as stream:
         header = stream.read(16)
     if header.startswith(b"PAR1"):
+        require_extra("files", f"Reading the Parquet file {path}")
         from forecastd.market.sources.parquet_file import read_parquet  # imports pyarrow, which takes time to load
 
         return read_parquet(path, symbol, step)

@@ -27,7 +27,7 @@ from models.fleet.manifest import OTHER_PROFILE, Anchor, ModelMetric
 from models.fleet.onnx_sessions import OnnxSessions
 from tests.support.bundles import TICK, random_fleet_bundle
 
-FAST_ENGINES = sorted(set(ENGINES) - {"library"})
+FAST_ENGINES = ["auto", *sorted(set(ENGINES) - {"library"})]
 ANCHORS = (LAST_VALUE, Anchor(0.5, 0.0), Anchor(0.25, 0.9), Anchor(0.1, 1.0), Anchor(0.05, 0.5))
 SIZES = {  # hidden, continuous, heads, layers, metrics, profiles, embedding, cycles, encoder, minimum, horizon
     "small": (8, 4, 2, 1, 3, 3, 2, ("day",), 24, 8, 6),
