@@ -21,7 +21,7 @@ from forecastd.clock import Clock, ScaledClock, to_iso
 from forecastd.errors import ExitCode, NeedsHuman, RetryLater
 from forecastd.fleet import status
 from forecastd.fleet.api.keys import ApiKeys, load_keys, require_keys
-from forecastd.fleet.api.listen_address import listen
+from forecastd.fleet.api.listener import listen
 from forecastd.fleet.demo import DemoFeed, DemoOptions
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.window.store import LOCK_NAME
@@ -75,7 +75,7 @@ def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> 
             settings = _with_state_dir(settings, Path(state))
         elif isinstance(clock, ScaledClock) and clock.speed != 1:
             settings = _with_state_dir(settings, settings.state_path / REHEARSAL_DIR)
-        listening_socket = stack.enter_context(listen(settings.fleet.host, settings.fleet.port))
+        listening_socket = stack.enter_context(listen(settings.fleet.host, settings.fleet.port, clock))
         stack.enter_context(_lock_state(settings, clock))
         fleet = Fleet(settings, clock, synthetic=demo is not None, on_fatal=signals.wake)
         stack.callback(fleet.close)

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from forecastd.errors import ForecastdError
-from forecastd.fleet.api.errors import RequestRefused
-from forecastd.fleet.api.responses import JSON, ApiContext, error_responses, json_response
+from forecastd.fleet.api.context import JSON, ApiContext, json_response
+from forecastd.fleet.api.errors import RequestRefused, error_responses
 from forecastd.fleet.documents import ReloadRequest, ReloadResponse, adapter
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.model_manager import IncompatibleModel, ReloadInProgress

@@ -20,12 +20,11 @@ from forecastd.fleet.api import (
     metrics_routes,
     status_routes,
 )
+from forecastd.fleet.api.context import ApiContext, BodyReader
 from forecastd.fleet.api.errors import RefusalLog, RequestRefused, error_response, to_response
 from forecastd.fleet.api.keys import ApiKeys
-from forecastd.fleet.api.request_bodies import BodyReader
-from forecastd.fleet.api.request_counts import RequestMetrics
-from forecastd.fleet.api.responses import ApiContext
-from forecastd.fleet.api.security import AccessPolicy, RateLimit, SecurityMiddleware
+from forecastd.fleet.api.metrics_routes import RequestMetrics
+from forecastd.fleet.api.security import AccessPolicy, RateLimit, SecurityMiddleware, client_address
 from forecastd.fleet.contract import Feed
 from forecastd.fleet.documents import ReloadRequest, adapter
 from forecastd.fleet.fleet import Fleet
@@ -69,31 +68,23 @@ def create_app(fleet: Fleet, keys: ApiKeys) -> FastAPI:
 def _handle_errors(app: FastAPI, refusal_log: RefusalLog) -> None:
     """Answer every error in the one shape of `errors`."""
 
-    async def refused(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
         if isinstance(error, RequestRefused) and error.status_code in {408, 413}:
-            location = request.client.host if request.client else "an unknown address"
-            refusal_log.record(
-                error.kind, f"A request from {location} was refused with {error.status_code}: {error.error}"
-            )
+            refusal_log.record(error, client_address(request.scope))
         return to_response(error)
 
-    async def invalid(_: Request, error: Exception) -> Response:
-        if not isinstance(error, RequestValidationError):
-            raise error
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         location = ".".join(str(part) for part in first["loc"][1:]) or "request"
         return error_response(422, f"{location}: {first['msg']}.", "GET /openapi.json lists what each path takes.")
 
+    @app.exception_handler(Exception)
     async def unexpected(_: Request, __: Exception) -> Response:
         return error_response(
             500, "An unexpected error occurred.", "See the fleet's log; the request was not the cause."
         )
-
-    app.add_exception_handler(HTTPException, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, unexpected)
 
 
 def _extend_openapi(app: FastAPI, *, with_keys: bool) -> None:
@@ -107,15 +98,7 @@ def _extend_openapi(app: FastAPI, *, with_keys: bool) -> None:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for model in (Feed, ReloadRequest):
             schema = adapter(model).json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[model.__name__] = schema
-        for path in document["paths"].values():
-            for operation in path.values():  # 422 responses have our shape, not the framework's
-                content = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
-                if "HTTPValidationError" in str(content):
-                    content["schema"] = {"$ref": "#/components/schemas/ErrorResponse"}
-        schemas.pop("HTTPValidationError", None)
-        schemas.pop("ValidationError", None)
+            schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
         if with_keys:
             document["components"]["securitySchemes"] = {
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

@@ -13,8 +13,18 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from forecastd.clock import to_iso
-from forecastd.fleet.api.errors import RequestRefused, quote
-from forecastd.fleet.api.responses import JSON, ApiContext, chunked_response, error_responses, etag_matches
+from forecastd.fleet.api.context import (
+    JSON,
+    ApiContext,
+    Limit,
+    Offset,
+    chunked_response,
+    etag_matches,
+    page_slice,
+    parse_metrics,
+    split_list,
+)
+from forecastd.fleet.api.errors import RequestRefused, error_responses, quote
 from forecastd.fleet.contract import METRIC_INDEX, METRICS
 from forecastd.fleet.documents import ForecastsResponse, ServerForecastResponse
 from forecastd.fleet.forecast.fleet_forecast import STORED_LEVELS, FleetForecast
@@ -36,23 +46,19 @@ def router(context: ApiContext) -> APIRouter:
         servers: Annotated[str | None, Query(description="Only these servers, comma-separated.")] = None,
         metrics: Metrics = None,
         levels: Levels = None,
-        limit: Annotated[int | None, Query(ge=1, le=100_000)] = None,
-        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        limit: Limit = None,
+        offset: Offset = 0,
     ) -> Response:
         """The newest forecast of all servers, made once per tick; `age_seconds` is its age."""
         snapshot = fleet.snapshot
         if not snapshot.forecast_rows and not len(fleet.window.memory):
             return _page_response(None, [], 0, fleet.clock.now(), {})
-        latest, headers = _latest_forecast(snapshot, fleet.step), {"ETag": _etag(snapshot)}
+        latest = _latest_forecast(snapshot, fleet.step)
+        headers = {"ETag": _etag(latest)}
         if etag_matches(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         rows = list(range(len(latest.servers))) if servers is None else _parse_servers(snapshot, servers)
-        page_rows = rows[offset : None if limit is None else offset + limit]
-        if metrics is None and levels is None:
-            encoded = [latest.encoded[row] for row in page_rows]
-        else:
-            metric_names, level_values = _parse_metrics(latest, metrics), _parse_levels(levels)
-            encoded = await context.run_in_thread(lambda: _encode(latest, page_rows, metric_names, level_values))
+        encoded = await _encode(context, latest, rows[page_slice(limit, offset)], metrics, levels)
         return _page_response(latest, encoded, len(rows), fleet.clock.now(), headers)
 
     @routes.get("/forecast/{server}", response_model=ServerForecastResponse, responses=error_responses(404, 422, 503))
@@ -64,14 +70,11 @@ def router(context: ApiContext) -> APIRouter:
             raise _missing_forecast_error(
                 server, is_known=fleet.window.memory.profile(server) is not None, step=fleet.step
             )
-        latest, headers = _latest_forecast(snapshot, fleet.step), {"ETag": _etag(snapshot)}
+        latest = _latest_forecast(snapshot, fleet.step)
+        headers = {"ETag": _etag(latest)}
         if etag_matches(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
-        if metrics is None and levels is None:
-            encoded = latest.encoded[row]
-        else:
-            metric_names, level_values = _parse_metrics(latest, metrics), _parse_levels(levels)
-            encoded = (await context.run_in_thread(lambda: _encode(latest, [row], metric_names, level_values)))[0]
+        (encoded,) = await _encode(context, latest, [row], metrics, levels)
         age = orjson.dumps(_age_seconds(latest, fleet.clock.now()))
         return Response(b"".join((encoded[:-1], b',"age_seconds":', age, b"}")), 200, headers, JSON)
 
@@ -112,16 +115,15 @@ def _age_seconds(forecast: FleetForecast, now: float) -> float:
     return round(max(0.0, now - forecast.made_at), 3)
 
 
-def _etag(snapshot: FleetSnapshot) -> str:
+def _etag(forecast: FleetForecast) -> str:
     """A weak ETag: two responses with the same one differ only in their age."""
-    forecast = snapshot.forecast
-    return "" if forecast is None else f'W/"{forecast.bundle_sha256[:12]}-{forecast.tick}-{forecast.made_at:.3f}"'
+    return f'W/"{forecast.bundle_sha256[:12]}-{forecast.tick}-{forecast.made_at:.3f}"'
 
 
 def _parse_servers(snapshot: FleetSnapshot, servers: str) -> list[int]:
     """The forecast rows of the requested servers, in the requested order."""
     rows = []
-    for name in dict.fromkeys(_split_list(servers)):
+    for name in split_list(servers):
         row = snapshot.forecast_rows.get(name)
         if row is None:
             raise RequestRefused(404, f"No forecast for server {quote(name)}.", "GET /servers lists the servers.")
@@ -129,22 +131,11 @@ def _parse_servers(snapshot: FleetSnapshot, servers: str) -> list[int]:
     return rows
 
 
-def _parse_metrics(forecast: FleetForecast, text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    names = tuple(dict.fromkeys(_split_list(text)))
-    unknown = [name for name in names if name not in forecast.metrics]
-    if unknown or not names:
-        message = f"{quote(unknown[0])} is not forecast." if unknown else "The list is empty."
-        raise RequestRefused(422, f"metrics: {message}", f"Use: {', '.join(forecast.metrics)}.")
-    return names
-
-
 def _parse_levels(text: str | None) -> tuple[float, ...]:
     if text is None:
         return STORED_LEVELS
     try:
-        levels = tuple(sorted({float(part) for part in _split_list(text)}))
+        levels = tuple(sorted({float(part) for part in split_list(text)}))
     except ValueError:
         levels = ()
     if not 1 <= len(levels) <= MAX_LEVELS or not all(0 < level < 1 for level in levels):
@@ -153,12 +144,13 @@ def _parse_levels(text: str | None) -> tuple[float, ...]:
     return levels
 
 
-def _split_list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _encode(
-    forecast: FleetForecast, rows: Sequence[int], metric_names: tuple[str, ...] | None, levels: tuple[float, ...]
-) -> list[bytes]:
+async def _encode(
+    context: ApiContext, forecast: FleetForecast, rows: Sequence[int], metrics: str | None, levels: str | None
+) -> Sequence[bytes]:
+    """The forecasts of these rows as JSON, with the requested metrics and levels."""
+    if metrics is None and levels is None:
+        return [forecast.encoded[row] for row in rows]
     described = [METRICS[METRIC_INDEX[name]] for name in forecast.metrics]
-    return [forecast.encode(row, described, levels, metric_names) for row in rows]
+    names = None if metrics is None else parse_metrics(metrics, forecast.metrics)
+    level_values = _parse_levels(levels)
+    return await context.run_in_thread(lambda: [forecast.encode(row, described, level_values, names) for row in rows])

@@ -15,9 +15,9 @@ from fastapi import APIRouter, Query, Response
 from starlette.responses import StreamingResponse
 
 from forecastd.clock import from_iso, to_iso
-from forecastd.fleet.api.errors import RequestRefused, quote
-from forecastd.fleet.api.responses import ApiContext, error_responses
-from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES, SERVER_PATTERN
+from forecastd.fleet.api.context import ApiContext, parse_metrics, split_list
+from forecastd.fleet.api.errors import RequestRefused, error_responses, quote
+from forecastd.fleet.contract import METRIC_NAMES, SERVER_PATTERN
 from forecastd.fleet.documents import HistoryResponse, HistoryRow
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.history.chunks import HistoryChunk
@@ -76,20 +76,11 @@ def _parse_query(
     start_time = end_time - DEFAULT_SECONDS if start is None else _parse_time(start, "start")
     if start_time >= end_time:
         raise RequestRefused(422, f"start {to_iso(start_time)} is not before end {to_iso(end_time)}.", "Swap them.")
-    servers = None if server is None else _split_list(server)
+    servers = None if server is None else split_list(server)
     if servers is not None and not (0 < len(servers) <= MAX_SERVERS and all(map(SERVER_PATTERN.fullmatch, servers))):
         raise RequestRefused(422, "server: invalid server name.", "GET /servers lists the servers.")
-    names = METRIC_NAMES if metrics is None else _split_list(metrics)
-    for name in names:
-        if name not in METRIC_INDEX:
-            raise RequestRefused(422, f"metrics: unknown metric {quote(name)}.", f"Use: {', '.join(METRIC_NAMES)}.")
-    if not names:
-        raise RequestRefused(422, "metrics: the list is empty.", f"Use: {', '.join(METRIC_NAMES)}.")
+    names = METRIC_NAMES if metrics is None else parse_metrics(metrics, METRIC_NAMES)
     return _HistoryQuery(start_time, end_time, servers, names)
-
-
-def _split_list(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _parse_time(text: str, name: str) -> float:

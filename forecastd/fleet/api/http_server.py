@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from forecastd.fleet.api.connection_timeouts import TimeoutProtocol
+from forecastd.fleet.api.listener import IDLE_SECONDS, Listener
 from forecastd.runtime.closeable import Closeable
 
-KEEP_ALIVE_SECONDS = 30  # of an idle connection
 HEADER_BYTES = 32_768
 SHUTDOWN_SECONDS = 0.3  # for pending responses at shutdown, and again to abort them
 
@@ -20,14 +18,18 @@ SHUTDOWN_SECONDS = 0.3  # for pending responses at shutdown, and again to abort 
 class FleetHttpServer(Closeable):
     """Serves `app` on a listening socket while the block runs."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
-        self.port: int = listener.getsockname()[1]
+    def __init__(self, app: ASGIApp, listener: Listener) -> None:
+        async def serve_request(scope: Scope, receive: Receive, send: Send) -> None:
+            with listener.request(scope.get("client")):
+                await app(scope, receive, send)
+
         config = uvicorn.Config(
-            app, loop="asyncio", http=TimeoutProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            serve_request, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=1, h11_max_incomplete_event_size=HEADER_BYTES,
         )  # fmt: skip
         logging.getLogger("uvicorn").setLevel(logging.ERROR)  # else a client that sends no HTTP could fill the log
+        self.port = listener.port
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
 

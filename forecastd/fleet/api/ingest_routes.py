@@ -8,8 +8,8 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
-from forecastd.fleet.api.errors import RequestRefused
-from forecastd.fleet.api.responses import JSON, ApiContext, error_responses
+from forecastd.fleet.api.context import JSON, ApiContext
+from forecastd.fleet.api.errors import RequestRefused, error_responses
 from forecastd.fleet.contract import NDJSON, FeedError, FeedResponse
 
 JSON_EXAMPLE = {

@@ -1,25 +1,29 @@
-"""`GET /metrics`: the fleet in the Prometheus text format.
+"""`GET /metrics`: the fleet and its requests in the Prometheus text format.
 
 Invariant: nothing that a client sends decides the number of time series.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.types import Scope
 
 from forecastd.fleet import status
-from forecastd.fleet.api.responses import ApiContext, error_responses
+from forecastd.fleet.api.context import ApiContext
+from forecastd.fleet.api.errors import error_responses
 from forecastd.fleet.documents import SupervisionSummary
 from forecastd.fleet.fleet import Fleet
 
 PREFIX = "forecastd_fleet"
+OTHER = "other"
+METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
+BUCKET_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 MAX_REASONS = 50  # refusal codes; there are about a dozen
 
 
@@ -41,6 +45,32 @@ def router(context: ApiContext, registry: CollectorRegistry) -> APIRouter:
 
 
 Values = float | None | Mapping[Any, float]  # the only value, or those by the values of the labels
+
+
+class RequestMetrics:
+    """Counts and durations of requests by route. A path without a route counts as `other`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            f"{PREFIX}_request_seconds",
+            "How long requests took.",
+            ("route",),
+            buckets=BUCKET_SECONDS,
+            registry=registry,
+        )
+        self._requests = Counter(
+            f"{PREFIX}_requests",
+            "Requests by route, method and status.",
+            ("route", "method", "status"),
+            registry=registry,
+        )
+
+    def record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Record a request that was answered with this status."""
+        route = str(getattr(scope.get("route"), "path", OTHER))
+        method = scope["method"] if scope["method"] in METHODS else OTHER
+        self._seconds.labels(route).observe(seconds)
+        self._requests.labels(route, method, str(status)).inc()
 
 
 class FleetCollector(Collector):
@@ -87,9 +117,9 @@ def _supervision_metrics(summary: SupervisionSummary) -> Iterator[Metric]:
     for name, value in vars(summary).items():
         if isinstance(value, int):
             yield _counter(f"model_{name}", f"Model processes: {name.replace('_', ' ')}.", value)
-    hangs: Counter[str] = Counter()
+    hangs: dict[str, int] = {}
     for hang in summary.hangs:
-        hangs[hang["phase"]] += hang["count"]
+        hangs[hang["phase"]] = hangs.get(hang["phase"], 0) + hang["count"]
     yield _counter("model_hangs", "Model processes that made no progress, by phase.", hangs, "phase")
     yield _counter("model_jobs", "Jobs by result.", summary.jobs, "result")
 

@@ -23,9 +23,9 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forecastd.clock import Clock
-from forecastd.fleet.api.errors import RefusalLog, RequestRefused, to_response
+from forecastd.fleet.api.errors import RefusalLog, RequestRefused, body_too_large, to_response
 from forecastd.fleet.api.keys import ApiKeys
-from forecastd.fleet.api.request_counts import RequestMetrics
+from forecastd.fleet.api.metrics_routes import RequestMetrics
 from forecastd.runtime.http import is_loopback
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -101,7 +101,7 @@ class SecurityMiddleware:
             await self._app(scope, receive, send_with_headers)
         except RequestRefused as error:  # raised by `_check`; refusals of the routes are handled inside the app
             await to_response(error)(scope, receive, send_with_headers)
-            self._refusal_log.record(error.kind, self._refusal_text(scope, error))
+            self._refusal_log.record(error, client_address(scope))
         finally:
             self._metrics.record(scope, status, self._clock.monotonic() - started)
 
@@ -121,11 +121,10 @@ class SecurityMiddleware:
             self._check_client(scope)
         length = declared_length(headers)
         if length is not None and length > policy.max_body_bytes:
-            message = f"The body is larger than {policy.max_body_bytes >> 20} MB."
-            raise RequestRefused(413, message, "Send smaller batches, or raise FLEET_MAX_BODY_MB.")
+            raise body_too_large(policy.max_body_bytes)
 
     def _check_client(self, scope: Scope) -> None:
-        policy, address = self._policy, _address(scope)
+        policy, address = self._policy, client_address(scope)
         supplied_key = request_key(scope["headers"]) if policy.keys else None
         key = policy.keys.match(supplied_key) if supplied_key is not None else None
         retry_after = policy.rate_limit.retry_after(policy.rate_limit.client_key(key, address))
@@ -141,12 +140,9 @@ class SecurityMiddleware:
                 headers={"WWW-Authenticate": 'Bearer realm="forecastd fleet"'},
             )  # fmt: skip
 
-    @staticmethod
-    def _refusal_text(scope: Scope, error: RequestRefused) -> str:
-        return f"A request from {_address(scope)} was refused with {error.status_code}: {error.error}"
 
-
-def _address(scope: Scope) -> str:
+def client_address(scope: Scope) -> str:
+    """The address of the client of a request."""
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
 
@@ -204,8 +200,3 @@ def declared_length(headers: Headers) -> int | None:
     """The Content-Length of a request; None when it is absent or invalid."""
     text = header(headers, b"content-length")
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 18 else None
-
-
-def is_encoded(headers: Headers) -> bool:
-    """Whether the body is compressed or encoded otherwise."""
-    return (header(headers, b"content-encoding") or "identity").lower() != "identity"

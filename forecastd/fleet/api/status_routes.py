@@ -10,7 +10,17 @@ from fastapi import APIRouter, Query, Response
 
 from forecastd.clock import to_iso
 from forecastd.fleet import status as fleet_status
-from forecastd.fleet.api.responses import JSON, NO_STORE, ApiContext, chunked_response, error_responses, json_response
+from forecastd.fleet.api.context import (
+    JSON,
+    NO_STORE,
+    ApiContext,
+    Limit,
+    Offset,
+    chunked_response,
+    json_response,
+    page_slice,
+)
+from forecastd.fleet.api.errors import error_responses
 from forecastd.fleet.documents import AlertsResponse, HealthResponse, RisksResponse, ServersResponse, StatusResponse
 
 
@@ -27,12 +37,13 @@ def router(context: ApiContext) -> APIRouter:
     async def servers(
         state: Literal["ready", "warming", "silent"] | None = None,
         profile: Annotated[str | None, Query(max_length=32)] = None,
-        limit: Annotated[int | None, Query(ge=1, le=100_000)] = None,
-        offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        limit: Limit = None,
+        offset: Offset = 0,
     ) -> Response:
         """The servers: whether the model can forecast each, and what is missing if not."""
-        page = slice(offset, None if limit is None else offset + limit)
-        return await context.json_document(partial(fleet_status.servers_document, fleet, state, profile, page))
+        return await context.json_document(
+            partial(fleet_status.servers_document, fleet, state, profile, page_slice(limit, offset))
+        )
 
     @routes.get("/risk", response_model=RisksResponse, responses=error_responses(422))
     async def risk(top: Annotated[int | None, Query(ge=0, le=100_000)] = None) -> Response:

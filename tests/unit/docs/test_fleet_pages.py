@@ -19,11 +19,10 @@ from prometheus_client import CollectorRegistry
 from cli.fleet import COMMANDS, train
 from cli.fleet.score_tables import MODEL_LABELS
 from forecastd.fleet import status as fleet_status
-from forecastd.fleet.api import connection_timeouts, forecast_routes, history_routes, http_server, request_bodies
+from forecastd.fleet.api import context, forecast_routes, history_routes, http_server, listener
 from forecastd.fleet.api.app import create_app
 from forecastd.fleet.api.keys import ApiKeys
-from forecastd.fleet.api.metrics_routes import FleetCollector
-from forecastd.fleet.api.request_counts import RequestMetrics
+from forecastd.fleet.api.metrics_routes import FleetCollector, RequestMetrics
 from forecastd.fleet.conditions.alert import SEVERITIES, EventKind
 from forecastd.fleet.conditions.alert_tracker import CLEAR_TICKS, MAX_RECENT_EVENTS, OPEN_TICKS
 from forecastd.fleet.conditions.notifier import AGGREGATE_ABOVE, AGGREGATE_UNTIL, FLEET_KIND, SERVER_KIND
@@ -174,15 +173,14 @@ def test_api_page_states_limits_of_the_program(pages: dict[str, str]) -> None:
     rows = table_rows(section(pages["fleet-api"], "## Limits"), r".*")
     assert [numbers(cells[1])[0] for cells in rows if numbers(cells[1])] == [
         settings.fleet.max_body_mb,
-        request_bodies.BODY_TIMEOUT_SECONDS,
-        request_bodies.MAX_CONCURRENT_BODIES,
+        context.BODY_TIMEOUT_SECONDS,
+        context.MAX_CONCURRENT_BODIES,
         settings.fleet.rate_limit,
         settings.fleet.max_servers,
-        connection_timeouts.MAX_CONNECTIONS,
-        connection_timeouts.HEADER_TIMEOUT_SECONDS,
+        listener.MAX_CONNECTIONS,
         http_server.HEADER_BYTES >> 10,
-        http_server.KEEP_ALIVE_SECONDS,
-        connection_timeouts.READER_TIMEOUT_SECONDS,
+        listener.IDLE_SECONDS,
+        listener.READER_SECONDS,
         history_routes.MAX_ROWS,
         history_routes.MAX_SERVERS,
         forecast_routes.MAX_LEVELS,

@@ -19,7 +19,7 @@ from forecastd.fleet import fleet, ticker
 from forecastd.fleet.api.app import create_app
 from forecastd.fleet.api.http_server import FleetHttpServer
 from forecastd.fleet.api.keys import ApiKeys
-from forecastd.fleet.api.listen_address import listen
+from forecastd.fleet.api.listener import Listener, listen
 from forecastd.fleet.contract import METRIC_NAMES, METRICS
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.fleet_forecast import HEURISTIC, STORED_LEVELS, TFT, FleetForecast
@@ -110,6 +110,7 @@ class ServedFleet:
     client: httpx.Client
     clock: ManualClock
     script: ForecasterScript
+    listener: Listener
     port: int
 
     def feed(self, tick_time: float, *servers: str, value: float = 20.0, **fields: Any) -> dict[str, Any]:
@@ -171,14 +172,14 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeFlee
         fleet = Fleet(settings, test_clock, factory=lambda bundle, _: FakeFleetForecaster(bundle, script))
         fleet.start()
         cleanups.append(fleet.close)
-        listener = listen("127.0.0.1", 0)
+        listener = listen("127.0.0.1", 0, test_clock)
         http = FleetHttpServer(create_app(fleet, ApiKeys(keys)), listener)
         http.start()
         cleanups.append(http.__exit__)
         client = httpx.Client(base_url=f"http://127.0.0.1:{http.port}", timeout=WAIT, trust_env=False)
         cleanups.append(client.close)
         wait_until(lambda: _answers(client))
-        return ServedFleet(fleet, client, test_clock, script, http.port)
+        return ServedFleet(fleet, client, test_clock, script, listener, http.port)
 
     yield run
     for cleanup in reversed(cleanups):

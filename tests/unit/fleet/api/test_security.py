@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.fleet.api.errors import LOG_INTERVAL_SECONDS, RefusalLog, quote
+from forecastd.fleet.api.errors import LOG_INTERVAL_SECONDS, RefusalLog, RequestRefused, quote
 from forecastd.fleet.api.security import (
     CLIENT_BUCKETS,
     RateLimit,
@@ -82,12 +82,14 @@ def test_refusals_log_one_line_per_kind_and_minute(caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.WARNING)
     clock = ManualClock()
     refusal_log = RefusalLog(clock)
+    unknown_key = RequestRefused(401, "The API key is unknown.", "Send another.")
     for _ in range(1000):
-        refusal_log.record("401", "A request from 10.0.0.9 was refused.")
-    refusal_log.record("429", "Another kind.")
+        refusal_log.record(unknown_key, "10.0.0.9")
+    refusal_log.record(RequestRefused(429, "Another kind.", "Wait."), "10.0.0.9")
     assert len(caplog.records) == 2
+    assert caplog.messages[0] == "A request from 10.0.0.9 was refused with 401: The API key is unknown."
     clock.advance(LOG_INTERVAL_SECONDS)
-    refusal_log.record("401", "A request from 10.0.0.9 was refused.")
+    refusal_log.record(unknown_key, "10.0.0.9")
     assert "999 more" in caplog.records[-1].getMessage()
 
 
