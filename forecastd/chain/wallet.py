@@ -18,6 +18,7 @@ from mnemonic import Mnemonic
 from forecastd.chain.keys import address_from_public_key, derive_private_key
 from forecastd.errors import NeedsHuman
 from forecastd.logs import hide
+from forecastd.runtime.files import STATE_DIR_FIX, write_atomic
 from forecastd.settings import Settings
 
 _WORD_COUNTS = (12, 15, 18, 21, 24)
@@ -96,32 +97,12 @@ def _local_wallet(path: Path) -> Wallet:
     Two processes that create it at once end with the same one.
     """
     if not path.exists():
-        _write_private(path, _new_phrase())
+        write_atomic(path, f"{_new_phrase()}\n".encode("ascii"), overwrite=False, fix=STATE_DIR_FIX)
     return Wallet.from_mnemonic(_read_private(path), origin=f"The local wallet {path}")
 
 
 def _new_phrase() -> str:
     return str(Mnemonic("english").to_mnemonic(secrets.token_bytes(32)))
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, unless it already exists. The file appears complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            pass  # another process was first: use its wallet
-        finally:
-            temporary.unlink()
-    except OSError as error:
-        raise NeedsHuman(f"Cannot write {path}: {error.strerror}. Set STATE_DIR to a writable directory.") from error
 
 
 def _read_private(path: Path) -> str:

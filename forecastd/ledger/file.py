@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.runtime.files import STATE_DIR_FIX, write_atomic
+from forecastd.runtime.sqlite import classify_error, set_aside
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ _SCHEMA = (
     "CREATE TABLE signatures (made INTEGER NOT NULL) STRICT",
     "INSERT INTO signatures VALUES (0)",
 )
-_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_HIGH_WATER_SUFFIX = ".high-water"
 _OLD_HIGH_WATER_SUFFIX = ".witness"  # of schema version 2
 
 
@@ -77,7 +79,7 @@ def open_database(path: Path, timeout_seconds: float, connect: ConnectFunction =
     try:
         return _open(path, timeout_seconds, connect)
     except _UnusableFile as error:
-        damaged_path = _set_aside(path)
+        damaged_path = set_aside(path, (_HIGH_WATER_SUFFIX, _OLD_HIGH_WATER_SUFFIX))
         log.warning(
             "Cannot use the ledger %s: %s. It was renamed to %s; a new ledger is created and filled from the chain.",
             path,
@@ -96,7 +98,7 @@ def _open(path: Path, timeout_seconds: float, connect: ConnectFunction) -> sqlit
     except sqlite3.Error as error:
         if db is not None:
             db.close()
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE_CODES:
+        if classify_error(error) == "damaged":
             raise _UnusableFile(str(error)) from error
         raise translate_error(error, path) from error
     except (NeedsHuman, _UnusableFile):
@@ -189,16 +191,10 @@ def row_checksum(values: list[object] | tuple[object, ...]) -> int:
     return zlib.crc32(repr(tuple(values)).encode())
 
 
-def _high_water_path(path: Path) -> Path:
-    return path.with_name(path.name + ".high-water")
-
-
-def _old_high_water_path(path: Path) -> Path:
-    return path.with_name(path.name + _OLD_HIGH_WATER_SUFFIX)
-
-
 def _read_high_water_mark(path: Path) -> int:
-    return max(_read_number(_high_water_path(path)), _read_number(_old_high_water_path(path)))
+    return max(
+        _read_number(path.with_name(path.name + suffix)) for suffix in (_HIGH_WATER_SUFFIX, _OLD_HIGH_WATER_SUFFIX)
+    )
 
 
 def _read_number(path: Path) -> int:
@@ -210,41 +206,26 @@ def _read_number(path: Path) -> int:
 
 def write_high_water_mark(path: Path, signature_count: int) -> None:
     """Write the number of signatures next to the ledger. Without it a restored backup is not detected."""
-    temporary = path.with_name(path.name + ".high-water.new")
     try:
-        temporary.write_text(str(signature_count), encoding="ascii")
-        temporary.replace(_high_water_path(path))
-        _old_high_water_path(path).unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("Cannot write %s: %s", _high_water_path(path), error.strerror)
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename the file with SQLite's journal and the high-water mark, which belong to it. Returns the new path."""
-    number = 1
-    while path.with_name(f"{path.name}.damaged-{number}").exists():
-        number += 1
-    damaged_path = path.with_name(f"{path.name}.damaged-{number}")
-    for suffix in ("-journal", "-wal", "-shm", ".high-water", _OLD_HIGH_WATER_SUFFIX):
-        companion = path.with_name(path.name + suffix)
-        if companion.exists():
-            companion.replace(damaged_path.with_name(damaged_path.name + suffix))
-    return path.replace(damaged_path)
+        write_atomic(path.with_name(path.name + _HIGH_WATER_SUFFIX), str(signature_count).encode(), fix=STATE_DIR_FIX)
+        path.with_name(path.name + _OLD_HIGH_WATER_SUFFIX).unlink(missing_ok=True)
+    except (NeedsHuman, OSError) as error:
+        log.warning("%s", error)
 
 
 def translate_error(error: sqlite3.Error, path: Path) -> NeedsHuman | RetryLater:
     """An error of SQLite as the error class that says what the caller does next."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return RetryLater(
-            f"Another forecastd process uses the ledger {path}. Stop it first: only one process may use a wallet."
-        )
-    if code == sqlite3.SQLITE_FULL:
-        return RetryLater(f"The disk of {path} is full; nothing was sent. Free some space; the epoch is retried.")
-    if code == sqlite3.SQLITE_IOERR:
-        return RetryLater(f"The disk of {path} failed ({error}); nothing was sent.")
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return NeedsHuman(f"Cannot write the ledger {path} ({error}). Set STATE_DIR to a path this user can write.")
+    match classify_error(error):
+        case "busy":
+            return RetryLater(
+                f"Another forecastd process uses the ledger {path}. Stop it first: only one process may use a wallet."
+            )
+        case "full":
+            return RetryLater(f"The disk of {path} is full; nothing was sent. Free some space; the epoch is retried.")
+        case "disk":
+            return RetryLater(f"The disk of {path} failed ({error}); nothing was sent.")
+        case "unwritable":
+            return NeedsHuman(f"Cannot write the ledger {path} ({error}). Set STATE_DIR to a path this user can write.")
     return NeedsHuman(
         f"Cannot use the ledger {path} ({error}). Start forecastd again: it renames a damaged ledger and creates a new one."
     )

@@ -30,6 +30,7 @@ from forecastd.ledger.file import (
     write_high_water_mark,
 )
 from forecastd.runtime.closeable import Closeable
+from forecastd.runtime.sqlite import classify_error
 
 EpochKey = tuple[str, int, int, str]  # chain id, topic id, nonce, wallet
 _KEY_FILTER = "chain_id = ? AND topic_id = ? AND nonce = ? AND wallet = ?"
@@ -349,7 +350,7 @@ class Ledger(Closeable):
                         self._db.execute("ROLLBACK")
                     raise
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                if classify_error(error) == "disk":
                     self.disk_failed = True
                     self._db.close()  # a failed sync is never retried: the next start reads what the disk has
                 raise translate_error(error, self.path) from error

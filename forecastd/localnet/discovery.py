@@ -12,6 +12,7 @@ from pathlib import Path
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.node import Node
 from forecastd.errors import ForecastdError
+from forecastd.runtime.files import STATE_DIR_FIX, write_atomic
 
 PROBE_TIMEOUT_SECONDS = 10.0  # a stopped node refuses at once; on a busy machine the first answer takes seconds
 
@@ -32,11 +33,8 @@ def endpoint_file(state_dir: Path) -> Path:
 def publish_endpoint(state_dir: Path, endpoint: str, chain_id: str, websocket: str | None = None) -> Iterator[None]:
     """Keep the endpoint file in place during the `with` block. The file appears complete or not at all."""
     path = endpoint_file(state_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"endpoint": endpoint, "websocket": websocket, "chain_id": chain_id, "pid": os.getpid()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomic(path, f"{text}\n".encode(), mode=0o644, fix=STATE_DIR_FIX)
     try:
         yield
     finally:

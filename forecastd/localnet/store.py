@@ -16,6 +16,7 @@ from pathlib import Path
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.localnet.state import ChainState, Effect, Fees, LocalAccount, StoredInference, TxRecord
 from forecastd.localnet.topics import topics_from_json, topics_to_json
+from forecastd.runtime.sqlite import classify_error
 
 SCHEMA_VERSION = 2
 _FEE_COLUMN = 8  # stored as text, but an integer in TxRecord
@@ -161,15 +162,17 @@ class ChainStore:
         db.execute("COMMIT")
 
     def _translate_error(self, error: sqlite3.Error) -> NeedsHuman | RetryLater:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return RetryLater(f"Another local node runs on {self.path}. Stop it first, or choose another STATE_DIR.")
-        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-            return RetryLater(f"The disk of the local chain {self.path} is full or failed ({error}).")
-        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            return NeedsHuman(
-                f"Cannot write the local chain {self.path} ({error}). Set STATE_DIR to a writable directory."
-            )
+        match classify_error(error):
+            case "busy":
+                return RetryLater(
+                    f"Another local node runs on {self.path}. Stop it first, or choose another STATE_DIR."
+                )
+            case "full" | "disk":
+                return RetryLater(f"The disk of the local chain {self.path} is full or failed ({error}).")
+            case "unwritable":
+                return NeedsHuman(
+                    f"Cannot write the local chain {self.path} ({error}). Set STATE_DIR to a writable directory."
+                )
         return NeedsHuman(
             f"The local chain {self.path} is damaged ({error}). Delete it with `forecastd localnet --reset`."
         )

@@ -33,8 +33,8 @@ from forecastd.market.candles import (
     merge_provenance,
 )
 from forecastd.market.sources.base import Source
-from forecastd.market.window_file import BUSY_SECONDS, FileUnavailableError, WindowFile
 from forecastd.runtime.closeable import Closeable
+from forecastd.runtime.sqlite import BUSY_SECONDS, FileUnavailableError, SqliteCache
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class RollingWindow(Closeable):
     def __init__(self, path: Path, max_rows: int = DEFAULT_MAX_ROWS) -> None:
         self.path = path
         self.max_rows = max_rows
-        self._file = WindowFile(
+        self._file = SqliteCache(
             path,
             application_id=APPLICATION_ID,
             schema=SCHEMA,

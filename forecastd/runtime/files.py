@@ -9,15 +9,22 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from forecastd.errors import NeedsHuman
 
 MAX_BYTES = 2**20  # of a text file
+STATE_DIR_FIX = "Set STATE_DIR to a writable directory."
 
 
-def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+def write_atomic(
+    path: Path, content: bytes, *, mode: int = 0o600, overwrite: bool = True, fix: str = "Choose another path."
+) -> None:
     """Replace or create the file at `path`, and its directories, with `content`.
+
+    Without `overwrite` a file that exists stays as it is, and a new one is on the disk before anything can rely on it.
+    `fix`: a sentence of the error's message.
 
     Raises:
         NeedsHuman: it cannot be written.
@@ -28,13 +35,19 @@ def write_atomic(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(content)
+                if not overwrite:
+                    stream.flush()
+                    os.fsync(descriptor)
             Path(temporary).chmod(mode)
-            Path(temporary).replace(path)
-        except BaseException:
+            if overwrite:
+                Path(temporary).replace(path)
+            else:
+                with suppress(FileExistsError):
+                    path.hardlink_to(temporary)
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
     except OSError as error:
-        raise NeedsHuman(f"Cannot write {path}: {error.strerror}. Choose another path.") from None
+        raise NeedsHuman(f"Cannot write {path}: {error.strerror}. {fix}") from None
 
 
 def read_text_file(path: Path, description: str, fix: str) -> str:

@@ -46,9 +46,9 @@ from forecastd.fleet.window.tick_tables import (
     used_bytes,
 )
 from forecastd.fleet.window.window import FleetWindow
-from forecastd.market.window_file import FileUnavailableError, WindowFile
 from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.formatting import format_duration
+from forecastd.runtime.sqlite import FileUnavailableError, SqliteCache
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class TickStore(Closeable):
         self.hours, self.megabytes = hours, megabytes
         self.last_error: str | None = None  # why the file cannot be written; None while it can
         self.dropped_batches = 0  # batches that could not be written in time
-        self._file = WindowFile(
+        self._file = SqliteCache(
             path,
             application_id=APPLICATION_ID,
             schema=SCHEMA,

@@ -1,8 +1,8 @@
-"""The SQLite file of a rolling window: open it, create its tables, handle a damaged, full, locked or missing file.
+"""SQLite files: what their errors mean, and how a damaged file is set aside.
 
-Invariant: the file is a cache. It may be lost, but it must never return wrong data. A file that SQLite cannot read is
-renamed and replaced by a new one with the rows that its owner can still read. Every other fault raises
-`FileUnavailableError`, and the owner continues without the file.
+`SqliteCache` is a file that may be lost, but must never return wrong data. A file that SQLite cannot read is renamed and
+replaced by a new one with the rows that its owner can still read. Every other fault raises `FileUnavailableError`, and
+the owner continues without the file.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+from forecastd.runtime.closeable import Closeable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -20,6 +22,50 @@ SalvageFunction = Callable[[sqlite3.Connection, sqlite3.Connection], int]
 
 BUSY_SECONDS = 5.0  # how long to wait for another process's lock before continuing without the file
 MAX_DAMAGED_FILES = 5  # damaged files that are kept for inspection
+
+Fault = Literal["busy", "full", "disk", "unwritable", "damaged", "other"]
+_FAULTS: dict[int, Fault] = {
+    sqlite3.SQLITE_BUSY: "busy",
+    sqlite3.SQLITE_LOCKED: "busy",
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_IOERR: "disk",
+    sqlite3.SQLITE_READONLY: "unwritable",
+    sqlite3.SQLITE_CANTOPEN: "unwritable",
+    sqlite3.SQLITE_PERM: "unwritable",
+    sqlite3.SQLITE_CORRUPT: "damaged",
+    sqlite3.SQLITE_NOTADB: "damaged",
+}
+
+
+def classify_error(error: Exception) -> Fault:
+    """What an error of SQLite means: another process has the lock, the disk is full or failed, the file cannot be written
+    or is damaged.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    return "other" if code is None else _FAULTS.get(code & 0xFF, "other")
+
+
+def set_aside(path: Path, companions: Iterable[str] = (), *, max_files: int | None = None) -> Path:
+    """Rename a damaged file, and what belongs to it, to `NAME.damaged-N`; returns the new path.
+
+    `companions`: suffixes of other files that belong to it, besides those of SQLite. With `max_files`, the last of so many
+    damaged files is replaced.
+    """
+    number = 1
+    while number != max_files and path.with_name(f"{path.name}.damaged-{number}").exists():
+        number += 1
+    damaged_path = path.with_name(f"{path.name}.damaged-{number}")
+    for suffix in (
+        "-journal",
+        "-wal",
+        "-shm",
+        *companions,
+        "",
+    ):  # the file itself last: its journal must never stay alone
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.replace(damaged_path.with_name(damaged_path.name + suffix))
+    return damaged_path
 
 
 class FileUnavailableError(Exception):
@@ -31,10 +77,10 @@ class FileUnavailableError(Exception):
 
 
 class _ForeignFileError(sqlite3.DatabaseError):
-    """The file is a database but not a rolling window of this version."""
+    """The file is a database but not a file of this kind and version."""
 
 
-class WindowFile:
+class SqliteCache(Closeable):
     """One SQLite file in WAL mode with `synchronous=NORMAL`, safe for several threads and processes at once.
 
     Durability in this mode: a killed process loses only the transaction in flight. A power cut may also lose the
@@ -67,9 +113,7 @@ class WindowFile:
     ) -> None:
         self.path = path
         self.read_only = read_only
-        self.connection_count = (
-            0  # grows with every new connection; caches of the file's content are invalid after that
-        )
+        self.connection_count = 0  # a new connection makes what its owner remembers of the content invalid
         self.db: sqlite3.Connection | None = None
         self._application_id = application_id
         self._schema = schema
@@ -162,14 +206,7 @@ class WindowFile:
         self._disconnect()
         if not self.path.exists() or inode not in {None, self.path.stat().st_ino}:
             return  # another process has already replaced it
-        candidates = [
-            self.path.with_name(f"{self.path.name}.damaged-{n}") for n in range(1, self._max_damaged_files + 1)
-        ]
-        damaged_path = next((candidate for candidate in candidates if not candidate.exists()), candidates[-1])
-        for suffix in ("-wal", "-shm", ""):
-            file = self.path.with_name(self.path.name + suffix)
-            if file.exists():
-                file.replace(damaged_path.with_name(damaged_path.name + suffix))
+        damaged_path = set_aside(self.path, max_files=self._max_damaged_files)
         row_count = self._salvage_rows(damaged_path)
         log.warning(
             "The rolling window %s is damaged (%s). It was renamed to %s and replaced with %d salvaged rows; %s.",
@@ -189,8 +226,6 @@ class WindowFile:
 
 def is_damage(error: Exception) -> bool:
     """Whether the error is a permanent fault of the file itself."""
-    if isinstance(error, _ForeignFileError):
-        return True
-    code = getattr(error, "sqlite_errorcode", None)
     # SQLITE_ERROR: the statements are fixed, so a statement that fails means a different schema.
-    return code is not None and code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+    is_other_schema = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    return isinstance(error, _ForeignFileError) or is_other_schema or classify_error(error) == "damaged"
