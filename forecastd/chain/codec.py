@@ -8,25 +8,59 @@ that is not local. Payload layout: emissions v9 carries the value in `value`; v1
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from decimal import Decimal, InvalidOperation
 
+from google.protobuf.any_pb2 import Any
+
+from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.networks import DENOM, is_local
-from forecastd.chain.sdk import EmissionsVersion, canonical_decimal, emissions, messages
+from forecastd.chain.proto.cosmos_pb2 import (
+    SIGN_MODE_DIRECT,
+    AuthInfo,
+    Coin,
+    Fee,
+    ModeInfo,
+    PubKey,
+    SignDoc,
+    SignerInfo,
+    TxBody,
+    TxRaw,
+)
+from forecastd.chain.proto.emissions_pb2 import (
+    InputInference,
+    InputInferenceForecastBundle,
+    InputLabeledValue,
+    InputWorkerDataBundle,
+    InsertWorkerPayloadRequest,
+    Nonce,
+    RegisterRequest,
+)
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman
 from forecastd.ledger.ledger import Submission
 
 VALUE_LABEL = "y"  # the label of a topic with a single output
-_SECP256K1 = "/cosmos.crypto.secp256k1.PubKey"
+MAX_ZERO_DECIMALS = 2000  # the chain writes a zero with more of them with an exponent
+SECP256K1_KEY = "/cosmos.crypto.secp256k1.PubKey"
 
 
 def canonical_value(value: float | str) -> str:
-    """The decimal exactly as the chain writes it. Accepts numpy floats too.
+    """The decimal exactly as the chain writes it to verify a signature: `1e-07` becomes `1E-7`. Accepts numpy floats too.
+
+    The chain's form is that of Python's `str`, but for a zero with decimals, which has no exponent (cockroachdb/apd,
+    format `G`).
 
     Raises:
         ValueError: `value` is not a finite number.
     """
-    return canonical_decimal(value if isinstance(value, str) else float(value))
+    try:
+        number = Decimal(value if isinstance(value, str) else str(float(value)))
+    except InvalidOperation:
+        raise ValueError(f"not a decimal: {value!r}") from None
+    if not number.is_finite():
+        raise ValueError(f"not a finite decimal: {value!r}")
+    plain_zero = number.is_zero() and -MAX_ZERO_DECIMALS <= int(number.as_tuple().exponent) < 0
+    return format(number, "f") if plain_zero else str(number)
 
 
 def tx_hash(tx_bytes: bytes) -> str:
@@ -42,22 +76,21 @@ def payload_message(
     The signature of the bundle covers the sha256 of the serialized `InputInferenceForecastBundle`. The chain serializes
     the bundle again to verify it, so `value` must be canonical.
     """
-    em, v3 = emissions(version), messages("emissions.v3")
-    value_fields: dict[str, Any] = {"value": value}
+    inference = InputInference(topic_id=topic_id, block_height=nonce, inferer=wallet.address, value=value)
     if version == "v10":
-        value_fields = {"value": "0", "values": [em.InputLabeledValue(label=VALUE_LABEL, value=value)]}
-    inference = em.InputInference(topic_id=topic_id, block_height=nonce, inferer=wallet.address, **value_fields)
-    bundle = em.InputInferenceForecastBundle(inference=inference)
-    data = em.InputWorkerDataBundle(
+        inference.value = "0"
+        inference.values.append(InputLabeledValue(label=VALUE_LABEL, value=value))
+    bundle = InputInferenceForecastBundle(inference=inference)
+    data = InputWorkerDataBundle(
         worker=wallet.address,
-        nonce=v3.Nonce(block_height=nonce),
+        nonce=Nonce(block_height=nonce),
         topic_id=topic_id,
         inference_forecasts_bundle=bundle,
-        inferences_forecasts_bundle_signature=wallet.sign(bytes(bundle)),
+        inferences_forecasts_bundle_signature=wallet.sign(bundle.SerializeToString()),
         pubkey=wallet.public_key.hex(),
     )
-    request = em.InsertWorkerPayloadRequest(sender=wallet.address, worker_data_bundle=data)
-    return f"/emissions.{version}.InsertWorkerPayloadRequest", bytes(request)
+    request = InsertWorkerPayloadRequest(sender=wallet.address, worker_data_bundle=data)
+    return f"/emissions.{version}.InsertWorkerPayloadRequest", request.SerializeToString()
 
 
 def register_message(wallet: Wallet, *, version: EmissionsVersion, topic_id: int) -> tuple[str, bytes]:
@@ -65,10 +98,8 @@ def register_message(wallet: Wallet, *, version: EmissionsVersion, topic_id: int
 
     The wallet is its own owner.
     """
-    request = emissions(version).RegisterRequest(
-        sender=wallet.address, topic_id=topic_id, owner=wallet.address, is_reputer=False
-    )
-    return f"/emissions.{version}.RegisterRequest", bytes(request)
+    request = RegisterRequest(sender=wallet.address, topic_id=topic_id, owner=wallet.address)
+    return f"/emissions.{version}.RegisterRequest", request.SerializeToString()
 
 
 def build_tx(
@@ -86,16 +117,15 @@ def build_tx(
     body, auth = _body_and_auth(
         wallet, message, sequence=sequence, gas=gas, fee_uallo=fee_uallo, timeout_height=timeout_height
     )
-    tx = messages("cosmos.tx.v1beta1")
-    sign_doc = tx.SignDoc(body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=account_number)
-    return bytes(tx.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[wallet.sign(bytes(sign_doc))]))
+    sign_doc = SignDoc(body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=account_number)
+    tx = TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[wallet.sign(sign_doc.SerializeToString())])
+    return bytes(tx.SerializeToString())
 
 
 def unsigned_tx(wallet: Wallet, message: tuple[str, bytes], *, sequence: int) -> bytes:
     """The transaction with an empty signature, for a node to simulate its gas."""
     body, auth = _body_and_auth(wallet, message, sequence=sequence, gas=0, fee_uallo=0, timeout_height=0)
-    tx = messages("cosmos.tx.v1beta1")
-    return bytes(tx.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[b""]))
+    return bytes(TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[b""]).SerializeToString())
 
 
 def sign_submission(
@@ -144,16 +174,13 @@ def _body_and_auth(
     wallet: Wallet, message: tuple[str, bytes], *, sequence: int, gas: int, fee_uallo: int, timeout_height: int
 ) -> tuple[bytes, bytes]:
     """The body and the auth info of a transaction, serialized."""
-    tx, base = messages("cosmos.tx.v1beta1"), messages("cosmos.base.v1beta1")
-    signing = messages("cosmos.tx.signing.v1beta1")
-    any_message = messages("google.protobuf").Any
-    key = messages("cosmos.crypto.secp256k1").PubKey(key=wallet.public_key)
-    signer = tx.SignerInfo(
-        public_key=any_message(type_url=_SECP256K1, value=bytes(key)),
-        mode_info=tx.ModeInfo(single=tx.ModeInfoSingle(mode=signing.SignMode.DIRECT)),
+    key = PubKey(key=wallet.public_key)
+    signer = SignerInfo(
+        public_key=Any(type_url=SECP256K1_KEY, value=key.SerializeToString()),
+        mode_info=ModeInfo(single=ModeInfo.Single(mode=SIGN_MODE_DIRECT)),
         sequence=sequence,
     )
-    coins = [base.Coin(denom=DENOM, amount=str(fee_uallo))] if fee_uallo else []
-    auth = tx.AuthInfo(signer_infos=[signer], fee=tx.Fee(amount=coins, gas_limit=gas))
-    body = tx.TxBody(messages=[any_message(type_url=message[0], value=message[1])], timeout_height=timeout_height)
-    return bytes(body), bytes(auth)
+    coins = [Coin(denom=DENOM, amount=str(fee_uallo))] if fee_uallo else []
+    auth = AuthInfo(signer_infos=[signer], fee=Fee(amount=coins, gas_limit=gas))
+    body = TxBody(messages=[Any(type_url=message[0], value=message[1])], timeout_height=timeout_height)
+    return body.SerializeToString(), auth.SerializeToString()

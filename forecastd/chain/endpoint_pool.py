@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
+
+from forecastd.chain.client import ChainClient, raise_refusal
 from forecastd.chain.codes import Action, classify
 from forecastd.chain.endpoint import Endpoint, parse_endpoints
 from forecastd.chain.endpoint_health import MAX_LAG, EndpointState
-from forecastd.chain.grpc_transport import NoUsableResponse
+from forecastd.chain.grpc_transport import NoUsableResponse, RpcError
+from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.node import Node, WrongChain
 from forecastd.chain.request_pool import (
     HEDGE_SECONDS,
@@ -26,20 +29,9 @@ from forecastd.chain.request_pool import (
     brief_cause,
     combine_errors,
 )
-from forecastd.chain.sdk import EmissionsVersion
-from forecastd.chain.types import (
-    AccountInfo,
-    BroadcastResult,
-    ChainParams,
-    Inference,
-    NetworkInferences,
-    SimulationResult,
-    Topic,
-    TxResult,
-)
+from forecastd.chain.types import BroadcastResult, TxResult
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError
-from forecastd.runtime.closeable import Closeable
 
 MAX_BROADCAST_ENDPOINTS = 5  # endpoints that get the same bytes
 GRACE_SECONDS = 0.5  # time left for the others after one has accepted the bytes
@@ -91,8 +83,8 @@ class EndpointReport:
     error: str
 
 
-class EndpointPool(Closeable):
-    """A pool of endpoints with the methods of `Node`.
+class EndpointPool(ChainClient):
+    """Several endpoints as one.
 
     `chain_id` is the chain that every endpoint must be on; None accepts any chain. `hedge_seconds` and
     `timeout_seconds` are those of `RequestPool`. Every method returns what the method of `Node` returns, within
@@ -127,7 +119,6 @@ class EndpointPool(Closeable):
         self._max_lag = max_lag
 
     def close(self) -> None:
-        """Close all connections and threads. Calls in progress end with an error."""
         self._requests.close()
 
     @property
@@ -191,60 +182,20 @@ class EndpointPool(Closeable):
 
     # Reads from the best endpoint
 
+    def ask(
+        self, request: Message, read: Callable[[Any], T], read_refusal: Callable[[RpcError], T] = raise_refusal
+    ) -> T:
+        return self._read(lambda endpoint: endpoint.node.ask(request, read, read_refusal))
+
     def chain_id(self) -> str:
         return self._read(lambda endpoint: endpoint.node.chain_id())
 
     def height(self) -> int:
         return self._read(self._requests.fetch_height)
 
-    def block_time(self) -> float:
-        return self._read(lambda endpoint: endpoint.node.block_time())
-
     def version(self) -> EmissionsVersion:
         # Queried again each time: the chain may have been upgraded since the last call to this endpoint.
         return self._read(lambda endpoint: endpoint.node.version(refresh=True))
-
-    def topic(self, topic_id: int) -> Topic | None:
-        return self._read(lambda endpoint: endpoint.node.topic(topic_id))
-
-    def is_topic_active(self, topic_id: int) -> bool:
-        return self._read(lambda endpoint: endpoint.node.is_topic_active(topic_id))
-
-    def open_nonces(self, topic_id: int) -> list[int]:
-        return self._read(lambda endpoint: endpoint.node.open_nonces(topic_id))
-
-    def is_nonce_unfulfilled(self, topic_id: int, nonce: int) -> bool:
-        return self._read(lambda endpoint: endpoint.node.is_nonce_unfulfilled(topic_id, nonce))
-
-    def is_registered(self, topic_id: int, address: str) -> bool:
-        return self._read(lambda endpoint: endpoint.node.is_registered(topic_id, address))
-
-    def can_submit(self, topic_id: int, address: str) -> bool:
-        return self._read(lambda endpoint: endpoint.node.can_submit(topic_id, address))
-
-    def params(self) -> ChainParams:
-        return self._read(lambda endpoint: endpoint.node.params())
-
-    def latest_inference(self, topic_id: int, address: str) -> Inference | None:
-        return self._read(lambda endpoint: endpoint.node.latest_inference(topic_id, address))
-
-    def inferences_at(self, topic_id: int, nonce: int) -> list[Inference]:
-        return self._read(lambda endpoint: endpoint.node.inferences_at(topic_id, nonce))
-
-    def network_inferences(self, topic_id: int) -> NetworkInferences | None:
-        return self._read(lambda endpoint: endpoint.node.network_inferences(topic_id))
-
-    def account(self, address: str) -> AccountInfo | None:
-        return self._read(lambda endpoint: endpoint.node.account(address))
-
-    def balance(self, address: str) -> int:
-        return self._read(lambda endpoint: endpoint.node.balance(address))
-
-    def gas_price(self) -> Decimal | None:
-        return self._read(lambda endpoint: endpoint.node.gas_price())
-
-    def simulate(self, tx_bytes: bytes) -> SimulationResult:
-        return self._read(lambda endpoint: endpoint.node.simulate(tx_bytes))
 
     # State of the endpoints
 

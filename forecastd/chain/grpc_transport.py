@@ -7,10 +7,12 @@ deadline covers name lookup and TLS, and it limits the size of what it reads.
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
+from google.protobuf.message import DecodeError, Message
+
 from forecastd.chain.endpoint import Endpoint
+from forecastd.chain.methods import Method
 from forecastd.errors import RetryLater
 
 MAX_RESPONSE_BYTES = 4 * 2**20  # bytes
@@ -63,30 +65,22 @@ class GrpcTransport:
         if channel is not None:
             channel.close()
 
-    def call(self, method: str, request: Any, reply: Any) -> Any:
-        """Call `package.Service/Method` and parse the answer as a message of the class `reply`.
-
-        `request` is a message, or its bytes.
+    def call(self, method: Method, request: Message) -> Any:
+        """Call a method and return its reply.
 
         Raises:
             RetryLater: no usable answer within the deadline.
             RpcError: the node refused the call.
         """
-        raw = self.send(method, request)
-        try:
-            return reply.parse(raw)
-        except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error):
-            # betterproto2 has no error class of its own for invalid bytes.
-            raise no_usable_response(self.endpoint, method, "an unreadable answer") from None
-
-    def send(self, method: str, request: Any) -> bytes:
-        """Like `call`, but returns the bytes of the answer."""
         import grpc  # type: ignore[import-untyped]  # no stubs
 
         if self._channel is None:
             self._channel = self.endpoint.channel(MAX_RESPONSE_BYTES)
         try:
-            raw: bytes = self._channel.unary_unary(f"/{method}")(bytes(request), timeout=self._deadline)
+            raw = self._channel.unary_unary(f"/{method.name}")(request.SerializeToString(), timeout=self._deadline)
+            return method.reply.FromString(raw)
+        except (DecodeError, TypeError):  # grpcio returns None for a message that was cut off
+            raise no_usable_response(self.endpoint, method.name, "an unreadable answer") from None
         except grpc.RpcError as error:
             status, details = error.code().name, str(error.details() or "")
             # grpcio adds these words around the cause
@@ -95,12 +89,11 @@ class GrpcTransport:
                 # A connection that drops all data looks alive to grpcio: never wait on the same one again.
                 self.close()
                 raise no_usable_response(
-                    self.endpoint, method, f"{status.lower().replace('_', ' ')}, {shorten(details)}"
+                    self.endpoint, method.name, f"{status.lower().replace('_', ' ')}, {shorten(details)}"
                 ) from error
             raise RpcError(status, details) from error
         except ValueError as error:  # another thread closed the connection
-            raise no_usable_response(self.endpoint, method, "the connection was closed") from error
-        return raw
+            raise no_usable_response(self.endpoint, method.name, "the connection was closed") from error
 
 
 def no_usable_response(endpoint: Endpoint, method: str, reason: str) -> NoUsableResponse:

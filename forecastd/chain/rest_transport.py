@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from typing import Any
 from urllib.parse import quote
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from forecastd.chain.endpoint import Endpoint
 from forecastd.chain.grpc_transport import (
@@ -15,7 +17,7 @@ from forecastd.chain.grpc_transport import (
     no_usable_response,
     shorten,
 )
-from forecastd.chain.rest_routes import GRPC_STATUS_NAMES, ROUTES, Route, select_fields
+from forecastd.chain.methods import GRPC_STATUS_NAMES, Method
 from forecastd.runtime.http import HttpClient, HttpRequestFailed, ResponseTooLarge
 
 _HTTP_NOT_IMPLEMENTED = 501
@@ -38,33 +40,27 @@ class RestTransport:
         """Close the connections. Calls in progress fail at once; a later call opens new connections."""
         self._client.close()
 
-    def call(self, method: str, request: Any, reply: Any) -> Any:
-        """Call `package.Service/Method` and parse the answer as a message of the class `reply`.
+    def call(self, method: Method, request: Message) -> Any:
+        """Call a method and return its reply.
 
         Raises:
             RetryLater: no usable answer within the deadline.
             RpcError: the node refused the call.
         """
-        response = select_fields(self.send(method, request), ROUTES[method].response_fields)
+        path, body = _request(method, request)
         try:
-            # Serialized and parsed once more, so that no number exceeds the range of its protobuf type.
-            return reply.parse(bytes(reply.from_dict(response, ignore_unknown_fields=True)))
-        except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error):
-            raise no_usable_response(self.endpoint, method, "an unreadable answer") from None
-
-    def send(self, method: str, request: Any) -> dict[str, Any]:
-        """Like `call`, but returns the JSON of the answer."""
-        route = ROUTES[method]
-        path, body = _request(route, request)
-        try:
-            response = self._client.request(route.verb, path, body=body, deadline=self._deadline)
-            return read_response(response.status, response.body)
+            response = self._client.request(method.verb, path, body=body, deadline=self._deadline)
+            document = without_any(read_response(response.status, response.body), method.reply.DESCRIPTOR)
+            return json_format.ParseDict(document, method.reply(), ignore_unknown_fields=True)
         except HttpRequestFailed as error:
-            raise no_usable_response(self.endpoint, method, error.problem) from None
+            reason = error.problem
         except ResponseTooLarge:
-            raise no_usable_response(self.endpoint, method, f"more than {MAX_RESPONSE_BYTES >> 20} MB") from None
+            reason = f"more than {MAX_RESPONSE_BYTES >> 20} MB"
         except UnusableResponse as error:
-            raise no_usable_response(self.endpoint, method, str(error)) from None
+            reason = str(error)
+        except json_format.ParseError:
+            reason = "an unreadable answer"
+        raise no_usable_response(self.endpoint, method.name, reason)
 
 
 def read_response(status: int, body: bytes) -> dict[str, Any]:
@@ -94,19 +90,27 @@ def read_response(status: int, body: bytes) -> dict[str, Any]:
     raise UnusableResponse(f"HTTP {status}" + (" with something that is not JSON" if status == 200 else ""))
 
 
-def _request(route: Route, request: Any) -> tuple[str, bytes | None]:
+def without_any(document: Any, descriptor: Any) -> Any:
+    """The JSON of a message without its `Any` fields: their content may be of types that are not known here."""
+    if isinstance(document, list):
+        return [without_any(item, descriptor) for item in document]
+    if not isinstance(document, dict):
+        return document
+    content = {}
+    for name, value in document.items():
+        field = descriptor.fields_by_name.get(name)
+        if field is None or field.message_type is None:
+            content[name] = value
+        elif field.message_type.full_name != "google.protobuf.Any":
+            content[name] = without_any(value, field.message_type)
+    return content
+
+
+def _request(method: Method, request: Message) -> tuple[str, bytes | None]:
     """The path and the body of a request."""
-    if isinstance(request, bytes):  # a request without fields
-        return route.path, None
-    import betterproto2
-
-    def fields(*, include_defaults: bool) -> dict[str, Any]:
-        message_fields: dict[str, Any] = request.to_dict(
-            casing=betterproto2.Casing.SNAKE, include_default_values=include_defaults
-        )
-        return message_fields
-
-    if route.verb == "POST":
-        return route.path, json.dumps(fields(include_defaults=False)).encode()
-    values = {name: quote(str(value), safe="") for name, value in fields(include_defaults=True).items()}
-    return route.path.format_map(values), None
+    fields = json_format.MessageToDict(
+        request, preserving_proto_field_name=True, always_print_fields_with_no_presence=method.verb == "GET"
+    )
+    if method.verb == "POST":
+        return method.path, json.dumps(fields).encode()
+    return method.path.format_map({name: quote(str(value), safe="") for name, value in fields.items()}), None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -86,43 +84,3 @@ class ChainParams:
 
     registration_fee: int
     data_sending_fee: int
-
-
-def read_inference(message: Any) -> Inference:
-    """An inference of either version: v9 has one `value`; v10 has `values`, with or without labels."""
-    return Inference(str(message.inferer), int(message.topic_id), int(message.block_height), _decimal_value(message))
-
-
-def read_network_inferences(reply: Any) -> NetworkInferences | None:
-    """The answer to GetLatestNetworkInferences of either version, or None when it is empty."""
-    bundle = reply.network_inferences
-    if bundle is None:
-        return None
-    values = {str(inference.worker): _finite_float(_decimal_value(inference)) for inference in bundle.inferer_values}
-    return NetworkInferences(
-        nonce=int(reply.inference_block_height),
-        combined=_finite_float(_first_decimal(bundle.combined_value)),
-        values_by_worker={worker: value for worker, value in values.items() if value is not None},
-    )
-
-
-def _decimal_value(message: Any) -> str:
-    values = getattr(message, "values", None)
-    return _first_decimal(values) if values else str(getattr(message, "value", ""))
-
-
-def _first_decimal(value: Any) -> str:
-    """The first decimal of a bare string, of a list of strings, or of a list of labeled values."""
-    if isinstance(value, list):
-        if not value:
-            return ""
-        value = value[0]
-    return str(getattr(value, "value", value))
-
-
-def _finite_float(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

@@ -188,9 +188,9 @@ class StatusPublisher:
 
 
 def versions() -> dict[str, str]:
-    """The versions of forecastd, Python and the SDK, for the banner and the status."""
+    """The versions of forecastd, Python and the libraries of the wire format, for the banner and the status."""
     package_versions = {"forecastd": __version__, "python": platform.python_version()}
-    for name in ("allora_sdk",):
+    for name in ("grpcio", "protobuf"):
         try:
             package_versions[name] = version(name)
         except PackageNotFoundError:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from forecastd.chain.keys import is_address
+from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.networks import LOCAL_CHAIN_ID
-from forecastd.chain.sdk import EmissionsVersion
 from forecastd.chain.types import BroadcastResult
 from forecastd.clock import Clock
 from forecastd.errors import RetryLater

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import bech32
 
+from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.networks import ADDRESS_PREFIX
-from forecastd.chain.sdk import EmissionsVersion
 from forecastd.localnet.active_set import admit
 from forecastd.localnet.faults import FaultLevel, FaultPlan, NodeFault
 from forecastd.localnet.state import ChainState, Effect, LocalAccount, StoredInference, TxRecord

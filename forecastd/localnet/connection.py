@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from google.protobuf.message import DecodeError, Message
+
 from forecastd.errors import ForecastdError
 from forecastd.localnet.endpoint_view import EndpointView
 from forecastd.localnet.faults import NodeFault
@@ -22,7 +24,6 @@ HTML_PAGE = (
 GARBAGE = b"\xff" * 96
 HUGE_BYTES = 100 * 2**20
 DUPLICATE_DELAY_SECONDS = 0.05  # between an answer and its duplicate
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error)
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,13 @@ class EndpointConnection(asyncio.Protocol, ABC):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
-    def answer_request(self, path: str, request: bytes, faults: tuple[NodeFault, ...]) -> Any:
+    def answer_request(self, path: str, request: bytes, faults: tuple[NodeFault, ...]) -> Message:
         """The view's answer as a message. Any other failure is raised as RpcStatusError too."""
         try:
             return self.view.answer(path, request, faults)
         except ForecastdError as error:
             raise RpcStatusError("UNAVAILABLE", str(error)) from error
-        except _UNREADABLE as error:  # what betterproto2 raises for invalid bytes
+        except DecodeError as error:
             log.debug("unreadable request: %r", error)
             raise RpcStatusError("INVALID_ARGUMENT", "the request is not readable") from error
 

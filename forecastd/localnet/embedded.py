@@ -13,8 +13,8 @@ from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
+from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.networks import LOCAL_CHAIN_ID
-from forecastd.chain.sdk import EmissionsVersion
 from forecastd.clock import Clock
 from forecastd.localnet.chain import ChainConfig, LocalChain
 from forecastd.localnet.faults import NodeFault

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from forecastd.chain.codec import VALUE_LABEL
-from forecastd.chain.sdk import canonical_decimal, emissions, messages
+from google.protobuf.message import Message
+
+from forecastd.chain.codec import VALUE_LABEL, canonical_value
+from forecastd.chain.methods import METHODS
+from forecastd.chain.proto import emissions_pb2 as em
 from forecastd.localnet.active_set import SCORE_ALPHA, lowest_scored
 from forecastd.localnet.service import ChainView, RpcStatusError
 from forecastd.localnet.state import StoredInference
 from forecastd.localnet.topics import TopicSpec
 
-Query = Callable[[ChainView, Any, Any], Any]
-"""Takes the chain, the request, and the message classes of the version; returns the answer."""
+Query = Callable[[ChainView, Any], Message]
+"""Takes the chain and the request; returns the answer."""
 
 
-def answer_query(chain: ChainView, version: str, method: str, request: bytes) -> Any:
+def answer_query(chain: ChainView, version: str, method: str, request: bytes) -> Message:
     """Answer one query.
 
     Raises:
@@ -24,18 +27,16 @@ def answer_query(chain: ChainView, version: str, method: str, request: bytes) ->
     """
     if version != chain.state.version:
         raise RpcStatusError("UNIMPLEMENTED", f"unknown service emissions.{version}.QueryService")
-    query = QUERIES.get(method)
-    em = emissions(chain.state.version)
-    request_class = getattr(em, f"{method}Request", None)
-    if query is None or request_class is None:
+    query, known = QUERIES.get(method), METHODS.get(f"emissions.{version}.QueryService/{method}")
+    if query is None or known is None:
         raise RpcStatusError("UNIMPLEMENTED", f"unknown method {method} for service emissions.{version}.QueryService")
-    return query(chain, request_class.parse(request), em)
+    return query(chain, known.request.FromString(request))
 
 
-def _params(chain: ChainView, request: Any, em: Any) -> Any:
+def _params(chain: ChainView, request: Any) -> Message:
     del request
     fees = chain.state.fees
-    params = emissions("v9").Params(
+    params = em.Params(
         registration_fee=str(fees.registration),
         data_sending_fee=str(fees.data_sending),
         max_top_inferers_to_reward=max((topic.active_set for topic in chain.state.topics), default=0),
@@ -43,12 +44,12 @@ def _params(chain: ChainView, request: Any, em: Any) -> Any:
     return em.GetParamsResponse(params=params)
 
 
-def _next_topic_id(chain: ChainView, request: Any, em: Any) -> Any:
+def _next_topic_id(chain: ChainView, request: Any) -> Message:
     del request
     return em.GetNextTopicIdResponse(next_topic_id=1 + max((topic.id for topic in chain.state.topics), default=0))
 
 
-def _topic(chain: ChainView, request: Any, em: Any) -> Any:
+def _topic(chain: ChainView, request: Any) -> Message:
     spec = _find_topic(chain, request.topic_id)
     topic = em.Topic(
         id=spec.id,
@@ -65,44 +66,43 @@ def _topic(chain: ChainView, request: Any, em: Any) -> Any:
     return em.GetTopicResponse(topic=topic, weight="1", effective_revenue="0", topic_stake="0")
 
 
-def _topic_exists(chain: ChainView, request: Any, em: Any) -> Any:
+def _topic_exists(chain: ChainView, request: Any) -> Message:
     return em.TopicExistsResponse(exists=chain.state.topic(request.topic_id) is not None)
 
 
-def _is_topic_active(chain: ChainView, request: Any, em: Any) -> Any:
+def _is_topic_active(chain: ChainView, request: Any) -> Message:
     return em.IsTopicActiveResponse(is_active=_find_topic(chain, request.topic_id).active)
 
 
-def _is_registered(chain: ChainView, request: Any, em: Any) -> Any:
+def _is_registered(chain: ChainView, request: Any) -> Message:
     topic = _find_topic(chain, request.topic_id)
     return em.IsWorkerRegisteredInTopicIdResponse(is_registered=(topic.id, request.address) in chain.state.workers)
 
 
-def _can_submit(chain: ChainView, request: Any, em: Any) -> Any:
+def _can_submit(chain: ChainView, request: Any) -> Message:
     topic = _find_topic(chain, request.topic_id)
     return em.CanSubmitWorkerPayloadResponse(can_submit_worker_payload=topic.permits(request.address))
 
 
-def _open_nonces(chain: ChainView, topic_id: int) -> Any:
-    v3 = messages("emissions.v3")
+def _open_nonces(chain: ChainView, topic_id: int) -> em.Nonces:
     nonces = _find_topic(chain, topic_id).open_nonces(chain.state.height)
-    return v3.Nonces(nonces=[v3.Nonce(block_height=nonce) for nonce in nonces])
+    return em.Nonces(nonces=[em.Nonce(block_height=nonce) for nonce in nonces])
 
 
-def _unfulfilled_nonces(chain: ChainView, request: Any, em: Any) -> Any:
+def _unfulfilled_nonces(chain: ChainView, request: Any) -> Message:
     return em.GetUnfulfilledWorkerNoncesResponse(nonces=_open_nonces(chain, request.topic_id))
 
 
-def _open_windows(chain: ChainView, request: Any, em: Any) -> Any:
+def _open_windows(chain: ChainView, request: Any) -> Message:
     return em.GetOpenWorkerSubmissionWindowsResponse(nonces=_open_nonces(chain, request.topic_id))
 
 
-def _is_unfulfilled(chain: ChainView, request: Any, em: Any) -> Any:
+def _is_unfulfilled(chain: ChainView, request: Any) -> Message:
     is_open = request.block_height in _find_topic(chain, request.topic_id).open_nonces(chain.state.height)
     return em.IsWorkerNonceUnfulfilledResponse(is_worker_nonce_unfulfilled=is_open)
 
 
-def _latest_input(chain: ChainView, request: Any, em: Any) -> Any:
+def _latest_input(chain: ChainView, request: Any) -> Message:
     inference = _find_latest(chain, request)
     value = em.InputLabeledValue(label=VALUE_LABEL, value=inference.value)
     return em.GetWorkerLatestInputInferenceByTopicIdResponse(
@@ -110,31 +110,29 @@ def _latest_input(chain: ChainView, request: Any, em: Any) -> Any:
     )
 
 
-def _latest_plain(chain: ChainView, request: Any, em: Any) -> Any:
+def _latest_plain(chain: ChainView, request: Any) -> Message:
     inference = _find_latest(chain, request)
     return em.GetWorkerLatestInferenceByTopicIdResponse(
-        latest_inference=messages("emissions.v3").Inference(value=inference.value, **_common_fields(inference))
+        latest_inference=em.Inference(value=inference.value, **_common_fields(inference))
     )
 
 
-def _inferences_at_block(chain: ChainView, request: Any, em: Any) -> Any:
+def _inferences_at_block(chain: ChainView, request: Any) -> Message:
     """The inferences that count for a nonce. As on the real chain, there are none until the window closes."""
     topic, inferences = _find_topic(chain, request.topic_id), list[StoredInference]()
     if chain.state.height >= request.block_height + topic.worker_submission_window:
         inferences = list(chain.state.inferences.get((topic.id, request.block_height), {}).values())
-    if chain.state.version == "v10":
-        message = em.Inferences(
-            inferences=[em.Inference(values=[inference.value], **_common_fields(inference)) for inference in inferences]
+    is_v10 = chain.state.version == "v10"
+    answers = [
+        em.Inference(
+            **{"values": [inference.value]} if is_v10 else {"value": inference.value}, **_common_fields(inference)
         )
-    else:
-        v3 = messages("emissions.v3")
-        message = v3.Inferences(
-            inferences=[v3.Inference(value=inference.value, **_common_fields(inference)) for inference in inferences]
-        )
-    return em.GetInferencesAtBlockResponse(inferences=message)
+        for inference in inferences
+    ]
+    return em.GetInferencesAtBlockResponse(inferences=em.Inferences(inferences=answers))
 
 
-def _network_inferences(chain: ChainView, request: Any, em: Any) -> Any:
+def _network_inferences(chain: ChainView, request: Any) -> Message:
     """The inferences of the last closed nonce that has any.
 
     The combined value is their mean, because no one is scored here.
@@ -150,18 +148,16 @@ def _network_inferences(chain: ChainView, request: Any, em: Any) -> Any:
     nonce = max(closed_nonces)
     by_worker = {worker: inference.value for worker, inference in chain.state.inferences[topic.id, nonce].items()}
     mean = repr(sum(map(float, by_worker.values())) / len(by_worker))
-    make = _network_inferences_v10 if chain.state.version == "v10" else _network_inferences_v9
-    return em.GetLatestNetworkInferencesResponse(
-        network_inferences=make(em, topic.id, nonce, mean, by_worker), inference_block_height=nonce
-    )
+    if chain.state.version == "v9":
+        values = [em.WorkerAttributedValue(worker=worker, value=value) for worker, value in by_worker.items()]
+        bundle = em.ValueBundle(topic_id=topic.id, combined_value=mean, naive_value=mean, inferer_values=values)
+        return em.GetLatestNetworkInferencesResponseV9(network_inferences=bundle, inference_block_height=nonce)
 
+    def labeled(value: str) -> list[em.LabeledValue]:
+        return [em.LabeledValue(label_name=VALUE_LABEL, value=value)]
 
-def _network_inferences_v10(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[str, str]) -> Any:
-    def labeled(value: str) -> Any:
-        return [em.LabeledValue(label_id=0, label_name=VALUE_LABEL, value=value)]
-
-    return em.NetworkInferenceBundle(
-        topic_id=topic_id,
+    labeled_bundle = em.NetworkInferenceBundle(
+        topic_id=topic.id,
         nonce=nonce,
         combined_value=labeled(mean),
         naive_value=labeled(mean),
@@ -169,32 +165,24 @@ def _network_inferences_v10(em: Any, topic_id: int, nonce: int, mean: str, by_wo
             em.WorkerInference(worker=worker, values=labeled(value)) for worker, value in by_worker.items()
         ],
     )
+    return em.GetLatestNetworkInferencesResponse(network_inferences=labeled_bundle, inference_block_height=nonce)
 
 
-def _network_inferences_v9(em: Any, topic_id: int, nonce: int, mean: str, by_worker: dict[str, str]) -> Any:
-    del em, nonce
-    v3 = messages("emissions.v3")
-    values = [v3.WorkerAttributedValue(worker=worker, value=value) for worker, value in by_worker.items()]
-    return v3.ValueBundle(topic_id=topic_id, combined_value=mean, naive_value=mean, inferer_values=values)
-
-
-def _score(chain: ChainView, request: Any, em: Any) -> Any:
+def _score(chain: ChainView, request: Any) -> Message:
     topic = _find_topic(chain, request.topic_id)
     return em.GetInfererScoreEmaResponse(score=_score_message(chain, topic, request.inferer))
 
 
-def _lowest_score(chain: ChainView, request: Any, em: Any) -> Any:
+def _lowest_score(chain: ChainView, request: Any) -> Message:
     """The lowest score of the newest active set."""
     topic = _find_topic(chain, request.topic_id)
     worker = lowest_scored(chain.state, topic.id, topic.newest_nonce(chain.state.height) or 0)
     return em.GetCurrentLowestInfererScoreResponse(score=_score_message(chain, topic, worker or ""))
 
 
-def _score_message(chain: ChainView, topic: TopicSpec, worker: str) -> Any:
-    score = canonical_decimal(chain.state.score(topic.id, worker))
-    return messages("emissions.v3").Score(
-        topic_id=topic.id, block_height=chain.state.height, address=worker, score=score
-    )
+def _score_message(chain: ChainView, topic: TopicSpec, worker: str) -> em.Score:
+    score = canonical_value(chain.state.score(topic.id, worker))
+    return em.Score(topic_id=topic.id, block_height=chain.state.height, address=worker, score=score)
 
 
 QUERIES: dict[str, Query] = {

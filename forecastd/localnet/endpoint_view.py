@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from forecastd.chain.codec import tx_hash
-from forecastd.chain.sdk import messages
+from forecastd.chain.proto import cosmos_pb2 as cosmos
 from forecastd.chain.types import BroadcastResult
 from forecastd.localnet import emissions
 from forecastd.localnet.chain import LocalChain
@@ -20,7 +20,7 @@ from forecastd.localnet.faults import REQUEST_LEVELS, FaultLevel, FaultPlan, Nod
 from forecastd.localnet.history import state_at
 from forecastd.localnet.payload import TxRefusal
 from forecastd.localnet.rules import Payer, check_ante
-from forecastd.localnet.service import METHODS, ChainView, RpcStatusError
+from forecastd.localnet.service import METHODS, ChainView, RpcStatusError, broadcast_response
 from forecastd.localnet.state import ChainState, LocalAccount
 from forecastd.localnet.transactions import UnreadableTx, read_tx
 
@@ -117,7 +117,7 @@ class EndpointView:
         """Raise RpcStatusError when the endpoint's index does not have the transaction."""
         if "no-index" in faults:
             raise RpcStatusError("INTERNAL", "transaction indexing is disabled")
-        hash_text = str(messages("cosmos.tx.v1beta1").GetTxRequest.parse(request).hash).upper()
+        hash_text = cosmos.GetTxRequest.FromString(request).hash.upper()
         record = chain_view.state.txs.get(hash_text)
         if record is None:
             return
@@ -128,17 +128,13 @@ class EndpointView:
             raise RpcStatusError("NOT_FOUND", f"tx not found: {hash_text[:64]}")
 
     def _broadcast(self, chain_view: ChainView, request: bytes, faults: dict[str, NodeFault]) -> Any:
-        tx, abci = messages("cosmos.tx.v1beta1"), messages("cosmos.base.abci.v1beta1")
-        raw = tx.BroadcastTxRequest.parse(request).tx_bytes
+        raw = cosmos.BroadcastTxRequest.FromString(request).tx_bytes
         answer = _fake_result(raw, faults) or chain_view.broadcast(raw)
         if "lose-answer" in faults:
             raise RpcStatusError("UNAVAILABLE", "connection reset by peer")
         if "hang-answer" in faults:
             raise NoResponse
-        response = abci.TxResponse(
-            txhash=answer.tx_hash, codespace=answer.codespace, code=answer.code, raw_log=answer.log
-        )
-        return tx.BroadcastTxResponse(tx_response=response)
+        return broadcast_response(answer)
 
 
 class _AlternateChain:

@@ -149,7 +149,7 @@ class GrpcConnection(EndpointConnection):
         """The bytes of the answer. Raises RpcStatusError and NoResponse as the view does."""
         if len(body) < 5 or body[0] or int.from_bytes(body[1:5], "big") != len(body) - 5:
             raise RpcStatusError("INVALID_ARGUMENT", "a request must be one uncompressed message")
-        return bytes(self.answer_request(path, body[5:], faults))
+        return bytes(self.answer_request(path, body[5:], faults).SerializeToString())
 
     async def _send_response(self, stream: int, reply: bytes, wire_faults: dict[str, NodeFault]) -> None:
         """Send an answer, damaged by the faults."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from forecastd.chain.codec import VALUE_LABEL
+from forecastd.chain.codec import VALUE_LABEL, canonical_value
 from forecastd.chain.keys import address_from_public_key, verify_signature
-from forecastd.chain.sdk import canonical_decimal
+from forecastd.chain.proto.emissions_pb2 import InputInferenceForecastBundle
 from forecastd.localnet.transactions import TxMessage
 
 
@@ -30,7 +30,7 @@ INVALID_TOPIC = TxRefusal("emissions", 6, "invalid topic ID")
 def check_bundle(message: TxMessage) -> TxRefusal | None:
     """The first defect of a payload that can be found without the chain's state, or None."""
     bundle = message.content.worker_data_bundle
-    if bundle is None or bundle.nonce is None or bundle.inference_forecasts_bundle is None:
+    if not (bundle.HasField("nonce") and bundle.HasField("inference_forecasts_bundle")):
         return _invalid("worker data bundle, nonce and inference forecasts bundle cannot be nil")
     try:
         public_key = bytes.fromhex(bundle.pubkey)
@@ -39,7 +39,7 @@ def check_bundle(message: TxMessage) -> TxRefusal | None:
     if len(public_key) != 33:
         return _invalid("invalid pubkey")
     inner = bundle.inference_forecasts_bundle
-    if inner.inference is None:
+    if not inner.HasField("inference"):
         return _invalid("inference cannot be nil: this node takes no forecasts of other workers' inferences")
     refusal = _check_identity(bundle, address_from_public_key(public_key)) or _check_values(
         inner.inference, message.version
@@ -70,7 +70,7 @@ def _check_identity(bundle: Any, owner: str) -> TxRefusal | None:
 def payload_value(message: TxMessage) -> str:
     """The forecast of a payload that passed `check_bundle`, as a canonical decimal."""
     inference = message.content.worker_data_bundle.inference_forecasts_bundle.inference
-    return canonical_decimal(str(inference.values[0].value if message.version == "v10" else inference.value))
+    return canonical_value(str(inference.values[0].value if message.version == "v10" else inference.value))
 
 
 def _check_values(inference: Any, version: str) -> TxRefusal | None:
@@ -83,7 +83,7 @@ def _check_values(inference: Any, version: str) -> TxRefusal | None:
         texts.append(inference.values[0].value)
     for text in texts:
         try:
-            canonical_decimal(text)
+            canonical_value(text)
         except ValueError:
             return _invalid("a value is not a finite decimal")
     return None
@@ -91,12 +91,13 @@ def _check_values(inference: Any, version: str) -> TxRefusal | None:
 
 def _canonical_bytes(inner: Any, version: str) -> bytes:
     """The bytes of the bundle with canonical decimals."""
-    canonical = type(inner).parse(bytes(inner))
-    canonical.inference.value = canonical_decimal(canonical.inference.value)
+    canonical = InputInferenceForecastBundle()
+    canonical.CopyFrom(inner)
+    canonical.inference.value = canonical_value(canonical.inference.value)
     if version == "v10":
         for labeled in canonical.inference.values:
-            labeled.value = canonical_decimal(labeled.value)
-    return bytes(canonical)
+            labeled.value = canonical_value(labeled.value)
+    return bytes(canonical.SerializeToString())
 
 
 def _invalid(reason: str) -> TxRefusal:

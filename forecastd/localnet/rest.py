@@ -8,14 +8,17 @@ and the answer is written as protobuf's JSON with the names of the .proto files.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote
 
-from forecastd.chain.rest_routes import GRPC_STATUS_NAMES, ROUTES
-from forecastd.chain.sdk import emissions, messages
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from forecastd.chain.methods import EMISSIONS_VERSIONS, GRPC_STATUS_NAMES, METHODS, Method
+from forecastd.chain.proto.cosmos_pb2 import BaseAccount, PubKey
+from forecastd.chain.proto.emissions_pb2 import InsertWorkerPayloadRequest, RegisterRequest
 from forecastd.localnet.service import RpcStatusError
 
 _MAX_BODY_BYTES = 2**20  # of a request
@@ -28,7 +31,7 @@ _HTTP_STATUS = {
 }  # fmt: skip
 _GAS_PRICE = "feemarket.feemarket.v1.Query/GasPrice"
 
-QueryHandler = Callable[[str, bytes], Any]
+QueryHandler = Callable[[str, bytes], Message]
 """Returns the answer to `/package.Service/Method` as a message. Raises RpcStatusError."""
 
 
@@ -56,17 +59,18 @@ def find_route(verb: str, target: str) -> tuple[str, dict[str, Any]]:
         RpcStatusError: there is no such route.
     """
     path, _, query = target.partition("?")
-    for method, route in ROUTES.items():
-        match = route.pattern.fullmatch(path) if route.verb == verb else None
+    for name, method in METHODS.items():
+        match = method.pattern.fullmatch(path) if method.verb == verb else None
         if match is not None:
-            fields = {name: unquote(value) for name, value in match.groupdict().items()}
-            return method, fields | dict(parse_qsl(query))
+            fields = {field: unquote(value) for field, value in match.groupdict().items()}
+            return name, fields | dict(parse_qsl(query))
     raise RpcStatusError("UNIMPLEMENTED", "Not Implemented")  # the answer of a real gateway for an unknown path
 
 
 def answer_request(ask: QueryHandler, method: str, fields: dict[str, Any], body: bytes) -> dict[str, Any]:
     """The answer to a request as JSON. Raises RpcStatusError."""
-    return _json(method, ask(f"/{method}", _request(method, fields, body)))
+    known = METHODS[method]
+    return _json(known, ask(f"/{method}", _request(known, fields, body)))
 
 
 def error_response(error: RpcStatusError) -> tuple[int, dict[str, Any]]:
@@ -74,28 +78,42 @@ def error_response(error: RpcStatusError) -> tuple[int, dict[str, Any]]:
     return _HTTP_STATUS.get(error.status, 500), error_body(error.status, error.details)
 
 
-def _request(method: str, fields: dict[str, Any], body: bytes) -> bytes:
+def _request(method: Method, fields: dict[str, Any], body: bytes) -> bytes:
     """The bytes of the method's request."""
-    package, name = method.rpartition(".")[0], method.rpartition("/")[2]
-    module = messages(package)
-    request_class = getattr(module, f"{name}Request", None) or getattr(module, f"Query{name}Request")
     try:
         message_fields = {**(json.loads(body) if body else {}), **fields}
-        message_fields.pop("mode", None)  # the message class cannot parse the name; every broadcast here has mode SYNC
-        return bytes(request_class.from_dict(message_fields, ignore_unknown_fields=True))
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, struct.error) as error:
+        request = json_format.ParseDict(message_fields, method.request(), ignore_unknown_fields=True)
+    except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
         raise RpcStatusError("INVALID_ARGUMENT", f"cannot read the request: {type(error).__name__}") from error
+    return bytes(request.SerializeToString())
 
 
-def _json(method: str, reply: Any) -> dict[str, Any]:
-    import betterproto2
+class _AnyTypes:
+    """The classes of what an `Any` holds here, by the names in its type URL."""
 
-    # The content of an Any is written by its own class, which must be loaded by then.
-    _ = messages("cosmos.crypto.secp256k1").PubKey, messages("cosmos.auth.v1beta1").BaseAccount
-    for module in (emissions("v9"), emissions("v10")):
-        _ = module.InsertWorkerPayloadRequest, module.RegisterRequest
-    document: dict[str, Any] = reply.to_dict(casing=betterproto2.Casing.SNAKE, include_default_values=True)
-    if method == _GAS_PRICE:  # an integer in protobuf, a decimal in JSON
+    _types: ClassVar[dict[str, Any]] = {
+        "cosmos.crypto.secp256k1.PubKey": PubKey,
+        "cosmos.auth.v1beta1.BaseAccount": BaseAccount,
+        **{
+            f"emissions.{version}.InsertWorkerPayloadRequest": InsertWorkerPayloadRequest
+            for version in EMISSIONS_VERSIONS
+        },
+        **{f"emissions.{version}.RegisterRequest": RegisterRequest for version in EMISSIONS_VERSIONS},
+    }
+
+    def FindMessageTypeByName(self, full_name: str) -> Any:  # noqa: N802  # the name in protobuf's DescriptorPool
+        """The descriptor of a class. Raises KeyError."""
+        return self._types[full_name].DESCRIPTOR
+
+
+def _json(method: Method, reply: Message) -> dict[str, Any]:
+    document: dict[str, Any] = json_format.MessageToDict(
+        reply,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        descriptor_pool=_AnyTypes(),
+    )
+    if method.name == _GAS_PRICE:  # an integer in protobuf, a decimal in JSON
         document["price"]["amount"] = f"{Decimal(document['price']['amount']).scaleb(-18):.18f}"
     return document
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from forecastd.chain.keys import address_from_public_key, is_address, verify_signature
-from forecastd.chain.sdk import messages
+from forecastd.chain.proto.cosmos_pb2 import SignDoc
 from forecastd.localnet.active_set import admit
 from forecastd.localnet.payload import INVALID_TOPIC, TxRefusal, check_bundle, payload_value
 from forecastd.localnet.state import PRICE_UNIT, ChainState, Effect, LocalAccount, StoredInference, TxRecord
@@ -117,13 +117,13 @@ def _check_signature(state: ChainState, tx: Tx, payer: Payer | None) -> TxRefusa
         return TxRefusal(
             "sdk", 32, f"account sequence mismatch, expected {expected}, got {tx.sequence}: incorrect account sequence"
         )
-    document = messages("cosmos.tx.v1beta1").SignDoc(
+    document = SignDoc(
         body_bytes=tx.body_bytes,
         auth_info_bytes=tx.auth_bytes,
         chain_id=state.chain_id,
         account_number=payer.account.number,
     )
-    if not verify_signature(tx.public_key, bytes(document), tx.signature):
+    if not verify_signature(tx.public_key, document.SerializeToString(), tx.signature):
         return TxRefusal(
             "sdk",
             4,
@@ -187,7 +187,7 @@ def _register(state: ChainState, message: TxMessage, payer: LocalAccount, height
 
 def _insert_payload(state: ChainState, message: TxMessage, payer: LocalAccount, height: int) -> Effect | TxRefusal:
     bundle = message.content.worker_data_bundle
-    worker, topic_id, nonce = (bundle.worker if bundle else ""), message.topic_id, message.nonce
+    worker, topic_id, nonce = bundle.worker, message.topic_id, message.nonce
     topic = state.topic(topic_id)
     refusal = (
         _check_permitted(topic, worker)

@@ -1,20 +1,23 @@
 """The gRPC methods of the local node outside the emissions module: blocks, accounts, fees, transactions.
 
-A method is a function of the chain and the request's bytes that returns the answer as a message. Message classes are
-loaded when a method is first called, so that a node starts in milliseconds.
+A method is a function of the chain and the request's bytes that returns the answer as a message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
+
+from forecastd.chain.codec import SECP256K1_KEY
 from forecastd.chain.networks import DENOM
-from forecastd.chain.sdk import messages
+from forecastd.chain.proto import cosmos_pb2 as cosmos
 from forecastd.chain.types import BroadcastResult
 from forecastd.localnet.payload import TxRefusal
-from forecastd.localnet.state import ChainState, LocalAccount, TxRecord
+from forecastd.localnet.state import ChainState, LocalAccount
 
 
 class ChainView(Protocol):
@@ -27,7 +30,7 @@ class ChainView(Protocol):
     def broadcast(self, raw: bytes) -> BroadcastResult: ...
 
 
-Method = Callable[[ChainView, bytes], Any]
+MethodHandler = Callable[[ChainView, bytes], Message]
 
 MONIKER = "forecastd-localnet"
 
@@ -41,78 +44,85 @@ class RpcStatusError(Exception):
         self.details = details
 
 
-def node_info(chain: ChainView, request: bytes) -> Any:
+def node_info(chain: ChainView, request: bytes) -> Message:
     del request
-    tm, p2p = messages("cosmos.base.tendermint.v1beta1"), messages("tendermint.p2p")
-    info = p2p.DefaultNodeInfo(network=chain.state.chain_id, moniker=MONIKER)
-    return tm.GetNodeInfoResponse(
-        default_node_info=info, application_version=tm.VersionInfo(name=MONIKER, app_name=MONIKER)
+    return cosmos.GetNodeInfoResponse(
+        default_node_info=cosmos.DefaultNodeInfo(network=chain.state.chain_id, moniker=MONIKER),
+        application_version=cosmos.VersionInfo(name=MONIKER, app_name=MONIKER),
     )
 
 
-def latest_block(chain: ChainView, request: bytes) -> Any:
+def latest_block(chain: ChainView, request: bytes) -> Message:
     del request
-    tm = messages("cosmos.base.tendermint.v1beta1")
-    header = tm.Header(chain_id=chain.state.chain_id, height=chain.state.height, time=_to_datetime(chain.state.time))
-    return tm.GetLatestBlockResponse(sdk_block=tm.Block(header=header))
+    header = cosmos.Header(chain_id=chain.state.chain_id, height=chain.state.height)
+    header.time.FromDatetime(datetime.fromtimestamp(chain.state.time, tz=UTC))
+    return cosmos.GetLatestBlockResponse(sdk_block=cosmos.Block(header=header))
 
 
-def account_info(chain: ChainView, request: bytes) -> Any:
-    auth = messages("cosmos.auth.v1beta1")
-    address = auth.QueryAccountInfoRequest.parse(request).address
-    return auth.QueryAccountInfoResponse(info=_base_account(_find_account(chain, address)))
+def account_info(chain: ChainView, request: bytes) -> Message:
+    address = cosmos.QueryAccountInfoRequest.FromString(request).address
+    return cosmos.QueryAccountInfoResponse(info=_base_account(_find_account(chain, address)))
 
 
-def account(chain: ChainView, request: bytes) -> Any:
-    auth, any_message = messages("cosmos.auth.v1beta1"), messages("google.protobuf").Any
-    base_account = _base_account(_find_account(chain, auth.QueryAccountRequest.parse(request).address))
-    return auth.QueryAccountResponse(
-        account=any_message(type_url="/cosmos.auth.v1beta1.BaseAccount", value=bytes(base_account))
-    )
+def account(chain: ChainView, request: bytes) -> Message:
+    base_account = _base_account(_find_account(chain, cosmos.QueryAccountRequest.FromString(request).address))
+    value = base_account.SerializeToString()
+    return cosmos.QueryAccountResponse(account=Any(type_url="/cosmos.auth.v1beta1.BaseAccount", value=value))
 
 
-def balance(chain: ChainView, request: bytes) -> Any:
-    bank, base = messages("cosmos.bank.v1beta1"), messages("cosmos.base.v1beta1")
-    query = bank.QueryBalanceRequest.parse(request)
+def balance(chain: ChainView, request: bytes) -> Message:
+    query = cosmos.QueryBalanceRequest.FromString(request)
     local_account = chain.account(query.address)
     amount = local_account.balance if local_account is not None and query.denom == DENOM else 0
-    return bank.QueryBalanceResponse(balance=base.Coin(denom=query.denom, amount=str(amount)))
+    return cosmos.QueryBalanceResponse(balance=cosmos.Coin(denom=query.denom, amount=str(amount)))
 
 
-def gas_price(chain: ChainView, request: bytes) -> Any:
-    market, base = messages("feemarket.feemarket.v1"), messages("cosmos.base.v1beta1")
-    denom = market.GasPriceRequest.parse(request).denom
+def gas_price(chain: ChainView, request: bytes) -> Message:
+    denom = cosmos.GasPriceRequest.FromString(request).denom
     if denom != DENOM:
         raise RpcStatusError("INVALID_ARGUMENT", f"unknown denom {denom[:32]}")
-    return market.GasPriceResponse(price=base.DecCoin(denom=DENOM, amount=str(chain.state.gas_price)))
+    return cosmos.GasPriceResponse(price=cosmos.DecCoin(denom=DENOM, amount=str(chain.state.gas_price)))
 
 
-def simulate(chain: ChainView, request: bytes) -> Any:
-    tx, abci = messages("cosmos.tx.v1beta1"), messages("cosmos.base.abci.v1beta1")
-    query = tx.SimulateRequest.parse(request)
-    result = chain.simulate(query.tx_bytes or (bytes(query.tx) if query.tx is not None else b""))
+def simulate(chain: ChainView, request: bytes) -> Message:
+    query = cosmos.SimulateRequest.FromString(request)
+    result = chain.simulate(query.tx_bytes or query.tx.SerializeToString())
     if isinstance(result, TxRefusal):
         raise RpcStatusError("UNKNOWN", result.log)
-    return tx.SimulateResponse(gas_info=abci.GasInfo(gas_used=result, gas_wanted=result), result=abci.Result())
+    return cosmos.SimulateResponse(gas_info=cosmos.GasInfo(gas_used=result, gas_wanted=result), result=cosmos.Result())
 
 
-def broadcast(chain: ChainView, request: bytes) -> Any:
-    tx, abci = messages("cosmos.tx.v1beta1"), messages("cosmos.base.abci.v1beta1")
-    answer = chain.broadcast(tx.BroadcastTxRequest.parse(request).tx_bytes)
-    response = abci.TxResponse(txhash=answer.tx_hash, codespace=answer.codespace, code=answer.code, raw_log=answer.log)
-    return tx.BroadcastTxResponse(tx_response=response)
+def broadcast(chain: ChainView, request: bytes) -> Message:
+    return broadcast_response(chain.broadcast(cosmos.BroadcastTxRequest.FromString(request).tx_bytes))
 
 
-def get_tx(chain: ChainView, request: bytes) -> Any:
-    tx = messages("cosmos.tx.v1beta1")
-    tx_hash = tx.GetTxRequest.parse(request).hash.upper()
+def broadcast_response(answer: BroadcastResult) -> Message:
+    """The reply to a broadcast."""
+    response = cosmos.TxResponse(
+        txhash=answer.tx_hash, codespace=answer.codespace, code=answer.code, raw_log=answer.log
+    )
+    return cosmos.BroadcastTxResponse(tx_response=response)
+
+
+def get_tx(chain: ChainView, request: bytes) -> Message:
+    tx_hash = cosmos.GetTxRequest.FromString(request).hash.upper()
     record = chain.state.txs.get(tx_hash)
     if record is None:
         raise RpcStatusError("NOT_FOUND", f"tx not found: {tx_hash[:64]}")
-    return tx.GetTxResponse(tx=tx.Tx.parse(record.raw), tx_response=_tx_response(record))
+    response = cosmos.TxResponse(
+        height=record.height,
+        txhash=record.tx_hash,
+        codespace=record.codespace,
+        code=record.code,
+        raw_log=record.log,
+        gas_wanted=record.gas_wanted,
+        gas_used=record.gas_used,
+        timestamp=datetime.fromtimestamp(record.time, tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    return cosmos.GetTxResponse(tx=cosmos.Tx.FromString(record.raw), tx_response=response)
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, MethodHandler] = {
     "/cosmos.base.tendermint.v1beta1.Service/GetNodeInfo": node_info,
     "/cosmos.base.tendermint.v1beta1.Service/GetLatestBlock": latest_block,
     "/cosmos.auth.v1beta1.Query/AccountInfo": account_info,
@@ -132,29 +142,11 @@ def _find_account(chain: ChainView, address: str) -> LocalAccount:
     return local_account
 
 
-def _base_account(local_account: LocalAccount) -> Any:
-    auth, any_message = messages("cosmos.auth.v1beta1"), messages("google.protobuf").Any
-    key = None
+def _base_account(local_account: LocalAccount) -> Message:
+    base_account = cosmos.BaseAccount(
+        address=local_account.address, account_number=local_account.number, sequence=local_account.sequence
+    )
     if local_account.public_key:
-        value = bytes(messages("cosmos.crypto.secp256k1").PubKey(key=local_account.public_key))
-        key = any_message(type_url="/cosmos.crypto.secp256k1.PubKey", value=value)
-    return auth.BaseAccount(
-        address=local_account.address, pub_key=key, account_number=local_account.number, sequence=local_account.sequence
-    )
-
-
-def _tx_response(record: TxRecord) -> Any:
-    return messages("cosmos.base.abci.v1beta1").TxResponse(
-        height=record.height,
-        txhash=record.tx_hash,
-        codespace=record.codespace,
-        code=record.code,
-        raw_log=record.log,
-        gas_wanted=record.gas_wanted,
-        gas_used=record.gas_used,
-        timestamp=_to_datetime(record.time).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
-
-
-def _to_datetime(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, tz=UTC)
+        value = cosmos.PubKey(key=local_account.public_key).SerializeToString()
+        base_account.pub_key.CopyFrom(Any(type_url=SECP256K1_KEY, value=value))
+    return base_account

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from forecastd.chain.sdk import EmissionsVersion
+from forecastd.chain.methods import EmissionsVersion
 from forecastd.localnet.topics import DEFAULT_TOPICS, TopicSpec
 
 INITIAL_SCORE = 0.0  # of a worker without a score

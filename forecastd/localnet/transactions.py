@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from forecastd.chain.codec import tx_hash
 from forecastd.chain.networks import DENOM
-from forecastd.chain.sdk import emissions, messages
+from forecastd.chain.proto.cosmos_pb2 import AuthInfo, Coin, PubKey, SignerInfo, TxBody, TxRaw
+from forecastd.chain.proto.emissions_pb2 import InsertWorkerPayloadRequest, RegisterRequest
 
 _EMISSIONS = re.compile(r"/emissions\.(v9|v10)\.(InsertWorkerPayloadRequest|RegisterRequest)")
 
@@ -34,13 +37,12 @@ class TxMessage:
     @property
     def topic_id(self) -> int:
         if self.kind == "payload":
-            return int(self.content.worker_data_bundle.topic_id) if self.content.worker_data_bundle else 0
+            return int(self.content.worker_data_bundle.topic_id)
         return int(self.content.topic_id) if self.content is not None else 0
 
     @property
     def nonce(self) -> int:
-        bundle = self.content.worker_data_bundle if self.kind == "payload" else None
-        return int(bundle.nonce.block_height) if bundle and bundle.nonce else 0
+        return int(self.content.worker_data_bundle.nonce.block_height) if self.kind == "payload" else 0
 
 
 @dataclass(frozen=True)
@@ -76,32 +78,29 @@ def read_tx(raw: bytes) -> Tx:
     Raises:
         UnreadableTx: the bytes are not a transaction.
     """
-    tx, crypto = messages("cosmos.tx.v1beta1"), messages("cosmos.crypto.secp256k1")
-    outer = _parse(tx.TxRaw, raw)
+    outer = _parse(TxRaw, raw)
     if not outer.body_bytes or not outer.auth_info_bytes:
         raise UnreadableTx("no body or no auth info")
-    body, auth = _parse(tx.TxBody, outer.body_bytes), _parse(tx.AuthInfo, outer.auth_info_bytes)
-    signer = auth.signer_infos[0] if auth.signer_infos else None
-    key = signer.public_key if signer is not None else None
+    body, auth = _parse(TxBody, outer.body_bytes), _parse(AuthInfo, outer.auth_info_bytes)
+    signer = auth.signer_infos[0] if auth.signer_infos else SignerInfo()
     return Tx(
         raw=raw,
         hash=tx_hash(raw),
         body_bytes=outer.body_bytes,
         auth_bytes=outer.auth_info_bytes,
         messages=tuple(_read_message(wrapped) for wrapped in body.messages),
-        public_key=_parse(crypto.PubKey, key.value).key if key is not None else b"",
+        public_key=_parse(PubKey, signer.public_key.value).key,
         signature=outer.signatures[0] if outer.signatures else b"",
         signature_count=len(outer.signatures),
-        sequence=signer.sequence if signer is not None else 0,
-        gas=auth.fee.gas_limit if auth.fee is not None else 0,
-        fee=_read_fee(auth.fee),
+        sequence=signer.sequence,
+        gas=auth.fee.gas_limit,
+        fee=_read_fee(auth.fee.amount),
         memo=body.memo,
         timeout_height=body.timeout_height,
     )
 
 
-def _read_fee(fee: Any) -> int | None:
-    coins = fee.amount if fee is not None else []
+def _read_fee(coins: Iterable[Coin]) -> int | None:
     if any(coin.denom != DENOM or not coin.amount.isdigit() for coin in coins):
         return None
     return sum(int(coin.amount) for coin in coins)
@@ -112,12 +111,13 @@ def _read_message(wrapped: Any) -> TxMessage:
     if match is None:
         return TxMessage("other", "", wrapped.type_url, None)
     version, name = match.groups()
-    content = _parse(getattr(emissions(version), name), wrapped.value)  # type: ignore[arg-type]  # v9 or v10
-    return TxMessage("register" if name == "RegisterRequest" else "payload", version, wrapped.type_url, content)
+    if name == "RegisterRequest":
+        return TxMessage("register", version, wrapped.type_url, _parse(RegisterRequest, wrapped.value))
+    return TxMessage("payload", version, wrapped.type_url, _parse(InsertWorkerPayloadRequest, wrapped.value))
 
 
 def _parse(message_class: Any, data: bytes) -> Any:
     try:
-        return message_class.parse(data)
-    except (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, struct.error) as error:
+        return message_class.FromString(data)
+    except DecodeError as error:
         raise UnreadableTx(f"{message_class.__name__}: {type(error).__name__}") from None

@@ -207,7 +207,7 @@ def test_help_imports_nothing_heavy(root: Path, environment: dict[str, str]) -> 
 def test_status_and_top_import_nothing_heavy(root: Path, environment: dict[str, str], fleet: HTTPServer) -> None:
     program = (
         f"import sys; from cli.main import main; code = main(['fleet', 'top', '--once', '--url', {fleet.url_for('')!r}])\n"
-        "heavy = {'torch', 'pandas', 'fastapi', 'grpc', 'onnxruntime', 'allora_sdk'} & set(sys.modules)\n"
+        "heavy = {'torch', 'pandas', 'fastapi', 'grpc', 'onnxruntime', 'google.protobuf'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else code)"
     )
     done = subprocess.run(

@@ -229,7 +229,7 @@ def test_status_takes_no_locks(command: Command, daemon: FakeDaemon, tmp_path: P
 def test_status_imports_nothing_heavy(root: Path, environment: dict[str, str], daemon: FakeDaemon) -> None:
     program = (
         "import sys; from cli.main import main; code = main(['status']);"
-        "heavy = {'torch', 'lightning', 'pandas', 'grpc', 'ccxt', 'requests', 'allora_sdk', 'prometheus_client'};"
+        "heavy = {'torch', 'lightning', 'pandas', 'grpc', 'ccxt', 'requests', 'google.protobuf', 'prometheus_client'};"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else code)"
     )
     result = subprocess.run(

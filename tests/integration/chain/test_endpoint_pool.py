@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -556,30 +554,3 @@ def test_pool_duplicate_endpoints_are_merged(
     assert len(endpoints.report()) == 1
     assert len(endpoints.warnings) == 2
     assert endpoints.height() == 1
-
-
-def test_messages_loaded_by_many_threads_at_once_work(root: Path) -> None:
-    program = """
-import sys, threading
-sys.setswitchinterval(1e-6)
-from forecastd.chain.sdk import emissions, messages
-barrier, wrong = threading.Barrier(16), []
-def use(number):
-    barrier.wait()
-    try:
-        tx = messages("cosmos.tx.v1beta1")
-        bytes(tx.GetTxRequest(hash="AB"))
-        tx.GetTxResponse.parse(b"")
-        em = emissions("v10" if number % 2 else "v9")
-        em.GetTopicResponse.parse(bytes(em.GetTopicResponse(topic=em.Topic(id=1))))
-    except BaseException as error:
-        wrong.append(repr(error))
-threads = [threading.Thread(target=use, args=(number,)) for number in range(16)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-print(wrong)
-"""
-    completed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root, timeout=120
-    )
-    assert completed.stdout.strip() == "[]"

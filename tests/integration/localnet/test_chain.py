@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forecastd.chain.codec import build_tx, payload_message, register_message, unsigned_tx
-from forecastd.chain.sdk import EmissionsVersion, emissions
+from forecastd.chain.methods import EmissionsVersion
+from forecastd.chain.proto.emissions_pb2 import InsertWorkerPayloadRequest
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.localnet.chain import MAX_CATCH_UP_BLOCKS, ChainConfig, LocalChain
@@ -153,12 +154,13 @@ def test_broadcast_sequence_mismatch_names_the_expected_one(open_chain: Open) ->
 def forge_payload(chain: LocalChain, change: Callable[[Any], None], *, resign: bool = True) -> bytes:
     """A payload with one change. The outer signature is valid; the inner one too, unless `resign` is false."""
     url, content = payload_message(WALLET, version=chain.state.version, topic_id=67, nonce=1, value="0.5")
-    request = emissions(chain.state.version).InsertWorkerPayloadRequest.parse(content)
+    request = InsertWorkerPayloadRequest.FromString(content)
     change(request)
     data = request.worker_data_bundle
-    if resign and data is not None and data.inference_forecasts_bundle is not None:
-        data.inferences_forecasts_bundle_signature = WALLET.sign(bytes(data.inference_forecasts_bundle))
-    return tx(chain, (url, bytes(request)))
+    if resign and data.HasField("inference_forecasts_bundle"):
+        inner = data.inference_forecasts_bundle.SerializeToString()
+        data.inferences_forecasts_bundle_signature = WALLET.sign(inner)
+    return tx(chain, (url, request.SerializeToString()))
 
 
 def inference(request: Any) -> Any:
@@ -166,12 +168,15 @@ def inference(request: Any) -> Any:
 
 
 def set_field(path: str, value: Any) -> Callable[[Any], None]:
-    """Set a field of the request, of its bundle, or of the inference in it."""
+    """Set a field of the request, of its bundle, or of the inference in it. None clears it."""
 
     def change(request: Any) -> None:
         where, _, name = path.rpartition(".")
         owner = {"": request, "bundle": request.worker_data_bundle, "inference": inference(request)}[where]
-        setattr(owner, name, value)
+        if value is None:
+            owner.ClearField(name)
+        else:
+            setattr(owner, name, value)
 
     return change
 
@@ -191,7 +196,7 @@ FORGERIES: list[tuple[str, Callable[[Any], None], bool, tuple[str, int]]] = [
     ("no signature", set_field("bundle.inferences_forecasts_bundle_signature", b""), False, ("sdk", 4)),
     ("decimal not canonical", set_field("inference.value", "1e-07"), True, ("sdk", 4)),
     ("not a number", set_field("inference.value", "NaN"), True, ("sdk", 18)),
-    ("no value", set_field("inference.values", []), True, ("sdk", 18)),
+    ("no value", set_field("inference.values", None), True, ("sdk", 18)),
     ("another label", lambda request: setattr(inference(request).values[0], "label", "z"), True, ("sdk", 18)),
 ]
 

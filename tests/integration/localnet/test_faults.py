@@ -21,7 +21,7 @@ import pytest
 
 from forecastd.chain.codec import build_tx, payload_message, register_message
 from forecastd.chain.node import Node
-from forecastd.chain.sdk import emissions
+from forecastd.chain.proto import emissions_pb2
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError, RetryLater
@@ -540,13 +540,12 @@ def test_scores_are_served_and_absence_lowers_them(start_node: StartNode) -> Non
     running.embedded.call(lambda chain: chain.set_score(67, WALLET.address, 1.0))
     running.node.broadcast(running.sign().tx_bytes)
     running.embedded.advance()
-    em = emissions("v10")
     with grpc.insecure_channel(running.embedded.endpoint.rpartition("/")[2]) as channel:
 
         def query(name: str, **fields: Any) -> Any:
-            request = bytes(getattr(em, f"{name}Request")(**fields))
+            request = getattr(emissions_pb2, f"{name}Request")(**fields).SerializeToString()
             raw = channel.unary_unary(f"/emissions.v10.QueryService/{name}")(request, timeout=10)
-            return getattr(em, f"{name}Response").parse(raw)
+            return getattr(emissions_pb2, f"{name}Response").FromString(raw)
 
         worst = query("GetCurrentLowestInfererScore", topic_id=67).score
         assert (worst.address, float(worst.score)) == (WALLET.address, 1.0)

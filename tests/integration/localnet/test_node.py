@@ -15,8 +15,9 @@ import grpc  # type: ignore[import-untyped]  # no stubs
 import pytest
 
 from forecastd.chain.codec import tx_hash
+from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.node import Node
-from forecastd.chain.sdk import EmissionsVersion, messages
+from forecastd.chain.proto.cosmos_pb2 import BaseAccount, QueryAccountRequest, QueryAccountResponse
 from forecastd.chain.submit import register, wait_for_transaction
 from forecastd.chain.types import ChainParams, Inference, NetworkInferences, Topic
 from forecastd.chain.wallet import Wallet
@@ -304,13 +305,12 @@ def test_node_other_emissions_version_is_unimplemented(open_node: Open, version:
 
 
 def test_node_both_account_queries_agree(open_node: Open) -> None:
-    auth = messages("cosmos.auth.v1beta1")
     with open_node() as (embedded, node):
         register_wallet(node, WALLET)
         with grpc.insecure_channel(embedded.endpoint.rpartition("/")[2]) as channel:
-            request = bytes(auth.QueryAccountRequest(address=WALLET.address))
+            request = QueryAccountRequest(address=WALLET.address).SerializeToString()
             raw = channel.unary_unary("/cosmos.auth.v1beta1.Query/Account")(request, timeout=60)
-        account = auth.BaseAccount.parse(auth.QueryAccountResponse.parse(raw).account.value)
+        account = BaseAccount.FromString(QueryAccountResponse.FromString(raw).account.value)
         assert (account.address, account.sequence) == (WALLET.address, 1)
         assert account.pub_key.value[2:] == WALLET.public_key
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from forecastd.chain.codec import build_tx, canonical_value, register_message, sign_submission, tx_hash
 from forecastd.chain.keys import verify_signature
-from forecastd.chain.sdk import EmissionsVersion, emissions, messages
+from forecastd.chain.methods import EmissionsVersion
+from forecastd.chain.proto.cosmos_pb2 import AuthInfo, SignDoc, TxBody, TxRaw
+from forecastd.chain.proto.emissions_pb2 import InsertWorkerPayloadRequest, RegisterRequest
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman
 from forecastd.ledger.ledger import Submission
@@ -33,16 +35,15 @@ def sign_forecast(**more: Any) -> Submission:
 
 def parse_tx(submission: Submission) -> tuple[Any, Any, Any]:
     """The raw transaction, its body and its auth info."""
-    tx = messages("cosmos.tx.v1beta1")
-    raw = tx.TxRaw.parse(submission.tx_bytes)
-    return raw, tx.TxBody.parse(raw.body_bytes), tx.AuthInfo.parse(raw.auth_info_bytes)
+    raw = TxRaw.FromString(submission.tx_bytes)
+    return raw, TxBody.FromString(raw.body_bytes), AuthInfo.FromString(raw.auth_info_bytes)
 
 
 @VERSIONS
 def test_payload_fields_follow_the_version(version: EmissionsVersion) -> None:
     _, body, _ = parse_tx(sign_forecast(version=version, value=1e-7))
     assert [message.type_url for message in body.messages] == [f"/emissions.{version}.InsertWorkerPayloadRequest"]
-    request = emissions(version).InsertWorkerPayloadRequest.parse(body.messages[0].value)
+    request = InsertWorkerPayloadRequest.FromString(body.messages[0].value)
     bundle = request.worker_data_bundle
     inference = bundle.inference_forecasts_bundle.inference
     assert (request.sender, bundle.worker, inference.inferer) == (WALLET.address,) * 3
@@ -62,13 +63,16 @@ def test_payload_fields_follow_the_version(version: EmissionsVersion) -> None:
 def test_signatures_verify_over_the_chains_bytes(version: EmissionsVersion) -> None:
     submission = sign_forecast(version=version)
     raw, body, _ = parse_tx(submission)
-    bundle = emissions(version).InsertWorkerPayloadRequest.parse(body.messages[0].value).worker_data_bundle
-    inner, signature = bytes(bundle.inference_forecasts_bundle), bundle.inferences_forecasts_bundle_signature
+    bundle = InsertWorkerPayloadRequest.FromString(body.messages[0].value).worker_data_bundle
+    inner, signature = (
+        bundle.inference_forecasts_bundle.SerializeToString(),
+        bundle.inferences_forecasts_bundle_signature,
+    )
     assert verify_signature(WALLET.public_key, inner, signature)
-    document = messages("cosmos.tx.v1beta1").SignDoc(
+    document = SignDoc(
         body_bytes=raw.body_bytes, auth_info_bytes=raw.auth_info_bytes, chain_id="allora-testnet-1", account_number=7
     )
-    assert verify_signature(WALLET.public_key, bytes(document), raw.signatures[0])
+    assert verify_signature(WALLET.public_key, document.SerializeToString(), raw.signatures[0])
 
 
 def test_tx_carries_sequence_fee_gas_and_timeout() -> None:
@@ -155,7 +159,7 @@ def test_sign_submission_is_deterministic() -> None:
 @VERSIONS
 def test_register_message_owner_is_the_wallet(version: EmissionsVersion) -> None:
     url, content = register_message(WALLET, version=version, topic_id=42)
-    request = emissions(version).RegisterRequest.parse(content)
+    request = RegisterRequest.FromString(content)
     assert url == f"/emissions.{version}.RegisterRequest"
     assert (request.sender, request.owner, request.topic_id, request.is_reputer) == (
         WALLET.address, WALLET.address, 42, False,

@@ -7,7 +7,6 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +14,9 @@ from hypothesis import strategies as st
 
 from forecastd.chain.endpoint import parse_endpoint
 from forecastd.chain.grpc_transport import RpcError
-from forecastd.chain.rest_routes import ROUTES, select_fields
-from forecastd.chain.rest_transport import UnusableResponse, read_response
+from forecastd.chain.methods import METHODS
+from forecastd.chain.proto.cosmos_pb2 import GetTxResponse
+from forecastd.chain.rest_transport import UnusableResponse, read_response, without_any
 
 
 def _error(code: int, message: str = "no") -> bytes:
@@ -75,12 +75,20 @@ def test_read_response_any_bytes_never_crash(status: int, body: bytes) -> None:
         assert isinstance(read_response(status, body), dict)
 
 
-def test_select_fields_keeps_only_read_fields() -> None:
-    tree: dict[str, Any] = {"tx_response": {"height": {}, "code": {}}}
-    answer = {"tx_response": {"height": "7", "tx": {"@type": "/x"}}, "tx": {"@type": "/y"}}
-    assert select_fields(answer, tree) == {"tx_response": {"height": "7"}}
-    assert select_fields({"tx_response": None}, tree) == {"tx_response": None}
-    assert select_fields(answer, {}) is answer
+def test_without_any_drops_content_of_unknown_types() -> None:
+    key = {"@type": "/ethermint.crypto.v1.PubKey", "key": "AAAA"}
+    answer = {
+        "tx": {
+            "body": {"messages": [{"@type": "/cosmos.bank.v1beta1.MsgSend"}], "memo": "hello"},
+            "auth_info": {"signer_infos": [{"public_key": key, "sequence": "7"}]},
+        },
+        "tx_response": {"height": "7", "tx": {"@type": "/x"}},
+    }
+    assert without_any(answer, GetTxResponse.DESCRIPTOR) == {
+        "tx": {"body": {"memo": "hello"}, "auth_info": {"signer_infos": [{"sequence": "7"}]}},
+        "tx_response": {"height": "7", "tx": {"@type": "/x"}},
+    }
+    assert without_any({"tx_response": None, "tx": [7]}, GetTxResponse.DESCRIPTOR) == {"tx_response": None, "tx": [7]}
 
 
 def test_routes_equal_the_official_sdks() -> None:
@@ -94,18 +102,18 @@ def test_routes_equal_the_official_sdks() -> None:
         for path in re.findall(r'base_url \+ f"([^"]+)"', file.read_text(encoding="utf-8"))
     }
     assert len(theirs) > 100
-    assert {route.path.partition("?")[0] for route in ROUTES.values()} <= theirs
+    assert {method.path.partition("?")[0] for method in METHODS.values()} <= theirs
 
 
 def test_routes_are_unique() -> None:
-    paths = [(route.verb, route.path) for route in ROUTES.values()]
+    paths = [(method.verb, method.path) for method in METHODS.values()]
     assert len(paths) == len(set(paths))
-    for route in ROUTES.values():
-        filled = re.sub(r"\{\w+\}", "7", route.path.partition("?")[0])
+    for method in METHODS.values():
+        filled = re.sub(r"\{\w+\}", "7", method.path.partition("?")[0])
         assert [
             candidate.path
-            for candidate in ROUTES.values()
-            if candidate.verb == route.verb and candidate.pattern.fullmatch(filled)
+            for candidate in METHODS.values()
+            if candidate.verb == method.verb and candidate.pattern.fullmatch(filled)
         ]
 
 
