@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecastd.fleet.contract import STATUSES
-from forecastd.fleet.window.tick_codec import SavedTick
-from forecastd.fleet.window.tick_tables import ServerKey
+from forecastd.fleet.window.tick_tables import SavedTick, ServerKey
 
 
 @dataclass(frozen=True)
@@ -62,23 +61,21 @@ def merge_parts(parts: list[SavedTick], servers: dict[int, ServerKey], metrics: 
     """Saved ticks, sorted by tick and part, as one chunk; of a server in several parts of a tick the last counts."""
     if not parts:
         return None
-    server_ids = np.concatenate([part.server_ids for part in parts])
-    unique_ids, id_index = np.unique(server_ids, return_inverse=True)
-    is_known = np.array([server_id in servers for server_id in unique_ids.tolist()], dtype=np.bool_)[id_index]
+    server_ids, index = np.unique(np.concatenate([part.server_ids for part in parts]), return_inverse=True)
+    keys = [servers.get(server_id, ("", "")) for server_id in server_ids.tolist()]
+    is_known = np.array([name != "" for name, _ in keys], dtype=np.bool_)[index]
     # Sorted by name; a server whose profile changed has two ids but is still one server.
-    server_index = np.unique(
-        [servers.get(server_id, ("", ""))[0] for server_id in unique_ids.tolist()], return_inverse=True
-    )[1][id_index]
+    server_index = np.unique([name for name, _ in keys], return_inverse=True)[1][index]
     start = np.repeat([part.start for part in parts], [len(part.server_ids) for part in parts])
-    order = np.lexsort((np.arange(len(server_ids)), server_index, start))
+    order = np.lexsort((np.arange(len(index)), server_index, start))
     is_last = np.append((np.diff(start[order]) != 0) | (np.diff(server_index[order]) != 0), True)
-    keep = order[is_last & is_known[order]]
-    server_keys = [servers[server_id] for server_id in server_ids[keep].tolist()]
+    rows = order[is_last & is_known[order]]
+    row_keys = [keys[i] for i in index[rows].tolist()]
     return HistoryChunk(
-        tuple(name for name, _ in server_keys),
-        tuple(profile for _, profile in server_keys),
-        tuple(STATUSES[state] for state in np.concatenate([part.status_codes for part in parts])[keep].tolist()),
-        (start + np.concatenate([part.offsets for part in parts]).astype(np.float64))[keep],
+        tuple(name for name, _ in row_keys),
+        tuple(profile for _, profile in row_keys),
+        tuple(STATUSES[state] for state in np.concatenate([part.status_codes for part in parts])[rows].tolist()),
+        (start + np.concatenate([part.offsets for part in parts]).astype(np.float64))[rows],
         metrics,
-        np.concatenate([part.values for part in parts])[keep],
+        np.concatenate([part.values for part in parts])[rows],
     )

@@ -16,6 +16,8 @@ import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 
@@ -25,25 +27,16 @@ from forecastd.clock import to_iso
 from forecastd.fleet.contract import METRIC_NAMES, STATUSES
 from forecastd.fleet.history.chunks import HistoryChunk, merge_parts
 from forecastd.fleet.ingest.feed import FleetRows
-from forecastd.fleet.window.tick_codec import SavedTick, encode_tick, make_server_id, row_key, tick_crc, tick_start
+from forecastd.fleet.window import tick_tables
 from forecastd.fleet.window.tick_tables import (
-    APPLICATION_ID,
     DAY_SECONDS,
-    SCHEMA,
     SELECT_TICKS,
+    SavedTick,
     ServerKey,
     TickLayout,
     TickReader,
-    count_rows,
-    delete_servers,
-    next_row,
-    read_servers,
-    record_layout,
-    record_servers,
-    row_range,
-    salvage,
-    trim,
-    used_bytes,
+    row_key,
+    tick_start,
 )
 from forecastd.fleet.window.window import FleetWindow
 from forecastd.runtime.closeable import Closeable
@@ -68,23 +61,23 @@ MAX_SKIPPED_TICKS = 10_000  # unreadable ticks in a row after which a history en
 class LoadReport:
     """The result of loading the window."""
 
-    ticks: int
-    rows: int
-    servers: int
-    damaged_ticks: int  # ticks with a wrong checksum, skipped
-    newest: float | None  # unix time of the newest saved tick, even if too old; None for an empty store
-    age_seconds: float | None  # age of the newest tick
+    ticks: int = 0
+    rows: int = 0
+    servers: int = 0
+    damaged_ticks: int = 0  # ticks with a wrong checksum, skipped
+    newest: float | None = None  # unix time of the newest saved tick, even if too old; None for an empty store
+    age_seconds: float | None = None  # age of the newest tick
 
 
 @dataclass(frozen=True)
 class StoreState:
     """What the file contains, and why it cannot be written."""
 
-    ticks: int
-    oldest: float | None
-    newest: float | None
-    megabytes: float
-    last_error: str | None
+    ticks: int = 0
+    oldest: float | None = None
+    newest: float | None = None
+    megabytes: float = 0.0
+    last_error: str | None = None
 
 
 class TickStore(Closeable):
@@ -109,15 +102,10 @@ class TickStore(Closeable):
         self.last_error: str | None = None  # why the file cannot be written; None while it can
         self.dropped_batches = 0  # batches that could not be written in time
         self._file = SqliteCache(
-            path,
-            application_id=APPLICATION_ID,
-            schema=SCHEMA,
-            salvage=salvage,
-            loss_message="the rest is lost",
-            busy_seconds=BUSY_TIMEOUT_SECONDS,
+            path, application_id=tick_tables.APPLICATION_ID, schema=tick_tables.SCHEMA, salvage=tick_tables.salvage,
+            loss_message="the rest is lost", busy_seconds=BUSY_TIMEOUT_SECONDS, read_only=read_only,
             max_damaged_files=1,  # a damaged file may be large, and its readable rows are in the new one
-            read_only=read_only,
-        )
+        )  # fmt: skip
         self._layout = TickLayout(step, metrics)
         self._pending: deque[FleetRows] = deque()
         self._lock = Lock()
@@ -143,7 +131,7 @@ class TickStore(Closeable):
                     self.dropped_batches += 1
                 return False
             while self._pending:
-                batch = [self._pending[index] for index in range(min(PENDING_PER_WRITE, len(self._pending)))]
+                batch = list(islice(self._pending, PENDING_PER_WRITE))
                 if not self._try_write(batch, now):
                     return False
                 for _ in batch:
@@ -181,28 +169,21 @@ class TickStore(Closeable):
         """Insert a batch; returns the writer's cache as it is after the commit."""
         cache, today = self._cache, int(now // DAY_SECONDS)
         if cache.opening != self._file.connection_count:
-            cache = _WriterCache(self._file.connection_count, None, {}, count_rows(db))
-            record_layout(db, self._layout)
+            cache = _WriterCache(self._file.connection_count, None, {}, tick_tables.count_rows(db))
+            tick_tables.record_layout(db, self._layout)
         if cache.day != today:  # once a day every server is recorded again, and unused ones are deleted
             cache = replace(cache, day=today, servers={})
-            delete_servers(db, today - int(self.hours // 24) - 2)
+            tick_tables.delete_servers(db, today - int(self.hours // 24) - 2)
         count, servers = cache.count, cache.servers
         for rows in batch:
-            new_servers = [
-                server_key
-                for server_key in dict.fromkeys(zip(rows.servers, rows.profiles, strict=True))
-                if server_key not in servers
-            ]
-            if new_servers:
-                new_ids = {server: make_server_id(*server) for server in new_servers}
-                record_servers(db, [(new_id, server) for server, new_id in new_ids.items()], today)
+            keys = dict.fromkeys(zip(rows.servers, rows.profiles, strict=True))
+            if new_ids := {key: tick_tables.make_server_id(*key) for key in keys if key not in servers}:
+                tick_tables.record_servers(db, [(new_id, key) for key, new_id in new_ids.items()], today)
                 servers = servers | new_ids
             for tick in _split_by_tick(rows, servers, self.step):
-                row, data = next_row(db, tick.start), encode_tick(tick)
-                record = (row, self._layout.code, data, tick_crc(row, self._layout.code, data))
-                db.execute("INSERT OR REPLACE INTO tick VALUES (?, ?, ?, ?)", record)
+                tick_tables.write_tick(db, tick, self._layout.code)
                 count += 1
-        count -= trim(db, now - self.hours * 3600.0, self.megabytes * 1e6)
+        count -= tick_tables.trim(db, now - self.hours * 3600.0, self.megabytes * 1e6)
         return replace(cache, servers=servers, count=count)
 
     def load(self, window: FleetWindow, now: float) -> LoadReport:
@@ -212,7 +193,7 @@ class TickStore(Closeable):
             report = self._file.run(lambda db: self._load_into(db, window, now))
         except FileUnavailableError as error:
             log.warning("Cannot read the fleet window %s: %s. Starting with an empty window.", self.path, error)
-            return LoadReport(0, 0, 0, 0, None, None)
+            return LoadReport()
         if report.damaged_ticks:
             log.warning("Damaged ticks in %s: %d skipped.", self.path, report.damaged_ticks)
         if report.age_seconds is not None and report.age_seconds > STALE_SECONDS:
@@ -236,7 +217,7 @@ class TickStore(Closeable):
                     restored_starts.append(tick.start)
                     yield tick
 
-        rows = window.restore(read_servers(db), parts())
+        rows = window.restore(tick_tables.read_servers(db), parts())
         age = None if reader.newest is None else max(0.0, now - reader.newest)
         return LoadReport(len(set(restored_starts)), rows, len(window), reader.damaged, reader.newest, age)
 
@@ -256,30 +237,24 @@ class TickStore(Closeable):
         chunk_ticks, start_time, skipped = CHUNK_TICKS, int(start) - MAX_STEP_SECONDS, 0
         while start_time < end and skipped < MAX_SKIPPED_TICKS:
             try:
-                chunk, next_time = self._file.run(
-                    lambda db, start_time=start_time, chunk_ticks=chunk_ticks: self._read_chunk(  # type: ignore[misc]
-                        db, start_time, end, chunk_ticks
-                    )
-                )
+                chunk, next_time = self._file.run(partial(self._read_chunk, start_time, end, chunk_ticks))
             except FileUnavailableError as error:
                 if not error.damaged:
                     log.warning("Cannot read the fleet history %s from %s on: %s", self.path, to_iso(start_time), error)
                     return
                 # This process may not repair the file: skip the damage tick by tick.
-                start_time, skipped, chunk_ticks = (
-                    (start_time + self.step, skipped + 1, 1) if chunk_ticks == 1 else (start_time, skipped, 1)
-                )
+                if chunk_ticks == 1:
+                    start_time, skipped = start_time + self.step, skipped + 1
+                chunk_ticks = 1
                 continue
-            if chunk is not None:
-                selected = chunk.select(start, end, servers, metrics)
-                if len(selected):
-                    yield selected
+            if chunk is not None and len(selected := chunk.select(start, end, servers, metrics)):
+                yield selected
             if next_time is None:
                 return
             start_time, skipped, chunk_ticks = next_time, 0, min(2 * chunk_ticks, CHUNK_TICKS)
 
     def _read_chunk(
-        self, db: sqlite3.Connection, start_time: int, end: float, chunk_ticks: int
+        self, start_time: int, end: float, chunk_ticks: int, db: sqlite3.Connection
     ) -> tuple[HistoryChunk | None, int | None]:
         """The first `chunk_ticks` ticks from `start_time` on, and the start of the next; None and None at the end."""
         first_row = db.execute("SELECT min(id) FROM tick WHERE id >= ?", (row_key(start_time),)).fetchone()[0]
@@ -290,21 +265,23 @@ class TickStore(Closeable):
         reader = TickReader(db, self._layout)
         rows = db.execute(f"{SELECT_TICKS} WHERE id >= ? AND id < ? ORDER BY id", (first_row, row_key(stop)))
         parts = [tick for row in rows if (tick := reader.decode(*row)) is not None]
-        return merge_parts(parts, read_servers(db), self.metrics), stop
+        return merge_parts(parts, tick_tables.read_servers(db), self.metrics), stop
 
     def state(self) -> StoreState:
         """The current state of the file."""
         try:
             return self._file.run(self._read_state)
         except FileUnavailableError as error:
-            return StoreState(0, None, None, 0.0, self.last_error or str(error))
+            return StoreState(last_error=self.last_error or str(error))
 
     def _read_state(self, db: sqlite3.Connection) -> StoreState:
         # Use the cached count if possible: SQLite would read every row.
         cache = self._cache
-        count = cache.count if cache.opening == self._file.connection_count else count_rows(db)
-        oldest, newest = (None if row is None else float(tick_start(row)) for row in row_range(db))
-        return StoreState(count, oldest, newest, used_bytes(db) / 1e6, self.last_error)
+        count = cache.count if cache.opening == self._file.connection_count else tick_tables.count_rows(db)
+        # Two queries: SQLite has a fast path to one end of a table, but not to both at once.
+        rows = [db.execute(query).fetchone()[0] for query in ("SELECT min(id) FROM tick", "SELECT max(id) FROM tick")]
+        oldest, newest = (None if row is None else float(tick_start(row)) for row in rows)
+        return StoreState(count, oldest, newest, tick_tables.used_bytes(db) / 1e6, self.last_error)
 
 
 @dataclass(frozen=True)
@@ -319,17 +296,11 @@ class _WriterCache:
 
 def _split_by_tick(rows: FleetRows, id_by_server: dict[ServerKey, int], step: int) -> Iterator[SavedTick]:
     """The rows of each tick."""
-    server_ids = np.array(
-        [id_by_server[server] for server in zip(rows.servers, rows.profiles, strict=True)], dtype=np.int64
-    )
+    keys = zip(rows.servers, rows.profiles, strict=True)
+    server_ids = np.array([id_by_server[key] for key in keys], dtype=np.int64)
     offsets = (rows.times - rows.ticks * step).astype(np.float32)
     status_codes = np.array([_STATUS_CODES[status] for status in rows.statuses], dtype=np.uint8)
     order = np.argsort(rows.ticks, kind="stable")
     for indices in np.split(order, np.flatnonzero(np.diff(rows.ticks[order])) + 1):
-        yield SavedTick(
-            int(rows.ticks[indices[0]]) * step,
-            server_ids[indices],
-            offsets[indices],
-            status_codes[indices],
-            rows.values[indices],
-        )
+        start = int(rows.ticks[indices[0]]) * step
+        yield SavedTick(start, server_ids[indices], offsets[indices], status_codes[indices], rows.values[indices])

@@ -1,29 +1,28 @@
-"""The tables of a fleet's SQLite file, and the statements on them.
+"""The tables of a fleet's SQLite file, the statements on them, and a saved tick as bytes with a checksum.
 
-Invariant: a row is trusted only after its own checksum is verified, and any read may find the file partly damaged. So
-whole tables are read without a WHERE where possible (SQLite then needs only leaf pages), and a salvage searches
-behind every unreadable place, not only the first.
+Invariant: a read returns exactly what was written, or nothing. A row is trusted only after its own checksum is
+verified, which covers the bytes and their position (tick, part, layout), and any read may find the file partly
+damaged. So whole tables are read without a WHERE where possible (SQLite then needs only leaf pages), and a salvage
+searches behind every unreadable place, not only the first. The id of a server is derived from its name, so no flipped
+bit can assign values to another server.
+
+The bytes of a tick are little-endian arrays one after the other: server ids int64 `[N]`, seconds into the tick float32
+`[N]`, indices into STATUSES uint8 `[N]`, values float32 `[N, metrics]`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from forecastd.fleet.window.tick_codec import (
-    MAX_PARTS,
-    SavedTick,
-    decode_tick,
-    make_server_id,
-    row_key,
-    tick_crc,
-    tick_start,
-)
+from forecastd.fleet.contract import STATUSES
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +41,44 @@ CREATE TABLE IF NOT EXISTS server_again (
 """
 SERVER_TABLES = ("server", "server_again")  # stored twice, because a lost name would lose all ticks of its server
 SELECT_TICKS = "SELECT id, layout, data, crc FROM tick"
+FIXED_BYTES_PER_SERVER = 13  # of a tick, in addition to the values
+MAX_PARTS = 1 << 16  # per tick: one when it closes, and one for each batch of late rows
 DAY_SECONDS = 86_400
 MAX_TRIMMED_ROWS = 64  # per call
 SHRINK_PAGES = 4096  # free pages above which the file is shrunk, by an eighth of that at a time
 MAX_PROBES = 20_000  # reads behind unreadable places
+
+
+@dataclass(frozen=True)
+class SavedTick:
+    """Rows of one tick as they are stored."""
+
+    start: int  # unix seconds
+    server_ids: NDArray[np.int64]  # [N], ids of servers
+    offsets: NDArray[np.float32]  # [N], seconds after `start`
+    status_codes: NDArray[np.uint8]  # [N], indices into STATUSES
+    values: NDArray[np.float32]  # [N, metrics]
+
+
+def row_key(start: int, part: int = 0) -> int:
+    """The key of part `part` of the tick that begins at `start`; keys sort by time, then part."""
+    return start * MAX_PARTS + part
+
+
+def tick_start(row: int) -> int:
+    """The start of the tick of a row, unix seconds."""
+    return row // MAX_PARTS
+
+
+def tick_crc(row: int, layout: int, data: bytes) -> int:
+    """The checksum of a tick and its position."""
+    return zlib.crc32(data, zlib.crc32(f"{row}|{layout}".encode()))
+
+
+def make_server_id(name: str, profile: str) -> int:
+    """The id of a server with this profile, derived from both, so that the table of servers can be verified."""
+    digest = hashlib.blake2b(f"{name}|{profile}".encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -110,6 +143,16 @@ def record_layout(db: sqlite3.Connection, layout: TickLayout) -> None:
     db.execute("INSERT OR REPLACE INTO layout VALUES (?, ?)", (layout.code, layout.text))
 
 
+def write_tick(db: sqlite3.Connection, tick: SavedTick, layout: int) -> None:
+    """Insert a tick as the next part of those that begin at its start. `layout`: the code of its layout."""
+    first, beyond = row_key(tick.start), row_key(tick.start + 1)
+    last = db.execute("SELECT max(id) FROM tick WHERE id >= ? AND id < ?", (first, beyond)).fetchone()[0]
+    row = first if last is None else min(last + 1, beyond - 1)
+    arrays = (tick.server_ids.astype("<i8"), tick.offsets.astype("<f4"), tick.status_codes, tick.values.astype("<f4"))
+    data = b"".join(array.tobytes() for array in arrays)
+    db.execute("INSERT OR REPLACE INTO tick VALUES (?, ?, ?, ?)", (row, layout, data, tick_crc(row, layout, data)))
+
+
 class TickReader:
     """Reads the ticks of a file once: decodes them, and counts the damaged ones."""
 
@@ -123,28 +166,38 @@ class TickReader:
         self.newest: int | None = None
 
     def decode(self, row: int, code: int, data: object, crc: object) -> SavedTick | None:
-        """The tick in a row, with the columns of this program; None if it is damaged."""
+        """The tick in a row, with the columns of this program; None if it is not what was written."""
         layout = self._layouts.get(code)
-        tick = None if layout is None else decode_tick(row, code, data, crc, len(layout.metrics))
-        if tick is None or layout is None:
+        tick = None
+        if layout is not None and isinstance(data, bytes) and tick_crc(row, code, data) == crc:
+            tick = self._decode_data(tick_start(row), layout.metrics, data)
+        if tick is None:
             self.damaged += 1
+        else:
+            self.newest = max(tick.start, self.newest or 0)
+        return tick
+
+    def _decode_data(self, start: int, metrics: tuple[str, ...], data: bytes) -> SavedTick | None:
+        count, rest = divmod(len(data), FIXED_BYTES_PER_SERVER + 4 * len(metrics))
+        if rest:
             return None
-        self.newest = tick.start if self.newest is None else max(self.newest, tick.start)
-        if layout.metrics == self._metrics:
-            return tick
-        values = np.full((len(tick.server_ids), len(self._metrics)), np.nan, np.float32)
-        for column, name in enumerate(self._metrics):
-            if name in layout.metrics:
-                values[:, column] = tick.values[:, layout.metrics.index(name)]
-        return replace(tick, values=values)
+        ids, offsets = np.frombuffer(data, "<i8", count), np.frombuffer(data, "<f4", count, 8 * count)
+        status_codes = np.frombuffer(data, "u1", count, 12 * count)
+        values = np.frombuffer(data[FIXED_BYTES_PER_SERVER * count :], "<f4").reshape(count, len(metrics))
+        if status_codes.max(initial=0) >= len(STATUSES):
+            return None
+        if metrics != self._metrics:
+            columns = [metrics.index(name) if name in metrics else len(metrics) for name in self._metrics]
+            values = np.column_stack([values, np.full(count, np.nan, np.float32)])[:, columns]
+        return SavedTick(start, ids, offsets, status_codes, values)
 
 
-def next_row(db: sqlite3.Connection, start: int) -> int:
-    """The key of the next part of the tick that begins at `start`."""
-    last_row = db.execute(
-        "SELECT max(id) FROM tick WHERE id >= ? AND id < ?", (row_key(start), row_key(start + 1))
-    ).fetchone()[0]
-    return row_key(start) if last_row is None else min(last_row + 1, row_key(start, MAX_PARTS - 1))
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Bytes of the file that are in use."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
 
 
 def trim(db: sqlite3.Connection, before: float, max_bytes: float) -> int:
@@ -153,10 +206,7 @@ def trim(db: sqlite3.Connection, before: float, max_bytes: float) -> int:
 
     It deletes few at a time, so that no call takes long.
     """
-    pages, free, size = (
-        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    excess = (pages - free) * size - max_bytes
+    excess = used_bytes(db) - max_bytes
     oldest_rows = []
     for row, length in db.execute(f"SELECT id, length(data) FROM tick ORDER BY id LIMIT {MAX_TRIMMED_ROWS}"):  # noqa: S608
         if tick_start(row) >= before and excess <= 0:
@@ -169,24 +219,9 @@ def trim(db: sqlite3.Connection, before: float, max_bytes: float) -> int:
     return len(oldest_rows)
 
 
-def row_range(db: sqlite3.Connection) -> tuple[int | None, int | None]:
-    """The oldest and the newest row."""
-    # Two queries: SQLite has a fast path to one end of a table, but not to both at once.
-    oldest = db.execute("SELECT min(id) FROM tick").fetchone()[0]
-    return oldest, db.execute("SELECT max(id) FROM tick").fetchone()[0]
-
-
 def count_rows(db: sqlite3.Connection) -> int:
     """The number of rows of ticks. SQLite reads all of them."""
     return int(db.execute("SELECT count(*) FROM tick").fetchone()[0])
-
-
-def used_bytes(db: sqlite3.Connection) -> int:
-    """Bytes of the file that are in use."""
-    pages, free, size = (
-        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    return int((pages - free) * size)
 
 
 def salvage(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
@@ -196,9 +231,8 @@ def salvage(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
     saved_rows = newest = 0
     for row, layout, data, crc in _readable_rows(old):
         if isinstance(data, bytes) and tick_crc(row, layout, data) == crc:
-            saved_rows += new.execute(
-                "INSERT OR IGNORE INTO tick VALUES (?, ?, ?, ?)", (row, layout, data, crc)
-            ).rowcount
+            statement = "INSERT OR IGNORE INTO tick VALUES (?, ?, ?, ?)"
+            saved_rows += new.execute(statement, (row, layout, data, crc)).rowcount
             newest = max(newest, tick_start(row))
     record_servers(new, read_servers(old).items(), newest // DAY_SECONDS)
     return saved_rows
@@ -206,12 +240,14 @@ def salvage(old: sqlite3.Connection, new: sqlite3.Connection) -> int:
 
 def _readable_rows(db: sqlite3.Connection) -> Iterator[TickRow]:
     """Every readable row: from the front, from the back, and between two unreadable places."""
-    last_rows: list[int | None] = []
+    low, high = 0, row_key(2**33)  # where rows are still to be read
     for order in ("ASC", "DESC"):
-        last = None
         try:
             for row in db.execute(f"{SELECT_TICKS} ORDER BY id {order}"):
-                last = row[0]
+                if order == "ASC":
+                    low = row[0] + 1
+                else:
+                    high = row[0] - 1
                 yield row
             if order == "ASC":
                 return
@@ -219,9 +255,7 @@ def _readable_rows(db: sqlite3.Connection) -> Iterator[TickRow]:
             log.debug("reading ticks %s stopped: %s", order, error)
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
                 return
-        last_rows.append(last)
-    low, high = last_rows
-    spans = [(0 if low is None else low + 1, row_key(2**33) if high is None else high - 1)]
+    spans = [(low, high)]
     for _ in range(MAX_PROBES):
         if not spans:
             return

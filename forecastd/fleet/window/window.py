@@ -21,7 +21,7 @@ from forecastd.errors import NeedsHuman
 from forecastd.fleet.contract import DEFAULT_STATUS, METRIC_COUNT, STATUSES, FeedResponse
 from forecastd.fleet.ingest.feed import FleetRows, ParsedFeed, RowRefusals, filter_by_time
 from forecastd.fleet.window.ring import NO_TICK, TickRing
-from forecastd.fleet.window.tick_codec import SavedTick
+from forecastd.fleet.window.tick_tables import SavedTick
 
 _STATUS_CODES = {name: code for code, name in enumerate(STATUSES)}
 
