@@ -23,7 +23,7 @@ from forecastd.ledger.ledger import EpochKey, Ledger, Submission, SubmissionStat
 from forecastd.localnet.embedded import open_embedded
 from forecastd.runtime import failpoints
 from forecastd.submission.cycle import run_cycle
-from tests.support.forked_worker import TOPIC, cycle_options, open_context
+from tests.support.forked_worker import TOPIC, open_context
 from tests.support.mnemonics import new_mnemonic
 
 CLOCK = SystemClock()
@@ -76,7 +76,7 @@ def _submission_latency(directory: Path, windows: int) -> PremiseCount:
         ):
             for window in itertools.count():
                 start = CLOCK.monotonic()
-                outcome = run_cycle(cycle_options(), parts)
+                outcome = run_cycle(parts)
                 if outcome.outcome != "submitted":
                     problems.append(f"{outcome.outcome}: {outcome.reason}")
                 if window:  # the first window registers and loads lazy modules

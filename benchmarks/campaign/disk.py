@@ -184,13 +184,13 @@ class _DiskTrial:
 
         self._apply_change(key, (state, attempts), record)
 
-    def _apply_change(self, key: EpochKey, new_state: tuple[SubmissionState, int], work: Callable[[], None]) -> None:
+    def _apply_change(self, key: EpochKey, new_state: tuple[SubmissionState, int], work: Callable[[], object]) -> None:
         self._reported.started_changes.setdefault(key, set()).add(new_state)
         self._attempt(work)
         self._reported.completed_changes[key] = new_state
         self._reported.started_changes.pop(key)
 
-    def _attempt(self, work: Callable[[], None]) -> None:
+    def _attempt(self, work: Callable[[], object]) -> None:
         """Call `work` once, or as often as a worker that retries would."""
         for _ in range(MAX_ATTEMPTS - 1 if self._retry_errors else 0):
             try:

@@ -24,7 +24,7 @@ from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import BEHAVIORS
 from forecastd.localnet.topics import TopicSpec
 from forecastd.submission.cycle import run_cycle
-from tests.support.forked_worker import TOPIC, cycle_options, open_context
+from tests.support.forked_worker import TOPIC, open_context
 from tests.support.ledger_audit import AuditCounts, audit, read_ledger
 from tests.support.mnemonics import new_mnemonic
 
@@ -64,6 +64,7 @@ class PoolUnderTest:
         """Serve each window in step with the other pools, then settle the rest. Runs in a thread of its own."""
         clock = SystemClock()
         with open_context(self.wallet, self.state_dir, self.endpoints) as parts:
+            persistent = replace(parts, retry_until_closed=True, confirmation_seconds=WINDOW_TIMEOUT_SECONDS)
             for _ in range(windows):
                 ready.wait()
                 start = clock.monotonic()
@@ -72,7 +73,7 @@ class PoolUnderTest:
                     outcome not in ("submitted", "already_submitted")
                     and clock.monotonic() - start < WINDOW_TIMEOUT_SECONDS
                 ):
-                    cycle_outcome = run_cycle(cycle_options(persist=True, seconds=WINDOW_TIMEOUT_SECONDS), parts)
+                    cycle_outcome = run_cycle(persistent)
                     outcome, reason = cycle_outcome.outcome, cycle_outcome.reason
                     parts.wake.wait(0.1)
                 self.slowest = max(self.slowest, clock.monotonic() - start)
@@ -82,7 +83,7 @@ class PoolUnderTest:
             ready.wait()
             # The topic is inactive now. A pool may need a moment until it uses its healthy endpoint again.
             for _ in range(20):
-                run_cycle(cycle_options(), parts)
+                run_cycle(parts)
                 if not parts.ledger.entries(LOCAL_CHAIN_ID, self.wallet.address, unsettled=True):
                     break
                 parts.wake.wait(0.5)

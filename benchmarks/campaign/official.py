@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -36,7 +36,7 @@ from forecastd.settings import DEMO_MODEL
 from forecastd.submission.cycle import run_cycle
 from forecastd.testing import FakeForecaster
 from models.base import Forecast
-from tests.support.forked_worker import TOPIC, ProcessForker, WorkerTask, cycle_options, open_context
+from tests.support.forked_worker import TOPIC, ProcessForker, WorkerTask, open_context
 from tests.support.mnemonics import new_mnemonic
 
 EPOCH, WINDOW = 10, 100_000  # blocks
@@ -223,7 +223,7 @@ class _ForecastdRun(_CaseRun):
             )
             parts = stack.enter_context(open_context(self.wallet, self.directory, (self.node.endpoint,), forecaster))
             while not self.stop.is_set():
-                run_cycle(cycle_options(persist=True), parts)
+                run_cycle(replace(parts, retry_until_closed=True))
                 self.stop.wait(0.5)
 
 

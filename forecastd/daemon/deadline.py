@@ -13,7 +13,7 @@ from collections.abc import Callable
 from forecastd.clock import to_iso
 from forecastd.daemon.schedule import clock_jump
 from forecastd.runtime.background import BackgroundTask
-from forecastd.submission.epochs import CLOCK_TOLERANCE_SECONDS
+from forecastd.submission.cycle import CLOCK_TOLERANCE_SECONDS
 
 log = logging.getLogger(__name__)
 

@@ -123,9 +123,7 @@ class Daemon:
             self._resources.open(
                 self._topic_settings,
                 settings_errors,
-                lambda connection, components: check_chain(
-                    connection, components, self._clock, register=self._register
-                ),
+                lambda connection, wallets: check_chain(connection, wallets, self._clock, register=self._register),
             )
 
         retry_while(lambda: True, open_resources, self._wake)

@@ -16,23 +16,23 @@ from pathlib import Path
 from forecastd.chain.wallet import Wallet, open_wallet
 from forecastd.clock import Clock
 from forecastd.daemon.status_registry import TopicKey
-from forecastd.daemon.topic_worker import TopicResources
 from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, RetryLater, SkipEpoch
 from forecastd.inference.bundle_store import BundleStore, open_bundle_store
 from forecastd.inference.forecaster import Forecaster
 from forecastd.ledger.ledger import Ledger
-from forecastd.market.sources import open_source
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow
 from forecastd.runtime.locks import WalletLock
 from forecastd.settings import Settings
 from forecastd.submission.connect import ChainConnection, chain_id_for, open_connection
-from forecastd.submission.context import SharedWallet
-from forecastd.submission.worker import cycle_options_for, open_forecaster, refuse_synthetic
+from forecastd.submission.context import TopicResources
+from forecastd.submission.worker import open_checked_source, open_forecaster
 from models.errors import ModelError
 from models.market.bundle import read_market_manifest
 
 log = logging.getLogger(__name__)
+
+TopicWallet = tuple[Settings, Wallet]
 
 
 class StartupProblems(NeedsHuman):
@@ -47,16 +47,6 @@ class AlreadyRunning(ForecastdError):
     """Another process on this host uses this wallet."""
 
     exit_code = ExitCode.TEMPORARY
-
-
-@dataclass(frozen=True)
-class TopicComponents:
-    """The components of one topic that are created from its settings."""
-
-    settings: Settings
-    wallet: Wallet
-    source: Source
-    forecaster: Forecaster
 
 
 @dataclass
@@ -75,17 +65,18 @@ class ResourceManager:
         """`register`: a cycle may register an unregistered worker, for a fee."""
         self._clock, self._register = clock, register
         self._wallet_locks: dict[str, WalletLock] = {}
-        self._shared_wallets: dict[str, SharedWallet] = {}
+        # A signing lock never changes: cycles that started before a reload hold it.
+        self._signing_locks: dict[str, threading.Lock] = {}
         self._bundle_store: BundleStore | None = None
         self.current = ResourceSet()
         self.ledger: Ledger | None = None
-        self.window: RollingWindow | None = None
+        self.rolling_window: RollingWindow | None = None
 
     def open(
         self,
         topics: Sequence[Settings],
         settings_errors: Sequence[str],
-        check_chain: Callable[[ChainConnection, Sequence[TopicComponents]], list[str]],
+        check_chain: Callable[[ChainConnection, Sequence[TopicWallet]], list[str]],
     ) -> None:
         """Open everything but ledger and window. `check_chain` returns the problems on the chain that need a person.
 
@@ -94,21 +85,7 @@ class ResourceManager:
             AlreadyRunning: another process uses one of the wallets.
             RetryLater, SkipEpoch: temporary failure. Only the wallet locks are kept, so the call can be repeated.
         """
-        problems, resource_set = list(settings_errors), ResourceSet()
-        components = self._open_topics(topics, resource_set, problems)
-        try:
-            chain_id = chain_id_for(topics[0])
-            self._acquire_wallet_locks(chain_id, components)
-            with collect_errors(problems):
-                resource_set.connection = resource_set.exit_stack.enter_context(
-                    open_connection(topics[0], self._clock, chain_id)
-                )
-                problems += check_chain(resource_set.connection, components)
-            self._add_topics(resource_set, components, problems)
-        except BaseException:
-            self._close_unused(components, resource_set)
-            raise
-        self.current = resource_set
+        self.current = self._open_set(topics, list(settings_errors), check_chain)
 
     def open_storage(self, state: Path) -> None:
         """Open the ledger and the rolling window.
@@ -118,35 +95,19 @@ class ResourceManager:
             RetryLater: another process holds the ledger, or the disk failed.
         """
         self.ledger = Ledger(state / "ledger.sqlite")
-        self.window = RollingWindow.open(state / "window.sqlite")
+        self.rolling_window = RollingWindow.open(state / "window.sqlite")
 
     def prepare_reload(self, topics: Sequence[Settings], settings_errors: Sequence[str]) -> ResourceSet:
-        """Open resources for these settings; unchanged components are reused. `apply_reload` makes them current.
+        """Open resources for these settings; unchanged ones are reused. `apply_reload` makes them current.
 
         Raises:
             StartupProblems: a person must change something; the current resources stay.
-            AlreadyRunning, RetryLater, SkipEpoch: a component cannot be opened now; the current resources stay.
+            AlreadyRunning, RetryLater, SkipEpoch: a resource cannot be opened now; the current ones stay.
         """
-        current, problems, new = self.current, list(settings_errors), ResourceSet()
-        current_settings = next(iter(current.topics.values())).settings
-        same_network = current_settings.chain.network == topics[0].chain.network
-        if not same_network or current_settings.state_path != topics[0].state_path:
+        problems, current = list(settings_errors), next(iter(self.current.topics.values())).settings
+        if (current.chain.network, current.state_path) != (topics[0].chain.network, topics[0].state_path):
             problems.append("ALLORA_NETWORK and STATE_DIR cannot change while the daemon runs. Restart the daemon.")
-        components = self._open_topics(topics, current, problems)
-        try:
-            new.connection = current.connection
-            if current_settings.chain != topics[0].chain:
-                with collect_errors(problems):
-                    new.connection = new.exit_stack.enter_context(
-                        open_connection(topics[0], self._clock, chain_id_for(topics[0]))
-                    )
-            if not problems:
-                self._acquire_wallet_locks(chain_id_for(topics[0]), components)
-            self._add_topics(new, components, problems)
-        except BaseException:
-            self._close_unused(components, new)
-            raise
-        return new
+        return self._open_set(topics, problems)
 
     def apply_reload(self, new: ResourceSet) -> ResourceSet:
         """Make reloaded resources current. Returns the replaced ones; call `release` when no cycle uses them."""
@@ -156,14 +117,12 @@ class ResourceManager:
         return old
 
     def release(self, old: ResourceSet) -> None:
-        """Close the replaced resources that the current ones do not share."""
-        self._close_unused(
-            [
-                TopicComponents(topic.settings, topic.wallet, topic.source, topic.forecaster)
-                for topic in old.topics.values()
-            ],
-            old,
+        """Close the resources of a set that the current ones do not share."""
+        used = {id(topic.forecaster) for topic in self.current.topics.values()}
+        close_forecasters(
+            [topic.forecaster for topic in old.topics.values() if id(topic.forecaster) not in used], self._clock, 10.0
         )
+        old.exit_stack.close()
 
     @property
     def holds_wallet_locks(self) -> bool:
@@ -191,76 +150,86 @@ class ResourceManager:
 
     def close_storage(self) -> None:
         """Close ledger and window. Call it when no worker uses them."""
-        if self.window is not None:
-            self.window.close()
+        if self.rolling_window is not None:
+            self.rolling_window.close()
         if self.ledger is not None:
             self.ledger.close()
 
-    def _open_topics(self, topics: Sequence[Settings], old: ResourceSet, problems: list[str]) -> list[TopicComponents]:
-        """Open the components of each topic; reuses unchanged ones of `old`. Problems are appended to `problems`."""
-        components: list[TopicComponents] = []
-        if self._bundle_store is None:
-            self._bundle_store = open_bundle_store(topics[0], self._clock)
-        try:
-            for settings in topics:
-                component = _open_topic(settings, old, problems, self._bundle_store, self._clock)
-                components.extend([component] if component is not None else [])
-            for component in components:  # all models have been loading in parallel
+    def _open_set(
+        self,
+        topics: Sequence[Settings],
+        problems: list[str],
+        check_chain: Callable[[ChainConnection, Sequence[TopicWallet]], list[str]] = lambda *_: [],
+    ) -> ResourceSet:
+        """Open the resources of these settings, with unchanged ones of the current set. See `open` for the errors."""
+        old, new, chain_id = self.current, ResourceSet(), chain_id_for(topics[0])
+        topic_wallets = [(settings, _open_wallet(settings, problems)) for settings in topics]
+        wallets = [(settings, wallet) for settings, wallet in topic_wallets if wallet is not None]
+        with ExitStack() as undo:
+            undo.callback(self.release, new)
+            if not old.topics:  # another process is found before anything is opened that it uses
+                self._acquire_wallet_locks(chain_id, wallets)
+            if old.topics and next(iter(old.topics.values())).settings.chain == topics[0].chain:
+                new.connection = old.connection
+            else:
                 with collect_errors(problems):
-                    _check_model(component.forecaster)
-        except BaseException:
-            self._close_unused(components, ResourceSet())
-            raise
-        return components
+                    new.connection = new.exit_stack.enter_context(open_connection(topics[0], self._clock, chain_id))
+            for settings, wallet in topic_wallets:
+                self._open_topic(settings, wallet, new, problems)
+            if new.connection is not None:
+                with collect_errors(problems):
+                    problems += check_chain(new.connection, wallets)
+            for topic in new.topics.values():  # all models have been loading in parallel
+                with collect_errors(problems):
+                    _check_model(topic.forecaster)
+            if problems:
+                raise StartupProblems(problems)
+            self._acquire_wallet_locks(chain_id, wallets)
+            undo.pop_all()
+        for key, topic in new.topics.items():
+            wallet_topics = frozenset(topic_id for topic_id, address in new.topics if address == key[1])
+            new.topics[key] = replace(topic, wallet_topics=wallet_topics)
+        return new
 
-    def _add_topics(
-        self, resource_set: ResourceSet, components: Sequence[TopicComponents], problems: Sequence[str]
-    ) -> None:
-        """Add the resources of each topic. Raises StartupProblems when there are problems."""
-        connection = resource_set.connection
-        if problems or connection is None:
-            raise StartupProblems(problems)
-        topics_by_wallet: dict[str, set[int]] = {}
-        for component in components:
-            topics_by_wallet.setdefault(component.wallet.address, set()).add(component.settings.topic.id)
-        for address, topic_ids in topics_by_wallet.items():
-            # The lock never changes: cycles that started before a reload hold it.
-            self._shared_wallets[address] = replace(
-                self._shared_wallets.get(address, SharedWallet()), topics=frozenset(topic_ids)
-            )
-        for component in components:
-            options = cycle_options_for(
-                component.settings, dry_run=False, register=self._register, retry_until_closed=True
-            )
-            address = component.wallet.address
-            resource_set.topics[component.settings.topic.id, address] = TopicResources(
-                component.settings,
-                chain_id_for(component.settings),
-                options,
-                component.source,
-                component.forecaster,
-                component.wallet,
-                connection.endpoints,
-                self._shared_wallets[address],
-            )
+    def _open_topic(self, settings: Settings, wallet: Wallet | None, new: ResourceSet, problems: list[str]) -> None:
+        """Add the resources of one topic to `new`. What needs a person is added to `problems`."""
+        if self._bundle_store is None:
+            self._bundle_store = open_bundle_store(settings, self._clock)
+        old = None if wallet is None else self.current.topics.get((settings.topic.id, wallet.address))
+        source: Source | None = None
+        forecaster: Forecaster | None = None
+        with collect_errors(problems):
+            is_unchanged = old is not None and old.settings.source == settings.source
+            source = old.source if old is not None and is_unchanged else open_checked_source(settings)
+        with collect_errors(problems):
+            if old is not None and _has_same_model(old, settings):
+                forecaster = old.forecaster
+            else:
+                standbys = settings.supervision.standbys
+                forecaster = open_forecaster(settings, self._bundle_store, self._clock, standbys=standbys)
+        if source is None or forecaster is None or wallet is None or new.connection is None:
+            if forecaster is not None and (old is None or forecaster is not old.forecaster):
+                forecaster.close()
+            return
+        topic = TopicResources(
+            settings,
+            chain_id_for(settings),
+            wallet,
+            source,
+            forecaster,
+            new.connection.endpoints,
+            self._register,
+            self._signing_locks.setdefault(wallet.address, threading.Lock()),
+        )
+        new.topics[topic.key] = topic
 
-    def _acquire_wallet_locks(self, chain_id: str, components: Sequence[TopicComponents]) -> None:
-        for address in dict.fromkeys(component.wallet.address for component in components):
+    def _acquire_wallet_locks(self, chain_id: str, wallets: Sequence[TopicWallet]) -> None:
+        for address in dict.fromkeys(wallet.address for _, wallet in wallets):
             if address not in self._wallet_locks:
                 try:
                     self._wallet_locks[address] = WalletLock(chain_id, address, self._clock)
                 except RetryLater as error:
                     raise AlreadyRunning(str(error)) from error
-
-    def _close_unused(self, components: Sequence[TopicComponents], resource_set: ResourceSet) -> None:
-        """Close the components that are not in use, and the connection of `resource_set`."""
-        used = {id(topic.forecaster) for topic in self.current.topics.values()}
-        close_forecasters(
-            [component.forecaster for component in components if id(component.forecaster) not in used],
-            self._clock,
-            10.0,
-        )
-        resource_set.exit_stack.close()
 
 
 def close_forecasters(forecasters: Sequence[Forecaster], clock: Clock, seconds: float) -> None:
@@ -290,32 +259,9 @@ class collect_errors:  # noqa: N801 - used as a statement; a class tells mypy th
         return isinstance(error, NeedsHuman)
 
 
-def _open_topic(
-    settings: Settings, old: ResourceSet, problems: list[str], bundle_store: BundleStore, clock: Clock
-) -> TopicComponents | None:
-    wallet: Wallet | None = None
-    source: Source | None = None
-    forecaster: Forecaster | None = None
+def _open_wallet(settings: Settings, problems: list[str]) -> Wallet | None:
     with collect_errors(problems):
-        wallet = open_wallet(settings)
-    topic = None if wallet is None else old.topics.get((settings.topic.id, wallet.address))
-    with collect_errors(problems):
-        unchanged = topic is not None and topic.settings.source == settings.source
-        source = topic.source if topic is not None and unchanged else open_source(settings.source.name, settings)
-        refuse_synthetic(settings, synthetic=source.synthetic)
-    with collect_errors(problems):
-        unchanged = (
-            topic is not None
-            and (topic.settings.model, topic.settings.supervision) == (settings.model, settings.supervision)
-            and _is_bundle_unchanged(topic)
-        )
-        forecaster = topic.forecaster if topic is not None and unchanged else open_forecaster(
-            settings, bundle_store, clock, standbys=settings.supervision.standbys
-        )  # fmt: skip
-    if source is not None and forecaster is not None and wallet is not None:
-        return TopicComponents(settings, wallet, source, forecaster)
-    if forecaster is not None and (topic is None or forecaster is not topic.forecaster):
-        forecaster.close()
+        return open_wallet(settings)
     return None
 
 
@@ -326,8 +272,10 @@ def _check_model(forecaster: Forecaster) -> None:
         log.warning("%s", error, extra={"action": "start"})
 
 
-def _is_bundle_unchanged(topic: TopicResources) -> bool:
-    """Whether the bundle on disk is still the one in use."""
+def _has_same_model(topic: TopicResources, settings: Settings) -> bool:
+    """Whether these settings name the topic's model, and the bundle on disk is still the one in use."""
+    if (topic.settings.model, topic.settings.supervision) != (settings.model, settings.supervision):
+        return False
     try:
         return read_market_manifest(topic.settings.model_path).sha256 == topic.forecaster.manifest.sha256
     except ModelError:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from forecastd.chain.endpoint_health import EndpointState
 from forecastd.chain.wallet import open_wallet
 from forecastd.clock import Clock, to_iso
-from forecastd.daemon.resources import TopicComponents
+from forecastd.daemon.resources import TopicWallet
 from forecastd.doctor import Finding, Level
 from forecastd.doctor import network as chain_checks
 from forecastd.doctor.host import check_disk, check_settings
@@ -69,7 +69,7 @@ def check_host(settings: Settings) -> list[str]:
 
 
 def check_chain(
-    connection: ChainConnection, topics: Sequence[TopicComponents], clock: Clock, *, register: bool
+    connection: ChainConnection, topics: Sequence[TopicWallet], clock: Clock, *, register: bool
 ) -> list[str]:
     """Check endpoints, topics, accounts and the clock; returns the problems that need a person and logs the others."""
     findings, usable = chain_checks.check_endpoints(connection.endpoints)
@@ -85,8 +85,8 @@ def check_chain(
         return []
     threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="start")
     try:
-        chain_id = chain_id_for(topics[0].settings) if topics else ""
-        wallets = [(topic.settings, topic.wallet.address) for topic in topics]
+        chain_id = chain_id_for(topics[0][0]) if topics else ""
+        wallets = [(settings, wallet.address) for settings, wallet in topics]
         plan = chain_checks.plan_chain_checks(connection.endpoints, wallets, chain_id, clock, register=register)
         checks = [threads.submit(check) for _, check in plan]
         end = clock.monotonic() + CHAIN_TIMEOUT_SECONDS

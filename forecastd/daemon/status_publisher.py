@@ -22,7 +22,6 @@ from forecastd.daemon.resources import ResourceManager
 from forecastd.daemon.schedule import latest_due_heartbeat
 from forecastd.daemon.status_registry import StatusRegistry
 from forecastd.daemon.threads import ThreadManager
-from forecastd.daemon.topic_worker import TopicResources
 from forecastd.logs import FILE_NAME
 from forecastd.market.guards import DAY, MAX_MODEL_AGE_DAYS
 from forecastd.runtime import procfs
@@ -45,6 +44,7 @@ from forecastd.status.model import (
     WatchdogStatus,
 )
 from forecastd.submission.connect import chain_id_for
+from forecastd.submission.context import TopicResources
 
 log = logging.getLogger(__name__)
 

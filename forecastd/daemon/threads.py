@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from forecastd.chain.client import ChainClient
 from forecastd.chain.events import EventListener, EventStreamReport
 from forecastd.clock import Clock
+from forecastd.daemon.alert_reporter import AlertReporter
 from forecastd.daemon.resources import ResourceManager, ResourceSet
 from forecastd.daemon.schedule import MAX_POLL_SECONDS, MIN_POLL_SECONDS
 from forecastd.daemon.status_registry import StatusRegistry, TopicKey
-from forecastd.daemon.topic_worker import EpochReporter, TopicResources, TopicWorker, WorkerContext
-from forecastd.daemon.watcher import SubmissionWindow, TopicView, Watcher
+from forecastd.daemon.topic_worker import TopicWorker
+from forecastd.daemon.watcher import TopicView, Watcher
 from forecastd.errors import RetryLater
 from forecastd.runtime.liveness import HeartbeatEvent, LivenessMonitor
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 from forecastd.status.model import TopicStatus
+from forecastd.submission.context import TopicResources
+from forecastd.submission.window import SubmissionWindow
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class ThreadManager:
         clock: Clock,
         liveness: LivenessMonitor,
         registry: StatusRegistry,
-        reporter: EpochReporter,
+        reporter: AlertReporter,
         *,
         interval: float,
         may_start: Callable[[], bool],
@@ -140,8 +143,7 @@ class ThreadManager:
             if key in self._workers:
                 self._workers[key].replace_resources(topic)
             else:
-                predecessor = next((worker for worker in self._draining if worker.key == key), None)
-                self._workers[key] = TopicWorker(topic, self._worker_context(), predecessor=predecessor)
+                self._workers[key] = self._make_worker(topic)
                 new_workers.append(self._workers[key])
         self._watcher.set_topics(topic_id for topic_id, _ in topics)
         self._reconcile_listeners()
@@ -165,13 +167,15 @@ class ThreadManager:
         elif self._listeners is not None:
             self._listeners.set_topics(topic_ids)
 
-    def _worker_context(self) -> WorkerContext:
-        ledger, window = self._resources.ledger, self._resources.window
+    def _make_worker(self, topic: TopicResources) -> TopicWorker:
+        ledger, rolling_window = self._resources.ledger, self._resources.rolling_window
         assert ledger is not None  # noqa: S101 - the storage is open before the threads start
-        assert window is not None  # noqa: S101
-        return WorkerContext(
-            ledger, window, self._clock, self._registry, self._liveness, self._view, self._may_start, self._reporter
-        )
+        assert rolling_window is not None  # noqa: S101
+        return TopicWorker(
+            topic, ledger, rolling_window, self._clock, registry=self._registry, reporter=self._reporter,
+            liveness=self._liveness, view=self._view, may_start=self._may_start,
+            predecessor=next((worker for worker in self._draining if worker.key == topic.key), None),
+        )  # fmt: skip
 
     def _view(self, topic_id: int) -> TopicView | None:
         return self._watcher.views().get(topic_id)
@@ -263,7 +267,7 @@ class EventListeners:
 
 def _initial_status(topic: TopicResources) -> TopicStatus:
     return TopicStatus(
-        topic.settings.topic.id,
+        topic.topic_id,
         wallet=topic.wallet.address,
         model=topic.forecaster.manifest.name,
         source=topic.source.name,

@@ -25,21 +25,13 @@ from forecastd.daemon.schedule import (
 )
 from forecastd.errors import ForecastdError
 from forecastd.runtime.retry import backoff_seconds
+from forecastd.submission.window import SubmissionWindow, find_windows
 
 log = logging.getLogger(__name__)
 
 MAX_HEIGHT_JUMP = 1000  # blocks from the last polled height within which an event, or a lower height, is plausible
 TIMING_POLLS = 12  # quick polls at first to measure the block time; limited, because a chain may have halted
 FIRST_RETRY_SECONDS = 5.0  # after a failed poll; doubles each time, up to the poll interval
-
-
-@dataclass(frozen=True)
-class SubmissionWindow:
-    """An open submission window. `last_height`: the last block that may include a payload for `nonce`."""
-
-    topic_id: int
-    nonce: int
-    last_height: int
 
 
 @dataclass(frozen=True)
@@ -59,19 +51,15 @@ class TopicView:
 
     def with_height(self, height: int, mono: float) -> TopicView:
         """The view after a height was reported at the monotonic second `mono`."""
-        previous_height = self.height if self.height is not None else height
-        if (
-            previous_height > height + MAX_HEIGHT_JUMP
-        ):  # no endpoint lags that far behind: the previous height was wrong
+        previous_height = height if self.height is None else self.height
+        if previous_height > height + MAX_HEIGHT_JUMP:  # no endpoint lags that far: the previous height was wrong
             previous_height = height
-        watch_start_height = self.watch_start_height if self.watch_start_height is not None else height
-        block_timer = self.block_timer.update(height, mono)
         return replace(
             self,
             height=max(previous_height, height),
             height_time=mono,
-            watch_start_height=watch_start_height,
-            block_timer=block_timer,
+            watch_start_height=height if self.watch_start_height is None else self.watch_start_height,
+            block_timer=self.block_timer.update(height, mono),
         )
 
 
@@ -162,56 +150,44 @@ class Watcher:
             return seconds_until_poll(watched.last_poll, mono, wall, poll_seconds=poll, interval=self.interval)
 
     def _poll_topic(self, topic_id: int) -> None:
-        """Poll one topic. A failure is logged when it begins and when it ends."""
+        """Poll one topic. A failure is logged when it begins and when it ends.
+
+        The topic and whether it is active are queried once per interval.
+        """
         current_slot = interval_index(self._clock.now(), self.interval)
         with self._lock:
             watched = self._watched_topics.get(topic_id)
             if watched is None:
                 return
-            cached_topic = watched.view.topic if watched.topic_slot == current_slot else None
+            topic = watched.view.topic if watched.topic_slot == current_slot else None
+            active = watched.view.active
         try:
-            topic, active, height, nonces = self._query_topic(topic_id, cached_topic)
+            chain = self._chain()
+            if topic is None:
+                topic = chain.topic(topic_id)
+                active = topic is not None and chain.is_topic_active(topic_id)
+            height, windows = (chain.height(), []) if topic is None else find_windows(chain, topic)
         except ForecastdError as error:
             self._record_poll(topic_id, current_slot, str(error))
             return
         mono = self._clock.monotonic()
-        windows = [] if topic is None else [
-            SubmissionWindow(topic_id, nonce, topic.last_block(nonce))
-            for nonce in nonces if nonce <= height < topic.last_block(nonce)
-        ]  # fmt: skip
         with self._lock:
             watched = self._watched_topics.get(topic_id)
             if watched is None:
                 return
             view = watched.view.with_height(height, mono)
-            newest = max((window.nonce for window in windows), default=view.newest_nonce)
+            newest = windows[0].nonce if windows else view.newest_nonce
             is_timing = view.block_timer.seconds is None and watched.poll_count < TIMING_POLLS
             poll = self._min_poll_seconds if topic is None or is_timing else poll_interval(
                 topic.worker_submission_window, view.block_timer.estimate,
                 min_seconds=self._min_poll_seconds, max_seconds=self._max_poll_seconds,
             )  # fmt: skip
             watched.poll_count += 1
-            active = view.active if active is None else active
             watched.view = replace(view, topic=topic, active=active, newest_nonce=newest, poll_seconds=poll)
             watched.topic_slot = current_slot
         self._record_poll(topic_id, current_slot, "" if topic is not None else f"Topic {topic_id} does not exist.")
-        for window in sorted(windows, key=lambda window: window.nonce):
+        for window in reversed(windows):
             self._window_handler(window)
-
-    def _query_topic(
-        self, topic_id: int, cached_topic: Topic | None
-    ) -> tuple[Topic | None, bool | None, int, list[int]]:
-        """The topic, whether it is active, the height and the open nonces.
-
-        The topic and whether it is active are queried once per interval; the latter is None when it was not queried.
-        """
-        chain, active = self._chain(), None
-        topic = cached_topic
-        if topic is None:
-            topic = chain.topic(topic_id)
-            active = topic is not None and chain.is_topic_active(topic_id)
-        height = chain.height()
-        return topic, active, height, [] if topic is None else chain.open_nonces(topic_id)
 
     def _record_poll(self, topic_id: int, current_slot: int, error: str) -> None:
         with self._lock:

@@ -136,6 +136,13 @@ class Ledger(Closeable):
         rows = self._query(f"SELECT {_EPOCH_COLUMNS} FROM epochs WHERE {_KEY_FILTER}", key)  # noqa: S608
         return _entry_from_row(key, rows[0]) if rows else None
 
+    def get(self, key: EpochKey) -> LedgerEntry:
+        """The epoch's entry. Raises KeyError when there is none."""
+        entry = self.find(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
+
     def entries(
         self, chain_id: str, wallet: str, *, unsettled: bool = False, topic_id: int | None = None,
         states: Iterable[SubmissionState] | None = None,
@@ -196,38 +203,39 @@ class Ledger(Closeable):
         write_high_water_mark(self.path, int(signature_count))
         return row
 
-    def record(self, key: EpochKey, row: LedgerRow, now: float, *, value: str | None = None) -> None:
-        """Update the entry of an epoch. `value`: the forecast that the chain has, if it may differ from the last signed one.
+    def record(self, key: EpochKey, row: LedgerRow, now: float, *, value: str | None = None) -> LedgerEntry:
+        """Update the entry of an epoch; returns it. `value`: the forecast that the chain has, if it may differ from the last
+        signed one.
 
         Raises:
             RetryLater: the disk is full or failed.
             KeyError: the epoch has no entry.
         """
         with self._lock:
-            entry = self.find(key)
-            if entry is None:
-                raise KeyError(key)
+            entry = self.get(key)
             value = value or entry.value
             if (entry.row, entry.value) != (row, value):
                 settled_at = float(now) if row.state in SETTLED_STATES else None
+                entry = replace(entry, row=row, value=value, settled_at=settled_at)
                 with self._transaction():
-                    self._write_entry(replace(entry, row=row, value=value, settled_at=settled_at))
+                    self._write_entry(entry)
+            return entry
 
     def record_unsigned(
         self, key: EpochKey, state: SubmissionState, now: float, *, reason: str, value: str | None = None
-    ) -> None:
-        """Record an epoch that this ledger did not sign for: missed, or found on the chain. An existing entry is kept."""
-        with self._lock:
-            if self.find(key) is None:
-                with self._transaction():
-                    self._write_entry(
-                        LedgerEntry(key, LedgerRow(state, -1, key[2], 0, reason=reason), value, float(now), float(now))
-                    )
+    ) -> LedgerEntry | None:
+        """Record an epoch that this ledger did not sign for: missed, or found on the chain.
 
-    def count_by_state(self, chain_id: str, wallet: str, topic_id: int) -> dict[SubmissionState, int]:
-        """The number of a topic's epochs in each state."""
-        sql = "SELECT state, count(*) FROM epochs WHERE chain_id = ? AND wallet = ? AND topic_id = ? GROUP BY state"
-        return {SubmissionState(state): int(number) for state, number in self._query(sql, (chain_id, wallet, topic_id))}
+        Returns the new entry, None when the epoch already has one, which is kept.
+        """
+        with self._lock:
+            if self.find(key) is not None:
+                return None
+            row = LedgerRow(state, sequence=-1, timeout_height=key[2], attempts=0, reason=reason)
+            entry = LedgerEntry(key, row, value, float(now), float(now))
+            with self._transaction():
+                self._write_entry(entry)
+            return entry
 
     # The account: which sequences this ledger used
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from threading import Event
 from typing import TypeVar
 
-from forecastd.errors import RetryLater, SkipEpoch
+from forecastd.errors import ForecastdError, RetryLater, SkipEpoch
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -26,6 +26,22 @@ def backoff_seconds(failures: int, first: float, longest: float, *, jitter: floa
     return pause * random.uniform(1 - jitter, 1 + jitter)  # noqa: S311 - jitter is no secret
 
 
+class Pauses:
+    """The pauses between the attempts of one operation. `wake` ends a pause, because the worker must stop."""
+
+    def __init__(self, wake: Event) -> None:
+        self._wake, self._failures, self._last_message = wake, 0, ""
+
+    def wait(self, error: ForecastdError) -> bool:
+        """Pause after an attempt failed with `error`; return whether there may be another one."""
+        # An outage of hours gets one line, and another line each time its reason changes.
+        level = logging.DEBUG if str(error) == self._last_message else logging.WARNING
+        log.log(level, "%s Retrying.", error)
+        self._last_message = str(error)
+        self._failures += 1
+        return not self._wake.wait(backoff_seconds(self._failures, MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS))
+
+
 def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake: Event) -> T:
     """The result of `operation`, repeated on `RetryLater` and `SkipEpoch` while `time_left()` is true.
 
@@ -33,19 +49,15 @@ def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake:
         RetryLater, SkipEpoch: the last failure, when there is no time left.
         RetryLater: `wake` was set, because the worker must stop.
     """
-    failures, last_message = 0, ""
+    pauses = Pauses(wake)
     while True:
         try:
             return operation()
         except (RetryLater, SkipEpoch) as error:
-            failure = error
             if not time_left():
                 raise
-            # An outage of hours gets one line, and another line each time its reason changes.
-            log.log(logging.DEBUG if str(error) == last_message else logging.WARNING, "%s Retrying.", error)
-            last_message = str(error)
-        failures += 1
-        if wake.wait(backoff_seconds(failures, MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS)):
-            raise RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
+            failure = error
+        if not pauses.wait(failure):
+            raise RetryLater("Stopped before it succeeded.")
         if not time_left():  # the pause has used the rest of the time
             raise failure

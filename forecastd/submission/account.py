@@ -1,20 +1,33 @@
-"""The wallet's account on the chain compared with the ledger: which sequences another signer has used.
+"""The wallet's account on the chain: compared with the ledger, registered for a topic, recovered after a lost ledger.
 
-`compare_account` only reads; `trust_account` writes, and needs the ledger itself.
+Invariant: the chain's account is compared with the ledger before anything is signed. A sequence that is not in the ledger
+means that another signer uses this key; nothing is signed until a person resolves it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from forecastd.chain.client import ChainClient
+from forecastd.chain.networks import is_local
+from forecastd.chain.submit import register
+from forecastd.chain.types import Topic
 from forecastd.clock import Clock
-from forecastd.ledger.ledger import Ledger
+from forecastd.errors import NeedsHuman
+from forecastd.ledger.ledger import Ledger, SubmissionState
 from forecastd.ledger.snapshot import open_snapshot
+from forecastd.runtime.failpoints import failpoint
 from forecastd.settings import Settings
 from forecastd.submission.connect import chain_id_for, open_endpoints
+from forecastd.submission.context import CycleContext
+
+log = logging.getLogger(__name__)
+
+MAX_RECOVERED_EPOCHS = 24  # queried from the chain after a ledger was lost
+RECOVERED_REASON = "on the chain, but not in the ledger"
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,100 @@ def compare_account(ledger: Ledger, chain: ChainClient, chain_id: str, wallet: s
     return AccountStatus(
         chain_id, wallet, sequence, known_from, tuple(ledger.unexplained_sequences(chain_id, wallet, sequence))
     )
+
+
+def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str) -> bool:
+    """Compare the account's sequence with the ledger. An account seen for the first time is accepted as it is.
+
+    Returns True when it is new to the ledger and has used sequences: the chain may then have epochs of an earlier ledger.
+
+    Raises:
+        NeedsHuman: transactions that are not in this ledger used sequences.
+    """
+    account = compare_account(ledger, chain, chain_id, wallet)
+    if account.was_reset and is_local(chain_id):
+        log.warning("The local chain %s was reset; the entries of the old chain are deleted from the ledger.", chain_id)
+        ledger.delete_account(chain_id, wallet)
+    elif account.unexplained:
+        examples = ", ".join(map(str, account.unexplained[:5])) + (" and more" if len(account.unexplained) > 5 else "")
+        raise NeedsHuman(
+            f"Another worker signs with the key of {wallet}: the sequences {examples} are not in this ledger. "
+            "Nothing is signed. Stop the other worker; if it was you, run `forecastd ledger trust`."
+        )
+    elif account.known_from is not None:
+        return False
+    trust_account(ledger, account)
+    return account.sequence > 0
+
+
+def needs_registration(context: CycleContext) -> bool:
+    """Whether the worker must be registered before it can submit.
+
+    Raises:
+        NeedsHuman: it is not registered and may not be, or it is registered but may not submit.
+    """
+    resources, chain = context.resources, context.chain
+    topic_id, wallet = resources.key
+    if not chain.is_registered(topic_id, wallet):
+        if not resources.may_register:
+            raise NeedsHuman(
+                f"Worker {wallet} is not registered for topic {topic_id} on {resources.chain_id}. Run again with "
+                f"--register to register it; the chain charges {chain.params().registration_fee} uallo for that, plus "
+                "the gas fee."
+            )
+        return True
+    if not chain.can_submit(topic_id, wallet):
+        raise NeedsHuman(
+            f"Worker {wallet} is registered but not permitted to submit to topic {topic_id} on {resources.chain_id}. "
+            "Ask the topic's owner to add it to the whitelist."
+        )
+    return False
+
+
+def register_worker(context: CycleContext, nonce: int) -> int:
+    """Register the worker for the topic, before it signs for `nonce`; returns the cost in uallo.
+
+    The ledger has the transaction first.
+
+    Raises:
+        NeedsHuman: the balance or the user's maximum does not cover it, or the chain refuses.
+        RetryLater: no block included it in time.
+    """
+    resources, ledger = context.resources, context.ledger
+
+    def next_free_sequence(minimum: int) -> int:
+        key, other_topics = resources.epoch_key(nonce), resources.topics_of_other_threads
+        return ledger.next_free_sequence(key, minimum, topics_of_other_threads=other_topics)
+
+    def commit(sequence: int, tx_hash: str) -> None:
+        failpoint("before register")
+        purpose = f"register for topic {resources.topic_id}"
+        ledger.record_sequence_use(resources.chain_id, resources.wallet.address, sequence, tx_hash, purpose)
+
+    return register(
+        context.chain, resources.wallet, resources.topic_id, resources.fee_policy, chain_id=resources.chain_id,
+        clock=context.clock, wake=context.wake, next_free_sequence=next_free_sequence, commit=commit,
+    )  # fmt: skip
+
+
+def recover_from_chain(context: CycleContext, topic: Topic, before_nonce: int) -> int:
+    """Record the latest epochs before `before_nonce` whose forecast by this worker the chain counts; returns how many."""
+    recovered_count = 0
+    for offset in range(1, MAX_RECOVERED_EPOCHS + 1):
+        nonce = before_nonce - offset * topic.epoch_length
+        if topic.epoch_length <= 0 or nonce <= 0:
+            break
+        for inference in context.chain.inferences_at(topic.id, nonce):
+            if inference.worker == context.resources.wallet.address:
+                recovered_count += record_recovered(context, nonce, inference.value)
+    return recovered_count
+
+
+def record_recovered(context: CycleContext, nonce: int, value: str) -> bool:
+    """Record a forecast of this worker that the chain has; return whether the ledger did not have it."""
+    key, now = context.resources.epoch_key(nonce), context.clock.now()
+    entry = context.ledger.record_unsigned(key, SubmissionState.ADMITTED, now, reason=RECOVERED_REASON, value=value)
+    return entry is not None
 
 
 @contextmanager

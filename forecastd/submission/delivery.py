@@ -1,25 +1,21 @@
 """Delivers a signed submission: sends the same bytes, looks them up, and takes the steps of the state machine.
 
 Invariant: every observation is recorded before the next step, so after a kill at any point the ledger has what is needed to
-continue. Only `sign_again` makes new bytes, and only when the state machine says so.
+continue. Nothing here signs: a submission that the state machine abandons is returned to the cycle.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal
-from threading import Event
 
 from forecastd.chain.codes import Action, classify
-from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.types import Inference
-from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.ledger.ledger import SETTLED_STATES, EpochKey, Ledger, LedgerEntry, LedgerRow, SubmissionState
+from forecastd.ledger.ledger import SETTLED_STATES, EpochKey, LedgerEntry, LedgerRow, SubmissionState
 from forecastd.runtime.failpoints import failpoint
+from forecastd.submission.context import CycleContext
 from forecastd.submission.state_machine import (
     Absence,
     CountVerdict,
@@ -42,57 +38,32 @@ MIN_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.05, 5.0  # each wait is 1.6 times the las
 _ACTION_PRIORITY = (Action.ACCEPTED, Action.PENDING, Action.DONE, Action.VERIFY, Action.WINDOW_CLOSED, Action.RESIGN)
 
 
-@dataclass(frozen=True)
-class DeliveryContext:
-    """The resources of a delivery. `label` begins its log lines, such as `cycle 12 topic 67`."""
+def deliver(context: CycleContext, key: EpochKey, *, never_sent: bool = False) -> LedgerEntry:
+    """Deliver an epoch's submission until it is in a block, settled or abandoned.
 
-    ledger: Ledger
-    endpoints: EndpointPool
-    clock: Clock
-    wake: Event
-    label: str = "delivery"
-
-
-def deliver(
-    context: DeliveryContext,
-    key: EpochKey,
-    *,
-    timeout_seconds: float,
-    sign_again: Callable[[], None],
-    never_sent: bool = False,
-) -> LedgerEntry:
-    """Deliver an epoch's submission until it is in a block, settled, `timeout_seconds` have passed or `wake` is set.
-
-    It also ends, unsettled, when the window closed long ago and too few endpoints answer to prove the result.
-
-    `never_sent`: just committed, so the first step is to send. `sign_again` signs and commits new bytes for the same epoch,
-    or raises when it cannot.
+    It also ends when `confirmation_seconds` have passed, when `wake` is set, and when the window closed long ago and too
+    few endpoints answer to prove the result. An abandoned submission may be signed again. `never_sent`: just committed,
+    so the first step is to send.
 
     Raises:
         RetryLater: the ledger could not be written.
-        NeedsHuman: another signer uses the wallet's key, or `sign_again` raised it.
+        NeedsHuman: another signer uses the wallet's key.
     """
-    deadline, wait_seconds = context.clock.monotonic() + timeout_seconds, MIN_WAIT_SECONDS
-    entry = _find_entry(context.ledger, key)
+    limit, wait_seconds = context.confirmation_seconds, MIN_WAIT_SECONDS
+    deadline = float("inf") if limit is None else context.clock.monotonic() + limit
+    entry = context.ledger.get(key)
     next_step = NextStep.SEND if never_sent else transition(entry.row, ProcessRestart())[1]
     while entry.row.state not in SETTLED_STATES:
         if next_step is NextStep.SIGN:
-            expired_row = _expire_abandoned(context, entry.row)
-            if expired_row == entry.row:
-                sign_again()
-            else:
-                context.ledger.record(key, expired_row, context.clock.now())
-            entry, next_step = _find_entry(context.ledger, key), NextStep.SEND
-            continue
+            return _record(context, entry, _expire_abandoned(context, entry.row))
         observation = _observe(context, entry, next_step)
         if observation is None and next_step is NextStep.CHECK_COUNTED:
             break
         previous_row = entry.row
         row, next_step = (entry.row, NextStep.WAIT) if observation is None else transition(entry.row, observation)
         if row != previous_row:
-            context.ledger.record(key, row, context.clock.now(), value=_foreign_value(observation))
+            entry, wait_seconds = _record(context, entry, row, _foreign_value(observation)), MIN_WAIT_SECONDS
             failpoint("after record")
-            entry, wait_seconds = _find_entry(context.ledger, key), MIN_WAIT_SECONDS
         remaining = deadline - context.clock.monotonic()
         if entry.row.state in SETTLED_STATES or remaining <= 0:
             break
@@ -105,37 +76,41 @@ def deliver(
     return entry
 
 
-def reconcile(
-    context: DeliveryContext, chain_id: str, wallet: str, *, topics_of_other_threads: frozenset[int] = frozenset()
-) -> None:
+def reconcile(context: CycleContext) -> None:
     """Settle the open entries of earlier runs by what the chain knows. Signs and sends nothing.
 
-    `topics_of_other_threads`: other threads serve these at the same time and settle their own entries.
+    The topics that other threads serve at the same time are left to them.
 
     Raises:
         RetryLater: the ledger could not be written, or no endpoint answered.
         NeedsHuman: another signer uses the wallet's key.
     """
-    for entry in context.ledger.entries(chain_id, wallet, unsettled=True):
-        if entry.key[1] in topics_of_other_threads:
+    resources = context.resources
+    for entry in context.ledger.entries(resources.chain_id, resources.wallet.address, unsettled=True):
+        if entry.key[1] in resources.topics_of_other_threads:
             continue
         row, value = entry.row, None
         for _ in range(2):  # first the inclusion, then whether the chain counts it
-            observation = (
-                _check_counted(context, entry) if row.state is SubmissionState.INCLUDED else _look_up(context, entry)
-            )
+            is_included = row.state is SubmissionState.INCLUDED
+            observation = _check_counted(context, entry) if is_included else _look_up(context, entry)
             if observation is None:
                 break
-            row, value = (
-                _expire_abandoned(context, transition(row, observation)[0]),
-                value or _foreign_value(observation),
-            )
-        context.ledger.record(entry.key, row, context.clock.now(), value=value)
+            row = _expire_abandoned(context, transition(row, observation)[0])
+            value = value or _foreign_value(observation)
+        _record(context, entry, row, value)
 
 
-def _expire_abandoned(context: DeliveryContext, row: LedgerRow) -> LedgerRow:
+def _record(context: CycleContext, entry: LedgerEntry, row: LedgerRow, value: str | None = None) -> LedgerEntry:
+    """Record the new row of an unsettled entry, and report the epoch if it is missed now."""
+    updated = context.ledger.record(entry.key, row, context.clock.now(), value=value)
+    if updated.row.state is SubmissionState.MISSED:
+        context.on_missed(updated)
+    return updated
+
+
+def _expire_abandoned(context: CycleContext, row: LedgerRow) -> LedgerRow:
     """The row as missed when it is abandoned and its window has closed; the height is queried for such a row only."""
-    return expire_abandoned(row, context.endpoints.height()) if row.state is SubmissionState.ABANDONED else row
+    return expire_abandoned(row, context.chain.height()) if row.state is SubmissionState.ABANDONED else row
 
 
 def _foreign_value(observation: Observation | None) -> str | None:
@@ -143,14 +118,7 @@ def _foreign_value(observation: Observation | None) -> str | None:
     return observation.inference_value if isinstance(observation, Absence) and observation.has_inference else None
 
 
-def _find_entry(ledger: Ledger, key: EpochKey) -> LedgerEntry:
-    entry = ledger.find(key)
-    if entry is None:
-        raise KeyError(key)
-    return entry
-
-
-def _observe(context: DeliveryContext, entry: LedgerEntry, next_step: NextStep) -> Observation | None:
+def _observe(context: CycleContext, entry: LedgerEntry, next_step: NextStep) -> Observation | None:
     """Make the observation that `next_step` needs; None when no endpoint answered."""
     try:
         if next_step is NextStep.SEND:
@@ -163,14 +131,12 @@ def _observe(context: DeliveryContext, entry: LedgerEntry, next_step: NextStep) 
         return None
 
 
-def _send(context: DeliveryContext, entry: LedgerEntry) -> Observation:
+def _send(context: CycleContext, entry: LedgerEntry) -> Observation:
     """Send the newest bytes to several endpoints. The best answer counts, for one acceptance is enough."""
     submission = context.ledger.attempts(entry.key)[-1]
     failpoint("before send")
     answers = [
-        response.result
-        for response in context.endpoints.broadcast_all(submission.tx_bytes)
-        if response.result is not None
+        response.result for response in context.chain.broadcast_all(submission.tx_bytes) if response.result is not None
     ]
     failpoint("after send")
     meanings = [(classify(answer.codespace, answer.code, answer.log), answer) for answer in answers]
@@ -185,13 +151,13 @@ def _send(context: DeliveryContext, entry: LedgerEntry) -> Observation:
     return SendResponse(meaning.action, "" if accepted else f"{meaning.description} ({answer.log})")
 
 
-def _look_up(context: DeliveryContext, entry: LedgerEntry) -> Observation:
+def _look_up(context: CycleContext, entry: LedgerEntry) -> Observation:
     """Look up every signature of the epoch: a successful inclusion of any counts, else the result of the newest."""
     heights: tuple[int, ...] = ()
     failed_inclusion: Inclusion | None = None
     answer_count = 0
     for submission in reversed(context.ledger.attempts(entry.key)):
-        lookup = context.endpoints.look_up(submission.tx_hash)
+        lookup = context.chain.look_up(submission.tx_hash)
         if lookup.result is not None:
             tx_result = lookup.result
             meaning = classify(tx_result.codespace, tx_result.code, tx_result.log)
@@ -207,19 +173,19 @@ def _look_up(context: DeliveryContext, entry: LedgerEntry) -> Observation:
             heights, answer_count = lookup.absent_heights, lookup.reply_count
     if failed_inclusion is not None:
         return failed_inclusion
-    latest = context.endpoints.latest_inference(entry.key[1], entry.key[3])
+    latest = context.chain.latest_inference(entry.key[1], entry.key[3])
     inference = latest if latest is not None and latest.nonce == entry.nonce else None
     if inference is not None:
         _refuse_foreign_signature(context, entry, inference)
-    account = context.endpoints.account(entry.key[3])
-    required_proofs = min(ABSENCE_PROOF_ENDPOINTS, context.endpoints.size)
+    account = context.chain.account(entry.key[3])
+    required_proofs = min(ABSENCE_PROOF_ENDPOINTS, context.chain.size)
     sequence = None if account is None else account.sequence
     return Absence(
         heights, required_proofs, sequence, inference is not None, None if inference is None else inference.value
     )
 
 
-def _refuse_foreign_signature(context: DeliveryContext, entry: LedgerEntry, inference: Inference) -> None:
+def _refuse_foreign_signature(context: CycleContext, entry: LedgerEntry, inference: Inference) -> None:
     """Raise NeedsHuman when the chain's forecast for this epoch was not signed here: another signer has the key.
 
     Not when this ledger knows the account only from this sequence on, for then an earlier ledger was lost.
@@ -235,14 +201,14 @@ def _refuse_foreign_signature(context: DeliveryContext, entry: LedgerEntry, infe
         )
 
 
-def _check_counted(context: DeliveryContext, entry: LedgerEntry) -> Observation | None:
+def _check_counted(context: CycleContext, entry: LedgerEntry) -> Observation | None:
     """Whether the chain counts the forecast. None while that may change: an epoch's set is final when its window closed."""
     _, topic_id, nonce, wallet = entry.key
-    latest = context.endpoints.latest_inference(topic_id, wallet)
+    latest = context.chain.latest_inference(topic_id, wallet)
     is_stored = latest is not None and latest.nonce == nonce
-    if context.endpoints.height() <= entry.row.timeout_height:
+    if context.chain.height() <= entry.row.timeout_height:
         return None if is_stored else CountVerdict(SubmissionState.PASSIVE)
-    epoch_inferences = context.endpoints.inferences_at(topic_id, nonce)
+    epoch_inferences = context.chain.inferences_at(topic_id, nonce)
     if any(inference.worker == wallet for inference in epoch_inferences):
         return CountVerdict(SubmissionState.ADMITTED)
     if not epoch_inferences and (is_stored or (latest is not None and latest.nonce > nonce)):

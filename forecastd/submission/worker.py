@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from threading import Event
 
-from forecastd.chain.networks import LOCAL_CHAIN_ID, NETWORKS
-from forecastd.chain.submit import FeePolicy
+from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.wallet import open_wallet
 from forecastd.clock import Clock, ReplayClock, to_iso
 from forecastd.errors import ForecastdError, NeedsHuman
@@ -24,18 +23,18 @@ from forecastd.ledger.ledger import Ledger
 from forecastd.ledger.outcome import Outcome, outcome_from_error
 from forecastd.market.features import load_features
 from forecastd.market.sources import open_source
+from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow
 from forecastd.runtime.locks import WalletLock
 from forecastd.settings import Settings
 from forecastd.submission.connect import chain_id_for, open_endpoints
-from forecastd.submission.context import CycleContext, CycleOptions
+from forecastd.submission.context import CONFIRMATION_SECONDS, CycleContext, TopicResources
 from forecastd.submission.cycle import run_cycle
 from forecastd.supervise.policy import policy_from_settings
 from models.market.manifest import MarketManifest
 
 log = logging.getLogger(__name__)
 
-CONFIRMATION_SECONDS = 60.0  # how long a single run waits for a block
 TOPIC_HORIZON_HOURS = {67: 168.0}  # the horizon of known topics; the setting HORIZON_HOURS is for others
 
 
@@ -59,14 +58,28 @@ def run_once(
     try:
         if as_of is not None:
             _check_replay(topics)
-        with open_cycle_contexts(topics, clock, replay=as_of is not None) as contexts:
-            cycle_options = [
-                cycle_options_for(settings, dry_run=dry_run, register=register, retry_until_closed=retry_until_closed)
-                for settings in topics
-            ]
+        with ExitStack() as stack:
+            resources = _open_resources(
+                stack, topics, clock, replay=as_of is not None, register=register and not dry_run
+            )
+            ledger = Ledger(topics[0].state_path / "ledger.sqlite")
+            stack.callback(ledger.close)
+            rolling_window = stack.enter_context(RollingWindow.open(topics[0].state_path / "window.sqlite"))
             return [
-                run_cycle(options, context, on_stage_end)
-                for options, context in zip(cycle_options, contexts, strict=True)
+                run_cycle(
+                    CycleContext(
+                        topic,
+                        ledger,
+                        rolling_window,
+                        clock,
+                        wake=Event(),
+                        dry_run=dry_run,
+                        retry_until_closed=retry_until_closed,
+                        confirmation_seconds=None if retry_until_closed else CONFIRMATION_SECONDS,
+                        on_stage_end=on_stage_end,
+                    )
+                )
+                for topic in resources
             ]
     except ForecastdError as error:
         return [
@@ -83,55 +96,28 @@ def _check_replay(topics: Sequence[Settings]) -> None:
         raise NeedsHuman("--as-of uses an embedded node. Omit --as-of, or unset RPC_ENDPOINTS.")
 
 
-def cycle_options_for(settings: Settings, *, dry_run: bool, register: bool, retry_until_closed: bool) -> CycleOptions:
-    """The options of a cycle with these settings."""
-    is_local = settings.chain.network == "local"
-    floor = NETWORKS[settings.chain.network].gas_price_floor
-    return CycleOptions(
-        settings.topic.id,
-        FeePolicy(floor, settings.fees.tier, settings.fees.max_uallo),
-        register=is_local or (register and not dry_run),
-        dry_run=dry_run,
-        retry_until_closed=retry_until_closed,
-        timeout_seconds=None if retry_until_closed else CONFIRMATION_SECONDS,
-    )
-
-
-@contextmanager
-def open_cycle_contexts(
-    topics: Sequence[Settings], clock: Clock, *, replay: bool, standbys: int = 0
-) -> Iterator[list[CycleContext]]:
-    """The contexts of these topics' cycles, closed in reverse order. They share ledger, window and endpoints.
-
-    `standbys`: the number of loaded standby processes of each model, in addition to the working one.
+def _open_resources(
+    stack: ExitStack, topics: Sequence[Settings], clock: Clock, *, replay: bool, register: bool
+) -> list[TopicResources]:
+    """The resources of these topics, which share the endpoints; `stack` closes them.
 
     Raises:
         NeedsHuman, RetryLater: a resource cannot be opened.
     """
-    shared_settings = topics[0]
-    with ExitStack() as stack:
-        bundle_store = open_bundle_store(shared_settings, clock)
-        forecasters = [
-            stack.enter_context(open_forecaster(settings, bundle_store, clock, standbys=standbys))
-            for settings in topics
-        ]
-        sources = [open_source(settings.source.name, settings) for settings in topics]
-        for settings, source in zip(topics, sources, strict=True):
-            refuse_synthetic(settings, synthetic=source.synthetic)
-        wallets = [open_wallet(settings) for settings in topics]
-        chain_id = _replay_chain_id(topics, forecasters, clock) if replay else chain_id_for(shared_settings)
-        for address in dict.fromkeys(wallet.address for wallet in wallets):
-            stack.enter_context(WalletLock(chain_id, address, clock))
-        ledger = Ledger(shared_settings.state_path / "ledger.sqlite")
-        stack.callback(ledger.close)
-        window = RollingWindow.open(shared_settings.state_path / "window.sqlite")
-        stack.callback(window.close)
-        chain = stack.enter_context(open_endpoints(shared_settings, clock, chain_id, replay=replay))
-        wake = Event()
-        yield [
-            CycleContext(source, window, forecaster, ledger, chain, wallet, clock, wake)
-            for source, forecaster, wallet in zip(sources, forecasters, wallets, strict=True)
-        ]
+    bundle_store = open_bundle_store(topics[0], clock)
+    forecasters = [
+        stack.enter_context(open_forecaster(settings, bundle_store, clock, standbys=0)) for settings in topics
+    ]
+    sources = [open_checked_source(settings) for settings in topics]
+    wallets = [open_wallet(settings) for settings in topics]
+    chain_id = _replay_chain_id(topics, forecasters, clock) if replay else chain_id_for(topics[0])
+    for address in dict.fromkeys(wallet.address for wallet in wallets):
+        stack.enter_context(WalletLock(chain_id, address, clock))
+    chain = stack.enter_context(open_endpoints(topics[0], clock, chain_id, replay=replay))
+    return [
+        TopicResources(settings, chain_id, wallet, source, forecaster, chain, register)
+        for settings, wallet, source, forecaster in zip(topics, wallets, sources, forecasters, strict=True)
+    ]
 
 
 def open_forecaster(settings: Settings, bundle_store: BundleStore, clock: Clock, *, standbys: int) -> Forecaster:
@@ -159,17 +145,19 @@ def _check_manifest(settings: Settings, manifest: MarketManifest) -> None:
     check_horizon(settings, manifest)
 
 
-def refuse_synthetic(settings: Settings, *, synthetic: bool) -> None:
-    """Refuse synthetic candles on a real network. Signing checks it again, together with the model's training data.
+def open_checked_source(settings: Settings) -> Source:
+    """The data source. Synthetic candles are refused on a real network; signing checks that again.
 
     Raises:
-        NeedsHuman: a real network with synthetic data.
+        NeedsHuman: a real network with synthetic data, or the source cannot be opened.
     """
-    if synthetic and settings.chain.network != "local":
+    source = open_source(settings.source.name, settings)
+    if source.synthetic and settings.chain.network != "local":
         raise NeedsHuman(
             f"The data source {settings.source.name!r} is synthetic and may be used on the local network only. "
             "Set DATA_SOURCE (or --source) to tiingo, exchange:NAME or file:PATH."
         )
+    return source
 
 
 def check_horizon(settings: Settings, manifest: MarketManifest) -> None:

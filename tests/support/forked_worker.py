@@ -24,7 +24,6 @@ from types import TracebackType
 
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.networks import LOCAL_CHAIN_ID
-from forecastd.chain.submit import FeePolicy
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError
@@ -35,13 +34,13 @@ from forecastd.market.sources.sample import SampleSource
 from forecastd.market.window import RollingWindow
 from forecastd.runtime import failpoints
 from forecastd.runtime.locks import WalletLock
-from forecastd.submission.context import CycleContext, CycleOptions
+from forecastd.settings import Settings
+from forecastd.submission.context import CycleContext, TopicResources
 from forecastd.submission.cycle import run_cycle
 from forecastd.testing import FakeForecaster
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPIC = 67
-FEE_POLICY = FeePolicy(gas_price_floor=1, tier="standard", max_fee=None)
 
 
 @dataclass(frozen=True)
@@ -80,33 +79,31 @@ def open_context(
     forecaster: Forecaster | None = None,
     *,
     lock_wait: float = 5.0,
+    seconds: float = 20.0,
 ) -> Iterator[CycleContext]:
-    """Open what `open_cycle_contexts` of the product opens, in the same order, with an instant forecaster."""
+    """Open what `run_once` of the product opens, in the same order, with an instant forecaster."""
     clock = SystemClock()
     with ExitStack() as stack:
         stack.enter_context(WalletLock(LOCAL_CHAIN_ID, wallet.address, clock, timeout=lock_wait))
+        chain = stack.enter_context(EndpointPool(endpoints, chain_id=LOCAL_CHAIN_ID, clock=clock))
         ledger = Ledger(state_dir / "ledger.sqlite")
         stack.callback(ledger.close)
-        window = RollingWindow.open(state_dir / "window.sqlite")
-        stack.callback(window.close)
-        chain = stack.enter_context(EndpointPool(endpoints, chain_id=LOCAL_CHAIN_ID, clock=clock))
-        source = SampleSource("btcusd")
-        yield CycleContext(source, window, forecaster or FakeForecaster(), ledger, chain, wallet, clock, Event())
-
-
-def cycle_options(*, persist: bool = False, seconds: float | None = 20.0) -> CycleOptions:
-    """The options of a cycle on the local network."""
-    return CycleOptions(
-        TOPIC, FEE_POLICY, register=True, dry_run=False, retry_until_closed=persist, timeout_seconds=seconds
-    )
+        rolling_window = stack.enter_context(RollingWindow.open(state_dir / "window.sqlite"))
+        resources = TopicResources(
+            Settings.from_values({"topic_id": TOPIC}), LOCAL_CHAIN_ID, wallet, SampleSource("btcusd"),
+            forecaster or FakeForecaster(), chain,
+        )  # fmt: skip
+        yield CycleContext(resources, ledger, rolling_window, clock, Event(), confirmation_seconds=seconds)
 
 
 def serve(task: WorkerTask) -> Outcome:
     """Run one cycle as the product does."""
     wallet = Wallet.from_mnemonic(task.phrase)
     try:
-        with open_context(wallet, Path(task.state_dir), task.endpoints, lock_wait=task.lock_wait) as context:
-            return run_cycle(cycle_options(seconds=task.seconds), context)
+        with open_context(
+            wallet, Path(task.state_dir), task.endpoints, lock_wait=task.lock_wait, seconds=task.seconds
+        ) as context:
+            return run_cycle(context)
     except ForecastdError as error:
         return outcome_from_error(error, Outcome("failed", topic_id=TOPIC))
 

@@ -13,7 +13,8 @@ import pytest
 from forecastd.chain.client import ChainClient
 from forecastd.clock import from_iso
 from forecastd.daemon.schedule import latest_due_heartbeat
-from forecastd.daemon.watcher import SubmissionWindow, TopicView, Watcher
+from forecastd.daemon.watcher import TopicView, Watcher
+from forecastd.submission.window import SubmissionWindow
 from tests.support.simulated_chain import BLOCK_SECONDS, EPOCH_BLOCKS, WINDOW_BLOCKS, SimulatedChain
 
 
