@@ -23,7 +23,7 @@ from forecastd.chain.node import Node, WrongChain
 from forecastd.chain.request_pool import (
     HEDGE_SECONDS,
     TIMEOUT_SECONDS,
-    EndpointReply,
+    CallGroup,
     PooledEndpoint,
     RequestPool,
     brief_cause,
@@ -134,10 +134,15 @@ class EndpointPool(ChainClient):
         Returns soon after one endpoint has accepted the bytes, otherwise when all have answered or the time is over.
         Calls that are still in progress run on.
         """
-        replies = self._broadcast_to(self._rank(include_lagging=True)[0], tx_bytes)
+        endpoints, _ = self._rank(include_lagging=True)
+        calls = self._broadcast_to(endpoints, tx_bytes)
         return [
-            EndpointBroadcast(reply.endpoint.name, reply.value, brief_cause(reply.error) if reply.error else "")
-            for reply in replies
+            EndpointBroadcast(
+                endpoint.name,
+                calls.values.get(endpoint),
+                brief_cause(calls.errors[endpoint]) if endpoint in calls.errors else "",
+            )
+            for endpoint in endpoints[:MAX_BROADCAST_ENDPOINTS]
         ]
 
     def broadcast(self, tx_bytes: bytes) -> BroadcastResult:
@@ -146,10 +151,10 @@ class EndpointPool(ChainClient):
         Returns the answer of a node that accepted the bytes, otherwise of the best that answered.
         """
         endpoints, skipped = self._rank(include_lagging=True)
-        replies = self._broadcast_to(endpoints, tx_bytes)
-        results = [reply.value for reply in replies if reply.value is not None]
+        calls = self._broadcast_to(endpoints, tx_bytes)
+        results = [calls.values[endpoint] for endpoint in endpoints if endpoint in calls.values]
         if not results:
-            raise combine_errors(skipped | _failures(replies))
+            raise combine_errors(skipped | calls.errors)
         return min(results, key=lambda answer: (not _is_accepted(answer), answer.code != 0))
 
     def look_up(self, tx_hash: str) -> TxLookup:
@@ -162,23 +167,23 @@ class EndpointPool(ChainClient):
             result = endpoint.node.find_tx(tx_hash)
             return self._requests.fetch_height(endpoint) if result is None else result
 
-        replies = self._query_usable(find_or_height, is_final=lambda value: isinstance(value, TxResult))
-        results = [reply.value for reply in replies if isinstance(reply.value, TxResult)]
-        heights = tuple(reply.value for reply in replies if isinstance(reply.value, int))
-        return TxLookup(results[0] if results else None, heights, len(replies))
+        calls = self._query_usable(find_or_height, is_final=lambda value: isinstance(value, TxResult))
+        results = [value for value in calls.values.values() if isinstance(value, TxResult)]
+        heights = tuple(value for value in calls.values.values() if isinstance(value, int))
+        return TxLookup(results[0] if results else None, heights, len(calls.values) + len(calls.errors))
 
     def find_tx(self, tx_hash: str) -> TxResult | None:
-        replies = self._query_usable(
+        calls = self._query_usable(
             lambda endpoint: endpoint.node.find_tx(tx_hash), is_final=lambda value: value is not None
         )
-        if not any(reply.ok for reply in replies):
-            raise combine_errors(self._rank(include_lagging=True)[1] | _failures(replies))
-        return next((reply.value for reply in replies if reply.value is not None), None)
+        if not calls.values:
+            raise combine_errors(self._rank(include_lagging=True)[1] | calls.errors)
+        return next((result for result in calls.values.values() if result is not None), None)
 
     def heights(self) -> dict[str, int]:
         """The current height of each usable endpoint, by its name."""
-        replies = self._query_usable(self._requests.fetch_height, is_final=lambda _: False)
-        return {reply.endpoint.name: reply.value for reply in replies if reply.value is not None}
+        calls = self._query_usable(self._requests.fetch_height, is_final=lambda _: False)
+        return {endpoint.name: height for endpoint, height in calls.values.items()}
 
     # Reads from the best endpoint
 
@@ -228,9 +233,7 @@ class EndpointPool(ChainClient):
         endpoints, skipped = self._rank(include_lagging=False)
         return self._requests.first_reply(endpoints, call, skipped)
 
-    def _broadcast_to(
-        self, endpoints: Sequence[PooledEndpoint], tx_bytes: bytes
-    ) -> list[EndpointReply[BroadcastResult]]:
+    def _broadcast_to(self, endpoints: Sequence[PooledEndpoint], tx_bytes: bytes) -> CallGroup[BroadcastResult]:
         return self._requests.all_replies(
             endpoints[:MAX_BROADCAST_ENDPOINTS],
             lambda endpoint: endpoint.node.broadcast(tx_bytes),
@@ -239,9 +242,7 @@ class EndpointPool(ChainClient):
             answered_timeout=None,
         )
 
-    def _query_usable(
-        self, call: Callable[[PooledEndpoint], T], *, is_final: Callable[[T], bool]
-    ) -> list[EndpointReply[T]]:
+    def _query_usable(self, call: Callable[[PooledEndpoint], T], *, is_final: Callable[[T], bool]) -> CallGroup[T]:
         """Call every available endpoint. With fewer than two of them, call the resting ones as well."""
         self._start_due_probes()
         healths = self._requests.healths()
@@ -286,10 +287,6 @@ class EndpointPool(ChainClient):
 
 def _is_accepted(result: BroadcastResult) -> bool:
     return classify(result.codespace, result.code, result.log).action in (Action.ACCEPTED, Action.PENDING)
-
-
-def _failures(replies: Sequence[EndpointReply[T]]) -> dict[PooledEndpoint, ForecastdError]:
-    return {reply.endpoint: reply.error for reply in replies if reply.error is not None}
 
 
 def _display_names(endpoints: Sequence[Endpoint]) -> list[str]:

@@ -39,18 +39,30 @@ class PooledEndpoint:
     probe: Future[None] | None = None
 
 
-@dataclass(frozen=True)
-class EndpointReply(Generic[T]):
-    """What one endpoint returned in time: a value or an error. An unfinished call counts as an error."""
+@dataclass
+class CallGroup(Generic[T]):
+    """One call to several endpoints: those in progress, and for each of the others a value or an error."""
 
-    endpoint: PooledEndpoint
-    value: T | None = None
-    error: ForecastdError | None = None
+    values: dict[PooledEndpoint, T] = field(default_factory=dict)
+    errors: dict[PooledEndpoint, ForecastdError] = field(default_factory=dict)
+    in_flight: dict[Future[T], PooledEndpoint] = field(default_factory=dict)
 
-    @property
-    def ok(self) -> bool:
-        """Whether the endpoint returned a value."""
-        return self.error is None
+    def wait(self, seconds: float) -> bool:
+        """Wait for the next calls to finish. Returns whether any did in time."""
+        completed = wait(self.in_flight, seconds, FIRST_COMPLETED).done
+        for future in completed:
+            endpoint = self.in_flight.pop(future)
+            error = future.exception()
+            if error is None:
+                self.values[endpoint] = future.result()
+            else:
+                self.errors[endpoint] = _expected_error(error)
+        return bool(completed)
+
+    def abandon(self, text: str, reason: str) -> None:
+        """Count the calls in progress as errors. `text` follows the name of the endpoint."""
+        for endpoint in self.in_flight.values():
+            self.errors[endpoint] = NoUsableResponse(f"The node {endpoint.name} {text}.", reason=reason)
 
 
 class RequestPool:
@@ -69,14 +81,14 @@ class RequestPool:
     ) -> None:
         self.endpoints = tuple(endpoints)
         self.hedge_seconds, self.timeout_seconds = hedge_seconds, timeout_seconds
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         self._clock = clock
         self._closed = False
         self._executor = ThreadPoolExecutor((MAX_IN_FLIGHT + 1) * len(self.endpoints), thread_name_prefix="endpoint")
 
     def close(self) -> None:
         """Abort the calls in progress. All threads end soon after."""
-        with self.lock:
+        with self._lock:
             self._closed = True
         for endpoint in self.endpoints:
             endpoint.node.close()
@@ -84,7 +96,7 @@ class RequestPool:
 
     def healths(self) -> dict[PooledEndpoint, EndpointHealth]:
         """The current health of each endpoint."""
-        with self.lock:
+        with self._lock:
             return {endpoint: endpoint.health for endpoint in self.endpoints}
 
     # Calls
@@ -105,31 +117,20 @@ class RequestPool:
                 summary of all errors.
             NeedsHuman: every endpoint that answered is on the wrong chain.
         """
-        waiting = list(endpoints)
-        in_flight: dict[Future[T], PooledEndpoint] = {}
-        errors = dict(skipped)
+        calls, waiting = CallGroup[T](errors=dict(skipped)), list(endpoints)
         deadline = TimeBudget(self.timeout_seconds)
-        while waiting or in_flight:
-            if waiting and (started := self._start_call(waiting.pop(0), call, errors)):
-                in_flight.update(started)
-            completed = (
-                self._wait_for_any(in_flight, deadline, self.hedge_seconds if waiting else None) if in_flight else set()
-            )
-            if completed is None:
+        while waiting or calls.in_flight:
+            if waiting:
+                self._start_call(waiting.pop(0), call, calls)
+            seconds = _seconds_left(deadline)
+            if not seconds:
                 break
-            if not completed and waiting:
-                self._mark_slow(in_flight.values())
-            for future in completed:
-                endpoint = in_flight.pop(future)
-                error = future.exception()
-                if error is None:
-                    return future.result()
-                errors[endpoint] = _expected_error(error)
-        for endpoint in in_flight.values():
-            errors[endpoint] = NoUsableResponse(
-                f"The node {endpoint.name} did not answer within {self.timeout_seconds:g} s.", reason="no answer"
-            )
-        raise combine_errors(errors)
+            if calls.in_flight and not calls.wait(min(seconds, self.hedge_seconds) if waiting else seconds) and waiting:
+                self._mark_slow(calls.in_flight.values())
+            if calls.values:
+                return next(iter(calls.values.values()))
+        calls.abandon(f"did not answer within {self.timeout_seconds:g} s", "no answer")
+        raise combine_errors(calls.errors)
 
     def all_replies(
         self,
@@ -139,51 +140,35 @@ class RequestPool:
         is_final: Callable[[T], bool],
         grace: float,
         answered_timeout: float | None,
-    ) -> list[EndpointReply[T]]:
-        """Return the answers of all endpoints, in the order of `endpoints`.
+    ) -> CallGroup[T]:
+        """Return the answers of all endpoints.
 
         After an answer for which `is_final` is true, the others have `grace` seconds left. After the first answer of
         any kind, the others have `answered_timeout` seconds in total.
         """
-        errors: dict[PooledEndpoint, ForecastdError] = {}
-        values: dict[PooledEndpoint, T] = {}
-        in_flight: dict[Future[T], PooledEndpoint] = {}
+        calls = CallGroup[T]()
         for endpoint in endpoints:
-            in_flight.update(self._start_call(endpoint, call, errors))
+            self._start_call(endpoint, call, calls)
         deadline, answered_deadline = TimeBudget(self.timeout_seconds), TimeBudget(answered_timeout)
         grace_deadline: TimeBudget | None = None
-        while in_flight:
-            if grace_deadline is None and values and not _seconds_left(answered_deadline):
-                self._mark_slow(in_flight.values())
+        while calls.in_flight:
+            if grace_deadline is None and any(map(is_final, calls.values.values())):
+                grace_deadline = TimeBudget(grace)
+            limits = [deadline]
+            if calls.values:
+                limits.append(grace_deadline or answered_deadline)
+            if not calls.wait(min(map(_seconds_left, limits))):
                 break
-            hedge_seconds = (
-                _seconds_left(grace_deadline)
-                if grace_deadline is not None
-                else (_seconds_left(answered_deadline) if values else None)
-            )
-            completed = self._wait_for_any(in_flight, deadline, hedge_seconds)
-            if completed is None or (not completed and grace_deadline is not None):
-                break
-            for future in completed:
-                endpoint = in_flight.pop(future)
-                error = future.exception()
-                if error is not None:
-                    errors[endpoint] = _expected_error(error)
-                    continue
-                values[endpoint] = future.result()
-                if grace_deadline is None and is_final(values[endpoint]):
-                    grace_deadline = TimeBudget(grace)
-        for endpoint in in_flight.values():
-            errors[endpoint] = NoUsableResponse(
-                f"The node {endpoint.name} has not answered yet.", reason="no answer yet"
-            )
-        return [EndpointReply(endpoint, values.get(endpoint), errors.get(endpoint)) for endpoint in endpoints]
+        if calls.values and grace_deadline is None and not _seconds_left(answered_deadline):
+            self._mark_slow(calls.in_flight.values())
+        calls.abandon("has not answered yet", "no answer yet")
+        return calls
 
     def start_probes(self, endpoints: Sequence[PooledEndpoint]) -> list[Future[None]]:
         """Start a query of chain id and height on each endpoint that has none in progress."""
         started = []
         for endpoint in endpoints:
-            with self.lock:
+            with self._lock:
                 if self._closed:
                     break
                 if endpoint.probe is None or _is_finished(endpoint.probe):
@@ -196,14 +181,14 @@ class RequestPool:
     def _probe(self, endpoint: PooledEndpoint) -> None:
         chain = endpoint.node.chain_id()
         self.fetch_height(endpoint)
-        with self.lock:
+        with self._lock:
             endpoint.chain = chain
 
     def fetch_height(self, endpoint: PooledEndpoint) -> int:
         """Query the height of an endpoint and record it."""
         requested_at = self._clock.monotonic()
         height = endpoint.node.height()
-        with self.lock:
+        with self._lock:
             endpoint.health = endpoint.health.record_height(height, requested_at, self._clock.monotonic())
         return height
 
@@ -217,28 +202,19 @@ class RequestPool:
 
     # One call
 
-    def _start_call(
-        self,
-        endpoint: PooledEndpoint,
-        call: Callable[[PooledEndpoint], T],
-        errors: dict[PooledEndpoint, ForecastdError],
-    ) -> dict[Future[T], PooledEndpoint]:
-        """Start one call in a thread.
-
-        Returns an empty dict, and records the reason in `errors`, when that is not possible.
-        """
-        with self.lock:
+    def _start_call(self, endpoint: PooledEndpoint, call: Callable[[PooledEndpoint], T], calls: CallGroup[T]) -> None:
+        """Start one call in a thread, or record why that is not possible."""
+        with self._lock:
             if self._closed:
-                errors[endpoint] = NoUsableResponse("The connection to the chain is closed.", reason="closed")
-                return {}
-            if endpoint.in_flight >= MAX_IN_FLIGHT:
+                calls.errors[endpoint] = NoUsableResponse("The connection to the chain is closed.", reason="closed")
+            elif endpoint.in_flight >= MAX_IN_FLIGHT:
                 reason = f"{MAX_IN_FLIGHT} calls are still in progress"
-                errors[endpoint] = NoUsableResponse(
+                calls.errors[endpoint] = NoUsableResponse(
                     f"The node {endpoint.name} was not called: {reason}.", reason=reason
                 )
-                return {}
-            endpoint.in_flight += 1
-            return {self._executor.submit(self._run_call, endpoint, call): endpoint}
+            else:
+                endpoint.in_flight += 1
+                calls.in_flight[self._executor.submit(self._run_call, endpoint, call)] = endpoint
 
     def _run_call(self, endpoint: PooledEndpoint, call: Callable[[PooledEndpoint], T]) -> T:
         """Make the call and record its outcome. Runs in a thread of the pool."""
@@ -260,7 +236,7 @@ class RequestPool:
             self._update_health(endpoint, lambda health, now: health.record_success(now - start))
             return value
         finally:
-            with self.lock:
+            with self._lock:
                 endpoint.in_flight -= 1
 
     def _mark_slow(self, endpoints: Iterable[PooledEndpoint]) -> None:
@@ -273,7 +249,7 @@ class RequestPool:
     def _update_health(
         self, endpoint: PooledEndpoint, update: Callable[[EndpointHealth, float], EndpointHealth]
     ) -> None:
-        with self.lock:
+        with self._lock:
             if self._closed:  # a call aborted by `close` says nothing about the endpoint
                 return
             before, now = endpoint.health, self._clock.monotonic()
@@ -281,15 +257,6 @@ class RequestPool:
         if after.is_available != before.is_available:
             change_text = "answers again" if after.is_available else f"is set aside: {after.error}"
             log.warning("endpoint %s %s", endpoint.name, change_text, extra={"action": "endpoint"})
-
-    def _wait_for_any(
-        self, in_flight: dict[Future[T], PooledEndpoint], deadline: TimeBudget, hedge_seconds: float | None
-    ) -> set[Future[T]] | None:
-        """The calls that finished first. Empty after `hedge_seconds`; None after the deadline."""
-        seconds = _seconds_left(deadline)
-        if not seconds:
-            return None
-        return wait(in_flight, seconds if hedge_seconds is None else min(seconds, hedge_seconds), FIRST_COMPLETED).done
 
 
 def combine_errors(errors: dict[PooledEndpoint, ForecastdError]) -> ForecastdError:
