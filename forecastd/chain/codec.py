@@ -14,27 +14,8 @@ from google.protobuf.any_pb2 import Any
 
 from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.networks import DENOM, is_local
-from forecastd.chain.proto.cosmos_pb2 import (
-    SIGN_MODE_DIRECT,
-    AuthInfo,
-    Coin,
-    Fee,
-    ModeInfo,
-    PubKey,
-    SignDoc,
-    SignerInfo,
-    TxBody,
-    TxRaw,
-)
-from forecastd.chain.proto.emissions_pb2 import (
-    InputInference,
-    InputInferenceForecastBundle,
-    InputLabeledValue,
-    InputWorkerDataBundle,
-    InsertWorkerPayloadRequest,
-    Nonce,
-    RegisterRequest,
-)
+from forecastd.chain.proto import cosmos_pb2 as cosmos
+from forecastd.chain.proto import emissions_pb2 as emissions
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import NeedsHuman
 from forecastd.ledger.ledger import Submission
@@ -76,20 +57,20 @@ def payload_message(
     The signature of the bundle covers the sha256 of the serialized `InputInferenceForecastBundle`. The chain serializes
     the bundle again to verify it, so `value` must be canonical.
     """
-    inference = InputInference(topic_id=topic_id, block_height=nonce, inferer=wallet.address, value=value)
+    inference = emissions.InputInference(topic_id=topic_id, block_height=nonce, inferer=wallet.address, value=value)
     if version == "v10":
         inference.value = "0"
-        inference.values.append(InputLabeledValue(label=VALUE_LABEL, value=value))
-    bundle = InputInferenceForecastBundle(inference=inference)
-    data = InputWorkerDataBundle(
+        inference.values.append(emissions.InputLabeledValue(label=VALUE_LABEL, value=value))
+    bundle = emissions.InputInferenceForecastBundle(inference=inference)
+    data = emissions.InputWorkerDataBundle(
         worker=wallet.address,
-        nonce=Nonce(block_height=nonce),
+        nonce=emissions.Nonce(block_height=nonce),
         topic_id=topic_id,
         inference_forecasts_bundle=bundle,
         inferences_forecasts_bundle_signature=wallet.sign(bundle.SerializeToString()),
         pubkey=wallet.public_key.hex(),
     )
-    request = InsertWorkerPayloadRequest(sender=wallet.address, worker_data_bundle=data)
+    request = emissions.InsertWorkerPayloadRequest(sender=wallet.address, worker_data_bundle=data)
     return f"/emissions.{version}.InsertWorkerPayloadRequest", request.SerializeToString()
 
 
@@ -98,7 +79,7 @@ def register_message(wallet: Wallet, *, version: EmissionsVersion, topic_id: int
 
     The wallet is its own owner.
     """
-    request = RegisterRequest(sender=wallet.address, topic_id=topic_id, owner=wallet.address)
+    request = emissions.RegisterRequest(sender=wallet.address, topic_id=topic_id, owner=wallet.address)
     return f"/emissions.{version}.RegisterRequest", request.SerializeToString()
 
 
@@ -117,15 +98,15 @@ def build_tx(
     body, auth = _body_and_auth(
         wallet, message, sequence=sequence, gas=gas, fee_uallo=fee_uallo, timeout_height=timeout_height
     )
-    sign_doc = SignDoc(body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=account_number)
-    tx = TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[wallet.sign(sign_doc.SerializeToString())])
+    sign_doc = cosmos.SignDoc(body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=account_number)
+    tx = cosmos.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[wallet.sign(sign_doc.SerializeToString())])
     return bytes(tx.SerializeToString())
 
 
 def unsigned_tx(wallet: Wallet, message: tuple[str, bytes], *, sequence: int) -> bytes:
     """The transaction with an empty signature, for a node to simulate its gas."""
     body, auth = _body_and_auth(wallet, message, sequence=sequence, gas=0, fee_uallo=0, timeout_height=0)
-    return bytes(TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[b""]).SerializeToString())
+    return bytes(cosmos.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[b""]).SerializeToString())
 
 
 def sign_submission(
@@ -174,13 +155,13 @@ def _body_and_auth(
     wallet: Wallet, message: tuple[str, bytes], *, sequence: int, gas: int, fee_uallo: int, timeout_height: int
 ) -> tuple[bytes, bytes]:
     """The body and the auth info of a transaction, serialized."""
-    key = PubKey(key=wallet.public_key)
-    signer = SignerInfo(
+    key = cosmos.PubKey(key=wallet.public_key)
+    signer = cosmos.SignerInfo(
         public_key=Any(type_url=SECP256K1_KEY, value=key.SerializeToString()),
-        mode_info=ModeInfo(single=ModeInfo.Single(mode=SIGN_MODE_DIRECT)),
+        mode_info=cosmos.ModeInfo(single=cosmos.ModeInfo.Single(mode=cosmos.SIGN_MODE_DIRECT)),
         sequence=sequence,
     )
-    coins = [Coin(denom=DENOM, amount=str(fee_uallo))] if fee_uallo else []
-    auth = AuthInfo(signer_infos=[signer], fee=Fee(amount=coins, gas_limit=gas))
-    body = TxBody(messages=[Any(type_url=message[0], value=message[1])], timeout_height=timeout_height)
+    coins = [cosmos.Coin(denom=DENOM, amount=str(fee_uallo))] if fee_uallo else []
+    auth = cosmos.AuthInfo(signer_infos=[signer], fee=cosmos.Fee(amount=coins, gas_limit=gas))
+    body = cosmos.TxBody(messages=[Any(type_url=message[0], value=message[1])], timeout_height=timeout_height)
     return body.SerializeToString(), auth.SerializeToString()

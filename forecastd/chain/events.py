@@ -33,11 +33,8 @@ MAX_DIGITS = 18  # of a number in a message
 CONNECT_SECONDS, PING_SECONDS = 10.0, 20.0
 SILENCE_SECONDS = 60.0  # without a block, once blocks are subscribed to
 RECEIVE_TIMEOUT_SECONDS = 2.0  # one wait for a message
-MIN_RECONNECT_SECONDS, MAX_RECONNECT_SECONDS, WRONG_CHAIN_RECONNECT_SECONDS = (
-    1.0,
-    60.0,
-    300.0,
-)  # pause before the next connection
+# Pause before the next connection.
+MIN_RECONNECT_SECONDS, MAX_RECONNECT_SECONDS, WRONG_CHAIN_RECONNECT_SECONDS = 1.0, 60.0, 300.0
 STABLE_SECONDS = 60.0  # a connection that lasted longer resets the pause
 _HEADER_QUERY = "tm.event='NewBlockHeader'"
 
@@ -127,17 +124,10 @@ def read_message(text: str | bytes) -> EventMessage:
 
 def _window_openings(events: list[Any]) -> Iterator[WindowOpened]:
     for event in events:
-        if (
-            not isinstance(event, dict)
-            or event.get("type") not in WINDOW_OPENED_EVENTS
-            or not isinstance(event.get("attributes"), list)
-        ):
+        pairs = _lookup(event, "attributes")
+        if _lookup(event, "type") not in WINDOW_OPENED_EVENTS or not isinstance(pairs, list):
             continue
-        attributes = {
-            attribute.get("key"): attribute.get("value")
-            for attribute in event["attributes"]
-            if isinstance(attribute, dict)
-        }
+        attributes = {key: _lookup(pair, "value") for pair in pairs if isinstance(key := _lookup(pair, "key"), str)}
         topic_id, nonce = _parse_number(attributes.get("topic_id")), _parse_number(attributes.get("nonce_block_height"))
         if topic_id is not None and nonce is not None:
             yield WindowOpened(topic_id, nonce)
@@ -196,6 +186,8 @@ class EventListener:
         self._lock = Lock()
         self._topics = frozenset(topics)
         self._stopped = Event()
+        # Of the present connection: subscriptions to windows that the node has not confirmed, and whether it sends blocks.
+        self._unacknowledged, self._has_blocks = set[str](), False
         self._report = EventStreamReport(self.name, connected=False, last_message_at=None, error="")
 
     def listen_for(self, topics: Iterable[int]) -> None:
@@ -239,8 +231,7 @@ class EventListener:
                 self._url, open_timeout=CONNECT_SECONDS, ping_interval=PING_SECONDS, ping_timeout=PING_SECONDS,
                 close_timeout=1.0, max_size=MAX_MESSAGE_BYTES, compression=None, proxy=None if loopback else True,
             ) as connection:  # fmt: skip
-                topics = self._topics
-                _EventSession(self, connection, wake).run(topics)
+                self._listen(connection, wake)
         except _ConnectionLost as lost:
             return str(lost), lost.reconnect_seconds
         except (InvalidHandshake, InvalidURI) as error:
@@ -251,6 +242,51 @@ class EventListener:
             return error.strerror or type(error).__name__, None
         return "ended", None
 
+    def _listen(self, connection: Any, wake: Event) -> None:
+        """Subscribe, then listen until the connection is not usable or the topics change. Raises _ConnectionLost."""
+
+        def send(name: str, method: str, params: dict[str, str]) -> None:
+            connection.send(json.dumps({"jsonrpc": "2.0", "id": name, "method": method, "params": params}))
+
+        topics = self._topics
+        subscriptions = subscription_queries(topics)
+        self._unacknowledged, self._has_blocks = {name for name in subscriptions if name != "headers"}, False
+        send("status", "status", {})
+        for name, query in subscriptions.items():
+            send(name, "subscribe", {"query": query})
+        last_message_time = self._clock.monotonic()
+        while not self._stopped.is_set():
+            if self._topics != topics:
+                raise _ConnectionLost("the topics changed", 0.01)
+            wake.wait(0)  # shows the watchdog that this thread makes progress
+            try:
+                message = read_message(connection.recv(timeout=RECEIVE_TIMEOUT_SECONDS))
+            except TimeoutError:
+                silent_seconds = self._clock.monotonic() - last_message_time
+                if (self._has_blocks or self._unacknowledged) and silent_seconds > self._silence:
+                    raise _ConnectionLost(f"no message for {silent_seconds:.0f} s") from None
+                continue
+            last_message_time = self._clock.monotonic()
+            self._handle(message)
+
+    def _handle(self, message: EventMessage) -> None:
+        if message.chain_id is not None and message.chain_id != self._chain_id:
+            raise _ConnectionLost(f"on chain {message.chain_id[:40]!r}", WRONG_CHAIN_RECONNECT_SECONDS)
+        if message.refused and message.request_id in self._unacknowledged:
+            raise _ConnectionLost("the node declined the subscription", MAX_RECONNECT_SECONDS)
+        self._has_blocks = self._has_blocks or (message.acknowledged and message.request_id == "headers")
+        if message.acknowledged and message.request_id in self._unacknowledged:
+            self._unacknowledged.discard(message.request_id)
+            if not self._unacknowledged:
+                self._update_report(connected=True, message_received=True)
+                self._on_connected()
+            return
+        if message.height is not None:
+            self._update_report(connected=not self._unacknowledged, message_received=True)
+            self._on_block(message.height)
+        for window in message.opened_windows:
+            self._on_opening(window.topic_id, window.nonce)
+
     def _update_report(self, *, connected: bool, error: str = "", message_received: bool = False) -> None:
         with self._lock:
             before = self._report
@@ -260,56 +296,3 @@ class EventListener:
             log.info("listening to %s", self.name, extra={"action": "events"})
         elif error and (before.connected or error != before.error):
             log.info("not listening to %s: %s", self.name, error, extra={"action": "events"})
-
-
-class _EventSession:
-    """The exchange on one connection."""
-
-    def __init__(self, listener: EventListener, connection: Any, wake: Event) -> None:
-        self._listener, self._connection, self._wake = listener, connection, wake
-        self._unacknowledged: set[str] = set()
-        self._has_blocks = False
-
-    def run(self, topics: frozenset[int]) -> None:
-        """Subscribe, then listen until the connection is not usable or the topics change. Raises _ConnectionLost."""
-        subscriptions = subscription_queries(topics)
-        self._unacknowledged = {name for name in subscriptions if name != "headers"}
-        self._request("status", "status", {})
-        for name, query in subscriptions.items():
-            self._request(name, "subscribe", {"query": query})
-        last_message_time = self._listener._clock.monotonic()
-        while not self._listener._stopped.is_set():
-            if self._listener._topics != topics:
-                raise _ConnectionLost("the topics changed", 0.01)
-            self._wake.wait(0)  # shows the watchdog that this thread makes progress
-            try:
-                message = read_message(self._connection.recv(timeout=RECEIVE_TIMEOUT_SECONDS))
-            except TimeoutError:
-                silent_seconds = self._listener._clock.monotonic() - last_message_time
-                if (self._has_blocks or self._unacknowledged) and silent_seconds > self._listener._silence:
-                    raise _ConnectionLost(f"no message for {silent_seconds:.0f} s") from None
-                continue
-            last_message_time = self._listener._clock.monotonic()
-            self._handle(message)
-
-    def _request(self, name: str, method: str, params: dict[str, str]) -> None:
-        self._connection.send(json.dumps({"jsonrpc": "2.0", "id": name, "method": method, "params": params}))
-
-    def _handle(self, message: EventMessage) -> None:
-        listener = self._listener
-        if message.chain_id is not None and message.chain_id != listener._chain_id:
-            raise _ConnectionLost(f"on chain {message.chain_id[:40]!r}", WRONG_CHAIN_RECONNECT_SECONDS)
-        if message.refused and message.request_id in self._unacknowledged:
-            raise _ConnectionLost("the node declined the subscription", MAX_RECONNECT_SECONDS)
-        self._has_blocks = self._has_blocks or (message.acknowledged and message.request_id == "headers")
-        if message.acknowledged and message.request_id in self._unacknowledged:
-            self._unacknowledged.discard(message.request_id)
-            if not self._unacknowledged:
-                listener._update_report(connected=True, message_received=True)
-                listener._on_connected()
-            return
-        if message.height is not None:
-            listener._update_report(connected=not self._unacknowledged, message_received=True)
-            listener._on_block(message.height)
-        for window in message.opened_windows:
-            listener._on_opening(window.topic_id, window.nonce)

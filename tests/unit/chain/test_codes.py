@@ -55,12 +55,12 @@ def test_classify_unknown_answer_is_verified() -> None:
     assert UNKNOWN.action is Action.VERIFY
 
 
-@pytest.mark.parametrize(("text", "classification"), TEXT_PATTERNS)
+@pytest.mark.parametrize(("text", "classification"), TEXT_PATTERNS.items())
 def test_classify_text_ignores_case_and_surroundings(text: str, classification: object) -> None:
     assert classify_text(f"failed to execute message; message index: 0: {text.upper()}: [cosmos]") == classification
 
 
 def test_classifications_have_description_and_advice() -> None:
-    for classification in (*CODES.values(), *(classification for _, classification in TEXT_PATTERNS), UNKNOWN):
+    for classification in (*CODES.values(), *TEXT_PATTERNS.values(), UNKNOWN):
         assert classification.description
         assert classification.advice.endswith(".")

@@ -67,6 +67,11 @@ def test_read_message_other_event_is_ignored() -> None:
     assert read_message(message("emissions.v10.EventWorkerSubmissionWindowClosed", attributes)).opened_windows == ()
 
 
+def test_read_message_attributes_of_another_shape_are_ignored() -> None:
+    event = {"type": "emissions.v10.EventWorkerSubmissionWindowOpened", "attributes": [{"key": ["topic_id"]}, 7, None]}
+    assert read_message(json.dumps({"result": {"data": {"value": {"events": [event]}}}})).opened_windows == ()
+
+
 def test_read_message_chain_id_from_status_and_header() -> None:
     status = {"id": "status", "result": {"node_info": {"network": "a-1"}, "sync_info": {"latest_block_height": "9"}}}
     header = {"id": "headers", "result": {"data": {"value": {"header": {"chain_id": "a-1", "height": "10"}}}}}
