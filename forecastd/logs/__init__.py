@@ -18,7 +18,7 @@ from typing import TextIO
 from forecastd.clock import Clock, SystemClock
 from forecastd.logs.console import ConsoleStream, open_standard_descriptors
 from forecastd.logs.file import RotatingFile
-from forecastd.logs.formats import JsonFormatter, LineFormatter, TextFormatter
+from forecastd.logs.formats import LineFormatter
 from forecastd.logs.handler import SinkHandler
 from forecastd.logs.hooks import install_hooks
 from forecastd.logs.redaction import Redactor
@@ -60,9 +60,7 @@ def configure(
     file = RotatingFile(
         directory / file_name, max_bytes=max_bytes, backup_count=backup_count, clock=clock or SystemClock()
     )
-    formatter: LineFormatter = (
-        JsonFormatter(_redactor, tracebacks=True) if json else TextFormatter(_redactor, tracebacks=True, locations=True)
-    )
+    formatter = LineFormatter(_redactor, tracebacks=True, json=json, timestamps=True, locations=True)
     logging.getLogger().addHandler(SinkHandler(file, formatter, logging.DEBUG))
     log.debug("Logging to %s.", file.path)
 
@@ -94,11 +92,7 @@ def reopen() -> None:
 
 def _console_handler(level: int, *, verbose: bool, timestamps: bool, json: bool, stream: TextIO | None) -> SinkHandler:
     open_standard_descriptors()
-    formatter: LineFormatter = (
-        JsonFormatter(_redactor, tracebacks=verbose)
-        if json
-        else TextFormatter(_redactor, tracebacks=verbose, timestamps=timestamps)
-    )
+    formatter = LineFormatter(_redactor, tracebacks=verbose, json=json, timestamps=timestamps)
     return SinkHandler(ConsoleStream(stream or sys.stderr), formatter, logging.DEBUG if verbose else level)
 
 

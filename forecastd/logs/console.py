@@ -44,13 +44,21 @@ class ConsoleStream:
         """Write one record, or as much as possible; the rest is written before the next record."""
         try:
             if self._descriptor is not None:
-                self._buffer(text.encode(self._encoding, "backslashreplace"))
+                line = text.encode(self._encoding, "backslashreplace")
+                if len(self._pending) + len(line) > _MAX_BUFFER_BYTES:
+                    self._dropped_lines += 1
+                else:
+                    self._pending += line
                 self._flush_buffer(0.0 if self._blocked else WRITE_TIMEOUT_SECONDS)
             elif self._stream is not None:
                 self._stream.write(text)
                 self._stream.flush()
         except (OSError, ValueError) as error:
-            self._handle_error(error)
+            self._pending[:] = b"\n" if self._mid_line else b""
+            if not self._broken:
+                reason = error.strerror if isinstance(error, OSError) else error
+                self.notices.append(("Cannot write to the console (%s); continuing without it.", (reason,)))
+            self._broken = True
         else:
             self._broken = False
 
@@ -63,12 +71,6 @@ class ConsoleStream:
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-
-    def _buffer(self, line: bytes) -> None:
-        if len(self._pending) + len(line) > _MAX_BUFFER_BYTES:
-            self._dropped_lines += 1
-        else:
-            self._pending += line
 
     def _flush_buffer(self, timeout: float) -> None:
         """Write the pending bytes; wait at most `timeout` seconds in total."""
@@ -106,13 +108,6 @@ class ConsoleStream:
             return os.write(self._descriptor, chunk)
         with socket.socket(fileno=os.dup(self._descriptor)) as channel:
             return channel.send(chunk, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-
-    def _handle_error(self, error: OSError | ValueError) -> None:
-        self._pending[:] = b"\n" if self._mid_line else b""
-        if not self._broken:
-            self._broken = True
-            reason = error.strerror if isinstance(error, OSError) else error
-            self.notices.append(("Cannot write to the console (%s); continuing without it.", (reason,)))
 
 
 def _duplicate_descriptor(stream: TextIO | None) -> tuple[int | None, bool]:

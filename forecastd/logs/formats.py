@@ -22,14 +22,49 @@ _UNSAFE = re.compile(
 
 
 class LineFormatter(logging.Formatter):
-    """The common part of both formats. Without `tracebacks`, an exception is summarized in one line."""
+    """A record as text for people, or as one ASCII JSON object.
 
-    def __init__(self, redactor: Redactor, *, tracebacks: bool) -> None:
+    Text has the level and the message, with `timestamps` also the time, with `locations` also process, function and line
+    number. JSON always has all fields. Without `tracebacks`, an exception is summarized in one line.
+    """
+
+    def __init__(
+        self,
+        redactor: Redactor,
+        *,
+        tracebacks: bool,
+        json: bool = False,
+        timestamps: bool = False,
+        locations: bool = False,
+    ) -> None:
         super().__init__()
         self._redactor = redactor
-        self._tracebacks = tracebacks
+        self._tracebacks, self._json, self._timestamps, self._locations = tracebacks, json, timestamps, locations
 
-    def message(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
+        """The record; as text, all lines but the first are indented."""
+        message, traceback = self._message(record), self._traceback(record)
+        if self._json:
+            fields: dict[str, object] = {
+                "time": format_timestamp(record),
+                "level": record.levelname,
+                "logger": self._clean(record.name),
+                "function": self._clean(record.funcName or ""),
+                "line": record.lineno,
+                "process": record.process,
+                "message": message,
+            }
+            return json.dumps(fields | {"traceback": traceback} if traceback else fields)
+        head = f"{record.levelname}: "
+        if self._timestamps:
+            head = f"{format_timestamp(record)} {record.levelname:<8} "
+        if self._locations:
+            location = f"{record.process} {record.name}:{record.funcName}:{record.lineno}"
+            head += f"{self._clean(location)} ".replace("\n", " ")
+        text = "\n".join(part for part in (message, traceback) if part)
+        return head + text.replace("\n", f"\n{_INDENT}")
+
+    def _message(self, record: logging.LogRecord) -> str:
         """The message, followed by a summary of the exception when tracebacks are off."""
         message = self._clean(record.getMessage())
         error = record.exc_info[1] if record.exc_info else None
@@ -38,7 +73,7 @@ class LineFormatter(logging.Formatter):
         summary = self._clean(f"{type(error).__name__}: {error}".removesuffix(": "))
         return f"{message} ({summary.partition(chr(10))[0]})"
 
-    def traceback(self, record: logging.LogRecord) -> str:
+    def _traceback(self, record: logging.LogRecord) -> str:
         """The traceback with its causes, and the stack if the record has one; empty when there is neither."""
         if not self._tracebacks or not (record.exc_info or record.exc_text or record.stack_info):
             return ""
@@ -55,45 +90,6 @@ class LineFormatter(logging.Formatter):
         if len(text) > MAX_CHARACTERS:
             text = f"{text[:half]}\n[{length - 2 * half} characters left out]\n{text[-half:]}"
         return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
-
-
-class TextFormatter(LineFormatter):
-    """Lines for people. `locations`: with process, function and line number. `timestamps`: with the time."""
-
-    def __init__(
-        self, redactor: Redactor, *, tracebacks: bool, timestamps: bool = True, locations: bool = False
-    ) -> None:
-        super().__init__(redactor, tracebacks=tracebacks)
-        self._timestamps, self._locations = timestamps, locations
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record; all lines but the first are indented."""
-        head = f"{record.levelname}: "
-        if self._locations:
-            location = f"{record.process} {record.name}:{record.funcName}:{record.lineno}"
-            head = f"{format_timestamp(record)} {record.levelname:<8} {self._clean(location)} "
-        elif self._timestamps:
-            head = f"{format_timestamp(record)} {record.levelname:<8} "
-        text = "\n".join(part for part in (self.message(record), self.traceback(record)) if part)
-        return head.replace("\n", " ") + text.replace("\n", f"\n{_INDENT}")
-
-
-class JsonFormatter(LineFormatter):
-    """One ASCII JSON object per line: time, level, logger, function, line, process, message, and any traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The record as one line."""
-        fields: dict[str, object] = {
-            "time": format_timestamp(record),
-            "level": record.levelname,
-            "logger": self._clean(record.name),
-            "function": self._clean(record.funcName or ""),
-            "line": record.lineno,
-            "process": record.process,
-            "message": self.message(record),
-        }
-        traceback = self.traceback(record)
-        return json.dumps(fields | {"traceback": traceback} if traceback else fields)
 
 
 def format_timestamp(record: logging.LogRecord) -> str:

@@ -25,21 +25,12 @@ def _log_uncaught(error_type: type[BaseException], error: BaseException, traceba
 
 
 def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
-    if arguments.exc_value is None or issubclass(arguments.exc_type, SystemExit):
-        return
-    name = arguments.thread.name if arguments.thread else "(already ended)"
-    log.critical(
-        "Unexpected error in the thread %s.",
-        name,
-        exc_info=(arguments.exc_type, arguments.exc_value, arguments.exc_traceback),
-    )
+    if arguments.exc_value is not None and not issubclass(arguments.exc_type, SystemExit):
+        name = arguments.thread.name if arguments.thread else "(already ended)"
+        log.critical("Unexpected error in the thread %s.", name, exc_info=arguments.exc_value)
 
 
 def _log_unraisable(arguments: sys.UnraisableHookArgs) -> None:
     name = getattr(arguments.object, "__qualname__", type(arguments.object).__qualname__)
     location = f"{arguments.err_msg or 'Exception ignored in'} {name}"
-    if arguments.exc_value is None:
-        log.critical("Unexpected error that could not be raised: %s (%s).", location, arguments.exc_type.__name__)
-    else:
-        traceback = (arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
-        log.critical("Unexpected error that could not be raised: %s.", location, exc_info=traceback)
+    log.critical("Unexpected error that could not be raised: %s.", location, exc_info=arguments.exc_value)

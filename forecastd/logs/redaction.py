@@ -1,25 +1,26 @@
-"""Removes secrets from text, as they are and in the spellings that they get on their way into an error message.
+"""Removes secrets from text, as they are and in the spellings that they get on their way into an error message: as part
+of a URL, JSON, Python, HTML, base64 and hexadecimal.
 
 Text is compared without spaces, line breaks and invisible characters, so a wrapped or indented secret is found too.
 Every run of 16 characters of a longer secret is removed, because messages are shortened; of a mnemonic, every two
 consecutive words. A single word of the mnemonic is kept: removing it from ordinary sentences would reveal it.
-
-The cost per line does not depend on the number of secrets: a run of 16 characters contains at least one complete
-8-character block of the line, so only the line's blocks are looked up.
 """
 
 from __future__ import annotations
 
+import base64
+import html
 import itertools
+import json
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-
-from forecastd.logs.spellings import Spelling, spellings
+from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
 HIDDEN = "*****"
-_BLOCK_SIZE = 8
+_RUN_SIZE = 16  # the shortest part of a longer secret that is removed
+_BLOCK_SIZE = _RUN_SIZE // 2  # every run of a line contains a block that starts at a multiple of this size
+_MIN_PART_SIZE = 8  # shorter parts of a URL, and shorter encodings, would match by chance
 _MIN_EMBEDDED_SIZE = 4  # shorter secrets are removed only as whole words
 _PHRASE_WORDS = 12
 
@@ -37,31 +38,28 @@ _ESCAPE_PATTERN = re.compile(
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class _NormalizedSecret:
-    """A normalized spelling of a secret (see `_normalize`), and the length of the shortest run that is removed."""
-
-    text: str
-    min_length: int
-
-
 class Redactor:
-    """Holds the secrets and removes them from text. Thread-safe."""
+    """Holds the secrets and removes them from text. Thread-safe: what a reader uses is replaced, never changed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._secrets: set[_NormalizedSecret] = set()
-        self._blocks: dict[str, tuple[tuple[_NormalizedSecret, int], ...]] = {}
-        self._short_secrets: tuple[_NormalizedSecret, ...] = ()
+        self._runs: frozenset[str] = frozenset()  # the parts of normalized secrets that are removed
+        self._blocks: frozenset[str] = frozenset()  # smaller parts: a line without any of them contains no run
+        self._whole_texts: frozenset[str] = frozenset()  # normalized secrets whose parts are not removed
         self._phrases: dict[tuple[str, ...], re.Pattern[str]] = {}
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Remove these secrets too, from now on. A secret is never forgotten, because it may appear late."""
         with self._lock:
             for secret in secrets:
-                for spelling in spellings(secret.strip()):
-                    for normalized in _normalized_spellings(spelling):
-                        self._add_secret(normalized)
+                for spelling, is_divisible in _spellings(secret.strip()):
+                    for escapes in (False, True):
+                        text = _normalize(spelling, escapes=escapes)
+                        if is_divisible and len(text) >= _RUN_SIZE:
+                            self._runs |= set(_parts(text, _RUN_SIZE))
+                            self._blocks |= set(_parts(text, _BLOCK_SIZE))
+                        elif text:
+                            self._whole_texts |= {text}
                 self._add_phrase(tuple(secret.lower().split()))
 
     def redact(self, text: str) -> str:
@@ -75,19 +73,6 @@ class Redactor:
             end = max(end, stop)
         return "".join([*pieces, text[end:]]) if pieces else text
 
-    def _add_secret(self, secret: _NormalizedSecret) -> None:
-        if secret in self._secrets or not secret.text:
-            return
-        self._secrets.add(secret)
-        if secret.min_length < 2 * _BLOCK_SIZE:
-            self._short_secrets += (secret,)
-            return
-        blocks = dict(self._blocks)
-        for offset in range(len(secret.text) - _BLOCK_SIZE + 1):
-            block = secret.text[offset : offset + _BLOCK_SIZE]
-            blocks[block] = (*blocks.get(block, ()), (secret, offset))
-        self._blocks = blocks  # assigned at once: another thread may be reading
-
     def _add_phrase(self, words: tuple[str, ...]) -> None:
         if len(words) >= _PHRASE_WORDS and all(word.isalpha() for word in words):
             any_word = re.compile("|".join(sorted(set(words), key=len, reverse=True)))
@@ -96,33 +81,17 @@ class Redactor:
     def _matching_spans(self, text: str) -> Iterator[Span]:
         for escapes in (False, True) if "\\" in text else (False,):
             normalized = _normalize(text, escapes=escapes)
-            matches = {*self._block_matches(normalized), *self._short_matches(normalized)}
+            matches = []
+            if not self._blocks.isdisjoint(_parts(normalized, _BLOCK_SIZE, step=_BLOCK_SIZE)):
+                runs = _parts(normalized, _RUN_SIZE)
+                matches = [(start, start + _RUN_SIZE) for start, run in enumerate(runs) if run in self._runs]
+            for secret in [secret for secret in self._whole_texts if secret in normalized]:
+                matches += [(start, start + len(secret)) for start in _find_all(secret, normalized)]
             positions = _source_positions(text, escapes=escapes) if matches else []
-            for first, last, secret in matches:
-                span = positions[first], positions[last] + 1
-                if len(secret.text) >= _MIN_EMBEDDED_SIZE or _stands_alone(text, span):
+            for start, end in matches:
+                span = positions[start], positions[end - 1] + 1
+                if end - start >= _MIN_EMBEDDED_SIZE or _stands_alone(text, span):
                     yield span
-
-    def _block_matches(self, normalized: str) -> Iterator[tuple[int, int, _NormalizedSecret]]:
-        blocks, starts = self._blocks, range(0, len(normalized) - _BLOCK_SIZE + 1, _BLOCK_SIZE)
-        if blocks.keys().isdisjoint([normalized[start : start + _BLOCK_SIZE] for start in starts]):
-            return
-        matched_until: dict[tuple[_NormalizedSecret, int], int] = {}
-        for start in starts:
-            for secret, offset in blocks.get(normalized[start : start + _BLOCK_SIZE], ()):
-                if start < matched_until.get((secret, offset - start), 0):
-                    continue
-                run = _extend_match(normalized, start, secret, offset)
-                matched_until[secret, offset - start] = run[1]
-                if run[1] - run[0] + 1 >= secret.min_length:
-                    yield *run, secret
-
-    def _short_matches(self, normalized: str) -> Iterator[tuple[int, int, _NormalizedSecret]]:
-        for secret in self._short_secrets:
-            start = normalized.find(secret.text)
-            while start != -1:
-                yield start, start + len(secret.text) - 1, secret
-                start = normalized.find(secret.text, start + 1)
 
     def _phrase_spans(self, text: str) -> Iterator[Span]:
         lowered = _lower(text) if self._phrases else ""
@@ -139,10 +108,58 @@ class Redactor:
                         yield first.start(), second.end()
 
 
-def _normalized_spellings(spelling: Spelling) -> Iterator[_NormalizedSecret]:
-    for escapes in (False, True):
-        normalized = _normalize(spelling.text, escapes=escapes)
-        yield _NormalizedSecret(normalized, min(len(normalized), spelling.min_length or len(normalized)))
+def _spellings(secret: str) -> Iterator[tuple[str, bool]]:
+    """Every spelling of the secret, and of its parts that are secret by themselves; and whether its runs are secret.
+
+    A URL that contains a secret is split, because libraries report host, path and query separately. The host is not
+    secret.
+    """
+    parts = [part for part in _secret_parts(secret) if len(part) >= _MIN_PART_SIZE]
+    for part in (secret, *parts):
+        for text in _encodings(part):
+            yield text, part is not secret or not parts
+
+
+def _secret_parts(secret: str) -> Iterator[str]:
+    """The secret parts of a URL; none when `secret` is not a URL."""
+    try:
+        url = urlsplit(secret)
+    except ValueError:
+        return
+    if not (url.scheme and url.netloc):
+        return
+    yield url.path + (f"?{url.query}" if url.query else "")
+    yield from (part or "" for part in (url.path, url.query, url.fragment, url.username, url.password))
+    yield from url.path.split("/")
+    yield from (value for _, value in parse_qsl(url.query))
+
+
+def _encodings(secret: str) -> Iterator[str]:
+    data = secret.encode("utf-8", "replace")
+    yield secret
+    yield from (quote(data), quote(data, safe=""), quote_plus(data))
+    yield from (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1])
+    yield from (repr(secret)[1:-1], repr(data)[2:-1], html.escape(secret))
+    if len(data) * 2 >= _MIN_PART_SIZE:
+        yield data.hex()
+    for shift in range(3):
+        # The characters at either end depend on the bytes next to the secret.
+        encoded = base64.b64encode(b"\0" * shift + data)[(0, 2, 3)[shift] : (shift + len(data)) * 8 // 6].decode()
+        if len(encoded) >= _MIN_PART_SIZE:
+            yield from (encoded, encoded.replace("+", "-").replace("/", "_"))
+
+
+def _parts(text: str, size: int, step: int = 1) -> list[str]:
+    """The parts of `size` characters that start at every `step`-th character."""
+    return [text[start : start + size] for start in range(0, len(text) - size + 1, step)]
+
+
+def _find_all(part: str, text: str) -> Iterator[int]:
+    """Where `part` occurs in `text`, also where two occurrences overlap."""
+    start = text.find(part)
+    while start != -1:
+        yield start
+        start = text.find(part, start + 1)
 
 
 def _normalize(text: str, *, escapes: bool) -> str:
@@ -160,24 +177,6 @@ def _source_positions(text: str, *, escapes: bool) -> list[int]:
         start = gap.end()
     positions += range(start, len(text))
     return positions
-
-
-def _extend_match(normalized: str, start: int, secret: _NormalizedSecret, offset: int) -> Span:
-    """The first and last index of the match around the block at `start`, which is the secret's block at `offset`."""
-    first, last = start, start + _BLOCK_SIZE - 1
-    while (
-        first > 0
-        and offset - (start - first) > 0
-        and normalized[first - 1] == secret.text[offset - (start - first) - 1]
-    ):
-        first -= 1
-    while (
-        last + 1 < len(normalized)
-        and offset + last + 1 - start < len(secret.text)
-        and normalized[last + 1] == secret.text[offset + last + 1 - start]
-    ):
-        last += 1
-    return first, last
 
 
 def _stands_alone(text: str, span: Span) -> bool:

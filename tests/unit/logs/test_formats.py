@@ -14,12 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.logs.formats import MAX_CHARACTERS, JsonFormatter, LineFormatter, TextFormatter
+from forecastd.logs.formats import MAX_CHARACTERS, LineFormatter
 from forecastd.logs.redaction import HIDDEN, Redactor
 
 KEY = "8f3c51d0a9e24b7796c0ffee12ab34cd56ef7890"
 REDACTOR = Redactor()
 REDACTOR.hide([KEY])
+TEXT = LineFormatter(REDACTOR, tracebacks=False)
+TIMED_TEXT = LineFormatter(REDACTOR, tracebacks=False, timestamps=True)
+FILE_TEXT = LineFormatter(REDACTOR, tracebacks=True, timestamps=True, locations=True)
+JSON = LineFormatter(REDACTOR, tracebacks=False, json=True)
+FILE_JSON = LineFormatter(REDACTOR, tracebacks=True, json=True)
 HEAD = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ +\d+ a\.b:run:7 ")
 ANYTHING = st.text(st.characters(exclude_categories=()))
 UNSAFE_TEXTS = st.lists(
@@ -37,10 +42,6 @@ def make_record(
     return record
 
 
-def file_text() -> TextFormatter:
-    return TextFormatter(REDACTOR, tracebacks=True, locations=True)
-
-
 def raise_and_catch(make: Callable[[], Exception]) -> Exception:
     def fail() -> None:
         raise make()
@@ -53,7 +54,7 @@ def raise_and_catch(make: Callable[[], Exception]) -> Exception:
 
 @given(message=ANYTHING | UNSAFE_TEXTS, detail=ANYTHING | UNSAFE_TEXTS, stack=st.none() | UNSAFE_TEXTS)
 def test_continuation_lines_are_indented(message: str, detail: str, stack: str | None) -> None:
-    first, *more = file_text().format(make_record("%s", message, error=ValueError(detail), stack=stack)).splitlines()
+    first, *more = FILE_TEXT.format(make_record("%s", message, error=ValueError(detail), stack=stack)).splitlines()
     assert HEAD.match(first)
     assert all(line.startswith("  ") for line in more)
 
@@ -62,15 +63,13 @@ def test_continuation_lines_are_indented(message: str, detail: str, stack: str |
 def test_head_is_one_line(message: str, name: str) -> None:
     record = make_record(message.replace("%", ""))
     record.name = record.funcName = name
-    for line in file_text().format(record).splitlines()[1:]:
+    for line in FILE_TEXT.format(record).splitlines()[1:]:
         assert line.startswith("  ")
 
 
 @given(message=ANYTHING | UNSAFE_TEXTS, detail=ANYTHING | UNSAFE_TEXTS, stack=st.none() | UNSAFE_TEXTS)
 def test_json_record_is_one_line_that_parses(message: str, detail: str, stack: str | None) -> None:
-    line = JsonFormatter(REDACTOR, tracebacks=True).format(
-        make_record("%s", message, error=ValueError(detail), stack=stack)
-    )
+    line = FILE_JSON.format(make_record("%s", message, error=ValueError(detail), stack=stack))
     assert len(line.splitlines()) == 1
     assert line.isascii()
     fields = json.loads(line)
@@ -80,7 +79,12 @@ def test_json_record_is_one_line_that_parses(message: str, detail: str, stack: s
 
 @given(message=ANYTHING | UNSAFE_TEXTS)
 @pytest.mark.parametrize(
-    "formatter", [file_text(), JsonFormatter(REDACTOR, tracebacks=True), TextFormatter(REDACTOR, tracebacks=False)]
+    "formatter",
+    [
+        FILE_TEXT,
+        FILE_JSON,
+        TIMED_TEXT,
+    ],
 )
 def test_control_characters_are_escaped(formatter: LineFormatter, message: str) -> None:
     text = formatter.format(make_record("%s", message))
@@ -89,23 +93,18 @@ def test_control_characters_are_escaped(formatter: LineFormatter, message: str) 
 
 
 def test_printable_text_is_unchanged() -> None:
-    text = TextFormatter(REDACTOR, tracebacks=False, timestamps=False).format(
-        make_record("Grüße an %s, 価格\t1 €", "Zoë")
-    )
+    text = TEXT.format(make_record("Grüße an %s, 価格\t1 €", "Zoë"))
     assert text == "WARNING: Grüße an Zoë, 価格\t1 €"
 
 
 def test_timestamp_is_utc_with_milliseconds() -> None:
-    assert file_text().format(make_record("x")).startswith("2019-10-17T09:00:00.123Z WARNING ")
-    assert TextFormatter(REDACTOR, tracebacks=False).format(make_record("x")) == "2019-10-17T09:00:00.123Z WARNING  x"
-    assert (
-        json.loads(JsonFormatter(REDACTOR, tracebacks=False).format(make_record("x")))["time"]
-        == "2019-10-17T09:00:00.123Z"
-    )
+    assert FILE_TEXT.format(make_record("x")).startswith("2019-10-17T09:00:00.123Z WARNING ")
+    assert TIMED_TEXT.format(make_record("x")) == "2019-10-17T09:00:00.123Z WARNING  x"
+    assert json.loads(JSON.format(make_record("x")))["time"] == "2019-10-17T09:00:00.123Z"
 
 
 def test_json_record_has_every_field() -> None:
-    fields: dict[str, Any] = json.loads(JsonFormatter(REDACTOR, tracebacks=False).format(make_record("%d of %d", 1, 2)))
+    fields: dict[str, Any] = json.loads(JSON.format(make_record("%d of %d", 1, 2)))
     del fields["time"], fields["process"]
     expected = {"level": "WARNING", "logger": "a.b", "function": "run", "line": 7, "message": "1 of 2"}
     assert fields == expected
@@ -133,46 +132,47 @@ def with_note() -> Exception:
 )
 def test_nested_exceptions_are_redacted(make: Callable[[], Exception]) -> None:
     record = make_record("failed with %s", KEY, error=raise_and_catch(make), stack=f"Stack:\n {KEY}")
-    for formatter in (file_text(), JsonFormatter(REDACTOR, tracebacks=True), TextFormatter(REDACTOR, tracebacks=False)):
+    for formatter in (
+        FILE_TEXT,
+        FILE_JSON,
+        TIMED_TEXT,
+    ):
         text = formatter.format(record)
         assert KEY[:16] not in text
         assert HIDDEN in text
 
 
 def test_traceback_names_every_cause() -> None:
-    text = file_text().format(make_record("failed", error=raise_and_catch(caused)))
+    text = FILE_TEXT.format(make_record("failed", error=raise_and_catch(caused)))
     for words in ("RuntimeError: outer", "KeyError: 'cause", "FileNotFoundError", "direct cause"):
         assert words in text
 
 
 def test_exception_without_traceback_is_one_line() -> None:
-    console = TextFormatter(REDACTOR, tracebacks=False, timestamps=False)
     assert (
-        console.format(make_record("No data.", error=raise_and_catch(lambda: ValueError("a\nb"))))
+        TEXT.format(make_record("No data.", error=raise_and_catch(lambda: ValueError("a\nb"))))
         == "WARNING: No data. (ValueError: a)"
     )
-    assert (
-        console.format(make_record("No data.", error=raise_and_catch(ValueError))) == "WARNING: No data. (ValueError)"
-    )
-    assert console.format(make_record("No data.", stack="Stack:\n x")) == "WARNING: No data."
+    assert TEXT.format(make_record("No data.", error=raise_and_catch(ValueError))) == "WARNING: No data. (ValueError)"
+    assert TEXT.format(make_record("No data.", stack="Stack:\n x")) == "WARNING: No data."
 
 
 def test_exc_info_without_exception_is_accepted() -> None:
     record = make_record("x")
     record.exc_info = sys.exc_info()
-    assert file_text().format(record).endswith(" x")
-    assert TextFormatter(REDACTOR, tracebacks=False, timestamps=False).format(record) == "WARNING: x"
+    assert FILE_TEXT.format(record).endswith(" x")
+    assert TEXT.format(record) == "WARNING: x"
 
 
 def test_preformatted_traceback_is_kept() -> None:
     record = make_record("x")
     record.exc_text = "Traceback:\n  y"
-    assert file_text().format(record).endswith(" x\n  Traceback:\n    y")
+    assert FILE_TEXT.format(record).endswith(" x\n  Traceback:\n    y")
 
 
 def test_huge_record_is_shortened_and_stays_redacted() -> None:
     position = MAX_CHARACTERS // 2
-    text = file_text().format(make_record("%s", "a" * (position - 20) + KEY + "b" * MAX_CHARACTERS))
+    text = FILE_TEXT.format(make_record("%s", "a" * (position - 20) + KEY + "b" * MAX_CHARACTERS))
     assert len(text) < MAX_CHARACTERS + 200
     assert "characters left out" in text
     assert KEY[:16] not in text
