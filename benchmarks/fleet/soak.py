@@ -153,7 +153,9 @@ class Soak:
     def _send(self, connection: http.client.HTTPConnection) -> None:
         """Send the oldest pending ticks in one feed; they stay pending if it is not acknowledged."""
         batch = self.pending[:MAX_TICKS_PER_FEED]
-        records = [record for tick in batch for record in feeds.encode_records(self._rows(tick))]
+        records = [
+            record for tick in batch for record in feeds.encode_records(feeds.to_plain_records(self._rows(tick)))
+        ]
         body, kind = feeds.encode_body(records, "json")
         try:
             connection.request("POST", "/feed", body, {"Content-Type": kind})

@@ -20,8 +20,7 @@ from forecastd.clock import SystemClock, to_iso
 from forecastd.errors import ExitCode
 from forecastd.fleet.simulator.client import FeedClient
 from forecastd.fleet.simulator.feeds import ACCEPTED, DUPLICATE
-from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan
-from forecastd.fleet.simulator.tally import SimulationTally
+from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan, SimulationTally
 from forecastd.settings import load_settings
 
 LINE_INTERVAL_SECONDS = 60.0  # between two lines without a terminal

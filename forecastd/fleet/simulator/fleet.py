@@ -220,8 +220,7 @@ class Simulator:
 
     def _drift(self, stream: int, ticks: TickArray, *periods: float) -> FloatArray:
         """[S, T] noise that is correlated over these periods, in seconds."""
-        components = [noise.smooth(self._keys(stream, period), ticks, period) for period in self._ticks(*periods)]
-        return np.asarray(sum(components) / np.sqrt(len(components)))
+        return noise.drift(self._keys(stream), ticks, *self._ticks(*periods))
 
     def _keys(self, *streams: int) -> noise.KeyArray:
         if streams not in self._series:

@@ -45,8 +45,7 @@ from forecastd.fleet.risk.assessment import LEVEL_MIN_SCORES
 from forecastd.fleet.risk.current_values import MAX_CARRY_TICKS, SILENT_CRITICAL_TICKS, SILENT_WARNING_TICKS
 from forecastd.fleet.risk.thresholds import DEFAULT, load_thresholds
 from forecastd.fleet.simulator import SCENARIOS
-from forecastd.fleet.simulator.bad_records import BAD_ROW_KINDS
-from forecastd.fleet.simulator.feeds import DUPLICATE
+from forecastd.fleet.simulator.feeds import BAD_ROW_KINDS, DUPLICATE
 from forecastd.fleet.status import STALE_SECONDS, STALE_TICKS
 from forecastd.fleet.tick_evaluator import STATE_NAMES
 from forecastd.fleet.window.readiness import MAX_GAP

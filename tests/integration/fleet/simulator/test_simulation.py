@@ -16,8 +16,7 @@ from forecastd.fleet.contract import FeedError
 from forecastd.fleet.ingest.feed import parse_feed
 from forecastd.fleet.simulator.client import FeedClient
 from forecastd.fleet.simulator.feeds import ACCEPTED, DUPLICATE
-from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan
-from forecastd.fleet.simulator.tally import SimulationTally
+from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan, SimulationTally
 from forecastd.fleet.window.window import FleetWindow
 from tests.support.waiting import wait_until
 

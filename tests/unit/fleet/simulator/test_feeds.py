@@ -11,18 +11,18 @@ import pytest
 from forecastd.fleet.contract import NDJSON
 from forecastd.fleet.ingest.feed import parse_feed
 from forecastd.fleet.simulator import Simulator
-from forecastd.fleet.simulator.bad_records import BAD_ROW_KINDS, bad_records
 from forecastd.fleet.simulator.feeds import (
     ACCEPTED,
+    BAD_ROW_KINDS,
     DUPLICATE,
+    bad_records,
     count_expected,
     encode_body,
     encode_records,
     to_plain_records,
 )
 from forecastd.fleet.simulator.noise import keys
-from forecastd.fleet.simulator.presence import PresenceModel
-from forecastd.fleet.simulator.tally import SimulationTally
+from forecastd.fleet.simulator.simulation import PresenceModel, SimulationTally
 from forecastd.fleet.window.window import FleetWindow
 
 NOW = 359_000_000  # a tick of 5 s
@@ -40,7 +40,7 @@ def parse_records(encoded: Any, kind: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", BAD_ROW_KINDS)
 def test_bad_row_is_refused_with_its_code_alone(name: str, kind: Any) -> None:
     rows = Simulator(0, 20).rows(NOW)
-    encoded = encode_records(rows)
+    encoded = encode_records(to_plain_records(rows))
     picked = [
         record for index, record_kind, record in make_bad_records(to_plain_records(rows), kind) if record_kind == name
     ][:5]
@@ -73,7 +73,7 @@ def test_bad_rows_match_share_and_repeat_with_seed() -> None:
 def test_encoded_records_parse_to_same_rows() -> None:
     rows = Simulator(3, 30, "critical", start=NOW).rows(NOW)
     for kind in ("json", "ndjson"):
-        text, content_type = encode_body(encode_records(rows), kind)
+        text, content_type = encode_body(encode_records(to_plain_records(rows)), kind)
         assert (content_type == NDJSON) == (kind == "ndjson")
         read = parse_feed(text, content_type, step=5)
         assert (read.rows.servers, read.rows.profiles, read.rows.statuses) == (
