@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.rows import row
+from forecastd.runtime.formatting import format_duration
 
 MODEL_LABELS = {"model": "this model", "persistence": "last value", "seasonal": "seasonal naive", "ets": "AutoETS"}
 PART_NOTES = {"validation": "; chose the best epoch", "test": "; not used in training"}
@@ -35,7 +36,7 @@ def _overall_table(scores: Mapping[str, Any], *, season: object) -> Table:
     table = _table("pinball\nall steps", "pinball\nfirst", "pinball\nlast", "96%\ncover", "80%\ncover", "50%\ncover")
     for name, model_scores in scores.items():
         if isinstance(model_scores, Mapping) and "pinball" in model_scores:
-            season_text = f" ({_format_period(season)})" if name == "seasonal" and isinstance(season, int) else ""
+            season_text = f" ({format_duration(season)})" if name == "seasonal" and isinstance(season, int) else ""
             cells = (
                 _format_number(model_scores.get(key), ".4f") for key in ("pinball", "pinball_first", "pinball_last")
             )
@@ -83,10 +84,3 @@ def _coverage_cells(model_scores: Mapping[str, Any], *intervals: str) -> Iterato
 
 def _format_number(value: object, form: str) -> str:
     return format(value, form) if isinstance(value, int | float) else "-"
-
-
-def _format_period(seconds: int) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"

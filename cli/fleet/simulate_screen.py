@@ -49,23 +49,22 @@ class SimulationScreen:
 
     def __init__(self, service: str, plan: SimulationPlan, *, quiet: bool) -> None:
         self._service, self._plan, self._quiet = service, plan, quiet
-        self._stdout, self._stderr = console(), Console(stderr=True, highlight=False)
-        self._status: Status | None = None
+        self._stderr = Console(stderr=True, highlight=False)
+        self._status = Status("", console=self._stderr, spinner="line")
+        self._is_live = self._stderr.is_terminal and not quiet
         self._last_line_seconds = 0.0
 
     def __enter__(self) -> SimulationScreen:
         plan = self._plan
-        line = f"{plan.servers} servers, {plan.scenario}, seed {plan.seed}, to {self._service}"
         if not self._quiet:
+            line = f"{plan.servers} servers, {plan.scenario}, seed {plan.seed}, to {self._service}"
             self._stderr.print(row("sending", Text(line)))
-            if self._stderr.is_terminal:
-                self._status = Status("", console=self._stderr, spinner="line")
-                self._status.start()
+        if self._is_live:
+            self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        self._status.stop()
 
     def report(self, text: str) -> None:
         """Print a message about the service to stderr, also with `quiet`."""
@@ -76,7 +75,7 @@ class SimulationScreen:
         if self._quiet:
             return
         line = f"up to {to_iso(until)}, {tally.rows:,} rows in {tally.seconds:.0f} s"
-        if self._status is not None:
+        if self._is_live:
             self._status.update(Text(line))
         elif tally.seconds - self._last_line_seconds >= LINE_INTERVAL_SECONDS:
             self._last_line_seconds = tally.seconds
@@ -84,37 +83,33 @@ class SimulationScreen:
 
     def show_result(self, tally: SimulationTally) -> None:
         """Print what was sent, the responses, and whether they are as expected."""
-        if self._status is not None:
-            self._status.stop()
+        self._status.stop()
         if self._quiet:
             click.echo(json.dumps(tally.as_json()))
             return
         for label, text in _lines(tally):
-            self._stdout.print(row(label, Text(text)))
+            if text:
+                console().print(row(label, Text(text)))
 
 
-def _lines(tally: SimulationTally) -> list[tuple[str, str]]:
+def _lines(tally: SimulationTally) -> Iterator[tuple[str, str]]:
+    """The labels and texts of the result; a text without content is empty."""
     speed = tally.rows / tally.seconds if tally.seconds else 0.0
-    lines = [
-        ("sent", f"{tally.rows:,} rows of {tally.ticks:,} ticks in {tally.feeds:,} feeds, {speed:,.0f} rows/s"),
-        ("accepted", f"{tally.accepted:,}, and {tally.duplicates:,} duplicates"),
-    ]
-    if tally.joined or tally.left:
-        lines.append(("servers", f"{tally.left} left, {tally.joined} joined"))
-    if tally.before_window:
-        lines.append(("too old", f"{tally.before_window:,} rows were older than the service's window"))
-    if tally.retries:
-        lines.append(("retries", f"{tally.retries}"))
+    yield "sent", f"{tally.rows:,} rows of {tally.ticks:,} ticks in {tally.feeds:,} feeds, {speed:,.0f} rows/s"
+    yield "accepted", f"{tally.accepted:,}, and {tally.duplicates:,} duplicates"
+    yield "servers", f"{tally.left} left, {tally.joined} joined" if tally.joined or tally.left else ""
+    old = f"{tally.before_window:,} rows were older than the service's window"
+    yield "too old", old if tally.before_window else ""
+    yield "retries", str(tally.retries or "")
     refused = {code: count for code, count in tally.refused.items() if count}
-    expected = {code: count for code, count in tally.expected.items() if code not in {ACCEPTED, DUPLICATE}}
     if tally.bad or refused:
-        lines += [("refused", _format_counts(refused)), ("expected", _format_counts(expected))]
-    if tally.bad:
-        lines.append(("bad rows", _format_counts(tally.bad)))
-    lines += [("mismatch", line) for line in tally.mismatches]
+        expected = {code: count for code, count in tally.expected.items() if code not in {ACCEPTED, DUPLICATE}}
+        yield "refused", _format_counts(refused)
+        yield "expected", _format_counts(expected)
+    yield "bad rows", _format_counts(tally.bad) if tally.bad else ""
+    yield from (("mismatch", line) for line in tally.mismatches)
     feeds = "feed has" if tally.mismatched_feeds == 1 else "feeds have"
-    failed = f"{tally.mismatched_feeds} {feeds} unexpected results"
-    return [*lines, ("result", "as expected" if tally.as_expected else failed)]
+    yield "result", "as expected" if tally.as_expected else f"{tally.mismatched_feeds} {feeds} unexpected results"
 
 
 def _format_counts(counts: Mapping[str, int]) -> str:

@@ -6,18 +6,26 @@ and the highest p90 ahead follow. The number of metrics depends on the width of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import Event
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from cli.fleet.client import FleetClient, FleetNotRunning, make_client
-from cli.fleet.status_screen import LEVEL_STYLES, alert_lines, format_probability, parse_time, risk_text, servers_text
+from cli.fleet.rows import (
+    LEVEL_STYLES,
+    alert_table,
+    format_probability,
+    horizon_text,
+    parse_time,
+    risk_text,
+    servers_text,
+)
 from cli.live import show_live
 from cli.rows import console, row
 from cli.signals import single_interrupt
@@ -32,7 +40,7 @@ from forecastd.fleet.documents import (
     StatusResponse,
 )
 from forecastd.fleet.formatting import format_number
-from forecastd.runtime.formatting import format_duration
+from forecastd.runtime.formatting import format_count, format_duration
 from forecastd.settings import load_valid_settings
 
 METRICS: Mapping[str, str] = {
@@ -65,11 +73,10 @@ def show_top(
     settings, _ = load_valid_settings(**options)
     monitor = TopMonitor(make_client(settings, url, api_key), servers)
     with single_interrupt():
-        screen = monitor.first_screen()
         if interval is None:
-            console().print(screen)
+            console().print(monitor.screen())
         else:
-            show_live(monitor.next_screen, Event(), interval)
+            show_live(monitor.screen, Event(), interval)
 
 
 @dataclass(frozen=True)
@@ -89,59 +96,20 @@ def server_capacity(height: int | None) -> int:
     return DEFAULT_SERVERS if height is None else max(3, height - FIXED_LINES - MAX_ALERTS)
 
 
-class TopScreen:
-    """One screen, as wide as the terminal."""
-
-    def __init__(self, data: TopData, height: int | None = None) -> None:
-        self._data, self._height = data, height
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._render(options.max_width, ascii_only=options.ascii_only)
-
-    def _render(self, width: int, *, ascii_only: bool) -> RenderableType:
-        data = self._data
-        lines: list[RenderableType] = []
-        if data.error is not None:
-            lines.append(row("", Text(f"{printable(data.error)} The data below is old.", style="bold red")))
-        lines += [_header(data), "", _server_table(data, width, ascii_only=ascii_only)]
-        remaining = data.risks.summary.servers - len(data.risks.servers)
-        if remaining > 0:
-            lines.append(Text(f"and {remaining} more at lower risk", style="dim"))
-        lines += ["", *self._alerts()]
-        return Group(*lines)
-
-    def _alerts(self) -> Iterable[RenderableType]:
-        alerts, now = self._data.alerts, parse_time(self._data.status.now) or 0.0
-        if not alerts.open:
-            yield Text("no alerts")
-            return
-        used_lines = FIXED_LINES + len(self._data.risks.servers) + (ERROR_LINES if self._data.error else 0)
-        free_lines = MAX_ALERTS if self._height is None else max(1, self._height - used_lines)
-        shown = min(free_lines, len(alerts.open))
-        count_text = f"{len(alerts.open)} alert{'' if len(alerts.open) == 1 else 's'}"
-        yield Text(count_text if shown == len(alerts.open) else f"{shown} of {count_text}")
-        yield from alert_lines(alerts, now, shown, wrap=self._height is None)
-
-
 class TopMonitor:
-    """Reads one service repeatedly. `servers`: the number of servers; None for as many as fit.
-
-    An error after the first screen is shown above the last data.
-    """
+    """Reads one service repeatedly. `servers`: the number of servers; None for as many as fit."""
 
     def __init__(self, client: FleetClient, servers: int | None) -> None:
         self._client, self._servers = client, servers
         self._last_data: TopData | None = None
 
-    def first_screen(self) -> RenderableType:
-        """The first screen. Raises as `FleetClient.get` does: without any data there is nothing to show."""
-        height = self._height()
-        self._last_data = self._fetch(height)
-        return TopScreen(self._last_data, height)
+    def screen(self) -> RenderableType:
+        """The newest screen, or the last data with the error that prevents a newer one.
 
-    def next_screen(self) -> RenderableType:
-        """The newest screen, or the last data with the error that prevents a newer one."""
-        height = self._height()
+        Raises as `FleetClient.get` does while there is no data.
+        """
+        terminal = console()
+        height = terminal.height if terminal.is_terminal else None
         try:
             self._last_data = self._fetch(height)
         except (FleetNotRunning, RetryLater, NeedsHuman) as error:
@@ -170,67 +138,92 @@ class TopMonitor:
             return {}
         return {forecast.server: forecast for forecast in response.forecasts}
 
-    @staticmethod
-    def _height() -> int | None:
-        screen = console()
-        return screen.height if screen.is_terminal else None
+
+class TopScreen:
+    """One screen, as wide as the terminal. `height`: that of the terminal; None without one."""
+
+    def __init__(self, data: TopData, height: int | None = None) -> None:
+        self._data, self._height = data, height
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        data = self._data
+        if data.error is not None:
+            yield row("", Text(f"{printable(data.error)} The data below is old.", "bold red"))
+        yield from _header(data)
+        yield ""
+        yield _server_table(data, options.max_width, ascii_only=options.ascii_only)
+        remaining = data.risks.summary.servers - len(data.risks.servers)
+        if remaining > 0:
+            yield Text(f"and {remaining} more at lower risk", "dim")
+        yield ""
+        yield from self._alerts()
+
+    def _alerts(self) -> Iterator[RenderableType]:
+        alerts, now = self._data.alerts, parse_time(self._data.status.now) or 0.0
+        if not alerts.open:
+            yield Text("no alerts")
+            return
+        used_lines = FIXED_LINES + len(self._data.risks.servers) + (ERROR_LINES if self._data.error else 0)
+        free_lines = MAX_ALERTS if self._height is None else max(1, self._height - used_lines)
+        shown = min(free_lines, len(alerts.open))
+        count_text = format_count(len(alerts.open), "alert")
+        yield Text(count_text if shown == len(alerts.open) else f"{shown} of {count_text}")
+        yield alert_table(alerts, now, shown, wrap=self._height is None)
 
 
-def _header(data: TopData) -> RenderableType:
+def _header(data: TopData) -> Iterator[RenderableType]:
     """The fleet in two lines."""
-    status, summary = data.status, data.risks.summary
-    first = Text(f"{printable(data.name)}  ", style="bold")
-    first.append_text(servers_text(status.servers, " servers"))
-    age = status.forecast.age_seconds
-    forecast_text = "; no forecast yet" if age is None else f"; forecast {format_duration(age)} old"
-    first.append(forecast_text, style="" if age else "yellow")
+    status, summary, age = data.status, data.risks.summary, data.status.forecast.age_seconds
+    yield Text.assemble(
+        (f"{printable(data.name)}  ", "bold"),
+        servers_text(status.servers, " servers"),
+        ("; no forecast yet", "yellow") if age is None else f"; forecast {format_duration(age)} old",
+    )
     if not status.health.ok:
-        reasons = " ".join(printable(reason) for reason in status.health.reasons)
-        return Group(first, Text(reasons or "not healthy", style="bold red"))
-    second = risk_text(summary)
+        yield Text(" ".join(map(printable, status.health.reasons)) or "not healthy", "bold red")
+        return
+    incident = ""
     if summary.incident_probability is not None:
-        horizon = format_duration(status.model.horizon_steps * status.step_seconds)
-        second.append(f"; an incident within {horizon}: {format_probability(summary.incident_probability)}")
-    return Group(first, second)
+        incident = f"; an incident within {horizon_text(status)}: {format_probability(summary.incident_probability)}"
+    yield Text.assemble(risk_text(summary), incident)
 
 
-def _server_table(data: TopData, width: int, *, ascii_only: bool) -> RenderableType:
-    cell_width, overflow = (HEADER_WIDTH, "crop") if ascii_only else (BAR_COUNT + 1 + VALUES_WIDTH, "ellipsis")
+def _server_table(data: TopData, width: int, *, ascii_only: bool) -> Table:
+    cell_width = HEADER_WIDTH if ascii_only else BAR_COUNT + 1 + VALUES_WIDTH
     free_width = width - SERVER_WIDTH - SCORE_WIDTH - LEVEL_WIDTH - AHEAD_WIDTH - 3
     names = list(METRICS)[: max(MIN_METRICS, free_width // (cell_width + 2))]
-    columns = ((SERVER_WIDTH, "left"), (SCORE_WIDTH, "right"), (LEVEL_WIDTH, "left"), (AHEAD_WIDTH, "right"))
+    columns: list[tuple[int, JustifyMethod]] = [
+        (SERVER_WIDTH, "left"), (SCORE_WIDTH, "right"), (LEVEL_WIDTH, "left"), (AHEAD_WIDTH, "right"),
+    ]  # fmt: skip
     table = Table.grid(padding=(0, 1))
-    for size, justify in columns:
-        table.add_column(width=size, justify=justify, no_wrap=True, overflow=overflow)  # type: ignore[arg-type]
-    for _ in names:
-        table.add_column(width=cell_width, no_wrap=True, overflow=overflow)  # type: ignore[arg-type]
+    for size, justify in columns + [(cell_width, "left")] * len(names):
+        table.add_column(
+            width=size, justify=justify, no_wrap=True, overflow="crop" if ascii_only else "ellipsis"
+        )  # fmt: skip
     headers = ["server", "", "risk", "ahead", *(METRICS[name] for name in names)]
-    table.add_row(*(Text(header, style="dim") for header in headers))
+    table.add_row(*(Text(header, "dim") for header in headers))
     for risk in data.risks.servers:
         forecast = data.forecasts.get(risk.server)
-        cells = [_metric_cell(name, risk.current.get(name), forecast, ascii_only=ascii_only) for name in names]
         style = LEVEL_STYLES.get(risk.level, "")
-        level = "maintain" if risk.status == "maintenance" else printable(risk.level)
         table.add_row(
             Text(printable(risk.server)),
-            Text(str(int(risk.score)), style=style),
-            Text(level, style=style),
+            Text(str(int(risk.score)), style),
+            Text("maintain" if risk.status == "maintenance" else printable(risk.level), style),
             _time_to_critical(risk),
-            *cells,
+            *(_metric_cell(name, risk.current.get(name), forecast, ascii_only=ascii_only) for name in names),
         )
     return table
 
 
 def _time_to_critical(risk: ServerRisk) -> Text:
     """The time until a server is critical, with a question mark where that is only possible."""
-    if risk.minutes_ahead is None:
+    minutes = risk.minutes_ahead
+    if minutes is None:
         return Text("")
-    if risk.minutes_ahead == 0:
-        return Text("now", style=LEVEL_STYLES["critical"])
-    text = f"{format_number(round(risk.minutes_ahead, 1))}m"
-    if risk.minutes_ahead < 0.995:
-        text = f"{60 * risk.minutes_ahead:.0f}s"
-    return Text(text, style="yellow") if risk.quantile_ahead == LIKELY_LEVEL else Text(f"{text}?", style="dim")
+    if minutes == 0:
+        return Text("now", LEVEL_STYLES["critical"])
+    text = f"{60 * minutes:.0f}s" if minutes < 0.995 else f"{format_number(round(minutes, 1))}m"
+    return Text(text, "yellow") if risk.quantile_ahead == LIKELY_LEVEL else Text(f"{text}?", "dim")
 
 
 def _metric_cell(name: str, now: float | None, forecast: ServerForecastResponse | None, *, ascii_only: bool) -> Text:

@@ -9,6 +9,7 @@ unknown fields, and gives a missing field its default. The server fills every fi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -16,7 +17,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
-from forecastd.fleet.contract import STATUSES
+from forecastd.fleet.contract import STATUSES, FeedResponse
 
 RISK_LEVELS = ("ok", "watch", "warning", "critical")
 EXAMPLE_TIME = "2026-01-31T12:00:00Z"
@@ -133,14 +134,16 @@ class IngestCounters(_Document):
     duplicates: int = 0
     by_reason: Mapping[str, int] = field(default_factory=dict)
 
-    def add(self, accepted: int, refused: int, duplicates: int, by_reason: Mapping[str, int]) -> IngestCounters:
+    def add(self, response: FeedResponse) -> IngestCounters:
         """The counters with those of one more feed."""
-        reasons = dict(self.by_reason)
-        for code, count in by_reason.items():
-            reasons[code] = reasons.get(code, 0) + count
+        by_reason = Counter(self.by_reason)
+        by_reason.update(response.counts)
         return IngestCounters(
-            self.accepted + accepted, self.refused + refused, self.duplicates + duplicates, reasons
-        )  # fmt: skip
+            self.accepted + response.accepted,
+            self.refused + response.refused,
+            self.duplicates + response.duplicates,
+            by_reason,
+        )
 
 
 @dataclass(frozen=True)

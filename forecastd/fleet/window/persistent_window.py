@@ -62,7 +62,7 @@ class PersistentWindow:
 
     def _count(self, response: FeedResponse) -> FeedResponse:
         with self._lock:
-            self.counters = self.counters.add(response.accepted, response.refused, response.duplicates, response.counts)
+            self.counters = self.counters.add(response)
         return response
 
     def advance(self, tick: int) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from cli.fleet.status_screen import format_probability, status_screen
+from cli.fleet.rows import format_probability
+from cli.fleet.status_screen import status_screen
 from cli.fleet.top_screen import TopData, TopScreen, format_bars, format_short, server_capacity
 from forecastd.fleet.documents import AlertsResponse, ForecastsResponse, RisksResponse, StatusResponse, parse_document
 
