@@ -22,7 +22,8 @@ from forecastd.supervise.queue import JobQueue, WorkItem
 log = logging.getLogger(__name__)
 
 STARTUP_PHASES = {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP}
-MAX_POLL_SECONDS = 1.0  # the longest time between two checks of the children
+MAX_POLL_SECONDS = 1.0  # the longest time between two checks of children that work
+MAX_IDLE_SECONDS = 60.0  # the same while every child is idle: only its heartbeat matters, and its exit wakes the pool
 # An exiting process closes its channel a moment before it ends; one that lives on without a channel is useless.
 _CLOSED_CHANNEL_GRACE_SECONDS = 1.0
 
@@ -403,7 +404,11 @@ class ChildManager:
     def seconds_to_next_event(self, now: float) -> float:
         """Seconds until the next check is due."""
         limits = self._policy.limits
-        times = [now + MAX_POLL_SECONDS, *(item.deadline for item in self._queue.pending)]
+        children = [slot.child for slot in self.slots if slot.child is not None]
+        all_idle = not self.stopping and all(slot.child is None or slot.is_idle for slot in self.slots)
+        can_wait = all_idle and all(child.exit_fd is not None for child in children)
+        times = [now + (MAX_IDLE_SECONDS if can_wait else MAX_POLL_SECONDS)]
+        times += [item.deadline for item in self._queue.pending]
         times += [child.next_shutdown_time() for child in self.stopping]
         for slot in self.slots:
             times.append(slot.backoff.not_before)

@@ -186,22 +186,23 @@ class ProcessPool(Closeable):
         """The pool's thread: runs until the pool is closed and every child has exited."""
         manager, clock = self._child_manager, self._clock
         try:
-            last_check = clock.monotonic()
+            now = clock.monotonic()
             while not self._queue.closed or manager.stopping:
-                manager.fill_slots(last_check)
-                for key, _ in manager.selector.select(manager.seconds_to_next_event(clock.monotonic())):
+                manager.fill_slots(now)
+                now = clock.monotonic()
+                next_check = now + manager.seconds_to_next_event(now)
+                for key, _ in manager.selector.select(next_check - now):
                     if key.fileobj is self._wake_reader:
                         self._wake_reader.recv(4096)
                 now = clock.monotonic()
                 while self._commands:
                     self._commands.popleft()()
                 manager.read_children(now)
-                if now - last_check > MAX_POLL_SECONDS + _SUSPENDED_SECONDS:
+                if now - next_check > _SUSPENDED_SECONDS:
                     log.warning(
-                        "The supervisor was not scheduled for %.1f s; process timers were reset.", now - last_check
+                        "The supervisor was not scheduled for %.1f s; process timers were reset.", now - next_check
                     )
                     manager.reset_timers(now)
-                last_check = now
                 manager.handle_due_events(now)
         finally:
             with self._lock:

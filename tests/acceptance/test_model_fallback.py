@@ -25,8 +25,8 @@ PHRASE = "battle skin client soda volume govern buddy achieve bike whale same lo
 FAULTY_COMMAND = """
 import functools, sys
 from forecastd.inference import forecaster
-from forecastd.supervise.policy import ChildSetup
-forecaster.ChildSetup = functools.partial(ChildSetup, faults=sys.argv[1], faulty_launches=int(sys.argv[2]))
+from forecastd.inference.market_runner import market_setup
+forecaster.market_setup = functools.partial(market_setup, faults=sys.argv[1], faulty_launches=int(sys.argv[2]))
 del sys.argv[1:3]
 from cli.main import run
 run()
