@@ -48,7 +48,7 @@ class FakeForecaster(Forecaster):
         self.manifest = read_market_manifest(DEMO_MODEL)
         self.features = parse_features((*self.manifest.past, *self.manifest.known), "the demo bundle")
         self.warnings = ()
-        self._before_forecast, self._fallback = before_forecast, None
+        self._before_forecast, self.fallback = before_forecast, None
 
     def check(self, over: Callable[[], bool] = lambda: False) -> str:
         return self.manifest.sha256

@@ -63,7 +63,7 @@ def engine_seconds(bundle: Path, servers: SimulatedServers, turns: int) -> dict[
     """For each engine the seconds of the first forecast and of the best one after it, JSON included."""
     from forecastd.fleet.forecast.fleet_forecast import STORED_LEVELS
     from forecastd.fleet.window.readiness import prepare_input
-    from forecastd.inference.quantile_json import metrics_json
+    from forecastd.inference.quantile_json import QuantileJsonWriter
     from models.fleet.base import FleetInput
     from models.fleet.bundle import load_fleet_bundle
     from models.fleet.engines import load_fleet_engine
@@ -82,7 +82,7 @@ def engine_seconds(bundle: Path, servers: SimulatedServers, turns: int) -> dict[
             quantiles = engine.forecast(
                 FleetInput(block.tick, STEP, block.servers, block.profiles, ready.filled, ready.lengths)
             )
-            metrics_json(quantiles, MODEL_M.metrics, MODEL_M.levels, STORED_LEVELS)
+            QuantileJsonWriter(MODEL_M.metrics, MODEL_M.levels, STORED_LEVELS)(quantiles)
             seconds.append(time.perf_counter() - started)
             engine.look_ahead(block.tick + 1)  # in the pause, as in the service
         best_seconds |= {f"{name}, first": seconds[0], name: min(seconds[1:])}

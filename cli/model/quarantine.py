@@ -26,8 +26,8 @@ def command(shared: dict[str, Any] | None, /, release: str | None, as_json: bool
     """List the bundles in quarantine, or release them.
 
     A bundle is quarantined when its processes hung, crashed or gave invalid results three times without a valid result in
-    between. While it is quarantined, the topic uses its last good bundle, if there is one. A running worker reads the
-    quarantine only when it starts.
+    between. While it is quarantined, the topic or the fleet uses its last good bundle, if there is one. A running worker
+    or fleet reads the quarantine only when it starts.
     """
     bundle_store = open_bundle_store(load_settings(**(shared or {})), SystemClock())
     quarantined = bundle_store.list_quarantined()

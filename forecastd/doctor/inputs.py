@@ -62,7 +62,7 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
     If the bundle fails, a second finding names the fallback bundle, if there is one.
     """
     features, path = load_features(settings.model.features_path), settings.model_path
-    fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic.id)
+    fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic.id, read_market_manifest)
     try:
         manifest = read_market_manifest(path)
     except ModelError as error:
@@ -83,12 +83,14 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
     return [_model_age_finding(manifest, message, settings, clock)]
 
 
-def _model_failure(cause: str, fix: str, fallbacks: FallbackBundles, excluded: Collection[str] = ()) -> list[Finding]:
+def _model_failure(
+    cause: str, fix: str, fallbacks: FallbackBundles[MarketManifest], excluded: Collection[str] = ()
+) -> list[Finding]:
     """The finding on a bundle that cannot run, and one on its fallback. `excluded`: sha256 of bundles not to use."""
     findings = [Finding("model", Level.FAIL, cause, fix or MODEL_FIX)]
     for _, bundle in fallbacks.candidates(set(excluded))[:1]:
         message = (
-            f"falling back to the last good model of topic {fallbacks.topic}, {bundle.name} ({bundle.sha256[:12]})"
+            f"falling back to the last good model of topic {fallbacks.owner}, {bundle.name} ({bundle.sha256[:12]})"
         )
         findings.append(Finding("model", Level.WARN, message, "Fix the configured model nevertheless."))
     return findings

@@ -27,8 +27,10 @@ from forecastd.fleet.tick_evaluator import TickEvaluator
 from forecastd.fleet.ticker import Ticker
 from forecastd.fleet.window.persistent_window import PersistentWindow
 from forecastd.fleet.window.store import FILE_NAME, TickStore
+from forecastd.inference.bundle_store import FallbackBundles, open_bundle_store
 from forecastd.runtime.closeable import Closeable
 from forecastd.settings import Settings
+from models.fleet.bundle import read_fleet_manifest
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,10 @@ class Fleet(Closeable):
             settings.fleet_state_path / FILE_NAME, step=self.step, hours=settings.fleet.history_hours,
             megabytes=settings.fleet.history_mb,
         )  # fmt: skip
-        self.model = ModelManager(settings, clock, factory or forecaster_factory(settings, clock), WINDOW_TICKS)
+        fallback = FallbackBundles(open_bundle_store(settings, clock), "fleet", read_fleet_manifest)
+        self.model = ModelManager(
+            settings, factory or forecaster_factory(settings, clock), WINDOW_TICKS, None if synthetic else fallback
+        )
         self.window = PersistentWindow(settings, clock, store, self.model.retained_ticks)
         self.snapshot = FleetSnapshot(tick=-1)
         self._snapshot_lock = threading.Lock()
@@ -166,7 +171,7 @@ class Fleet(Closeable):
         """Wait until the model is ready. Runs in the forecast thread; False if the fleet is stopping or cannot continue."""
         while not self._stopping.is_set():
             try:
-                self.model.wait_until_ready()
+                self.model.check()
             except NeedsHuman as error:
                 self.fatal_error = error
                 self._on_fatal()

@@ -6,7 +6,7 @@ simulated servers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,10 @@ from forecastd.fleet.forecast.fleet_forecast import TFT
 from forecastd.fleet.forecast.forecaster import FleetForecaster
 from forecastd.fleet.simulator import Simulator
 from forecastd.fleet.window.window import WindowBlock
-from forecastd.inference.stages import StageResult, stage_timer
+from forecastd.inference.model_check import bundle_notes
+from forecastd.inference.stages import StageResult, describe_model, stage_timer
 from forecastd.settings import Settings
 from forecastd.supervise.policy import policy_from_settings
-from models.bundle.files import unknown_files
 from models.fleet.manifest import FleetManifest
 
 SAMPLE_SERVERS = 20
@@ -45,9 +45,10 @@ def check_fleet_model(
     with FleetForecaster(bundle, policy=policy, clock=clock, engine=settings.fleet.engine) as forecaster:
         manifest = forecaster.manifest
         with stage("model") as lines:
-            forecaster.wait_until_ready()
-            lines.append(f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are right")
-            lines.extend(_notes(bundle, manifest))
+            forecaster.check()
+            lines.append(describe_model(forecaster))
+            synthetic = "trained on simulated data; a model trained on your own servers' history is more accurate"
+            lines.extend(bundle_notes(forecaster, synthetic))
         with stage("forecast") as lines:
             lines.append(_run_forecast(forecaster, now))
     return manifest
@@ -69,11 +70,3 @@ def _run_forecast(forecaster: FleetForecaster, now: float) -> str:
         f"{SAMPLE_SERVERS} simulated servers, {len(manifest.metrics)} metrics, {manifest.horizon} steps of {manifest.step} s "
         f"({minutes:g} min) ahead, engine {forecaster.engine}"
     )
-
-
-def _notes(bundle: Path, manifest: FleetManifest) -> Iterator[str]:
-    """Notes on a valid bundle that matter to its user."""
-    if manifest.training.synthetic:
-        yield "trained on simulated data; a model trained on your own servers' history is more accurate"
-    if unknown := unknown_files(bundle, manifest.files):
-        yield f"files that are not in the manifest and are not read: {', '.join(unknown)}"

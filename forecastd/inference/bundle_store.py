@@ -1,35 +1,53 @@
 """Copies of bundles that made good forecasts, and the list of quarantined bundles.
 
-The store is in the state directory and keeps the last two good bundles of each topic, to fall back to when a model is
-truncated, changed or hangs. A copy is verified like any bundle when it is loaded. A store that cannot be written costs a
-warning, never a forecast.
+The store is in the state directory and keeps the last two good bundles of each topic and of the fleet, to fall back to when
+a model is truncated, changed or hangs. A copy is verified like any bundle when it is loaded. A store that cannot be written
+costs a warning, never a forecast.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from forecastd.clock import Clock, to_iso
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.runtime.files import write_atomic
 from forecastd.settings import Settings
+from models.bundle.files import copy_files, fail, read_manifest_bytes
+from models.bundle.records import FileRecord
 from models.errors import ModelError
-from models.market.bundle import copy_market_bundle, read_market_manifest
-from models.market.manifest import MarketManifest
 
 log = logging.getLogger(__name__)
 
 BUNDLES_PER_TOPIC = 2
 INDEX_NAME = "index.json"
 OLD_INDEX_NAME = "shelf.json"  # of releases before 0.1.0; the same content
+
+Index = dict[str, dict[str, Any]]
+
+
+class BundleManifest(Protocol):
+    """What the store needs to know of a manifest, of whichever kind."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def files(self) -> Mapping[str, FileRecord]: ...
+
+
+BundleManifestT = TypeVar("BundleManifestT", bound=BundleManifest)
 
 
 @dataclass(frozen=True)
@@ -43,63 +61,51 @@ class QuarantineEntry:
 
 
 class BundleStore:
-    """The bundle store of one state directory. Safe for threads."""
+    """The bundle store of one state directory. Safe for threads and processes."""
 
     def __init__(self, directory: Path, clock: Clock) -> None:
-        self._directory, self._clock, self._lock = directory, clock, Lock()
+        self._directory, self._clock = directory, clock
 
-    def add(self, topic: int, bundle: Path, manifest: MarketManifest) -> None:
-        """Record that this bundle made a good forecast for a topic, and copy it once.
+    def add(self, owner: int | str, bundle: Path, manifest: BundleManifest) -> None:
+        """Record that this bundle made a good forecast for its owner (a topic, or the fleet), and copy it once.
 
-        Copies beyond the last `BUNDLES_PER_TOPIC` of each topic are removed.
+        Copies beyond the last `BUNDLES_PER_TOPIC` of each owner are removed.
         """
         sha256 = manifest.sha256
         copy = self._directory / sha256
-        with self._lock:
-            try:
-                index, is_valid = self._read_index()
-                good = index["good"].get(str(topic), [])
-                if good[:1] == [sha256] and copy.is_dir():
-                    return
-                if not copy.is_dir():
-                    copy_market_bundle(bundle, copy, sha256)
-                index["good"][str(topic)] = [sha256, *(sha for sha in good if sha != sha256)][:BUNDLES_PER_TOPIC]
-                self._write_index(index)
-                if is_valid:
-                    self._remove_unused(index)
-            except (OSError, ModelError, ForecastdError) as error:
-                log.warning("Cannot keep a copy of the model %s to fall back to: %s", manifest.name, error)
+        with _warns_only(f"Cannot keep a copy of the model {manifest.name} to fall back to"), self._locked():
+            index, is_valid = self._read_index()
+            good = index["good"].get(str(owner), [])
+            if good[:1] == [sha256] and copy.is_dir():
+                return
+            if not copy.is_dir():
+                _copy_bundle(bundle, copy, manifest)
+            index["good"][str(owner)] = [sha256, *(sha for sha in good if sha != sha256)][:BUNDLES_PER_TOPIC]
+            self._write_index(index)
+            if is_valid:
+                self._remove_unused(index)
 
-    def list_good(self, topic: int) -> list[Path]:
-        """The paths of a topic's good bundles that are not quarantined, newest first."""
-        try:
-            with self._lock:
-                index, _ = self._read_index()
-            hashes = [sha for sha in index["good"].get(str(topic), []) if sha not in index["quarantined"]]
-            return [path for sha in hashes if (path := self._directory / sha).is_dir()]
-        except OSError as error:
-            log.warning("Cannot read the copies of earlier models: %s", error)
-            return []
+    def list_good(self, owner: int | str) -> list[Path]:
+        """The paths of an owner's good bundles that are not quarantined, newest first."""
+        index: Index = {"good": {}, "quarantined": {}}
+        with _warns_only("Cannot read the copies of earlier models"):
+            index, _ = self._read_index()
+        hashes = [sha for sha in index["good"].get(str(owner), []) if sha not in index["quarantined"]]
+        return [path for sha in hashes if (path := self._directory / sha).is_dir()]
 
-    def quarantine(self, manifest: MarketManifest, reason: str) -> None:
+    def quarantine(self, manifest: BundleManifest, reason: str) -> None:
         """Record that this bundle must not run while there is a fallback."""
-        with self._lock:
-            try:
-                index, _ = self._read_index()
-                since = to_iso(self._clock.now())
-                index["quarantined"][manifest.sha256] = {"name": manifest.name, "since": since, "reason": reason[:500]}
-                self._write_index(index)
-            except (OSError, ForecastdError) as error:
-                log.warning("Could not record that %s is quarantined: %s", manifest.name, error)
+        with _warns_only(f"Could not record that {manifest.name} is quarantined"), self._locked():
+            index, _ = self._read_index()
+            since = to_iso(self._clock.now())
+            index["quarantined"][manifest.sha256] = {"name": manifest.name, "since": since, "reason": reason[:500]}
+            self._write_index(index)
 
     def list_quarantined(self) -> dict[str, QuarantineEntry]:
         """All quarantined bundles, by sha256."""
-        try:
-            with self._lock:
-                index, _ = self._read_index()
-        except OSError as error:
-            log.warning("Cannot read the list of quarantined models: %s", error)
-            return {}
+        index: Index = {"quarantined": {}}
+        with _warns_only("Cannot read the list of quarantined models"):
+            index, _ = self._read_index()
         return {sha: QuarantineEntry(sha, **entry) for sha, entry in index["quarantined"].items()}
 
     def release(self, prefix: str) -> list[QuarantineEntry]:
@@ -108,50 +114,57 @@ class BundleStore:
         Raises:
             NeedsHuman: the index cannot be read or written.
         """
-        entries = [entry for sha, entry in self.list_quarantined().items() if sha.startswith(prefix)]
-        with self._lock:
-            try:
+        try:
+            with self._locked():
                 index, _ = self._read_index()
-            except OSError as error:
-                message = f"Cannot read {self._directory / INDEX_NAME}: {error.strerror}. Check its permissions."
-                raise NeedsHuman(message) from None
-            for entry in entries:
-                index["quarantined"].pop(entry.sha256, None)
-            if entries:
-                self._write_index(index)
+                quarantined = index["quarantined"]
+                entries = [QuarantineEntry(sha, **quarantined[sha]) for sha in quarantined if sha.startswith(prefix)]
+                for entry in entries:
+                    del quarantined[entry.sha256]
+                if entries:
+                    self._write_index(index)
+        except OSError as error:
+            message = f"Cannot read {self._directory / INDEX_NAME}: {error.strerror}. Check its permissions."
+            raise NeedsHuman(message) from None
         return entries
 
-    def _read_index(self) -> tuple[dict[str, dict[str, Any]], bool]:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Change the store in one thread of one process at a time."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _read_index(self) -> tuple[Index, bool]:
         """The index, and whether it is valid. An invalid index counts as empty, but then no copy may be removed.
 
         Raises:
             OSError: the index exists but cannot be read, so it must not be overwritten.
         """
         path = self._directory / INDEX_NAME
-        empty: dict[str, dict[str, Any]] = {"good": {}, "quarantined": {}}
-        try:
-            index = json.loads(self._read_bytes(path))
-        except FileNotFoundError:
-            return empty, True
-        except (ValueError, RecursionError) as error:
-            log.warning("%s is not a valid bundle index (%s); it is treated as empty.", path, error)
-            return empty, False
-        if _is_index(index):
-            return {"good": dict(index["good"]), "quarantined": dict(index["quarantined"])}, True
-        log.warning("%s is not a valid bundle index; it is treated as empty.", path)
-        return empty, False
-
-    def _read_bytes(self, path: Path) -> bytes:
-        """The content of the index. An index under its old name is renamed first. Raises OSError."""
         if not path.exists():
             with suppress(FileNotFoundError):
                 (self._directory / OLD_INDEX_NAME).rename(path)
-        return path.read_bytes()
+        reason = ""
+        try:
+            index = json.loads(path.read_bytes())
+            if _is_index(index):
+                return index, True
+        except FileNotFoundError:
+            return {"good": {}, "quarantined": {}}, True
+        except (ValueError, RecursionError) as error:
+            reason = f" ({error})"
+        log.warning("%s is not a valid bundle index%s; it is treated as empty.", path, reason)
+        return {"good": {}, "quarantined": {}}, False
 
-    def _write_index(self, index: Mapping[str, object]) -> None:
+    def _write_index(self, index: Index) -> None:
         write_atomic(self._directory / INDEX_NAME, json.dumps(index, indent=1).encode())
 
-    def _remove_unused(self, index: Mapping[str, Mapping[str, Any]]) -> None:
+    def _remove_unused(self, index: Index) -> None:
         used = {sha for hashes in index["good"].values() for sha in hashes}
         for path in self._directory.iterdir():
             if path.is_dir() and path.name not in used:
@@ -164,24 +177,42 @@ def open_bundle_store(settings: Settings, clock: Clock) -> BundleStore:
 
 
 @dataclass(frozen=True)
-class FallbackBundles:
-    """The fallback bundles of one topic."""
+class FallbackBundles(Generic[BundleManifestT]):
+    """The fallback bundles of one topic, or of the fleet. `read`: reads a manifest of their kind."""
 
     store: BundleStore
-    topic: int
+    owner: int | str
+    read: Callable[[Path], BundleManifestT]
 
-    def candidates(self, excluded: set[str]) -> list[tuple[Path, MarketManifest]]:
+    def candidates(self, excluded: set[str]) -> list[tuple[Path, BundleManifestT]]:
         """The bundles to fall back to, newest first, without those whose sha256 is excluded."""
         bundles = []
-        for path in self.store.list_good(self.topic):
+        for path in self.store.list_good(self.owner):
             try:
-                manifest = read_market_manifest(path)
+                manifest = self.read(path)
             except ModelError as error:
                 log.warning("The copy of an earlier model is invalid: %s", error)
                 continue
             if manifest.sha256 not in excluded:
                 bundles.append((path, manifest))
         return bundles
+
+
+@contextmanager
+def _warns_only(message: str) -> Iterator[None]:
+    """Log a failure of the store as a warning."""
+    try:
+        yield
+    except (OSError, ModelError, ForecastdError) as error:
+        log.warning("%s: %s", message, error)
+
+
+def _copy_bundle(source: Path, target: Path, manifest: BundleManifest) -> None:
+    """Copy the bundle with this manifest, whole or not at all. Raises BundleError, OSError."""
+    content = read_manifest_bytes(source)
+    if hashlib.sha256(content).hexdigest() != manifest.sha256:
+        fail("hash", f"{source} is no longer the bundle {manifest.sha256[:12]}: it was replaced by another one.")
+    copy_files(source, target, content, manifest.files)
 
 
 def _is_index(index: object) -> bool:

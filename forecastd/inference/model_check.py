@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from forecastd.clock import Clock
 from forecastd.inference.forecaster import Forecaster
@@ -19,6 +20,7 @@ from forecastd.inference.stages import (
     describe_model,
     stage_timer,
 )
+from forecastd.inference.supervised_model import SupervisedModel
 from forecastd.market.features import load_features
 from forecastd.market.sources import open_source
 from forecastd.market.window import RollingWindow
@@ -51,7 +53,11 @@ def check_model(
         with stage("model") as lines:
             forecaster.check()
             lines.append(describe_model(forecaster))
-            lines.extend(_warnings(bundle, forecaster.manifest))
+            lines.extend(
+                bundle_notes(
+                    forecaster, "trained on synthetic data: for the local network only; testnet and mainnet refuse it"
+                )
+            )
         with stage("data") as lines:
             candles, repairs = forecaster.gather_candles(source, window, now)
             lines.append(describe_candles(candles, source.name, now))
@@ -64,9 +70,9 @@ def check_model(
         return forecaster.manifest
 
 
-def _warnings(bundle: Path, manifest: MarketManifest) -> Iterator[str]:
-    """Facts that do not make a bundle invalid, but matter to its user."""
-    if manifest.training.synthetic:
-        yield "trained on synthetic data: for the local network only; testnet and mainnet refuse it"
-    if unknown := unknown_files(bundle, manifest.files):
+def bundle_notes(model: SupervisedModel[Any], synthetic: str) -> Iterator[str]:
+    """Facts that do not make a bundle invalid, but matter to its user. `synthetic`: what simulated training data means."""
+    if model.manifest.training.synthetic:
+        yield synthetic
+    if unknown := unknown_files(model.bundle, model.manifest.files):
         yield f"not in the manifest and never read: {', '.join(unknown)}"

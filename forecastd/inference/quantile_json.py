@@ -67,16 +67,6 @@ class QuantileJsonWriter:
         return output
 
 
-def metrics_json(
-    quantiles: NDArray[np.float32],
-    metrics: Sequence[MetricInfo],
-    levels: Sequence[float],
-    output_levels: Sequence[float],
-) -> list[bytes]:
-    """One JSON document per server, from quantiles `[S, M, Q, H]`; see `QuantileJsonWriter`."""
-    return QuantileJsonWriter(metrics, levels, output_levels)(quantiles)
-
-
 def _build_prefixes(metrics: Sequence[MetricInfo], output_levels: Sequence[float]) -> list[bytes]:
     """The bytes before each list of numbers, by metric and level."""
     prefixes = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from forecastd.clock import Clock, to_iso
-from forecastd.inference.forecaster import Forecaster
+from forecastd.inference.supervised_model import SupervisedModel
 from forecastd.ledger.ledger import LedgerEntry
 from forecastd.market.candles import Candles
 from forecastd.market.guards import GuardReport
@@ -45,9 +46,9 @@ def describe_candles(candles: Candles, source: str, now: float) -> str:
     return f"{source}: {kind}{len(candles)} candles to {to_iso(candles.end)}, {format_duration(now - candles.end)} old"
 
 
-def describe_model(forecaster: Forecaster) -> str:
+def describe_model(model: SupervisedModel[Any]) -> str:
     """Name and hash of a model that passed its check."""
-    manifest = forecaster.manifest
+    manifest = model.manifest
     return f"{manifest.name} ({manifest.sha256[:12]}): hashes, weights and canary are correct"
 
 

@@ -8,25 +8,22 @@ by the new one.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.fleet.documents import ModelReference, ReloadResponse
 from forecastd.fleet.forecast.fleet_forecast import FleetForecast
 from forecastd.fleet.forecast.forecaster import FleetForecaster
-from forecastd.fleet.window.readiness import PreparedInput
 from forecastd.fleet.window.window import WindowBlock
-from forecastd.runtime.retry import backoff_seconds
+from forecastd.inference.bundle_store import FallbackBundles
 from forecastd.settings import Settings
-from forecastd.supervise.events import SupervisionCounts
-from forecastd.supervise.policy import SupervisionPolicy, policy_from_settings
+from forecastd.supervise.policy import policy_from_settings
 from models.fleet.manifest import FleetManifest
 
 log = logging.getLogger(__name__)
@@ -34,26 +31,11 @@ log = logging.getLogger(__name__)
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_LOOKBACK_TICKS = 5000  # ticks that the first model may look back
 LOOKBACK_MARGIN = 30  # ticks that may close between two reads of the window
-RETRY_SECONDS = (30.0, 600.0)  # before a quarantined model is opened again: first and maximum delay
 STOP_SECONDS = 0.5  # for the model's processes, so that the whole service stops within a second
 
-
-class FleetForecasterProtocol(Protocol):
-    """One bundle in children of its own: `FleetForecaster`, or a fake in tests."""
-
-    manifest: FleetManifest
-
-    @property
-    def counts(self) -> SupervisionCounts: ...
-    def wait_until_ready(self, seconds: float | None = None, is_cancelled: Callable[[], bool] = ...) -> str: ...
-    def forecast(
-        self, block: WindowBlock, prepared: PreparedInput | None = None, is_cancelled: Callable[[], bool] = ...
-    ) -> FleetForecast: ...
-    def children(self) -> list[dict[str, object]]: ...
-    def close(self) -> None: ...
-
-
-ForecasterFactory = Callable[[Path, SupervisionPolicy], FleetForecasterProtocol]
+# Opens a bundle that the second argument accepts, with the last good ones as its fallback, or none.
+FleetFallback = FallbackBundles[FleetManifest]
+ForecasterFactory = Callable[[Path, Callable[[FleetManifest], None], FleetFallback | None], FleetForecaster]
 
 
 class ReloadInProgress(ForecastdError):
@@ -70,24 +52,22 @@ class ModelManager:
     `retained_ticks`: how many ticks of each server this model and its successors may look back.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, factory: ForecasterFactory, retained_ticks: int) -> None:
+    def __init__(
+        self, settings: Settings, factory: ForecasterFactory, retained_ticks: int, fallback: FleetFallback | None
+    ) -> None:
         """Open the bundle of the settings; its children begin to load. `retained_ticks`: the minimum number of ticks
-        in memory.
+        in memory. `fallback`: the last good bundles.
 
         Raises:
             NeedsHuman: there is no such bundle, or it does not fit this fleet.
         """
-        self._settings, self._clock, self._factory, self._retained_ticks = settings, clock, factory, MAX_LOOKBACK_TICKS
-        policy = policy_from_settings(settings, standbys=settings.supervision.standbys)
-        limits = replace(policy.limits, stopping=min(policy.limits.stopping, STOP_SECONDS))
-        self.policy = replace(policy, limits=limits)
+        self._settings, self._factory, self._fallback = settings, factory, fallback
         self._change_lock, self._lock = threading.Lock(), threading.Lock()
         self._closed = False
-        self._candidate: FleetForecasterProtocol | None = None
-        self._path = settings.fleet.model_path
-        self._current = self._open(self._path)
-        self._reopenings, self._quarantined_at = 0, -math.inf
-        self.retained_ticks = self._retained_ticks = max(retained_ticks, self.manifest.encoder_length + LOOKBACK_MARGIN)
+        self._candidate: FleetForecaster | None = None
+        self.retained_ticks = MAX_LOOKBACK_TICKS
+        self._current = factory(settings.fleet.model_path, self._require_short_encoder, fallback)
+        self.retained_ticks = max(retained_ticks, self.manifest.encoder_length + LOOKBACK_MARGIN)
 
     @property
     def manifest(self) -> FleetManifest:
@@ -99,43 +79,19 @@ class ModelManager:
         current = self._current
         return {**current.counts.as_json(), "children": current.children()}
 
-    def wait_until_ready(self) -> None:
-        """Wait until the bundle in use has passed its canary.
-
-        Raises:
-            NeedsHuman: the bundle is invalid.
-            SkipEpoch, RetryLater: no child became ready.
-        """
-        self._reopen_after_quarantine()
-        self._current.wait_until_ready(is_cancelled=self._is_closed)
+    def check(self) -> None:
+        """Wait until the bundle in use has passed its canary. Raises as `FleetForecaster.check` does."""
+        self._current.check(self._is_closed)
 
     def forecast(self, block: WindowBlock) -> FleetForecast:
         """The forecast of all servers of a block. Raises as `FleetForecaster.forecast` does."""
-        self._reopen_after_quarantine()
         while True:
             current = self._current
             try:
-                return current.forecast(block, is_cancelled=self._is_closed)
+                return current.forecast(block, self._is_closed)
             except ForecastdError:
                 if self._current is current or self._closed:
                     raise  # otherwise the model was replaced meanwhile
-
-    def _reopen_after_quarantine(self) -> None:
-        """Open a quarantined bundle again after a delay: the cause of its failures may be over."""
-        current, now = self._current, self._clock.monotonic()
-        if not current.counts.quarantines or self._closed:
-            return
-        if self._quarantined_at == -math.inf:
-            self._quarantined_at = now
-        if now - self._quarantined_at < backoff_seconds(self._reopenings + 1, *RETRY_SECONDS, jitter=0):
-            return
-        self._quarantined_at, self._reopenings = -math.inf, self._reopenings + 1
-        log.warning("reopening the quarantined model %s", current.manifest.name, extra={"action": "model"})
-        new = self._open(self._path)
-        with self._lock:
-            if self._current is current and not self._closed:
-                self._current, new = new, current
-        new.close()
 
     def change_to(self, name: str) -> ReloadResponse:
         """Change to the bundle of this name, if it is valid.
@@ -164,7 +120,7 @@ class ModelManager:
 
     def _replace(self, bundle: Path) -> ReloadResponse:
         try:
-            new = self._open(bundle)
+            new = self._factory(bundle, self._require_short_encoder, None)
         except NeedsHuman as error:
             raise IncompatibleModel(str(error)) from None
         with self._lock:
@@ -172,14 +128,14 @@ class ModelManager:
         try:
             if closed:
                 raise IncompatibleModel("The fleet is shutting down.")
-            new.wait_until_ready(is_cancelled=self._is_closed)
+            new.check(self._is_closed)
         except ForecastdError as error:
             self._candidate = None
             new.close()
             raise IncompatibleModel(str(error)) from None
         with self._lock:
-            old, self._current, self._candidate, self._path = self._current, new, None, bundle
-            self._reopenings, self._quarantined_at = 0, -math.inf
+            old, self._current, self._candidate = self._current, new, None
+            new.fallback = self._fallback
         old.close()
         log.info(
             "the model %s (%s) replaced %s (%s)", new.manifest.name, new.manifest.sha256[:12],
@@ -207,25 +163,26 @@ class ModelManager:
             )
         return path
 
-    def _open(self, bundle: Path) -> FleetForecasterProtocol:
-        forecaster = self._factory(bundle, self.policy)
-        length = forecaster.manifest.encoder_length
-        if length > self._retained_ticks:
-            forecaster.close()
+    def _require_short_encoder(self, manifest: FleetManifest) -> None:
+        if manifest.encoder_length > self.retained_ticks:
             raise NeedsHuman(
-                f"The model {forecaster.manifest.name} needs {length} ticks, but this fleet retains "
-                f"{self._retained_ticks}. Restart the fleet with this model (FLEET_MODEL), or train one "
+                f"The model {manifest.name} needs {manifest.encoder_length} ticks, but this fleet retains "
+                f"{self.retained_ticks}. Restart the fleet with this model (FLEET_MODEL), or train one "
                 "with a shorter encoder."
             )
-        return forecaster
 
 
 def forecaster_factory(settings: Settings, clock: Clock) -> ForecasterFactory:
     """A factory that opens bundles in supervised children."""
+    policy = policy_from_settings(settings, standbys=settings.supervision.standbys)
+    limits = replace(policy.limits, stopping=min(policy.limits.stopping, STOP_SECONDS))
 
-    def open_bundle(bundle: Path, policy: SupervisionPolicy) -> FleetForecasterProtocol:
+    def open_bundle(
+        bundle: Path, validate: Callable[[FleetManifest], None], fallback: FleetFallback | None
+    ) -> FleetForecaster:
         return FleetForecaster(
-            bundle, policy=policy, clock=clock, engine=settings.fleet.engine, step=settings.fleet.step
-        )
+            bundle, engine=settings.fleet.engine, step=settings.fleet.step, policy=replace(policy, limits=limits),
+            clock=clock, validate=validate, fallback=fallback,
+        )  # fmt: skip
 
     return open_bundle

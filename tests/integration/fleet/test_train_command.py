@@ -66,7 +66,7 @@ def test_train_on_simulation_writes_checked_bundle(
     assert json.loads(capsys.readouterr().out)["kind"] == "temporal-fusion-transformer-fleet"
     assert main([*state, "model", "check", str(out)]) == 0
     checked = " ".join(capsys.readouterr().out.split())
-    assert "hashes, weights and canary are right" in checked
+    assert "hashes, weights and canary are correct" in checked
     assert f"forecastd fleet serve --model {out}".replace(" ", "") in checked.replace(" ", "")
     (out / "weights.safetensors").write_bytes((out / "weights.safetensors").read_bytes()[:-1])
     assert main([*state, "model", "check", str(out)]) == 5

@@ -47,7 +47,10 @@ def store(directory: Path) -> BundleStore:
 
 
 def candidate_names(store: BundleStore, topic: int = 1, excluded: set[str] | None = None) -> list[str]:
-    return [manifest.name for _, manifest in FallbackBundles(store, topic).candidates(excluded or set())]
+    return [
+        manifest.name
+        for _, manifest in FallbackBundles(store, topic, read_market_manifest).candidates(excluded or set())
+    ]
 
 
 def test_store_keeps_last_two_bundles_newest_first(store: BundleStore, variant: Variant, directory: Path) -> None:
@@ -59,7 +62,7 @@ def test_store_keeps_last_two_bundles_newest_first(store: BundleStore, variant: 
     assert {path.name for path in directory.iterdir()} == {INDEX_NAME, bundles["b"][1].sha256, bundles["c"][1].sha256}
     store.add(1, *bundles["b"])
     assert candidate_names(store) == ["b", "c"], "ordered by the last good forecast, not by the copy"
-    path, manifest = FallbackBundles(store, 1).candidates(set())[0]
+    path, manifest = FallbackBundles(store, 1, read_market_manifest).candidates(set())[0]
     assert load_market_bundle(path).sha256 == manifest.sha256
     assert candidate_names(store, excluded={manifest.sha256}) == ["c"]
 
@@ -179,7 +182,7 @@ def test_unwritable_store_logs_a_warning(
         directory.write_text("")
     else:
         error = OSError(errno.ENOSPC, "No space left on device")
-        target = "copy_market_bundle" if blocked == "full_disk" else "write_atomic"
+        target = "copy_files" if blocked == "full_disk" else "write_atomic"
 
         def fail(*_: Any) -> None:
             raise error if blocked == "full_disk" else NeedsHuman("Cannot write")

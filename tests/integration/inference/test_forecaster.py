@@ -46,6 +46,7 @@ POLICY = SupervisionPolicy(
 )
 
 Gather = Callable[[Forecaster], Candles]
+Fallback = FallbackBundles[MarketManifest]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def store(tmp_path: Path) -> BundleStore:
 
 
 @pytest.fixture
-def fallback(store: BundleStore) -> FallbackBundles:
-    return FallbackBundles(store, 67)
+def fallback(store: BundleStore) -> Fallback:
+    return FallbackBundles(store, 67, read_market_manifest)
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_bundle_falls_back_to_its_own_copy(
     copy: Path,
-    fallback: FallbackBundles,
+    fallback: Fallback,
     gather: Gather,
     *,
     expected: float,
@@ -239,7 +240,7 @@ def test_damaged_bundle_falls_back_to_its_own_copy(
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_bundle_without_fallback_raises_needs_human(copy: Path, fallback: FallbackBundles, damage: str) -> None:
+def test_damaged_bundle_without_fallback_raises_needs_human(copy: Path, fallback: Fallback, damage: str) -> None:
     damage_bundle, message = DAMAGE[damage]
     damage_bundle(copy)
     with pytest.raises(NeedsHuman, match=message), Forecaster(copy, policy=POLICY, fallback=fallback) as forecaster:
@@ -247,7 +248,13 @@ def test_damaged_bundle_without_fallback_raises_needs_human(copy: Path, fallback
 
 
 def test_crashing_bundle_is_quarantined_and_fallback_serves_same_epoch(
-    demo: Path, copy: Path, fallback: FallbackBundles, gather: Gather, *, expected: float, inject: Callable[..., None]
+    demo: Path,
+    copy: Path,
+    fallback: Fallback,
+    gather: Gather,
+    *,
+    expected: float,
+    inject: Callable[..., None],
 ) -> None:
     assert run_cycle(Forecaster(demo, policy=POLICY, fallback=fallback), gather) == expected
     bundle = load_market_bundle(copy)
@@ -277,7 +284,11 @@ def test_crashing_bundle_is_quarantined_and_fallback_serves_same_epoch(
 
 
 def test_quarantined_bundle_without_fallback_still_runs(
-    copy: Path, fallback: FallbackBundles, gather: Gather, expected: float, caplog: pytest.LogCaptureFixture
+    copy: Path,
+    fallback: Fallback,
+    gather: Gather,
+    expected: float,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     fallback.store.quarantine(read_market_manifest(copy), "it hung")
     assert run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather) == expected
@@ -288,7 +299,7 @@ def test_fallback_with_longer_encoder_raises_too_few_candles(
     demo: Path,
     bundle: MarketBundle,
     tmp_path: Path,
-    fallback: FallbackBundles,
+    fallback: Fallback,
     *,
     gather: Gather,
     inject: Callable[..., None],
@@ -307,7 +318,7 @@ def test_fallback_with_longer_encoder_raises_too_few_candles(
         assert np.isfinite(forecaster.forecast(more).value)
 
 
-def test_rejected_bundle_is_no_fallback(copy: Path, fallback: FallbackBundles, gather: Gather) -> None:
+def test_rejected_bundle_is_no_fallback(copy: Path, fallback: Fallback, gather: Gather) -> None:
     """As on a real network, when the last good bundle was trained on synthetic data."""
     run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather)
     truncate(copy)
@@ -325,7 +336,7 @@ def test_rejected_bundle_is_no_fallback(copy: Path, fallback: FallbackBundles, g
 
 
 def test_bundle_with_other_features_is_no_fallback(
-    copy: Path, bundle: MarketBundle, fallback: FallbackBundles, gather: Gather
+    copy: Path, bundle: MarketBundle, fallback: Fallback, gather: Gather
 ) -> None:
     run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather)
     corrupt_manifest(copy)
@@ -336,9 +347,12 @@ def test_bundle_with_other_features_is_no_fallback(
 
 
 def test_fallback_of_another_topic_is_not_used(copy: Path, store: BundleStore, gather: Gather) -> None:
-    run_cycle(Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 1)), gather)
+    run_cycle(Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 1, read_market_manifest)), gather)
     truncate(copy)
-    with pytest.raises(NeedsHuman), Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 2)) as forecaster:
+    with (
+        pytest.raises(NeedsHuman),
+        Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 2, read_market_manifest)) as forecaster,
+    ):
         forecaster.check()
 
 
@@ -352,7 +366,7 @@ def kill_children(forecaster: Forecaster) -> None:
 
 
 def test_bundle_replaced_on_disk_is_loaded_by_the_next_child(
-    copy: Path, fallback: FallbackBundles, gather: Gather, bundle: MarketBundle, expected: float
+    copy: Path, fallback: Fallback, gather: Gather, bundle: MarketBundle, expected: float
 ) -> None:
     with Forecaster(copy, policy=POLICY, fallback=fallback) as forecaster:
         old = forecaster.check()
@@ -373,7 +387,7 @@ def test_bundle_replaced_on_disk_is_loaded_by_the_next_child(
 
 
 def test_bundle_damaged_while_running_falls_back_when_children_die(
-    copy: Path, fallback: FallbackBundles, gather: Gather, expected: float
+    copy: Path, fallback: Fallback, gather: Gather, expected: float
 ) -> None:
     with Forecaster(copy, policy=POLICY, fallback=fallback) as forecaster:
         forecaster.check()

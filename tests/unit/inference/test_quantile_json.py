@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from forecastd.inference.quantile_json import metrics_json
+from forecastd.inference.quantile_json import QuantileJsonWriter
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def tolerance(number: float) -> float:
 
 @given(arrays.arrays(np.float32, (2, 3, 3, 4), elements=NUMBERS))
 def test_quantile_json_holds_each_number_or_null(quantiles: np.ndarray) -> None:
-    texts = metrics_json(quantiles, METRICS, LEVELS, LEVELS)
+    texts = QuantileJsonWriter(METRICS, LEVELS, LEVELS)(quantiles)
     for server, text in enumerate(texts):
         document = json.loads(text)
         assert list(document) == [metric.name for metric in METRICS]
@@ -60,15 +60,17 @@ def test_quantile_json_table_numbers_are_exact() -> None:
     for decimals, top in ((3, 99.999), (1, 9_999.9)):
         numbers = np.arange(1 if decimals == 3 else 1000, 100_000, dtype=np.float64) / 10**decimals
         assert numbers[-1] == pytest.approx(top)
-        text = metrics_json(numbers.astype(np.float32)[None, None, None], METRICS[:1], (0.5,), (0.5,))[0]
+        text = QuantileJsonWriter(METRICS[:1], (0.5,), (0.5,))(numbers.astype(np.float32)[None, None, None])[0]
         np.testing.assert_allclose(json.loads(text)["cpu_percent"]["0.5"], numbers, rtol=0, atol=1e-9)
 
 
 def test_quantile_json_intermediate_levels_are_interpolated() -> None:
     quantiles = np.array([10.0, 20.0, 40.0], dtype=np.float32)[None, None, :, None]
-    document = json.loads(metrics_json(quantiles, METRICS[:1], LEVELS, (0.05, 0.275, 0.725, 0.99))[0])["cpu_percent"]
+    document = json.loads(QuantileJsonWriter(METRICS[:1], LEVELS, (0.05, 0.275, 0.725, 0.99))(quantiles)[0])[
+        "cpu_percent"
+    ]
     assert [document[key] for key in ("0.05", "0.275", "0.725", "0.99")] == [[10.0], [15.0], [30.0], [40.0]]
 
 
 def test_quantile_json_without_servers_is_empty() -> None:
-    assert metrics_json(np.zeros((0, 3, 3, 4), np.float32), METRICS, LEVELS, LEVELS) == []
+    assert QuantileJsonWriter(METRICS, LEVELS, LEVELS)(np.zeros((0, 3, 3, 4), np.float32)) == []

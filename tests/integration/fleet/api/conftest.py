@@ -24,7 +24,7 @@ from forecastd.fleet.contract import METRIC_NAMES, METRICS
 from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.forecast.fleet_forecast import HEURISTIC, STORED_LEVELS, TFT, FleetForecast
 from forecastd.fleet.window.window import WindowBlock
-from forecastd.inference.quantile_json import metrics_json
+from forecastd.inference.quantile_json import QuantileJsonWriter
 from forecastd.settings import load_settings
 from forecastd.supervise.events import SupervisionCounts
 from forecastd.testing import ManualClock
@@ -63,17 +63,15 @@ class FakeFleetForecaster:
         self.counts = SupervisionCounts()
         script.opened_names.append(bundle.name)
 
-    def wait_until_ready(self, seconds: float | None = None, is_cancelled: Callable[[], bool] = lambda: False) -> str:
-        self._wait(self._script.loaded, is_cancelled)
+    def check(self, should_stop: Callable[[], bool] = lambda: False) -> str:
+        self._wait(self._script.loaded, should_stop)
         if self._name in self._script.invalid_bundles:
             raise NeedsHuman(self._script.invalid_bundles[self._name])
         return str(self.manifest.sha256)
 
-    def forecast(
-        self, block: WindowBlock, prepared: Any = None, is_cancelled: Callable[[], bool] = lambda: False
-    ) -> FleetForecast:
+    def forecast(self, block: WindowBlock, should_stop: Callable[[], bool] = lambda: False) -> FleetForecast:
         self._script.started += 1
-        self._wait(self._script.proceed, is_cancelled)
+        self._wait(self._script.proceed, should_stop)
         if self._script.error is not None:
             raise self._script.error
         last = np.nan_to_num(block.values[:, -1], nan=1.0)
@@ -86,7 +84,7 @@ class FakeFleetForecaster:
             quantiles=quantiles.astype(np.float32), bundle=self._name, bundle_sha256=self.manifest.sha256, engine="fake",
         )  # fmt: skip
         return forecast.with_encoded(
-            metrics_json(forecast.quantiles.transpose(0, 2, 3, 1), METRICS, LEVELS, STORED_LEVELS)
+            QuantileJsonWriter(METRICS, LEVELS, STORED_LEVELS)(forecast.quantiles.transpose(0, 2, 3, 1))
         )
 
     def children(self) -> list[dict[str, object]]:
@@ -96,9 +94,9 @@ class FakeFleetForecaster:
         self._closed.set()
         self._script.closed_names.append(self._name)
 
-    def _wait(self, event: threading.Event, is_cancelled: Callable[[], bool]) -> None:
+    def _wait(self, event: threading.Event, should_stop: Callable[[], bool]) -> None:
         while not event.wait(0.02):
-            if is_cancelled() or self._closed.is_set():
+            if should_stop() or self._closed.is_set():
                 raise SkipEpoch("The model processes are being stopped.", check="fleet_forecast")
 
 
@@ -169,7 +167,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeFlee
             script.loaded.set()
         values: dict[str, Any] = {"state_dir": tmp_path / "state", "fleet_model": Path("first"), "fleet_step": STEP}
         settings = load_settings(**(values | options))
-        fleet = Fleet(settings, test_clock, factory=lambda bundle, _: FakeFleetForecaster(bundle, script))
+        factory: Any = lambda bundle, *_: FakeFleetForecaster(bundle, script)  # noqa: E731
+        fleet = Fleet(settings, test_clock, factory=factory)
         fleet.start()
         cleanups.append(fleet.close)
         listener = listen("127.0.0.1", 0, test_clock)

@@ -272,28 +272,6 @@ def test_damaged_alert_state_starts_empty(serve: Any, tmp_path: Path) -> None:
     assert fleet.client.get("/alerts").json()["open"] == []
 
 
-def test_failed_model_is_retried_with_backoff(serve: Any) -> None:
-    fleet = serve()
-    fleet.feed(START, "web-01")
-    fleet.forecast_tick()
-    fleet.script.error = SkipEpoch("The model is in quarantine.", check="fleet_forecast")
-    fleet.fleet.model._current.counts.quarantines = 1
-    opened_counts = []
-    for tick in range(1, 60):
-        fleet.feed(START + STEP * tick, "web-01")
-        fleet.close_tick()
-        fleet.until(lambda: fleet.fleet._attempted_tick >= fleet.fleet.window.memory.newest)
-        opened_counts.append(len(fleet.script.opened_names))
-        fleet.fleet.model._current.counts.quarantines = 1
-    first, second = opened_counts.index(2), opened_counts.index(3)
-    assert 5 <= first <= 8
-    assert second - first >= 11
-    assert len(fleet.script.closed_names) == len(fleet.script.opened_names) - 1
-    fleet.script.error = None
-    fleet.feed(fleet.clock.now(), "web-01")
-    fleet.forecast_tick()
-
-
 def test_scraped_pages_reach_fleet(serve: Any, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "Scraper", partial(Scraper, timeout=60.0))  # one attempt per tick
     page = "".join(f"forecastd_{name} 12.5\n" for name in METRIC_NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,15 @@ import pytest
 from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman, SkipEpoch
 from forecastd.fleet.contract import METRIC_NAMES, METRICS
-from forecastd.fleet.forecast.forecaster import FleetForecaster, load_compatible_manifest
+from forecastd.fleet.forecast.forecaster import FleetForecaster
 from forecastd.fleet.window.window import WindowBlock
+from forecastd.inference.bundle_store import BundleStore, FallbackBundles
 from forecastd.supervise.policy import SupervisionPolicy
 from models.fleet.base import FleetInput
 from models.fleet.bundle import (
     FleetBundle,
     load_fleet_bundle,
+    read_fleet_manifest,
     write_fleet_bundle,
 )
 from models.fleet.engines import load_fleet_engine
@@ -50,7 +53,7 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def forecaster(bundle_path: Path) -> Iterator[FleetForecaster]:
     with FleetForecaster(bundle_path, policy=SupervisionPolicy(), clock=SystemClock(), step=5) as running:
-        running.wait_until_ready()
+        running.check()
         yield running
 
 
@@ -142,7 +145,7 @@ def test_forecaster_with_subset_of_metrics_forecasts_them(tmp_path: Path) -> Non
     block.values[1, :, METRIC_NAMES.index("latency_ms")] = np.nan
     with FleetForecaster(tmp_path / "some", policy=SupervisionPolicy(), clock=SystemClock()) as running:
         prepared = running.prepare_input(block)
-        forecast = running.forecast(block, prepared)
+        forecast = running.forecast(block)
     assert forecast.metrics == names
     assert forecast.models == ("tft", "heuristic")
     assert "latency_ms" in prepared.reason(1)
@@ -150,7 +153,7 @@ def test_forecaster_with_subset_of_metrics_forecasts_them(tmp_path: Path) -> Non
 
 def test_forecaster_refuses_incompatible_bundle(bundle_path: Path, tmp_path: Path) -> None:
     with pytest.raises(NeedsHuman, match="ticks of 5 s, but the fleet uses 10 s"):
-        load_compatible_manifest(bundle_path, 10)
+        FleetForecaster(bundle_path, step=10)
     valid = make_bundle(METRIC_NAMES)
     for index, (change, message) in enumerate(
         ((("cpu_percent", "share"), "cpu_percent in share"), (("temperature", "%"), "forecasts temperature"))
@@ -162,12 +165,12 @@ def test_forecaster_refuses_incompatible_bundle(bundle_path: Path, tmp_path: Pat
         other = replace(valid, manifest=replace(valid.manifest, metrics=metrics, network=network), weights=weights)
         write_fleet_bundle(tmp_path / str(index), other)
         with pytest.raises(NeedsHuman, match=message):
-            load_compatible_manifest(tmp_path / str(index), 5)
+            FleetForecaster(tmp_path / str(index), step=5)
 
 
 def test_forecaster_refuses_market_bundle(root: Path) -> None:
     with pytest.raises(NeedsHuman, match="forecastd fleet train"):
-        load_compatible_manifest(root / "models" / "demo")
+        FleetForecaster(root / "models" / "demo")
 
 
 def test_forecaster_with_failed_canary_never_forecasts(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_forecaster_with_failed_canary_never_forecasts(tmp_path: Path) -> None:
         FleetForecaster(tmp_path / "wrong", policy=SupervisionPolicy(), clock=SystemClock()) as running,
         pytest.raises(NeedsHuman, match="canary"),
     ):
-        running.wait_until_ready()
+        running.check()
 
 
 def test_forecaster_survives_killed_child(bundle_path: Path) -> None:
@@ -186,7 +189,7 @@ def test_forecaster_survives_killed_child(bundle_path: Path) -> None:
     import signal
 
     with FleetForecaster(bundle_path, policy=SupervisionPolicy(standbys=1), clock=SystemClock()) as running:
-        running.wait_until_ready()
+        running.check()
         before = running.forecast(make_block(("web-1", "web-2")))
         os.kill(int(str(running.children()[0]["pid"])), signal.SIGKILL)
         after = running.forecast(make_block(("web-1", "web-2")))
@@ -198,3 +201,24 @@ def test_forecaster_closed_raises_skip(bundle_path: Path) -> None:
     running.close()
     with pytest.raises(SkipEpoch):
         running.forecast(make_block(("web-1",)))
+
+
+def test_damaged_bundle_falls_back_to_copy_of_last_good_one(bundle_path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle_path, tmp_path / "copy"))
+    fallback = FallbackBundles(BundleStore(tmp_path / "bundles", SystemClock()), "fleet", read_fleet_manifest)
+    block = make_block(("web-1", "web-2"))
+    with FleetForecaster(copy, policy=SupervisionPolicy(), fallback=fallback) as running:
+        before = running.forecast(block)
+    weights = copy / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with FleetForecaster(copy, policy=SupervisionPolicy(), fallback=fallback) as running:
+        running.check()
+        after = running.forecast(block)
+        assert "is truncated" in running.warnings[0]
+        assert running.bundle == tmp_path / "bundles" / running.manifest.sha256
+    np.testing.assert_array_equal(before.quantiles, after.quantiles)
+    with (
+        FleetForecaster(copy, policy=SupervisionPolicy()) as running,
+        pytest.raises(NeedsHuman, match="is truncated"),
+    ):
+        running.check()
