@@ -6,7 +6,6 @@ hangs. The alert state is saved when it changes, so that a restart opens no aler
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -58,12 +57,10 @@ class TickEvaluator:
         `metrics`, `minimum`: the metrics and the number of ticks that the model needs.
         """
         assessment = assess_risk(
-            current_values(
-                block.tick, block.values, step=self._step, servers=block.servers, profiles=block.profiles,
-                statuses=block.statuses,
-            ),
-            None if forecast is None else _with_all_metrics(forecast), self._thresholds,
-        )  # fmt: skip
+            current_values(block, self._step),
+            None if forecast is None else _with_all_metrics(forecast),
+            self._thresholds,
+        )
         prepared = check_readiness(block, metrics, minimum)
         servers = tuple(
             ServerStatus(
@@ -99,7 +96,7 @@ class TickEvaluator:
         ):
             return
         try:
-            write_atomic(self._path, json.dumps(self._alerts.to_state()).encode())
+            write_atomic(self._path, self._alerts.to_json())
         except NeedsHuman as error:
             if not self._save_failed:
                 log.warning("Cannot save the alert state; retrying at every tick: %s", error)
@@ -129,9 +126,9 @@ def _with_all_metrics(forecast: FleetForecast) -> FleetForecast:
 def _load_alerts(path: Path) -> AlertTracker:
     """The saved alert tracker; a new one when no state is saved or it cannot be read."""
     try:
-        return AlertTracker.from_state(json.loads(path.read_bytes()))
+        return AlertTracker.from_json(path.read_bytes())
     except FileNotFoundError:
         return AlertTracker()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         log.warning("Cannot read the alert state in %s (%s): starting without open alerts.", path, type(error).__name__)
         return AlertTracker()

@@ -70,8 +70,7 @@ class FleetAlert:
 
     def _threshold_text(self) -> str:
         """How the value and its forecast relate to the thresholds."""
-        thresholds = {"early": self.warning, "warning": self.warning, "critical": self.critical}
-        threshold = thresholds[self.severity] or 0.0
+        threshold = (self.critical if self.severity == "critical" else self.warning) or 0.0
         next_threshold = self.warning if self.severity == "early" else self.critical
         forecast_text = ""
         if self.minutes_ahead is not None and next_threshold is not None:

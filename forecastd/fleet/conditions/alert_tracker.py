@@ -3,19 +3,17 @@
 Invariant: each rank (early, warning, critical) of a condition is an independent switch. A rank turns on after
 `OPEN_TICKS` consecutive values that require it or a higher rank, and off after `CLEAR_TICKS` consecutive values that
 no longer hold it; the severity of the alert is the highest rank that is on. A value counts once, however often it is
-read, and a tick without a value changes nothing. The whole state survives a restart: `to_state` and `from_state` use
-plain JSON.
+read, and a tick without a value changes nothing. The whole state survives a restart: `to_json` and `from_json`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import isnan
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -32,6 +30,7 @@ from forecastd.fleet.documents import AlertCounts, AlertsResponse
 from forecastd.fleet.formatting import format_value, metric_label
 from forecastd.fleet.risk.assessment import RiskAssessment
 from forecastd.fleet.risk.current_values import CurrentValues
+from forecastd.runtime.formatting import format_count
 
 OPEN_TICKS = 3  # consecutive values that require a rank before it turns on
 CLEAR_TICKS = 12  # consecutive values that do not hold a rank before it turns off
@@ -153,26 +152,21 @@ class AlertTracker:
         ranks = [tracker.rank for tracker in self._trackers.values() if tracker.alert is not None]
         return AlertCounts(len(ranks), ranks.count(len(SEVERITIES)))
 
-    def to_state(self) -> dict[str, Any]:
-        """The state that must survive a restart, as a JSON document."""
+    def to_json(self) -> bytes:
+        """The state that must survive a restart."""
         state = _SavedState(STATE_VERSION, self._tick, list(self._trackers.values()), list(self._recent))
-        document: dict[str, Any] = _state_adapter().dump_python(state, mode="json")
-        return document
+        return _state_adapter().dump_json(state)
 
     @classmethod
-    def from_state(cls, state: object) -> AlertTracker:
-        """The tracker whose `to_state` returned this document.
+    def from_json(cls, text: bytes) -> AlertTracker:
+        """The tracker whose `to_json` returned this text.
 
         Raises:
-            ValueError: the document is not a state of this version.
+            ValueError: the text is not a state of this version.
         """
-        try:
-            saved = _state_adapter().validate_json(json.dumps(state))
-        except (TypeError, RecursionError) as error:
-            raise ValueError(f"not JSON: {error}") from None
-        if saved.version != STATE_VERSION or any(
-            (tracker.alert is None) != (tracker.rank == 0) for tracker in saved.watches
-        ):
+        saved = _state_adapter().validate_json(text)
+        is_consistent = all((tracker.alert is None) == (tracker.rank == 0) for tracker in saved.watches)
+        if saved.version != STATE_VERSION or not is_consistent:
             raise ValueError(f"not an alert state of version {STATE_VERSION}")
         restored = cls()
         restored._trackers = {
@@ -206,40 +200,42 @@ class AlertTracker:
     ) -> AlertEvent | None:
         """Process the value of one condition if it is new; return the event that it causes, if any."""
         value_tick, previous_rank = int(conditions.value_ticks[cell]), tracker.rank
-        time = float(observed.tick * observed.step)
         if value_tick <= tracker.seen:
             return None
         rank = tracker.record(value_tick, int(conditions.open_ranks[cell]), int(conditions.hold_ranks[cell]))
-        if not rank:
-            cleared, tracker.alert = tracker.alert, None
-            if cleared is None:
-                return None
-            return AlertEvent("cleared", time, _with_latest_values(cleared, conditions, cell), _clear_reason(cleared))
+        if not rank and tracker.alert is None:
+            return None
+        time, severity = float(observed.tick * observed.step), SEVERITIES[max(rank, 1) - 1]
         alert = tracker.alert or FleetAlert(
-            tracker.server, observed.profiles[cell[0]], tracker.condition, SEVERITIES[rank - 1], time, time
+            tracker.server, observed.profiles[cell[0]], tracker.condition, severity, time, time
         )
-        if rank != previous_rank:
-            alert = replace(alert, severity=SEVERITIES[rank - 1], since=time)
-        tracker.alert = _with_latest_values(alert, conditions, cell)
+        if rank and rank != previous_rank:
+            alert = replace(alert, severity=severity, since=time)
+        alert = _with_latest_values(alert, conditions, cell)
+        tracker.alert = alert if rank else None
+        if rank == previous_rank:
+            return None
         kind: EventKind = "opened" if not previous_rank else "escalated" if rank > previous_rank else "eased"
-        return None if rank == previous_rank else AlertEvent(kind, time, tracker.alert)
+        return AlertEvent(kind, time, alert) if rank else AlertEvent("cleared", time, alert, _clear_reason(alert))
 
 
 def _log_events(events: list[AlertEvent]) -> None:
     for event in events[:MAX_LOGGED_EVENTS]:
         log.info("Alert %s.", event.text, extra={"action": "fleet_alert"})
     if (more := len(events) - MAX_LOGGED_EVENTS) > 0:
-        log.info("%d more %s changed.", more, "alert" if more == 1 else "alerts", extra={"action": "fleet_alert"})
+        log.info("%s changed.", format_count(more, "more alert"), extra={"action": "fleet_alert"})
 
 
 def _with_latest_values(alert: FleetAlert, conditions: ConditionTable, cell: tuple[int, int]) -> FleetAlert:
     """The alert with the values of this tick."""
     minutes = conditions.minutes_ahead[cell][0 if alert.severity == "early" else 1]
-    value, warning, critical = (
-        _none_if_nan(values[cell]) for values in (conditions.value, conditions.warning, conditions.critical)
+    return replace(
+        alert,
+        value=_none_if_nan(conditions.value[cell]),
+        warning=_none_if_nan(conditions.warning[cell]),
+        critical=_none_if_nan(conditions.critical[cell]),
+        minutes_ahead=None if alert.severity == "critical" else _none_if_nan(minutes),
     )
-    minutes_ahead = None if alert.severity == "critical" else _none_if_nan(minutes)
-    return replace(alert, value=value, warning=warning, critical=critical, minutes_ahead=minutes_ahead)
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -7,11 +7,12 @@ its age is kept with it: one value must never count as several.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from forecastd.fleet.window.window import WindowBlock
 
 MAX_CARRY_TICKS = 3  # ticks for which a metric's last value replaces a missing one
 SILENT_WARNING_TICKS, SILENT_CRITICAL_TICKS = 12, 60  # ticks without data after which a server is at that level
@@ -37,16 +38,9 @@ class CurrentValues:
     silent_ticks: NDArray[np.int64]
 
 
-def current_values(
-    tick: int,
-    values: NDArray[np.float32],
-    *,
-    step: int,
-    servers: Sequence[str],
-    profiles: Sequence[str],
-    statuses: Sequence[str],
-) -> CurrentValues:
-    """From a block [S, L, M] whose last row is `tick`, NaN where a value is missing."""
+def current_values(block: WindowBlock, step: int) -> CurrentValues:
+    """The values at the last tick of a block."""
+    values = block.values
     newest_first = values[:, -1 : -MAX_CARRY_TICKS - 2 : -1]
     age_ticks = np.zeros((len(values), values.shape[2]), dtype=np.int64)
     current = np.full(age_ticks.shape, np.nan)
@@ -56,4 +50,6 @@ def current_values(
     has_data = np.asarray(~np.isnan(values).all(axis=2))
     ticks = np.arange(1, values.shape[1] + 1)
     silent_ticks = np.asarray(values.shape[1] - (has_data * ticks).max(axis=1, initial=0))
-    return CurrentValues(tick, step, tuple(servers), tuple(profiles), tuple(statuses), current, age_ticks, silent_ticks)
+    return CurrentValues(
+        block.tick, step, block.servers, block.profiles, block.statuses, current, age_ticks, silent_ticks
+    )

@@ -79,14 +79,12 @@ class ReasonBuilder:
             return f"critical from {format_value(name, critical)}"
         possible = self._possible_peak[row][index]
         p90 = "" if isnan(possible) else f" (p90 {format_value(name, possible)})"
-        if not isnan(ticks := self._to_critical[row][index]):
-            return f"likely above {format_value(name, critical)} in {self._duration_text(ticks)}{p90}"
-        if not isnan(ticks := self._to_possible_critical[row][index]):
-            return f"possibly above {format_value(name, critical)} in {self._duration_text(ticks)}{p90}"
-        if value >= warning:
-            return f"warning from {format_value(name, warning)}{p90}"
-        if not isnan(ticks := self._to_warning[row][index]):
-            return f"likely above {format_value(name, warning)} in {self._duration_text(ticks)}{p90}"
+        crossings = [("likely", critical, self._to_critical), ("possibly", critical, self._to_possible_critical)]
+        if not value >= warning:  # also without a value
+            crossings.append(("likely", warning, self._to_warning))
+        for word, threshold, ticks in crossings:
+            if not isnan(ticks[row][index]):
+                return f"{word} above {format_value(name, threshold)} in {self._duration_text(ticks[row][index])}{p90}"
         return f"warning from {format_value(name, warning)}{p90}"
 
     def _duration_text(self, ticks: float) -> str:

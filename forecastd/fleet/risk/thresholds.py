@@ -12,8 +12,8 @@ user's `[default]`, the built-in profile, the built-in `[default]`.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,27 +153,18 @@ def _parse_thresholds(metric: str, entry: object) -> MetricThresholds:
     if not isinstance(entry, dict) or set(entry) != {"warning", "critical"}:
         raise ValueError(f"write it as {_FORMAT}, with both numbers and no other key.")
     for name, value in entry.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(_to_float(value)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # NaN, infinity, or hundreds of digits
             raise ValueError(f"{name} is {value!r}, which is not a number. Write a number such as 80 or 99.5.")
-    thresholds = MetricThresholds(_to_float(entry["warning"]), _to_float(entry["critical"]))
+    warning, critical = float(entry["warning"]), float(entry["critical"])
     definition = METRICS[METRIC_INDEX[metric]]
-    if thresholds.warning >= thresholds.critical:
+    if warning >= critical:
         fix = "Lower warning or raise critical."
-        raise ValueError(f"warning {thresholds.warning:g} is not below critical {thresholds.critical:g}. {fix}")
-    if not definition.low < thresholds.warning < thresholds.critical <= definition.high:
+        raise ValueError(f"warning {warning:g} is not below critical {critical:g}. {fix}")
+    if not definition.low < warning < critical <= definition.high:
         bounds = f"above {definition.low:g} and at most {definition.high:g} {definition.unit}".rstrip()
-        raise ValueError(
-            f"{thresholds.warning:g} and {thresholds.critical:g} are outside the range of the metric: {bounds}. "
-            "Check the unit."
-        )
-    return thresholds
-
-
-def _to_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf if value > 0 else -math.inf
+        raise ValueError(f"{warning:g} and {critical:g} are outside the range of the metric: {bounds}. Check the unit.")
+    return MetricThresholds(warning, critical)
 
 
 def _location(path: Path, text: str, section: str, key: str = "") -> str:

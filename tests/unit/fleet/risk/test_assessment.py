@@ -29,6 +29,7 @@ from forecastd.fleet.risk.current_values import (
     current_values,
 )
 from forecastd.fleet.risk.thresholds import Thresholds, load_thresholds
+from forecastd.fleet.window.window import WindowBlock
 
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 HORIZON, TICK = 12, 1000
@@ -328,8 +329,8 @@ def block(*columns: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float32]]:
 def test_missing_value_is_carried_for_few_ticks() -> None:
     missing = [np.nan]
     columns = [[1.0] * (6 - age) + missing * age for age in range(6)] + [missing * 6]
-    names = [str(row) for row in range(len(columns))]
-    observation = current_values(50, block(*columns), step=5, servers=names, profiles=names, statuses=names)
+    names = tuple(str(row) for row in range(len(columns)))
+    observation = current_values(WindowBlock(50, names, names, names, block(*columns)), 5)
     assert observation.values[:, 0].tolist()[: MAX_CARRY_TICKS + 1] == [1.0] * (MAX_CARRY_TICKS + 1)
     assert np.isnan(observation.values[MAX_CARRY_TICKS + 1 :, 0]).all()
     assert observation.age_ticks[: MAX_CARRY_TICKS + 1, 0].tolist() == list(range(MAX_CARRY_TICKS + 1))
@@ -339,9 +340,9 @@ def test_missing_value_is_carried_for_few_ticks() -> None:
 
 @pytest.mark.parametrize(("servers", "length"), [(0, 5), (0, 0), (3, 0)])
 def test_observe_accepts_empty_fleet_and_history(servers: int, length: int) -> None:
-    names = [str(row) for row in range(servers)]
+    names = tuple(str(row) for row in range(servers))
     values_ = np.zeros((servers, length, METRIC_COUNT), dtype=np.float32)
-    observation = current_values(50, values_, step=5, servers=names, profiles=names, statuses=["ok"] * servers)
+    observation = current_values(WindowBlock(50, names, names, ("ok",) * servers, values_), 5)
     assessment = assess_risk(observation, forecast(np.zeros((servers, METRIC_COUNT))), THRESHOLDS)
     assert len(assessment.risks) == servers
     assert all(risk.level == "ok" for risk in assessment.risks)
