@@ -1,36 +1,17 @@
-"""Answers the queries of the emissions module in the chain's version. The other version is an unknown service."""
+"""Answers the queries of the emissions module in the chain's version."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import Message
 
 from forecastd.chain.codec import VALUE_LABEL, canonical_value
-from forecastd.chain.methods import METHODS
 from forecastd.chain.proto import emissions_pb2 as em
 from forecastd.localnet.active_set import SCORE_ALPHA, lowest_scored
-from forecastd.localnet.service import ChainView, RpcStatusError
+from forecastd.localnet.service import ChainView, MethodHandler, RpcStatusError
 from forecastd.localnet.state import StoredInference
 from forecastd.localnet.topics import TopicSpec
-
-Query = Callable[[ChainView, Any], Message]
-"""Takes the chain and the request; returns the answer."""
-
-
-def answer_query(chain: ChainView, version: str, method: str, request: bytes) -> Message:
-    """Answer one query.
-
-    Raises:
-        RpcStatusError: the chain has another version, the method does not exist, or the query has no answer.
-    """
-    if version != chain.state.version:
-        raise RpcStatusError("UNIMPLEMENTED", f"unknown service emissions.{version}.QueryService")
-    query, known = QUERIES.get(method), METHODS.get(f"emissions.{version}.QueryService/{method}")
-    if query is None or known is None:
-        raise RpcStatusError("UNIMPLEMENTED", f"unknown method {method} for service emissions.{version}.QueryService")
-    return query(chain, known.request.FromString(request))
 
 
 def _params(chain: ChainView, request: Any) -> Message:
@@ -185,7 +166,7 @@ def _score_message(chain: ChainView, topic: TopicSpec, worker: str) -> em.Score:
     return em.Score(topic_id=topic.id, block_height=chain.state.height, address=worker, score=score)
 
 
-QUERIES: dict[str, Query] = {
+HANDLERS: dict[str, MethodHandler] = {
     "GetParams": _params,
     "GetNextTopicId": _next_topic_id,
     "GetTopic": _topic,

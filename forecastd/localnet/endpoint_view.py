@@ -7,24 +7,25 @@ endpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+
+from google.protobuf.message import Message
 
 from forecastd.chain.codec import tx_hash
-from forecastd.chain.proto import cosmos_pb2 as cosmos
+from forecastd.chain.methods import METHODS
 from forecastd.chain.types import BroadcastResult
-from forecastd.localnet import emissions
+from forecastd.localnet import emissions, service
 from forecastd.localnet.chain import LocalChain
 from forecastd.localnet.faults import REQUEST_LEVELS, FaultLevel, FaultPlan, NodeFault
 from forecastd.localnet.history import state_at
 from forecastd.localnet.payload import TxRefusal
 from forecastd.localnet.rules import Payer, check_ante
-from forecastd.localnet.service import METHODS, ChainView, RpcStatusError, broadcast_response
+from forecastd.localnet.service import ChainView, RpcStatusError, broadcast_response
 from forecastd.localnet.state import ChainState, LocalAccount
 from forecastd.localnet.transactions import UnreadableTx, read_tx
 
-_BROADCAST, _GET_TX = "BroadcastTx", "GetTx"
+_HANDLERS = service.HANDLERS | emissions.HANDLERS
 _STATUS_ERRORS = {
     "rate-limit": ("RESOURCE_EXHAUSTED", "too many requests, try again later"),
     "unavailable": ("UNAVAILABLE", "upstream connect error or disconnect before headers"),
@@ -79,7 +80,7 @@ class EndpointView:
         """Count a request for `package.Service/Method` and return the faults that apply to it."""
         return self.plan.select(REQUEST_LEVELS, self.chain.state.height, path.rpartition("/")[2])
 
-    def answer(self, path: str, request: bytes, active_faults: Iterable[NodeFault]) -> Any:
+    def answer(self, path: str, request: bytes, active_faults: Iterable[NodeFault]) -> Message:
         """The answer to a request, as a message.
 
         Raises:
@@ -91,15 +92,18 @@ class EndpointView:
             if name in faults:
                 raise RpcStatusError(status, text)
         chain_view = self._chain_view(faults)
-        method = _METHODS.get(path)
+        service_name, _, name = path.strip("/").rpartition("/")
+        method = METHODS.get(f"{service_name}/{name}")
         if method is None:
-            service, _, name = path.strip("/").rpartition("/")
-            raise RpcStatusError("UNIMPLEMENTED", f"unknown method {name[:64]} for service {service[:64]}")
-        if path.endswith(f"/{_GET_TX}"):
-            self._check_index(chain_view, request, faults)
-        if path.endswith(f"/{_BROADCAST}"):
-            return self._broadcast(chain_view, request, faults)
-        return method(chain_view, request)
+            raise RpcStatusError("UNIMPLEMENTED", f"unknown method {name[:64]} for service {service_name[:64]}")
+        if method.version not in (None, chain_view.state.version):
+            raise RpcStatusError("UNIMPLEMENTED", f"unknown service {service_name}")
+        message = method.request.FromString(request)
+        if name == "GetTx":
+            self._check_index(chain_view, message.hash.upper(), faults)
+        if name == "BroadcastTx":
+            return self._broadcast(chain_view, message.tx_bytes, faults)
+        return _HANDLERS[name](chain_view, message)
 
     def _chain_view(self, faults: dict[str, NodeFault]) -> ChainView:
         """The chain as the endpoint sees it."""
@@ -113,11 +117,10 @@ class EndpointView:
             state = replace(state, chain_id=str(faults["wrong-chain-id"].value))
         return self.chain if state is self.chain.state else _AlternateChain(self.chain, state)
 
-    def _check_index(self, chain_view: ChainView, request: bytes, faults: dict[str, NodeFault]) -> None:
+    def _check_index(self, chain_view: ChainView, hash_text: str, faults: dict[str, NodeFault]) -> None:
         """Raise RpcStatusError when the endpoint's index does not have the transaction."""
         if "no-index" in faults:
             raise RpcStatusError("INTERNAL", "transaction indexing is disabled")
-        hash_text = cosmos.GetTxRequest.FromString(request).hash.upper()
         record = chain_view.state.txs.get(hash_text)
         if record is None:
             return
@@ -127,8 +130,7 @@ class EndpointView:
         ):
             raise RpcStatusError("NOT_FOUND", f"tx not found: {hash_text[:64]}")
 
-    def _broadcast(self, chain_view: ChainView, request: bytes, faults: dict[str, NodeFault]) -> Any:
-        raw = cosmos.BroadcastTxRequest.FromString(request).tx_bytes
+    def _broadcast(self, chain_view: ChainView, raw: bytes, faults: dict[str, NodeFault]) -> Message:
         answer = _fake_result(raw, faults) or chain_view.broadcast(raw)
         if "lose-answer" in faults:
             raise RpcStatusError("UNAVAILABLE", "connection reset by peer")
@@ -180,14 +182,3 @@ def _fake_result(raw: bytes, faults: dict[str, NodeFault]) -> BroadcastResult | 
         return BroadcastResult("sdk", 32, log, hash_text)
     rejection = next((rejection for fault, rejection in _REJECTIONS.items() if fault in faults), None)
     return None if rejection is None else BroadcastResult(*rejection, hash_text)
-
-
-def _query(version: str, method: str) -> Callable[[ChainView, bytes], Any]:
-    return lambda chain, request: emissions.answer_query(chain, version, method, request)
-
-
-_METHODS: dict[str, Callable[[ChainView, bytes], Any]] = METHODS | {
-    f"/emissions.{version}.QueryService/{method}": _query(version, method)
-    for version in ("v9", "v10")
-    for method in emissions.QUERIES
-}

@@ -1,15 +1,15 @@
 """The gRPC methods of the local node outside the emissions module: blocks, accounts, fees, transactions.
 
-A method is a function of the chain and the request's bytes that returns the answer as a message.
+A method is a function of the chain and the request that returns the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from google.protobuf.any_pb2 import Any
+from google.protobuf.any_pb2 import Any as ProtoAny
 from google.protobuf.message import Message
 
 from forecastd.chain.codec import SECP256K1_KEY
@@ -30,7 +30,8 @@ class ChainView(Protocol):
     def broadcast(self, raw: bytes) -> BroadcastResult: ...
 
 
-MethodHandler = Callable[[ChainView, bytes], Message]
+MethodHandler = Callable[[ChainView, Any], Message]
+"""Takes the chain and the request; returns the answer. It may raise RpcStatusError."""
 
 MONIKER = "forecastd-localnet"
 
@@ -44,7 +45,7 @@ class RpcStatusError(Exception):
         self.details = details
 
 
-def node_info(chain: ChainView, request: bytes) -> Message:
+def node_info(chain: ChainView, request: Any) -> Message:
     del request
     return cosmos.GetNodeInfoResponse(
         default_node_info=cosmos.DefaultNodeInfo(network=chain.state.chain_id, moniker=MONIKER),
@@ -52,48 +53,43 @@ def node_info(chain: ChainView, request: bytes) -> Message:
     )
 
 
-def latest_block(chain: ChainView, request: bytes) -> Message:
+def latest_block(chain: ChainView, request: Any) -> Message:
     del request
     header = cosmos.Header(chain_id=chain.state.chain_id, height=chain.state.height)
     header.time.FromDatetime(datetime.fromtimestamp(chain.state.time, tz=UTC))
     return cosmos.GetLatestBlockResponse(sdk_block=cosmos.Block(header=header))
 
 
-def account_info(chain: ChainView, request: bytes) -> Message:
-    address = cosmos.QueryAccountInfoRequest.FromString(request).address
-    return cosmos.QueryAccountInfoResponse(info=_base_account(_find_account(chain, address)))
+def account_info(chain: ChainView, request: Any) -> Message:
+    return cosmos.QueryAccountInfoResponse(info=_base_account(_find_account(chain, request.address)))
 
 
-def account(chain: ChainView, request: bytes) -> Message:
-    base_account = _base_account(_find_account(chain, cosmos.QueryAccountRequest.FromString(request).address))
-    value = base_account.SerializeToString()
-    return cosmos.QueryAccountResponse(account=Any(type_url="/cosmos.auth.v1beta1.BaseAccount", value=value))
+def account(chain: ChainView, request: Any) -> Message:
+    value = _base_account(_find_account(chain, request.address)).SerializeToString()
+    return cosmos.QueryAccountResponse(account=ProtoAny(type_url="/cosmos.auth.v1beta1.BaseAccount", value=value))
 
 
-def balance(chain: ChainView, request: bytes) -> Message:
-    query = cosmos.QueryBalanceRequest.FromString(request)
-    local_account = chain.account(query.address)
-    amount = local_account.balance if local_account is not None and query.denom == DENOM else 0
-    return cosmos.QueryBalanceResponse(balance=cosmos.Coin(denom=query.denom, amount=str(amount)))
+def balance(chain: ChainView, request: Any) -> Message:
+    local_account = chain.account(request.address)
+    amount = local_account.balance if local_account is not None and request.denom == DENOM else 0
+    return cosmos.QueryBalanceResponse(balance=cosmos.Coin(denom=request.denom, amount=str(amount)))
 
 
-def gas_price(chain: ChainView, request: bytes) -> Message:
-    denom = cosmos.GasPriceRequest.FromString(request).denom
-    if denom != DENOM:
-        raise RpcStatusError("INVALID_ARGUMENT", f"unknown denom {denom[:32]}")
+def gas_price(chain: ChainView, request: Any) -> Message:
+    if request.denom != DENOM:
+        raise RpcStatusError("INVALID_ARGUMENT", f"unknown denom {request.denom[:32]}")
     return cosmos.GasPriceResponse(price=cosmos.DecCoin(denom=DENOM, amount=str(chain.state.gas_price)))
 
 
-def simulate(chain: ChainView, request: bytes) -> Message:
-    query = cosmos.SimulateRequest.FromString(request)
-    result = chain.simulate(query.tx_bytes or query.tx.SerializeToString())
+def simulate(chain: ChainView, request: Any) -> Message:
+    result = chain.simulate(request.tx_bytes or request.tx.SerializeToString())
     if isinstance(result, TxRefusal):
         raise RpcStatusError("UNKNOWN", result.log)
     return cosmos.SimulateResponse(gas_info=cosmos.GasInfo(gas_used=result, gas_wanted=result), result=cosmos.Result())
 
 
-def broadcast(chain: ChainView, request: bytes) -> Message:
-    return broadcast_response(chain.broadcast(cosmos.BroadcastTxRequest.FromString(request).tx_bytes))
+def broadcast(chain: ChainView, request: Any) -> Message:
+    return broadcast_response(chain.broadcast(request.tx_bytes))
 
 
 def broadcast_response(answer: BroadcastResult) -> Message:
@@ -104,8 +100,8 @@ def broadcast_response(answer: BroadcastResult) -> Message:
     return cosmos.BroadcastTxResponse(tx_response=response)
 
 
-def get_tx(chain: ChainView, request: bytes) -> Message:
-    tx_hash = cosmos.GetTxRequest.FromString(request).hash.upper()
+def get_tx(chain: ChainView, request: Any) -> Message:
+    tx_hash = request.hash.upper()
     record = chain.state.txs.get(tx_hash)
     if record is None:
         raise RpcStatusError("NOT_FOUND", f"tx not found: {tx_hash[:64]}")
@@ -122,16 +118,16 @@ def get_tx(chain: ChainView, request: bytes) -> Message:
     return cosmos.GetTxResponse(tx=cosmos.Tx.FromString(record.raw), tx_response=response)
 
 
-METHODS: dict[str, MethodHandler] = {
-    "/cosmos.base.tendermint.v1beta1.Service/GetNodeInfo": node_info,
-    "/cosmos.base.tendermint.v1beta1.Service/GetLatestBlock": latest_block,
-    "/cosmos.auth.v1beta1.Query/AccountInfo": account_info,
-    "/cosmos.auth.v1beta1.Query/Account": account,
-    "/cosmos.bank.v1beta1.Query/Balance": balance,
-    "/feemarket.feemarket.v1.Query/GasPrice": gas_price,
-    "/cosmos.tx.v1beta1.Service/Simulate": simulate,
-    "/cosmos.tx.v1beta1.Service/BroadcastTx": broadcast,
-    "/cosmos.tx.v1beta1.Service/GetTx": get_tx,
+HANDLERS: dict[str, MethodHandler] = {
+    "GetNodeInfo": node_info,
+    "GetLatestBlock": latest_block,
+    "AccountInfo": account_info,
+    "Account": account,
+    "Balance": balance,
+    "GasPrice": gas_price,
+    "Simulate": simulate,
+    "BroadcastTx": broadcast,
+    "GetTx": get_tx,
 }
 
 
@@ -148,5 +144,5 @@ def _base_account(local_account: LocalAccount) -> Message:
     )
     if local_account.public_key:
         value = cosmos.PubKey(key=local_account.public_key).SerializeToString()
-        base_account.pub_key.CopyFrom(Any(type_url=SECP256K1_KEY, value=value))
+        base_account.pub_key.CopyFrom(ProtoAny(type_url=SECP256K1_KEY, value=value))
     return base_account

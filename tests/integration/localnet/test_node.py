@@ -15,7 +15,7 @@ import grpc  # type: ignore[import-untyped]  # no stubs
 import pytest
 
 from forecastd.chain.codec import tx_hash
-from forecastd.chain.methods import EmissionsVersion
+from forecastd.chain.methods import METHODS, EmissionsVersion
 from forecastd.chain.node import Node
 from forecastd.chain.proto.cosmos_pb2 import BaseAccount, QueryAccountRequest, QueryAccountResponse
 from forecastd.chain.submit import register, wait_for_transaction
@@ -26,10 +26,8 @@ from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.ledger.ledger import Submission
 from forecastd.localnet.discovery import endpoint_file, find_endpoint, publish_endpoint
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
-from forecastd.localnet.emissions import QUERIES
 from forecastd.localnet.faults import NodeFault
 from forecastd.localnet.server import listen
-from forecastd.localnet.service import METHODS
 from forecastd.localnet.state import Fees
 from forecastd.localnet.topics import TopicSpec
 from tests.support.localnet import FEE_POLICY, register_wallet, sign_forecast
@@ -286,7 +284,7 @@ def test_node_recovered_is_used_by_the_same_client(tmp_path: Path) -> None:
 @pytest.mark.parametrize("junk", [b"", b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", b"{}"])
 def test_node_unreadable_request_is_refused_and_serving_continues(open_node: Open, junk: bytes) -> None:
     with open_node() as (embedded, node):
-        paths = [*METHODS, *(f"/emissions.v10.QueryService/{name}" for name in QUERIES)]
+        paths = [f"/{name}" for name in METHODS]
         with grpc.insecure_channel(embedded.endpoint.rpartition("/")[2]) as channel:
             codes = {channel.unary_unary(path).future(junk, timeout=60).code().name for path in paths}
         assert codes <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNKNOWN", "UNIMPLEMENTED"}
