@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from forecastd.service import accounts, systemd
+from forecastd.runtime.http import is_loopback
+from forecastd.service import accounts
 from forecastd.service.accounts import UnixAccount
 from forecastd.service.installed import render_file
 from forecastd.service.launch import (
@@ -22,7 +22,6 @@ from forecastd.service.launch import (
 )
 from forecastd.settings import DEFAULTS, ENV_FILE, Settings
 
-_LOOPBACK_HOSTS = {"127.0.0.1", "::1", "localhost"}
 _MANAGER_VARIABLES = {
     "STATE_DIRECTORY",
     "LOGS_DIRECTORY",
@@ -81,11 +80,10 @@ def draft_service(request: ServiceRequest, settings: Settings, sources: Mapping[
         credential=request.credential,
         service=request.service,
     )
-    secret_warnings = _api_key_warnings if request.service is FLEET_SERVICE else _wallet_warnings
     warnings = [
         *find_problems(launch, request.manager, account),
         *_shell_only_warnings(sources, launch),
-        *secret_warnings(request, settings, launch),
+        *_secret_warnings(request, settings, launch),
     ]
     if request.per_user and any(_read_switch(switch) == value for switch, value in _NAMESPACE_SWITCHES.items()):
         warnings.append(
@@ -126,33 +124,18 @@ def _shell_only_warnings(sources: Mapping[str, str], launch: LaunchSpec) -> list
     return [f"Set only in this shell, not for the service: {', '.join(names)}. Add to {launch.directory / ENV_FILE}."]
 
 
-def _wallet_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
-    if (
-        settings.chain.network == "local"
-        or settings.wallet.mnemonic
-        or settings.wallet.mnemonic_file
-        or launch.credential
-    ):
+def _secret_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
+    """A warning about a missing wallet or API key, and where to store it; none when systemd's credential exists."""
+    service, wallet, fleet = request.service, settings.wallet, settings.fleet
+    if service is FLEET_SERVICE:
+        problem = f"FLEET_HOST is {fleet.host}, and the fleet does not start there without an API key"
+        is_complete = is_loopback(fleet.host) or fleet.api_keys or fleet.api_keys_file
+    else:
+        problem = "No wallet is set"
+        is_complete = settings.chain.network == "local" or wallet.mnemonic or wallet.mnemonic_file
+    if is_complete or launch.credential:
         return []
-    return _missing_secret_warnings("No wallet is set", request)
-
-
-def _api_key_warnings(request: ServiceRequest, settings: Settings, launch: LaunchSpec) -> list[str]:
-    if (
-        settings.fleet.host in _LOOPBACK_HOSTS
-        or settings.fleet.api_keys
-        or settings.fleet.api_keys_file
-        or launch.credential
-    ):
-        return []
-    return _missing_secret_warnings(
-        f"FLEET_HOST is {settings.fleet.host}, and the fleet does not start there without an API key", request
-    )
-
-
-def _missing_secret_warnings(problem: str, request: ServiceRequest) -> list[str]:
-    """A warning about a missing secret and where to store it; none when systemd's credential exists."""
-    service, problem = request.service, f"{problem}: set {request.service.setting} in .env"
+    problem += f": set {service.setting} in .env"
     if request.manager == "supervisord" or request.per_user:
         return [f"{problem}."]
     if os.path.exists(service.credential_path):  # noqa: PTH110  # never raises
@@ -161,10 +144,10 @@ def _missing_secret_warnings(problem: str, request: ServiceRequest) -> list[str]
 
 
 def _next_steps(request: ServiceRequest, launch: LaunchSpec) -> list[str]:
-    directories = systemd.writable_directories(launch) if request.manager == "systemd" else launch.writable_paths
+    directories = list(launch.unmanaged_directories.values()) if request.manager == "systemd" else launch.writable_paths
     missing = [path for path in directories if not os.path.isdir(path)]  # noqa: PTH112  # never raises
     owner = "" if request.per_user or launch.user is None else f" -o {launch.user}"
-    steps = [f"install -d{owner} -m 700 {shlex.quote(str(path))}" for path in missing]
+    steps = [f"install -d{owner} -m 700 {path}" for path in missing]
     if request.manager == "supervisord":
         return [*steps, "supervisorctl reread", "supervisorctl update"]
     systemctl = _systemctl_command(per_user=request.per_user)

@@ -16,8 +16,8 @@ from platformdirs import user_config_path
 
 from forecastd.errors import NeedsHuman
 from forecastd.runtime.files import read_text_file, write_atomic
-from forecastd.service import supervisord, systemd
-from forecastd.service.launch import DAEMON_SERVICE, SERVICES, FileReferences, LaunchSpec, ServiceKind, ServiceManager
+from forecastd.service.launch import DAEMON_SERVICE, SERVICES, LaunchSpec, ServiceKind, ServiceManager
+from forecastd.service.template import FileReferences, parse_references, render_template
 
 SYSTEM_UNIT_DIR = Path("/etc/systemd/system")
 SYSTEMD_RUNTIME_DIR = Path("/run/systemd/system")  # exists when systemd is the init system: sd_booted(3)
@@ -71,13 +71,9 @@ def render_file(manager: ServiceManager, launch: LaunchSpec) -> str:
     """The complete file for a launch, including the header line.
 
     Raises:
-        NeedsHuman: a path cannot be expressed, or the template is missing.
+        NeedsHuman: the template is missing.
     """
-    renderer = systemd if manager == "systemd" else supervisord
-    template = read_text_file(
-        launch.service.template_path(manager), "The file", "It is part of forecastd: reinstall forecastd."
-    )
-    body = renderer.render(template, launch)
+    body = render_template(manager, launch)
     return f"{_HEADER}{_hash(body)}\n{body}"
 
 
@@ -156,7 +152,7 @@ def missing_paths(path: Path) -> list[str]:
 
 def _parse_file(text: str) -> FileReferences:
     try:
-        return supervisord.parse_references(text) if "[program:" in text else systemd.parse_references(text)
+        return parse_references(text)
     except ValueError as error:
         raise NeedsHuman(f"It is not a service file: {error}. {_FIX}") from None
 

@@ -7,6 +7,7 @@ variable) would be lost to the service, so it goes on the command line.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ ENTRY_POINT = PROJECT_ROOT / "submit_prediction.py"
 SYSTEM_STATE_DIR, SYSTEM_LOG_DIR = Path("/var/lib/forecastd"), Path("/var/log/forecastd")
 CREDENTIAL_STORE = Path("/etc/credstore")  # where systemd looks for a credential given without a directory
 _HOME_DIRS = (Path("/home"), Path("/root"), Path("/run/user"))
+_PLAIN = re.compile(r"[\w@+=:,.~/-]+")
 _TEMPORARY_DIRS = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108  # only used in a warning
 
 
@@ -63,6 +65,9 @@ SERVICES = (DAEMON_SERVICE, FLEET_SERVICE)
 class LaunchSpec:
     """What to run. All paths are absolute.
 
+    Invariant: the texts that a service file contains are plain, so that it needs no quotes and no escapes. The managers
+    disagree about both.
+
     Attributes:
         user: the account; None when the manager runs everything as its own user.
         per_user: run by the user's own systemd manager, without root.
@@ -83,6 +88,15 @@ class LaunchSpec:
     readable_paths: tuple[Path, ...] = ()
     service: ServiceKind = DAEMON_SERVICE
 
+    def __post_init__(self) -> None:
+        """Raises NeedsHuman when a service file cannot express a path."""
+        for text in (*self.command, str(self.directory), *map(str, self.writable_paths), str(self.credential or "")):
+            if text and not is_plain(text):
+                raise NeedsHuman(
+                    f"A service file cannot express {text!a}. Rename it, or use a symbolic link to it: letters, digits and "
+                    "the characters . _ - + = @ : , ~ / are allowed."
+                )
+
     @property
     def command(self) -> list[str]:
         """The command line, as a list of arguments."""
@@ -94,6 +108,19 @@ class LaunchSpec:
         return [path for path in (self.state, self.logs) if path is not None]
 
     @property
+    def unmanaged_directories(self) -> dict[str, Path]:
+        """The directories that must exist before a unit starts, by the key with which systemd would create its own one.
+
+        A user's own manager creates none, because its directories vary by version.
+        """
+        choices = {"StateDirectory": (self.state, SYSTEM_STATE_DIR), "LogsDirectory": (self.logs, SYSTEM_LOG_DIR)}
+        return {
+            key: path
+            for key, (path, default) in choices.items()
+            if path is not None and (self.per_user or path != default)
+        }
+
+    @property
     def required_paths(self) -> list[Path]:
         """All paths that it must be able to access, including the targets of symbolic links."""
         paths = [self.python, self.program, self.directory, *self.readable_paths]
@@ -103,15 +130,6 @@ class LaunchSpec:
     def uses_home(self) -> bool:
         """Whether a required path is below a home directory, which a unit cannot access by default."""
         return any(_is_below_any(path, _HOME_DIRS) for path in [*self.required_paths, *self.writable_paths])
-
-
-@dataclass(frozen=True)
-class FileReferences:
-    """The absolute paths in a service file: programs, directories that must exist, state and log directories."""
-
-    programs: list[str]
-    directories: list[str]
-    data_directories: list[str]
 
 
 def plan_launch(
@@ -148,7 +166,7 @@ def plan_launch(
         directories[name] = None if value is None else _absolute(base / value)
         if value is not None and not (setting is not None and name in env_file_names):
             options += [flag, str(directories[name])]
-    launch = LaunchSpec(
+    return LaunchSpec(
         python=_absolute(base / python),
         program=ENTRY_POINT,
         directory=base,
@@ -161,9 +179,6 @@ def plan_launch(
         readable_paths=tuple(_absolute(base / path) for path in _settings_files(settings, service)),
         service=service,
     )
-    for text in (*launch.command, str(base), *map(str, launch.writable_paths), str(launch.credential or "")):
-        require_printable(text)
-    return launch
 
 
 def _default_directories(
@@ -177,24 +192,9 @@ def _default_directories(
     return {"STATE_DIR": SYSTEM_STATE_DIR, "LOG_DIR": SYSTEM_LOG_DIR}
 
 
-def require_printable(text: str) -> None:
-    """Require text without control characters, which could start another line of a service file.
-
-    Raises:
-        NeedsHuman: it contains a control character (such as a line break), or bytes that are not UTF-8.
-    """
-    if any(
-        ord(character) < 32 or 127 <= ord(character) < 160 or "\ud800" <= character <= "\udfff" for character in text
-    ):
-        raise NeedsHuman(
-            f"A service file cannot express {text!a}: it contains a line break, another control character, or bytes that are "
-            "not UTF-8. Rename it."
-        )
-
-
-def unescape_percent(value: str) -> str:
-    """Replace `%%` by `%`; return an empty text if the value has a systemd specifier or a supervisord expansion."""
-    return "" if "%" in value.replace("%%", "") else value.replace("%%", "%")
+def is_plain(text: str) -> bool:
+    """Whether every manager reads the text as it is, without quotes and escapes."""
+    return _PLAIN.fullmatch(text) is not None
 
 
 def find_problems(launch: LaunchSpec, manager: ServiceManager, account: UnixAccount | None) -> list[str]:

@@ -22,8 +22,8 @@ from forecastd.clock import SystemClock
 from forecastd.localnet.chain import ChainConfig, LocalChain
 from forecastd.localnet.store import ChainStore, chain_path
 from forecastd.localnet.topics import TopicSpec
-from forecastd.service import supervisord as supervisord_service
 from forecastd.service.launch import DAEMON_SERVICE, ENTRY_POINT, FLEET_SERVICE, LaunchSpec
+from forecastd.service.template import render_template
 from tests.support.commands import Command, CommandResult
 from tests.support.fork_server import ForkServer
 
@@ -130,9 +130,7 @@ class Supervisord:
             user=None, per_user=False, state=None, logs=None, credential=None,
             service=FLEET_SERVICE if fleet else DAEMON_SERVICE,
         )  # fmt: skip
-        text = supervisord_service.render(
-            launch.service.template_path("supervisord").read_text(encoding="utf-8"), launch
-        )
+        text = render_template("supervisord", launch)
         self.NAME = launch.service.name
         for name, value in ({"startsecs": 1} | seconds).items():
             text, count = re.subn(rf"^{name}=\d+$", f"{name}={value}", text, flags=re.MULTILINE)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from forecastd.service import supervisord, systemd
 from forecastd.service.installed import missing_paths
 from forecastd.service.launch import FLEET_SERVICE, SERVICES, LaunchSpec, ServiceKind
+from forecastd.service.template import parse_references, render_template
 
 AS_ROOT = os.getuid() == 0
 WHO = ("--run-as", "nobody") if AS_ROOT else ()
@@ -78,16 +78,22 @@ def test_service_analyze_detects_exposed_or_broken_unit(analyze: SystemdAnalyze,
 HOMES = Path("/home/someone")
 LAUNCHES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "at_home": {"directory": HOMES, "state": HOMES / "state", "logs": HOMES / "my logs"},
+    "at_home": {"directory": HOMES, "state": HOMES / "state", "logs": HOMES / "logs"},
     "per_user": {"per_user": True, "directory": HOMES, "state": HOMES / "state", "logs": HOMES / "logs"},
-    "credential": {"credential": Path("/etc/a phrase: 50%")},
-    "fleet": {"service": FLEET_SERVICE, "per_user": True, "state": HOMES / "state", "credential": Path("/etc/keys")},
-    "options": {"options": ("--state-dir", "/var/a b", "--log-dir", "/${HOME}/%h;x")},
+    "credential": {"credential": Path("/etc/a-phrase:50")},
+    "fleet": {
+        "service": FLEET_SERVICE,
+        "per_user": True,
+        "state": HOMES / "state",
+        "logs": HOMES / "logs",
+        "credential": Path("/etc/keys"),
+    },
+    "options": {"options": ("--state-dir", "/var/a,b", "--log-dir", "/home=x/~y")},
 }
 
 
 @pytest.mark.parametrize("scope", [(), ("--user",)], ids=["system", "user"])
-@pytest.mark.parametrize("name", [*LAUNCHES, "awkward"])
+@pytest.mark.parametrize("name", [*LAUNCHES, "letters"])
 def test_service_rendered_units_pass_analyze(
     analyze: SystemdAnalyze, tmp_path: Path, name: str, scope: tuple[str, ...]
 ) -> None:
@@ -95,14 +101,14 @@ def test_service_rendered_units_pass_analyze(
         "python": Path(sys.executable), "program": Path("/opt/p"), "directory": Path("/opt"), "options": (), "user": "worker",
         "per_user": False, "state": None, "logs": None, "credential": None,
     }  # fmt: skip
-    if name == "awkward":  # systemd reports a path that it reads differently, because it then does not exist
-        directory = tmp_path / " a b%h\\x41 ${HOME} 'c' \"d\" ; # é"
+    if name == "letters":  # systemd reports a path that it reads differently, because it then does not exist
+        directory = tmp_path / "a=b,c:d@e~é+中文"
         directory.mkdir()
         (directory / "python").symlink_to(sys.executable)
         parts |= {"python": directory / "python", "directory": directory, "state": directory, "logs": directory}
     unit = tmp_path / UNIT
     launch = LaunchSpec(**(parts | LAUNCHES.get(name, {})))
-    unit.write_text(systemd.render(launch.service.template_path("systemd").read_text(encoding="utf-8"), launch))
+    unit.write_text(render_template("systemd", launch))
     analyze.approves(unit, *scope)
 
 
@@ -206,21 +212,21 @@ def test_service_enabled_unit_is_not_removed(command: Any, tmp_path: Path) -> No
     assert (tmp_path / UNIT).is_file()
 
 
-def test_service_install_accepts_any_directory_and_env(
+def test_service_install_accepts_other_directory_and_env(
     command: Any, environment: dict[str, str], tmp_path: Path
 ) -> None:
     del environment["STATE_DIR"]
-    directory = tmp_path / "100% #1; it's $HOME"
+    directory = tmp_path / "my+own=Ünit"
     directory.mkdir()
-    (directory / ".env").write_text("STATE_DIR=my state\nALLORA_NETWORK=testnet\n")
+    (directory / ".env").write_text("STATE_DIR=my_state\nALLORA_NETWORK=testnet\n")
     (directory / ".env").chmod(0o600)
     shared = ("--directory", str(directory), "--python", sys.executable, "--to", str(tmp_path), *WHO)
-    for manager, renderer, name in (("systemd", systemd, UNIT), ("supervisord", supervisord, PROGRAM)):
+    for manager, name in (("systemd", UNIT), ("supervisord", PROGRAM)):
         result = command("service", "install", "--manager", manager, *shared, LOG_DIR="/srv/l", TIINGO_API_KEY="x")
         assert result.code == 0, result.err
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert missing_paths(tmp_path / name) == []
-        assert [Path(directory) for directory in renderer.parse_references(text).directories] == [directory]
+        assert parse_references(text).directories == [str(directory)]
         assert "--state-dir" not in text
         assert "--log-dir /srv/l" in text
         assert f"not for the service: TIINGO_API_KEY. Add to {directory}/.env." in result.err
@@ -239,6 +245,7 @@ def test_service_install_accepts_any_directory_and_env(
         (("show", "--manager", "systemd", "--run-as", "nobody-of-this-name"), 5, "useradd"),
         (("show", "--manager", "systemd", "--run-as", "root"), 5, "does not need root"),
         (("show", "--manager", "systemd", *WHO, "--python", "/a\nb"), 5, "A service file cannot express"),
+        (("show", "--manager", "supervisord", *WHO, "--python", "/a b"), 5, "A service file cannot express '/a b'"),
         (("install", "--manager", "systemd", *WHO, "--to", "/proc/nowhere"), 5, "Cannot write"),
         (("uninstall", "--manager", "systemd", "--to", "/nowhere"), 5, "does not exist"),
     ],

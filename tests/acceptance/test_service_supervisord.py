@@ -32,7 +32,7 @@ sys.exit(codes[-1])
 @pytest.fixture
 def fake_worker(tmp_path: Path) -> Path:
     """Runs until a signal: SIGTERM and SIGUSR2 exit with code 0, SIGUSR1 with code 6."""
-    return executable(tmp_path / "fake worker ;%(here)s", FAKE_WORKER)
+    return executable(tmp_path / "fake-worker", FAKE_WORKER)
 
 
 def executable(path: Path, text: str) -> Path:
@@ -44,10 +44,10 @@ def executable(path: Path, text: str) -> Path:
 def test_supervisord_starts_stops_restarts_and_tails(
     supervisord: Any, fake_worker: Path, root: Path, tmp_path: Path
 ) -> None:
-    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=fake_worker)
+    supervisord.add(tmp_path, "--state-dir", "/a-b+c", python=fake_worker)
     supervisord.wait_until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.output)
     first = supervisord.pid
-    words = [str(root / "submit_prediction.py"), "--daemon", "--state-dir", "/a b;c"]
+    words = [str(root / "submit_prediction.py"), "--daemon", "--state-dir", "/a-b+c"]
     assert f"up {first} {tmp_path} {words} 077\n" in supervisord.output
 
     assert "stopped" in supervisord.ctl("stop", supervisord.NAME).out
@@ -89,10 +89,10 @@ def test_supervisord_does_not_restart_after_clean_exit(supervisord: Any, fake_wo
 def test_supervisord_restarts_fleet_after_any_exit(
     supervisord: Any, fake_worker: Path, root: Path, tmp_path: Path
 ) -> None:
-    supervisord.add(tmp_path, "--state-dir", "/a b;c", python=fake_worker, fleet=True)
+    supervisord.add(tmp_path, "--state-dir", "/a-b+c", python=fake_worker, fleet=True)
     supervisord.wait_until(lambda: supervisord.state == "RUNNING" and "up" in supervisord.output)
     first = supervisord.pid
-    words = [str(root / "submit_prediction.py"), "fleet", "serve", "--state-dir", "/a b;c"]
+    words = [str(root / "submit_prediction.py"), "fleet", "serve", "--state-dir", "/a-b+c"]
     assert f"up {first} {tmp_path} {words} 077\n" in supervisord.output
     os.kill(first, signal.SIGUSR2)  # code 0
     supervisord.wait_until(lambda: supervisord.output.count("up ") == 2)

@@ -83,7 +83,7 @@ def test_draft_restricted_user_namespaces_warns(
     ("options", "steps"),
     [
         ({}, ["systemctl daemon-reload", "systemctl enable --now allora-submission"]),
-        ({"state_dir": "/no state"}, ["install -d -o worker -m 700 '/no state'", "systemctl daemon-reload",
+        ({"state_dir": "/no/state"}, ["install -d -o worker -m 700 /no/state", "systemctl daemon-reload",
                                       "systemctl enable --now allora-submission"]),
         ({"per_user": True, "state_dir": "/no/s", "log_dir": "/"},
          ["install -d -m 700 /no/s", "systemctl --user daemon-reload", "systemctl --user enable --now allora-submission",
