@@ -6,13 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-from models.market.bundle import load_market_bundle
-from models.market.engine import load_market_engine
+from models.market.bundle import load_market_bundle, market_canary_input
+from models.market.engine import MarketEngine
 
 
 def main() -> None:
     bundle = load_market_bundle(Path(sys.argv[1]))
-    forecast = load_market_engine(bundle).predict(bundle.canary.inputs)
+    forecast = MarketEngine(bundle).predict(market_canary_input(bundle))
     heavy = {"torch", "lightning", "pytorch_forecasting", "pandas"} & set(sys.modules)
     assert not heavy, f"imported {heavy}"
     print(json.dumps({"quantiles": forecast.quantiles.tolist()}))

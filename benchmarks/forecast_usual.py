@@ -18,12 +18,12 @@ def prepare(bundle_path: str, directory: str) -> None:
     """Save checkpoint and rows below `directory`."""
     from lightning.pytorch import Trainer
 
-    from models.market.bundle import load_market_bundle
+    from models.market.bundle import load_market_bundle, market_canary_input
     from tests.support import library_reference
 
     bundle = load_market_bundle(Path(bundle_path))
     manifest = bundle.manifest
-    data = library_reference.rows(bundle.canary.inputs, manifest)
+    data = library_reference.rows(market_canary_input(bundle), manifest)
     data.target[manifest.encoder_length :] += 1e-3  # rows of a real training run would vary
     dataset = library_reference.dataset(data, manifest.scalers, manifest.encoder_length, manifest.horizon)
     model = library_reference.network(manifest, bundle.weights)
@@ -31,7 +31,7 @@ def prepare(bundle_path: str, directory: str) -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(f"{directory}/model.ckpt")
-    library_reference.frame(library_reference.rows(bundle.canary.inputs, manifest)).to_parquet(
+    library_reference.frame(library_reference.rows(market_canary_input(bundle), manifest)).to_parquet(
         f"{directory}/rows.parquet"
     )
 

@@ -53,12 +53,15 @@ def make_training_data() -> MarketData:
 
 
 def _loaders(data: MarketData, scalers: dict[str, Scaler], config: TrainingConfig) -> tuple[Any, Any]:
-    from models.market.batches import MarketWindowDataset, make_loaders
+    from torch.utils.data import DataLoader
+
+    from models.market.batches import MarketBatchSampler, MarketWindowDataset
     from tests.support import library_reference
 
     length, horizon, size = config.encoder_length, config.horizon, config.batch_size
     origins = np.arange(length - 1, ROWS - horizon)
-    ours, _ = make_loaders(MarketWindowDataset(data, scalers, length, horizon), origins, origins[:1], config)
+    windows = MarketWindowDataset(data, scalers, length, horizon)
+    ours = DataLoader(windows, batch_size=None, sampler=MarketBatchSampler(origins, config))
     dataset = library_reference.dataset(data, scalers, length, horizon)
     return ours, dataset.to_dataloader(train=True, batch_size=size, num_workers=0, shuffle=True)
 
@@ -69,13 +72,10 @@ def _step(data: MarketData, config: TrainingConfig) -> Callable[[Any], None]:
 
     from models.market.batches import MarketQuantileModule
     from models.market.manifest import network_reals
-    from models.tft import torch_model
-    from models.tft.config import TftConfig
+    from models.tft.torch_model import build_network
 
-    encoder, decoder = network_reals(data.past_names, data.known_names)
-    sizes = (config.hidden_size, config.hidden_continuous_size, config.attention_heads, config.lstm_layers)
-    network = TftConfig(*sizes, encoder, decoder, len(config.levels))
-    model = torch_model.build_network(network, config.levels, config.encoder_length, config.horizon, config.dropout)
+    network = config.make_network(network_reals(data.past_names, data.known_names))
+    model = build_network(network, config.levels, config.encoder_length, config.dropout)
     module = MarketQuantileModule(model, config).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate)
 

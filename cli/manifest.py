@@ -11,15 +11,15 @@ from rich.text import Text
 from cli.fleet.manifest import manifest_rows as fleet_manifest_rows
 from cli.rows import row
 from forecastd.clock import to_iso
+from models.bundle.manifest import Manifest
 from models.fleet.manifest import FleetManifest
 from models.market.manifest import MarketManifest
-from models.training.task import TrainedManifest
 
 BASELINE_LABELS = {"model": "this model", "zero": "zero return", "drift": "drift", "volatility": "zero, scaled"}
 PART_NOTES = {"validation": "; selected the best epoch", "test": "; used for nothing else"}
 
 
-def manifest_tables(manifest: TrainedManifest) -> Iterator[Table]:
+def manifest_tables(manifest: Manifest) -> Iterator[Table]:
     """The manifest of a bundle of any kind as tables."""
     if isinstance(manifest, MarketManifest):
         yield from market_manifest_rows(manifest)
@@ -47,7 +47,7 @@ def market_manifest_rows(manifest: MarketManifest) -> Iterator[Table]:
     }
     for label, text in fields.items():
         yield row(label, Text(text))
-    for part, scores in manifest.metrics.items():
+    for part, scores in manifest.scores.items():
         yield from score_rows(part, scores)
 
 

@@ -16,7 +16,6 @@ from forecastd.clock import SystemClock
 from forecastd.inference.job_runner import open_job_runner
 from forecastd.settings import load_settings
 from forecastd.training.market import TrainingRequest, train_model
-from models.market.manifest import to_json
 from models.training.config import TrainingConfig
 
 PATH_TYPE = click.Path(path_type=Path)
@@ -78,5 +77,5 @@ def command(ctx: click.Context, /, as_json: bool, start: str | None, until: str 
     manifest, path = trained.manifest, trained.path
     next_commands = f"forecastd model check {path}\nforecastd --once --model {path}"
     screen.show_result(
-        to_json(manifest), score_rows("test", manifest.metrics["test"]), path, manifest.sha256, next_commands
+        manifest.to_json(), score_rows("test", manifest.scores["test"]), path, manifest.sha256, next_commands
     )

@@ -12,7 +12,7 @@ from forecastd.market.candles import Candles
 from forecastd.market.features import parse_features
 from forecastd.settings import DEMO_MODEL
 from models.base import Forecast
-from models.market.bundle import read_market_manifest
+from models.market.manifest import MarketManifest
 
 
 class ManualClock:
@@ -45,7 +45,7 @@ class FakeForecaster(Forecaster):
 
     def __init__(self, before_forecast: Callable[[], None] = lambda: None) -> None:
         """`before_forecast` is called at the start of a forecast. An error that it raises is the model's failure."""
-        self.manifest = read_market_manifest(DEMO_MODEL)
+        self.manifest = MarketManifest.read(DEMO_MODEL)
         self.features = parse_features((*self.manifest.past, *self.manifest.known), "the demo bundle")
         self.warnings = ()
         self._before_forecast, self.fallback = before_forecast, None

@@ -5,41 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.bundle.fields import parse_object
-from models.bundle.files import load_manifest
+from models.bundle.manifest import Manifest, read_kind
 from models.bundle.records import FLEET_KIND
 from models.fleet.train import FleetTask
 from models.market.train import MarketTask
-from models.training.config import TrainingConfig
-from models.training.state import TrainingState
-from models.training.task import FLEET, MARKET, TrainedManifest, TrainingRows, TrainingTask
+from models.training.config import FLEET, MARKET
+from models.training.task import TrainingTask
 
-AnyTask = TrainingTask[Any, Any, Any, Any, Any, Any, Any]
-
-TASKS: dict[str, AnyTask] = {MARKET: MarketTask(), FLEET: FleetTask()}
-
-
-def get_task(kind: str) -> AnyTask:
-    """The task of this kind.
-
-    Raises:
-        KeyError: there is no such kind.
-    """
-    return TASKS[kind]
-
-
-def restore(state: TrainingState) -> tuple[TrainingRows, TrainingConfig]:
-    """The rows and the options of an unfinished training run.
-
-    Raises:
-        DataError: another version wrote them.
-    """
-    try:
-        task = get_task(state.kind)
-    except KeyError as error:
-        raise state.unreadable(error) from error
-    rows: TrainingRows = state.restore_rows(task.rows_type)
-    return rows, state.restore_config(task.config_type)
+TASKS: dict[str, type[TrainingTask[Any, Any]]] = {MARKET: MarketTask, FLEET: FleetTask}
 
 
 def is_fleet_bundle(path: Path) -> bool:
@@ -48,14 +21,14 @@ def is_fleet_bundle(path: Path) -> bool:
     Raises:
         BundleError: there is no bundle, or its manifest is not valid JSON.
     """
-    return load_manifest(path, lambda content, _: parse_object(content).take("kind", str)) == FLEET_KIND
+    return read_kind(path) == FLEET_KIND
 
 
-def read_trained_manifest(path: Path) -> TrainedManifest:
+def read_any_manifest(path: Path) -> Manifest:
     """The manifest of the bundle at `path`, of whichever kind.
 
     Raises:
         BundleError: as the kind's own reader does.
     """
-    manifest: TrainedManifest = get_task(FLEET if is_fleet_bundle(path) else MARKET).read_manifest(path)
-    return manifest
+    manifests = {task.MANIFEST.KIND: task.MANIFEST for task in TASKS.values()}
+    return manifests.get(read_kind(path), MarketTask.MANIFEST).read(path)  # which refuses an unknown kind

@@ -83,7 +83,7 @@ def measure_turns(count: int, turns: int, seed: int) -> ForecastTimings:
     """The product and the baseline request in turns, each one tick later."""
     from benchmarks.fleet import request
     from benchmarks.fleet.library import BaselineLibrary, quantiles_by_server
-    from models.fleet.engines import range_difference
+    from models.bundle.canary import range_difference
 
     servers, timings = SimulatedServers(count, seed=seed, ahead=1 + turns * TICKS_PER_TURN), ForecastTimings()
     library = BaselineLibrary(MODEL_M, servers.names)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from benchmarks.fleet.scene import FIRST_FORECAST_TIME, STEP, THREADS, ModelSize
 from forecastd.fleet.simulator import Simulator
+from models.bundle.bundle import write_bundle
 from models.bundle.records import Interval, TrainingRecord
-from models.fleet.bundle import CANARY_SERVERS, FleetBundle, FleetCanary, canary_input, write_fleet_bundle
+from models.fleet.bundle import CANARY_SERVERS, CENTER_KEY, SCALE_KEY, FleetBundle, fleet_canary_input
 from models.fleet.folded_engines import FusedEngine
 from models.fleet.manifest import DEFAULT_GROUP, OTHER_PROFILE, FleetManifest, ModelMetric, fleet_reals, known_reals
 from models.fleet.scaling import calendar
@@ -140,20 +141,26 @@ class BaselineLibrary:
 
     def write_bundle(self, path: Path, name: str = "M") -> None:
         """Write the network and its scales as a bundle."""
-        write_fleet_bundle(path, self.bundle(path, name))
+        write_bundle(path, self.bundle(path, name))
 
     def bundle(self, path: Path = Path(), name: str = "M") -> FleetBundle:
         """The network and its scales as a bundle in memory."""
         manifest = self._manifest(name)
         state = {key: value.numpy() for key, value in self.model.state_dict().items()}
         weights = {key: state[key].astype(np.float32) for key in parameter_shapes(manifest.network)}
-        center, scale = (self._scales(kind, manifest.groups) for kind in ("center", "scale"))
-        canary = FleetCanary(
-            FIRST_FORECAST_TIME // STEP, np.full((CANARY_SERVERS, self.size.encoder, len(self.size.names)), 30.0, np.float32),
-            np.arange(CANARY_SERVERS), np.arange(CANARY_SERVERS), np.empty(0, np.float32),
-        )  # fmt: skip
-        bundle = FleetBundle(path, manifest, weights, center, scale, canary)
-        return replace(bundle, canary=replace(canary, quantiles=FusedEngine(bundle).forecast(canary_input(bundle))))
+        weights |= {
+            CENTER_KEY: self._scales("center", manifest.groups),
+            SCALE_KEY: self._scales("scale", manifest.groups),
+        }
+        canary = {
+            "tick": np.array([FIRST_FORECAST_TIME // STEP]),
+            "values": np.full((CANARY_SERVERS, self.size.encoder, len(self.size.names)), 30.0, np.float32),
+            "profiles": np.arange(CANARY_SERVERS),
+            "groups": np.arange(CANARY_SERVERS),
+        }
+        bundle = FleetBundle(path, manifest, weights, canary)
+        quantiles = FusedEngine(bundle).forecast(fleet_canary_input(bundle))
+        return replace(bundle, canary={**canary, "quantiles": quantiles})
 
     def _manifest(self, name: str) -> FleetManifest:
         size = self.size

@@ -18,11 +18,11 @@ from benchmarks.figures import Figure, PremiseCount
 from forecastd.fleet.history.csv_history import data_from_csv
 from forecastd.fleet.history.training_data import describe_data, simulate_data
 from forecastd.settings import DEMO_FLEET_MODEL
-from models.fleet.bundle import FleetBundle, load_fleet_bundle
+from models.fleet.bundle import CENTER_KEY, SCALE_KEY, FleetBundle, load_fleet_bundle
 from models.fleet.config import FleetTrainingConfig
-from models.fleet.dataset import FleetData, SplitOptions, carry_forward, split
+from models.fleet.dataset import FleetData, carry_forward, split
 from models.fleet.engines import load_fleet_engine
-from models.fleet.evaluation import EvaluationData, EvaluationOptions, FleetBaselines, compare
+from models.fleet.evaluation import EvaluationData, FleetBaselines, compare
 from models.fleet.manifest import FleetManifest
 from models.train import train
 
@@ -65,16 +65,20 @@ def score_bundle(
     from models.fleet.scaling import GroupScales
 
     manifest, data = bundle.manifest, replace(history, servers=names)
-    filled, horizon = carry_forward(data.values, data.max_gap), manifest.horizon
-    parts = split(data, filled, SplitOptions(manifest.encoder_minimum, manifest.encoder_length, horizon, 0.15, 0.15))
-    groups = GroupScales(manifest.groups, bundle.center, bundle.scale)
+    config = FleetTrainingConfig(
+        encoder_length=manifest.encoder_length, encoder_minimum=manifest.encoder_minimum, horizon=manifest.horizon,
+        levels=manifest.levels, scored_windows=windows, compared_windows=compared,
+    )  # fmt: skip
+    filled = carry_forward(data.values, data.max_gap)
+    parts = split(data, filled, config)
+    groups = GroupScales(manifest.groups, bundle.weights[CENTER_KEY], bundle.weights[SCALE_KEY])
     rows = np.array([groups.row(f"profile:{profile}") for profile in data.profiles], dtype=np.int64)
     evaluation_data = EvaluationData.build(data, filled, groups, rows)
-    options = EvaluationOptions(manifest.encoder_length, horizon, manifest.levels, windows, compared, seed=0)
-    baselines = FleetBaselines.fit(evaluation_data, parts.train, horizon, manifest.levels)
-    return compare(
-        load_fleet_engine(bundle, threads=2), evaluation_data, baselines, parts.test, options, report=lambda _: None
+    baselines = FleetBaselines.fit(evaluation_data, parts.train, manifest.horizon, manifest.levels)
+    scores = compare(
+        load_fleet_engine(bundle, threads=2), evaluation_data, baselines, parts.test, config, report=lambda _: None
     )
+    return dict(scores)
 
 
 def _table_figures(path: Path, quick: bool) -> Iterator[Figure | PremiseCount]:

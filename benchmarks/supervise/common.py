@@ -15,8 +15,9 @@ from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from models.base import Forecast, ModelInput
-from models.market.bundle import load_market_bundle
-from models.market.engine import TOLERANCE, load_market_engine, relative_difference
+from models.bundle.canary import range_difference
+from models.market.bundle import load_market_bundle, market_canary_input
+from models.market.engine import TOLERANCE, MarketEngine
 from tests.support.supervision import WAIT_SECONDS, EventLog, child_setup
 
 CLOCK = SystemClock()
@@ -44,13 +45,13 @@ class ExpectedForecast:
     def matches(self, forecast: Forecast) -> bool:
         """Whether a child's forecast equals the expected one, up to the rounding of another number of threads."""
         same_input = forecast.input_sha256 == self.expected.input_sha256
-        return same_input and relative_difference(forecast.quantiles, self.expected.quantiles) <= TOLERANCE
+        return same_input and range_difference(forecast.quantiles.T, self.expected.quantiles.T) <= TOLERANCE
 
 
 def make_expected_forecasts(count: int, seed: int) -> list[ExpectedForecast]:
     """Different inputs: the canary's input with random changes of its price."""
     bundle, rng = load_market_bundle(BUNDLE), np.random.default_rng(seed)
-    engine, canary = load_market_engine(bundle), bundle.canary.inputs
+    engine, canary = MarketEngine(bundle), market_canary_input(bundle)
     inputs_list = [
         replace(canary, target=canary.target + rng.normal(0, 0.002, canary.target.shape).cumsum()) for _ in range(count)
     ]

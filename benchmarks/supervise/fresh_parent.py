@@ -24,7 +24,7 @@ from forecastd.market.sources.sample import SampleSource
 from forecastd.market.window import RollingWindow, refresh
 from forecastd.supervise.policy import SupervisionPolicy
 from models.market.bundle import load_market_bundle
-from models.market.engine import load_market_engine, verify_market_canary
+from models.market.engine import MarketEngine, verify_market_canary
 from models.market.manifest import MarketManifest
 
 NOW = from_iso("2026-03-01T00:30:00Z")
@@ -74,7 +74,7 @@ def run_supervised(standbys: int, forecasts: int, seconds: float) -> ParentRepor
 def run_unsupervised(forecasts: int) -> ParentReport:
     """The same forecasts in this process, without supervision."""
     bundle = load_market_bundle(BUNDLE)
-    manifest, engine = bundle.manifest, load_market_engine(bundle)
+    manifest, engine = bundle.manifest, MarketEngine(bundle)
     verify_market_canary(bundle, engine)
     features = parse_features((*manifest.past, *manifest.known), "The bundle")
     candles = _load_candles(manifest)
@@ -91,7 +91,7 @@ def compare_calls(forecasts: int) -> dict[str, list[float]]:
     from tests.support.supervision import EventLog
 
     [expected] = make_expected_forecasts(1, 0)
-    engine = load_market_engine(load_market_bundle(BUNDLE))
+    engine = MarketEngine(load_market_bundle(BUNDLE))
     times: dict[str, list[float]] = {"in process": [], "supervised": []}
     with open_pool(EventLog(), PhaseLimits()) as pool:
         for _ in range(3):

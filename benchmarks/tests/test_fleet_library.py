@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from benchmarks.fleet.library import BaselineLibrary, frame, quantiles_by_server
 from benchmarks.fleet.request import answer_request
 from benchmarks.fleet.scene import STEP, ModelSize, SimulatedServers
+from models.bundle.canary import range_difference
 from models.fleet.base import FleetInput
-from models.fleet.bundle import FleetBundle, load_fleet_bundle
-from models.fleet.engines import TOLERANCE, load_fleet_engine, range_difference, verify_fleet_canary
+from models.fleet.bundle import CENTER_KEY, SCALE_KEY, FleetBundle, load_fleet_bundle
+from models.fleet.engines import TOLERANCE, load_fleet_engine, verify_fleet_canary
 
 SIZE = ModelSize(hidden=8, continuous=4, heads=2, layers=1, encoder=24, minimum=6, horizon=8)
 COUNT = 10
@@ -116,7 +117,7 @@ def test_library_scales_each_server_by_its_profile(
     library: BaselineLibrary, bundle: FleetBundle, servers: SimulatedServers, rows: Any
 ) -> None:
     groups = bundle.manifest.groups
-    table = np.stack([bundle.center, bundle.scale], axis=-1)
+    table = np.stack([bundle.weights[CENTER_KEY], bundle.weights[SCALE_KEY]], axis=-1)
     server_scales = scales(library.data_set(rows))
     assert server_scales.keys() == set(servers.names)
     for server, profile in zip(servers.names, servers.profiles, strict=True):

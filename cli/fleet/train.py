@@ -89,7 +89,6 @@ def command(ctx: click.Context, /, as_json: bool, until: str | None, **options: 
     from forecastd.inference.job_runner import open_job_runner
     from forecastd.settings import load_settings
     from models.fleet.config import FleetTrainingConfig
-    from models.fleet.manifest import to_json
 
     setting_values = {name: value for name in ("state_dir", "fleet_step") if (value := options.pop(name)) is not None}
     names = ("out", "history", "simulate", "data", "servers", "finish", "force")
@@ -106,7 +105,7 @@ def command(ctx: click.Context, /, as_json: bool, until: str | None, **options: 
     )
     manifest, path = trained.manifest, trained.path
     scores = score_rows("test", manifest.scores.get("test"))
-    screen.show_result(to_json(manifest), scores, path, manifest.sha256, _next_steps(path, trained.models))
+    screen.show_result(manifest.to_json(), scores, path, manifest.sha256, _next_steps(path, trained.models))
 
 
 def _next_steps(path: Path, models: Path) -> str:

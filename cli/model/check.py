@@ -19,8 +19,8 @@ from forecastd.fleet.model_check import check_fleet_model
 from forecastd.inference.model_check import check_model
 from forecastd.inference.stages import StageResult
 from forecastd.settings import Settings, load_settings
+from models.bundle.manifest import Manifest
 from models.registry import is_fleet_bundle
-from models.training.task import TrainedManifest
 
 
 @click.command(name="check")
@@ -59,7 +59,7 @@ def command(
 
 def _check_bundle(
     settings: Settings, clock: Clock, now: float, report: Callable[[StageResult], None]
-) -> tuple[TrainedManifest, str]:
+) -> tuple[Manifest, str]:
     """Check a bundle of either kind; returns its manifest and the command that runs it."""
     if is_fleet_bundle(settings.model_path):
         return check_fleet_model(settings, settings.model_path, clock, now=now, report=report), "fleet serve"

@@ -12,7 +12,7 @@ from cli.model.common import DIRECTORY_ARGUMENT
 from cli.rows import console
 from forecastd.settings import load_settings
 from models.bundle.files import read_manifest_bytes
-from models.registry import read_trained_manifest
+from models.registry import read_any_manifest
 
 
 @click.command(name="show")
@@ -22,7 +22,7 @@ from models.registry import read_trained_manifest
 def command(shared: dict[str, Any], /, directory: Path | None, as_json: bool) -> None:
     """Describe a bundle: its target, inputs, training data and scores."""
     path = load_settings(model=directory, **shared).model_path
-    manifest = read_trained_manifest(path)
+    manifest = read_any_manifest(path)
     if as_json:
         click.echo(read_manifest_bytes(path).decode(), nl=False)
         return

@@ -28,7 +28,7 @@ from forecastd.submission.connect import ChainConnection, chain_id_for, open_con
 from forecastd.submission.context import TopicResources
 from forecastd.submission.worker import open_checked_source, open_forecaster
 from models.errors import ModelError
-from models.market.bundle import read_market_manifest
+from models.market.manifest import MarketManifest
 
 log = logging.getLogger(__name__)
 
@@ -277,6 +277,6 @@ def _has_same_model(topic: TopicResources, settings: Settings) -> bool:
     if (topic.settings.model, topic.settings.supervision) != (settings.model, settings.supervision):
         return False
     try:
-        return read_market_manifest(topic.settings.model_path).sha256 == topic.forecaster.manifest.sha256
+        return MarketManifest.read(topic.settings.model_path).sha256 == topic.forecaster.manifest.sha256
     except ModelError:
         return False

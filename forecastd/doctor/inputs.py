@@ -19,7 +19,6 @@ from forecastd.runtime.formatting import format_duration
 from forecastd.settings import Settings
 from forecastd.supervise.policy import policy_from_settings
 from models.errors import ModelError
-from models.market.bundle import read_market_manifest
 from models.market.manifest import MarketManifest
 
 MODEL_FIX = "Correct MODEL and FEATURES, or try `forecastd model check`."
@@ -49,7 +48,7 @@ def check_source(settings: Settings, clock: Clock) -> list[Finding]:
 def _model_requirements(settings: Settings) -> tuple[int, int] | None:
     """Step and number of candles that the model requires; None without a valid model, which its own check reports."""
     try:
-        manifest = read_market_manifest(settings.model_path)
+        manifest = MarketManifest.read(settings.model_path)
         parse_features((*manifest.past, *manifest.known), "The bundle")
     except (ModelError, ForecastdError):
         return None
@@ -62,9 +61,9 @@ def check_model(settings: Settings, clock: Clock) -> list[Finding]:
     If the bundle fails, a second finding names the fallback bundle, if there is one.
     """
     features, path = load_features(settings.model.features_path), settings.model_path
-    fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic.id, read_market_manifest)
+    fallbacks = FallbackBundles(open_bundle_store(settings, clock), settings.topic.id, MarketManifest.read)
     try:
-        manifest = read_market_manifest(path)
+        manifest = MarketManifest.read(path)
     except ModelError as error:
         return _model_failure(*split_message(str(error)), fallbacks)
     entry = fallbacks.store.list_quarantined().get(manifest.sha256)

@@ -30,7 +30,7 @@ from forecastd.fleet.window.store import FILE_NAME, TickStore
 from forecastd.inference.bundle_store import FallbackBundles, open_bundle_store
 from forecastd.runtime.closeable import Closeable
 from forecastd.settings import Settings
-from models.fleet.bundle import read_fleet_manifest
+from models.fleet.manifest import FleetManifest
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Fleet(Closeable):
             settings.fleet_state_path / FILE_NAME, step=self.step, hours=settings.fleet.history_hours,
             megabytes=settings.fleet.history_mb,
         )  # fmt: skip
-        fallback = FallbackBundles(open_bundle_store(settings, clock), "fleet", read_fleet_manifest)
+        fallback = FallbackBundles(open_bundle_store(settings, clock), "fleet", FleetManifest.read)
         self.model = ModelManager(
             settings, factory or forecaster_factory(settings, clock), WINDOW_TICKS, None if synthetic else fallback
         )

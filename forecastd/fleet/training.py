@@ -17,11 +17,9 @@ from forecastd.fleet.window.store import FILE_NAME
 from forecastd.runtime.jobs import JobRunner
 from forecastd.settings import Settings
 from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
-from models.fleet.bundle import read_fleet_manifest
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData
 from models.fleet.manifest import FleetManifest
-from models.train import check_config
 
 DEFAULT_NAME = "trained"
 
@@ -64,7 +62,7 @@ def train_fleet(
         ModelError: the history is too short, or the training was interrupted (`TrainingInterrupted`).
     """
     now = clock.now()
-    check_config(request.config)
+    request.config.check()
     if sum(source is not None for source in (request.history, request.simulate, request.data)) > 1:
         raise NeedsHuman("--history, --simulate and --data exclude each other. Give only one of them.")
     out = request.out or settings.fleet_models_path / DEFAULT_NAME
@@ -82,7 +80,7 @@ def train_fleet(
         listener.on_message(training_data.describe_data(data))
         return data
 
-    manifest = run_training(settings, run, rows, clock, listener, jobs=jobs, read_manifest=read_fleet_manifest)
+    manifest = run_training(settings, run, rows, clock, listener, jobs=jobs, read_manifest=FleetManifest.read)
     return FleetTrainingResult(out, manifest, settings.fleet_models_path)
 
 

@@ -8,23 +8,22 @@ costs a warning, never a forecast.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from forecastd.clock import Clock, to_iso
 from forecastd.errors import ForecastdError, NeedsHuman
 from forecastd.runtime.files import write_atomic
 from forecastd.settings import Settings
-from models.bundle.files import copy_files, fail, read_manifest_bytes
-from models.bundle.records import FileRecord
+from models.bundle.bundle import copy_bundle
+from models.bundle.manifest import Manifest, ManifestT
 from models.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -34,20 +33,6 @@ INDEX_NAME = "index.json"
 OLD_INDEX_NAME = "shelf.json"  # of releases before 0.1.0; the same content
 
 Index = dict[str, dict[str, Any]]
-
-
-class BundleManifest(Protocol):
-    """What the store needs to know of a manifest, of whichever kind."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def files(self) -> Mapping[str, FileRecord]: ...
-
-
-BundleManifestT = TypeVar("BundleManifestT", bound=BundleManifest)
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class BundleStore:
     def __init__(self, directory: Path, clock: Clock) -> None:
         self._directory, self._clock = directory, clock
 
-    def add(self, owner: int | str, bundle: Path, manifest: BundleManifest) -> None:
+    def add(self, owner: int | str, bundle: Path, manifest: Manifest) -> None:
         """Record that this bundle made a good forecast for its owner (a topic, or the fleet), and copy it once.
 
         Copies beyond the last `BUNDLES_PER_TOPIC` of each owner are removed.
@@ -79,7 +64,7 @@ class BundleStore:
             if good[:1] == [sha256] and copy.is_dir():
                 return
             if not copy.is_dir():
-                _copy_bundle(bundle, copy, manifest)
+                copy_bundle(bundle, copy, manifest)
             index["good"][str(owner)] = [sha256, *(sha for sha in good if sha != sha256)][:BUNDLES_PER_TOPIC]
             self._write_index(index)
             if is_valid:
@@ -93,7 +78,7 @@ class BundleStore:
         hashes = [sha for sha in index["good"].get(str(owner), []) if sha not in index["quarantined"]]
         return [path for sha in hashes if (path := self._directory / sha).is_dir()]
 
-    def quarantine(self, manifest: BundleManifest, reason: str) -> None:
+    def quarantine(self, manifest: Manifest, reason: str) -> None:
         """Record that this bundle must not run while there is a fallback."""
         with _warns_only(f"Could not record that {manifest.name} is quarantined"), self._locked():
             index, _ = self._read_index()
@@ -177,14 +162,14 @@ def open_bundle_store(settings: Settings, clock: Clock) -> BundleStore:
 
 
 @dataclass(frozen=True)
-class FallbackBundles(Generic[BundleManifestT]):
+class FallbackBundles(Generic[ManifestT]):
     """The fallback bundles of one topic, or of the fleet. `read`: reads a manifest of their kind."""
 
     store: BundleStore
     owner: int | str
-    read: Callable[[Path], BundleManifestT]
+    read: Callable[[Path], ManifestT]
 
-    def candidates(self, excluded: set[str]) -> list[tuple[Path, BundleManifestT]]:
+    def candidates(self, excluded: set[str]) -> list[tuple[Path, ManifestT]]:
         """The bundles to fall back to, newest first, without those whose sha256 is excluded."""
         bundles = []
         for path in self.store.list_good(self.owner):
@@ -205,14 +190,6 @@ def _warns_only(message: str) -> Iterator[None]:
         yield
     except (OSError, ModelError, ForecastdError) as error:
         log.warning("%s: %s", message, error)
-
-
-def _copy_bundle(source: Path, target: Path, manifest: BundleManifest) -> None:
-    """Copy the bundle with this manifest, whole or not at all. Raises BundleError, OSError."""
-    content = read_manifest_bytes(source)
-    if hashlib.sha256(content).hexdigest() != manifest.sha256:
-        fail("hash", f"{source} is no longer the bundle {manifest.sha256[:12]}: it was replaced by another one.")
-    copy_files(source, target, content, manifest.files)
 
 
 def _is_index(index: object) -> bool:

@@ -16,7 +16,6 @@ from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow, refresh
 from forecastd.supervise.policy import ChildSetup
 from models.base import Forecast
-from models.market.bundle import read_market_manifest
 from models.market.manifest import MarketManifest
 
 
@@ -37,7 +36,7 @@ class Forecaster(SupervisedModel[MarketManifest]):
         super().__init__(bundle, **options)
 
     def _read_manifest(self, bundle: Path) -> MarketManifest:
-        return read_market_manifest(bundle)
+        return MarketManifest.read(bundle)
 
     def _setup(self, bundle: Path, manifest: MarketManifest) -> ChildSetup:
         return market_setup(bundle, manifest.name)

@@ -15,7 +15,7 @@ from forecastd.supervise.policy import ChildSetup
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage
 from models.base import Forecast, ModelInput
 from models.market.bundle import MarketBundle, load_market_bundle
-from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
+from models.market.engine import MarketEngine, verify_market_canary
 
 
 def market_setup(bundle: Path, name: str, **fields: Any) -> ChildSetup:
@@ -48,7 +48,7 @@ class MarketRunner(Runner):
         report(Phase.LOADING, 1, 3)
         self._bundle = load_market_bundle(Path(options.text("bundle")))
         report(Phase.LOADING, 2, 3)
-        self._engine = load_market_engine(self._bundle)
+        self._engine = MarketEngine(self._bundle)
         return self._bundle.sha256
 
     def check(self, report: StepReport) -> None:

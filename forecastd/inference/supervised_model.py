@@ -16,7 +16,7 @@ from typing import Any, Generic, TypedDict, Unpack
 
 from forecastd.clock import Clock, SystemClock
 from forecastd.errors import NeedsHuman, SkipEpoch
-from forecastd.inference.bundle_store import BundleManifestT, FallbackBundles
+from forecastd.inference.bundle_store import FallbackBundles
 from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.runtime.retry import backoff_seconds
@@ -25,12 +25,13 @@ from forecastd.supervise.jobs import Job, check_job
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.queue import BundleQuarantined
+from models.bundle.manifest import ManifestT
 from models.errors import ModelError
 
 log = logging.getLogger(__name__)
 
 
-class ModelOptions(TypedDict, Generic[BundleManifestT], total=False):
+class ModelOptions(TypedDict, Generic[ManifestT], total=False):
     """The options of every supervised model. `fallback`: the bundles to use when the model is unusable.
 
     `validate` raises NeedsHuman for a bundle that must not run here; it is applied to every bundle.
@@ -38,12 +39,12 @@ class ModelOptions(TypedDict, Generic[BundleManifestT], total=False):
 
     policy: SupervisionPolicy
     clock: Clock
-    fallback: FallbackBundles[BundleManifestT] | None
-    validate: Callable[[BundleManifestT], None]
+    fallback: FallbackBundles[ManifestT] | None
+    validate: Callable[[ManifestT], None]
     observer: Observer
 
 
-class SupervisedModel(Closeable, Generic[BundleManifestT]):
+class SupervisedModel(Closeable, Generic[ManifestT]):
     """Runs one bundle in its own children. For one thread; any thread may read the attributes, list the children and close.
 
     `bundle`, `manifest`: in use now. `warnings`: what a person should know about it. `counts`: supervision counters over all
@@ -51,10 +52,10 @@ class SupervisedModel(Closeable, Generic[BundleManifestT]):
     """
 
     bundle: Path
-    manifest: BundleManifestT
+    manifest: ManifestT
     retry_seconds = (0.0, 0.0)  # before a quarantined bundle without a fallback runs again: first and maximum delay
 
-    def __init__(self, bundle: Path, **options: Unpack[ModelOptions[BundleManifestT]]) -> None:
+    def __init__(self, bundle: Path, **options: Unpack[ModelOptions[ManifestT]]) -> None:
         """Read the bundle's manifest and start its children.
 
         Raises:
@@ -87,14 +88,14 @@ class SupervisedModel(Closeable, Generic[BundleManifestT]):
         self._start(bundle, manifest)
 
     @abstractmethod
-    def _read_manifest(self, bundle: Path) -> BundleManifestT:
+    def _read_manifest(self, bundle: Path) -> ManifestT:
         """The manifest of a bundle. Raises ModelError."""
 
     @abstractmethod
-    def _setup(self, bundle: Path, manifest: BundleManifestT) -> ChildSetup:
+    def _setup(self, bundle: Path, manifest: ManifestT) -> ChildSetup:
         """The set-up of the children that run this bundle."""
 
-    def _accept(self, bundle: Path, manifest: BundleManifestT) -> None:
+    def _accept(self, bundle: Path, manifest: ManifestT) -> None:
         """Prepare for this bundle. Raises NeedsHuman when it must not run here."""
         if self._validate is not None:
             self._validate(manifest)
@@ -181,7 +182,7 @@ class SupervisedModel(Closeable, Generic[BundleManifestT]):
         log.warning("Running the quarantined model %s again.", self.manifest.name)
         return self._start(self.bundle, self.manifest)
 
-    def _start(self, bundle: Path, manifest: BundleManifestT) -> ProcessPool:
+    def _start(self, bundle: Path, manifest: ManifestT) -> ProcessPool:
         """Use this bundle from now on. Raises NeedsHuman when it must not run here."""
         self._accept(bundle, manifest)
         self._close_pool()
@@ -194,7 +195,7 @@ class SupervisedModel(Closeable, Generic[BundleManifestT]):
             pool.close()
         return pool
 
-    def _read(self, bundle: Path) -> BundleManifestT:
+    def _read(self, bundle: Path) -> ManifestT:
         try:
             return self._read_manifest(bundle)
         except ModelError as error:

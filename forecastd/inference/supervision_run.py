@@ -31,7 +31,7 @@ from forecastd.supervise.policy import SupervisionPolicy, policy_from_settings
 from forecastd.supervise.pool import ProcessPool
 from models.base import Forecast, ModelInput
 from models.errors import ModelError
-from models.market.bundle import load_market_bundle
+from models.market.bundle import load_market_bundle, market_canary_input
 from models.market.manifest import MarketManifest
 
 ListChildren = Callable[[], list[dict[str, object]]]
@@ -214,7 +214,7 @@ def run_supervision(
     except ModelError as error:
         raise NeedsHuman(str(error)) from error
     manifest, policy = bundle.manifest, policy_from_settings(settings, standbys=settings.supervision.standbys)
-    inputs, description = bundle.canary.inputs, "the bundle's canary"
+    inputs, description = market_canary_input(bundle), "the bundle's canary"
     if plan.as_of is not None:
         inputs, description = _inputs_from_candles(settings, manifest, plan.as_of)
     if plan.deadline is None:

@@ -69,8 +69,7 @@ def error_from_child(error: ModelFailed, out: Path) -> Exception:
     """The child's error as the exception that a training run in this process would have raised."""
     text = str(error)
     if error.kind == "interrupted":
-        directory = state.state_directory(out)
-        return TrainingInterrupted(directory, has_checkpoint=(directory / state.BEST_CHECKPOINT).exists())
+        return state.interrupted(out)
     if error.kind == "output":
         return BundleError(text, check=error.check)
     if error.kind == "disk":

@@ -31,7 +31,6 @@ from forecastd.submission.connect import chain_id_for, open_endpoints
 from forecastd.submission.context import CONFIRMATION_SECONDS, CycleContext, TopicResources
 from forecastd.submission.cycle import run_cycle
 from forecastd.supervise.policy import policy_from_settings
-from models.market.bundle import read_market_manifest
 from models.market.manifest import MarketManifest
 
 log = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ def open_forecaster(settings: Settings, bundle_store: BundleStore, clock: Clock,
         load_features(settings.model.features_path),
         policy=policy_from_settings(settings, standbys=standbys),
         clock=clock,
-        fallback=FallbackBundles(bundle_store, settings.topic.id, read_market_manifest),
+        fallback=FallbackBundles(bundle_store, settings.topic.id, MarketManifest.read),
         validate=lambda manifest: _check_manifest(settings, manifest),
     )
 

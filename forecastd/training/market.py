@@ -21,10 +21,8 @@ from forecastd.market.sources import Source, open_source
 from forecastd.runtime.jobs import JobRunner
 from forecastd.settings import Settings
 from forecastd.training.run import TrainingListener, TrainingRun, bundle_name, run_training, saved_rows
-from models.market.bundle import read_market_manifest
 from models.market.dataset import MarketData
 from models.market.manifest import MarketManifest
-from models.train import check_config
 from models.training.config import TrainingConfig
 
 # Checks that a whole history must pass. Gaps and flat stretches are allowed: windows across them are skipped.
@@ -63,7 +61,7 @@ def train_model(
         ModelError: the data is not fit for the training, or it was interrupted (`TrainingInterrupted`).
     """
     now = clock.now()
-    check_config(request.config)
+    request.config.check()
     features = load_features(settings.model.features_path)
     source = open_source(settings.source.name, settings)
     out = request.out or settings.state_path / "models" / _default_name(source, request.config)
@@ -73,7 +71,7 @@ def train_model(
     def load_rows() -> MarketData:
         return _load_rows(source, features, request, run, now=now, on_message=listener.on_message)
 
-    manifest = run_training(settings, run, load_rows, clock, listener, jobs=jobs, read_manifest=read_market_manifest)
+    manifest = run_training(settings, run, load_rows, clock, listener, jobs=jobs, read_manifest=MarketManifest.read)
     return TrainedBundle(out, manifest)
 
 

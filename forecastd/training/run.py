@@ -18,12 +18,14 @@ from forecastd.errors import NeedsHuman, require_extra
 from forecastd.inference.training_runner import error_from_child, parse_progress, training_request
 from forecastd.runtime.jobs import ChildFailed, JobListener, JobRequest, JobRunner, ModelFailed
 from forecastd.settings import Settings
-from models.errors import BundleError, DataError, TrainingInterrupted
+from models.bundle.manifest import ManifestT
+from models.errors import BundleError, DataError
 from models.train import prepare_training
 from models.training import state
 from models.training.config import TrainingConfig
+from models.training.data import TrainingRows
 from models.training.progress import TrainingProgress
-from models.training.task import ManifestT, RowsT, TrainingRows
+from models.training.state import RowsT
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def run_training(
     """Train on the rows of `load_rows`, or resume an interrupted training run; return the manifest of the written bundle.
 
     `load_rows` is called while the output is locked; `jobs` runs the training. The options must have been checked
-    (`check_config`).
+    (`TrainingConfig.check`).
 
     Raises:
         NeedsHuman: the output must be changed, or every child failed.
@@ -105,8 +107,7 @@ def _run_job(jobs: JobRunner, request: JobRequest, listener: TrainingListener, o
             "same command again to resume. With `forecastd -v` it logs the output of its processes."
         ) from None
     except KeyboardInterrupt:
-        directory = state.state_directory(out)
-        raise TrainingInterrupted(directory, has_checkpoint=(directory / state.BEST_CHECKPOINT).exists()) from None
+        raise state.interrupted(out) from None
     return sha256
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NoReturn, TypeVar
 
 from models.errors import BundleError
@@ -28,10 +28,10 @@ class StrictFields:
         if not isinstance(value, dict):
             refuse(f"must have an object at {location or 'its top'}")
         self._fields: dict[str, object] = dict(value)
-        self._location = location
+        self.location = location
 
     def _path(self, name: str) -> str:
-        return f"{self._location}.{name}" if self._location else name
+        return f"{self.location}.{name}" if self.location else name
 
     def take(self, name: str, kind: type[T]) -> T:
         """Read a field of this type."""
@@ -45,6 +45,11 @@ class StrictFields:
     def child(self, name: str) -> StrictFields:
         """Read a field that is an object, to be read strictly too."""
         return StrictFields(self.take(name, dict), self._path(name))
+
+    def children(self, name: str) -> Iterator[StrictFields]:
+        """Read a field that is a list of objects, each to be read strictly too."""
+        for index, item in enumerate(self.take(name, list)):
+            yield StrictFields(item, f"{self._path(name)}.{index}")
 
     def mapping(self, name: str) -> Mapping[str, object]:
         """Read a field that is an object with any content."""

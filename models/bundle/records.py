@@ -14,8 +14,11 @@ FLEET_KIND = "temporal-fusion-transformer-fleet"
 WEIGHTS = "weights.safetensors"
 CANARY = "canary.safetensors"
 PART_NAMES = ("train", "validation", "test")
-MAX_LEVELS = 99
 MAX_STEP_SECONDS = 366 * 86_400
+MAX_SIZES = {  # the largest sizes that a manifest may have
+    "encoder_length": 100_000, "horizon": 100_000, "hidden_size": 4096, "hidden_continuous_size": 4096,
+    "attention_heads": 256, "lstm_layers": 16, "levels": 99,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def _times_json(part: Interval | TrainingRecord) -> dict[str, object]:
 def read_levels(root: StrictFields) -> tuple[float, ...]:
     """Read the levels of the quantiles."""
     levels = root.take("levels", list)
-    if not all(isinstance(level, float) and 0 < level < 1 for level in levels) or len(levels) > MAX_LEVELS:
+    if not all(isinstance(level, float) and 0 < level < 1 for level in levels) or len(levels) > MAX_SIZES["levels"]:
         refuse("must have probabilities between 0 and 1 at levels")
     if any(b <= a for a, b in itertools.pairwise(levels)) or 0.5 not in levels:
         refuse("must have increasing levels that include 0.5")

@@ -1,13 +1,14 @@
-"""Forecasts without a model, which a fleet model is compared with: persistence and the seasonal naive forecast.
+"""Forecasts without a model, which a fleet model is compared with: persistence, the seasonal naive forecast and AutoETS.
 
-They are in the groups' scales, for windows given as servers and origins. Their quantiles are those of their own
-errors in the train part, for every step of the horizon and every metric. Invariant: they read nothing after the
-origin of a window.
+The first two are in the groups' scales, for windows given as servers and origins. Their quantiles are those of their own
+errors in the train part, for every step of the horizon and every metric. AutoETS of statsforecast is exponential smoothing
+of each metric of a window, with prediction intervals. Invariant: no baseline reads anything after the origin of a window.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -89,3 +90,28 @@ def _repeat(values: Floats, servers: Indices, origins: Indices, season: int, hor
     repeated = values[servers[:, None], np.maximum(rows, 0)].swapaxes(1, 2)
     available = (rows >= 0)[:, None] & np.isfinite(repeated)
     return np.where(available, repeated, last)
+
+
+def forecast_auto_ets(past: Floats, horizon: int, levels: tuple[float, ...]) -> Floats:
+    """Quantiles `[M, Q, H]` of AutoETS for one window `[L, M]` of transformed metrics.
+
+    Hyndman and Khandakar 2008, https://doi.org/10.18637/jss.v027.i03, as implemented by statsforecast. It selects error,
+    trend and damping by AICc from the encoder of the window alone. It gets no season, because the seasons of a fleet (day,
+    hour) are longer than an encoder, or than the 24 steps that it allows. It is slow, so it forecasts some windows only.
+    """
+    from statsforecast.models import AutoETS
+
+    widths = [
+        round(100 * abs(1 - 2 * level), 6) for level in levels
+    ]  # of the interval that ends at each level, in percent
+    intervals: list[Any] = sorted(set(widths) - {0.0})
+    quantiles = np.empty((past.shape[1], len(levels), horizon), dtype=np.float32)
+    for metric, series in enumerate(past.T.astype(np.float64)):
+        if np.ptp(series) == 0:
+            quantiles[metric] = series[-1]
+            continue
+        columns = AutoETS(season_length=1).forecast(y=series, h=horizon, level=intervals)
+        for index, (level, width) in enumerate(zip(levels, widths, strict=True)):
+            values = columns[f"{'lo' if level < 0.5 else 'hi'}-{width}" if width else "mean"]
+            quantiles[metric, index] = np.where(np.isfinite(values), values, series[-1])
+    return quantiles

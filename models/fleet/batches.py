@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from models.fleet import network as library
 from models.fleet.anchors import anchor_forecast
 from models.fleet.base import Floats, Indices
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, FleetPart
 from models.fleet.manifest import Anchor
-from models.fleet.scaling import GroupScales, calendar, transform
+from models.fleet.scaling import GroupScales, MetricTransform, calendar
 from models.tft.config import TftConfig
-from models.training.lightning import BaseModule
+from models.tft.torch_model import make_inputs, stack_targets
+from models.training.lightning import BaseModule, EpochSampler
 
 WARM_UP_SHARE = 0.05  # of the steps: the learning rate rises; afterwards it falls as a cosine
 FINAL_RATE = 0.01  # of the highest learning rate
@@ -68,28 +68,21 @@ class GroupIndex:
         return cls(tables[0], tables[1], tables[2], rows["default"])
 
 
-class FleetBatchSampler(Sampler[BatchSpec]):
+class FleetBatchSampler(EpochSampler[BatchSpec]):
     """Random batches of a part; they depend on the seed and the epoch alone."""
 
     def __init__(self, part: FleetPart, group_index: GroupIndex, ticks: int, config: FleetTrainingConfig) -> None:
         order = np.argsort(-part.runs, kind="stable")
         self._windows, self._runs = part.windows[order], -part.runs[order]
         self._group_index, self._ticks, self._config = group_index, ticks, config
-        self._epoch = 0
+        super().__init__(len(part.windows), config)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self._epoch = epoch
+    def sample(self, rng: np.random.Generator) -> Iterator[BatchSpec]:
+        """See `EpochSampler.sample`."""
+        while True:
+            yield self._draw(rng)
 
-    def __len__(self) -> int:
-        return min(self._config.batches_per_epoch, -(-len(self._windows) // self._config.batch_size))
-
-    def __iter__(self) -> Iterator[BatchSpec]:
-        rng = np.random.default_rng((self._config.seed, self._epoch))
-        for _ in range(len(self)):
-            yield self._sample(rng)
-
-    def _sample(self, rng: np.random.Generator) -> BatchSpec:
+    def _draw(self, rng: np.random.Generator) -> BatchSpec:
         config, group_index = self._config, self._group_index
         short = rng.random() < config.short
         length = (
@@ -138,7 +131,7 @@ class FleetWindowDataset(Dataset[FleetBatch]):
         self, data: FleetData, filled: Floats, groups: GroupScales, *, network: TftConfig, cycles: tuple[str, ...],
         anchors: tuple[Anchor, ...], config: FleetTrainingConfig,
     ) -> None:  # fmt: skip
-        self._filled, self._groups = transform(filled, data.metrics), groups
+        self._filled, self._groups = MetricTransform(data.metrics)(filled), groups
         self._targets = np.where(np.isfinite(data.values), self._filled, np.float32(np.nan))
         self._network, self._horizon, self._anchors = network, config.horizon, anchors
         self._calendar = calendar(cycles, data.step, np.arange(data.first, data.first + data.ticks))
@@ -152,7 +145,7 @@ class FleetWindowDataset(Dataset[FleetBatch]):
         target = (self._targets[spec.servers[:, None], ahead] - center) / scale
         target -= anchor_forecast(past_values, self._anchors, self._horizon).swapaxes(1, 2)
         relative = np.broadcast_to(self._relative, (len(spec.origins), self._horizon))[..., None]
-        x = library.make_inputs(
+        x = make_inputs(
             self._network,
             np.concatenate([self._calendar[past], past_values], axis=-1),
             np.concatenate([self._calendar[ahead], relative], axis=-1),
@@ -175,8 +168,7 @@ class FleetQuantileModule(BaseModule):
 
     def loss(self, batch: FleetBatch) -> torch.Tensor:
         """The mean loss over observed values, in the groups' scales."""
-        outputs = self.network(batch["x"])["prediction"]
-        quantiles = torch.stack(list(outputs), dim=2) if isinstance(outputs, list | tuple) else outputs[:, :, None]
+        quantiles = stack_targets(self.network(batch["x"])["prediction"])
         target, levels = batch["target"][..., None], self.get_buffer("levels")
         observed = torch.isfinite(target)
         error = torch.where(observed, target, quantiles.detach()) - quantiles
@@ -198,12 +190,3 @@ class FleetQuantileModule(BaseModule):
             return (step + 1) / (warm_up + 1)
         fraction = min(1.0, (step - warm_up) / max(1.0, self._steps - warm_up))
         return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * fraction))
-
-
-def make_loaders(
-    windows: FleetWindowDataset, sampler: FleetBatchSampler, validation: list[BatchSpec]
-) -> tuple[DataLoader[FleetBatch], DataLoader[FleetBatch]]:
-    """Loaders of the batches to learn from and of those to validate with; each batch is one gather."""
-    return DataLoader(windows, batch_size=None, sampler=sampler), DataLoader(
-        windows, batch_size=None, sampler=validation
-    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from models.training.config import TrainingConfig
+from models.errors import DataError
+from models.training.config import FLEET, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class FleetTrainingConfig(TrainingConfig):
     compared_windows: number of windows that the slow baseline, AutoETS, forecasts too
     """
 
-    kind: ClassVar[str] = "fleet"
+    kind: ClassVar[str] = FLEET
 
     encoder_length: int = 288
     encoder_minimum: int = 72
@@ -39,3 +40,17 @@ class FleetTrainingConfig(TrainingConfig):
     unknown: float = 0.25
     own_scales: bool = True
     compared_windows: int = 48
+
+    def check(self) -> None:
+        """See `TrainingConfig.check`."""
+        if not 2 <= self.encoder_minimum <= self.encoder_length:
+            raise DataError(
+                f"--encoder-minimum must be from 2 to the encoder length, {self.encoder_length}, not {self.encoder_minimum}."
+            )
+        if not 1 <= self.embedding_size <= self.hidden_size:
+            raise DataError(
+                f"The embedding of a profile must have 1 to {self.hidden_size} numbers, not {self.embedding_size}."
+            )
+        if not (0 <= self.short <= 1 and 0 <= self.unknown <= 1 and self.compared_windows >= 0):
+            raise DataError("The shares of short encoders and of unknown servers must be from 0 to 1.")
+        super().check()

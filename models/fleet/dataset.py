@@ -10,29 +10,29 @@ Invariant: a window of any server is completely inside one part. So no tick that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.fleet.base import Floats, Indices
+from models.fleet.base import Floats
+from models.fleet.config import FleetTrainingConfig
 from models.fleet.manifest import ModelMetric
-from models.training.task import FLEET
+from models.training.config import FLEET
+from models.training.data import Indices, Part, Split, TrainingRows, cut_rows
 
 MAX_MISSING = 0.5  # share of a window's encoder or decoder that was not observed; windows with more are not used
 
 
-@dataclass(frozen=True, eq=False)
-class FleetData:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FleetData(TrainingRows):
     """`S` servers, `T` ticks on the grid, `M` metrics.
 
     first:   tick of the first column: its time is `first * step`, in unix seconds
     values:  float32 `[S, T, M]`, in the metrics' units, NaN where nothing was observed
     max_gap: ticks for which a value is carried forward in service
-    data_sha256: of the values and their metadata; source, synthetic: where they came from
-    request: what the user asked for, as text; an interrupted training run is resumed for the same request only
     """
 
     KIND: ClassVar[str] = FLEET
@@ -42,44 +42,41 @@ class FleetData:
     profiles: tuple[str, ...]
     metrics: tuple[ModelMetric, ...]
     first: int
-    step: int
     values: Floats
     max_gap: int
-    data_sha256: str
-    source: str
-    synthetic: bool
-    request: str = ""
 
     @property
     def ticks(self) -> int:
         """The number of ticks."""
         return int(self.values.shape[1])
 
+    @property
+    def count(self) -> int:
+        """The number of rows of all servers."""
+        return self.ticks * len(self.servers)
+
+    def interval(self, start: int, stop: int) -> tuple[int, int]:
+        """See `TrainingRows.interval`."""
+        return (self.first + start) * self.step, (self.first + stop) * self.step
+
     def to_metadata(self) -> dict[str, object]:
-        """The fields that are not arrays, for JSON."""
-        metadata = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.ARRAYS}
-        return {**metadata, "metrics": [vars(metric) for metric in self.metrics]}
+        """See `TrainingRows.to_metadata`."""
+        return {**super().to_metadata(), "metrics": [vars(metric) for metric in self.metrics]}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], arrays: Mapping[str, Any]) -> Self:
-        """The data with this metadata and these arrays. Raises ValueError, KeyError or TypeError."""
-        names = {name: tuple(metadata[name]) for name in ("servers", "profiles")}
-        metrics = tuple(ModelMetric(**metric) for metric in metadata["metrics"])
-        return cls(**{**metadata, **names, "metrics": metrics, "values": arrays["values"]})
+        """See `TrainingRows.from_metadata`."""
+        metrics = [ModelMetric(**metric) for metric in metadata["metrics"]]
+        return super().from_metadata({**metadata, "metrics": metrics}, arrays)
 
 
 @dataclass(frozen=True, eq=False)
-class FleetPart:
-    """Ticks `start .. stop - 1`, counted from the first, and the windows that are completely inside them.
+class FleetPart(Part):
+    """A part of the ticks, counted from the first; `windows` are `server * T + origin`.
 
-    windows: int64 `[N]`, `server * T + origin`
-    runs:    int64 `[N]`, number of usable steps of each encoder
+    runs: int64 `[N]`, number of usable steps of each encoder
     """
 
-    name: str
-    start: int
-    stop: int
-    windows: Indices
     runs: Indices
 
     def spread_windows(self, count: int, length: int, ticks: int) -> tuple[Indices, Indices]:
@@ -99,15 +96,6 @@ class FleetPart:
         return servers[order], origins[order]
 
 
-@dataclass(frozen=True, eq=False)
-class FleetSplit:
-    """The three parts, in time order."""
-
-    train: FleetPart
-    validation: FleetPart
-    test: FleetPart
-
-
 def carry_forward(values: Floats, max_gap: int) -> Floats:
     """A copy of `[S, T, M]` with every value carried forward over up to `max_gap` missing ones."""
     filled = values.copy()
@@ -120,86 +108,62 @@ def carry_forward(values: Floats, max_gap: int) -> Floats:
     return filled
 
 
-@dataclass(frozen=True)
-class SplitOptions:
-    """Shortest and longest encoder of a window, the horizon, and the shares of the validation and the test part."""
-
-    min_length: int
-    max_length: int
-    horizon: int
-    validation: float
-    test: float
-
-
-def split(data: FleetData, filled: Floats, options: SplitOptions) -> FleetSplit:
+def split(data: FleetData, filled: Floats, config: FleetTrainingConfig) -> Split[FleetPart]:
     """Split the ticks into parts; `filled` is the result of `carry_forward`.
 
     Raises:
         DataError: the history is too short, or gaps leave a part without a window.
     """
-    sizes, horizon = _part_sizes(data, options), options.horizon
+
+    def describe_shortage(needed: int) -> str:
+        return (
+            f"The history spans {_format_span(data.ticks * data.step)}, but the training needs at least "
+            f"{_format_span(needed * data.step)}: each of three parts must contain a window of "
+            f"{config.encoder_length + config.horizon} steps of {data.step} s, with a gap between parts. Wait for more "
+            "history, or train with a shorter encoder (--encoder-length) or horizon (--horizon)."
+        )
+
+    bounds = cut_rows(data.ticks, 0, config, describe_shortage)
     observed = np.zeros((len(data.servers), data.ticks + 1))
     np.cumsum(np.isfinite(data.values).mean(axis=2), axis=1, out=observed[:, 1:])
-    train_end = sizes[0]
-    validation_end = train_end + horizon + sizes[1]
-    bounds = (
-        ("train", 0, train_end),
-        ("validation", train_end + horizon, validation_end),
-        ("test", validation_end + horizon, data.ticks),
-    )
-    grid = _GridMask(np.asarray(np.isfinite(filled).all(axis=2)), observed)
-    parts = [_make_part(name, start, stop, grid, options) for name, start, stop in bounds]
+    usable = np.asarray(np.isfinite(filled).all(axis=2))
+    parts = [_make_part(*part, usable=usable, observed=observed, config=config) for part in bounds]
     for part in parts:
         if not len(part.windows):
             span = _format_span(data.step * (part.stop - part.start))
             raise DataError(
-                f"No server has {options.min_length + horizon} steps without a long gap in every metric in the {part.name} "
-                f"part of {span}. A model forecasts servers that report all of its metrics: {_describe_missing(data)}. "
-                "Use a longer history, or one with fewer gaps."
+                f"No server has {config.encoder_minimum + config.horizon} steps without a long gap in every metric in the "
+                f"{part.name} part of {span}. A model forecasts servers that report all of its metrics: "
+                f"{_describe_missing(data)}. Use a longer history, or one with fewer gaps."
             )
-    return FleetSplit(*parts)
+    return Split(*parts)
 
 
-def _part_sizes(data: FleetData, options: SplitOptions) -> list[int]:
-    shares = (1 - options.validation - options.test, options.validation, options.test)
-    window, between = options.max_length + options.horizon, 2 * options.horizon
-    sizes = [int((data.ticks - between) * share) for share in shares]
-    if min(sizes) < window:
-        needed = int(np.ceil(window / min(shares))) + between + 1
-        raise DataError(
-            f"The history spans {_format_span(data.ticks * data.step)}, but the training needs at least "
-            f"{_format_span(needed * data.step)}: each of three parts must contain a window of {window} steps of "
-            f"{data.step} s, with a gap between parts. Wait for more history, or train with a shorter encoder "
-            "(--encoder-length) or horizon (--horizon)."
-        )
-    return sizes
+def _make_part(
+    name: str,
+    start: int,
+    stop: int,
+    *,
+    usable: NDArray[np.bool_],
+    observed: NDArray[np.float64],
+    config: FleetTrainingConfig,
+) -> FleetPart:
+    """The windows of all servers inside these ticks.
 
-
-@dataclass(frozen=True, eq=False)
-class _GridMask:
-    """Which ticks windows may use.
-
-    usable:          `[S, T]`, whether every metric was observed or carried forward
-    observed_before: `[S, T + 1]`, number of observed ticks before each tick
+    `usable` `[S, T]`: whether every metric was observed or carried forward. `observed` `[S, T + 1]`: number of observed
+    ticks before each tick.
     """
-
-    usable: NDArray[np.bool_]
-    observed_before: NDArray[np.float64]
-
-
-def _make_part(name: str, start: int, stop: int, grid: _GridMask, options: SplitOptions) -> FleetPart:
-    """The windows of all servers inside these ticks."""
-    ticks, observed, horizon = np.arange(stop - start), grid.observed_before, options.horizon
-    last_gap = np.maximum.accumulate(np.where(grid.usable[:, start:stop], -1, ticks), axis=1)
-    runs = np.minimum(ticks - last_gap, options.max_length)[:, : max(0, stop - start - horizon)]
+    ticks, horizon = np.arange(stop - start), config.horizon
+    last_gap = np.maximum.accumulate(np.where(usable[:, start:stop], -1, ticks), axis=1)
+    runs = np.minimum(ticks - last_gap, config.encoder_length)[:, : max(0, stop - start - horizon)]
     origins = np.arange(start, start + runs.shape[1])
     after = observed[:, origins + 1]
     before = np.take_along_axis(observed, origins + 1 - runs, axis=1)
-    valid = runs >= options.min_length
+    valid = runs >= config.encoder_minimum
     valid &= after - before >= (1 - MAX_MISSING) * runs
     valid &= observed[:, origins + 1 + horizon] - after >= (1 - MAX_MISSING) * horizon
     server, column = np.nonzero(valid)
-    windows = server * grid.usable.shape[1] + start + column
+    windows = server * usable.shape[1] + start + column
     return FleetPart(name, start, stop, windows, runs[server, column].astype(np.int64))
 
 

@@ -15,10 +15,10 @@ from pkgutil import resolve_name
 
 import numpy as np
 
-from models.bundle.canary import check_canary
-from models.fleet.base import FleetEngine, Floats, ProgressCallback
+from models.bundle.canary import check_canary, range_difference
+from models.fleet.base import FleetEngine, ProgressCallback
 from models.fleet.batched_engine import ignore_progress
-from models.fleet.bundle import FleetBundle, canary_input
+from models.fleet.bundle import FleetBundle, fleet_canary_input
 
 ENGINES = {  # name -> class; its module is imported on first use, because it may need torch or ONNX Runtime
     "library": "models.fleet.library_engine:LibraryEngine",
@@ -43,23 +43,18 @@ def load_fleet_engine(bundle: FleetBundle, name: str = "auto", threads: int = 1)
     return engine
 
 
+def canary_difference(bundle: FleetBundle, engine: FleetEngine, progress: ProgressCallback = ignore_progress) -> float:
+    """Run the bundle's canary; returns the largest difference from the trained network, as a share of the quantile range."""
+    quantiles = bundle.canary["quantiles"].astype(np.float32)
+    return range_difference(engine.forecast(fleet_canary_input(bundle), progress), quantiles)
+
+
 def verify_fleet_canary(
     bundle: FleetBundle, engine: FleetEngine, progress: ProgressCallback = ignore_progress
 ) -> float:
-    """Run the bundle's canary; returns the largest difference from the trained network, as a share of the quantile range.
+    """Check that the engine reproduces the bundle's canary; returns the difference.
 
     Raises:
         BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
     """
-
-    def difference() -> float:
-        return range_difference(engine.forecast(canary_input(bundle), progress), bundle.canary.quantiles)
-
-    return check_canary(bundle.path, difference, TOLERANCE)
-
-
-def range_difference(actual: Floats, expected: Floats) -> float:
-    """The largest difference between quantiles `[S, M, Q, H]`, relative to their series' widest quantile range."""
-    width = (expected[:, :, -1] - expected[:, :, 0]).max(axis=-1)
-    difference = np.abs(actual.astype(np.float64) - expected).max(axis=(2, 3))
-    return float((difference / np.where(width > 0, width, 1.0)).max(initial=0.0))
+    return check_canary(bundle.path, lambda: canary_difference(bundle, engine, progress), TOLERANCE)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from models.fleet import ets
 from models.fleet.base import FleetEngine, FleetInput, Floats, Indices
-from models.fleet.baselines import SeasonalBaseline, fit_persistence, fit_seasonal, outcome
+from models.fleet.baselines import SeasonalBaseline, fit_persistence, fit_seasonal, forecast_auto_ets, outcome
+from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, FleetPart
-from models.fleet.metrics import Scores, score
-from models.fleet.scaling import GroupScales, transform
+from models.fleet.scaling import GroupScales, MetricTransform
+from models.scores import Scores, interval_hits, pinball
 
 BASELINE_WINDOWS = 4096  # windows of the train part for the errors of a baseline
+Reals = NDArray[np.float64]
 ShareCallback = Callable[[float], None]  # the share of the work that is done
 
 
@@ -43,7 +46,7 @@ class EvaluationData:
     def build(cls, data: FleetData, filled: Floats, groups: GroupScales, rows: Indices) -> EvaluationData:
         """Scale `filled` by these rows of the groups, one for each server."""
         center, scale = groups.center[rows][:, None], groups.scale[rows][:, None]
-        scaled = (transform(filled, data.metrics) - center) / scale
+        scaled = (MetricTransform(data.metrics)(filled) - center) / scale
         actual = np.where(np.isfinite(data.values), scaled, np.nan)
         return cls(data, filled, groups, rows, scaled, actual)
 
@@ -75,56 +78,54 @@ class FleetBaselines:
         )
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """Size of a comparison: `length` of the encoders, number of `windows`, and `ets_windows` among them for AutoETS too."""
-
-    length: int
-    horizon: int
-    levels: tuple[float, ...]
-    windows: int
-    ets_windows: int
-    seed: int
-
-
 def compare(
     engine: FleetEngine,
     evaluation: EvaluationData,
     baselines: FleetBaselines,
     part: FleetPart,
-    options: EvaluationOptions,
+    config: FleetTrainingConfig,
     *,
     report: ShareCallback,
 ) -> Scores:
     """Scores of the model and the fast baselines on windows of `part`, and of all with AutoETS on some of them (`sample`).
 
-    There is no `sample` if `options.ets_windows` is 0.
+    Only the test part has a `sample`, of `config.compared_windows` windows; none if that is 0.
     """
-    data = evaluation.data
-    servers, origins = part.spread_windows(options.windows, options.length, data.ticks)
+    data, length = evaluation.data, min(config.encoder_length, int(part.runs.max()))
+    servers, origins = part.spread_windows(config.scored_windows, length, data.ticks)
     model_quantiles = forecast_windows(
-        engine, evaluation, servers, origins, options.length, report=lambda done: report(0.5 * done)
+        engine, evaluation, servers, origins, length, report=lambda done: report(0.5 * done)
     )
+    transformed = MetricTransform(data.metrics)(np.moveaxis(model_quantiles, 1, -1)).transpose(0, 3, 1, 2)
     quantiles = {
-        "model": evaluation.scale_quantiles(_transform_quantiles(model_quantiles, data), servers),
+        "model": evaluation.scale_quantiles(transformed, servers),
         "persistence": baselines.persistence.forecast(evaluation.scaled, servers, origins),
         "seasonal": baselines.seasonal.forecast(evaluation.scaled, servers, origins),
     }
-    actual = outcome(evaluation.actual, servers, origins, options.horizon)
-    scores = _score_all(quantiles, actual, options, evaluation)
+    actual = outcome(evaluation.actual, servers, origins, config.horizon)
+    names = tuple(metric.name for metric in data.metrics)
+    scores = {name: score(array, actual, config.levels, names) for name, array in quantiles.items()}
     result: dict[str, object] = {
         "windows": len(servers),
-        "horizons": max(1, (part.stop - part.start - options.length) // options.horizon),
+        "horizons": max(1, (part.stop - part.start - length) // config.horizon),
         "season_seconds": baselines.seasonal.season * data.step,
         **scores,
     }
-    if options.ets_windows:
-        sample = np.random.default_rng(options.seed).permutation(len(servers))[: options.ets_windows]
+    if part.name == "test" and config.compared_windows:
+        sample = np.random.default_rng(config.seed).permutation(len(servers))[: config.compared_windows]
         sample_quantiles = {name: array[sample] for name, array in quantiles.items()}
         sample_quantiles["ets"] = _forecast_ets(
-            evaluation, servers[sample], origins[sample], options, lambda done: report(0.5 + 0.5 * done)
+            evaluation,
+            servers[sample],
+            origins[sample],
+            length,
+            config=config,
+            report=lambda done: report(0.5 + 0.5 * done),
         )
-        result["sample"] = {"windows": len(sample), **_score_all(sample_quantiles, actual[sample], options, evaluation)}
+        result["sample"] = {
+            "windows": len(sample),
+            **{name: score(array, actual[sample], config.levels, names) for name, array in sample_quantiles.items()},
+        }
     report(1.0)
     return result
 
@@ -160,27 +161,60 @@ def forecast_windows(
 
 
 def _forecast_ets(
-    evaluation: EvaluationData, servers: Indices, origins: Indices, options: EvaluationOptions, report: ShareCallback
+    evaluation: EvaluationData,
+    servers: Indices,
+    origins: Indices,
+    length: int,
+    *,
+    config: FleetTrainingConfig,
+    report: ShareCallback,
 ) -> Floats:
-    data, forecasts = evaluation.data, []
+    transform, forecasts = MetricTransform(evaluation.data.metrics), []
     for done, (server, origin) in enumerate(zip(servers, origins, strict=True), 1):
-        past = transform(evaluation.filled[server, origin - options.length + 1 : origin + 1], data.metrics)
-        forecasts.append(ets.forecast_auto_ets(past, options.horizon, options.levels))
+        past = transform(evaluation.filled[server, origin - length + 1 : origin + 1])
+        forecasts.append(forecast_auto_ets(past, config.horizon, config.levels))
         report(done / len(servers))
     quantiles = np.stack(forecasts)
-    low, high = (transform(np.array([getattr(metric, end) for metric in data.metrics], dtype=np.float32), data.metrics)
-                 for end in ("low", "high"))  # fmt: skip
+    low, high = transform(transform.low), transform(transform.high)
     np.clip(quantiles, low[:, None, None], high[:, None, None], out=quantiles)
     return evaluation.scale_quantiles(quantiles, servers)
 
 
-def _transform_quantiles(quantiles: Floats, data: FleetData) -> Floats:
-    """Transform quantiles `[N, M, Q, H]` from the metrics' units."""
-    return transform(np.moveaxis(quantiles, 1, -1), data.metrics).transpose(0, 3, 1, 2)
+def score(quantiles: Floats, actual: Floats, levels: tuple[float, ...], names: tuple[str, ...]) -> Scores:
+    """All scores of one forecaster: quantiles `[N, M, Q, H]`, outcomes `[N, M, H]`, NaN where nothing was observed.
+
+    All values are in the groups' scales, as for the network, so that metrics of different units can be averaged.
+
+    pinball: mean over the levels and the metrics, with equal weights; pinball_first, pinball_last: of the first and the
+    last step; coverage: the share of outcomes inside each central interval; by_metric: pinball and coverage of each
+    """
+    by_step = np.moveaxis(quantiles, 2, -1)
+    losses = pinball(by_step, actual, levels).mean(axis=-1)
+    loss_by_metric = mean_by_metric(losses)
+    coverage_by_metric = {name: mean_by_metric(hits) for name, hits in interval_hits(by_step, actual, levels).items()}
+    return {
+        "pinball": _mean(loss_by_metric),
+        "pinball_first": _mean(mean_by_metric(losses[..., :1])),
+        "pinball_last": _mean(mean_by_metric(losses[..., -1:])),
+        "coverage": {interval: _mean(share) for interval, share in coverage_by_metric.items()},
+        "by_metric": {
+            name: {
+                "pinball": _mean(loss_by_metric[index]),
+                "coverage": {interval: _mean(share[index]) for interval, share in coverage_by_metric.items()},
+            }
+            for index, name in enumerate(names)
+        },
+    }
 
 
-def _score_all(
-    quantiles: dict[str, Floats], actual: Floats, options: EvaluationOptions, evaluation: EvaluationData
-) -> dict[str, Scores]:
-    names = tuple(metric.name for metric in evaluation.data.metrics)
-    return {name: score(array, actual, options.levels, names) for name, array in quantiles.items()}
+def mean_by_metric(values: NDArray[Any]) -> Reals:
+    """The mean `[M]` of `[N, M, H]` over values that are not NaN; NaN where all are."""
+    observed = np.isfinite(values)
+    total = np.where(observed, values, 0).sum(axis=(0, 2), dtype=np.float64)
+    return np.asarray(total / np.where(observed.any(axis=(0, 2)), observed.sum(axis=(0, 2)), np.nan))
+
+
+def _mean(values: Reals) -> float | None:
+    """The mean of a number or of several, without those that are NaN; None if all are."""
+    observed = values[np.isfinite(values)]
+    return float(observed.mean()) if observed.size else None

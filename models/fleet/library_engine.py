@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from models.fleet import network
 from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.batched_engine import BatchedEngine, ChunkCallback, chunk_slices
 from models.fleet.bundle import FleetBundle
+from models.tft.torch_model import build_with_weights, forward
 
 
 class LibraryEngine(BatchedEngine):
@@ -27,20 +27,18 @@ class LibraryEngine(BatchedEngine):
         super().__init__(bundle)
         manifest = self.manifest
         self._threads = threads
-        self._network = network.build_with_weights(
-            manifest.network, manifest.levels, manifest.encoder_length, bundle.weights
-        )
+        self._network = build_with_weights(manifest.network, manifest.levels, manifest.encoder_length, bundle.weights)
 
     def run_batch(
         self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], on_chunk: ChunkCallback
     ) -> None:
         profile_index, future = self.scaling.profiles(inputs), self.decoder_variables(inputs.tick)
-        with _torch_threads(self._threads), torch.inference_mode():
+        with _torch_threads(self._threads):
             for part in chunk_slices(len(profile_index)):
                 past = self.encoder_variables(inputs.values[part], inputs.tick, groups[part])
                 ahead = np.broadcast_to(future, (len(past), *future.shape)).copy()
-                raw = network.forward(self._network, self.manifest.network, past, ahead, profile_index[part])
-                quantiles = raw.permute(0, 2, 3, 1).contiguous().numpy()
+                raw = forward(self._network, self.manifest.network, past, ahead, profile_index[part])
+                quantiles = np.ascontiguousarray(raw.transpose(0, 2, 3, 1))
                 self.write_outputs(quantiles, inputs.values[part], groups[part], outputs[part])
                 on_chunk(part)
                 advance()

@@ -1,37 +1,25 @@
 """The manifest of a fleet bundle: one network for all metrics of all servers, which have profiles and scales by group.
 
-Invariant: as for a market, a manifest is either completely valid or not used. A group is a name with a row in the
-tables of centers and scales: `server:web-01`, `profile:web`, or `default` for all other servers.
+A group is a name with a row in the tables of centers and scales: `server:web-01`, `profile:web`, or `default` for all
+other servers.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
-from models.bundle.fields import StrictFields, check_name, parse_object, refuse
-from models.bundle.records import (
-    FLEET_KIND,
-    MAX_STEP_SECONDS,
-    FileRecord,
-    TrainingRecord,
-    files_json,
-    read_files,
-    read_levels,
-    read_training,
-    training_json,
-)
-from models.tft.config import MAX_SIZES, RELATIVE_TIME, TftConfig, read_network_sizes
+from models.bundle.fields import StrictFields, check_name, refuse
+from models.bundle.manifest import Manifest
+from models.bundle.records import FLEET_KIND, MAX_SIZES
+from models.tft.config import MAX_PROFILES, MAX_TARGETS, RELATIVE_TIME, TftConfig, read_network
 
-SCHEMA = 1
 NORMALIZER = "group"  # pytorch_forecasting's GroupNormalizer: center and scale of a group, fixed by the training
 CYCLE_SECONDS = {"hour": 3600, "day": 86_400, "week": 604_800}  # the variables are `<name>_sin` and `<name>_cos`
 OTHER_PROFILE = "other"  # of servers whose profile was not in the training; always the first
 DEFAULT_GROUP = "default"  # the group of servers with such a profile
-MAX_METRICS, MAX_PROFILES, MAX_GROUPS = 256, 1000, 20_000
+MAX_GROUPS = 20_000
 
 Transform = Literal["none", "log1p"]
 _GROUP = re.compile(r"default|(?:server|profile):[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
@@ -60,32 +48,27 @@ class Anchor:
     damping: float
 
 
-@dataclass(frozen=True)
-class FleetManifest:
-    """The manifest of a fleet bundle. `step` in seconds; `encoder_minimum`: minimum number of observed steps.
+@dataclass(frozen=True, kw_only=True)
+class FleetManifest(Manifest):
+    """The manifest of a fleet bundle. `encoder_minimum`: minimum number of observed steps.
 
-    `cycles`: the keys of `CYCLE_SECONDS` that are inputs; `profiles`: `OTHER_PROFILE` first; `scores`: of the
-    evaluation. `anchors`: for each metric, what the network's outputs are added to; empty if the outputs are scaled
-    metrics.
+    `cycles`: the keys of `CYCLE_SECONDS` that are inputs; `profiles`: `OTHER_PROFILE` first. `anchors`: for each metric,
+    what the network's outputs are added to; empty if the outputs are scaled metrics.
     """
 
-    name: str
+    KIND = FLEET_KIND
+    FIELDS = (
+        "schema", "kind", "name", "metrics", "normalizer", "anchors", "cycles", "profiles", "groups", "step",
+        "encoder_length", "encoder_minimum", "horizon", "levels", "network", "training", "versions", "scores", "files",
+    )  # fmt: skip
+
     metrics: tuple[ModelMetric, ...]
     cycles: tuple[str, ...]
     profiles: tuple[str, ...]
     groups: tuple[str, ...]
-    step: int
-    encoder_length: int
     encoder_minimum: int
-    horizon: int
-    levels: tuple[float, ...]
     network: TftConfig
-    training: TrainingRecord
-    versions: Mapping[str, str]
-    scores: Mapping[str, object]
-    files: Mapping[str, FileRecord]
     anchors: tuple[Anchor, ...] = ()
-    sha256: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,6 +79,58 @@ class FleetManifest:
     def known(self) -> tuple[str, ...]:
         """The variables that are known for the future too, in the network's order."""
         return known_reals(self.cycles)
+
+    @classmethod
+    def refuse_kind(cls, kind: str) -> NoReturn:
+        """See `Manifest.refuse_kind`."""
+        refuse(f"is of kind {kind!r}, not {FLEET_KIND!r}", "Use a model that `forecastd fleet train` wrote.")
+
+    @classmethod
+    def read_own(cls, root: StrictFields) -> dict[str, Any]:
+        """See `Manifest.read_own`."""
+        if root.take("normalizer", str) != NORMALIZER:
+            refuse(f"has another normalizer than {NORMALIZER}")
+        return {
+            "metrics": tuple(_read_metric(fields) for fields in root.children("metrics")),
+            "cycles": root.names("cycles"),
+            "profiles": root.names("profiles"),
+            "groups": tuple(root.take("groups", list)),
+            "encoder_minimum": root.integer("encoder_minimum", 2, MAX_SIZES["encoder_length"]),
+            "network": read_network(root, has_profile=True),
+            "anchors": tuple(_read_anchor(fields) for fields in root.children("anchors")),
+        }
+
+    def own_json(self) -> dict[str, object]:
+        """See `Manifest.own_json`."""
+        return {
+            "metrics": [vars(metric) for metric in self.metrics],
+            "normalizer": NORMALIZER,
+            "anchors": [vars(anchor) for anchor in self.anchors],
+            "network": self.network.to_json(),
+        }
+
+    def check(self) -> None:
+        """See `Manifest.check`."""
+        names, cycles, profiles, groups = self.names, self.cycles, self.profiles, self.groups
+        reserved = {*known_reals(tuple(CYCLE_SECONDS)), RELATIVE_TIME}
+        if not 0 < len(set(names)) == len(names) <= MAX_TARGETS or reserved & set(names):
+            refuse("must have distinct metrics, none with the name of a calendar variable")
+        if not set(cycles) <= CYCLE_SECONDS.keys() or len(set(cycles)) != len(cycles):
+            refuse("has cycles that are not in the calendar")
+        if len(set(profiles)) != len(profiles) or profiles[:1] != (OTHER_PROFILE,) or len(profiles) > MAX_PROFILES:
+            refuse(f"must have distinct profiles, {OTHER_PROFILE} first")
+        if not all(isinstance(group, str) and _GROUP.fullmatch(group) for group in groups):
+            refuse("must have groups named server:NAME, profile:NAME or default")
+        if len(set(groups)) != len(groups) or DEFAULT_GROUP not in groups or len(groups) > MAX_GROUPS:
+            refuse("must have distinct groups that include default")
+        if self.encoder_minimum > self.encoder_length:
+            refuse("has an encoder_minimum above its encoder_length")
+        if len(self.anchors) not in {0, len(names)}:
+            refuse("must have an anchor for each metric, or none")
+        encoder, decoder = fleet_reals(names, cycles)
+        sizes = {"outputs": len(self.levels), "targets": len(names), "profiles": len(profiles)}
+        if self.network != replace(self.network, encoder_reals=encoder, decoder_reals=decoder, **sizes):
+            refuse("has a network whose variables, targets or profiles differ from its metrics, levels and profiles")
 
 
 def known_reals(cycles: tuple[str, ...]) -> tuple[str, ...]:
@@ -112,137 +147,23 @@ def fleet_reals(metrics: tuple[str, ...], cycles: tuple[str, ...]) -> tuple[tupl
     return (*known, *metrics), (*known, RELATIVE_TIME)
 
 
-def to_json(manifest: FleetManifest) -> bytes:
-    """The bytes of `manifest.json`, without `sha256`, which is their hash."""
-    document = {
-        "schema": SCHEMA,
-        "kind": FLEET_KIND,
-        "name": manifest.name,
-        "metrics": [vars(metric) for metric in manifest.metrics],
-        "normalizer": NORMALIZER,
-        "anchors": [vars(anchor) for anchor in manifest.anchors],
-        "cycles": manifest.cycles,
-        "profiles": manifest.profiles,
-        "groups": manifest.groups,
-        "step": manifest.step,
-        "encoder_length": manifest.encoder_length,
-        "encoder_minimum": manifest.encoder_minimum,
-        "horizon": manifest.horizon,
-        "levels": manifest.levels,
-        "network": vars(manifest.network),
-        "training": training_json(manifest.training),
-        "versions": dict(manifest.versions),
-        "scores": manifest.scores,
-        "files": files_json(manifest.files),
-    }
-    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
-
-
-def parse(content: bytes, sha256: str) -> FleetManifest:
-    """Read the bytes of `manifest.json`.
-
-    Raises:
-        BundleError: (check "schema") not JSON, of another kind, or a field is not valid; the message names it.
-    """
-    root = parse_object(content)
-    if (schema := root.take("schema", int)) != SCHEMA:
-        refuse(f"has schema {schema}; this version reads schema {SCHEMA}", "Use the version that wrote it.")
-    if (kind := root.take("kind", str)) != FLEET_KIND:
-        refuse(f"is of kind {kind!r}, not {FLEET_KIND!r}", "Use a model that `forecastd fleet train` wrote.")
-    if root.take("normalizer", str) != NORMALIZER:
-        refuse(f"has another normalizer than {NORMALIZER}")
-    metrics, cycles, profiles = _metrics(root), root.names("cycles"), root.names("profiles")
-    if not set(cycles) <= CYCLE_SECONDS.keys() or len(set(cycles)) != len(cycles):
-        refuse("has cycles that are not in the calendar")
-    if len(set(profiles)) != len(profiles) or profiles[:1] != (OTHER_PROFILE,) or len(profiles) > MAX_PROFILES:
-        refuse(f"must have distinct profiles, {OTHER_PROFILE} first")
-    encoder_length = root.integer("encoder_length", 2, MAX_SIZES["encoder_length"])
-    levels = read_levels(root)
-    manifest = FleetManifest(
-        name=check_name(root.take("name", str), "name"),
-        metrics=metrics,
-        cycles=cycles,
-        profiles=profiles,
-        groups=_groups(root),
-        step=root.integer("step", 1, MAX_STEP_SECONDS),
-        encoder_length=encoder_length,
-        encoder_minimum=root.integer("encoder_minimum", 2, encoder_length),
-        horizon=root.integer("horizon", 1, MAX_SIZES["horizon"]),
-        levels=levels,
-        network=_network(root.child("network")),
-        training=read_training(root.child("training")),
-        versions=root.child("versions").strings(),
-        scores=root.mapping("scores"),
-        files=read_files(root.child("files")),
-        anchors=_anchors(root, len(metrics)),
-        sha256=sha256,
+def _read_metric(fields: StrictFields) -> ModelMetric:
+    metric = ModelMetric(
+        name=check_name(fields.take("name", str), f"{fields.location}.name"),
+        unit=fields.take("unit", str),
+        low=fields.number("low"),
+        high=fields.number("high"),
+        transform="log1p" if (transform := fields.take("transform", str)) == "log1p" else "none",
     )
-    root.expect_empty()
-    _check_network(manifest)
-    return manifest
+    fields.expect_empty()
+    if transform not in {"none", "log1p"} or metric.low >= metric.high or (transform == "log1p" and metric.low < 0):
+        refuse(f"has an invalid metric at {fields.location}")
+    return metric
 
 
-def _metrics(root: StrictFields) -> tuple[ModelMetric, ...]:
-    metrics = []
-    for index, item in enumerate(root.take("metrics", list)):
-        fields = StrictFields(item, f"metrics.{index}")
-        metric = ModelMetric(
-            name=check_name(fields.take("name", str), f"metrics.{index}.name"),
-            unit=fields.take("unit", str),
-            low=fields.number("low"),
-            high=fields.number("high"),
-            transform="log1p" if (transform := fields.take("transform", str)) == "log1p" else "none",
-        )
-        fields.expect_empty()
-        if transform not in {"none", "log1p"} or metric.low >= metric.high or (transform == "log1p" and metric.low < 0):
-            refuse(f"has an invalid metric at metrics.{index}")
-        metrics.append(metric)
-    names = {metric.name for metric in metrics}
-    if not 0 < len(names) == len(metrics) <= MAX_METRICS or names & {*known_reals(tuple(CYCLE_SECONDS)), RELATIVE_TIME}:
-        refuse("must have distinct metrics, none with the name of a calendar variable")
-    return tuple(metrics)
-
-
-def _anchors(root: StrictFields, metrics: int) -> tuple[Anchor, ...]:
-    anchors = []
-    for index, item in enumerate(root.take("anchors", list)):
-        fields = StrictFields(item, f"anchors.{index}")
-        anchor = Anchor(fields.number("smoothing"), fields.number("damping"))
-        fields.expect_empty()
-        if not (0 < anchor.smoothing <= 1 and 0 <= anchor.damping <= 1):
-            refuse(f"has an invalid anchor at anchors.{index}")
-        anchors.append(anchor)
-    if len(anchors) not in {0, metrics}:
-        refuse("must have an anchor for each metric, or none")
-    return tuple(anchors)
-
-
-def _groups(root: StrictFields) -> tuple[str, ...]:
-    groups = root.take("groups", list)
-    if not all(isinstance(group, str) and _GROUP.fullmatch(group) for group in groups):
-        refuse("must have groups named server:NAME, profile:NAME or default")
-    if len(set(groups)) != len(groups) or DEFAULT_GROUP not in groups or len(groups) > MAX_GROUPS:
-        refuse("must have distinct groups that include default")
-    return tuple(groups)
-
-
-def _network(network: StrictFields) -> TftConfig:
-    sizes = replace(
-        read_network_sizes(network),
-        targets=network.integer("targets", 1, MAX_METRICS),
-        profiles=network.integer("profiles", 1, MAX_PROFILES),
-        embedding_size=network.integer("embedding_size", 1, MAX_SIZES["hidden_size"]),
-    )
-    network.expect_empty()
-    return sizes
-
-
-def _check_network(manifest: FleetManifest) -> None:
-    network = manifest.network
-    sizes = network.outputs, network.targets, network.profiles
-    if (network.encoder_reals, network.decoder_reals) != fleet_reals(manifest.names, manifest.cycles) or sizes != (
-        len(manifest.levels), len(manifest.metrics), len(manifest.profiles),
-    ):  # fmt: skip
-        refuse("has a network whose variables, targets or profiles differ from its metrics, levels and profiles")
-    if network.attention_heads > network.hidden_size or network.embedding_size > network.hidden_size:
-        refuse("has more attention heads, or a larger embedding, than hidden units")
+def _read_anchor(fields: StrictFields) -> Anchor:
+    anchor = Anchor(fields.number("smoothing"), fields.number("damping"))
+    fields.expect_empty()
+    if not (0 < anchor.smoothing <= 1 and 0 <= anchor.damping <= 1):
+        refuse(f"has an invalid anchor at {fields.location}")
+    return anchor

@@ -13,7 +13,7 @@ import pandas as pd
 
 from models.fleet.dataset import FleetData
 from models.fleet.manifest import DEFAULT_GROUP
-from models.fleet.scaling import GroupScales, transform
+from models.fleet.scaling import GroupScales, MetricTransform
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecations between third parties, at import
@@ -28,7 +28,7 @@ MIN_GLOBAL_SHARE = 0.03  # nor smaller than this share of the scale of all serve
 
 def fit_groups(data: FleetData, stop: int, min_ticks: int) -> GroupScales:
     """Center and scale of each server observed at `min_ticks` or more of the first `stop` ticks, each profile, and all."""
-    values = transform(data.values[:, :stop], data.metrics)
+    values = MetricTransform(data.metrics)(data.values[:, :stop])
     observed = np.isfinite(values).all(axis=2).sum(axis=1) >= min_ticks
     servers = [f"{SERVER_PREFIX}{name}" for name, enough in zip(data.servers, observed, strict=True) if enough]
     profiles = [f"{PROFILE_PREFIX}{name}" for name in dict.fromkeys(data.profiles)]

@@ -13,7 +13,7 @@ import numpy as np
 from models.errors import BundleError, DataError
 from models.fleet.anchors import anchor_forecast
 from models.fleet.base import FleetInput, Floats, Indices
-from models.fleet.bundle import FleetBundle
+from models.fleet.bundle import CENTER_KEY, SCALE_KEY, FleetBundle
 from models.fleet.manifest import CYCLE_SECONDS, DEFAULT_GROUP, ModelMetric
 
 _NOT_FINITE = "This model's network gave a number that is not finite. Check its input, or use another model."
@@ -32,6 +32,31 @@ class GroupScales:
         return self.names.index(name)
 
 
+class MetricTransform:
+    """The transform of each metric: clipped to its bounds `low` and `high` `[M]`, in log(1 + x) where `logarithmic`."""
+
+    def __init__(self, metrics: tuple[ModelMetric, ...]) -> None:
+        self.low, self.high = (
+            np.array([getattr(metric, bound) for metric in metrics], dtype=np.float32) for bound in ("low", "high")
+        )
+        self.logarithmic = np.array([metric.transform == "log1p" for metric in metrics])
+
+    def __call__(self, values: Floats) -> Floats:
+        """Transformed metrics `[..., M]`."""
+        clipped = np.clip(values, self.low, self.high)
+        if self.logarithmic.any():
+            clipped[..., self.logarithmic] = np.log1p(clipped[..., self.logarithmic])
+        return clipped
+
+    def invert(self, quantiles: Floats) -> None:
+        """Restore the units of transformed metrics `[S, M, Q, H]`, within the bounds, in place."""
+        for metric in np.flatnonzero(self.logarithmic):
+            with np.errstate(over="ignore"):  # beyond every bound, and clipped below
+                np.expm1(quantiles[:, metric], out=quantiles[:, metric])
+        np.maximum(quantiles, self.low[:, None, None], out=quantiles)  # np.clip with arrays is five times slower
+        np.minimum(quantiles, self.high[:, None, None], out=quantiles)
+
+
 class FleetScaling:
     """The scales of one bundle, and their assignment to servers."""
 
@@ -40,10 +65,8 @@ class FleetScaling:
         self._manifest = manifest
         self._groups = {name: row for row, name in enumerate(manifest.groups)}
         self._profiles = {name: row for row, name in enumerate(manifest.profiles)}
-        self._center, self._scale = bundle.center, bundle.scale
-        self._logarithmic = np.array([metric.transform == "log1p" for metric in manifest.metrics])
-        self._low = np.array([metric.low for metric in manifest.metrics], dtype=np.float32)
-        self._high = np.array([metric.high for metric in manifest.metrics], dtype=np.float32)
+        self._center, self._scale = bundle.weights[CENTER_KEY], bundle.weights[SCALE_KEY]
+        self._transform = MetricTransform(manifest.metrics)
 
     def profiles(self, inputs: FleetInput) -> Indices:
         """The index of each server's profile; that of `OTHER_PROFILE` if the bundle does not know its profile."""
@@ -60,16 +83,10 @@ class FleetScaling:
 
     def scale(self, values: Floats, groups: Indices) -> Floats:
         """Scale metrics `[S, T, M]` of servers with these groups `[S]`."""
-        transformed = self._transformed(values)
+        transformed = self._transform(values)
         transformed -= self._center[groups][:, None]
         transformed /= self._scale[groups][:, None]
         return transformed
-
-    def _transformed(self, values: Floats) -> Floats:
-        clipped = np.clip(values, self._low, self._high)
-        if self._logarithmic.any():
-            clipped[..., self._logarithmic] = np.log1p(clipped[..., self._logarithmic])
-        return clipped
 
     def restore(self, outputs: Floats, values: Floats, groups: Indices) -> Floats:
         """Restore network outputs `[S, M, Q, H]` to the metrics' units, sorted along Q and within the bounds, in place.
@@ -81,17 +98,13 @@ class FleetScaling:
         """
         outputs *= self._scale[groups][:, :, None, None]
         if self._manifest.anchors:
-            outputs += anchor_forecast(self._transformed(values), self._manifest.anchors, outputs.shape[-1])[:, :, None]
+            outputs += anchor_forecast(self._transform(values), self._manifest.anchors, outputs.shape[-1])[:, :, None]
         else:
             outputs += self._center[groups][:, :, None, None]
         if not np.isfinite(outputs).all():
             raise BundleError(_NOT_FINITE, check="finite")
         sort_quantiles(outputs)
-        for metric in np.flatnonzero(self._logarithmic):
-            with np.errstate(over="ignore"):  # beyond every bound, and clipped below
-                np.expm1(outputs[:, metric], out=outputs[:, metric])
-        np.maximum(outputs, self._low[:, None, None], out=outputs)  # np.clip with arrays is five times slower
-        np.minimum(outputs, self._high[:, None, None], out=outputs)
+        self._transform.invert(outputs)
         return outputs
 
     def check(self, inputs: FleetInput) -> None:
@@ -112,16 +125,6 @@ class FleetScaling:
             manifest.encoder_minimum <= inputs.lengths.min() <= inputs.lengths.max() <= expected_shape[1]
         ):
             raise DataError(f"A window must have {manifest.encoder_minimum} to {expected_shape[1]} steps.")
-
-
-def transform(values: Floats, metrics: tuple[ModelMetric, ...]) -> Floats:
-    """Values `[..., M]` clipped to the metrics' bounds, in log(1 + x) for metrics that have this transform."""
-    low = np.array([metric.low for metric in metrics], dtype=np.float32)
-    high = np.array([metric.high for metric in metrics], dtype=np.float32)
-    clipped = np.clip(values, low, high)
-    logarithmic = np.array([metric.transform == "log1p" for metric in metrics])
-    clipped[..., logarithmic] = np.log1p(clipped[..., logarithmic])
-    return clipped
 
 
 def calendar(cycles: tuple[str, ...], step: int, ticks: Indices) -> Floats:

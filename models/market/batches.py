@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from models.market.dataset import Indices, MarketData
+from models.market.dataset import MarketData
 from models.market.engine import target_scale
 from models.market.manifest import Scaler
 from models.training.config import TrainingConfig
-from models.training.lightning import BaseModule
+from models.training.data import Indices
+from models.training.lightning import BaseModule, EpochSampler
 
 MarketBatch = tuple[dict[str, torch.Tensor], tuple[torch.Tensor, None]]
 
@@ -66,25 +67,17 @@ class MarketWindowDataset(Dataset[MarketBatch]):
         return x, (target[:, length:], None)
 
 
-class MarketBatchSampler(Sampler[list[int]]):
-    """`batches` random batches in each epoch; they depend on the seed and the epoch alone."""
+class MarketBatchSampler(EpochSampler[list[int]]):
+    """Batches of the windows at `origins` in random order."""
 
-    def __init__(self, origins: Indices, batch_size: int, batches: int, seed: int) -> None:
-        self._origins, self._size, self._seed = origins, batch_size, seed
-        self._batches = min(batches, -(-len(origins) // batch_size))
-        self._epoch = 0
+    def __init__(self, origins: Indices, config: TrainingConfig) -> None:
+        self._origins, self._size = origins, config.batch_size
+        super().__init__(len(origins), config)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(self._origins)
-        for index in range(self._batches):
-            yield order[index * self._size : (index + 1) * self._size].tolist()
+    def sample(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        """See `EpochSampler.sample`."""
+        order = rng.permutation(self._origins).tolist()
+        return (order[start : start + self._size] for start in range(0, len(order), self._size))
 
 
 class MarketQuantileModule(BaseModule):
@@ -106,13 +99,6 @@ class MarketQuantileModule(BaseModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
 
 
-def make_loaders(
-    windows: MarketWindowDataset, train: Indices, validation: Indices, config: TrainingConfig
-) -> tuple[DataLoader[MarketBatch], DataLoader[MarketBatch]]:
-    """Loaders of the batches to learn from and of those to validate with; each batch is one gather."""
-    sampler = MarketBatchSampler(train, config.batch_size, config.batches_per_epoch, config.seed)
-    held_out = [part.tolist() for part in np.array_split(validation, -(-len(validation) // config.batch_size))]
-    return (
-        DataLoader(windows, batch_size=None, sampler=sampler),
-        DataLoader(windows, batch_size=None, sampler=held_out),
-    )
+def validation_batches(origins: Indices, batch_size: int) -> list[list[int]]:
+    """Batches of all windows at these origins."""
+    return [part.tolist() for part in np.array_split(origins, -(-len(origins) // batch_size))]

@@ -8,9 +8,8 @@ Invariant: a window is completely inside one part, and never crosses a gap. So n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,22 +18,18 @@ from numpy.typing import NDArray
 from models.base import FloatArray, ModelInput
 from models.errors import DataError
 from models.market.engine import MIN_SCALE, target_scale
-from models.training.task import MARKET
+from models.training.config import MARKET, TrainingConfig
+from models.training.data import Indices, Part, Split, TrainingRows, cut_rows
 
-Indices = NDArray[np.int64]
 
-
-@dataclass(frozen=True, eq=False)
-class MarketData:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MarketData(TrainingRows):
     """`n` rows of one series, in time order; a row that is not finite, or a jump in time, is a gap.
 
     time:   int64 `[n]`, unix seconds at which each row opens, strictly increasing
     target: float64 `[n]`, natural logarithm of the closing price
     past:   float64 `[n, P]`, features known up to the row; `past_names` in order
     known:  float64 `[n, K]`, features known for the future too; `known_names` in order
-    step:   seconds between rows
-    data_sha256: of the candles; source, synthetic: where they came from
-    request: what the user asked for, as text; an interrupted training run is resumed for the same request only
     """
 
     KIND: ClassVar[str] = MARKET
@@ -46,24 +41,18 @@ class MarketData:
     known: FloatArray
     past_names: tuple[str, ...]
     known_names: tuple[str, ...]
-    step: int
-    data_sha256: str
-    source: str
-    synthetic: bool
-    request: str = ""
 
     def __len__(self) -> int:
         return len(self.time)
 
-    def to_metadata(self) -> dict[str, object]:
-        """The fields that are not arrays, for JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in self.ARRAYS}
+    @property
+    def ticks(self) -> int:
+        """See `TrainingRows.ticks`."""
+        return len(self.time)
 
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], arrays: Mapping[str, Any]) -> Self:
-        """The rows with this metadata and these arrays. Raises ValueError, KeyError or TypeError."""
-        names = {name: tuple(metadata[name]) for name in ("past_names", "known_names")}
-        return cls(**{**metadata, **names, **arrays})
+    def interval(self, start: int, stop: int) -> tuple[int, int]:
+        """See `TrainingRows.interval`."""
+        return int(self.time[start]), int(self.time[stop - 1]) + self.step
 
     def window(self, origin: int, length: int, horizon: int) -> ModelInput:
         """The input of a model at `origin`."""
@@ -83,61 +72,34 @@ class MarketData:
 
 
 @dataclass(frozen=True, eq=False)
-class MarketPart:
-    """Rows `start .. stop - 1`, and the origins of the windows that are completely inside them."""
-
-    name: str
-    start: int
-    stop: int
-    origins: Indices
+class MarketPart(Part):
+    """A part of the rows; `windows` are the origins of its windows."""
 
     def thin(self, count: int) -> Indices:
         """At most `count` origins, evenly spaced; neighboring windows overlap almost completely."""
-        if len(self.origins) <= count:
-            return self.origins
-        return self.origins[np.linspace(0, len(self.origins) - 1, count).round().astype(np.int64)]
+        if len(self.windows) <= count:
+            return self.windows
+        return self.windows[np.linspace(0, len(self.windows) - 1, count).round().astype(np.int64)]
 
 
-@dataclass(frozen=True, eq=False)
-class MarketSplit:
-    """The three parts, in time order."""
-
-    train: MarketPart
-    validation: MarketPart
-    test: MarketPart
-
-
-def split(data: MarketData, length: int, horizon: int, validation: float, test: float) -> MarketSplit:
-    """Split the rows into parts; `validation` and `test` are shares of the rows, the rest is train.
+def split(data: MarketData, config: TrainingConfig) -> Split[MarketPart]:
+    """Split the rows into parts.
 
     Raises:
         DataError: there are too few rows, or gaps leave a part without a window.
     """
-    usable = _run_lengths(data)
+    usable, length, horizon = _run_lengths(data), config.encoder_length, config.horizon
     first = int(np.argmax(usable > 0)) if (usable > 0).any() else len(data)
-    rows = len(data) - first - 2 * horizon
-    sizes = [int(rows * share) for share in (1 - validation - test, validation, test)]
-    window = length + horizon
-    if min(sizes) < window:
-        smallest = min(1 - validation - test, validation, test)
-        needed = int(np.ceil(window / smallest)) + 2 * horizon + first + 1
-        raise DataError(
+
+    def describe_shortage(needed: int) -> str:
+        return (
             f"Training needs at least {needed} candles for an encoder of {length} and a horizon of {horizon} "
             f"(each of three parts must contain a window, with a gap between parts), but there are {len(data)}. "
             "Use a longer range, or train with a shorter encoder or horizon."
         )
-    train_end = first + sizes[0]
-    validation_end = train_end + horizon + sizes[1]
-    return MarketSplit(
-        *(
-            MarketPart(name, start, stop, _origins(data, usable, (start, stop), length, horizon))
-            for name, start, stop in (
-                ("train", first, train_end),
-                ("validation", train_end + horizon, validation_end),
-                ("test", validation_end + horizon, len(data)),
-            )
-        )
-    )
+
+    parts = cut_rows(len(data), first, config, describe_shortage)
+    return Split(*(MarketPart(*part, _origins(data, usable, part[1:], length, horizon)) for part in parts))
 
 
 def _origins(data: MarketData, usable: Indices, rows: tuple[int, int], length: int, horizon: int) -> Indices:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.base import FloatArray, Forecast, ModelInput
-from models.bundle.canary import check_canary
+from models.bundle.canary import check_canary, range_difference
 from models.errors import BundleError, DataError
-from models.market.bundle import MarketBundle
+from models.market.bundle import MarketBundle, market_canary_input
 from models.market.manifest import MarketManifest
 from models.tft.forward import PROGRESS_STEPS, Tft
 
@@ -29,7 +29,6 @@ class MarketEngine:
 
     def __init__(self, bundle: MarketBundle) -> None:
         self.manifest = bundle.manifest
-        self.bundle_sha256 = bundle.sha256
         self._scaling = MarketScaling(bundle.manifest)
         self._network = Tft(bundle.manifest.network, bundle.weights, bundle.manifest.horizon)
 
@@ -61,21 +60,13 @@ class MarketEngine:
             raise BundleError(
                 "The model gave a number that is not finite. Check its input, or use another model.", check="finite"
             )
-        return [
-            self._forecast(item, to_quantiles(output, scale))
-            for item, output, scale in zip(inputs, outputs, scales, strict=True)
-        ]
-
-    def _forecast(self, inputs: ModelInput, quantiles: FloatArray) -> Forecast:
-        return Forecast(
-            end=inputs.end,
-            step=inputs.step,
-            levels=self.manifest.levels,
-            quantiles=quantiles,
-            value=float(quantiles[-1, self.manifest.levels.index(0.5)]),
-            input_sha256=inputs.sha256(),
-            bundle_sha256=self.bundle_sha256,
-        )
+        levels, sha256 = self.manifest.levels, self.manifest.sha256
+        forecasts = []
+        for item, output, scale in zip(inputs, outputs, scales, strict=True):
+            quantiles = to_quantiles(output, scale)
+            value = float(quantiles[-1, levels.index(0.5)])
+            forecasts.append(Forecast(item.end, item.step, levels, quantiles, value, item.sha256(), sha256))
+        return forecasts
 
 
 class MarketScaling:
@@ -84,8 +75,10 @@ class MarketScaling:
     def __init__(self, manifest: MarketManifest) -> None:
         self._manifest = manifest
         scalers = manifest.scalers
-        self._past = np.array([[scalers[n].center, scalers[n].scale] for n in manifest.past]).reshape(-1, 2).T
-        self._known = np.array([[scalers[n].center, scalers[n].scale] for n in manifest.known]).reshape(-1, 2).T
+        self._past, self._known = (
+            np.array([[scalers[name].center, scalers[name].scale] for name in names]).reshape(-1, 2).T
+            for names in (manifest.past, manifest.known)
+        )
         length, horizon = manifest.encoder_length, manifest.horizon
         self._relative_time = np.arange(-length, horizon, dtype=np.float64)[:, None] / length
 
@@ -148,27 +141,20 @@ def to_quantiles(outputs: FloatArray, scale: float) -> FloatArray:
     return np.sort(outputs * scale, axis=-1)
 
 
-def load_market_engine(bundle: MarketBundle) -> MarketEngine:
-    """The engine that runs `bundle`."""
-    return MarketEngine(bundle)
-
-
-def relative_difference(actual: FloatArray, expected: FloatArray) -> float:
-    """The largest difference between quantiles `[H, Q]`, relative to the widest quantile range of `expected`."""
-    width = float((expected[:, -1] - expected[:, 0]).max())
-    return float(np.abs(actual - expected).max()) / (width or 1.0)
+def canary_difference(
+    bundle: MarketBundle, engine: MarketEngine, progress: ProgressCallback = lambda done, total: None
+) -> float:
+    """Run the bundle's canary; returns the largest difference from the trained network, as a share of the quantile range."""
+    quantiles = engine.predict(market_canary_input(bundle), progress).quantiles
+    return range_difference(quantiles.T, bundle.canary["quantiles"].T)
 
 
 def verify_market_canary(
     bundle: MarketBundle, engine: MarketEngine, progress: ProgressCallback = lambda done, total: None
 ) -> float:
-    """Run the bundle's canary; returns the relative difference from the quantiles of the trained network.
+    """Check that the engine reproduces the bundle's canary; returns the difference.
 
     Raises:
         BundleError: (check "canary") the difference is above the tolerance, or the canary does not run at all.
     """
-
-    def difference() -> float:
-        return relative_difference(engine.predict(bundle.canary.inputs, progress).quantiles, bundle.canary.quantiles)
-
-    return check_canary(bundle.path, difference, TOLERANCE)
+    return check_canary(bundle.path, lambda: canary_difference(bundle, engine, progress), TOLERANCE)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.bundle.fields import StrictFields
-from models.bundle.records import MAX_LEVELS
+from models.bundle.fields import StrictFields, refuse
+from models.bundle.records import MAX_SIZES
 
 PROFILE = "profile"  # the static variable, as the network names it
 RELATIVE_TIME = "relative_time_idx"  # the library's name of the position in the window, divided by the encoder length
-MAX_SIZES = {  # the largest sizes that a manifest may have
-    "encoder_length": 100_000, "horizon": 100_000, "hidden_size": 4096, "hidden_continuous_size": 4096,
-    "attention_heads": 256, "lstm_layers": 16, "levels": MAX_LEVELS,
-}  # fmt: skip
+MAX_TARGETS, MAX_PROFILES = 256, 1000
+_MAX_OWN_SIZES = {
+    **{name: MAX_SIZES[name] for name in ("hidden_size", "hidden_continuous_size", "attention_heads", "lstm_layers")},
+    "outputs": MAX_SIZES["levels"],
+}
+_MAX_PROFILE_SIZES = {"targets": MAX_TARGETS, "profiles": MAX_PROFILES, "embedding_size": MAX_SIZES["hidden_size"]}
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,24 @@ class TftConfig:
     profiles: int = 0
     embedding_size: int = 0
 
+    def to_json(self) -> dict[str, object]:
+        """The field `network` of a manifest. Without a profile there is one target, and neither is written."""
+        return {name: value for name, value in vars(self).items() if self.profiles or name not in _MAX_PROFILE_SIZES}
 
-def read_network_sizes(network: StrictFields) -> TftConfig:
-    """The sizes and variables that every network has, from the field `network` of a manifest.
+
+def read_network(root: StrictFields, *, has_profile: bool) -> TftConfig:
+    """Read the field `network` of a manifest.
 
     Raises:
-        BundleError: (check "schema") a field is missing or out of its bounds.
+        BundleError: (check "schema") a field is missing, unknown or out of its bounds.
     """
-    return TftConfig(
-        hidden_size=network.integer("hidden_size", 1, MAX_SIZES["hidden_size"]),
-        hidden_continuous_size=network.integer("hidden_continuous_size", 1, MAX_SIZES["hidden_continuous_size"]),
-        attention_heads=network.integer("attention_heads", 1, MAX_SIZES["attention_heads"]),
-        lstm_layers=network.integer("lstm_layers", 1, MAX_SIZES["lstm_layers"]),
-        encoder_reals=network.names("encoder_reals"),
-        decoder_reals=network.names("decoder_reals"),
-        outputs=network.integer("outputs", 1, MAX_SIZES["levels"]),
+    fields = root.child("network")
+    max_sizes = {**_MAX_OWN_SIZES, **(_MAX_PROFILE_SIZES if has_profile else {})}
+    sizes = {name: fields.integer(name, 1, maximum) for name, maximum in max_sizes.items()}
+    network = TftConfig(
+        encoder_reals=fields.names("encoder_reals"), decoder_reals=fields.names("decoder_reals"), **sizes
     )
+    fields.expect_empty()
+    if network.attention_heads > network.hidden_size or network.embedding_size > network.hidden_size:
+        refuse("has more attention heads, or a larger embedding, than hidden units")
+    return network

@@ -13,22 +13,53 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError  # torch raises it for objects in a checkpoint; nothing is unpickled here
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.errors import DataError
 from models.tft.torch_model import quiet_library
 from models.training.config import TrainingConfig
 from models.training.state import BEST_CHECKPOINT, LAST_CHECKPOINT
+
+BatchT = TypeVar("BatchT")
+
+
+class EpochSampler(Sampler[BatchT]):
+    """Random batches, at most `config.batches_per_epoch` in each epoch; they depend on the seed and the epoch alone.
+
+    A subclass draws the batches. `windows`: how many there are to draw from.
+    """
+
+    def __init__(self, windows: int, config: TrainingConfig) -> None:
+        self._batches = min(config.batches_per_epoch, -(-windows // config.batch_size))
+        self._seed, self._epoch = config.seed, 0
+
+    def sample(self, rng: np.random.Generator) -> Iterator[BatchT]:
+        """At least `len(self)` batches of an epoch."""
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[BatchT]:
+        # A generator: it reads the epoch when the first batch is drawn, which is after `set_epoch`.
+        yield from islice(self.sample(np.random.default_rng((self._seed, self._epoch))), self._batches)
 
 
 class BaseModule(LightningModule):
@@ -95,17 +126,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         staging.replace(target_path)
 
 
-def fit_module(
-    module: BaseModule,
-    batches: tuple[DataLoader[Any], DataLoader[Any]],
-    config: TrainingConfig,
-    directory: Path,
-    report: Callable[..., None],
-) -> bool:
+@dataclass(frozen=True, eq=False)
+class FitInput:
+    """What a network is fitted with: `windows` gathers a batch from its specification.
+
+    `sampler` draws the specifications of the train batches; `validation` has those of the validation batches.
+    """
+
+    module: BaseModule
+    windows: Dataset[Any]
+    sampler: EpochSampler[Any]
+    validation: list[Any]
+
+
+def fit_network(fit: FitInput, config: TrainingConfig, directory: Path, report: Callable[..., None]) -> bool:
     """Fit a network until it stops improving, from the last checkpoint in `directory` if there is one.
 
-    `batches`: loaders of the train and the validation batches. `report` is called as `ProgressMeter.report_fit`. Leaves
-    `best.ckpt` and `last.ckpt` in `directory`. Returns False when it was interrupted, True otherwise.
+    `report` is called as `ProgressMeter.report_fit`. Leaves `best.ckpt` and `last.ckpt` in `directory`. Returns False when
+    it was interrupted, True otherwise.
 
     Raises:
         DataError: the last checkpoint is damaged, or the accelerator is missing.
@@ -132,21 +170,18 @@ def fit_module(
             raise DataError(
                 f"The accelerator {config.accelerator!r} cannot be used here ({error}). Use auto or cpu."
             ) from None
-        return _run_trainer(trainer, module, batches, last if last.exists() else None)
-
-
-def _run_trainer(
-    trainer: Trainer, module: BaseModule, batches: tuple[DataLoader[Any], DataLoader[Any]], checkpoint: Path | None
-) -> bool:
-    """Fit; on Ctrl-C, Lightning would end the process and ignore further signals. Here only the training ends."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, *batches, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        return False
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    return True
+        train, validation = (
+            DataLoader(fit.windows, batch_size=None, sampler=batches) for batches in (fit.sampler, fit.validation)
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            checkpoint = last if last.exists() else None
+            trainer.fit(fit.module, train, validation, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # on Ctrl-C, Lightning would end the process and ignore further signals
+            return False
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        return True
 
 
 def load_best_weights(network: Any, directory: Path) -> None:

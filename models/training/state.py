@@ -19,28 +19,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save  # not `save_file`: its error for a full disk is not an OSError
 
-from models.errors import BundleError, DataError
-from models.training.config import TrainingConfig
-from models.training.task import MARKET, ConfigT, RowsT, TrainingRows
+from models.errors import BundleError, DataError, TrainingInterrupted
+from models.training.config import MARKET, TrainingConfig
+from models.training.data import TrainingRows
+
+RowsT = TypeVar("RowsT", bound=TrainingRows)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 STATE_FILE, DATA_FILE = "state.json", "data.safetensors"
 BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
-STATE_FILES = (
-    STATE_FILE,
-    f"{STATE_FILE}.new",
-    DATA_FILE,
-    BEST_CHECKPOINT,
-    LAST_CHECKPOINT,
-    f"{BEST_CHECKPOINT}.new",
-    f"{LAST_CHECKPOINT}.new",
-)
+_REPLACED = (STATE_FILE, BEST_CHECKPOINT, LAST_CHECKPOINT)  # each is written under another name and then renamed
+STATE_FILES = (*_REPLACED, DATA_FILE, *(f"{name}.new" for name in _REPLACED))
 # A process that is being stopped releases its lock within this number of attempts, this long apart.
 _LOCK_ATTEMPTS, _LOCK_POLL_SECONDS = 600, 0.05
 
@@ -48,6 +44,16 @@ _LOCK_ATTEMPTS, _LOCK_POLL_SECONDS = 600, 0.05
 def state_directory(out: Path) -> Path:
     """The directory of the unfinished training of the bundle `out`."""
     return out.with_name(f"{out.name}.training")
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether the unfinished training of `out` has finished an epoch."""
+    return (state_directory(out) / BEST_CHECKPOINT).exists()
+
+
+def interrupted(out: Path) -> TrainingInterrupted:
+    """The error for a training of `out` that was interrupted."""
+    return TrainingInterrupted(state_directory(out), has_checkpoint=has_checkpoint(out))
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""The interface that a kind of model implements to be trained: the protocols of its rows and its manifest, and the
-steps of its training.
+"""What a kind of model implements to be trained: the steps of one training run, in the order in which they are called.
 
 The steps are called by `models.training.run`, which is the same for every kind. A kind is registered in
 `models.registry`.
@@ -12,139 +11,100 @@ from __future__ import annotations
 
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from models.bundle.records import TrainingRecord
+from models.bundle.bundle import Bundle
+from models.bundle.manifest import Manifest
+from models.bundle.records import Interval, TrainingRecord
 from models.training.config import TrainingConfig
-from models.training.progress import TrainingProgress
+from models.training.data import PartT, Split, TrainingRows
 
-MARKET, FLEET = "market", "fleet"  # names of kinds; they are written in the state of an unfinished training run
-
-TrainingCallback = Callable[[TrainingProgress], None]
-
-
-class TrainingRows(Protocol):
-    """What a training run learns from. `ARRAYS`: the fields that are stored as arrays; the others are stored as JSON."""
-
-    KIND: ClassVar[str]
-    ARRAYS: ClassVar[tuple[str, ...]]
-
-    @property
-    def data_sha256(self) -> str: ...
-
-    @property
-    def request(self) -> str: ...
-
-    def to_metadata(self) -> dict[str, object]:
-        """The fields that are not arrays, for JSON."""
-        ...
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any], arrays: Mapping[str, Any]) -> Self:
-        """The rows with this metadata and these arrays.
-
-        Raises:
-            ValueError, KeyError, TypeError: the metadata was written by another version.
-        """
-        ...
-
-
-class TrainedManifest(Protocol):
-    """The manifest of a bundle that was trained."""
-
-    @property
-    def sha256(self) -> str: ...
-
-    @property
-    def training(self) -> TrainingRecord: ...
-
-
-@dataclass(frozen=True)
-class BatchCounts:
-    """How many batches there are in an epoch, in each validation, and in the scoring of the validation and test parts."""
-
-    train: int
-    validation: int
-    scoring: int
-
-
-RowsT = TypeVar("RowsT", bound=TrainingRows)
-ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
-PartsT = TypeVar("PartsT")  # the rows cut into train, validation and test
-RunT = TypeVar("RunT")  # rows, options, parts, and what follows from them alone
-BundleT = TypeVar("BundleT")
 EngineT = TypeVar("EngineT")
-ManifestT = TypeVar("ManifestT", bound=TrainedManifest)
 
 
-class TrainingTask(ABC, Generic[RowsT, ConfigT, PartsT, RunT, BundleT, EngineT, ManifestT]):
-    """One kind of training: what differs between kinds, in the order in which it is called."""
+class TrainingTask(ABC, Generic[PartT, EngineT]):
+    """One training run of a kind: its rows, its options, and the parts of the rows.
 
-    rows_type: type[RowsT]
-    config_type: type[ConfigT]
+    A kind keeps values that follow from these alone as cached properties: scales, baselines, anchors. `LIBRARIES`: the
+    modules that it imports in addition to torch and Lightning. `TOLERANCE`: share of the quantile range, the largest
+    difference between an engine and its network.
+    """
+
+    ROWS: ClassVar[type[TrainingRows]]
+    CONFIG: ClassVar[type[TrainingConfig]]
+    MANIFEST: ClassVar[type[Manifest]]
+    LIBRARIES: ClassVar[tuple[str, ...]]
+    TOLERANCE: ClassVar[float]
+
+    rows: TrainingRows
+    config: TrainingConfig
+
+    def __init__(self, rows: TrainingRows, config: TrainingConfig) -> None:
+        """Cut the rows. Raises DataError: they are too few or too broken for these options."""
+        self.rows, self.config = rows, config
+        self.parts = self.split()
 
     @abstractmethod
-    def check_options(self, config: ConfigT) -> None:
-        """Refuse options of this kind that make no sense. Raises DataError, which names the option."""
-
-    @abstractmethod
-    def check_data(self, rows: RowsT, config: ConfigT) -> None:
-        """Refuse rows that are too few or too broken for these options. Raises DataError."""
-
-    @abstractmethod
-    def split(self, rows: RowsT, config: ConfigT) -> PartsT:
+    def split(self) -> Split[PartT]:
         """Cut the rows into train, validation and test. Raises DataError."""
 
     @abstractmethod
-    def count_batches(self, rows: RowsT, config: ConfigT, parts: PartsT) -> BatchCounts:
-        """How much work the training is."""
+    def count_scored(self, part: PartT) -> int:
+        """The number of windows that `score` scores; those of the validation part are validated on in every epoch too."""
 
     @abstractmethod
-    def load_libraries(self) -> None:
-        """Import what the following steps need in addition to torch and Lightning, so that the import counts as progress."""
-
-    @abstractmethod
-    def make_run(self, rows: RowsT, config: ConfigT, parts: PartsT) -> RunT:
-        """Fit everything but the network: scales, baselines, anchors."""
-
-    @abstractmethod
-    def build_network(self, run: RunT) -> Any:
+    def build_network(self) -> Any:
         """The library's network, untrained. Draws from torch's global generator, which was seeded just before."""
 
     @abstractmethod
-    def make_module(self, run: RunT, network: Any) -> tuple[Any, tuple[Any, Any]]:
-        """The `models.training.lightning.BaseModule` of the network, and its loaders of train and validation batches."""
+    def prepare_fit(self, network: Any) -> Any:
+        """The `models.training.lightning.FitInput` of the network."""
 
     @abstractmethod
-    def export(self, run: RunT, network: Any, out: Path, created: int) -> BundleT:
-        """The bundle of the fitted network, in memory, without scores. Raises TrainingDiverged."""
-
-    @abstractmethod
-    def check_engine(self, bundle: BundleT, network: Any) -> tuple[BundleT, EngineT]:
-        """The bundle with its canary, and the engine that will run it.
+    def export(self, network: Any, out: Path, created: int) -> Bundle[Any]:
+        """The bundle of the fitted network, in memory, without scores; its canary has the network's own quantiles.
 
         Raises:
-            BundleError: (check "canary") the engine differs from the network.
+            TrainingDiverged: the weights are not finite.
         """
 
     @abstractmethod
-    def score(self, run: RunT, engine: EngineT, report: Callable[[float], None]) -> dict[str, object]:
-        """Scores of the validation and the test part; `report` gets the number of batches that are scored."""
+    def load_engine(self, bundle: Bundle[Any]) -> tuple[EngineT, float]:
+        """The engine that will run the bundle, and its difference from the canary as a share of the quantile range."""
 
     @abstractmethod
-    def write(self, out: Path, bundle: BundleT, scores: dict[str, object], *, replace_old: bool) -> ManifestT:
-        """Write the bundle, whole or not at all. Raises BundleError (check "exists") and OSError."""
+    def score(self, part: PartT, engine: EngineT, report: Callable[[float], None]) -> object:
+        """Scores of the model and the baselines on the same windows; `report` gets the share that is done."""
 
-    @abstractmethod
-    def read_manifest(self, path: Path) -> ManifestT:
-        """The manifest of the bundle at `path`. Raises BundleError."""
+    def manifest_fields(self, created: int) -> dict[str, Any]:
+        """The fields that every kind of manifest has, without scores and records of the files."""
+        rows, config, parts = self.rows, self.config, self.parts
+        start, end = rows.interval(0, rows.ticks)
+        intervals = {
+            part.name: Interval(*rows.interval(part.start, part.stop), len(part.windows))
+            for part in (parts.train, parts.validation, parts.test)
+        }
+        training = TrainingRecord(
+            start, end, rows.count, rows.data_sha256, rows.source, rows.synthetic, created, intervals, asdict(config)
+        )
+        return {
+            "name": config.name,
+            "step": rows.step,
+            "encoder_length": config.encoder_length,
+            "horizon": config.horizon,
+            "levels": config.levels,
+            "training": training,
+            "versions": _library_versions(),
+            "scores": {},
+            "files": {},
+        }
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that take part in a training run, for the manifest."""
+def _library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that take part in a training run."""
     names = ("torch", "lightning", "pytorch-forecasting", "numpy", "safetensors")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

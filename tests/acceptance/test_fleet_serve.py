@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from forecastd.fleet.contract import METRICS
-from models.fleet.bundle import write_fleet_bundle
+from models.bundle.bundle import write_bundle
 from tests.support.bundles import model_metrics, random_fleet_bundle
 
 WAIT = 120.0
@@ -95,7 +95,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def make_bundle(path: Path, *, step: int = 5, name: str = "untrained") -> Path:
     bundle = random_fleet_bundle(model_metrics(METRICS), encoder_length=32, horizon=12, name=name, step=step)
-    write_fleet_bundle(path, bundle)
+    write_bundle(path, bundle)
     return path
 
 

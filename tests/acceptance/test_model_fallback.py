@@ -14,7 +14,8 @@ import pytest
 
 from forecastd.clock import SystemClock
 from forecastd.inference.bundle_store import INDEX_NAME, BundleStore
-from models.market.bundle import load_market_bundle, read_market_manifest
+from models.market.bundle import load_market_bundle
+from models.market.manifest import MarketManifest
 from tests.support.bundles import write_longer_bundle
 
 Once = Callable[..., Any]
@@ -134,7 +135,7 @@ def test_always_failing_model_skips_epoch_then_runs_again(
     assert "a_library_that_is_not_there" in report["reason"]
     assert report["tx_hash"] is None
     index = json.loads((tmp_path / "state" / "bundles" / INDEX_NAME).read_text())
-    assert list(index["quarantined"]) == [read_market_manifest(copy).sha256]
+    assert list(index["quarantined"]) == [MarketManifest.read(copy).sha256]
     assert once("--as-of", FIRST, "--model", str(copy)).code == 0, "a doubtful model is better than none"
 
 

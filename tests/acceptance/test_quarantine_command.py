@@ -12,7 +12,6 @@ import pytest
 from forecastd.clock import SystemClock
 from forecastd.inference.bundle_store import INDEX_NAME, BundleStore
 from models.bundle.files import MANIFEST
-from models.market.bundle import read_market_manifest
 from models.market.manifest import MarketManifest
 
 REASON = "Model process 4711 hung (no progress for 30.0 s, the limit in predicting is 30 s); 3 failures in a row."
@@ -42,7 +41,7 @@ def bundle(root: Path, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture
 def quarantined(store: BundleStore, bundle: Callable[[str], Path]) -> list[MarketManifest]:
     """Two bundles in quarantine."""
-    manifests = [read_market_manifest(bundle(name)) for name in ("alpha", "beta")]
+    manifests = [MarketManifest.read(bundle(name)) for name in ("alpha", "beta")]
     for manifest in manifests:
         store.quarantine(manifest, REASON)
     return manifests
@@ -107,8 +106,8 @@ def test_doctor_fails_quarantined_model_and_names_fallback(
     command: Any, store: BundleStore, bundle: Callable[[str], Path]
 ) -> None:
     configured, earlier = bundle("configured"), bundle("earlier")
-    store.add(67, earlier, read_market_manifest(earlier))
-    store.quarantine(read_market_manifest(configured), REASON)
+    store.add(67, earlier, MarketManifest.read(earlier))
+    store.quarantine(MarketManifest.read(configured), REASON)
     result = command("doctor", "--model", str(configured), "--json")
     assert result.code == 5
     findings = [entry for entry in result.document["findings"] if entry["check"] == "model"]
@@ -127,7 +126,7 @@ def test_doctor_fails_damaged_model_despite_fallback(
     command: Any, store: BundleStore, bundle: Callable[[str], Path], damaged: str
 ) -> None:
     configured, earlier = bundle("configured"), bundle("earlier")
-    store.add(67, earlier, read_market_manifest(earlier))
+    store.add(67, earlier, MarketManifest.read(earlier))
     (configured / damaged).write_bytes((configured / damaged).read_bytes()[:-5])
     result = command("doctor", "--model", str(configured), "--json")
     assert result.code == 5

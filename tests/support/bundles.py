@@ -9,12 +9,13 @@ import numpy as np
 
 from forecastd.fleet.contract import MetricDefinition
 from models.base import ModelInput
+from models.bundle.bundle import write_bundle
 from models.bundle.records import Interval, TrainingRecord
-from models.fleet.bundle import CANARY_SERVERS, FleetBundle, FleetCanary, canary_input
+from models.fleet.bundle import CANARY_SERVERS, CENTER_KEY, SCALE_KEY, FleetBundle, fleet_canary_input
 from models.fleet.engines import load_fleet_engine
 from models.fleet.manifest import DEFAULT_GROUP, Anchor, FleetManifest, ModelMetric, fleet_reals
-from models.market.bundle import MarketBundle, MarketCanary, write_market_bundle
-from models.market.engine import load_market_engine
+from models.market.bundle import MarketBundle, make_market_canary, market_canary_input
+from models.market.engine import MarketEngine
 from models.market.manifest import MarketManifest
 from models.tft.config import TftConfig
 from models.tft.parameters import parameter_shapes
@@ -66,20 +67,21 @@ def random_fleet_bundle(
         for key, shape in parameter_shapes(network).items()
     }
     table = len(groups), len(metrics)
-    center, scale = rng.uniform(1, 3, table).astype(np.float32), rng.uniform(0.3, 1.0, table).astype(np.float32)
+    weights[CENTER_KEY] = rng.uniform(1, 3, table).astype(np.float32)
+    weights[SCALE_KEY] = rng.uniform(0.3, 1.0, table).astype(np.float32)
     rows = np.arange(CANARY_SERVERS)
     values = rng.uniform(1, 9, (CANARY_SERVERS, encoder_length, len(metrics))).astype(np.float32)
-    quantiles = np.zeros((CANARY_SERVERS, len(metrics), len(levels), horizon), dtype=np.float32)
-    canary = FleetCanary(TICK, values, rows % len(profiles), rows % len(groups), quantiles)
-    bundle = FleetBundle(Path("nowhere"), manifest, weights, center, scale, canary)
-    quantiles = load_fleet_engine(bundle, engine).forecast(canary_input(bundle))
-    return replace(bundle, canary=replace(canary, quantiles=quantiles))
+    tick = np.array([TICK])
+    canary = {"tick": tick, "values": values, "profiles": rows % len(profiles), "groups": rows % len(groups)}
+    bundle = FleetBundle(Path("nowhere"), manifest, weights, canary)
+    quantiles = load_fleet_engine(bundle, engine).forecast(fleet_canary_input(bundle))
+    return replace(bundle, canary={**canary, "quantiles": quantiles})
 
 
 def write_longer_bundle(path: Path, bundle: MarketBundle, more: int) -> MarketManifest:
     """Write the same network under the name "longer", with an encoder that is `more` steps longer."""
     manifest = replace(bundle.manifest, name="longer", encoder_length=bundle.manifest.encoder_length + more)
-    old = bundle.canary.inputs
+    old = market_canary_input(bundle)
     inputs = ModelInput(
         old.end,
         old.step,
@@ -87,5 +89,6 @@ def write_longer_bundle(path: Path, bundle: MarketBundle, more: int) -> MarketMa
         np.concatenate([old.past[:more], old.past]),
         np.concatenate([old.known[:more], old.known]),
     )
-    quantiles = load_market_engine(replace(bundle, manifest=manifest)).predict(inputs).quantiles
-    return write_market_bundle(path, manifest, bundle.weights, MarketCanary(inputs, quantiles))
+    longer = replace(bundle, manifest=manifest)
+    canary = make_market_canary(inputs, MarketEngine(longer).predict(inputs).quantiles)
+    return write_bundle(path, replace(longer, canary=canary))

@@ -5,6 +5,7 @@ Tests compare batches and forward passes with it; benchmarks compare times.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,31 @@ import pandas as pd
 from models.base import ModelInput
 from models.market.dataset import MarketData
 from models.market.manifest import TARGET, MarketManifest, Scaler
-from models.tft.torch_model import LastValueNormalizer, build_network, quiet_library
+from models.tft.torch_model import build_with_weights, quiet_library
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecations between third parties, at import
+    import torch
+    from pytorch_forecasting.data.encoders import EncoderNormalizer
+
+
+class LastValueNormalizer(EncoderNormalizer):  # type: ignore[misc]  # the library has no types
+    """Centers on the encoder's last value; scales by the volatility of its steps over the horizon.
+
+    So the network reads and predicts log-returns from the origin in units of the recent volatility; the price level
+    never enters. Equal to `models.market.engine.target_scale`.
+    """
+
+    def __init__(self, horizon: int) -> None:
+        super().__init__(method="standard", center=True)
+        self.horizon = horizon
+
+    def fit(self, y: Any) -> LastValueNormalizer:
+        """Center and scale of one encoder `[L]`."""
+        values = y if isinstance(y, torch.Tensor) else torch.as_tensor(np.array(y))
+        self.center_ = values[-1]
+        self.scale_ = values.diff().std(correction=0) * self.horizon**0.5
+        return self
 
 
 def frame(data: MarketData) -> pd.DataFrame:
@@ -53,14 +78,7 @@ def dataset(data: MarketData, scalers: Mapping[str, Scaler], length: int, horizo
 
 def network(manifest: MarketManifest, weights: Mapping[str, Any]) -> Any:
     """The library's network with the weights of a bundle."""
-    import torch
-
-    dropout = float(str(manifest.training.config.get("dropout", 0.1)))
-    model = build_network(manifest.network, manifest.levels, manifest.encoder_length, manifest.horizon, dropout)
-    state = model.state_dict()
-    aliases = {name: _canonical(name) for name in state}
-    model.load_state_dict({name: torch.as_tensor(weights[aliases[name]]) for name in state})
-    return model.eval()
+    return build_with_weights(manifest.network, manifest.levels, manifest.encoder_length, weights)
 
 
 def rows(inputs: ModelInput, manifest: MarketManifest) -> MarketData:
@@ -89,12 +107,3 @@ def _sklearn(name: str, scaler: Scaler) -> Any:
     fitted.feature_names_in_ = np.array([name], dtype=object)
     fitted.var_, fitted.n_features_in_, fitted.n_samples_seen_ = fitted.scale_**2, 1, 1
     return fitted
-
-
-def _canonical(name: str) -> str:
-    """The library registers shared layers under several names; a bundle stores each once."""
-    for side in ("encoder", "decoder"):
-        name = name.replace(f"{side}_variable_selection.prescalers.", "prescalers.")
-    return name.replace("post_lstm_gate_decoder", "post_lstm_gate_encoder").replace(
-        "post_lstm_add_norm_decoder", "post_lstm_add_norm_encoder"
-    )

@@ -13,7 +13,7 @@ from forecastd.inference.market_runner import market_setup, predict_job
 from forecastd.supervise.events import ProcessEvent
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import ChildSetup
-from models.market.bundle import MarketBundle
+from models.market.bundle import MarketBundle, market_canary_input
 
 WAIT_SECONDS = 120.0  # longer than anything takes on a slow machine
 
@@ -60,7 +60,7 @@ def canary_job(
 ) -> Job:
     """The forecast of the bundle's canary as a job with a deadline in `seconds`."""
     return predict_job(
-        bundle.canary.inputs,
+        market_canary_input(bundle),
         name=name,
         deadline=monotonic() + seconds,
         attempts=attempts,

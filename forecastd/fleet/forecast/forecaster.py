@@ -26,7 +26,6 @@ from forecastd.inference.supervised_model import ModelOptions, SupervisedModel
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import ChildSetup
 from models.fleet.base import FleetInput
-from models.fleet.bundle import read_fleet_manifest
 from models.fleet.manifest import FleetManifest
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class FleetForecaster(SupervisedModel[FleetManifest]):
         super().__init__(bundle, **options)
 
     def _read_manifest(self, bundle: Path) -> FleetManifest:
-        return read_fleet_manifest(bundle)
+        return FleetManifest.read(bundle)
 
     def _setup(self, bundle: Path, manifest: FleetManifest) -> ChildSetup:
         return fleet_setup(bundle, manifest.name, self.engine, self._threads)

@@ -17,7 +17,8 @@ from forecastd.clock import ReplayClock
 from forecastd.errors import NeedsHuman
 from forecastd.inference import bundle_store as bundle_store_module
 from forecastd.inference.bundle_store import INDEX_NAME, OLD_INDEX_NAME, BundleStore, FallbackBundles
-from models.market.bundle import load_market_bundle, read_market_manifest, write_market_bundle
+from models.bundle.bundle import write_bundle
+from models.market.bundle import load_market_bundle
 from models.market.manifest import MarketManifest
 
 NOW = ReplayClock(1_800_000_000.0)
@@ -31,7 +32,7 @@ def variant(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Variant:
 
     def make(name: str) -> tuple[Path, MarketManifest]:
         path = tmp_path_factory.mktemp("bundles") / name
-        return path, write_market_bundle(path, replace(demo.manifest, name=name), demo.weights, demo.canary)
+        return path, write_bundle(path, replace(demo, manifest=replace(demo.manifest, name=name)))
 
     return make
 
@@ -49,7 +50,7 @@ def store(directory: Path) -> BundleStore:
 def candidate_names(store: BundleStore, topic: int = 1, excluded: set[str] | None = None) -> list[str]:
     return [
         manifest.name
-        for _, manifest in FallbackBundles(store, topic, read_market_manifest).candidates(excluded or set())
+        for _, manifest in FallbackBundles(store, topic, MarketManifest.read).candidates(excluded or set())
     ]
 
 
@@ -62,7 +63,7 @@ def test_store_keeps_last_two_bundles_newest_first(store: BundleStore, variant: 
     assert {path.name for path in directory.iterdir()} == {INDEX_NAME, bundles["b"][1].sha256, bundles["c"][1].sha256}
     store.add(1, *bundles["b"])
     assert candidate_names(store) == ["b", "c"], "ordered by the last good forecast, not by the copy"
-    path, manifest = FallbackBundles(store, 1, read_market_manifest).candidates(set())[0]
+    path, manifest = FallbackBundles(store, 1, MarketManifest.read).candidates(set())[0]
     assert load_market_bundle(path).sha256 == manifest.sha256
     assert candidate_names(store, excluded={manifest.sha256}) == ["c"]
 
@@ -182,7 +183,7 @@ def test_unwritable_store_logs_a_warning(
         directory.write_text("")
     else:
         error = OSError(errno.ENOSPC, "No space left on device")
-        target = "copy_files" if blocked == "full_disk" else "write_atomic"
+        target = "copy_bundle" if blocked == "full_disk" else "write_atomic"
 
         def fail(*_: Any) -> None:
             raise error if blocked == "full_disk" else NeedsHuman("Cannot write")
@@ -215,7 +216,7 @@ def test_index_is_json_readable_by_owner_only(store: BundleStore, variant: Varia
     store.add(1, path, manifest)
     assert json.loads((directory / INDEX_NAME).read_text()) == {"good": {"1": [manifest.sha256]}, "quarantined": {}}
     assert (directory / INDEX_NAME).stat().st_mode & 0o077 == 0
-    assert read_market_manifest(directory / manifest.sha256) == manifest
+    assert MarketManifest.read(directory / manifest.sha256) == manifest
 
 
 def test_old_index_is_renamed_with_its_content(store: BundleStore, variant: Variant, directory: Path) -> None:

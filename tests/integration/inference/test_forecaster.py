@@ -28,12 +28,8 @@ from forecastd.market.sources.sample import SampleSource
 from forecastd.market.window import RollingWindow
 from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.policy import SupervisionPolicy
-from models.market.bundle import (
-    MarketBundle,
-    load_market_bundle,
-    read_market_manifest,
-    write_market_bundle,
-)
+from models.bundle.bundle import write_bundle
+from models.market.bundle import MarketBundle, load_market_bundle
 from models.market.manifest import MarketManifest
 from tests.support.bundles import write_longer_bundle
 from tests.support.supervision import is_running
@@ -72,7 +68,7 @@ def store(tmp_path: Path) -> BundleStore:
 
 @pytest.fixture
 def fallback(store: BundleStore) -> Fallback:
-    return FallbackBundles(store, 67, read_market_manifest)
+    return FallbackBundles(store, 67, MarketManifest.read)
 
 
 @pytest.fixture
@@ -201,8 +197,8 @@ def corrupt_manifest(path: Path) -> None:
 
 def replace_canary(path: Path) -> None:
     bundle = load_market_bundle(path)
-    canary = replace(bundle.canary, quantiles=bundle.canary.quantiles + 0.01)
-    write_market_bundle(path, bundle.manifest, bundle.weights, canary, replace_old=True)
+    canary = {**bundle.canary, "quantiles": bundle.canary["quantiles"] + 0.01}
+    write_bundle(path, replace(bundle, canary=canary), replace_old=True)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -258,13 +254,11 @@ def test_crashing_bundle_is_quarantined_and_fallback_serves_same_epoch(
 ) -> None:
     assert run_cycle(Forecaster(demo, policy=POLICY, fallback=fallback), gather) == expected
     bundle = load_market_bundle(copy)
-    bad = write_market_bundle(
-        copy, replace(bundle.manifest, name="bad"), bundle.weights, bundle.canary, replace_old=True
-    )
+    bad = write_bundle(copy, replace(bundle, manifest=replace(bundle.manifest, name="bad")), replace_old=True)
     inject("exit:9@50", 4)  # three attempts at the job, and the standby
     forecaster = Forecaster(copy, policy=POLICY, fallback=fallback)
     assert run_cycle(forecaster, gather) == expected
-    assert forecaster.manifest.name == read_market_manifest(demo).name
+    assert forecaster.manifest.name == MarketManifest.read(demo).name
     assert "in quarantine" in forecaster.warnings[0]
     assert forecaster.counts.quarantines == 1
     entry = fallback.store.list_quarantined()[bad.sha256]
@@ -273,7 +267,7 @@ def test_crashing_bundle_is_quarantined_and_fallback_serves_same_epoch(
     inject("")
     later = Forecaster(copy, policy=POLICY, fallback=fallback)
     assert run_cycle(later, gather) == expected
-    assert later.manifest.name == read_market_manifest(demo).name
+    assert later.manifest.name == MarketManifest.read(demo).name
     assert "in quarantine since" in later.warnings[0]
     assert later.counts.crashes == 0, "the quarantined bundle was not started"
 
@@ -290,7 +284,7 @@ def test_quarantined_bundle_without_fallback_still_runs(
     expected: float,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fallback.store.quarantine(read_market_manifest(copy), "it hung")
+    fallback.store.quarantine(MarketManifest.read(copy), "it hung")
     assert run_cycle(Forecaster(copy, policy=POLICY, fallback=fallback), gather) == expected
     assert "no fallback model" in caplog.text
 
@@ -347,11 +341,11 @@ def test_bundle_with_other_features_is_no_fallback(
 
 
 def test_fallback_of_another_topic_is_not_used(copy: Path, store: BundleStore, gather: Gather) -> None:
-    run_cycle(Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 1, read_market_manifest)), gather)
+    run_cycle(Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 1, MarketManifest.read)), gather)
     truncate(copy)
     with (
         pytest.raises(NeedsHuman),
-        Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 2, read_market_manifest)) as forecaster,
+        Forecaster(copy, policy=POLICY, fallback=FallbackBundles(store, 2, MarketManifest.read)) as forecaster,
     ):
         forecaster.check()
 
@@ -371,8 +365,8 @@ def test_bundle_replaced_on_disk_is_loaded_by_the_next_child(
     with Forecaster(copy, policy=POLICY, fallback=fallback) as forecaster:
         old = forecaster.check()
         candles = gather(forecaster)
-        new = write_market_bundle(
-            copy, replace(bundle.manifest, name="new"), bundle.weights, bundle.canary, replace_old=True
+        new = write_bundle(
+            copy, replace(bundle, manifest=replace(bundle.manifest, name="new")), replace_old=True
         ).sha256
         assert forecaster.check() == old, "the loaded model stays in use"
         assert forecaster.forecast(candles).bundle_sha256 == old
@@ -404,7 +398,7 @@ def test_child_with_wrong_bundle_hash_skips_epoch(demo: Path, monkeypatch: pytes
     with Forecaster(demo, policy=POLICY) as forecaster:
         forecaster.check()
         forecaster.manifest = replace(forecaster.manifest, sha256="0" * 64)
-        monkeypatch.setattr(forecaster_module, "read_market_manifest", lambda _: forecaster.manifest)
+        monkeypatch.setattr(MarketManifest, "read", lambda _: forecaster.manifest)
         with pytest.raises(SkipEpoch, match="instead of 000000000000"):
             forecaster.check()
 

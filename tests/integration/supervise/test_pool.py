@@ -33,7 +33,8 @@ from forecastd.supervise.events import ProcessEvent
 from forecastd.supervise.jobs import Job, check_job
 from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from models.market.bundle import MarketBundle, copy_market_bundle
+from models.bundle.bundle import copy_bundle
+from models.market.bundle import MarketBundle
 from tests.support.supervision import WAIT_SECONDS, EventLog, canary_job, child_setup, is_running
 from tests.support.waiting import wait_until
 
@@ -305,7 +306,7 @@ def test_bundle_damaged_at_runtime_still_serves_from_live_child(
     demo: Path, bundle: MarketBundle, tmp_path: Path, make_job: Callable[..., Job], event_log: EventLog
 ) -> None:
     path = tmp_path / "bundle"
-    copy_market_bundle(demo, path, bundle.sha256)
+    copy_bundle(demo, path, bundle.manifest)
     with ProcessPool(child_setup(path), make_policy(standbys=1), CLOCK, observer=event_log) as pool:
         pool.wait_ready(WAIT_SECONDS)
         first, second = event_log.wait("ready", 2)
@@ -331,7 +332,7 @@ def test_job_of_dead_child_fails_when_bundle_is_missing(
     demo: Path, bundle: MarketBundle, tmp_path: Path, make_job: Callable[..., Job], event_log: EventLog
 ) -> None:
     path = tmp_path / "bundle"
-    copy_market_bundle(demo, path, bundle.sha256)
+    copy_bundle(demo, path, bundle.manifest)
     with ProcessPool(child_setup(path, "hang@50"), make_policy(standbys=1), CLOCK, observer=event_log) as pool:
         pool.wait_ready(WAIT_SECONDS)
         first, second = event_log.wait("ready", 2)

@@ -119,7 +119,7 @@ def test_child_loads_checks_and_predicts_canary(
     assert pool.wait_ready(WAIT_SECONDS) == bundle.sha256
     assert pool.run(check_job(clock.monotonic() + WAIT_SECONDS, 3)) == bundle.sha256
     forecast: Forecast = pool.run(make_job())
-    np.testing.assert_allclose(forecast.quantiles, bundle.canary.quantiles, atol=1e-4)
+    np.testing.assert_allclose(forecast.quantiles, bundle.canary["quantiles"], atol=1e-4)
     assert forecast.bundle_sha256 == bundle.sha256
     (child,) = pool.children()
     assert child["phase"] == "idle"
@@ -155,7 +155,7 @@ def check_stall(
     bundle: MarketBundle,
     log: pytest.LogCaptureFixture,
 ) -> None:
-    np.testing.assert_allclose(forecast.quantiles, bundle.canary.quantiles, atol=1e-4)
+    np.testing.assert_allclose(forecast.quantiles, bundle.canary["quantiles"], atol=1e-4)
     (hung,) = event_log.wait("hung")
     (finished,) = event_log.wait("finished")
     assert hung.state.percent == pytest.approx(percent)
@@ -344,7 +344,7 @@ from forecastd.inference.market_runner import market_setup, predict_job
 from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
-from models.market.bundle import load_market_bundle
+from models.market.bundle import load_market_bundle, market_canary_input
 
 path, action = Path(sys.argv[1]), sys.argv[2]
 bundle, clock = load_market_bundle(path), SystemClock()
@@ -358,7 +358,7 @@ with ProcessPool(setup, SupervisionPolicy(PhaseLimits(predicting=4, heartbeat=30
         print(*(child.pid for child in children), flush=True)
         threading.Event().wait()
     manifest = bundle.manifest
-    job = predict_job(bundle.canary.inputs, name="forecast", deadline=clock.monotonic() + 600, attempts=3,
+    job = predict_job(market_canary_input(bundle), name="forecast", deadline=clock.monotonic() + 600, attempts=3,
                       rows=manifest.horizon, levels=manifest.levels)
     future = pool.submit(job)
     print("started", flush=True)

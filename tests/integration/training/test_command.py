@@ -18,7 +18,7 @@ from forecastd.market.features import FeatureList, load_features, past_matrix
 from forecastd.market.sources.sample import SampleSource
 from forecastd.training.market import make_training_data
 from models.market.bundle import load_market_bundle
-from models.market.engine import load_market_engine, verify_market_canary
+from models.market.engine import MarketEngine, verify_market_canary
 from models.training import state
 
 TINY = (
@@ -39,7 +39,7 @@ def test_train_on_sample_writes_and_describes_bundle(
     assert "zero return" in output
     assert "forecastd --once --model models/mine" in output
     bundle = load_market_bundle(out)
-    assert verify_market_canary(bundle, load_market_engine(bundle)) < 1e-5
+    assert verify_market_canary(bundle, MarketEngine(bundle)) < 1e-5
     manifest, feature_list = bundle.manifest, load_features(root / "features.json")
     assert (manifest.past, manifest.known) == (feature_list.past, feature_list.known)
     assert (manifest.name, manifest.step, manifest.training.rows) == ("mine", 3600, 500)

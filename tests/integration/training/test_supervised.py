@@ -21,7 +21,6 @@ from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from models.errors import BundleError, TrainingInterrupted
-from models.market.bundle import read_market_manifest
 from models.market.dataset import MarketData
 from models.market.manifest import MarketManifest
 from models.train import prepare_training, train
@@ -112,8 +111,8 @@ def assert_same_bundle(out: Path, local_bundle: Path, sha256: str) -> MarketMani
     """The bundle equals the local one byte for byte, and no other file is next to it."""
     for name in ("weights.safetensors", "canary.safetensors"):
         assert (out / name).read_bytes() == (local_bundle / name).read_bytes()
-    manifest = read_market_manifest(out)
-    assert manifest.sha256 == sha256 == read_market_manifest(local_bundle).sha256
+    manifest = MarketManifest.read(out)
+    assert manifest.sha256 == sha256 == MarketManifest.read(local_bundle).sha256
     assert [entry.name for entry in out.parent.iterdir()] == [out.name]
     return manifest
 
@@ -264,4 +263,4 @@ def test_interrupt_after_completion_still_returns_bundle(
     with state.lock_output(out):
         # As if the child had died right after it wrote the bundle.
         prepare_training(data, replace(CONFIG, epochs=1), out, force=False, finish=False)
-    assert supervised(out, config=replace(CONFIG, epochs=1)) == read_market_manifest(out).sha256
+    assert supervised(out, config=replace(CONFIG, epochs=1)) == MarketManifest.read(out).sha256

@@ -24,7 +24,7 @@ from forecastd.supervise.detector import Phase, ProcessState
 from forecastd.supervise.events import ProcessEvent, SupervisionCounts
 from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.testing import ManualClock
-from models.market.bundle import read_market_manifest
+from models.market.manifest import MarketManifest
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def report(root: Path) -> SupervisionReport:
     jobs = (JobOutcome("forecast 1", "result", 0.02, -0.0003, 11),)
     return SupervisionReport(
         bundle,
-        read_market_manifest(bundle),
+        MarketManifest.read(bundle),
         "the bundle's canary",
         SupervisionPolicy(standbys=1),
         SupervisionPlan(),

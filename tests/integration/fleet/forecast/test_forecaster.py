@@ -18,15 +18,11 @@ from forecastd.fleet.forecast.forecaster import FleetForecaster
 from forecastd.fleet.window.window import WindowBlock
 from forecastd.inference.bundle_store import BundleStore, FallbackBundles
 from forecastd.supervise.policy import SupervisionPolicy
+from models.bundle.bundle import write_bundle
 from models.fleet.base import FleetInput
-from models.fleet.bundle import (
-    FleetBundle,
-    load_fleet_bundle,
-    read_fleet_manifest,
-    write_fleet_bundle,
-)
+from models.fleet.bundle import FleetBundle, load_fleet_bundle
 from models.fleet.engines import load_fleet_engine
-from models.fleet.manifest import OTHER_PROFILE, fleet_reals
+from models.fleet.manifest import OTHER_PROFILE, FleetManifest, fleet_reals
 from tests.support.bundles import model_metrics, random_fleet_bundle
 
 TICK, LENGTH, MINIMUM, HORIZON = 344_000_000, 20, 8, 12
@@ -46,7 +42,7 @@ def make_bundle(names: tuple[str, ...], step: int = 5) -> FleetBundle:
 @pytest.fixture(scope="module")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fleet") / "bundle"
-    write_fleet_bundle(path, make_bundle(METRIC_NAMES))
+    write_bundle(path, make_bundle(METRIC_NAMES))
     return path
 
 
@@ -137,7 +133,7 @@ def test_forecaster_without_servers_gives_empty_forecast(forecaster: FleetForeca
 
 def test_forecaster_with_subset_of_metrics_forecasts_them(tmp_path: Path) -> None:
     names = ("cpu_percent", "latency_ms", "error_percent")
-    write_fleet_bundle(tmp_path / "some", make_bundle(names))
+    write_bundle(tmp_path / "some", make_bundle(names))
     block = make_block(("web-1", "web-2"))
     block.values[:, :, METRIC_NAMES.index("swap_percent")] = (
         np.nan
@@ -163,7 +159,7 @@ def test_forecaster_refuses_incompatible_bundle(bundle_path: Path, tmp_path: Pat
         network = replace(valid.manifest.network, encoder_reals=encoder, decoder_reals=decoder)
         weights = {key.replace("cpu_percent", change[0]): value for key, value in valid.weights.items()}
         other = replace(valid, manifest=replace(valid.manifest, metrics=metrics, network=network), weights=weights)
-        write_fleet_bundle(tmp_path / str(index), other)
+        write_bundle(tmp_path / str(index), other)
         with pytest.raises(NeedsHuman, match=message):
             FleetForecaster(tmp_path / str(index), step=5)
 
@@ -175,8 +171,8 @@ def test_forecaster_refuses_market_bundle(root: Path) -> None:
 
 def test_forecaster_with_failed_canary_never_forecasts(tmp_path: Path) -> None:
     bundle = make_bundle(METRIC_NAMES)
-    canary = replace(bundle.canary, quantiles=bundle.canary.quantiles + np.float32(3))
-    write_fleet_bundle(tmp_path / "wrong", replace(bundle, canary=canary))
+    canary = {**bundle.canary, "quantiles": bundle.canary["quantiles"] + 3}
+    write_bundle(tmp_path / "wrong", replace(bundle, canary=canary))
     with (
         FleetForecaster(tmp_path / "wrong", policy=SupervisionPolicy(), clock=SystemClock()) as running,
         pytest.raises(NeedsHuman, match="canary"),
@@ -205,7 +201,7 @@ def test_forecaster_closed_raises_skip(bundle_path: Path) -> None:
 
 def test_damaged_bundle_falls_back_to_copy_of_last_good_one(bundle_path: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle_path, tmp_path / "copy"))
-    fallback = FallbackBundles(BundleStore(tmp_path / "bundles", SystemClock()), "fleet", read_fleet_manifest)
+    fallback = FallbackBundles(BundleStore(tmp_path / "bundles", SystemClock()), "fleet", FleetManifest.read)
     block = make_block(("web-1", "web-2"))
     with FleetForecaster(copy, policy=SupervisionPolicy(), fallback=fallback) as running:
         before = running.forecast(block)

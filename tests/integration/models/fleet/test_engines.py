@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.bundle.bundle import write_bundle
+from models.bundle.canary import range_difference
 from models.errors import BundleError, DataError
 from models.fleet.anchors import LAST_VALUE
 from models.fleet.base import FleetEngine, FleetInput
 from models.fleet.bundle import (
     FleetBundle,
     load_fleet_bundle,
-    read_fleet_manifest,
-    write_fleet_bundle,
 )
-from models.fleet.engines import ENGINES, TOLERANCE, load_fleet_engine, range_difference, verify_fleet_canary
-from models.fleet.manifest import OTHER_PROFILE, Anchor, ModelMetric
+from models.fleet.engines import ENGINES, TOLERANCE, load_fleet_engine, verify_fleet_canary
+from models.fleet.manifest import OTHER_PROFILE, Anchor, FleetManifest, ModelMetric
 from models.fleet.onnx_sessions import OnnxSessions
 from tests.support.bundles import TICK, random_fleet_bundle
 
@@ -262,7 +262,7 @@ def test_engine_progress_is_reported_and_increases(bundle: FleetBundle) -> None:
 
 @pytest.fixture
 def bundle_on_disk(bundle: FleetBundle, tmp_path: Path) -> tuple[FleetBundle, Path]:
-    write_fleet_bundle(tmp_path / "bundle", bundle)
+    write_bundle(tmp_path / "bundle", bundle)
     return bundle, tmp_path / "bundle"
 
 
@@ -270,7 +270,7 @@ def test_bundle_reloaded_is_equal_and_passes_canary(bundle_on_disk: tuple[FleetB
     before, path = bundle_on_disk
     after = load_fleet_bundle(path)
     assert after.manifest == replace(before.manifest, files=after.manifest.files, sha256=after.sha256)
-    assert read_fleet_manifest(path) == after.manifest
+    assert FleetManifest.read(path) == after.manifest
     for name in sorted(ENGINES):
         engine: FleetEngine = load_fleet_engine(after, name)
         assert verify_fleet_canary(after, engine) < TOLERANCE / 10
@@ -287,7 +287,7 @@ def test_bundle_changed_weights_fails_canary(bundle: FleetBundle) -> None:
 def test_bundle_unreadable_manifest_is_not_written(bundle: FleetBundle, tmp_path: Path) -> None:
     wrong = replace(bundle, manifest=replace(bundle.manifest, groups=("server:only",)))
     with pytest.raises(BundleError):
-        write_fleet_bundle(tmp_path / "bundle", wrong)
+        write_bundle(tmp_path / "bundle", wrong)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,9 +20,9 @@ from forecastd.fleet.history.training_data import simulate_data
 from models.errors import BundleError, DataError, TrainingInterrupted
 from models.fleet.anchors import anchor_forecast
 from models.fleet.base import FleetInput
-from models.fleet.bundle import load_fleet_bundle
+from models.fleet.bundle import CENTER_KEY, SCALE_KEY, load_fleet_bundle
 from models.fleet.config import FleetTrainingConfig
-from models.fleet.dataset import FleetData, SplitOptions, carry_forward, split
+from models.fleet.dataset import FleetData, carry_forward, split
 from models.fleet.engines import load_fleet_engine, verify_fleet_canary
 from models.fleet.manifest import FleetManifest
 from models.fleet.scaling import FleetScaling, GroupScales
@@ -122,12 +122,12 @@ def test_training_batch_equals_serving_engine(data: FleetData, trained: Training
     """A training batch through the network, and the same windows through the serving engine."""
     import torch
 
-    from models.fleet import network as library
     from models.fleet.batches import BatchSpec, FleetWindowDataset, GroupIndex
+    from models.tft import torch_model as library
 
     bundle = load_fleet_bundle(trained[0])
     manifest, filled = bundle.manifest, carry_forward(data.values, data.max_gap)
-    groups = GroupScales(manifest.groups, bundle.center, bundle.scale)
+    groups = GroupScales(manifest.groups, bundle.weights[CENTER_KEY], bundle.weights[SCALE_KEY])
     windows_index = GroupIndex.build(data, groups, manifest.profiles)
     windows = FleetWindowDataset(
         data,
@@ -169,7 +169,7 @@ def test_batch_sampling_is_repeatable_per_epoch(data: FleetData, seed: int, epoc
     from models.fleet.batches import FleetBatchSampler, GroupIndex
 
     filled = carry_forward(data.values, data.max_gap)
-    part = split(data, filled, SplitOptions(8, 24, 12, 0.2, 0.2)).train
+    part = split(data, filled, replace(CONFIG, validation=0.2, test=0.2)).train
     profiles = ("other", *dict.fromkeys(data.profiles))
     names = (*(f"server:{draw}" for draw in data.servers[1:]), *(f"profile:{draw}" for draw in profiles[1:]), "default")
     server_index = GroupIndex.build(
@@ -196,8 +196,8 @@ def test_batch_sampling_is_repeatable_per_epoch(data: FleetData, seed: int, epoc
 def test_training_loss_is_pinball_loss(data: FleetData, trained: TrainingOutput) -> None:
     import torch
 
-    from models.fleet import network as library
     from models.fleet.batches import FleetQuantileModule
+    from models.tft import torch_model as library
 
     bundle = load_fleet_bundle(trained[0])
     manifest = bundle.manifest

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import train
 from models.errors import BundleError, DataError, TrainingInterrupted
 from models.market import train as market_train
 from models.market.bundle import load_market_bundle
 from models.market.dataset import MarketData
-from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
+from models.market.engine import MarketEngine, verify_market_canary
 from models.market.manifest import MarketManifest
 from models.train import train as train_any
 from models.training import state
@@ -79,7 +78,7 @@ def test_trained_bundle_is_complete_and_leaves_no_other_file(
     bundle = load_market_bundle(out)
     assert bundle.manifest == manifest
     assert bundle.ignored == ()
-    assert verify_market_canary(bundle, load_market_engine(bundle)) < 1e-5
+    assert verify_market_canary(bundle, MarketEngine(bundle)) < 1e-5
     assert [entry.name for entry in out.parent.iterdir()] == ["bundle"]  # no checkpoints, no lightning_logs
     assert not (Path.cwd() / "lightning_logs").exists()
     assert manifest.training.config["batches_per_epoch"] == 2
@@ -99,7 +98,7 @@ def test_scalers_use_training_part_only(
 
 def test_metrics_include_baselines(trained: tuple[Path, MarketManifest, list[TrainingProgress]]) -> None:
     for part in ("validation", "test"):
-        scores = trained[1].metrics[part]
+        scores = trained[1].scores[part]
         assert isinstance(scores, dict)
         assert scores["windows"] == 20
         assert scores["horizons"] == 7
@@ -208,8 +207,8 @@ def test_damaged_training_state_is_reported(data: MarketData, tmp_path: Path) ->
 
 def test_engine_mismatch_writes_no_bundle(data: MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(MarketEngine):
-        def predict(self, inputs):  # type: ignore[no-untyped-def, override]
-            forecast = super().predict(inputs)
+        def predict(self, *arguments):  # type: ignore[no-untyped-def]
+            forecast = super().predict(*arguments)
             return replace(forecast, quantiles=forecast.quantiles + 1e-4)
 
     monkeypatch.setattr(market_train, "MarketEngine", Wrong)
@@ -222,7 +221,7 @@ def test_engine_mismatch_writes_no_bundle(data: MarketData, tmp_path: Path, monk
 def test_diverged_training_is_reported_and_leaves_nothing(
     data: MarketData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "check_config", lambda _: None)  # a rate that it would refuse diverges for certain
+    monkeypatch.setattr(TrainingConfig, "check", lambda _: None)  # a rate that it would refuse diverges for certain
     with pytest.raises(DataError, match="Lower --learning-rate"):
         train_market(
             data, replace(CONFIG, learning_rate=1e30), tmp_path / "below" / "bundle", ignore_progress, created=0.0

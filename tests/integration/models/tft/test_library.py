@@ -15,6 +15,7 @@ from models.market.manifest import Scaler, network_reals
 from models.tft.config import TftConfig
 from models.tft.forward import Tft
 from models.tft.parameters import parameter_shapes
+from models.training.config import TrainingConfig
 
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -26,7 +27,7 @@ def max_difference(network: TftConfig, length: int, horizon: int, seed: int, spr
     from models.tft.torch_model import build_network, forward
 
     torch.manual_seed(seed)
-    model = build_network(network, LEVELS, length, horizon, dropout=0.3)
+    model = build_network(network, LEVELS, length, dropout=0.3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -36,7 +37,7 @@ def max_difference(network: TftConfig, length: int, horizon: int, seed: int, spr
     state = model.state_dict()
     weights = {name: state[name].numpy() for name in parameter_shapes(network)}
     assert {name: value.shape for name, value in weights.items()} == parameter_shapes(network)
-    expected = forward(model, past, future)
+    expected = forward(model, network, past, future)[:, :, 0]
     actual = Tft(network, weights, horizon)(past, future)
     return float(np.abs(actual - expected).max() / np.ptp(expected, axis=-1).max())
 
@@ -143,7 +144,7 @@ def test_batches_equal_library_batches(batches: tuple[Any, Any]) -> None:
 def test_normalizer_equals_engine_target_scale(data: MarketData) -> None:
     import torch
 
-    from models.tft.torch_model import LastValueNormalizer
+    from tests.support.library_reference import LastValueNormalizer
 
     normalizer = LastValueNormalizer(7).fit(torch.as_tensor(data.target))
     center, scale = normalizer.get_parameters().tolist()
@@ -157,7 +158,7 @@ def test_epoch_sampler_is_reproducible_per_seed_and_epoch() -> None:
     origins = np.arange(100, dtype=np.int64)
 
     def drawn(seed: int, epoch: int) -> list[list[int]]:
-        sampler = MarketBatchSampler(origins, 8, 5, seed)
+        sampler = MarketBatchSampler(origins, TrainingConfig(batch_size=8, batches_per_epoch=5, seed=seed))
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -166,6 +167,6 @@ def test_epoch_sampler_is_reproducible_per_seed_and_epoch() -> None:
     assert drawn(1, 2) != drawn(2, 2)
     flat = [origin for batch in drawn(1, 2) for origin in batch]
     assert (len(flat), len(set(flat))) == (40, 40)
-    whole = MarketBatchSampler(origins, 8, 1000, 0)
+    whole = MarketBatchSampler(origins, TrainingConfig(batch_size=8, batches_per_epoch=1000))
     assert sorted(origin for batch in whole for origin in batch) == origins.tolist()
     assert len(whole) == 13

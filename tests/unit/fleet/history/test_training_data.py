@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from forecastd.fleet.window.readiness import MAX_GAP, prepare_input
 from models.errors import DataError
-from models.fleet.dataset import MAX_MISSING, FleetData, SplitOptions, carry_forward, split
+from models.fleet.config import FleetTrainingConfig
+from models.fleet.dataset import MAX_MISSING, FleetData, carry_forward, split
 from models.fleet.manifest import ModelMetric
 
 METRICS = tuple(ModelMetric(name, "%", 0.0, 100.0, "none") for name in ("a", "b"))
-CUT = SplitOptions(min_length=4, max_length=8, horizon=4, validation=0.2, test=0.2)
+CUT = FleetTrainingConfig(encoder_minimum=4, encoder_length=8, horizon=4, validation=0.2, test=0.2)
 
 
 def history(values: np.ndarray, max_gap: int = MAX_GAP) -> FleetData:
@@ -60,7 +61,7 @@ def test_windows_stay_in_part_without_encoder_gaps(seed: int, share: float) -> N
     for part in ordered:
         servers, origins = np.divmod(part.windows, data.ticks)
         for server, origin, run in zip(servers, origins, part.runs, strict=True):
-            assert CUT.min_length <= run <= CUT.max_length
+            assert CUT.encoder_minimum <= run <= CUT.encoder_length
             assert origin - run + 1 >= part.start
             assert origin + CUT.horizon < part.stop
             assert np.isfinite(filled[server, origin - run + 1 : origin + 1]).all()
@@ -132,8 +133,8 @@ def test_fleet_data_round_trips() -> None:
 def test_spread_windows_cover_all_servers() -> None:
     data = history(np.random.default_rng(0).uniform(1, 99, (3, 200, 2)))
     part = split(data, data.values, CUT).train
-    servers, origins = part.spread_windows(30, CUT.max_length, data.ticks)
+    servers, origins = part.spread_windows(30, CUT.encoder_length, data.ticks)
     assert len(servers) == 30
     assert {tuple(servers[origins == origin]) for origin in np.unique(origins)} == {(0, 1, 2)}
     assert (np.diff(origins) >= 0).all()
-    assert (origins.min(), origins.max()) == (part.start + CUT.max_length - 1, part.stop - CUT.horizon - 1)
+    assert (origins.min(), origins.max()) == (part.start + CUT.encoder_length - 1, part.stop - CUT.horizon - 1)

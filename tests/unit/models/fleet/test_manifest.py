@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from models.errors import BundleError
-from models.fleet.manifest import parse, to_json
+from models.fleet.manifest import FleetManifest
 
 Document = dict[str, Any]
 
@@ -21,13 +21,13 @@ def content(root: Path) -> bytes:
 
 
 def test_manifest_round_trip_is_equal(content: bytes) -> None:
-    manifest = parse(content, "f" * 64)
-    assert parse(to_json(manifest), "f" * 64) == manifest
-    assert json.loads(to_json(manifest)) == json.loads(content)
+    manifest = FleetManifest.parse(content)
+    assert FleetManifest.parse(manifest.to_json()) == manifest
+    assert json.loads(manifest.to_json()) == json.loads(content)
 
 
 def test_manifest_without_anchors_is_accepted(content: bytes) -> None:
-    assert parse(json.dumps(json.loads(content) | {"anchors": []}).encode(), "").anchors == ()
+    assert FleetManifest.parse(json.dumps(json.loads(content) | {"anchors": []}).encode()).anchors == ()
 
 
 def set_fields(**fields: object) -> Callable[[Document], None]:
@@ -77,5 +77,5 @@ def test_manifest_invalid_field_is_named(content: bytes, change: Callable[[Docum
     document = json.loads(content)
     change(document)
     with pytest.raises(BundleError, match=message) as error_info:
-        parse(json.dumps(document).encode(), "")
+        FleetManifest.parse(json.dumps(document).encode())
     assert error_info.value.check == "schema"

@@ -7,10 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.fleet.baselines import MIN_DAYS, SeasonalBaseline, fit_persistence, fit_seasonal, outcome
-from models.fleet.ets import forecast_auto_ets
-from models.fleet.metrics import interval_hits, mean_by_metric, pinball, score
-from models.market import metrics
+from models.fleet.baselines import (
+    MIN_DAYS,
+    SeasonalBaseline,
+    fit_persistence,
+    fit_seasonal,
+    forecast_auto_ets,
+    outcome,
+)  # fmt: skip
+from models.fleet.evaluation import mean_by_metric, score
+from models.market.evaluation import score as market_score
+from models.scores import pinball
 
 LEVELS = (0.1, 0.5, 0.9)
 NAMES = ("a", "b")
@@ -26,14 +33,14 @@ def random_forecasts(seed: int) -> tuple[np.ndarray, np.ndarray]:
 @given(st.integers(0, 1000))
 def test_fleet_scores_of_one_metric_equal_market_scores(seed: int) -> None:
     quantiles, actual = random_forecasts(seed)
-    losses, inside = pinball(quantiles, actual, LEVELS), interval_hits(quantiles, actual, LEVELS)
-    for metric in range(2):
+    scores = score(quantiles, actual, LEVELS, NAMES)["by_metric"]
+    assert isinstance(scores, dict)
+    for metric, name in enumerate(NAMES):
         as_market = quantiles[:, metric].swapaxes(1, 2).astype(float)
-        expected = metrics.pinball(as_market, actual[:, metric].astype(float), LEVELS).mean(axis=-1)
-        assert losses[:, metric] == pytest.approx(expected, abs=1e-6)
-        assert inside["0.8"][:, metric].mean() == pytest.approx(
-            metrics.coverage(as_market, actual[:, metric].astype(float), LEVELS)["0.8"]
-        )
+        outcomes = actual[:, metric].astype(float)
+        expected = market_score(as_market, as_market[..., 1], outcomes, LEVELS)
+        assert scores[name]["pinball"] == pytest.approx(expected["pinball"], abs=1e-6)
+        assert scores[name]["coverage"] == pytest.approx(expected["coverage"])
 
 
 def test_score_missing_outcomes_are_ignored() -> None:
@@ -42,7 +49,7 @@ def test_score_missing_outcomes_are_ignored() -> None:
     incomplete[0, 0] = np.nan
     incomplete[:, 1] = np.nan
     scores = score(quantiles, incomplete, LEVELS, NAMES)
-    losses = pinball(quantiles, actual, LEVELS)
+    losses = pinball(quantiles.swapaxes(2, 3), actual, LEVELS)
     assert scores["pinball"] == pytest.approx(losses[1:, 0].mean())
     metrics = scores["by_metric"]
     assert isinstance(metrics, dict)

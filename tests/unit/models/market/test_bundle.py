@@ -19,17 +19,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from models.base import ModelInput
+from models.bundle.bundle import write_bundle
 from models.bundle.files import MANIFEST
 from models.bundle.records import CANARY, WEIGHTS, Interval, TrainingRecord
 from models.errors import BundleError, DataError
-from models.market.bundle import (
-    MarketBundle,
-    MarketCanary,
-    load_market_bundle,
-    read_market_manifest,
-    write_market_bundle,
-)
-from models.market.engine import MarketEngine, load_market_engine, verify_market_canary
+from models.market.bundle import MarketBundle, load_market_bundle, make_market_canary
+from models.market.engine import MarketEngine, verify_market_canary
 from models.market.manifest import MarketManifest, Scaler, network_reals
 from models.tft.config import TftConfig
 from models.tft.parameters import parameter_shapes
@@ -73,38 +68,41 @@ def bundle_in_memory() -> MarketBundle:
         network=network,
         training=TrainingRecord(1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 0, PARTS, {}),
         versions={},
-        metrics={},
+        scores={},
         files={},
+        sha256="0" * 64,
     )
-    empty = MarketCanary(make_input(1), np.zeros((HORIZON, len(LEVELS))))
-    draft = MarketBundle(Path("memory"), manifest, "0" * 64, weights, empty, ())
-    quantiles = MarketEngine(draft).predict(empty.inputs).quantiles
-    return replace(draft, canary=MarketCanary(empty.inputs, quantiles))
+    draft = MarketBundle(Path("memory"), manifest, weights, {})
+    quantiles = MarketEngine(draft).predict(make_input(1)).quantiles
+    return replace(draft, canary=make_market_canary(make_input(1), quantiles))
 
 
 @pytest.fixture
 def path(bundle_in_memory: MarketBundle, tmp_path: Path) -> Path:
     """The same bundle on disk."""
-    write_market_bundle(
-        tmp_path / "bundle", bundle_in_memory.manifest, bundle_in_memory.weights, bundle_in_memory.canary
-    )
+    write_bundle(tmp_path / "bundle", bundle_in_memory)
     return tmp_path / "bundle"
 
 
 def test_bundle_reloaded_passes_canary(path: Path, bundle_in_memory: MarketBundle) -> None:
     bundle = load_market_bundle(path)
     assert bundle.sha256 == hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    assert bundle.manifest == read_market_manifest(path)
+    assert bundle.manifest == MarketManifest.read(path)
     assert bundle.ignored == ()
     assert all(
         np.array_equal(bundle.weights[name], bundle_in_memory.weights[name]) for name in bundle_in_memory.weights
     )
-    assert verify_market_canary(bundle, load_market_engine(bundle)) == 0.0
+    assert verify_market_canary(bundle, MarketEngine(bundle)) == 0.0
 
 
 def test_bundle_unknown_files_are_listed(path: Path) -> None:
     (path / "notes.txt").write_text("mine")
     assert load_market_bundle(path).ignored == ("notes.txt",)
+
+
+def renamed(bundle: MarketBundle, name: str) -> MarketBundle:
+    """The same bundle under another name."""
+    return replace(bundle, manifest=replace(bundle.manifest, name=name))
 
 
 def replace_file(path: Path, name: str, content: bytes) -> None:
@@ -229,25 +227,17 @@ def test_load_bundle_pickle_is_refused_without_running_it(tmp_path: Path, name: 
 def test_read_manifest_no_bundle_is_missing(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "model")
     with pytest.raises(BundleError) as error_info:
-        read_market_manifest(tmp_path / "model")
+        MarketManifest.read(tmp_path / "model")
     assert error_info.value.check == "missing"
 
 
 def test_write_bundle_existing_needs_replace(path: Path, bundle_in_memory: MarketBundle) -> None:
     before = (path / MANIFEST).read_bytes()
     with pytest.raises(BundleError) as error_info:
-        write_market_bundle(
-            path, replace(bundle_in_memory.manifest, name="other"), bundle_in_memory.weights, bundle_in_memory.canary
-        )
+        write_bundle(path, renamed(bundle_in_memory, "other"))
     assert error_info.value.check == "exists"
     assert (path / MANIFEST).read_bytes() == before
-    write_market_bundle(
-        path,
-        replace(bundle_in_memory.manifest, name="other"),
-        bundle_in_memory.weights,
-        bundle_in_memory.canary,
-        replace_old=True,
-    )
+    write_bundle(path, renamed(bundle_in_memory, "other"), replace_old=True)
     assert load_market_bundle(path).manifest.name == "other"
     assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
 
@@ -260,13 +250,7 @@ def test_write_bundle_full_disk_keeps_old_bundle(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_market_bundle(
-            path,
-            replace(bundle_in_memory.manifest, name="other"),
-            bundle_in_memory.weights,
-            bundle_in_memory.canary,
-            replace_old=True,
-        )
+        write_bundle(path, renamed(bundle_in_memory, "other"), replace_old=True)
     assert load_market_bundle(path).manifest.name == "random"
     assert [entry.name for entry in path.parent.iterdir()] == ["bundle"]
 
@@ -277,7 +261,7 @@ def test_verify_canary_different_output_is_refused(path: Path) -> None:
     replace_file(path, CANARY, save(arrays))
     bundle = load_market_bundle(path)
     with pytest.raises(BundleError) as error_info:
-        verify_market_canary(bundle, load_market_engine(bundle))
+        verify_market_canary(bundle, MarketEngine(bundle))
     assert error_info.value.check == "canary"
 
 

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import DataError
-from models.market.dataset import MarketData, split
+from models.market.dataset import MarketData, MarketPart, split
+from models.training.config import TrainingConfig
+from models.training.data import Split
 
 STEP = 3600
 
@@ -37,6 +39,11 @@ def make_data(count: int, gaps: dict[int, int] | None = None, holes: tuple[int, 
     )
 
 
+def cut(data: MarketData, length: int, horizon: int, validation: float, test: float) -> Split[MarketPart]:
+    """Split rows for windows of this length and horizon."""
+    return split(data, TrainingConfig(encoder_length=length, horizon=horizon, validation=validation, test=test))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(150, 400),
@@ -50,15 +57,15 @@ def test_split_shares_no_row_and_crosses_no_gap(
 ) -> None:
     data = make_data(count, gaps, tuple(holes))
     try:
-        parts = split(data, length, horizon, 0.2, 0.2)
+        parts = cut(data, length, horizon, 0.2, 0.2)
     except DataError:
         return
     ordered = (parts.train, parts.validation, parts.test)
     for before, after in itertools.pairwise(ordered):
         assert after.start - before.stop >= horizon
     for part in ordered:
-        assert len(part.origins)
-        window = part.origins[:, None] + np.arange(1 - length, horizon + 1)
+        assert len(part.windows)
+        window = part.windows[:, None] + np.arange(1 - length, horizon + 1)
         assert window.min() >= part.start
         assert window.max() < part.stop
         assert (np.diff(data.time[window], axis=1) == STEP).all()
@@ -66,13 +73,13 @@ def test_split_shares_no_row_and_crosses_no_gap(
 
 
 def test_split_finds_every_whole_window() -> None:
-    parts = split(make_data(100), 4, 2, 0.2, 0.2)
+    parts = cut(make_data(100), 4, 2, 0.2, 0.2)
     assert [part.stop - part.start for part in (parts.train, parts.validation, parts.test)] == [57, 19, 20]
-    assert [len(part.origins) for part in (parts.train, parts.validation, parts.test)] == [52, 14, 15]
+    assert [len(part.windows) for part in (parts.train, parts.validation, parts.test)] == [52, 14, 15]
 
 
 def test_split_missing_rows_at_start_are_skipped() -> None:
-    assert split(make_data(100, holes=tuple(range(10))), 4, 2, 0.2, 0.2).train.start == 10
+    assert cut(make_data(100, holes=tuple(range(10))), 4, 2, 0.2, 0.2).train.start == 10
 
 
 @pytest.mark.parametrize(
@@ -80,32 +87,32 @@ def test_split_missing_rows_at_start_are_skipped() -> None:
 )
 def test_split_too_little_data_is_refused(data: MarketData) -> None:
     with pytest.raises(DataError, match="longer range"):
-        split(data, 8, 4, 0.2, 0.2)
+        cut(data, 8, 4, 0.2, 0.2)
 
 
 def test_split_error_names_enough_candles() -> None:
     with pytest.raises(DataError) as error_info:
-        split(make_data(50), 8, 4, 0.15, 0.15)
+        cut(make_data(50), 8, 4, 0.15, 0.15)
     needed = int(str(error_info.value).split("at least ")[1].split(" ")[0])
-    assert split(make_data(needed), 8, 4, 0.15, 0.15).test.origins.size
+    assert cut(make_data(needed), 8, 4, 0.15, 0.15).test.windows.size
     with pytest.raises(DataError):
-        split(make_data(needed - 3), 8, 4, 0.15, 0.15)
+        cut(make_data(needed - 3), 8, 4, 0.15, 0.15)
 
 
 def test_split_constant_price_is_left_out() -> None:
     data = make_data(200)
     data.target[20:60] = data.target[20]
-    origins = split(data, 8, 4, 0.2, 0.2).train.origins
+    origins = cut(data, 8, 4, 0.2, 0.2).train.windows
     assert 27 not in origins
     assert 26 in origins
 
 
 def test_thin_keeps_first_and_last_origin() -> None:
-    part = split(make_data(300), 4, 2, 0.2, 0.2).train
+    part = cut(make_data(300), 4, 2, 0.2, 0.2).train
     thinned = part.thin(7)
     assert len(thinned) == 7
-    assert (thinned[0], thinned[-1]) == (part.origins[0], part.origins[-1])
-    assert part.thin(10**6) is part.origins
+    assert (thinned[0], thinned[-1]) == (part.windows[0], part.windows[-1])
+    assert part.thin(10**6) is part.windows
 
 
 def test_window_and_outcomes_meet_at_origin() -> None:

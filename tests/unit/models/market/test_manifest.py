@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from models.bundle.records import CANARY, WEIGHTS, FileRecord, Interval, TrainingRecord
 from models.errors import BundleError
-from models.market.manifest import MarketManifest, Scaler, network_reals, parse, to_json
+from models.market.manifest import MarketManifest, Scaler, network_reals
 from models.tft.config import TftConfig
 
 PAST, KNOWN = ("ret_1h", "vol_24h"), ("hour_sin",)
@@ -40,17 +41,17 @@ def manifest() -> MarketManifest:
             1_600_000_000, 1_600_360_000, 100, "a" * 64, "sample", True, 1_700_000_000, PARTS, {"y": 2}
         ),
         versions={"python": "3.11"},
-        metrics={"test": {"model": {"pinball": 0.5}}},
+        scores={"test": {"model": {"pinball": 0.5}}},
         files={name: FileRecord("b" * 64, 1000) for name in (WEIGHTS, CANARY)},
     )
 
 
 def test_manifest_round_trip_is_equal(manifest: MarketManifest) -> None:
-    assert parse(to_json(manifest), "") == manifest
+    assert replace(MarketManifest.parse(manifest.to_json()), sha256="") == manifest
 
 
 def test_trained_until_is_end_of_train_part(manifest: MarketManifest) -> None:
-    assert parse(to_json(manifest), "").training.trained_until == 1_600_200_000
+    assert MarketManifest.parse(manifest.to_json()).training.trained_until == 1_600_200_000
 
 
 def set_value(path: str, value: object) -> Callable[[Document], None]:
@@ -127,10 +128,10 @@ def swap_values(path: str, first: str, second: str) -> Callable[[Document], None
 def test_a_wrong_field_is_refused_by_name(
     manifest: MarketManifest, change: Callable[[Document], None], message: str
 ) -> None:
-    document = json.loads(to_json(manifest))
+    document = json.loads(manifest.to_json())
     change(document)
     with pytest.raises(BundleError, match=message) as error_info:
-        parse(json.dumps(document).encode(), "")
+        MarketManifest.parse(json.dumps(document).encode())
     assert error_info.value.check == "schema"
     assert re.search(r"(Restore|Use) [^.]+\. \(check: schema\)$", str(error_info.value)), "the message says what to do"
 
@@ -141,12 +142,12 @@ def test_a_wrong_field_is_refused_by_name(
 )
 def test_what_is_not_a_json_object_is_refused(content: bytes) -> None:
     with pytest.raises(BundleError) as error_info:
-        parse(content, "")
+        MarketManifest.parse(content)
     assert error_info.value.check == "schema"
     assert "Restore the bundle" in str(error_info.value)
 
 
 def test_a_number_too_large_for_a_float_is_refused(manifest: MarketManifest) -> None:
-    text = to_json(manifest).decode().replace('"center": 0.25', '"center": 1e999', 1)
+    text = manifest.to_json().decode().replace('"center": 0.25', '"center": 1e999', 1)
     with pytest.raises(BundleError, match="finite"):
-        parse(text.encode(), "")
+        MarketManifest.parse(text.encode())

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.market.baselines import fit_baselines
-from models.market.metrics import coverage, direction_accuracy, pinball, score
+from models.market.evaluation import direction_accuracy, fit_baselines, score
+from models.scores import interval_hits, pinball
 
 LEVELS = (0.1, 0.5, 0.9)
 
@@ -30,8 +30,16 @@ def test_pinball_empirical_quantiles_are_best_constants(seed: int) -> None:
 
 def test_coverage_includes_interval_bounds() -> None:
     quantiles = np.broadcast_to(np.array([-1.0, 0.0, 1.0]), (4, 1, 3))
-    assert coverage(quantiles, np.array([[-1.0], [1.0], [1.1], [-3.0]]), LEVELS) == {"0.8": 0.5}
-    assert coverage(quantiles, np.zeros((4, 1)), (0.2, 0.5, 0.9)) == {}
+    hits = interval_hits(quantiles, np.array([[-1.0], [1.0], [1.1], [-3.0]]), LEVELS)
+    assert hits.keys() == {"0.8"}
+    assert hits["0.8"][:, 0].tolist() == [1, 1, 0, 0]
+    assert interval_hits(quantiles, np.zeros((4, 1)), (0.2, 0.5, 0.9)) == {}
+
+
+def test_unknown_outcomes_have_neither_loss_nor_hit() -> None:
+    quantiles, actual = np.zeros((2, 3)), np.array([np.nan, 0.0])
+    assert np.isnan(pinball(quantiles, actual, LEVELS)).tolist() == [[True] * 3, [False] * 3]
+    assert np.isnan(interval_hits(quantiles, actual, LEVELS)["0.8"]).tolist() == [True, False]
 
 
 def test_direction_accuracy_ignores_zero_forecasts() -> None:
