@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from forecastd.service import systemd
 from forecastd.service.launch import FLEET_SERVICE, LaunchSpec
+from forecastd.service.template import render_template
 
 NAME = FLEET_SERVICE.name
 PYTHON = "/opt/venv/bin/python"
@@ -113,7 +113,7 @@ def test_fleet_unit_runs_sandboxed_and_restarts_warm(systemd_box: Any) -> None:
         python=Path(PYTHON), program=Path(PROGRAM), directory=Path("/opt/forecastd"), options=(), user="forecastd",
         per_user=False, state=None, logs=None, credential=None, service=FLEET_SERVICE,
     )  # fmt: skip
-    unit = systemd.render(FLEET_SERVICE.template_path("systemd").read_text(encoding="utf-8"), expected)
+    unit = render_template("systemd", expected)
     output = systemd_box(JOB, unit=unit, short=SHORT)
     lines = [line for line in output.split("\n") if line.startswith("{")]
     assert lines, output
