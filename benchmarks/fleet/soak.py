@@ -31,7 +31,7 @@ from benchmarks.fleet.serving import TIMEOUT_SECONDS, ServiceProcess, serve
 from forecastd.clock import to_iso
 from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.simulator import Simulator, feeds
-from forecastd.fleet.ticker import CLOSE_DELAY_STEPS
+from forecastd.fleet.ticker import CLOSE_STEPS, due_time
 from forecastd.fleet.window.store import TickStore
 
 DAY_TICKS = 17_280
@@ -281,8 +281,8 @@ class Soak:
 
 def written_by(tick: int, acknowledged_at: float) -> float:
     """When rows of a tick acknowledged at this time are written: with the first tick that closes after that."""
-    closing = math.ceil(acknowledged_at / STEP - CLOSE_DELAY_STEPS) * STEP + CLOSE_DELAY_STEPS * STEP
-    return max(closing, (tick + 1 + CLOSE_DELAY_STEPS) * STEP)
+    first_closed = math.ceil(acknowledged_at / STEP - CLOSE_STEPS)
+    return due_time(max(first_closed, tick), STEP)
 
 
 def run(*, quick: bool, seed: int) -> Iterator[Figure | PremiseCount]:

@@ -15,11 +15,9 @@ from dataclasses import replace
 from forecastd.alerts import AlertDispatcher
 from forecastd.clock import Clock, ScaledClock
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater, SkipEpoch
-from forecastd.fleet.contract import FeedResponse
 from forecastd.fleet.documents import ReloadResponse
 from forecastd.fleet.forecast.latest_tick_worker import LatestTickWorker
 from forecastd.fleet.forecast.model_manager import ForecasterFactory, ModelManager, forecaster_factory
-from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.ingest.scraper import Scraper, parse_targets
 from forecastd.fleet.risk.thresholds import load_thresholds
 from forecastd.fleet.snapshot import FleetSnapshot
@@ -85,9 +83,10 @@ class Fleet(Closeable):
         self._attempted_tick = -1
         self._stopping = threading.Event()
         self._model_close_thread = threading.Thread(target=self.model.close, name="closing the model", daemon=True)
-        self.ticker = Ticker(clock, self.step, self._close_tick, self._rewind)
+        self.ticker = Ticker("the fleet ticker", clock, self.step, self._close_tick, self._rewind)
         self.forecast_worker = LatestTickWorker("the fleet forecast", self._forecast, self._wait_for_model)
         self.evaluation_worker = LatestTickWorker("the fleet evaluation", self._evaluate_tick)
+        self.threads = (self.ticker, self.forecast_worker, self.evaluation_worker)
 
     def start(self) -> None:
         """Start the threads. The first forecast uses the loaded window and is made as soon as the model is ready."""
@@ -95,10 +94,10 @@ class Fleet(Closeable):
         if not self.synthetic:
             self.window.load()
         self._submit_tick(self.window.memory.newest)
-        for thread in (self.ticker, self.forecast_worker, self.evaluation_worker):
+        for thread in self.threads:
             thread.start()
         if not self.synthetic:
-            self.scraper.start(self.ingest)
+            self.scraper.start(self.window.ingest)
 
     def stop(self) -> None:
         """Ask all threads to stop. Returns immediately."""
@@ -106,9 +105,8 @@ class Fleet(Closeable):
             return
         self._stopping.set()
         self.scraper.close()
-        self.ticker.request_stop()
-        self.forecast_worker.request_stop()
-        self.evaluation_worker.request_stop()
+        for thread in self.threads:
+            thread.request_stop()
         with self._attempt_condition:
             self._attempt_condition.notify_all()
         self._model_close_thread.start()
@@ -124,21 +122,13 @@ class Fleet(Closeable):
         def remaining() -> float:
             return max(0.0, end - self.clock.monotonic())
 
-        if self.ticker.join(remaining()):
-            self.window.save()
-        self._model_close_thread.join(remaining())
-        self.evaluation_worker.join(remaining())
-        self.forecast_worker.join(remaining())
+        for thread in (self.ticker, self._model_close_thread, self.evaluation_worker, self.forecast_worker):
+            if thread.ident is not None:  # otherwise it was never started
+                thread.join(remaining())
+            if thread is self.ticker and not thread.is_alive():
+                self.window.save()
         self._alerts.close(remaining())
         self.window.store.close()
-
-    def ingest(self, body: bytes, content_type: str | None) -> FeedResponse:
-        """Accept a feed. Raises FeedError if the body is not one."""
-        return self.window.ingest(body, content_type)
-
-    def put(self, rows: FleetRows) -> None:
-        """Accept rows that are known to be valid, such as a simulator's."""
-        self.window.put(rows)
 
     def reload(self, name: str) -> ReloadResponse:
         """Change to the model of this name. If it raises ReloadInProgress or IncompatibleModel, the old model stays."""
@@ -213,7 +203,8 @@ class Fleet(Closeable):
         if len(self.window.memory):
             with self._attempt_condition:
                 self._attempt_condition.wait_for(
-                    lambda: self._attempted_tick >= tick or self._stopping.is_set(), self._forecast_wait_seconds
+                    lambda: self._attempted_tick >= tick or self._stopping.is_set(),
+                    FORECAST_SHARE * self.step / self.speed,
                 )
         manifest = self.model.manifest
         block = self.window.block(manifest.encoder_length)
@@ -223,10 +214,6 @@ class Fleet(Closeable):
         with self._snapshot_lock:
             current = self.snapshot
             self.snapshot = replace(evaluated, forecast=current.forecast, forecast_rows=current.forecast_rows)
-
-    @property
-    def _forecast_wait_seconds(self) -> float:
-        return FORECAST_SHARE * self.step / self.speed
 
 
 def _create_alerts(settings: Settings, clock: Clock, *, synthetic: bool) -> AlertDispatcher:

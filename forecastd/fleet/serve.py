@@ -12,7 +12,6 @@ import os
 import signal
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,21 +44,6 @@ LOCK_WAIT_SECONDS = 3.0  # for another process that is shutting down
 _SECOND_SIGNAL_MESSAGE = b"Interrupted again: exiting at once.\n"
 
 
-@dataclass
-class _ServerParts:
-    """What the main loop supervises."""
-
-    signals: SignalQueue
-    fleet: Fleet
-    http: FleetHttpServer
-    notify: SystemdNotifier
-
-    def stop(self) -> None:
-        """Ask everything to stop. Returns immediately."""
-        self.http.stop()
-        self.fleet.stop()
-
-
 def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> int:
     """Run a fleet until a signal; returns the exit code. With `demo` the servers are simulated, in a temporary state
     directory.
@@ -80,16 +64,16 @@ def serve(settings: Settings, clock: Clock, demo: DemoOptions | None = None) -> 
         fleet = Fleet(settings, clock, synthetic=demo is not None, on_fatal=signals.wake)
         stack.callback(fleet.close)
         if demo is not None:
-            demo_feed = DemoFeed(fleet, demo)
-            demo_feed.fill_window()
-            stack.enter_context(demo_feed)
+            stack.enter_context(DemoFeed(fleet, demo))
         fleet.start()
         from forecastd.fleet.api.app import create_app  # takes half a second; the model loads meanwhile
         from forecastd.fleet.api.http_server import FleetHttpServer
 
         http = stack.enter_context(FleetHttpServer(create_app(fleet, keys), listening_socket))
         log.info("%s", _banner(fleet, http.port, keys), extra={"action": "start"})
-        return _main_loop(_ServerParts(signals, fleet, http, SystemdNotifier(settings.systemd.notify_socket)))
+        stack.callback(fleet.stop)
+        stack.callback(http.stop)  # both begin to stop before either is waited for
+        return _main_loop(signals, fleet, http)
 
 
 def _with_state_dir(settings: Settings, state: Path) -> Settings:
@@ -124,43 +108,35 @@ def _banner(fleet: Fleet, port: int, keys: ApiKeys) -> str:
     return "\n".join([f"forecastd {__version__} serves a fleet", *(f"  {name:<9} {text}" for name, text in lines)])
 
 
-def _main_loop(parts: _ServerParts) -> int:
+def _main_loop(signals: SignalQueue, fleet: Fleet, http: FleetHttpServer) -> int:
     """Wait for a signal that ends the process; returns its exit code.
 
     Raises:
         NeedsHuman: the fleet cannot continue.
     """
-    settings, notify, fleet = parts.fleet.settings, parts.notify, parts.fleet
-    interval = watchdog_interval(settings.systemd.watchdog_usec, settings.systemd.watchdog_pid, os.getpid())
-    notify.ready(f"serving on port {parts.http.port}")
+    systemd = fleet.settings.systemd
+    notify = SystemdNotifier(systemd.notify_socket)
+    interval = watchdog_interval(systemd.watchdog_usec, systemd.watchdog_pid, os.getpid())
+    notify.ready(f"serving on port {http.port}")
     last_line = ""
-    while True:
-        for number in parts.signals.wait(min(POLL_SECONDS, interval or POLL_SECONDS)):
+    while fleet.fatal_error is None:
+        for number in signals.wait(min(POLL_SECONDS, interval or POLL_SECONDS)):
             if number in {signal.SIGTERM, signal.SIGINT}:
                 notify.stopping("shutting down")
                 log.info("shutting down: %s", signal.Signals(number).name, extra={"action": "end"})
-                parts.stop()
                 return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.SUCCESS
             if number == signal.SIGHUP:
                 reopen()
             if number == signal.SIGUSR1:
                 log.info("stacks of all threads:\n%s", format_stacks(), extra={"action": "stacks"})
-        if fleet.fatal_error is not None:
-            parts.stop()
-            raise fleet.fatal_error
-        if interval is not None and _is_alive(parts):
+        # A restart helps if a thread has ended, but not if the model is slow.
+        if interval is not None and http.alive and not status.stopped_threads(fleet):
             notify.watchdog()
         line = _status_line(fleet)
         if line != last_line:
             last_line = line
             notify.status(line)
-
-
-def _is_alive(parts: _ServerParts) -> bool:
-    """Whether every thread makes progress. A restart helps if a thread died, but not if the model is slow."""
-    fleet = parts.fleet
-    is_ticking = fleet.clock.monotonic() - fleet.ticker.last_heartbeat < status.MAX_TICKER_SILENCE_SECONDS
-    return is_ticking and fleet.forecast_worker.alive and fleet.evaluation_worker.alive and parts.http.alive
+    raise fleet.fatal_error
 
 
 def _status_line(fleet: Fleet) -> str:

@@ -26,11 +26,7 @@ STALE_TICKS, STALE_SECONDS = 6, 30.0  # a forecast older than both is stale
 
 def check_health(fleet: Fleet) -> HealthResponse:
     """Healthy: every thread is running and the forecast is recent."""
-    reasons = []
-    if not fleet.ticker.alive or fleet.clock.monotonic() - fleet.ticker.last_heartbeat > MAX_TICKER_SILENCE_SECONDS:
-        reasons.append("no ticks are closed: the ticker has stopped")
-    workers = (fleet.forecast_worker, fleet.evaluation_worker)
-    reasons += [f"{worker.name} has stopped: its thread ended" for worker in workers if not worker.alive]
+    reasons = stopped_threads(fleet)
     if fleet.fatal_error is not None:
         reasons.append(str(fleet.fatal_error))
     elif (stale := _stale_reason(fleet)) is not None:
@@ -43,6 +39,16 @@ def check_health(fleet: Fleet) -> HealthResponse:
     if fleet.evaluation_worker.errors or fleet.forecast_worker.errors:
         warnings.append("an unexpected error occurred; see the log")
     return HealthResponse(not reasons, tuple(reasons), tuple(warnings))
+
+
+def stopped_threads(fleet: Fleet) -> list[str]:
+    """Which threads make no progress."""
+    silence = fleet.clock.monotonic() - fleet.ticker.last_heartbeat
+    reasons = []
+    if not fleet.ticker.is_alive() or silence > MAX_TICKER_SILENCE_SECONDS:
+        reasons.append("no ticks are closed: the ticker has stopped")
+    workers = (fleet.forecast_worker, fleet.evaluation_worker)
+    return reasons + [f"{worker.name} has stopped: its thread ended" for worker in workers if not worker.is_alive()]
 
 
 def forecast_age(fleet: Fleet) -> float | None:

@@ -51,7 +51,7 @@ def router(context: ApiContext) -> APIRouter:
         Each row is checked on its own; the response lists the refused rows and the reasons.
         """
         async with context.bodies.read(request) as body:
-            ingest = partial(context.fleet.ingest, body, request.headers.get("content-type"))
+            ingest = partial(context.fleet.window.ingest, body, request.headers.get("content-type"))
             try:
                 answer = await to_thread.run_sync(ingest, limiter=context.ingest_limiter)
             except FeedError as error:

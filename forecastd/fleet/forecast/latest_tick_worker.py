@@ -13,32 +13,17 @@ from functools import partial
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 
 
-class LatestTickWorker:
+class LatestTickWorker(threading.Thread):
     """Calls `work` with a tick. `skipped_ticks` counts ticks without a run, `errors` counts unexpected exceptions."""
 
     def __init__(self, name: str, work: Callable[[int], None], setup: Callable[[], bool] = lambda: True) -> None:
         """`setup` is called once in the thread, before any work; the thread ends if it returns False."""
-        self.name = name
+        super().__init__(name=name, daemon=True)
         self.skipped_ticks = self.errors = 0
         self._setup, self._work = setup, work
         self._condition = threading.Condition()
         self._tick: int | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether a stop was requested."""
-        return self._stopping
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
 
     def submit(self, tick: int) -> None:
         """Report that this tick is closed. Returns at once."""
@@ -54,12 +39,8 @@ class LatestTickWorker:
             self._stopping = True
             self._condition.notify()
 
-    def join(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the end of the thread."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """The thread's work."""
         if run_guarded(f"the start of {self.name}", self._setup) is not True:
             return
         while (tick := self._next_tick()) is not None:

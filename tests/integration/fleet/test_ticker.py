@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.fleet import ticker
-from forecastd.fleet.ticker import CLOSE_DELAY_STEPS, Ticker, closing_time, newest_closed_tick
+from forecastd.fleet.ticker import CLOSE_STEPS, Ticker, due_time, newest_due_tick
 from forecastd.testing import ManualClock
 
 WAIT = 60.0
@@ -17,10 +17,10 @@ WAIT = 60.0
 
 @given(tick=st.integers(0, 10**9), step=st.integers(1, 3600), share=st.floats(0, 0.999))
 def test_tick_closes_after_delay(tick: int, step: int, share: float) -> None:
-    end = (tick + 1) * step
-    assert closing_time(tick, step) == pytest.approx(end + CLOSE_DELAY_STEPS * step)
-    assert newest_closed_tick(end + CLOSE_DELAY_STEPS * step * share * 0.999, step) == tick - 1
-    assert newest_closed_tick(end + CLOSE_DELAY_STEPS * step * 1.001 + share * step * 0.99, step) == tick
+    close_time = (tick + CLOSE_STEPS) * step
+    assert due_time(tick, step) == close_time
+    assert newest_due_tick(close_time - 1e-4 * step, step) == tick - 1
+    assert newest_due_tick(close_time + 1e-4 * step + share * step * 0.99, step) == tick
 
 
 class TickRecorder:
@@ -54,7 +54,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ticker_reports_newest_tick_and_clock_set_back() -> None:
     clock, recorder = ManualClock(1000.0), TickRecorder()
-    ticker_thread = Ticker(clock, 5, recorder.close, recorder.rewind)
+    ticker_thread = Ticker("the test", clock, 5, recorder.close, recorder.rewind)
     ticker_thread.start()
     clock.wall = 1005.6
     recorder.wait_for([200], [])
@@ -66,8 +66,8 @@ def test_ticker_reports_newest_tick_and_clock_set_back() -> None:
     clock.wall = 1015.6
     recorder.wait_for([200, 209, 202], [201])
     ticker_thread.request_stop()
-    assert ticker_thread.join(WAIT)
-    assert not ticker_thread.alive
+    ticker_thread.join(WAIT)
+    assert not ticker_thread.is_alive()
 
 
 def test_ticker_survives_unexpected_error() -> None:
@@ -78,17 +78,12 @@ def test_ticker_survives_unexpected_error() -> None:
         if tick == 200:
             raise ZeroDivisionError
 
-    ticker_thread = Ticker(clock, 5, close, recorder.rewind)
+    ticker_thread = Ticker("the test", clock, 5, close, recorder.rewind)
     ticker_thread.start()
     clock.wall = 1005.6
     recorder.wait_for([200], [])
     clock.wall = 1010.6
     recorder.wait_for([200, 201], [])
     ticker_thread.request_stop()
-    assert ticker_thread.join(WAIT)
-
-
-def test_ticker_unstarted_can_be_stopped() -> None:
-    unstarted = Ticker(ManualClock(1000.0), 5, print, print)
-    unstarted.request_stop()
-    assert unstarted.join(WAIT)
+    ticker_thread.join(WAIT)
+    assert not ticker_thread.is_alive()

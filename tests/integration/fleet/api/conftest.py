@@ -48,6 +48,10 @@ class ForecasterScript:
     closed_names: list[str] = field(default_factory=list)
     started: int = 0
 
+    def open(self, bundle: Path, *_: object) -> Any:
+        """A fake model of this bundle."""
+        return FakeFleetForecaster(bundle, self)
+
 
 class FakeFleetForecaster:
     """A fake `FleetForecaster`: repeats the last value, within a band."""
@@ -167,8 +171,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServeFlee
             script.loaded.set()
         values: dict[str, Any] = {"state_dir": tmp_path / "state", "fleet_model": Path("first"), "fleet_step": STEP}
         settings = load_settings(**(values | options))
-        factory: Any = lambda bundle, *_: FakeFleetForecaster(bundle, script)  # noqa: E731
-        fleet = Fleet(settings, test_clock, factory=factory)
+        fleet = Fleet(settings, test_clock, factory=script.open)
         fleet.start()
         cleanups.append(fleet.close)
         listener = listen("127.0.0.1", 0, test_clock)
@@ -191,6 +194,14 @@ def _answers(client: httpx.Client) -> bool:
     except httpx.ConnectError:
         return False
     return True
+
+
+@pytest.fixture
+def unstarted_fleet(tmp_path: Path) -> Fleet:
+    """A fleet whose threads have not begun."""
+    script = ForecasterScript()
+    settings = load_settings(state_dir=tmp_path / "state", fleet_model=Path("first"), fleet_step=STEP)
+    return Fleet(settings, ManualClock(START), factory=script.open)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pytest_httpserver import HTTPServer
 from forecastd.errors import SkipEpoch
 from forecastd.fleet import fleet as fleet_module
 from forecastd.fleet.contract import METRIC_NAMES
+from forecastd.fleet.fleet import Fleet
 from forecastd.fleet.ingest.scraper import Scraper
 
 START = 1_769_860_800.0
@@ -256,10 +257,15 @@ def test_shutdown_does_not_wait_for_model(serve: Any) -> None:
     thread.start()
     fleet.until(lambda: "second" in fleet.script.opened_names)
     fleet.fleet.close()
-    assert not fleet.fleet.forecast_worker.alive
+    assert not fleet.fleet.forecast_worker.is_alive()
     fleet.until(lambda: {"first", "second"} <= set(fleet.script.closed_names))
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_fleet_without_threads_can_be_closed(unstarted_fleet: Fleet) -> None:
+    unstarted_fleet.close()
+    assert not any(thread.is_alive() for thread in unstarted_fleet.threads)
 
 
 def test_damaged_alert_state_starts_empty(serve: Any, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_latest_tick_worker_skips_to_newest_tick() -> None:
     assert (ticks, worker.skipped_ticks) == ([1, 5], 3)
     worker.request_stop()
     worker.join(WAIT)
-    assert not worker.alive
+    assert not worker.is_alive()
 
 
 def test_latest_tick_worker_waits_for_setup() -> None:
@@ -47,7 +47,7 @@ def test_latest_tick_worker_waits_for_setup() -> None:
     failing = LatestTickWorker("the test", lambda _: None, lambda: False)
     failing.start()
     failing.join(WAIT)
-    assert not failing.alive
+    assert not failing.is_alive()
 
 
 def test_latest_tick_worker_counts_unexpected_errors() -> None:
