@@ -121,6 +121,10 @@ class EndpointPool(ChainClient):
     def close(self) -> None:
         self._requests.close()
 
+    def close_idle(self) -> None:
+        """Close the connections that are not in use. Call it now and then; the next call opens one again."""
+        self._requests.close_idle()
+
     @property
     def size(self) -> int:
         """The number of endpoints that are not known to be on another chain; at least 1."""

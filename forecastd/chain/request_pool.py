@@ -21,6 +21,7 @@ from forecastd.errors import ForecastdError, RetryLater
 
 HEDGE_SECONDS = 2.0  # after this time the call is also sent to the next endpoint
 TIMEOUT_SECONDS = 10.0  # total time for one call
+IDLE_SECONDS = 15.0  # without a call, after which a connection is closed
 MAX_IN_FLIGHT = 8  # concurrent calls to one endpoint
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class PooledEndpoint:
     health: EndpointHealth = field(default_factory=EndpointHealth)
     chain: str | None = None
     in_flight: int = 0
+    last_used: float | None = None  # monotonic second of the last call's end; None: its connection is closed
     probe: Future[None] | None = None
 
 
@@ -93,6 +95,19 @@ class RequestPool:
         for endpoint in self.endpoints:
             endpoint.node.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def close_idle(self) -> None:
+        """Close each connection that had no call for a while; the next call opens it again.
+
+        grpcio's threads wake up several times a second for as long as a connection is open.
+        """
+        with self.lock:  # no call can start meanwhile
+            for endpoint in self.endpoints:
+                last_used = endpoint.last_used
+                if last_used is None or endpoint.in_flight or self._clock.monotonic() - last_used < IDLE_SECONDS:
+                    continue
+                endpoint.node.close()
+                endpoint.last_used = None
 
     def healths(self) -> dict[PooledEndpoint, EndpointHealth]:
         """The current health of each endpoint."""
@@ -238,6 +253,7 @@ class RequestPool:
         finally:
             with self._lock:
                 endpoint.in_flight -= 1
+                endpoint.last_used = self._clock.monotonic()
 
     def _mark_slow(self, endpoints: Iterable[PooledEndpoint]) -> None:
         """Record a failure for endpoints that are slow. They rest until they answer, or until their next probe."""

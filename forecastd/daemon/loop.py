@@ -171,6 +171,8 @@ class Daemon:
         self._finish_startup_if_done()
         self._advance_reload()
         self._threads.release_replaced()
+        if self._resources.current.connection is not None:
+            self._resources.current.connection.endpoints.close_idle()
         ledger = self._resources.ledger
         if ledger is not None and ledger.disk_failed and (self._shutdown is None or self._shutdown.since is None):
             self._begin_shutdown(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from forecastd.chain.codec import build_tx, payload_message, tx_hash
 from forecastd.chain.endpoint_health import HEIGHT_MAX_AGE_SECONDS, MAX_REST_SECONDS, EndpointState
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.node import Node
+from forecastd.chain.request_pool import IDLE_SECONDS
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.localnet.chain import LocalChain
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.testing import ManualClock
+from tests.support.waiting import wait_until
 
 CHAIN = "localnet"
 HEDGE_SECONDS = 0.3  # seconds; the tests wait this long for a hanging endpoint
@@ -496,6 +499,45 @@ def test_pool_shared_by_many_threads_works(
     for thread in threads:
         thread.join()
     assert heights == [1] * 8
+
+
+def test_pool_idle_connection_is_closed_and_opened_again(
+    start_node: Callable[..., EmbeddedNode],
+    open_proxy: Callable[..., Proxy],
+    open_pool: Callable[..., EndpointPool],
+    clock: ManualClock,
+) -> None:
+    proxy = open_proxy(start_node())
+    endpoints = open_pool(proxy.endpoint)
+    assert endpoints.height() == 1
+    clock.advance(IDLE_SECONDS - 1)
+    endpoints.close_idle()  # not idle for long enough
+    assert endpoints.height() == 1
+    assert proxy.connection_count == 1
+    clock.advance(IDLE_SECONDS)
+    endpoints.close_idle()
+    assert endpoints.height() == 1
+    assert proxy.connection_count == 2
+    assert _states(endpoints) == [EndpointState.OK]
+
+
+def test_pool_connection_with_a_call_in_progress_is_not_idle(
+    start_node: Callable[..., EmbeddedNode],
+    open_proxy: Callable[..., Proxy],
+    open_pool: Callable[..., EndpointPool],
+    clock: ManualClock,
+) -> None:
+    proxy = open_proxy(start_node())
+    endpoints = open_pool(proxy.endpoint)
+    assert endpoints.height() == 1
+    proxy.drop_connections()
+    proxy.delay = 0.5  # seconds until the next connection is passed on
+    with ThreadPoolExecutor() as executor:
+        call = executor.submit(endpoints.height)
+        wait_until(lambda: proxy.connection_count >= 2)
+        clock.advance(IDLE_SECONDS)
+        endpoints.close_idle()
+        assert call.result(LONG_SECONDS) == 1
 
 
 def test_pool_close_ends_threads_and_calls(
