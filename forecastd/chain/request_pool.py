@@ -101,7 +101,7 @@ class RequestPool:
 
         grpcio's threads wake up several times a second for as long as a connection is open.
         """
-        with self.lock:  # no call can start meanwhile
+        with self._lock:  # no call can start meanwhile
             for endpoint in self.endpoints:
                 last_used = endpoint.last_used
                 if last_used is None or endpoint.in_flight or self._clock.monotonic() - last_used < IDLE_SECONDS:
