@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES
+from forecastd.fleet.contract import METRIC_NAMES
 
 OWN_PREFIX = "forecastd_"
 Labels = Mapping[str, str]
@@ -32,15 +33,10 @@ _IGNORED_FILE_SYSTEMS = frozenset({
     "nsfs", "tracefs", "debugfs", "efivarfs", "erofs", "fuse.lxcfs", "rpc_pipefs",
 })  # fmt: skip
 _HTTP_NAMES = ("http_requests_total", "http_request_duration_seconds_sum", "http_request_duration_seconds_count")
-_NODE_PREFIXES = (
-    "node_cpu_seconds_total",
-    "node_load1",
-    "node_memory_",
-    "node_filesystem_",
-    "node_disk_",
-    "node_network_",
-)
-_ACCEPTED_PREFIXES = (*_HTTP_NAMES, *_NODE_PREFIXES, OWN_PREFIX, *METRIC_NAMES)
+_ACCEPTED_PREFIXES = (
+    *_HTTP_NAMES, "node_cpu_seconds_total", "node_load1", "node_memory_", "node_filesystem_", "node_disk_", "node_network_",
+    OWN_PREFIX, *METRIC_NAMES,
+)  # fmt: skip
 
 
 class MetricsPageError(ValueError):
@@ -52,11 +48,6 @@ class MetricsPage:
     """The samples of a page by name and labels, without NaN."""
 
     samples: Mapping[str, Mapping[frozenset[tuple[str, str]], float]]
-
-    def labeled_values(self, name: str) -> Iterator[tuple[Labels, float]]:
-        """Labels and value of each sample with this name."""
-        for labels, value in self.samples.get(name, {}).items():
-            yield dict(labels), value
 
     def max_value(self, name: str) -> float | None:
         """The greatest sample with this name: for every metric a higher value is worse."""
@@ -96,17 +87,14 @@ def contract_metrics(page: MetricsPage, previous: MetricsPage | None, elapsed: f
     }
     if previous is not None and elapsed > 0:
         increases = _CounterIncreases(page, previous)
-        metrics |= (
-            _cpu_metrics(increases)
-            | _disk_metrics(increases, elapsed)
-            | _network_metrics(increases, elapsed)
-            | _http_metrics(increases, elapsed)
-        )
-    own_names = {
-        name: page.max_value(f"{OWN_PREFIX}{name}") if f"{OWN_PREFIX}{name}" in page.samples else page.max_value(name)
-        for name in METRIC_INDEX
-    }
-    metrics |= {name: value for name, value in own_names.items() if value is not None}
+        metrics |= _cpu_metrics(increases)
+        metrics |= _disk_metrics(increases, elapsed)
+        metrics |= _network_metrics(increases, elapsed)
+        metrics |= _http_metrics(increases, elapsed)
+    for name in METRIC_NAMES:  # the contract's own names come first
+        for own_name in (name, f"{OWN_PREFIX}{name}"):
+            if own_name in page.samples:
+                metrics[name] = page.max_value(own_name)
     return {name: value for name, value in metrics.items() if value is not None}
 
 
@@ -116,37 +104,33 @@ class _CounterIncreases:
     def __init__(self, page: MetricsPage, previous: MetricsPage) -> None:
         self._page, self._previous = page, previous
 
-    def by_labels(self, name: str) -> list[tuple[Labels, float]] | None:
-        """Labels and increase of each series that both pages have; None if there is none, or one was reset."""
+    def by_labels(self, name: str) -> list[tuple[Labels, float]]:
+        """Labels and increase of each series that both pages have; none if one was reset."""
         now, previous = self._page.samples.get(name, {}), self._previous.samples.get(name, {})
         increases: list[tuple[Labels, float]] = [
             (dict(labels), value - previous[labels]) for labels, value in now.items() if labels in previous
         ]
-        return increases if increases and all(increase >= 0 for _, increase in increases) else None
+        return increases if all(increase >= 0 for _, increase in increases) else []
 
-    def total(self, name: str, predicate: Callable[[Labels], bool]) -> float | None:
-        """The increase of all series whose labels fulfil `predicate`."""
-        increases = self.by_labels(name)
-        selected = [increase for labels, increase in increases or () if predicate(labels)]
+    def total(self, name: str, predicate: Callable[[Labels], bool] | None = None) -> float | None:
+        """The increase of all series, or of those whose labels fulfil `predicate`."""
+        selected = [increase for labels, increase in self.by_labels(name) if predicate is None or predicate(labels)]
         return sum(selected) if selected else None
 
 
 def _cpu_metrics(increases: _CounterIncreases) -> dict[str, float | None]:
-    seconds_by_labels = increases.by_labels("node_cpu_seconds_total") or []
-    total = sum(seconds for _, seconds in seconds_by_labels)
+    seconds_by_mode: defaultdict[str, float] = defaultdict(float)
+    for labels, seconds in increases.by_labels("node_cpu_seconds_total"):
+        seconds_by_mode[labels.get("mode", "")] += seconds
+    total, waits, idle = sum(seconds_by_mode.values()), seconds_by_mode["iowait"], seconds_by_mode["idle"]
     if total <= 0:
         return {}
-    waits, idle = (
-        sum(s for labels, s in seconds_by_labels if labels.get("mode") == mode) for mode in ("iowait", "idle")
-    )
     return {"cpu_percent": _percent((total - waits - idle) / total), "cpu_iowait_percent": _percent(waits / total)}
 
 
 def _load_per_core(page: MetricsPage) -> float | None:
-    load, cores = (
-        page.max_value("node_load1"),
-        len({labels.get("cpu") for labels, _ in page.labeled_values("node_cpu_seconds_total")}),
-    )
+    load = page.max_value("node_load1")
+    cores = len({dict(labels).get("cpu") for labels in page.samples.get("node_cpu_seconds_total", {})})
     return load / cores if load is not None and cores else None
 
 
@@ -168,10 +152,8 @@ def _swap_percent(page: MetricsPage) -> float | None:
 
 def _disk_percent(page: MetricsPage) -> float | None:
     """The fullest file system, computed as `df` does: used space over usable space."""
-    sizes, free = (
-        page.samples.get("node_filesystem_size_bytes", {}),
-        page.samples.get("node_filesystem_free_bytes", {}),
-    )
+    sizes = page.samples.get("node_filesystem_size_bytes", {})
+    free = page.samples.get("node_filesystem_free_bytes", {})
     read_only = {labels for labels, value in page.samples.get("node_filesystem_readonly", {}).items() if value == 1}
     usages = []
     for labels, available in page.samples.get("node_filesystem_avail_bytes", {}).items():
@@ -190,18 +172,15 @@ def _disk_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, flo
     def is_physical(labels: Labels) -> bool:
         return is_disk(labels) and not _STACKED_DISKS.fullmatch(labels.get("device", ""))
 
-    busy = [
-        seconds for labels, seconds in increases.by_labels("node_disk_io_time_seconds_total") or () if is_disk(labels)
-    ]
-    kinds = ("read", "write")
-    times = [increases.total(f"node_disk_{kind}_time_seconds_total", is_physical) for kind in kinds]
-    counts = [increases.total(f"node_disk_{kind}s_completed_total", is_physical) for kind in kinds]
-    parts = [*times, *counts]
-    requests = sum(part for part in counts if part is not None)
-    seconds = sum(part for part in times if part is not None)
+    io_times = increases.by_labels("node_disk_io_time_seconds_total")
+    busy = max((seconds for labels, seconds in io_times if is_disk(labels)), default=None)
+    times = [increases.total(f"node_disk_{kind}_time_seconds_total", is_physical) for kind in ("read", "write")]
+    counts = [increases.total(f"node_disk_{kind}s_completed_total", is_physical) for kind in ("read", "write")]
+    requests, seconds = sum(count or 0.0 for count in counts), sum(time or 0.0 for time in times)
+    latency = 1e3 * seconds / requests if requests else 0.0
     return {
-        "disk_busy_percent": _percent(max(busy) / elapsed) if busy else None,
-        "disk_latency_ms": None if None in parts else 1e3 * seconds / requests if requests else 0.0,
+        "disk_busy_percent": None if busy is None else _percent(busy / elapsed),
+        "disk_latency_ms": None if None in (*times, *counts) else latency,
     }
 
 
@@ -231,9 +210,7 @@ def _http_metrics(increases: _CounterIncreases, elapsed: float) -> dict[str, flo
     def failed(labels: Labels) -> bool:
         return labels.get("code", labels.get("status", "")).startswith("5")
 
-    requests = increases.total("http_requests_total", lambda _: True)
-    seconds = increases.total("http_request_duration_seconds_sum", lambda _: True)
-    timed_requests = increases.total("http_request_duration_seconds_count", lambda _: True)
+    requests, seconds, timed_requests = (increases.total(name) for name in _HTTP_NAMES)
     if requests is None:
         return {}
     failures = increases.total("http_requests_total", failed) or 0.0

@@ -64,7 +64,7 @@ class Simulator:
             names.append(f"{name}-{counts[name]:02d}")
         self.names = tuple(names)
         self._key = noise.keys(self.seed, servers)
-        self._traits = profiles.draw_traits(self._key, self._kinds)
+        self._traits = profiles.ServerTraits(self._key, self._kinds)
         self._job_schedule = profiles.JobSchedule(self._key, self._kinds, self._traits)
         self._series: dict[tuple[int, ...], noise.KeyArray] = {}
         self._faults = Faults(self.scenario, self._key, self.profiles, start=self.start, step=self.step)
@@ -98,7 +98,7 @@ class Simulator:
     def _metrics(self, ticks: TickArray) -> dict[str, FloatArray]:
         """[S, T] of each metric, before it is clipped to its bounds."""
         traits, seconds = self._traits, ticks.astype(np.float64) * self.step
-        jobs = self._job_schedule.load_at(seconds)
+        job_cpu, job_disk, job_network = self._job_schedule.load_at(seconds)
         faults = self._fault_levels(ticks)
         demand = self._demand(ticks, seconds, faults)
         utilization = np.clip(traits.utilization * demand, 0.01, 0.93)
@@ -106,9 +106,9 @@ class Simulator:
         utilization = np.clip(utilization, 0.0, 0.975)
         collection = self._garbage_collection(seconds)
         memory = self._memory(ticks, seconds, demand, collection, faults)
-        disk = self._disk(ticks, seconds, utilization, jobs.disk, faults)
+        disk = self._disk(ticks, seconds, utilization, job_disk, faults)
         thrash = np.maximum(memory - 90, 0) / 10
-        cpu = 2 + 96 * utilization + jobs.cpu + 9 * collection + 12 * thrash
+        cpu = 2 + 96 * utilization + job_cpu + 9 * collection + 12 * thrash
         cpu += (0.5 + 5 * utilization * (1 - utilization)) * self._white(_CPU, ticks)
         rho = np.clip(0.6 * utilization + 0.4 * np.clip(cpu, 0, 98) / 100, 0, 0.975)
         waiting = rho / (1 - rho)
@@ -134,7 +134,7 @@ class Simulator:
             "memory_percent": memory,
             "swap_percent": 1.5 + 0.4 * self._drift(_SWAP, ticks, 150, 2_000) + 4.5 * np.maximum(memory - 84, 0),
             "network_in_mb_s": rate * traits.kb_in / 1e3 * np.exp(0.06 * self._white(_IN, ticks)),
-            "network_out_mb_s": rate * traits.kb_out / 1e3 * np.exp(0.06 * self._white(_OUT, ticks)) + jobs.network,
+            "network_out_mb_s": rate * traits.kb_out / 1e3 * np.exp(0.06 * self._white(_OUT, ticks)) + job_network,
             "network_errors_per_s": 0.8 * packet_loss
             + 62 * faults["network"] * np.exp(0.3 * self._white(_PACKET_LOSS, ticks)),
             "latency_ms": latency * np.exp((0.03 + 0.10 * rho) * self._drift(_LATENCY, ticks, 5, 20)),

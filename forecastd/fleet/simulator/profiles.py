@@ -112,81 +112,52 @@ def profile_order(profiles: Mapping[str, int] | None) -> tuple[ServerProfile, ..
     return tuple(PROFILES_BY_NAME[name] for _, name in order[:total])
 
 
-@dataclass(frozen=True)
 class ServerTraits:
-    """The traits of each server; arrays are [S, 1] unless stated otherwise.
+    """The traits of the servers with these keys and profiles; arrays are [S, 1] unless stated otherwise.
 
     `daily_wave`, `second_wave`: [S, 2] the waves with one and with two cycles a day, as factors of cosine and sine.
     `gc_period`, `scaling_period`, `leak_period`: the periods in seconds of the garbage collection, of the autoscaler,
     and of the restarts that end a memory leak; the `_offset` of each is the second in which it begins.
     """
 
-    daily_wave: FloatArray
-    second_wave: FloatArray
-    weekend: FloatArray
-    utilization: FloatArray
-    rate: FloatArray
-    base_ms: FloatArray
-    memory: FloatArray
-    disk: FloatArray
-    io: FloatArray
-    kb_in: FloatArray
-    kb_out: FloatArray
-    disk_ms: FloatArray
-    gc_period: FloatArray
-    gc_offset: FloatArray
-    scaling_period: FloatArray
-    scaling_offset: FloatArray
-    scaling_amplitude: FloatArray
-    leak_period: FloatArray
-    leak_offset: FloatArray
-    leak_amount: FloatArray
-    daily_fill: FloatArray
-    fill_offset: FloatArray
-    job_delay: FloatArray
+    def __init__(self, key: KeyArray, kinds: tuple[ServerProfile, ...]) -> None:
+        def draw(stream: int, low: float | FloatArray, high: float | FloatArray) -> FloatArray:
+            return np.asarray(low + (np.asarray(high) - low) * uniform(derive(key, 1_000 + stream))[:, None])
 
+        def draw_range(stream: int, name: str) -> FloatArray:
+            low, high = np.array([getattr(kind, name) for kind in kinds], dtype=np.float64).T[:, :, None]
+            return draw(stream, low, high)
 
-def draw_traits(key: KeyArray, kinds: tuple[ServerProfile, ...]) -> ServerTraits:
-    """The traits of the servers with these keys and profiles."""
+        def fixed(name: str) -> FloatArray:
+            return np.array([[getattr(kind, name)] for kind in kinds], dtype=np.float64)
 
-    def draw(stream: int, low: float | FloatArray, high: float | FloatArray) -> FloatArray:
-        return np.asarray(low + (np.asarray(high) - low) * uniform(derive(key, 1_000 + stream))[:, None])
-
-    def draw_range(stream: int, name: str) -> FloatArray:
-        low, high = (np.array([[getattr(kind, name)[end]] for kind in kinds], dtype=np.float64) for end in (0, 1))
-        return draw(stream, low, high)
-
-    def fixed(name: str) -> FloatArray:
-        return np.array([[getattr(kind, name)] for kind in kinds], dtype=np.float64)
-
-    gc, scaling, leak = draw(1, 75, 240), draw(2, 110, 300), draw(3, 3 * HOUR, 9 * HOUR)
-    return ServerTraits(
-        daily_wave=_wave(fixed("daily_amplitude") * draw(5, 0.85, 1.15), fixed("peak_hour") + draw(6, -0.7, 0.7), 1),
-        second_wave=_wave(
+        self.daily_wave = _wave(
+            fixed("daily_amplitude") * draw(5, 0.85, 1.15), fixed("peak_hour") + draw(6, -0.7, 0.7), 1
+        )
+        self.second_wave = _wave(
             fixed("second_amplitude") * draw(7, 0.8, 1.2), fixed("second_peak_hour") + draw(8, -0.5, 0.5), 2
-        ),
-        weekend=fixed("weekend"),
-        utilization=draw_range(9, "utilization"),
-        rate=draw_range(10, "rate"),
-        base_ms=draw_range(11, "base_ms"),
-        memory=draw_range(12, "memory"),
-        disk=draw_range(13, "disk"),
-        io=fixed("io") * draw(14, 0.8, 1.2),
-        kb_in=fixed("kb_in") * draw(15, 0.8, 1.25),
-        kb_out=fixed("kb_out") * draw(16, 0.8, 1.25),
-        disk_ms=draw(17, 0.5, 2.0),
-        gc_period=gc,
-        gc_offset=gc * draw(18, 0, 1),
-        scaling_period=scaling,
-        scaling_offset=scaling * draw(19, 0, 1),
-        scaling_amplitude=draw(20, 0.05, 0.14),
-        leak_period=leak,
-        leak_offset=leak * draw(21, 0, 1),
-        leak_amount=draw(22, 2, 8),
-        daily_fill=draw(23, 2, 7),
-        fill_offset=DAY * draw(24, 0.1, 0.3),
-        job_delay=draw(25, 0, 20),
-    )
+        )
+        self.weekend = fixed("weekend")
+        self.utilization = draw_range(9, "utilization")
+        self.rate = draw_range(10, "rate")
+        self.base_ms = draw_range(11, "base_ms")
+        self.memory = draw_range(12, "memory")
+        self.disk = draw_range(13, "disk")
+        self.io = fixed("io") * draw(14, 0.8, 1.2)
+        self.kb_in = fixed("kb_in") * draw(15, 0.8, 1.25)
+        self.kb_out = fixed("kb_out") * draw(16, 0.8, 1.25)
+        self.disk_ms = draw(17, 0.5, 2.0)
+        self.gc_period = draw(1, 75, 240)
+        self.gc_offset = self.gc_period * draw(18, 0, 1)
+        self.scaling_period = draw(2, 110, 300)
+        self.scaling_offset = self.scaling_period * draw(19, 0, 1)
+        self.scaling_amplitude = draw(20, 0.05, 0.14)
+        self.leak_period = draw(3, 3 * HOUR, 9 * HOUR)
+        self.leak_offset = self.leak_period * draw(21, 0, 1)
+        self.leak_amount = draw(22, 2, 8)
+        self.daily_fill = draw(23, 2, 7)
+        self.fill_offset = DAY * draw(24, 0.1, 0.3)
+        self.job_delay = draw(25, 0, 20)
 
 
 def _wave(height: FloatArray, hour: FloatArray, cycles: int) -> FloatArray:
@@ -205,15 +176,6 @@ def seasonal_demand(traits: ServerTraits, seconds: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(1 + day, 0.1) * (1 - (1 - traits.weekend) * weekend))
 
 
-@dataclass(frozen=True)
-class JobLoad:
-    """The load of the jobs, each [S, T]: percentage points of CPU and of disk time, MB/s sent."""
-
-    cpu: FloatArray
-    disk: FloatArray
-    network: FloatArray
-
-
 class JobSchedule:
     """The jobs of the servers with these keys and profiles."""
 
@@ -222,10 +184,12 @@ class JobSchedule:
         self._rows = [(kind, np.flatnonzero(names == kind.name)) for kind in PROFILES if kind.name in names]
         self._key, self._delay = key, traits.job_delay
 
-    def load_at(self, seconds: FloatArray) -> JobLoad:
-        """The load of the jobs at these [T] times. Each run differs a little in length and height."""
-        shape = (len(self._key), len(seconds))
-        total = JobLoad(np.zeros(shape), np.zeros(shape), np.zeros(shape))
+    def load_at(self, seconds: FloatArray) -> FloatArray:
+        """[3, S, T] the load of the jobs at these [T] times: percentage points of CPU and of disk time, MB/s sent.
+
+        Each run differs a little in length and height.
+        """
+        total = np.zeros((3, len(self._key), len(seconds)))
         for kind, rows in self._rows:
             for number, job in enumerate(kind.jobs):
                 elapsed = seconds[None, :] - job.offset - self._delay[rows]
@@ -234,7 +198,6 @@ class JobSchedule:
                 length = job.duration * (0.85 + 0.3 * uniform(run))
                 phase = elapsed - cycle * job.period
                 height = np.clip(np.minimum(phase / 10, (length - phase) / 15), 0, 1) * (0.85 + 0.3 * uniform(mix(run)))
-                total.cpu[rows] += job.cpu * height
-                total.disk[rows] += job.disk * height
-                total.network[rows] += job.network * height
+                for load, peak in zip(total, (job.cpu, job.disk, job.network), strict=True):
+                    load[rows] += peak * height
         return total
