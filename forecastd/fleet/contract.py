@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 CONTRACT_VERSION = 1
 NDJSON = "application/x-ndjson"
-STATUSES = ("ok", "degraded", "down", "maintenance")
 SERVER_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 PROFILE_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 DEFAULT_PROFILE = "generic"
@@ -25,6 +24,10 @@ DEFAULT_STATUS = "ok"
 MAX_REASONS = 100  # refusals listed in one response; the others are only counted
 
 Transform = Literal["none", "log1p"]
+Status = Literal["ok", "degraded", "down", "maintenance"]
+STATUSES: tuple[str, ...] = get_args(Status)
+ServerName = Annotated[str, Field(pattern=f"^{SERVER_PATTERN.pattern}$")]
+ProfileName = Annotated[str, Field(pattern=f"^{PROFILE_PATTERN.pattern}$")]
 
 
 @dataclass(frozen=True)
@@ -122,19 +125,10 @@ class FeedRecord(TypedDict):
     """One server at one time. A missing or null metric has no value; metrics with unknown names are counted and
     ignored."""
 
-    server: Annotated[str, Field(pattern=f"^{SERVER_PATTERN.pattern}$", examples=["web-01"])]
+    server: Annotated[ServerName, Field(examples=["web-01"])]
     time: Annotated[float | str, Field(description="Unix seconds, or ISO 8601; a time without an offset is UTC.")]
-    profile: NotRequired[
-        Annotated[
-            str | None, Field(pattern=f"^{PROFILE_PATTERN.pattern}$", json_schema_extra={"default": DEFAULT_PROFILE})
-        ]
-    ]
-    status: NotRequired[
-        Annotated[
-            Literal["ok", "degraded", "down", "maintenance"] | None,
-            Field(json_schema_extra={"default": DEFAULT_STATUS}),
-        ]
-    ]
+    profile: NotRequired[Annotated[ProfileName | None, Field(json_schema_extra={"default": DEFAULT_PROFILE})]]
+    status: NotRequired[Annotated[Status | None, Field(json_schema_extra={"default": DEFAULT_STATUS})]]
     metrics: NotRequired[Annotated[MetricValues | None, Field(examples=[{"cpu_percent": 12.5}])]]
 
 

@@ -49,17 +49,17 @@ def parse_targets(texts: Iterable[str]) -> tuple[ScrapeTarget, ...]:
     """
     targets: list[ScrapeTarget] = []
     for text in texts:
-        name, equals, url = text.partition("=")
-        parts = split_http_url(url.strip())
-        if not equals or SERVER_PATTERN.fullmatch(name.strip()) is None:
+        name, equals, url = (part.strip() for part in text.partition("="))
+        parts = split_http_url(url)
+        if not equals or SERVER_PATTERN.fullmatch(name) is None:
             raise NeedsHuman(
                 f"FLEET_SCRAPE: {name[:80]!r} is not a server name; write NAME=URL, such as web-01=http://10.0.0.7:9100."
             )
         if parts is None:
-            raise NeedsHuman(f"FLEET_SCRAPE: the page of {name.strip()} is not an http or https URL.")
+            raise NeedsHuman(f"FLEET_SCRAPE: the page of {name} is not an http or https URL.")
         if "@" in parts.netloc:
             raise NeedsHuman(
-                f"FLEET_SCRAPE: the address of {name.strip()} contains a user or password, which is not supported."
+                f"FLEET_SCRAPE: the address of {name} contains a user or password, which is not supported."
             )
         profile = parts.fragment or DEFAULT_PROFILE
         if PROFILE_PATTERN.fullmatch(profile) is None:
@@ -67,11 +67,9 @@ def parse_targets(texts: Iterable[str]) -> tuple[ScrapeTarget, ...]:
                 f"FLEET_SCRAPE: {profile[:40]!r} is not a profile: use up to 32 lower-case letters, digits, _ and -."
             )
         page = urlunsplit(parts._replace(path=parts.path or "/metrics", fragment=""))
-        targets.append(ScrapeTarget(name.strip(), page, profile))
-    pages = [(target.server, target.url) for target in targets]
-    for page_of in pages:
-        if pages.count(page_of) > 1:
-            raise NeedsHuman(f"FLEET_SCRAPE: {page_of[0]} lists the same page twice.")
+        if any((target.server, target.url) == (name, page) for target in targets):
+            raise NeedsHuman(f"FLEET_SCRAPE: {name} lists the same page twice.")
+        targets.append(ScrapeTarget(name, page, profile))
     return tuple(targets)
 
 
@@ -82,23 +80,20 @@ class Scraper:
         self, targets: tuple[ScrapeTarget, ...], step: int, clock: Clock, *, timeout: float | None = None
     ) -> None:
         """`timeout`: seconds for a page; by default slightly less than a tick."""
-        self._targets, self._step, self._clock = targets, step, clock
+        self._pages, self._step, self._clock = [_ScrapedPage(target) for target in targets], step, clock
         self._timeout = timeout or min(MAX_TIMEOUT_SECONDS, 0.8 * step)
-        self._statuses = [ScrapeStatus(target.server, _display_url(target.url)) for target in targets]
-        self._previous_pages: list[tuple[MetricsPage, float] | None] = [None] * len(targets)
-        self._in_progress: set[int] = set()
-        self._lock, self._stop = threading.Lock(), threading.Event()
-        self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._queue: queue.SimpleQueue[_ScrapedPage | None] = queue.SimpleQueue()  # None ends a worker
         self._ingest: Ingest | None = None
 
     def start(self, ingest: Ingest) -> None:
         """Start the threads. `ingest` takes a feed's body and content type and returns its response, like
         `Fleet.ingest`.
         """
-        if not self._targets:
+        if not self._pages:
             return
         self._ingest = ingest
-        for number in range(min(THREADS, len(self._targets))):
+        for number in range(min(THREADS, len(self._pages))):
             threading.Thread(target=self._run_worker, name=f"pull-{number}", daemon=True).start()
         threading.Thread(target=self._schedule, name="pull-ticks", daemon=True).start()
 
@@ -106,83 +101,80 @@ class Scraper:
         """Request no more pages. A fetch in progress ends by itself and is not ingested."""
         self._stop.set()
         for _ in range(THREADS):
-            self._queue.put(-1)
+            self._queue.put(None)
 
     def statuses(self) -> tuple[ScrapeStatus, ...]:
         """The state of each target, in the order of the targets."""
-        with self._lock:
-            return tuple(self._statuses)
+        return tuple(page.status for page in self._pages)
 
     def _schedule(self) -> None:
         tick = int(self._clock.now() // self._step)
         while not self._stop.is_set():
-            for number in range(len(self._targets)):
-                with self._lock:
-                    is_running = number in self._in_progress
-                    self._in_progress.add(number)
-                if not is_running:  # otherwise the previous fetch is still within its timeout
-                    self._queue.put(number)
+            for page in self._pages:
+                if not page.in_progress:  # otherwise the previous fetch is still within its timeout
+                    page.in_progress = True
+                    self._queue.put(page)
             tick = max(tick + 1, int(self._clock.now() // self._step))
             while not self._stop.is_set() and (remaining := seconds_until(self._clock, tick * self._step)) > 0:
                 self._stop.wait(min(remaining, 1.0))  # notices within a second that the clock was set
 
     def _run_worker(self) -> None:
-        while (number := self._queue.get()) >= 0 and not self._stop.is_set():
+        while (page := self._queue.get()) is not None and not self._stop.is_set():
             try:
-                self._scrape(number)
+                self._scrape(page)
             finally:
-                with self._lock:
-                    self._in_progress.discard(number)
+                page.in_progress = False
 
-    def _scrape(self, number: int) -> None:
-        target = self._targets[number]
-        time, requested_at = self._clock.now(), self._clock.monotonic()
+    def _scrape(self, page: _ScrapedPage) -> None:
+        old, time, requested_at = page.status, self._clock.now(), self._clock.monotonic()
         try:
-            values = self._fetch(number, requested_at)
+            values = self._fetch(page, requested_at)
             if not values:  # the first page had only counters, which give rates from the next tick on
                 return
-            response = self._ingest_values(target, time, values)
+            self._ingest_values(page.target, time, values)
         except (RetryLater, MetricsPageError) as error:
-            self._record(number, str(error).rstrip("."))
+            new = page.status = old.with_error(str(error).rstrip("."))
+            if new.error != old.error:
+                log.warning("Scraping %s (%s) failed: %s.", new.server, new.page, new.error)
             return
-        if response.refused:
-            self._record(
-                number,
-                f"its row was refused: {response.reasons[0].reason}" if response.reasons else "its row was refused",
-            )
-            return
-        self._record(number, None, metrics=len(values), time=time)
+        page.status = old.with_row(len(values), to_iso(time))
+        if old.error is not None:
+            log.info("Scraping %s (%s) works again.", old.server, old.page)
 
-    def _fetch(self, number: int, requested_at: float) -> dict[str, float]:
-        target, previous = self._targets[number], self._previous_pages[number]
-        response = fetch_url(target.url, {}, {"Accept": ACCEPT}, self._timeout, max_bytes=MAX_PAGE_BYTES)
+    def _fetch(self, page: _ScrapedPage, requested_at: float) -> dict[str, float]:
+        response = fetch_url(page.target.url, {}, {"Accept": ACCEPT}, self._timeout, max_bytes=MAX_PAGE_BYTES)
         if response.status != 200:
             raise MetricsPageError(f"it returned HTTP status {response.status}")
-        page = parse_page(response.body.decode("utf-8", "replace"))
-        self._previous_pages[number] = (page, requested_at)
+        content, previous = parse_page(response.body.decode("utf-8", "replace")), page.previous
+        page.previous = (content, requested_at)
         if previous is None or (elapsed := requested_at - previous[1]) > MAX_PREVIOUS_AGE_TICKS * self._step:
-            return contract_metrics(page, None, 0.0)
-        values = contract_metrics(page, previous[0], elapsed)
+            return contract_metrics(content, None, 0.0)
+        values = contract_metrics(content, previous[0], elapsed)
         if not values:
             raise MetricsPageError(
                 "it has no usable metrics, or all its counters were reset; docs/fleet-feed.md lists the names"
             )
         return values
 
-    def _ingest_values(self, target: ScrapeTarget, time: float, values: dict[str, float]) -> FeedResponse:
+    def _ingest_values(self, target: ScrapeTarget, time: float, values: dict[str, float]) -> None:
         record = {"server": target.server, "time": time, "profile": target.profile, "status": "ok", "metrics": values}
         if self._stop.is_set() or self._ingest is None:
             raise RetryLater("The scraper is stopped.")
-        return self._ingest(orjson.dumps({"version": CONTRACT_VERSION, "records": [record]}), "application/json")
+        feed = orjson.dumps({"version": CONTRACT_VERSION, "records": [record]})
+        response = self._ingest(feed, "application/json")
+        if response.refused:
+            reason = f": {response.reasons[0].reason}" if response.reasons else ""
+            raise MetricsPageError(f"its row was refused{reason}")
 
-    def _record(self, number: int, error: str | None, *, metrics: int = 0, time: float = 0.0) -> None:
-        with self._lock:
-            old = self._statuses[number]
-            self._statuses[number] = old.with_error(error) if error is not None else old.with_row(metrics, to_iso(time))
-        if error is not None and error != old.error:
-            log.warning("Scraping %s (%s) failed: %s.", old.server, old.page, error)
-        elif error is None and old.error is not None:
-            log.info("Scraping %s (%s) works again.", old.server, old.page)
+
+class _ScrapedPage:
+    """A target with its state. One thread at a time scrapes it: the one that takes it from the queue."""
+
+    def __init__(self, target: ScrapeTarget) -> None:
+        self.target = target
+        self.status = ScrapeStatus(target.server, _display_url(target.url))
+        self.previous: tuple[MetricsPage, float] | None = None  # the last page and when it was requested
+        self.in_progress = False
 
 
 def _display_url(url: str) -> str:
