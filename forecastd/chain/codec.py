@@ -8,6 +8,7 @@ that is not local. Payload layout: emissions v9 carries the value in `value`; v1
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from google.protobuf.any_pb2 import Any
@@ -23,6 +24,16 @@ from forecastd.ledger.ledger import Submission
 VALUE_LABEL = "y"  # the label of a topic with a single output
 MAX_ZERO_DECIMALS = 2000  # the chain writes a zero with more of them with an exponent
 SECP256K1_KEY = "/cosmos.crypto.secp256k1.PubKey"
+
+
+@dataclass(frozen=True)
+class TxParameters:
+    """What a signature needs: the account's number and next sequence, the gas limit, and the fee in uallo."""
+
+    account_number: int
+    sequence: int
+    gas: int
+    fee_uallo: int
 
 
 def canonical_value(value: float | str) -> str:
@@ -84,28 +95,20 @@ def register_message(wallet: Wallet, *, version: EmissionsVersion, topic_id: int
 
 
 def build_tx(
-    wallet: Wallet,
-    message: tuple[str, bytes],
-    *,
-    chain_id: str,
-    account_number: int,
-    sequence: int,
-    gas: int,
-    fee_uallo: int,
-    timeout_height: int = 0,
+    wallet: Wallet, message: tuple[str, bytes], parameters: TxParameters, *, chain_id: str, timeout_height: int = 0
 ) -> bytes:
     """The signed transaction's bytes. A `timeout_height` of 0 means none."""
-    body, auth = _body_and_auth(
-        wallet, message, sequence=sequence, gas=gas, fee_uallo=fee_uallo, timeout_height=timeout_height
+    body, auth = _body_and_auth(wallet, message, parameters, timeout_height)
+    sign_doc = cosmos.SignDoc(
+        body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=parameters.account_number
     )
-    sign_doc = cosmos.SignDoc(body_bytes=body, auth_info_bytes=auth, chain_id=chain_id, account_number=account_number)
-    tx = cosmos.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[wallet.sign(sign_doc.SerializeToString())])
-    return bytes(tx.SerializeToString())
+    signature = wallet.sign(sign_doc.SerializeToString())
+    return bytes(cosmos.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[signature]).SerializeToString())
 
 
 def unsigned_tx(wallet: Wallet, message: tuple[str, bytes], *, sequence: int) -> bytes:
     """The transaction with an empty signature, for a node to simulate its gas."""
-    body, auth = _body_and_auth(wallet, message, sequence=sequence, gas=0, fee_uallo=0, timeout_height=0)
+    body, auth = _body_and_auth(wallet, message, TxParameters(0, sequence, gas=0, fee_uallo=0), timeout_height=0)
     return bytes(cosmos.TxRaw(body_bytes=body, auth_info_bytes=auth, signatures=[b""]).SerializeToString())
 
 
@@ -118,10 +121,7 @@ def sign_submission(
     nonce: int,
     value: float | str,
     synthetic: bool,
-    account_number: int,
-    sequence: int,
-    gas: int,
-    fee_uallo: int,
+    parameters: TxParameters,
     timeout_height: int,
 ) -> Submission:
     """Sign one forecast. No other function does that.
@@ -141,27 +141,25 @@ def sign_submission(
         raise ValueError(f"timeout height {timeout_height} is before the nonce {nonce}")
     decimal = canonical_value(value)
     message = payload_message(wallet, version=version, topic_id=topic_id, nonce=nonce, value=decimal)
-    tx_bytes = build_tx(
-        wallet, message, chain_id=chain_id, account_number=account_number, sequence=sequence, gas=gas,
-        fee_uallo=fee_uallo, timeout_height=timeout_height,
-    )  # fmt: skip
+    tx_bytes = build_tx(wallet, message, parameters, chain_id=chain_id, timeout_height=timeout_height)
     return Submission(
-        chain_id=chain_id, topic_id=topic_id, nonce=nonce, wallet=wallet.address, value=decimal, sequence=sequence,
-        tx_bytes=tx_bytes, tx_hash=tx_hash(tx_bytes), timeout_height=timeout_height, gas=gas, fee_uallo=fee_uallo,
+        chain_id=chain_id, topic_id=topic_id, nonce=nonce, wallet=wallet.address, value=decimal,
+        sequence=parameters.sequence, tx_bytes=tx_bytes, tx_hash=tx_hash(tx_bytes), timeout_height=timeout_height,
+        gas=parameters.gas, fee_uallo=parameters.fee_uallo,
     )  # fmt: skip
 
 
 def _body_and_auth(
-    wallet: Wallet, message: tuple[str, bytes], *, sequence: int, gas: int, fee_uallo: int, timeout_height: int
+    wallet: Wallet, message: tuple[str, bytes], parameters: TxParameters, timeout_height: int
 ) -> tuple[bytes, bytes]:
     """The body and the auth info of a transaction, serialized."""
     key = cosmos.PubKey(key=wallet.public_key)
     signer = cosmos.SignerInfo(
         public_key=Any(type_url=SECP256K1_KEY, value=key.SerializeToString()),
         mode_info=cosmos.ModeInfo(single=cosmos.ModeInfo.Single(mode=cosmos.SIGN_MODE_DIRECT)),
-        sequence=sequence,
+        sequence=parameters.sequence,
     )
-    coins = [cosmos.Coin(denom=DENOM, amount=str(fee_uallo))] if fee_uallo else []
-    auth = cosmos.AuthInfo(signer_infos=[signer], fee=cosmos.Fee(amount=coins, gas_limit=gas))
+    coins = [cosmos.Coin(denom=DENOM, amount=str(parameters.fee_uallo))] if parameters.fee_uallo else []
+    auth = cosmos.AuthInfo(signer_infos=[signer], fee=cosmos.Fee(amount=coins, gas_limit=parameters.gas))
     body = cosmos.TxBody(messages=[Any(type_url=message[0], value=message[1])], timeout_height=timeout_height)
     return body.SerializeToString(), auth.SerializeToString()

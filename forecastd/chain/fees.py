@@ -25,40 +25,45 @@ class FeeQuote:
     fee_uallo: int
 
 
-def quote_fee(
-    simulated_gas: int | None,
-    market_price: Decimal | None,
-    *,
-    floor: int,
-    tier: FeeTier,
-    max_fee: int | None = None,
-    gas_factor: float = 1.0,
-    message_fee: int = 0,
-) -> FeeQuote:
-    """Calculate the gas limit and the fee of a transaction.
-
-    Args:
-        simulated_gas: gas measured by the node; None uses the default.
-        market_price: price of the fee market in uallo per gas; None when the chain has no fee market.
-        floor: the network's minimum price in uallo per gas.
-        tier: the fee tier, a multiplier for faster inclusion.
-        max_fee: the user's maximum fee in uallo.
-        gas_factor: extra multiplier for the gas, after an attempt ran out of gas.
-        message_fee: what the chain charges for the message itself, in uallo; it counts towards the maximum.
-
-    Raises:
-        NeedsHuman: the fee is above the user's maximum.
+@dataclass(frozen=True)
+class FeePolicy:
+    """Limits for fees: the network's minimum price in uallo per gas, the tier (a multiplier for faster inclusion), and the
+    user's maximum fee in uallo.
     """
-    base_gas = Decimal(DEFAULT_GAS) if simulated_gas is None else simulated_gas * _GAS_MARGIN
-    gas = _round_up(base_gas * Decimal(str(gas_factor)))
-    gas_price = max(Decimal(floor), (market_price or Decimal(0)) * _MARKET_MARGIN)
-    fee = _round_up(gas * gas_price * _TIERS[tier])
-    if max_fee is not None and fee + message_fee > max_fee:
-        raise NeedsHuman(
-            f"The fee would be {fee + message_fee} uallo, above your maximum of {max_fee} uallo (MAX_FEE_UALLO). "
-            "Raise the maximum or choose a lower FEE_TIER."
-        )
-    return FeeQuote(gas, fee)
+
+    gas_price_floor: int
+    tier: FeeTier
+    max_fee: int | None = None
+
+    def quote(
+        self,
+        simulated_gas: int | None,
+        market_price: Decimal | None,
+        *,
+        gas_factor: float = 1.0,
+        message_fee: int = 0,
+    ) -> FeeQuote:
+        """Calculate the gas limit and the fee of a transaction.
+
+        Args:
+            simulated_gas: gas measured by the node; None uses the default.
+            market_price: price of the fee market in uallo per gas; None when the chain has no fee market.
+            gas_factor: extra multiplier for the gas, after an attempt ran out of gas.
+            message_fee: what the chain charges for the message itself, in uallo; it counts towards the maximum.
+
+        Raises:
+            NeedsHuman: the fee is above the user's maximum.
+        """
+        base_gas = Decimal(DEFAULT_GAS) if simulated_gas is None else simulated_gas * _GAS_MARGIN
+        gas = _round_up(base_gas * Decimal(str(gas_factor)))
+        gas_price = max(Decimal(self.gas_price_floor), (market_price or Decimal(0)) * _MARKET_MARGIN)
+        fee = _round_up(gas * gas_price * _TIERS[self.tier])
+        if self.max_fee is not None and fee + message_fee > self.max_fee:
+            raise NeedsHuman(
+                f"The fee would be {fee + message_fee} uallo, above your maximum of {self.max_fee} uallo (MAX_FEE_UALLO). "
+                "Raise the maximum or choose a lower FEE_TIER."
+            )
+        return FeeQuote(gas, fee)
 
 
 def _round_up(amount: Decimal) -> int:

@@ -7,47 +7,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from threading import Event
 
 from forecastd.chain.client import ChainClient
-from forecastd.chain.codec import build_tx, register_message, tx_hash, unsigned_tx
+from forecastd.chain.codec import TxParameters, build_tx, register_message, tx_hash, unsigned_tx
 from forecastd.chain.codes import Action, Classification, classify
-from forecastd.chain.fees import quote_fee
+from forecastd.chain.fees import FeePolicy
 from forecastd.chain.types import TxResult
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
-from forecastd.settings import FeeTier
 
 REGISTRATION_BLOCKS = 60  # blocks that may include a registration, five minutes on the real chains
 REGISTRATION_SECONDS = 120.0
 RESEND_SECONDS = 5.0  # about one block
-_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = (
-    0.015,
-    2.0,
-)  # pause between two lookups of a transaction; each pause is 1.6 x the last
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 0.015, 2.0  # pause between two lookups of a transaction; 1.6 x the last one
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FeePolicy:
-    """Limits for fees: the network's minimum price in uallo per gas, the tier, and the user's maximum fee in uallo."""
-
-    gas_price_floor: int
-    tier: FeeTier
-    max_fee: int | None
-
-
-@dataclass(frozen=True)
-class TxParameters:
-    """What a signature needs: the account's number and next sequence, the gas limit, and the fee in uallo."""
-
-    account_number: int
-    sequence: int
-    gas: int
-    fee_uallo: int
 
 
 def price_transaction(
@@ -85,15 +62,7 @@ def price_transaction(
             raise RetryLater(
                 f"The chain would refuse the transaction now: {classification.description}. Nothing was signed or paid."
             )
-    fee_quote = quote_fee(
-        simulation.gas_used,
-        node.gas_price(),
-        floor=fee_policy.gas_price_floor,
-        tier=fee_policy.tier,
-        max_fee=fee_policy.max_fee,
-        gas_factor=gas_factor,
-        message_fee=message_fee,
-    )
+    fee_quote = fee_policy.quote(simulation.gas_used, node.gas_price(), gas_factor=gas_factor, message_fee=message_fee)
     balance, total = node.balance(wallet.address), fee_quote.fee_uallo + message_fee
     if balance < total:
         raise NeedsHuman(
@@ -102,10 +71,6 @@ def price_transaction(
             "Send uallo to the wallet; nothing was signed."
         )
     return TxParameters(account.number, account.sequence, fee_quote.gas, fee_quote.fee_uallo)
-
-
-def _no_commit(_sequence: int, _tx_hash: str) -> None:
-    pass
 
 
 def register(
@@ -117,8 +82,8 @@ def register(
     chain_id: str,
     clock: Clock,
     wake: Event,
-    next_free_sequence: Callable[[int], int] = lambda sequence: sequence,
-    commit: Callable[[int, str], None] = _no_commit,
+    next_free_sequence: Callable[[int], int] = int,
+    commit: Callable[[int, str], object] = lambda *_: None,
 ) -> int:
     """Register the wallet as a worker of the topic. Returns the cost in uallo: gas fee plus registration fee.
 
@@ -139,18 +104,10 @@ def register(
             f"and a submission about {submission_cost} more. "
             "Send uallo to the wallet; nothing was paid."
         )
-    timeout_height, sequence = node.height() + REGISTRATION_BLOCKS, next_free_sequence(parameters.sequence)
-    tx_bytes = build_tx(
-        wallet,
-        message,
-        chain_id=chain_id,
-        account_number=parameters.account_number,
-        sequence=sequence,
-        gas=parameters.gas,
-        fee_uallo=parameters.fee_uallo,
-        timeout_height=timeout_height,
-    )
-    commit(sequence, tx_hash(tx_bytes))
+    parameters = replace(parameters, sequence=next_free_sequence(parameters.sequence))
+    timeout_height = node.height() + REGISTRATION_BLOCKS
+    tx_bytes = build_tx(wallet, message, parameters, chain_id=chain_id, timeout_height=timeout_height)
+    commit(parameters.sequence, tx_hash(tx_bytes))
     log.info("registering %s for topic %d", wallet.address, topic_id, extra={"action": "register"})
     try:
         answer = node.broadcast(tx_bytes)
@@ -161,14 +118,9 @@ def register(
         if classification.action not in (Action.ACCEPTED, Action.PENDING):
             raise _registration_error(topic_id, classification, answer.log)
     result = wait_for_transaction(
-        node,
-        tx_hash(tx_bytes),
-        timeout_height=timeout_height,
-        clock=clock,
-        wake=wake,
-        timeout_seconds=REGISTRATION_SECONDS,
-        resend=lambda: node.broadcast(tx_bytes),
-    )
+        node, tx_hash(tx_bytes), timeout_height=timeout_height, clock=clock, wake=wake,
+        timeout_seconds=REGISTRATION_SECONDS, resend=lambda: node.broadcast(tx_bytes),
+    )  # fmt: skip
     if result is None:
         raise RetryLater(f"The registration for topic {topic_id} is not in a block yet. The next run checks again.")
     if result.code != 0:

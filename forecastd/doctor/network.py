@@ -14,7 +14,7 @@ from pathlib import Path
 from forecastd.chain.client import ChainClient
 from forecastd.chain.endpoint_health import EndpointState
 from forecastd.chain.endpoint_pool import EndpointPool, EndpointReport
-from forecastd.chain.fees import quote_fee
+from forecastd.chain.fees import FeePolicy
 from forecastd.chain.networks import NETWORKS, is_local
 from forecastd.clock import Clock, to_iso
 from forecastd.doctor.finding import Finding, Level
@@ -64,7 +64,7 @@ def check_balance(chain: ChainClient, settings: Settings, chain_id: str, address
     fee, fee_source = _last_fee(ledger, chain_id, address), "the last fee"
     if fee is None:
         floor = NETWORKS[settings.chain.network].gas_price_floor
-        fee = quote_fee(None, chain.gas_price(), floor=floor, tier=settings.fees.tier).fee_uallo
+        fee = FeePolicy(floor, settings.fees.tier).quote(None, chain.gas_price()).fee_uallo
         fee_source = "the current fee"
     return [evaluate_balance(address, chain.balance(address), fee + chain.params().data_sending_fee, fee_source)]
 

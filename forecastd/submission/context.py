@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 
 from forecastd.chain.endpoint_pool import EndpointPool
+from forecastd.chain.fees import FeePolicy
 from forecastd.chain.networks import NETWORKS
-from forecastd.chain.submit import FeePolicy
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import Clock
 from forecastd.inference.forecaster import Forecaster

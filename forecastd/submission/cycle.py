@@ -360,11 +360,14 @@ def sign_forecast(
         if attempt_count:
             log.info("%s signing nonce %d again, attempt %d", context.label, window.nonce, attempt_count + 1)
         version, value = chain.version(), canonical_value(checked.forecast.value)
-        tx_price = price_transaction(
+        tx_parameters = price_transaction(
             chain, wallet,
             payload_message(wallet, version=version, topic_id=window.topic_id, nonce=window.nonce, value=value),
             resources.fee_policy, gas_factor=GAS_GROWTH**attempt_count, message_fee=chain.params().data_sending_fee,
         )  # fmt: skip
+        sequence = ledger.next_free_sequence(
+            key, tx_parameters.sequence, topics_of_other_threads=resources.topics_of_other_threads
+        )
         submission = sign_submission(
             wallet,
             version=version,
@@ -373,12 +376,7 @@ def sign_forecast(
             nonce=window.nonce,
             value=value,
             synthetic=checked.synthetic,
-            account_number=tx_price.account_number,
-            sequence=ledger.next_free_sequence(
-                key, tx_price.sequence, topics_of_other_threads=resources.topics_of_other_threads
-            ),
-            gas=tx_price.gas,
-            fee_uallo=tx_price.fee_uallo,
+            parameters=replace(tx_parameters, sequence=sequence),
             timeout_height=window.last_height,
         )
         lines.append(f"value {submission.value}, topic {window.topic_id}, nonce {window.nonce}")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 
 from forecastd.chain.codec import payload_message, sign_submission
+from forecastd.chain.fees import FeePolicy
 from forecastd.chain.node import Node
-from forecastd.chain.submit import FeePolicy, price_transaction, register
+from forecastd.chain.submit import price_transaction, register
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.ledger.ledger import Submission
 
 TOPIC_ID = 67
-FEE_POLICY = FeePolicy(1, "standard", None)
+FEE_POLICY = FeePolicy(1, "standard")
 WINDOW_BLOCKS = 10  # the submission window of the topics that these tests use
 
 
@@ -31,6 +32,5 @@ def sign_forecast(node: Node, wallet: Wallet, *, value: float, nonce: int | None
     parameters = price_transaction(node, wallet, message, FEE_POLICY)
     return sign_submission(
         wallet, version=version, chain_id="localnet", topic_id=TOPIC_ID, nonce=nonce, value=value, synthetic=True,
-        account_number=parameters.account_number, sequence=parameters.sequence, gas=parameters.gas,
-        fee_uallo=parameters.fee_uallo, timeout_height=nonce + WINDOW_BLOCKS - 1,
+        parameters=parameters, timeout_height=nonce + WINDOW_BLOCKS - 1,
     )  # fmt: skip

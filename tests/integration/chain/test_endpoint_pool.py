@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from forecastd.chain.codec import build_tx, payload_message, tx_hash
+from forecastd.chain.codec import TxParameters, build_tx, payload_message, tx_hash
 from forecastd.chain.endpoint_health import HEIGHT_MAX_AGE_SECONDS, MAX_REST_SECONDS, EndpointState
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.node import Node
@@ -198,8 +198,8 @@ def _payload(node: EmbeddedNode, wallet: Wallet, memo_gas: int = 400_000) -> byt
     nonce = node.call(lambda chain: chain.state.topics[0].open_nonces(chain.state.height)[0])
     message = payload_message(wallet, version="v10", topic_id=67, nonce=nonce, value="0.01")
     return build_tx(
-        wallet, message, chain_id=CHAIN, account_number=account.number, sequence=account.sequence, gas=memo_gas,
-        fee_uallo=10**9, timeout_height=nonce + 719,
+        wallet, message, TxParameters(account.number, account.sequence, memo_gas, 10**9), chain_id=CHAIN,
+        timeout_height=nonce + 719,
     )  # fmt: skip
 
 

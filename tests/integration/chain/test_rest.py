@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from forecastd.chain.client import ChainClient
-from forecastd.chain.codec import build_tx, payload_message, register_message, tx_hash
+from forecastd.chain.codec import TxParameters, build_tx, payload_message, register_message, tx_hash
 from forecastd.chain.endpoint_health import EndpointState
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.node import Node, WrongChain
@@ -147,13 +147,13 @@ def scripted_server(stack: ExitStack) -> Callable[[Callable[[socket.socket, thre
     return begin
 
 
-def _send(node: EmbeddedNode, client: ChainClient, wallet: Wallet, message: tuple[str, bytes], **more: Any) -> str:
+def _send(node: EmbeddedNode, client: ChainClient, wallet: Wallet, message: tuple[str, bytes]) -> str:
     """Sign, simulate and send a message, and make a block. Returns the hash."""
     account = client.account(wallet.address)
     assert account is not None
     raw = build_tx(
-        wallet, message, chain_id=CHAIN, account_number=account.number, sequence=account.sequence, gas=400_000,
-        fee_uallo=10**9, timeout_height=client.height() + 10, **more,
+        wallet, message, TxParameters(account.number, account.sequence, 400_000, 10**9), chain_id=CHAIN,
+        timeout_height=client.height() + 10,
     )  # fmt: skip
     assert client.simulate(raw).gas_used is not None
     answer = client.broadcast(raw)

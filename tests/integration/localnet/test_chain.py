@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forecastd.chain.codec import build_tx, payload_message, register_message, unsigned_tx
+from forecastd.chain.codec import TxParameters, build_tx, payload_message, register_message, unsigned_tx
 from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.proto.emissions_pb2 import InsertWorkerPayloadRequest
 from forecastd.chain.wallet import Wallet
@@ -62,14 +62,13 @@ def tx(
     """A transaction that is valid except for the changes in `more`."""
     account = chain.account(wallet.address)
     fields = {
-        "chain_id": chain.state.chain_id,
         "account_number": account.number if account else 0,
         "sequence": (account.sequence if account else 0) + waiting,
         "gas": GAS,
         "fee_uallo": FEE,
-        "timeout_height": 0,
     }
-    return build_tx(wallet, message, **{**fields, **more})
+    changes = {name: more.pop(name) for name in fields if name in more}
+    return build_tx(wallet, message, TxParameters(**fields | changes), **{"chain_id": chain.state.chain_id, **more})
 
 
 def register(chain: LocalChain, wallet: Wallet = WALLET, topic_id: int = 67, **more: Any) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]  # no stubs
 import pytest
 
-from forecastd.chain.codec import build_tx, payload_message, register_message
+from forecastd.chain.codec import TxParameters, build_tx, payload_message, register_message
 from forecastd.chain.node import Node
 from forecastd.chain.proto import emissions_pb2
 from forecastd.chain.wallet import Wallet
@@ -403,11 +403,14 @@ def test_fault_reorder_reverses_the_next_block(start_node: StartNode) -> None:
 def test_fault_window_closing_expires_the_tx_without_fee(start_node: StartNode) -> None:
     running = start_node()
     submission = running.sign()
+    account = running.embedded.call(lambda chain: chain.account(OTHER.address))
+    assert account is not None
     forever = build_tx(
-        OTHER, payload_message(OTHER, version="v10", topic_id=67, nonce=1, value="0.5"), chain_id="localnet",
-        account_number=running.embedded.call(lambda chain: chain.account(OTHER.address)).number,  # type: ignore[union-attr]
-        sequence=0, gas=200_000, fee_uallo=10**6,
-    )  # fmt: skip
+        OTHER,
+        payload_message(OTHER, version="v10", topic_id=67, nonce=1, value="0.5"),
+        TxParameters(account.number, 0, 200_000, 10**6),
+        chain_id="localnet",
+    )
     running.embedded.inject(*parse_faults("window-closing"))
     assert describe_call(lambda: running.node.broadcast(submission.tx_bytes)) == "0"
     assert describe_call(lambda: running.node.broadcast(forever)) == "0"
@@ -490,9 +493,11 @@ def sign_without_checks(running: NodeUnderTest, *, nonce: int) -> bytes:
     account = running.node.account(WALLET.address)
     assert account is not None
     return build_tx(
-        WALLET, payload_message(WALLET, version="v10", topic_id=67, nonce=nonce, value="0.5"), chain_id="localnet",
-        account_number=account.number, sequence=account.sequence, gas=200_000, fee_uallo=10**6,
-    )  # fmt: skip
+        WALLET,
+        payload_message(WALLET, version="v10", topic_id=67, nonce=nonce, value="0.5"),
+        TxParameters(account.number, account.sequence, 200_000, 10**6),
+        chain_id="localnet",
+    )
 
 
 def test_active_set_better_worker_evicts_the_lowest(start_node: StartNode) -> None:
@@ -519,7 +524,7 @@ def sign_v10(chain: LocalChain) -> bytes:
     """A second payload for nonce 1 during its window, for a simulation."""
     chain.state.height = 5
     message = payload_message(WALLET, version="v10", topic_id=67, nonce=1, value="0.7")
-    return build_tx(WALLET, message, chain_id="localnet", account_number=0, sequence=2, gas=200_000, fee_uallo=10**6)
+    return build_tx(WALLET, message, TxParameters(0, 2, 200_000, 10**6), chain_id="localnet")
 
 
 def test_fault_evicted_replaces_admitted_in_the_last_block(start_node: StartNode) -> None:
@@ -601,10 +606,8 @@ def test_state_at_equals_recorded_states(tmp_path: Path) -> None:
                 if is_registered
                 else register_message(wallet, version="v10", topic_id=67)
             )
-            chain.broadcast(build_tx(
-                wallet, message, chain_id="localnet", account_number=account.number, sequence=account.sequence,
-                gas=rng.choice([80_000, 200_000]), fee_uallo=10**6,
-            ))  # fmt: skip
+            parameters = TxParameters(account.number, account.sequence, rng.choice([80_000, 200_000]), 10**6)
+            chain.broadcast(build_tx(wallet, message, parameters, chain_id="localnet"))
         chain.advance(1)
         states.append(deepcopy(chain.state))
     assert {record.code for record in chain.state.txs.values()} >= {0, 11}

@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from forecastd.chain.codec import build_tx, payload_message, tx_hash
+from forecastd.chain.codec import TxParameters, build_tx, payload_message, tx_hash
 from forecastd.chain.node import Node
 from forecastd.chain.wallet import Wallet
 from forecastd.errors import RetryLater
@@ -127,7 +127,7 @@ def test_localnet_restart_drops_and_restores_the_websocket(start_node: Start) ->
         register_wallet(node, WALLET)
         nonce = node.open_nonces(67)[0]
         message = payload_message(WALLET, version="v10", topic_id=67, nonce=nonce, value="0.5")
-        raw = build_tx(WALLET, message, chain_id="localnet", account_number=0, sequence=1, gas=200_000, fee_uallo=10**6)
+        raw = build_tx(WALLET, message, TxParameters(0, 1, 200_000, 10**6), chain_id="localnet")
         with connect(match[0], open_timeout=60) as listener:
             assert node.broadcast(raw).code == 0
             with pytest.raises(ConnectionClosed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.chain.codec import build_tx, canonical_value, register_message, sign_submission, tx_hash
+from forecastd.chain.codec import TxParameters, build_tx, canonical_value, register_message, sign_submission, tx_hash
 from forecastd.chain.keys import verify_signature
 from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.proto.cosmos_pb2 import AuthInfo, SignDoc, TxBody, TxRaw
@@ -21,14 +22,14 @@ from forecastd.errors import NeedsHuman
 from forecastd.ledger.ledger import Submission
 
 WALLET = Wallet(b"\5" * 32)
+PARAMETERS = TxParameters(account_number=7, sequence=3, gas=250_000, fee_uallo=5_000)
 VERSIONS = pytest.mark.parametrize("version", ["v9", "v10"])
 
 
 def sign_forecast(**more: Any) -> Submission:
     fields = {
         "version": "v10", "chain_id": "allora-testnet-1", "topic_id": 67, "nonce": 1000, "value": 0.0123,
-        "synthetic": False, "account_number": 7, "sequence": 3, "gas": 250_000, "fee_uallo": 5_000,
-        "timeout_height": 1719,
+        "synthetic": False, "parameters": PARAMETERS, "timeout_height": 1719,
     }  # fmt: skip
     return sign_submission(WALLET, **{**fields, **more})
 
@@ -101,8 +102,7 @@ def test_tx_bytes_equal_cosmpys() -> None:
     theirs.seal(SigningCfg.direct(key.public_key, 3), fee)
     theirs.sign(key, "localnet", 7, deterministic=True).complete()
     mine = build_tx(
-        WALLET, ("/cosmos.bank.v1beta1.MsgSend", message.SerializeToString()), chain_id="localnet", account_number=7,
-        sequence=3, gas=250_000, fee_uallo=5_000,
+        WALLET, ("/cosmos.bank.v1beta1.MsgSend", message.SerializeToString()), PARAMETERS, chain_id="localnet"
     )  # fmt: skip
     assert mine == theirs.tx.SerializeToString()
 
@@ -153,7 +153,7 @@ def test_canonical_value_equals_the_chains_form(value: float, text: str) -> None
 
 def test_sign_submission_is_deterministic() -> None:
     assert sign_forecast() == sign_forecast()
-    assert sign_forecast(sequence=4).tx_hash != sign_forecast().tx_hash
+    assert sign_forecast(parameters=replace(PARAMETERS, sequence=4)).tx_hash != sign_forecast().tx_hash
 
 
 @VERSIONS

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forecastd.chain.fees import DEFAULT_GAS, quote_fee
+from forecastd.chain.fees import DEFAULT_GAS, FeePolicy
 from forecastd.errors import NeedsHuman
 from forecastd.settings import FeeTier
 
@@ -30,7 +30,7 @@ TIERS = st.sampled_from(["eco", "standard", "priority"])
 def test_quote_fee_applies_margin_market_price_and_floor(
     simulated: int | None, market: Decimal | None, floor: int, tier: FeeTier, expected: tuple[int, int]
 ) -> None:
-    fee_quote = quote_fee(simulated, market, floor=floor, tier=tier)
+    fee_quote = FeePolicy(floor, tier).quote(simulated, market)
     assert (fee_quote.gas, fee_quote.fee_uallo) == expected
 
 
@@ -41,7 +41,7 @@ def test_quote_fee_applies_margin_market_price_and_floor(
     TIERS,
 )
 def test_quote_fee_covers_gas_at_floor_and_market(simulated: int, market: Decimal, floor: int, tier: FeeTier) -> None:
-    fee_quote = quote_fee(simulated, market, floor=floor, tier=tier)
+    fee_quote = FeePolicy(floor, tier).quote(simulated, market)
     assert fee_quote.gas >= simulated
     assert fee_quote.fee_uallo >= fee_quote.gas * floor
     assert fee_quote.fee_uallo >= fee_quote.gas * market
@@ -49,5 +49,5 @@ def test_quote_fee_covers_gas_at_floor_and_market(simulated: int, market: Decima
 
 def test_quote_fee_above_the_maximum_shows_both_amounts() -> None:
     with pytest.raises(NeedsHuman, match=r"3600000 uallo.*3599999 uallo"):
-        quote_fee(100_000, Decimal(10), floor=10, tier="eco", max_fee=3_599_999)
-    assert quote_fee(100_000, Decimal(10), floor=10, tier="eco", max_fee=3_600_000).fee_uallo == 3_600_000
+        FeePolicy(10, "eco", 3_599_999).quote(100_000, Decimal(10))
+    assert FeePolicy(10, "eco", 3_600_000).quote(100_000, Decimal(10)).fee_uallo == 3_600_000
