@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.rows import console, row, stage_row
-from cli.times import parse_time
 from forecastd.clock import SystemClock
 from forecastd.errors import ExitCode, ForecastdError
 from forecastd.ledger.outcome import Outcome, outcome_from_error
@@ -38,14 +37,13 @@ def run_cycle_command(
     *,
     as_json: bool,
     verbose: bool,
-    as_of: str | None,
+    as_of: float | None,
     dry_run: bool,
     register: bool,
     until_closed: bool,
     **options: str | int | Path | None,
 ) -> int:
     """Run one cycle of each topic with these options and print it. Returns the worst exit code."""
-    reference = parse_time(as_of)
     screen = console()
     try:
         settings = load_settings(**options)
@@ -58,7 +56,7 @@ def run_cycle_command(
         outcomes = run_once(
             topics,
             SystemClock(),
-            as_of=reference,
+            as_of=as_of,
             dry_run=dry_run,
             register=register,
             retry_until_closed=until_closed,

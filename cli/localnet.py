@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +9,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.options import SettingOption
+from cli.options import ParsedParam, setting_option
 from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.clock import SystemClock
-from forecastd.errors import NeedsHuman
 from forecastd.localnet.chain import ChainBlock, ChainConfig
 from forecastd.localnet.faults import FAULTS, NodeFault
 from forecastd.localnet.foreground import EndpointSpec, NodeStartup, run_node
 from forecastd.localnet.store import delete_chain
 from forecastd.localnet.topics import TopicSpec, parse_topic
 from forecastd.settings import load_settings
-
-
-class ParsedParam(click.ParamType[Any]):
-    """An option value that `parse` converts; it raises ValueError or NeedsHuman when the value is invalid."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return self._parse(value)
-        except (ValueError, NeedsHuman) as error:
-            self.fail(f"{str(error).removesuffix('.')}.", param, ctx)
 
 
 def _list_faults(ctx: click.Context, param: click.Parameter, enabled: bool) -> None:
@@ -58,12 +42,10 @@ GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfi
 
 
 @click.command(name="localnet")
-@click.option(
-    "--port", type=PORT_TYPE, default=GRPC_PORT, show_default=True, help="gRPC port on 127.0.0.1; 0 selects a free one."
-)
-@click.option(
-    "--ws-port", type=PORT_TYPE, default=WEBSOCKET_PORT, show_default=True, help="Websocket port; 0 selects a free one."
-)
+@click.option("--port", type=PORT_TYPE, default=GRPC_PORT, show_default=True,
+              help="gRPC port on 127.0.0.1; 0 selects a free one.")  # fmt: skip
+@click.option("--ws-port", type=PORT_TYPE, default=WEBSOCKET_PORT, show_default=True,
+              help="Websocket port; 0 selects a free one.")  # fmt: skip
 @click.option("--rest-port", type=PORT_TYPE, default=None, help="Serve REST too, on this port; 0 selects a free one.")
 @click.option(
     "--block-time", type=click.FloatRange(min=0.01), default=5.0, show_default=True, help="Seconds per block."
@@ -76,31 +58,14 @@ GRPC_PORT, WEBSOCKET_PORT = 9090, 26657  # where allora_sdk's AlloraNetworkConfi
 @click.option("--seal-at-once/--seal-on-time", default=False, show_default=True,
               help="Make a block as soon as a transaction arrives, or only when the block is due.")  # fmt: skip
 @click.option("--faucet/--no-faucet", default=True, show_default=True, help="Fund an address when it first appears.")
-@click.option(
-    "--fault",
-    "faults",
-    type=ParsedParam("fault", NodeFault.parse),
-    multiple=True,
-    metavar="FAULT",
-    help="A fault of the main endpoint or of the chain, NAME[=VALUE][@first=N]...; may be repeated.",
-)
-@click.option(
-    "--endpoint",
-    "endpoints",
-    type=ParsedParam("endpoint", EndpointSpec.parse),
-    multiple=True,
-    metavar="[rest:]FAULT[,FAULT...]",
-    help="Add an endpoint on a free port with these faults, or `ok` for none; may be repeated.",
-)
+@click.option("--fault", "faults", type=ParsedParam("fault", NodeFault.parse), multiple=True, metavar="FAULT",
+              help="A fault of the main endpoint or of the chain, NAME[=VALUE][@first=N]...; may be repeated.")  # fmt: skip
+@click.option("--endpoint", "endpoints", type=ParsedParam("endpoint", EndpointSpec.parse), multiple=True,
+              metavar="[rest:]FAULT[,FAULT...]",
+              help="Add an endpoint on a free port with these faults, or `ok` for none; may be repeated.")  # fmt: skip
 @click.option("--faults", "list_faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults,
               help="List the faults and exit.")  # fmt: skip
-@click.option(
-    "--state-dir",
-    cls=SettingOption,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The directory of the state.  [STATE_DIR]",
-)
+@setting_option("--state-dir")
 @click.option("--reset", is_flag=True, help="Delete the stored chain and start a new one.")
 @click.pass_obj
 def command(

@@ -10,15 +10,15 @@ import errno
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from cli.lazy import LazyGroup
-from cli.options import SettingOption
+from cli.options import POSITIVE_INT, TIME, json_option, setting_option
 from cli.output import install_output
 from forecastd import __version__
 from forecastd.errors import ExitCode, ForecastdError
@@ -50,12 +50,6 @@ Exit codes:
   5  a person must act (configuration, model, wallet)
   6  missed, or failed to submit
 """
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def setting_option(flag: str, variable: str, text: str, **options: Any) -> Callable[[F], F]:
-    """An option that overrides one of the settings; its help names the environment variable."""
-    return click.option(flag, variable.lower(), cls=SettingOption, help=f"{text}  [{variable}]", **options)
 
 
 @click.group(
@@ -69,30 +63,26 @@ def setting_option(flag: str, variable: str, text: str, **options: Any) -> Calla
 @click.option("--once", is_flag=True, help="Run one forecast cycle: serve the newest open epoch, then exit.")
 @click.option("--continuous", is_flag=True, help="Serve every epoch in the foreground with a live view, until Ctrl-C.")
 @click.option("--daemon", is_flag=True, help="Serve every epoch until the deadline or a signal, for a service manager.")
-@setting_option("--topic-id", "TOPIC_ID", "The topic to submit to.", type=click.IntRange(min=1), metavar="ID")
-@setting_option("--network", "ALLORA_NETWORK", "The network.", type=click.Choice(["local", "testnet", "mainnet"]))
-@setting_option("--source", "DATA_SOURCE", "sample, tiingo, exchange:NAME[:SYMBOL] or file:PATH.", metavar="SPEC")
-@setting_option("--model", "MODEL", "The model bundle to run.", type=click.Path(path_type=Path), metavar="DIR")
-@setting_option("--features", "FEATURES", "The list of feature names.", type=click.Path(path_type=Path), metavar="FILE")
-@setting_option(
-    "--state-dir", "STATE_DIR", "The directory of the state.", type=click.Path(path_type=Path), metavar="DIR"
-)
-@setting_option("--log-dir", "LOG_DIR", "The directory of the log.", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--as-of", metavar="ISO", help="Replay this time (ISO 8601, UTC); local network only.")
+@setting_option("--topic-id", text="The topic to submit to.")
+@setting_option("--network")
+@setting_option("--source", text="sample, tiingo, exchange:NAME[:SYMBOL] or file:PATH.")
+@setting_option("--model", text="The model bundle to run.")
+@setting_option("--features")
+@setting_option("--state-dir")
+@setting_option("--log-dir")
+@click.option("--as-of", type=TIME, metavar="ISO", help="Replay this time (ISO 8601, UTC); local network only.")
 @click.option("--register", is_flag=True, help="Register the worker for the topic if needed, and pay the fee.")
-@setting_option(
-    "--topics", "TOPICS_FILE", "Serve the topics of this topics.toml.", type=click.Path(path_type=Path), metavar="FILE"
-)
+@setting_option("--topics", text="Serve the topics of this topics.toml.")
 @setting_option(
     "--deadline", "SUBMISSION_DEADLINE", "The time (ISO 8601, UTC) after which no cycle starts.", metavar="ISO"
 )
-@setting_option("--interval", "SUBMISSION_INTERVAL", "Maximum seconds between two polls.", type=click.IntRange(min=1))
+@setting_option("--interval", "SUBMISSION_INTERVAL", "Maximum seconds between two polls.", type=POSITIVE_INT)
 @setting_option(
     "--health-port", "HEALTH_PORT", "Serve /healthz, /metrics and /status here.", type=click.IntRange(0, 65535)
 )
 @click.option("--until-closed", is_flag=True, help="Retry until the submission window closes.")
 @click.option("--dry-run", is_flag=True, help="Do everything except sending, and show what would be signed.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, logs on stderr.")
+@json_option("One JSON object on stdout, logs on stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Print more on stderr, tracebacks included.")
 @click.version_option(__version__, prog_name="forecastd", message="%(prog)s %(version)s")
 @click.pass_context
@@ -104,23 +94,26 @@ def command(
     ctx.obj = {"state_dir": state_dir, "log_dir": log_dir}
     if verbose:
         sys.excepthook = _print_traceback
+    modes = {"once": once, "continuous": continuous, "daemon": daemon}
     if ctx.invoked_subcommand is not None:
-        _refuse_cycle_options(ctx, once=once, continuous=continuous, daemon=daemon, **options)
+        _refuse_ignored(ctx, modes | options, f"before `{ctx.invoked_subcommand}`", "These are options of a cycle (--once). "
+                        "Write the options of a command after its name.")  # fmt: skip
         prints_findings = ctx.invoked_subcommand == "doctor"  # it prints warnings as findings itself
         configure_console(verbose=verbose, warnings=not prints_findings)
         return
-    mode = _select_mode(ctx, once=once, continuous=continuous, daemon=daemon)
-    mode_options = _mode_options(ctx, mode, **options)
+    mode = _select_mode(ctx, modes)
+    ignored = {name: options.pop(name) for name in (DAEMON_OPTIONS if once else ONCE_OPTIONS)}
+    _refuse_ignored(ctx, ignored, f"with --{mode}")
     if once:
         from cli.cycle import run_cycle_command  # lazy: `--help` must not import the product
 
-        ctx.exit(run_cycle_command(verbose=verbose, **ctx.obj, **mode_options))
+        ctx.exit(run_cycle_command(verbose=verbose, **ctx.obj, **options))
     from cli.daemon import run_daemon_command  # lazy, as above
 
-    ctx.exit(run_daemon_command(mode, verbose=verbose, **ctx.obj, **mode_options))
+    ctx.exit(run_daemon_command(mode, verbose=verbose, **ctx.obj, **options))
 
 
-def _select_mode(ctx: click.Context, **modes: bool) -> Any:
+def _select_mode(ctx: click.Context, modes: Mapping[str, bool]) -> Any:
     """The selected mode."""
     selected = [name for name, enabled in modes.items() if enabled]
     if not selected:
@@ -130,51 +123,26 @@ def _select_mode(ctx: click.Context, **modes: bool) -> Any:
     return selected[0]
 
 
-def _mode_options(ctx: click.Context, mode: str, **options: Any) -> dict[str, Any]:
-    """The options of this mode. One of another mode would be silently ignored, so it is an error."""
-    other_mode_options = DAEMON_OPTIONS if mode == "once" else ONCE_OPTIONS
-    flags = {param.name: param.opts[0] for param in ctx.command.params}
-    ignored_flags = [flags[name] for name in other_mode_options if options[name] not in (None, False)]
-    if ignored_flags:
-        verb = "has" if len(ignored_flags) == 1 else "have"
-        raise click.UsageError(f"{', '.join(ignored_flags)} {verb} no effect with --{mode}.", ctx)
-    return {name: value for name, value in options.items() if name not in other_mode_options}
-
-
-def _refuse_cycle_options(ctx: click.Context, **options: Any) -> None:
-    """Options of a cycle before a sub-command would be silently ignored, so they are an error."""
+def _refuse_ignored(ctx: click.Context, options: Mapping[str, Any], place: str, fix: str = "") -> None:
+    """Options that would be silently ignored are an error."""
     flags = {param.name: param.opts[0] for param in ctx.command.params}
     ignored_flags = [flags[name] for name, value in options.items() if value not in (None, False)]
     if ignored_flags:
-        flags_text = ", ".join(ignored_flags)
-        raise click.UsageError(
-            f"No effect before `{ctx.invoked_subcommand}`: {flags_text}. These are options of a cycle (--once). "
-            "Write the options of a command after its name.",
-            ctx,
-        )
+        raise click.UsageError(f"No effect {place}: {', '.join(ignored_flags)}. {fix}".rstrip(), ctx)
 
 
 def _print_error_line(error_type: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
-    _report_failure(
-        f"Unexpected error: {error_type.__name__}: {error}. Run again with -v for the traceback.",
-        ExitCode.UNEXPECTED,
-        sys.argv[1:],
-    )
+    message = f"Unexpected error: {error_type.__name__}: {error}. Run again with -v for the traceback."
+    _report_failure(message, ExitCode.UNEXPECTED, sys.argv[1:])
 
 
 def _print_traceback(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-
-    _report_failure(
-        "".join(traceback.format_exception(error_type, error, trace)).rstrip(),
-        ExitCode.UNEXPECTED,
-        sys.argv[1:],
-        reason=str(error),
-    )
+    text = "".join(traceback.format_exception(error_type, error, trace)).rstrip()
+    _report_failure(text, ExitCode.UNEXPECTED, sys.argv[1:], reason=str(error))
 
 
 def run() -> None:
     """The entry point: run the command and exit with the documented exit code."""
-
     output = install_output()
     sys.excepthook = _print_error_line  # -v replaces it
     code = main(sys.argv[1:])
@@ -203,7 +171,6 @@ def main(arguments: list[str]) -> int:
 
 def _report_failure(message: str, code: int, arguments: list[str], *, reason: str = "") -> int:
     """Print the error on stderr and, with `--json`, as an object on stdout; returns the exit code."""
-
     if message:
         click.echo(redacted(message), err=True)
     if "--json" in arguments:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cli.live import repeat, show_live
+from cli.options import json_option
 from cli.signals import single_interrupt
 from cli.status_view import StatusViewer
 from forecastd.errors import NeedsHuman
@@ -20,7 +21,7 @@ from forecastd.settings import load_valid_settings
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, metavar="SECONDS",
               help="Time between two refreshes, with --watch.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; with --watch, one per line.")
+@json_option("One JSON object on stdout; with --watch, one per line.")
 @click.pass_context
 def command(ctx: click.Context, /, watch: bool, interval: float, as_json: bool) -> None:
     """Show the state of the daemon: cycles, windows, endpoints, model, balance and health.

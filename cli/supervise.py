@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.fault_option import join_faults
-from cli.options import SettingOption
+from cli.options import TIME, join_faults, json_option, setting_option
 from cli.signals import single_interrupt
-from cli.times import parse_time
 from forecastd.clock import SystemClock
 
 PHASES = ("starting", "loading", "warming_up", "predicting", "post_processing", "stopping", "heartbeat")
@@ -57,41 +54,34 @@ def _timeouts(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
 
 
 @click.command(name="supervise", epilog=EPILOG)
-@click.option("--model", cls=SettingOption, type=click.Path(path_type=Path), metavar="DIR",
-              help="The model bundle.  [MODEL]")  # fmt: skip
-@click.option("--source", "data_source", cls=SettingOption, metavar="SPEC",
-              help="Predict from candles of this source. Default: from the bundle's canary.")  # fmt: skip
-@click.option("--as-of", metavar="ISO", help="With --source: predict as of this time (ISO 8601, UTC).")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 10_000),
-    default=1,
-    metavar="N",
-    show_default=True,
-    help="Number of predictions, one after the other.",
-)
+@setting_option("--model")
+@setting_option("--source", text="Predict from candles of this source. Default: from the bundle's canary.")
+@click.option("--as-of", type=TIME, metavar="ISO", help="With --source: predict as of this time (ISO 8601, UTC).")
+@click.option("--jobs", type=click.IntRange(1, 10_000), default=1, metavar="N", show_default=True,
+              help="Number of predictions, one after the other.")  # fmt: skip
 @click.option("--fault", "faults", multiple=True, callback=join_faults, metavar="KIND[:VALUE][@PLACE]",
               help="Inject a fault into the process; may be repeated or separated by commas.")  # fmt: skip
 @click.option("--faults", "list_faults", is_flag=True, is_eager=True, expose_value=False, callback=_list_faults,
               help="List the faults and exit.")  # fmt: skip
 @click.option("--faulty", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Number of processes with the faults: the first N started, 0 for all.")  # fmt: skip
-@click.option("--standbys", cls=SettingOption, type=click.IntRange(0, 16), metavar="N",
-              help="Number of loaded standby processes.  [STANDBYS]")  # fmt: skip
-@click.option("--attempts", "job_attempts", cls=SettingOption, type=click.IntRange(1, 100), metavar="N",
-              help="Maximum number of processes that try a job.  [JOB_ATTEMPTS]")  # fmt: skip
-@click.option("--memory", "model_memory_mb", cls=SettingOption, type=click.IntRange(min=256), metavar="MIB",
-              help="Maximum address space of a process.  [MODEL_MEMORY_MB]")  # fmt: skip
+@setting_option(
+    "--standbys", "STANDBYS", "Number of loaded standby processes.", type=click.IntRange(0, 16), metavar="N"
+)
+@setting_option("--attempts", "JOB_ATTEMPTS", "Maximum number of processes that try a job.", type=click.IntRange(1, 100),
+                metavar="N")  # fmt: skip
+@setting_option("--memory", "MODEL_MEMORY_MB", "Maximum address space of a process.", type=click.IntRange(min=256),
+                metavar="MIB")  # fmt: skip
 @click.option("--timeout", "timeouts", multiple=True, callback=_timeouts, metavar="PHASE=SECONDS",
               help=f"Maximum seconds without progress in a phase ({', '.join(PHASES[:-1])}), or without a heartbeat "
               "(heartbeat); may be repeated.  [STARTING_TIMEOUT ...]")  # fmt: skip
 @click.option("--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="For each job, over all its attempts. Default: as in a cycle.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, logs on stderr.")
+@json_option("One JSON object on stdout, logs on stderr.")
 @click.option("-v", "--verbose", is_flag=True, help="Print each step of progress and the model's own output too.")
 @click.pass_context
 def command(
-    ctx: click.Context, /, as_json: bool, verbose: bool, as_of: str | None, timeouts: dict[str, float], **options: Any
+    ctx: click.Context, /, as_json: bool, verbose: bool, as_of: float | None, timeouts: dict[str, float], **options: Any
 ) -> None:
     """Run a model under supervision and show its processes, phases and progress.
 
@@ -123,8 +113,8 @@ def command(
     ctx.exit(report.exit_code)
 
 
-def _candle_time(as_of: str | None, now: float, *, from_source: bool) -> float | None:
+def _candle_time(as_of: float | None, now: float, *, from_source: bool) -> float | None:
     """The time of the candles; None for the bundle's canary."""
     if as_of is not None and not from_source:
         raise click.UsageError("--as-of needs --source: it selects the time of the candles.")
-    return (parse_time(as_of) or now) if from_source else None
+    return (as_of or now) if from_source else None

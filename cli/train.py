@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.manifest import score_rows
-from cli.options import SettingOption
+from cli.options import PATH, POSITIVE_INT, TIME, setting_option
 from cli.signals import STOP_SIGNALS, single_interrupt
-from cli.times import parse_time
-from cli.training_options import POSITIVE_INT, run_training, training_options
+from cli.training_options import run_training, training_options
 from forecastd.clock import SystemClock
 from forecastd.inference.job_runner import open_job_runner
 from forecastd.settings import load_settings
 from forecastd.training.market import TrainingRequest, train_model
 from models.training.config import TrainingConfig
 
-PATH_TYPE = click.Path(path_type=Path)
-
 
 @click.command(name="train")
+@setting_option("--source")
+@setting_option("--features")
 @click.option(
-    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="The source of the candles.  [DATA_SOURCE]"
+    "--out", type=PATH, metavar="DIR", help="The directory of the bundle (default: below the state directory)."
 )
-@click.option(
-    "--features", cls=SettingOption, type=PATH_TYPE, metavar="FILE", help="The list of feature names.  [FEATURES]"
-)
-@click.option(
-    "--out", type=PATH_TYPE, metavar="DIR", help="The directory of the bundle (default: below the state directory)."
-)
-@click.option("--start", metavar="ISO", help="Use candles from this time on.")
-@click.option("--until", metavar="ISO", help="Use candles before this time only.")
+@click.option("--start", type=TIME, metavar="ISO", help="Use candles from this time on.")
+@click.option("--until", type=TIME, metavar="ISO", help="Use candles before this time only.")
 @click.option(
     "--hours", type=POSITIVE_INT, default=17_520, show_default=True, help="Without --start: hours of history."
 )
@@ -55,7 +47,7 @@ PATH_TYPE = click.Path(path_type=Path)
     learning_rate_name="Learning rate",
 )
 @click.pass_context
-def command(ctx: click.Context, /, as_json: bool, start: str | None, until: str | None, **options: Any) -> None:
+def command(ctx: click.Context, /, as_json: bool, start: float | None, until: float | None, **options: Any) -> None:
     """Train a model and write it as a verified bundle.
 
     Ctrl-C keeps the progress; the same command resumes.
@@ -65,9 +57,7 @@ def command(ctx: click.Context, /, as_json: bool, start: str | None, until: str 
     request_options = {name: options.pop(name) for name in ("out", "hours", "finish", "force")}
     faults = options.pop("faults")
     config = TrainingConfig(**options)
-    request = TrainingRequest(
-        config, start=parse_time(start, "--start"), until=parse_time(until, "--until"), **request_options
-    )
+    request = TrainingRequest(config, start=start, until=until, **request_options)
     settings = load_settings(**(ctx.obj or {}), **setting_options)
     clock = SystemClock()
     jobs = open_job_runner(settings, clock, faults=faults)

@@ -7,14 +7,13 @@ from typing import Any, TypeVar
 
 import click
 
-from cli.fault_option import join_faults
+from cli.options import POSITIVE_INT, join_faults, json_option
 from cli.signals import InterruptCounter
 from cli.training_screen import TrainingScreen
 from forecastd.errors import ExitCode
 from forecastd.training.run import TrainingListener
 from models.errors import TrainingInterrupted
 
-POSITIVE_INT = click.IntRange(min=1)
 T = TypeVar("T")
 CommandFunction = Callable[..., None]
 
@@ -49,7 +48,7 @@ def training_options(
                      help="Replace what is in DIR, and discard an interrupted training run with other options."),
         click.option("--fault", "faults", multiple=True, callback=join_faults, metavar="KIND[:VALUE][@PLACE]",
                      help="Inject a fault into the first training process; may be repeated."),
-        click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON object on stdout."),
+        json_option("The manifest as one JSON object on stdout."),
     ]  # fmt: skip
 
     def add(command: CommandFunction) -> CommandFunction:

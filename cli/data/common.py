@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import click
 from rich.text import Text
 
-from cli.options import SettingOption
+from cli.options import TIME, setting_option
 from cli.rows import console, row
-from cli.times import parse_time
 from forecastd.clock import SystemClock
 from forecastd.market.candles import Candles
 from forecastd.market.inspect import CandleReport, TimeRange, inspect_candles, load_candles
@@ -22,11 +21,8 @@ from forecastd.runtime.formatting import format_duration
 from forecastd.settings import load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-SOURCE_OPTION = click.option(
-    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="The source of the candles.  [DATA_SOURCE]"
-)
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-AS_OF_OPTION = click.option("--as-of", metavar="ISO", help="Act as if it were this time (ISO 8601, UTC).")
+SOURCE_OPTION = setting_option("--source")
+AS_OF_OPTION = click.option("--as-of", type=TIME, metavar="ISO", help="Act as if it were this time (ISO 8601, UTC).")
 MAX_GAPS = 5  # printed
 
 
@@ -34,8 +30,8 @@ def range_options(command: F) -> F:
     """The options that select candles."""
     for option in (
         AS_OF_OPTION,
-        click.option("--end", metavar="ISO", help="Candles that open before this time."),
-        click.option("--start", metavar="ISO", help="Candles that open at or after this time."),
+        click.option("--end", type=TIME, metavar="ISO", help="Candles that open before this time."),
+        click.option("--start", type=TIME, metavar="ISO", help="Candles that open at or after this time."),
         click.option(
             "--hours", type=click.IntRange(min=1), help="Number of hours; without --start, the last (default 408)."
         ),
@@ -46,16 +42,14 @@ def range_options(command: F) -> F:
 
 
 def load_report(
-    shared: dict[str, Any], /, data_source: str | None, as_of: str | None, **candle_range: Any
+    shared: dict[str, Any], /, data_source: str | None, as_of: float | None, **candle_range: Any
 ) -> tuple[Candles, CandleReport]:
     """The candles that the options select, through the rolling window, and the report on them."""
     settings = load_settings(**(shared or {}), data_source=data_source)
-    reference = parse_time(as_of)
-    now = SystemClock().now() if reference is None else reference
-    start, end = parse_time(candle_range["start"], "--start"), parse_time(candle_range["end"], "--end")
+    now = SystemClock().now() if as_of is None else as_of
     source = open_source(settings.source.name, settings)
     with RollingWindow.open(settings.state_path / "window.sqlite") as window:
-        candles = load_candles(source, window, TimeRange(start, end, candle_range["hours"]), now=now)
+        candles = load_candles(source, window, TimeRange(**candle_range), now=now)
     return candles, inspect_candles(candles, now=now)
 
 

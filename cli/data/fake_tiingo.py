@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from cli.data.common import AS_OF_OPTION, JSON_OPTION, SOURCE_OPTION
-from cli.times import parse_time
+from cli.data.common import AS_OF_OPTION, SOURCE_OPTION
+from cli.options import json_option
 from forecastd.clock import ReplayClock, SystemClock
 from forecastd.market.sources import open_source
 from forecastd.market.sources.fake_tiingo import FakeTiingo, TiingoFault, require_api_key
@@ -29,12 +29,12 @@ from forecastd.settings import load_settings
 @click.option(
     "--fault", "faults", multiple=True, metavar="NAME[@first=N|@every=N]", help="Inject a fault; may be repeated."
 )
-@JSON_OPTION
+@json_option()
 @click.pass_obj
 def command(
     shared: dict[str, Any],
     /,
-    as_of: str | None,
+    as_of: float | None,
     faults: tuple[str, ...],
     require_key: bool,
     as_json: bool,
@@ -49,8 +49,7 @@ def command(
     slow, hang, huge, unauthorized, redirect, broken, empty.
     """
     settings = load_settings(**(shared or {}), data_source=options.pop("data_source"))
-    reference = parse_time(as_of)
-    clock = SystemClock() if reference is None else ReplayClock(reference)
+    clock = SystemClock() if as_of is None else ReplayClock(as_of)
     key = require_api_key(settings) if require_key else None
     source = open_source(settings.source.name, settings)
     with FakeTiingo(source, clock, key=key, faults=[TiingoFault.parse(text) for text in faults], **options) as server:

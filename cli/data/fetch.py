@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from cli.data.common import JSON_OPTION, load_report, print_report, range_options
+from cli.data.common import load_report, print_report, range_options
+from cli.options import json_option
 
 
 @click.command(name="fetch")
 @range_options
-@JSON_OPTION
+@json_option()
 @click.pass_obj
 def command(shared: dict[str, Any], /, as_json: bool, **options: Any) -> None:
     """Update the rolling window.

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from cli.data.common import JSON_OPTION, load_report, print_report, range_options
+from cli.data.common import load_report, print_report, range_options
+from cli.options import json_option
 from forecastd.errors import ExitCode
 
 
 @click.command(name="inspect")
 @range_options
-@JSON_OPTION
+@json_option()
 @click.pass_context
 def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """Describe candles and run the checks of a forecast.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cli.main import setting_option
+from cli.options import setting_option
 from forecastd.clock import ScaledClock, from_iso
 from forecastd.errors import require_extra
 from forecastd.logs import configure, install_hooks
@@ -21,16 +20,12 @@ if TYPE_CHECKING:
 @click.command(name="serve")
 @setting_option("--host", "FLEET_HOST", "Address to listen on; other machines need an API key.", metavar="ADDRESS")
 @setting_option("--port", "FLEET_PORT", "Port to listen on; 0 takes a free one.", type=click.IntRange(0, 65535))
-@setting_option("--model", "FLEET_MODEL", "The model bundle.", type=click.Path(path_type=Path), metavar="DIR")
-@setting_option(
-    "--engine",
-    "FLEET_ENGINE",
-    "The engine that runs the model.",
-    type=click.Choice(["auto", "library", "fused", "stream", "onnx"]),
-)
+@setting_option("--model", "FLEET_MODEL")
+@setting_option("--engine", "FLEET_ENGINE", "The engine that runs the model.",
+                type=click.Choice(["auto", "library", "fused", "stream", "onnx"]))  # fmt: skip
 @setting_option("--step", "FLEET_STEP", "Seconds per tick; must be that of the model.", type=click.IntRange(1, 3600))
-@setting_option("--state-dir", "STATE_DIR", "The state directory.", type=click.Path(path_type=Path), metavar="DIR")
-@setting_option("--log-dir", "LOG_DIR", "The log directory.", type=click.Path(path_type=Path), metavar="DIR")
+@setting_option("--state-dir")
+@setting_option("--log-dir")
 @click.option("--demo", is_flag=True, help="Simulate the servers; no state is kept.")
 @click.option(
     "--servers", type=click.IntRange(1, 5000), metavar="N", help="With --demo: number of servers (default: 20)."

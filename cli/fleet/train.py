@@ -7,19 +7,14 @@ from typing import Any
 
 import click
 
-from cli.main import setting_option
+from cli.options import PATH, POSITIVE_INT, TIME, setting_option
 from cli.signals import STOP_SIGNALS, single_interrupt
-from cli.times import parse_time
-from cli.training_options import POSITIVE_INT, run_training, training_options
+from cli.training_options import run_training, training_options
 from forecastd.clock import SystemClock
-
-PATH = click.Path(path_type=Path)
 
 
 @click.command(name="train")
-@setting_option(
-    "--state-dir", "STATE_DIR", "State directory of the `fleet serve` that keeps the history.", type=PATH, metavar="DIR"
-)
+@setting_option("--state-dir", text="State directory of the `fleet serve` that keeps the history.")
 @setting_option("--step", "FLEET_STEP", "Seconds per tick.", type=click.IntRange(1, 3600))
 @click.option("--history", type=click.FloatRange(0, min_open=True), metavar="HOURS",
               help="Hours of the fleet's own history to train on (default: all).")  # fmt: skip
@@ -29,7 +24,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--data", type=PATH, metavar="CSV", help="Train on a table instead: columns series, timestamp, and the metrics."
 )
-@click.option("--until", metavar="ISO", help="Train only on data before this time.")
+@click.option("--until", type=TIME, metavar="ISO", help="Train only on data before this time.")
 @click.option(
     "--servers",
     type=POSITIVE_INT,
@@ -76,7 +71,7 @@ PATH = click.Path(path_type=Path)
     learning_rate_name="Highest learning rate",
 )
 @click.pass_context
-def command(ctx: click.Context, /, as_json: bool, until: str | None, **options: Any) -> None:
+def command(ctx: click.Context, /, as_json: bool, until: float | None, **options: Any) -> None:
     """Train a model for the fleet and write it as a checked bundle.
 
     It is trained on the history that `fleet serve` keeps, and compared with baselines on the newest part of it.
@@ -94,9 +89,7 @@ def command(ctx: click.Context, /, as_json: bool, until: str | None, **options: 
     names = ("out", "history", "simulate", "data", "servers", "finish", "force")
     faults = options.pop("faults")
     request_options = {name: options.pop(name) for name in names}
-    request = FleetTrainingRequest(
-        FleetTrainingConfig(**options), until=parse_time(until, "--until"), **request_options
-    )
+    request = FleetTrainingRequest(FleetTrainingConfig(**options), until=until, **request_options)
     settings = load_settings(**{**(ctx.obj or {}), **setting_values})
     clock = SystemClock()
     jobs = open_job_runner(settings, clock, faults=faults)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from cli.options import SettingOption
 from forecastd.ledger.export import LedgerEpoch, find_epochs
 from forecastd.ledger.snapshot import LedgerNotFound, open_snapshot
 from forecastd.settings import load_settings
 
-F = TypeVar("F", bound=Callable[..., Any])
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 TOPIC_OPTION = click.option("--topic-id", type=click.IntRange(min=1), metavar="ID", help="Only epochs of this topic.")
-
-
-def network_option(command: F) -> F:
-    """The option for the chain to query. (The topic is a filter here, not a setting.)"""
-    networks = click.Choice(["local", "testnet", "mainnet"])
-    return click.option(
-        "--network", "allora_network", cls=SettingOption, type=networks, help="The network.  [ALLORA_NETWORK]"
-    )(command)
 
 
 def read_epochs(shared: dict[str, Any] | None, **filters: Any) -> list[LedgerEpoch]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from cli.ledger.common import JSON_OPTION, TOPIC_OPTION, read_epochs
+from cli.ledger.common import TOPIC_OPTION, read_epochs
 from cli.ledger.rows import print_epochs
+from cli.options import json_option
 from forecastd.ledger.ledger import SubmissionState
 
 STATES = tuple(state.value for state in SubmissionState)
@@ -20,7 +21,7 @@ STATES = tuple(state.value for state in SubmissionState)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=24, show_default=True, help="Maximum number, newest first."
 )
-@JSON_OPTION
+@json_option()
 @click.pass_obj
 def command(shared: dict[str, Any] | None, /, as_json: bool, **filters: Any) -> None:
     """List the newest epochs."""

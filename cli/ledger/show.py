@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from cli.ledger.common import JSON_OPTION, TOPIC_OPTION, read_epochs
+from cli.ledger.common import TOPIC_OPTION, read_epochs
 from cli.ledger.rows import print_epoch
+from cli.options import json_option
 from forecastd.errors import NeedsHuman
 
 
 @click.command(name="show")
 @click.argument("nonce", type=click.IntRange(min=0))
 @TOPIC_OPTION
-@JSON_OPTION
+@json_option()
 @click.pass_obj
 def command(shared: dict[str, Any] | None, /, nonce: int, as_json: bool, topic_id: int | None) -> None:
     """Show an epoch with all its signatures."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.ledger.common import network_option
+from cli.options import setting_option
 from forecastd.clock import SystemClock
 from forecastd.errors import ExitCode
 from forecastd.settings import load_settings
@@ -12,7 +12,7 @@ from forecastd.submission.account import format_ranges, open_unexplained_account
 
 
 @click.command(name="trust")
-@network_option
+@setting_option("--network")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_context
 def command(ctx: click.Context, /, allora_network: str | None, yes: bool) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from cli.ledger.common import JSON_OPTION, TOPIC_OPTION, network_option
+from cli.ledger.common import TOPIC_OPTION
 from cli.ledger.rows import print_report, print_verdict, report_json
+from cli.options import json_option, setting_option
 from forecastd.clock import SystemClock
 from forecastd.errors import ExitCode
 from forecastd.ledger.snapshot import open_snapshot
@@ -18,10 +19,10 @@ from forecastd.submission.verify import verify_ledger
 
 
 @click.command(name="verify")
-@network_option
+@setting_option("--network")
 @TOPIC_OPTION
 @click.option("--limit", type=click.IntRange(min=1), help="Verify only this many epochs, the newest.")
-@JSON_OPTION
+@json_option()
 @click.pass_context
 def command(ctx: click.Context, /, allora_network: str | None, as_json: bool, **filters: Any) -> None:
     """Compare every epoch with the chain.

@@ -11,9 +11,8 @@ import click
 from rich.text import Text
 
 from cli.model.common import DIRECTORY_ARGUMENT
-from cli.options import SettingOption
+from cli.options import TIME, json_option, setting_option
 from cli.rows import console, row, stage_row
-from cli.times import parse_time
 from forecastd.clock import Clock, SystemClock
 from forecastd.fleet.model_check import check_fleet_model
 from forecastd.inference.model_check import check_model
@@ -25,21 +24,13 @@ from models.registry import is_fleet_bundle
 
 @click.command(name="check")
 @DIRECTORY_ARGUMENT
-@click.option(
-    "--source", "data_source", cls=SettingOption, metavar="SPEC", help="Candles for the test prediction.  [DATA_SOURCE]"
-)
-@click.option(
-    "--features",
-    cls=SettingOption,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="The feature list.  [FEATURES]",
-)
-@click.option("--as-of", metavar="ISO", help="Predict as of this time (ISO 8601, UTC).")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@setting_option("--source", text="Candles for the test prediction.")
+@setting_option("--features", text="The feature list.")
+@click.option("--as-of", type=TIME, metavar="ISO", help="Predict as of this time (ISO 8601, UTC).")
+@json_option()
 @click.pass_obj
 def command(
-    shared: dict[str, Any], /, directory: Path | None, as_of: str | None, as_json: bool, **options: Any
+    shared: dict[str, Any], /, directory: Path | None, as_of: float | None, as_json: bool, **options: Any
 ) -> None:
     """Verify a bundle: hashes, schema, features, weights, canary, and a test prediction on recent candles.
 
@@ -48,7 +39,7 @@ def command(
     settings, clock = load_settings(model=directory, **shared, **options), SystemClock()
     stages: list[StageResult] = []
     report = stages.append if as_json else lambda stage: console().print(stage_row(stage))
-    now = parse_time(as_of) or clock.now()
+    now = as_of or clock.now()
     manifest, next_command = _check_bundle(settings, clock, now, report)
     document = {"bundle": str(settings.model_path), "sha256": manifest.sha256, "synthetic": manifest.training.synthetic}
     if as_json:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from cli.options import json_option
 from cli.rows import console, row
 from forecastd.clock import SystemClock
 from forecastd.inference.bundle_store import QuarantineEntry, open_bundle_store
@@ -20,7 +21,7 @@ MIN_PREFIX_LENGTH = 4  # characters of a sha256 that identify a bundle
 
 @click.command(name="quarantine")
 @click.option("--release", metavar="SHA|all", help="Release the bundle whose sha256 starts with SHA, or all.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@json_option()
 @click.pass_obj
 def command(shared: dict[str, Any] | None, /, release: str | None, as_json: bool) -> None:
     """List the bundles in quarantine, or release them.

@@ -9,6 +9,7 @@ import click
 
 from cli.manifest import manifest_tables
 from cli.model.common import DIRECTORY_ARGUMENT
+from cli.options import json_option
 from cli.rows import console
 from forecastd.settings import load_settings
 from models.bundle.files import read_manifest_bytes
@@ -17,7 +18,7 @@ from models.registry import read_any_manifest
 
 @click.command(name="show")
 @DIRECTORY_ARGUMENT
-@click.option("--json", "as_json", is_flag=True, help="The whole manifest as one JSON object.")
+@json_option("The whole manifest as one JSON object.")
 @click.pass_obj
 def command(shared: dict[str, Any], /, directory: Path | None, as_json: bool) -> None:
     """Describe a bundle: its target, inputs, training data and scores."""
