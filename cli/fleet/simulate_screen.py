@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from cli.fleet.client import default_key, default_url
+from cli.fleet.client import make_client
 from cli.rows import console, row
 from forecastd.clock import SystemClock, to_iso
 from forecastd.errors import ExitCode
-from forecastd.fleet.simulator.client import FeedClient
 from forecastd.fleet.simulator.feeds import ACCEPTED, DUPLICATE
 from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan, SimulationTally
 from forecastd.settings import load_settings
 
+FEED_SECONDS = 30.0  # for a request and its response
 LINE_INTERVAL_SECONDS = 60.0  # between two lines without a terminal
 
 
@@ -31,7 +31,7 @@ def run_simulation(
 ) -> int:
     """Run a simulation until its end or a signal; return the exit code. `options`: overrides of the settings."""
     settings, plan = load_settings(**options), SimulationPlan(**plan_options)
-    client = FeedClient(url or default_url(settings), api_key or default_key(settings))
+    client = make_client(settings, url, api_key, seconds=FEED_SECONDS, keep_alive=True)
     with _stop_on_signal() as stop, SimulationScreen(client.name, plan, quiet=as_json) as screen:
         simulation = Simulation(
             plan, client, SystemClock(), stop, report=screen.report, on_progress=screen.on_progress

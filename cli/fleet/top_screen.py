@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType,
 from rich.table import Table
 from rich.text import Text
 
-from cli.fleet.client import FleetClient, FleetNotRunning, make_client
+from cli.fleet.client import make_client
 from cli.fleet.rows import (
     LEVEL_STYLES,
     alert_table,
@@ -31,6 +31,7 @@ from cli.rows import console, row
 from cli.signals import single_interrupt
 from cli.status_screen import printable
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.fleet.client import FleetClient
 from forecastd.fleet.documents import (
     AlertsResponse,
     ForecastsResponse,
@@ -112,7 +113,7 @@ class TopMonitor:
         height = terminal.height if terminal.is_terminal else None
         try:
             self._last_data = self._fetch(height)
-        except (FleetNotRunning, RetryLater, NeedsHuman) as error:
+        except (RetryLater, NeedsHuman) as error:
             if self._last_data is None:
                 raise
             return TopScreen(replace(self._last_data, error=str(error)), height)

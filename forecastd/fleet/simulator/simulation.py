@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from forecastd.clock import Clock
+from forecastd.clock import Clock, from_iso
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.fleet.client import BodyTooLarge, FleetClient, FleetUnavailable
+from forecastd.fleet.documents import StatusResponse
 from forecastd.fleet.simulator import noise
-from forecastd.fleet.simulator.client import BodyTooLarge, FeedClient, FleetUnavailable
 from forecastd.fleet.simulator.faults import Scenario
 from forecastd.fleet.simulator.feeds import (
     ACCEPTED,
@@ -176,6 +177,27 @@ class SimulationTally:
         }
 
 
+@dataclass(frozen=True)
+class ServiceTime:
+    """The service's clock at a request: `now` in unix seconds, `step` in seconds per tick, and its `speed`."""
+
+    now: float
+    step: int
+    speed: float
+
+
+def read_time(client: FleetClient) -> ServiceTime:
+    """The service's clock. Raises as the methods of `FleetClient` do."""
+    status = client.fetch(StatusResponse, "/status")
+    tick, step = status.tick, status.step_seconds
+    if tick.newest >= 0 and tick.age_seconds is not None:  # precise to the millisecond, unlike `now`
+        return ServiceTime((tick.newest + 1) * step + tick.age_seconds, step, status.speed)
+    try:
+        return ServiceTime(from_iso(status.now), step, status.speed)
+    except ValueError:
+        raise client.not_a_fleet("/status: now is not a time.") from None
+
+
 class Simulation:
     """One run of a plan. `stop` ends it.
 
@@ -184,7 +206,7 @@ class Simulation:
     """
 
     def __init__(
-        self, plan: SimulationPlan, client: FeedClient, clock: Clock, stop: Event, *, report: Callable[[str], None],
+        self, plan: SimulationPlan, client: FleetClient, clock: Clock, stop: Event, *, report: Callable[[str], None],
         on_progress: Callable[[SimulationTally, float], None],
     ) -> None:  # fmt: skip
         self.plan, self.tally = plan, SimulationTally()
@@ -243,7 +265,7 @@ class Simulation:
         return self._service.now + (self._clock.monotonic() - self._last_sync_at) * self._service.speed
 
     def _sync_clock(self) -> None:
-        self._service, _ = self._call_with_retries(self._client.get_time)
+        self._service, _ = self._call_with_retries(lambda: read_time(self._client))
         self._last_sync_at = self._clock.monotonic()
 
     def _wait(self, tick: int) -> None:
@@ -287,7 +309,7 @@ class Simulation:
             return
         try:
             response, failures = self._call_with_retries(
-                partial(self._client.send, *encode_body(encoded, self.plan.kind))
+                partial(self._client.feed, *encode_body(encoded, self.plan.kind))
             )
         except BodyTooLarge as error:
             if len(encoded) == 1:
@@ -327,7 +349,7 @@ class Simulation:
             if self._clock.monotonic() - self._last_response_at > self.plan.patience:
                 raise RetryLater(f"{failure} Gave up after {self.plan.patience:g} s without a response.")
             pause = backoff_seconds(len(failures), MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS)
-            if self._stop.wait(max(failure.retry_after_seconds or 0.0, pause)):
+            if self._stop.wait(max(failure.retry_after or 0.0, pause)):
                 raise _Stopped
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pytest_httpserver import HTTPServer
 
-from cli.fleet.client import FleetAccessDenied, FleetClient, FleetNotRunning, make_client
+from cli.fleet.client import make_client
 from forecastd.errors import ForecastdError, NeedsHuman, RetryLater
+from forecastd.fleet.client import FleetAccessDenied, FleetClient, FleetNotRunning
 from forecastd.fleet.documents import StatusResponse
 from forecastd.settings import load_settings
 
@@ -63,7 +64,7 @@ def silent_server() -> Iterator[str]:
 
 
 def test_silent_server_differs_from_no_server(silent_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.fleet.client.REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr("forecastd.fleet.client.REQUEST_SECONDS", 0.2)
     with pytest.raises(RetryLater, match="did not answer in full"):
         FleetClient(silent_server).get("/status")
 

@@ -12,9 +12,9 @@ import pytest
 
 from forecastd.clock import SystemClock, to_iso
 from forecastd.errors import NeedsHuman, RetryLater
+from forecastd.fleet.client import FleetClient
 from forecastd.fleet.contract import FeedError
 from forecastd.fleet.ingest.feed import parse_feed
-from forecastd.fleet.simulator.client import FeedClient
 from forecastd.fleet.simulator.feeds import ACCEPTED, DUPLICATE
 from forecastd.fleet.simulator.simulation import Simulation, SimulationPlan, SimulationTally
 from forecastd.fleet.window.window import FleetWindow
@@ -52,7 +52,7 @@ class FakeFleetServer(ThreadingHTTPServer):
         now = self.time()
         newest = int(now // STEP) - 1
         return self.status or {
-            "now": to_iso(now), "step_seconds": STEP, "speed": self.speed,
+            "version": "1", "servers": {}, "now": to_iso(now), "step_seconds": STEP, "speed": self.speed,
             "tick": {"newest": newest, "time": to_iso(newest * STEP), "age_seconds": round(now - (newest + 1) * STEP, 3)},
         }  # fmt: skip
 
@@ -124,7 +124,7 @@ class SimulationRun:
     def __init__(self, url: str, key: str | None = None, **plan: Any) -> None:
         self.messages: list[str] = []
         self.stop = threading.Event()
-        self.client = FeedClient(url, key)
+        self.client = FleetClient(url, key, seconds=30.0, keep_alive=True)
         self.progress: list[float] = []
         self.simulation = Simulation(
             SimulationPlan(**({"servers": 7, "duration": 0.0, "backfill": 5.0} | plan)), self.client, SystemClock(),
@@ -225,17 +225,19 @@ def test_other_speed_than_service_is_refused(service: FakeFleetServer) -> None:
         SimulationRun(service.url, speed=1.0)()
 
 
-@pytest.mark.parametrize("status", [{"version": "7"}, {"now": "noon", "step_seconds": 5, "tick": {"newest": 1}}])
+@pytest.mark.parametrize("status", [
+    {"version": "7"}, {"version": "7", "servers": {}, "now": "noon", "step_seconds": 5, "tick": {"newest": 1}},
+])  # fmt: skip
 def test_unknown_service_gets_no_rows(service: FakeFleetServer, status: dict[str, Any]) -> None:
     service.status = status
-    with pytest.raises(NeedsHuman, match="not as a fleet"):
+    with pytest.raises(NeedsHuman, match="is not a fleet"):
         SimulationRun(service.url)()
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "127.0.0.1:8080", "http://"])
 def test_simulation_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(NeedsHuman, match="not a fleet URL"):
-        FeedClient(url)
+        FleetClient(url)
 
 
 def test_no_listener_gives_up_after_patience(unused_url: str) -> None:
