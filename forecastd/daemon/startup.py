@@ -88,7 +88,7 @@ def check_chain(
         chain_id = chain_id_for(topics[0][0]) if topics else ""
         wallets = [(settings, wallet.address) for settings, wallet in topics]
         plan = chain_checks.plan_chain_checks(connection.endpoints, wallets, chain_id, clock, register=register)
-        checks = [threads.submit(check) for _, check in plan]
+        checks = [threads.submit(check.run) for check in plan]
         end = clock.monotonic() + CHAIN_TIMEOUT_SECONDS
         for future in checks:
             new_findings, new_problems = _check_result(future, max(0.0, end - clock.monotonic()))

@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.clock import Clock
 from forecastd.doctor import host, inputs, network
-from forecastd.doctor.finding import CheckRunner, DoctorCheck, Finding, Level, split_message
+from forecastd.doctor.finding import CheckRunner, DoctorCheck, Finding, Level, failure, skipped, split_message, warning
 from forecastd.errors import ForecastdError, RetryLater
 from forecastd.settings import Settings
 from forecastd.submission.connect import chain_id_for, open_endpoints
@@ -25,8 +24,6 @@ from forecastd.submission.connect import chain_id_for, open_endpoints
 __all__ = ["Finding", "Level", "diagnose", "worst_level"]
 
 SOURCE_FIX = "Correct DATA_SOURCE, or try `forecastd data inspect`."
-CHAIN_FIX = "Check the endpoint lines above, and run the doctor again."
-INPUT_SECONDS, CHAIN_SECONDS, HOST_SECONDS = 40.0, 25.0, 10.0
 
 
 def worst_level(findings: Sequence[Finding]) -> Level:
@@ -70,7 +67,7 @@ def diagnose(
             emit(finding)
         with ExitStack() as stack:
             if "ALLORA_NETWORK" in invalid_settings:
-                emit(Finding("endpoint", Level.SKIP, "skipped: ALLORA_NETWORK is invalid"))
+                emit(skipped("endpoint", "skipped: ALLORA_NETWORK is invalid"))
             else:
                 chain = _connect_chain(stack, common, clock, emit)
                 for finding in _chain_findings(chain, topics, wallets, clock, threads):
@@ -84,27 +81,17 @@ def diagnose(
 
 def _local_checks(common: Settings, topics: Sequence[Settings], clock: Clock) -> list[DoctorCheck]:
     """The checks that need no chain. Sources and models that several topics share are checked once."""
-    sources = {(topic_settings.source, topic_settings.model): topic_settings for topic_settings in topics}.values()
-    models = {topic_settings.model: topic_settings for topic_settings in topics}.values()
+    sources = {(topic.source, topic.model): topic for topic in topics}.values()
+    models = {topic.model: topic for topic in topics}.values()
     state, logs = common.state_path, common.log_path
     return [
-        *(
-            DoctorCheck("source", partial(inputs.check_source, topic_settings, clock), INPUT_SECONDS, SOURCE_FIX)
-            for topic_settings in sources
-        ),
-        *(
-            DoctorCheck("model", partial(inputs.check_model, topic_settings, clock), INPUT_SECONDS, inputs.MODEL_FIX)
-            for topic_settings in models
-        ),
-        DoctorCheck("disk", partial(host.check_disk, "STATE_DIR", state, required=True), HOST_SECONDS),
-        DoctorCheck("disk", partial(host.check_disk, "LOG_DIR", logs, required=False), HOST_SECONDS),
-        DoctorCheck("ledger", partial(host.check_ledger, _ledger_path(common)), HOST_SECONDS),
-        DoctorCheck("service", host.check_services, HOST_SECONDS),
+        *(DoctorCheck("source", partial(inputs.check_source, topic, clock), 40.0, SOURCE_FIX) for topic in sources),
+        *(DoctorCheck("model", partial(inputs.check_model, topic, clock), 40.0, inputs.MODEL_FIX) for topic in models),
+        DoctorCheck("disk", partial(host.check_disk, "STATE_DIR", state, required=True), 10.0),
+        DoctorCheck("disk", partial(host.check_disk, "LOG_DIR", logs, required=False), 10.0),
+        DoctorCheck("ledger", partial(host.check_ledger, state / "ledger.sqlite"), 10.0),
+        DoctorCheck("service", host.check_services, 10.0),
     ]
-
-
-def _ledger_path(settings: Settings) -> Path:
-    return settings.state_path / "ledger.sqlite"
 
 
 def _connect_chain(
@@ -116,10 +103,10 @@ def _connect_chain(
     except RetryLater as error:
         # Only one process at a time can hold the embedded node; a worker that holds it is not a fault.
         fix = "Run `forecastd localnet` in the foreground; the worker and the doctor both connect to it."
-        emit(Finding("endpoint", Level.WARN, split_message(str(error))[0], fix))
+        emit(warning("endpoint", split_message(str(error))[0], fix))
         return None
     except ForecastdError as error:
-        emit(Finding("endpoint", Level.FAIL, *split_message(str(error))))
+        emit(failure("endpoint", *split_message(str(error))))
         return None
     findings, usable = network.check_endpoints(chain)
     for finding in findings:
@@ -137,8 +124,7 @@ def _chain_findings(
     """The findings on balances, topics, account sequences and the clock; the checks run in parallel."""
     if chain is None:
         names = ("balance", "topic", "sequence", "clock")
-        return [Finding(name, Level.SKIP, "skipped: no endpoint is usable") for name in names]
-    runs = network.plan_chain_checks(chain, list(zip(topics, wallets, strict=True)), chain_id_for(topics[0]), clock)
-    checks = [DoctorCheck(name, run, CHAIN_SECONDS, CHAIN_FIX) for name, run in runs]
-    skipped_checks = [Finding(name, Level.SKIP, "skipped: there is no wallet") for name in ("balance", "sequence")]
+        return [skipped(name, "skipped: no endpoint is usable") for name in names]
+    checks = network.plan_chain_checks(chain, list(zip(topics, wallets, strict=True)), chain_id_for(topics[0]), clock)
+    skipped_checks = [skipped(name, "skipped: there is no wallet") for name in ("balance", "sequence")]
     return [*CheckRunner(checks, threads, clock).findings(), *([] if any(wallets) else skipped_checks)]

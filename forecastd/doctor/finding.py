@@ -34,6 +34,22 @@ class Finding:
     fix: str = ""
 
 
+def ok(check: str, message: str) -> Finding:
+    return Finding(check, Level.OK, message)
+
+
+def warning(check: str, message: str, fix: str) -> Finding:
+    return Finding(check, Level.WARN, message, fix)
+
+
+def failure(check: str, message: str, fix: str) -> Finding:
+    return Finding(check, Level.FAIL, message, fix)
+
+
+def skipped(check: str, message: str) -> Finding:
+    return Finding(check, Level.SKIP, message)
+
+
 @dataclass(frozen=True)
 class DoctorCheck:
     """A named check with its deadline in seconds, and the fix to show for an error without one."""
@@ -61,13 +77,11 @@ class CheckRunner:
             try:
                 yield from future.result(max(0.0, remaining))
             except TimeoutError:
-                message = f"no result within {check.seconds:g} s"
-                yield Finding(
-                    check.name, Level.FAIL, message, "Look for a hanging disk, network or process, and run again."
-                )
+                fix = "Look for a hanging disk, network or process, and run again."
+                yield failure(check.name, f"no result within {check.seconds:g} s", fix)
             except ForecastdError as error:
                 cause, fix = split_message(str(error))
-                yield Finding(check.name, Level.FAIL, cause, fix or check.fix)
+                yield failure(check.name, cause, fix or check.fix)
 
 
 def split_message(message: str) -> tuple[str, str]:

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from forecastd.chain.wallet import open_wallet
-from forecastd.doctor.finding import Finding, Level, split_message
+from forecastd.doctor.finding import Finding, Level, failure, ok, skipped, split_message, warning
 from forecastd.errors import NeedsHuman
 from forecastd.ledger.ledger import SubmissionState
 from forecastd.ledger.snapshot import LedgerNotFound, open_snapshot
+from forecastd.runtime.formatting import format_count
 from forecastd.service.installed import known_file_paths, missing_paths
 from forecastd.settings import DEFAULTS, ENV_FILE, Settings
 
@@ -35,24 +36,18 @@ def check_settings(invalid_settings: Mapping[str, str], sources: Mapping[str, st
     findings = []
     for name, reason in invalid_settings.items():
         message = f"{name} from {sources.get(name, 'an option')}: {reason}; the checks below use its default"
-        findings.append(Finding("settings", Level.FAIL, message, "See .env.example for the allowed values."))
+        findings.append(failure("settings", message, "See .env.example for the allowed values."))
     for name, suggestion in find_misspelled(set(sources) - set(invalid_settings), setting_names).items():
         fix = f"Rename it to {suggestion}." if suggestion else "Correct or remove it; .env.example lists all names."
-        findings.append(
-            Finding("settings", Level.WARN, f"{name} in {sources[name]} is not a setting and is ignored", fix)
-        )
+        findings.append(warning("settings", f"{name} in {sources[name]} is not a setting and is ignored", fix))
     if any(sources.get(name) == str(ENV_FILE) for name in _SECRETS) and ENV_FILE.stat().st_mode & 0o077:
         fix = f"Run: chmod 600 {ENV_FILE}"
-        findings.append(
-            Finding("settings", Level.WARN, f"other users can read {ENV_FILE}, which contains a secret", fix)
-        )
+        findings.append(warning("settings", f"other users can read {ENV_FILE}, which contains a secret", fix))
     set_names = sorted(setting_names & set(sources))
     location = f"{ENV_FILE.resolve()} found" if ENV_FILE.is_file() else "no .env here"
     if not invalid_settings:
         findings.append(
-            Finding(
-                "settings", Level.OK, f"{location}; variables set: {', '.join(set_names) or 'none, all are defaults'}"
-            )
+            ok("settings", f"{location}; variables set: {', '.join(set_names) or 'none, all are defaults'}")
         )
     return findings
 
@@ -72,13 +67,13 @@ def check_wallet(settings: Settings) -> tuple[Finding, str | None]:
     try:
         wallet = open_wallet(settings)
     except NeedsHuman as error:
-        return Finding("wallet", Level.FAIL, *split_message(str(error))), None
+        return failure("wallet", *split_message(str(error))), None
     address_note = ", matches ALLORA_WALLET_ADDR" if settings.wallet.address else ""
     message = f"{wallet.address}{address_note}, from {_wallet_source(settings)}"
     if settings.wallet.mnemonic is not None and settings.wallet.mnemonic_file is not None:
         fix = "Remove one of the two."
-        return Finding("wallet", Level.WARN, f"{message}; MNEMONIC_FILE is also set but not used", fix), wallet.address
-    return Finding("wallet", Level.OK, message), wallet.address
+        return warning("wallet", f"{message}; MNEMONIC_FILE is also set but not used", fix), wallet.address
+    return ok("wallet", message), wallet.address
 
 
 def _wallet_source(settings: Settings) -> str:
@@ -115,15 +110,9 @@ def check_disk(name: str, directory: Path, *, required: bool) -> list[Finding]:
     note = "" if existing_parent == directory else " (created when needed)"
     message = f"{name} {directory}{note}: {free / 1e9:.1f} GB free"
     if free >= LOW_DISK_BYTES:
-        return [Finding("disk", Level.OK, message)]
-    return [
-        Finding(
-            "disk",
-            error_level if free < CRITICAL_DISK_BYTES else Level.WARN,
-            message,
-            "Free some space, or choose another disk.",
-        )
-    ]
+        return [ok("disk", message)]
+    level = error_level if free < CRITICAL_DISK_BYTES else Level.WARN
+    return [Finding("disk", level, message, "Free some space, or choose another disk.")]
 
 
 def check_ledger(path: Path) -> list[Finding]:
@@ -132,24 +121,23 @@ def check_ledger(path: Path) -> list[Finding]:
         with open_snapshot(path) as ledger:
             problems, entries = ledger.find_problems(), ledger.newest_entries()
     except LedgerNotFound:
-        return [Finding("ledger", Level.OK, f"none yet at {path}; the first submission creates it")]
+        return [ok("ledger", f"none yet at {path}; the first submission creates it")]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         fix = "Restart the worker: it renames the damaged file and recovers from the chain."
-        return [Finding("ledger", Level.FAIL, f"{path} is damaged: {problems[0]}{more}", fix)]
+        return [failure("ledger", f"{path} is damaged: {problems[0]}{more}", fix)]
     open_entries = [
         entry for entry in entries if entry.row.state in (SubmissionState.SIGNED, SubmissionState.ABANDONED)
     ]
     last = f"; the last is nonce {entries[0].nonce}, {entries[0].row.state}" if entries else ""
-    epochs = f"{len(entries)} {'epoch' if len(entries) == 1 else 'epochs'}"
-    return [Finding("ledger", Level.OK, f"intact, {epochs}, {len(open_entries)} of them open{last}")]
+    return [ok("ledger", f"intact, {format_count(len(entries), 'epoch')}, {len(open_entries)} of them open{last}")]
 
 
 def check_services(files: Sequence[Path] | None = None) -> list[Finding]:
     """Whether the paths in installed service files exist. `files`: the files to check; all known paths by default."""
     installed = [path for path in (known_file_paths() if files is None else files) if path.is_file()]
     if not installed:
-        return [Finding("service", Level.SKIP, "no service file is installed")]
+        return [skipped("service", "no service file is installed")]
     return [_check_service_file(path) for path in installed]
 
 
@@ -157,10 +145,8 @@ def _check_service_file(path: Path) -> Finding:
     try:
         paths = missing_paths(path)
     except NeedsHuman as error:
-        return Finding(
-            "service", Level.FAIL, f"{path} cannot be read: {split_message(str(error))[0]}", "Install it again."
-        )
+        return failure("service", f"{path} cannot be read: {split_message(str(error))[0]}", "Install it again.")
     if paths:
         fix = "Correct the paths in it, then reload the service manager; or run: forecastd service install"
-        return Finding("service", Level.FAIL, f"{path} contains paths that do not exist: {', '.join(paths)}", fix)
-    return Finding("service", Level.OK, f"{path}: its programs and directories exist")
+        return failure("service", f"{path} contains paths that do not exist: {', '.join(paths)}", fix)
+    return ok("service", f"{path}: its programs and directories exist")

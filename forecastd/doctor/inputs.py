@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from forecastd.clock import Clock, to_iso
-from forecastd.doctor.finding import Finding, Level, split_message
+from forecastd.doctor.finding import Finding, Level, failure, ok, split_message, warning
 from forecastd.errors import ForecastdError, NeedsHuman, SkipEpoch
 from forecastd.inference.bundle_store import FallbackBundles, open_bundle_store
 from forecastd.inference.forecaster import Forecaster, required_candles
@@ -30,19 +30,19 @@ def check_source(settings: Settings, clock: Clock) -> list[Finding]:
     source, now = open_source(settings.source.name, settings), clock.now()
     if source.synthetic and settings.chain.network != "local":
         message = f"{source.name} is synthetic and is for the local network only"
-        return [Finding("source", Level.FAIL, message, "Set DATA_SOURCE to tiingo, exchange:NAME or file:PATH.")]
+        return [failure("source", message, "Set DATA_SOURCE to tiingo, exchange:NAME or file:PATH.")]
     step, min_length = _model_requirements(settings) or (source.step, DEFAULT_HOURS)
     if step != source.step:
         message = f"{source.name} provides candles of {source.step} s, but the model requires {step} s"
-        return [Finding("source", Level.FAIL, message, "Choose another source, or train a model on this one.")]
+        return [failure("source", message, "Choose another source, or train a model on this one.")]
     try:
         # Like the rolling window, request more than needed, because the newest candles may be late.
         fetched = source.fetch(int(now) - (min_length + MAX_STALE_STEPS) * step, int(now), now)
         candles, repairs = check_candles(fetched, now=now, min_length=min_length, max_age=MAX_STALE_STEPS * step)
     except SkipEpoch as error:
         fix = "Run `forecastd data inspect` for details; such faults often disappear by the next epoch."
-        return [Finding("source", Level.FAIL, f"{error.check}: {error}", fix)]
-    return [Finding("source", Level.OK, "; ".join((describe_candles(candles, source.name, now), *repairs)))]
+        return [failure("source", f"{error.check}: {error}", fix)]
+    return [ok("source", "; ".join((describe_candles(candles, source.name, now), *repairs)))]
 
 
 def _model_requirements(settings: Settings) -> tuple[int, int] | None:
@@ -86,12 +86,12 @@ def _model_failure(
     cause: str, fix: str, fallbacks: FallbackBundles[MarketManifest], excluded: Collection[str] = ()
 ) -> list[Finding]:
     """The finding on a bundle that cannot run, and one on its fallback. `excluded`: sha256 of bundles not to use."""
-    findings = [Finding("model", Level.FAIL, cause, fix or MODEL_FIX)]
+    findings = [failure("model", cause, fix or MODEL_FIX)]
     for _, bundle in fallbacks.candidates(set(excluded))[:1]:
         message = (
             f"falling back to the last good model of topic {fallbacks.owner}, {bundle.name} ({bundle.sha256[:12]})"
         )
-        findings.append(Finding("model", Level.WARN, message, "Fix the configured model nevertheless."))
+        findings.append(warning("model", message, "Fix the configured model nevertheless."))
     return findings
 
 
@@ -101,13 +101,13 @@ def _model_age_finding(manifest: MarketManifest, message: str, settings: Setting
     if training.synthetic:
         if settings.chain.network != "local":
             fix = "Train one on real candles with `forecastd train --source ...`."
-            return Finding("model", Level.FAIL, f"{message}; trained on synthetic candles", fix)
-        return Finding("model", Level.OK, f"{message}; trained on synthetic candles, for the local network")
+            return failure("model", f"{message}; trained on synthetic candles", fix)
+        return ok("model", f"{message}; trained on synthetic candles, for the local network")
     age = clock.now() - training.trained_until
     days = age / DAY
     message = f"{message}; trained to {to_iso(training.trained_until)}, {format_duration(age)} ago"
     if days <= AGE_WARNING_FRACTION * MAX_MODEL_AGE_DAYS:
-        return Finding("model", Level.OK, message)
+        return ok("model", message)
     is_expired = days > MAX_MODEL_AGE_DAYS
     fix = f"Train it again with `forecastd train`; forecasts are refused after {MAX_MODEL_AGE_DAYS:.0f} days."
     return Finding("model", Level.FAIL if is_expired else Level.WARN, message, fix)

@@ -17,13 +17,14 @@ from forecastd.chain.endpoint_pool import EndpointPool, EndpointReport
 from forecastd.chain.fees import FeePolicy
 from forecastd.chain.networks import NETWORKS, is_local
 from forecastd.clock import Clock, to_iso
-from forecastd.doctor.finding import Finding, Level
+from forecastd.doctor.finding import DoctorCheck, Finding, Level, failure, ok, skipped, warning
 from forecastd.errors import ForecastdError
 from forecastd.ledger.snapshot import LedgerNotFound, open_snapshot
-from forecastd.runtime.formatting import format_duration
+from forecastd.runtime.formatting import format_count, format_duration
 from forecastd.settings import Settings
 from forecastd.submission.account import compare_account, format_ranges
 
+CHAIN_SECONDS, CHAIN_FIX = 25.0, "Check the endpoint lines above, and run the doctor again."
 LOW_EPOCHS, MAX_SHOWN_EPOCHS = 100, 100_000
 MAX_CLOCK_SKEW, DAY = 30.0, 86_400.0  # seconds
 _UALLO_PER_ALLO = Decimal(10) ** 18
@@ -40,11 +41,13 @@ def evaluate_endpoints(reports: Sequence[EndpointReport]) -> list[Finding]:
             f"{report.endpoint}: {report.chain_id or 'chain unknown'}, height {report.height or 'unknown'}{latency}"
         )
         if report.state is EndpointState.OK:
-            behind = f", {_blocks(report.lag)} behind" if report.lag else ""
-            findings.append(Finding("endpoint", Level.OK, message + behind))
+            behind = f", {format_count(report.lag, 'block')} behind" if report.lag else ""
+            findings.append(ok("endpoint", message + behind))
         elif report.state is EndpointState.BEHIND:
             fix = "Remove it from RPC_ENDPOINTS, or wait until it has caught up."
-            findings.append(Finding("endpoint", Level.WARN, f"{message}, {_blocks(report.lag)} behind the others", fix))
+            findings.append(
+                warning("endpoint", f"{message}, {format_count(report.lag, 'block')} behind the others", fix)
+            )
         else:
             reason = report.error or "no response"
             fix = "Correct RPC_ENDPOINTS or ALLORA_NETWORK." if report.state is EndpointState.WRONG_CHAIN else (
@@ -53,10 +56,6 @@ def evaluate_endpoints(reports: Sequence[EndpointReport]) -> list[Finding]:
             level = Level.WARN if usable else Level.FAIL
             findings.append(Finding("endpoint", level, f"{report.endpoint}: {report.state}, {reason}", fix))
     return findings
-
-
-def _blocks(count: int) -> str:
-    return f"{count} {'block' if count == 1 else 'blocks'}"
 
 
 def check_balance(chain: ChainClient, settings: Settings, chain_id: str, address: str, ledger: Path) -> list[Finding]:
@@ -82,15 +81,12 @@ def evaluate_balance(address: str, balance: int, epoch_cost: int, fee_source: st
     """How many epochs `balance` (uallo) pays at `epoch_cost` uallo each; `fee_source` says where the cost comes from."""
     message = f"{Decimal(balance) / _UALLO_PER_ALLO:.6f} ALLO"
     if epoch_cost <= 0:
-        return Finding("balance", Level.OK, f"{message}; submissions are free on this network")
+        return ok("balance", f"{message}; submissions are free on this network")
     epochs = balance // epoch_cost
-    epoch_count = f"{epochs}" if epochs < MAX_SHOWN_EPOCHS else f"more than {MAX_SHOWN_EPOCHS}"
-    noun = "epoch" if epochs == 1 else "epochs"
-    message = (
-        f"{message}, enough for {epoch_count} {noun} at {epoch_cost} uallo ({fee_source} and the chain's data fee)"
-    )
+    epoch_count = format_count(epochs, "epoch") if epochs < MAX_SHOWN_EPOCHS else f"more than {MAX_SHOWN_EPOCHS} epochs"
+    message = f"{message}, enough for {epoch_count} at {epoch_cost} uallo ({fee_source} and the chain's data fee)"
     if epochs >= LOW_EPOCHS:
-        return Finding("balance", Level.OK, message)
+        return ok("balance", message)
     return Finding("balance", Level.WARN if epochs else Level.FAIL, message, f"Send ALLO to {address}.")
 
 
@@ -104,35 +100,30 @@ def check_topic(
     topic_id = settings.topic.id
     topic = chain.topic(topic_id)
     if topic is None:
-        return [
-            Finding("topic", Level.FAIL, f"{topic_id} does not exist on {chain_id}", "Correct TOPIC_ID or --topic-id.")
-        ]
-    lengths = f"epoch of {_blocks(topic.epoch_length)}, window of {_blocks(topic.worker_submission_window)}"
+        return [failure("topic", f"{topic_id} does not exist on {chain_id}", "Correct TOPIC_ID or --topic-id.")]
+    window = format_count(topic.worker_submission_window, "block")
+    lengths = f"epoch of {format_count(topic.epoch_length, 'block')}, window of {window}"
     if chain.is_topic_active(topic_id):
-        findings = [Finding("topic", Level.OK, f"{topic_id} is active: {lengths}")]
+        findings = [ok("topic", f"{topic_id} is active: {lengths}")]
     else:
         fix = "Wait until it is funded again, or choose another topic."
-        findings = [Finding("topic", Level.WARN, f"{topic_id} is not active: it opens no submission windows", fix)]
+        findings = [warning("topic", f"{topic_id} is not active: it opens no submission windows", fix)]
     if address is None:
         return [
             *findings,
-            Finding("topic", Level.SKIP, f"registration for {topic_id} skipped: there is no wallet"),
+            skipped("topic", f"registration for {topic_id} skipped: there is no wallet"),
         ]
     if not chain.can_submit(topic_id, address):
         fix = "Ask the topic's owner to put it on the whitelist."
-        findings.append(Finding("topic", Level.FAIL, f"{address} is not permitted to submit to {topic_id}", fix))
+        findings.append(failure("topic", f"{address} is not permitted to submit to {topic_id}", fix))
     if chain.is_registered(topic_id, address):
-        return [*findings, Finding("topic", Level.OK, f"{address} is registered for {topic_id}")]
-    if is_local(chain_id):
-        message = f"{address} is not registered for {topic_id}; the next cycle registers it, free on the local network"
-        return [*findings, Finding("topic", Level.OK, message)]
-    if register:
-        message = (
-            f"{address} is not registered for {topic_id}; the next cycle registers it for the chain's registration fee"
-        )
-        return [*findings, Finding("topic", Level.OK, message)]
+        return [*findings, ok("topic", f"{address} is registered for {topic_id}")]
+    if is_local(chain_id) or register:
+        price = ", free on the local network" if is_local(chain_id) else " for the chain's registration fee"
+        message = f"{address} is not registered for {topic_id}; the next cycle registers it{price}"
+        return [*findings, ok("topic", message)]
     fix = "Run `forecastd --once --register`, which pays the chain's registration fee."
-    return [*findings, Finding("topic", Level.FAIL, f"{address} is not registered for {topic_id}", fix)]
+    return [*findings, failure("topic", f"{address} is not registered for {topic_id}", fix)]
 
 
 def check_sequence(chain: ChainClient, chain_id: str, address: str, ledger: Path) -> list[Finding]:
@@ -143,22 +134,20 @@ def check_sequence(chain: ChainClient, chain_id: str, address: str, ledger: Path
     except LedgerNotFound:
         account = None
     if account is None or account.known_from is None:
-        return [Finding("sequence", Level.OK, "not in the ledger yet; the first run accepts the account as it is")]
+        return [ok("sequence", "not in the ledger yet; the first run accepts the account as it is")]
     message = f"next is {account.sequence}"
     if account.unexplained:
         fix = "Stop the other worker; if these transactions are yours, run `forecastd ledger trust`."
         message = (
             f"{message}; another program used this key: sequence {format_ranges(account.unexplained)}. Signing is off"
         )
-        return [Finding("sequence", Level.FAIL, message, fix)]
+        return [failure("sequence", message, fix)]
     if account.was_reset:
         message = f"{message}, but the ledger tracks the account from sequence {account.known_from}"
         if is_local(chain_id):
-            return [Finding("sequence", Level.OK, f"{message}: the local chain was reset")]
-        return [Finding("sequence", Level.WARN, message, "Check for an endpoint that is far behind or was reset.")]
-    return [
-        Finding("sequence", Level.OK, f"{message}; the ledger tracks the account from sequence {account.known_from}")
-    ]
+            return [ok("sequence", f"{message}: the local chain was reset")]
+        return [warning("sequence", message, "Check for an endpoint that is far behind or was reset.")]
+    return [ok("sequence", f"{message}; the ledger tracks the account from sequence {account.known_from}")]
 
 
 def check_clock(chain: ChainClient, clock: Clock) -> list[Finding]:
@@ -172,18 +161,18 @@ def evaluate_clock(now: float, block_time: float) -> Finding:
     offset = now - block_time
     message = f"{to_iso(now)}, {format_duration(abs(offset))} {'after' if offset >= 0 else 'before'} the latest block"
     if abs(offset) <= MAX_CLOCK_SKEW:
-        return Finding("clock", Level.OK, message)
+        return ok("clock", message)
     fix = "Correct the clock (chrony or timedatectl set-ntp true)"
     fix += "; or check the chain and the endpoint, which may have stalled." if offset > 0 else "."
     if abs(offset) > DAY:
-        return Finding("clock", Level.FAIL, f"{message}: the age of candles would be wrong", fix)
-    return Finding("clock", Level.WARN, message, fix)
+        return failure("clock", f"{message}: the age of candles would be wrong", fix)
+    return warning("clock", message, fix)
 
 
 def check_endpoints(chain: EndpointPool) -> tuple[list[Finding], bool]:
     """One finding per endpoint, one per duplicate in the list, and whether any endpoint is usable."""
     reports = chain.inspect()
-    duplicates = [Finding("endpoint", Level.WARN, sentence, "Remove the duplicate.") for sentence in chain.warnings]
+    duplicates = [warning("endpoint", sentence, "Remove the duplicate.") for sentence in chain.warnings]
     return [*evaluate_endpoints(reports), *duplicates], any(report.state in USABLE_STATES for report in reports)
 
 
@@ -194,26 +183,21 @@ def plan_chain_checks(
     clock: Clock,
     *,
     register: bool = False,
-) -> list[tuple[str, Callable[[], list[Finding]]]]:
-    """The named checks of wallets, topics and clock. `topics`: each topic's settings and its wallet's address, if any.
+) -> list[DoctorCheck]:
+    """The checks of wallets, topics and clock. `topics`: each topic's settings and its wallet's address, if any.
 
     `register`: a cycle may register the worker. The checks read the ledger from a snapshot, so this process must
     not have it open.
     """
-    settings_by_address = {address: settings for settings, address in topics if address is not None}
-    ledgers = {address: settings.state_path / "ledger.sqlite" for address, settings in settings_by_address.items()}
-    return [
-        *(
-            ("balance", partial(check_balance, chain, settings, chain_id, address, ledgers[address]))
-            for address, settings in settings_by_address.items()
-        ),
-        *(
-            ("topic", partial(check_topic, chain, settings, chain_id, address, register=register))
-            for settings, address in topics
-        ),
-        *(
-            ("sequence", partial(check_sequence, chain, chain_id, address, ledger))
-            for address, ledger in ledgers.items()
-        ),
-        ("clock", partial(check_clock, chain, clock)),
-    ]
+    wallets = {address: settings for settings, address in topics if address is not None}.items()
+    calls: list[tuple[str, Callable[[], list[Finding]]]] = []
+    for address, settings in wallets:
+        ledger = settings.state_path / "ledger.sqlite"
+        calls.append(("balance", partial(check_balance, chain, settings, chain_id, address, ledger)))
+    for topic_settings, wallet in topics:
+        calls.append(("topic", partial(check_topic, chain, topic_settings, chain_id, wallet, register=register)))
+    for address, settings in wallets:
+        ledger = settings.state_path / "ledger.sqlite"
+        calls.append(("sequence", partial(check_sequence, chain, chain_id, address, ledger)))
+    calls.append(("clock", partial(check_clock, chain, clock)))
+    return [DoctorCheck(name, run, CHAIN_SECONDS, CHAIN_FIX) for name, run in calls]
