@@ -26,6 +26,7 @@ MAX_REASONS = 100  # refusals listed in one response; the others are only counte
 Transform = Literal["none", "log1p"]
 Status = Literal["ok", "degraded", "down", "maintenance"]
 STATUSES: tuple[str, ...] = get_args(Status)
+STATUS_CODES = MappingProxyType({status: code for code, status in enumerate(STATUSES)})
 ServerName = Annotated[str, Field(pattern=f"^{SERVER_PATTERN.pattern}$")]
 ProfileName = Annotated[str, Field(pattern=f"^{PROFILE_PATTERN.pattern}$")]
 

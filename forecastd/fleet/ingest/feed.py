@@ -30,6 +30,7 @@ from forecastd.fleet.contract import (
     NDJSON,
     PERCENT_COLUMNS,
     SERVER_PATTERN,
+    STATUS_CODES,
     FeedEnvelope,
     FeedError,
     FeedRejection,
@@ -87,6 +88,15 @@ class FleetRows:
             np.ascontiguousarray(values, dtype=np.float32),
             np.arange(count, dtype=np.int64),
         )
+
+    @property
+    def status_codes(self) -> NDArray[np.uint8]:
+        """[N] the statuses as indices into STATUSES."""
+        return np.array([STATUS_CODES[status] for status in self.statuses], dtype=np.uint8)
+
+    def offsets(self, step: int) -> NDArray[np.float32]:
+        """[N] seconds into the tick of each row."""
+        return (self.times - self.ticks * step).astype(np.float32)
 
     def filter(self, mask: NDArray[np.bool_]) -> FleetRows:
         """The rows where `mask` `[N]` is true."""

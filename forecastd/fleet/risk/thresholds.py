@@ -16,8 +16,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,51 +43,32 @@ class MetricThresholds:
 ThresholdTable = Mapping[str, Mapping[str, MetricThresholds]]  # profile or DEFAULT -> metric -> thresholds
 
 
-@dataclass(frozen=True)
 class Thresholds:
-    """Thresholds for every metric of every profile.
+    """Thresholds for every metric of every profile. A profile without its own uses those of DEFAULT.
 
-    `tables`: an earlier table overrides a later one; the last has every metric.
+    `table`: has all metrics of each profile, and DEFAULT.
     """
 
-    tables: tuple[ThresholdTable, ...]
-
-    @property
-    def profiles(self) -> tuple[str, ...]:
-        """The profiles with their own thresholds, sorted. Every other profile uses those of `default`."""
-        return tuple(sorted({name for table in self.tables for name in table} - {DEFAULT}))
+    def __init__(self, table: ThresholdTable) -> None:
+        self.table = table
+        self._row_by_profile = {profile: row for row, profile in enumerate(table)}
+        self._limits = np.array(  # [P, M, 2]
+            [[astuple(thresholds[metric]) for metric in METRIC_NAMES] for thresholds in table.values()],
+            dtype=np.float64,
+        )
 
     def get(self, profile: str, metric: str) -> MetricThresholds:
         """The thresholds of a metric for servers of a profile, which may be unknown.
 
         Raises KeyError for an unknown metric.
         """
-        for table in self.tables:
-            for key in (profile, DEFAULT):
-                if metric in table.get(key, {}):
-                    return table[key][metric]
-        raise KeyError(metric)
+        return self.table.get(profile, self.table[DEFAULT])[metric]
 
     def arrays(self, profiles: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Warning and critical, each [S, M] in the contract's order, for servers with these profiles."""
-        rows, limits = self._matrix
-        indices = np.fromiter((rows.get(name, 0) for name in profiles), dtype=np.intp, count=len(profiles))
-        return limits[indices, :, 0], limits[indices, :, 1]
-
-    def as_json(self) -> dict[str, dict[str, dict[str, float]]]:
-        """The effective thresholds by profile and metric; `default` applies to all other profiles."""
-        return {
-            name or "default": {metric: vars(self.get(name, metric)) for metric in METRIC_NAMES}
-            for name in (DEFAULT, *self.profiles)
-        }
-
-    @cached_property
-    def _matrix(self) -> tuple[Mapping[str, int], NDArray[np.float64]]:
-        """The row of each profile, and the thresholds as [P, M, 2]; row 0 is the default."""
-        names = (DEFAULT, *self.profiles)
-        thresholds = [[self.get(name, metric) for metric in METRIC_NAMES] for name in names]
-        pairs = [[(limits.warning, limits.critical) for limits in row] for row in thresholds]
-        return {name: row for row, name in enumerate(names)}, np.array(pairs, dtype=np.float64)
+        default = self._row_by_profile[DEFAULT]
+        limits = self._limits[[self._row_by_profile.get(profile, default) for profile in profiles]]
+        return limits[:, :, 0], limits[:, :, 1]
 
 
 def load_thresholds(path: Path | None = None) -> Thresholds:
@@ -97,11 +77,17 @@ def load_thresholds(path: Path | None = None) -> Thresholds:
     Raises:
         NeedsHuman: the file cannot be read or is invalid; the message has the file, the line, the cause and the fix.
     """
-    user_tables = () if path is None else (_read_file(path),)
-    return Thresholds((*user_tables, _read_file(BUILTIN_FILE)))
+    tables = [read_thresholds_file(BUILTIN_FILE), *([] if path is None else [read_thresholds_file(path)])]
+    merged: dict[str, dict[str, MetricThresholds]] = {}
+    for profile in sorted({DEFAULT}.union(*tables)):
+        merged[profile] = {}
+        for table in tables:
+            merged[profile] |= {**table.get(DEFAULT, {}), **table.get(profile, {})}
+    return Thresholds(merged)
 
 
-def _read_file(path: Path) -> ThresholdTable:
+def read_thresholds_file(path: Path) -> ThresholdTable:
+    """The thresholds in a file, without those of other files. Raises as `load_thresholds` does."""
     text = read_text_file(path, "The thresholds file", "Check FLEET_THRESHOLDS.")
     try:
         document = tomllib.loads(text)

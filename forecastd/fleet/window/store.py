@@ -24,7 +24,7 @@ from threading import Lock
 import numpy as np
 
 from forecastd.clock import to_iso
-from forecastd.fleet.contract import METRIC_NAMES, STATUSES
+from forecastd.fleet.contract import METRIC_NAMES
 from forecastd.fleet.history.chunks import HistoryChunk, merge_parts
 from forecastd.fleet.ingest.feed import FleetRows
 from forecastd.fleet.window import tick_tables
@@ -53,7 +53,6 @@ MAX_PENDING_BATCHES = 720  # batches of rows kept in memory while the disk is fu
 PENDING_PER_WRITE = 16  # of these, per tick
 CHUNK_TICKS = 64  # ticks of the history per read
 MAX_STEP_SECONDS = 3600  # the longest possible tick
-_STATUS_CODES = {name: code for code, name in enumerate(STATUSES)}
 MAX_SKIPPED_TICKS = 10_000  # unreadable ticks in a row after which a history ends
 
 
@@ -298,8 +297,7 @@ def _split_by_tick(rows: FleetRows, id_by_server: dict[ServerKey, int], step: in
     """The rows of each tick."""
     keys = zip(rows.servers, rows.profiles, strict=True)
     server_ids = np.array([id_by_server[key] for key in keys], dtype=np.int64)
-    offsets = (rows.times - rows.ticks * step).astype(np.float32)
-    status_codes = np.array([_STATUS_CODES[status] for status in rows.statuses], dtype=np.uint8)
+    offsets, status_codes = rows.offsets(step), rows.status_codes
     order = np.argsort(rows.ticks, kind="stable")
     for indices in np.split(order, np.flatnonzero(np.diff(rows.ticks[order])) + 1):
         start = int(rows.ticks[indices[0]]) * step

@@ -23,8 +23,6 @@ from forecastd.fleet.ingest.feed import FleetRows, ParsedFeed, RowRefusals, filt
 from forecastd.fleet.window.ring import NO_TICK, TickRing
 from forecastd.fleet.window.tick_tables import SavedTick
 
-_STATUS_CODES = {name: code for code, name in enumerate(STATUSES)}
-
 
 @dataclass(frozen=True)
 class WindowBlock:
@@ -115,9 +113,8 @@ class FleetWindow:
             rows = self._drop_outside_ring(rows, refusals)
             slots = self._assign_slots(rows, refusals)
             rows, slots = rows.filter(slots >= 0), slots[slots >= 0]
-            states = np.array([_STATUS_CODES[status] for status in rows.statuses], dtype=np.uint8)
-            offsets = (rows.times - rows.ticks * self.step).astype(np.float32)
-            updated, repeated = self._ring.merge(slots, rows.ticks, offsets, states, rows.values)
+            offsets = rows.offsets(self.step)
+            updated, repeated = self._ring.merge(slots, rows.ticks, offsets, rows.status_codes, rows.values)
             self._update_newest(rows, slots, offsets)
             self._ring.unsaved[slots[updated], rows.ticks[updated] % self._ring.size] = True
         counts, duplicates, superseded = dict(refusals.counts), int(repeated.sum()), int((~updated & ~repeated).sum())

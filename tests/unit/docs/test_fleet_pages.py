@@ -43,7 +43,7 @@ from forecastd.fleet.ingest import record
 from forecastd.fleet.ingest.feed import filter_by_time, parse_feed
 from forecastd.fleet.risk.assessment import LEVEL_MIN_SCORES
 from forecastd.fleet.risk.current_values import MAX_CARRY_TICKS, SILENT_CRITICAL_TICKS, SILENT_WARNING_TICKS
-from forecastd.fleet.risk.thresholds import DEFAULT, load_thresholds
+from forecastd.fleet.risk.thresholds import BUILTIN_FILE, DEFAULT, read_thresholds_file
 from forecastd.fleet.simulator import SCENARIOS
 from forecastd.fleet.simulator.feeds import BAD_ROW_KINDS, DUPLICATE
 from forecastd.fleet.status import STALE_SECONDS, STALE_TICKS
@@ -226,7 +226,7 @@ def test_pages_name_only_settings_of_the_fleet_and_all_of_them(pages: dict[str, 
 def test_alerts_page_has_the_built_in_thresholds(pages: dict[str, str]) -> None:
     lines = section(pages["fleet-alerts"], "## Thresholds")
     profiles = table_rows(lines, "metric")[0][1:]
-    builtin = load_thresholds().tables[-1]
+    builtin = read_thresholds_file(BUILTIN_FILE)
     assert profiles == ["default", *(name for name in builtin if name != DEFAULT)]
     listed = {
         (cells[0], profile): tuple(numbers(cell))

@@ -34,7 +34,7 @@ from forecastd.fleet.window.window import WindowBlock
 LEVELS = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 HORIZON, TICK = 12, 1000
 THRESHOLDS = load_thresholds()
-PROFILES = (*THRESHOLDS.profiles, "generic")
+PROFILES = (*(name for name in THRESHOLDS.table if name), "generic")
 LOW, HIGH = (np.array([getattr(metric, end) for metric in METRICS]) for end in ("low", "high"))
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -19,8 +19,8 @@ def thresholds_file(tmp_path: Path) -> Path:
 
 def test_builtin_thresholds_are_within_bounds() -> None:
     thresholds = load_thresholds()
-    assert {"web", "database", "cache", "worker", "batch"} <= set(thresholds.profiles)
-    for profile in (*thresholds.profiles, "generic"):
+    assert {"web", "database", "cache", "worker", "batch"} <= set(thresholds.table)
+    for profile in (*thresholds.table, "generic"):
         for metric in METRICS:
             limits = thresholds.get(profile, metric.name)
             assert metric.low < limits.warning < limits.critical <= metric.high, (profile, metric.name)
@@ -28,7 +28,7 @@ def test_builtin_thresholds_are_within_bounds() -> None:
 
 def test_simulated_profiles_have_thresholds() -> None:
     simulator = pytest.importorskip("forecastd.fleet.simulator.profiles")
-    assert set(simulator.PROFILES_BY_NAME) <= set(load_thresholds().profiles)
+    assert set(simulator.PROFILES_BY_NAME) <= set(load_thresholds().table)
 
 
 def test_user_file_and_profile_take_precedence(thresholds_file: Path) -> None:
@@ -58,13 +58,13 @@ def test_threshold_arrays_equal_table(thresholds_file: Path) -> None:
             thresholds.get(profile, name) for name in METRIC_NAMES
         ]
     assert thresholds.arrays([])[0].shape == (0, len(METRIC_NAMES))
-    assert thresholds.as_json()["web"]["cpu_percent"] == {"warning": 30.0, "critical": 40.0}
-    assert thresholds.as_json()["default"]["memory_percent"] == vars(thresholds.get("", "memory_percent"))
+    assert thresholds.table["web"]["cpu_percent"] == MetricThresholds(30.0, 40.0)
+    assert thresholds.get("", "memory_percent") == load_thresholds().get("unheard-of", "memory_percent")
 
 
 def test_empty_thresholds_file_changes_nothing(thresholds_file: Path) -> None:
     thresholds_file.write_text("")
-    assert load_thresholds(thresholds_file).as_json() == load_thresholds().as_json()
+    assert load_thresholds(thresholds_file).table == load_thresholds().table
 
 
 INVALID_FILES = {
