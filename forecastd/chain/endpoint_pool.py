@@ -184,11 +184,6 @@ class EndpointPool(ChainClient):
             raise combine_errors(self._rank(include_lagging=True)[1] | calls.errors)
         return next((result for result in calls.values.values() if result is not None), None)
 
-    def heights(self) -> dict[str, int]:
-        """The current height of each usable endpoint, by its name."""
-        calls = self._query_usable(self._requests.fetch_height, is_final=lambda _: False)
-        return {endpoint.name: height for endpoint, height in calls.values.items()}
-
     # Reads from the best endpoint
 
     def ask(

@@ -78,11 +78,11 @@ def _load_wallet(settings: Settings) -> Wallet:
     if mnemonic is not None:
         return Wallet.from_mnemonic(mnemonic.get_secret_value(), origin="MNEMONIC")
     if file is not None:
-        return Wallet.from_mnemonic(_read_private(file), origin=f"The file {file}")
+        return Wallet.from_mnemonic(_read(file, private=True), origin=f"The file {file}")
     if settings.systemd.credentials_directory is not None:
         credential = settings.systemd.credentials_directory / "mnemonic"
         if credential.exists():
-            return Wallet.from_mnemonic(_read(credential), origin="The systemd credential mnemonic")
+            return Wallet.from_mnemonic(_read(credential, private=False), origin="The systemd credential mnemonic")
     if settings.chain.network == "local":
         return _local_wallet(settings.state_path / "localnet" / "wallet")
     raise NeedsHuman(
@@ -97,24 +97,17 @@ def _local_wallet(path: Path) -> Wallet:
     Two processes that create it at once end with the same one.
     """
     if not path.exists():
-        write_atomic(path, f"{_new_phrase()}\n".encode("ascii"), overwrite=False, fix=STATE_DIR_FIX)
-    return Wallet.from_mnemonic(_read_private(path), origin=f"The local wallet {path}")
+        phrase = Mnemonic("english").to_mnemonic(secrets.token_bytes(32))
+        write_atomic(path, f"{phrase}\n".encode("ascii"), overwrite=False, fix=STATE_DIR_FIX)
+    return Wallet.from_mnemonic(_read(path, private=True), origin=f"The local wallet {path}")
 
 
-def _new_phrase() -> str:
-    return str(Mnemonic("english").to_mnemonic(secrets.token_bytes(32)))
-
-
-def _read_private(path: Path) -> str:
-    """The text of a file that only its owner can read.
+def _read(path: Path, *, private: bool) -> str:
+    """The text of a file; `private`: one that only its owner can read.
 
     Raises:
         NeedsHuman: it is missing, not a regular file, readable by others, or not a text file of the size of a phrase.
     """
-    return _read(path, private=True)
-
-
-def _read(path: Path, *, private: bool = False) -> str:
     try:
         # Non-blocking, so that a named pipe is refused instead of blocking here.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -144,9 +137,8 @@ def _seed(phrase: str, origin: str) -> bytes:
     wordlist = set(language.wordlist)
     wrong_positions = [str(position) for position, word in enumerate(words, start=1) if word not in wordlist]
     if wrong_positions:
-        subject = (
-            f"word {wrong_positions[0]} is" if len(wrong_positions) == 1 else f"words {', '.join(wrong_positions)} are"
-        )
+        subject, verb = ("words", "are") if len(wrong_positions) > 1 else ("word", "is")
+        subject = f"{subject} {', '.join(wrong_positions)} {verb}"
         raise NeedsHuman(f"{origin}: {subject} not in the BIP-39 English list. Check for a typing error there.")
     if not language.check(" ".join(words)):
         raise NeedsHuman(
