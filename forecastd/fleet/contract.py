@@ -33,9 +33,10 @@ ProfileName = Annotated[str, Field(pattern=f"^{PROFILE_PATTERN.pattern}$")]
 
 @dataclass(frozen=True)
 class MetricDefinition:
-    """One metric: its unit, the physical bounds of its values, and how a model scales it."""
+    """One metric: its readable name, its unit, the physical bounds of its values, and how a model scales it."""
 
     name: str
+    label: str
     unit: str
     low: float
     high: float
@@ -43,26 +44,31 @@ class MetricDefinition:
     description: str
 
 
-METRICS: tuple[MetricDefinition, ...] = (
-    MetricDefinition("cpu_percent", "%", 0.0, 100.0, "none", "processor time in use, of all cores"),
-    MetricDefinition("cpu_iowait_percent", "%", 0.0, 100.0, "none", "processor time spent waiting for disks"),
-    MetricDefinition(
-        "load_per_core", "1", 0.0, 10_000.0, "log1p", "runnable processes per core, averaged over a minute"
+_METRICS: tuple[tuple[str, str, str, float, float, Transform, str], ...] = (
+    ("cpu_percent", "CPU", "%", 0.0, 100.0, "none", "processor time in use, of all cores"),
+    ("cpu_iowait_percent", "I/O wait", "%", 0.0, 100.0, "none", "processor time spent waiting for disks"),
+    (
+        "load_per_core",
+        "load per core",
+        "1",
+        0.0,
+        10_000.0,
+        "log1p",
+        "runnable processes per core, averaged over a minute",
     ),
-    MetricDefinition("memory_percent", "%", 1.0, 100.0, "none", "memory in use; a running machine always uses some"),
-    MetricDefinition("swap_percent", "%", 0.0, 100.0, "none", "swap space in use"),
-    MetricDefinition("disk_percent", "%", 0.0, 100.0, "none", "the fullest file system"),
-    MetricDefinition("disk_busy_percent", "%", 0.0, 100.0, "none", "time the busiest disk was working"),
-    MetricDefinition("disk_latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "mean time of a disk request"),
-    MetricDefinition("network_in_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "received, all interfaces, in 10^6 bytes"),
-    MetricDefinition("network_out_mb_s", "MB/s", 0.0, 200_000.0, "log1p", "sent, all interfaces, in 10^6 bytes"),
-    MetricDefinition("network_errors_per_s", "1/s", 0.0, 1e9, "log1p", "errors and drops, all interfaces"),
-    MetricDefinition(
-        "latency_ms", "ms", 0.0, 3_600_000.0, "log1p", "time to answer a request, the service's own measure"
-    ),
-    MetricDefinition("requests_per_s", "1/s", 0.0, 1e9, "log1p", "requests answered"),
-    MetricDefinition("error_percent", "%", 0.0, 100.0, "none", "requests that failed"),
+    ("memory_percent", "memory", "%", 1.0, 100.0, "none", "memory in use; a running machine always uses some"),
+    ("swap_percent", "swap", "%", 0.0, 100.0, "none", "swap space in use"),
+    ("disk_percent", "disk space", "%", 0.0, 100.0, "none", "the fullest file system"),
+    ("disk_busy_percent", "disk busy", "%", 0.0, 100.0, "none", "time the busiest disk was working"),
+    ("disk_latency_ms", "disk latency", "ms", 0.0, 3_600_000.0, "log1p", "mean time of a disk request"),
+    ("network_in_mb_s", "network in", "MB/s", 0.0, 200_000.0, "log1p", "received, all interfaces, in 10^6 bytes"),
+    ("network_out_mb_s", "network out", "MB/s", 0.0, 200_000.0, "log1p", "sent, all interfaces, in 10^6 bytes"),
+    ("network_errors_per_s", "network errors", "1/s", 0.0, 1e9, "log1p", "errors and drops, all interfaces"),
+    ("latency_ms", "latency", "ms", 0.0, 3_600_000.0, "log1p", "time to answer a request, the service's own measure"),
+    ("requests_per_s", "requests", "1/s", 0.0, 1e9, "log1p", "requests answered"),
+    ("error_percent", "errors", "%", 0.0, 100.0, "none", "requests that failed"),
 )
+METRICS = tuple(MetricDefinition(*fields) for fields in _METRICS)
 METRIC_NAMES = tuple(metric.name for metric in METRICS)
 METRIC_INDEX = MappingProxyType({name: place for place, name in enumerate(METRIC_NAMES)})
 METRIC_COUNT = len(METRICS)

@@ -4,27 +4,10 @@ from __future__ import annotations
 
 from forecastd.fleet.contract import METRIC_INDEX, METRICS
 
-_LABELS = {
-    "cpu_percent": "CPU",
-    "cpu_iowait_percent": "I/O wait",
-    "load_per_core": "load per core",
-    "memory_percent": "memory",
-    "swap_percent": "swap",
-    "disk_percent": "disk space",
-    "disk_busy_percent": "disk busy",
-    "disk_latency_ms": "disk latency",
-    "network_in_mb_s": "network in",
-    "network_out_mb_s": "network out",
-    "network_errors_per_s": "network errors",
-    "latency_ms": "latency",
-    "requests_per_s": "requests",
-    "error_percent": "errors",
-}
-
 
 def metric_label(metric: str) -> str:
     """The readable name of a metric."""
-    return _LABELS.get(metric, metric.replace("_", " "))
+    return METRICS[METRIC_INDEX[metric]].label
 
 
 def format_value(metric: str, value: float) -> str:
