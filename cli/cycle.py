@@ -19,18 +19,13 @@ from forecastd.settings import load_settings
 from forecastd.submission.topics import load_topics
 from forecastd.submission.worker import run_once
 
-OUTCOME_STYLES = {
-    ExitCode.SUCCESS: "bold green",
-    ExitCode.NOTHING_TO_DO: "bold yellow",
+_STYLES = {  # of an outcome, by its exit code; the worst one first
+    ExitCode.NEEDS_HUMAN: "bold red",
+    ExitCode.TEMPORARY: "bold red",
     ExitCode.REFUSED: "bold yellow",
+    ExitCode.NOTHING_TO_DO: "bold yellow",
+    ExitCode.SUCCESS: "bold green",
 }
-_WORST_FIRST = (
-    ExitCode.NEEDS_HUMAN,
-    ExitCode.TEMPORARY,
-    ExitCode.REFUSED,
-    ExitCode.NOTHING_TO_DO,
-    ExitCode.SUCCESS,
-)
 
 
 def run_cycle_command(
@@ -64,11 +59,8 @@ def run_cycle_command(
         )
     if as_json:
         documents = [outcome.as_json() for outcome in outcomes]
-        click.echo(
-            json.dumps(
-                documents[0] if len(documents) == 1 else {"topics": documents, "exit_code": _worst_exit_code(outcomes)}
-            )
-        )
+        several = {"topics": documents, "exit_code": _worst_exit_code(outcomes)}
+        click.echo(json.dumps(documents[0] if len(documents) == 1 else several))
     else:
         for line in (line for outcome in outcomes for line in outcome_rows(outcome)):
             screen.print(line)
@@ -77,13 +69,12 @@ def run_cycle_command(
 
 def _worst_exit_code(outcomes: list[Outcome]) -> ExitCode:
     """The exit code of several outcomes."""
-    return min((outcome.exit_code for outcome in outcomes), key=_WORST_FIRST.index)
+    return min((outcome.exit_code for outcome in outcomes), key=list(_STYLES).index)
 
 
 def outcome_rows(outcome: Outcome) -> Iterator[Table]:
     """The outcome in the same form as the stages."""
-    style = OUTCOME_STYLES.get(outcome.exit_code, "bold red")
-    text = Text(outcome.outcome.replace("_", " "), style=style)
+    text = Text(outcome.outcome.replace("_", " "), style=_STYLES[outcome.exit_code])
     if outcome.height is not None:
         text.append(f" in block {outcome.height}")
     if outcome.reason:

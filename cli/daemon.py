@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -35,7 +35,7 @@ def run_daemon_command(mode: DaemonMode, *, verbose: bool, register: bool, **opt
 
     settings = load_valid_settings(**options)[0]
     is_live = mode == "continuous" and sys.stdout.isatty()
-    with _live_output() if is_live else _plain_output() as (stream, on_status):
+    with _live_output() if is_live else nullcontext((None, None)) as (stream, on_status):
         configure(
             settings.log_path,
             verbose=verbose,
@@ -79,11 +79,6 @@ def _exit_if_blocked(code: int) -> None:
         logging.shutdown()
         sys.stdout.flush()
         os._exit(code)
-
-
-@contextmanager
-def _plain_output() -> Iterator[tuple[TextIO | None, Callable[[DaemonStatus], None] | None]]:
-    yield None, None
 
 
 @contextmanager

@@ -8,14 +8,18 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from rich.table import Table
+from rich.text import Text
 
-from cli.doctor_rows import print_finding
 from cli.options import json_option, setting_option
+from cli.rows import console
 from forecastd.clock import SystemClock
-from forecastd.doctor import Level, diagnose, worst_level
+from forecastd.doctor import Finding, Level, diagnose, worst_level
 from forecastd.errors import ExitCode, NeedsHuman
 from forecastd.settings import Settings, load_valid_settings, variable_sources
 from forecastd.submission.topics import load_topics
+
+LEVEL_STYLES = {Level.OK: "green", Level.WARN: "bold yellow", Level.FAIL: "bold red", Level.SKIP: "dim"}
 
 
 @click.command(name="doctor")
@@ -34,7 +38,7 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     """
     logging.getLogger().addHandler(logging.NullHandler())  # warnings are findings here
     topics, problems = _topics(options | (ctx.obj or {}))
-    report = (lambda _: None) if as_json else print_finding
+    report = (lambda _: None) if as_json else _print_finding
     findings = diagnose(topics, SystemClock(), invalid_settings=problems, sources=variable_sources(), report=report)
     ok = worst_level(findings) is not Level.FAIL
     if as_json:
@@ -52,3 +56,16 @@ def _topics(options: dict[str, Any]) -> tuple[list[Settings], dict[str, str]]:
         return load_topics(settings.topic.file, settings), problems
     except NeedsHuman as error:
         return [settings], {**problems, "TOPICS_FILE": str(error)}
+
+
+def _print_finding(finding: Finding) -> None:
+    """Print the level, the check and the finding; the fix on a separate line."""
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(width=4, no_wrap=True)
+    table.add_column(width=9, no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    text = Text(finding.message)
+    if finding.fix:
+        text.append(f"\n{finding.fix}", style="bold")
+    table.add_row(Text(finding.level, style=LEVEL_STYLES[finding.level]), finding.check, text)
+    console().print(table)

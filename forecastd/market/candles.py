@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from forecastd.clock import to_iso
 from forecastd.errors import SkipEpoch
-from forecastd.runtime.formatting import format_duration
+from forecastd.runtime.formatting import format_count, format_duration
 
 HOUR = 3600
 COLUMNS = ("open", "high", "low", "close", "volume")
@@ -164,7 +164,7 @@ def repair(candles: Candles) -> Candles:
                 )
         candles = candles.take(np.append(True, ~is_duplicate))
         count = int(is_duplicate.sum())
-        repairs.append(f"dropped {count} identical {'duplicate' if count == 1 else 'duplicates'}")
+        repairs.append(f"dropped {format_count(count, 'identical duplicate')}")
     return candles if tuple(repairs) == candles.repairs else replace(candles, repairs=tuple(repairs))
 
 

@@ -34,6 +34,7 @@ from forecastd.market.candles import (
 )
 from forecastd.market.sources.base import Source
 from forecastd.runtime.closeable import Closeable
+from forecastd.runtime.formatting import format_count
 from forecastd.runtime.sqlite import BUSY_SECONDS, FileUnavailableError, SqliteCache
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class RollingWindow(Closeable):
         ]
         if len(valid_rows) < len(rows):
             count = len(rows) - len(valid_rows)
-            log.warning("Ignored %d damaged %s in %s", count, "row" if count == 1 else "rows", self.path)
+            log.warning("Ignored %s in %s", format_count(count, "damaged row"), self.path)
         if not valid_rows:
             return None
         values = np.frombuffer(b"".join(row[1] for row in valid_rows), dtype="<f8").reshape(-1, len(COLUMNS))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forecastd.runtime.formatting import format_duration
+from forecastd.runtime.formatting import format_count, format_duration
 from forecastd.status.model import DaemonStatus, TopicStatus
 
 MAX_UNCONFIRMED_EPOCHS = 2  # maximum age of the last confirmed submission
@@ -78,7 +78,7 @@ def _topic_reasons(topic: TopicStatus, up: float) -> list[str]:
         since_nonce = "" if topic.confirmed_nonce is None else f" since nonce {topic.confirmed_nonce}"
         reasons.append(
             f"Topic {topic.topic_id}: no submission confirmed{since_nonce} for more than {MAX_UNCONFIRMED_EPOCHS} epochs; "
-            f"{overdue} {'block' if overdue == 1 else 'blocks'} overdue at height {topic.height}."
+            f"{format_count(overdue, 'block')} overdue at height {topic.height}."
         )
     return reasons
 

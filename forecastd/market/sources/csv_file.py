@@ -33,6 +33,7 @@ from forecastd.market.sources.table import (
     unreadable_error,
 )
 from forecastd.market.sources.times import TimeTextError, seconds_of_texts
+from forecastd.runtime.formatting import format_count
 
 MAX_LINE_BYTES = 65_536
 MAX_PREAMBLE_LINES = 30  # a header must come within these lines
@@ -200,7 +201,7 @@ class _CsvReader:
         self.line_numbers.append(self.line_number)
 
     def _field_count_error(self, row: list[str], hint: str) -> SkipEpoch:
-        fields = f"{len(row)} {'field' if len(row) == 1 else 'fields'}"
+        fields = format_count(len(row), "field")
         return unreadable_error(self.path, f"line {self.line_number} has {fields} instead of {self.width}. {hint}")
 
     def _parse_number(self, text: str, place: int | None) -> float:
