@@ -139,13 +139,12 @@ class ProcessPool(Closeable):
             {
                 "pid": child.pid,
                 "phase": str(child.state.phase),
-                "job": slot.job_name or None,
+                "job": child.job_name or None,
                 "percent": round(child.state.percent, 1),
                 "heartbeat_age_s": round(now - child.state.last_heartbeat, 1),
                 "progress_age_s": round(now - child.state.last_progress, 1),
             }
-            for slot in list(self._child_manager.slots)
-            if (child := slot.child) is not None
+            for _, child in self._child_manager.children
         ]
 
     def close(self) -> None:
@@ -168,14 +167,14 @@ class ProcessPool(Closeable):
 
     def _await_ready(self, future: Future[str]) -> None:
         self._queue.add_ready_waiter(future)
-        ready = next((slot.bundle_sha256 for slot in self._child_manager.slots if slot.is_ready), None)
+        ready = next((child.bundle_sha256 for _, child in self._child_manager.children if child.is_ready), None)
         if ready is not None:
             self._queue.notify_ready(ready)
 
     def _interrupt(self) -> None:
-        for slot in self._child_manager.slots:
-            if slot.child is not None and slot.item is not None and not self._stopped:
-                slot.child.signal(signal.SIGINT)
+        for _, child in self._child_manager.children:
+            if child.item is not None and not self._stopped:
+                child.signal(signal.SIGINT)
 
     def _close(self) -> None:
         self._queue.close()
@@ -190,7 +189,7 @@ class ProcessPool(Closeable):
             while not self._queue.closed or manager.stopping:
                 manager.fill_slots(now)
                 now = clock.monotonic()
-                next_check = now + manager.seconds_to_next_event(now)
+                next_check = manager.next_check(now)
                 for key, _ in manager.selector.select(next_check - now):
                     if key.fileobj is self._wake_reader:
                         self._wake_reader.recv(4096)

@@ -9,14 +9,13 @@ thread, not the process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +23,10 @@ from numpy.typing import NDArray
 
 import forecastd
 from forecastd.supervise import detector
-from forecastd.supervise.detector import ProcessState
+from forecastd.supervise.detector import Phase, ProcessState
+from forecastd.supervise.policy import ChildSetup
 from forecastd.supervise.protocol import ChildMessage, MessageDecoder, frame_buffers, printable
+from forecastd.supervise.queue import WorkItem
 
 _CHUNK_BYTES = 1 << 18
 _MAX_CHUNKS = 16
@@ -58,64 +59,58 @@ def output_lines(output: bytes) -> list[str]:
 
 
 class ChildProcess:
-    """A running child and its channel. Every method but `kill` returns at once."""
+    """A running child and its channel. Every method but `kill` returns at once.
 
-    def __init__(
-        self,
-        now: float,
-        *,
-        command: Sequence[str],
-        memory: int,
-        threads: int = 1,
-        extra_environment: Mapping[str, str] | None = None,
-    ) -> None:
+    `launch_number`: the number of its launch in the pool, from 1. `item`: the job that it works on. `bundle_sha256`: empty
+    until it is ready. `last_warning`: the phase and last progress that it was warned for. `channel_closed_at`: when it closed
+    its channel.
+    """
+
+    def __init__(self, now: float, setup: ChildSetup, memory: int) -> None:
         """Start the child. `memory`: bytes of address space it may use, 0 for no limit.
 
-        The command gets four more arguments: the channel's descriptor, the launch id, this process's pid and `memory`.
+        The set-up's command gets four more arguments: the channel's descriptor, the launch id, this process's pid and
+        `memory`.
 
         Raises:
             OSError: the machine cannot start another process.
         """
         self.state: ProcessState = detector.start(now, uuid.uuid4().hex)
-        self.channel_closed = self.output_closed = False  # by the child
+        self.launch_number, self.bundle_sha256 = 0, ""
+        self.item: WorkItem | None = None
+        self.last_warning: tuple[Phase, float] | None = None
+        self.channel_closed_at: float | None = None
+        self.output_closed = False
         self._decoder = MessageDecoder()
         self._unsent: deque[memoryview] = deque()
-        self._output: deque[bytes] = deque()
-        self._output_size = 0
+        self._output_tail = b""
         self._shutdown_steps: list[tuple[float, signal.Signals | None]] = []
-        environment = child_environment(threads) | dict(extra_environment or {})
-        reader, writer = os.pipe()
-        try:
-            self.channel, child_end = socket.socketpair()
-        except OSError:
-            os.close(reader)
-            os.close(writer)
-            raise
-        for end in (self.channel, child_end):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)  # capped by the system
-        self.output_fd = reader
-        arguments = [str(child_end.fileno()), self.launch_id, str(os.getpid()), str(memory)]
-        try:
-            with child_end:
-                self._process = subprocess.Popen(
-                    [*command, *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=writer,
-                    stderr=writer,
-                    env=environment,
-                    pass_fds=(child_end.fileno(),),
-                    cwd="/",
-                    start_new_session=True,
-                )
-        except OSError:
-            self.channel.close()
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
+        with ExitStack() as on_error, ExitStack() as child_ends:
+            self.output_fd, writer = os.pipe()
+            on_error.callback(os.close, self.output_fd)
+            child_ends.callback(os.close, writer)
+            self.channel, child_channel = socket.socketpair()
+            on_error.callback(self.channel.close)
+            child_ends.callback(child_channel.close)
+            for end in (self.channel, child_channel):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)  # capped by the system
+            self._process = subprocess.Popen(
+                [*setup.command, str(child_channel.fileno()), self.launch_id, str(os.getpid()), str(memory)],
+                stdin=subprocess.DEVNULL,
+                stdout=writer,
+                stderr=writer,
+                env={**child_environment(setup.threads), **setup.environment},
+                pass_fds=(child_channel.fileno(),),
+                cwd="/",
+                start_new_session=True,
+            )
+            on_error.pop_all()
         self.channel.setblocking(False)
-        os.set_blocking(reader, False)
-        self.exit_fd = _open_pidfd(self._process.pid)
+        os.set_blocking(self.output_fd, False)
+        try:
+            self.exit_fd: int | None = os.pidfd_open(self.pid)  # becomes readable when the process ends
+        except OSError:
+            self.exit_fd = None  # the kernel does not support it
 
     @property
     def launch_id(self) -> str:
@@ -129,6 +124,26 @@ class ChildProcess:
     def sources(self) -> list[Any]:
         """What a selector should watch for reading: the channel, the output, and the end of the process."""
         return [self.channel, self.output_fd, *([] if self.exit_fd is None else [self.exit_fd])]
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the child has not loaded its model yet."""
+        return self.state.phase in {Phase.STARTING, Phase.LOADING, Phase.WARMING_UP}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the child has loaded its model, and is idle or at work."""
+        return not self.is_starting
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the child waits for a job and can receive one."""
+        return self.state.phase is Phase.IDLE and self.channel_closed_at is None
+
+    @property
+    def job_name(self) -> str:
+        item = self.item  # one read: another thread may call this while the pool's thread takes the item away
+        return item.job.name if item else ""
 
     @property
     def has_unsent(self) -> bool:
@@ -160,7 +175,7 @@ class ChildProcess:
         """Why the received bytes are not a valid message; empty while they are."""
         return self._decoder.error
 
-    def read_messages(self) -> list[ChildMessage]:
+    def read_messages(self, now: float) -> list[ChildMessage]:
         """The messages received so far. Reads a bounded amount, so that a flooding child cannot keep the parent busy."""
         messages: list[ChildMessage] = []
         for _ in range(_MAX_CHUNKS):
@@ -171,7 +186,7 @@ class ChildProcess:
             except OSError:
                 data = b""
             if not data:
-                self.channel_closed = True
+                self.channel_closed_at = self.channel_closed_at or now
                 break
             messages += self._decoder.feed(data)
             if len(data) < _CHUNK_BYTES:
@@ -184,13 +199,8 @@ class ChildProcess:
             data = os.read(self.output_fd, _CHUNK_BYTES)
         except OSError:
             return b""
-        if not data:
-            self.output_closed = True
-            return b""
-        self._output.append(data)
-        self._output_size += len(data)
-        while self._output and self._output_size - len(self._output[0]) > _TAIL_BYTES:
-            self._output_size -= len(self._output.popleft())
+        self.output_closed = not data
+        self._output_tail = (self._output_tail + data)[-_TAIL_BYTES:]
         return data
 
     def _drain(self) -> None:
@@ -201,7 +211,7 @@ class ChildProcess:
     @property
     def output_tail(self) -> str:
         """The end of the child's output."""
-        return b"".join(self._output).decode("utf-8", "replace").strip()
+        return self._output_tail.decode("utf-8", "replace").strip()
 
     def stop(self, now: float, seconds: float, mode: StopMode) -> None:
         """Begin to stop the child within `seconds`: ask it first, dump its stacks first, or signal it at once."""
@@ -212,8 +222,7 @@ class ChildProcess:
             self._shutdown_steps = [(now + 0.4 * seconds, signal.SIGTERM), (kill, signal.SIGKILL)]
         elif mode == "dump_stacks":
             self._drain()
-            self._output.clear()
-            self._output_size = 0
+            self._output_tail = b""
             self.signal(signal.SIGUSR1)
             term = now + 0.4 * seconds
             self._shutdown_steps = [(term, None), (term, signal.SIGTERM), (min(term + 1.0, kill), signal.SIGKILL)]
@@ -227,7 +236,7 @@ class ChildProcess:
     def advance_shutdown(self, now: float) -> str:
         """Run the shutdown steps that are due. Return the dumped stacks once; else an empty text."""
         stacks = ""
-        if self._shutdown_steps and self._shutdown_steps[0][1] is None and self._output:
+        if self._shutdown_steps and self._shutdown_steps[0][1] is None and self._output_tail:
             lead = max(0.0, self._shutdown_steps[0][0] - now - _DUMP_SECONDS)
             self._shutdown_steps = [(time - lead, signal_number) for time, signal_number in self._shutdown_steps]
         while self._shutdown_steps and self._shutdown_steps[0][0] <= now:
@@ -242,7 +251,7 @@ class ChildProcess:
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
         """Signal the child, or its whole process group. It is not reaped yet, so its pid cannot belong to another process."""
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with suppress(ProcessLookupError, PermissionError):
                 (os.killpg if group else os.kill)(self.pid, number)
 
     def has_exited(self) -> bool:
@@ -281,11 +290,3 @@ class ChildProcess:
         os.close(self.output_fd)
         if self.exit_fd is not None:
             os.close(self.exit_fd)
-
-
-def _open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where the kernel does not support it."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None

@@ -12,6 +12,7 @@ import json
 import math
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,47 +111,28 @@ class MessageDecoder:
 
     def __init__(self) -> None:
         self.error = ""
-        self._header = bytearray()  # prefix and header of the current frame
-        self._body: NDArray[np.uint8] | None = None  # its body, once the header is complete
-        self._received = 0
+        self._frames = _read_frames()
+        self._buffer = next(self._frames)
+        self._filled = 0
 
     def feed(self, data: bytes) -> list[ChildMessage]:
         """The messages that are complete after this chunk."""
         messages: list[ChildMessage] = []
         rest = memoryview(data)
         try:
-            while rest and not self.error:
-                rest = self._append(rest)
-                if self._body is not None and self._received == len(self._body):
-                    head, body = bytes(self._header[_PREFIX.size :]), self._body
-                    self._header, self._body = bytearray(), None
-                    messages.append(_parse_message(head, body))
+            while not self.error and isinstance(self._buffer, np.ndarray):
+                chunk = rest[: len(self._buffer) - self._filled]
+                self._buffer[self._filled : self._filled + len(chunk)] = chunk
+                self._filled, rest = self._filled + len(chunk), rest[len(chunk) :]
+                if self._filled < len(self._buffer):
+                    break
+                self._buffer, self._filled = next(self._frames), 0
+                if isinstance(self._buffer, ChildMessage):
+                    messages.append(self._buffer)
+                    self._buffer = next(self._frames)
         except InvalidMessage as error:
             self.error = str(error)
-            self._header, self._body = bytearray(), None
         return messages
-
-    def _append(self, rest: memoryview) -> memoryview:
-        """Add the current frame's part of `rest`; return what remains."""
-        if self._body is None:
-            rest = self._fill_header(rest, _PREFIX.size)
-            if len(self._header) < _PREFIX.size:
-                return rest
-            head, body = _parse_sizes(self._header[: _PREFIX.size])
-            rest = self._fill_header(rest, _PREFIX.size + head)
-            if len(self._header) < _PREFIX.size + head:
-                return rest
-            self._body, self._received = _allocate(body), 0
-        chunk = rest[: len(self._body) - self._received]
-        self._body[self._received : self._received + len(chunk)] = chunk
-        self._received += len(chunk)
-        return rest[len(chunk) :]
-
-    def _fill_header(self, rest: memoryview, size: int) -> memoryview:
-        """Fill prefix and header up to `size` bytes; return what remains."""
-        missing = max(0, size - len(self._header))
-        self._header += rest[:missing]
-        return rest[missing:]
 
 
 def send(channel: socket.socket, message: ChildMessage) -> None:
@@ -169,22 +151,39 @@ def receive(channel: socket.socket) -> ChildMessage:
         ChannelClosed: the other side closed the channel.
         InvalidMessage: the received bytes are not a message.
     """
-    head, body = _parse_sizes(_receive_exactly(channel, _PREFIX.size).tobytes())
-    return _parse_message(_receive_exactly(channel, head).tobytes(), _receive_exactly(channel, body))
+    frames = _read_frames()
+    while not isinstance(buffer := next(frames), ChildMessage):
+        received = 0
+        while received < len(buffer):
+            try:
+                count = channel.recv_into(buffer[received:].data)
+            except OSError as error:
+                raise ChannelClosed from error
+            if not count:
+                raise ChannelClosed
+            received += count
+    return buffer
 
 
-def _allocate(size: int) -> NDArray[np.uint8]:
-    try:
-        return np.empty(size, dtype=np.uint8)  # the system provides the pages as they are filled
-    except MemoryError:
-        raise InvalidMessage(f"not enough memory for a message of {size} bytes") from None
+def _read_frames() -> Iterator[NDArray[np.uint8] | ChildMessage]:
+    """Yields the buffers of each frame, each to be filled before the next step, and then its message.
 
-
-def _parse_sizes(prefix: bytes | bytearray) -> tuple[int, int]:
-    head, body = _PREFIX.unpack(prefix)
-    if head > MAX_HEADER or body > MAX_BODY:
-        raise InvalidMessage(f"a frame of {head} + {body} bytes")
-    return head, body
+    Raises InvalidMessage.
+    """
+    while True:
+        prefix = np.zeros(_PREFIX.size, dtype=np.uint8)
+        yield prefix
+        head_size, body_size = _PREFIX.unpack(prefix.tobytes())
+        if head_size > MAX_HEADER or body_size > MAX_BODY:
+            raise InvalidMessage(f"a frame of {head_size} + {body_size} bytes")
+        head = np.zeros(head_size, dtype=np.uint8)
+        yield head
+        try:
+            body = np.empty(body_size, dtype=np.uint8)  # the system provides the pages as they are filled
+        except MemoryError:
+            raise InvalidMessage(f"not enough memory for a message of {body_size} bytes") from None
+        yield body
+        yield _parse_message(head.tobytes(), body)
 
 
 def _parse_message(head: bytes, body: NDArray[np.uint8]) -> ChildMessage:
@@ -193,12 +192,8 @@ def _parse_message(head: bytes, body: NDArray[np.uint8]) -> ChildMessage:
         kind, launch_id, fields, array_specs = (header[name] for name in ("kind", "launch", "fields", "arrays"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidMessage(str(error)[:200]) from error
-    if not (
-        isinstance(kind, str)
-        and isinstance(launch_id, str)
-        and isinstance(fields, dict)
-        and isinstance(array_specs, dict)
-    ):
+    types = {str: (kind, launch_id), dict: (fields, array_specs)}
+    if not all(isinstance(value, expected) for expected, values in types.items() for value in values):
         raise InvalidMessage("a header field has the wrong type")
     body.flags.writeable = False
     return ChildMessage(kind, launch_id, fields, _parse_arrays(array_specs, body))
@@ -208,38 +203,20 @@ def _parse_arrays(array_specs: dict[str, Any], body: NDArray[np.uint8]) -> dict[
     """The arrays of a body, as its header describes them."""
     arrays, offset = {}, 0
     for name, spec in array_specs.items():
-        if (
-            not isinstance(spec, list)
-            or spec[:1] not in [[type_code] for type_code in _ARRAY_TYPES]
-            or len(spec) > 1 + _MAX_DIMENSIONS
-        ):
+        known = isinstance(spec, list) and spec and isinstance(spec[0], str) and spec[0] in _ARRAY_TYPES
+        if not known or len(spec) > 1 + _MAX_DIMENSIONS:
             raise InvalidMessage("an array has an unknown type or too many dimensions")
-        type_code, shape = spec[0], spec[1:]
+        dtype, shape = _ARRAY_TYPES[spec[0]], spec[1:]
         if any(type(dimension) is not int or not 0 <= dimension <= MAX_BODY for dimension in shape):
             raise InvalidMessage("an array has an invalid shape")
         count = math.prod(shape)
-        if _ARRAY_TYPES[type_code].itemsize * count > len(body) - offset:
+        if dtype.itemsize * count > len(body) - offset:
             raise InvalidMessage("an array is longer than the body")
         try:
-            flat = np.frombuffer(body, dtype=_ARRAY_TYPES[type_code], count=count, offset=offset)
-            arrays[name] = flat.reshape(shape)
+            arrays[name] = np.frombuffer(body, dtype, count, offset).reshape(shape)
         except ValueError as error:  # empty, but with a dimension that is too large
             raise InvalidMessage(str(error)[:200]) from error
-        offset += flat.nbytes
+        offset += dtype.itemsize * count
     if offset != len(body):
         raise InvalidMessage("the body is longer than its arrays")
     return arrays
-
-
-def _receive_exactly(channel: socket.socket, size: int) -> NDArray[np.uint8]:
-    buffer = np.empty(size, dtype=np.uint8)
-    received = 0
-    while received < size:
-        try:
-            count = channel.recv_into(buffer[received:].data)
-        except OSError as error:
-            raise ChannelClosed from error
-        if not count:
-            raise ChannelClosed
-        received += count
-    return buffer

@@ -420,7 +420,7 @@ def test_job_is_not_dispatched_to_child_with_closed_channel(
     setup = hostile_setup("channel.sendall(message('ready')); channel.close(); threading.Event().wait()")
     with ProcessPool(setup, make_policy(quarantine_after=10**6, attempts=1), CLOCK, observer=event_log) as pool:
         event_log.wait("ready")
-        wait_until(lambda: pool._child_manager.slots[0].channel_closed_at, "the channel is closed")
+        wait_until(lambda: pool._child_manager.children[0][1].channel_closed_at, "the channel is closed")
         with pytest.raises(ChildFailed, match="deadline"):
             pool.run(make_job(seconds=1.5))
         event_log.wait("died")
