@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Condition
@@ -74,15 +74,10 @@ class TimedEvent:
     event: ProcessEvent
 
     def as_json(self) -> dict[str, object]:
-        event = self.event
+        event, state = self.event, self.event.state
         fields = {"kind": event.kind, "pid": event.pid, "job": event.job, "text": event.text[:MAX_TEXT_LENGTH]}
-        state = event.state
-        return {
-            "seconds": round(self.seconds, 3),
-            **fields,
-            "phase": str(state.phase),
-            "percent": round(state.percent, 1),
-        }
+        progress = {"phase": str(state.phase), "percent": round(state.percent, 1)}
+        return {"seconds": round(self.seconds, 3), **fields, **progress}
 
 
 @dataclass(frozen=True)
@@ -217,30 +212,23 @@ def run_supervision(
     inputs, description = market_canary_input(bundle), "the bundle's canary"
     if plan.as_of is not None:
         inputs, description = _inputs_from_candles(settings, manifest, plan.as_of)
-    if plan.deadline is None:
-        plan = replace(plan, deadline=policy.forecast_seconds)  # as in a cycle
-    counts, recorder = SupervisionCounts(), SupervisionRecorder(clock, observer)
+    seconds = plan.deadline or policy.forecast_seconds  # as in a cycle
 
-    def make_job(name: str, deadline: float) -> Job:
-        rows, levels = manifest.horizon, manifest.levels
+    def make_job(name: str) -> Job:
+        deadline, rows, levels = clock.monotonic() + seconds, manifest.horizon, manifest.levels
         return predict_job(inputs, name=name, deadline=deadline, attempts=policy.attempts, rows=rows, levels=levels)
 
-    setup = market_setup(path, manifest.name, faults=plan.faults, faulty_launches=plan.faulty_launches or sys.maxsize)
+    counts, recorder = SupervisionCounts(), SupervisionRecorder(clock, observer)
+    faulty_launches = plan.faulty_launches or sys.maxsize
+    setup = market_setup(path, manifest.name, faults=plan.faults, faulty_launches=faulty_launches)
+    names = [f"forecast {number}" for number in range(1, plan.jobs + 1)]
     with ProcessPool(setup, policy, clock, counts=counts, observer=recorder) as pool:
         on_start(pool.children)
-        jobs = _run_jobs(pool, recorder, policy, plan, make_job, clock=clock)
+        jobs = _run_jobs(pool, recorder, policy, names, make_job, clock=clock)
     return SupervisionReport(
-        path,
-        manifest,
-        description,
-        policy,
-        plan,
-        jobs,
-        counts,
-        tuple(recorder.events),
-        tuple(recorder.pids),
-        recorder.slowest,
-    )
+        path, manifest, description, policy, replace(plan, deadline=seconds), jobs, counts, tuple(recorder.events),
+        tuple(recorder.pids), recorder.slowest,
+    )  # fmt: skip
 
 
 def _inputs_from_candles(settings: Settings, manifest: MarketManifest, now: float) -> tuple[ModelInput, str]:
@@ -262,36 +250,29 @@ def _run_jobs(
     pool: ProcessPool,
     recorder: SupervisionRecorder,
     policy: SupervisionPolicy,
-    plan: SupervisionPlan,
-    make_job: Callable[[str, float], Job],
+    names: Sequence[str],
+    make_job: Callable[[str], Job],
     *,
     clock: Clock,
 ) -> tuple[JobOutcome, ...]:
     """Wait until all children are ready, including standbys, then run the jobs one after the other."""
-    names = [f"forecast {number}" for number in range(1, plan.jobs + 1)]
-    seconds, start = policy.ready_seconds, clock.monotonic()
+    start = clock.monotonic()
     try:
-        pool.wait_ready(seconds)
+        pool.wait_ready(policy.ready_seconds)
     except ModelFailed as error:
         raise NeedsHuman(str(error)) from error
     except ChildFailed as error:
         return tuple(JobOutcome(name, "failed", clock.monotonic() - start, reason=str(error)) for name in names)
-    recorder.wait_until_ready(1 + policy.standbys, seconds)
+    recorder.wait_until_ready(1 + policy.standbys, policy.ready_seconds)
     outcomes = []
     for name in names:
         start = clock.monotonic()
-        outcome, reason, value = _run_job(pool, make_job(name, start + (plan.deadline or 0.0)))
-        pid = recorder.finished.get(name) if outcome == "result" else None
-        outcomes.append(JobOutcome(name, outcome, clock.monotonic() - start, value, pid, reason))
+        try:
+            forecast: Forecast = pool.run(make_job(name))
+        except (ModelFailed, ChildFailed) as error:
+            status: JobStatus = "refused" if isinstance(error, ModelFailed) else "failed"
+            outcomes.append(JobOutcome(name, status, clock.monotonic() - start, reason=str(error)))
+        else:
+            seconds, pid = clock.monotonic() - start, recorder.finished.get(name)
+            outcomes.append(JobOutcome(name, "result", seconds, forecast.value, pid))
     return tuple(outcomes)
-
-
-def _run_job(pool: ProcessPool, job: Job) -> tuple[JobStatus, str, float | None]:
-    """How the job ended, why it has no result, and the forecast's point value."""
-    try:
-        forecast: Forecast = pool.run(job)
-    except ModelFailed as error:
-        return "refused", str(error), None
-    except ChildFailed as error:
-        return "failed", str(error), None
-    return "result", "", forecast.value

@@ -101,17 +101,21 @@ def start(now: float, launch_id: str) -> ProcessState:
 
 def assign_job(state: ProcessState, now: float, job: str, phase: Phase) -> ProcessState:
     """Give the child a job. Its timers start again, however long it was idle or silent before."""
-    return replace(state, phase=phase, job=job, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
+    return _enter(state, now, phase, job)
 
 
 def finish_job(state: ProcessState, now: float) -> ProcessState:
     """The child became ready or finished its job, and is idle."""
-    return replace(state, phase=Phase.IDLE, job=None, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
+    return _enter(state, now, Phase.IDLE, None)
 
 
 def begin_stop(state: ProcessState, now: float) -> ProcessState:
     """The child was asked to stop."""
-    return replace(state, phase=Phase.STOPPING, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
+    return _enter(state, now, Phase.STOPPING, state.job)
+
+
+def _enter(state: ProcessState, now: float, phase: Phase, job: str | None) -> ProcessState:
+    return replace(state, phase=phase, job=job, last_heartbeat=now, last_progress=now, done=0.0, total=0.0)
 
 
 def record_heartbeat(state: ProcessState, now: float, launch_id: str) -> ProcessState:
@@ -130,14 +134,12 @@ def record_progress(
     if launch_id != state.launch_id:
         return state
     updated = replace(state, last_heartbeat=now)
-    if job != state.job or state.phase in {Phase.STOPPING, Phase.IDLE} or phase in {Phase.STOPPING, Phase.IDLE}:
+    if job != state.job or not {phase, state.phase}.isdisjoint({Phase.STOPPING, Phase.IDLE}):
         return updated
-    if _PHASE_ORDER[phase] > _PHASE_ORDER[state.phase]:
-        return replace(
-            updated, phase=phase, last_progress=now, done=_finite_or_zero(done), total=_finite_or_zero(total)
-        )
-    if phase is state.phase and _finite_or_zero(done) > state.done:
-        return replace(updated, last_progress=now, done=_finite_or_zero(done), total=_finite_or_zero(total))
+    # A child's numbers are not trusted: NaN, infinity and negative values count as 0.
+    done, total = (number if math.isfinite(number) and number > 0 else 0.0 for number in (done, total))
+    if _PHASE_ORDER[phase] > _PHASE_ORDER[state.phase] or (phase is state.phase and done > state.done):
+        return replace(updated, phase=phase, last_progress=now, done=done, total=total)
     return updated
 
 
@@ -173,8 +175,3 @@ def next_change(now: float, state: ProcessState, limits: PhaseLimits) -> float:
         state.last_heartbeat + heartbeat_limit,
     )
     return min((time for time in changes if time >= now), default=math.inf)
-
-
-def _finite_or_zero(number: float) -> float:
-    """A child's numbers are not trusted: NaN, infinity and negative values count as 0."""
-    return number if math.isfinite(number) and number > 0 else 0.0

@@ -54,13 +54,15 @@ def heuristic_forecast(
     """
     if values.ndim != 3 or values.shape[2] != len(metrics):
         raise ValueError(f"values must be [servers, ticks, {len(metrics)} metrics], not {values.shape}")
-    scores = np.array([NormalDist().inv_cdf(level) for level in _check_levels(levels)], dtype=np.float32)
-    scales = _MetricScales.of(metrics)
+    if not all(0 < level < 1 for level in levels):
+        raise ValueError(f"quantile levels must be between 0 and 1, not {tuple(levels)}")
+    scores = np.array([NormalDist().inv_cdf(level) for level in levels], dtype=np.float32)
+    low, high = (np.array([getattr(metric, end) for metric in metrics], dtype=np.float32) for end in ("low", "high"))
+    scales = _MetricScales(low, high, np.array([metric.transform == "log1p" for metric in metrics], dtype=np.bool_))
     result = np.empty((len(values), horizon, len(metrics), len(levels)), dtype=np.float32)
     for first in range(0, len(values), _CHUNK_SERVERS):
         chunk = slice(first, first + _CHUNK_SERVERS)
-        recent = _recent_values(scales.transform(values[chunk]))
-        _write_quantiles(recent, scales, scores, result[chunk])
+        _write_quantiles(_recent_values(scales.transform(values[chunk])), scales, scores, result[chunk])
     return result
 
 
@@ -71,13 +73,6 @@ class _MetricScales:
     low: Floats
     high: Floats
     is_log: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, metrics: Sequence[MetricDefinition]) -> _MetricScales:
-        low, high = (
-            np.array([getattr(metric, bound) for metric in metrics], dtype=np.float32) for bound in ("low", "high")
-        )
-        return cls(low, high, np.array([metric.transform == "log1p" for metric in metrics], dtype=np.bool_))
 
     def prior_spread(self, level: Floats) -> Floats:
         """[S, M] how far a metric plausibly moves from such a level, both on the scale of `transform`.
@@ -99,9 +94,8 @@ class _MetricScales:
 
     def inverse_transform(self, values: Floats) -> Floats:
         """The inverse of `transform`, in place, clipped to the bounds."""
-        values[..., self.is_log] = np.expm1(
-            np.minimum(values[..., self.is_log], np.float32(80.0))
-        )  # exp(88) overflows float32
+        capped = np.minimum(values[..., self.is_log], np.float32(80.0))  # exp(88) overflows float32
+        values[..., self.is_log] = np.expm1(capped)
         return np.clip(values, self.low, self.high, out=values)
 
 
@@ -146,14 +140,14 @@ def _write_quantiles(recent: _RecentValues, scales: _MetricScales, scores: Float
         return
     slope = _theil_slope(recent)
     residuals = recent.values + slope[..., None] * recent.ages  # every value moved to the newest tick along the trend
-    level = _nan_median(np.where(_newest_mask(recent, LEVEL_WINDOW), residuals, np.nan))
+    width = recent.values.shape[2]
+    level = _nan_median(np.where(np.arange(width) >= width - LEVEL_WINDOW, residuals, np.nan))
     noise = np.float32(_NORMAL_MAD) * _nan_median(np.abs(residuals - _nan_median(residuals)[..., None]))
     noise = np.where(recent.counts > 1, noise, np.float32(0.0))
     prior = scales.prior_spread(level) * (PRIOR_WEIGHT / (recent.counts + PRIOR_WEIGHT - 1)).astype(np.float32)
     scale = np.sqrt(noise**2 + prior**2)
-    error = scale * np.sqrt(
-        12 / np.maximum(recent.counts, 2).astype(np.float32) ** 3
-    )  # of the slope of a line through noise
+    # The error of the slope of a line through noise.
+    error = scale * np.sqrt(12 / np.maximum(recent.counts, 2).astype(np.float32) ** 3)
     slope *= slope**2 / (slope**2 + error**2)  # a trend that noise alone could produce has little weight
     steps = np.arange(1, result.shape[1] + 1, dtype=np.float32)
     trend = np.float32(DAMPING) * (1 - np.float32(DAMPING) ** steps) / np.float32(1 - DAMPING)
@@ -179,13 +173,6 @@ def _theil_slope(recent: _RecentValues) -> Floats:
     return np.where(recent.counts > 1, slope, np.float32(0.0)).astype(np.float32)
 
 
-def _newest_mask(recent: _RecentValues, number: int) -> NDArray[np.bool_]:
-    """[W] a mask of the newest `number` values."""
-    width = recent.values.shape[2]
-    mask: NDArray[np.bool_] = np.arange(width) >= width - number
-    return mask
-
-
 def _nan_median(values: Floats) -> Floats:
     """The median along the last axis, ignoring NaN; NaN if all are NaN. (numpy's nanmedian warns then, and is slow.)"""
     if values.shape[-1] == 0:
@@ -196,9 +183,3 @@ def _nan_median(values: Floats) -> Floats:
     pick = np.minimum(np.stack([low, np.where(count > 0, high, 0)], axis=-1), values.shape[-1] - 1)
     middle: Floats = np.take_along_axis(ordered, pick, axis=-1).mean(axis=-1, dtype=np.float32)
     return middle
-
-
-def _check_levels(levels: Sequence[float]) -> Sequence[float]:
-    if not all(0 < level < 1 for level in levels):
-        raise ValueError(f"quantile levels must be between 0 and 1, not {tuple(levels)}")
-    return levels

@@ -106,20 +106,13 @@ def horizon_stats(forecast: HorizonForecast, servers: Sequence[str], tick: int) 
     rows = np.fromiter((row_of.get(name, -1) for name in servers), dtype=np.intp, count=len(servers))
     weights = np.linspace(1.0, LAST_WEIGHT, quantiles.shape[1], dtype=np.float32)
     servers_forecast, horizon, metrics, levels = quantiles.shape
-    flat = quantiles.reshape(
-        servers_forecast, horizon, metrics * levels
-    )  # a mean over contiguous memory is faster than over every seventh number
+    # A mean over contiguous memory is faster than over every seventh number.
+    flat = quantiles.reshape(servers_forecast, horizon, metrics * levels)
     means = (weights / weights.sum() @ flat).reshape(servers_forecast, metrics, levels)
-    weighted_median = means[..., _median_index(forecast.levels)]
-    peaks = quantiles.max(axis=1)
-    return HorizonStats(
-        tuple(forecast.levels),
-        _select_rows(peaks, rows),
-        _select_rows(weighted_median, rows),
-        rows,
-        forecast.tick + elapsed + 1 - tick,
-        quantiles,
-    )
+    median = min(range(levels), key=lambda index: abs(forecast.levels[index] - 0.5))
+    peaks, weighted_median = _select_rows(quantiles.max(axis=1), rows), _select_rows(means[..., median], rows)
+    first_step = forecast.tick + elapsed + 1 - tick
+    return HorizonStats(tuple(forecast.levels), peaks, weighted_median, rows, first_step, quantiles)
 
 
 def _select_rows(values: NDArray[np.float32], rows: NDArray[np.intp]) -> Reals:
@@ -128,10 +121,6 @@ def _select_rows(values: NDArray[np.float32], rows: NDArray[np.intp]) -> Reals:
     has_forecast = rows >= 0
     selected[has_forecast] = values[rows[has_forecast]]
     return selected
-
-
-def _median_index(levels: Sequence[float]) -> int:
-    return min(range(len(levels)), key=lambda index: abs(levels[index] - 0.5))
 
 
 def _interpolation(levels: Sequence[float], level: float) -> tuple[int, int, float]:

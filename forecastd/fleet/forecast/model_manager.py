@@ -119,19 +119,18 @@ class ModelManager:
             forecaster.close()
 
     def _replace(self, bundle: Path) -> ReloadResponse:
+        new = None
         try:
             new = self._factory(bundle, self._require_short_encoder, None)
-        except NeedsHuman as error:
-            raise IncompatibleModel(str(error)) from None
-        with self._lock:
-            closed, self._candidate = self._closed, new
-        try:
+            with self._lock:
+                closed, self._candidate = self._closed, new
             if closed:
                 raise IncompatibleModel("The fleet is shutting down.")
             new.check(self._is_closed)
         except ForecastdError as error:
             self._candidate = None
-            new.close()
+            if new is not None:
+                new.close()
             raise IncompatibleModel(str(error)) from None
         with self._lock:
             old, self._current, self._candidate = self._current, new, None
@@ -152,16 +151,14 @@ class ModelManager:
             raise IncompatibleModel(
                 "A model name consists of letters, digits and . _ - and begins with a letter or digit."
             )
-        path = self._settings.fleet_models_path / name
-        initial_path = self._settings.fleet.model_path
-        if not path.is_dir() and initial_path.name == name:
-            return initial_path
-        if not path.is_dir():
-            raise IncompatibleModel(
-                f"There is no model {name} in {self._settings.fleet_models_path}. "
-                "Copy its bundle into that directory (FLEET_MODELS_DIR)."
-            )
-        return path
+        models, initial = self._settings.fleet_models_path, self._settings.fleet.model_path
+        if (models / name).is_dir():
+            return models / name
+        if initial.name == name:
+            return initial
+        raise IncompatibleModel(
+            f"There is no model {name} in {models}. Copy its bundle into that directory (FLEET_MODELS_DIR)."
+        )
 
     def _require_short_encoder(self, manifest: FleetManifest) -> None:
         if manifest.encoder_length > self.retained_ticks:
