@@ -53,7 +53,7 @@ class EventDispatcher:
         self._condition = Condition()
         self._pending: deque[ProcessEvent] = deque()
         self._published = self._delivered = 0
-        self._closed = self._detached = observer is None
+        self._open = observer is not None
         self._thread: Thread | None = None
         if observer is not None:
             self._thread = Thread(target=self._deliver_all, args=(observer,), name="observer", daemon=True)
@@ -61,31 +61,32 @@ class EventDispatcher:
 
     def publish(self, event: ProcessEvent) -> None:
         """Queue an event for the observer, unless its backlog is full. Returns at once."""
+        capacity = MAX_PENDING_EVENTS // 2 if event.kind == "progress" else MAX_PENDING_EVENTS
         with self._condition:
-            capacity = MAX_PENDING_EVENTS // 2 if event.kind == "progress" else MAX_PENDING_EVENTS
-            if self._detached or len(self._pending) >= capacity:
-                return
-            self._pending.append(event)
-            self._published += 1
-            self._condition.notify_all()
+            if self._open and len(self._pending) < capacity:
+                self._pending.append(event)
+                self._published += 1
+                self._condition.notify_all()
 
     def flush(self, seconds: float) -> None:
         """Wait until every event published so far is delivered, at most this many seconds."""
-        if current_thread() is self._thread:
-            return
-        with self._condition:
-            target = self._published
-            self._condition.wait_for(lambda: self._detached or self._delivered >= target, seconds)
+        if current_thread() is not self._thread:
+            with self._condition:
+                target = self._published
+                self._condition.wait_for(lambda: not self._open or self._delivered >= target, seconds)
 
     def close(self, seconds: float) -> None:
         """Deliver what is pending within this many seconds, then stop."""
         self.flush(seconds)
-        with self._condition:
-            self._closed = True
-            self._pending.clear()
-            self._condition.notify_all()
+        self._stop()
         if self._thread is not None and current_thread() is not self._thread:
             self._thread.join(seconds)
+
+    def _stop(self) -> None:
+        with self._condition:
+            self._open = False
+            self._pending.clear()
+            self._condition.notify_all()
 
     def _deliver_all(self, observer: Observer) -> None:
         completed = False
@@ -97,17 +98,14 @@ class EventDispatcher:
                     self._condition.notify_all()
             completed = True
         finally:
-            with self._condition:
-                self._detached = True
-                self._pending.clear()
-                self._condition.notify_all()
+            self._stop()
             if not completed:
                 log.error("The event observer failed and was detached; the model processes are unaffected.")
 
     def _next_event(self) -> ProcessEvent | None:
         """Wait for the next event; None when the dispatcher is closed."""
         with self._condition:
-            self._condition.wait_for(lambda: self._pending or self._closed)
+            self._condition.wait_for(lambda: self._pending or not self._open)
             return self._pending.popleft() if self._pending else None
 
 

@@ -29,7 +29,7 @@ from forecastd.supervise.protocol import ChildMessage, MessageDecoder, frame_buf
 from forecastd.supervise.queue import WorkItem
 
 _CHUNK_BYTES = 1 << 18
-_MAX_CHUNKS = 16
+_MAX_CHUNKS = 4  # read at a time: ten thousand small messages, in a fraction of a second
 _SOCKET_BUFFER_BYTES = 4 << 20  # enough to send the inputs of hundreds of servers at once
 _TAIL_BYTES = 1 << 16  # of output that is kept: enough for the stacks of many threads
 _MAX_LINES = 100

@@ -112,24 +112,22 @@ class MessageDecoder:
     def __init__(self) -> None:
         self.error = ""
         self._frames = _read_frames()
-        self._buffer = next(self._frames)
-        self._filled = 0
+        self._unfilled = memoryview(b"")  # the part of the current buffer that is still to be received
 
     def feed(self, data: bytes) -> list[ChildMessage]:
         """The messages that are complete after this chunk."""
         messages: list[ChildMessage] = []
-        rest = memoryview(data)
+        rest = memoryview(b"" if self.error else data)
         try:
-            while not self.error and isinstance(self._buffer, np.ndarray):
-                chunk = rest[: len(self._buffer) - self._filled]
-                self._buffer[self._filled : self._filled + len(chunk)] = chunk
-                self._filled, rest = self._filled + len(chunk), rest[len(chunk) :]
-                if self._filled < len(self._buffer):
-                    break
-                self._buffer, self._filled = next(self._frames), 0
-                if isinstance(self._buffer, ChildMessage):
-                    messages.append(self._buffer)
-                    self._buffer = next(self._frames)
+            while rest or not (self._unfilled or self.error):
+                if self._unfilled:
+                    size = min(len(rest), len(self._unfilled))
+                    self._unfilled[:size] = rest[:size]
+                    self._unfilled, rest = self._unfilled[size:], rest[size:]
+                elif isinstance(step := next(self._frames), ChildMessage):
+                    messages.append(step)
+                else:
+                    self._unfilled = step
         except InvalidMessage as error:
             self.error = str(error)
         return messages
@@ -152,48 +150,47 @@ def receive(channel: socket.socket) -> ChildMessage:
         InvalidMessage: the received bytes are not a message.
     """
     frames = _read_frames()
-    while not isinstance(buffer := next(frames), ChildMessage):
-        received = 0
-        while received < len(buffer):
+    while not isinstance(step := next(frames), ChildMessage):
+        while step:
             try:
-                count = channel.recv_into(buffer[received:].data)
+                count = channel.recv_into(step)
             except OSError as error:
                 raise ChannelClosed from error
             if not count:
                 raise ChannelClosed
-            received += count
-    return buffer
+            step = step[count:]
+    return step
 
 
-def _read_frames() -> Iterator[NDArray[np.uint8] | ChildMessage]:
+def _read_frames() -> Iterator[memoryview | ChildMessage]:
     """Yields the buffers of each frame, each to be filled before the next step, and then its message.
 
     Raises InvalidMessage.
     """
     while True:
-        prefix = np.zeros(_PREFIX.size, dtype=np.uint8)
-        yield prefix
-        head_size, body_size = _PREFIX.unpack(prefix.tobytes())
+        prefix = bytearray(_PREFIX.size)
+        yield memoryview(prefix)
+        head_size, body_size = _PREFIX.unpack(prefix)
         if head_size > MAX_HEADER or body_size > MAX_BODY:
             raise InvalidMessage(f"a frame of {head_size} + {body_size} bytes")
-        head = np.zeros(head_size, dtype=np.uint8)
-        yield head
+        head = bytearray(head_size)
+        yield memoryview(head)
         try:
             body = np.empty(body_size, dtype=np.uint8)  # the system provides the pages as they are filled
         except MemoryError:
             raise InvalidMessage(f"not enough memory for a message of {body_size} bytes") from None
-        yield body
-        yield _parse_message(head.tobytes(), body)
+        yield body.data
+        yield _parse_message(head, body)
 
 
-def _parse_message(head: bytes, body: NDArray[np.uint8]) -> ChildMessage:
+def _parse_message(head: bytearray, body: NDArray[np.uint8]) -> ChildMessage:
     try:
         header = json.loads(head)
         kind, launch_id, fields, array_specs = (header[name] for name in ("kind", "launch", "fields", "arrays"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidMessage(str(error)[:200]) from error
-    types = {str: (kind, launch_id), dict: (fields, array_specs)}
-    if not all(isinstance(value, expected) for expected, values in types.items() for value in values):
+    is_text = isinstance(kind, str) and isinstance(launch_id, str)
+    if not (is_text and isinstance(fields, dict) and isinstance(array_specs, dict)):
         raise InvalidMessage("a header field has the wrong type")
     body.flags.writeable = False
     return ChildMessage(kind, launch_id, fields, _parse_arrays(array_specs, body))

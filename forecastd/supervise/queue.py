@@ -42,7 +42,7 @@ class JobQueue:
     """Waiting jobs, callers that wait for a ready child, and consecutive failures. For the pool's thread only.
 
     `bundle_error`: a child reported that the bundle is invalid; cleared by the next request, which tries the bundle again.
-    `quarantine_error`: the bundle is in quarantine. `closed`: the pool is closing.
+    `quarantine_error`: the bundle is in quarantine. `closed`: the pool is closing. `pending`: the jobs that wait for a child.
     """
 
     def __init__(self, counts: SupervisionCounts, name: str, quarantine_after: int) -> None:
@@ -50,33 +50,32 @@ class JobQueue:
         self.quarantine_error: BundleQuarantined | None = None
         self.closed: ChildFailed | None = None
         self._counts, self._name, self._quarantine_after = counts, name, quarantine_after
-        self._queue: deque[WorkItem] = deque()
+        self.pending: deque[WorkItem] = deque()
         self._ready_waiters: list[Future[str]] = []
         self._failures = 0
 
     @property
     def can_start(self) -> bool:
         """Whether another child may be started."""
-        return self.bundle_error is None and self.quarantine_error is None and self.closed is None
+        return self.bundle_error is None and self.final_error is None
 
     @property
-    def pending(self) -> tuple[WorkItem, ...]:
-        """The jobs that wait for a child."""
-        return tuple(self._queue)
+    def final_error(self) -> ChildFailed | None:
+        """Why no job will ever be done again."""
+        return self.quarantine_error or self.closed
 
     def submit(self, item: WorkItem) -> None:
         """Add a job. It fails at once when no child will ever take it."""
-        final_error = self.quarantine_error or self.closed
-        if final_error is not None:
-            self._finish(item, "failed", final_error)
+        if self.final_error is not None:
+            self._finish(item, "failed", self.final_error)
             return
         self.bundle_error = None
-        self._queue.append(item)
+        self.pending.append(item)
 
     def take(self) -> WorkItem | None:
         """Remove and return the next job for an idle child. Cancelled jobs are dropped."""
-        while self._queue:
-            item = self._queue.popleft()
+        while self.pending:
+            item = self.pending.popleft()
             if item.future.running() or item.future.set_running_or_notify_cancel():
                 return item
         return None
@@ -84,12 +83,11 @@ class JobQueue:
     def requeue(self, item: WorkItem, reason: str, now: float) -> bool:
         """Put back a job whose child was lost for `reason`, at the front. False when the job has failed instead."""
         item.last_error, item.attempts_left = reason, item.attempts_left - 1
-        is_final = self.quarantine_error is not None or self.closed is not None
-        if item.attempts_left <= 0 or is_final or now >= item.deadline:
+        if item.attempts_left <= 0 or self.final_error is not None or now >= item.deadline:
             self.fail(item, reason)
             return False
         self.bundle_error = None  # the job needs a child, so the bundle is tried again
-        self._queue.appendleft(item)
+        self.pending.appendleft(item)
         return True
 
     def complete(self, item: WorkItem, value: object) -> None:
@@ -109,24 +107,21 @@ class JobQueue:
 
     def expire(self, now: float) -> None:
         """Fail the waiting jobs whose deadline has passed."""
-        for item in [item for item in self._queue if now >= item.deadline]:
-            self._queue.remove(item)
+        for item in [item for item in self.pending if now >= item.deadline]:
+            self.pending.remove(item)
             self.fail(item, f"its deadline has passed{f' ({item.last_error})' if item.last_error else ''}")
 
     def add_ready_waiter(self, future: Future[str]) -> None:
         """Resolve `future` with the bundle's sha256 when a child is ready."""
-        final_error = self.quarantine_error or self.closed
-        if final_error is not None:
-            resolve(future, final_error)
+        if self.final_error is not None:
+            resolve(future, self.final_error)
             return
         self.bundle_error = None
         self._ready_waiters.append(future)
 
     def notify_ready(self, bundle: str) -> None:
         """A child is ready with the bundle of this sha256."""
-        for waiter in self._ready_waiters:
-            resolve(waiter, bundle)
-        self._ready_waiters.clear()
+        self._resolve_waiters(bundle)
 
     def record_failure_and_quarantine(self, reason: str) -> bool:
         """Count a child lost to the bundle. After too many in a row, quarantine the bundle and fail every waiting
@@ -145,11 +140,13 @@ class JobQueue:
 
     def fail_all(self, error: Exception) -> None:
         """Fail every waiting job and every caller that waits for a ready child."""
-        for waiter in self._ready_waiters:
-            resolve(waiter, error)
-        self._ready_waiters.clear()
-        while self._queue:
-            self._finish(self._queue.popleft(), "failed", error)
+        self._resolve_waiters(error)
+        while self.pending:
+            self._finish(self.pending.popleft(), "failed", error)
+
+    def _resolve_waiters(self, result: object) -> None:
+        while self._ready_waiters:
+            resolve(self._ready_waiters.pop(), result)
 
     def close(self) -> None:
         """Accept no more jobs and fail the waiting ones."""
