@@ -26,6 +26,7 @@ class TooFewCandles(SkipEpoch):
 class Forecaster(SupervisedModel[MarketManifest]):
     """Runs one market bundle in its own children. `features`: of the bundle in use."""
 
+    manifest_type = MarketManifest
     features: FeatureList
 
     def __init__(
@@ -34,9 +35,6 @@ class Forecaster(SupervisedModel[MarketManifest]):
         """See `SupervisedModel`. `features`: the user's list; a bundle that was trained on other ones is refused."""
         self._user_features = features
         super().__init__(bundle, **options)
-
-    def _read_manifest(self, bundle: Path) -> MarketManifest:
-        return MarketManifest.read(bundle)
 
     def _setup(self, bundle: Path, manifest: MarketManifest) -> ChildSetup:
         return market_setup(bundle, manifest.name)

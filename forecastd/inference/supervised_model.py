@@ -51,6 +51,7 @@ class SupervisedModel(Closeable, Generic[ManifestT]):
     bundles that were used. `fallback`: the bundles to use when this one is unusable.
     """
 
+    manifest_type: type[ManifestT]
     bundle: Path
     manifest: ManifestT
     retry_seconds = (0.0, 0.0)  # before a quarantined bundle without a fallback runs again: first and maximum delay
@@ -86,10 +87,6 @@ class SupervisedModel(Closeable, Generic[ManifestT]):
                 return
             log.error("%s There is no fallback model, so it runs again.", message)
         self._start(bundle, manifest)
-
-    @abstractmethod
-    def _read_manifest(self, bundle: Path) -> ManifestT:
-        """The manifest of a bundle. Raises ModelError."""
 
     @abstractmethod
     def _setup(self, bundle: Path, manifest: ManifestT) -> ChildSetup:
@@ -197,7 +194,7 @@ class SupervisedModel(Closeable, Generic[ManifestT]):
 
     def _read(self, bundle: Path) -> ManifestT:
         try:
-            return self._read_manifest(bundle)
+            return self.manifest_type.read(bundle)
         except ModelError as error:
             raise NeedsHuman(str(error)) from error
 

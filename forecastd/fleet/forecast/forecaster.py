@@ -36,6 +36,7 @@ ENGINE_EXTRAS = {"library": "train", "onnx": "onnx", "stream": "onnx"}  # the ex
 class FleetForecaster(SupervisedModel[FleetManifest]):
     """Runs one fleet bundle in children of its own."""
 
+    manifest_type = FleetManifest
     retry_seconds = (30.0, 600.0)
 
     def __init__(
@@ -57,9 +58,6 @@ class FleetForecaster(SupervisedModel[FleetManifest]):
         self._threads, self._step = threads, step
         self._kept_bundle: Path | None = None
         super().__init__(bundle, **options)
-
-    def _read_manifest(self, bundle: Path) -> FleetManifest:
-        return FleetManifest.read(bundle)
 
     def _setup(self, bundle: Path, manifest: FleetManifest) -> ChildSetup:
         return fleet_setup(bundle, manifest.name, self.engine, self._threads)

@@ -42,13 +42,16 @@ class FakePool:
         self.closed = True
 
 
+def fake_manifest(path: Path) -> Any:
+    """A manifest whose name and hash are the name of its directory."""
+    return SimpleNamespace(name=path.name, sha256=path.name)
+
+
 class PatientModel(SupervisedModel[Any]):
     """A model whose path is its name and its hash."""
 
+    manifest_type: Any = SimpleNamespace(read=fake_manifest)
     retry_seconds = (30.0, 600.0)
-
-    def _read_manifest(self, bundle: Path) -> Any:
-        return SimpleNamespace(name=bundle.name, sha256=bundle.name)
 
     def _setup(self, bundle: Path, manifest: Any) -> ChildSetup:
         return ChildSetup((), "market", name=bundle.name)
@@ -83,7 +86,7 @@ def fallback(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
     """The bundles "second" and "first", newest first."""
     store = BundleStore(tmp_path, clock)
     monkeypatch.setattr(store, "list_good", lambda _: [tmp_path / "second", tmp_path / "first"])
-    return FallbackBundles(store, "fleet", lambda path: SimpleNamespace(name=path.name, sha256=path.name))
+    return FallbackBundles(store, "fleet", fake_manifest)
 
 
 def run_for(model: PatientModel, clock: ManualClock, seconds: int) -> list[int]:
