@@ -49,6 +49,16 @@ def test_wallet_equals_cosmpys(entropy: bytes, message: bytes) -> None:
     assert mine.sign(message) == theirs.signer().sign(message)
 
 
+def test_address_without_openssls_ripemd160_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = address_from_public_key(b"\2" * 33)
+
+    def refuse(name: str, data: bytes = b"") -> Any:
+        raise ValueError(f"unsupported hash type {name}")
+
+    monkeypatch.setattr("hashlib.new", refuse)
+    assert address_from_public_key(b"\2" * 33) == address
+
+
 @given(st.binary(min_size=1), st.integers(0, 63), st.integers(1, 255))
 def test_signature_verifies_only_its_message_and_key(message: bytes, place: int, change: int) -> None:
     wallet, other_wallet = Wallet(b"\1" * 32), Wallet(b"\2" * 32)
