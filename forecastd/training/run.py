@@ -9,33 +9,59 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from forecastd.clock import Clock
 from forecastd.errors import NeedsHuman, require_extra
 from forecastd.inference.training_runner import error_from_child, parse_progress, training_request
 from forecastd.runtime.jobs import ChildFailed, JobListener, JobRequest, JobRunner, ModelFailed
 from forecastd.settings import Settings
-from models.bundle.manifest import ManifestT
+from models.bundle.manifest import Manifest
 from models.errors import BundleError, DataError
+from models.registry import TASKS, read_any_manifest
 from models.train import prepare_training
 from models.training import state
 from models.training.config import TrainingConfig
-from models.training.data import TrainingRows
 from models.training.progress import TrainingProgress
 from models.training.state import RowsT
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """One training run: its options, its output directory, and what to do with an existing one."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """A user's request for a training run of any kind.
+
+    `out`: the directory of the bundle; each kind has a default. `until`: unix seconds; only older data is used. `force`:
+    replace a bundle at `out` and discard an unfinished training run. `finish`: use the best checkpoint so far.
+    """
 
     config: TrainingConfig
-    out: Path
+    out: Path | None = None
+    until: float | None = None
     force: bool = False
     finish: bool = False
+
+
+@dataclass(frozen=True)
+class RowSource(Generic[RowsT]):
+    """Where the rows of a training run come from.
+
+    `key`: what the user asked for, as text: an interrupted training run is resumed for the same key only. `fetch` is called
+    while the output is locked. `describe`: a sentence on the rows.
+    """
+
+    key: str
+    fetch: Callable[[], RowsT]
+    describe: Callable[[RowsT], str]
+
+
+@dataclass(frozen=True)
+class TrainedBundle:
+    """A trained bundle on disk."""
+
+    path: Path
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -53,41 +79,67 @@ class TrainingListener:
 
 def run_training(
     settings: Settings,
-    run: TrainingRun,
-    load_rows: Callable[[], TrainingRows],
+    request: TrainingRequest,
+    source: RowSource[RowsT],
+    *,
+    default_out: Path,
     clock: Clock,
     listener: TrainingListener,
-    *,
     jobs: JobRunner,
-    read_manifest: Callable[[Path], ManifestT],
-) -> ManifestT:
-    """Train on the rows of `load_rows`, or resume an interrupted training run; return the manifest of the written bundle.
+) -> TrainedBundle:
+    """Train on the rows of `source`, or resume an interrupted training run, and write the bundle.
 
-    `load_rows` is called while the output is locked; `jobs` runs the training. The options must have been checked
-    (`TrainingConfig.check`).
+    `jobs` runs the training. The options must have been checked (`TrainingConfig.check`).
 
     Raises:
         NeedsHuman: the output must be changed, or every child failed.
         ModelError: the data is not fit for the training, or it was interrupted (`TrainingInterrupted`).
     """
     require_extra("train", "Training")
-    now, out = clock.now(), run.out
+    now, out = clock.now(), request.out or default_out
+    config = replace(request.config, name=_bundle_name(out))
     try:
-        _require_writable(out, force=run.force)
+        _require_writable(out, force=request.force)
         with state.lock_output(out):
-            data = load_rows()
-            prepare_training(data, run.config, out, force=run.force, finish=run.finish)
-            del data
-            request = training_request(out, created=now, force=run.force, finish=run.finish)
-            sha256 = _run_job(jobs, request, listener, out, settings.supervision.job_attempts)
-            manifest = read_manifest(out)
+            rows = _load_rows(request, out, source, listener)
+            prepare_training(rows, config, out, force=request.force, finish=request.finish)
+            del rows
+            job = training_request(out, created=now, force=request.force, finish=request.finish)
+            sha256 = _run_job(jobs, job, listener, out, settings.supervision.job_attempts)
+            manifest = read_any_manifest(out)
             if manifest.sha256 != sha256:
                 raise BundleError(f"{out} was replaced by another bundle just after the training.", check="hash")
-            return manifest
+            return TrainedBundle(out, manifest)
     except OSError as error:
         raise NeedsHuman(
             f"Cannot write {out}: {error.strerror or error}. Make room, or choose another --out."
         ) from error
+
+
+def _load_rows(request: TrainingRequest, out: Path, source: RowSource[RowsT], listener: TrainingListener) -> RowsT:
+    """The saved rows of an interrupted training run of the same request, or rows that are fetched now.
+
+    Raises:
+        NeedsHuman: there are no saved rows, but `finish` needs them.
+        DataError: the saved rows cannot be read.
+    """
+    kind = request.config.kind
+    try:
+        unfinished = state.load(out)
+        if unfinished is not None and kind == unfinished.kind and unfinished.request == source.key:
+            rows: RowsT = unfinished.restore_rows(TASKS[kind].ROWS)  # type: ignore[assignment]  # of this kind
+            listener.on_message(f"resuming the interrupted training: {source.describe(rows)}")
+            return rows
+    except DataError:
+        if not request.force:
+            raise
+    if request.finish:
+        raise NeedsHuman(
+            f"There is no interrupted training of {out} with these options. Train first, without --finish."
+        )
+    rows = replace(source.fetch(), request=source.key)
+    listener.on_message(source.describe(rows))
+    return rows
 
 
 def _run_job(jobs: JobRunner, request: JobRequest, listener: TrainingListener, out: Path, attempts: int) -> str:
@@ -111,28 +163,7 @@ def _run_job(jobs: JobRunner, request: JobRequest, listener: TrainingListener, o
     return sha256
 
 
-def saved_rows(run: TrainingRun, key: str, rows_type: type[RowsT]) -> RowsT | None:
-    """The rows of an interrupted training run of the same request; None without one.
-
-    Raises:
-        NeedsHuman: there are none, but `finish` needs them.
-        DataError: they cannot be read.
-    """
-    try:
-        unfinished = state.load(run.out)
-        if unfinished is not None and run.config.kind == unfinished.kind and unfinished.request == key:
-            return unfinished.restore_rows(rows_type)
-    except DataError:
-        if not run.force:
-            raise
-    if run.finish:
-        raise NeedsHuman(
-            f"There is no interrupted training of {run.out} with these options. Train first, without --finish."
-        )
-    return None
-
-
-def bundle_name(out: Path) -> str:
+def _bundle_name(out: Path) -> str:
     """The bundle's name from its directory, reduced to the characters that a manifest allows."""
     name = re.sub(r"[^A-Za-z0-9_-]", "-", out.name)[:60]
     return name if name[:1].isalpha() else f"m{name}"

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forecastd.errors import NeedsHuman
 from forecastd.fleet import contract
-from forecastd.fleet.history.training_data import CONTRACT_METRICS, allocate_values, safe_names, with_hash
-from forecastd.fleet.window.readiness import MAX_GAP
+from forecastd.fleet.history.training_data import CONTRACT_METRICS, allocate_values, make_data, safe_names
 from models.fleet.dataset import FleetData
 from models.fleet.manifest import ModelMetric
 
@@ -55,19 +55,14 @@ def data_from_csv(path: Path, *, max_series: int, step: int | None = None) -> Fl
     row_of = {name: row for row, name in enumerate(series)}
     values[rows["series"].map(row_of).to_numpy(), ticks - first] = rows[names].to_numpy(dtype=np.float32)
     profiles = dict(zip(rows["series"], rows["profile"], strict=True))
-    return with_hash(
-        FleetData(
-            servers=safe_names(series),
-            profiles=tuple(profiles[name] for name in series),
-            metrics=metrics,
-            first=first,
-            step=grid_step,
-            values=values,
-            max_gap=MAX_GAP,
-            data_sha256="",
-            source=f"{path.name}, {len(series)} of {len(counts)} series{alignment_note}",
-            synthetic=False,
-        )
+    return make_data(
+        servers=safe_names(series),
+        profiles=tuple(profiles[name] for name in series),
+        metrics=metrics,
+        first=first,
+        step=grid_step,
+        values=values,
+        source=f"{path.name}, {len(series)} of {len(counts)} series{alignment_note}",
     )
 
 
@@ -111,12 +106,7 @@ def _parse_seconds(times: pd.Series[float] | pd.Series[str], path: Path) -> pd.S
     else:
         timestamps = pd.to_datetime(times, utc=True, errors="coerce", format="ISO8601")
         seconds = (timestamps - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-    is_invalid = ~np.isfinite(seconds.to_numpy())
-    if is_invalid.any():
-        row = int(np.argmax(is_invalid))
-        raise NeedsHuman(
-            f"{path}, line {row + 2}: {contract.format_value(times.iloc[row])} is not a time. Use unix seconds or ISO 8601."
-        )
+    _check_lines(path, times, ~np.isfinite(seconds.to_numpy()), "is not a time. Use unix seconds or ISO 8601.")
     return seconds
 
 
@@ -125,13 +115,15 @@ def _parse_numbers(values: pd.Series[float], path: Path) -> pd.Series[float]:
     import pandas as pd
 
     numbers = pd.to_numeric(values, errors="coerce")
-    is_invalid = (numbers.isna() & values.notna()).to_numpy()
+    _check_lines(path, values, (numbers.isna() & values.notna()).to_numpy(), f"is not a number for {values.name}.")
+    return numbers.where(np.isfinite(numbers))
+
+
+def _check_lines(path: Path, values: pd.Series[Any], is_invalid: NDArray[np.bool_], fault: str) -> None:
+    """Raise NeedsHuman for the first invalid value."""
     if is_invalid.any():
         row = int(np.argmax(is_invalid))
-        raise NeedsHuman(
-            f"{path}, line {row + 2}: {contract.format_value(values.iloc[row])} is not a number for {values.name}."
-        )
-    return numbers.where(np.isfinite(numbers))
+        raise NeedsHuman(f"{path}, line {row + 2}: {contract.format_value(values.iloc[row])} {fault}")
 
 
 def _check_names(rows: pd.DataFrame, path: Path) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,19 +65,16 @@ def data_from_store(path: Path, *, hours: float, now: float, step: int, max_serv
         for chunk in store.history(oldest * step, (newest + 1) * step, servers):
             chunk_rows = np.array([row_of[name] for name in chunk.servers], dtype=np.int64)
             values[chunk_rows, (chunk.times // step).astype(np.int64) - oldest] = chunk.values
-    data = FleetData(
+    reported = np.asarray(np.isfinite(values).any(axis=(0, 1)))
+    return make_data(
         servers=servers,
         profiles=tuple(profiles[name] for name in servers),
-        metrics=CONTRACT_METRICS,
+        metrics=tuple(metric for metric, is_reported in zip(CONTRACT_METRICS, reported, strict=True) if is_reported),
         first=oldest,
         step=step,
-        values=values,
-        max_gap=MAX_GAP,
-        data_sha256="",
+        values=values if reported.all() else np.ascontiguousarray(values[:, :, reported]),
         source=f"the history of a fleet, {len(servers)} of {len(rows)} servers",
-        synthetic=False,
     )
-    return with_hash(_drop_unreported(data))
 
 
 def simulate_data(specification: str, *, until: float, step: int, seed: int) -> FleetData:
@@ -96,19 +94,15 @@ def simulate_data(specification: str, *, until: float, step: int, seed: int) -> 
     _check_size(servers, ticks)
     first = int(until // step) - ticks
     simulator = Simulator(seed, servers, scenario, step, start=first)
-    return with_hash(
-        FleetData(
-            servers=simulator.names,
-            profiles=simulator.profiles,
-            metrics=CONTRACT_METRICS,
-            first=first,
-            step=step,
-            values=simulator.block(first, ticks),
-            max_gap=MAX_GAP,
-            data_sha256="",
-            source=f"simulated, {scenario}, {servers} servers, seed {seed}",
-            synthetic=True,
-        )
+    return make_data(
+        servers=simulator.names,
+        profiles=simulator.profiles,
+        metrics=CONTRACT_METRICS,
+        first=first,
+        step=step,
+        values=simulator.block(first, ticks),
+        source=f"simulated, {scenario}, {servers} servers, seed {seed}",
+        synthetic=True,
     )
 
 
@@ -125,21 +119,13 @@ def describe_data(data: FleetData) -> str:
     return f"{summary}; without {', '.join(missing)}, which no server reported" if missing else summary
 
 
-def with_hash(data: FleetData) -> FleetData:
-    """A copy with the hash of its content."""
+def make_data(*, synthetic: bool = False, **fields: Any) -> FleetData:
+    """The data with these fields, with the gaps of the service and the hash of its content."""
+    data = FleetData(**fields, max_gap=MAX_GAP, data_sha256="", synthetic=synthetic)
     description = {**data.to_metadata(), "data_sha256": "", "source": "", "request": ""}
     digest = hashlib.sha256(repr(sorted(description.items())).encode())
     digest.update(np.ascontiguousarray(data.values, dtype="<f4").data)
     return replace(data, data_sha256=digest.hexdigest())
-
-
-def _drop_unreported(data: FleetData) -> FleetData:
-    """A copy without the metrics that no server reported."""
-    is_reported = np.asarray(np.isfinite(data.values).any(axis=(0, 1)))
-    if is_reported.all():
-        return data
-    metrics = tuple(metric for metric, reported in zip(data.metrics, is_reported, strict=True) if reported)
-    return replace(data, metrics=metrics, values=np.ascontiguousarray(data.values[:, :, is_reported]))
 
 
 def allocate_values(servers: int, ticks: int, metrics: int = contract.METRIC_COUNT) -> NDArray[np.float32]:

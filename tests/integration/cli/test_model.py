@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
-from cli.manifest import score_rows
+from cli.manifest import part_tables
 from cli.rows import console
 
 AS_OF = ("--source", "sample", "--as-of", "2025-01-01T00:00:00Z")
@@ -98,6 +98,6 @@ def test_show_bundle_fits_80_columns(
 
 def test_manifest_with_other_scores_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     for scores in (5, {}, {"model": {"coverage_last": 3, "pinball": "low"}}, {"other": {"mae": None}}):
-        for table in score_rows("test", scores):
+        for table in part_tables("test", scores, is_fleet=False):
             console().print(table)
     assert "other" in capsys.readouterr().out

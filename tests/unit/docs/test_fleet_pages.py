@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from cli.fleet import COMMANDS, train
-from cli.fleet.score_tables import MODEL_LABELS
+from cli.manifest import FLEET_LABELS
 from forecastd.fleet import status as fleet_status
 from forecastd.fleet.api import context, forecast_routes, history_routes, http_server, listener
 from forecastd.fleet.api.app import create_app
@@ -294,8 +294,8 @@ def test_models_page_lists_engines(pages: dict[str, str]) -> None:
 
 
 def test_models_page_names_baselines_of_the_score_table(pages: dict[str, str]) -> None:
-    rows = first_cells(section(pages["fleet-models"], "## Read the scores"), "|".join(MODEL_LABELS.values()))
-    assert rows == set(MODEL_LABELS.values())
+    rows = first_cells(section(pages["fleet-models"], "## Read the scores"), "|".join(FLEET_LABELS.values()))
+    assert rows == set(FLEET_LABELS.values())
 
 
 def test_models_page_lists_every_option_of_train_with_its_default(pages: dict[str, str]) -> None:
