@@ -6,7 +6,9 @@ latency; a busy disk slows its database, which slows the servers that depend on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import count, cycle, islice
 from typing import Any
 
 import numpy as np
@@ -35,43 +37,33 @@ class Simulator:
     `scenario`: healthy; degrading (some servers ramp up for tens of minutes, then cross their thresholds); critical
     (several have crossed them at `start`); cascade (a database slows down, dependent servers follow, others take over
     the load); varied (all of these, repeatedly, at random times: the training data of a model). `start`: the tick at
-    which the scenario begins. `profiles`: the share of each profile; None: 8 web, 4 database, 3 cache, 3 worker, 2
-    batch in every 20.
+    which the scenario begins. Of 20 servers 8 are web, 4 database, 3 cache, 3 worker and 2 batch.
 
     Raises:
-        NeedsHuman: the scenario or a profile is unknown, or a number is out of range.
+        NeedsHuman: the scenario is unknown, or a number is out of range.
     """
 
     def __init__(
-        self, seed: int, servers: int, scenario: Scenario = "healthy", step: int = 5, *, start: int = 0,
-        profiles: Mapping[str, int] | None = None,
-    ) -> None:  # fmt: skip
+        self, seed: int, servers: int, scenario: Scenario = "healthy", step: int = 5, *, start: int = 0
+    ) -> None:
         if scenario not in SCENARIOS:
             raise NeedsHuman(f"Unknown scenario {scenario!r}. Use one of: {', '.join(SCENARIOS)}.")
         if servers < 1 or step < 1:
             raise NeedsHuman("A simulated fleet needs at least one server and a step of at least one second.")
         self.seed, self.scenario, self.step, self.start = seed, scenario, step, start
-        self._set_up(servers, profiles)
-
-    def _set_up(self, servers: int, shares: Mapping[str, int] | None) -> None:
-        order = profiles.profile_order(shares)
-        self._kinds = tuple(order[i % len(order)] for i in range(servers))
-        self.profiles = tuple(kind.name for kind in self._kinds)
-        counts = dict.fromkeys(self.profiles, 0)
-        names: list[str] = []
-        for name in self.profiles:
-            counts[name] += 1
-            names.append(f"{name}-{counts[name]:02d}")
-        self.names = tuple(names)
-        self._key = noise.keys(self.seed, servers)
-        self._traits = profiles.ServerTraits(self._key, self._kinds)
-        self._job_schedule = profiles.JobSchedule(self._key, self._kinds, self._traits)
+        kinds = tuple(islice(cycle(profiles.PROFILE_ORDER), servers))
+        self.profiles = tuple(kind.name for kind in kinds)
+        numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(1))
+        self.names = tuple(f"{profile}-{next(numbers[profile]):02d}" for profile in self.profiles)
+        self._key = noise.keys(seed, servers)
+        self._traits = profiles.ServerTraits(self._key, kinds)
+        self._job_schedule = profiles.JobSchedule(self._key, kinds, self._traits)
         self._series: dict[tuple[int, ...], noise.KeyArray] = {}
-        self._faults = Faults(self.scenario, self._key, self.profiles, start=self.start, step=self.step)
+        self._faults = Faults(scenario, self._key, self.profiles, start=start, step=step)
         # Profiles with the same peak hour share the load of the same users.
         peak_hours = sorted({kind.peak_hour for kind in profiles.PROFILES})
-        self._shared_load_keys = noise.derive(noise.keys(self.seed, len(peak_hours)), 900)
-        self._shared_load_index = np.array([peak_hours.index(kind.peak_hour) for kind in self._kinds])
+        self._shared_load_keys = noise.derive(noise.keys(seed, len(peak_hours)), 900)
+        self._shared_load_index = np.array([peak_hours.index(kind.peak_hour) for kind in kinds])
 
     def rows(self, tick: int) -> FleetRows:
         """The rows of all servers at this tick, complete and within the bounds of the contract."""

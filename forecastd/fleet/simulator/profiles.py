@@ -6,12 +6,10 @@ fleet can grow while it is running. Times are in seconds, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from forecastd.errors import NeedsHuman
 from forecastd.fleet.simulator.noise import FloatArray, KeyArray, derive, mix, uniform
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
@@ -89,27 +87,11 @@ PROFILES = (
          PeriodicJob(HOUR, 30 * MINUTE, 9 * MINUTE, cpu=16.0, disk=16.0, network=6.0)),
     ),
 )  # fmt: skip
-PROFILES_BY_NAME = {profile.name: profile for profile in PROFILES}
+_POSITIONS = [
+    ((repeat + 0.5) / profile.share, index) for index, profile in enumerate(PROFILES) for repeat in range(profile.share)
+]
+PROFILE_ORDER = tuple(PROFILES[index] for _, index in sorted(_POSITIONS))  # in which servers get them, cyclically
 _WEEK_START = 4 * DAY  # the first Monday after 1970-01-01, a Thursday
-
-
-def profile_order(profiles: Mapping[str, int] | None) -> tuple[ServerProfile, ...]:
-    """The profiles in the order in which servers get them, cyclically; each as often as its share.
-
-    Raises:
-        NeedsHuman: a profile is unknown, a share is negative, or all shares are 0.
-    """
-    shares = {profile.name: profile.share for profile in PROFILES} if profiles is None else dict(profiles)
-    unknown = sorted(set(shares) - set(PROFILES_BY_NAME))
-    if unknown:
-        raise NeedsHuman(f"Unknown profile {unknown[0]!r}. Use: {', '.join(PROFILES_BY_NAME)}.")
-    if any(share < 0 for share in shares.values()) or not any(shares.values()):
-        raise NeedsHuman("The shares of the profiles must be integers of 0 or more, and at least one above 0.")
-    total = sum(shares.values())
-    positions = [((repeat + 0.5) / share, name) for name, share in shares.items() for repeat in range(share)]
-    names = list(PROFILES_BY_NAME)
-    order = sorted(positions, key=lambda position: (position[0], names.index(position[1])))
-    return tuple(PROFILES_BY_NAME[name] for _, name in order[:total])
 
 
 class ServerTraits:

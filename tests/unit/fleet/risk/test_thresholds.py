@@ -28,7 +28,7 @@ def test_builtin_thresholds_are_within_bounds() -> None:
 
 def test_simulated_profiles_have_thresholds() -> None:
     simulator = pytest.importorskip("forecastd.fleet.simulator.profiles")
-    assert set(simulator.PROFILES_BY_NAME) <= set(load_thresholds().table)
+    assert {profile.name for profile in simulator.PROFILES} <= set(load_thresholds().table)
 
 
 def test_user_file_and_profile_take_precedence(thresholds_file: Path) -> None:
