@@ -221,17 +221,18 @@ class SupervisionSummary(_Document):
 
 @dataclass(frozen=True, kw_only=True)
 class StatusResponse(_Document):
-    """The state of the fleet service."""
+    """The state of the fleet service.
+
+    `synthetic`: the servers are simulated. `speed`: of the clock; 1 is real time, anything else a rehearsal.
+    """
 
     version: str
     started_at: Time | None = None
     now: Time
     uptime_seconds: float | None = None
     step_seconds: int
-    synthetic: Annotated[bool, Field(description="The servers are simulated.")] = False
-    speed: Annotated[
-        float, Field(description="The speed of the clock; 1 is real time, anything else a rehearsal.")
-    ] = 1.0  # fmt: skip
+    synthetic: bool = False
+    speed: float = 1.0
     health: HealthResponse = HealthResponse()
     model: ServedModel = ServedModel()
     tick: NewestTick
@@ -287,7 +288,12 @@ class ForecastTimes(_Document):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerForecastResponse:
-    """The forecast of one server. Element `k` of every list is for the time `origin + (k + 1) * step_seconds`."""
+    """The forecast of one server. Element `k` of every list is for the time `origin + (k + 1) * step_seconds`.
+
+    `model`: the heuristic is used while a server has too little data for the model. `origin`: the time of the last
+    observed tick. `metrics`: by metric, its unit, and a list of values for each level. `age_seconds`: in a list of
+    forecasts it is given once, for all.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         json_schema_serialization_defaults_required=True,
@@ -308,24 +314,18 @@ class ServerForecastResponse:
 
     server: str
     profile: str = ""
-    model: Annotated[
-        ForecastModel, Field(description="The heuristic is used while a server has too little data for the model.")
-    ] = ""  # fmt: skip
+    model: ForecastModel = ""
     bundle: str = ""
     made_at: Time = ""
-    origin: Annotated[Time, Field(description="The time of the last observed tick.")] = ""
+    origin: Time = ""
     step_seconds: int = 0
     horizon_steps: int = 0
     horizon_seconds: int = 0
     horizon: str = ""
     times: ForecastTimes = ForecastTimes()
     levels: tuple[float, ...] = ()
-    metrics: Annotated[
-        Mapping[str, Mapping[str, Any]], Field(description="By metric: its unit, and a list of values for each level.")
-    ] = field(default_factory=dict)
-    age_seconds: Annotated[
-        float | None, Field(description="In a list of forecasts it is given once, for all.")
-    ] = None  # fmt: skip
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    age_seconds: float | None = None
 
     def quantiles(self, metric: str, level: str) -> tuple[float, ...]:
         """The values of a quantile, oldest first; empty where the forecast has none."""
@@ -428,15 +428,15 @@ class HistoryRow(_Document):
 
 @dataclass(frozen=True)
 class HistoryResponse(_Document):
-    """The observed rows, sorted by time."""
+    """The observed rows, sorted by time. `truncated`: there are more rows: continue from the time of the last row, or
+    request fewer.
+    """
 
     start: Time
     end: Time
     metrics: tuple[str, ...]
     count: int
-    truncated: Annotated[
-        bool, Field(description="There are more rows: continue from the time of the last row, or request fewer.")
-    ]
+    truncated: bool
     rows: list[HistoryRow]
 
 

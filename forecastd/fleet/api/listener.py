@@ -53,20 +53,22 @@ class Listener(socket.socket):
         return int(self.getsockname()[1])
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection. One that is too many gets a response with status 503.
+        """The next connection.
 
         Raises:
             BlockingIOError: there is none; the socket is non-blocking.
+            ConnectionAbortedError: there were too many, so it got a response with status 503. The event loop calls
+                again, after other work.
         """
-        while True:
-            connection, address = super().accept()
-            now = self._clock.monotonic()
-            self._close_idle(now)
-            if len(self._connections) < MAX_CONNECTIONS:
-                self._connections[address[:2]] = _Connection(connection, now)
-                return connection, address
-            with connection, suppress(OSError):
-                connection.sendall(_REFUSAL)
+        connection, address = super().accept()
+        now = self._clock.monotonic()
+        self._close_idle(now)
+        if len(self._connections) < MAX_CONNECTIONS:
+            self._connections[address[:2]] = _Connection(connection, now)
+            return connection, address
+        with connection, suppress(OSError):
+            connection.sendall(_REFUSAL)
+        raise ConnectionAbortedError
 
     @contextmanager
     def request(self, address: tuple[str, int] | None) -> Iterator[None]:

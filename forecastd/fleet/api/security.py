@@ -164,15 +164,10 @@ def request_key(headers: Headers) -> str | None:
 
 def is_local_name(host: str | None) -> bool:
     """Whether a Host header is a name that only programs of this machine use: localhost or a loopback address."""
-    return is_loopback(host_name(host) or "")
-
-
-def host_name(host: str | None) -> str | None:
-    """The name in a Host header, without the port."""
     try:
-        return urlsplit(f"//{host}").hostname if host else None
+        return is_loopback(urlsplit(f"//{host or ''}").hostname or "")
     except ValueError:
-        return None
+        return False
 
 
 def is_cross_site(origin: str | None, host: str | None, allowed: Iterable[str]) -> bool:
