@@ -19,7 +19,7 @@ from benchmarks.processes import ROOT
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.daemon.loop import Daemon
-from forecastd.daemon.threads import PollOptions
+from forecastd.daemon.watcher import PollOptions
 from forecastd.localnet.embedded import EmbeddedNode
 from forecastd.localnet.state import Effect
 from forecastd.logs import configure, install_hooks

@@ -23,8 +23,9 @@ from forecastd.daemon.resources import ResourceManager, ResourceSet, StartupProb
 from forecastd.daemon.startup import banner, check_chain, check_host
 from forecastd.daemon.status_publisher import StatusPublisher, StatusSources, versions
 from forecastd.daemon.status_registry import StatusRegistry
-from forecastd.daemon.threads import PollOptions, ThreadManager
-from forecastd.errors import ExitCode, ForecastdError, NeedsHuman, RetryLater
+from forecastd.daemon.threads import ThreadManager
+from forecastd.daemon.watcher import PollOptions
+from forecastd.errors import ExitCode, ForecastdError, NeedsHuman
 from forecastd.logs import reopen
 from forecastd.runtime.background import BackgroundTask
 from forecastd.runtime.formatting import format_count
@@ -77,9 +78,9 @@ class Daemon:
         self._topic_settings, self._settings_errors = load()
         settings = self._topic_settings[0]
         self._signals, self._wake = SignalQueue(), threading.Event()
-        self._deadline = SubmissionDeadline(_deadline_of(settings), clock.monotonic(), clock.now(), self._block_time)
         liveness, registry = LivenessMonitor(clock), StatusRegistry()
         self._resources = ResourceManager(clock, register=register)
+        self._deadline = SubmissionDeadline(_deadline_of(settings), clock.monotonic(), clock.now(), self._block_time)
         self._reporter = AlertReporter(self._make_alerts(settings))
         self._threads = ThreadManager(
             self._resources, clock, liveness, registry, self._reporter, interval=settings.daemon.submission_interval,
@@ -200,10 +201,7 @@ class Daemon:
         return self._deadline.has_passed(self._clock.monotonic(), self._clock.now())
 
     def _block_time(self) -> float:
-        connection = self._resources.current.connection
-        if connection is None:
-            raise RetryLater("The connection to the chain is not open yet.")
-        return connection.endpoints.block_time()
+        return self._resources.endpoints.block_time()
 
     # Signals
 

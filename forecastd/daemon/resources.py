@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from forecastd.chain.endpoint_pool import EndpointPool
 from forecastd.chain.wallet import Wallet, open_wallet
 from forecastd.clock import Clock
 from forecastd.daemon.status_registry import TopicKey
@@ -123,6 +124,13 @@ class ResourceManager:
             [topic.forecaster for topic in old.topics.values() if id(topic.forecaster) not in used], self._clock, 10.0
         )
         old.exit_stack.close()
+
+    @property
+    def endpoints(self) -> EndpointPool:
+        """The endpoints of the current connection. Raises RetryLater before it is open."""
+        if self.current.connection is None:
+            raise RetryLater("The connection to the chain is not open yet.")
+        return self.current.connection.endpoints
 
     @property
     def holds_wallet_locks(self) -> bool:
@@ -244,25 +252,21 @@ def close_forecasters(forecasters: Sequence[Forecaster], clock: Clock, seconds: 
         thread.join(max(0.0, end - clock.monotonic()))
 
 
-class collect_errors:  # noqa: N801 - used as a statement; a class tells mypy that it may suppress an error
+@contextmanager
+def collect_errors(problems: list[str]) -> Iterator[None]:
     """Append a NeedsHuman error of the block to `problems` and continue after the block."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self._problems = problems
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, NeedsHuman):
-            self._problems.append(str(error))
-        return isinstance(error, NeedsHuman)
+    try:
+        yield
+    except NeedsHuman as error:
+        problems.append(str(error))
 
 
 def _open_wallet(settings: Settings, problems: list[str]) -> Wallet | None:
-    with collect_errors(problems):
+    try:
         return open_wallet(settings)
-    return None
+    except NeedsHuman as error:
+        problems.append(str(error))
+        return None
 
 
 def _check_model(forecaster: Forecaster) -> None:

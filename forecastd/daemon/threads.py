@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from forecastd.chain.client import ChainClient
 from forecastd.chain.events import EventListener, EventStreamReport
 from forecastd.clock import Clock
 from forecastd.daemon.alert_reporter import AlertReporter
 from forecastd.daemon.resources import ResourceManager, ResourceSet
-from forecastd.daemon.schedule import MAX_POLL_SECONDS, MIN_POLL_SECONDS
 from forecastd.daemon.status_registry import StatusRegistry, TopicKey
 from forecastd.daemon.topic_worker import TopicWorker
-from forecastd.daemon.watcher import TopicView, Watcher
-from forecastd.errors import RetryLater
+from forecastd.daemon.watcher import PollOptions, TopicView, Watcher
 from forecastd.runtime.liveness import HeartbeatEvent, LivenessMonitor
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
 from forecastd.status.model import TopicStatus
@@ -28,16 +24,6 @@ log = logging.getLogger(__name__)
 POLL_STALL_SECONDS = 90.0  # limit of one poll without a heartbeat
 LISTENER_STALL_SECONDS = 60.0  # limit of a listener without a heartbeat; connecting takes longest
 ERROR_PAUSE_SECONDS = 30.0  # pause of a thread after an unexpected error
-
-
-@dataclass(frozen=True)
-class PollOptions:
-    """How windows are found: by polling (`poll`), by websocket events (`events`), or both. Tests change it."""
-
-    poll: bool = True
-    events: bool = True
-    min_poll_seconds: float = MIN_POLL_SECONDS
-    max_poll_seconds: float = MAX_POLL_SECONDS
 
 
 class ThreadManager:
@@ -66,14 +52,7 @@ class ThreadManager:
         self._stopped = False
         self._wake = HeartbeatEvent(liveness, "watcher", POLL_STALL_SECONDS)
         self._watcher = Watcher(
-            self._chain,
-            clock,
-            self._dispatch,
-            interval=interval,
-            wake=self._wake,
-            poll=poll_options.poll,
-            min_poll_seconds=poll_options.min_poll_seconds,
-            max_poll_seconds=poll_options.max_poll_seconds,
+            lambda: resources.endpoints, clock, self._dispatch, interval=interval, wake=self._wake, options=poll_options
         )
         self._thread = threading.Thread(target=self._run_watcher, name="watcher", daemon=True)
 
@@ -173,18 +152,9 @@ class ThreadManager:
         assert rolling_window is not None  # noqa: S101
         return TopicWorker(
             topic, ledger, rolling_window, self._clock, registry=self._registry, reporter=self._reporter,
-            liveness=self._liveness, view=self._view, may_start=self._may_start,
+            liveness=self._liveness, view=self._watcher.view, may_start=self._may_start,
             predecessor=next((worker for worker in self._draining if worker.key == topic.key), None),
         )  # fmt: skip
-
-    def _view(self, topic_id: int) -> TopicView | None:
-        return self._watcher.views().get(topic_id)
-
-    def _chain(self) -> ChainClient:
-        connection = self._resources.current.connection
-        if connection is None:
-            raise RetryLater("The connection to the chain is not open yet.")
-        return connection.endpoints
 
     def _dispatch(self, window: SubmissionWindow) -> None:
         for (topic_id, _), worker in list(self._workers.items()):
@@ -212,7 +182,7 @@ class EventListeners:
     def __init__(
         self,
         urls: tuple[str, ...],
-        topics: Iterable[int],
+        topics: frozenset[int],
         watcher: Watcher,
         *,
         liveness: LivenessMonitor,
@@ -222,34 +192,29 @@ class EventListeners:
         self.urls = urls
         self._liveness = liveness
         self._stopping = False
-        topic_ids = frozenset(topics)
-        self._listeners = [
-            EventListener(
-                url, topic_ids, chain_id=chain_id, clock=clock, on_block=watcher.on_block,
-                on_opening=watcher.on_window, on_connected=watcher.request_poll,
-            )
-            for url in dict.fromkeys(urls)
-        ]  # fmt: skip
-        self._wakes = [
-            HeartbeatEvent(liveness, f"listener {number} ({listener.name})", LISTENER_STALL_SECONDS)
-            for number, listener in enumerate(self._listeners, start=1)
-        ]
+        self._listeners: dict[EventListener, HeartbeatEvent] = {}
+        for number, url in enumerate(dict.fromkeys(urls), start=1):
+            listener = EventListener(
+                url, topics, chain_id=chain_id, clock=clock, on_block=watcher.on_block, on_opening=watcher.on_window,
+                on_connected=watcher.request_poll,
+            )  # fmt: skip
+            name = f"listener {number} ({listener.name})"
+            self._listeners[listener] = HeartbeatEvent(liveness, name, LISTENER_STALL_SECONDS)
 
     def start(self) -> None:
         """Start the threads."""
-        for listener, wake in zip(self._listeners, self._wakes, strict=True):
+        for listener, wake in self._listeners.items():
             threading.Thread(target=self._run, args=(listener, wake), name=wake.name, daemon=True).start()
 
-    def set_topics(self, topics: Iterable[int]) -> None:
+    def set_topics(self, topics: frozenset[int]) -> None:
         """Listen for these topics instead."""
-        topic_ids = frozenset(topics)
         for listener in self._listeners:
-            listener.listen_for(topic_ids)
+            listener.listen_for(topics)
 
     def stop(self) -> None:
         """Stop listening. Returns immediately."""
         self._stopping = True
-        for listener, wake in zip(self._listeners, self._wakes, strict=True):
+        for listener, wake in self._listeners.items():
             listener.stop()
             wake.set()
 

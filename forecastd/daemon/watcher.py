@@ -63,6 +63,19 @@ class TopicView:
         )
 
 
+@dataclass(frozen=True)
+class PollOptions:
+    """How windows are found: by polling (`poll`), by websocket events (`events`), or both.
+
+    Without `poll`, topics are polled only on request.
+    """
+
+    poll: bool = True
+    events: bool = True
+    min_poll_seconds: float = MIN_POLL_SECONDS
+    max_poll_seconds: float = MAX_POLL_SECONDS
+
+
 @dataclass
 class _WatchedTopic:
     """A topic being watched; guarded by the watcher's lock."""
@@ -78,8 +91,8 @@ class _WatchedTopic:
 class Watcher:
     """Watches topics. `window_handler` is called with every open window, again at each poll; it must not block.
 
-    `interval`: seconds; every topic is polled when an interval starts. Without `poll`, topics are polled only on
-    request. `wake` is set when `poll_due_topics` should be called now.
+    `interval`: seconds; every topic is polled when an interval starts. `wake` is set when `poll_due_topics` should be
+    called now.
     """
 
     def __init__(
@@ -90,14 +103,11 @@ class Watcher:
         *,
         interval: float,
         wake: Event,
-        poll: bool = True,
-        min_poll_seconds: float = MIN_POLL_SECONDS,
-        max_poll_seconds: float = MAX_POLL_SECONDS,
+        options: PollOptions,
     ) -> None:
         self.interval = interval
         self._chain, self._clock, self._window_handler = chain, clock, window_handler
-        self._poll_enabled, self._min_poll_seconds, self._max_poll_seconds = poll, min_poll_seconds, max_poll_seconds
-        self._wake = wake
+        self._wake, self._options = wake, options
         self._lock = Lock()
         self._watched_topics: dict[int, _WatchedTopic] = {}
 
@@ -122,11 +132,15 @@ class Watcher:
         with self._lock:
             return {topic_id: watched.view for topic_id, watched in self._watched_topics.items()}
 
+    def view(self, topic_id: int) -> TopicView | None:
+        """What is known of a topic, None when it is not watched."""
+        return self.views().get(topic_id)
+
     # Polling
 
     def poll_due_topics(self, beat: Callable[[], None] = lambda: None) -> float:
         """Poll every topic that is due; returns the seconds until the next poll. Calls `beat` after each topic."""
-        waits = [self._max_poll_seconds]
+        waits = [self._options.max_poll_seconds]
         for topic_id in self.views():
             if self._seconds_until_poll(topic_id) <= 0:
                 self._poll_topic(topic_id)
@@ -139,11 +153,11 @@ class Watcher:
         with self._lock:
             watched = self._watched_topics.get(topic_id)
             if watched is None:
-                return self._max_poll_seconds
+                return self._options.max_poll_seconds
             if watched.last_poll is None:
                 return 0.0
-            if not self._poll_enabled and not watched.failures:
-                return self._max_poll_seconds
+            if not self._options.poll and not watched.failures:
+                return self._options.max_poll_seconds
             poll = watched.view.poll_seconds
             if watched.failures:
                 poll = backoff_seconds(watched.failures, FIRST_RETRY_SECONDS, poll, jitter=0)
@@ -160,48 +174,49 @@ class Watcher:
             if watched is None:
                 return
             topic = watched.view.topic if watched.topic_slot == current_slot else None
-            active = watched.view.active
+            active, previous_error = watched.view.active, watched.view.error
+        height, windows, error = None, list[SubmissionWindow](), ""
         try:
             chain = self._chain()
             if topic is None:
                 topic = chain.topic(topic_id)
                 active = topic is not None and chain.is_topic_active(topic_id)
             height, windows = (chain.height(), []) if topic is None else find_windows(chain, topic)
-        except ForecastdError as error:
-            self._record_poll(topic_id, current_slot, str(error))
-            return
-        mono = self._clock.monotonic()
+            error = f"Topic {topic_id} does not exist." if topic is None else ""
+        except ForecastdError as failure:
+            error = str(failure)
         with self._lock:
             watched = self._watched_topics.get(topic_id)
             if watched is None:
                 return
-            view = watched.view.with_height(height, mono)
-            newest = windows[0].nonce if windows else view.newest_nonce
-            is_timing = view.block_timer.seconds is None and watched.poll_count < TIMING_POLLS
-            poll = self._min_poll_seconds if topic is None or is_timing else poll_interval(
-                topic.worker_submission_window, view.block_timer.estimate,
-                min_seconds=self._min_poll_seconds, max_seconds=self._max_poll_seconds,
-            )  # fmt: skip
-            watched.poll_count += 1
-            watched.view = replace(view, topic=topic, active=active, newest_nonce=newest, poll_seconds=poll)
-            watched.topic_slot = current_slot
-        self._record_poll(topic_id, current_slot, "" if topic is not None else f"Topic {topic_id} does not exist.")
-        for window in reversed(windows):
-            self._window_handler(window)
-
-    def _record_poll(self, topic_id: int, current_slot: int, error: str) -> None:
-        with self._lock:
-            watched = self._watched_topics.get(topic_id)
-            if watched is None:
-                return
-            previous_error = watched.view.error
             watched.last_poll = PollTime(self._clock.monotonic(), current_slot)
             watched.failures = watched.failures + 1 if error else 0
             watched.view = replace(watched.view, error=error)
+            if height is not None:
+                self._record_answer(watched, topic, height, windows, active=active)
+                watched.topic_slot = current_slot
         if error and not previous_error:
             log.warning("Cannot poll topic %d: %s Retrying.", topic_id, error, extra={"action": "poll"})
         elif previous_error and not error:
             log.info("polling topic %d works again", topic_id, extra={"action": "poll"})
+        for window in reversed(windows):
+            self._window_handler(window)
+
+    def _record_answer(
+        self, watched: _WatchedTopic, topic: Topic | None, height: int, windows: list[SubmissionWindow], *,
+        active: bool | None,
+    ) -> None:  # fmt: skip
+        """Record what the chain answered, and decide how often to poll."""
+        options, view = self._options, watched.view.with_height(height, self._clock.monotonic())
+        poll_seconds = options.min_poll_seconds
+        if topic is not None and (view.block_timer.seconds is not None or watched.poll_count >= TIMING_POLLS):
+            poll_seconds = poll_interval(
+                topic.worker_submission_window, view.block_timer.estimate,
+                min_seconds=options.min_poll_seconds, max_seconds=options.max_poll_seconds,
+            )  # fmt: skip
+        newest = windows[0].nonce if windows else view.newest_nonce
+        watched.view = replace(view, topic=topic, active=active, newest_nonce=newest, poll_seconds=poll_seconds)
+        watched.poll_count += 1
 
     # Events
 

@@ -113,23 +113,18 @@ class CycleTimer:
         self.height = 0
         self._context = context
         self._last_answer_time = context.clock.monotonic()
-        self._share: float | None = None
-        self._pauses = Pauses(context.wake)
+        self._pauses: dict[float | None, Pauses] = {}  # by the share of the stage, None for the first one
 
-    def pause(
-        self, error: ForecastdError, window: SubmissionWindow | None, share: float | None
-    ) -> ForecastdError | None:
+    def pause(self, error: ForecastdError, window: SubmissionWindow | None, share: float) -> ForecastdError | None:
         """After `error` of a stage, pause before its next attempt; return the error that ends the cycle instead, if any.
 
         `share` of `window` is for this stage. Without a window, no endpoint has answered yet.
         """
-        if not (self._context.retry_until_closed and isinstance(error, (RetryLater, SkipEpoch))):
+        is_temporary = isinstance(error, (RetryLater, SkipEpoch))
+        if not (self._context.retry_until_closed and is_temporary and self._has_time(window, share)):
             return error
-        if not self._has_time(window, share):
-            return error
-        if share != self._share:
-            self._share, self._pauses = share, Pauses(self._context.wake)
-        if not self._pauses.wait(error):
+        pauses = self._pauses.setdefault(None if window is None else share, Pauses(self._context.wake))
+        if not pauses.wait(error):
             return RetryLater("Stopped before a forecast was signed; the next run serves this epoch.")
         return None if self._has_time(window, share) else error
 
@@ -140,8 +135,8 @@ class CycleTimer:
         except RetryLater:
             return False
 
-    def _has_time(self, window: SubmissionWindow | None, share: float | None) -> bool:
-        if window is not None and share is not None:
+    def _has_time(self, window: SubmissionWindow | None, share: float) -> bool:
+        if window is not None:
             try:
                 return self._query_height() < window.height_limit(share)
             except RetryLater:  # while the height is not known, the window counts as open; the chain decides in the end

@@ -21,7 +21,7 @@ from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.daemon import loop, resources, topic_worker
 from forecastd.daemon.loop import Daemon
-from forecastd.daemon.threads import PollOptions
+from forecastd.daemon.watcher import PollOptions
 from forecastd.ledger.ledger import Ledger, Submission, SubmissionState
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import NodeFault

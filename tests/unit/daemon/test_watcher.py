@@ -13,7 +13,7 @@ import pytest
 from forecastd.chain.client import ChainClient
 from forecastd.clock import from_iso
 from forecastd.daemon.schedule import latest_due_heartbeat
-from forecastd.daemon.watcher import TopicView, Watcher
+from forecastd.daemon.watcher import PollOptions, TopicView, Watcher
 from forecastd.submission.window import SubmissionWindow
 from tests.support.simulated_chain import BLOCK_SECONDS, EPOCH_BLOCKS, WINDOW_BLOCKS, SimulatedChain
 
@@ -42,7 +42,7 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def make_watcher(chain: SimulatedChain, **options: Any) -> tuple[Watcher, WindowRecorder]:
     recorder = WindowRecorder(chain)
     client = cast(ChainClient, chain)
-    watcher = Watcher(lambda: client, chain, recorder, interval=3600, wake=Event(), **options)
+    watcher = Watcher(lambda: client, chain, recorder, interval=3600, wake=Event(), options=PollOptions(**options))
     watcher.set_topics([67])
     return watcher, recorder
 
