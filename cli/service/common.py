@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
-from forecastd.service.draft import ServiceDraft, ServiceRequest, draft_service
+from forecastd.service.draft import ServiceDraft, draft_service
 from forecastd.service.installed import default_manager
-from forecastd.service.launch import DAEMON_SERVICE, FLEET_SERVICE, ServiceKind, ServiceManager
+from forecastd.service.launch import DAEMON_SERVICE, FLEET_SERVICE, ServiceKind, ServiceManager, ServiceRequest
 from forecastd.settings import load_settings, variable_sources
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,11 +12,10 @@ from forecastd.service import accounts
 from forecastd.service.accounts import UnixAccount
 from forecastd.service.installed import render_file
 from forecastd.service.launch import (
-    DAEMON_SERVICE,
     FLEET_SERVICE,
     LaunchSpec,
-    ServiceKind,
     ServiceManager,
+    ServiceRequest,
     find_problems,
     plan_launch,
 )
@@ -38,22 +37,6 @@ _NAMESPACE_SWITCHES = {  # the values with which the kernel restricts user names
 
 
 @dataclass(frozen=True)
-class ServiceRequest:
-    """A user's request for a service file; None selects the default.
-
-    `per_user`: a unit for the user's own manager. `directory`: the working directory, which holds `.env`.
-    """
-
-    manager: ServiceManager
-    per_user: bool
-    directory: Path
-    python: Path
-    run_as: str | None
-    credential: Path | None
-    service: ServiceKind = DAEMON_SERVICE
-
-
-@dataclass(frozen=True)
 class ServiceDraft:
     """A service file that is not written yet. `warnings`: likely problems. `steps`: commands to run next."""
 
@@ -69,17 +52,8 @@ def draft_service(request: ServiceRequest, settings: Settings, sources: Mapping[
         NeedsHuman: there is no such account, or a service file cannot express a path.
     """
     account = _choose_account(request)
-    launch = plan_launch(
-        settings,
-        request.manager,
-        account,
-        per_user=request.per_user,
-        directory=request.directory,
-        python=request.python,
-        env_file_names={name for name, source in sources.items() if source == str(ENV_FILE)},
-        credential=request.credential,
-        service=request.service,
-    )
+    env_file_names = {name for name, source in sources.items() if source == str(ENV_FILE)}
+    launch = plan_launch(request, settings, account, env_file_names)
     warnings = [
         *find_problems(launch, request.manager, account),
         *_shell_only_warnings(sources, launch),

@@ -62,6 +62,23 @@ SERVICES = (DAEMON_SERVICE, FLEET_SERVICE)
 
 
 @dataclass(frozen=True)
+class ServiceRequest:
+    """A user's request for a service file; None selects the default.
+
+    `per_user`: a unit for the user's own manager. `directory`: the working directory, which holds `.env`; relative paths
+    start there.
+    """
+
+    manager: ServiceManager
+    per_user: bool
+    directory: Path
+    python: Path
+    run_as: str | None = None
+    credential: Path | None = None
+    service: ServiceKind = DAEMON_SERVICE
+
+
+@dataclass(frozen=True)
 class LaunchSpec:
     """What to run. All paths are absolute.
 
@@ -133,63 +150,47 @@ class LaunchSpec:
 
 
 def plan_launch(
-    settings: Settings,
-    manager: ServiceManager,
-    account: UnixAccount | None,
-    *,
-    per_user: bool,
-    directory: Path,
-    python: Path,
-    env_file_names: Collection[str],
-    credential: Path | None = None,
-    service: ServiceKind = DAEMON_SERVICE,
+    request: ServiceRequest, settings: Settings, account: UnixAccount | None, env_file_names: Collection[str]
 ) -> LaunchSpec:
     """Build the launch for these settings.
 
-    Args:
-        account: the account that runs it; None for the manager's own user.
-        directory: the working directory, which holds `.env`; relative paths start there.
-        env_file_names: the names of the variables that `.env` sets.
+    `account`: the account that runs it; None for the manager's own user. `env_file_names`: the names of the variables that
+    `.env` sets.
 
     Raises:
         NeedsHuman: a path has a character that a service file cannot express.
     """
-    base = _absolute(directory)
+    base = _absolute(request.directory)
     options: list[str] = []
-    directories: dict[str, Path | None] = {}
-    defaults = _default_directories(settings, manager, account, per_user=per_user)
-    for name, flag, setting in (
-        ("STATE_DIR", "--state-dir", settings.files.state_dir),
-        ("LOG_DIR", "--log-dir", settings.files.log_dir),
-    ):
-        value = setting or defaults[name]
-        directories[name] = None if value is None else _absolute(base / value)
+    directories: list[Path | None] = []
+    choices = (("STATE_DIR", settings.files.state_dir), ("LOG_DIR", settings.files.log_dir))
+    for (name, setting), default in zip(choices, _default_directories(request, settings, account), strict=True):
+        value = setting or default
+        directories.append(None if value is None else _absolute(base / value))
         if value is not None and not (setting is not None and name in env_file_names):
-            options += [flag, str(directories[name])]
+            options += [f"--{name.lower().replace('_', '-')}", str(directories[-1])]
     return LaunchSpec(
-        python=_absolute(base / python),
+        python=_absolute(base / request.python),
         program=ENTRY_POINT,
         directory=base,
         options=tuple(options),
         user=None if account is None else account.name,
-        per_user=per_user,
-        state=directories["STATE_DIR"],
-        logs=directories["LOG_DIR"],
-        credential=None if credential is None else _absolute(base / credential),
-        readable_paths=tuple(_absolute(base / path) for path in _settings_files(settings, service)),
-        service=service,
+        per_user=request.per_user,
+        state=directories[0],
+        logs=directories[1],
+        credential=None if request.credential is None else _absolute(base / request.credential),
+        readable_paths=tuple(_absolute(base / path) for path in _settings_files(settings, request.service)),
+        service=request.service,
     )
 
 
 def _default_directories(
-    settings: Settings, manager: ServiceManager, account: UnixAccount | None, *, per_user: bool
-) -> dict[str, Path | None]:
-    """The default directories: the system's for a system service, else those of the settings. None: systemd's own."""
-    if per_user or (manager == "supervisord" and account is None):
-        return {"STATE_DIR": settings.state_path, "LOG_DIR": settings.log_path}
-    if manager == "systemd":
-        return {"STATE_DIR": None, "LOG_DIR": None}
-    return {"STATE_DIR": SYSTEM_STATE_DIR, "LOG_DIR": SYSTEM_LOG_DIR}
+    request: ServiceRequest, settings: Settings, account: UnixAccount | None
+) -> tuple[Path | None, Path | None]:
+    """The state and the log directory: the system's for a system service, else those of the settings. None: systemd's."""
+    if request.per_user or (request.manager == "supervisord" and account is None):
+        return settings.state_path, settings.log_path
+    return (None, None) if request.manager == "systemd" else (SYSTEM_STATE_DIR, SYSTEM_LOG_DIR)
 
 
 def is_plain(text: str) -> bool:
@@ -225,20 +226,14 @@ def find_problems(launch: LaunchSpec, manager: ServiceManager, account: UnixAcco
 
 def _settings_files(settings: Settings, service: ServiceKind) -> Iterator[Path]:
     """The files that the settings name, without the directories that the service writes to."""
+    fleet, model = settings.fleet, settings.model
     if service is FLEET_SERVICE:
-        fleet = (
-            settings.fleet.model,
-            settings.fleet.models_dir,
-            settings.fleet.thresholds,
-            settings.fleet.api_keys_file,
-        )
-        yield from (path for path in fleet if path is not None)
-        return
-    if settings.source.name.startswith("file:"):
-        yield Path(settings.source.name.removeprefix("file:"))
-    for path in (settings.model.bundle, settings.model.features, settings.topic.file, settings.wallet.mnemonic_file):
-        if path is not None:
-            yield path
+        paths = [fleet.model, fleet.models_dir, fleet.thresholds, fleet.api_keys_file]
+    else:
+        paths = [model.bundle, model.features, settings.topic.file, settings.wallet.mnemonic_file]
+        if settings.source.name.startswith("file:"):
+            paths.append(Path(settings.source.name.removeprefix("file:")))
+    yield from (path for path in paths if path is not None)
 
 
 def _absolute(path: Path) -> Path:

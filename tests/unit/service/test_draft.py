@@ -11,9 +11,9 @@ import pytest
 from forecastd.service import accounts, launch
 from forecastd.service import draft as module
 from forecastd.service.accounts import UnixAccount
-from forecastd.service.draft import ServiceDraft, ServiceRequest, draft_service, steps_after_removal
+from forecastd.service.draft import ServiceDraft, draft_service, steps_after_removal
 from forecastd.service.installed import SUPERVISORD_DIRS, SYSTEM_UNIT_DIR, file_path, known_file_paths
-from forecastd.service.launch import FLEET_SERVICE, SERVICES, ServiceManager
+from forecastd.service.launch import FLEET_SERVICE, SERVICES, ServiceManager, ServiceRequest
 from forecastd.settings import load_settings
 
 WORKER = UnixAccount("worker", 1234, frozenset({1234}))

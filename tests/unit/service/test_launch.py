@@ -16,6 +16,7 @@ from forecastd.service.launch import (
     SYSTEM_STATE_DIR,
     LaunchSpec,
     ServiceManager,
+    ServiceRequest,
     find_problems,
     plan_launch,
 )
@@ -30,13 +31,9 @@ def make_launch(
     manager: ServiceManager = "systemd", account: UnixAccount | None = WORKER, **overrides: Any
 ) -> LaunchSpec:
     settings = {name: overrides.pop(name) for name in list(overrides) if name.upper() in DEFAULTS}
-    arguments: dict[str, Any] = {
-        "per_user": False,
-        "directory": DIRECTORY,
-        "python": PYTHON,
-        "env_file_names": (),
-    } | overrides
-    return plan_launch(load_settings(**settings), manager, account, **arguments)
+    env_file_names = overrides.pop("env_file_names", ())
+    parts: dict[str, Any] = {"per_user": False, "directory": DIRECTORY, "python": PYTHON} | overrides
+    return plan_launch(ServiceRequest(manager, **parts), load_settings(**settings), account, env_file_names)
 
 
 @pytest.mark.parametrize(
