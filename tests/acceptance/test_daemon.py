@@ -124,6 +124,7 @@ def daemon_directory(root: Path, tmp_path: Path, environment: dict[str, str]) ->
         yield DaemonDirectory(root, tmp_path, environment, node)
 
 
+@pytest.mark.lean
 def test_daemon_serves_each_window_and_exits_cleanly_on_sigterm(daemon_directory: DaemonDirectory) -> None:
     with daemon_directory.daemon() as daemon:
         daemon.wait_for_text("running")

@@ -21,6 +21,7 @@ def levels(report: dict[str, Any], level: str) -> set[str]:
     return {finding["check"] for finding in report["findings"] if finding["level"] == level}
 
 
+@pytest.mark.lean
 def test_doctor_defaults_are_healthy(command: Any) -> None:
     result = command("doctor", "--json")
     assert result.code == 0, result.out
@@ -39,6 +40,7 @@ def test_doctor_text_output_fits_eighty_columns(command: Any) -> None:
     assert labels == ALL
 
 
+@pytest.mark.lean
 def test_doctor_after_submission_reports_and_changes_nothing(
     command: Any, once: Callable[..., Any], tmp_path: Path
 ) -> None:

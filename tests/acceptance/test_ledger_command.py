@@ -48,6 +48,7 @@ def edit_entry(state: Path, column: str, value: object) -> None:
         database.execute("UPDATE epochs SET crc = ?", (row_checksum(values),))
 
 
+@pytest.mark.lean
 def test_missing_ledger_lists_nothing_and_creates_nothing(command: Any, tmp_path: Path) -> None:
     for arguments in (("list", "--json"), ("export", "--format", "json")):
         result = command("ledger", *arguments)
@@ -60,6 +61,7 @@ def test_missing_ledger_lists_nothing_and_creates_nothing(command: Any, tmp_path
     assert not (tmp_path / "state" / "ledger.sqlite").exists()
 
 
+@pytest.mark.lean
 def test_epoch_is_listed_shown_exported_and_verified(
     command: Any, submitted_epoch: dict[str, Any], tmp_path: Path
 ) -> None:

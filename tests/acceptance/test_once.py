@@ -34,6 +34,7 @@ def query_ledger(state: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.usefixtures("time_left_in_the_hour")
+@pytest.mark.lean
 def test_defaults_submit_in_a_block(command: Any, tmp_path: Path) -> None:
     result = command("--once", "--json")
     document = result.document
@@ -50,6 +51,7 @@ def test_defaults_submit_in_a_block(command: Any, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.lean
 def test_second_run_reports_already_submitted(once: Once, tmp_path: Path) -> None:
     moment = ("--as-of", "2026-03-01T12:30:00Z")
     first, second = once(*moment), once(*moment)
@@ -60,6 +62,7 @@ def test_second_run_reports_already_submitted(once: Once, tmp_path: Path) -> Non
     assert len(query_ledger(tmp_path / "state")) == 1
 
 
+@pytest.mark.lean
 def test_lost_ledger_does_not_submit_twice(once: Once, tmp_path: Path) -> None:
     moment = ("--as-of", "2026-03-01T12:30:00Z")
     first = once(*moment)
@@ -69,6 +72,7 @@ def test_lost_ledger_does_not_submit_twice(once: Once, tmp_path: Path) -> None:
     assert second.document["nonce"] == first.document["nonce"]
 
 
+@pytest.mark.lean
 def test_replay_uses_reference_time_and_own_chain(once: Once) -> None:
     document = once("--as-of", "2026-03-01T12:30:00+02:00").document
     assert document["as_of"] == "2026-03-01T10:30:00Z"
@@ -138,6 +142,7 @@ def test_log_contains_every_outcome(command: Any, tmp_path: Path) -> None:
     assert "Topic 4242 does not exist" in log
 
 
+@pytest.mark.lean
 def test_dry_run_shows_submission_and_sends_nothing(command: Any, once: Once, tmp_path: Path) -> None:
     moment = ("--as-of", "2026-03-01T12:30:00Z")
     result = command("--once", "--dry-run", *moment)
@@ -210,6 +215,7 @@ def test_readable_mnemonic_file_is_refused(once: Once, tmp_path: Path) -> None:
         ("date,open,high,low,close,volume\n2026-03-01T00:00:00Z,1,2,0.5,many,3\n", 5),
     ],
 )
+@pytest.mark.lean
 def test_invalid_candle_file_is_reported(once: Once, tmp_path: Path, content: str, code: int) -> None:
     path = tmp_path / "candles.csv"
     path.write_text(content)
@@ -228,6 +234,7 @@ def test_features_in_other_order_are_refused(once: Once, root: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["truncated weights", "flipped bit", "no manifest", "pickle"])
+@pytest.mark.lean
 def test_damaged_bundle_signs_nothing(once: Once, root: Path, tmp_path: Path, damage: str) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(root / "models" / "demo", bundle)

@@ -72,6 +72,7 @@ def daemon(root: Path, tmp_path: Path, environment: dict[str, str]) -> Iterator[
         process.kill()
 
 
+@pytest.mark.lean
 def test_healthy_daemon_exits_0(command: Command, daemon: FakeDaemon) -> None:
     result = command("status")
     assert (result.code, result.err) == (0, "")
@@ -114,6 +115,7 @@ def test_stopped_daemon_with_live_process_is_not_running(command: Command, daemo
     assert (result.code, result.document["running"], result.document["alive"]) == (3, False, False)
 
 
+@pytest.mark.lean
 def test_no_daemon_exits_3(command: Command, tmp_path: Path) -> None:
     result = command("status")
     assert (result.code, result.err) == (3, "")
@@ -124,6 +126,7 @@ def test_no_daemon_exits_3(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_epoch")
+@pytest.mark.lean
 def test_single_cycles_without_daemon_show_the_ledger(command: Command) -> None:
     assert command("--once").code == 0
     result = command("status")

@@ -46,6 +46,7 @@ def run_without(extra: str, directory: Path, *arguments: str, **environment: str
         ("train", "fleet train --simulate 2x2 --out bundle", "Training"),
     ],
 )
+@pytest.mark.lean
 def test_command_without_its_extra_names_it(tmp_path: Path, root: Path, extra: str, command: str, purpose: str) -> None:
     (tmp_path / "candles.parquet").write_bytes(b"PAR1")
     command, _, engine = command.partition(" --engine=")
@@ -59,6 +60,7 @@ def test_command_without_its_extra_names_it(tmp_path: Path, root: Path, extra: s
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.lean
 def test_fleet_model_without_onnx_runs_the_fused_engine(tmp_path: Path, root: Path) -> None:
     result = run_without("onnx", tmp_path, "model", "check", str(root / "models" / "fleet-demo"))
     assert result.code == 0, result.err

@@ -1,19 +1,24 @@
-"""The top-level names of the wheel are unique, and it contains what an installed program needs."""
+"""The top-level names of the wheel are unique, it contains what an installed program needs; the constraints are complete."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 SERVICES = {
     "allora-submission.service", "supervisord-allora-submission.conf",
     "forecastd-fleet.service", "supervisord-forecastd-fleet.conf",
 }  # fmt: skip
+PEERS = ("darts", "neuralforecast")  # of the benchmarks; not part of the development environment
 PACKAGED_NAMES = {"cli", "forecastd", "models", "submit_prediction.py", "features.json"} | SERVICES
 
 
@@ -54,3 +59,14 @@ def test_wheel_contains_nothing_else(wheel: Path) -> None:
 def test_demo_bundle_is_small(root: Path) -> None:
     size = sum(path.stat().st_size for path in (root / "models" / "demo").iterdir())
     assert size < 300_000
+
+
+def test_constraints_have_an_allowed_version_of_every_requirement(root: Path) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    lines = (root / "constraints.txt").read_text().splitlines()
+    versions = dict(line.split("==") for line in lines if not line.startswith("#"))
+    dependencies = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    for requirement in map(Requirement, dependencies):
+        if requirement.name not in ("forecastd", *PEERS):
+            name = canonicalize_name(requirement.name)
+            assert versions.get(name, "none") in requirement.specifier, requirement

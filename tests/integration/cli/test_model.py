@@ -29,6 +29,7 @@ def state(tmp_path: Path) -> tuple[str, str]:
     return "--state-dir", str(tmp_path / "state")
 
 
+@pytest.mark.lean
 def test_check_good_bundle_passes_with_notes(
     bundle: Path, state: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
