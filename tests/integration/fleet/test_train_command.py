@@ -17,6 +17,7 @@ from forecastd.fleet.window.store import TickStore
 from models.fleet.bundle import load_fleet_bundle
 from models.fleet.engines import load_fleet_engine, verify_fleet_canary
 from models.training import state
+from tests.support.training import train_in_process
 
 TINY_OPTIONS = (
     "--encoder-length", "16", "--encoder-minimum", "8", "--horizon", "8", "--hidden-size", "4", "--hidden-continuous-size",
@@ -45,6 +46,7 @@ def store_history(state: Path, *, without: tuple[str, ...] = ()) -> None:
 def test_train_on_simulation_writes_checked_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    train_in_process(monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
     state, out = ("--state-dir", str(tmp_path / "state")), tmp_path / "state" / "fleet" / "models" / "mine"
     assert main([*SIMULATED, *state, "--out", str(out)]) == 0
@@ -81,7 +83,10 @@ def test_market_command_describes_fleet_bundle(root: Path, tmp_path: Path, capsy
     assert "forecastd fleet serve" in output
 
 
-def test_train_on_history_drops_unreported_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_on_history_drops_unreported_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_in_process(monkeypatch)
     store_history(tmp_path, without=("swap_percent", "error_percent"))
     assert (
         main(
@@ -112,7 +117,10 @@ def test_train_on_history_drops_unreported_metrics(tmp_path: Path, capsys: pytes
     assert verify_fleet_canary(bundle, load_fleet_engine(bundle)) < 1e-3
 
 
-def test_train_on_table_writes_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_on_table_writes_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_in_process(monkeypatch)
     rng = np.random.default_rng(0)
     rows = [f"{name},{END - 300 * k},{50 + rng.normal():.3f}" for name in ("a", "b") for k in range(400)]
     table = tmp_path / "table.csv"
@@ -155,7 +163,9 @@ def test_train_refusal_has_exit_code_and_reason(
     assert list(state.iterdir()) == []
 
 
-def test_train_resume_uses_saved_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_resume_uses_saved_history(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store_history(tmp_path)
     command = [
         "fleet",
@@ -176,5 +186,6 @@ def test_train_resume_uses_saved_history(tmp_path: Path, capsys: pytest.CaptureF
     assert "run the same command again to resume" in " ".join(capsys.readouterr().err.split())
     assert state.load(out) is not None
     shutil.rmtree(tmp_path / "fleet")
+    train_in_process(monkeypatch)
     assert main([*command, str(out)]) == 0
     assert "resuming the interrupted training" in " ".join(capsys.readouterr().out.split())

@@ -20,6 +20,7 @@ from forecastd.training.market import make_training_data
 from models.market.bundle import load_market_bundle
 from models.market.engine import MarketEngine, verify_market_canary
 from models.training import state
+from tests.support.training import train_in_process
 
 TINY = (
     "--encoder-length", "12", "--horizon", "6", "--hidden-size", "4", "--epochs", "1", "--batches-per-epoch", "2",
@@ -31,6 +32,7 @@ SAMPLE = ("train", "--source", "sample", "--hours", "500", "--until", "2025-01-0
 def test_train_on_sample_writes_and_describes_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    train_in_process(monkeypatch)
     monkeypatch.chdir(tmp_path)
     out = Path("models/mine")
     assert main([*SAMPLE, "--out", str(out)]) == 0
@@ -60,7 +62,8 @@ def test_json_prints_manifest_and_default_output_is_in_state_directory(
     )
 
 
-def test_old_file_is_trained_up_to_its_end(real_candles: Path, tmp_path: Path) -> None:
+def test_old_file_is_trained_up_to_its_end(real_candles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_in_process(monkeypatch)
     until = "2019-10-01T00:00:00Z"
     arguments = ["train", "--source", f"file:{real_candles}", "--until", until, "--hours", "600", *TINY]
     assert main([*arguments, "--out", str(tmp_path / "b"), "--json"]) == 0
@@ -155,7 +158,9 @@ def full_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "b"
     for limit in (10_000, 100_000):  # too small for the rows; enough for the rows, too small for a checkpoint
         with full_disk(limit):
@@ -164,6 +169,7 @@ def test_full_disk_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert f"Cannot write {out}: " in output
         assert "Make room" in output
     assert state.load(out) is not None  # the rows are kept for the next attempt
+    train_in_process(monkeypatch)
     assert main([*SAMPLE, "--out", str(out)]) == 0
     assert "resuming the interrupted training" in capsys.readouterr().out
 
