@@ -80,7 +80,7 @@ def run_training(
                     raise DataError(f"The training state of {out} was removed while it was in use. Train again.")
                 kind = TASKS.get(unfinished.kind)
                 if kind is None:
-                    raise unfinished.unreadable(KeyError(unfinished.kind))
+                    raise state.unreadable(unfinished.path, KeyError(unfinished.kind))
                 task = kind(unfinished.restore_rows(kind.ROWS), unfinished.restore_config(kind.CONFIG))
                 manifest = run_task(task, unfinished, out, progress, created=int(created), force=force, finish=finish)
             if unfinished is not None:

@@ -22,7 +22,7 @@ from models.fleet.bundle import CENTER_KEY, SCALE_KEY, FleetBundle, load_fleet_b
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, carry_forward, split
 from models.fleet.engines import load_fleet_engine
-from models.fleet.evaluation import EvaluationData, FleetBaselines, compare
+from models.fleet.evaluation import EvaluationData, compare, fit_baselines
 from models.fleet.manifest import FleetManifest
 from models.train import train
 
@@ -74,7 +74,7 @@ def score_bundle(
     groups = GroupScales(manifest.groups, bundle.weights[CENTER_KEY], bundle.weights[SCALE_KEY])
     rows = np.array([groups.row(f"profile:{profile}") for profile in data.profiles], dtype=np.int64)
     evaluation_data = EvaluationData.build(data, filled, groups, rows)
-    baselines = FleetBaselines.fit(evaluation_data, parts.train, manifest.horizon, manifest.levels)
+    baselines = fit_baselines(evaluation_data, parts.train, manifest.horizon, manifest.levels)
     scores = compare(
         load_fleet_engine(bundle, threads=2), evaluation_data, baselines, parts.test, config, report=lambda _: None
     )

@@ -1,1 +1,1 @@
-"""Bundles on disk: files, JSON fields, records of a manifest, canary check."""
+"""Bundles on disk: files, arrays, JSON fields, the manifest of any kind, canary check."""

@@ -16,9 +16,8 @@ from models.fleet.base import FleetInput, Floats, Indices, ProgressCallback, Res
 from models.fleet.bundle import FleetBundle
 from models.fleet.scaling import FleetScaling, calendar
 
-CHUNK_SERVERS = (
-    10  # servers at a time; 8 to 12 are equally fast, 16 is slower by a third: the arrays do not fit the cache
-)
+# Servers at a time. 8 to 12 are equally fast, 16 is slower by a third: the arrays do not fit the cache.
+CHUNK_SERVERS = 10
 _MAX_LENGTHS = 24  # number of different encoder lengths
 ChunkCallback = Callable[[slice], None]  # called with the servers of a chunk that is done
 

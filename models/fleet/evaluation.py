@@ -6,7 +6,7 @@ train part alone and reads nothing after the origin of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,30 +58,20 @@ class EvaluationData:
         return np.asarray(scaled, dtype=np.float32)
 
 
-@dataclass(frozen=True, eq=False)
-class FleetBaselines:
-    """The baselines, fitted on a train part."""
-
-    persistence: SeasonalBaseline
-    seasonal: SeasonalBaseline
-
-    @classmethod
-    def fit(
-        cls, evaluation: EvaluationData, part: FleetPart, horizon: int, levels: tuple[float, ...]
-    ) -> FleetBaselines:
-        """Fit them on windows spread over `part`."""
-        ticks, step = evaluation.data.ticks, evaluation.data.step
-        windows = part.spread_windows(BASELINE_WINDOWS, 1, ticks)
-        return cls(
-            fit_persistence(evaluation.actual, windows, horizon, levels),
-            fit_seasonal(evaluation.actual, windows, horizon, levels, step=step, ticks=part.stop - part.start),
-        )
+def fit_baselines(
+    evaluation: EvaluationData, part: FleetPart, horizon: int, levels: tuple[float, ...]
+) -> dict[str, SeasonalBaseline]:
+    """The baselines, by name, fitted to windows spread over a train part."""
+    data, values = evaluation.data, evaluation.actual
+    windows = part.spread_windows(BASELINE_WINDOWS, 1, data.ticks)
+    seasonal = fit_seasonal(values, windows, horizon, levels, step=data.step, ticks=part.stop - part.start)
+    return {"persistence": fit_persistence(values, windows, horizon, levels), "seasonal": seasonal}
 
 
 def compare(
     engine: FleetEngine,
     evaluation: EvaluationData,
-    baselines: FleetBaselines,
+    baselines: Mapping[str, SeasonalBaseline],
     part: FleetPart,
     config: FleetTrainingConfig,
     *,
@@ -99,8 +89,7 @@ def compare(
     transformed = MetricTransform(data.metrics)(np.moveaxis(model_quantiles, 1, -1)).transpose(0, 3, 1, 2)
     quantiles = {
         "model": evaluation.scale_quantiles(transformed, servers),
-        "persistence": baselines.persistence.forecast(evaluation.scaled, servers, origins),
-        "seasonal": baselines.seasonal.forecast(evaluation.scaled, servers, origins),
+        **{name: baseline.forecast(evaluation.scaled, servers, origins) for name, baseline in baselines.items()},
     }
     actual = outcome(evaluation.actual, servers, origins, config.horizon)
     names = tuple(metric.name for metric in data.metrics)
@@ -108,7 +97,7 @@ def compare(
     result: dict[str, object] = {
         "windows": len(servers),
         "horizons": max(1, (part.stop - part.start - length) // config.horizon),
-        "season_seconds": baselines.seasonal.season * data.step,
+        "season_seconds": baselines["seasonal"].season * data.step,
         **scores,
     }
     if part.name == "test" and config.compared_windows:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.fleet.anchors import anchor_forecast, fit_anchors
 from models.fleet.base import FleetEngine, Floats, Indices
-from models.fleet.baselines import outcome
+from models.fleet.baselines import SeasonalBaseline, outcome
 from models.fleet.bundle import CENTER_KEY, SCALE_KEY, FleetBundle, fleet_canary_input
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, FleetPart, carry_forward, split
 from models.fleet.engines import TOLERANCE, canary_difference, load_fleet_engine
-from models.fleet.evaluation import EvaluationData, FleetBaselines, compare
+from models.fleet.evaluation import EvaluationData, compare, fit_baselines
 from models.fleet.malloc import keep_freed_memory
 from models.fleet.manifest import CYCLE_SECONDS, MAX_GROUPS, OTHER_PROFILE, Anchor, FleetManifest, fleet_reals
 from models.fleet.scaling import GroupScales
@@ -107,9 +107,9 @@ class FleetTask(TrainingTask[FleetPart, FleetEngine]):
         return EvaluationData.build(self.rows, self.filled, self.groups, server_rows)
 
     @cached_property
-    def baselines(self) -> FleetBaselines:
+    def baselines(self) -> dict[str, SeasonalBaseline]:
         """The baselines, fitted to the train part."""
-        return FleetBaselines.fit(self.evaluation, self.parts.train, self.config.horizon, self.config.levels)
+        return fit_baselines(self.evaluation, self.parts.train, self.config.horizon, self.config.levels)
 
     @cached_property
     def anchors(self) -> tuple[tuple[Anchor, ...], Floats]:
@@ -174,7 +174,7 @@ class FleetTask(TrainingTask[FleetPart, FleetEngine]):
         sampler = FleetBatchSampler(parts.train, group_index, data.ticks, config)
         length = min(config.encoder_length, int(parts.validation.runs.max()))
         validation = validation_batches(*self._scored_windows(parts.validation), length, group_index, config.batch_size)
-        errors = self.baselines.persistence.errors
+        errors = self.baselines["persistence"].errors
         weights = 1 / np.sqrt(np.maximum((errors[:, -1] - errors[:, 0]).mean(axis=-1), 1e-3))
         weights = np.asarray(weights / weights.mean(), dtype=np.float32)
         module = FleetQuantileModule(network, config, weights, config.epochs * len(sampler))

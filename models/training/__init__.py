@@ -1,1 +1,1 @@
-"""What every training run needs: the task protocol, options, state on disk, Lightning, progress, the template."""
+"""What every training run needs: the steps of a task, options, rows, state on disk, Lightning, progress, the run."""

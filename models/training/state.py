@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -68,7 +68,16 @@ def lock_output(out: Path) -> Iterator[None]:
     """
     path = state_directory(out)
     new_directories = [directory for directory in (path, *path.parents) if not directory.exists()]
-    descriptor = _lock_directory(path)
+    descriptor = None
+    while descriptor is None:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = _lock(path)
+        except BlockingIOError as error:
+            raise BundleError(
+                f"Another training run is active in {path}. Wait until it ends, stop it, or choose another --out.",
+                check="busy",
+            ) from error
     try:
         yield
     finally:
@@ -78,29 +87,6 @@ def lock_output(out: Path) -> Iterator[None]:
         with suppress(OSError):
             for directory in new_directories[1:]:
                 directory.rmdir()
-
-
-def _lock_directory(path: Path) -> int:
-    """A descriptor of the directory, which is created if it is missing. It holds the lock until it is closed."""
-    while True:
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # removed by the process that held it
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if not isinstance(error, BlockingIOError):
-                raise
-            raise BundleError(
-                f"Another training run is active in {path}. Wait until it ends, stop it, or choose another --out.",
-                check="busy",
-            ) from error
-        if _is_same_file(path, descriptor):
-            return descriptor
-        os.close(descriptor)
 
 
 @contextmanager
@@ -113,7 +99,17 @@ def lock_rows(out: Path) -> Iterator[bool]:
         BundleError: (check "busy") another process holds the lock and does not end.
         OSError: the rows cannot be opened.
     """
-    descriptor = _lock_file(state_directory(out) / DATA_FILE)
+    path, timer = state_directory(out) / DATA_FILE, Event()
+    for _ in range(_LOCK_ATTEMPTS):
+        with suppress(BlockingIOError):
+            descriptor = _lock(path)
+            break
+        timer.wait(_LOCK_POLL_SECONDS)
+    else:
+        raise BundleError(
+            f"Another process is running in {path.parent} and does not end. Stop it, or choose another --out.",
+            check="busy",
+        )
     try:
         yield descriptor is not None
     finally:
@@ -121,32 +117,28 @@ def lock_rows(out: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _lock_file(path: Path) -> int | None:
-    """A descriptor of the rows, which holds their lock until it is closed; None if there are no rows."""
-    timer = Event()
-    for _ in range(_LOCK_ATTEMPTS):
+def _lock(path: Path) -> int | None:
+    """A descriptor of a file or directory, which holds its lock until it is closed; None if it does not exist.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: it cannot be opened.
+    """
+    while True:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        with suppress(BlockingIOError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same_file(path, descriptor):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor
+        except FileNotFoundError:
+            pass  # the process that held the lock has removed it
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
-        timer.wait(_LOCK_POLL_SECONDS)
-    raise BundleError(
-        f"Another process is running in {path.parent} and does not end. Stop it, or choose another --out.", check="busy"
-    )
-
-
-def _is_same_file(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one at `path`: the process that held the lock may have removed it."""
-    try:
-        current = path.stat()
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(current, os.fstat(descriptor))
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +178,7 @@ class TrainingState:
         try:
             return rows_type.from_metadata(self.metadata, self.arrays)
         except (ValueError, KeyError, TypeError) as error:
-            raise self.unreadable(error) from error
+            raise unreadable(self.path, error) from error
 
     def restore_config(self, config_type: type[ConfigT]) -> ConfigT:
         """The options, as a value of the kind's type.
@@ -202,13 +194,16 @@ class TrainingState:
                 "Start again with --force, or remove the directory."
             ) from error
 
-    def unreadable(self, error: Exception) -> DataError:
-        """The error for a state that this version cannot read."""
-        return _unreadable(self.path, error)
-
     def mark_finished(self) -> None:
         """Record that the network is fitted."""
-        _write_state(self.path, self.kind, self.metadata, self.config, finished=True)
+        replace(self, finished=True).write()
+
+    def write(self) -> None:
+        """Write `state.json`, whole or not at all."""
+        document = {"kind": self.kind, "config": self.config, "data": self.metadata, "finished": self.finished}
+        staging = self.path / f"{STATE_FILE}.new"
+        staging.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        staging.replace(self.path / STATE_FILE)
 
     def remove(self) -> None:
         """Remove its files. `lock_output` removes the empty directory."""
@@ -235,10 +230,11 @@ def load(out: Path) -> TrainingState | None:
             finished=bool(document["finished"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def unreadable(path: Path, error: Exception) -> DataError:
+    """The error for a state that this version cannot read."""
     return DataError(
         f"The interrupted training at {path} cannot be read ({error}). Start again with --force, or remove the directory."
     )
@@ -283,19 +279,10 @@ def open_or_create(out: Path, data: TrainingRows, config: TrainingConfig, *, dis
     arrays = {name: np.ascontiguousarray(getattr(data, name)) for name in data.ARRAYS}
     state = TrainingState(path, data.KIND, data.to_metadata(), arrays, options, finished=False)
     (path / DATA_FILE).write_bytes(save(arrays))
-    _write_state(path, state.kind, state.metadata, options, finished=False)
+    state.write()
     return state
 
 
 def _clear(directory: Path) -> None:
     for entry in directory.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def _write_state(
-    path: Path, kind: str, metadata: Mapping[str, Any], config: Mapping[str, object], *, finished: bool
-) -> None:
-    document = {"kind": kind, "config": config, "data": metadata, "finished": finished}
-    staging = path / f"{STATE_FILE}.new"
-    staging.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    staging.replace(path / STATE_FILE)
