@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 
-from forecastd.chain.grpc_transport import RpcError, shorten
+from forecastd.chain.grpc_transport import RpcError, UnusableReply, shorten
 from forecastd.chain.methods import EmissionsVersion
 from forecastd.chain.networks import DENOM
 from forecastd.chain.proto import cosmos_pb2 as cosmos
@@ -38,10 +38,6 @@ _PRICE_UNIT = Decimal(10) ** 18  # the amount of a DecCoin is an integer with 18
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-class IncompleteReply(Exception):
-    """The content of a node's reply is not usable. The text says what it is, for example `an answer without a time`."""
 
 
 def raise_refusal(error: RpcError) -> NoReturn:
@@ -69,7 +65,7 @@ class ChainClient(Closeable):
     ) -> T:
         """Send a request to the method it belongs to, and return what the reply means.
 
-        `read` takes the reply and may raise `IncompleteReply`. `read_refusal` takes the node's refusal, and raises it
+        `read` takes the reply and may raise `UnusableReply`. `read_refusal` takes the node's refusal, and raises it
         again when a working node never refuses so.
         """
         raise NotImplementedError
@@ -178,7 +174,7 @@ class ChainClient(Closeable):
 def _latest_header(reply: Any) -> Any:
     header = reply.sdk_block.header if reply.sdk_block.header.height else reply.block.header
     if not header.height:
-        raise IncompleteReply("an answer without a height")
+        raise UnusableReply("an answer without a height")
     return header
 
 
@@ -189,7 +185,7 @@ def _read_height(reply: Any) -> int:
 def _read_block_time(reply: Any) -> float:
     header = _latest_header(reply)
     if not header.HasField("time"):
-        raise IncompleteReply("an answer without a time")
+        raise UnusableReply("an answer without a time")
     return float(header.time.seconds + header.time.nanos / 1e9)
 
 
@@ -222,7 +218,7 @@ def _read_nonces(reply: Any) -> list[int]:
 
 def _read_params(reply: Any) -> ChainParams:
     if not reply.HasField("params"):
-        raise IncompleteReply("an answer without parameters")
+        raise UnusableReply("an answer without parameters")
     return ChainParams(_read_amount(reply.params.registration_fee), _read_amount(reply.params.data_sending_fee))
 
 
@@ -285,7 +281,7 @@ def _read_balance(reply: Any) -> int:
 def _read_amount(text: str) -> int:
     """An amount as the chain writes it; empty text is 0."""
     if text and not (text.isascii() and text.isdigit() and len(text) <= _MAX_AMOUNT_DIGITS):
-        raise IncompleteReply("an answer with an invalid amount")
+        raise UnusableReply("an answer with an invalid amount")
     return int(text or 0)
 
 
@@ -308,7 +304,7 @@ def _read_simulation_refusal(error: RpcError) -> SimulationResult:
 
 def _read_broadcast(reply: Any) -> BroadcastResult:
     if not reply.HasField("tx_response"):
-        raise IncompleteReply("an empty answer")
+        raise UnusableReply("an empty answer")
     response = reply.tx_response
     return BroadcastResult(response.codespace, response.code, shorten(response.raw_log), response.txhash)
 

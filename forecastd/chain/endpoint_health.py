@@ -55,15 +55,11 @@ class EndpointHealth:
     def record_success(self, latency: float) -> EndpointHealth:
         """The endpoint answered: earlier failures are cleared."""
         smooth = latency if self.latency is None else self.latency + _LATENCY_WEIGHT * (latency - self.latency)
-        return replace(
-            self,
-            streak=0,
+        return EndpointHealth(
             latency=smooth,
-            rest_until=None,
-            rest_seconds=0.0,
-            is_probing=False,
-            wrong_chain=None,
-            error="",
+            height=self.height,
+            height_requested_at=self.height_requested_at,
+            height_received_at=self.height_received_at,
         )
 
     def record_height(self, height: int, height_requested_at: float, height_received_at: float) -> EndpointHealth:
@@ -88,15 +84,7 @@ class EndpointHealth:
 
     def record_wrong_chain(self, chain_id: str, now: float) -> EndpointHealth:
         """The endpoint is on another chain. It rests until one of its rare probes finds it on the right chain."""
-        return replace(
-            self,
-            streak=self.streak + 1,
-            wrong_chain=chain_id,
-            error=f"on chain {chain_id}",
-            height=None,
-            rest_until=now + WRONG_CHAIN_REST_SECONDS,
-            is_probing=False,
-        )
+        return replace(self, wrong_chain=chain_id, height=None).record_failure(f"on chain {chain_id}", now)
 
     def start_probe(self, now: float) -> EndpointHealth:
         """A probe starts. No other probe starts until it returns or counts as lost."""

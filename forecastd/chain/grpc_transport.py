@@ -1,8 +1,8 @@
 """Calls a node over one gRPC connection, with a total deadline per call.
 
-A call fails in two ways: `NoUsableResponse` (a `RetryLater`) when the node was not reached or its answer is not usable,
-and `RpcError` when the node answered with a refusal. `RpcError` never leaves `forecastd.chain`. grpcio connects: its
-deadline covers name lookup and TLS, and it limits the size of what it reads.
+A call fails in two ways: `UnusableReply` when the node was not reached or its answer is not usable, and `RpcError` when
+the node answered with a refusal. Neither leaves `forecastd.chain`. grpcio connects: its deadline covers name lookup and
+TLS, and it limits the size of what it reads.
 """
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ class RpcError(Exception):
         return self.status == "NOT_FOUND" or "not found" in self.details.lower()
 
 
+class UnusableReply(Exception):
+    """The node was not reached, or this is not an answer of a node, or one whose content is not usable.
+
+    The text is the cause alone: "an unreadable answer", "HTTP 502", "unavailable, connection refused".
+    """
+
+
 class NoUsableResponse(RetryLater):
     """A node gave no usable answer. `reason` is the cause alone, without the node's name."""
 
@@ -69,7 +76,7 @@ class GrpcTransport:
         """Call a method and return its reply.
 
         Raises:
-            RetryLater: no usable answer within the deadline.
+            UnusableReply: no usable answer within the deadline.
             RpcError: the node refused the call.
         """
         import grpc  # type: ignore[import-untyped]  # no stubs
@@ -80,7 +87,7 @@ class GrpcTransport:
             raw = self._channel.unary_unary(f"/{method.name}")(request.SerializeToString(), timeout=self._deadline)
             return method.reply.FromString(raw)
         except (DecodeError, TypeError):  # grpcio returns None for a message that was cut off
-            raise no_usable_response(self.endpoint, method.name, "an unreadable answer") from None
+            raise UnusableReply("an unreadable answer") from None
         except grpc.RpcError as error:
             status, details = error.code().name, str(error.details() or "")
             # grpcio adds these words around the cause
@@ -88,35 +95,13 @@ class GrpcTransport:
             if status in TRANSPORT_STATUSES or _HTTP_ERROR_TEXT in details:
                 # A connection that drops all data looks alive to grpcio: never wait on the same one again.
                 self.close()
-                raise no_usable_response(
-                    self.endpoint, method.name, f"{status.lower().replace('_', ' ')}, {shorten(details)}"
-                ) from error
+                raise UnusableReply(f"{status.lower().replace('_', ' ')}, {shorten(details)}") from error
             raise RpcError(status, details) from error
         except ValueError as error:  # another thread closed the connection
-            raise no_usable_response(self.endpoint, method.name, "the connection was closed") from error
-
-
-def no_usable_response(endpoint: Endpoint, method: str, reason: str) -> NoUsableResponse:
-    """The error for an answer that cannot be used."""
-    return NoUsableResponse(
-        f"The node {endpoint} gave no usable answer to {_method_name(method)}: {reason}.", reason=reason
-    )
-
-
-def unexpected_refusal(endpoint: Endpoint, method: str, error: RpcError) -> UnexpectedRefusal:
-    """The error for a refusal that a working node never gives."""
-    reason = shorten(error.details) or error.status
-    return UnexpectedRefusal(
-        f"The node {endpoint} refused {_method_name(method)}: {reason}.",
-        reason=f"refused {_method_name(method)}: {reason}",
-    )
+            raise UnusableReply("the connection was closed") from error
 
 
 def shorten(text: object) -> str:
     """A node's text made fit for a message: printable, one line, bounded."""
     line = "".join(character if character.isprintable() else " " for character in str(text)[: _MAX_SHOWN_CHARS + 1])
     return line if len(line) <= _MAX_SHOWN_CHARS else line[:_MAX_SHOWN_CHARS] + "..."
-
-
-def _method_name(method: str) -> str:
-    return method.rpartition("/")[2]

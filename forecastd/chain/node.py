@@ -13,9 +13,16 @@ from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from forecastd.chain.client import ChainClient, IncompleteReply, raise_refusal
+from forecastd.chain.client import ChainClient, raise_refusal
 from forecastd.chain.endpoint import Endpoint, parse_endpoint
-from forecastd.chain.grpc_transport import GrpcTransport, RpcError, no_usable_response, shorten, unexpected_refusal
+from forecastd.chain.grpc_transport import (
+    GrpcTransport,
+    NoUsableResponse,
+    RpcError,
+    UnexpectedRefusal,
+    UnusableReply,
+    shorten,
+)
 from forecastd.chain.methods import EMISSIONS_VERSIONS, EmissionsVersion, Method, find_method, is_emissions
 from forecastd.chain.proto.cosmos_pb2 import GetNodeInfoRequest
 from forecastd.chain.proto.emissions_pb2 import GetNextTopicIdRequest
@@ -78,7 +85,7 @@ class Node(ChainClient):
     def _read_chain_id(self, reply: Any) -> str:
         chain_id = str(reply.default_node_info.network)
         if not chain_id:
-            raise IncompleteReply("an answer without a chain id")
+            raise UnusableReply("an answer without a chain id")
         self._chain_checked = self._expected_chain_id in (None, chain_id)
         if not self._chain_checked:
             shown_chain_id = shorten(chain_id)
@@ -97,7 +104,7 @@ class Node(ChainClient):
             self.chain_id()
         for version in EMISSIONS_VERSIONS:
             try:
-                self._transport.call(find_method(GetNextTopicIdRequest(), version), GetNextTopicIdRequest())
+                self._send(GetNextTopicIdRequest(), version)
             except RpcError as error:
                 if error.status == "UNIMPLEMENTED":
                     continue
@@ -109,24 +116,24 @@ class Node(ChainClient):
         )
 
     def _ask(self, request: Message, read: Callable[[Any], T], read_refusal: Callable[[RpcError], T]) -> T:
-        name = request.DESCRIPTOR.name.removeprefix("Query").removesuffix("Request")
         try:
             return read(self._call(request))
-        except IncompleteReply as error:
-            raise no_usable_response(self.endpoint, name, str(error)) from None
+        except UnusableReply as error:
+            raise self._no_usable_response(request, error) from error
         except RpcError as error:
             try:
                 return read_refusal(error)
             except RpcError:
-                raise unexpected_refusal(self.endpoint, name, error) from error
+                reason = f"refused {_method_name(request)}: {shorten(error.details) or error.status}"
+                raise UnexpectedRefusal(f"The node {self.endpoint} {reason}.", reason=reason) from error
 
     def _call(self, request: Message) -> Any:
         """The reply to a request, in the node's version of the emissions module. May raise RpcError."""
         if not is_emissions(request):
-            return self._transport.call(find_method(request), request)
+            return self._send(request)
         version = self.version()
         try:
-            return self._transport.call(find_method(request, version), request)
+            return self._send(request, version)
         except RpcError as error:
             if error.status != "UNIMPLEMENTED":
                 raise
@@ -135,7 +142,21 @@ class Node(ChainClient):
             if current_version == version:
                 raise
         log.warning("%s now speaks emissions %s", self.endpoint, current_version, extra={"action": "chain_upgraded"})
-        return self._transport.call(find_method(request, current_version), request)
+        return self._send(request, current_version)
+
+    def _send(self, request: Message, version: EmissionsVersion | None = None) -> Any:
+        try:
+            return self._transport.call(find_method(request, version), request)
+        except UnusableReply as error:
+            raise self._no_usable_response(request, error) from error
+
+    def _no_usable_response(self, request: Message, error: UnusableReply) -> NoUsableResponse:
+        message = f"The node {self.endpoint} gave no usable answer to {_method_name(request)}: {error}."
+        return NoUsableResponse(message, reason=str(error))
+
+
+def _method_name(request: Message) -> str:
+    return str(request.DESCRIPTOR.name).removeprefix("Query").removesuffix("Request")
 
 
 def _open_transport(endpoint: Endpoint, deadline: float) -> Transport:

@@ -14,17 +14,13 @@ from forecastd.chain.grpc_transport import (
     MAX_RESPONSE_BYTES,
     TRANSPORT_STATUSES,
     RpcError,
-    no_usable_response,
+    UnusableReply,
     shorten,
 )
 from forecastd.chain.methods import GRPC_STATUS_NAMES, Method
 from forecastd.runtime.http import HttpClient, HttpRequestFailed, ResponseTooLarge
 
 _HTTP_NOT_IMPLEMENTED = 501
-
-
-class UnusableResponse(Exception):
-    """The HTTP response is not an answer of a node. The text says what it is."""
 
 
 class RestTransport:
@@ -44,7 +40,7 @@ class RestTransport:
         """Call a method and return its reply.
 
         Raises:
-            RetryLater: no usable answer within the deadline.
+            UnusableReply: no usable answer within the deadline.
             RpcError: the node refused the call.
         """
         path, body = _request(method, request)
@@ -53,14 +49,11 @@ class RestTransport:
             document = without_any(read_response(response.status, response.body), method.reply.DESCRIPTOR)
             return json_format.ParseDict(document, method.reply(), ignore_unknown_fields=True)
         except HttpRequestFailed as error:
-            reason = error.problem
+            raise UnusableReply(error.problem) from None
         except ResponseTooLarge:
-            reason = f"more than {MAX_RESPONSE_BYTES >> 20} MB"
-        except UnusableResponse as error:
-            reason = str(error)
+            raise UnusableReply(f"more than {MAX_RESPONSE_BYTES >> 20} MB") from None
         except json_format.ParseError:
-            reason = "an unreadable answer"
-        raise no_usable_response(self.endpoint, method.name, reason)
+            raise UnusableReply("an unreadable answer") from None
 
 
 def read_response(status: int, body: bytes) -> dict[str, Any]:
@@ -68,7 +61,7 @@ def read_response(status: int, body: bytes) -> dict[str, Any]:
 
     Raises:
         RpcError: the node refused the call.
-        UnusableResponse: it is not an answer of a node, but a proxy's page, a rate limit or a truncated answer.
+        UnusableReply: it is not an answer of a node, but a proxy's page, a rate limit or a truncated answer.
     """
     try:
         response = json.loads(body)
@@ -79,15 +72,15 @@ def read_response(status: int, body: bytes) -> dict[str, Any]:
         if isinstance(code, int) and isinstance(text, str) and code:
             name = GRPC_STATUS_NAMES[code] if 0 < code < len(GRPC_STATUS_NAMES) else "UNKNOWN"
             if name in TRANSPORT_STATUSES:
-                raise UnusableResponse(f"{name.lower().replace('_', ' ')}, {shorten(text)}")
+                raise UnusableReply(f"{name.lower().replace('_', ' ')}, {shorten(text)}")
             raise RpcError(name, text)
         if status == 200:
             return response
     if status == _HTTP_NOT_IMPLEMENTED:
         raise RpcError("UNIMPLEMENTED", f"HTTP {status}")
     if status == 429:
-        raise UnusableResponse("HTTP 429, too many requests")
-    raise UnusableResponse(f"HTTP {status}" + (" with something that is not JSON" if status == 200 else ""))
+        raise UnusableReply("HTTP 429, too many requests")
+    raise UnusableReply(f"HTTP {status}" + (" with something that is not JSON" if status == 200 else ""))
 
 
 def without_any(document: Any, descriptor: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from forecastd.chain.client import ChainClient, IncompleteReply, raise_refusal
-from forecastd.chain.grpc_transport import RpcError
+from forecastd.chain.client import ChainClient, raise_refusal
+from forecastd.chain.grpc_transport import RpcError, UnusableReply
 from forecastd.chain.proto import cosmos_pb2 as cosmos
 from forecastd.chain.proto import emissions_pb2 as emissions
 from forecastd.chain.types import (
@@ -200,7 +200,7 @@ def test_query_reads_the_reply(name: str, arguments: tuple[Any, ...], reply: Any
     ],
 )
 def test_query_unusable_reply_is_refused(name: str, arguments: tuple[Any, ...], reply: Any, reason: str) -> None:
-    with pytest.raises(IncompleteReply, match=reason):
+    with pytest.raises(UnusableReply, match=reason):
         getattr(ScriptedClient(reply), name)(*arguments)
 
 

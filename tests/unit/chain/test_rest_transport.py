@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forecastd.chain.endpoint import parse_endpoint
-from forecastd.chain.grpc_transport import RpcError
+from forecastd.chain.grpc_transport import RpcError, UnusableReply
 from forecastd.chain.methods import METHODS
 from forecastd.chain.proto.cosmos_pb2 import GetTxResponse
-from forecastd.chain.rest_transport import UnusableResponse, read_response, without_any
+from forecastd.chain.rest_transport import read_response, without_any
 
 
 def _error(code: int, message: str = "no") -> bytes:
@@ -65,13 +65,13 @@ def test_read_response_error_raises_rpc_error(status: int, body: bytes, refusal:
     ],
 )
 def test_read_response_other_body_is_unusable(status: int, body: bytes, message: str) -> None:
-    with pytest.raises(UnusableResponse, match=re.escape(message)):
+    with pytest.raises(UnusableReply, match=re.escape(message)):
         read_response(status, body)
 
 
 @given(st.integers(100, 599), st.binary(max_size=200))
 def test_read_response_any_bytes_never_crash(status: int, body: bytes) -> None:
-    with suppress(RpcError, UnusableResponse):
+    with suppress(RpcError, UnusableReply):
         assert isinstance(read_response(status, body), dict)
 
 
