@@ -47,28 +47,23 @@ class ConditionTable:
 def evaluate_conditions(assessment: RiskAssessment, started: int) -> ConditionTable:
     """The conditions of an assessment. `started`: the first tick of this process; silence before it opens no alert."""
     observed, warning, critical = assessment.observed, assessment.warning, assessment.critical
-    likely, tick, silent_ticks = assessment.likely_peak, observed.tick, observed.silent_ticks
+    prospects, tick, silent_ticks = assessment.prospects, observed.tick, observed.silent_ticks
     status_ranks = np.array([_STATUS_RANKS.get(status, NO_ALERT) for status in observed.statuses], dtype=np.int8)
     silent_here = np.minimum(silent_ticks, max(0, tick - started))
     no_limits = np.full((len(observed.servers), 2), np.nan)  # of status and silence
-    minutes_ahead = np.stack([assessment.to_warning, assessment.to_critical], axis=2) * (observed.step / 60)
+    open_ranks = _value_ranks(observed.values, prospects.peak_p50, warning, critical)
+    hold_ranks = _value_ranks(observed.values, prospects.peak_p50, *_with_hysteresis(warning, critical))
+    value_ticks = np.where(np.isnan(observed.values), -1, tick - observed.age_ticks)
+    ticks_ahead = np.stack([prospects.ticks_to_warning, prospects.ticks_to_critical], axis=2)
     return ConditionTable(
-        open_ranks=np.column_stack([
-            _value_ranks(observed.values, likely, warning, critical), status_ranks, _silence_ranks(silent_here, 1),
-        ]),
-        hold_ranks=np.column_stack([
-            _value_ranks(observed.values, likely, *_with_hysteresis(warning, critical)), status_ranks,
-            _silence_ranks(silent_ticks, 2),
-        ]),
-        value_ticks=np.column_stack([
-            np.where(np.isnan(observed.values), -1, tick - observed.age_ticks), tick - silent_ticks,
-            np.full(len(silent_ticks), tick),
-        ]),
+        open_ranks=np.column_stack([open_ranks, status_ranks, _silence_ranks(silent_here, 1)]),
+        hold_ranks=np.column_stack([hold_ranks, status_ranks, _silence_ranks(silent_ticks, 2)]),
+        value_ticks=np.column_stack([value_ticks, tick - silent_ticks, np.full(len(silent_ticks), tick)]),
         value=np.column_stack([observed.values, status_ranks, silent_ticks * observed.step / 60]),
         warning=np.hstack([warning, no_limits]),
         critical=np.hstack([critical, no_limits]),
-        minutes_ahead=np.pad(minutes_ahead, ((0, 0), (0, 2), (0, 0)), constant_values=np.nan),
-    )  # fmt: skip
+        minutes_ahead=np.pad(ticks_ahead * (observed.step / 60), ((0, 0), (0, 2), (0, 0)), constant_values=np.nan),
+    )
 
 
 def _value_ranks(current: Reals, likely: Reals, warning: Reals, critical: Reals) -> Ranks:

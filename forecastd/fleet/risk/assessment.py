@@ -38,17 +38,12 @@ _LOW, _HIGH = (np.array([getattr(metric, end) for metric in METRICS]) for end in
 
 @dataclass(frozen=True)
 class RiskAssessment:
-    """All servers at one tick. Arrays are [S, M] in the contract's order; NaN: unknown, or not within the horizon.
-
-    `likely_peak`: the highest p50 ahead. `to_warning`, `to_critical`: ticks until the p50 reaches each threshold.
-    """
+    """All servers at one tick. Arrays are [S, M] in the contract's order; NaN: unknown, or not within the horizon."""
 
     observed: CurrentValues
     warning: Reals
     critical: Reals
-    likely_peak: Reals
-    to_warning: Reals
-    to_critical: Reals
+    prospects: ThresholdStats
     risks: tuple[ServerRisk, ...]
 
     @cached_property
@@ -80,9 +75,7 @@ def assess_risk(observed: CurrentValues, forecast: HorizonForecast | None, thres
     reasons = ReasonBuilder(observed, prospects, warning, critical, pressures.max(axis=0))
     results = zip(score.tolist(), level.tolist(), probability.tolist(), strict=True)
     risks = tuple(_server_risk(reasons, row, *result) for row, result in enumerate(results))
-    return RiskAssessment(
-        observed, warning, critical, prospects.peak_p50, prospects.ticks_to_warning, prospects.ticks_to_critical, risks
-    )
+    return RiskAssessment(observed, warning, critical, prospects, risks)
 
 
 def pressure(values: Reals, warning: Reals, critical: Reals) -> Reals:

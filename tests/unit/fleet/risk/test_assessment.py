@@ -262,7 +262,7 @@ def test_minutes_ahead_follow_first_metric_and_shrink() -> None:
     ahead[0, 8:, METRIC_INDEX["cpu_percent"]] = 96
     assessment = assess_risk(observed(current, "generic"), forecast(ahead), THRESHOLDS)
     assert (single_risk(assessment).minutes_ahead, single_risk(assessment).quantile_ahead) == (9 * 5 / 60, 0.5)
-    assert assessment.to_critical[0, METRIC_INDEX["memory_percent"]] == 11
+    assert assessment.prospects.ticks_to_critical[0, METRIC_INDEX["memory_percent"]] == 11
     later = assess_risk(replace(observed(current, "generic"), tick=TICK + 6), forecast(ahead), THRESHOLDS)
     assert single_risk(later).minutes_ahead == 3 * 5 / 60
     over = assess_risk(replace(observed(current, "generic"), tick=TICK + HORIZON), forecast(ahead), THRESHOLDS)
