@@ -123,9 +123,7 @@ class _DiskTrial:
             return [f"does not open again: {error}"]
         try:
             losses = [f"was set aside: {path.name}" for path in survived.glob("*damaged*")]
-            if ledger.integrity_check() != "ok":
-                losses.append(ledger.integrity_check())
-            losses += [*self._lost_signatures(ledger), *self._lost_changes(ledger)]
+            losses += [*ledger.find_problems(), *self._lost_signatures(ledger), *self._lost_changes(ledger)]
         finally:
             ledger.close()
             shutil.rmtree(self._directory)

@@ -20,6 +20,7 @@ from forecastd.chain.networks import LOCAL_CHAIN_ID
 from forecastd.chain.wallet import Wallet
 from forecastd.clock import SystemClock
 from forecastd.errors import ForecastdError
+from forecastd.ledger.ledger import OPEN_STATES
 from forecastd.localnet.embedded import EmbeddedNode, open_embedded
 from forecastd.localnet.faults import BEHAVIORS
 from forecastd.localnet.topics import TopicSpec
@@ -84,7 +85,7 @@ class PoolUnderTest:
             # The topic is inactive now. A pool may need a moment until it uses its healthy endpoint again.
             for _ in range(20):
                 run_cycle(parts)
-                if not parts.ledger.entries(LOCAL_CHAIN_ID, self.wallet.address, unsettled=True):
+                if not parts.ledger.entries(LOCAL_CHAIN_ID, self.wallet.address, states=OPEN_STATES):
                     break
                 parts.wake.wait(0.5)
 

@@ -11,7 +11,7 @@ is never retried.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,6 +24,7 @@ from forecastd.ledger.file import (
     EPOCH_COLUMNS,
     ConnectFunction,
     connect,
+    find_problems,
     open_database,
     row_checksum,
     translate_error,
@@ -55,6 +56,7 @@ SETTLED_STATES = frozenset(
     {SubmissionState.ADMITTED, SubmissionState.PASSIVE, SubmissionState.EVICTED, SubmissionState.MISSED}
 )
 FINISHED_STATES = SETTLED_STATES | {SubmissionState.INCLUDED}  # no work is left inside the window
+OPEN_STATES = frozenset(SubmissionState) - SETTLED_STATES
 
 
 @dataclass(frozen=True)
@@ -144,20 +146,19 @@ class Ledger(Closeable):
         return entry
 
     def entries(
-        self, chain_id: str, wallet: str, *, unsettled: bool = False, topic_id: int | None = None,
-        states: Iterable[SubmissionState] | None = None,
+        self, chain_id: str, wallet: str, *, topic_id: int | None = None,
+        states: Collection[SubmissionState] | None = None,
     ) -> list[LedgerEntry]:  # fmt: skip
         """A wallet's entries on a chain, oldest nonce first, optionally of one topic or in some states only."""
         sql = (
             f"SELECT chain_id, topic_id, nonce, wallet, {_EPOCH_COLUMNS} FROM epochs WHERE chain_id = ? AND wallet = ?"  # noqa: S608
         )
         values: list[object] = [chain_id, wallet]
+        if states is not None:
+            sql = f"{sql} AND state IN ({','.join('?' * len(states))})"
+            values += [state.value for state in states]
         if topic_id is not None:
             sql, values = f"{sql} AND topic_id = ?", [*values, topic_id]
-        selected_states = set(SubmissionState) - SETTLED_STATES if unsettled else states
-        if selected_states is not None:
-            state_values = [state.value for state in selected_states]
-            sql, values = f"{sql} AND state IN ({','.join('?' * len(state_values))})", [*values, *state_values]
         return [_entry_from_row(row[:4], row[4:]) for row in self._query(f"{sql} ORDER BY nonce", tuple(values))]
 
     def newest_nonce_before(self, chain_id: str, wallet: str, topic_id: int, nonce: int) -> int | None:
@@ -179,29 +180,26 @@ class Ledger(Closeable):
             NeedsHuman: this epoch already has bytes that are not abandoned (two workers, or a bug in this one).
         """
         with self._lock:
-            return self._commit(submission, now)
-
-    def _commit(self, submission: Submission, now: float) -> LedgerRow:
-        entry = self.find(submission.key)
-        if entry is not None and entry.row.state is not SubmissionState.ABANDONED:
-            raise NeedsHuman(
-                f"The ledger already has a submission for topic {submission.topic_id} nonce {submission.nonce} "
-                f"in state {entry.row.state}; a second one is never signed."
-            )
-        attempts = 1 if entry is None else entry.row.attempts + 1
-        row = LedgerRow(SubmissionState.SIGNED, submission.sequence, submission.timeout_height, attempts)
-        first_at = float(now) if entry is None else entry.first_at
-        with self._transaction():
-            self._write_entry(LedgerEntry(submission.key, row, submission.value, first_at, None))
-            self._db.execute(
-                f"INSERT INTO attempts (chain_id, topic_id, nonce, wallet, attempt, signed_at, {_ATTEMPT_COLUMNS}) "  # noqa: S608
-                "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                (*submission.key, attempts, now, submission.value, submission.sequence, submission.tx_bytes,
-                 submission.tx_hash, submission.timeout_height, submission.gas, str(submission.fee_uallo)),
-            )  # fmt: skip
-            signature_count = self._db.execute("UPDATE signatures SET made = made + 1 RETURNING made").fetchone()[0]
-        write_high_water_mark(self.path, int(signature_count))
-        return row
+            entry = self.find(submission.key)
+            if entry is not None and entry.row.state is not SubmissionState.ABANDONED:
+                raise NeedsHuman(
+                    f"The ledger already has a submission for topic {submission.topic_id} nonce {submission.nonce} "
+                    f"in state {entry.row.state}; a second one is never signed."
+                )
+            attempts = 1 if entry is None else entry.row.attempts + 1
+            row = LedgerRow(SubmissionState.SIGNED, submission.sequence, submission.timeout_height, attempts)
+            first_at = float(now) if entry is None else entry.first_at
+            with self._transaction():
+                self._write_entry(LedgerEntry(submission.key, row, submission.value, first_at, None))
+                self._db.execute(
+                    f"INSERT INTO attempts (chain_id, topic_id, nonce, wallet, attempt, signed_at, {_ATTEMPT_COLUMNS}) "  # noqa: S608
+                    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    (*submission.key, attempts, now, submission.value, submission.sequence, submission.tx_bytes,
+                     submission.tx_hash, submission.timeout_height, submission.gas, str(submission.fee_uallo)),
+                )  # fmt: skip
+                count = self._db.execute("UPDATE signatures SET made = made + 1 RETURNING made").fetchone()[0]
+            write_high_water_mark(self.path, int(count))
+            return row
 
     def record(self, key: EpochKey, row: LedgerRow, now: float, *, value: str | None = None) -> LedgerEntry:
         """Update the entry of an epoch; returns it. `value`: the forecast that the chain has, if it may differ from the last
@@ -328,9 +326,10 @@ class Ledger(Closeable):
             for table in ("epochs", "attempts", "uses", "accounts"):
                 self._db.execute(f"DELETE FROM {table} WHERE chain_id = ? AND wallet = ?", (chain_id, wallet))  # noqa: S608
 
-    def integrity_check(self) -> str:
-        """The result of SQLite's own check of the file: `ok`, or the problem."""
-        return str(self._query("PRAGMA integrity_check", ())[0][0])
+    def find_problems(self) -> list[str]:
+        """A description of each problem of the file."""
+        with self._lock:
+            return list(find_problems(self._db))
 
     def _write_entry(self, entry: LedgerEntry) -> None:
         row = entry.row

@@ -21,7 +21,6 @@ from forecastd.clock import TimeBudget
 from forecastd.errors import NeedsHuman, RetryLater
 from forecastd.ledger.file import (
     SCHEMA_VERSION,
-    find_problems,
     migrate_from_version_2,
     newer_version_error,
     translate_error,
@@ -92,10 +91,6 @@ class LedgerSnapshot(Ledger):
         """When each signature of an epoch was made, oldest first, in unix seconds."""
         sql = "SELECT signed_at FROM attempts WHERE chain_id = ? AND topic_id = ? AND nonce = ? AND wallet = ?"
         return [float(values[0]) for values in self._query(f"{sql} ORDER BY attempt", key)]
-
-    def find_problems(self) -> list[str]:
-        """A description of each problem of the file."""
-        return list(find_problems(self._db))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from decimal import Decimal
 from forecastd.chain.codes import Action, classify
 from forecastd.chain.types import Inference
 from forecastd.errors import NeedsHuman, RetryLater
-from forecastd.ledger.ledger import SETTLED_STATES, EpochKey, LedgerEntry, LedgerRow, SubmissionState
+from forecastd.ledger.ledger import OPEN_STATES, SETTLED_STATES, EpochKey, LedgerEntry, LedgerRow, SubmissionState
 from forecastd.runtime.failpoints import failpoint
 from forecastd.submission.context import CycleContext
 from forecastd.submission.state_machine import (
@@ -65,9 +65,9 @@ def deliver(context: CycleContext, key: EpochKey, *, never_sent: bool = False) -
             entry, wait_seconds = _record(context, entry, row, _foreign_value(observation)), MIN_WAIT_SECONDS
             failpoint("after record")
         remaining = deadline - context.clock.monotonic()
-        if entry.row.state in SETTLED_STATES or remaining <= 0:
+        if remaining <= 0:
             break
-        if observation is not None and next_step is NextStep.WAIT and is_long_past_timeout(row, observation):
+        if next_step is NextStep.WAIT and is_long_past_timeout(row, observation):
             break  # the next epoch's cycle looks it up again
         should_wait = row == previous_row or next_step in (NextStep.WAIT, NextStep.SEND)
         if should_wait and context.wake.wait(min(wait_seconds * random.uniform(0.9, 1.1), remaining)):  # noqa: S311 - no secret
@@ -86,7 +86,7 @@ def reconcile(context: CycleContext) -> None:
         NeedsHuman: another signer uses the wallet's key.
     """
     resources = context.resources
-    for entry in context.ledger.entries(resources.chain_id, resources.wallet.address, unsettled=True):
+    for entry in context.ledger.entries(resources.chain_id, resources.wallet.address, states=OPEN_STATES):
         if entry.key[1] in resources.topics_of_other_threads:
             continue
         row, value = entry.row, None

@@ -155,7 +155,7 @@ def _apply_absence(row: LedgerRow, observation: Absence) -> tuple[LedgerRow, Nex
     return row, NextStep.SEND
 
 
-def is_long_past_timeout(row: LedgerRow, observation: Observation) -> bool:
+def is_long_past_timeout(row: LedgerRow, observation: Observation | None) -> bool:
     """Whether an endpoint without the transaction is well past the last block that could include it."""
     return (
         isinstance(observation, Absence) and max(observation.heights, default=0) > row.timeout_height + LONG_PAST_BLOCKS

@@ -21,11 +21,11 @@ _LEDGER_STATES = {
 
 @dataclass(frozen=True)
 class LedgerContents:
-    """The contents of a ledger, and the result of SQLite's integrity check."""
+    """The contents of a ledger, and the problems of its file."""
 
     entries: dict[EpochKey, LedgerEntry]
     attempts: dict[EpochKey, list[Submission]]
-    integrity: str
+    problems: list[str]
 
 
 def read_ledger(path: Path, chain_id: str, wallet: str) -> LedgerContents:
@@ -33,7 +33,7 @@ def read_ledger(path: Path, chain_id: str, wallet: str) -> LedgerContents:
     ledger = Ledger(path)
     try:
         entries = {entry.key: entry for entry in ledger.entries(chain_id, wallet)}
-        return LedgerContents(entries, {key: ledger.attempts(key) for key in entries}, ledger.integrity_check())
+        return LedgerContents(entries, {key: ledger.attempts(key) for key in entries}, ledger.find_problems())
     finally:
         ledger.close()
 
@@ -63,7 +63,7 @@ def audit(
     The ledger must know the epochs from `first_known_nonce` on. The transaction of that epoch may have been signed by a
     ledger that was lost. The chain's record must be right for all epochs.
     """
-    violations = [] if ledger_contents.integrity == "ok" else [f"the ledger of {wallet}: {ledger_contents.integrity}"]
+    violations = [f"the ledger of {wallet}: {problem}" for problem in ledger_contents.problems]
     for nonce in nonces:
         inclusions = record.inclusions(TOPIC, nonce, wallet)
         good = [inclusion for inclusion in inclusions if inclusion.code == 0]

@@ -361,7 +361,7 @@ def test_daemon_starts_offline_and_serves_when_the_network_returns(
 
 
 def test_ledger_disk_failure_exits_for_a_restart(harness: DaemonHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = Ledger._commit
+    commit = Ledger.commit
 
     def fails(self: Ledger, submission: Submission, now: float) -> Any:
         if not self.disk_failed:
@@ -370,7 +370,7 @@ def test_ledger_disk_failure_exits_for_a_restart(harness: DaemonHarness, monkeyp
             raise sqlite3.OperationalError("disk I/O error")
         return commit(self, submission, now)
 
-    monkeypatch.setattr(Ledger, "_commit", fails)
+    monkeypatch.setattr(Ledger, "commit", fails)
     assert Daemon(lambda: ([harness.settings()], []), SystemClock()).run() == 6
     assert not harness.is_served(67, 1)
     monkeypatch.undo()

@@ -110,6 +110,20 @@ def test_waits_between_the_steps_grow(harness: CycleHarness, monkeypatch: pytest
     assert len(waits) == pytest.approx(26, abs=8)
 
 
+def test_next_observation_follows_an_inclusion_at_once(harness: CycleHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, names = sign(harness), harness.chain.nodes[0].requests
+    wait = harness.context.wake.wait
+
+    def record_wait(timeout: float | None = None) -> bool:
+        names.append("wait")
+        return wait(timeout)
+
+    monkeypatch.setattr(harness.context.wake, "wait", record_wait)
+    names.clear()
+    deliver(harness.context, key, never_sent=True)
+    assert names[-4:] == ["wait", "GetTx", "GetWorkerLatestInputInferenceByTopicId", "GetLatestBlock"]
+
+
 def test_delivery_without_limit_lasts_until_the_result_is_proven(harness: CycleHarness) -> None:
     harness.change(confirmation_seconds=None)
     window, key = harness.window, sign(harness)
