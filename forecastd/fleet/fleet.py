@@ -64,7 +64,9 @@ class Fleet(Closeable):
         self._on_fatal = on_fatal
         thresholds = load_thresholds(settings.fleet.thresholds)
         self.scraper = Scraper(parse_targets(settings.fleet.scrape), self.step, clock)
-        self._alerts = _create_alerts(settings, clock, synthetic=synthetic)
+        # Alerts about simulated servers go only to the log.
+        receivers = settings.alerts.without_receivers() if synthetic else settings.alerts
+        self._alerts = AlertDispatcher(receivers, settings.fleet_state_path, clock)
         self._evaluator = TickEvaluator(
             thresholds, settings.fleet_state_path / "alertbook.json", self.step, self._alerts
         )
@@ -208,15 +210,7 @@ class Fleet(Closeable):
                 )
         manifest = self.model.manifest
         block = self.window.block(manifest.encoder_length)
-        evaluated = self._evaluator.evaluate(
-            block, self.snapshot.forecast, manifest.names, manifest.encoder_minimum, self.snapshot
-        )
+        evaluated = self._evaluator.evaluate(block, self.snapshot.forecast, manifest.names, manifest.encoder_minimum)
         with self._snapshot_lock:
             current = self.snapshot
             self.snapshot = replace(evaluated, forecast=current.forecast, forecast_rows=current.forecast_rows)
-
-
-def _create_alerts(settings: Settings, clock: Clock, *, synthetic: bool) -> AlertDispatcher:
-    """The alert dispatcher. Alerts about simulated servers go only to the log."""
-    alerts = settings.alerts.without_receivers() if synthetic else settings.alerts
-    return AlertDispatcher(alerts, settings.fleet_state_path, clock)

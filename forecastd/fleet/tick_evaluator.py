@@ -45,14 +45,9 @@ class TickEvaluator:
         self._has_changes = self._save_failed = False
 
     def evaluate(
-        self,
-        block: WindowBlock,
-        forecast: FleetForecast | None,
-        metrics: tuple[str, ...],
-        minimum: int,
-        previous: FleetSnapshot,
+        self, block: WindowBlock, forecast: FleetForecast | None, metrics: tuple[str, ...], minimum: int
     ) -> FleetSnapshot:
-        """The snapshot of the block's tick.
+        """The snapshot of the block's tick, without the forecast.
 
         `metrics`, `minimum`: the metrics and the number of ticks that the model needs.
         """
@@ -78,8 +73,7 @@ class TickEvaluator:
         events = self._alerts.update(assessment)
         self._notifier.update(self._alerts.open_alerts)
         self._save(block.tick, has_events=bool(events))
-        return replace(
-            previous,
+        return FleetSnapshot(
             tick=block.tick,
             servers=servers,
             risk=tuple(orjson.dumps(risk) for risk in assessment.worst_first),

@@ -11,7 +11,6 @@ import pytest
 
 from forecastd.fleet.contract import METRIC_INDEX, METRIC_NAMES
 from forecastd.fleet.risk.thresholds import load_thresholds
-from forecastd.fleet.snapshot import FleetSnapshot
 from forecastd.fleet.tick_evaluator import TickEvaluator
 from forecastd.fleet.window.window import WindowBlock
 
@@ -39,19 +38,17 @@ def test_alert_state_write_failure_is_logged_once_and_retried(tmp_path: Path, ca
     caplog.set_level(logging.INFO)
     obstacle = tmp_path / "in-the-way"
     obstacle.write_text("no directory")
-    path, snapshot = obstacle / "alertbook.json", FleetSnapshot(0)
+    path = obstacle / "alertbook.json"
     evaluator = TickEvaluator(load_thresholds(), path, 5, RecordingOperatorNotifier())
     for tick in range(100, 110):
-        snapshot = evaluator.evaluate(block(tick, 99.0), None, METRIC_NAMES, 10, snapshot)
+        snapshot = evaluator.evaluate(block(tick, 99.0), None, METRIC_NAMES, 10)
     assert snapshot.alert_counts.open >= 1
     assert caplog.text.count("Cannot save the alert state") == 1
     obstacle.unlink()
-    evaluator.evaluate(block(110, 99.0), None, METRIC_NAMES, 10, snapshot)
+    evaluator.evaluate(block(110, 99.0), None, METRIC_NAMES, 10)
     assert caplog.text.count("The alert state is saved again") == 1
     assert json.loads(path.read_text())
     notifier = RecordingOperatorNotifier()
-    restarted = TickEvaluator(load_thresholds(), path, 5, notifier).evaluate(
-        block(111, 99.0), None, METRIC_NAMES, 10, snapshot
-    )
+    restarted = TickEvaluator(load_thresholds(), path, 5, notifier).evaluate(block(111, 99.0), None, METRIC_NAMES, 10)
     assert restarted.alert_counts == snapshot.alert_counts
     assert notifier.messages == [], "a restart opens no alert a second time"
