@@ -13,7 +13,6 @@ from decimal import Decimal
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote
 
-from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from forecastd.chain.methods import EMISSIONS_VERSIONS, GRPC_STATUS_NAMES, METHODS, Method
@@ -80,6 +79,8 @@ def error_response(error: RpcStatusError) -> tuple[int, dict[str, Any]]:
 
 def _request(method: Method, fields: dict[str, Any], body: bytes) -> bytes:
     """The bytes of the method's request."""
+    from google.protobuf import json_format
+
     try:
         message_fields = {**(json.loads(body) if body else {}), **fields}
         request = json_format.ParseDict(message_fields, method.request(), ignore_unknown_fields=True)
@@ -107,6 +108,8 @@ class _AnyTypes:
 
 
 def _json(method: Method, reply: Message) -> dict[str, Any]:
+    from google.protobuf import json_format
+
     document: dict[str, Any] = json_format.MessageToDict(
         reply,
         preserving_proto_field_name=True,
