@@ -48,7 +48,7 @@ def classify_error(error: Exception) -> Fault:
 def set_aside(path: Path, companions: Iterable[str] = (), *, max_files: int | None = None) -> Path:
     """Rename a damaged file, and what belongs to it, to `NAME.damaged-N`; returns the new path.
 
-    `companions`: suffixes of other files that belong to it, besides those of SQLite. With `max_files`, the last of so many
+    `companions`: suffixes of other files that belong to it, except those of SQLite. With `max_files`, the last of so many
     damaged files is replaced.
     """
     number = 1

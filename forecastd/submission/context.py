@@ -72,7 +72,7 @@ class TopicResources:
 
 @dataclass(frozen=True)
 class CycleContext:
-    """What one cycle needs besides its resources.
+    """What one cycle needs in addition to its resources.
 
     `wake` is set to stop its waiting early. `retry_until_closed`: a stage that fails temporarily is retried until its
     share of the window is over; a window that closes before it succeeds is recorded as missed. `confirmation_seconds`:
