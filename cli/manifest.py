@@ -43,22 +43,22 @@ def manifest_tables(manifest: Manifest) -> Iterator[Table]:
 
 
 def _market_fields(manifest: MarketManifest, levels: str) -> dict[str, str]:
-    hours = manifest.step / 3600
+    step, horizon = format_duration(manifest.step), format_duration(manifest.horizon * manifest.step)
     return {
-        "forecast": f"log-return up to {manifest.horizon * hours:g} h ahead, in steps of {hours:g} h\nquantiles {levels}",
-        "encoder": f"{manifest.encoder_length} steps ({manifest.encoder_length * hours:g} h)",
+        "forecast": f"log-return up to {horizon} ahead, in steps of {step}\nquantiles {levels}",
+        "encoder": f"{manifest.encoder_length} steps ({format_duration(manifest.encoder_length * manifest.step)})",
         "features": f"past: {', '.join(manifest.past)}\nknown: {', '.join(manifest.known)}",
         "network": _network_sizes(manifest),
     }
 
 
 def _fleet_fields(manifest: FleetManifest, levels: str) -> dict[str, str]:
-    step, minutes = manifest.step, manifest.step / 60
+    step, horizon = manifest.step, format_duration(manifest.horizon * manifest.step)
     servers = sum(group.startswith("server:") for group in manifest.groups)
     metrics = (f"{metric.name} ({metric.unit})" if metric.unit else metric.name for metric in manifest.metrics)
     return {
-        "forecast": f"{manifest.horizon} steps of {step} s ({manifest.horizon * minutes:g} min) ahead\nquantiles {levels}",
-        "encoder": f"{manifest.encoder_length} steps ({manifest.encoder_length * minutes:g} min); "
+        "forecast": f"{manifest.horizon} steps of {step} s ({horizon}) ahead\nquantiles {levels}",
+        "encoder": f"{manifest.encoder_length} steps ({format_duration(manifest.encoder_length * step)}); "
         f"at least {manifest.encoder_minimum}",
         "metrics": ", ".join(metrics),
         "servers": f"{servers} with their own scales; others use those of their profile "

@@ -19,6 +19,7 @@ from forecastd.fleet.simulator import Simulator
 from forecastd.fleet.window.window import WindowBlock
 from forecastd.inference.model_check import bundle_notes
 from forecastd.inference.stages import StageResult, describe_model, stage_timer
+from forecastd.runtime.formatting import format_duration
 from forecastd.settings import Settings
 from forecastd.supervise.policy import policy_from_settings
 from models.fleet.manifest import FleetManifest
@@ -65,8 +66,8 @@ def _run_forecast(forecaster: FleetForecaster, now: float) -> str:
     )
     if set(forecast.models) != {TFT} or not np.isfinite(forecast.quantiles).all():
         raise SkipEpoch("The model did not forecast all servers. Train it again.", check="fleet_forecast")
-    minutes = manifest.horizon * manifest.step / 60
+    ahead = format_duration(manifest.horizon * manifest.step)
     return (
         f"{SAMPLE_SERVERS} simulated servers, {len(manifest.metrics)} metrics, {manifest.horizon} steps of {manifest.step} s "
-        f"({minutes:g} min) ahead, engine {forecaster.engine}"
+        f"({ahead}) ahead, engine {forecaster.engine}"
     )

@@ -16,6 +16,7 @@ import numpy as np
 from forecastd.clock import to_iso
 from forecastd.errors import SkipEpoch
 from forecastd.market.candles import Candles
+from forecastd.runtime.formatting import format_duration
 from models.base import Forecast
 
 MAX_SIGMAS = 8.0  # of the H-step volatility; the widest correct weekly quantile of BTC since 2017 is below 6
@@ -138,11 +139,11 @@ def _check_quantile_order(forecast: Forecast) -> None:
 def _check_model_age(forecast: Forecast, training_end: float | None) -> None:
     if training_end is None:
         return
-    age_days = (forecast.end - training_end) / DAY
-    if age_days > MAX_MODEL_AGE_DAYS:
+    age, limit = forecast.end - training_end, MAX_MODEL_AGE_DAYS * DAY
+    if age > limit:
         raise SkipEpoch(
-            f"The model was trained on data up to {to_iso(training_end)}, {age_days:.0f} days before the forecast; "
-            f"the limit is {MAX_MODEL_AGE_DAYS:.0f} days. Train it again with `forecastd train`.",
+            f"The model was trained on data up to {to_iso(training_end)}, {format_duration(age)} before the forecast; "
+            f"the limit is {format_duration(limit)}. Train it again with `forecastd train`.",
             check="model_age",
         )
 
