@@ -21,8 +21,9 @@ from forecastd.supervise.detector import Phase
 from forecastd.supervise.jobs import Job
 from forecastd.supervise.policy import ChildSetup
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage
-from models.fleet.base import FleetEngine, FleetInput
+from models.fleet.base import FleetInput
 from models.fleet.bundle import FleetBundle, load_fleet_bundle
+from models.fleet.engine import FleetEngine
 from models.fleet.engines import load_fleet_engine, verify_fleet_canary
 from models.fleet.malloc import keep_freed_memory
 from models.fleet.manifest import FleetManifest

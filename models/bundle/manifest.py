@@ -21,7 +21,6 @@ from models.bundle.records import (
     MAX_STEP_SECONDS,
     FileRecord,
     TrainingRecord,
-    files_json,
     read_files,
     read_levels,
     read_training,
@@ -103,7 +102,7 @@ class Manifest:
             self.SCORES: self.scores,
             "training": training_json(self.training),
             "versions": dict(self.versions),
-            "files": files_json(self.files),
+            "files": {name: vars(record) for name, record in self.files.items()},
             **self.own_json(),
         }
         document = {name: fields[name] for name in self.FIELDS}

@@ -69,25 +69,8 @@ def iso(seconds: int) -> str:
 
 def training_json(training: TrainingRecord) -> dict[str, object]:
     """The record of a training run as JSON."""
-    return {
-        **_times_json(training),
-        "rows": training.rows,
-        "data_sha256": training.data_sha256,
-        "source": training.source,
-        "synthetic": training.synthetic,
-        "created": training.created,
-        "parts": {name: _interval_json(part) for name, part in training.parts.items()},
-        "config": training.config,
-    }
-
-
-def files_json(files: Mapping[str, FileRecord]) -> dict[str, object]:
-    """The records of a bundle's files as JSON."""
-    return {name: {"sha256": record.sha256, "size": record.size} for name, record in files.items()}
-
-
-def _interval_json(part: Interval) -> dict[str, object]:
-    return {**_times_json(part), "windows": part.windows}
+    parts = {name: {**_times_json(part), **vars(part)} for name, part in training.parts.items()}
+    return {**_times_json(training), **vars(training), "parts": parts}
 
 
 def _times_json(part: Interval | TrainingRecord) -> dict[str, object]:

@@ -16,9 +16,9 @@ from pkgutil import resolve_name
 import numpy as np
 
 from models.bundle.canary import check_canary, range_difference
-from models.fleet.base import FleetEngine, ProgressCallback
-from models.fleet.batched_engine import ignore_progress
+from models.fleet.base import ProgressCallback
 from models.fleet.bundle import FleetBundle, fleet_canary_input
+from models.fleet.engine import FleetEngine, ignore_progress
 
 ENGINES = {  # name -> class; its module is imported on first use, because it may need torch or ONNX Runtime
     "library": "models.fleet.library_engine:LibraryEngine",

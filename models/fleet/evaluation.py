@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.fleet.base import FleetEngine, FleetInput, Floats, Indices
+from models.fleet.base import FleetInput, Floats, Indices
 from models.fleet.baselines import SeasonalBaseline, fit_persistence, fit_seasonal, forecast_auto_ets, outcome
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, FleetPart
+from models.fleet.engine import FleetEngine
 from models.fleet.scaling import GroupScales, MetricTransform
 from models.scores import Scores, interval_hits, pinball
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from models.fleet.base import FleetInput, Floats, Indices
-from models.fleet.batched_engine import BatchedEngine, ChunkCallback, chunk_slices
 from models.fleet.bundle import FleetBundle
+from models.fleet.engine import ChunkCallback, FleetEngine, chunk_slices
 from models.tft.forward import Tft
 
 
-class FusedEngine(BatchedEngine):
+class FusedEngine(FleetEngine):
     """The folded network in numpy."""
 
     name = "fused"

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from models.fleet.base import FleetInput, Floats, Indices
-from models.fleet.batched_engine import BatchedEngine, ChunkCallback, chunk_slices
 from models.fleet.bundle import FleetBundle
+from models.fleet.engine import ChunkCallback, FleetEngine, chunk_slices
 from models.tft.torch_model import build_with_weights, forward
 
 
-class LibraryEngine(BatchedEngine):
+class LibraryEngine(FleetEngine):
     """Runs pytorch_forecasting's own forward pass."""
 
     name = "library"

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from models.fleet.base import Floats, Indices
-from models.fleet.batched_engine import chunk_slices
+from models.fleet.engine import chunk_slices
 from models.tft.forward import Tft
 from models.tft.onnx_graph import build_decoder_graph, build_past_graph, build_selection_graph
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.fleet.base import FleetInput, Floats, Indices
-from models.fleet.batched_engine import chunk_slices
 from models.fleet.bundle import FleetBundle
+from models.fleet.engine import chunk_slices
 from models.fleet.folded_engines import OnnxEngine
 from models.fleet.onnx_sessions import EncoderState
 

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.fleet.anchors import anchor_forecast, fit_anchors
-from models.fleet.base import FleetEngine, Floats, Indices
+from models.fleet.base import Floats, Indices
 from models.fleet.baselines import SeasonalBaseline, outcome
 from models.fleet.bundle import CENTER_KEY, SCALE_KEY, FleetBundle, fleet_canary_input
 from models.fleet.config import FleetTrainingConfig
 from models.fleet.dataset import FleetData, FleetPart, carry_forward, split
+from models.fleet.engine import FleetEngine
 from models.fleet.engines import TOLERANCE, canary_difference, load_fleet_engine
 from models.fleet.evaluation import EvaluationData, compare, fit_baselines
 from models.fleet.malloc import keep_freed_memory

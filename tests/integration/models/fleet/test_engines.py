@@ -17,11 +17,12 @@ from models.bundle.bundle import write_bundle
 from models.bundle.canary import range_difference
 from models.errors import BundleError, DataError
 from models.fleet.anchors import LAST_VALUE
-from models.fleet.base import FleetEngine, FleetInput
+from models.fleet.base import FleetInput
 from models.fleet.bundle import (
     FleetBundle,
     load_fleet_bundle,
 )
+from models.fleet.engine import FleetEngine
 from models.fleet.engines import ENGINES, TOLERANCE, load_fleet_engine, verify_fleet_canary
 from models.fleet.manifest import OTHER_PROFILE, Anchor, FleetManifest, ModelMetric
 from models.fleet.onnx_sessions import OnnxSessions

@@ -30,8 +30,8 @@ def ignore_results(rows: Indices, quantiles: Floats) -> None:
     """A result callback that does nothing."""
 
 
-class BatchedEngine:
-    """An engine without its network: a subclass runs the scaled windows."""
+class FleetEngine:
+    """Runs one bundle; a subclass runs the scaled windows. `name` is that in `models.fleet.engines.ENGINES`."""
 
     name = ""
 
@@ -45,7 +45,15 @@ class BatchedEngine:
         progress: ProgressCallback = ignore_progress,
         on_result: ResultCallback = ignore_results,
     ) -> Floats:
-        """See `FleetEngine.forecast`."""
+        """Quantiles float32 `[S, M, Q, H]` in the metrics' units, non-decreasing along Q, within the metrics' bounds.
+
+        Column `h` is the forecast for tick `inputs.tick + 1 + h`. `progress` is called after each part of the work;
+        `on_result`, from any engine thread, once per server when its quantiles are final.
+
+        Raises:
+            DataError: the input does not fit the bundle.
+            BundleError: (check "finite") the network gave a number that is not finite.
+        """
         self.scaling.check(inputs)
         manifest, total = self.manifest, len(inputs.servers)
         levels, horizon = len(manifest.levels), manifest.horizon
@@ -71,7 +79,7 @@ class BatchedEngine:
         return outputs
 
     def look_ahead(self, tick: int) -> None:
-        """See `FleetEngine.look_ahead`; does nothing by default."""
+        """Compute in advance what is known of the inputs of the forecast at `tick`. Called when the engine is idle."""
 
     def run_batch(
         self, inputs: FleetInput, groups: Indices, outputs: Floats, advance: Callable[[], None], on_chunk: ChunkCallback
