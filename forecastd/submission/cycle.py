@@ -8,11 +8,11 @@ signed.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 from forecastd.chain.client import ChainClient
 from forecastd.chain.codec import canonical_value, payload_message, sign_submission
@@ -151,7 +151,7 @@ def run_cycle(context: CycleContext, windows: Sequence[SubmissionWindow] = ()) -
                 break
             entry = context.ledger.find(context.resources.epoch_key(window.nonce))
             if context.dry_run or must_sign(entry):
-                too_late = partial(timer.is_too_late, window)
+                too_late = functools.partial(timer.is_too_late, window)
                 candles = candles or fetch_candles(context, stage)
                 if checked is None:
                     bundle = check_model(context, stage, too_late)
@@ -170,7 +170,10 @@ def run_cycle(context: CycleContext, windows: Sequence[SubmissionWindow] = ()) -
             share = FETCH_SHARE if candles is None else MODEL_SHARE if checked is None else SIGN_SHARE
             failure = timer.pause(error, None if epoch is None else epoch.window, share)
     values = CycleValues(epoch, candles, bundle, forecast, checked, submission, entry)
-    outcome = make_outcome(context, values) if failure is None else make_failure(context, values, failure)
+    try:
+        outcome = make_outcome(context, values) if failure is None else make_failure(context, values, failure)
+    except ForecastdError as error:  # of the ledger
+        outcome = outcome_from_error(error, partial_outcome(context, values))
     outcome = replace(outcome, as_of=as_of, stages=stage.seconds)
     log.info(
         "%s outcome: %s, exit code %d, nonce %s: %s%s",
@@ -424,24 +427,24 @@ def reference_time(chain: ChainClient, clock: Clock, chain_id: str) -> tuple[flo
 
 def make_outcome(context: CycleContext, values: CycleValues) -> Outcome:
     """The outcome of a cycle whose stages all succeeded."""
-    partial_outcome, epoch, entry = _partial_outcome(context, values), values.epoch, values.entry
+    partial, epoch, entry = partial_outcome(context, values), values.epoch, values.entry
     if epoch is None or epoch.window is None:
         reason = f"no submission window of topic {context.resources.topic_id}: {epoch.idle_reason if epoch else ''}"
-        return replace(partial_outcome, outcome="no_window", reason=reason)
+        return replace(partial, outcome="no_window", reason=reason)
     if context.dry_run or entry is None:
         reason = (
             "this epoch already has its submission; nothing would be signed or sent"
             if epoch.is_served
             else "nothing was sent"
         )
-        return replace(partial_outcome, outcome="dry_run", reason=reason)
+        return replace(partial, outcome="dry_run", reason=reason)
     row, attempts = entry.row, context.ledger.attempts(entry.key)
     outcome = replace(
-        partial_outcome,
+        partial,
         value=None if entry.value is None else float(entry.value),
         tx_hash=attempts[-1].tx_hash if attempts else None,
         height=row.height,
-        source=None if epoch.is_served else partial_outcome.source,  # the ledger does not record the source
+        source=None if epoch.is_served else partial.source,  # the ledger does not record the source
     )
     if row.state is SubmissionState.MISSED:
         return replace(outcome, outcome="missed", reason=row.reason or "this epoch was missed")
@@ -458,14 +461,14 @@ def make_outcome(context: CycleContext, values: CycleValues) -> Outcome:
 def make_failure(context: CycleContext, values: CycleValues, failure: ForecastdError) -> Outcome:
     """The outcome of a cycle that an error ended. An epoch that was retried without success is recorded as missed."""
     window = None if values.epoch is None else values.epoch.window
-    outcome = outcome_from_error(failure, _partial_outcome(context, values))
+    outcome = outcome_from_error(failure, partial_outcome(context, values))
     may_give_up = context.retry_until_closed and not context.wake.is_set() and not outcome.needs_human
     if window is not None and may_give_up and record_missed(context, [window.nonce], reason=str(failure)):
         return replace(outcome, outcome="missed", reason=f"retried until the window closed: {failure}")
     return outcome
 
 
-def _partial_outcome(context: CycleContext, values: CycleValues) -> Outcome:
+def partial_outcome(context: CycleContext, values: CycleValues) -> Outcome:
     """What the values of the stages say; the result of the cycle is not known yet."""
     resources, forecast, submission = context.resources, values.forecast, values.submission
     window = None if values.epoch is None else values.epoch.window

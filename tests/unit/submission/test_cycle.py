@@ -619,6 +619,29 @@ def test_delivery_that_fails_is_not_signed_again(harness: CycleHarness, monkeypa
     assert len(harness.ledger.attempts(harness.key(harness.nonce))) == 1
 
 
+@pytest.mark.parametrize("method", ["record_unsigned", "attempts"])
+def test_ledger_that_fails_at_the_end_is_the_outcome(
+    harness: CycleHarness, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """When the epoch is given up, or when its signatures are read for the outcome."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RetryLater("the disk failed")
+
+    def break_ledger(name: str) -> None:
+        if name == ("model" if method == "record_unsigned" else "chain"):
+            monkeypatch.setattr(harness.ledger, method, fail)
+
+    if method == "attempts":
+        run_cycle(harness.context)
+    else:
+        forecaster = ScriptedForecaster(check=[SkipEpoch("no", check="model")] * 1000)
+        harness.change(forecaster=forecaster, retry_until_closed=True)
+    harness.change(on_stage_start=break_ledger)
+    outcome = run_cycle(harness.context)
+    assert (outcome.outcome, outcome.reason, outcome.nonce) == ("failed", "the disk failed", harness.nonce)
+
+
 def test_failpoints_of_a_cycle_are_in_order(harness: CycleHarness) -> None:
     names: list[str] = []
     harness.chain.chain.state.workers.clear()
