@@ -24,6 +24,7 @@ from forecastd.submission.cycle import (
     CycleValues,
     Epoch,
     StageTimer,
+    fetch_candles,
     find_epoch,
     make_outcome,
     network_values,
@@ -133,6 +134,30 @@ def test_stages_describe_their_results(harness: CycleHarness) -> None:
     )
     assert texts["submit"] == f"included in block {harness.chain.height()}"
     assert harness.stages[-1].seconds == pytest.approx(5, abs=5)
+
+
+def test_repairs_and_a_wrong_clock_are_in_the_text_of_the_data(
+    harness: CycleHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forecaster = harness.context.resources.forecaster
+    gather, times = forecaster.gather_candles, list[float]()
+
+    def gather_repaired(source: Any, window: Any, now: float) -> Any:
+        times.append(now)
+        return gather(source, window, now)[0], ("one candle was filled", "another was dropped")
+
+    monkeypatch.setattr(forecaster, "gather_candles", gather_repaired)
+    block_time = harness.chain.block_time()
+    harness.chain.chain.config = replace(harness.chain.chain.config, block_time=None)  # the chain's time stands still
+    harness.clock.wall += 86_400
+    stage = StageTimer(harness.context)
+    harness.change(chain_id="allora-testnet-1")
+    fetch_candles(harness.context, stage)
+    lines = harness.stages[0].text.splitlines()
+    assert lines[0].startswith("warning: this machine's clock is wrong")
+    assert lines[1].startswith("sample: ")
+    assert lines[2:] == ["one candle was filled", "another was dropped"]
+    assert times == [block_time]
 
 
 def test_cycle_logs_its_stages_and_its_outcome(harness: CycleHarness, caplog: pytest.LogCaptureFixture) -> None:
@@ -395,14 +420,20 @@ def test_signing_that_fails_does_not_forecast_again(harness: CycleHarness) -> No
     assert not harness.context.resources.signing_lock.locked()
 
 
-def test_signing_that_never_succeeds_uses_the_whole_window(harness: CycleHarness) -> None:
+def test_signing_that_never_succeeds_uses_the_whole_window(
+    harness: CycleHarness, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     harness.change(retry_until_closed=True)
     harness.chain.nodes[0].set_faults("unavailable@method=GetParams")
     window = harness.window
     outcome = run_cycle(harness.context)
     assert outcome.outcome == "missed"
     assert outcome.value is not None
-    assert window.last_height - 2 <= harness.chain.height() <= window.last_height + 5
+    height = harness.chain.height()
+    assert window.last_height - 2 <= height <= window.last_height + 5
+    blocks = window.nonce + EPOCH_BLOCKS - height
+    assert f"next submission window in {blocks} blocks" in caplog.messages[-1], "by the latest height"
 
 
 def test_stopping_process_leaves_the_epoch_to_the_next_run(harness: CycleHarness) -> None:
