@@ -8,7 +8,6 @@ costs a warning, never a forecast.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -16,7 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Annotated, Generic
+
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from forecastd.clock import Clock, to_iso
 from forecastd.errors import ForecastdError, NeedsHuman
@@ -32,7 +34,27 @@ BUNDLES_PER_TOPIC = 2
 INDEX_NAME = "index.json"
 OLD_INDEX_NAME = "shelf.json"  # of releases before 0.1.0; the same content
 
-Index = dict[str, dict[str, Any]]
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@pydantic_dataclass(config=_STRICT)
+class QuarantineRecord:
+    """Why a bundle is quarantined. `since`: ISO 8601. `reason`: its last failure."""
+
+    name: str
+    since: str
+    reason: str
+
+
+@pydantic_dataclass(config=_STRICT)
+class BundleIndex:
+    """The content of the index: hashes of each owner's good bundles, newest first, and the quarantined ones by hash."""
+
+    good: dict[str, list[Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]]
+    quarantined: dict[str, QuarantineRecord]
+
+
+_INDEX = TypeAdapter(BundleIndex)
 
 
 @dataclass(frozen=True)
@@ -60,22 +82,22 @@ class BundleStore:
         copy = self._directory / sha256
         with _warns_only(f"Cannot keep a copy of the model {manifest.name} to fall back to"), self._locked():
             index, is_valid = self._read_index()
-            good = index["good"].get(str(owner), [])
+            good = index.good.get(str(owner), [])
             if good[:1] == [sha256] and copy.is_dir():
                 return
             if not copy.is_dir():
                 copy_bundle(bundle, copy, manifest)
-            index["good"][str(owner)] = [sha256, *(sha for sha in good if sha != sha256)][:BUNDLES_PER_TOPIC]
+            index.good[str(owner)] = [sha256, *(sha for sha in good if sha != sha256)][:BUNDLES_PER_TOPIC]
             self._write_index(index)
             if is_valid:
                 self._remove_unused(index)
 
     def list_good(self, owner: int | str) -> list[Path]:
         """The paths of an owner's good bundles that are not quarantined, newest first."""
-        index: Index = {"good": {}, "quarantined": {}}
+        index = BundleIndex({}, {})
         with _warns_only("Cannot read the copies of earlier models"):
             index, _ = self._read_index()
-        hashes = [sha for sha in index["good"].get(str(owner), []) if sha not in index["quarantined"]]
+        hashes = [sha for sha in index.good.get(str(owner), []) if sha not in index.quarantined]
         return [path for sha in hashes if (path := self._directory / sha).is_dir()]
 
     def quarantine(self, manifest: Manifest, reason: str) -> None:
@@ -83,15 +105,15 @@ class BundleStore:
         with _warns_only(f"Could not record that {manifest.name} is quarantined"), self._locked():
             index, _ = self._read_index()
             since = to_iso(self._clock.now())
-            index["quarantined"][manifest.sha256] = {"name": manifest.name, "since": since, "reason": reason[:500]}
+            index.quarantined[manifest.sha256] = QuarantineRecord(manifest.name, since, reason[:500])
             self._write_index(index)
 
     def list_quarantined(self) -> dict[str, QuarantineEntry]:
         """All quarantined bundles, by sha256."""
-        index: Index = {"quarantined": {}}
+        index = BundleIndex({}, {})
         with _warns_only("Cannot read the list of quarantined models"):
             index, _ = self._read_index()
-        return {sha: QuarantineEntry(sha, **entry) for sha, entry in index["quarantined"].items()}
+        return {sha: QuarantineEntry(sha, **vars(record)) for sha, record in index.quarantined.items()}
 
     def release(self, prefix: str) -> list[QuarantineEntry]:
         """Release the bundles whose sha256 begins with `prefix` from quarantine, and return them.
@@ -102,8 +124,10 @@ class BundleStore:
         try:
             with self._locked():
                 index, _ = self._read_index()
-                quarantined = index["quarantined"]
-                entries = [QuarantineEntry(sha, **quarantined[sha]) for sha in quarantined if sha.startswith(prefix)]
+                quarantined = index.quarantined
+                entries = [
+                    QuarantineEntry(sha, **vars(quarantined[sha])) for sha in quarantined if sha.startswith(prefix)
+                ]
                 for entry in entries:
                     del quarantined[entry.sha256]
                 if entries:
@@ -124,7 +148,7 @@ class BundleStore:
         finally:
             os.close(descriptor)
 
-    def _read_index(self) -> tuple[Index, bool]:
+    def _read_index(self) -> tuple[BundleIndex, bool]:
         """The index, and whether it is valid. An invalid index counts as empty, but then no copy may be removed.
 
         Raises:
@@ -134,23 +158,20 @@ class BundleStore:
         if not path.exists():
             with suppress(FileNotFoundError):
                 (self._directory / OLD_INDEX_NAME).rename(path)
-        reason = ""
         try:
-            index = json.loads(path.read_bytes())
-            if _is_index(index):
-                return index, True
+            return _INDEX.validate_json(path.read_bytes()), True
         except FileNotFoundError:
-            return {"good": {}, "quarantined": {}}, True
-        except (ValueError, RecursionError) as error:
-            reason = f" ({error})"
-        log.warning("%s is not a valid bundle index%s; it is treated as empty.", path, reason)
-        return {"good": {}, "quarantined": {}}, False
+            return BundleIndex({}, {}), True
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            log.warning("%s is not a valid bundle index (%s); it is treated as empty.", path, reason)
+            return BundleIndex({}, {}), False
 
-    def _write_index(self, index: Index) -> None:
-        write_atomic(self._directory / INDEX_NAME, json.dumps(index, indent=1).encode())
+    def _write_index(self, index: BundleIndex) -> None:
+        write_atomic(self._directory / INDEX_NAME, _INDEX.dump_json(index, indent=1))
 
-    def _remove_unused(self, index: Index) -> None:
-        used = {sha for hashes in index["good"].values() for sha in hashes}
+    def _remove_unused(self, index: BundleIndex) -> None:
+        used = {sha for hashes in index.good.values() for sha in hashes}
         for path in self._directory.iterdir():
             if path.is_dir() and path.name not in used:
                 shutil.rmtree(path, ignore_errors=True)
@@ -190,24 +211,3 @@ def _warns_only(message: str) -> Iterator[None]:
         yield
     except (OSError, ModelError, ForecastdError) as error:
         log.warning("%s: %s", message, error)
-
-
-def _is_index(index: object) -> bool:
-    if not isinstance(index, dict) or set(index) != {"good", "quarantined"}:
-        return False
-    good, quarantined = index["good"], index["quarantined"]
-    return (
-        isinstance(good, dict)
-        and all(isinstance(hashes, list) and all(_is_sha(sha) for sha in hashes) for hashes in good.values())
-        and isinstance(quarantined, dict)
-        and all(
-            isinstance(entry, dict)
-            and set(entry) == {"name", "since", "reason"}
-            and all(isinstance(part, str) for part in entry.values())
-            for entry in quarantined.values()
-        )
-    )
-
-
-def _is_sha(text: object) -> bool:
-    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
