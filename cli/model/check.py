@@ -53,5 +53,5 @@ def _check_bundle(
 ) -> tuple[Manifest, str]:
     """Check a bundle of either kind; returns its manifest and the command that runs it."""
     if is_fleet_bundle(settings.model_path):
-        return check_fleet_model(settings, settings.model_path, clock, now=now, report=report), "fleet serve"
-    return check_model(settings, settings.model_path, clock, now=now, report=report), "--once"
+        return check_fleet_model(settings, clock, now=now, report=report), "fleet serve"
+    return check_model(settings, clock, now=now, report=report), "--once"

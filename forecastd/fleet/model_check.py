@@ -7,7 +7,6 @@ simulated servers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -17,25 +16,21 @@ from forecastd.fleet.forecast.fleet_forecast import TFT
 from forecastd.fleet.forecast.forecaster import FleetForecaster
 from forecastd.fleet.simulator import Simulator
 from forecastd.fleet.window.window import WindowBlock
-from forecastd.inference.model_check import bundle_notes
-from forecastd.inference.stages import StageResult, describe_model, stage_timer
+from forecastd.inference.model_check import check_bundle, stage_timer
+from forecastd.inference.stages import StageResult
 from forecastd.runtime.formatting import format_duration
 from forecastd.settings import Settings
 from forecastd.supervise.policy import policy_from_settings
 from models.fleet.manifest import FleetManifest
 
 SAMPLE_SERVERS = 20
+_SYNTHETIC = "trained on simulated data; a model trained on your own servers' history is more accurate"
 
 
 def check_fleet_model(
-    settings: Settings,
-    bundle: Path,
-    clock: Clock,
-    *,
-    now: float,
-    report: Callable[[StageResult], None] = lambda _: None,
+    settings: Settings, clock: Clock, *, now: float, report: Callable[[StageResult], None] = lambda _: None
 ) -> FleetManifest:
-    """Check a bundle as a fleet would, and report each stage that passes. Returns the manifest.
+    """Check the bundle of the settings as a fleet would, and report each stage that passes. Returns the manifest.
 
     Raises:
         NeedsHuman: the bundle is invalid, or does not fit the contract; the message says what to do.
@@ -43,16 +38,11 @@ def check_fleet_model(
     """
     stage = stage_timer(clock, report)
     policy = policy_from_settings(settings, standbys=0)
-    with FleetForecaster(bundle, policy=policy, clock=clock, engine=settings.fleet.engine) as forecaster:
-        manifest = forecaster.manifest
-        with stage("model") as lines:
-            forecaster.check()
-            lines.append(describe_model(forecaster))
-            synthetic = "trained on simulated data; a model trained on your own servers' history is more accurate"
-            lines.extend(bundle_notes(forecaster, synthetic))
+    with FleetForecaster(settings.model_path, policy=policy, clock=clock, engine=settings.fleet.engine) as forecaster:
+        check_bundle(forecaster, stage, _SYNTHETIC)
         with stage("forecast") as lines:
             lines.append(_run_forecast(forecaster, now))
-    return manifest
+        return forecaster.manifest
 
 
 def _run_forecast(forecaster: FleetForecaster, now: float) -> str:

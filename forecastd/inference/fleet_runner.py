@@ -18,8 +18,7 @@ from forecastd.inference.quantile_json import QuantileJsonWriter
 from forecastd.inference.runner import ProgressReport, Runner, RunnerResult, StepReport, child_setup
 from forecastd.runtime.jobs import InvalidResult
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup, Job
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage
 from models.fleet.base import FleetInput
 from models.fleet.bundle import FleetBundle, load_fleet_bundle

@@ -14,7 +14,7 @@ from forecastd.market.features import FeatureList, build_model_input, parse_feat
 from forecastd.market.guards import GuardReport, check_forecast
 from forecastd.market.sources.base import Source
 from forecastd.market.window import RollingWindow, refresh
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup
 from models.base import Forecast
 from models.market.manifest import MarketManifest
 

@@ -10,8 +10,7 @@ import numpy as np
 from forecastd.inference.runner import ProgressReport, Runner, RunnerResult, StepReport, child_setup
 from forecastd.runtime.jobs import InvalidResult
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup, Job
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage
 from models.base import Forecast, ModelInput
 from models.market.bundle import MarketBundle, load_market_bundle

@@ -7,7 +7,7 @@ must pass the guards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from forecastd.clock import Clock
@@ -18,7 +18,6 @@ from forecastd.inference.stages import (
     describe_forecast,
     describe_guards,
     describe_model,
-    stage_timer,
 )
 from forecastd.inference.supervised_model import SupervisedModel
 from forecastd.market.features import load_features
@@ -28,16 +27,29 @@ from forecastd.settings import Settings
 from models.bundle.files import unknown_files
 from models.market.manifest import MarketManifest
 
+_SYNTHETIC = "trained on synthetic data: for the local network only; testnet and mainnet refuse it"
+Stage = Callable[[str], AbstractContextManager[list[str]]]
+
+
+def stage_timer(clock: Clock, report: Callable[[StageResult], None]) -> Stage:
+    """A context manager that times a stage. Its block appends lines of text, which are reported when it succeeds."""
+
+    @contextmanager
+    def stage(name: str) -> Iterator[list[str]]:
+        lines: list[str] = []
+        start = clock.monotonic()
+        yield lines
+        report(StageResult(name, "\n".join(lines), clock.monotonic() - start))
+
+    return stage
+
 
 def check_model(
-    settings: Settings,
-    bundle: Path,
-    clock: Clock,
-    *,
-    now: float,
-    report: Callable[[StageResult], None] = lambda _: None,
+    settings: Settings, clock: Clock, *, now: float, report: Callable[[StageResult], None] = lambda _: None
 ) -> MarketManifest:
-    """Check a bundle as a cycle at `now` (unix seconds) would, and return its manifest. Each passed stage is reported.
+    """Check the bundle of the settings as a cycle at `now` (unix seconds) would; return its manifest.
+
+    Each stage that passes is reported.
 
     Raises:
         NeedsHuman: the bundle is invalid, or its feature list differs from the configured one.
@@ -47,17 +59,10 @@ def check_model(
     features = load_features(settings.model.features_path)
     source = open_source(settings.source.name, settings)
     with (
-        Forecaster(bundle, features) as forecaster,
+        Forecaster(settings.model_path, features) as forecaster,
         RollingWindow.open(settings.state_path / "window.sqlite") as window,
     ):
-        with stage("model") as lines:
-            forecaster.check()
-            lines.append(describe_model(forecaster))
-            lines.extend(
-                bundle_notes(
-                    forecaster, "trained on synthetic data: for the local network only; testnet and mainnet refuse it"
-                )
-            )
+        check_bundle(forecaster, stage, _SYNTHETIC)
         with stage("data") as lines:
             candles, repairs = forecaster.gather_candles(source, window, now)
             lines.append(describe_candles(candles, source.name, now))
@@ -70,9 +75,15 @@ def check_model(
         return forecaster.manifest
 
 
-def bundle_notes(model: SupervisedModel[Any], synthetic: str) -> Iterator[str]:
-    """Facts that do not make a bundle invalid, but matter to its user. `synthetic`: what simulated training data means."""
-    if model.manifest.training.synthetic:
-        yield synthetic
-    if unknown := unknown_files(model.bundle, model.manifest.files):
-        yield f"not in the manifest and never read: {', '.join(unknown)}"
+def check_bundle(model: SupervisedModel[Any], stage: Stage, synthetic: str) -> None:
+    """The first stage: a child checks the bundle. `synthetic`: what it means that the training data was simulated.
+
+    Raises as `SupervisedModel.check` does.
+    """
+    with stage("model") as lines:
+        model.check()
+        lines.append(describe_model(model))
+        if model.manifest.training.synthetic:
+            lines.append(synthetic)
+        if unknown := unknown_files(model.bundle, model.manifest.files):
+            lines.append(f"not in the manifest and never read: {', '.join(unknown)}")

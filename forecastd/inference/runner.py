@@ -7,12 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from forecastd.supervise.detector import Phase
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup
 from forecastd.supervise.protocol import ChildMessage
 
 # The kinds that a set-up may name. A child imports only the module of its own kind.
@@ -39,6 +39,7 @@ class RunnerResult:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Runner(Protocol):
     """One kind of work in the child. Its methods are called in the child's main thread.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from forecastd.clock import Clock, to_iso
+from forecastd.clock import to_iso
 from forecastd.inference.supervised_model import SupervisedModel
 from forecastd.ledger.ledger import LedgerEntry
 from forecastd.market.candles import Candles
@@ -23,21 +21,6 @@ class StageResult:
     name: str
     text: str
     seconds: float
-
-
-def stage_timer(
-    clock: Clock, report: Callable[[StageResult], None]
-) -> Callable[[str], AbstractContextManager[list[str]]]:
-    """A context manager that times a stage. Its block appends lines of text, which are reported when it succeeds."""
-
-    @contextmanager
-    def stage(name: str) -> Iterator[list[str]]:
-        lines: list[str] = []
-        start = clock.monotonic()
-        yield lines
-        report(StageResult(name, "\n".join(lines), clock.monotonic() - start))
-
-    return stage
 
 
 def describe_candles(candles: Candles, source: str, now: float) -> str:

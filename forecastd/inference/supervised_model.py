@@ -21,8 +21,8 @@ from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.runtime.retry import backoff_seconds
 from forecastd.supervise.events import Observer, SupervisionCounts
-from forecastd.supervise.jobs import Job, check_job
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.jobs import ChildSetup, Job, check_job
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from forecastd.supervise.queue import BundleQuarantined
 from models.bundle.manifest import ManifestT

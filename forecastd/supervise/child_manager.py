@@ -17,7 +17,8 @@ from forecastd.runtime.jobs import ChildFailed, InvalidResult, ModelFailed
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Phase
 from forecastd.supervise.events import EventDispatcher, EventKind, ProcessEvent, SupervisionCounts
-from forecastd.supervise.policy import ChildSetup, SlotBackoff, SupervisionPolicy
+from forecastd.supervise.jobs import ChildSetup
+from forecastd.supervise.policy import SlotBackoff, SupervisionPolicy
 from forecastd.supervise.process import ChildProcess, StopMode, output_lines
 from forecastd.supervise.protocol import ChildMessage, InvalidMessage, printable
 from forecastd.supervise.queue import JobQueue, WorkItem

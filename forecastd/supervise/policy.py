@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from forecastd.runtime.retry import backoff_seconds
@@ -37,31 +36,6 @@ class SupervisionPolicy:
         """Seconds that all attempts at a forecast with steady progress may take together."""
         limits = self.limits
         return self.attempts * (limits.loading + limits.predicting + limits.post_processing) * TOTAL_TIME_FACTOR
-
-
-@dataclass(frozen=True)
-class ChildSetup:
-    """How children are started and what they run.
-
-    `command`: the command line of the child's main, without its arguments. `runner`: the kind of work, which the child's
-    main knows; `options`: what it loads. `name`: of the model. `faults`: injected into the first `faulty_launches` children,
-    in the syntax of `faults.py`. `threads`: for the numeric libraries, 0 for their own default. `environment`: extra
-    variables for the child.
-    """
-
-    command: tuple[str, ...]
-    runner: str
-    options: Mapping[str, object] = field(default_factory=dict)
-    name: str = ""
-    faults: str = ""
-    faulty_launches: int = 1
-    threads: int = 1
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    def load_fields(self, launch_number: int) -> dict[str, object]:
-        """The fields of the `load` message. `launch_number`: of the launch in the pool, from 1."""
-        faults = self.faults if launch_number <= self.faulty_launches else ""
-        return {"runner": self.runner, "faults": faults, **self.options}
 
 
 @dataclass

@@ -24,8 +24,8 @@ from forecastd.runtime.closeable import Closeable
 from forecastd.runtime.jobs import ChildFailed
 from forecastd.supervise.child_manager import MAX_POLL_SECONDS, ChildManager
 from forecastd.supervise.events import EventDispatcher, Observer, SupervisionCounts
-from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.jobs import ChildSetup, Job
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.queue import JobQueue, WorkItem
 
 log = logging.getLogger(__name__)

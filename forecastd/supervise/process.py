@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import forecastd
 from forecastd.supervise import detector
 from forecastd.supervise.detector import Phase, ProcessState
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup
 from forecastd.supervise.protocol import ChildMessage, MessageDecoder, frame_buffers, printable
 from forecastd.supervise.queue import WorkItem
 

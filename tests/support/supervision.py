@@ -11,8 +11,7 @@ import psutil
 
 from forecastd.inference.market_runner import market_setup, predict_job
 from forecastd.supervise.events import ProcessEvent
-from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup, Job
 from models.market.bundle import MarketBundle, market_canary_input
 
 WAIT_SECONDS = 120.0  # longer than anything takes on a slow machine

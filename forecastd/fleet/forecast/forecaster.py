@@ -23,8 +23,7 @@ from forecastd.fleet.window.window import WindowBlock
 from forecastd.inference.fleet_runner import FleetResult, fleet_job, fleet_setup
 from forecastd.inference.quantile_json import QuantileJsonWriter
 from forecastd.inference.supervised_model import ModelOptions, SupervisedModel
-from forecastd.supervise.jobs import Job
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup, Job
 from models.fleet.base import FleetInput
 from models.fleet.manifest import FleetManifest
 

@@ -30,8 +30,8 @@ from forecastd.runtime.jobs import ChildFailed, ModelFailed
 from forecastd.supervise import policy as policy_module
 from forecastd.supervise.detector import PhaseLimits
 from forecastd.supervise.events import ProcessEvent
-from forecastd.supervise.jobs import Job, check_job
-from forecastd.supervise.policy import ChildSetup, SupervisionPolicy
+from forecastd.supervise.jobs import ChildSetup, Job, check_job
+from forecastd.supervise.policy import SupervisionPolicy
 from forecastd.supervise.pool import ProcessPool
 from models.bundle.bundle import copy_bundle
 from models.market.bundle import MarketBundle

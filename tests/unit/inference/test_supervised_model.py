@@ -13,8 +13,7 @@ from forecastd.inference import supervised_model
 from forecastd.inference.bundle_store import BundleStore, FallbackBundles
 from forecastd.inference.supervised_model import SupervisedModel
 from forecastd.runtime.jobs import ModelFailed
-from forecastd.supervise.jobs import check_job
-from forecastd.supervise.policy import ChildSetup
+from forecastd.supervise.jobs import ChildSetup, check_job
 from forecastd.supervise.queue import BundleQuarantined
 from forecastd.testing import ManualClock
 
