@@ -115,9 +115,9 @@ class StageTimer:
         context.on_stage_end(StageResult(name, "\n".join(lines), self.seconds[name]))
 
 
-@dataclass(frozen=True)
+@dataclass
 class CycleValues:
-    """What the stages of a cycle returned; None for a stage that was not reached."""
+    """What the stages of a cycle have returned so far; None for a stage that has not succeeded yet."""
 
     epoch: Epoch | None = None
     candles: Candles | None = None
@@ -126,6 +126,16 @@ class CycleValues:
     checked: CheckedForecast | None = None
     submission: Submission | None = None
     entry: LedgerEntry | None = None
+
+    @property
+    def window(self) -> SubmissionWindow | None:
+        """The window to serve; None while it is not known."""
+        return None if self.epoch is None else self.epoch.window
+
+    @property
+    def share(self) -> float:
+        """The share of the window that the next stage has."""
+        return FETCH_SHARE if self.candles is None else MODEL_SHARE if self.checked is None else SIGN_SHARE
 
 
 def run_cycle(context: CycleContext, windows: Sequence[SubmissionWindow] = ()) -> Outcome:
@@ -133,43 +143,16 @@ def run_cycle(context: CycleContext, windows: Sequence[SubmissionWindow] = ()) -
 
     `windows`: those that the caller knows. The chain is queried for its windows when none of them is open.
     """
-    stage, timer, as_of = StageTimer(context), CycleTimer(context), to_iso(context.clock.now())
-    epoch: Epoch | None = None
-    candles: Candles | None = None
-    bundle: str | None = None
-    forecast: Forecast | None = None
-    checked: CheckedForecast | None = None
-    submission: Submission | None = None
-    entry: LedgerEntry | None = None
+    stage, timer, values = StageTimer(context), CycleTimer(context), CycleValues()
+    as_of, outage = to_iso(context.clock.now()), ""
     failure: ForecastdError | None = None
-    outage = ""  # why no endpoint has answered yet
-    while failure is None:  # a stage that has succeeded is not repeated
+    is_complete = False
+    while not is_complete and failure is None:
         try:
-            epoch = epoch or find_epoch(context, stage, windows, outage)
-            window, entry = epoch.window, epoch.entry
-            if window is None or (epoch.is_served and not context.dry_run):
-                break
-            entry = context.ledger.find(context.resources.epoch_key(window.nonce))
-            if context.dry_run or must_sign(entry):
-                too_late = functools.partial(timer.is_too_late, window)
-                candles = candles or fetch_candles(context, stage)
-                if checked is None:
-                    bundle = check_model(context, stage, too_late)
-                    candles, forecast = make_forecast(context, stage, candles, too_late)
-                    checked = check_guards(context, stage, candles, forecast)
-                if epoch.is_served:
-                    break
-                submission = sign_forecast(context, stage, window, checked, must_register=epoch.must_register)
-                if context.dry_run:
-                    break
-            entry = submit(context, stage, window, submission)
-            if not must_sign(entry) or context.wake.is_set():
-                break
+            is_complete = run_stages(context, stage, timer, values, windows=windows, outage=outage)
         except ForecastdError as error:
             outage = str(error)
-            share = FETCH_SHARE if candles is None else MODEL_SHARE if checked is None else SIGN_SHARE
-            failure = timer.pause(error, None if epoch is None else epoch.window, share)
-    values = CycleValues(epoch, candles, bundle, forecast, checked, submission, entry)
+            failure = timer.pause(error, values.window, values.share)
     try:
         outcome = make_outcome(context, values) if failure is None else make_failure(context, values, failure)
     except ForecastdError as error:  # of the ledger
@@ -182,9 +165,44 @@ def run_cycle(context: CycleContext, windows: Sequence[SubmissionWindow] = ()) -
         outcome.exit_code,
         outcome.nonce,
         outcome.reason or outcome.tx_hash,
-        "" if epoch is None else _describe_next_window(context, epoch, max(timer.height, outcome.height or 0)),
+        _describe_next_window(context, values.epoch, max(timer.height, outcome.height or 0)),
     )
     return outcome
+
+
+def run_stages(
+    context: CycleContext,
+    stage: StageTimer,
+    timer: CycleTimer,
+    values: CycleValues,
+    *,
+    windows: Sequence[SubmissionWindow],
+    outage: str,
+) -> bool:
+    """Run the stages that have not succeeded yet, and keep what they return in `values`.
+
+    Returns whether the cycle is complete. If not, the chain will never take the epoch's submission: sign another one.
+    `outage`: why no endpoint has answered yet.
+    """
+    epoch = values.epoch = values.epoch or find_epoch(context, stage, windows, outage)
+    window, values.entry = epoch.window, epoch.entry
+    if window is None or (epoch.is_served and not context.dry_run):
+        return True
+    values.entry = context.ledger.find(context.resources.epoch_key(window.nonce))
+    if context.dry_run or must_sign(values.entry):
+        too_late = functools.partial(timer.is_too_late, window)
+        values.candles = values.candles or fetch_candles(context, stage)
+        if values.checked is None:
+            values.bundle = check_model(context, stage, too_late)
+            values.candles, values.forecast = make_forecast(context, stage, values.candles, too_late)
+            values.checked = check_guards(context, stage, values.candles, values.forecast)
+        if epoch.is_served:
+            return True
+        values.submission = sign_forecast(context, stage, window, values.checked, must_register=epoch.must_register)
+        if context.dry_run:
+            return True
+    values.entry = submit(context, stage, window, values.submission)
+    return not must_sign(values.entry) or context.wake.is_set()
 
 
 def must_sign(entry: LedgerEntry | None) -> bool:
@@ -460,7 +478,7 @@ def make_outcome(context: CycleContext, values: CycleValues) -> Outcome:
 
 def make_failure(context: CycleContext, values: CycleValues, failure: ForecastdError) -> Outcome:
     """The outcome of a cycle that an error ended. An epoch that was retried without success is recorded as missed."""
-    window = None if values.epoch is None else values.epoch.window
+    window = values.window
     outcome = outcome_from_error(failure, partial_outcome(context, values))
     may_give_up = context.retry_until_closed and not context.wake.is_set() and not outcome.needs_human
     if window is not None and may_give_up and record_missed(context, [window.nonce], reason=str(failure)):
@@ -471,7 +489,7 @@ def make_failure(context: CycleContext, values: CycleValues, failure: ForecastdE
 def partial_outcome(context: CycleContext, values: CycleValues) -> Outcome:
     """What the values of the stages say; the result of the cycle is not known yet."""
     resources, forecast, submission = context.resources, values.forecast, values.submission
-    window = None if values.epoch is None else values.epoch.window
+    window = values.window
     value = None if forecast is None else forecast.value
     return Outcome(
         "failed",
@@ -488,9 +506,9 @@ def partial_outcome(context: CycleContext, values: CycleValues) -> Outcome:
     )
 
 
-def _describe_next_window(context: CycleContext, epoch: Epoch, height: int) -> str:
+def _describe_next_window(context: CycleContext, epoch: Epoch | None, height: int) -> str:
     """When the next submission window opens, by the latest height; empty while that is not known."""
-    if epoch.next_window_height is None:
+    if epoch is None or epoch.next_window_height is None:
         return ""
     blocks = epoch.next_window_height - max(epoch.height, height)
     if blocks <= 0:
