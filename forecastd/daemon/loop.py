@@ -30,7 +30,7 @@ from forecastd.logs import reopen
 from forecastd.runtime.background import BackgroundTask
 from forecastd.runtime.formatting import format_count
 from forecastd.runtime.liveness import LivenessMonitor
-from forecastd.runtime.retry import retry_while
+from forecastd.runtime.retry import retry_until_stopped
 from forecastd.runtime.signals import SignalQueue
 from forecastd.runtime.stacks import format_stacks
 from forecastd.runtime.unexpected import UnexpectedError, run_guarded
@@ -127,8 +127,8 @@ class Daemon:
                 lambda connection, wallets: check_chain(connection, wallets, self._clock, register=self._register),
             )
 
-        retry_while(lambda: True, open_resources, self._wake)
-        retry_while(lambda: True, lambda: self._resources.open_storage(settings.state_path), self._wake)
+        retry_until_stopped(open_resources, self._wake)
+        retry_until_stopped(lambda: self._resources.open_storage(settings.state_path), self._wake)
 
     def _finish_startup_if_done(self) -> None:
         if self._publisher.state != "starting" or self._startup is None or not self._startup.done or self._shutdown:

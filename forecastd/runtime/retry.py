@@ -1,4 +1,4 @@
-"""Retries: an operation that fails temporarily is repeated after a growing pause while there is time."""
+"""Retries: an operation that fails temporarily is repeated after a growing pause."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ class Pauses:
         return not self._wake.wait(backoff_seconds(self._failures, MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS))
 
 
-def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake: Event) -> T:
-    """The result of `operation`, repeated on `RetryLater` and `SkipEpoch` while `time_left()` is true.
+def retry_until_stopped(operation: Callable[[], T], wake: Event) -> T:
+    """The result of `operation`, repeated on `RetryLater` and `SkipEpoch`.
 
     Raises:
-        RetryLater, SkipEpoch: the last failure, when there is no time left.
         RetryLater: `wake` was set, because the worker must stop.
     """
     pauses = Pauses(wake)
@@ -54,10 +53,5 @@ def retry_while(time_left: Callable[[], bool], operation: Callable[[], T], wake:
         try:
             return operation()
         except (RetryLater, SkipEpoch) as error:
-            if not time_left():
-                raise
-            failure = error
-        if not pauses.wait(failure):
-            raise RetryLater("Stopped before it succeeded.")
-        if not time_left():  # the pause has used the rest of the time
-            raise failure
+            if not pauses.wait(error):
+                raise RetryLater("Stopped before it succeeded.") from error

@@ -1,4 +1,4 @@
-"""Retries while there is time, and none after a stop."""
+"""Retries of what fails for a time, and none after a stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from forecastd.errors import NeedsHuman, RetryLater, SkipEpoch
 from forecastd.runtime import retry
-from forecastd.runtime.retry import backoff_seconds, retry_while
+from forecastd.runtime.retry import backoff_seconds, retry_until_stopped
 
 
 @pytest.fixture(autouse=True)
@@ -43,22 +43,7 @@ def test_temporary_failure_is_retried(error: Exception) -> None:
             raise failure
         return "done"
 
-    assert retry_while(lambda: True, work, Event()) == "done"
-
-
-@pytest.mark.parametrize(
-    ("results", "expected_attempts"), [([True, True, True, True, False], 3), ([True, True, True, False], 2)]
-)
-def test_no_time_left_raises_the_last_failure(results: list[bool], expected_attempts: int) -> None:
-    time_left_results, attempts = iter(results), []
-
-    def work() -> None:
-        attempts.append(1)
-        raise RetryLater("down")
-
-    with pytest.raises(RetryLater, match="down"):
-        retry_while(lambda: next(time_left_results), work, Event())
-    assert len(attempts) == expected_attempts
+    assert retry_until_stopped(work, Event()) == "done"
 
 
 def test_needs_human_is_not_retried() -> None:
@@ -66,7 +51,7 @@ def test_needs_human_is_not_retried() -> None:
         raise NeedsHuman("no model")
 
     with pytest.raises(NeedsHuman):
-        retry_while(lambda: True, work, Event())
+        retry_until_stopped(work, Event())
 
 
 def test_wake_event_ends_the_wait() -> None:
@@ -77,4 +62,4 @@ def test_wake_event_ends_the_wait() -> None:
         raise RetryLater("down")
 
     with pytest.raises(RetryLater, match="Stopped"):
-        retry_while(lambda: True, work, wake)
+        retry_until_stopped(work, wake)
