@@ -40,7 +40,7 @@ def run(*, quick: bool) -> list[Figure]:
         ours, usual = alternate(once, lambda: measure(python("-c", USUAL, directory)), runs=1 if quick else 7)
     peer = "SDK import and the usual forecast"
     return [
-        Figure("--once, whole", ours.seconds, usual.seconds, "s", peer, "ratio >= 4"),
+        Figure("--once, whole", ours.seconds, usual.seconds, "s", peer, "ratio >= 8"),
         Figure(
             "--once, whole, peak memory of all its processes", ours.megabytes, usual.megabytes, "MB", peer, "ratio >= 2"
         ),
