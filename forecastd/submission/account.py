@@ -7,7 +7,7 @@ means that another signer uses this key; nothing is signed until a person resolv
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -64,10 +64,17 @@ def compare_account(ledger: Ledger, chain: ChainClient, chain_id: str, wallet: s
     )
 
 
-def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str) -> bool:
+def check_account(
+    chain: ChainClient,
+    ledger: Ledger,
+    chain_id: str,
+    wallet: str,
+    is_lost_submission: Callable[[], bool] = lambda: False,
+) -> bool:
     """Compare the account's sequence with the ledger. An account seen for the first time is accepted as it is.
 
-    Returns True when it is new to the ledger and has used sequences: the chain may then have epochs of an earlier ledger.
+    Returns True when it was accepted and has used sequences: the chain may then have epochs of an earlier ledger.
+    `is_lost_submission`: whether the sequences that the ledger does not have are those of an earlier ledger.
 
     Raises:
         NeedsHuman: transactions that are not in this ledger used sequences.
@@ -76,16 +83,38 @@ def check_account(chain: ChainClient, ledger: Ledger, chain_id: str, wallet: str
     if account.was_reset and is_local(chain_id):
         log.warning("The local chain %s was reset; the entries of the old chain are deleted from the ledger.", chain_id)
         ledger.delete_account(chain_id, wallet)
-    elif account.unexplained:
+    elif account.unexplained and not is_lost_submission():
         examples = ", ".join(map(str, account.unexplained[:5])) + (" and more" if len(account.unexplained) > 5 else "")
         raise NeedsHuman(
             f"Another worker signs with the key of {wallet}: the sequences {examples} are not in this ledger. "
             "Nothing is signed. Stop the other worker; if it was you, run `forecastd ledger trust`."
         )
-    elif account.known_from is not None:
+    elif account.known_from is not None and not account.unexplained:
         return False
     trust_account(ledger, account)
     return account.sequence > 0
+
+
+def has_lost_submission(context: CycleContext) -> bool:
+    """Whether the chain has a forecast of this worker that an earlier, lost ledger signed.
+
+    It was in flight when this ledger was made, so this ledger has signed nothing yet.
+    """
+    resources, ledger = context.resources, context.ledger
+    if ledger.used_sequences(resources.chain_id, resources.wallet.address):
+        return False
+    latest = context.chain.latest_inference(*resources.key)
+    return latest is not None and ledger.find(resources.epoch_key(latest.nonce)) is None
+
+
+def accept_before_first_signature(context: CycleContext, sequence: int) -> None:
+    """Accept the sequences below `sequence`, unless the ledger has signed before.
+
+    A transaction of an earlier, lost ledger may have been included since the account was compared.
+    """
+    chain_id, wallet = context.resources.chain_id, context.resources.wallet.address
+    if not context.ledger.used_sequences(chain_id, wallet):
+        context.ledger.set_known_from(chain_id, wallet, sequence)
 
 
 def needs_registration(context: CycleContext) -> bool:
@@ -130,6 +159,7 @@ def register_worker(context: CycleContext, nonce: int) -> int:
     def commit(sequence: int, tx_hash: str) -> None:
         failpoint("before register")
         purpose = f"register for topic {resources.topic_id}"
+        accept_before_first_signature(context, sequence)
         ledger.record_sequence_use(resources.chain_id, resources.wallet.address, sequence, tx_hash, purpose)
 
     return register(

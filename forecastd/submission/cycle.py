@@ -36,7 +36,9 @@ from forecastd.market.candles import Candles
 from forecastd.runtime.failpoints import failpoint
 from forecastd.runtime.formatting import format_count
 from forecastd.submission.account import (
+    accept_before_first_signature,
     check_account,
+    has_lost_submission,
     needs_registration,
     record_recovered,
     recover_from_chain,
@@ -235,7 +237,9 @@ def find_epoch(
         record_missed(context, [window.nonce for window in windows if height >= window.last_height], outage)
         reconcile(context)
         with resources.signing_lock:
-            is_new_account = check_account(chain, ledger, chain_id, address)
+            is_new_account = check_account(
+                chain, ledger, chain_id, address, functools.partial(has_lost_submission, context)
+            )
         must_register = needs_registration(context)
         if is_new_account:
             oldest_nonce = open_windows[-1].nonce if open_windows else topic.epoch_last_ended + topic.epoch_length
@@ -278,6 +282,9 @@ def find_submission(context: CycleContext, nonce: int) -> tuple[LedgerEntry | No
         return entry, False
     if context.dry_run:
         return None, True
+    with context.resources.signing_lock:
+        account = context.chain.account(context.resources.wallet.address)
+        accept_before_first_signature(context, 0 if account is None else account.sequence)
     failpoint("before recover")
     record_recovered(context, nonce, latest.value)
     return context.ledger.find(context.resources.epoch_key(nonce)), True
@@ -404,6 +411,7 @@ def sign_forecast(
         lines.append(f"sequence {submission.sequence}, gas {submission.gas}, fee {submission.fee_uallo} uallo")
         if not context.dry_run:
             failpoint("after sign")
+            accept_before_first_signature(context, submission.sequence)
             ledger.commit(submission, context.clock.now())
             failpoint("after commit")
     return submission

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from forecastd.errors import NeedsHuman
-from forecastd.ledger.ledger import SubmissionState
+from forecastd.ledger.ledger import Ledger, SubmissionState
 from forecastd.localnet.state import StoredInference
 from forecastd.settings import Settings
 from forecastd.submission.account import (
     MAX_RECOVERED_EPOCHS,
     RECOVERED_REASON,
     check_account,
+    has_lost_submission,
     needs_registration,
     record_recovered,
     recover_from_chain,
     register_worker,
 )
-from tests.unit.submission.conftest import EPOCH_BLOCKS, TOPIC, WALLET, CycleHarness, make_harness
+from forecastd.submission.cycle import run_cycle
+from forecastd.testing import FakeForecaster
+from tests.unit.submission.conftest import EPOCH_BLOCKS, TOPIC, WALLET, CycleHarness, connect_fast, make_harness
 
 LOCAL, REMOTE = "localnet", "allora-testnet-1"
 
@@ -80,6 +84,82 @@ def test_reset_local_chain_deletes_the_entries_of_the_old_one(harness: CycleHarn
     record_recovered(harness.context, 100, "1")
     check_account(harness.chain, harness.ledger, LOCAL, harness.address)
     assert harness.ledger.entries(LOCAL, harness.address) == []
+
+
+# A ledger that was lost while a transaction was in flight
+
+
+@pytest.fixture
+def lost_ledger(harness: CycleHarness, tmp_path: Path) -> CycleHarness:
+    """The worker has sent a submission, which is in no block yet, and has lost its ledger."""
+    harness.context.wake.set()  # it does not wait for the block
+    assert run_cycle(harness.context).outcome == "failed"
+    harness.context.wake.clear()
+    harness.ledger.close()
+    harness.change(ledger=Ledger(tmp_path / "new.sqlite", connect=connect_fast))
+    return harness
+
+
+def check(harness: CycleHarness) -> bool:
+    is_lost_submission = partial(has_lost_submission, harness.context)
+    return check_account(harness.chain, harness.ledger, LOCAL, harness.address, is_lost_submission)
+
+
+@pytest.mark.parametrize("checked_before", [True, False])
+def test_submission_of_a_lost_ledger_is_not_another_signers(lost_ledger: CycleHarness, *, checked_before: bool) -> None:
+    if checked_before:  # and killed after that
+        assert not check(lost_ledger)
+    lost_ledger.advance(1)
+    outcome = run_cycle(lost_ledger.context)
+    assert (outcome.outcome, outcome.reason) == ("already_submitted", RECOVERED_REASON)
+    assert lost_ledger.ledger.known_from(LOCAL, lost_ledger.address) == 1
+    lost_ledger.advance(EPOCH_BLOCKS)
+    assert run_cycle(lost_ledger.context).outcome == "submitted"
+    assert not check(lost_ledger)
+
+
+def test_submission_of_a_lost_ledger_may_be_included_between_two_stages(lost_ledger: CycleHarness) -> None:
+    lost_ledger.advance(0)
+    lost_ledger.change(forecaster=FakeForecaster(before_forecast=lambda: lost_ledger.advance(1)))
+    assert run_cycle(lost_ledger.context).outcome != "submitted", "the epoch has its submission"
+    assert run_cycle(lost_ledger.context).outcome == "already_submitted"
+    lost_ledger.advance(EPOCH_BLOCKS)
+    assert run_cycle(lost_ledger.context).outcome == "submitted"
+
+
+def test_submission_of_a_lost_ledger_may_be_included_after_the_check(
+    lost_ledger: CycleHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registration is queried after the account was compared."""
+    is_registered = lost_ledger.chain.is_registered
+
+    def include_and_ask(topic_id: int, worker: str) -> bool:
+        lost_ledger.advance(1)
+        return is_registered(topic_id, worker)
+
+    monkeypatch.setattr(lost_ledger.chain, "is_registered", include_and_ask)
+    assert run_cycle(lost_ledger.context).outcome == "already_submitted"
+    lost_ledger.advance(EPOCH_BLOCKS)
+    assert run_cycle(lost_ledger.context).outcome == "submitted"
+
+
+def test_first_signature_accepts_what_was_included_since_the_check(harness: CycleHarness) -> None:
+    harness.chain.account(harness.address)
+    harness.change(
+        forecaster=FakeForecaster(before_forecast=lambda: harness.chain.chain.add_foreign_transaction(harness.address))
+    )
+    assert run_cycle(harness.context).outcome == "submitted"
+    assert harness.ledger.known_from(LOCAL, harness.address) == 1
+    assert not check(harness)
+
+
+def test_submission_of_another_signer_after_the_first_signature_needs_a_person(harness: CycleHarness) -> None:
+    assert run_cycle(harness.context).outcome == "submitted"
+    harness.chain.chain.add_foreign_transaction(harness.address)
+    harness.advance(EPOCH_BLOCKS)
+    store(harness, harness.nonce)
+    with pytest.raises(NeedsHuman, match="Another worker signs"):
+        check(harness)
 
 
 # Registration
